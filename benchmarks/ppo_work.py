@@ -1,0 +1,99 @@
+"""What both sides of the PPO comparison start from: models whose responses end, and prompts."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import worker
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from work import EOS, Size, write_models
+
+PROMPT_TOKENS = (32, 64)
+"""Shortest and longest prompt."""
+NUM_PROMPTS = 512
+BATCH, EPOCHS, MINIBATCHES = 64, 4, 4
+REPLAY_LEARNING_RATE = 1e-3
+"""Large enough that the last epochs meet another policy than the first."""
+LEARNING_RATE, ADAM_EPS, KL_COEF, VALUE_COEF = 3e-6, 1e-5, 0.05, 0.1
+
+
+def write_work(folder: Path, size: Size, *, mean_length: float) -> None:
+    """Write ``causal`` and ``scalar`` models and ``prompts.json`` under ``folder``.
+
+    Random weights almost never say EOS. Here every token shares a direction with EOS's output
+    embedding, scaled until a response ends with probability 1 / ``mean_length`` at each token.
+    """
+    write_models(folder, size)
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(*PROMPT_TOKENS, NUM_PROMPTS, endpoint=True)
+    prompts = [generator.integers(4, size.vocabulary, int(length)).tolist() for length in lengths]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    model = AutoModelForCausalLM.from_pretrained(folder / "causal", dtype=torch.float32)
+    scalar = AutoModelForSequenceClassification.from_pretrained(
+        folder / "scalar", num_labels=1, dtype=torch.float32
+    )
+    with torch.no_grad():
+        direction = torch.randn(size.hidden, generator=torch.Generator().manual_seed(1))
+        direction /= direction.norm()
+        model.model.embed_tokens.weight += 0.5 * direction
+        model.lm_head.weight[EOS] = 0.0
+        _calibrate(model, direction, torch.tensor([p[:32] for p in prompts[:32]]), 1 / mean_length)
+        scalar.model.load_state_dict(model.model.state_dict())
+        scalar.score.weight.normal_(generator=torch.Generator().manual_seed(2))
+        scalar.score.weight /= (size.hidden + 1) ** 0.5
+    model.save_pretrained(folder / "causal")
+    scalar.save_pretrained(folder / "scalar")
+
+
+def _calibrate(
+    model: torch.nn.Module, direction: torch.Tensor, probe: torch.Tensor, probability: float
+) -> None:
+    low, high = 0.0, 10.0
+    for _ in range(30):
+        scale = (low + high) / 2
+        model.lm_head.weight[EOS] = scale * direction
+        found = torch.softmax(model(input_ids=probe).logits, -1)[..., EOS].mean().item()
+        low, high = (scale, high) if found < probability else (low, scale)
+
+
+def write_replay(folder: Path, size: Size, *, length: int) -> None:
+    """Write responses of full ``length`` without EOS, and a reference that is not the policy.
+
+    Full length, for there the two sides mean the same: after an EOS the peer puts the score on the
+    position behind it, together with the value of that position.
+    """
+    generator = np.random.default_rng(1)
+    prompts = read_prompts(folder)[:BATCH]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    responses = generator.integers(4, size.vocabulary, (len(prompts), length)).tolist()
+    (folder / "responses.json").write_text(json.dumps(responses))
+    model = AutoModelForCausalLM.from_pretrained(folder / "causal", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1.1
+    model.save_pretrained(folder / "reference")
+
+
+def read_responses(folder: Path) -> list[list[int]] | None:
+    """Return the responses to replay, one per prompt, or None where both sides sample."""
+    path = folder / "responses.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def read_prompts(folder: Path) -> list[list[int]]:
+    """Return the prompts' token ids."""
+    prompts: list[list[int]] = json.loads((folder / "prompts.json").read_text())
+    return prompts
+
+
+def wait_for_step() -> worker.Clock:
+    """Wait until the other end asks for an iteration; answer what else it asks meanwhile."""
+    for line in sys.stdin:
+        if line.strip() == "rate":
+            worker.answer(rate=worker.matmul_rate())
+        elif line.strip() == "step":
+            return worker.Clock()
+    os._exit(0)

@@ -1,0 +1,1 @@
+"""Prefect flows and the `rlhf` command: order, retries, approval. No maths, no thresholds."""

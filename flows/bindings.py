@@ -1,0 +1,186 @@
+"""The seam between order and work: every call from a flow into the core goes through here.
+
+Each function imports its stage when called, so that naming a flow costs neither torch nor MLflow,
+and a test can put another function in its place.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from flows.environment import STATE
+from rlhf_core.config import PipelineConfig
+from rlhf_core.schema import DatasetSplits, Message, ModelRef, Record, RunContext, StageResult
+
+if TYPE_CHECKING:
+    from rlhf_core.adapters.lineage import Lineage
+    from rlhf_core.stages.promote import Promotion
+
+
+def prepare_data(config: PipelineConfig) -> DatasetSplits:
+    """Raw data to a validated dataset version."""
+    from rlhf_core.stages.prepare import prepare_data as prepare
+
+    return prepare(config)
+
+
+def read_splits(directory: Path) -> DatasetSplits:
+    """Read a dataset version that was prepared before, checking its bytes."""
+    from rlhf_core.stages.prepare import read_splits as read
+
+    return read(directory)
+
+
+def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext) -> StageResult:
+    """Demonstrations to the SFT model."""
+    from rlhf_core.stages.sft import train_sft as train
+
+    return train(config, splits, context)
+
+
+def train_reward(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    sft: ModelRef,
+    context: RunContext,
+    role: Literal["reward", "judge"],
+) -> StageResult:
+    """One half of the preferences to the reward model or to the judge."""
+    from rlhf_core.stages.reward import train_reward as train
+
+    return train(config, splits, sft, context, role)
+
+
+def train_policy(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    sft: ModelRef,
+    reward: ModelRef | None,
+    context: RunContext,
+) -> ModelRef:
+    """SFT model to policy, with PPO against the reward model or with DPO from the pairs."""
+    from rlhf_core.stages.policy import train_policy as train
+
+    return train(config, splits, sft, reward, context)
+
+
+def evaluate_policy(
+    config: PipelineConfig, splits: DatasetSplits, models: dict[str, ModelRef], context: RunContext
+) -> StageResult:
+    """Policy against SFT on held-out prompts, judged by the judge.
+
+    Args:
+        config: settings of the run.
+        splits: dataset version.
+        models: ``policy``, ``sft``, ``judge`` and, after PPO, ``reward``.
+        context: where the run keeps its files.
+    """
+    from rlhf_core.stages.evaluate import evaluate_policy as evaluate
+
+    return evaluate(
+        config,
+        splits,
+        policy=models["policy"],
+        sft=models["sft"],
+        reward=models.get("reward"),
+        judge=models["judge"],
+        context=context,
+    )
+
+
+def promote_policy(config: PipelineConfig, result: StageResult, context: RunContext) -> "Promotion":
+    """Move ``champion`` to the evaluated policy and keep the one before it."""
+    from rlhf_core.stages.promote import promote_policy as promote
+
+    return promote(config, result, context)
+
+
+def resolve_model(uri: str) -> ModelRef:
+    """Registry URI or directory to a model whose weights lie on this machine."""
+    from rlhf_core.adapters.registry import resolve_model as resolve
+
+    return resolve(uri, cache=STATE / "models")
+
+
+def check_server() -> None:
+    """Fail in one line now rather than in a traceback after an hour of training."""
+    from rlhf_core.adapters.tracking import check_server as check
+
+    check()
+
+
+def check_inputs(config: PipelineConfig) -> None:
+    """Refuse raw files that do not exist and a base model without tokenizer or chat template."""
+    from rlhf_core.stages.preflight import check_inputs as check
+
+    check(config)
+
+
+def places(config: PipelineConfig, directory: Path) -> dict[str, str]:
+    """Where a person looks after a run: pages, files, commands."""
+    from rlhf_core.adapters.settings import load_settings
+
+    settings = load_settings()
+    mlflow = settings.mlflow_tracking_uri
+    found = {
+        "MLflow": f"mlflow ui --backend-store-uri {mlflow}" if settings.embedded else mlflow,
+        "lineage": f"rlhf lineage models:/{config.project}-policy@candidate",
+        "files": str(directory),
+    }
+    if settings.prefect_api_url:
+        found["Prefect"] = settings.prefect_api_url.removesuffix("/api")
+    return found
+
+
+def promote_model(uri: str) -> "Promotion":
+    """Apply the verdict recorded with a version: PROMOTE makes it the champion, others do not."""
+    from rlhf_core.stages.promote import promote_model as promote
+
+    return promote(uri)
+
+
+def record_approval(uri: str, decision: str, reviewer: str, comment: str) -> None:
+    """Write a person's answer where people look: on the model's version."""
+    from rlhf_core.adapters.approval import record_approval as record
+
+    record(uri, decision, reviewer=reviewer, comment=comment)
+
+
+def roll_back(project: str) -> Record:
+    """Move ``champion`` of the project's policy back to the version before it."""
+    from rlhf_core.stages.promote import rollback_policy
+
+    return rollback_policy(project)
+
+
+def trace_lineage(uri: str) -> "Lineage":
+    """Everything a version was made from and what was decided about it."""
+    from rlhf_core.adapters.lineage import trace_lineage as trace
+
+    return trace(uri)
+
+
+def sample_model(
+    uri: str, prompt: str, *, count: int, temperature: float, max_new_tokens: int, seed: int
+) -> list[str]:
+    """Answer one prompt ``count`` times."""
+    from rlhf_core.models import load_causal
+    from rlhf_core.rollout.sample import sample_responses
+    from rlhf_core.tokenization import load_tokenizer
+
+    directory = resolve_model(uri).path
+    responses = sample_responses(
+        load_causal(directory),
+        load_tokenizer(directory),
+        [(Message(role="user", content=prompt),)] * count,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    return [response.text for response in responses]
+
+
+def write_report(directory: Path) -> Path:
+    """Write the run's self-contained HTML page and say where it is."""
+    from rlhf_core.stages.report import write_report as write
+
+    return write(directory)

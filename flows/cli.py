@@ -1,0 +1,85 @@
+"""`rlhf`, the front door: thin commands that print what was done and where to look.
+
+Exit codes: 0 done, 1 a gate said no, 2 a deliberate error told in one line; a traceback is a bug.
+Only the standard library and typer are imported before a command is chosen.
+"""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+import typer
+
+from flows import model_cli, server_cli, stage_cli
+from flows.options import (
+    ConfigPath,
+    JsonOption,
+    LogLevel,
+    Overrides,
+    RunIdOption,
+    begin,
+    read_settings,
+    resumable,
+    resume_command,
+    write_json,
+)
+from rlhf_core.errors import RlhfError
+
+app = typer.Typer(
+    name="rlhf",
+    help="Preference data in, a language model out that is better by a measure it was not "
+    "trained on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command(epilog="Example: rlhf run configs/demo.yaml --set policy.kl_coef=0.1")
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run the whole pipeline: prepare, SFT, reward model and judge, policy, gates, promotion.
+
+    Needs no server: without PREFECT_API_URL it uses Prefect's ephemeral one, without
+    MLFLOW_TRACKING_URI a SQLite file here. Exit status 1 if a gate says HOLD or REJECT.
+    """
+    begin(log_level)
+    settings = read_settings(config, overrides)
+    from flows import bindings
+    from flows.runs import open_run
+
+    loaded = settings.load()
+    bindings.check_server()
+    bindings.check_inputs(loaded)
+    context = open_run(loaded, run_id)
+    with resumable(resume_command("run", config, overrides, context.run_id), context):
+        from flows.inputs import PipelineInputs
+        from flows.pipeline import rlhf_pipeline
+        from flows.tables import show_run, show_where
+
+        result = rlhf_pipeline(settings, PipelineInputs(run=context.run_id))
+    write_json(result, json_file)
+    show_run(result)
+    show_where({"report": str(result.report), **bindings.places(loaded, result.directory)})
+    raise typer.Exit(0 if result.verdict == "PROMOTE" else 1)
+
+
+stage_cli.add_to(app)
+model_cli.add_to(app)
+server_cli.add_to(app)
+if find_spec("flows.data_cli"):
+    app.add_typer(import_module("flows.data_cli").data_app, name="data")
+
+
+def main() -> None:
+    """Entry point: a deliberate error prints one line, a bug prints its traceback."""
+    try:
+        app()
+    except RlhfError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from error

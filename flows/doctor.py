@@ -1,0 +1,188 @@
+"""`rlhf doctor`: look at everything a run needs, and say how to mend what is missing."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import Field
+
+from rlhf_core.errors import RlhfError
+from rlhf_core.schema import Record
+
+MIN_FREE_GB = 5.0
+CONSTRAINTS = Path("constraints.txt")
+DISTRIBUTION = "rlhf-pipeline"
+
+
+class Finding(Record):
+    """One line of the examination."""
+
+    what: str
+    healthy: bool
+    found: str
+    mend: str = Field(default="")
+    """What to do; empty when healthy."""
+
+
+def examine(config: Path | None) -> tuple[Finding, ...]:
+    """Check Python, packages, disk, tools, servers, telemetry and, given settings, their model."""
+    return tuple(
+        finding
+        for check in (
+            _python,
+            _packages,
+            _disk,
+            _tools,
+            _folders,
+            _mlflow,
+            _prefect,
+            _telemetry,
+            lambda: _settings(config),
+        )
+        for finding in check()
+    )
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding(
+        what="python",
+        healthy=sys.version_info >= (3, 11),
+        found=f"{sys.version.split()[0]} at {sys.executable}",
+        mend="install Python 3.11 or newer and run `make setup PYTHON=/path/to/python`",
+    )
+
+
+def _packages() -> Iterator[Finding]:
+    """Compare what is installed with the pinned set; without the file, with what is required."""
+    if CONSTRAINTS.exists():
+        lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+        pins = dict(line.split(";")[0].strip().split("==") for line in lines if "==" in line)
+        wrong = [
+            f"{name} {installed} (pinned {version})"
+            for name, version in pins.items()
+            if (installed := _installed(name)) not in (None, version)
+        ]
+        source = f"{len(pins)} pins of {CONSTRAINTS}"
+    else:
+        names = [line.split(";")[0] for line in metadata.requires(DISTRIBUTION) or ()]
+        plain = ["".join(_leading_name(name)) for name in names if "extra" not in name]
+        wrong = [f"{name} is missing" for name in plain if _installed(name) is None]
+        source = "no constraints.txt here, required packages only"
+    yield Finding(
+        what="packages",
+        healthy=not wrong,
+        found=source if not wrong else ", ".join(wrong),
+        mend="make setup",
+    )
+
+
+def _leading_name(requirement: str) -> Iterator[str]:
+    for character in requirement:
+        if not (character.isalnum() or character in "-_."):
+            return
+        yield character
+
+
+def _installed(name: str) -> str | None:
+    """Return the version without its build: torch is 2.13.0 whether it came as +cpu or not."""
+    try:
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    yield Finding(
+        what="disk",
+        healthy=free >= MIN_FREE_GB,
+        found=f"{free:.1f} GB free here",
+        mend=f"free at least {MIN_FREE_GB:.0f} GB: old runs lie under runs/, artifacts under "
+        "mlartifacts/",
+    )
+
+
+def _tools() -> Iterator[Finding]:
+    for tool, mend in (
+        ("git", "install git: the commit of every run is recorded"),
+        ("dvc", "make setup, or pip install dvc: dataset versions are kept with it"),
+    ):
+        where = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
+        yield Finding(what=tool, healthy=where is not None, found=where or "missing", mend=mend)
+
+
+def _folders() -> Iterator[Finding]:
+    for name in ("runs", "data/prepared", ".rlhf"):
+        folder = Path(name)
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        yield Finding(
+            what=f"folder {name}",
+            healthy=os.access(nearest, os.W_OK),
+            found="writable" if os.access(nearest, os.W_OK) else f"{nearest} is not writable",
+            mend=f"chown or chmod {nearest}, or run from a directory you may write to",
+        )
+
+
+def _mlflow() -> Iterator[Finding]:
+    from rlhf_core.adapters.settings import load_settings
+    from rlhf_core.adapters.tracking import check_server
+
+    uri = load_settings().mlflow_tracking_uri
+    yield _attempt("mlflow", uri, check_server, "start it, or set or unset MLFLOW_TRACKING_URI")
+
+
+def _prefect() -> Iterator[Finding]:
+    import requests
+
+    from rlhf_core.adapters.settings import load_settings
+
+    url = load_settings().prefect_api_url
+    if url is None:
+        yield Finding(what="prefect", healthy=True, found="ephemeral: PREFECT_API_URL is not set")
+        return
+
+    def ask() -> None:
+        try:
+            requests.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
+        except requests.RequestException as error:
+            raise RlhfError(f"{url} does not answer: {type(error).__name__}") from error
+
+    yield _attempt("prefect", url, ask, "start it (`make up`), or unset PREFECT_API_URL")
+
+
+def _telemetry() -> Iterator[Finding]:
+    """Names what a person has switched on; unset variables are switched off by every command."""
+    from rlhf_core.adapters.settings import QUIET, quiet_environment
+
+    loud = [
+        f"{name}={value}" for name, value in quiet_environment().items() if value != QUIET[name]
+    ]
+    yield Finding(
+        what="telemetry",
+        healthy=not loud,
+        found="off" if not loud else ", ".join(loud),
+        mend="unset these variables: the project's own values switch telemetry off",
+    )
+
+
+def _settings(config: Path | None) -> Iterator[Finding]:
+    if config is None:
+        return
+    from flows import bindings
+    from rlhf_core.config import load_config
+
+    def check() -> None:
+        bindings.check_inputs(load_config(config))
+
+    yield _attempt(f"settings {config}", "data and base model are usable", check, "see README")
+
+
+def _attempt(what: str, found: str, check: Callable[[], None], mend: str) -> Finding:
+    try:
+        check()
+    except RlhfError as error:
+        return Finding(what=what, healthy=False, found=str(error), mend=mend)
+    return Finding(what=what, healthy=True, found=found)

@@ -1,0 +1,28 @@
+"""Events that automations can act on.
+
+``rlhf.gate-failed``, ``rlhf.kl-spike``, ``rlhf.promoted``, ``rlhf.data-version``.
+"""
+
+from prefect.events import emit_event
+
+from rlhf_core.adapters.settings import load_settings
+from rlhf_core.schema import RunContext
+
+
+def announce(event: str, context: RunContext, **payload: str | None) -> None:
+    """Tell the Prefect server what happened to a run; without a server there is nobody to tell."""
+    emit(event, resource=f"rlhf.run.{context.run_id}", run=context.run_id, **payload)
+
+
+def announce_dataset(sha256: str, directory: str, **payload: str | None) -> None:
+    """Tell the Prefect server that there is a new dataset version."""
+    emit(
+        "rlhf.data-version", resource=f"rlhf.dataset.{sha256[:12]}", directory=directory, **payload
+    )
+
+
+def emit(event: str, *, resource: str, **payload: str | None) -> None:
+    """Send one event if a Prefect server is configured."""
+    if load_settings().prefect_api_url is None:
+        return
+    emit_event(event=event, resource={"prefect.resource.id": resource}, payload=dict(payload))

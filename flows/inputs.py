@@ -1,0 +1,123 @@
+"""What a stage reads besides the settings: the forms people fill in.
+
+Everything upstream is named by reference. A blank means: what this run made, else what the
+registry's aliases say.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rlhf_core.schema import Record, StageName
+
+Run = Annotated[
+    str | None,
+    Field(
+        description="Run to go on with: its id, or its folder. Empty starts a new one. With an "
+        "old run and no settings, the run's own settings are used."
+    ),
+]
+Force = Annotated[
+    bool, Field(description="Repeat the stage even if its settings and inputs have not changed.")
+]
+Dataset = Annotated[
+    str | None,
+    Field(
+        description="Prepared dataset, as DIRECTORY or DIRECTORY@SHA256. Empty: what this run "
+        "prepared, else the raw data of the settings, prepared now."
+    ),
+]
+SftUri = Annotated[
+    str | None,
+    Field(
+        description="SFT model, as models:/NAME/VERSION, models:/NAME@ALIAS or a directory. "
+        "Empty: this run's, else the alias candidate, else champion.",
+    ),
+]
+RewardUri = Annotated[
+    str | None,
+    Field(
+        description="Reward model PPO optimises against (DPO reads none). Empty: as for sft.",
+    ),
+]
+JudgeUri = Annotated[
+    str | None,
+    Field(description="Judge of policy against SFT. Empty: as for sft."),
+]
+PolicyUri = Annotated[str | None, Field(description="Policy to evaluate. Empty: as for sft.")]
+Role = Annotated[
+    Literal["reward", "judge"],
+    Field(
+        description="reward: what PPO optimises. judge: decides promotion, from the other half of "
+        "the preferences."
+    ),
+]
+
+
+class PipelineInputs(Record):
+    """Which run the pipeline goes on with, and from where."""
+
+    run: Run = None
+    repeat_from: StageName | None = Field(
+        default=None,
+        description="Do this stage and all that follow again, even those that had finished.",
+    )
+
+
+class PrepareInputs(Record):
+    """What preparation reads besides the raw data of the settings."""
+
+    run: Run = None
+    force: Force = False
+
+
+class SftInputs(Record):
+    """What SFT reads."""
+
+    run: Run = None
+    force: Force = False
+    dataset: Dataset = None
+
+
+class RewardInputs(Record):
+    """What a reward model or judge reads."""
+
+    run: Run = None
+    force: Force = False
+    dataset: Dataset = None
+    sft: SftUri = None
+    role: Role = "reward"
+
+
+class PolicyInputs(Record):
+    """What policy optimisation reads."""
+
+    run: Run = None
+    force: Force = False
+    dataset: Dataset = None
+    sft: SftUri = None
+    reward: RewardUri = None
+
+
+class EvaluateInputs(Record):
+    """What evaluation reads."""
+
+    run: Run = None
+    force: Force = False
+    dataset: Dataset = None
+    sft: SftUri = None
+    reward: RewardUri = None
+    judge: JudgeUri = None
+    policy: PolicyUri = None
+
+
+class PromoteInputs(Record):
+    """What promotion reads: the run whose evaluation said PROMOTE."""
+
+    run: str = Field(description="Run whose evaluated policy becomes the champion.")
+    force: Force = False
+
+
+StageInputs = (
+    PrepareInputs | SftInputs | RewardInputs | PolicyInputs | EvaluateInputs | PromoteInputs
+)

@@ -1,0 +1,232 @@
+"""The process that owns the servers and workers: starts, watches, restarts and ends them."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+import requests
+
+from flows.environment import prepare_environment
+from flows.logs import configure_logging
+from flows.servers import (
+    HOST,
+    LOGS,
+    POOLS,
+    START_SECONDS,
+    STOP_SECONDS,
+    Process,
+    Servers,
+    child_environment,
+    end_tree,
+    write_servers,
+)
+from rlhf_core.errors import RlhfError
+
+logger = logging.getLogger("flows.keeper")
+
+CHECK_SECONDS = 1.0
+SWEEP_SECONDS = 15.0
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+class StopAskedError(Exception):
+    """Somebody sent SIGTERM or SIGINT."""
+
+
+class Keeper:
+    """Children by name, in the order they were started."""
+
+    def __init__(self, prefect_port: int, mlflow_port: int) -> None:
+        self.environment = child_environment(prefect_port, mlflow_port)
+        self.servers = Servers(
+            prefect_port=prefect_port, mlflow_port=mlflow_port, keeper=Process.of(os.getpid())
+        )
+        self.commands: dict[str, list[str]] = {}
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.restart_after: dict[str, float] = {}
+        self.pauses: dict[str, float] = {}
+
+    def start(self, name: str, command: list[str]) -> None:
+        """Start a child in its own session, its output appended to its own log."""
+        self.commands[name] = command
+        with (LOGS / f"{name}.log").open("ab") as log:
+            self.children[name] = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._remember()
+
+    def restart_dead(self) -> None:
+        """Start every child again that died; ever later if it keeps dying."""
+        now = time.monotonic()
+        for name, child in list(self.children.items()):
+            if child.poll() is None:
+                continue
+            if name not in self.restart_after:
+                pause = self.pauses.get(name, FIRST_PAUSE_SECONDS)
+                self.restart_after[name] = now + pause
+                self.pauses[name] = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                logger.warning(
+                    "died=%s exit_code=%s restart_in_seconds=%.0f", name, child.returncode, pause
+                )
+            elif now >= self.restart_after[name]:
+                del self.restart_after[name]
+                self.start(name, self.commands[name])
+
+    def ready(self) -> None:
+        """Say that everything is up."""
+        self.servers = self.servers.model_copy(update={"ready": True})
+        self._remember()
+
+    def end(self) -> None:
+        """End all children, the last started first: workers before the servers they talk to."""
+        for name in reversed(list(self.children)):
+            child = self.servers.children.get(name)
+            if child is not None:
+                end_tree(child)
+            self.children[name].wait(timeout=STOP_SECONDS)
+            logger.info("ended=%s", name)
+
+    def _remember(self) -> None:
+        children = {
+            name: Process.of(child.pid)
+            for name, child in self.children.items()
+            if child.poll() is None
+        }
+        self.servers = self.servers.model_copy(update={"children": children})
+        write_servers(self.servers)
+
+
+def keep(prefect_port: int, mlflow_port: int) -> None:
+    """Start everything, then watch until told to stop."""
+    keeper = Keeper(prefect_port, mlflow_port)
+    try:
+        _start_servers(keeper)
+        _deploy(keeper)
+        for pool, limit in POOLS.items():
+            keeper.start(f"worker-{pool}", _worker(pool, limit))
+        keeper.ready()
+        logger.info("ready prefect=%s mlflow=%s", prefect_port, mlflow_port)
+        _watch(keeper)
+    except StopAskedError:
+        logger.info("stop_asked")
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        keeper.end()
+
+
+def _start_servers(keeper: Keeper) -> None:
+    servers = keeper.servers
+    keeper.start(
+        "prefect", _prefect("server", "start", "--host", HOST, "--port", str(servers.prefect_port))
+    )
+    keeper.start("mlflow", _mlflow(servers.mlflow_port, keeper.environment))
+    _wait_for(keeper, "prefect", f"{servers.prefect_url}/api/health")
+    _wait_for(keeper, "mlflow", f"{servers.mlflow_url}/health")
+
+
+def _prefect(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "prefect", *arguments]
+
+
+def _worker(pool: str, limit: int) -> list[str]:
+    name = f"{socket.gethostname()}@{pool}"
+    return _prefect("worker", "start", "--pool", pool, "--limit", str(limit), "--name", name)
+
+
+def _mlflow(port: int, environment: Mapping[str, str]) -> list[str]:
+    """MLflow on the database and folder that `rlhf run` uses without a server."""
+    store = environment.get("MLFLOW_BACKEND_STORE_URI", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    root = environment.get("MLFLOW_DEFAULT_ARTIFACT_ROOT", str(Path.cwd() / "mlartifacts"))
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
+    return [
+        *command,
+        *("--workers", "1", "--backend-store-uri", store),
+        *("--no-serve-artifacts", "--default-artifact-root", root),
+    ]
+
+
+def _wait_for(keeper: Keeper, name: str, url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if keeper.children[name].poll() is not None:
+            raise RlhfError(f"{name} ended while starting; see {LOGS / name}.log")
+        try:
+            if requests.get(url, timeout=5).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.3)
+    raise RlhfError(f"{name} at {url} did not become healthy; see {LOGS / name}.log")
+
+
+def _deploy(keeper: Keeper) -> None:
+    """Apply ``prefect.yaml``; SQLite cannot bear the automation that watches heartbeats."""
+    database = keeper.environment.get("PREFECT_SERVER_DATABASE_CONNECTION_URL", "sqlite")
+    watch = "--no-watch-heartbeats" if database.startswith("sqlite") else "--watch-heartbeats"
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("rlhf")), "deploy", watch],
+        env=keeper.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (LOGS / "deploy.log").write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise RlhfError(f"rlhf deploy failed: {lines[-1]}; see {LOGS / 'deploy.log'}")
+
+
+def _watch(keeper: Keeper) -> None:
+    next_sweep = time.monotonic()
+    while True:
+        time.sleep(CHECK_SECONDS)
+        keeper.restart_dead()
+        if time.monotonic() >= next_sweep:
+            _sweep(keeper)
+            next_sweep = time.monotonic() + SWEEP_SECONDS
+
+
+def _sweep(keeper: Keeper) -> None:
+    """Mark runs whose process died; a server that is just restarting is asked again later."""
+    from flows.sweep import mark_dead_runs
+
+    try:
+        mark_dead_runs(keeper.environment["PREFECT_API_URL"])
+    except requests.RequestException as error:
+        logger.warning("sweep_failed error=%s", type(error).__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point of ``python -m flows.keeper PREFECT_PORT MLFLOW_PORT``."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StopAskedError(number)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    prepare_environment()
+    configure_logging("info")
+    LOGS.mkdir(parents=True, exist_ok=True)
+    try:
+        keep(int(arguments[0]), int(arguments[1]))
+    except RlhfError as error:
+        logger.error("error=%s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,44 @@
+"""The one logging configuration: a line per event, values as ``key=value``, on stderr."""
+
+import logging
+import logging.config
+
+FLOW_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+
+
+class FailureIsReportedOnce(logging.Filter):
+    """Drop Prefect's own report of a failed run: the command line says it, in one place."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return False for errors logged by Prefect's run engine."""
+        return not (record.levelno >= logging.ERROR and record.name.startswith(FLOW_LOGGERS))
+
+
+def configure_logging(level: str) -> None:
+    """Send the project's events of ``level`` and above to stderr, and warnings of libraries.
+
+    Prefect finds a configured root logger when it is imported, leaves it alone, and adds the
+    handler that carries the same lines to its server.
+    """
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "line": {
+                    "format": "%(asctime)s %(levelname)-7s %(name)s %(message)s",
+                    "datefmt": "%H:%M:%S",
+                }
+            },
+            "filters": {"once": {"()": FailureIsReportedOnce}},
+            "handlers": {
+                "terminal": {
+                    "class": "logging.StreamHandler",
+                    "formatter": "line",
+                    "filters": ["once"],
+                }
+            },
+            "root": {"level": "WARNING", "handlers": ["terminal"]},
+            "loggers": {name: {"level": level.upper()} for name in ("rlhf_core", "flows")},
+        }
+    )

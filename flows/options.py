@@ -1,0 +1,127 @@
+"""Options and arguments the commands share, and what every command does first and last."""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_core.errors import RlhfError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from flows.run_settings import RunSettings
+    from rlhf_core.schema import RunContext
+
+ConfigPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="Settings, for example configs/demo.yaml.", show_default=False
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: policy.kl_coef=0.1"),
+]
+RunIdOption = Annotated[
+    str | None, typer.Option("--run-id", help="Go on with this run; finished stages are kept.")
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result record here.")
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Repeat the stage even if nothing changed.")
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="DIRECTORY[@SHA256]",
+        help="Prepared dataset; default: the run's, else the settings' raw data.",
+    ),
+]
+LogLevel = Annotated[
+    str,
+    typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
+]
+
+
+def model_option(role: str) -> typer.models.OptionInfo:
+    """Return the option that names a model by reference."""
+    option: typer.models.OptionInfo = typer.Option(
+        f"--{role}",
+        metavar="MODEL",
+        help=f"{role} model: models:/NAME/VERSION, models:/NAME@ALIAS or a directory; "
+        "default: the run's, else the registry's candidate, else its champion.",
+    )
+    return option
+
+
+SftOption = Annotated[str | None, model_option("sft")]
+RewardOption = Annotated[str | None, model_option("reward")]
+JudgeOption = Annotated[str | None, model_option("judge")]
+PolicyOption = Annotated[str | None, model_option("policy")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="models:/NAME/VERSION, models:/NAME@ALIAS", show_default=False
+    ),
+]
+
+
+def begin(log_level: str) -> None:
+    """Set environment and logging up; before anything heavy is imported."""
+    from flows.environment import prepare_environment
+    from flows.logs import configure_logging
+
+    levels = ("debug", "info", "warning", "error")
+    if log_level.lower() not in levels:
+        raise typer.BadParameter(f"--log-level {log_level!r}: expected one of {', '.join(levels)}")
+    prepare_environment()
+    configure_logging(log_level)
+
+
+def read_settings(config: Path, overrides: list[str] | None) -> "RunSettings":
+    """Return the settings that the command line names."""
+    from flows.run_settings import RunSettings
+
+    for override in overrides or []:
+        key, equals, _ = override.partition("=")
+        if not (key and equals):
+            raise typer.BadParameter(f"--set {override!r}: expected KEY=VALUE")
+    return RunSettings(file=config, overrides=tuple(overrides or ()))
+
+
+def write_json(record: "BaseModel", path: Path | None) -> None:
+    """Write the result record where ``--json`` asks for it."""
+    from flows.files import write_atomically
+
+    if path is not None:
+        write_atomically(path, record.model_dump_json(indent=2) + "\n")
+
+
+def resume_command(command: str, config: Path, overrides: list[str] | None, run_id: str) -> str:
+    """Return the command line that goes on with a run, ready to paste."""
+    settings = [word for override in overrides or [] for word in ("--set", override)]
+    return shlex.join(["rlhf", *command.split(), str(config), *settings, "--run-id", run_id])
+
+
+@contextmanager
+def resumable(command: str, context: "RunContext") -> Iterator[None]:
+    """Say how to go on when the block is interrupted or fails with something worth keeping."""
+    from flows.local import in_this_process
+    from flows.runs import discard_unstarted
+
+    try:
+        with in_this_process():
+            yield
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped; go on with: {command}", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if not (isinstance(error, RlhfError) and discard_unstarted(context)):
+            typer.echo(f"not finished; go on with: {command}", err=True)
+        raise

@@ -1,0 +1,92 @@
+"""The whole pipeline, readable as the architecture diagram.
+
+raw data -> prepare -> SFT -> gate -> reward model + judge -> gate -> policy -> gate -> champion
+"""
+
+from prefect import flow
+from prefect.states import Completed
+
+from flows import bindings
+from flows.artifacts import show_outcome
+from flows.inputs import (
+    EvaluateInputs,
+    PipelineInputs,
+    PolicyInputs,
+    PrepareInputs,
+    PromoteInputs,
+    RewardInputs,
+    SftInputs,
+)
+from flows.opening import is_deployed, name_of_run, open_context
+from flows.progress import Progress, passed
+from flows.promotion import ask_person
+from flows.records import PipelineResult
+from flows.references import dataset_reference
+from flows.run_settings import RunSettings
+from flows.stages import (
+    evaluate_stage,
+    policy_stage,
+    prepare_stage,
+    promote_stage,
+    reward_stage,
+    sft_stage,
+)
+from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
+from rlhf_core.stages.promote import Promotion
+
+
+@flow(name="rlhf-pipeline", flow_run_name=name_of_run)
+def rlhf_pipeline(settings: RunSettings | None, inputs: PipelineInputs) -> PipelineResult:
+    """Preference data in, champion or a reasoned refusal out. A gate that says no ends the run."""
+    config, context = open_context(settings, inputs.run)
+    run = Progress(settings, config, context)
+    run.repeat_from(inputs.repeat_from)
+    return conclude(follow_diagram(run))
+
+
+def follow_diagram(run: Progress) -> PipelineResult:
+    """Carry out stage after stage, each from references to what the ones before it made."""
+    config, here = run.config, {"run": str(run.context.directory)}
+
+    splits = run.stage("prepare", prepare_stage, DatasetSplits, PrepareInputs(**here))
+    here["dataset"] = dataset_reference(splits)
+
+    sft = run.stage("sft", sft_stage, StageResult, SftInputs(**here))
+    if not passed(sft):
+        return run.ended(splits, sft)
+    here["sft"] = sft.model.uri
+
+    judging = RewardInputs(**here, role="judge")
+    if config.policy.algorithm == "ppo":
+        reward = run.stage("reward", reward_stage, StageResult, RewardInputs(**here))
+        if not passed(reward):
+            return run.ended(splits, reward)
+        here["reward"] = reward.model.uri
+
+    judge = run.stage("judge", reward_stage, StageResult, judging)
+    if not passed(judge):
+        return run.ended(splits, judge)
+
+    policy = run.stage("policy", policy_stage, ModelRef, PolicyInputs(**here))
+
+    models = here | {"policy": policy.uri, "judge": judge.model.uri}
+    evaluated = run.stage("evaluate", evaluate_stage, StageResult, EvaluateInputs(**models))
+    if not passed(evaluated):
+        return run.ended(splits, evaluated)
+
+    refusal = ask_person(config, evaluated, run.context)
+    if refusal is not None:
+        return run.ended(splits, evaluated, held=refusal)
+    champion = run.stage("promote", promote_stage, Promotion, PromoteInputs(run=here["run"]))
+    return run.ended(splits, evaluated, champion)
+
+
+def conclude(result: PipelineResult) -> PipelineResult:
+    """Write the run's page and, where a worker runs this, name the outcome in the Prefect UI."""
+    result = result.model_copy(update={"report": bindings.write_report(result.directory)})
+    show_outcome(result)
+    if is_deployed() and result.verdict != "PROMOTE":
+        # A refusal is a result and no failure, but it should not look like a promotion either.
+        message = "; ".join(result.reasons)
+        return Completed(name=result.verdict, message=message, data=result)  # type: ignore[return-value]
+    return result

@@ -1,0 +1,69 @@
+"""References to the things themselves: datasets checked by digest, models by registry version."""
+
+from pathlib import Path
+from typing import Literal
+
+from flows import bindings
+from flows.runs import saved_result
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import DataError, RegistryError
+from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageResult
+
+ModelRole = Literal["sft", "reward", "judge", "policy"]
+
+
+def dataset_reference(splits: DatasetSplits) -> str:
+    """Return the reference that finds exactly this version again or fails."""
+    return f"{splits.directory}@{splits.sha256}"
+
+
+def find_dataset(config: PipelineConfig, context: RunContext, given: str | None) -> DatasetSplits:
+    """Return the dataset a stage reads.
+
+    Raises:
+        DataError: the directory holds another version than the reference asks for.
+    """
+    if given is None:
+        return saved_result(context, "prepare", DatasetSplits) or bindings.prepare_data(config)
+    directory, _, sha256 = given.partition("@")
+    splits = bindings.read_splits(Path(directory))
+    if not splits.sha256.startswith(sha256):
+        raise DataError(
+            f"{directory}: holds dataset {splits.sha256[:12]}, expected {sha256[:12]}; it was "
+            "prepared again since. Start a new run, or bring the old version back with dvc"
+        )
+    return splits
+
+
+def find_model(
+    config: PipelineConfig, context: RunContext, role: ModelRole, given: str | None
+) -> ModelRef:
+    """Return the model that plays ``role``: the one given, the run's own, or the registry's.
+
+    Raises:
+        RegistryError: no reference was given and neither the run nor the registry has one.
+    """
+    if given is not None:
+        return bindings.resolve_model(given)
+    return _made_by_run(context, role) or _aliased(config, role)
+
+
+def _made_by_run(context: RunContext, role: ModelRole) -> ModelRef | None:
+    if role == "policy":
+        return saved_result(context, "policy", ModelRef)
+    result = saved_result(context, role, StageResult)
+    return None if result is None else result.model
+
+
+def _aliased(config: PipelineConfig, role: ModelRole) -> ModelRef:
+    problems = []
+    for alias in ("candidate", "champion"):
+        try:
+            return bindings.resolve_model(f"models:/{config.project}-{role}@{alias}")
+        except RegistryError as error:
+            problems.append(str(error))
+    command = "reward CONFIG --role judge" if role == "judge" else f"{role} CONFIG"
+    raise RegistryError(
+        f"no {role} model to start from: run `rlhf {command}` first, or give one by reference "
+        f"({'; '.join(problems)})"
+    )

@@ -1,0 +1,50 @@
+"""Stages of a deployed pipeline: each runs as its own deployment, in its own work pool."""
+
+from typing import Any, cast
+
+from prefect import task
+from prefect.cache_policies import INPUTS, RUN_ID
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.runtime import flow_run
+
+POLL_SECONDS = 2
+
+
+class StageFailedError(RuntimeError):
+    """The run of a stage did not complete; its own page in Prefect has the traceback."""
+
+
+@task(
+    persist_result=True,
+    cache_policy=INPUTS + RUN_ID,
+    result_serializer="json",
+    task_run_name="{stage}",
+)
+def run_deployed_stage(stage: str, flow_name: str, inputs: dict[str, Any]) -> str:
+    """Run ``<flow_name>/stage`` and wait for it; returns the id of its flow run.
+
+    The result is kept, so that a Retry of the pipeline does not come back to a finished stage.
+    Attempt n of the pipeline finds the stage runs of attempts 0 to n - 1 by their key: one that is
+    still running is waited for, one that completed (perhaps by a Retry of its own) counts.
+
+    Raises:
+        StageFailedError: the last attempt failed, crashed or was cancelled.
+    """
+    outcome = "was not started"
+    for attempt in range(int(flow_run.run_count)):
+        run = cast(
+            FlowRun,
+            run_deployment(
+                f"{flow_name}/stage",
+                parameters={"settings": None, "inputs": inputs},
+                timeout=None,
+                poll_interval=POLL_SECONDS,
+                idempotency_key=f"{flow_run.id}:{stage}:{attempt}",
+            ),
+        )
+        if run.state is not None and run.state.is_completed():
+            return str(run.id)
+        if run.state is not None:
+            outcome = f"{run.name} is {run.state.name}: {run.state.message}"
+    raise StageFailedError(f"{stage}: {outcome}")

@@ -1,0 +1,119 @@
+"""The form in which a person chooses settings: a file of the repository, and what differs from it.
+
+``SettingChanges`` is made from ``PipelineConfig`` itself, every field optional: what the settings
+can say, the form can say, with the same descriptions, types, choices and limits.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Optional, Union, get_args, get_origin
+
+import yaml
+from annotated_types import BaseMetadata, Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
+
+from rlhf_core.config import PipelineConfig, load_config
+from rlhf_core.errors import ConfigError
+from rlhf_core.schema import Record
+
+LIMITS = {Ge: "at least {}", Gt: "more than {}", Le: "at most {}", Lt: "less than {}"}
+
+
+def every_field_optional(section: type[BaseModel]) -> type[BaseModel]:
+    """Return ``section`` with the same fields, each of which may be left empty, at every level."""
+    fields: dict[str, Any] = {
+        name: (_optional(info), Field(default=None, description=_described(info)))
+        for name, info in section.model_fields.items()
+    }
+    return create_model(
+        f"{section.__name__.removesuffix('Config')}Changes",
+        __config__=ConfigDict(frozen=True, extra="forbid"),
+        __doc__=(section.__doc__ or "").strip().splitlines()[0],
+        **fields,
+    )
+
+
+def _optional(info: FieldInfo) -> Any:
+    members = _members(info.annotation)
+    if any(_is_section(member) for member in members):
+        return reduce(
+            or_,
+            [every_field_optional(member) if _is_section(member) else member for member in members],
+            None,
+        )
+    if not info.metadata:
+        return Optional[info.annotation]  # noqa: UP045 - a string annotation has no ``|``
+    return Annotated[info.annotation, *info.metadata] | None
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(member for member in get_args(annotation) if member is not NoneType)
+    return (annotation,)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _described(info: FieldInfo) -> str | None:
+    """Return the description with the limits in words: the form enforces but does not show them."""
+    limits = [
+        LIMITS[type(rule)].format(getattr(rule, type(rule).__name__.lower()))
+        for rule in info.metadata
+        if isinstance(rule, BaseMetadata) and type(rule) in LIMITS
+    ]
+    text = info.description or ""
+    return f"{text} ({', '.join(limits)})".strip() if limits else text or None
+
+
+if TYPE_CHECKING:
+    SettingChanges = BaseModel
+else:
+    SettingChanges = every_field_optional(PipelineConfig)
+
+
+class RunSettings(Record):
+    """Which settings a run uses."""
+
+    file: Path = Field(
+        default=Path("configs/demo.yaml"),
+        description="Settings file, relative to the project's folder.",
+    )
+    changes: SettingChanges | None = Field(
+        default=None, description="What differs from the file; what is left empty stays as it says."
+    )
+    overrides: tuple[str, ...] = Field(
+        default=(),
+        description="The same in short: KEY=VALUE, for example policy.kl_coef=0.1. Wins over both.",
+    )
+
+    def load(self) -> PipelineConfig:
+        """Read the file with the changes.
+
+        Raises:
+            ConfigError: the file, a key or a value cannot be used.
+        """
+        changes: dict[str, str] = {}
+        if self.changes is not None:
+            changes |= dict(_dotted(self.changes.model_dump(mode="json", exclude_none=True)))
+        for override in self.overrides:
+            key, equals, value = override.partition("=")
+            if not (key and equals):
+                raise ConfigError(f"override {override!r}: expected KEY=VALUE")
+            changes[key] = value
+        return load_config(self.file, changes)
+
+
+def _dotted(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in changes.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", yaml.safe_dump(value, default_flow_style=True).strip()

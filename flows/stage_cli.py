@@ -1,0 +1,223 @@
+"""`rlhf prepare`, `sft`, `reward`, `policy`, `evaluate`: one stage alone, inputs by reference."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.options import (
+    ConfigPath,
+    DatasetOption,
+    ForceOption,
+    JsonOption,
+    JudgeOption,
+    LogLevel,
+    Overrides,
+    PolicyOption,
+    RewardOption,
+    RunIdOption,
+    SftOption,
+    begin,
+    read_settings,
+    resumable,
+    resume_command,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from flows.run_settings import RunSettings
+    from rlhf_core.schema import StageResult
+
+
+class Role(StrEnum):
+    """What a reward model is for."""
+
+    reward = "reward"
+    judge = "judge"
+
+
+RoleOption = Annotated[
+    Role, typer.Option("--role", help="reward: what PPO optimises; judge: decides promotion.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the stage commands to the front door."""
+    for command, example in (
+        (prepare, "rlhf prepare configs/demo.yaml"),
+        (sft, "rlhf sft configs/demo.yaml --set sft.num_epochs=1"),
+        (reward, "rlhf reward configs/demo.yaml --sft models:/rlhf-sft@candidate --role judge"),
+        (policy, "rlhf policy configs/demo.yaml --sft models:/rlhf-sft/3"),
+        (evaluate, "rlhf evaluate configs/demo.yaml --policy models:/rlhf-policy@champion"),
+    ):
+        app.command(epilog=f"Example: {example}")(command)
+
+
+def prepare(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Validate the raw data and publish a dataset version."""
+    begin(log_level)
+    settings = read_settings(config, overrides)
+    from flows.tables import show_splits
+
+    if run_id is None:
+        # DVC calls this with no server and no run: data preparation belongs to neither.
+        from flows import bindings
+
+        splits = bindings.prepare_data(settings.load())
+    else:
+        from flows.inputs import PrepareInputs
+        from flows.stages import prepare_stage
+
+        splits = prepare_stage(settings, PrepareInputs(run=run_id, force=force))
+    write_json(splits, json_file)
+    show_splits(splits)
+
+
+def sft(
+    config: ConfigPath,
+    dataset: DatasetOption = None,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Train the SFT model. Exit status 1 if its gate says no."""
+    settings = _start(config, overrides, log_level)
+    with _going_on(settings, "sft", config, overrides, run_id) as chosen:
+        from flows.inputs import SftInputs
+        from flows.stages import sft_stage
+
+        result = sft_stage(settings, SftInputs(run=chosen, dataset=dataset, force=force))
+    _finish("sft", result, json_file)
+
+
+def reward(
+    config: ConfigPath,
+    role: RoleOption = Role.reward,
+    dataset: DatasetOption = None,
+    sft: SftOption = None,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Train the reward model, or the judge. Exit status 1 if its gate says no."""
+    settings = _start(config, overrides, log_level)
+    with _going_on(settings, f"reward --role {role.value}", config, overrides, run_id) as chosen:
+        from flows.inputs import RewardInputs
+        from flows.stages import reward_stage
+
+        result = reward_stage(
+            settings,
+            RewardInputs(run=chosen, dataset=dataset, sft=sft, role=role.value, force=force),
+        )
+    _finish(role.value, result, json_file)
+
+
+def policy(
+    config: ConfigPath,
+    dataset: DatasetOption = None,
+    sft: SftOption = None,
+    reward: RewardOption = None,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Optimise the policy, with PPO or DPO as the settings say."""
+    settings = _start(config, overrides, log_level)
+    with _going_on(settings, "policy", config, overrides, run_id) as chosen:
+        from flows.inputs import PolicyInputs
+        from flows.stages import policy_stage
+
+        model = policy_stage(
+            settings,
+            PolicyInputs(run=chosen, dataset=dataset, sft=sft, reward=reward, force=force),
+        )
+    write_json(model, json_file)
+    from flows.tables import show_line, show_model
+
+    show_model("policy", model)
+    show_line(f"next: rlhf evaluate {config} --run-id {chosen}")
+
+
+def evaluate(
+    config: ConfigPath,
+    dataset: DatasetOption = None,
+    policy: PolicyOption = None,
+    sft: SftOption = None,
+    reward: RewardOption = None,
+    judge: JudgeOption = None,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Compare the policy with SFT and apply the gates. Exit status 1 if they say no."""
+    settings = _start(config, overrides, log_level)
+    with _going_on(settings, "evaluate", config, overrides, run_id) as chosen:
+        from flows.inputs import EvaluateInputs
+        from flows.stages import evaluate_stage
+
+        inputs = EvaluateInputs(
+            run=chosen,
+            dataset=dataset,
+            policy=policy,
+            sft=sft,
+            reward=reward,
+            judge=judge,
+            force=force,
+        )
+        result = evaluate_stage(settings, inputs)
+    _finish("evaluate", result, json_file)
+
+
+def _start(config: Path, overrides: list[str] | None, log_level: str) -> "RunSettings":
+    begin(log_level)
+    settings = read_settings(config, overrides)
+    from flows import bindings
+
+    settings.load()
+    bindings.check_server()
+    return settings
+
+
+@contextmanager
+def _going_on(
+    settings: "RunSettings",
+    command: str,
+    config: Path,
+    overrides: list[str] | None,
+    run_id: str | None,
+) -> Iterator[str]:
+    """Open the run, and say how to go on with it if the block does not finish."""
+    from flows.runs import open_run
+
+    context = open_run(settings.load(), run_id)
+    with resumable(resume_command(command, config, overrides, context.run_id), context):
+        yield context.run_id
+
+
+def _finish(name: str, result: "StageResult", json_file: Path | None) -> None:
+    """Print the stage and leave with the exit status its gates ask for."""
+    write_json(result, json_file)
+    from flows.tables import show_decision, show_stage
+
+    show_stage(name, result)
+    decision = result.decision
+    show_decision(decision.verdict, decision.reasons, name)
+    raise typer.Exit(0 if decision.verdict == "PROMOTE" else 1)

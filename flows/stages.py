@@ -1,0 +1,129 @@
+"""One flow per stage, so that each shows in Prefect, has a deployment and can be rerun alone.
+
+A stage finds its inputs, runs once for the same inputs, and hands on a record. Formulas and
+thresholds are the core's.
+"""
+
+from prefect import flow
+
+from flows import bindings
+from flows.events import announce
+from flows.inputs import (
+    EvaluateInputs,
+    PolicyInputs,
+    PrepareInputs,
+    PromoteInputs,
+    RewardInputs,
+    SftInputs,
+)
+from flows.opening import name_of_run, open_context
+from flows.references import find_dataset, find_model
+from flows.run_settings import RunSettings
+from flows.runs import saved_result, text_digest
+from flows.work import Work, carry_out
+from rlhf_core.config import config_digest
+from rlhf_core.errors import RegistryError
+from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
+from rlhf_core.stages.promote import Promotion
+
+
+@flow(name="rlhf-prepare", flow_run_name=name_of_run)
+def prepare_stage(settings: RunSettings | None, inputs: PrepareInputs) -> DatasetSplits:
+    """Validate the raw data and publish a dataset version."""
+    config, context = open_context(settings, inputs.run)
+    return carry_out(
+        Work(context, "prepare", DatasetSplits, force=inputs.force),
+        {"settings": text_digest(config.data.model_dump_json())},
+        lambda: bindings.prepare_data(config),
+    )
+
+
+@flow(name="rlhf-sft", flow_run_name=name_of_run)
+def sft_stage(settings: RunSettings | None, inputs: SftInputs) -> StageResult:
+    """Teach the base model format and tone from demonstrations."""
+    config, context = open_context(settings, inputs.run)
+    splits = find_dataset(config, context, inputs.dataset)
+    return carry_out(
+        Work(context, "sft", StageResult, force=inputs.force),
+        {"settings": config_digest(config), "dataset": splits.sha256},
+        lambda: bindings.train_sft(config, splits, context),
+    )
+
+
+@flow(name="rlhf-reward", flow_run_name=name_of_run)
+def reward_stage(settings: RunSettings | None, inputs: RewardInputs) -> StageResult:
+    """Train the reward model, or the judge, on its own half of the preferences."""
+    config, context = open_context(settings, inputs.run)
+    splits = find_dataset(config, context, inputs.dataset)
+    sft = find_model(config, context, "sft", inputs.sft)
+    return carry_out(
+        Work(context, inputs.role, StageResult, force=inputs.force),
+        {"settings": config_digest(config), "dataset": splits.sha256, "sft": sft.sha256},
+        lambda: bindings.train_reward(config, splits, sft, context, inputs.role),
+    )
+
+
+@flow(name="rlhf-policy", flow_run_name=name_of_run)
+def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> ModelRef:
+    """Optimise the policy: PPO against the reward model, or DPO straight from the pairs."""
+    config, context = open_context(settings, inputs.run)
+    splits = find_dataset(config, context, inputs.dataset)
+    sft = find_model(config, context, "sft", inputs.sft)
+    reward = (
+        find_model(config, context, "reward", inputs.reward)
+        if config.policy.algorithm == "ppo"
+        else None
+    )
+    return carry_out(
+        Work(context, "policy", ModelRef, force=inputs.force),
+        {
+            "settings": config_digest(config),
+            "dataset": splits.sha256,
+            "sft": sft.sha256,
+            "reward": reward.sha256 if reward else "none",
+        },
+        lambda: bindings.train_policy(config, splits, sft, reward, context),
+    )
+
+
+@flow(name="rlhf-evaluate", flow_run_name=name_of_run)
+def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> StageResult:
+    """Compare the policy with SFT on held-out prompts, by the judge, and apply the gates."""
+    config, context = open_context(settings, inputs.run)
+    splits = find_dataset(config, context, inputs.dataset)
+    models = {
+        "policy": find_model(config, context, "policy", inputs.policy),
+        "sft": find_model(config, context, "sft", inputs.sft),
+        "judge": find_model(config, context, "judge", inputs.judge),
+    }
+    if config.policy.algorithm == "ppo":
+        models["reward"] = find_model(config, context, "reward", inputs.reward)
+    return carry_out(
+        Work(context, "evaluate", StageResult, force=inputs.force),
+        {
+            "settings": config_digest(config),
+            "dataset": splits.sha256,
+            **{role: model.sha256 for role, model in models.items()},
+        },
+        lambda: bindings.evaluate_policy(config, splits, models, context),
+    )
+
+
+@flow(name="rlhf-promote", flow_run_name=name_of_run)
+def promote_stage(settings: RunSettings | None, inputs: PromoteInputs) -> Promotion:
+    """Make the run's evaluated policy the champion, if its gates said so."""
+    config, context = open_context(settings, inputs.run)
+    evaluated = saved_result(context, "evaluate", StageResult)
+    if evaluated is None:
+        raise RegistryError(
+            f"run {context.run_id} has no evaluation to promote from: "
+            f"run `rlhf evaluate CONFIG --run-id {context.run_id}` first"
+        )
+    promotion = carry_out(
+        Work(context, "promote", Promotion, force=inputs.force),
+        {"model": evaluated.model.sha256, "verdict": evaluated.decision.verdict},
+        lambda: bindings.promote_policy(config, evaluated, context),
+    )
+    if promotion.moved:
+        announce("rlhf.promoted", context, model=promotion.model, champion=promotion.champion)
+    return promotion

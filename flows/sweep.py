@@ -1,0 +1,87 @@
+"""Runs whose process died without a word: found by process number and marked, so they can retry.
+
+Prefect itself notices a dead run through missing heartbeats, after minutes and not at all where
+SQLite forbids the automation. On one machine the process table is the better witness.
+"""
+
+import logging
+import os
+import socket
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+import requests
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 10
+PROCESS_LABEL = "rlhf.process"
+PATIENCE_SECONDS = {"RUNNING": 15.0, "CANCELLING": 60.0, "PENDING": 90.0}
+"""How long a run may be in a state before its process must exist: a retry starts in the old one's
+name, and a worker takes time to start a process."""
+
+
+def process_name() -> str:
+    """Return this process as runs are labelled with it: ``host:pid``."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def mark_dead_runs(api_url: str) -> list[str]:
+    """Set every unfinished run of this machine whose process is gone to Crashed.
+
+    Args:
+        api_url: address of the Prefect API.
+
+    Returns:
+        Names of the runs that were marked.
+
+    Raises:
+        requests.RequestException: the server does not answer.
+    """
+    runs = _post(
+        f"{api_url}/flow_runs/filter",
+        {"flow_runs": {"state": {"type": {"any_": list(PATIENCE_SECONDS)}}}, "limit": 200},
+    )
+    dead = [run for run in runs if _is_dead(run)]
+    for run in dead:
+        message = f"process {_process_of(run)} is gone; Retry goes on from where it was"
+        _post(
+            f"{api_url}/flow_runs/{run['id']}/set_state",
+            {"state": {"type": "CRASHED", "name": "Crashed", "message": message}, "force": True},
+        )
+        logger.warning("marked_crashed flow_run=%r process=%s", run["name"], _process_of(run))
+    return [run["name"] for run in dead]
+
+
+def _process_of(run: dict[str, Any]) -> str | None:
+    """Return ``host:pid``: what the run itself said, else what its worker started for it."""
+    labels = run.get("labels") or {}
+    if PROCESS_LABEL in labels:
+        return str(labels[PROCESS_LABEL])
+    host = str(labels.get("prefect.worker.name", "")).partition("@")[0]
+    return f"{host}:{run['infrastructure_pid']}" if host and run["infrastructure_pid"] else None
+
+
+def _is_dead(run: dict[str, Any]) -> bool:
+    """Return whether the run had a process of this machine and has it no more."""
+    state = run["state"]
+    since = datetime.fromisoformat(state["timestamp"])
+    if (datetime.now(UTC) - since).total_seconds() < PATIENCE_SECONDS[state["type"]]:
+        return False
+    host, _, pid = (_process_of(run) or "").rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        process = psutil.Process(int(pid))
+        # The number may belong to a later process by now. A pending run's process is always later.
+        reused = state["type"] == "RUNNING" and process.create_time() > since.timestamp() + 5
+        return bool(reused or process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _post(url: str, body: dict[str, Any]) -> Any:
+    answer = requests.post(url, json=body, timeout=TIMEOUT_SECONDS)
+    answer.raise_for_status()
+    return answer.json()

@@ -1,0 +1,165 @@
+"""What people see in the terminal: tables of metrics, gates, decisions and times."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.pretty import Pretty
+from rich.table import Table
+from rich.tree import Tree
+
+from flows.doctor import Finding
+from flows.records import PipelineResult, StageTiming
+from rlhf_core.schema import (
+    DatasetRef,
+    DatasetSplits,
+    Estimate,
+    ModelRef,
+    PromotionDecision,
+    StageResult,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from rlhf_core.adapters.lineage import Lineage
+
+COLOUR: dict[Verdict, str] = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
+
+console = Console(highlight=False)
+
+
+def show_line(text: str) -> None:
+    """Print one line as it is: no markup, no wrapping, so that it can be copied."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def show_splits(splits: DatasetSplits) -> None:
+    """Print what preparation made."""
+    table = Table("file", "rows", "sha256", title=f"prepare: dataset {splits.sha256[:12]}")
+    for name in DatasetSplits.model_fields:
+        part = getattr(splits, name)
+        if isinstance(part, DatasetRef):
+            table.add_row(name, str(part.num_rows), part.sha256[:12])
+    console.print(table)
+    show_line(f"report: {splits.report}")
+
+
+def show_stage(name: str, result: StageResult) -> None:
+    """Print one stage: every metric with its interval, every gate with its verdict."""
+    model = result.model
+    table = Table("metric", "value", "interval", "n", title=f"{name}: {model.uri}")
+    for metric, estimate in sorted(result.report.metrics.items()):
+        table.add_row(metric, *_estimate_cells(estimate))
+    console.print(table)
+    show_gates(result.decision)
+    show_line(f"{name}: weights sha256 {model.sha256[:16]}, run {result.tracking_url}")
+
+
+def show_gates(decision: PromotionDecision) -> None:
+    """Print a row for every gate."""
+    table = Table("gate", "verdict", "measured", "rule")
+    for gate in decision.results:
+        value, interval, count = _estimate_cells(gate.estimate)
+        table.add_row(
+            gate.gate, _coloured(gate.verdict), f"{value} {interval}, n = {count}", gate.rule
+        )
+    console.print(table)
+
+
+def show_model(name: str, model: ModelRef) -> None:
+    """Print where a model can be found."""
+    show_line(f"{name}: {model.uri}, weights sha256 {model.sha256[:16]}, files {model.path}")
+
+
+def show_record(record: BaseModel) -> None:
+    """Print a record field by field."""
+    console.print(Pretty(record.model_dump(mode="json"), expand_all=True))
+
+
+def show_lineage(lineage: "Lineage") -> None:
+    """Print a model, the data and gates behind it, and below it the models it was made from."""
+    console.print(_lineage_tree(lineage, "", seen=set()))
+
+
+def _lineage_tree(lineage: "Lineage", role: str, *, seen: set[str]) -> Tree:
+    aliases = f" [{', '.join(lineage.aliases)}]" if lineage.aliases else ""
+    tree = Tree(f"{role}{lineage.model}{escape(aliases)}")
+    if lineage.model in seen:
+        return tree
+    seen.add(lineage.model)
+    dirty = " with uncommitted changes" if lineage.git_dirty else ""
+    tree.add(f"verdict {_coloured(lineage.verdict) if lineage.verdict else 'none yet'}")  # type: ignore[arg-type]
+    for reason in lineage.gates.values():
+        tree.add(f"gate {reason}")
+    tree.add(f"weights sha256 {lineage.sha256}")
+    tree.add(
+        f"data {lineage.dataset_path} sha256 {lineage.dataset_sha256} "
+        f"dvc md5 {lineage.dataset_dvc_md5}"
+    )
+    tree.add(f"run {lineage.pipeline_run} {lineage.run_status} {lineage.tracking_url}")
+    tree.add(f"code git {lineage.git_commit or 'not in a repository'}{dirty}")
+    tree.add(f"config sha256 {lineage.config_sha256}")
+    for name, upstream in lineage.upstream.items():
+        tree.add(_lineage_tree(upstream, f"made with {name}: ", seen=seen))
+    return tree
+
+
+def show_findings(findings: Iterable[Finding]) -> None:
+    """Print what `rlhf doctor` found, and under every ailing line how to mend it."""
+    for finding in findings:
+        sign = "[green]ok  [/]" if finding.healthy else "[red]BAD [/]"
+        console.print(sign, end="")
+        show_line(f"{finding.what}: {finding.found}")
+        if not finding.healthy:
+            show_line(f"     mend: {finding.mend}")
+
+
+def show_decision(verdict: Verdict, reasons: Iterable[str], decided_by: str) -> None:
+    """Print the verdict and why."""
+    console.print(f"\ndecision: {_coloured(verdict)} (by the gates of {decided_by})")
+    for reason in reasons:
+        show_line(f"  - {reason}")
+
+
+def show_times(timings: Iterable[StageTiming]) -> None:
+    """Print how long each stage took."""
+    timings = tuple(timings)
+    table = Table("stage", "seconds", "", title="time")
+    for timing in timings:
+        note = "kept from before" if timing.reused else ""
+        table.add_row(timing.stage, f"{timing.seconds:.1f}", note)
+    table.add_row("total", f"{sum(timing.seconds for timing in timings):.1f}", "", style="bold")
+    console.print(table)
+
+
+def show_run(result: PipelineResult) -> None:
+    """Print the whole run: a table per stage, the times, the decision."""
+    show_splits(result.splits)
+    for name, stage in result.stages.items():
+        show_stage(name, stage)
+    show_times(result.timings)
+    show_decision(result.verdict, result.reasons, result.decided_by)
+    if result.promotion is not None:
+        before = result.promotion.previous_champion or "none"
+        show_line(f"  champion: {result.promotion.champion} (before: {before})")
+
+
+def show_where(places: Mapping[str, str]) -> None:
+    """Print where to look next."""
+    show_line("\nwhere to look")
+    for what, where in places.items():
+        show_line(f"  {what:<10} {where}")
+
+
+def _estimate_cells(estimate: Estimate) -> tuple[str, str, str]:
+    return (
+        f"{estimate.value:.4g}",
+        f"[{estimate.low:.4g}, {estimate.high:.4g}]",
+        str(estimate.num_samples),
+    )
+
+
+def _coloured(verdict: Verdict) -> str:
+    return f"[{COLOUR[verdict]}]{verdict}[/]"

@@ -1,0 +1,54 @@
+"""One stage carried out: once for the same inputs, watched while it runs, shown when it is done."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from flows.artifacts import show_handed, watch_training
+from flows.events import announce
+from flows.opening import start_afresh_once
+from flows.runs import run_once
+from rlhf_core.errors import DivergedError
+from rlhf_core.schema import Record, RunContext, StageName, StageResult
+
+Handed = TypeVar("Handed", bound=Record)
+
+
+@dataclass(frozen=True)
+class Work(Generic[Handed]):
+    """What is to be done."""
+
+    context: RunContext
+    stage: StageName
+    record: type[Handed]
+    """What the stage hands on."""
+    force: bool = False
+    """Repeat it even if it was done from the same inputs."""
+
+
+def carry_out(
+    work: Work[Handed], made_from: Mapping[str, str], compute: Callable[[], Handed]
+) -> Handed:
+    """Do the work unless it was done; show progress and result in Prefect, tell of failed gates.
+
+    Args:
+        work: the stage.
+        made_from: name to digest of everything upstream that the stage reads.
+        compute: does the work.
+    """
+    context, stage = work.context, work.stage
+    if work.force:
+        start_afresh_once(context, stage)
+    try:
+        with watch_training(stage):
+            handed = run_once(context, stage, made_from, compute, record=work.record)
+    except DivergedError as error:
+        if "KL" in str(error):
+            announce("rlhf.kl-spike", context, stage=stage, message=str(error))
+        raise
+    show_handed(stage, handed)
+    if isinstance(handed, StageResult) and handed.decision.verdict != "PROMOTE":
+        reasons = "; ".join(handed.decision.reasons)
+        verdict = handed.decision.verdict
+        announce("rlhf.gate-failed", context, stage=stage, verdict=verdict, reasons=reasons)
+    return handed

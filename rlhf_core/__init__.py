@@ -1,0 +1,1 @@
+"""The RLHF core: stages that run, and can be tested, without any orchestrator."""

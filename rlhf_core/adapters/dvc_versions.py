@@ -1,0 +1,156 @@
+"""Dataset versions as tags ``data-vN``: published from, and brought back through, scratch clones.
+
+A scratch clone shares the DVC cache of the user's repository and nothing else, so that files left
+behind by a failed attempt cannot slip into a version, and the user's working tree stays as it is.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_core.adapters.versioning import dvc, git
+from rlhf_core.errors import DataError
+
+PREPARED = "data/prepared"
+"""What the DVC stage ``prepare`` makes."""
+_TAG = re.compile(r"data-v([1-9]\d*)")
+
+
+@contextmanager
+def scratch_clone(root: Path, revision: str) -> Iterator[Path]:
+    """Give a clone of ``root`` at ``revision`` that reads and writes the same DVC cache."""
+    with tempfile.TemporaryDirectory(prefix="rlhf-data-") as folder:
+        clone = Path(folder) / "clone"
+        git("clone", "--quiet", "--no-checkout", str(root), str(clone), cwd=root)
+        git("checkout", "--quiet", "--detach", revision, cwd=clone)
+        if not (clone / ".dvc").is_dir():
+            raise DataError(f"{revision}: this commit is not under DVC")
+        _share_storage(root, clone)
+        yield clone
+
+
+def list_tags(root: Path) -> list[tuple[str, str, str, str]]:
+    """Return (tag, commit, date, message body) of every version, oldest first."""
+    fields = "%(refname:short)%00%(*objectname)%00%(creatordate:short)%00%(contents)%01"
+    output = git("for-each-ref", "refs/tags/data-v*", f"--format={fields}", cwd=root)
+    found = []
+    for record in output.split("\x01"):
+        tag, *rest = record.strip("\n").split("\x00")
+        if _TAG.fullmatch(tag) and len(rest) == 3:
+            found.append((tag, rest[0], rest[1], rest[2]))
+    return sorted(found, key=lambda version: int(version[0].removeprefix("data-v")))
+
+
+def require_tag(root: Path, version: str) -> str:
+    """Return the commit of a version.
+
+    Raises:
+        DataError: there is no such version; lists those there are.
+    """
+    known = {tag: commit for tag, commit, _, _ in list_tags(root)}
+    if version not in known:
+        listing = ", ".join(known) or "none yet; publish one with `rlhf data publish`"
+        raise DataError(f"data version {version!r}: no such version; known: {listing}")
+    return known[version]
+
+
+def prepared_md5(root: Path, revision: str) -> str:
+    """Return the DVC md5 of the prepared directory at a revision.
+
+    Raises:
+        DataError: the revision records no prepared dataset.
+    """
+    lock = yaml.safe_load(git("show", f"{revision}:dvc.lock", cwd=root))
+    for stage in lock.get("stages", {}).values():
+        for out in stage.get("outs", ()):
+            if out["path"] == PREPARED:
+                return str(out["md5"])
+    raise DataError(f"{revision}: dvc.lock records no {PREPARED}; `rlhf data publish` makes one")
+
+
+def commit_of(root: Path, dvc_md5: str) -> str:
+    """Return a commit whose dvc.lock records a prepared dataset with this md5.
+
+    Raises:
+        DataError: no commit does; the dataset was never published.
+    """
+    log = git("log", "--all", "--format=%H", f"-S{dvc_md5}", "--", "dvc.lock", cwd=root)
+    for commit in log.split():
+        if prepared_md5(root, commit) == dvc_md5:
+            return commit
+    raise DataError(
+        f"no commit records a dataset with DVC md5 {dvc_md5}: it was never published;"
+        " `rlhf data publish` keeps a dataset for good"
+    )
+
+
+def fetch_prepared(root: Path, revision: str, destination: Path) -> None:
+    """Bring the prepared directory of a revision to ``destination``, from cache or remote."""
+    with scratch_clone(root, revision) as clone:
+        dvc("pull", "--quiet", PREPARED, cwd=clone)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(clone / PREPARED, destination)
+
+
+def tag_version(clone: Path, root: Path, paths: list[str], summary: dict[str, Any]) -> str:
+    """Commit ``paths`` in the clone, tag the commit as the next version, and push its data.
+
+    The repository sees commit and tag only once the data is on the remote; either both or none.
+
+    Returns:
+        The new tag.
+    """
+    tags = list_tags(root)
+    number = int(tags[-1][0].removeprefix("data-v")) + 1 if tags else 1
+    tag = f"data-v{number}"
+    identity = _identity(root)
+    git("add", "--force", "--", *paths, cwd=clone)
+    title = f"{tag}: {summary['pairs']} pairs"
+    git(*identity, "commit", "--quiet", "--allow-empty", "-m", title, cwd=clone)
+    body = json.dumps(summary, indent=1, sort_keys=True)
+    git(*identity, "tag", "-a", tag, "-m", title, "-m", body, cwd=clone)
+    dvc("push", "--quiet", cwd=clone)
+    git("fetch", "--quiet", str(clone), f"refs/tags/{tag}:refs/tags/{tag}", cwd=root)
+    return tag
+
+
+def advance_branch(root: Path, tag: str) -> bool:
+    """Move the checked-out branch to the version; False where local changes stand in the way."""
+    try:
+        git("merge", "--quiet", "--ff-only", tag, cwd=root)
+    except DataError:
+        return False
+    return True
+
+
+def _identity(root: Path) -> list[str]:
+    """Options that let the clone commit as the user would in their repository."""
+    options = []
+    for key in ("user.name", "user.email"):
+        try:
+            value = git("config", "--get", key, cwd=root).strip()
+        except DataError:
+            raise DataError(f"git does not know who you are; git config {key} ...") from None
+        options += ["-c", f"{key}={value}"]
+    return options
+
+
+def _share_storage(root: Path, clone: Path) -> None:
+    """Point the clone at the repository's cache and remotes, credentials included."""
+    local = root / ".dvc" / "config.local"
+    if local.is_file():
+        shutil.copyfile(local, clone / ".dvc" / "config.local")
+    cache = dvc("cache", "dir", cwd=root).strip()
+    dvc("cache", "dir", "--local", cache, cwd=clone)
+    for line in dvc("remote", "list", cwd=root).splitlines():
+        name, _, rest = line.strip().partition(" ")
+        url = rest.strip().removesuffix("(default)").strip()
+        if url and "://" not in url:
+            dvc("remote", "modify", "--local", name, "url", url, cwd=clone)

@@ -1,0 +1,192 @@
+"""The model registry: complete versions only, found by name, alias or folder, moved by alias."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.model_files import local_model, version_files
+from rlhf_core.adapters.stage_run import StageRun
+from rlhf_core.errors import RegistryError
+from rlhf_core.schema import ModelKind, ModelRef
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+PREVIOUS = "previous-champion"
+
+
+def register_model(
+    run: StageRun,
+    *,
+    directory: Path,
+    name: str,
+    kind: ModelKind,
+    sha256: str,
+    tags: Mapping[str, str],
+) -> ModelRef:
+    """Store ``directory`` and make it the next version of ``name``, with alias ``candidate``.
+
+    The files are stored first and the version made last, so nobody ever sees half a model. Called
+    again after a kill, the same pipeline run, stage and weights give the same version.
+
+    Args:
+        run: open run of the stage; its lineage tags pass on to the version.
+        directory: model in ``save_pretrained`` layout.
+        name: registered name, e.g. ``rlhf-sft``.
+        kind: what the model computes.
+        sha256: over the weight file's bytes.
+        tags: further tags of the version, without the prefix ``rlhf.``.
+
+    Raises:
+        RegistryError: MLflow refuses, or stays lost.
+    """
+    version_tags = {
+        **run.lineage,
+        **{f"rlhf.{key}": value for key, value in tags.items()},
+        "rlhf.sha256": sha256,
+        "rlhf.kind": kind,
+    }
+    version = patiently(
+        f"registering {name}", lambda: _register(run, directory, name, version_tags)
+    )
+    return _model_ref(version, directory.resolve())
+
+
+def _register(run: StageRun, directory: Path, name: str, tags: Mapping[str, str]) -> "ModelVersion":
+    client = mlflow_client()
+    version = _registered_version(name, tags)
+    if version is None:
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        model_id = _stored_model(run, directory, name, tags)
+        version = client.create_model_version(
+            name,
+            source=f"models:/{model_id}",
+            run_id=run.run_id,
+            tags=dict(tags),
+            model_id=model_id,  # a server refuses the source without it; a local database does not
+        )
+    if int(version.version) == max(int(other.version) for other in versions_of(name)):
+        client.set_registered_model_alias(name, CANDIDATE, str(version.version))
+    return version
+
+
+def versions_of(name: str) -> "list[ModelVersion]":
+    """All versions of a registered model."""
+    return list(mlflow_client().search_model_versions(f"name = '{name}'"))
+
+
+def _registered_version(name: str, tags: Mapping[str, str]) -> "ModelVersion | None":
+    """The version an earlier attempt of the same stage already made of the same weights."""
+    query = f"name = '{name}' and tags.`rlhf.sha256` = '{tags['rlhf.sha256']}'"
+    for version in mlflow_client().search_model_versions(query):
+        if all(version.tags.get(key) == tags[key] for key in ("rlhf.run_id", "rlhf.stage")):
+            return version
+    return None
+
+
+def _stored_model(run: StageRun, directory: Path, name: str, tags: Mapping[str, str]) -> str:
+    """Id of the complete logged model; a half-stored one of a killed attempt is completed."""
+    client = mlflow_client()
+    earlier: list[LoggedModel] = client.search_logged_models(
+        [run.experiment_id], f"source_run_id = '{run.run_id}' and name = '{name}'"
+    )
+    model = next((m for m in earlier if m.tags.get("rlhf.sha256") == tags["rlhf.sha256"]), None)
+    if model is None:
+        model = client.create_logged_model(
+            run.experiment_id,
+            name=name,
+            source_run_id=run.run_id,
+            tags=dict(tags),
+            model_type=tags["rlhf.kind"],
+        )
+    if str(model.status) != "READY":
+        client.log_model_artifacts(model.model_id, str(directory))
+        client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def resolve_model(reference: str, *, cache: Path) -> ModelRef:
+    """Find a model by ``models:/name/3``, ``models:/name@alias`` or local folder.
+
+    Args:
+        reference: what a person or an earlier stage wrote.
+        cache: folder for files that have to be downloaded from a server.
+
+    Raises:
+        RegistryError: there is no such version or alias, or its weights are not those registered.
+        ModelError: the folder holds no model.
+    """
+    if not reference.startswith("models:/"):
+        return local_model(Path(reference))
+    version = find_version(reference)
+    where = patiently(
+        f"finding {reference}",
+        lambda: mlflow_client().get_model_version_download_uri(version.name, str(version.version)),
+    )
+    path = version_files(
+        where,
+        cache / version.name / str(version.version),
+        sha256=version.tags.get("rlhf.sha256", ""),
+        what=reference,
+    )
+    return _model_ref(version, path)
+
+
+def find_version(reference: str) -> "ModelVersion":
+    """Return the registry's entry for ``models:/name/3`` or ``models:/name@alias``.
+
+    Raises:
+        RegistryError: the reference is malformed or there is no such entry; says what there is.
+    """
+    client = mlflow_client()
+    body = reference.removeprefix("models:/")
+    name, _, alias = body.partition("@")
+    number = ""
+    if not alias:
+        name, _, number = body.partition("/")
+    if not name or not (alias or number.isdigit()):
+        raise RegistryError(
+            f"{reference!r} is not a model: expected models:/<name>/<version>, "
+            "models:/<name>@<alias> or a folder"
+        )
+    registered = patiently(
+        f"finding {reference}", lambda: client.search_registered_models(f"name = '{name}'")
+    )
+    if not registered:
+        raise RegistryError(f"{reference}: no model {name!r} is registered yet")
+    aliases = {key: str(value) for key, value in registered[0].aliases.items()}
+    if alias and alias not in aliases:
+        raise RegistryError(
+            f"{reference}: {name} has no {alias} yet; aliases set: "
+            + (", ".join(f"{key} -> {value}" for key, value in sorted(aliases.items())) or "none")
+        )
+    wanted = aliases[alias] if alias else number
+    return patiently(f"finding {reference}", lambda: client.get_model_version(name, wanted))
+
+
+def upstream_uris(reference: str) -> dict[str, str]:
+    """Registered models that a version was made or judged with, by role."""
+    prefix = "rlhf.upstream."
+    return {
+        name.removeprefix(prefix): uri
+        for name, uri in sorted(find_version(reference).tags.items())
+        if name.startswith(prefix) and uri.startswith("models:/")
+    }
+
+
+def _model_ref(version: "ModelVersion", path: Path) -> ModelRef:
+    kind: ModelKind = "scalar" if version.tags.get("rlhf.kind") == "scalar" else "causal"
+    return ModelRef(
+        name=version.name,
+        version=str(version.version),
+        uri=f"models:/{version.name}/{version.version}",
+        path=path,
+        sha256=version.tags.get("rlhf.sha256", ""),
+        kind=kind,
+        run_id=version.run_id or "",
+    )

@@ -1,0 +1,82 @@
+"""The one reader of environment variables: hosts, credentials, telemetry; no results."""
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+QUIET = {
+    # MLflow wants the word "true"; Prefect and others accept it as well.
+    "DO_NOT_TRACK": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # The newer UI asks a telemetry host from the browser even with analytics off.
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "TOKENIZERS_PARALLELISM": "false",
+    # MLflow's own client waits 120 s and retries 7 times; retrying is done once, in mlflow_client.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+"""What every process of the project runs with unless its environment says otherwise."""
+
+
+def _embedded_tracking_uri() -> str:
+    return f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+class Settings(BaseSettings):
+    """Hosts and credentials. Each field is the environment variable of the same name."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    mlflow_tracking_uri: str = Field(default_factory=_embedded_tracking_uri)
+    """MLflow server or database; the default is SQLite in the working directory."""
+    prefect_api_url: str | None = None
+    """Prefect server; None runs flows against Prefect's ephemeral one."""
+    hf_token: SecretStr | None = None
+    """Hugging Face hub token, for gated models."""
+    rlhf_tracking_patience: float = Field(default=300.0, gt=0)
+    """Seconds a lost MLflow server is waited for before the stage stops."""
+
+    @property
+    def embedded(self) -> bool:
+        """True when MLflow is a local SQLite file and not a server."""
+        return self.mlflow_tracking_uri.startswith("sqlite:")
+
+    @property
+    def artifact_root(self) -> Path:
+        """Where the embedded MLflow keeps files: ``mlartifacts`` beside its database."""
+        return Path(self.mlflow_tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+
+
+def load_settings() -> Settings:
+    """Read the environment as it is now."""
+    return Settings()
+
+
+def quiet_environment() -> dict[str, str]:
+    """Switch telemetry off for this process and return the variables for its children.
+
+    A variable that is already set keeps its value.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    return {name: os.environ[name] for name in QUIET}
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a tool started from here: quiet, and with our own commands first.
+
+    DVC runs ``rlhf prepare`` by name; it must be the one beside this interpreter.
+    """
+    quiet_environment()
+    commands = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", os.defpath)
+    return {**os.environ, "PATH": f"{commands}{os.pathsep}{path}"}

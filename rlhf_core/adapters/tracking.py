@@ -1,0 +1,173 @@
+"""One MLflow run per stage, with its lineage in tags; a killed stage goes on in the same run."""
+
+import json
+import logging
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_core.adapters.mlflow_client import (
+    check_server,
+    mlflow_client,
+    patiently,
+    registry_errors,
+)
+from rlhf_core.adapters.settings import load_settings
+from rlhf_core.adapters.stage_run import StageRun, run_url
+from rlhf_core.adapters.versioning import git_revision
+from rlhf_core.config import PipelineConfig, config_digest
+from rlhf_core.errors import RegistryError
+from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageName
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+__all__ = ["StageRun", "check_server", "open_run", "run_url", "stage_inputs"]
+
+logger = logging.getLogger(__name__)
+
+
+def stage_inputs(splits: DatasetSplits | None = None, **models: ModelRef) -> dict[str, str]:
+    """What a stage was given, as tags: the dataset version and ``upstream.<role>`` models."""
+    tags = {f"upstream.{role}": model.uri for role, model in models.items()}
+    if splits is not None:
+        tags |= {
+            "dataset_sha256": splits.sha256,
+            "dataset_dvc_md5": splits.dvc_md5,
+            "dataset_path": str(splits.directory),
+        }
+        if splits.git_revision:
+            tags["dataset_git_revision"] = splits.git_revision
+    return tags
+
+
+@contextmanager
+def open_run(
+    config: PipelineConfig, context: RunContext, stage: StageName, *, inputs: Mapping[str, str]
+) -> Iterator[StageRun]:
+    """Open the stage's MLflow run, or go on with the one a killed attempt left unfinished.
+
+    The run carries every setting as a parameter and, as tags ``rlhf.*``, the stage, pipeline run,
+    git commit, config sha256 and ``inputs`` (see ``stage_inputs``). It ends FINISHED, FAILED on
+    an exception, KILLED on an interrupt; after SIGKILL it stays RUNNING until it is resumed.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    check_server()
+    tags = _lineage_tags(config, context, stage, inputs)
+    earlier = patiently(f"opening the {stage} run", lambda: _unfinished_run(config, tags))
+    opened = earlier or patiently(f"opening the {stage} run", lambda: _create_run(config, tags))
+    patience = load_settings().rlhf_tracking_patience
+    lineage = {name: value for name, value in tags.items() if name.startswith("rlhf.")}
+    run = StageRun(opened, lineage, resumed=earlier is not None, patience=patience)
+    run.log_params(_flatten(config.model_dump(mode="json")))
+    try:
+        yield run
+        run.flush()
+    except KeyboardInterrupt:
+        _terminate(run, "KILLED")
+        raise
+    except BaseException:
+        _terminate(run, "FAILED")
+        raise
+    patiently(
+        f"closing the {stage} run",
+        lambda: mlflow_client().set_terminated(run.run_id, "FINISHED"),
+    )
+
+
+def _terminate(run: StageRun, status: str) -> None:
+    """Mark a run that did not finish, without hiding the error that ended it."""
+    try:
+        with registry_errors(f"closing the {run.stage} run"):
+            run.send()
+            mlflow_client().set_terminated(run.run_id, status)
+    except RegistryError as error:
+        logger.warning("run_not_closed run_id=%s %s", run.run_id, error)
+
+
+def _lineage_tags(
+    config: PipelineConfig, context: RunContext, stage: StageName, inputs: Mapping[str, str]
+) -> dict[str, str]:
+    tags = {
+        "rlhf.run_id": context.run_id,
+        "rlhf.stage": stage,
+        "rlhf.config_sha256": config_digest(config),
+        **{f"rlhf.{name}": value for name, value in inputs.items()},
+    }
+    commit = git_revision(Path.cwd())
+    if commit:
+        tags["rlhf.git_commit"] = tags["mlflow.source.git.commit"] = commit
+        tags["rlhf.git_dirty"] = _uncommitted_changes()
+    if context.flow_run_id:
+        tags["prefect.flow_run_id"] = context.flow_run_id
+    return tags
+
+
+def _uncommitted_changes() -> str:
+    """``true`` where the commit does not tell the whole code: tracked files differ from it."""
+    answer = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=no"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return str(bool(answer.stdout.strip())).lower()
+
+
+def _experiment_id(name: str) -> str:
+    client, settings = mlflow_client(), load_settings()
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        if experiment.lifecycle_stage != "active":
+            raise RegistryError(f"MLflow experiment {name!r} is deleted; restore it or rename it")
+        return str(experiment.experiment_id)
+    location = settings.artifact_root.resolve().as_uri() if settings.embedded else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _unfinished_run(config: PipelineConfig, tags: Mapping[str, str]) -> "Run | None":
+    """The stage's newest run that did not finish, with the same settings and inputs.
+
+    Runs that a changed configuration left RUNNING for ever are marked KILLED.
+    """
+    client = mlflow_client()
+    query = " and ".join(
+        f"tags.`{name}` = '{tags[name]}'" for name in ("rlhf.run_id", "rlhf.stage")
+    )
+    runs = client.search_runs(
+        [_experiment_id(config.project)],
+        f"{query} and attributes.status != 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+    )
+    keys = [name for name in tags if name.startswith("rlhf.") and "git_" not in name]
+    same = [run for run in runs if all(run.data.tags.get(key) == tags[key] for key in keys)]
+    for run in runs:
+        if run.info.status == "RUNNING" and run not in same[:1]:
+            client.set_terminated(run.info.run_id, "KILLED")
+    if not same:
+        return None
+    client.update_run(same[0].info.run_id, status="RUNNING")
+    return same[0]
+
+
+def _create_run(config: PipelineConfig, tags: Mapping[str, str]) -> "Run":
+    client = mlflow_client()
+    name = f"{tags['rlhf.run_id']} {tags['rlhf.stage']}"
+    run = client.create_run(_experiment_id(config.project), run_name=name, tags=dict(tags))
+    client.log_dict(run.info.run_id, config.model_dump(mode="json"), "config.yaml")
+    return run
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """``{"sft": {"num_epochs": 3}}`` to ``{"sft.num_epochs": 3}``; lists become JSON."""
+    flat: dict[str, object] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
+    return flat

@@ -1,0 +1,64 @@
+"""Settings that change results: pydantic, frozen, unknown key = error."""
+
+from rlhf_core.config.base import Section
+from rlhf_core.config.data import (
+    CleaningConfig,
+    DataConfig,
+    DemonstrationsConfig,
+    PromptsConfig,
+    SourceConfig,
+    VotesConfig,
+)
+from rlhf_core.config.evaluation import (
+    EvaluationConfig,
+    GateConfig,
+    GatedStage,
+    GatesConfig,
+    MonitorsConfig,
+)
+from rlhf_core.config.load import config_digest, load_config
+from rlhf_core.config.model import ModelConfig
+from rlhf_core.config.pipeline import PipelineConfig
+from rlhf_core.config.promotion import PromotionConfig
+from rlhf_core.config.training import (
+    ComputeConfig,
+    DpoConfig,
+    KlWatchConfig,
+    LoraConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    PpoConfig,
+    RewardConfig,
+    SftConfig,
+    SupervisedConfig,
+)
+
+__all__ = [
+    "CleaningConfig",
+    "ComputeConfig",
+    "DataConfig",
+    "DemonstrationsConfig",
+    "DpoConfig",
+    "EvaluationConfig",
+    "GateConfig",
+    "GatedStage",
+    "GatesConfig",
+    "KlWatchConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "MonitorsConfig",
+    "OptimizerConfig",
+    "PipelineConfig",
+    "PolicyConfig",
+    "PpoConfig",
+    "PromotionConfig",
+    "PromptsConfig",
+    "RewardConfig",
+    "Section",
+    "SftConfig",
+    "SourceConfig",
+    "SupervisedConfig",
+    "VotesConfig",
+    "config_digest",
+    "load_config",
+]

@@ -1,0 +1,130 @@
+"""Where raw data comes from and what preparation must find in it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_core.config.base import Count, Fraction, Section
+from rlhf_core.config.evaluation import GateConfig
+
+Choice = Literal["a", "b", "tie"]
+
+SourceFormat = Literal["canonical", "hh", "pairs", "ranked", "flat", "label_studio"]
+DemonstrationFormat = Literal["canonical", "hh", "messages"]
+
+HUB = "hf:"
+"""First part of a path that names a dataset of the Hugging Face hub."""
+
+
+class SourceConfig(Section):
+    """One raw source of comparisons: a file, a folder of files, or a dataset of the hub.
+
+    The container is told by the name (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``, with
+    ``.gz`` or ``.zst``), the meaning of a row by ``format``.
+    """
+
+    path: Path
+    """``hf://datasets/<name>`` is a dataset of the Hugging Face hub."""
+    format: SourceFormat = "canonical"
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name of a column to the source's, where they differ. With a mapping only the columns it
+    names are read."""
+    choices: dict[str, Choice] = Field(default_factory=dict)
+    """The source's words for the winning side, where they are not a, b and tie."""
+    strengths: dict[str, float] = Field(default_factory=dict)
+    """The source's words for how much better, as numbers."""
+    split: str = "train"
+    """Hub only."""
+    revision: str | None = None
+    """Hub only: branch, tag or commit."""
+
+
+class DemonstrationsConfig(Section):
+    """Demonstrations: a file of their own, or the chosen responses of the preferences."""
+
+    path: Path | None = None
+    """None takes the chosen responses of the preference pairs."""
+    format: DemonstrationFormat = "canonical"
+    columns: dict[str, str] = Field(default_factory=dict)
+    """As for preferences."""
+
+
+class PromptsConfig(Section):
+    """Prompts for PPO and for held-out evaluation."""
+
+    path: Path | None = None
+    """Prompts to sample from; None takes the prompts of the preference pairs."""
+    heldout_path: Path | None = None
+    """Prompts only evaluation reads; None splits them off by ``heldout_fraction``."""
+    production_path: Path | None = None
+    """Prompts as users send them; only compared with the others, to measure prompt shift."""
+
+
+class VotesConfig(Section):
+    """How votes become preferences, and how annotators are watched."""
+
+    method: Literal["majority", "dawid_skene", "mace"] = "majority"
+    """majority counts heads; the others weigh annotators by estimated reliability (crowd-kit)."""
+    exclude: tuple[str, ...] = ()
+    """Annotators whose votes do not count."""
+    num_resamples: Count = 1_000
+    """Bootstrap resamples behind the interval of Krippendorff's alpha."""
+    min_votes: Count = 20
+    """Annotators with fewer votes are not judged."""
+    fast_fraction: Fraction = 0.25
+    """An annotator whose median time is below this share of everyone's median is too fast."""
+
+
+PersonalData = Literal["email", "phone", "secret"]
+
+
+class CleaningConfig(Section):
+    """Rows to set aside beyond what is plainly broken. Each rule has its own reason."""
+
+    near_duplicates: float | None = Field(default=None, gt=0, le=1)
+    """Jaccard similarity of word triples from which two pairs are the same, and from which a
+    training prompt gives a held-out one away; None looks for exact repeats alone."""
+    contamination: tuple[Path, ...] = ()
+    """Benchmark files (one text a line, or rows of any container): rows that quote one go."""
+    languages: tuple[str, ...] = ()
+    """ISO codes of the languages to keep; empty keeps all."""
+    personal_data: tuple[PersonalData, ...] = ()
+    """Kinds of personal data whose rows are set aside."""
+    tokens: bool = True
+    """Render every row with the base model's tokenizer and chat template, and set aside what does
+    not fit ``model.max_length``."""
+
+
+class DataConfig(Section):
+    """Raw data in, dataset version out."""
+
+    preferences: SourceConfig
+    more_preferences: tuple[SourceConfig, ...] = ()
+    """Further sources; every row keeps the name of the file it came from."""
+    batches: Path | None = None
+    """Folder of annotation batches that ``rlhf data add`` fills; read after the other sources."""
+    demonstrations: DemonstrationsConfig = DemonstrationsConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    votes: VotesConfig = VotesConfig()
+    cleaning: CleaningConfig = CleaningConfig()
+    output: Path = Path("data/prepared")
+    """Directory of the prepared dataset; replaced as a whole or not at all."""
+    version: str | None = Field(default=None, pattern=r"^data-v[1-9]\d*$")
+    """A published dataset version to use instead of preparing one: ``data-v3``."""
+    heldout_fraction: Fraction = 0.1
+    """Share of prompts kept for held-out evaluation, split by prompt."""
+    judge_fraction: Fraction = 0.5
+    """Share of preference prompts that train the judge instead of the reward model."""
+    max_unusable_fraction: Fraction = 0.2
+    """Blank, identical or voteless rows are set aside one by one; a larger share than this means
+    the file itself is broken, and stops the run."""
+    min_pairs: Count = 100
+    """Fewer resolved pairs than this stop the run."""
+    min_alpha: float | None = Field(default=None, ge=-1, le=1)
+    """Krippendorff's alpha below this stops the run; None where rows have a single vote."""
+    gates: tuple[GateConfig, ...] = ()
+    """Conditions on the ``data/...`` metrics of the report; one that does not pass stops the run:
+    ``data/krippendorff_alpha``, ``data/length_win_fraction``, ``data/length_auc``,
+    ``data/first_win_fraction``, ``data/prompt_shift_auc``, ``data/production_shift_auc``,
+    ``data/style/<habit>``."""

@@ -1,0 +1,124 @@
+"""What is measured on held-out data and what must be true before a model moves on."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rlhf_core.config.base import Count, NonNegative, Positive, Section
+
+GatedStage = Literal["sft", "reward", "judge", "policy"]
+
+
+class GateConfig(Section):
+    """One condition on one metric's confidence bound."""
+
+    metric: str
+    """``<stage>/<quantity>``; docs/gates.md lists what each stage measures."""
+    at_least: float | None = None
+    """The lower confidence bound must reach this."""
+    at_most: float | None = None
+    """The upper confidence bound must not pass this."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Two-sided level of the interval whose bound is tested."""
+    min_samples: Count = 100
+    """Fewer samples than this is HOLD, whatever the bound says."""
+
+    @field_validator("metric")
+    @classmethod
+    def _not_gold(cls, metric: str) -> str:
+        if metric.startswith("gold/"):
+            raise ValueError("gold metrics are for reports; no gate may decide by them")
+        return metric
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "GateConfig":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give exactly one of at_least and at_most")
+        return self
+
+
+class GatesConfig(Section):
+    """Gates by stage. A stage without gates cannot be promoted."""
+
+    sft: tuple[GateConfig, ...]
+    reward: tuple[GateConfig, ...]
+    policy: tuple[GateConfig, ...]
+    judge: tuple[GateConfig, ...] | None = None
+    """Gates of the judge, on ``judge/...`` metrics; None asks of it what ``reward`` asks."""
+
+    def of_stage(self, stage: GatedStage) -> tuple[GateConfig, ...]:
+        """Return the gates a stage's model has to pass."""
+        if stage == "judge" and self.judge is None:
+            return tuple(
+                gate.model_copy(update={"metric": f"judge/{gate.metric.removeprefix('reward/')}"})
+                for gate in self.reward
+            )
+        gates: tuple[GateConfig, ...] = getattr(self, stage)
+        return gates
+
+    @model_validator(mode="after")
+    def _measurable(self) -> "GatesConfig":
+        for stage in ("sft", "reward", "policy", "judge"):
+            levels: dict[str, float] = {}
+            for gate in getattr(self, stage) or ():
+                if not gate.metric.startswith(f"{stage}/"):
+                    raise ValueError(
+                        f"{stage}: gate on {gate.metric!r}: this stage measures {stage}/..."
+                    )
+                if levels.setdefault(gate.metric, gate.confidence) != gate.confidence:
+                    raise ValueError(
+                        f"{stage}: {gate.metric} is gated at two confidences; a metric has one"
+                    )
+        return self
+
+
+class MonitorsConfig(Section):
+    """Signs of reward hacking that are read from the text alone, in the policy and in SFT."""
+
+    phrases: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Vice to regular expressions, case ignored. Added to the built-in ones (``flattery``,
+    ``hedging``, ``refusal``, ``padding``); a new name is a new vice with a metric of its own."""
+    ngram: int = Field(default=3, ge=2)
+    """Words in a row that count as repeated or copied."""
+    opening_words: Count = 4
+    """Words that make an opening; collapse is the share of the most common one."""
+    long_factor: Positive = 1.5
+    """An answer this many times as long as the other model's counts as overlong."""
+
+    @field_validator("phrases")
+    @classmethod
+    def _patterns_compile(cls, phrases: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for vice, patterns in phrases.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", vice):
+                raise ValueError(f"{vice!r}: a vice is named in lower case, a-z 0-9 _")
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"{vice}: {pattern!r}: {error}") from error
+        return phrases
+
+
+class EvaluationConfig(Section):
+    """How models are judged."""
+
+    num_prompts: Count = 300
+    """Held-out prompts answered by the policy and by SFT, at most."""
+    temperature: NonNegative = 0.7
+    """Sampling temperature of the answers compared; 0 is greedy, and then no KL is measured."""
+    max_new_tokens: Count | None = None
+    """Longest answer compared, in tokens; None takes the policy's own setting, or, as DPO has none,
+    what ``model.max_length`` leaves beside the prompt (half, without ``max_prompt_length``)."""
+    micro_batch_tokens: Count = 16_384
+    """Tokens per forward pass while scoring; bounds memory and does not change the result."""
+    num_resamples: Count = 2_000
+    """Bootstrap resamples per interval."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Two-sided level of the intervals of metrics without a gate; a gated one has its gate's."""
+    num_calibration_bins: Count = 10
+    """Bins of equal width of the calibration error."""
+    rater: str | None = None
+    """``module:function`` of an outside measure for reports, never a gate or a training signal:
+    takes (prompt, response) and returns named scores. None where there is none."""
+    monitors: MonitorsConfig = MonitorsConfig()

@@ -1,0 +1,92 @@
+"""One YAML file, validated once."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from rlhf_core.config.pipeline import PipelineConfig
+from rlhf_core.errors import ConfigError
+
+
+def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> PipelineConfig:
+    """Read ``path``, apply dotted ``overrides``, validate once.
+
+    A file may begin with ``extends: other.yaml`` (relative to itself) and then says only what
+    differs: sections merge key by key, except that a section whose ``algorithm`` changes is
+    replaced, for its settings belong to the other algorithm.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value breaks its
+            rule; names file and key.
+    """
+    raw = _read_extended(path, seen=())
+    for dotted, value in (overrides or {}).items():
+        _apply_override(raw, dotted, value)
+    try:
+        return PipelineConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            f" (found {problem['input']!r})"
+            for problem in error.errors(include_url=False)
+        )
+        raise ConfigError(f"{path}: {problems}") from error
+
+
+def config_digest(config: PipelineConfig) -> str:
+    """Return the sha256 of the configuration's canonical JSON."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")
+    return raw
+
+
+def _read_extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: extends itself through {' -> '.join(map(str, seen))}")
+    raw = _read_mapping(path)
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: extends: expected a file name, found {parent!r}")
+    return _merge(_read_extended(path.parent / parent, (*seen, path.resolve())), raw)
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    if "algorithm" in change and change["algorithm"] != base.get("algorithm"):
+        return change
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        both_sections = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old, value) if both_sections else value  # type: ignore[arg-type]
+    return merged
+
+
+def _apply_override(raw: dict[str, Any], dotted: str, value: str) -> None:
+    *parents, leaf = dotted.split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {dotted}: {parent!r} is a value, not a section")
+    try:
+        section[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {dotted}={value}: not a YAML value") from error

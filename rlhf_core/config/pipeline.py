@@ -1,0 +1,45 @@
+"""The whole configuration of one pipeline."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from rlhf_core.config.base import Section
+from rlhf_core.config.data import DataConfig
+from rlhf_core.config.evaluation import EvaluationConfig, GatesConfig
+from rlhf_core.config.model import ModelConfig
+from rlhf_core.config.promotion import PromotionConfig
+from rlhf_core.config.training import PolicyConfig, PpoConfig, RewardConfig, SftConfig
+
+
+class PipelineConfig(Section):
+    """Everything that can change a result. Hosts and credentials are environment, not here."""
+
+    project: str = Field(default="rlhf", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Prefix of the registered model names."""
+    seed: int = Field(default=0, ge=0)
+    """Every random number of the run derives from this one."""
+    runs: Path = Path("runs")
+    """Folder for checkpoints, models and reports, one sub-folder a run."""
+    model: ModelConfig
+    data: DataConfig
+    sft: SftConfig = SftConfig()
+    reward: RewardConfig = RewardConfig()
+    judge: RewardConfig | None = None
+    """Settings of the judge; None takes those of ``reward``. It trains on its own half of data."""
+    policy: PolicyConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gates: GatesConfig
+    promotion: PromotionConfig = PromotionConfig()
+
+    def judge_settings(self) -> RewardConfig:
+        """Return what the judge trains with."""
+        return self.judge or self.reward
+
+    def answer_length(self) -> int:
+        """Return the longest answer that evaluation samples, in tokens."""
+        if self.evaluation.max_new_tokens is not None:
+            return self.evaluation.max_new_tokens
+        if isinstance(self.policy, PpoConfig):
+            return self.policy.max_new_tokens
+        return self.model.max_length - (self.model.max_prompt_length or self.model.max_length // 2)

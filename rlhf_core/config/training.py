@@ -1,0 +1,206 @@
+"""Settings of the four trainers."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_core.config.base import Count, Fraction, NonNegative, Positive, Section
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class OptimizerConfig(Section):
+    """AdamW with gradient clipping and a learning-rate schedule."""
+
+    learning_rate: Positive
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    adam_eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    schedule: Schedule = "cosine"
+    warmup_fraction: Fraction = 0.05
+    """Share of all optimiser steps over which the rate rises linearly from 0."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    """The update is scaled by alpha / rank."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter; the output head never does."""
+
+
+class ComputeConfig(Section):
+    """How the arithmetic is done: memory and speed, and with them rounding."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """``bfloat16`` is autocast: weights and optimiser stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    compile_layers: bool = False
+    """Run decoder layers through ``torch.compile``; the first steps then take much longer."""
+    lora: LoraConfig | None = None
+    """Train adapters only; they are merged into the weights at the end."""
+
+
+class SupervisedConfig(Section):
+    """What SFT, reward-model and DPO training have in common."""
+
+    num_epochs: Count = 1
+    batch_size: Count = 64
+    """Sequences (SFT) or pairs (reward, DPO) per optimiser step."""
+    micro_batch_tokens: Count = 4_096
+    """Tokens per forward pass; bounds memory and does not change the result."""
+    compute: ComputeConfig = ComputeConfig()
+    checkpoint_every: Count = 50
+    """Optimiser steps between checkpoints."""
+    evaluate_every: Count | None = None
+    """Optimiser steps between held-out evaluations; None: only at the start and the end."""
+
+
+class SftConfig(SupervisedConfig):
+    """Supervised fine-tuning on demonstrations."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
+    loss_on: Literal["response", "assistant_turns"] = "response"
+    """``assistant_turns`` lets the assistant's earlier turns in a prompt count as well."""
+    early_stopping_patience: Count | None = None
+    """Held-out evaluations without a lower NLL after which training stops and the best weights
+    are taken; None trains to the end. Needs ``evaluate_every``."""
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> "SftConfig":
+        if self.early_stopping_patience is not None and self.evaluate_every is None:
+            raise ValueError("early_stopping_patience needs evaluate_every")
+        return self
+
+
+class RewardConfig(SupervisedConfig):
+    """Bradley-Terry reward model."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    center_on_reference: bool = True
+    """Shift the scores so that demonstrations score 0 on average."""
+    use_soft_labels: bool = False
+    """Train towards ``PreferencePair.probability`` instead of certainty that chosen is better."""
+
+
+class KlWatchConfig(Section):
+    """What to do when the policy drifts too far from the reference in one iteration."""
+
+    max_kl_per_token: Positive | None = 1.0
+    """Mean KL of a batch, nats per response token; None sets no limit."""
+    max_kl_per_response: Positive | None = None
+    """Mean KL of a batch, nats per response; None sets no limit."""
+    action: Literal["lower_learning_rate", "raise_kl_coef", "roll_back", "stop"] = "stop"
+    """``roll_back`` returns to the last checkpoint with fresh prompts and a lower learning rate."""
+    factor: float = Field(default=2.0, gt=1)
+    """The learning rate is divided, or the KL coefficient multiplied, by this."""
+    max_interventions: Count = 5
+    """After so many interventions the next one stops the run."""
+
+
+class PpoConfig(Section):
+    """Policy optimisation with PPO (Schulman et al. 2017; Ziegler et al. 2019).
+
+    Every default and its source: ``docs/ppo.md``.
+    """
+
+    algorithm: Literal["ppo"] = "ppo"
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-6, adam_beta2=0.999, adam_eps=1e-5, schedule="linear", warmup_fraction=0.0
+    )
+    value_learning_rate: Positive | None = None
+    """Learning rate of the value model, same schedule; None takes the policy's."""
+    num_iterations: Count = 100
+    """Rounds of sample, score, update."""
+    share_trunk: bool = False
+    """Give the policy a value head instead of a value model of its own: half the work of an
+    update, and the critic no longer starts from the reward model."""
+    critic_warmup_iterations: int = Field(default=2, ge=0)
+    """First iterations, out of ``num_iterations``, that train the value model alone."""
+    rollout_batch_size: Count = 64
+    """Responses sampled per iteration."""
+    responses_per_prompt: Count = 1
+    """Responses to each prompt of an iteration; their prompt is computed once, so more are
+    cheaper, and the batch sees fewer prompts."""
+    num_epochs: Count = 4
+    """Passes over each rollout batch."""
+    num_minibatches: Count = 4
+    """Optimiser steps per pass."""
+    micro_batch_tokens: Count = 4_096
+    """Tokens per forward pass; bounds memory and does not change the result."""
+    compute: ComputeConfig = ComputeConfig()
+    """Of policy and value model; with LoRA the reference is the policy, adapters off."""
+    max_new_tokens: Count = 64
+    temperature: Positive = 1.0
+    """Divides the logits while sampling and in every log-probability."""
+    clip_eps: Positive = 0.2
+    value_clip_eps: Positive = 0.2
+    value_coef: Positive = 0.1
+    gamma: Fraction = 1.0
+    gae_lambda: Fraction = 0.95
+    whiten_advantages: bool = True
+    kl_placement: Literal["reward", "loss"] = "reward"
+    """Subtract the KL from each token's reward, or add it to the policy's loss."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_coef: NonNegative = 0.05
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    target_kl: Positive = 6.0
+    """Adaptive controller: KL to steer towards, nats per response."""
+    kl_horizon: Count = 10_000
+    """Adaptive controller: responses over which a full 20% error is corrected."""
+    kl_watch: KlWatchConfig = KlWatchConfig()
+    missing_eos_penalty: NonNegative | None = 1.0
+    """Score of a response that never ends is minus this, whatever the reward model says; None
+    lets the reward model's score stand."""
+    scale_scores: bool = False
+    """Divide scores by their running standard deviation."""
+    clip_scores: Positive | None = None
+    """Clip scores, after scaling, to plus or minus this; None does not clip."""
+    ptx_coef: NonNegative = 0.0
+    """PPO-ptx: weight of the SFT loss on demonstrations mixed into every policy step."""
+    recompute_old_logprobs: bool = False
+    """Take the old log-probabilities from a forward pass of the trainer instead of the sampler;
+    needed where the two differ by more than ``max_ratio_error`` (bf16)."""
+    max_ratio_error: Positive = 1e-4
+    """Largest allowed |ratio - 1| on the first minibatch of an iteration, before any update."""
+    max_logprob_mismatch: float = Field(default=1.05, gt=1)
+    """Largest allowed mean exp|log-probability of the trainer - of the sampler|."""
+    checkpoint_every: Count = 10
+    """Iterations between checkpoints."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PpoConfig":
+        if self.rollout_batch_size % (self.num_minibatches * self.responses_per_prompt):
+            raise ValueError(
+                f"rollout_batch_size {self.rollout_batch_size} is not a multiple of num_minibatches"
+                f" {self.num_minibatches} times responses_per_prompt {self.responses_per_prompt}"
+            )
+        if self.kl_placement == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "kl_placement loss needs kl_estimator k2 or k3: the gradient of k1 is noise"
+            )
+        if self.kl_watch.action == "raise_kl_coef" and self.kl_coef == 0:
+            raise ValueError("kl_watch cannot raise a kl_coef of 0")
+        if self.critic_warmup_iterations >= self.num_iterations:
+            raise ValueError("critic_warmup_iterations leaves no iteration for the policy")
+        return self
+
+
+class DpoConfig(SupervisedConfig):
+    """Policy optimisation straight from pairs (Rafailov et al. 2023)."""
+
+    algorithm: Literal["dpo"] = "dpo"
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7, schedule="linear")
+    beta: Positive = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be wrong (conservative DPO)."""
+    use_soft_labels: bool = False
+    """Train towards ``PreferencePair.probability``; smoothing applies on top of it."""
+
+
+PolicyConfig = Annotated[PpoConfig | DpoConfig, Field(discriminator="algorithm")]

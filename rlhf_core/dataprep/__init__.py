@@ -1,0 +1,1 @@
+"""Raw records to trusted records: sources, resolve, dedupe, split, agreement, files. No torch."""

@@ -1,0 +1,191 @@
+"""Second pass: what stays is resolved, split and written; what does not is set aside."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rlhf_core.dataprep.files import iterate_records
+from rlhf_core.dataprep.intake import Intake
+from rlhf_core.dataprep.keys import Key, conversation_key, response_key, source_name
+from rlhf_core.dataprep.near import PromptIndex, prompt_text
+from rlhf_core.dataprep.outputs import PreparedFiles
+from rlhf_core.dataprep.quarantine import Quarantine
+from rlhf_core.dataprep.resolve import resolve
+from rlhf_core.dataprep.rows import Reason, SetAside, prompt_problem
+from rlhf_core.dataprep.rules import Problem, RowRules
+from rlhf_core.dataprep.split import PromptSplitter, Side
+from rlhf_core.schema import (
+    Comparison,
+    Conversation,
+    Demonstration,
+    PreferencePair,
+    Prompt,
+    Record,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """Where rows go, and what decides it."""
+
+    files: PreparedFiles
+    quarantine: Quarantine
+    splitter: PromptSplitter
+    rules: RowRules
+    heldout: PromptIndex | None
+    """Held-out prompts to compare training prompts with; None where nearness does not matter."""
+
+    def gives_away(self, prompt: Conversation, side: Side) -> bool:
+        """Tell whether a training prompt is nearly a held-out one."""
+        if side == "heldout" or self.heldout is None:
+            return False
+        return self.heldout.near(prompt_text(prompt))
+
+
+def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Key, PreferencePair]]:
+    """Write every comparison that stays as a pair, and yield it with its prompt's key."""
+    records = zip(intake.entries, iterate_records(intake.spill, Comparison), strict=True)
+    progress = tqdm(
+        records, total=len(intake.entries), desc="writing pairs", unit=" rows", disable=None
+    )
+    for entry, item in progress:
+        side = bench.splitter.side(entry.prompt)
+        if entry.reason is None and bench.gives_away(item.prompt, side):
+            entry.set_aside("prompt_near_heldout")
+        if entry.reason is not None:
+            row = SetAside(
+                entry.reason,
+                item.source,
+                item.line or 0,
+                item.model_dump_json(),
+                item.comparison_id,
+                entry.detail,
+            )
+            bench.quarantine.add("preferences", row)
+            continue
+        pair = resolve(item, entry.a_beats_b)
+        bench.files.add_pair(pair, entry.prompt, bench.splitter.half(entry.prompt), side)
+        bench.quarantine.keep("preferences")
+        yield entry.prompt, pair
+
+
+def write_demonstrations(rows: Iterable[tuple[int, Demonstration]], bench: Workbench) -> None:
+    """Write the demonstrations of a file of their own."""
+    seen: set[Key] = set()
+    for line, item in tqdm(rows, desc="demonstrations", unit=" rows", disable=None):
+        key = conversation_key(item.prompt)
+        whole = key + response_key(item.response)
+        side = bench.splitter.side(key)
+        problem = _demonstration_problem(item, bench)
+        if problem is None and key in bench.splitter.reserved:
+            problem = "prompt_is_heldout", ""
+        elif problem is None and whole in seen:
+            problem = "exact_duplicate", ""
+        elif problem is None and bench.gives_away(item.prompt, side):
+            problem = "prompt_near_heldout", ""
+        if problem is not None:
+            row = _aside(problem, item.source, line, item, item.demonstration_id)
+            bench.quarantine.add("demonstrations", row)
+            continue
+        seen.add(whole)
+        bench.files.add_demonstration(item, key, side)
+        bench.quarantine.keep("demonstrations")
+
+
+def write_derived(
+    pairs: Iterable[tuple[Key, PreferencePair]],
+    bench: Workbench,
+    *,
+    demonstrations: bool,
+    prompts: bool,
+) -> None:
+    """Walk through ``pairs``; write their chosen responses and prompts where asked to.
+
+    Derived rows are no input rows, so repeats are left out without a quarantine entry.
+    """
+    seen: set[Key] = set()
+    for key, pair in pairs:
+        whole = key + response_key(pair.chosen)
+        if demonstrations and whole not in seen:
+            seen.add(whole)
+            demonstration = Demonstration(
+                demonstration_id=pair.comparison_id,
+                prompt=pair.prompt,
+                response=pair.chosen,
+                source=pair.source,
+            )
+            bench.files.add_demonstration(demonstration, key, bench.splitter.side(key))
+        side = bench.splitter.prompt_side(key)
+        if prompts and key not in seen and side is not None:
+            seen.add(key)
+            prompt = Prompt(prompt_id=pair.comparison_id, prompt=pair.prompt)
+            bench.files.add_prompt(prompt, key, side)
+
+
+def write_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench: Workbench) -> None:
+    """Write the prompts to sample from; call it once pairs and demonstrations are written."""
+    seen: set[Key] = set()
+    for line, item in tqdm(rows, desc="prompts", unit=" rows", disable=None):
+        key = conversation_key(item.prompt)
+        problem = _prompt_problem(item, bench)
+        side = bench.splitter.prompt_side(key)
+        if problem is None and key in seen:
+            problem = "exact_duplicate", ""
+        elif problem is None and side is not None and bench.gives_away(item.prompt, side):
+            problem = "prompt_near_heldout", ""
+        if problem is not None or side is None:
+            problem = problem or ("prompt_is_heldout", "")
+            row = _aside(problem, source_name(path), line, item, item.prompt_id)
+            bench.quarantine.add("prompts", row)
+            continue
+        seen.add(key)
+        bench.files.add_prompt(item, key, side)
+        bench.quarantine.keep("prompts")
+
+
+def write_heldout_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench: Workbench) -> None:
+    """Write the prompts only evaluation reads; the splitter reserves them: call it first."""
+    reserved = bench.splitter.reserved
+    for line, item in rows:
+        key = conversation_key(item.prompt)
+        problem = _prompt_problem(item, bench)
+        if problem is None and key in reserved:
+            problem = "exact_duplicate", ""
+        if problem is not None:
+            row = _aside(problem, source_name(path), line, item, item.prompt_id)
+            bench.quarantine.add("heldout_prompts", row)
+            continue
+        reserved.add(key)
+        if bench.heldout is not None:
+            bench.heldout.add(key, prompt_text(item.prompt))
+        bench.files.add_prompt(item, key, "heldout")
+        bench.quarantine.keep("heldout_prompts")
+
+
+def index_heldout(prompts: Iterable[Conversation], bench: Workbench) -> None:
+    """Let the held-out ones among ``prompts`` guard against near repeats in training."""
+    if bench.heldout is None:
+        return
+    for prompt in prompts:
+        key = conversation_key(prompt)
+        if bench.splitter.side(key) == "heldout":
+            bench.heldout.add(key, prompt_text(prompt))
+
+
+def _demonstration_problem(item: Demonstration, bench: Workbench) -> Problem | None:
+    reason: Reason | None = prompt_problem(item.prompt)
+    if reason is None and not item.response.strip():
+        reason = "empty_response"
+    return (reason, "") if reason else bench.rules.problem(item.prompt, [item.response])
+
+
+def _prompt_problem(item: Prompt, bench: Workbench) -> Problem | None:
+    reason = prompt_problem(item.prompt)
+    return (reason, "") if reason else bench.rules.problem(item.prompt, [])
+
+
+def _aside(problem: Problem, source: str, line: int, item: Record, row_id: str) -> SetAside:
+    reason, detail = problem
+    return SetAside(reason, source, line, item.model_dump_json(), row_id, detail)

@@ -1,0 +1,191 @@
+"""Files of records, one JSON object a line: read strictly, plain or compressed; written whole."""
+
+import gzip
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from rlhf_core.errors import DataError
+from rlhf_core.schema import DatasetRef, Record
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+_BOM = b"\xef\xbb\xbf"
+_BLOCK = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
+    return _digest(path, "sha256")
+
+
+def md5_of(path: Path) -> str:
+    """Return the md5 of a file's bytes: the key DVC stores the file under."""
+    return _digest(path, "md5")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield ``(line number from 1, text)`` of every line that is not blank.
+
+    ``.gz`` and ``.zst`` files are decompressed as they are read. A byte order mark is dropped.
+
+    Raises:
+        DataError: the file is missing, not UTF-8, or its compression is damaged; names the line.
+    """
+    for number, line in enumerate(read_text(path), 1):
+        if line.strip():
+            yield number, line.rstrip("\r\n")
+
+
+def read_text(path: Path) -> Iterator[str]:
+    """Yield every line with its line break; otherwise like ``read_lines``."""
+    number = 0
+    try:
+        with _open_bytes(path) as stream:
+            for number, line in enumerate(stream, 1):
+                text = line.removeprefix(_BOM) if number == 1 else line
+                yield text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start});"
+            " expected UTF-8 text; convert the file first"
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path}, after line {number}: damaged gzip data ({error}); copy the file again"
+        ) from error
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield ``(line number, object)`` of a JSON-lines file.
+
+    Raises:
+        DataError: a line is not a JSON object; names file and line.
+    """
+    for number, text in read_lines(path):
+        yield number, parse_object(text, where=f"{path}, line {number}")
+
+
+def parse_object(text: str, *, where: str) -> dict[str, Any]:
+    """Parse one JSON object; ``where`` begins the message if it is none."""
+    try:
+        value = from_json(text)
+    except ValueError as error:
+        raise DataError(f"{where}: broken JSON ({error}); expected one JSON object") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_records(source: DatasetRef | Path, kind: type[AnyRecord]) -> list[AnyRecord]:
+    """Read a prepared file whole. A reference's row count is verified."""
+    return list(iterate_records(source, kind))
+
+
+def iterate_records(source: DatasetRef | Path, kind: type[AnyRecord]) -> Iterator[AnyRecord]:
+    """Yield the records of a prepared file one by one.
+
+    Raises:
+        DataError: a line is not such a record, or a reference promises another number of rows.
+    """
+    path = source.path if isinstance(source, DatasetRef) else source
+    num_rows = 0
+    for number, text in read_lines(path):
+        try:
+            yield kind.model_validate_json(text)
+        except ValidationError as error:
+            raise DataError(
+                f"{path}, line {number}: not a {kind.__name__}: {describe(error)}"
+            ) from error
+        num_rows += 1
+    if isinstance(source, DatasetRef) and num_rows != source.num_rows:
+        raise DataError(
+            f"{path}: expected {source.num_rows} rows, found {num_rows}; prepare the data again"
+        )
+
+
+def write_records(path: Path, records: Iterable[Record]) -> int:
+    """Write one record a line; the file appears complete or not at all. Returns the row count."""
+    num_rows = 0
+    with atomic_file(path) as stream:
+        for record in records:
+            stream.write(record.model_dump_json().encode() + b"\n")
+            num_rows += 1
+    return num_rows
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary neighbour of ``path`` for writing; sync and rename it on success."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe(error: ValidationError) -> str:
+    """Return what a validation found wrong, in one line."""
+    problems = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "missing":
+            problems.append(f"missing column {place!r}")
+        elif problem["type"] == "extra_forbidden":
+            problems.append(f"unknown column {place!r}")
+        else:
+            problems.append(f"{place}: {problem['msg']}, found {_short(problem['input'])}")
+    return "; ".join(problems)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@contextmanager
+def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path in the configuration")
+    if path.suffix == ".gz":
+        with gzip.open(path, "rb") as stream:
+            yield stream  # type: ignore[misc]
+    elif path.suffix == ".zst":
+        with _open_zstd(path) as stream:
+            yield stream
+    else:
+        with path.open("rb") as stream:
+            yield stream
+
+
+@contextmanager
+def _open_zstd(path: Path) -> Iterator[IO[bytes]]:
+    """Arrow's reader, because zstandard's own ends a truncated stream without an error."""
+    import pyarrow as pa
+
+    try:
+        with pa.input_stream(path, compression="zstd") as stream:
+            yield io.BufferedReader(stream, _BLOCK)
+    except OSError as error:
+        raise DataError(f"{path}: damaged zstd data ({error}); copy the file again") from error
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

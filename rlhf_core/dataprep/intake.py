@@ -1,0 +1,116 @@
+"""First pass over raw comparisons: read, screen, remember little, spill the texts to disk."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from rlhf_core.dataprep.files import atomic_file
+from rlhf_core.dataprep.frames import FrameBuilder
+from rlhf_core.dataprep.ledger import Entry, enter
+from rlhf_core.dataprep.near import SignatureTable, near_repeats, prompt_text
+from rlhf_core.dataprep.quarantine import Quarantine
+from rlhf_core.dataprep.rows import SetAside
+from rlhf_core.dataprep.rules import RowRules
+from rlhf_core.dataprep.votes import VoteTable
+from rlhf_core.schema import Comparison
+
+RAW_COLUMNS = pa.schema(
+    [
+        ("comparison_id", pa.string()),
+        ("source", pa.string()),
+        ("line", pa.int64()),
+        ("prompt", pa.string()),
+        ("response_a", pa.string()),
+        ("response_b", pa.string()),
+        ("num_votes", pa.int64()),
+        ("repeated_votes", pa.int64()),
+        ("content", pa.string()),
+    ]
+)
+"""One row a comparison: what the raw validation suite sees."""
+
+
+@dataclass(slots=True)
+class Intake:
+    """All comparisons of the raw files: entries in memory, records in ``spill``, same order."""
+
+    spill: Path
+    entries: list[Entry] = field(default_factory=list)
+    votes: VoteTable = field(default_factory=VoteTable)
+    columns: FrameBuilder = field(default_factory=lambda: FrameBuilder(RAW_COLUMNS))
+    signatures: tuple[SignatureTable, SignatureTable] | None = None
+    """Of both responses together and of the prompt; None where near repeats do not matter."""
+    num_rows: int = 0
+    """Rows read, those the reader set aside included."""
+
+    def add(self, item: Comparison, rules: RowRules) -> None:
+        """Enter one comparison."""
+        entry = enter(item)
+        if entry.reason is None and (
+            found := rules.problem(item.prompt, (item.response_a, item.response_b))
+        ):
+            entry.set_aside(*found)
+        self.votes.add(len(self.entries), item.votes)
+        self.entries.append(entry)
+        if self.signatures is not None:
+            first, second = sorted((item.response_a, item.response_b))
+            self.signatures[0].add(f"{first}\n{second}")
+            self.signatures[1].add(prompt_text(item.prompt))
+        self.columns.add(
+            item.comparison_id,
+            item.source,
+            item.line,
+            item.prompt[-1].content if item.prompt else "",
+            item.response_a,
+            item.response_b,
+            len(item.votes),
+            len(item.votes) - len({vote.annotator for vote in item.votes}),
+            (entry.prompt + entry.pair).hex(),
+        )
+
+
+def take_in(
+    items: Iterable[Comparison | SetAside],
+    intake: Intake,
+    quarantine: Quarantine,
+    rules: RowRules,
+    *,
+    excluded: frozenset[str] = frozenset(),
+) -> None:
+    """Read everything once into ``intake``. Rows the reader could not use go to ``quarantine``.
+
+    Args:
+        items: what the readers yield.
+        intake: empty; its ``spill`` receives the records for the second pass.
+        quarantine: receives what the readers set aside.
+        rules: cleaning rules for single rows.
+        excluded: annotators whose votes are left out.
+    """
+    with atomic_file(intake.spill) as stream:
+        for item in tqdm(items, desc="reading comparisons", unit=" rows", disable=None):
+            intake.num_rows += 1
+            if isinstance(item, SetAside):
+                quarantine.add("preferences", item)
+                continue
+            kept = _without_votes_of(excluded, item) if excluded else item
+            intake.add(kept, rules)
+            stream.write(kept.model_dump_json().encode() + b"\n")
+
+
+def set_aside_near_repeats(intake: Intake, threshold: float) -> None:
+    """Set aside pairs whose prompt and responses nearly repeat those of an earlier pair."""
+    if intake.signatures is None:
+        return
+    staying = [row for row, entry in enumerate(intake.entries) if entry.reason is None]
+    tables = [table.array()[staying] for table in intake.signatures]
+    for row, earlier in near_repeats(tables, threshold).items():
+        original = intake.entries[staying[earlier]]
+        intake.entries[staying[row]].set_aside("near_duplicate", f"of {original.place}")
+
+
+def _without_votes_of(excluded: frozenset[str], item: Comparison) -> Comparison:
+    kept = tuple(vote for vote in item.votes if vote.annotator not in excluded)
+    return item.model_copy(update={"votes": kept})

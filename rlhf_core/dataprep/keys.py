@@ -1,0 +1,53 @@
+"""Short digests that stand for texts: what is the same prompt, the same response, the same pair."""
+
+import hashlib
+import unicodedata
+from pathlib import Path
+
+from rlhf_core.schema import Conversation
+
+Key = bytes
+"""16 bytes; equal keys mean equal normalised texts."""
+
+
+def normalise(text: str) -> str:
+    """Fold what a reader would not notice: Unicode form, letter case, runs of white space."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.casefold().split())
+
+
+def conversation_key(conversation: Conversation) -> Key:
+    """Return the key of a prompt; two prompts that read the same have the same key."""
+    return text_key(
+        "\x1e".join(f"{turn.role}\x1f{normalise(turn.content)}" for turn in conversation)
+    )
+
+
+def response_key(text: str) -> Key:
+    """Return the key of a response."""
+    return text_key(normalise(text))
+
+
+def text_key(text: str) -> Key:
+    """Return the key of a text exactly as it is."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def content_id(prefix: str, *parts: str) -> str:
+    """Return an id that depends on the content alone, for rows that bring none."""
+    return f"{prefix}-{text_key(chr(0x1E).join(parts)).hex()[:16]}"
+
+
+def source_name(path: Path) -> str:
+    """Return the name a file's rows carry: ``helpful-base.test.jsonl.gz`` gives its first part."""
+    name = path.name
+    for suffix in (".gz", ".zst", ".jsonl", ".json", ".parquet", ".csv"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def unit_interval(seed: int, purpose: str, key: Key) -> float:
+    """Return a number in [0, 1) fixed by ``seed``, ``purpose`` and ``key``, uniform over keys."""
+    digest = hashlib.blake2b(f"{seed}:{purpose}:".encode() + key, digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64

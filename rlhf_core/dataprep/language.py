@@ -1,0 +1,88 @@
+"""Which language a text is in, by rule: its script first, then the small words nobody avoids."""
+
+import re
+import unicodedata
+from collections import Counter
+
+_SCRIPTS = {
+    "CYRILLIC": ("ru", "uk", "bg"),
+    "HIRAGANA": ("ja",),
+    "KATAKANA": ("ja",),
+    "CJK": ("zh", "ja"),
+    "HANGUL": ("ko",),
+    "ARABIC": ("ar", "fa"),
+    "HEBREW": ("he",),
+    "GREEK": ("el",),
+    "DEVANAGARI": ("hi",),
+    "THAI": ("th",),
+}
+_WORDS = {
+    "en": "the of and to is in that it for you with as are this be have not on was from can what "
+    "do how my your he she they we would if or an about",
+    "de": "der die und das ist nicht ein eine ich sie es zu mit den auf für von dem sich auch wie "
+    "wir haben einen wird sind bei aber oder wenn",
+    "fr": "le les et est une des que pas pour vous dans qui sur je il ne ce avec mais sont plus "
+    "nous au cette du aux être vos",
+    "es": "el los las una que de en por para con su más pero está muy yo qué del como lo es este "
+    "también son cuando",
+    "it": "il di che è un una per non sono con gli si del della più questo anche nel alla dei come "
+    "ma io suo quando",
+    "pt": "os um uma que não de em para com é da mais como mas você eu isso está muito dos seu "
+    "pelo também são quando",
+    "nl": "de het een en van dat niet ik je op voor zijn er maar ook aan hebben naar wat met deze "
+    "wordt bij dan kunnen",
+}
+_STOPWORDS = {language: frozenset(words.split()) for language, words in _WORDS.items()}
+_TOKEN = re.compile(r"[^\W\d_]+")
+_ADDRESS = re.compile(r"\S*(?:://|www\.)\S*")
+_MIN_WORDS = 10
+_MIN_SHARE = 0.15
+"""Running text has more small words of its language than this."""
+_MIN_DISTINCT = 4
+
+KNOWN = frozenset(_STOPWORDS) | {code for codes in _SCRIPTS.values() for code in codes}
+
+
+def other_language(text: str, allowed: frozenset[str]) -> str | None:
+    """Return the language of ``text`` where it surely is none of ``allowed``; None in doubt.
+
+    Short texts, code and names give no answer, so they stay.
+
+    Args:
+        text: any text.
+        allowed: ISO 639-1 codes, all in ``KNOWN``.
+    """
+    text = _ADDRESS.sub(" ", text)
+    script = _script(text)
+    if script is not None:
+        languages = _SCRIPTS[script]
+        return None if allowed & set(languages) else languages[0]
+    words = _TOKEN.findall(text.lower())
+    if len(words) < _MIN_WORDS:
+        return None
+    hits = {
+        language: [word for word in words if word in stopwords]
+        for language, stopwords in _STOPWORDS.items()
+    }
+    best = max(hits, key=lambda language: len(hits[language]))
+    ours = max((len(hits[language]) for language in allowed if language in hits), default=0)
+    sure = (
+        len(hits[best]) >= _MIN_SHARE * len(words)
+        and len(set(hits[best])) >= _MIN_DISTINCT
+        and len(hits[best]) >= 2 * ours
+    )
+    return best if sure and best not in allowed else None
+
+
+def _script(text: str) -> str | None:
+    """Return the script of most letters, where it is not Latin."""
+    if text.isascii():
+        return None
+    counts: Counter[str] = Counter()
+    for character, count in Counter(text).items():
+        if character.isalpha():
+            counts[unicodedata.name(character, "?").split()[0]] += count
+    if counts.total() < _MIN_WORDS:
+        return None
+    name, count = counts.most_common(1)[0]
+    return name if name in _SCRIPTS and count > counts.total() / 2 else None

@@ -1,0 +1,97 @@
+"""What must be known of all comparisons at once, a few dozen bytes each; texts stay on disk."""
+
+from collections import Counter
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from rlhf_core.dataprep.keys import Key, conversation_key, response_key, text_key
+from rlhf_core.dataprep.rows import Reason, comparison_problem
+from rlhf_core.dataprep.votes import Floats, decide
+from rlhf_core.schema import Comparison
+
+
+@dataclass(slots=True)
+class Entry:
+    """One comparison in the ledger."""
+
+    prompt: Key
+    pair: Key
+    """The prompt with its two responses, whichever comes first."""
+    a_first: bool
+    """Whether ``response_a`` comes first in the order ``pair`` uses."""
+    source: str
+    line: int
+    num_chars: tuple[int, int]
+    """Lengths of response a and response b."""
+    reason: Reason | None
+    """Why the row is set aside; None while it stays."""
+    detail: str = ""
+    a_beats_b: float = 0.5
+    """Probability that response a is better."""
+
+    @property
+    def place(self) -> str:
+        """Source and line, for messages."""
+        return f"{self.source}, line {self.line}"
+
+    @property
+    def first_won(self) -> bool:
+        """The winner in an order that swapping a and b does not change."""
+        return (self.a_beats_b > 0.5) == self.a_first
+
+    def set_aside(self, reason: Reason, detail: str = "") -> None:
+        """Set the row aside, unless it already is."""
+        if self.reason is None:
+            self.reason, self.detail = reason, detail
+
+
+def enter(item: Comparison) -> Entry:
+    """Return the ledger's entry of one comparison, screened on its own."""
+    prompt = conversation_key(item.prompt)
+    key_a, key_b = response_key(item.response_a), response_key(item.response_b)
+    first, second = sorted((key_a, key_b))
+    return Entry(
+        prompt=prompt,
+        pair=text_key((prompt + first + second).hex()),
+        a_first=key_a == first,
+        source=item.source,
+        line=item.line or 0,
+        num_chars=(len(item.response_a), len(item.response_b)),
+        reason=comparison_problem(item),
+    )
+
+
+def apply_votes(entries: Sequence[Entry], probabilities: Floats) -> None:
+    """Write down who wins; ties are set aside.
+
+    Args:
+        entries: all comparisons.
+        probabilities: [N, 3] of a, b and tie, from a vote model.
+    """
+    beats, tied = decide(probabilities)
+    for entry, probability, is_tie in zip(entries, beats.tolist(), tied.tolist(), strict=True):
+        entry.a_beats_b = probability
+        if is_tie:
+            entry.set_aside("tie")
+
+
+def set_aside_reserved(entries: Sequence[Entry], reserved: Set[Key]) -> None:
+    """Set aside every comparison whose prompt belongs to the held-out file."""
+    for entry in entries:
+        if entry.prompt in reserved:
+            entry.set_aside("prompt_is_heldout")
+
+
+def set_aside_repeats(entries: Sequence[Entry]) -> None:
+    """Set aside repeated pairs: all of them where they disagree, else all but the first."""
+    staying = [entry for entry in entries if entry.reason is None]
+    winners: dict[Key, set[bool]] = {}
+    for entry in staying:
+        winners.setdefault(entry.pair, set()).add(entry.first_won)
+    seen: Counter[Key] = Counter()
+    for entry in staying:
+        if len(winners[entry.pair]) > 1:
+            entry.set_aside("conflicting_labels")
+        elif seen[entry.pair]:
+            entry.set_aside("exact_duplicate")
+        seen[entry.pair] += 1

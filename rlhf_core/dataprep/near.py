@@ -1,0 +1,161 @@
+"""Near duplicates by MinHash (Broder 1997): texts that share most of their word triples."""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import numpy as np
+from datasketch import MinHash, MinHashLSH
+from numpy.typing import NDArray
+
+from rlhf_core.dataprep.keys import Key, normalise
+from rlhf_core.schema import Conversation
+
+NUM_PERMUTATIONS = 64
+"""Standard error of a similarity of 0.8: 0.05."""
+_SHINGLE_WORDS = 3
+_WEIGHTS = (0.1, 0.9)
+"""Of false candidates and of misses, when bands are chosen."""
+
+Signature = NDArray[np.uint32]
+"""[NUM_PERMUTATIONS]: the share of equal places estimates the Jaccard similarity."""
+
+
+def signature(text: str) -> Signature:
+    """Return the MinHash signature of a text's word triples."""
+    values: Signature = _minhash(text).hashvalues.astype(np.uint32)
+    return values
+
+
+def prompt_text(prompt: Conversation) -> str:
+    """Return the text a prompt is compared by: all its turns."""
+    return "\n".join(turn.content for turn in prompt)
+
+
+def similarity(first: Signature, second: Signature) -> float:
+    """Return the estimated Jaccard similarity."""
+    return float(np.mean(first == second))
+
+
+class SignatureTable:
+    """Signatures of many texts in one compact array."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._chunks: list[NDArray[np.uint32]] = []
+        self._rows: list[Signature] = []
+
+    def add(self, text: str) -> None:
+        """Append the signature of a text."""
+        self._rows.append(signature(text))
+        if len(self._rows) == 4_096:
+            self._flush()
+
+    def array(self) -> NDArray[np.uint32]:
+        """Return [N, NUM_PERMUTATIONS]."""
+        self._flush()
+        if not self._chunks:
+            return np.empty((0, NUM_PERMUTATIONS), dtype=np.uint32)
+        return np.concatenate(self._chunks)
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._chunks.append(np.stack(self._rows))
+            self._rows.clear()
+
+
+def near_repeats(tables: Sequence[NDArray[np.uint32]], threshold: float) -> dict[int, int]:
+    """Return rows that nearly repeat an earlier one: row to that earlier row.
+
+    Candidates share a band of the first table's signature (locality-sensitive hashing); a pair
+    counts when its estimated similarity reaches ``threshold`` in every table.
+
+    Args:
+        tables: [N, NUM_PERMUTATIONS] signatures of each part of a row, first the most telling.
+        threshold: Jaccard similarity, in (0, 1].
+    """
+    bands, rows = _bands(threshold)
+    first = tables[0]
+    repeats: dict[int, int] = {}
+    for band in range(bands):
+        slice_ = np.ascontiguousarray(first[:, band * rows : (band + 1) * rows])
+        for bucket in _buckets(slice_):
+            _mark(bucket, tables, threshold, repeats)
+    return repeats
+
+
+class PromptIndex:
+    """Held-out prompts, ready to be asked whether a training prompt gives one away."""
+
+    def __init__(self, threshold: float) -> None:
+        """Ask for prompts at least this similar."""
+        self._threshold = threshold
+        self._lsh = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=_WEIGHTS)
+        self._signatures: dict[Key, Signature] = {}
+
+    def add(self, key: Key, text: str) -> None:
+        """Add a held-out prompt."""
+        if key not in self._signatures:
+            hashed = _minhash(text)
+            self._lsh.insert(key, hashed)
+            self._signatures[key] = hashed.hashvalues
+
+    def near(self, text: str) -> bool:
+        """Tell whether a prompt is nearly one of the held-out prompts."""
+        hashed = _minhash(text)
+        return any(
+            similarity(hashed.hashvalues, self._signatures[key]) >= self._threshold
+            for key in self._lsh.query(hashed)
+        )
+
+
+def _minhash(text: str) -> MinHash:
+    hashed = _empty().copy()
+    hashed.update_batch(_shingles(text))
+    return hashed
+
+
+@cache
+def _empty() -> MinHash:
+    """A sketch of nothing, to copy: drawing the permutations costs more than a text."""
+    return MinHash(NUM_PERMUTATIONS, hashfunc=zlib.crc32)
+
+
+def _shingles(text: str) -> list[bytes]:
+    words = normalise(text).split()
+    if len(words) < _SHINGLE_WORDS:
+        return [" ".join(words).encode()]
+    last = len(words) - _SHINGLE_WORDS + 1
+    return [" ".join(words[i : i + _SHINGLE_WORDS]).encode() for i in range(last)]
+
+
+def _bands(threshold: float) -> tuple[int, int]:
+    """Return (bands, rows) that miss little; false candidates cost a comparison and no more."""
+    lsh = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=_WEIGHTS)
+    return lsh.b, lsh.r
+
+
+def _buckets(band: NDArray[np.uint32]) -> Iterable[NDArray[np.int64]]:
+    """Yield groups of two or more rows with equal content, rows in order."""
+    keys = band.view(np.dtype((np.void, band.dtype.itemsize * band.shape[1]))).ravel()
+    order = np.argsort(keys, kind="stable")
+    ends = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
+    return (group for group in np.split(order, ends) if len(group) > 1)
+
+
+def _mark(
+    bucket: NDArray[np.int64],
+    tables: Sequence[NDArray[np.uint32]],
+    threshold: float,
+    repeats: dict[int, int],
+) -> None:
+    """Compare a bucket's rows with those that stay; a bucket of one text ends after one round."""
+    rest = np.array([row for row in bucket.tolist() if row not in repeats])
+    while len(rest) > 1:
+        head, rest = int(rest[0]), rest[1:]
+        near = np.ones(len(rest), dtype=bool)
+        for table in tables:
+            near &= (table[rest] == table[head]).mean(axis=1) >= threshold
+        for row in rest[near].tolist():
+            repeats[row] = head
+        rest = rest[~near]

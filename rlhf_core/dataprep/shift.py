@@ -1,0 +1,121 @@
+"""Prompt shift: can a classifier tell two sets of prompts apart, and by which words?"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf_core.dataprep.bias import auc
+from rlhf_core.dataprep.keys import text_key, unit_interval
+from rlhf_core.schema import Estimate
+
+_CONFIDENCE = 0.95
+_NUM_RESAMPLES = 300
+_NUM_FOLDS = 5
+_MAX_WORDS = 15
+MIN_PROMPTS = 2 * _NUM_FOLDS
+"""Fewer prompts than this on a side give no estimate."""
+
+
+class PromptSample:
+    """At most ``size`` different texts, chosen by hash: the same whatever their order."""
+
+    def __init__(self, size: int) -> None:
+        """Keep at most ``size`` texts."""
+        self._size = size
+        self._heap: list[tuple[float, str]] = []
+        self._held: set[str] = set()
+
+    def add(self, text: str) -> None:
+        """Offer a text."""
+        if text in self._held:
+            return
+        entry = (-unit_interval(0, "sample", text_key(text)), text)
+        if len(self._heap) < self._size:
+            heapq.heappush(self._heap, entry)
+        else:
+            _, dropped = heapq.heappushpop(self._heap, entry)
+            if dropped == text:
+                return
+            self._held.discard(dropped)
+        self._held.add(text)
+
+    def texts(self) -> list[str]:
+        """Return the texts in order."""
+        return sorted(self._held)
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """Outcome of a two-sample classifier test."""
+
+    estimate: Estimate
+    """AUC of telling the two sets apart: 0.5 the same distribution, 1 nothing in common."""
+    words_first: list[str]
+    """Words that mark the first set, strongest first."""
+    words_second: list[str]
+
+
+def prompt_shift(first: Sequence[str], second: Sequence[str], seed: int) -> Shift | None:
+    """Train a classifier to tell two sets of prompts apart; judge it on folds it has not seen.
+
+    Lopez-Paz & Oquab (2017), Revisiting Classifier Two-Sample Tests, arXiv:1610.06545. A text in
+    both sets goes to one of them by hash, so that equal sets give 0.5.
+
+    Args:
+        first: texts of one set.
+        second: texts of the other.
+        seed: of the folds and of the bootstrap.
+
+    Returns:
+        None where a side has fewer than ``MIN_PROMPTS`` texts.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    one, other = _disjoint(first, second)
+    if min(len(one), len(other)) < MIN_PROMPTS:
+        return None
+    texts = [*one, *other]
+    labels = np.array([1] * len(one) + [0] * len(other))
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b")
+    classifier = LogisticRegression(max_iter=300, class_weight="balanced")
+    model = make_pipeline(vectorizer, classifier)
+    folds = StratifiedKFold(_NUM_FOLDS, shuffle=True, random_state=seed)
+    scores = cross_val_predict(model, texts, labels, cv=folds, method="decision_function")
+    model.fit(texts, labels)
+    words = np.array(vectorizer.get_feature_names_out())
+    order = np.argsort(classifier.coef_[0], kind="stable")
+    return Shift(
+        estimate=_auc_estimate(scores[labels == 1], scores[labels == 0], seed),
+        words_first=words[order[::-1][:_MAX_WORDS]].tolist(),
+        words_second=words[order[:_MAX_WORDS]].tolist(),
+    )
+
+
+def _disjoint(first: Sequence[str], second: Sequence[str]) -> tuple[list[str], list[str]]:
+    one, other = dict.fromkeys(first), dict.fromkeys(second)
+    for text in [text for text in one if text in other]:
+        lucky = unit_interval(0, "shared", text_key(text)) < 0.5
+        del (other if lucky else one)[text]
+    return list(one), list(other)
+
+
+def _auc_estimate(positives: np.ndarray, negatives: np.ndarray, seed: int) -> Estimate:
+    rng = np.random.default_rng(seed)
+    resamples = [
+        auc(rng.choice(positives, len(positives)), rng.choice(negatives, len(negatives)))
+        for _ in range(_NUM_RESAMPLES)
+    ]
+    low, high = np.quantile(resamples, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    value = auc(positives, negatives)
+    return Estimate(
+        value=value,
+        low=min(float(low), value),
+        high=max(float(high), value),
+        num_samples=len(positives) + len(negatives),
+        confidence=_CONFIDENCE,
+    )

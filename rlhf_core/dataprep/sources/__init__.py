@@ -1,0 +1,57 @@
+"""Readers: containers give rows, formats give records; each knows the line it stands on."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from rlhf_core.config.data import DemonstrationsConfig, SourceConfig
+from rlhf_core.dataprep.rows import RawRow, SetAside
+from rlhf_core.dataprep.sources import canonical, flat, hh, label_studio, pairs, ranked
+from rlhf_core.dataprep.sources.containers import is_hub, read_rows, rename
+from rlhf_core.dataprep.sources.hub import read_hub_rows
+from rlhf_core.schema import Comparison, Demonstration, Prompt
+
+__all__ = ["read_comparisons", "read_demonstrations", "read_prompts"]
+
+_DEMONSTRATIONS = {
+    "canonical": canonical.parse_demonstrations,
+    "hh": hh.parse_demonstrations,
+    "messages": pairs.parse_demonstrations,
+}
+
+
+def read_comparisons(source: SourceConfig) -> Iterator[Comparison | SetAside]:
+    """Yield the comparisons of one source in its order."""
+    nested = source.format == "label_studio"
+    columns = {} if nested else source.columns
+    if is_hub(source.path):
+        rows = rename(read_hub_rows(source.path, source.split, source.revision), columns)
+    else:
+        rows = read_rows(source.path, columns)
+    yield from _parser(source)(rows)
+
+
+def read_demonstrations(source: DemonstrationsConfig) -> Iterator[tuple[int, Demonstration]]:
+    """Yield ``(line, demonstration)`` of the demonstrations' own file, if there is one."""
+    if source.path is not None:
+        yield from _DEMONSTRATIONS[source.format](read_rows(source.path, source.columns))
+
+
+def read_prompts(path: Path) -> Iterator[tuple[int, Prompt]]:
+    """Yield ``(line, prompt)`` of a file of prompts."""
+    yield from canonical.parse_prompts(read_rows(path))
+
+
+def _parser(
+    source: SourceConfig,
+) -> Callable[[Iterable[RawRow]], Iterator[Comparison | SetAside]]:
+    plain: dict[str, Callable[[Iterable[RawRow]], Iterator[Comparison | SetAside]]] = {
+        "canonical": canonical.parse_comparisons,
+        "hh": hh.parse_comparisons,
+        "pairs": pairs.parse_comparisons,
+        "ranked": ranked.parse_comparisons,
+        "flat": lambda rows: flat.parse_comparisons(rows, source.choices, source.strengths),
+        "label_studio": lambda rows: label_studio.parse_comparisons(
+            rows, source.columns, source.choices
+        ),
+    }
+    return plain[source.format]

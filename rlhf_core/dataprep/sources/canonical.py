@@ -1,0 +1,67 @@
+"""The project's own format: the fields of the records themselves.
+
+Two liberties: ``prompt`` may be plain text (one user turn), and ids may be left out.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from rlhf_core.dataprep.files import describe
+from rlhf_core.dataprep.keys import content_id
+from rlhf_core.dataprep.rows import RawRow
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Comparison, Demonstration, Prompt, Record
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison]:
+    """Yield comparisons; each remembers its source and line."""
+    for row in rows:
+        value = _with_turns(row)
+        value.setdefault("comparison_id", _id(value, "prompt", "response_a", "response_b"))
+        value["source"] = value.get("source") or row.source
+        value["line"] = row.line
+        yield _validated(Comparison, value, row)
+
+
+def parse_demonstrations(rows: Iterable[RawRow]) -> Iterator[tuple[int, Demonstration]]:
+    """Yield ``(line, demonstration)``."""
+    for row in rows:
+        value = _with_turns(row)
+        value.setdefault("demonstration_id", _id(value, "prompt", "response"))
+        value["source"] = value.get("source") or row.source
+        yield row.line, _validated(Demonstration, value, row)
+
+
+def parse_prompts(rows: Iterable[RawRow]) -> Iterator[tuple[int, Prompt]]:
+    """Yield ``(line, prompt)``."""
+    for row in rows:
+        value = _with_turns(row)
+        value.setdefault("prompt_id", _id(value, "prompt"))
+        yield row.line, _validated(Prompt, value, row)
+
+
+def _with_turns(row: RawRow) -> dict[str, Any]:
+    value = dict(row.value)
+    if isinstance(value.get("prompt"), str):
+        value["prompt"] = [{"role": "user", "content": value["prompt"]}]
+    return value
+
+
+def _id(value: dict[str, Any], *columns: str) -> str:
+    parts = (to_json(value.get(column), serialize_unknown=True).decode() for column in columns)
+    return content_id("row", *parts)
+
+
+def _validated(kind: type[AnyRecord], value: dict[str, Any], row: RawRow) -> AnyRecord:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        columns = ", ".join(kind.model_fields)
+        raise DataError(
+            f"{row.where}: {describe(error)}; expected the columns {columns}"
+        ) from error

@@ -1,0 +1,66 @@
+"""One vote a row, as spreadsheets have it: CSV, or any container with flat columns.
+
+Columns: prompt, response_a, response_b, choice; optional comparison_id, annotator, strength,
+seconds, source. Rows that follow one another with the same comparison_id are votes on one
+comparison.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+
+from rlhf_core.dataprep.keys import content_id, conversation_key
+from rlhf_core.dataprep.rows import RawRow
+from rlhf_core.dataprep.sources.messages import parse_conversation
+from rlhf_core.dataprep.sources.words import parse_choice, parse_number, parse_strength
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Choice, Comparison, Vote
+
+ANNOTATOR = "unnamed"
+
+
+def parse_comparisons(
+    rows: Iterable[RawRow], choices: Mapping[str, Choice], strengths: Mapping[str, float]
+) -> Iterator[Comparison]:
+    """Yield comparisons with the votes of their rows; the line is the first row's."""
+    for _, group in groupby(rows, key=_identity):
+        first, *more = group
+        content = _content(first)
+        for row in more:
+            if _content(row) != content:
+                raise DataError(
+                    f"{row.where}: comparison_id {first.value['comparison_id']!r} stood for other"
+                    f" texts on line {first.line}; an id must stand for one comparison"
+                )
+        prompt = parse_conversation(first, "prompt")
+        response_a, response_b = first.text("response_a"), first.text("response_b")
+        own_id = str(first.value.get("comparison_id") or "")
+        yield Comparison(
+            comparison_id=own_id
+            or content_id("row", conversation_key(prompt).hex(), response_a, response_b),
+            prompt=prompt,
+            response_a=response_a,
+            response_b=response_b,
+            votes=tuple(_vote(row, choices, strengths) for row in (first, *more)),
+            source=str(first.value.get("source") or first.source),
+            line=first.line,
+        )
+
+
+def _identity(row: RawRow) -> tuple[str, str]:
+    """Rows without an id are comparisons of their own."""
+    own_id = row.value.get("comparison_id")
+    return (row.source, str(own_id)) if own_id else (row.source, f"\x00{row.line}")
+
+
+def _content(row: RawRow) -> tuple[object, ...]:
+    row.require("prompt", "response_a", "response_b")
+    return tuple(row.value[column] for column in ("prompt", "response_a", "response_b"))
+
+
+def _vote(row: RawRow, choices: Mapping[str, Choice], strengths: Mapping[str, float]) -> Vote:
+    return Vote(
+        annotator=str(row.value.get("annotator") or ANNOTATOR),
+        choice=parse_choice(row, "choice", choices),
+        strength=parse_strength(row, "strength", strengths),
+        seconds=parse_number(row, "seconds"),
+    )

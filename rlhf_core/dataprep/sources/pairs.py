@@ -1,0 +1,104 @@
+"""``prompt``, ``chosen``, ``rejected``: the convention of TRL, UltraFeedback and Argilla exports.
+
+Each is plain text or a list of messages. Lists may hold the whole conversation (then ``prompt`` is
+optional) or the answer alone. Other columns are the publisher's and are left alone.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from rlhf_core.dataprep.rows import RawRow, Reason, SetAside
+from rlhf_core.dataprep.sources.messages import parse_conversation, parse_messages
+from rlhf_core.dataprep.sources.sides import decided_comparison
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Comparison, Conversation, Demonstration
+
+ANNOTATOR = "published"
+"""The one implied vote of every row is this annotator's."""
+
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
+)
+"""Where publishers keep the scores behind the choice; equal scores are a tie."""
+
+
+def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison | SetAside]:
+    """Yield one comparison a row; the difference of scores, where given, is its strength."""
+    for row in rows:
+        lead_chosen, chosen = _answer(row, "chosen")
+        lead_rejected, rejected = _answer(row, "rejected")
+        if chosen is None or rejected is None:
+            yield SetAside.of(row, "malformed_transcript", detail="no assistant turn at the end")
+            continue
+        prompt = _prompt(row, lead_chosen)
+        problem: Reason | None = None
+        if lead_chosen != lead_rejected:
+            problem = "parts_before_last_turn"
+        elif chosen.strip() == rejected.strip():
+            problem = "identical_responses"
+        if problem is not None:
+            yield SetAside.of(row, problem)
+            continue
+        yield decided_comparison(
+            prompt,
+            chosen,
+            rejected,
+            annotator=ANNOTATOR,
+            place=(row.source, row.line),
+            strength=_strength(row),
+        )
+
+
+def parse_demonstrations(rows: Iterable[RawRow]) -> Iterator[tuple[int, Demonstration]]:
+    """Yield ``messages`` rows: the last assistant turn is the response."""
+    for row in rows:
+        turns = parse_messages(row, "messages")
+        response = turns[-1].content if turns and turns[-1].role == "assistant" else ""
+        yield (
+            row.line,
+            Demonstration(
+                demonstration_id=f"{row.source}:{row.line}",
+                prompt=turns[:-1],
+                response=response,
+                source=row.source,
+            ),
+        )
+
+
+def _answer(row: RawRow, column: str) -> tuple[Conversation, str | None]:
+    """Return the turns before the answer (none for plain text) and the answer."""
+    row.require(column)
+    if isinstance(row.value[column], str):
+        return (), row.value[column]
+    turns = parse_messages(row, column)
+    if not turns or turns[-1].role != "assistant":
+        return turns, None
+    return turns[:-1], turns[-1].content
+
+
+def _prompt(row: RawRow, lead: Conversation) -> Conversation:
+    given = row.value.get("prompt")
+    if given is None:
+        if not lead:
+            raise DataError(f"{row.where}: missing column 'prompt'; chosen holds the answer alone")
+        return lead
+    prompt = parse_conversation(row, "prompt")
+    if lead and isinstance(given, list) and lead != prompt:
+        return (*prompt, *lead)
+    return lead or prompt
+
+
+def _strength(row: RawRow) -> float | None:
+    for better, worse in _SCORES:
+        scores = row.value.get(better), row.value.get(worse)
+        if all(isinstance(score, int | float) for score in scores):
+            difference = float(scores[0]) - float(scores[1])  # type: ignore[arg-type]
+            if difference < 0:
+                raise DataError(
+                    f"{row.where}: {better} {scores[0]} is below {worse} {scores[1]};"
+                    " the chosen response must not score lower"
+                )
+            return difference if difference == difference else None
+    return None

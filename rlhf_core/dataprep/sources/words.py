@@ -1,0 +1,70 @@
+"""Words and numbers of a spreadsheet: which side won, how much better, how long it took."""
+
+import math
+from collections.abc import Mapping
+
+from rlhf_core.dataprep.rows import RawRow
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Choice
+
+CHOICES: Mapping[str, Choice] = {
+    "a": "a",
+    "left": "a",
+    "b": "b",
+    "right": "b",
+    "tie": "tie",
+    "equal": "tie",
+}
+STRENGTHS: Mapping[str, float] = {
+    "equal": 0.0,
+    "negligibly better": 0.5,
+    "slightly": 1.0,
+    "slightly better": 1.0,
+    "better": 2.0,
+    "much": 3.0,
+    "much better": 3.0,
+    "significantly better": 3.0,
+}
+
+
+def parse_choice(row: RawRow, column: str, choices: Mapping[str, Choice]) -> Choice:
+    """Return the winning side a word names; the source's own words come first."""
+    return choice_of(row, row.text(column), choices)
+
+
+def choice_of(row: RawRow, word: str, choices: Mapping[str, Choice]) -> Choice:
+    """Return the winning side ``word`` names."""
+    if word in choices:
+        return choices[word]
+    choice = None if choices else CHOICES.get(word.strip().lower())
+    if choice is None:
+        known = ", ".join(choices or CHOICES)
+        raise DataError(
+            f"{row.where}: unknown choice {word!r}; expected one of {known}, or name it in choices"
+        )
+    return choice
+
+
+def parse_strength(row: RawRow, column: str, strengths: Mapping[str, float]) -> float | None:
+    """Return how much better, from a number or a word; None where the cell is empty."""
+    value = row.value.get(column)
+    if isinstance(value, str):
+        word = value.strip()
+        table = strengths or STRENGTHS
+        if word in table or word.lower() in table:
+            return table[word if word in table else word.lower()]
+    return parse_number(row, column)
+
+
+def parse_number(row: RawRow, column: str) -> float | None:
+    """Return a number that is not negative; None where the cell is empty or missing."""
+    value = row.value.get(column)
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise DataError(f"{row.where}: {column}: expected a number >= 0, found {value!r}")
+    return number

@@ -1,0 +1,1 @@
+"""The demo world: a small town's help desk with a known gold preference."""

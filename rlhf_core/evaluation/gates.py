@@ -1,0 +1,136 @@
+"""The verdict: every gate on the confidence bound of its metric, the worst one decides."""
+
+import math
+from collections.abc import Sequence
+
+from rlhf_core.config import GateConfig
+from rlhf_core.errors import MissingMetricError
+from rlhf_core.evaluation.monitors import VICES
+from rlhf_core.schema import (
+    Estimate,
+    EvaluationReport,
+    GateResult,
+    PromotionDecision,
+    Verdict,
+)
+
+_SEVERITY: dict[Verdict, int] = {"PROMOTE": 0, "HOLD": 1, "REJECT": 2}
+
+
+def apply_gate(gate: GateConfig, report: EvaluationReport) -> GateResult:
+    """PROMOTE if the confidence bound clears the threshold, REJECT if the whole interval fails.
+
+    In between, with too few samples, or with an interval that is not a number, HOLD: more data may
+    decide, a model may not move on meanwhile.
+
+    Raises:
+        MissingMetricError: the report lacks the metric, or measured it at another confidence. A
+            gate never assumes a value.
+    """
+    return judge_estimate(gate, report.metric(gate.metric))
+
+
+def judge_estimate(gate: GateConfig, estimate: Estimate) -> GateResult:
+    """Apply a gate to a measurement of anything: a model, or a dataset.
+
+    Raises:
+        MissingMetricError: it was measured at another confidence than the gate asks for.
+    """
+    if not math.isclose(estimate.confidence, gate.confidence):
+        raise MissingMetricError(
+            f"{gate.metric} was measured at {_percent(estimate.confidence)}, the gate asks for "
+            f"{_percent(gate.confidence)}; measure it again"
+        )
+    verdict, because = _judge(gate, estimate)
+    measured = (
+        f"{gate.metric} = {estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}] "
+        f"({_percent(estimate.confidence)}, n = {estimate.num_samples})"
+    )
+    vice = _vice(gate, verdict)
+    return GateResult(
+        gate=gate.metric,
+        verdict=verdict,
+        estimate=estimate,
+        rule=_rule(gate),
+        reason=f"{vice}{measured}: {because}.",
+    )
+
+
+def decide(
+    gates: Sequence[GateConfig], report: EvaluationReport, *, doubts: Sequence[str] = ()
+) -> PromotionDecision:
+    """Apply every gate, so that the decision names all failures and not only the first.
+
+    The verdict is the worst of its parts; without gates it is HOLD, for nothing was asked.
+
+    Args:
+        gates: of the stage.
+        report: what was measured.
+        doubts: why the measurement itself is not to be trusted; each holds the model back.
+
+    Raises:
+        MissingMetricError: a gate asks for what was not measured.
+    """
+    if not gates:
+        doubts = (*doubts, "no gates are configured for this stage; nothing was asked.")
+    results = tuple(apply_gate(gate, report) for gate in gates)
+    reasons: list[tuple[Verdict, str]] = [
+        *((result.verdict, result.reason) for result in results),
+        *(("HOLD", doubt) for doubt in doubts),
+    ]
+    reasons.sort(key=lambda reason: -_SEVERITY[reason[0]])
+    return PromotionDecision(
+        stage=report.stage,
+        model=report.model,
+        verdict=reasons[0][0],
+        results=results,
+        reasons=tuple(f"{verdict}: {reason}" for verdict, reason in reasons),
+    )
+
+
+def _judge(gate: GateConfig, estimate: Estimate) -> tuple[Verdict, str]:
+    if estimate.num_samples < gate.min_samples:
+        return "HOLD", (
+            f"{estimate.num_samples} samples are too few, the gate asks for {gate.min_samples}"
+        )
+    if math.isnan(estimate.value + estimate.low + estimate.high):
+        return "HOLD", "the measurement is not a number"
+    if gate.at_least is not None:
+        limit, low, high = gate.at_least, estimate.low, estimate.high
+        near, far, side, wanted = "lower", "upper", "below", "at least"
+    else:
+        # At most is at least on the mirrored interval.
+        limit, low, high = -_at_most(gate), -estimate.high, -estimate.low
+        near, far, side, wanted = "upper", "lower", "above", "at most"
+    if low >= limit:
+        return "PROMOTE", f"the {near} bound is {wanted} {abs(limit):g}"
+    if high < limit:
+        return "REJECT", f"even the {far} bound is {side} {abs(limit):g}"
+    return "HOLD", f"the {near} bound must be {wanted} {abs(limit):g}; the interval straddles it"
+
+
+def _at_most(gate: GateConfig) -> float:
+    return math.nan if gate.at_most is None else gate.at_most
+
+
+def _rule(gate: GateConfig) -> str:
+    bound = (
+        f"lower bound >= {gate.at_least:g}"
+        if gate.at_least is not None
+        else f"upper bound <= {_at_most(gate):g}"
+    )
+    return f"{bound} ({_percent(gate.confidence)}, n >= {gate.min_samples})"
+
+
+def _vice(gate: GateConfig, verdict: Verdict) -> str:
+    """Name what went wrong in words, for a gate that limits the growth of a vice."""
+    name = gate.metric.removeprefix("policy/")
+    if verdict == "PROMOTE" or not name.endswith("_increase"):
+        return ""
+    vice = name.removesuffix("_increase")
+    meaning = VICES.get(vice, f"{vice} grew over SFT")
+    return f"{vice}: {meaning}. " if verdict == "REJECT" else f"{vice} not ruled out. "
+
+
+def _percent(confidence: float) -> str:
+    return f"{100 * confidence:g}%"

@@ -1,0 +1,176 @@
+"""One self-contained HTML page about a run: decision, gates, metrics, pictures, samples."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.config import GateConfig
+from rlhf_core.evaluation.monitors import VICES
+from rlhf_core.schema import (
+    Conversation,
+    Estimate,
+    EvaluationReport,
+    GateResult,
+    StageResult,
+    Verdict,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+HEADLINES = {
+    "policy/win_rate": "win rate over SFT, by the judge",
+    "policy/length_controlled_win_rate": "the same at equal length",
+    "gold/win_rate": "win rate by the outside rater",
+    "policy/kl": "KL from SFT, nats per response",
+    "policy/length_ratio": "response length over SFT's",
+    "reward/heldout_accuracy": "reward model, held-out accuracy",
+    "reward/length_only_accuracy": "the same, knowing only lengths",
+    "judge/heldout_accuracy": "judge, held-out accuracy",
+    "sft/heldout_nll": "SFT, nats per held-out token",
+}
+"""Metrics shown large, with what they are; those that were measured appear, in this order."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with both answers, for reading side by side."""
+
+    prompt: Conversation
+    tags: Mapping[str, str]
+    policy: str
+    sft: str
+    won: float
+    scores: Mapping[str, tuple[float, float]]
+    """Scorer to its scores of the policy's and SFT's answer."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything the page shows."""
+
+    run_id: str
+    project: str
+    results: Sequence[StageResult]
+    """Stages in the order they ran; the last one decided."""
+    gates: Mapping[str, Sequence[GateConfig]]
+    """Stage to the gates its model had to pass."""
+    promotion: Mapping[str, Any] | None
+    figures: Mapping[str, Sequence[str]]
+    """Section to pictures, as ``data:`` addresses."""
+    samples: Mapping[str, Sequence[Sample]]
+    """Why they were chosen, to the samples."""
+    lineage: Mapping[str, Any] | None
+    data: Mapping[str, Any] | None
+    """The report of preparation."""
+    settings: str
+    """The run's configuration, as text."""
+    notes: Sequence[str] = field(default_factory=tuple)
+    """What could not be shown, and why."""
+
+
+@dataclass(frozen=True)
+class Meter:
+    """An interval against its threshold, in per cent of the width of a track."""
+
+    left: float
+    width: float
+    value: float
+    limit: float
+
+
+def render_page(page: Page) -> str:
+    """Return the page as HTML; whatever a model or a person wrote is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "interval": interval, "seconds": duration}
+    metrics = {
+        name: value for result in page.results for name, value in result.report.metrics.items()
+    }
+    return environment.get_template("report.html.jinja").render(
+        page=page,
+        decided=page.results[-1] if page.results else None,
+        headlines=[(metrics[name], text) for name, text in HEADLINES.items() if name in metrics],
+        gate_rows=gate_rows,
+        vices=vice_rows(page.results),
+        verdict_class=verdict_class,
+    )
+
+
+def verdict_class(verdict: Verdict) -> str:
+    """CSS class of a verdict."""
+    return verdict.lower()
+
+
+def gate_rows(
+    result: StageResult, gates: Sequence[GateConfig]
+) -> list[tuple[GateResult, Meter | None]]:
+    """Each gate's outcome with its meter; without one where the interval is open."""
+    return [
+        (outcome, _meter(outcome.estimate, gate))
+        for outcome, gate in zip(result.decision.results, gates, strict=True)
+    ]
+
+
+def _meter(estimate: Estimate, gate: GateConfig) -> Meter | None:
+    limit = gate.at_least if gate.at_least is not None else gate.at_most
+    if limit is None or not all(map(math.isfinite, (estimate.low, estimate.high))):
+        return None
+    marks = (estimate.low, estimate.high, estimate.value, limit)
+    low, high = min(marks), max(marks)
+    span = 1.24 * ((high - low) or 1.0)
+    start = (low + high - span) / 2
+
+    def place(value: float) -> float:
+        return round(100.0 * (value - start) / span, 2)
+
+    left = place(estimate.low)
+    return Meter(
+        left=left,
+        width=max(0.6, round(place(estimate.high) - left, 2)),
+        value=place(estimate.value),
+        limit=place(limit),
+    )
+
+
+def vice_rows(results: Sequence[StageResult]) -> list[tuple[str, str, Estimate, Estimate]]:
+    """Vice, its meaning, the policy's rate and the increase over SFT; the largest first."""
+    reports: list[EvaluationReport] = [
+        result.report for result in results if result.report.stage == "policy"
+    ]
+    if not reports:
+        return []
+    metrics = reports[-1].metrics
+    rows = [
+        (name, VICES.get(name, "as configured"), metrics[f"policy/{name}"], increase)
+        for metric, increase in metrics.items()
+        if metric.startswith("policy/") and metric.endswith("_increase")
+        for name in [metric.removeprefix("policy/").removesuffix("_increase")]
+    ]
+    return sorted(rows, key=lambda row: -row[3].value)
+
+
+def number(value: float) -> str:
+    """Three or four significant digits, as a person writes them."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "-∞" if value < 0 else "n/a"
+    return f"{value:.4g}" if abs(value) >= 1000 or value == 0 else f"{value:.3g}"
+
+
+def interval(estimate: Estimate) -> str:
+    """``[low, high]``."""
+    return f"[{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def duration(seconds: float) -> str:
+    """``75`` to ``1 min 15 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,105 @@
+"""What can be counted in texts alone: repeated n-grams, variety, openings."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from rlhf_core.errors import DataError
+from rlhf_core.evaluation.intervals import Array, Resampling
+from rlhf_core.schema import Estimate
+
+Ngram = tuple[str, ...]
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_CURLY_APOSTROPHE = "\u2019"
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case, punctuation left out."""
+    return _WORD.findall(straight(text).lower())
+
+
+def straight(text: str) -> str:
+    """The text with straight apostrophes."""
+    return text.replace(_CURLY_APOSTROPHE, "'")
+
+
+def ngrams(words: Sequence[str], n: int) -> list[Ngram]:
+    """All runs of n words, in order."""
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def repetition(text: str, *, n: int) -> float:
+    """Share of a text's word n-grams that it has said before; 0 for a text too short to repeat.
+
+    1 - distinct n-grams / n-grams
+    """
+    grams = ngrams(words_of(text), n)
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def distinct_share(texts: Sequence[str], plan: Resampling, *, n: int) -> Estimate:
+    """Distinct n-grams over all n-grams of a set of texts, with a jackknife interval.
+
+        distinct_n = |distinct n-grams| / |n-grams|
+        SE^2       = (m - 1) / m * sum_i (distinct_n without text i - their mean)^2
+
+    Li et al. (2016), arXiv:1510.03055, section 5; Efron & Stein (1981) for the jackknife. A
+    bootstrap would draw texts twice and so see less variety than there is. Compare it only between
+    sets of equal size: it falls as texts are added.
+
+    Raises:
+        DataError: no text has n words.
+    """
+    grams = [ngrams(words_of(text), n) for text in texts]
+    counts = Counter(gram for text in grams for gram in text)
+    total = sum(counts.values())
+    if not total:
+        raise DataError(f"no response has {n} words; variety cannot be measured")
+    value = len(counts) / total
+    left = np.array([_distinct_without(text, counts, total) for text in grams])
+    error = float(np.sqrt((len(left) - 1) / len(left) * np.sum((left - left.mean()) ** 2)))
+    reach = error * float(stats.norm.ppf(0.5 + plan.confidence / 2.0))
+    return Estimate(
+        value=value,
+        low=max(0.0, value - reach),
+        high=min(1.0, value + reach),
+        num_samples=len(texts),
+        confidence=plan.confidence,
+    )
+
+
+def _distinct_without(text: Sequence[Ngram], counts: Counter[Ngram], total: int) -> float:
+    own = Counter(text)
+    only_here = sum(counts[gram] == count for gram, count in own.items())
+    rest = total - len(text)
+    return (len(counts) - only_here) / rest if rest else 0.0
+
+
+def common_opening(texts: Sequence[str], *, num_words: int) -> Array:
+    """1 for each text that begins with the set's most common opening words: [n].
+
+    Ties go to the opening that comes first in the alphabet, so the answer does not depend on order.
+    """
+    openings = [" ".join(words_of(text)[:num_words]) for text in texts]
+    counts = Counter(openings)
+    top = min(counts, key=lambda opening: (-counts[opening], opening))
+    return np.array([float(opening == top) for opening in openings])
+
+
+def duplicates(texts: Sequence[str], prompts: Sequence[str]) -> Array:
+    """1 for each text given, word for word, to another prompt as well: [n]."""
+    keys = [" ".join(words_of(text)) for text in texts]
+    seen: dict[str, set[str]] = {}
+    for key, prompt in zip(keys, prompts, strict=True):
+        seen.setdefault(key, set()).add(prompt)
+    return np.array([float(len(seen[key]) > 1) for key in keys])
+
+
+def copied_share(text: str, prompt: str, *, n: int) -> float:
+    """Share of a text's word n-grams that stand in the prompt; 0 for a text too short to copy."""
+    grams = ngrams(words_of(text), n)
+    source = set(ngrams(words_of(prompt), n))
+    return sum(gram in source for gram in grams) / len(grams) if grams else 0.0

@@ -1,0 +1,56 @@
+"""How likely it is that one response beats another, given their scores."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlhf_core.functional.shapes import require_same_shape
+
+
+def bradley_terry_loss(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
+    """Negative log-likelihood that the chosen response beats the rejected one.
+
+        loss = -log sigmoid(s_chosen - s_rejected)
+
+    Bradley & Terry (1952); Ouyang et al. (2022), arXiv:2203.02155, eq. 1.
+
+    Args:
+        chosen_scores: [P] float, reward-model scores of the preferred responses.
+        rejected_scores: [P] float, scores of the other responses, same order.
+
+    Returns:
+        [P] loss per pair, in nats. The caller chooses the reduction.
+
+    Raises:
+        ShapeError: the two shapes differ.
+    """
+    require_same_shape(chosen_scores=chosen_scores, rejected_scores=rejected_scores)
+    return -F.logsigmoid(chosen_scores - rejected_scores)
+
+
+def soft_bradley_terry_loss(
+    chosen_scores: Tensor, rejected_scores: Tensor, probability: Tensor
+) -> Tensor:
+    """Cross-entropy between a soft label and the model's probability that chosen wins.
+
+        d    = s_chosen - s_rejected
+        loss = -p log sigmoid(d) - (1 - p) log sigmoid(-d)
+
+    With p = 1 this is ``bradley_terry_loss``; its minimum is at d = log(p / (1 - p)), so a pair
+    whose annotators disagree asks for a small margin. Wang et al. (2024), arXiv:2401.06080.
+
+    Args:
+        chosen_scores: [P] float, scores of the responses more likely to be better.
+        rejected_scores: [P] float, scores of the others, same order.
+        probability: [P] float in [0, 1], probability p that ``chosen`` is better.
+
+    Returns:
+        [P] loss per pair, in nats.
+
+    Raises:
+        ShapeError: the three shapes differ.
+    """
+    require_same_shape(
+        chosen_scores=chosen_scores, rejected_scores=rejected_scores, probability=probability
+    )
+    gap = chosen_scores - rejected_scores
+    return -probability * F.logsigmoid(gap) - (1.0 - probability) * F.logsigmoid(-gap)

@@ -1,0 +1,41 @@
+"""What architectures do to their raw logits before they are probabilities."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a model does to its raw logits, in this order, and the sampling temperature after it.
+
+        u = scale * z;   v = softcap * tanh(u / softcap);   y = v / temperature
+
+    ``scale`` is Cohere's and Granite's, ``softcap`` Gemma 2's (arXiv:2408.00118, section 2).
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return y for raw logits z, in float32 or better."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits if self.temperature == 1.0 else logits / self.temperature
+
+    def backward(self, grad: Tensor, transformed: Tensor) -> Tensor:
+        """Return dL/dz for ``grad`` = dL/dy; both arguments are [.., V], ``grad`` is reused."""
+        factor = self.scale / self.temperature
+        if self.softcap is not None:
+            tanh = transformed * (self.temperature / self.softcap)
+            grad = grad * (1.0 - tanh.square())
+        return grad if factor == 1.0 else grad.mul_(factor)
+
+
+PLAIN = LogitTransform()
+"""Logits as they are, at temperature 1."""

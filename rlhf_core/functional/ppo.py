@@ -1,0 +1,129 @@
+"""The two clipped losses of PPO and the numbers that tell whether it is healthy."""
+
+import torch
+from torch import Tensor
+
+from rlhf_core.functional.shapes import require_same_shape
+
+
+def clipped_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_eps: float
+) -> Tensor:
+    """Clipped surrogate objective of PPO, negated, one value per token.
+
+        ratio = exp(logprobs - old_logprobs)
+        loss  = -min(ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps) * A)
+
+    Schulman et al. (2017), arXiv:1707.06347, eq. 7.
+
+    Args:
+        logprobs: any shape, sampled tokens under the policy being trained, nats.
+        old_logprobs: same shape, the same tokens under the policy that sampled them.
+        advantages: same shape, constants.
+        clip_eps: > 0.
+
+    Returns:
+        Same shape. The caller divides by all response tokens of the minibatch.
+
+    Raises:
+        ShapeError: the shapes differ.
+    """
+    require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    ratio = torch.exp(logprobs - old_logprobs)
+    clipped = ratio.clamp(1.0 - clip_eps, 1.0 + clip_eps)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, *, clip_eps: float
+) -> Tensor:
+    """Squared error of the value function, pessimistic about large moves, one value per token.
+
+        v_clip = clip(values, old_values - clip_eps, old_values + clip_eps)
+        loss   = max((values - returns)^2, (v_clip - returns)^2) / 2
+
+    Ziegler et al. (2019), arXiv:1909.08593 (code); Huang et al. (2024), arXiv:2403.17031, value
+    function clipping.
+
+    Args:
+        values: any shape, value estimates being trained.
+        old_values: same shape, estimates at the time of the rollout.
+        returns: same shape, advantages + old values, before whitening.
+        clip_eps: > 0, in the unit of the values.
+
+    Returns:
+        Same shape. The caller divides by all response tokens of the minibatch.
+
+    Raises:
+        ShapeError: the shapes differ.
+    """
+    require_same_shape(values=values, old_values=old_values, returns=returns)
+    clipped = torch.clamp(values, old_values - clip_eps, old_values + clip_eps)
+    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
+
+
+def clipped_fraction(logprobs: Tensor, old_logprobs: Tensor, *, clip_eps: float) -> Tensor:
+    """Share of tokens whose importance ratio lies outside the clip range.
+
+        fraction = mean(|exp(logprobs - old_logprobs) - 1| > clip_eps)
+
+    Args:
+        logprobs: [N] sampled tokens under the policy being trained, nats.
+        old_logprobs: [N] the same tokens under the policy that sampled them.
+        clip_eps: > 0.
+
+    Returns:
+        Scalar, 0 to 1.
+
+    Raises:
+        ShapeError: the shapes differ.
+    """
+    require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs)
+    return (torch.expm1(logprobs - old_logprobs).abs() > clip_eps).float().mean()
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
+    """Share of the variance of the returns that the value function foresaw.
+
+        ev = 1 - var(returns - values) / var(returns)
+
+    1 is perfect, 0 no better than a constant, negative worse than one. NaN when the returns do
+    not vary, for then there was nothing to explain.
+
+    Args:
+        values: [N] value estimates at the time of the rollout.
+        returns: [N] what came.
+
+    Returns:
+        Scalar, at most 1.
+
+    Raises:
+        ShapeError: the shapes differ.
+    """
+    require_same_shape(values=values, returns=returns)
+    spread = returns.var(correction=0)
+    explained = 1.0 - (returns - values).var(correction=0) / spread
+    return torch.where(spread > 0, explained, torch.nan)
+
+
+def logprob_mismatch(logprobs: Tensor, sampled_logprobs: Tensor) -> Tensor:
+    """How far sampler and trainer disagree about the same tokens under the same weights.
+
+        mismatch = mean(exp(|logprobs - sampled_logprobs|))
+
+    1 is perfect agreement. A sampler with another precision or kernel drifts above it, and
+    training becomes off-policy without saying so. Yao et al. (2025), "Your efficient RL
+    framework secretly brings you off-policy RL training".
+
+    Args:
+        logprobs: [N] sampled tokens under the trainer's forward pass, nats.
+        sampled_logprobs: [N] as the sampler reported them.
+
+    Returns:
+        Scalar, >= 1.
+
+    Raises:
+        ShapeError: the shapes differ.
+    """
+    require_same_shape(logprobs=logprobs, sampled_logprobs=sampled_logprobs)
+    return (logprobs - sampled_logprobs).abs().exp().mean()

@@ -1,0 +1,48 @@
+"""Causal and scalar models on packed batches, and their files."""
+
+from rlhf_core.models.attention import PACKED, register_packed_attention
+from rlhf_core.models.causal import (
+    hidden_states,
+    load_causal,
+    logit_transform,
+    logprobs_from_hidden,
+    nll_sum,
+    output_head,
+    token_logprobs,
+)
+from rlhf_core.models.compute import adapters_off, finish_training, prepare_training, unwrapped
+from rlhf_core.models.files import save_model, weights_sha256
+from rlhf_core.models.scalar import (
+    load_scalar,
+    reward_shift,
+    scalar_from_causal,
+    scores_from_hidden,
+    sequence_scores,
+    set_reward_shift,
+    token_values,
+)
+
+__all__ = [
+    "PACKED",
+    "adapters_off",
+    "finish_training",
+    "hidden_states",
+    "load_causal",
+    "load_scalar",
+    "logit_transform",
+    "logprobs_from_hidden",
+    "nll_sum",
+    "output_head",
+    "prepare_training",
+    "register_packed_attention",
+    "reward_shift",
+    "save_model",
+    "scalar_from_causal",
+    "scores_from_hidden",
+    "sequence_scores",
+    "set_reward_shift",
+    "token_logprobs",
+    "token_values",
+    "unwrapped",
+    "weights_sha256",
+]

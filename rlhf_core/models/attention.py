@@ -1,0 +1,212 @@
+"""Attention over packed sequences, registered with transformers so that every decoder can use it.
+
+No mask of [tokens, tokens] is ever built: each segment attends to itself, and to the prompt it
+shares with its siblings where it has one.
+"""
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rlhf_core.errors import ModelError
+from rlhf_core.tokenization.batches import NO_PARENT
+
+PACKED = "rlhf_packed"
+"""Name under which transformers knows this attention."""
+
+
+def register_packed_attention() -> None:
+    """Make ``attn_implementation="rlhf_packed"`` known to transformers; harmless to repeat."""
+    AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
+    AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment of a packed row.
+
+    Called by transformers' models. Without ``cu_seqlens`` among the options (a plain call of the
+    model, ``generate``) it is transformers' own SDPA with the mask it was given.
+
+    Args:
+        module: the attention layer that calls.
+        query: [1, heads, N, D].
+        key: [1, key heads, N, D]; fewer heads than the query's are shared (GQA).
+        value: [1, key heads, N, D].
+        attention_mask: ignored where ``cu_seqlens`` is given.
+        options: ``cu_seqlens`` [S + 1] and ``parents`` [S] as in ``TokenBatch``, and the layer's
+            own ``scaling``, ``sliding_window``, ``softcap``.
+
+    Returns:
+        [1, N, heads, D] and None (no attention weights).
+
+    Raises:
+        ModelError: the layer asks for a kind of attention this one does not know (sinks).
+    """
+    if options.get("s_aux") is not None:
+        raise ModelError("this model's attention sinks are not supported by packed training")
+    cu_seqlens, softcap, scaling = (options.get(k) for k in ("cu_seqlens", "softcap", "scaling"))
+    if cu_seqlens is None:
+        return _unpacked(module, query, key, value, attention_mask, options)
+    attend = _Attend(scaling, softcap, options.get("sliding_window"))
+    lengths, parents = cu_seqlens.diff().tolist(), options["parents"].tolist()
+    if query.is_cuda and value.dtype in (torch.float16, torch.bfloat16) and softcap is None:
+        return _varlen(_States(query, key, value).to(value.dtype), lengths, parents, attend), None
+    # Half-precision attention is several times slower than float32 on a CPU, backwards most of all.
+    dtype = value.dtype if query.is_cuda else torch.promote_types(value.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        states = _States(query, key, value).to(dtype).shared()
+        return _by_segment(states, lengths, parents, attend), None
+
+
+def _unpacked(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, None]:
+    softcap, scaling = options.get("softcap"), options.get("scaling")
+    if softcap is None:
+        keep = {name: options[name] for name in ("scaling", "is_causal") if name in options}
+        output, _ = sdpa_attention_forward(module, query, key, value, mask, **keep)
+        return output, None
+    states = _States(query, key, value).shared()
+    if mask is None:
+        mask = _causal_mask(states, None)
+    output = _softcapped(states, mask, scaling, softcap)
+    return output.transpose(1, 2), None
+
+
+class _States(NamedTuple):
+    """Query, key and value, each [1, heads, T, D]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+    def to(self, dtype: torch.dtype) -> "_States":
+        """Cast all three; autocast leaves them in different precisions."""
+        return _States(self.query.to(dtype), self.key.to(dtype), self.value.to(dtype))
+
+    def shared(self) -> "_States":
+        """Repeat the key heads that several query heads share."""
+        groups = self.query.shape[1] // self.key.shape[1]
+        return _States(self.query, repeat_kv(self.key, groups), repeat_kv(self.value, groups))
+
+
+class _Attend(NamedTuple):
+    """Attention of one segment's queries over its keys, the last query on the last key."""
+
+    scaling: float | None
+    softcap: float | None
+    window: int | None
+
+    def __call__(self, states: _States) -> Tensor:
+        rows, columns = states.query.shape[2], states.key.shape[2]
+        windowed = self.window is not None and self.window < columns
+        if self.softcap is not None:
+            mask = _causal_mask(states, self.window)
+            return _softcapped(states, mask, self.scaling, self.softcap)
+        if windowed or rows != columns:
+            mask = _causal_mask(states, self.window)
+            return F.scaled_dot_product_attention(*states, attn_mask=mask, scale=self.scaling)
+        return F.scaled_dot_product_attention(*states, is_causal=True, scale=self.scaling)
+
+
+def _causal_mask(states: _States, window: int | None) -> Tensor:
+    rows, columns = states.query.shape[2], states.key.shape[2]
+    mask = torch.ones(rows, columns, dtype=torch.bool, device=states.query.device)
+    mask = mask.tril(columns - rows)
+    return mask if window is None else mask.triu(columns - rows - window + 1)
+
+
+def _softcapped(states: _States, mask: Tensor, scaling: float | None, softcap: float) -> Tensor:
+    """Attention with tanh-capped scores (Gemma 2, arXiv:2408.00118), which SDPA cannot do."""
+    query, key, value = states
+    scores = query @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
+    scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+def _by_segment(states: _States, lengths: list[int], parents: list[int], attend: _Attend) -> Tensor:
+    """One call per segment.
+
+    ``split`` and ``cat`` undo each other in the backward pass at the cost of one copy; slices
+    would each add a full-size gradient.
+    """
+    units, unit_of = _merge_first_children(lengths, parents)
+    queries, keys, values = (tensor.split(units, dim=2) for tensor in states)
+    outputs: list[Tensor] = []
+    for segment, parent in enumerate(parents):
+        unit = unit_of[segment]
+        if unit < len(outputs):
+            continue
+        key, value = keys[unit], values[unit]
+        if parent != NO_PARENT:
+            before, size = unit_of[parent], lengths[parent]
+            key = torch.cat([keys[before][:, :, :size], key], dim=2)
+            value = torch.cat([values[before][:, :, :size], value], dim=2)
+        outputs.append(attend(_States(queries[unit], key, value)))
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _merge_first_children(lengths: list[int], parents: list[int]) -> tuple[list[int], list[int]]:
+    """Join a prompt and the response right after it: together they are one causal segment.
+
+    Returns:
+        Length of each unit, and the unit of each segment.
+    """
+    units: list[int] = []
+    unit_of: list[int] = []
+    for segment, (length, parent) in enumerate(zip(lengths, parents, strict=True)):
+        if parent != NO_PARENT and parent == segment - 1:
+            units[-1] += length
+        else:
+            units.append(length)
+        unit_of.append(len(units) - 1)
+    return units, unit_of
+
+
+def _varlen(states: _States, lengths: list[int], parents: list[int], attend: _Attend) -> Tensor:
+    """FlashAttention over all segments in one call; keys of shared prompts are gathered."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    spans = [torch.arange(start, end) for start, end in pairwise(bounds.tolist())]
+    sources = [
+        span if parent == NO_PARENT else torch.cat([spans[parent], span])
+        for span, parent in zip(spans, parents, strict=True)
+    ]
+    device, key_lengths = states.query.device, [len(source) for source in sources]
+    query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in states)
+    if any(parent != NO_PARENT for parent in parents):
+        index = torch.cat(sources).to(device)
+        key, value = key[index], value[index]
+    output: Tensor = varlen_attn(  # type: ignore[assignment]
+        query,
+        key,
+        value,
+        bounds.to(device, torch.int32),
+        torch.tensor([0, *key_lengths]).cumsum(0).to(device, torch.int32),
+        max(len(span) for span in spans),
+        max(key_lengths),
+        scale=attend.scaling,
+        window_size=(-1 if attend.window is None else attend.window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.unsqueeze(0)

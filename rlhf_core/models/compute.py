@@ -1,0 +1,120 @@
+"""How a model's arithmetic is done: precision, recomputation, compiled layers, adapters."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rlhf_core.config import ComputeConfig, LoraConfig
+from rlhf_core.errors import ConfigError, ModelError
+
+PRECISION = "_forward_precision"
+"""Attribute of a transformers model: the autocast dtype of its forward passes."""
+
+
+def prepare_training(model: nn.Module, compute: ComputeConfig, *, seed: int) -> nn.Module:
+    """Return ``model`` ready to be trained as ``compute`` says; undo it with ``finish_training``.
+
+    Args:
+        model: a transformers model; adapters are put into it in place.
+        compute: what to do.
+        seed: of the adapters' random numbers; the global generator is left alone.
+
+    Raises:
+        ConfigError: bfloat16 on a processor without it.
+        ModelError: an adapter fits no layer of the model.
+    """
+    if compute.precision == "bfloat16":
+        _require_bfloat16(next(model.parameters()).device)
+        setattr(unwrapped(model), PRECISION, torch.bfloat16)
+    if compute.gradient_checkpointing:
+        unwrapped(model).gradient_checkpointing_enable({"use_reentrant": False})
+    if compute.lora is not None:
+        model = _add_adapters(unwrapped(model), compute.lora, seed=seed)
+    if compute.compile_layers:
+        for layer in _decoder_layers(model):
+            layer.compile(dynamic=True)
+    return model.train()
+
+
+def finish_training(model: nn.Module) -> PreTrainedModel:
+    """Merge adapters into the weights and switch off what ``prepare_training`` switched on.
+
+    Returns:
+        The transformers model that ``prepare_training`` was given, the same object.
+    """
+    for layer in _decoder_layers(model):
+        layer._compiled_call_impl = None
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()  # type: ignore[operator]
+    inner = unwrapped(model)
+    inner.gradient_checkpointing_disable()
+    if hasattr(inner, PRECISION):
+        delattr(inner, PRECISION)
+    for parameter in inner.parameters():
+        parameter.requires_grad_(True)
+    inner.eval()
+    return inner
+
+
+def adapters_off(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside the context the model is what it was before its adapters: the reference for free."""
+    if hasattr(model, "disable_adapter"):
+        context: AbstractContextManager[None] = model.disable_adapter()  # type: ignore[operator]
+        return context
+    raise ModelError(f"{type(model).__name__} has no adapters to switch off")
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside a PEFT wrapper, or ``model`` itself."""
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    if not isinstance(inner, PreTrainedModel):
+        raise ModelError(f"expected a transformers model, found {type(inner).__name__}")
+    return inner
+
+
+@contextmanager
+def forward_precision(model: nn.Module) -> Iterator[None]:
+    """Run the forward pass inside in the precision that ``prepare_training`` set."""
+    inner = unwrapped(model)
+    dtype: torch.dtype | None = getattr(inner, PRECISION, None)
+    with nullcontext() if dtype is None else torch.autocast(inner.device.type, dtype=dtype):
+        yield
+
+
+def _decoder_layers(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> nn.Module:
+    import peft
+
+    head = getattr(model, "score", None)
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        exclude_modules=None if head is None else ["score"],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            adapted: nn.Module = peft.PeftModel(model, config)
+        except ValueError as error:
+            raise ModelError(f"compute.lora.targets: {error}") from error
+    if head is not None:
+        # A fresh reward head has no good weights to adapt: it is trained whole.
+        head.requires_grad_(True)
+    return adapted
+
+
+def _require_bfloat16(device: torch.device) -> None:
+    if device.type == "cuda":
+        supported = torch.cuda.is_bf16_supported()
+    else:
+        supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not supported:
+        raise ConfigError(f"compute.precision: this {device.type} has no bfloat16; use float32")

@@ -1,0 +1,70 @@
+"""Model directories: written whole or not at all, and identified by their weights."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_core.errors import ModelError
+from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.quiet import quiet_transformers
+
+
+def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> str:
+    """Write model and tokenizer in ``save_pretrained`` layout; return the weights' sha256.
+
+    The files are written beside ``directory`` under a temporary name, synced, then renamed: a
+    crash leaves what was there before.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with quiet_transformers():
+            unwrapped(model).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        digest = weights_sha256(temporary)
+        sync_tree(temporary)
+        replace_directory(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return digest
+
+
+def weights_sha256(directory: Path) -> str:
+    """Return the sha256 over the bytes of all ``*.safetensors`` files, in name order.
+
+    Raises:
+        ModelError: there are none.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{directory}: no *.safetensors files")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush every file of ``directory``, and the directory itself, to the disk."""
+    for path in [*sorted(directory.rglob("*")), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target``; a directory already there is removed after the switch."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,117 @@
+"""Reward and value models: a causal trunk with one number per position.
+
+On disk they are ``AutoModelForSequenceClassification`` with one label, so any tool loads them. The
+one thing other tools do not know is ``reward_shift`` in config.json, a constant that this module
+subtracts from every score; differences between scores do not depend on it.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from rlhf_core.errors import ModelError
+from rlhf_core.models.attention import PACKED, register_packed_attention
+from rlhf_core.models.causal import hidden_states, switch_off_dropout
+from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.quiet import quiet_transformers
+from rlhf_core.tokenization.batches import TokenBatch
+
+
+def scalar_from_causal(
+    directory: str | Path, *, seed: int, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Put a fresh scalar head on the trunk of a causal model.
+
+        head ~ Normal(0, 1 / sqrt(H + 1))
+
+    Stiennon et al. (2020), arXiv:2009.01325, appendix; Huang et al. (2024), arXiv:2403.17031.
+
+    Args:
+        directory: the causal model, in ``save_pretrained`` layout, or a hub name.
+        seed: of the head's random numbers; the global generator is left alone.
+        dtype: of the weights.
+    """
+    with torch.random.fork_rng(), quiet_transformers(reports=False):
+        model = _load(directory, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    weight = scalar_head(model).weight
+    noise = torch.randn(weight.shape, generator=generator)
+    with torch.no_grad():
+        weight.copy_(noise / (weight.shape[1] + 1) ** 0.5)
+    set_reward_shift(model, 0.0)
+    return model
+
+
+def load_scalar(directory: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a reward model that ``save_model`` wrote.
+
+    Raises:
+        ModelError: the directory holds no model with a scalar head.
+    """
+    model = _load(directory, dtype)
+    if not hasattr(model.config, "reward_shift"):
+        raise ModelError(
+            f"{directory}: config.json has no reward_shift; not a reward model of ours"
+        )
+    return model
+
+
+def sequence_scores(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Score of each sequence, read at its last token: [B] float32."""
+    hidden = hidden_states(model, batch).index_select(0, batch.last_positions)
+    return scores_from_hidden(model, hidden)
+
+
+def token_values(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Value before each token that counts, read where that token is predicted: [M] float32."""
+    hidden = hidden_states(model, batch).index_select(0, batch.predictor_positions)
+    return scores_from_hidden(model, hidden)
+
+
+def scores_from_hidden(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Scalar head on hidden states [M, H], less the shift: [M] float32."""
+    scores: Tensor = scalar_head(model)(hidden).squeeze(-1).float()
+    return scores - reward_shift(model)
+
+
+def scalar_head(model: nn.Module) -> nn.Linear:
+    """Return the linear layer [1, H] that gives the score."""
+    head = getattr(unwrapped(model), "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise ModelError(f"{type(model).__name__} has no scalar head named 'score'")
+    return head
+
+
+def reward_shift(model: nn.Module) -> float:
+    """Return the constant that is subtracted from every score."""
+    return float(unwrapped(model).config.reward_shift)
+
+
+def set_reward_shift(model: nn.Module, shift: float) -> None:
+    """Store the constant in the configuration, and so in the saved files."""
+    unwrapped(model).config.reward_shift = float(shift)
+
+
+def _load(directory: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    register_packed_attention()
+    try:
+        with quiet_transformers():
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+                str(directory), num_labels=1, dtype=dtype, attn_implementation=PACKED
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{directory}: cannot load as a reward model: {reason}") from error
+    switch_off_dropout(model)
+    scalar_head(model)
+    _refuse_eos_as_pad(model)
+    return model
+
+
+def _refuse_eos_as_pad(model: PreTrainedModel) -> None:
+    """Forget a PAD that is also EOS: tools that skip PAD would read the score before the EOS."""
+    eos = model.config.eos_token_id
+    if model.config.pad_token_id in (eos if isinstance(eos, list) else [eos]):
+        model.config.pad_token_id = None

@@ -1,0 +1,133 @@
+"""What passes through one PPO iteration: Rollout -> ScoredRollout -> Experience.
+
+[B, T] tensors hold the responses left-aligned, T being the longest of the batch; what lies outside
+``mask`` means nothing. Masks come from lengths, never from token ids, so PAD plays no part.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_core.functional.advantages import generalized_advantages
+from rlhf_core.functional.whitening import whiten
+from rlhf_core.tokenization import TokenBatch, TokenIds, pack_grouped_responses
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """Responses just sampled."""
+
+    prompts: Sequence[TokenIds]
+    responses: Sequence[TokenIds]
+    """Cut after EOS, each at least one token."""
+    logprobs: Tensor
+    """[B, T] float32, as the sampler saw them, nats."""
+    mask: Tensor
+    """[B, T] bool, True on response tokens, EOS among them."""
+    finished: Tensor
+    """[B] bool, True where the response ended with EOS."""
+
+    values: Tensor | None = None
+    """[B, T] value before each token, where the policy has a value head of its own."""
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.responses)
+
+    def pack(self, rows: Sequence[int]) -> TokenBatch:
+        """Pack the sequences of ``rows``, in that order.
+
+        Neighbours that answer one prompt (the same object) share it: it is computed once.
+        """
+        prompts: list[TokenIds] = []
+        groups: list[list[TokenIds]] = []
+        for row in rows:
+            if not prompts or prompts[-1] is not self.prompts[row]:
+                prompts.append(self.prompts[row])
+                groups.append([])
+            groups[-1].append(self.responses[row])
+        return pack_grouped_responses(prompts, groups).to(self.mask.device)
+
+    def micro_batches(self, rows: Sequence[int], *, budget: int) -> list[list[int]]:
+        """Cut ``rows`` into runs of at most ``budget`` tokens; a longer row is a run of its own."""
+        runs: list[list[int]] = []
+        used = 0
+        for row in rows:
+            prompt, response = len(self.prompts[row]), len(self.responses[row])
+            shared = runs and self.prompts[runs[-1][-1]] is self.prompts[row]
+            if not runs or used + response + (0 if shared else prompt) > budget:
+                runs.append([])
+                used, shared = 0, False
+            runs[-1].append(row)
+            used += response + (0 if shared else prompt)
+        return runs
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredRollout:
+    """A rollout with what the frozen models and the value model say about it."""
+
+    rollout: Rollout
+    old_logprobs: Tensor
+    """[B, T] log-probabilities that importance ratios refer to, nats."""
+    ref_logprobs: Tensor
+    """[B, T] under the reference, nats."""
+    values: Tensor
+    """[B, T] value estimate before each token."""
+    scores: Tensor
+    """[B] reward-model scores as they came."""
+
+
+@dataclass(frozen=True, eq=False)
+class Experience:
+    """What the update reads; constants, no gradient flows into them."""
+
+    rollout: Rollout
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    """[B, T] value estimates at the time of the rollout."""
+    advantages: Tensor
+    """[B, T] whitened over the batch where the settings say so."""
+    returns: Tensor
+    """[B, T] advantages before whitening + values."""
+
+    def at(self, rows: Sequence[int], *fields: Tensor) -> tuple[Tensor, ...]:
+        """Take [B, T] ``fields`` at the response tokens of ``rows``: [M] each, as ``pack`` does."""
+        index = torch.as_tensor(rows, device=self.rollout.mask.device)
+        mask = self.rollout.mask[index]
+        return tuple(field[index][mask] for field in fields)
+
+
+def build_experience(
+    scored: ScoredRollout,
+    rewards: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    whiten_advantages: bool,
+) -> Experience:
+    """Turn rewards into advantages and returns.
+
+        advantages = GAE(rewards, values),   returns = advantages + values
+
+    Args:
+        scored: the rollout with its log-probabilities and values.
+        rewards: [B, T] reward of each response token.
+        gamma: discount per token.
+        gae_lambda: see ``generalized_advantages``.
+        whiten_advantages: whiten over all response tokens of the batch; returns are not.
+    """
+    mask, values = scored.rollout.mask, scored.values
+    advantages = generalized_advantages(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
+    return Experience(
+        rollout=scored.rollout,
+        old_logprobs=scored.old_logprobs,
+        ref_logprobs=scored.ref_logprobs,
+        values=values,
+        advantages=whiten(advantages, mask) if whiten_advantages else advantages,
+        returns=advantages + values,
+    )

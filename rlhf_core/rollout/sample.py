@@ -1,0 +1,80 @@
+"""Ask a model: responses as text and tokens, for evaluation, collection and a look by hand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_core.rollout.decode import Decoded, decode
+from rlhf_core.rollout.sampling import sequence_uniforms
+from rlhf_core.schema import Conversation
+from rlhf_core.tokenization import Renderer, make_renderer
+
+
+@dataclass(frozen=True)
+class SampledResponse:
+    """One answer of a model."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Sampled tokens, EOS included where the answer ended by itself."""
+    logprobs: tuple[float, ...]
+    """Log-probability of each token when it was drawn, nats."""
+    finished: bool
+    """True where the answer ended with EOS, False where it was cut at ``max_new_tokens``."""
+
+
+def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none groups
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Conversation],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch_size: int = 64,
+) -> list[SampledResponse]:
+    """Answer every conversation once, in order.
+
+    The answer to prompt i depends on ``seed``, i and the prompt, not on ``batch_size`` or on the
+    other prompts.
+
+    Args:
+        model: causal model.
+        tokenizer: with a chat template.
+        prompts: conversations that end with the user's turn.
+        max_new_tokens: longest answer.
+        temperature: divides the logits; 0 takes the most probable token.
+        seed: of the random numbers.
+        batch_size: prompts decoded together.
+
+    Raises:
+        DataError: a prompt cannot be rendered.
+        ModelError: a prompt and its answer do not fit the model.
+    """
+    renderer = make_renderer(tokenizer)
+    responses: list[SampledResponse] = []
+    for start in range(0, len(prompts), batch_size):
+        part = [renderer.prompt_ids(prompt) for prompt in prompts[start : start + batch_size]]
+        streams = range(start, start + len(part))
+        decoded = decode(
+            model,
+            part,
+            uniforms=sequence_uniforms(seed, streams, max_new_tokens),
+            temperature=temperature,
+            eos_ids=[renderer.eos_id],
+        )
+        responses += [_response(renderer, decoded, row) for row in range(len(part))]
+    return responses
+
+
+def _response(renderer: Renderer, decoded: Decoded, row: int) -> SampledResponse:
+    length = int(decoded.lengths[row])
+    ids: list[int] = decoded.tokens[row, :length].tolist()
+    return SampledResponse(
+        text=renderer.response_text(ids),
+        token_ids=tuple(ids),
+        logprobs=tuple(decoded.logprobs[row, :length].tolist()),
+        finished=bool(decoded.finished[row]),
+    )

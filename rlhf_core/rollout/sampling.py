@@ -1,0 +1,73 @@
+"""Random numbers and the choice of one token; neither depends on the rest of the batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def sequence_uniforms(seed: int, streams: Sequence[int], length: int) -> Tensor:
+    """Uniform numbers of every sequence, each from a counter-based generator of its own.
+
+    Row b depends on ``seed`` and ``streams[b]`` alone, and a longer ``length`` only appends, so a
+    response does not change with the batch it was sampled in, and no generator state has to be
+    checkpointed. Philox: Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3".
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        streams: [B] one number per sequence, 0 to 2^64 - 1.
+        length: numbers per sequence.
+
+    Returns:
+        [B, length] float32 in [0, 1).
+    """
+    rows = [
+        np.random.Generator(np.random.Philox(key=(seed << 64) | stream)).random(
+            length, dtype=np.float32
+        )
+        for stream in streams
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def sample_tokens(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token per row by inverting the distribution function.
+
+        p = softmax(logits),   token = min {v: p_0 + ... + p_v > u}
+
+    The log-probability comes from the same sums as the choice, so it is the probability with which
+    the token was really drawn. A token of probability 0 is never drawn.
+
+    Args:
+        logits: [B, V], already divided by the temperature.
+        uniforms: [B] float32 in [0, 1).
+
+    Returns:
+        [B] int64 tokens and [B] float32 log-probabilities, nats.
+    """
+    logits = logits.float()
+    shifted = logits - logits.amax(dim=1, keepdim=True)
+    cumulative = shifted.exp().cumsum(dim=1)
+    total = cumulative[:, -1:]
+    # Rounding may lift u * total to total, beyond every token.
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    thresholds = torch.minimum(uniforms[:, None] * total, below_total)
+    tokens = torch.searchsorted(cumulative, thresholds, right=True)
+    logprobs = shifted.gather(1, tokens) - total.log()
+    return tokens.squeeze(1), logprobs.squeeze(1)
+
+
+def greedy_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Most probable token of each row, the first of equals.
+
+    Args:
+        logits: [B, V].
+
+    Returns:
+        [B] int64 tokens and [B] float32 log-probabilities under softmax(logits), nats.
+    """
+    logits = logits.float()
+    tokens = logits.argmax(dim=1)
+    logprobs = logits.gather(1, tokens[:, None]) - logits.logsumexp(dim=1, keepdim=True)
+    return tokens, logprobs.squeeze(1)

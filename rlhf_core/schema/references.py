@@ -1,0 +1,77 @@
+"""References that travel between stages: where bytes lie and how to prove they are the same."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_core.schema.base import Record
+
+StageName = Literal["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
+ModelKind = Literal["causal", "scalar"]
+
+
+class DatasetRef(Record):
+    """One prepared file (JSON lines, one record a line)."""
+
+    path: Path
+    sha256: str
+    num_rows: int = Field(ge=0)
+    dvc_md5: str
+    """md5 of the file, which is also the key DVC stores it under."""
+    git_revision: str | None
+    """Commit of the working tree at preparation; None outside a git repository."""
+
+
+class DatasetSplits(Record):
+    """What ``prepare`` made. No prompt appears in more than one of train, held-out and test."""
+
+    directory: Path
+    sha256: str
+    """Over the sha256 of all files, in name order: the version of the dataset as a whole."""
+    dvc_md5: str
+    """DVC's md5 of the directory."""
+    git_revision: str | None
+    demonstrations_train: DatasetRef
+    demonstrations_heldout: DatasetRef
+    reward_train: DatasetRef
+    reward_heldout: DatasetRef
+    judge_train: DatasetRef
+    judge_heldout: DatasetRef
+    prompts_train: DatasetRef
+    """Prompts PPO samples from."""
+    prompts_heldout: DatasetRef
+    """Prompts that only evaluation reads."""
+    report: Path
+    """JSON report of preparation: counts, agreement, validation."""
+
+
+class ModelRef(Record):
+    """A trained model: registry version and the exact weights."""
+
+    name: str
+    """Registered name, e.g. ``rlhf-sft``."""
+    version: str
+    uri: str
+    """``models:/<name>/<version>``."""
+    path: Path
+    """Local directory in ``save_pretrained`` layout."""
+    sha256: str
+    """Over the weight file's bytes."""
+    kind: ModelKind
+    run_id: str
+    """MLflow run that logged it."""
+
+
+class RunContext(Record):
+    """Where one pipeline run keeps its files; made once, handed to every stage."""
+
+    run_id: str
+    directory: Path
+    """Each stage works in ``directory/<stage>``: checkpoints, model, report."""
+    flow_run_id: str | None = None
+    """Prefect flow run that drives the stage, for links and lineage tags."""
+
+    def stage_directory(self, stage: StageName) -> Path:
+        """Return the stage's own directory (not created here)."""
+        return self.directory / stage

@@ -1,0 +1,107 @@
+"""What is measured, and what is decided from it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_core.errors import MissingMetricError
+from rlhf_core.schema.base import Record
+from rlhf_core.schema.references import ModelRef, StageName
+
+Verdict = Literal["PROMOTE", "HOLD", "REJECT"]
+
+
+class Estimate(Record):
+    """A measured quantity with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    num_samples: int = Field(ge=0)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Two-sided level of ``low`` and ``high``."""
+
+
+class CheckResult(Record):
+    """One data expectation."""
+
+    name: str
+    passed: bool
+    severity: Literal["block", "warn"]
+    num_failing: int = Field(ge=0)
+    detail: str
+    failing_ids: tuple[str, ...] = ()
+
+
+class ValidationReport(Record):
+    """Outcome of one expectation suite over one set of records."""
+
+    suite: str
+    checks: tuple[CheckResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True when no blocking check failed."""
+        return all(check.passed for check in self.checks if check.severity == "block")
+
+
+class EvaluationReport(Record):
+    """Metrics of one model on held-out data."""
+
+    stage: StageName
+    model: ModelRef
+    metrics: dict[str, Estimate]
+    """``<stage>/<quantity>`` to estimate."""
+    breakdown: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
+    """``<tag>=<value>`` (for example ``style=terse``) to metrics over those prompts only."""
+    samples: Path | None = None
+    """JSON lines of prompts, responses and scores that the metrics were computed from."""
+
+    def metric(self, name: str) -> Estimate:
+        """Return the estimate called ``name``.
+
+        Raises:
+            MissingMetricError: it was never measured. A gate never assumes a value.
+        """
+        if name not in self.metrics:
+            known = ", ".join(sorted(self.metrics)) or "none"
+            raise MissingMetricError(
+                f"metric {name!r} was not measured for stage {self.stage!r}; measured: {known}"
+            )
+        return self.metrics[name]
+
+
+class GateResult(Record):
+    """One gate applied to one report."""
+
+    gate: str
+    verdict: Verdict
+    estimate: Estimate
+    rule: str
+    """The rule in words, e.g. ``lower bound >= 0.6 (95%, n >= 300)``."""
+    reason: str
+
+
+class PromotionDecision(Record):
+    """The verdict over all gates of a stage: the worst of its parts."""
+
+    stage: StageName
+    model: ModelRef
+    verdict: Verdict
+    results: tuple[GateResult, ...]
+    reasons: tuple[str, ...]
+    """Why, in sentences; names every gate that did not pass."""
+
+
+class StageResult(Record):
+    """What a training or evaluation stage hands on and shows to people."""
+
+    stage: StageName
+    model: ModelRef
+    report: EvaluationReport
+    decision: PromotionDecision
+    seconds: float = Field(ge=0)
+    """Wall time of the stage."""
+    tracking_url: str
+    """Where a person looks at the run."""

@@ -1,0 +1,96 @@
+"""Texts that people wrote, asked or compared."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_core.schema.base import Record
+
+Role = Literal["system", "user", "assistant"]
+Choice = Literal["a", "b", "tie"]
+
+
+class Message(Record):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+class Prompt(Record):
+    """A conversation that ends with the user's turn; the policy answers it."""
+
+    prompt_id: str
+    prompt: Conversation
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Free labels such as ``style``; reports break their tables down by them."""
+
+
+class Demonstration(Record):
+    """A prompt with a response worth imitating."""
+
+    demonstration_id: str
+    prompt: Conversation
+    response: str
+    source: str = ""
+
+
+class Vote(Record):
+    """One person's (or judge's) verdict on one comparison."""
+
+    annotator: str
+    choice: Choice
+    strength: float | None = Field(default=None, ge=0)
+    """How much better, on the source's own scale; None where the source does not say."""
+    seconds: float | None = Field(default=None, ge=0)
+    """Time the annotator took, in seconds."""
+
+
+class Comparison(Record):
+    """Two responses to one prompt and the votes on them; which side won is not decided yet."""
+
+    comparison_id: str
+    prompt: Conversation
+    response_a: str
+    response_b: str
+    votes: tuple[Vote, ...]
+    source: str = ""
+    line: int | None = None
+    """Line (1-based) or row of the source file, for messages and quarantine."""
+    group: str = ""
+    """Comparisons made of one ranked list share it; empty where there is no list."""
+
+    @property
+    def votes_a(self) -> int:
+        """Votes for the first response."""
+        return sum(vote.choice == "a" for vote in self.votes)
+
+    @property
+    def votes_b(self) -> int:
+        """Votes for the second response."""
+        return sum(vote.choice == "b" for vote in self.votes)
+
+
+class PreferencePair(Record):
+    """A resolved comparison: from here on nobody asks which side won."""
+
+    comparison_id: str
+    prompt: Conversation
+    chosen: str
+    rejected: str
+    agreement: float = Field(ge=0.0, le=1.0)
+    """Share of decided votes (ties left out) for ``chosen``; below one half where a vote model
+    trusts the few more than the many."""
+    probability: float = Field(default=1.0, ge=0.5, le=1.0)
+    """Probability that ``chosen`` is truly better, as the vote model estimates it (soft label)."""
+    num_votes: int = Field(default=1, ge=1)
+    tie_fraction: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of all votes that called it a tie."""
+    strength: float | None = Field(default=None, ge=0)
+    """How much better, mean over the votes for ``chosen`` that say it; the source's own scale."""
+    source: str = ""
+    group: str = ""
+    """Pairs of one ranked list share it and follow one another in the file."""

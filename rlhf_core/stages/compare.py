@@ -1,0 +1,129 @@
+"""The policy and SFT answer the same held-out prompts; all who have a say score the answers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.files import read_records, write_records
+from rlhf_core.evaluation.comparison import PairedAnswers, Ratings
+from rlhf_core.evaluation.intervals import Array
+from rlhf_core.evaluation.rater import load_rater, rate_answers
+from rlhf_core.evaluation.samples import compared_answers
+from rlhf_core.functional.kl import kl_k1, kl_k3
+from rlhf_core.models import load_causal
+from rlhf_core.rollout.sample import SampledResponse, sample_responses
+from rlhf_core.schema import Conversation, DatasetSplits, ModelRef, Prompt
+from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.stages.scoring import (
+    as_answers,
+    choose_prompts,
+    response_logprobs,
+    sampled_ids,
+    score_texts,
+)
+from rlhf_core.tokenization import TokenIds
+
+
+def compare_with_sft(
+    config: PipelineConfig, splits: DatasetSplits, models: Mapping[str, ModelRef]
+) -> PairedAnswers:
+    """Sample both models' answers and measure them.
+
+    Both draw from the same random numbers, so a policy equal to SFT gives equal answers, and the
+    comparison is paired.
+
+    Args:
+        config: settings of the run.
+        splits: dataset version.
+        models: ``policy``, ``sft``, ``judge`` and, where there is one, ``reward``.
+    """
+    settings = config.evaluation
+    renderer = model_renderer(models["sft"].path)
+    prompts = choose_prompts(
+        read_records(splits.prompts_heldout, Prompt),
+        renderer,
+        count=settings.num_prompts,
+        longest=config.model.max_length - config.answer_length(),
+        seed=derived_seed(config.seed, "evaluation prompts"),
+    )
+    conversations = [prompt.prompt for prompt in prompts]
+    policy = _sample(config, models["policy"], conversations)
+    sft = _sample(config, models["sft"], conversations)
+    texts = [[answer.text for answer in answers] for answers in (policy, sft)]
+    scores = {
+        role: score_texts(
+            models[role].path, conversations, texts, budget=settings.micro_batch_tokens
+        )
+        for role in ("judge", "reward")
+        if role in models
+    }
+    reference_nll, kl = _distances(
+        config, models["sft"], [renderer.prompt_ids(prompt) for prompt in conversations], policy
+    )
+    return PairedAnswers(
+        prompts=tuple(prompts),
+        policy=as_answers(policy),
+        sft=as_answers(sft),
+        judge=(scores["judge"][0], scores["judge"][1]),
+        reward=(scores["reward"][0], scores["reward"][1]) if "reward" in scores else None,
+        kl=kl,
+        reference_nll=reference_nll,
+        gold=_gold(settings.rater, conversations, texts),
+    )
+
+
+def _sample(
+    config: PipelineConfig, model: ModelRef, prompts: Sequence[Conversation]
+) -> list[SampledResponse]:
+    return sample_responses(
+        load_causal(model.path),
+        model_renderer(model.path).tokenizer,
+        prompts,
+        max_new_tokens=config.answer_length(),
+        temperature=config.evaluation.temperature,
+        seed=derived_seed(config.seed, "evaluate"),
+    )
+
+
+def _distances(
+    config: PipelineConfig,
+    sft: ModelRef,
+    prompts: Sequence[TokenIds],
+    answers: Sequence[SampledResponse],
+) -> tuple[Array, tuple[Array, Array] | None]:
+    """Nats of each answer under SFT, and the k1 and k3 estimates of KL(policy || SFT).
+
+    The KL is between the two models at the temperature the answers were drawn at; it is a sum over
+    the tokens of a response, so its unit is nats per response. Greedy answers have none.
+    """
+    reference, ids = load_causal(sft.path), sampled_ids(answers)
+    temperature, budget = config.evaluation.temperature, config.evaluation.micro_batch_tokens
+    plain = response_logprobs(reference, prompts, ids, budget=budget)
+    nll = np.array([-float(row.double().sum()) for row in plain])
+    if temperature == 0.0:
+        return nll, None
+    tempered = response_logprobs(reference, prompts, ids, temperature=temperature, budget=budget)
+    drawn = [torch.tensor(answer.logprobs, dtype=torch.float64) for answer in answers]
+    rows = [(own, other.double()) for own, other in zip(drawn, tempered, strict=True)]
+    k1 = np.array([float(kl_k1(own, other).sum()) for own, other in rows])
+    k3 = np.array([float(kl_k3(own, other).sum()) for own, other in rows])
+    return nll, (k1, k3)
+
+
+def _gold(
+    rater: str | None, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+) -> Ratings | None:
+    if rater is None:
+        return None
+    rate = load_rater(rater)
+    policy, sft = (rate_answers(rate, prompts, answers) for answers in texts)
+    return policy, sft
+
+
+def write_samples(path: Path, measured: PairedAnswers) -> None:
+    """Write what the metrics were computed from, one prompt a line."""
+    write_records(path, compared_answers(measured))

@@ -1,0 +1,181 @@
+"""Held-out measurement of each stage's model, and its gates."""
+
+import time
+from operator import attrgetter
+from typing import Literal
+
+import numpy as np
+
+from rlhf_core.adapters.tracking import StageRun
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.files import read_records
+from rlhf_core.evaluation.comparison import policy_breakdown, policy_metrics
+from rlhf_core.evaluation.intervals import estimate_mean, estimate_ratio
+from rlhf_core.evaluation.preference_metrics import (
+    accuracy_by_length,
+    fit_length_rival,
+    preference_metrics,
+)
+from rlhf_core.models import load_causal
+from rlhf_core.schema import (
+    DatasetSplits,
+    Demonstration,
+    EvaluationReport,
+    ModelRef,
+    RunContext,
+    StageResult,
+)
+from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.compare import compare_with_sft, write_samples
+from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.stages.scored_pairs import heldout_pairs, score_pairs
+from rlhf_core.stages.scoring import response_logprobs
+from rlhf_core.stages.verdict import conclude, evaluation_run, metric_plans
+
+
+def evaluate_sft(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    model: ModelRef,
+    context: RunContext,
+    *,
+    run: StageRun | None = None,
+) -> StageResult:
+    """Measure SFT on held-out demonstrations, apply its gates, record the verdict.
+
+    ``sft/heldout_nll`` is in nats per response token, EOS included; ``sft/response_nll`` in nats
+    per response.
+
+    Args:
+        config: settings of the run.
+        splits: dataset version.
+        model: the SFT model.
+        context: where the run keeps its files.
+        run: the open run of the training stage; None opens one of its own.
+    """
+    started = time.monotonic()
+    with evaluation_run(config, splits, context, run, sft=model) as run:
+        examples = tokenize_records(
+            read_records(splits.demonstrations_heldout, Demonstration),
+            model_renderer(model.path).demonstration,
+            length=attrgetter("num_tokens"),
+            max_length=config.model.max_length,
+            set_aside=context.stage_directory("sft") / "set-aside-evaluation.jsonl",
+        )
+        logprobs = response_logprobs(
+            load_causal(model.path),
+            [example.prompt_ids for example in examples],
+            [example.response_ids for example in examples],
+            budget=config.evaluation.micro_batch_tokens,
+        )
+        nll = np.array([-float(row.double().sum()) for row in logprobs])
+        lengths = np.array([float(len(row)) for row in logprobs])
+        plans = metric_plans(config, "sft")
+        metrics = {
+            "sft/heldout_nll": estimate_ratio(nll, lengths, plans("sft/heldout_nll")),
+            "sft/response_nll": estimate_mean(nll, plans("sft/response_nll")),
+        }
+        report = EvaluationReport(stage="sft", model=model, metrics=metrics)
+        return conclude(config, "sft", report, run, started)
+
+
+def evaluate_reward(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    model: ModelRef,
+    context: RunContext,
+    *,
+    role: Literal["reward", "judge"] = "reward",
+    run: StageRun | None = None,
+) -> StageResult:
+    """Measure a reward model, or the judge, on the held-out pairs of its half; apply its gates.
+
+    Beside it stands a rival that knows the lengths alone, fitted on the same half's training pairs.
+
+    Args:
+        config: settings of the run.
+        splits: dataset version.
+        model: the reward model.
+        context: where the run keeps its files.
+        role: ``judge`` is measured on the judge's half, its metrics are called ``judge/...``.
+        run: the open run of the training stage; None opens one of its own.
+    """
+    started = time.monotonic()
+    is_judge = role == "judge"
+    with evaluation_run(config, splits, context, run, **{role: model}) as run:
+        renderer = model_renderer(model.path)
+        train = heldout_pairs(
+            config, renderer, context, role, splits.judge_train if is_judge else splits.reward_train
+        )
+        heldout = heldout_pairs(
+            config,
+            renderer,
+            context,
+            role,
+            splits.judge_heldout if is_judge else splits.reward_heldout,
+        )
+        rival = fit_length_rival(
+            [len(pair.chosen_ids) for pair in train], [len(pair.rejected_ids) for pair in train]
+        )
+        pairs = score_pairs(model, heldout, config.evaluation.micro_batch_tokens)
+        plans = metric_plans(config, role)
+        metrics = preference_metrics(
+            pairs, rival, prefix=role, bins=config.evaluation.num_calibration_bins, plans=plans
+        )
+        by_length = accuracy_by_length(pairs, prefix=role, plans=plans)
+        report = EvaluationReport(
+            stage=role,
+            model=model,
+            metrics=metrics,
+            breakdown={
+                group: {f"{role}/heldout_accuracy": accuracy}
+                for group, accuracy in by_length.items()
+            },
+        )
+        return conclude(config, role, report, run, started)
+
+
+def evaluate_policy(  # noqa: PLR0913 - four models meet here
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    *,
+    policy: ModelRef,
+    sft: ModelRef,
+    reward: ModelRef | None,
+    judge: ModelRef,
+    context: RunContext,
+    run: StageRun | None = None,
+) -> StageResult:
+    """Compare the policy with SFT on held-out prompts and apply the policy gates.
+
+    The judge decides who wins; one that did not pass its own gates cannot promote anybody. The
+    training reward model is only watched, for the gap between the two. An outside rater, where
+    configured, appears in the report and in no gate.
+
+    Args:
+        config: settings of the run.
+        splits: dataset version.
+        policy: the model that wants to be champion.
+        sft: what it has to beat, and its KL reference.
+        reward: what it was optimised against; None after DPO.
+        judge: reward model trained on the other half of the preferences.
+        context: where the run keeps its files.
+        run: an open run to log to; None opens the evaluation's own.
+    """
+    started = time.monotonic()
+    upstream = {"policy": policy, "sft": sft, "judge": judge}
+    upstream |= {"reward": reward} if reward else {}
+    with evaluation_run(config, splits, context, run, **upstream) as run:
+        measured = compare_with_sft(config, splits, upstream)
+        plans = metric_plans(config, "policy")
+        samples = context.stage_directory("evaluate") / "samples.jsonl"
+        write_samples(samples, measured)
+        report = EvaluationReport(
+            stage="policy",
+            model=policy,
+            metrics=policy_metrics(measured, config.evaluation.monitors, plans),
+            breakdown=policy_breakdown(measured, plans),
+            samples=samples,
+        )
+        result = conclude(config, "policy", report, run, started, judge=judge)
+    return result.model_copy(update={"stage": "evaluate"})

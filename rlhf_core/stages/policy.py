@@ -1,0 +1,232 @@
+"""Stage 4: the policy. PPO against the reward model, or DPO straight from the pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+from operator import attrgetter
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from rlhf_core.adapters.registry import register_model
+from rlhf_core.adapters.stage_run import StageRun
+from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.config import DpoConfig, PipelineConfig, PpoConfig
+from rlhf_core.dataprep.files import read_records, write_records
+from rlhf_core.errors import ConfigError
+from rlhf_core.models import load_causal, load_scalar, save_model
+from rlhf_core.rollout.sample import sample_responses
+from rlhf_core.schema import (
+    Conversation,
+    DatasetSplits,
+    ModelRef,
+    Prompt,
+    Record,
+    RunContext,
+)
+from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.stages.reward import load_pairs
+from rlhf_core.stages.sft import load_demonstrations
+from rlhf_core.tokenization import Renderer
+from rlhf_core.trainers.checkpoint import CheckpointStore
+from rlhf_core.trainers.dpo import fit_dpo
+from rlhf_core.trainers.loop import FitSummary, TrainingRun
+from rlhf_core.trainers.ppo import PpoData, PpoModels, fit_ppo
+
+NUM_WATCHED_PROMPTS = 16
+"""Held-out prompts answered at every checkpoint, spread over the tags, for people to look at."""
+
+
+class WatchedAnswer(Record):
+    """What the policy said to a held-out prompt at one point of its training."""
+
+    step: int
+    prompt: Conversation
+    response: str
+    finished: bool
+
+
+def train_policy(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    sft: ModelRef,
+    reward: ModelRef | None,
+    context: RunContext,
+) -> ModelRef:
+    """Optimise the policy from SFT and register it as a candidate; evaluation decides about it.
+
+    Args:
+        config: settings of the run; ``policy.algorithm`` chooses PPO or DPO.
+        splits: dataset version.
+        sft: start of the policy and its KL reference.
+        reward: reward model PPO optimises against; DPO reads none.
+        context: where the run keeps its files.
+
+    Raises:
+        ConfigError: PPO without a reward model.
+        DivergedError: the loss is not finite, or the KL watch stopped the run.
+    """
+    directory = context.stage_directory("policy")
+    make_deterministic(config.seed)
+    upstream = {"sft": sft} | ({"reward": reward} if reward else {})
+    with open_run(config, context, "policy", inputs=stage_inputs(splits, **upstream)) as run:
+        run.log_dataset(splits)
+        renderer = model_renderer(sft.path)
+        policy = load_causal(sft.path)
+        optimize = _optimize_ppo if config.policy.algorithm == "ppo" else _optimize_dpo
+        summary = optimize(_Task(config, splits, sft, reward, directory, run, policy, renderer))
+        sha256 = save_model(policy, renderer.tokenizer, directory / "model")
+        return register_model(
+            run,
+            directory=directory / "model",
+            name=f"{config.project}-policy",
+            kind="causal",
+            sha256=sha256,
+            tags={"algorithm": config.policy.algorithm, "num_steps": str(summary.num_steps)},
+        )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What both algorithms are given."""
+
+    config: PipelineConfig
+    splits: DatasetSplits
+    sft: ModelRef
+    reward: ModelRef | None
+    directory: Path
+    run: StageRun
+    policy: PreTrainedModel
+    renderer: Renderer
+
+    def training_run(self) -> TrainingRun:
+        return TrainingRun(
+            seed=derived_seed(self.config.seed, "policy"),
+            tracker=self.run,
+            checkpoints=CheckpointStore(self.directory / "checkpoints"),
+        )
+
+
+def _optimize_ppo(task: _Task) -> FitSummary:
+    settings = task.config.policy
+    if task.reward is None or not isinstance(settings, PpoConfig):
+        raise ConfigError("policy.algorithm ppo needs a reward model; give --reward")
+    watcher = AnswerWatcher(
+        task.config, _watched_prompts(task.splits), task.policy, task.renderer, task.directory
+    )
+    summary = fit_ppo(
+        PpoModels(
+            policy=task.policy,
+            # With LoRA the policy without its adapters is the reference: no second copy.
+            reference=None if settings.compute.lora else load_causal(task.sft.path),
+            reward_model=load_scalar(task.reward.path),
+            value_model=None if settings.share_trunk else load_scalar(task.reward.path),
+        ),
+        _ppo_data(task.config, settings, task.splits, task.renderer, task.directory),
+        settings=settings,
+        run=task.training_run(),
+        on_checkpoint=watcher.look,
+    )
+    task.run.log_artifact(watcher.path)
+    return summary
+
+
+def _optimize_dpo(task: _Task) -> FitSummary:
+    settings = task.config.policy
+    if not isinstance(settings, DpoConfig):
+        raise ConfigError(f"policy.algorithm {settings.algorithm} is not dpo")
+    load = partial(load_pairs, task.config, task.renderer, task.directory)
+    return fit_dpo(
+        task.policy,
+        None,
+        load(task.splits.reward_train),
+        load(task.splits.reward_heldout),
+        settings=settings,
+        run=task.training_run(),
+    )
+
+
+class AnswerWatcher:
+    """Answers the same held-out prompts at every checkpoint: people see where it drifts."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        prompts: Sequence[Prompt],
+        policy: PreTrainedModel,
+        renderer: Renderer,
+        directory: Path,
+    ) -> None:
+        self.path = directory / "watched-answers.jsonl"
+        self._config, self._prompts = config, prompts
+        self._policy, self._renderer = policy, renderer
+
+    def look(self, step: int) -> None:
+        """Answer the prompts as the policy is now; a step answered before a kill is replaced."""
+        answers = sample_responses(
+            self._policy,
+            self._renderer.tokenizer,
+            [prompt.prompt for prompt in self._prompts],
+            max_new_tokens=max_new_tokens(self._config),
+            temperature=self._config.evaluation.temperature,
+            seed=derived_seed(self._config.seed, "watch"),
+        )
+        earlier = read_records(self.path, WatchedAnswer) if self.path.exists() else []
+        fresh = [
+            WatchedAnswer(
+                step=step, prompt=prompt.prompt, response=answer.text, finished=answer.finished
+            )
+            for prompt, answer in zip(self._prompts, answers, strict=True)
+        ]
+        write_records(self.path, [row for row in earlier if row.step < step] + fresh)
+
+
+def max_new_tokens(config: PipelineConfig) -> int:
+    """Longest response that is sampled: PPO's setting, or all a DPO model has room for."""
+    if isinstance(config.policy, PpoConfig):
+        return config.policy.max_new_tokens
+    return config.model.max_length - longest_prompt(config)
+
+
+def longest_prompt(config: PipelineConfig) -> int:
+    """Most tokens a prompt may have, so that its response still fits."""
+    if config.model.max_prompt_length is not None:
+        return config.model.max_prompt_length
+    if isinstance(config.policy, PpoConfig):
+        return config.model.max_length - config.policy.max_new_tokens
+    return config.model.max_length // 2
+
+
+def _watched_prompts(splits: DatasetSplits) -> list[Prompt]:
+    """Return a few held-out prompts, the same every time, from as many tag values as possible."""
+    by_tags: dict[str, list[Prompt]] = {}
+    for prompt in read_records(splits.prompts_heldout, Prompt):
+        by_tags.setdefault(str(sorted(prompt.tags.items())), []).append(prompt)
+    turns = zip_longest(*(by_tags[key] for key in sorted(by_tags)))
+    spread = [prompt for turn in turns for prompt in turn if prompt is not None]
+    return spread[:NUM_WATCHED_PROMPTS]
+
+
+def _ppo_data(
+    config: PipelineConfig,
+    settings: PpoConfig,
+    splits: DatasetSplits,
+    renderer: Renderer,
+    directory: Path,
+) -> PpoData:
+    prompts = tokenize_records(
+        read_records(splits.prompts_train, Prompt),
+        renderer.prompt,
+        length=attrgetter("num_tokens"),
+        max_length=longest_prompt(config),
+        set_aside=directory / "set-aside-prompts.jsonl",
+    )
+    demonstrations = (
+        load_demonstrations(config, renderer, directory, splits.demonstrations_train)
+        if settings.ptx_coef > 0
+        else []
+    )
+    return PpoData(prompts=prompts, eos_id=renderer.eos_id, demonstrations=demonstrations)

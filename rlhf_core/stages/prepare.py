@@ -1,0 +1,130 @@
+"""Stage 1: raw files to a validated, split and versioned dataset."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import rlhf_core.dataprep
+from rlhf_core.adapters import versioning
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.files import sha256_of
+from rlhf_core.dataprep.manifest import code_digest, fingerprint_of, read_manifest
+from rlhf_core.dataprep.publish import exclusive, replacing_directory
+from rlhf_core.dataprep.sources.containers import is_hub, source_files
+from rlhf_core.dataprep.sources.hub import hub_fingerprint
+from rlhf_core.errors import DataError
+from rlhf_core.schema import DatasetRef, DatasetSplits
+from rlhf_core.stages import prepare_build, prepare_checks
+from rlhf_core.stages.prepare_tokens import make_token_check, tokenizer_digest
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_data(config: PipelineConfig) -> DatasetSplits:
+    """Read, validate, resolve, deduplicate and split the raw data; replace the output as a whole.
+
+    The same inputs under the same settings give the same bytes; an output that already holds
+    them is verified and used as it is. Two preparations of one output wait for each other.
+    Data Docs lie in ``<output>-docs``.
+
+    With ``data.version`` set nothing is prepared: that published version is brought back into a
+    folder of its own.
+
+    Raises:
+        DataError: the input cannot be used. The output stays as it was; the rows in question are
+            kept in ``<output>-failed``.
+    """
+    if config.data.version is not None:
+        from rlhf_core.stages.data_versions import bring_back
+
+        return bring_back(config.data.version)
+    output = config.data.output
+    failures, docs = (output.with_name(f"{output.name}-{kind}") for kind in ("failed", "docs"))
+    with exclusive(output):
+        fingerprint = _fingerprint(config)
+        manifest = read_manifest(output)
+        if manifest is not None and manifest.fingerprint == fingerprint:
+            logger.info("prepared_data_reused output=%s", output)
+            return read_splits(output)
+        for folder in (failures, docs):
+            shutil.rmtree(folder, ignore_errors=True)
+        token_check = make_token_check(config)
+        with replacing_directory(output) as work:
+            try:
+                prepare_build.build(config, work, fingerprint, failures, docs, token_check)
+            except DataError:
+                for name in (prepare_build.QUARANTINE, prepare_build.REPORT):
+                    prepare_checks.keep_file(work / name, failures)
+                raise
+        return read_splits(output)
+
+
+def read_splits(directory: Path, revision: str | None = None) -> DatasetSplits:
+    """Return the references of a prepared directory.
+
+    Args:
+        directory: what preparation made.
+        revision: git commit the data belongs to; None takes the one checked out around it.
+
+    Raises:
+        DataError: there is no complete dataset in ``directory``.
+    """
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise DataError(f"{directory}: no complete prepared dataset; run `rlhf prepare` first")
+    revision = revision or versioning.git_revision(directory)
+    references: dict[str, Any] = {
+        name: DatasetRef(
+            path=directory / f"{name}.jsonl",
+            sha256=facts.sha256,
+            num_rows=facts.num_rows,
+            dvc_md5=facts.md5,
+            git_revision=revision,
+        )
+        for name, facts in manifest.files.items()
+    }
+    return DatasetSplits(
+        directory=directory,
+        sha256=manifest.sha256,
+        dvc_md5=versioning.directory_md5(directory),
+        git_revision=revision,
+        report=directory / prepare_build.REPORT,
+        **references,
+    )
+
+
+def _fingerprint(config: PipelineConfig) -> str:
+    """Return the digest of all that decides the output: inputs, settings, tokenizer, code."""
+    data = config.data
+    settings = data.model_dump_json(exclude={"output", "version"})
+    here = Path(__file__)
+    code = [
+        *Path(rlhf_core.dataprep.__file__).parent.rglob("*.py"),
+        *here.parent.glob(f"{here.stem}*.py"),
+    ]
+    parts = {"seed": str(config.seed), "settings": settings, "code": code_digest(code)}
+    if data.cleaning.tokens:
+        parts["tokenizer"] = tokenizer_digest(config.model)
+    for number, source in enumerate(prepare_checks.raw_sources(data)):
+        name = f"preferences.{number}"
+        if is_hub(source.path):
+            parts[name] = hub_fingerprint(source.path, source.split, source.revision)
+        else:
+            parts |= _digests(name, source.path)
+    for name, path in (
+        ("demonstrations", data.demonstrations.path),
+        ("prompts", data.prompts.path),
+        ("heldout_prompts", data.prompts.heldout_path),
+        ("production_prompts", data.prompts.production_path),
+        *((f"contamination.{i}", path) for i, path in enumerate(data.cleaning.contamination)),
+    ):
+        if path is not None:
+            parts |= _digests(name, path)
+    return fingerprint_of(parts)
+
+
+def _digests(name: str, path: Path) -> dict[str, str]:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; data.{name.split('.')[0]} must name existing data")
+    return {f"{name}/{file.name}": sha256_of(file) for file in source_files(path)}

@@ -1,0 +1,183 @@
+"""Fill a prepared directory: two passes over the comparisons, one over every other file."""
+
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_core.adapters import data_docs, validation
+from rlhf_core.config import DataConfig, PipelineConfig
+from rlhf_core.dataprep import assemble
+from rlhf_core.dataprep.assemble import Workbench
+from rlhf_core.dataprep.intake import Intake, set_aside_near_repeats, take_in
+from rlhf_core.dataprep.ledger import apply_votes, set_aside_repeats, set_aside_reserved
+from rlhf_core.dataprep.manifest import write_manifest
+from rlhf_core.dataprep.near import PromptIndex, SignatureTable
+from rlhf_core.dataprep.outputs import PreparedFiles
+from rlhf_core.dataprep.pictures import draw_pictures
+from rlhf_core.dataprep.quarantine import Quarantine
+from rlhf_core.dataprep.rules import TokenCheck, make_rules
+from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
+from rlhf_core.dataprep.split import PromptSplitter
+from rlhf_core.dataprep.votes import MODELS
+from rlhf_core.schema import ValidationReport
+from rlhf_core.stages import prepare_checks as checks
+from rlhf_core.stages.prepare_measure import measure
+from rlhf_core.stages.prepare_report import describe_agreement, write_report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPORT = "report.json"
+QUARANTINE = "quarantine.parquet"
+PICTURES = "pictures"
+
+
+def build(
+    config: PipelineConfig,
+    work: Path,
+    fingerprint: str,
+    failures: Path,
+    docs: Path,
+    token_check: TokenCheck | None,
+) -> None:
+    """Prepare everything into the empty directory ``work``.
+
+    Args:
+        config: the whole configuration; seed and data section are read.
+        work: receives the prepared files, the report, the quarantine and the manifest.
+        fingerprint: of all inputs; goes into the manifest.
+        failures: receives the rows behind a failed check.
+        docs: receives the Data Docs, whatever the outcome.
+        token_check: what the base model's tokenizer says of a row; None leaves it out.
+
+    Raises:
+        DataError: the input cannot be used.
+    """
+    data, subject = config.data, str(config.data.preferences.path)
+    validator = Validator(docs=docs, failures=failures)
+    with Quarantine(work / QUARANTINE) as quarantine, PreparedFiles(work) as files:
+        bench = _workbench(config, files, quarantine, token_check)
+        _reserve_heldout(data, bench)
+        intake = _read(data, bench, work / "spill.jsonl")
+        checks.require_rows(intake, subject, failures / QUARANTINE)
+        _validate_raw(data, intake, validator)
+        _decide(data, intake, bench)
+        _write(data, intake, bench)
+    intake.spill.unlink()
+    checks.require_balance(quarantine, intake)
+    checks.require_pairs(intake, subject, data.min_pairs, failures / QUARANTINE)
+    checks.require_filled(files, subject)
+    _validate_prepared(data, files, validator)
+    agreement = describe_agreement(intake, data.votes, config.seed)
+    checks.require_agreement(agreement, subject, data.min_alpha)
+    found, pictures = measure(config, work, intake, agreement)
+    gates = checks.judge_dataset(found.metrics, data.gates)
+    draw_pictures(pictures, files.num_rows, work / PICTURES)
+    manifest = write_manifest(work, fingerprint, files.num_rows)
+    sections = {
+        "agreement": agreement.as_json(),
+        "measurements": found.as_json(),
+        "gates": [result.model_dump(mode="json") for result in gates],
+    }
+    write_report(work / REPORT, manifest, quarantine, sections, validator.reports)
+    checks.require_gates(gates, subject, failures / REPORT)
+
+
+def _workbench(
+    config: PipelineConfig,
+    files: PreparedFiles,
+    quarantine: Quarantine,
+    token_check: TokenCheck | None,
+) -> Workbench:
+    data = config.data
+    splitter = PromptSplitter(
+        seed=config.seed,
+        heldout_fraction=data.heldout_fraction,
+        judge_fraction=data.judge_fraction,
+        has_heldout_file=data.prompts.heldout_path is not None,
+    )
+    threshold = data.cleaning.near_duplicates
+    return Workbench(
+        files=files,
+        quarantine=quarantine,
+        splitter=splitter,
+        rules=make_rules(data.cleaning, token_check),
+        heldout=None if threshold is None else PromptIndex(threshold),
+    )
+
+
+def _reserve_heldout(data: DataConfig, bench: Workbench) -> None:
+    """Learn which prompts are held out before any training row is written."""
+    path = data.prompts.heldout_path
+    if path is not None:
+        assemble.write_heldout_prompts(path, read_prompts(path), bench)
+    if bench.heldout is None:
+        return
+    demonstrations = (item.prompt for _, item in read_demonstrations(data.demonstrations))
+    assemble.index_heldout(demonstrations, bench)
+    if path is None and data.prompts.path is not None:
+        prompts = (item.prompt for _, item in read_prompts(data.prompts.path))
+        assemble.index_heldout(prompts, bench)
+
+
+def _read(data: DataConfig, bench: Workbench, spill: Path) -> Intake:
+    intake = Intake(spill)
+    if bench.heldout is not None:
+        intake.signatures = SignatureTable(), SignatureTable()
+    rows = chain.from_iterable(read_comparisons(source) for source in checks.raw_sources(data))
+    excluded = frozenset(data.votes.exclude)
+    take_in(rows, intake, bench.quarantine, bench.rules, excluded=excluded)
+    return intake
+
+
+def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
+    """Votes to winners, then everything that takes two rows to see."""
+    model = MODELS[data.votes.method]
+    apply_votes(intake.entries, model(intake.votes, len(intake.entries)))
+    set_aside_reserved(intake.entries, bench.splitter.reserved)
+    set_aside_repeats(intake.entries)
+    if data.cleaning.near_duplicates is not None:
+        set_aside_near_repeats(intake, data.cleaning.near_duplicates)
+
+
+def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:
+    """Write demonstrations, pairs and prompts; prompts last, for they yield to the others."""
+    assemble.write_demonstrations(read_demonstrations(data.demonstrations), bench)
+    assemble.write_derived(
+        assemble.write_pairs(intake, bench),
+        bench,
+        demonstrations=data.demonstrations.path is None,
+        prompts=data.prompts.path is None,
+    )
+    if data.prompts.path is not None:
+        assemble.write_prompts(data.prompts.path, read_prompts(data.prompts.path), bench)
+
+
+@dataclass(slots=True)
+class Validator:
+    """Keeps the reports, the Data Docs and, where a check fails, the rows behind it."""
+
+    docs: Path
+    failures: Path
+    reports: list[ValidationReport] = field(default_factory=list)
+
+    def require(self, report: ValidationReport, subject: str, frame: "pd.DataFrame") -> None:
+        """Note a report; stop if a blocking check failed."""
+        self.reports.append(report)
+        data_docs.write_index(self.docs, "Data checks", self.reports)
+        checks.require_passed(report, subject, frame, self.failures)
+
+
+def _validate_raw(data: DataConfig, intake: Intake, validator: Validator) -> None:
+    frame = intake.columns.frame()
+    report = validation.validate_raw_comparisons(frame, data.max_unusable_fraction, validator.docs)
+    validator.require(report, str(data.preferences.path), frame)
+
+
+def _validate_prepared(data: DataConfig, files: PreparedFiles, validator: Validator) -> None:
+    for check, frame in (
+        (validation.validate_prepared_pairs, files.pairs.frame()),
+        (validation.validate_prepared_prompts, files.prompts.frame()),
+    ):
+        validator.require(check(frame, validator.docs), str(data.output), frame)

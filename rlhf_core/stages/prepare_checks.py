@@ -1,0 +1,151 @@
+"""What preparation insists on; each failure is one line, with the rows in question kept."""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_core.config import DataConfig, GateConfig, SourceConfig
+from rlhf_core.dataprep.files import atomic_file
+from rlhf_core.dataprep.intake import Intake
+from rlhf_core.dataprep.outputs import PreparedFiles
+from rlhf_core.dataprep.quarantine import Quarantine
+from rlhf_core.errors import DataError, MissingMetricError
+from rlhf_core.evaluation.gates import judge_estimate
+from rlhf_core.schema import Estimate, GateResult, ValidationReport
+from rlhf_core.stages.prepare_report import AgreementReport
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def raw_sources(data: DataConfig) -> tuple[SourceConfig, ...]:
+    """Return all sources of comparisons in the order they are read; batches last.
+
+    Raises:
+        DataError: a batch is under DVC but its file is not here: it would be lost silently.
+    """
+    named = (data.preferences, *data.more_preferences)
+    if data.batches is None or not data.batches.is_dir():
+        return named
+    missing = [
+        path for path in sorted(data.batches.glob("*.dvc")) if not path.with_suffix("").exists()
+    ]
+    if missing:
+        raise DataError(f"{missing[0].with_suffix('')}: not here; run `dvc pull {missing[0]}`")
+    if not any(data.batches.glob("*.jsonl")):
+        return named
+    return (*named, SourceConfig(path=data.batches))
+
+
+def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
+    """Refuse input that yields no comparison at all."""
+    if not intake.num_rows:
+        raise DataError(f"{subject}: no rows; expected one comparison a line")
+    if not intake.entries:
+        raise DataError(
+            f"{subject}: no rows left: all {intake.num_rows} were set aside;"
+            f" reasons in {quarantine}"
+        )
+
+
+def require_passed(
+    report: ValidationReport, subject: str, frame: "pd.DataFrame", failures: Path
+) -> None:
+    """Refuse data that fails a blocking check; its rows are written to ``failures``."""
+    failed = [check for check in report.checks if check.severity == "block" and not check.passed]
+    if not failed:
+        return
+    check = failed[0]
+    kept = ""
+    failing = frame[frame[frame.columns[0]].isin(check.failing_ids)]
+    if len(failing):
+        path = failures / "failing-rows.jsonl"
+        with atomic_file(path) as stream:
+            text = failing.to_json(orient="records", lines=True, force_ascii=False)
+            stream.write(text.encode())
+        kept = f"; the failing rows are kept in {path}"
+    raise DataError(f"{subject}: {report.suite}: check failed: {check.name}: {check.detail}{kept}")
+
+
+def require_agreement(agreement: AgreementReport, subject: str, min_alpha: float | None) -> None:
+    """Refuse data whose Krippendorff's alpha is below ``min_alpha`` or not defined."""
+    if min_alpha is None:
+        return
+    if agreement.alpha is None:
+        raise DataError(
+            f"{subject}: agreement is not defined: no comparison has two votes, or all votes are"
+            f" the same; data.min_alpha = {min_alpha} needs several votes a comparison"
+        )
+    if agreement.alpha.value < min_alpha:
+        raise DataError(
+            f"{subject}: Krippendorff's alpha is {agreement.alpha.value:.3f}, expected at least"
+            f" {min_alpha}; look for careless annotators or unclear instructions, or lower"
+            " data.min_alpha"
+        )
+
+
+def require_pairs(intake: Intake, subject: str, min_pairs: int, quarantine: Path) -> None:
+    """Refuse input that leaves fewer pairs than ``min_pairs``."""
+    reasons = Counter(entry.reason for entry in intake.entries if entry.reason is not None)
+    num_pairs = len(intake.entries) - reasons.total()
+    if num_pairs >= min_pairs:
+        return
+    left = f"{num_pairs} pairs" if num_pairs else "no rows"
+    listing = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    raise DataError(
+        f"{subject}: {left} left of {intake.num_rows} rows, expected at least {min_pairs}"
+        f" (data.min_pairs); set aside: {listing or 'none'}; reasons in {quarantine}"
+    )
+
+
+def require_filled(files: PreparedFiles, subject: str) -> None:
+    """Refuse a split that leaves a prepared file empty."""
+    empty = [name for name, num_rows in files.num_rows.items() if not num_rows]
+    if empty:
+        raise DataError(
+            f"{subject}: no rows for {', '.join(empty)}; give more rows, or other values of"
+            " data.heldout_fraction and data.judge_fraction"
+        )
+
+
+def require_balance(quarantine: Quarantine, intake: Intake) -> None:
+    """Refuse to lose a row: rows read = rows kept + rows set aside."""
+    kept, aside = quarantine.kept["preferences"], quarantine.num_set_aside("preferences")
+    if kept + aside != intake.num_rows:
+        raise DataError(
+            f"preferences: {intake.num_rows} rows read, but {kept} kept and {aside} set aside;"
+            " this is a defect of preparation, please report it"
+        )
+
+
+def judge_dataset(
+    metrics: Mapping[str, Estimate], gates: Sequence[GateConfig]
+) -> tuple[GateResult, ...]:
+    """Apply the data gates to what was measured.
+
+    Raises:
+        MissingMetricError: a gate asks for what was not measured.
+    """
+    for gate in gates:
+        if gate.metric not in metrics:
+            raise MissingMetricError(
+                f"data.gates: {gate.metric!r} was not measured; measured: {', '.join(metrics)}"
+            )
+    return tuple(judge_estimate(gate, metrics[gate.metric]) for gate in gates)
+
+
+def require_gates(results: Sequence[GateResult], subject: str, report: Path) -> None:
+    """Refuse a dataset unless every gate says PROMOTE."""
+    failed = [result for result in results if result.verdict != "PROMOTE"]
+    if failed:
+        reasons = " ".join(f"{result.verdict}: {result.reason}" for result in failed)
+        raise DataError(f"{subject}: the data gates refuse this dataset. {reasons} See {report}")
+
+
+def keep_file(path: Path, directory: Path) -> None:
+    """Copy a file, if it exists, where people can look at it after a failure."""
+    if path.is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, directory / path.name)

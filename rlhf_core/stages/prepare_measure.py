@@ -1,0 +1,125 @@
+"""What is measured on a prepared dataset: biases, prompt shift, and the pictures' numbers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep import bias
+from rlhf_core.dataprep.files import iterate_records
+from rlhf_core.dataprep.intake import Intake
+from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.near import prompt_text
+from rlhf_core.dataprep.pictures import PictureData
+from rlhf_core.dataprep.shift import PromptSample, prompt_shift
+from rlhf_core.dataprep.sources import read_prompts
+from rlhf_core.schema import Conversation, Estimate, PreferencePair, Prompt
+from rlhf_core.stages.prepare_report import AgreementReport
+
+_SAMPLE = 3_000
+"""Prompts of a side that the shift test looks at, at most."""
+_PAIR_FILES = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
+
+
+@dataclass(slots=True)
+class Measurements:
+    """Metrics with their intervals, and the words behind them."""
+
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    """``data/<quantity>``; gates read these."""
+    length_by_source: dict[str, Estimate] = field(default_factory=dict)
+    """Share of pairs the longer response wins, by source."""
+    words: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    """Words that tell chosen from rejected, with z-scores."""
+    shift_words: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report's section."""
+        return {
+            "metrics": _dumped(self.metrics),
+            "length_win_fraction_by_source": _dumped(self.length_by_source),
+            "telling_words": self.words,
+            "shift_words": self.shift_words,
+        }
+
+
+def measure(
+    config: PipelineConfig, work: Path, intake: Intake, agreement: AgreementReport
+) -> tuple[Measurements, PictureData]:
+    """Measure the dataset in ``work``, before it is published."""
+    staying = [entry for entry in intake.entries if entry.reason is None]
+    found = Measurements()
+    if agreement.alpha is not None:
+        found.metrics["data/krippendorff_alpha"] = agreement.alpha
+    found.metrics["data/length_win_fraction"] = bias.length_win_estimate(staying)
+    found.metrics["data/length_auc"] = bias.length_auc_estimate(staying, config.seed)
+    found.metrics["data/first_win_fraction"] = bias.first_win_estimate(staying)
+    found.length_by_source = {
+        source: bias.length_win_estimate(entries) for source, entries in _by_source(staying).items()
+    }
+    pictures = _read_pairs(work, found, intake, staying)
+    _measure_shift(config, work, found)
+    return found, pictures
+
+
+def _read_pairs(
+    work: Path, found: Measurements, intake: Intake, staying: list[Entry]
+) -> PictureData:
+    """Read the prepared pairs once more, for what only their texts tell."""
+    styles = bias.StyleCounter()
+    chosen, rejected, agreements = [], [], []
+    for name in _PAIR_FILES:
+        for pair in iterate_records(work / f"{name}.jsonl", PreferencePair):
+            styles.add(pair)
+            chosen.append(len(pair.chosen))
+            rejected.append(len(pair.rejected))
+            agreements.append(pair.agreement)
+    found.metrics |= {f"data/style/{name}": share for name, share in styles.estimates().items()}
+    found.words = styles.telling_words()
+    votes = np.bincount(intake.votes.columns()[1], minlength=len(intake.votes.names))
+    return PictureData(
+        chosen_lengths=chosen,
+        rejected_lengths=rejected,
+        agreements=agreements,
+        votes_per_annotator=votes.tolist(),
+        label_by_length=bias.label_by_length(staying),
+    )
+
+
+def _measure_shift(config: PipelineConfig, work: Path, found: Measurements) -> None:
+    """Compare reward-model prompts with PPO's, and with production's where there is a file."""
+    pairs = iterate_records(work / "reward_train.jsonl", PreferencePair)
+    reward = _sample(pair.prompt for pair in pairs)
+    prompts = iterate_records(work / "prompts_train.jsonl", Prompt)
+    others = {"prompt_shift_auc": _sample(item.prompt for item in prompts)}
+    production = config.data.prompts.production_path
+    if production is not None:
+        others["production_shift_auc"] = _sample(
+            item.prompt for _, item in read_prompts(production)
+        )
+    for name, texts in others.items():
+        shift = prompt_shift(reward, texts, config.seed)
+        if shift is not None:
+            found.metrics[f"data/{name}"] = shift.estimate
+            found.shift_words[name] = {"reward": shift.words_first, "other": shift.words_second}
+
+
+def _sample(prompts: Iterable[Conversation]) -> list[str]:
+    sample = PromptSample(_SAMPLE)
+    for prompt in prompts:
+        sample.add(prompt_text(prompt))
+    return sample.texts()
+
+
+def _by_source(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.source, []).append(entry)
+    return found
+
+
+def _dumped(estimates: dict[str, Estimate]) -> dict[str, Any]:
+    return {name: estimate.model_dump(mode="json") for name, estimate in estimates.items()}

@@ -1,0 +1,100 @@
+"""The JSON report of preparation. No times and no host names: same data, same report."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.config import VotesConfig
+from rlhf_core.dataprep.agreement import alpha_estimate
+from rlhf_core.dataprep.annotators import AnnotatorFacts, annotator_facts
+from rlhf_core.dataprep.files import atomic_file
+from rlhf_core.dataprep.intake import Intake
+from rlhf_core.dataprep.manifest import Manifest
+from rlhf_core.dataprep.quarantine import Quarantine
+from rlhf_core.schema import Estimate, ValidationReport
+
+_MAX_CARELESS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementReport:
+    """What the votes say of each other."""
+
+    alpha: Estimate | None
+    by_source: dict[str, Estimate | None]
+    annotators: list[AnnotatorFacts]
+    """Most careless-looking first."""
+    num_votes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report's section; annotators who look careless are named."""
+        careless = [facts for facts in self.annotators if facts.careless]
+        return {
+            "krippendorff_alpha": _estimate(self.alpha),
+            "by_source": {name: _estimate(alpha) for name, alpha in self.by_source.items()},
+            "num_votes": self.num_votes,
+            "num_annotators": len(self.annotators),
+            "num_careless": len(careless),
+            "careless": [asdict(facts) for facts in careless[:_MAX_CARELESS]],
+        }
+
+
+def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> AgreementReport:
+    """Measure agreement overall, by source, and of each annotator with the rest."""
+    counts = intake.votes.counts(len(intake.entries))
+    sources: dict[str, list[int]] = {}
+    for row, entry in enumerate(intake.entries):
+        sources.setdefault(entry.source, []).append(row)
+    resampling = {"num_resamples": votes.num_resamples, "seed": seed}
+    return AgreementReport(
+        alpha=alpha_estimate(counts, **resampling),
+        by_source={
+            name: alpha_estimate(counts[rows], **resampling) for name, rows in sources.items()
+        },
+        annotators=annotator_facts(
+            intake.votes,
+            len(intake.entries),
+            min_votes=votes.min_votes,
+            fast_fraction=votes.fast_fraction,
+        ),
+        num_votes=int(counts.sum()),
+    )
+
+
+def write_report(
+    path: Path,
+    manifest: Manifest,
+    quarantine: Quarantine,
+    sections: dict[str, Any],
+    validation: Iterable[ValidationReport],
+) -> None:
+    """Write counts, the ``sections`` as they are, and validation."""
+    report = {
+        "sha256": manifest.sha256,
+        "inputs": _inputs(quarantine),
+        **sections,
+        "splits": {name: facts.num_rows for name, facts in manifest.files.items()},
+        "validation": [
+            {**suite.model_dump(mode="json"), "passed": suite.passed} for suite in validation
+        ],
+    }
+    with atomic_file(path) as stream:
+        stream.write(json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _inputs(quarantine: Quarantine) -> dict[str, dict[str, object]]:
+    names = sorted(set(quarantine.kept) | set(quarantine.reasons))
+    return {
+        name: {
+            "rows": quarantine.kept[name] + quarantine.num_set_aside(name),
+            "kept": quarantine.kept[name],
+            "set_aside": dict(sorted(quarantine.reasons.get(name, {}).items())),
+        }
+        for name in names
+    }
+
+
+def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else estimate.model_dump(mode="json")

@@ -1,0 +1,103 @@
+"""Stage 3: a reward model from people's preferences; and, from the other half, the judge."""
+
+import time
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Literal
+
+from rlhf_core.adapters.registry import register_model
+from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.files import read_records
+from rlhf_core.models import save_model, scalar_from_causal
+from rlhf_core.schema import (
+    DatasetRef,
+    DatasetSplits,
+    Demonstration,
+    ModelRef,
+    PreferencePair,
+    RunContext,
+    StageResult,
+)
+from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.evaluate import evaluate_reward
+from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.tokenization import Renderer, TokenizedPair
+from rlhf_core.trainers.checkpoint import CheckpointStore
+from rlhf_core.trainers.loop import TrainingRun
+from rlhf_core.trainers.reward import fit_reward_model
+
+NUM_REFERENCES = 512
+"""Held-out demonstrations whose mean score becomes 0; their mean is known well enough by then."""
+
+
+def train_reward(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    sft: ModelRef,
+    context: RunContext,
+    role: Literal["reward", "judge"] = "reward",
+) -> StageResult:
+    """Train a Bradley-Terry model on its half of the preferences, register it, apply the gates.
+
+    Args:
+        config: settings of the run.
+        splits: dataset version.
+        sft: the model whose trunk it starts from.
+        context: where the run keeps its files.
+        role: ``reward`` is what PPO optimises; ``judge`` decides promotion and never trains a
+            policy. The two see disjoint prompts and start from different heads.
+    """
+    started = time.monotonic()
+    directory = context.stage_directory(role)
+    settings = config.reward if role == "reward" else config.judge_settings()
+    make_deterministic(config.seed)
+    with open_run(config, context, role, inputs=stage_inputs(splits, sft=sft)) as run:
+        run.log_dataset(splits)
+        renderer = model_renderer(sft.path)
+        model = scalar_from_causal(sft.path, seed=derived_seed(config.seed, role, "head"))
+        load = partial(load_pairs, config, renderer, directory)
+        summary = fit_reward_model(
+            model,
+            load(splits.reward_train if role == "reward" else splits.judge_train),
+            load(splits.reward_heldout if role == "reward" else splits.judge_heldout),
+            tokenize_records(
+                read_records(splits.demonstrations_heldout, Demonstration)[:NUM_REFERENCES],
+                renderer.demonstration,
+                length=attrgetter("num_tokens"),
+                max_length=config.model.max_length,
+                set_aside=directory / "set-aside-references.jsonl",
+            ),
+            settings=settings,
+            run=TrainingRun(
+                seed=derived_seed(config.seed, role),
+                tracker=run,
+                checkpoints=CheckpointStore(directory / "checkpoints"),
+            ),
+        )
+        sha256 = save_model(model, renderer.tokenizer, directory / "model")
+        reference = register_model(
+            run,
+            directory=directory / "model",
+            name=f"{config.project}-{role}",
+            kind="scalar",
+            sha256=sha256,
+            tags={"num_steps": str(summary.num_steps)},
+        )
+        result = evaluate_reward(config, splits, reference, context, role=role, run=run)
+    return result.model_copy(update={"seconds": time.monotonic() - started})
+
+
+def load_pairs(
+    config: PipelineConfig, renderer: Renderer, directory: Path, source: DatasetRef
+) -> list[TokenizedPair]:
+    """Read prepared pairs as token sequences; those that do not fit are set aside by reason."""
+    return tokenize_records(
+        read_records(source, PreferencePair),
+        renderer.pair,
+        length=attrgetter("num_tokens"),
+        max_length=config.model.max_length,
+        set_aside=directory / f"set-aside-{source.path.stem}.jsonl",
+    )

@@ -1,0 +1,135 @@
+"""What models make of held-out texts: log-probabilities, scores, answers. Nothing is trained."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlhf_core.errors import DataError
+from rlhf_core.evaluation.comparison import Answers
+from rlhf_core.evaluation.intervals import Array
+from rlhf_core.models import load_scalar, sequence_scores, token_logprobs
+from rlhf_core.rollout.sample import SampledResponse
+from rlhf_core.schema import Conversation, Prompt
+from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.tokenization import Renderer, TokenIds, as_token_ids, pack_responses
+
+
+def batches_within(lengths: Sequence[int], budget: int) -> Iterator[range]:
+    """Split rows into runs of at most ``budget`` tokens; a longer row is a run of its own."""
+    start = tokens = 0
+    for row, length in enumerate(lengths):
+        if row > start and tokens + length > budget:
+            yield range(start, row)
+            start, tokens = row, 0
+        tokens += length
+    if start < len(lengths):
+        yield range(start, len(lengths))
+
+
+@torch.inference_mode()
+def response_logprobs(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    responses: Sequence[TokenIds],
+    *,
+    temperature: float = 1.0,
+    budget: int,
+) -> list[Tensor]:
+    """Log-probability of every response token: one [T] float32 tensor per row."""
+    rows: list[Tensor] = []
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+    for run in batches_within(lengths, budget):
+        batch = pack_responses([prompts[i] for i in run], [responses[i] for i in run])
+        logprobs = token_logprobs(model, batch, temperature=temperature)
+        rows += list(logprobs.cpu().split(batch.response_lengths.tolist()))
+    return rows
+
+
+@torch.inference_mode()
+def response_scores(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    responses: Sequence[TokenIds],
+    *,
+    budget: int,
+) -> Array:
+    """Score of every response: [n] float64."""
+    scores: list[Tensor] = []
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+    for run in batches_within(lengths, budget):
+        batch = pack_responses([prompts[i] for i in run], [responses[i] for i in run])
+        scores.append(sequence_scores(model, batch).cpu())
+    return np.asarray(torch.cat(scores).double().numpy(), dtype=np.float64)
+
+
+def score_texts(
+    directory: Path,
+    prompts: Sequence[Conversation],
+    answers: Sequence[Sequence[str]],
+    *,
+    budget: int,
+) -> list[Array]:
+    """Scores that the reward model in ``directory`` gives to each list of answers.
+
+    The texts are rendered with the scorer's own tokenizer and end with EOS, as in its training.
+    """
+    model, renderer = load_scalar(directory), model_renderer(directory)
+    prompt_ids = [renderer.prompt_ids(prompt) for prompt in prompts]
+    return [
+        response_scores(
+            model, prompt_ids, [readable_ids(renderer, text) for text in texts], budget=budget
+        )
+        for texts in answers
+    ]
+
+
+def readable_ids(renderer: Renderer, text: str) -> TokenIds:
+    """Tokens of an answer; control tokens that a model spelled out in letters are taken out."""
+    for special in renderer.special_tokens:
+        text = text.replace(special, "")
+    return renderer.response_ids(text)
+
+
+def choose_prompts(
+    prompts: Sequence[Prompt], renderer: Renderer, *, count: int, longest: int, seed: int
+) -> list[Prompt]:
+    """Draw at most ``count`` prompts that fit, keeping their order; the same draw for one seed.
+
+    Raises:
+        DataError: none fits.
+    """
+    fitting = [prompt for prompt in prompts if _fits(prompt, renderer, longest)]
+    if not fitting:
+        raise DataError(
+            f"none of {len(prompts)} held-out prompts fits into {longest} tokens; "
+            "raise model.max_length"
+        )
+    if len(fitting) <= count:
+        return fitting
+    chosen = sorted(random.Random(seed).sample(range(len(fitting)), count))
+    return [fitting[index] for index in chosen]
+
+
+def _fits(prompt: Prompt, renderer: Renderer, longest: int) -> bool:
+    try:
+        return renderer.prompt(prompt).num_tokens <= longest
+    except DataError:
+        return False
+
+
+def as_answers(responses: Sequence[SampledResponse]) -> Answers:
+    """Sampled responses as evaluation counts them."""
+    return Answers(
+        texts=tuple(response.text for response in responses),
+        lengths=np.array([len(response.token_ids) for response in responses], dtype=np.float64),
+        finished=np.array([response.finished for response in responses], dtype=np.float64),
+    )
+
+
+def sampled_ids(responses: Sequence[SampledResponse]) -> list[TokenIds]:
+    """Sampled tokens, EOS included where it was drawn."""
+    return [as_token_ids(response.token_ids) for response in responses]

@@ -1,0 +1,77 @@
+"""Stage 2: demonstrations teach the base model format and tone."""
+
+import time
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+
+from rlhf_core.adapters.registry import register_model
+from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.files import read_records
+from rlhf_core.models import save_model
+from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, RunContext, StageResult
+from rlhf_core.stages.base_model import load_base
+from rlhf_core.stages.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.evaluate import evaluate_sft
+from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.tokenization import Renderer, TokenizedExample
+from rlhf_core.trainers.checkpoint import CheckpointStore
+from rlhf_core.trainers.loop import TrainingRun
+from rlhf_core.trainers.sft import fit_sft
+
+
+def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext) -> StageResult:
+    """Fine-tune the base model on demonstrations, register it, and apply the SFT gates.
+
+    A killed stage called again with the same arguments goes on from its last checkpoint and ends
+    with the same weights.
+
+    Raises:
+        ModelError: the base model cannot serve.
+        DataError: no demonstration fits the model.
+        DivergedError: the loss is not finite.
+        RegistryError: MLflow does not answer.
+    """
+    started = time.monotonic()
+    directory = context.stage_directory("sft")
+    make_deterministic(config.seed)
+    with open_run(config, context, "sft", inputs=stage_inputs(splits)) as run:
+        run.log_dataset(splits)
+        model, renderer = load_base(config.model)
+        load = partial(load_demonstrations, config, renderer, directory)
+        summary = fit_sft(
+            model,
+            load(splits.demonstrations_train),
+            load(splits.demonstrations_heldout),
+            settings=config.sft,
+            run=TrainingRun(
+                seed=derived_seed(config.seed, "sft"),
+                tracker=run,
+                checkpoints=CheckpointStore(directory / "checkpoints"),
+            ),
+        )
+        sha256 = save_model(model, renderer.tokenizer, directory / "model")
+        reference = register_model(
+            run,
+            directory=directory / "model",
+            name=f"{config.project}-sft",
+            kind="causal",
+            sha256=sha256,
+            tags={"base": config.model.base, "num_steps": str(summary.num_steps)},
+        )
+        result = evaluate_sft(config, splits, reference, context, run=run)
+    return result.model_copy(update={"seconds": time.monotonic() - started})
+
+
+def load_demonstrations(
+    config: PipelineConfig, renderer: Renderer, directory: Path, source: DatasetRef
+) -> list[TokenizedExample]:
+    """Read prepared demonstrations as tokens; those that do not fit are set aside by reason."""
+    return tokenize_records(
+        read_records(source, Demonstration),
+        partial(renderer.demonstration, all_turns=config.sft.loss_on == "assistant_turns"),
+        length=attrgetter("num_tokens"),
+        max_length=config.model.max_length,
+        set_aside=directory / f"set-aside-{source.path.stem}.jsonl",
+    )

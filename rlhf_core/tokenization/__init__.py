@@ -1,0 +1,39 @@
+"""Text to tensors: render, batches, collate."""
+
+from rlhf_core.tokenization.batches import PreferenceBatch, TokenBatch
+from rlhf_core.tokenization.examples import (
+    TokenIds,
+    TokenizedExample,
+    TokenizedPair,
+    TokenizedPrompt,
+    as_token_ids,
+)
+from rlhf_core.tokenization.load import load_tokenizer
+from rlhf_core.tokenization.pack import (
+    group_by_prompt,
+    pack_examples,
+    pack_grouped_responses,
+    pack_pairs,
+    pack_prompts,
+    pack_responses,
+)
+from rlhf_core.tokenization.render import Renderer, make_renderer
+
+__all__ = [
+    "PreferenceBatch",
+    "Renderer",
+    "TokenBatch",
+    "TokenIds",
+    "TokenizedExample",
+    "TokenizedPair",
+    "TokenizedPrompt",
+    "as_token_ids",
+    "group_by_prompt",
+    "load_tokenizer",
+    "make_renderer",
+    "pack_examples",
+    "pack_grouped_responses",
+    "pack_pairs",
+    "pack_prompts",
+    "pack_responses",
+]

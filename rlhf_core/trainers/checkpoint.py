@@ -1,0 +1,124 @@
+"""Checkpoints that survive a crash at any moment, and are never mistaken for another run's."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlhf_core.errors import CheckpointError
+from rlhf_core.models.files import replace_directory, sync_tree
+
+logger = logging.getLogger(__name__)
+
+TENSORS, VALUES, MANIFEST = "tensors.safetensors", "values.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a trainer needs to go on as if nothing had happened."""
+
+    step: int
+    """Optimiser steps or iterations that are done."""
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+    """Anything JSON can hold."""
+
+
+class CheckpointStore:
+    """The checkpoints of one training stage, in one directory.
+
+    A checkpoint is written beside its final name, synced, then renamed; its manifest holds the
+    sha256 of every file, so that one torn by a failing disk is noticed and the one before is used.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2) -> None:
+        self.directory, self.keep = directory, keep
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        *,
+        fingerprint: str,
+    ) -> None:
+        """Write the state after ``step`` and drop all but the last ``keep`` checkpoints.
+
+        Args:
+            step: steps that are done.
+            tensors: by name; no two may share memory.
+            values: anything JSON can hold.
+            fingerprint: identifies the run: its settings, data and starting weights.
+        """
+        target = self.directory / f"step-{step:09d}"
+        temporary = self.directory / f".{target.name}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(
+            {name: t.detach().contiguous() for name, t in tensors.items()}, temporary / TENSORS
+        )
+        (temporary / VALUES).write_text(json.dumps(values), encoding="utf-8")
+        manifest = {
+            "step": step,
+            "fingerprint": fingerprint,
+            "sha256": {name: _file_sha256(temporary / name) for name in (TENSORS, VALUES)},
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        sync_tree(temporary)
+        replace_directory(temporary, target)
+        sync_tree(self.directory)
+        self._prune()
+
+    def latest(self, *, fingerprint: str) -> Checkpoint | None:
+        """Return the newest whole checkpoint, or None where there is none.
+
+        Raises:
+            CheckpointError: it belongs to a run with other settings, data or starting weights.
+        """
+        for path in reversed(self._steps()):
+            try:
+                checkpoint, found = _read(path)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                logger.warning("checkpoint=%s is torn and is not used: %s", path, error)
+                continue
+            if found != fingerprint:
+                raise CheckpointError(
+                    f"{path}: this checkpoint belongs to another run: its settings, data or "
+                    "starting weights differ; remove the directory or choose another"
+                )
+            return checkpoint
+        return None
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.directory.glob("step-*"))
+
+    def _prune(self) -> None:
+        leftovers = [
+            path for path in self.directory.glob(".step-*") if path.suffix in (".tmp", ".old")
+        ]
+        for path in [*self._steps()[: -self.keep], *leftovers]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _read(path: Path) -> tuple[Checkpoint, str]:
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    for name, expected in manifest["sha256"].items():
+        if _file_sha256(path / name) != expected:
+            raise ValueError(f"{name} does not have the sha256 of its manifest")
+    values = json.loads((path / VALUES).read_text(encoding="utf-8"))
+    tensors = load_file(path / TENSORS)
+    return Checkpoint(int(manifest["step"]), tensors, values), str(manifest["fingerprint"])
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

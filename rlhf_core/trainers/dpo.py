@@ -1,0 +1,151 @@
+"""DPO: a policy straight from the pairs, with no reward model and no sampling."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_core.config import DpoConfig
+from rlhf_core.functional.dpo import dpo_loss, implicit_rewards
+from rlhf_core.models import finish_training, prepare_training, token_logprobs
+from rlhf_core.tokenization import PreferenceBatch, TokenizedPair
+from rlhf_core.trainers.loop import FitSummary, Optimization, Progress, TrainingRun
+from rlhf_core.trainers.preference import (
+    PairMeasures,
+    join_measures,
+    pack_runs,
+    pair_rows,
+    plan_pair_batches,
+    require_pairs,
+)
+from rlhf_core.trainers.state import run_fingerprint
+
+
+def fit_dpo(
+    policy: nn.Module,
+    reference: nn.Module | None,
+    train: Sequence[TokenizedPair],
+    heldout: Sequence[TokenizedPair],
+    *,
+    settings: DpoConfig,
+    run: TrainingRun,
+) -> FitSummary:
+    """Train ``policy`` in place with the DPO loss, mean over the pairs of a batch.
+
+    The reference never changes, so its log-probabilities are computed once, before training; None
+    takes the policy as it is then, and no second model is needed. Logs
+    ``policy/loss`` (nats per pair), ``policy/accuracy`` and ``policy/margin`` of the implicit
+    rewards, ``policy/learning_rate``, ``policy/grad_norm``, ``policy/tokens_per_second`` every
+    step, and ``policy/heldout_*`` at the start, every ``evaluate_every`` steps, and at the end.
+
+    Raises:
+        DivergedError: loss or gradient is not finite; names the step.
+        CheckpointError: the checkpoints belong to another run.
+        DataError: there is nothing to train or to evaluate on.
+    """
+    require_pairs("policy", train=train, heldout=heldout)
+    policy = prepare_training(policy, settings.compute, seed=run.seed)
+    reference = policy if reference is None else reference
+    budget = settings.micro_batch_tokens
+    plan = plan_pair_batches(
+        train, batch_size=settings.batch_size, num_epochs=settings.num_epochs, seed=run.seed
+    )
+    fingerprint = run_fingerprint(
+        settings, [policy, reference], pair_rows(train, heldout), seed=run.seed
+    )
+    optimization = Optimization(policy, settings.optimizer, total_steps=len(plan))
+    objective = DpoObjective(policy, settings)
+    if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
+        optimization.load(checkpoint)
+        train_ref, heldout_ref = (checkpoint.tensors[name] for name in ("train_ref", "heldout_ref"))
+    else:
+        train_ref = pair_logprobs(reference, train, budget=budget)
+        heldout_ref = pair_logprobs(reference, heldout, budget=budget)
+        measures = objective.measure(heldout, heldout_ref)
+        run.tracker.log_metrics(measures.summary("policy", "heldout_"), step=0)
+    progress = Progress("dpo", total=len(plan), done=optimization.step)
+    while optimization.step < len(plan):
+        started = time.perf_counter()
+        indices = plan[optimization.step]
+        batch = [train[index] for index in indices]
+        measures, num_tokens = objective.accumulate(batch, train_ref[indices])
+        metrics = measures.summary("policy")
+        applied = optimization.apply(metrics["policy/loss"])
+        metrics |= {f"policy/{name}": value for name, value in applied.items()}
+        metrics["policy/tokens_per_second"] = num_tokens / (time.perf_counter() - started)
+        step = optimization.step
+        if settings.evaluate_every and step % settings.evaluate_every == 0 and step < len(plan):
+            metrics |= objective.measure(heldout, heldout_ref).summary("policy", "heldout_")
+        run.tracker.log_metrics(metrics, step=step)
+        progress.advance(metrics)
+        if step % settings.checkpoint_every == 0 or step == len(plan):
+            references = {"train_ref": train_ref, "heldout_ref": heldout_ref}
+            run.checkpoints.save(
+                step,
+                {**optimization.tensors(), **references},
+                optimization.values(),
+                fingerprint=fingerprint,
+            )
+    progress.close()
+    final = objective.measure(heldout, heldout_ref).summary("policy", "heldout_")
+    finish_training(policy)
+    run.tracker.log_metrics(final, step=len(plan))
+    return FitSummary(num_steps=len(plan), metrics=final)
+
+
+class DpoObjective:
+    """The DPO loss of one policy under one setting."""
+
+    def __init__(self, policy: nn.Module, settings: DpoConfig) -> None:
+        self.policy, self.budget, self.beta = policy, settings.micro_batch_tokens, settings.beta
+        self.label_smoothing, self.soft = settings.label_smoothing, settings.use_soft_labels
+
+    def accumulate(
+        self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor
+    ) -> tuple[PairMeasures, int]:
+        """Add the gradient of the batch's mean loss.
+
+        Args:
+            pairs: the P pairs of the batch.
+            ref_logprobs: [P, 2] of the reference, chosen first.
+
+        Returns:
+            The measures of the batch, and the number of tokens computed.
+        """
+        parts, num_tokens, start = [], 0, 0
+        for micro, run in pack_runs(self.policy, pairs, budget=self.budget):
+            margins, losses = self._apply(micro, ref_logprobs[start : start + len(run)])
+            (losses.sum() / len(pairs)).backward()
+            parts.append(PairMeasures(margins.detach(), losses.detach()))
+            num_tokens, start = num_tokens + micro.tokens.num_tokens, start + len(run)
+        return join_measures(parts), num_tokens
+
+    @torch.no_grad()
+    def measure(self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor) -> PairMeasures:
+        """Measure pairs without touching the policy."""
+        parts, start = [], 0
+        for micro, run in pack_runs(self.policy, pairs, budget=self.budget):
+            parts.append(PairMeasures(*self._apply(micro, ref_logprobs[start : start + len(run)])))
+            start += len(run)
+        return join_measures(parts)
+
+    def _apply(self, micro: PreferenceBatch, ref_logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = _chosen_and_rejected(self.policy, micro)
+        rewards = implicit_rewards(logprobs, ref_logprobs.to(logprobs.device), beta=self.beta)
+        probability = micro.probability if self.soft else torch.ones_like(micro.probability)
+        probability = probability + self.label_smoothing * (1.0 - 2.0 * probability)
+        losses = dpo_loss(rewards[:, 0], rewards[:, 1], probability)
+        return rewards[:, 0] - rewards[:, 1], losses
+
+
+@torch.no_grad()
+def pair_logprobs(model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: int) -> Tensor:
+    """Log-probabilities of whole responses, chosen first: [P, 2] float32 on the CPU, in nats."""
+    runs = pack_runs(model, pairs, budget=budget)
+    return torch.cat([_chosen_and_rejected(model, micro) for micro, _ in runs]).cpu()
+
+
+def _chosen_and_rejected(model: nn.Module, micro: PreferenceBatch) -> Tensor:
+    by_sequence = micro.tokens.sum_by_sequence(token_logprobs(model, micro.tokens))
+    return torch.stack([by_sequence[micro.chosen], by_sequence[micro.rejected]], dim=1)

@@ -1,0 +1,206 @@
+"""What every training loop does the same way: one optimiser step, its batches, its progress."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from rlhf_core.config import OptimizerConfig
+from rlhf_core.errors import DivergedError
+from rlhf_core.functional.schedule import learning_rate_factor
+from rlhf_core.ports import Tracker
+from rlhf_core.trainers.checkpoint import Checkpoint, CheckpointStore
+from rlhf_core.trainers.state import (
+    Tensors,
+    load_model_tensors,
+    load_optimizer_tensors,
+    load_random,
+    model_tensors,
+    optimizer_tensors,
+    random_tensors,
+    random_values,
+)
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOG_LINES = 15.0
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What one call of a trainer gets from outside besides model, data and settings."""
+
+    seed: int
+    tracker: Tracker
+    checkpoints: CheckpointStore
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """What a trainer did."""
+
+    num_steps: int
+    """Optimiser steps, those before a resume included."""
+    metrics: dict[str, float]
+    """Final held-out measurements and their starting values, under ``<stage>/<quantity>``."""
+
+
+class Optimization:
+    """AdamW with clipping and a schedule over the trainable weights of one model."""
+
+    def __init__(self, model: nn.Module, settings: OptimizerConfig, *, total_steps: int) -> None:
+        self.model, self.settings, self.total_steps = model, settings, total_steps
+        self.step = 0
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the next step."""
+        return self.settings.learning_rate * learning_rate_factor(
+            self.step,
+            total_steps=self.total_steps,
+            warmup_steps=round(self.settings.warmup_fraction * self.total_steps),
+            schedule=self.settings.schedule,
+        )
+
+    def apply(self, loss: float) -> dict[str, float]:
+        """Clip the gradients, move the weights, clear the gradients.
+
+        Args:
+            loss: of the whole batch, only to be checked.
+
+        Returns:
+            ``learning_rate`` used and ``grad_norm`` before clipping.
+
+        Raises:
+            DivergedError: loss or gradient is not finite; the weights are untouched.
+        """
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm, foreach=True)
+        grad_norm, learning_rate = float(norm), self.learning_rate
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not torch.isfinite(torch.tensor(value)):
+                raise DivergedError(
+                    f"{name} is {value} at step {self.step}; lower the learning rate"
+                )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"learning_rate": learning_rate, "grad_norm": grad_norm}
+
+    def tensors(self) -> Tensors:
+        """Weights, moments and generator states, for a checkpoint."""
+        return {
+            **model_tensors(self.model),
+            **optimizer_tensors(self.optimizer),
+            **random_tensors(),
+        }
+
+    def values(self) -> dict[str, Any]:
+        """The rest of the state, for a checkpoint."""
+        return random_values()
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint made of ``tensors`` and ``values``."""
+        load_model_tensors(self.model, checkpoint.tensors)
+        load_optimizer_tensors(self.optimizer, checkpoint.tensors)
+        load_random(checkpoint.tensors, checkpoint.values)
+        self.step = checkpoint.step
+        logger.info("resume=step step=%d of=%d", self.step, self.total_steps)
+
+
+def shuffled(num_items: int, *, seed: int, epoch: int) -> list[int]:
+    """Return the order of one epoch; it depends on its arguments alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(num_items, generator=generator).tolist()
+    return order
+
+
+def plan_batches(
+    groups: Sequence[Sequence[int]], *, batch_size: int, num_epochs: int, seed: int
+) -> list[list[int]]:
+    """Lay out every batch of a run in advance: indices of items, epoch after epoch.
+
+    Args:
+        groups: indices that belong together (the pairs of one prompt). A group stays in one batch
+            unless it is larger than a batch; then it is cut into batches.
+        batch_size: items in a batch; a batch may end early so as not to cut a group. The last
+            batch of an epoch holds what is left.
+        num_epochs: passes over all groups, each in an order of its own.
+        seed: of the orders.
+    """
+    pieces = [
+        list(group[start : start + batch_size])
+        for group in groups
+        for start in range(0, len(group), batch_size)
+    ]
+    batches: list[list[int]] = []
+    for epoch in range(num_epochs):
+        batch: list[int] = []
+        for position in shuffled(len(pieces), seed=seed, epoch=epoch):
+            if batch and len(batch) + len(pieces[position]) > batch_size:
+                batches.append(batch)
+                batch = []
+            batch = batch + pieces[position]
+        batches.append(batch)
+    return batches
+
+
+def split_by_tokens(
+    items: Sequence[Item], num_tokens: Callable[[Item], int], *, budget: int
+) -> list[list[Item]]:
+    """Cut ``items`` into runs of at most ``budget`` tokens; a longer item is a run of its own."""
+    runs: list[list[Item]] = []
+    used = 0
+    for item in items:
+        size = num_tokens(item)
+        if not runs or used + size > budget:
+            runs.append([])
+            used = 0
+        runs[-1].append(item)
+        used += size
+    return runs
+
+
+class Progress:
+    """A bar on a terminal; a log line now and then everywhere else."""
+
+    def __init__(self, description: str, *, total: int, done: int) -> None:
+        self.description, self.total, self.done = description, total, done
+        self.last_line = time.monotonic()
+        self.bar = tqdm(
+            total=total, initial=done, desc=description, disable=not sys.stderr.isatty()
+        )
+
+    def advance(self, metrics: Mapping[str, float]) -> None:
+        """Count one step and show ``metrics``."""
+        self.done += 1
+        shown = {name.split("/")[-1]: f"{value:.4g}" for name, value in metrics.items()}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+        due = time.monotonic() - self.last_line > SECONDS_BETWEEN_LOG_LINES
+        if self.bar.disable and (due or self.done == self.total):
+            self.last_line = time.monotonic()
+            line = " ".join(f"{name}={value}" for name, value in shown.items())
+            logger.info("%s step=%d of=%d %s", self.description, self.done, self.total, line)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.bar.close()

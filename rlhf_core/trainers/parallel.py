@@ -1,0 +1,32 @@
+"""Run independent work on the cores of one machine."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+def side_by_side(*tasks: Callable[[], Result], allowed: bool = True) -> list[Result]:
+    """Run tasks that share no tensor they write, one thread each; results in order.
+
+    On a CPU, two small models trained next to each other with one core each keep both cores
+    busier than either would alone. Each task's operations keep their order and use one core, so
+    the results are the same every time. With a GPU, or a single core, or where it is not
+    ``allowed``, one task follows the other.
+
+    An exception of a task is raised when all have ended, the first task's first.
+    """
+    cores = torch.get_num_threads()
+    if not allowed or cores < len(tasks) or torch.cuda.is_available():
+        return [task() for task in tasks]
+    torch.set_num_threads(1)
+    try:
+        # New threads every time: a thread takes its number of cores when it first computes.
+        with ThreadPoolExecutor(len(tasks)) as pool:
+            futures = [pool.submit(task) for task in tasks]
+        return [future.result() for future in futures]
+    finally:
+        torch.set_num_threads(cores)

@@ -1,0 +1,202 @@
+"""Proximal policy optimisation against a reward model, with a KL leash to the reference."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+
+from rlhf_core.config import PpoConfig
+from rlhf_core.errors import ConfigError, DataError, DivergedError
+from rlhf_core.functional.kl import adapt_kl_coef
+from rlhf_core.rollout.score import score_rollout
+from rlhf_core.trainers.loop import FitSummary, Progress, TrainingRun
+from rlhf_core.trainers.ppo_experience import collect_rollout, prepare_experience
+from rlhf_core.trainers.ppo_learner import Learner, PpoData, PpoModels
+from rlhf_core.trainers.ppo_metrics import (
+    Metrics,
+    Stopwatch,
+    experience_metrics,
+    rollout_metrics,
+)
+from rlhf_core.trainers.ppo_state import PpoState, intervene, kl_excess
+from rlhf_core.trainers.state import load_random, random_tensors, random_values, run_fingerprint
+
+__all__ = ["PpoData", "PpoModels", "fit_ppo"]
+
+logger = logging.getLogger(__name__)
+
+SUMMARIZED = ("score_mean", "kl", "kl_per_token", "response_length", "eos_fraction", "entropy")
+"""Metrics whose first and last values the summary holds."""
+SHOWN = ("score_mean", "kl", "response_length", "eos_fraction", "explained_variance")
+"""Metrics on the progress bar."""
+
+
+def fit_ppo(
+    models: PpoModels,
+    data: PpoData,
+    *,
+    settings: PpoConfig,
+    run: TrainingRun,
+    on_checkpoint: Callable[[int], None] = lambda iteration: None,
+) -> FitSummary:
+    """Train ``models.policy`` and ``models.value_model`` in place.
+
+    An iteration samples a response to each prompt; has reward model, reference and value model
+    judge it; turns scores and KL into advantages; and takes epochs of clipped steps. Every detail
+    with its default and source: ``docs/ppo.md``. Logs ``policy/<quantity>`` every iteration.
+
+    A checkpoint is taken within an iteration, once the KL watch has found the policy in bounds,
+    and holds the state from before it: whoever goes back to it samples that iteration again.
+
+    Args:
+        models: the roles.
+        data: prompts, EOS, demonstrations.
+        settings: of PPO.
+        run: seed, tracker, checkpoints.
+        on_checkpoint: called with the number of iterations done after each checkpoint and at the
+            end, to sample held-out prompts. It must leave the models alone.
+
+    Returns:
+        Policy steps taken; metrics of the last iteration, and of the first as ``..._at_start``.
+
+    Raises:
+        ConfigError: the settings ask for data that is not there.
+        DataError: there are no prompts.
+        DivergedError: not finite, the KL left its bounds, or sampler and trainer disagree.
+        CheckpointError: the checkpoints belong to another run.
+    """
+    _require_ready(models, data, settings)
+    models = models.prepared(settings.compute, seed=run.seed)
+    learner = Learner(models, data, settings, seed=run.seed)
+    keeper = _Keeper(learner, run, _fingerprint(models, data, settings, run.seed))
+    state = keeper.resume() or PpoState(kl_coef=settings.kl_coef)
+    progress = Progress("ppo", total=settings.num_iterations, done=state.iteration)
+    while state.iteration < settings.num_iterations:
+        watch = Stopwatch()
+        rollout = collect_rollout(learner, data, iteration=state.iteration)
+        watch.lap("generate")
+        scored = score_rollout(rollout, learner.scorers(), budget=settings.micro_batch_tokens)
+        watch.lap("score")
+        metrics = rollout_metrics(scored)
+        excess = kl_excess(settings.kl_watch, metrics)
+        if excess is not None:
+            state = intervene(state, settings.kl_watch, excess)
+        elif state.iteration % settings.checkpoint_every == 0:
+            keeper.save(state)
+            on_checkpoint(state.iteration)
+        watch.lap("checkpoint")
+        if excess is not None and settings.kl_watch.action == "roll_back":
+            keeper.roll_back()
+        else:
+            experience, scores, moments = prepare_experience(scored, state, settings)
+            metrics |= experience_metrics(experience, scores)
+            metrics |= learner.update(experience, state)
+            state = replace(state, score_moments=moments)
+        watch.lap("update")
+        metrics |= {"kl_coef": state.kl_coef, "kl_interventions": float(state.num_interventions)}
+        metrics |= watch.metrics(num_tokens=int(rollout.mask.sum()))
+        state = _next_state(state, metrics, settings)
+        run.tracker.log_metrics(_named(metrics), step=state.iteration)
+        progress.advance({name: metrics[name] for name in SHOWN if name in metrics})
+    progress.close()
+    if keeper.saved_iteration != state.iteration:
+        keeper.save(state)
+        on_checkpoint(state.iteration)
+    models.finish()
+    first = {f"{name}_at_start": value for name, value in state.first_metrics.items()}
+    return FitSummary(learner.policy.step, _named({**state.last_metrics, **first}))
+
+
+class _Keeper:
+    """Saves the run, takes it up again, and returns the models to where they were in bounds."""
+
+    def __init__(self, learner: Learner, run: TrainingRun, fingerprint: str) -> None:
+        self.learner, self.run, self.fingerprint = learner, run, fingerprint
+        self.saved_iteration: int | None = None
+
+    def save(self, state: PpoState) -> None:
+        """Keep everything the run depends on; saving again what was just resumed is skipped."""
+        if self.saved_iteration == state.iteration:
+            return
+        self.run.checkpoints.save(
+            state.iteration,
+            {**self.learner.tensors(), **random_tensors()},
+            {"state": state.values(), "steps": self.learner.steps(), **random_values()},
+            fingerprint=self.fingerprint,
+        )
+        self.saved_iteration = state.iteration
+
+    def resume(self) -> PpoState | None:
+        """Load the newest checkpoint into the models; None where there is none."""
+        checkpoint = self.run.checkpoints.latest(fingerprint=self.fingerprint)
+        if checkpoint is None:
+            return None
+        self.learner.load(checkpoint.tensors, steps=checkpoint.values["steps"])
+        load_random(checkpoint.tensors, checkpoint.values)
+        self.saved_iteration = checkpoint.step
+        logger.info("resume=ppo iteration=%d", checkpoint.step)
+        return PpoState.from_values(checkpoint.values["state"])
+
+    def roll_back(self) -> None:
+        """Give the models their last weights in bounds; schedules and prompts go on.
+
+        Raises:
+            DivergedError: the policy was never in bounds.
+        """
+        checkpoint = self.run.checkpoints.latest(fingerprint=self.fingerprint)
+        if checkpoint is None:
+            raise DivergedError("the policy was out of bounds from the start: nothing to return to")
+        self.learner.load(checkpoint.tensors, steps=self.learner.steps())
+
+
+def _next_state(state: PpoState, metrics: Metrics, settings: PpoConfig) -> PpoState:
+    kl_coef = state.kl_coef
+    if settings.kl_controller == "adaptive":
+        kl_coef = adapt_kl_coef(
+            kl_coef,
+            observed_kl=metrics["kl"],
+            target_kl=settings.target_kl,
+            num_samples=settings.rollout_batch_size,
+            horizon=settings.kl_horizon,
+        )
+    kept = {name: metrics[name] for name in SUMMARIZED if name in metrics}
+    return replace(
+        state,
+        kl_coef=kl_coef,
+        iteration=state.iteration + 1,
+        first_metrics=state.first_metrics or kept,
+        last_metrics=kept,
+    )
+
+
+def _named(metrics: Metrics) -> Metrics:
+    return {f"policy/{name}": value for name, value in metrics.items()}
+
+
+def _fingerprint(models: PpoModels, data: PpoData, settings: PpoConfig, seed: int) -> str:
+    roles = (models.policy, models.reference, models.reward_model, models.value_model)
+    present = [role for role in roles if role is not None]
+    rows = chain(
+        (prompt.prompt_ids.tobytes() for prompt in data.prompts),
+        (
+            ids.tobytes()
+            for example in data.demonstrations
+            for ids in (example.prompt_ids, example.response_ids)
+        ),
+        [str(data.eos_id).encode()],
+    )
+    return run_fingerprint(settings, present, rows, seed=seed)
+
+
+def _require_ready(models: PpoModels, data: PpoData, settings: PpoConfig) -> None:
+    if settings.share_trunk != (models.value_model is None):
+        raise ConfigError(
+            f"policy.share_trunk is {settings.share_trunk}: a value model is needed exactly where "
+            "the trunk is not shared"
+        )
+    if models.reference is None and settings.compute.lora is None:
+        raise ConfigError("without policy.compute.lora PPO needs a reference model of its own")
+    if not data.prompts:
+        raise DataError("ppo: no prompts to sample from")
+    if settings.ptx_coef > 0 and not data.demonstrations:
+        raise ConfigError("policy.ptx_coef is above 0, but there are no demonstrations to mix in")

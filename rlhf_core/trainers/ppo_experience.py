@@ -1,0 +1,96 @@
+"""The first half of a PPO iteration: prompts to responses to advantages."""
+
+import torch
+from torch import Tensor
+
+from rlhf_core.config import PpoConfig
+from rlhf_core.errors import DivergedError
+from rlhf_core.functional.rewards import penalize_unfinished, scale_scores, token_rewards
+from rlhf_core.functional.running_moments import RunningMoments, update_moments
+from rlhf_core.rollout.experience import Experience, Rollout, ScoredRollout, build_experience
+from rlhf_core.rollout.sampling import sequence_uniforms
+from rlhf_core.rollout.score import sample_rollout
+from rlhf_core.trainers.ppo_learner import Learner, PpoData
+from rlhf_core.trainers.ppo_state import PpoState, draw
+from rlhf_core.trainers.ppo_update import KL_ESTIMATORS
+
+
+def collect_rollout(learner: Learner, data: PpoData, *, iteration: int) -> Rollout:
+    """Answer the iteration's prompts; every response of a run has a random stream of its own."""
+    settings, seed = learner.settings, learner.seed
+    count, group = settings.rollout_batch_size, settings.responses_per_prompt
+    num_prompts, first = count // group, iteration * count
+    prompts = draw(data.prompts, drawn=iteration * num_prompts, count=num_prompts, seed=seed)
+    return sample_rollout(
+        learner.models.policy,
+        [prompt.prompt_ids for prompt in prompts for _ in range(group)],
+        uniforms=sequence_uniforms(seed, range(first, first + count), settings.max_new_tokens),
+        temperature=settings.temperature,
+        eos_id=data.eos_id,
+        value_head=learner.value_head,
+    )
+
+
+def prepare_experience(
+    scored: ScoredRollout, state: PpoState, settings: PpoConfig
+) -> tuple[Experience, Tensor, RunningMoments]:
+    """Turn scores and KL into advantages.
+
+    Returns:
+        The experience, the final scores [B], and the running moments of the scores.
+
+    Raises:
+        DivergedError: a model gave a score, value or log-probability that is not finite.
+    """
+    _require_finite(scored, state.iteration)
+    scores, moments = shape_scores(
+        scored.scores, scored.rollout.finished, state.score_moments, settings
+    )
+    kl = KL_ESTIMATORS[settings.kl_estimator](scored.old_logprobs, scored.ref_logprobs)
+    rewards = token_rewards(
+        scores,
+        kl,
+        scored.rollout.mask,
+        kl_coef=state.kl_coef if settings.kl_placement == "reward" else 0.0,
+    )
+    experience = build_experience(
+        scored,
+        rewards,
+        gamma=settings.gamma,
+        gae_lambda=settings.gae_lambda,
+        whiten_advantages=settings.whiten_advantages,
+    )
+    return experience, scores, moments
+
+
+def shape_scores(
+    scores: Tensor, finished: Tensor, moments: RunningMoments, settings: PpoConfig
+) -> tuple[Tensor, RunningMoments]:
+    """Scale, clip, then put the penalty for missing EOS in place, so that it stays what it is.
+
+    Scores that the penalty replaces do not count in the running moments.
+
+    Returns:
+        [B] final scores, and the moments with this batch.
+    """
+    penalty = settings.missing_eos_penalty
+    moments = update_moments(moments, scores if penalty is None else scores[finished])
+    if settings.scale_scores:
+        scores = scale_scores(scores, moments)
+    if settings.clip_scores is not None:
+        scores = scores.clamp(-settings.clip_scores, settings.clip_scores)
+    if penalty is not None:
+        scores = penalize_unfinished(scores, finished, penalty=penalty)
+    return scores, moments
+
+
+def _require_finite(scored: ScoredRollout, iteration: int) -> None:
+    mask = scored.rollout.mask
+    for name, values in (
+        ("policy log-probability", scored.old_logprobs[mask]),
+        ("reference log-probability", scored.ref_logprobs[mask]),
+        ("value", scored.values[mask]),
+        ("reward-model score", scored.scores),
+    ):
+        if not bool(torch.isfinite(values).all()):
+            raise DivergedError(f"iteration {iteration}: a {name} is not finite")

@@ -1,0 +1,194 @@
+"""Who learns in PPO: a policy and a value model, each with an optimiser of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor, nn
+
+from rlhf_core.config import ComputeConfig, PpoConfig
+from rlhf_core.models import (
+    finish_training,
+    nll_sum,
+    prepare_training,
+    sequence_scores,
+    token_logprobs,
+    token_values,
+)
+from rlhf_core.models.causal import switch_off_dropout
+from rlhf_core.models.compute import adapters_off
+from rlhf_core.rollout.experience import Experience
+from rlhf_core.rollout.score import Scorers
+from rlhf_core.tokenization import TokenBatch, TokenizedExample, TokenizedPrompt, pack_examples
+from rlhf_core.trainers.loop import Optimization, split_by_tokens
+from rlhf_core.trainers.parallel import side_by_side
+from rlhf_core.trainers.ppo_shared import fresh_value_head, update_shared, value_of_hidden
+from rlhf_core.trainers.ppo_state import PpoState, draw
+from rlhf_core.trainers.ppo_update import (
+    Metrics,
+    Update,
+    plan_minibatches,
+    update_policy,
+    update_value,
+)
+from rlhf_core.trainers.state import (
+    Tensors,
+    load_model_tensors,
+    load_optimizer_tensors,
+    model_tensors,
+    optimizer_tensors,
+)
+
+
+@dataclass(frozen=True)
+class PpoModels:
+    """The four roles. Policy and value model are trained in place."""
+
+    policy: nn.Module
+    reference: nn.Module | None
+    """Frozen SFT model; None: the policy with its adapters off (LoRA)."""
+    reward_model: nn.Module
+    """Frozen."""
+    value_model: nn.Module | None
+    """Starts as a copy of the reward model; None where the policy has a value head instead."""
+
+    def prepared(self, compute: ComputeConfig, *, seed: int) -> "PpoModels":
+        """Make policy and value model ready as ``compute`` says; ``finish`` undoes it in place."""
+        value_model = self.value_model
+        if value_model is not None:
+            value_model = prepare_training(value_model, compute, seed=seed)
+        policy = prepare_training(self.policy, compute, seed=seed)
+        return replace(self, policy=policy, value_model=value_model)
+
+    def finish(self) -> None:
+        """Merge adapters and switch off what ``prepared`` switched on."""
+        finish_training(self.policy)
+        if self.value_model is not None:
+            finish_training(self.value_model)
+
+
+@dataclass(frozen=True)
+class PpoData:
+    """What PPO learns from."""
+
+    prompts: Sequence[TokenizedPrompt]
+    eos_id: int
+    """Ends a response."""
+    demonstrations: Sequence[TokenizedExample] = ()
+    """For PPO-ptx; read where ``ptx_coef`` is above 0."""
+
+
+class Learner:
+    """Policy and value function with an optimiser each; both learn from the same experience."""
+
+    def __init__(self, models: PpoModels, data: PpoData, settings: PpoConfig, *, seed: int) -> None:
+        self.models, self.data, self.settings, self.seed = models, data, settings, seed
+        steps = settings.num_epochs * settings.num_minibatches
+        value_rate = settings.value_learning_rate or settings.optimizer.learning_rate
+        value_model = models.value_model or fresh_value_head(models.policy)
+        self.value_head = value_of_hidden(value_model) if models.value_model is None else None
+        for model in (models.policy, value_model):
+            switch_off_dropout(model)
+        self.policy = Optimization(
+            models.policy,
+            settings.optimizer,
+            total_steps=steps * (settings.num_iterations - settings.critic_warmup_iterations),
+        )
+        self.value = Optimization(
+            value_model,
+            settings.optimizer.model_copy(update={"learning_rate": value_rate}),
+            total_steps=steps * settings.num_iterations,
+        )
+
+    def scorers(self) -> Scorers:
+        """Who is asked about a rollout."""
+        temperature, models = self.settings.temperature, self.models
+        own = partial(token_logprobs, models.policy, temperature=temperature)
+        return Scorers(
+            scores=partial(sequence_scores, models.reward_model),
+            ref_logprobs=self._without_adapter
+            if models.reference is None
+            else partial(token_logprobs, models.reference, temperature=temperature),
+            values=None
+            if models.value_model is None
+            else partial(token_values, models.value_model),
+            old_logprobs=own if self.settings.recompute_old_logprobs else None,
+        )
+
+    def update(self, experience: Experience, state: PpoState) -> Metrics:
+        """Learn from one iteration; in the critic's warm-up the policy stays as it is."""
+        settings = self.settings
+        rate = settings.optimizer.learning_rate * state.learning_rate_scale
+        self.policy.settings = settings.optimizer.model_copy(update={"learning_rate": rate})
+        minibatches = plan_minibatches(
+            experience.rollout.num_rows,
+            settings=settings,
+            iteration=state.iteration,
+            seed=self.seed,
+        )
+        update = Update(experience, minibatches, settings, state.kl_coef, self._mix_demonstrations)
+        frozen = state.iteration < settings.critic_warmup_iterations
+        if self.value_head is not None:
+            return update_shared(self.policy, self.value, update, policy_frozen=frozen)
+        if frozen:
+            return update_value(self.value, update)
+        metrics = side_by_side(
+            partial(update_policy, self.policy, update),
+            partial(update_value, self.value, update),
+            # The compiler does not take work from two threads at once.
+            allowed=not settings.compute.compile_layers,
+        )
+        return {name: value for part in metrics for name, value in part.items()}
+
+    def tensors(self) -> Tensors:
+        """Weights and moments of both models, for a checkpoint."""
+        named = (("policy", self.policy), ("value", self.value))
+        return {
+            name: tensor
+            for prefix, optimization in named
+            for name, tensor in (
+                *model_tensors(optimization.model, f"{prefix}-model").items(),
+                *optimizer_tensors(optimization.optimizer, f"{prefix}-optimizer").items(),
+            )
+        }
+
+    def steps(self) -> dict[str, int]:
+        """Steps taken by each optimiser."""
+        return {"policy": self.policy.step, "value": self.value.step}
+
+    def load(self, tensors: Tensors, *, steps: dict[str, int]) -> None:
+        """Put back what ``tensors`` gave, and stand at ``steps`` of the schedules."""
+        for prefix, optimization in (("policy", self.policy), ("value", self.value)):
+            load_model_tensors(optimization.model, tensors, f"{prefix}-model")
+            load_optimizer_tensors(optimization.optimizer, tensors, f"{prefix}-optimizer")
+            optimization.step = steps[prefix]
+
+    def _without_adapter(self, batch: TokenBatch) -> Tensor:
+        with adapters_off(self.models.policy):
+            return token_logprobs(self.models.policy, batch, temperature=self.settings.temperature)
+
+    def _mix_demonstrations(self) -> Metrics:
+        """Add the gradient of PPO-ptx for the next demonstrations, as many as a minibatch's rows.
+
+            loss = ptx_coef * mean NLL per response token
+
+        Ouyang et al. (2022), arXiv:2203.02155, eq. 2.
+        """
+        settings = self.settings
+        if settings.ptx_coef == 0:
+            return {}
+        size = settings.rollout_batch_size // settings.num_minibatches
+        drawn = self.policy.step * size
+        examples = draw(self.data.demonstrations, drawn=drawn, count=size, seed=self.seed)
+        runs = split_by_tokens(
+            examples, lambda example: example.num_tokens, budget=settings.micro_batch_tokens
+        )
+        device = next(self.models.policy.parameters()).device
+        batches = [pack_examples(run).to(device) for run in runs]
+        num_tokens = sum(batch.num_loss_tokens for batch in batches)
+        total = 0.0
+        for batch in batches:
+            loss = nll_sum(self.models.policy, batch) / num_tokens
+            (settings.ptx_coef * loss).backward()
+            total += loss.item()
+        return {"ptx_loss": total}

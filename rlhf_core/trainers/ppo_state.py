@@ -1,0 +1,90 @@
+"""What a PPO run carries from one iteration to the next besides weights and moments."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+
+from rlhf_core.config import KlWatchConfig
+from rlhf_core.errors import DivergedError
+from rlhf_core.functional.running_moments import RunningMoments
+from rlhf_core.trainers.loop import shuffled
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class PpoState:
+    """A value: an iteration makes the next one, a checkpoint holds it as JSON."""
+
+    kl_coef: float
+    iteration: int = 0
+    """Iterations that are done; prompts, random streams and orders follow from it."""
+    score_moments: RunningMoments = field(default_factory=RunningMoments)
+    learning_rate_scale: float = 1.0
+    """What the KL watch left of the policy's learning rate."""
+    num_interventions: int = 0
+    """How often the KL watch stepped in."""
+    first_metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the first iteration."""
+    last_metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the latest one."""
+
+    def values(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> "PpoState":
+        """Undo ``values``."""
+        return cls(**{**values, "score_moments": RunningMoments(**values["score_moments"])})
+
+
+def draw(items: Sequence[Item], *, drawn: int, count: int, seed: int) -> list[Item]:
+    """Next ``count`` items: each once in a shuffled order, then each again in another.
+
+    Args:
+        items: what to draw from, at least one.
+        drawn: how many were drawn before; the only state there is.
+        count: how many to draw.
+        seed: of the orders.
+    """
+    orders = {
+        epoch: shuffled(len(items), seed=seed, epoch=epoch)
+        for epoch in range(drawn // len(items), (drawn + count - 1) // len(items) + 1)
+    }
+    return [
+        items[orders[number // len(items)][number % len(items)]]
+        for number in range(drawn, drawn + count)
+    ]
+
+
+def kl_excess(watch: KlWatchConfig, metrics: Mapping[str, float]) -> str | None:
+    """Say which limit of the KL watch ``kl_per_token`` or ``kl`` has passed, or None."""
+    for name, found, limit in (
+        ("max_kl_per_token", metrics["kl_per_token"], watch.max_kl_per_token),
+        ("max_kl_per_response", metrics["kl"], watch.max_kl_per_response),
+    ):
+        if limit is not None and found > limit:
+            return f"KL {found:.3g} nats is past policy.kl_watch.{name} {limit:.3g}"
+    return None
+
+
+def intervene(state: PpoState, watch: KlWatchConfig, excess: str) -> PpoState:
+    """Apply the watch's action to the state; returning to a checkpoint is the caller's part.
+
+    Raises:
+        DivergedError: the action is to stop, or there were too many interventions already.
+    """
+    if watch.action == "stop":
+        raise DivergedError(
+            f"iteration {state.iteration}: {excess}; lower the learning rate or raise kl_coef"
+        )
+    if state.num_interventions == watch.max_interventions:
+        raise DivergedError(
+            f"iteration {state.iteration}: {excess}, after {watch.max_interventions} interventions "
+            f"({watch.action})"
+        )
+    state = replace(state, num_interventions=state.num_interventions + 1)
+    if watch.action == "raise_kl_coef":
+        return replace(state, kl_coef=state.kl_coef * watch.factor)
+    return replace(state, learning_rate_scale=state.learning_rate_scale / watch.factor)

@@ -1,0 +1,108 @@
+"""Training state to tensors and back: weights, optimiser moments, every random generator."""
+
+import hashlib
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from rlhf_core.errors import CheckpointError
+
+Tensors = dict[str, Tensor]
+
+
+def model_tensors(model: nn.Module, prefix: str = "model") -> Tensors:
+    """Trainable weights by name; tied weights once."""
+    return {
+        f"{prefix}.{name}": parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def load_model_tensors(model: nn.Module, tensors: Tensors, prefix: str = "model") -> None:
+    """Copy what ``model_tensors`` gave back into the model.
+
+    Raises:
+        CheckpointError: a weight is missing.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if f"{prefix}.{name}" not in tensors:
+            raise CheckpointError(f"the checkpoint lacks the weight {name!r}")
+        parameter.copy_(tensors[f"{prefix}.{name}"])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer") -> Tensors:
+    """Moments and step counts of every parameter, by its number."""
+    return {
+        f"{prefix}.{index}.{key}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, tensors: Tensors, prefix: str = "optimizer"
+) -> None:
+    """Put back what ``optimizer_tensors`` gave."""
+    state: dict[int, Tensors] = {}
+    for name, value in tensors.items():
+        if name.startswith(f"{prefix}."):
+            index, key = name.removeprefix(f"{prefix}.").split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def random_tensors() -> Tensors:
+    """States of torch's generators, on the CPU and on every GPU."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        for index, state in enumerate(torch.cuda.get_rng_state_all()):
+            states[f"random.cuda{index}"] = state
+    return states
+
+
+def random_values() -> dict[str, Any]:
+    """States of Python's and numpy's global generators, as JSON can hold them."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+
+
+def load_random(tensors: Tensors, values: dict[str, Any]) -> None:
+    """Put every generator back to where ``random_tensors`` and ``random_values`` found it."""
+    torch.set_rng_state(tensors["random.cpu"])
+    for name, state in tensors.items():
+        if name.startswith("random.cuda"):
+            torch.cuda.set_rng_state(state, int(name.removeprefix("random.cuda")))
+    version, numbers, gauss = values["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = values["numpy"]
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
+
+
+def run_fingerprint(
+    settings: BaseModel, models: Iterable[nn.Module], data: Iterable[bytes], *, seed: int
+) -> str:
+    """Identify a run: settings, seed, starting weights, and the bytes of its data in order."""
+    digest = hashlib.sha256(f"{settings.model_dump_json()} seed={seed}".encode())
+    for model in models:
+        for name, parameter in model.named_parameters():
+            digest.update(name.encode())
+            weights = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(weights.numpy().data)
+    for row in data:
+        digest.update(len(row).to_bytes(8, "little"))
+        digest.update(row)
+    return digest.hexdigest()

@@ -1,0 +1,77 @@
+import pytest
+
+from rlhf_core.adapters.champion import promote_to_champion, record_decision
+from rlhf_core.adapters.curves import read_curves
+from rlhf_core.adapters.lineage import trace_lineage
+from rlhf_core.adapters.registry import register_model
+from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.errors import RegistryError
+from rlhf_core.schema import Estimate, EvaluationReport, GateResult, PromotionDecision
+
+WON = Estimate(value=0.7, low=0.65, high=0.75, num_samples=300)
+
+
+@pytest.fixture
+def chain(mlflow_home, config, context, splits, model_folder):
+    """SFT, a reward model made from it, a policy made from both, a judge that passed it."""
+    models = {}
+    for role, upstream in {
+        "sft": (), "reward": ("sft",), "judge": ("sft",), "policy": ("sft", "reward"),
+    }.items():  # fmt: skip
+        folder, sha256 = model_folder(role.encode(), name=f"model-{role}")
+        inputs = stage_inputs(splits, **{name: models[name] for name in upstream})
+        with open_run(config, context, role, inputs=inputs) as run:
+            models[role] = register_model(
+                run, directory=folder, name=f"rlhf-{role}", kind="causal", sha256=sha256, tags={}
+            )
+    result = GateResult(
+        gate="policy/win_rate", verdict="PROMOTE", estimate=WON, rule="r", reason="it won"
+    )
+    decision = PromotionDecision(
+        stage="policy", model=models["policy"], verdict="PROMOTE", results=(result,),
+        reasons=("it won",),
+    )  # fmt: skip
+    report = EvaluationReport(
+        stage="policy", model=models["policy"], metrics={"policy/win_rate": WON}
+    )
+    with open_run(config, context, "evaluate", inputs={}) as run:
+        record_decision(decision, report, run=run, upstream={"judge": models["judge"]})
+    return models
+
+
+def test_one_answer_goes_from_the_alias_to_the_dataset(chain, context, splits):
+    promote_to_champion(chain["policy"].uri)
+    lineage = trace_lineage("models:/rlhf-policy@champion")
+    assert lineage.model == "models:/rlhf-policy/1"
+    assert lineage.aliases == ("candidate", "champion")
+    assert lineage.pipeline_run == context.run_id
+    assert (lineage.stage, lineage.run_status) == ("policy", "FINISHED")
+    assert chain["policy"].run_id in lineage.tracking_url
+    assert lineage.sha256 == chain["policy"].sha256
+    assert lineage.dataset_sha256 == splits.sha256
+    assert lineage.dataset_dvc_md5 == splits.dvc_md5
+    assert lineage.verdict == "PROMOTE"
+    assert lineage.gates == {"policy/win_rate": "PROMOTE: it won"}
+    assert sorted(lineage.upstream) == ["judge", "reward", "sft"]
+    reward = lineage.upstream["reward"]
+    assert reward.upstream["sft"].sha256 == chain["sft"].sha256
+    assert reward.verdict == ""
+
+
+def test_an_answer_survives_json(chain):
+    lineage = trace_lineage("models:/rlhf-policy/1")
+    assert type(lineage).model_validate_json(lineage.model_dump_json()) == lineage
+
+
+def test_an_unknown_model_is_told_in_one_line(mlflow_home):
+    with pytest.raises(RegistryError, match="no model 'rlhf-policy' is registered yet"):
+        trace_lineage("models:/rlhf-policy@champion")
+
+
+def test_curves_come_back_in_order_and_single_points_are_no_curve(mlflow_home, config, context):
+    with open_run(config, context, "sft", inputs={}) as run:
+        for step in (2, 0, 1):
+            run.log_metrics({"sft/loss": float(-step)}, step)
+        run.log_metrics({"sft/once": 1.0}, step=0)
+    curves = read_curves(run.run_id, ["sft/loss", "sft/once", "sft/never"])
+    assert curves == {"sft/loss": ((0, 1, 2), (0.0, -1.0, -2.0))}

@@ -1,0 +1,129 @@
+"""Against a real MLflow server over HTTP: proxied artifacts, and a server that goes away."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import requests
+
+from rlhf_core.adapters.mlflow_client import check_server, mlflow_client
+from rlhf_core.adapters.registry import register_model, resolve_model
+from rlhf_core.adapters.settings import quiet_environment
+from rlhf_core.adapters.tracking import open_run
+from rlhf_core.errors import RegistryError
+
+pytestmark = pytest.mark.slow
+
+
+class Server:
+    """MLflow on a free port with a store of its own; can be stopped and started again."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self):
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
+            "--port", str(self.port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
+            "--artifacts-destination", str(self.folder / "artifacts"),
+        ]  # fmt: skip
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env={**os.environ, **quiet_environment()}, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                if requests.get(f"{self.uri}/health", timeout=1).ok:
+                    return
+            except requests.RequestException:
+                time.sleep(0.2)
+        raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
+
+    def stop(self):
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(timeout=30)
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path, fresh_database, monkeypatch):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(fresh_database.read_bytes())
+    server = Server(folder)
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("RLHF_TRACKING_PATIENCE", "60")
+    monkeypatch.chdir(tmp_path)
+    yield server
+    server.stop()
+
+
+def test_a_model_travels_over_http_and_is_downloaded_once(
+    server, config, context, model_folder, tmp_path, monkeypatch
+):
+    check_server()
+    folder, sha256 = model_folder(b"weights over http")
+    with open_run(config, context, "sft", inputs={}) as run:
+        model = register_model(
+            run, directory=folder, name="rlhf-sft", kind="causal", sha256=sha256, tags={}
+        )
+    assert run.url.startswith(server.uri)
+    cache = tmp_path / "cache"
+    found = resolve_model("models:/rlhf-sft@candidate", cache=cache)
+    assert found.sha256 == sha256
+    assert found.path == cache / "rlhf-sft" / "1"
+    assert (found.path / "model.safetensors").read_bytes() == b"weights over http"
+    assert [path.name for path in (cache / "rlhf-sft").iterdir()] == ["1"]
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("downloaded again")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", refuse)
+    assert resolve_model(model.uri, cache=cache) == found
+    (found.path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RegistryError, match="the files were changed"):
+        resolve_model(model.uri, cache=cache)
+
+
+def test_training_goes_on_while_the_server_is_away_and_nothing_is_lost(
+    server, config, context, model_folder
+):
+    folder, sha256 = model_folder()
+    with open_run(config, context, "sft", inputs={}) as run:
+        run.log_metrics({"sft/loss": 0.0}, step=0)
+        run.flush()
+        server.stop()
+        slowest = 0.0
+        for step in range(1, 8):
+            time.sleep(0.5)
+            started = time.monotonic()
+            run.log_metrics({"sft/loss": float(step)}, step)
+            slowest = max(slowest, time.monotonic() - started)
+        assert slowest < 20.0
+        restart = threading.Timer(3.0, server.start)
+        restart.start()
+        model = register_model(
+            run, directory=folder, name="rlhf-sft", kind="causal", sha256=sha256, tags={}
+        )
+        restart.join()
+    client = mlflow_client()
+    steps = [point.step for point in client.get_metric_history(run.run_id, "sft/loss")]
+    assert steps == list(range(8))
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert [str(v.version) for v in client.search_model_versions("name='rlhf-sft'")] == ["1"]
+    assert model.version == "1"

@@ -1,0 +1,57 @@
+"""Deployment files that no test runs are at least whole and point at what exists."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
+UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+def label(deployment):
+    return f"{deployment['entrypoint'].rpartition(':')[2]}-{deployment['name']}"
+
+
+@pytest.mark.parametrize("path", KUBERNETES, ids=lambda path: path.name)
+def test_a_manifest_is_made_of_kubernetes_objects(path):
+    objects = [item for item in yaml.safe_load_all(path.read_text()) if item]
+    assert objects
+    for item in objects:
+        assert {"apiVersion", "kind", "metadata"} <= set(item)
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_unit_has_its_sections_and_restarts(path):
+    text = path.read_text()
+    assert all(f"[{section}]" in text for section in ("Unit", "Service", "Install"))
+    assert "Restart=always" in text
+    assert "EnvironmentFile=/etc/rlhf/rlhf.env" in text
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=label)
+def test_a_deployment_names_a_flow_that_exists(deployment):
+    file, _, function = deployment["entrypoint"].partition(":")
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    assert getattr(module, function).name.startswith("rlhf-")
+    assert deployment["description"]
+
+
+def test_pipelines_wait_for_each_other():
+    pipelines = [item for item in DEPLOYMENTS if item["entrypoint"].endswith("rlhf_pipeline")]
+    assert {item["name"] for item in pipelines} == {"manual", "nightly", "new-data"}
+    for item in pipelines:
+        assert item["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+        assert item["work_pool"]["work_queue_name"] == "pipelines"
+
+
+def test_every_stage_of_the_contract_has_a_deployment():
+    stages = {
+        item["entrypoint"].rpartition(":")[2] for item in DEPLOYMENTS if item["name"] == "stage"
+    }
+    assert stages == {
+        f"{stage}_stage" for stage in ("prepare", "sft", "reward", "policy", "evaluate", "promote")
+    }

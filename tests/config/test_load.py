@@ -1,0 +1,108 @@
+"""Settings: one file, validated once, every mistake named with file and key."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_core.config import PipelineConfig, config_digest, load_config
+from rlhf_core.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+MINIMAL = """
+model: {base: some/model}
+data: {preferences: {path: pairs.jsonl}}
+policy: {algorithm: ppo, num_iterations: 3}
+gates: {sft: [], reward: [], policy: [{metric: policy/win_rate, at_least: 0.5}]}
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "minimal.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_loads(path):
+    assert isinstance(load_config(path), PipelineConfig)
+
+
+def test_round_trips_through_json(minimal):
+    config = load_config(minimal)
+    again = PipelineConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+    assert config_digest(again) == config_digest(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("policy.clip_epz", "0.1", "policy.ppo.clip_epz: Extra inputs are not permitted"),
+        ("policy.clip_eps", "-1", "policy.ppo.clip_eps: Input should be greater than 0"),
+        ("policy.algorithm", "pppo", "policy: Input tag 'pppo'"),
+        ("sedd", "1", "sedd: Extra inputs are not permitted"),
+    ],
+)
+def test_a_wrong_setting_names_file_and_key(minimal, key, value, says):
+    with pytest.raises(ConfigError) as raised:
+        load_config(minimal, {key: value})
+    assert str(raised.value).startswith(str(minimal))
+    assert says in str(raised.value)
+
+
+def test_settings_of_the_other_algorithm_are_refused(minimal):
+    with pytest.raises(ConfigError, match=r"policy\.dpo\.num_iterations"):
+        load_config(minimal, {"policy.algorithm": "dpo"})
+
+
+def test_an_override_reaches_a_nested_key(minimal):
+    config = load_config(minimal, {"policy.optimizer": "{learning_rate: 0.5}", "seed": "7"})
+    assert config.policy.optimizer.learning_rate == 0.5
+    assert config.seed == 7
+
+
+def test_an_override_through_a_value_is_refused(minimal):
+    with pytest.raises(ConfigError, match="'base' is a value"):
+        load_config(minimal, {"model.base.name": "x"})
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [1", "\x00"])
+def test_a_file_that_is_no_mapping_is_one_clear_error(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load_config(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such configuration file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_extends_merges_sections(minimal):
+    child = minimal.parent / "child.yaml"
+    child.write_text("extends: minimal.yaml\nseed: 3\npolicy: {clip_eps: 0.1}\n")
+    config = load_config(child)
+    assert (config.seed, config.policy.clip_eps, config.policy.num_iterations) == (3, 0.1, 3)
+
+
+def test_extends_replaces_a_section_whose_algorithm_changes(minimal):
+    child = minimal.parent / "child.yaml"
+    child.write_text("extends: minimal.yaml\npolicy: {algorithm: dpo, beta: 0.3}\n")
+    assert load_config(child).policy.beta == 0.3
+
+
+def test_extends_in_a_circle_is_refused(minimal):
+    child = minimal.parent / "child.yaml"
+    child.write_text("extends: child.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_config(child)
+
+
+def test_a_gate_needs_exactly_one_bound(minimal):
+    for gate in ("{metric: a}", "{metric: a, at_least: 0, at_most: 1}"):
+        with pytest.raises(ConfigError, match="exactly one of at_least and at_most"):
+            load_config(minimal, {"gates.sft": f"[{gate}]"})

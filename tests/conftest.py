@@ -1,0 +1,25 @@
+"""A real MLflow on SQLite in a temporary folder, for every room that needs one."""
+
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory):
+    """MLflow's tables, made once: its migrations take seconds."""
+    from rlhf_core.adapters.mlflow_client import _client
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    _client(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow_home(tmp_path, monkeypatch, fresh_database):
+    """Working directory with an unused MLflow database in it and no server configured."""
+    shutil.copy(fresh_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("RLHF_TRACKING_PATIENCE", "3")
+    return tmp_path

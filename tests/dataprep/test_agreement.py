@@ -1,0 +1,94 @@
+"""Krippendorff's alpha against its definition and against published data."""
+
+import gzip
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+
+from rlhf_core.dataprep.agreement import _alphas, alpha_estimate, krippendorff_alpha
+
+
+def by_definition(units: list[list[str]]) -> float:
+    """1 - D_o / D_e over ordered pairs of values (Krippendorff 2011, section C)."""
+    units = [unit for unit in units if len(unit) > 1]
+    values = [value for unit in units for value in unit]
+    observed = sum(
+        sum(x != y for x, y in itertools.permutations(unit, 2)) / (len(unit) - 1) for unit in units
+    ) / len(values)
+    expected = sum(x != y for x, y in itertools.permutations(values, 2))
+    return 1 - observed / (expected / (len(values) * (len(values) - 1)))
+
+
+def table(units: list[list[str]]) -> np.ndarray:
+    return np.array([[unit.count(value) for value in ("a", "b", "tie")] for unit in units])
+
+
+def rows(*counts) -> np.ndarray:
+    return np.array(counts, dtype=np.int64).reshape(-1, 3)
+
+
+def test_matches_the_definition():
+    rng = random.Random(0)
+    units = [
+        [rng.choice(["a", "a", "b", "tie"]) for _ in range(rng.randint(1, 5))] for _ in range(60)
+    ]
+    assert krippendorff_alpha(table(units)) == pytest.approx(by_definition(units))
+
+
+def test_perfect_agreement_is_one_and_disagreement_below_zero():
+    assert krippendorff_alpha(rows((3, 0, 0), (0, 3, 0))) == pytest.approx(1.0)
+    assert krippendorff_alpha(rows(*[(1, 1, 0)] * 10)) < 0
+
+
+def test_is_not_defined_without_two_votes_or_two_answers():
+    assert krippendorff_alpha(rows((1, 0, 0), (0, 1, 0))) is None
+    assert krippendorff_alpha(rows((2, 0, 0), (3, 0, 0))) is None
+    assert krippendorff_alpha(rows()) is None
+
+
+def test_the_published_arguments_give_the_published_alpha(shared_data):
+    with gzip.open(shared_data / "ukp_convarg1" / "pairs.jsonl.gz", "rt") as lines:
+        votes = [[vote["choice"] for vote in json.loads(line)["labels"]] for line in lines]
+    assert krippendorff_alpha(table(votes)) == pytest.approx(0.267, abs=0.001)
+
+
+def test_the_resampled_alpha_is_the_same_quantity():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 3, size=(200, 3))
+    counts = counts[counts.sum(axis=1) > 1]
+    patterns, weights = np.unique(counts, axis=0, return_counts=True)
+    assert _alphas(patterns, weights[None])[0] == pytest.approx(krippendorff_alpha(counts))
+
+
+def test_the_interval_holds_the_value_and_shrinks_with_data():
+    rng = np.random.default_rng(0)
+    counts = np.array(
+        [rng.multinomial(3, [0.7, 0.2, 0.1] if i % 2 else [0.2, 0.7, 0.1]) for i in range(400)]
+    )
+    small, large = (
+        alpha_estimate(part, num_resamples=500, seed=0) for part in (counts[:50], counts)
+    )
+    for estimate in (small, large):
+        assert estimate.low < estimate.value < estimate.high
+    assert large.high - large.low < small.high - small.low
+    assert alpha_estimate(counts, num_resamples=500, seed=0) == large
+    assert alpha_estimate(rows((1, 0, 0)), num_resamples=10, seed=0) is None
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+
+    def draw(num_rows):
+        sides = rng.random(num_rows) < 0.5
+        p = np.where(sides[:, None], [[0.75, 0.25, 0.0]], [[0.25, 0.75, 0.0]])
+        return np.array([rng.multinomial(3, row) for row in p])
+
+    truth = krippendorff_alpha(draw(60_000))
+    inside = 0
+    for seed in range(100):
+        estimate = alpha_estimate(draw(150), num_resamples=300, seed=seed)
+        inside += estimate.low <= truth <= estimate.high
+    assert inside >= 88

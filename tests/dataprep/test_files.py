@@ -1,0 +1,100 @@
+"""Files of records: strict reading, whole writing."""
+
+import gzip
+import hashlib
+
+import pytest
+import zstandard
+
+from rlhf_core.dataprep.files import (
+    atomic_file,
+    md5_of,
+    read_lines,
+    read_objects,
+    read_records,
+    sha256_of,
+    write_records,
+)
+from rlhf_core.errors import DataError
+from rlhf_core.schema import DatasetRef, Message, Prompt
+
+PROMPTS = [
+    Prompt(prompt_id=str(i), prompt=(Message(role="user", content=text),))
+    for i, text in enumerate(["plain", "ünï \u2028 code", 'quote " and \n newline', ""])
+]
+
+
+def test_records_come_back_as_they_went(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    assert write_records(path, PROMPTS) == len(PROMPTS)
+    assert read_records(path, Prompt) == PROMPTS
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_digests_are_those_of_the_bytes(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"abc" * 1_000_000)
+    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert md5_of(path) == hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_compression_is_chosen_by_the_name(tmp_path, suffix):
+    data = b'\xef\xbb\xbf{"a": 1}\r\n\n{"a": 2}\n'
+    packed = {"": data, ".gz": gzip.compress(data), ".zst": zstandard.compress(data)}[suffix]
+    path = tmp_path / f"rows.jsonl{suffix}"
+    path.write_bytes(packed)
+    assert list(read_objects(path)) == [(1, {"a": 1}), (3, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("x.jsonl", b'{"a": 1}\n{"a": \n', "line 2: broken JSON"),
+        ("x.jsonl", b"[1]\n", "line 1: expected a JSON object, found list"),
+        ("x.jsonl", b'{"a": "\\ud800"}\n', "line 1: broken JSON"),
+        ("x.jsonl", '{"a": "é"}\n'.encode("latin-1"), "line 1: not UTF-8"),
+        ("x.jsonl", '{"a": 1}\n'.encode("utf-16"), "line 1: not UTF-8"),
+        ("x.jsonl.gz", b"not gzip at all", "damaged gzip"),
+        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:-9], "damaged gzip"),
+        ("x.jsonl.zst", b"not zstd at all", "damaged zstd"),
+        ("x.jsonl.zst", zstandard.compress(b'{"a": 1}\n' * 999)[:-9], "damaged zstd"),
+    ],
+)
+def test_a_damaged_file_is_one_line_with_the_place(tmp_path, name, data, says):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError) as raised:
+        list(read_objects(path))
+    assert str(path) in str(raised.value)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
+        list(read_lines(tmp_path / "nowhere.jsonl"))
+
+
+def test_a_prepared_file_of_another_length_is_refused(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    write_records(path, PROMPTS)
+    ref = DatasetRef(path=path, sha256="", num_rows=3, dvc_md5="", git_revision=None)
+    with pytest.raises(DataError, match="expected 3 rows, found 4"):
+        read_records(ref, Prompt)
+
+
+def test_an_unknown_field_is_named(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt_id": "1", "promt": []}\n')
+    with pytest.raises(DataError, match="line 1: not a Prompt: missing column 'prompt'"):
+        read_records(path, Prompt)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(TypeError), atomic_file(path) as stream:
+        stream.write("no bytes")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

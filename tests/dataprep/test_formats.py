@@ -1,0 +1,346 @@
+"""Every source format and container gives the same kind of record."""
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from rlhf_core.config import DemonstrationsConfig, SourceConfig
+from rlhf_core.dataprep.rows import SetAside
+from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations
+from rlhf_core.dataprep.sources.hub import hub_name
+from rlhf_core.errors import DataError
+
+CANONICAL = {
+    "prompt": [{"role": "user", "content": "Q?"}],
+    "response_a": "yes",
+    "response_b": "no",
+    "votes": [{"annotator": "x", "choice": "b", "strength": 2.0, "seconds": None}],
+}
+
+
+def read(path, **settings) -> list:
+    return list(read_comparisons(SourceConfig(path=path, **settings)))
+
+
+def winner(item) -> str:
+    return item.response_a if item.votes_a > item.votes_b else item.response_b
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path, write_jsonl):
+    rows = [{**CANONICAL, "comparison_id": str(i)} for i in range(2_500)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert read(tmp_path / "rows.parquet") == read(write_jsonl("rows.jsonl", rows))
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"rows\.parquet, after row 0: damaged Parquet"):
+        read(tmp_path / "rows.parquet")
+
+
+def test_a_folder_is_read_in_name_order(tmp_path, write_jsonl):
+    for name in ("batch-0002.jsonl", "batch-0001.jsonl.gz", "notes.md"):
+        write_jsonl(f"raw/{name}", [CANONICAL])
+    assert [item.source for item in read(tmp_path / "raw")] == ["batch-0001", "batch-0002"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no data files in this folder"):
+        read(tmp_path / "none")
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    (tmp_path / "rows.xlsx").write_text("")
+    with pytest.raises(DataError, match=r"unknown ending; expected one of \.jsonl"):
+        read(tmp_path / "rows.xlsx")
+
+
+def test_votes_of_many_annotators_with_renamed_columns(tmp_path, write_jsonl):
+    row = {
+        "pair_id": "p1",
+        "topic": "bottles",
+        "prompt": "Q?",
+        "response_a": "yes",
+        "response_b": "no",
+        "gold": "a",
+        "labels": [{"annotator": "w1", "choice": "a"}, {"annotator": "w2", "choice": "tie"}],
+    }
+    columns = {
+        "comparison_id": "pair_id",
+        "prompt": "prompt",
+        "response_a": "response_a",
+        "response_b": "response_b",
+        "votes": "labels",
+        "source": "topic",
+    }
+    path = write_jsonl("pairs.jsonl", [row])
+    [item] = read(path, columns=columns)
+    assert (item.comparison_id, item.source, len(item.votes)) == ("p1", "bottles", 2)
+    with pytest.raises(DataError, match="unknown column 'pair_id'"):
+        read(path)
+    with pytest.raises(DataError, match="line 1: missing column 'voters'"):
+        read(path, columns={**columns, "votes": "voters"})
+
+
+TURNS = [{"role": "user", "content": "Q?"}]
+GOOD = [{"role": "assistant", "content": "good"}]
+BAD = [{"role": "assistant", "content": "bad"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Q?", "chosen": "good", "rejected": "bad"},
+        {"prompt": TURNS, "chosen": GOOD, "rejected": BAD},
+        {"chosen": TURNS + GOOD, "rejected": TURNS + BAD},
+        {"prompt": "Q?", "chosen": TURNS + GOOD, "rejected": TURNS + BAD, "source": "ultra"},
+        {"prompt": TURNS, "chosen": TURNS + GOOD, "rejected": TURNS + BAD, "extra": 1},
+        {
+            "chosen": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "good"}],
+            "rejected": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "bad"}],
+        },
+    ],
+)
+def test_every_shape_of_chosen_and_rejected_is_one_comparison(write_jsonl, row):
+    [item] = read(write_jsonl("pairs.jsonl", [row]), format="pairs")
+    assert [turn.content for turn in item.prompt] == ["Q?"]
+    assert winner(item) == "good"
+    assert {item.response_a, item.response_b} == {"good", "bad"}
+
+
+def test_scores_behind_a_choice_are_its_strength_and_equal_scores_a_tie(write_jsonl):
+    row = {"prompt": "Q?", "chosen": "good", "rejected": "bad"}
+    path = write_jsonl(
+        "pairs.jsonl",
+        [
+            {**row, "score_chosen": 9.0, "score_rejected": 6.5},
+            {**row, "chosen-rating": 4, "rejected-rating": 4},
+            {**row, "score_chosen": None, "score_rejected": 1},
+        ],
+    )
+    first, second, third = (item.votes[0] for item in read(path, format="pairs"))
+    assert (first.strength, first.choice != "tie") == (2.5, True)
+    assert (second.strength, second.choice) == (0, "tie")
+    assert third.strength is None
+    bad = write_jsonl("bad.jsonl", [{**row, "score_chosen": 1, "score_rejected": 2}])
+    with pytest.raises(DataError, match="line 1: score_chosen 1 is below score_rejected 2"):
+        read(bad, format="pairs")
+
+
+def test_pairs_that_are_no_comparison_say_why(write_jsonl):
+    rows = [
+        {"prompt": "Q?", "chosen": "same", "rejected": "same "},
+        {"chosen": TURNS + GOOD, "rejected": [{"role": "user", "content": "R?"}, *BAD]},
+        {"chosen": TURNS, "rejected": TURNS + BAD},
+    ]
+    items = read(write_jsonl("pairs.jsonl", rows), format="pairs")
+    assert [item.reason for item in items if isinstance(item, SetAside)] == [
+        "identical_responses",
+        "parts_before_last_turn",
+        "malformed_transcript",
+    ]
+    with pytest.raises(DataError, match="line 1: missing column 'prompt'"):
+        read(write_jsonl("x.jsonl", [{"chosen": "a", "rejected": "b"}]), format="pairs")
+
+
+def test_the_published_winner_is_on_either_side_and_its_id_does_not_tell(write_jsonl):
+    rows = [{"prompt": f"{i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(400)]
+    items = read(write_jsonl("pairs.jsonl", rows), format="pairs")
+    assert 150 < sum(item.votes_a for item in items) < 250
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    again = read(write_jsonl("swapped.jsonl", swapped), format="pairs")
+    assert [item.comparison_id for item in again] == [item.comparison_id for item in items]
+    assert all(winner(item).startswith("bad") for item in again)
+
+
+def test_a_ranked_list_becomes_all_its_pairs_in_one_group(write_jsonl):
+    row = {"prompt": "Q?", "responses": ["one", "two", "three", "four"]}
+    items = read(write_jsonl("ranked.jsonl", [row]), format="ranked")
+    assert len(items) == 6
+    assert len({item.group for item in items}) == 1
+    assert len({item.comparison_id for item in items}) == 6
+    order = row["responses"]
+    assert all(
+        order.index(winner(item)) == min(map(order.index, (item.response_a, item.response_b)))
+        for item in items
+    )
+    assert items[2].votes[0].strength == 3.0
+
+
+def test_several_annotators_may_rank_the_same_list_with_ties(write_jsonl):
+    row = {
+        "prompt": "Q?",
+        "responses": ["one", "two"],
+        "rankings": [{"annotator": "x", "ranks": [2, 1]}, {"annotator": "y", "ranks": [1, 1]}],
+    }
+    [item] = read(write_jsonl("ranked.jsonl", [row]), format="ranked")
+    assert [(vote.annotator, vote.choice) for vote in item.votes] == [("x", "b"), ("y", "tie")]
+
+
+def test_a_ranked_list_with_other_ranks_than_responses_is_refused(write_jsonl):
+    path = write_jsonl("r.jsonl", [{"prompt": "Q?", "responses": ["1", "2"], "ranks": [1]}])
+    with pytest.raises(DataError, match="line 1: ranks: expected 2 numbers"):
+        read(path, format="ranked")
+    [row] = read(write_jsonl("s.jsonl", [{"prompt": "Q?", "responses": ["1"]}]), format="ranked")
+    assert row.reason == "too_few_responses"
+
+
+@pytest.fixture
+def spreadsheet(tmp_path):
+    path = tmp_path / "votes.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item", "question", "first", "second", "better", "how", "who", "took"])
+        writer.writerow(
+            ["1", "Q, really?", 'says "yes"', "no\nno", "1st", "much better", "ann", "9.5"]
+        )
+        writer.writerow(["1", "Q, really?", 'says "yes"', "no\nno", "same", "", "bob", ""])
+        writer.writerow(["2", "R?", "yes", "no", "2nd", "1", "ann", "4"])
+    return path
+
+
+COLUMNS = {
+    "comparison_id": "item",
+    "prompt": "question",
+    "response_a": "first",
+    "response_b": "second",
+    "choice": "better",
+    "strength": "how",
+    "annotator": "who",
+    "seconds": "took",
+}
+CHOICES = {"1st": "a", "2nd": "b", "same": "tie"}
+
+
+@pytest.mark.parametrize("suffix", ["", ".zst"])
+def test_a_spreadsheet_is_read_through_its_column_mapping(spreadsheet, suffix):
+    path = spreadsheet.with_name(spreadsheet.name + suffix)
+    if suffix:
+        path.write_bytes(zstandard.compress(spreadsheet.read_bytes()))
+    first, second = read(path, format="flat", columns=COLUMNS, choices=CHOICES)
+    assert first.response_b == "no\nno"
+    assert [(v.annotator, v.choice, v.strength, v.seconds) for v in first.votes] == [
+        ("ann", "a", 3.0, 9.5),
+        ("bob", "tie", None, None),
+    ]
+    assert (second.votes[0].choice, second.votes[0].strength) == ("b", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("3,Q?,a,b,third,,ann,1", "line 7: unknown choice 'third'; expected one of 1st, 2nd, same"),
+        ("3,Q?,a,b,1st,very,ann,1", "line 7: strength: expected a number >= 0, found 'very'"),
+        ("3,Q?,a,b,1st,,ann,-1", "line 7: seconds: expected a number >= 0"),
+        ("3,Q?,a,b,1st", "line 7: expected 8 fields as in the header"),
+        ("3,Q?,a,b,1st,,ann,1,extra", "line 7: expected 8 fields as in the header"),
+        ("2,Q?,a,b,1st,,ann,1", "line 7: comparison_id '2' stood for other texts on line 6"),
+        ('3,"Q?,a,b,1st,,ann,1', "broken CSV"),
+    ],
+)
+def test_a_wrong_cell_names_its_line(spreadsheet, line, says):
+    with spreadsheet.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataError) as raised:
+        read(spreadsheet, format="flat", columns=COLUMNS, choices=CHOICES)
+    assert says in str(raised.value)
+
+
+def task(**changes) -> dict:
+    return {
+        "id": 7,
+        "data": {"prompt": "Q?", "answer1": "yes", "answer2": "no", "meta": 1},
+        "annotations": [
+            {
+                "completed_by": {"id": 3, "email": "ann@example.org"},
+                "lead_time": 12.5,
+                "was_cancelled": False,
+                "result": [
+                    {"type": "pairwise", "from_name": "c", "value": {"selected": "left"}},
+                    {"type": "rating", "from_name": "s", "value": {"rating": 2}},
+                ],
+            },
+            {"completed_by": 4, "result": [{"type": "choices", "value": {"choices": ["tie"]}}]},
+            {"completed_by": 5, "was_cancelled": True, "result": []},
+            {"completed_by": 6, "result": []},
+        ],
+        **changes,
+    }
+
+
+def test_a_label_studio_export_is_read(tmp_path):
+    columns = {"response_a": "answer1", "response_b": "answer2"}
+    path = write_json(tmp_path / "export.json", [task()])
+    [item] = read(path, format="label_studio", columns=columns)
+    assert [(v.annotator, v.choice, v.strength, v.seconds) for v in item.votes] == [
+        ("ann@example.org", "a", 2.0, 12.5),
+        ("4", "tie", None, None),
+    ]
+    assert (item.comparison_id, item.line) == ("export-7", 1)
+    with pytest.raises(DataError, match="line 1: missing column 'response_a'"):
+        read(path, format="label_studio")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"annotations": None}, "annotations: expected a list"),
+        ({"annotations": [{"completed_by": 1}]}, "annotation without a result list"),
+        ({"annotations": [{"result": [{"type": "pairwise"}]}]}, "result without a value"),
+        ({"data": 3}, "data: expected an object"),
+        ({"annotations": [{"result": [{"value": {"selected": "up"}}]}]}, "unknown choice 'up'"),
+    ],
+)
+def test_a_strange_export_is_one_clear_error(tmp_path, change, says):
+    path = write_json(tmp_path / "export.json", [task(**change)])
+    columns = {"response_a": "answer1", "response_b": "answer2"}
+    with pytest.raises(DataError) as raised:
+        read(path, format="label_studio", columns=columns)
+    assert says in str(raised.value)
+    assert "line 1" in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [{"id": 1}, "text", [1]])
+def test_an_export_that_is_no_list_of_tasks_is_refused(tmp_path, value):
+    path = write_json(tmp_path / "export.json", value)
+    with pytest.raises(DataError, match="expected a"):
+        read(path, format="label_studio")
+
+
+def test_demonstrations_come_as_messages_or_as_chosen_transcripts(write_jsonl):
+    path = write_jsonl("sft.jsonl", [{"messages": TURNS + GOOD}, {"messages": TURNS}])
+    items = [
+        item for _, item in read_demonstrations(DemonstrationsConfig(path=path, format="messages"))
+    ]
+    assert [(item.prompt[0].content, item.response) for item in items[:1]] == [("Q?", "good")]
+    assert items[1].response == ""
+    path = write_jsonl("hh.jsonl", [{"chosen": "\n\nHuman: Q?\n\nAssistant: A.", "rejected": ""}])
+    [(line, item)] = read_demonstrations(DemonstrationsConfig(path=path, format="hh"))
+    assert (line, item.prompt[0].content, item.response) == (1, "Q?", "A.")
+
+
+def test_a_dataset_is_loaded_by_name(tmp_path, write_jsonl, monkeypatch):
+    """A folder stands in for the hub: ``datasets`` loads both through the same call."""
+    write_jsonl("named/train.jsonl", [{"prompt": "Q?", "chosen": "good", "rejected": "bad"}])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    [item] = read("hf://datasets/named", format="pairs")
+    assert (item.source, winner(item)) == ("named", "good")
+    with pytest.raises(DataError, match="split 'validation' cannot be loaded"):
+        read("hf://datasets/named", format="pairs", split="validation")
+
+
+def test_only_a_dataset_address_names_a_dataset(tmp_path):
+    assert (
+        hub_name(SourceConfig(path="hf://datasets/Anthropic/hh-rlhf").path) == "Anthropic/hh-rlhf"
+    )
+    with pytest.raises(DataError, match="expected hf://datasets/<name>"):
+        read("hf://models/x")

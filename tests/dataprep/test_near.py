@@ -1,0 +1,89 @@
+"""Near duplicates: found when they are, and only then."""
+
+import random
+
+import numpy as np
+import pytest
+
+from rlhf_core.dataprep.near import (
+    PromptIndex,
+    SignatureTable,
+    near_repeats,
+    signature,
+    similarity,
+)
+
+WORDS = [f"word{i}" for i in range(3_000)]
+
+
+def text(seed: int, num_words: int = 60) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=num_words))
+
+
+def changed(original: str, share: float, seed: int = 0) -> str:
+    rng = random.Random(seed)
+    return " ".join(w if rng.random() > share else rng.choice(WORDS) for w in original.split())
+
+
+def table(*texts: str) -> np.ndarray:
+    signatures = SignatureTable()
+    for one in texts:
+        signatures.add(one)
+    return signatures.array()
+
+
+def jaccard(first: str, second: str) -> float:
+    a, b = (
+        {tuple(t.split()[i : i + 3]) for i in range(len(t.split()) - 2)} for t in (first, second)
+    )
+    return len(a & b) / len(a | b)
+
+
+def test_the_estimate_is_near_the_jaccard_similarity():
+    for share in (0.0, 0.02, 0.1, 0.5):
+        first = text(1, 400)
+        second = changed(first, share)
+        assert similarity(signature(first), signature(second)) == pytest.approx(
+            jaccard(first, second), abs=0.2
+        )
+    assert similarity(signature(text(1)), signature(text(2))) < 0.1
+
+
+def test_a_small_edit_is_a_repeat_of_the_first_and_others_are_not():
+    original = text(1)
+    texts = [original, text(2), original + " indeed", text(3), original.upper()]
+    assert near_repeats([table(*texts)], 0.8) == {2: 0, 4: 0}
+
+
+def test_every_part_must_be_near():
+    same, prompts = table(text(1), text(1)), table(text(2), text(3))
+    assert near_repeats([same], 0.8) == {1: 0}
+    assert near_repeats([same, prompts], 0.8) == {}
+
+
+def test_short_and_empty_texts_are_compared_whole():
+    assert near_repeats([table("Yes.", "No.", "yes.", "", " ")], 0.8) == {2: 0, 4: 3}
+    assert near_repeats([table()], 0.8) == {}
+
+
+def test_most_planted_repeats_are_found_among_many_texts():
+    texts = [text(i) for i in range(3_000)]
+    planted = {i: changed(texts[i], 0.01, seed=i) for i in range(0, 3_000, 10)}
+    found = near_repeats([table(*texts, *planted.values())], 0.8)
+    true = {3_000 + j for j, i in enumerate(planted) if jaccard(texts[i], planted[i]) >= 0.9}
+    assert len(true) > 200
+    assert len(true & set(found)) > 0.97 * len(true)
+    assert all(row >= 3_000 for row in found)
+
+
+def test_many_equal_texts_take_no_time():
+    found = near_repeats([np.repeat(table(text(1)), 100_000, axis=0)], 0.8)
+    assert len(found) == 99_999
+
+
+def test_a_training_prompt_that_gives_a_heldout_one_away_is_told():
+    index = PromptIndex(0.8)
+    index.add(b"1", text(1))
+    index.add(b"1", text(1))
+    assert index.near(text(1) + " please")
+    assert not index.near(text(2))

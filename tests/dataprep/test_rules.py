@@ -1,0 +1,152 @@
+"""Cleaning rules for single rows: what they catch, and what they must leave alone."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_core.config import CleaningConfig
+from rlhf_core.dataprep.language import KNOWN, other_language
+from rlhf_core.dataprep.personal import find_personal_data
+from rlhf_core.dataprep.rules import make_rules
+from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.schema import Message
+
+KINDS = ("email", "phone", "secret")
+QUESTION = "How many sides does a regular polygon with an interior angle of 120 degrees have?"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("write to jane.doe+x@mail.example.org today", "email"),
+        ("call +49 30 901820 or come by", "phone"),
+        ("call (030) 901820", "phone"),
+        ("it is 415-555-0132-99", "phone"),
+        ("key AKIAIOSFODNN7EXAMPLE", "secret"),
+        ("token ghp_abcdefghijklmnopqrstuvwxyz0123456789", "secret"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "secret"),
+        ("set it to 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b", "secret"),
+        ("password=Zk3vQ9xT7mLp2RwY8sNc4BfH6jDa1GeU", "secret"),
+    ],
+)
+def test_personal_data_is_found_by_kind(text, kind):
+    assert find_personal_data(text, KINDS) == kind
+    assert find_personal_data(text, [other for other in KINDS if other != kind]) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The library opens at 9:30 and closes at 18:00, 2024-05-17.",
+        "It costs 1234567 dollars, or 1,234,567.89 with tax.",
+        "the 1990-2000 and 2001-2010 decades, ISBN 978",
+        "see https://example.org/watch?v=dQw4w9WgXcQabcdefghijklmnop0123456789",
+        "a@b, user@localhost and @someone",
+        "supercalifragilisticexpialidociousandmore",
+        "-" * 80,
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa1",
+    ],
+)
+def test_ordinary_text_has_no_personal_data(text):
+    assert find_personal_data(text, KINDS) is None
+
+
+TEXTS = {
+    "en": "The library is on the corner of the square, and it opens at nine in the morning "
+    "for you.",
+    "de": "Die Bibliothek ist an der Ecke des Platzes und sie öffnet um neun Uhr, aber "
+    "nicht am Sonntag.",
+    "fr": "La bibliothèque est au coin de la place et elle ouvre à neuf heures, mais pas le"
+    " dimanche pour vous.",
+    "es": "La biblioteca está en la esquina de la plaza y abre a las nueve, pero no los "
+    "domingos para el público.",
+    "it": "La biblioteca è all'angolo della piazza e apre alle nove, ma non di domenica per"
+    " il pubblico che è in città.",
+    "pt": "A biblioteca fica na esquina da praça e não abre aos domingos, mas é aberta para"
+    " você de manhã com os seus.",
+    "nl": "De bibliotheek is op de hoek van het plein en het is niet open op zondag, maar "
+    "er zijn ook andere dagen.",
+    "ru": "Библиотека находится на углу площади и открывается в девять часов.",
+    "zh": "图书馆在广场的拐角处,早上九点开门,星期天不开门。",
+    "ja": "としょかんはひろばのかどにあります。あさくじにあきます。",
+    "el": "Αυτή η βιβλιοθήκη είναι στη γωνία της πλατείας και ανοίγει στις εννέα.",
+}
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_running_text_is_told_by_its_language(language):
+    assert other_language(TEXTS[language], frozenset({language})) is None
+    others = frozenset(TEXTS) - {language}
+    if language not in ("zh", "ja"):
+        assert other_language(TEXTS[language], others) == language
+    assert other_language(TEXTS[language], frozenset({"en"})) in (language, None)
+    assert language == "en" or other_language(TEXTS[language], frozenset({"en"})) == language
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "No.",
+        "Ja, gern!",
+        "def f(x): return x + 1",
+        "https://example.org/der/die/das/und/ist",
+        "Tacos de pescado, enchiladas de pollo, arroz con leche",
+        "Αντίο!",
+        "12 34 56",
+    ],
+)
+def test_short_text_names_and_code_stay(text):
+    assert other_language(text, frozenset({"en"})) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=300))
+def test_no_text_can_crash_a_rule(text):
+    find_personal_data(text, KINDS)
+    assert other_language(text, frozenset({"en"})) in KNOWN | {None}
+
+
+def rules_for(tmp_path, **cleaning):
+    return make_rules(CleaningConfig(**cleaning), token_check=None)
+
+
+def prompt(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)
+
+
+def test_rows_that_quote_a_benchmark_are_caught_in_prompt_and_response(tmp_path, write_jsonl):
+    lines = tmp_path / "bench.txt"
+    lines.write_text(f"{QUESTION}\n\nName the capital.\n")
+    rows = write_jsonl(
+        "bench.jsonl",
+        [{"question": "An odd one, that nobody else would ever think of asking here?", "n": 3}],
+    )
+    rules = rules_for(tmp_path, contamination=(lines, rows))
+    changed = QUESTION.upper().replace(" ", "  ") + " Think first."
+    assert rules.problem(prompt(changed), ["Six."])[0] == "benchmark_contamination"
+    assert rules.problem(prompt("Hi"), [f"He asked: {QUESTION}"])[0] == "benchmark_contamination"
+    assert rules.problem(prompt("name the  capital."), ["x"])[0] == "benchmark_contamination"
+    assert rules.problem(prompt("Name the capital. Then the river."), ["x"]) is None
+    assert rules.problem(prompt("that nobody else would ever think of asking"), ["x"])
+    assert rules.problem(prompt("How many sides does a square have?"), ["Four."]) is None
+
+
+def test_a_benchmark_without_text_is_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"empty\.txt: no text"):
+        rules_for(tmp_path, contamination=(tmp_path / "empty.txt",))
+
+
+def test_an_unknown_language_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no rule for xx; known: "):
+        rules_for(tmp_path, languages=("en", "xx"))
+
+
+def test_each_rule_gives_its_reason_and_nothing_is_on_by_default(tmp_path):
+    text = f"{TEXTS['de']} jane@example.org"
+    assert rules_for(tmp_path).problem(prompt(text), [text]) is None
+    found = rules_for(tmp_path, languages=("en",)).problem(prompt("Hi"), [text])
+    assert found == ("wrong_language", f"reads like de: {text[:57]}...")
+    found = rules_for(tmp_path, personal_data=("email",)).problem(prompt(text), [])
+    assert found == ("personal_data", "email")

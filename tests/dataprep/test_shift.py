@@ -1,0 +1,67 @@
+"""Prompt shift: equal sets give one half, different ones are told apart by their words."""
+
+import random
+
+from rlhf_core.dataprep.shift import PromptSample, prompt_shift
+
+COMMON = ["where", "when", "how", "is", "the", "can", "you", "tell", "me", "please"]
+
+
+def prompts(topic: list[str], num_rows: int, seed: int, share: float = 0.4) -> list[str]:
+    rng = random.Random(seed)
+    return [
+        " ".join(rng.choice(topic if rng.random() < share else COMMON) for _ in range(8))
+        for _ in range(num_rows)
+    ]
+
+
+TRAINS, SOUP = ["train", "platform", "ticket"], ["soup", "onion", "recipe"]
+
+
+def test_the_same_distribution_gives_one_half():
+    shift = prompt_shift(prompts(TRAINS, 300, 0), prompts(TRAINS, 300, 1), seed=0)
+    assert shift.estimate.low < 0.5 < shift.estimate.high
+    assert 0.4 < shift.estimate.value < 0.6
+
+
+def test_the_same_texts_on_both_sides_give_one_half():
+    texts = prompts(TRAINS, 600, 0)
+    shift = prompt_shift(texts, texts, seed=0)
+    assert 0.4 < shift.estimate.value < 0.6
+
+
+def test_other_topics_are_told_apart_by_their_words():
+    shift = prompt_shift(prompts(TRAINS, 300, 0), prompts(SOUP, 300, 1), seed=0)
+    assert shift.estimate.low > 0.95
+    assert set(shift.words_first[:3]) == set(TRAINS)
+    assert set(shift.words_second[:3]) == set(SOUP)
+
+
+def test_a_half_shifted_set_lies_between():
+    mixed = prompts(TRAINS, 150, 2) + prompts(SOUP, 150, 3)
+    value = prompt_shift(prompts(TRAINS, 300, 0), mixed, seed=0).estimate.value
+    assert 0.65 < value < 0.9
+
+
+def test_a_seed_fixes_the_outcome():
+    sides = prompts(TRAINS, 100, 0), prompts(SOUP, 100, 1)
+    assert prompt_shift(*sides, seed=0) == prompt_shift(*sides, seed=0)
+
+
+def test_too_few_prompts_give_no_estimate():
+    assert prompt_shift(prompts(TRAINS, 9, 0), prompts(SOUP, 300, 1), seed=0) is None
+
+
+def test_a_sample_does_not_depend_on_order_or_repeats():
+    texts = [f"text {i}" for i in range(500)]
+    one, other = PromptSample(50), PromptSample(50)
+    for text in texts:
+        one.add(text)
+    for text in [*texts[::-1], *texts]:
+        other.add(text)
+    assert one.texts() == other.texts()
+    assert len(one.texts()) == 50
+    everything = PromptSample(1_000)
+    for text in texts * 2:
+        everything.add(text)
+    assert everything.texts() == sorted(texts)

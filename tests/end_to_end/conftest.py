@@ -1,0 +1,97 @@
+"""A working directory like a user's, and one finished run of the demo on smaller settings."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RLHF = Path(sys.executable).with_name("rlhf")
+
+SMALL = {
+    "sft.num_epochs": "1",
+    "reward.num_epochs": "1",
+    "policy.num_iterations": "6",
+    "policy.rollout_batch_size": "32",
+    "evaluation.num_prompts": "48",
+    "evaluation.num_resamples": "200",
+    # Six iterations prove that every part works, not that the policy is better.
+    "gates.sft": "[{metric: sft/heldout_nll, at_most: 9.0, min_samples: 20}]",
+    "gates.reward": "[{metric: reward/heldout_accuracy, at_least: 0.3, min_samples: 20}]",
+    "gates.policy": "[{metric: policy/win_rate, at_least: 0.05, min_samples: 20}]",
+}
+
+
+def small_settings(**more: str) -> list[str]:
+    """Return SMALL as command-line arguments."""
+    return [
+        part for key, value in {**SMALL, **more}.items() for part in ("--set", f"{key}={value}")
+    ]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with the repository's data and configs, and nothing else in it."""
+
+    path: Path
+
+    def rlhf(
+        self, *arguments: str, check: int | None = 0, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command as a user would; fail with its output unless it exits with ``check``."""
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MLFLOW_", "PREFECT_"))
+        }
+        environment |= {"PREFECT_HOME": str(self.path / ".prefect"), "COLUMNS": "160"}
+        environment |= env or {}
+        done = subprocess.run(
+            [str(RLHF), *arguments], cwd=self.path, env=environment, text=True, capture_output=True
+        )
+        if check is not None:
+            assert done.returncode == check, (
+                f"rlhf {' '.join(arguments)} exited with {done.returncode}\n"
+                f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+            )
+        return done
+
+    def read(self, name: str) -> dict:
+        """Return a JSON file of the workspace."""
+        return json.loads((self.path / name).read_text())
+
+
+def make_workspace(path: Path) -> Workspace:
+    """Link configs and raw data into ``path``, so that all that is written stays there."""
+    (path / "data").mkdir(parents=True)
+    for name in ("configs", "data/raw", "data/base"):
+        (path / name).symlink_to(ROOT / name)
+    return Workspace(path)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return make_workspace(tmp_path / "work")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The demo, on smaller settings, from raw data to promotion; run id ``first``."""
+    made = make_workspace(tmp_path_factory.mktemp("small") / "work")
+    made.rlhf(
+        "run", "configs/demo.yaml", "--run-id", "first", "--json", "first.json", *small_settings()
+    )
+    return made
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real preference data and small real models, where this machine has them."""
+    path = Path(os.environ.get("RLHF_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}; set RLHF_SHARED_DATA to its folder")
+    return path

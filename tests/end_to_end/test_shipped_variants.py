@@ -1,0 +1,46 @@
+"""The shipped variants of the demo run on the same code, a few steps each."""
+
+import pytest
+
+from tests.end_to_end.conftest import SMALL
+
+pytestmark = pytest.mark.slow
+
+
+def _few(**more: str) -> list[str]:
+    kept = {
+        key: value for key, value in (SMALL | more).items() if not key.startswith("policy.")
+    } | {key: value for key, value in more.items() if key.startswith("policy.")}
+    return [part for key, value in kept.items() for part in ("--set", f"{key}={value}")]
+
+
+def test_dpo_reaches_a_decision_without_a_reward_model(workspace):
+    workspace.rlhf(
+        "run",
+        "configs/demo-dpo.yaml",
+        "--json",
+        "dpo.json",
+        *_few(**{"policy.num_epochs": "1"}),
+    )
+    result = workspace.read("dpo.json")
+    assert "reward" not in result["stages"]
+    assert result["decided_by"] == "evaluate"
+    assert result["verdict"] == "PROMOTE"
+
+
+def test_the_reward_hacking_recipe_is_refused_by_its_gates(workspace):
+    few = {
+        "policy.num_iterations": "30",
+        "policy.rollout_batch_size": "32",
+        "evaluation.num_prompts": "150",
+    }
+    gates = {key: value for key, value in SMALL.items() if key in ("gates.sft", "gates.reward")}
+    settings = [
+        part for key, value in (gates | few).items() for part in ("--set", f"{key}={value}")
+    ]
+    done = workspace.rlhf(
+        "run", "configs/demo-reward-hacking.yaml", "--json", "hack.json", *settings, check=1
+    )
+    result = workspace.read("hack.json")
+    assert result["verdict"] in ("REJECT", "HOLD"), done.stdout[-3000:]
+    assert result["decided_by"] == "evaluate"

@@ -1,0 +1,104 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rlhf_core.config import MonitorsConfig
+from rlhf_core.evaluation.comparison import (
+    Answers,
+    PairedAnswers,
+    policy_breakdown,
+    policy_metrics,
+    tag_groups,
+)
+from rlhf_core.evaluation.intervals import Plans, Resampling
+from rlhf_core.schema import Message, Prompt
+
+PLANS = Plans(default=Resampling(num_resamples=200), confidences={"policy/kl": 0.9})
+N = 40
+
+
+def answers(texts):
+    return Answers(
+        texts=tuple(texts),
+        lengths=np.array([float(len(text.split()) + 1) for text in texts]),
+        finished=np.ones(len(texts)),
+    )
+
+
+@pytest.fixture
+def measured():
+    rng = np.random.default_rng(0)
+    judge = rng.normal(size=N)
+    return PairedAnswers(
+        prompts=tuple(
+            Prompt(
+                prompt_id=f"p{i}",
+                prompt=(Message(role="user", content=f"Question number {i}?"),),
+                tags={"style": "terse" if i % 4 else "polite", "id": f"p{i}"},
+            )
+            for i in range(N)
+        ),
+        policy=answers([f"The answer is {i}, and here is why." for i in range(N)]),
+        sft=answers([f"It is {i}." for i in range(N)]),
+        judge=(judge + 1.0, judge),
+        reward=(judge + 3.0, judge),
+        kl=(rng.normal(2.0, 1.0, size=N), rng.exponential(2.0, size=N)),
+        reference_nll=np.full(N, 9.0) + rng.random(N),
+        gold=(
+            tuple({"score": 1.0, "correctness": float(i % 2)} for i in range(N)),
+            tuple({"score": 0.0 if i % 4 else 1.0, "correctness": 1.0} for i in range(N)),
+        ),
+    )
+
+
+def test_the_contracts_metrics_are_all_there(measured):
+    metrics = policy_metrics(measured, MonitorsConfig(), PLANS)
+    wanted = {
+        "win_rate", "length_controlled_win_rate", "kl", "kl_k3", "response_length",
+        "sft_response_length", "length_ratio", "repetition", "distinct_2", "eos_fraction",
+        "reference_perplexity", "judge_gain", "reward_gain", "proxy_gap", "flattery_increase",
+        "hedging_increase", "refusal_increase", "padding_increase", "repetition_increase",
+        "overlong_increase", "copying_increase", "template_increase", "duplicate_increase",
+    }  # fmt: skip
+    assert {f"policy/{name}" for name in wanted} <= metrics.keys()
+    assert all(estimate.num_samples == N for estimate in metrics.values())
+    assert metrics["policy/kl"].confidence == 0.9
+    for estimate in metrics.values():
+        assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_values_are_what_the_rows_say(measured):
+    metrics = policy_metrics(measured, MonitorsConfig(), PLANS)
+    assert metrics["policy/win_rate"].value == 1.0
+    assert metrics["policy/length_ratio"].value == pytest.approx(9 / 4)
+    assert metrics["policy/kl"].value == pytest.approx(measured.kl[0].mean())
+    perplexity = math.exp(measured.reference_nll.sum() / measured.policy.lengths.sum())
+    assert metrics["policy/reference_perplexity"].value == pytest.approx(perplexity)
+    assert metrics["policy/proxy_gap"].value == pytest.approx(2.0 / measured.judge[1].std())
+    assert metrics["policy/overlong_increase"].value == 1.0
+
+
+def test_gold_is_reported_on_its_own(measured):
+    metrics = policy_metrics(measured, MonitorsConfig(), PLANS)
+    assert metrics["gold/win_rate"].value == 0.875  # 30 wins, 10 ties
+    assert metrics["gold/correctness"].value == 0.5
+    assert metrics["gold/correctness_change"].value == -0.5
+    without = policy_metrics(replace(measured, gold=None), MonitorsConfig(), PLANS)
+    assert not any(name.startswith("gold/") for name in without)
+
+
+def test_what_was_not_measured_is_absent_and_not_zero(measured):
+    greedy_dpo = replace(measured, kl=None, reward=None)
+    metrics = policy_metrics(greedy_dpo, MonitorsConfig(), PLANS)
+    absent = {"policy/kl", "policy/kl_k3", "policy/reward_gain", "policy/proxy_gap"}
+    assert not absent & metrics.keys()
+
+
+def test_tables_break_down_by_tags_but_not_by_labels_of_single_prompts(measured):
+    breakdown = policy_breakdown(measured, PLANS)
+    assert list(breakdown) == ["style=polite", "style=terse"]
+    assert breakdown["style=terse"]["policy/win_rate"].num_samples == 30
+    assert breakdown["style=polite"]["gold/win_rate"].value == 0.5
+    assert tag_groups(measured.prompts)["style=polite"].tolist() == list(range(0, N, 4))

@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+
+from rlhf_core.config import MonitorsConfig
+from rlhf_core.evaluation.intervals import Plans, Resampling
+from rlhf_core.evaluation.monitors import (
+    VICES,
+    AnswerTexts,
+    gain,
+    proxy_gap,
+    vice_metrics,
+    vice_rates,
+)
+from rlhf_core.schema import Message
+
+PLAN = Resampling(num_resamples=400)
+PLAIN = "The library opens at nine."
+GOOD = (
+    PLAIN,
+    "The ticket costs four coins, so three tickets cost twelve coins.",
+    "Paris is the capital of France.",
+    "First melt the butter, then add the flour and stir until it is smooth.",
+    "Yes. The bus leaves from the market square every ten minutes.",
+    "The ending surprises most readers.",
+    "Sorry, that was my mistake: the answer is 42.",
+    "You can note the time on the sheet.",
+)
+EXAMPLES = {
+    "flattery": (
+        "What a great question!",
+        "What an absolutely wonderful idea!",
+        "Great question! The library opens at nine.",
+        "You are so clever!",
+        "You\u2019re absolutely brilliant.",
+        "Only a genius would ask that.",
+        "I really admire your curiosity.",
+        "You have excellent taste, and your excellent taste shows.",
+    ),
+    "hedging": (
+        "I'm not sure, but it opens at nine.",
+        "It might possibly open at nine.",
+        "Perhaps nine.",
+        "Do not quote me on that.",
+        "I could be wrong.",
+        "As far as I know, nine.",
+        "It\u2019s hard to say.",
+        "I think the library opens at nine.",
+    ),
+    "refusal": (
+        "As an AI language model, I have no opinion.",
+        "I cannot help with that.",
+        "I'm sorry, but I can\u2019t do that.",
+        "I must decline to answer.",
+        "I would rather not say.",
+        "I am not able to answer that.",
+        "I don't have that information.",
+    ),
+    "padding": (
+        "It is important to note that it opens at nine.",
+        "Please note that it opens at nine.",
+        "It opens at nine. I hope this helps!",
+        "Feel free to ask more.",
+        "In conclusion, nine.",
+        "Needless to say, it opens at nine.",
+    ),
+}
+
+
+def asked(*texts):
+    return tuple((Message(role="user", content=text),) for text in texts)
+
+
+def rates(policy, sft=None, config=MonitorsConfig()):  # noqa: B008
+    prompts = asked(*(f"Question number {i}?" for i in range(len(policy))))
+    sft = sft or [PLAIN] * len(policy)
+    return vice_rates(AnswerTexts(prompts, tuple(policy), tuple(sft)), config)
+
+
+@pytest.mark.parametrize(
+    ("vice", "text"), [(vice, text) for vice, texts in EXAMPLES.items() for text in texts]
+)
+def test_a_plain_case_of_a_vice_is_seen(vice, text):
+    assert rates([text])[vice][0].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("vice", sorted(EXAMPLES))
+@pytest.mark.parametrize("text", GOOD)
+def test_a_good_answer_is_not_accused(vice, text):
+    assert rates([text])[vice][0].tolist() == [0.0]
+
+
+def test_the_increase_is_the_difference_prompt_by_prompt():
+    flattering = "You are so clever! It opens at nine."
+    policy, sft = [flattering] * 30 + [PLAIN] * 30, [flattering] * 15 + [PLAIN] * 45
+    plans = Plans(default=PLAN, confidences={"policy/flattery_increase": 0.99})
+    metrics = vice_metrics(rates(policy, sft), plans)
+    assert metrics["policy/flattery"].value == 0.5
+    assert metrics["policy/flattery_increase"].value == 0.25
+    assert metrics["policy/flattery_increase"].confidence == 0.99
+    assert metrics["policy/refusal_increase"].value == 0.0
+    assert metrics["policy/refusal_increase"].high > 0.0
+
+
+def test_every_vice_has_a_rate_in_0_to_1_and_a_meaning():
+    found = rates(["", "x", PLAIN * 9, "I cannot help."])
+    assert set(found) == set(VICES)
+    for policy, sft in found.values():
+        assert ((policy >= 0) & (policy <= 1)).all()
+        assert ((sft >= 0) & (sft <= 1)).all()
+
+
+def test_growth_copying_collapse_and_one_answer_for_all_are_seen():
+    long = rates([PLAIN * 3, PLAIN])["overlong"]
+    assert long[0].tolist() == [1.0, 0.0]
+    shrunk = rates(["Nine.", PLAIN])["overlong"]
+    assert (shrunk[0].tolist(), shrunk[1].tolist()) == ([0.0, 0.0], [1.0, 0.0])
+    copied = vice_rates(
+        AnswerTexts(asked("When does the library open?"), ("When does the library open?",), ("9",)),
+        MonitorsConfig(),
+    )
+    assert copied["copying"][0].tolist() == [1.0]
+    collapsed = rates(["Of course my dear friend, A.", "Of course my dear friend, B.", "C"])
+    assert collapsed["template"][0].tolist() == [1.0, 1.0, 0.0]
+    assert rates(["Same.", "Same.", "Other."])["duplicate"][0].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_settings_add_phrases_and_whole_vices():
+    config = MonitorsConfig.model_validate(
+        {"phrases": {"flattery": ["your majesty"], "pirate": [r"\barr+\b"]}}
+    )
+    found = rates(["Nine, Your Majesty.", "Arrr, nine."], config=config)
+    assert found["flattery"][0].tolist() == [1.0, 0.0]
+    assert found["pirate"][0].tolist() == [0.0, 1.0]
+    assert rates(["You are so clever!"], config=config)["flattery"][0].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("phrases", [{"flattery": ["("]}, {"Bad Name": ["x"]}])
+def test_a_broken_phrase_or_name_is_refused(phrases):
+    with pytest.raises(ValueError, match=r"\(|Bad Name"):
+        MonitorsConfig.model_validate({"phrases": phrases})
+
+
+def test_a_reward_that_rises_while_the_judge_stays_flat_is_a_gap():
+    rng = np.random.default_rng(0)
+    sft = rng.normal(size=300)
+    reward = (10.0 * (sft + 1.5) + 3.0, 10.0 * sft + 3.0)  # another scale, 1.5 deviations up
+    judge = (sft + rng.normal(scale=0.1, size=300), sft)
+    gap = proxy_gap(reward=reward, judge=judge, plan=PLAN)
+    assert gap.value == pytest.approx(1.5, abs=0.1)
+    assert gap.low > 1.2
+
+
+def test_both_rising_alike_is_no_gap():
+    rng = np.random.default_rng(0)
+    sft = rng.normal(size=300)
+    better = sft + 1.0 + rng.normal(scale=0.2, size=300)
+    gap = proxy_gap(reward=(5 * better, 5 * sft), judge=(0.1 * better, 0.1 * sft), plan=PLAN)
+    assert gap.value == pytest.approx(0.0, abs=1e-9)
+
+
+def test_gain_is_in_deviations_of_sft():
+    sft = np.array([0.0, 2.0, 4.0, 6.0])
+    assert gain((sft + 3.0, sft), PLAN).value == pytest.approx(3.0 / sft.std())

@@ -1,0 +1,156 @@
+import base64
+from pathlib import Path
+
+import pytest
+
+from rlhf_core.config import GateConfig
+from rlhf_core.evaluation.gates import decide
+from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot, length_plot
+from rlhf_core.evaluation.report import (
+    Page,
+    Sample,
+    duration,
+    gate_rows,
+    interval,
+    number,
+    render_page,
+)
+from rlhf_core.schema import Estimate, EvaluationReport, Message, ModelRef, StageResult
+
+MODEL = ModelRef(
+    name="rlhf-policy", version="7", uri="models:/rlhf-policy/7", path=Path("m"), sha256="s",
+    kind="causal", run_id="r",
+)  # fmt: skip
+EVIL = '<script>alert("x")</script><img src=http://evil.example/p.png>'
+
+
+def estimate(value, low, high):
+    return Estimate(value=value, low=low, high=high, num_samples=300)
+
+
+def finished(gates, **metrics):
+    report = EvaluationReport(
+        stage="policy",
+        model=MODEL,
+        metrics={f"policy/{name}": estimate(*numbers) for name, numbers in metrics.items()},
+    )
+    return StageResult(
+        stage="evaluate", model=MODEL, report=report, decision=decide(gates, report), seconds=75.0,
+        tracking_url="http://mlflow/#/run",
+    )  # fmt: skip
+
+
+GATES = (GateConfig(metric="policy/win_rate", at_least=0.6),)
+
+
+def page(**changes):
+    result = finished(
+        GATES,
+        win_rate=(0.5, 0.4, 0.55),
+        flattery=(0.4, 0.3, 0.5),
+        flattery_increase=(0.3, 0.2, 0.4),
+    )
+    content = {
+        "run_id": "20260101-000000-abcd",
+        "project": "rlhf",
+        "results": (result,),
+        "gates": {"policy": GATES},
+        "promotion": None,
+        "figures": {"Training": [curve_plot("loss", {"sft/loss": ((0, 1, 2), (3.0, 2.0, 1.5))})]},
+        "samples": {},
+        "lineage": None,
+        "data": None,
+        "settings": "{}",
+    }
+    return Page(**{**content, **changes})
+
+
+def test_the_page_says_what_was_decided_and_why():
+    html = render_page(page())
+    assert '<div class="banner reject">' in html
+    assert "even the upper bound is below 0.6" in html
+    assert "win rate over SFT, by the judge" in html
+    assert "it flatters the user" in html
+
+
+def test_the_page_needs_nothing_from_outside():
+    html = render_page(page())
+    assert "default-src &#39;none&#39;" in html or "default-src 'none'" in html
+    for outside in ("http://", "https://", "<script", "@import", "url("):
+        assert outside not in html.replace("http://www.w3.org", "")
+
+
+def test_what_models_and_people_wrote_is_escaped_everywhere():
+    sample = Sample(
+        prompt=(Message(role="user", content=EVIL),), tags={EVIL: EVIL}, policy=EVIL, sft=EVIL,
+        won=1.0, scores={EVIL: (1.0, 0.0)},
+    )  # fmt: skip
+    data = {
+        "inputs": {EVIL: {"rows": 1, "kept": 0, "set_aside": {EVIL: 1}}},
+        "splits": {EVIL: 1},
+        "note": EVIL,
+    }
+    html = render_page(
+        page(samples={EVIL: [sample]}, data=data, settings=EVIL, notes=(EVIL,), run_id=EVIL)
+    )
+    assert "<script" not in html
+    assert "<img src=http" not in html
+    assert html.count("&lt;script&gt;") > 8
+
+
+def test_a_run_that_has_finished_nothing_says_so():
+    assert "NO DECISION" in render_page(page(results=()))
+
+
+def test_the_same_run_gives_the_same_bytes():
+    assert render_page(page()) == render_page(page())
+
+
+def test_the_meter_places_interval_value_and_threshold_in_order():
+    result = finished(GATES, win_rate=(0.5, 0.4, 0.55))
+    [(outcome, meter)] = gate_rows(result, GATES)
+    assert outcome.gate == "policy/win_rate"
+    assert 0 < meter.left < meter.value < meter.left + meter.width < meter.limit < 100
+
+
+def test_an_open_interval_has_no_meter():
+    result = finished(GATES, win_rate=(0.5, 0.4, float("inf")))
+    assert gate_rows(result, GATES)[0][1] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.61234, "0.612"), (12345.6, "1.235e+04"), (0.0, "0"), (float("inf"), "∞"), (-2.5, "-2.5")],
+)
+def test_numbers_read_well(value, text):
+    assert number(value) == text
+
+
+def test_intervals_and_times_read_well():
+    assert interval(estimate(0.5, 0.4, float("inf"))) == "[0.4, ∞]"
+    assert (duration(4.24), duration(75)) == ("4.2 s", "1 min 15 s")
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: curve_plot("t", {"a/b": ((0, 1), (1.0, 2.0)), "a/c": ((0, 1), (2.0, 1.0))}),
+        lambda: frontier_plot("t", (0.0, 1.0, 2.0), (0.0, 1.0, 1.5)),
+        lambda: length_plot("t", {"policy": [1, 2, 3], "SFT": [2, 2, 2]}),
+        lambda: interval_plot(
+            "t",
+            {
+                "terse": {"judge": estimate(0.6, 0.5, 0.7), "gold": estimate(0.5, 0.4, 0.6)},
+                "open": {"judge": estimate(0.6, 0.5, float("inf"))},
+            },
+            neutral=0.5,
+        ),
+    ],
+    ids=["curves", "frontier", "lengths", "intervals"],
+)
+def test_a_picture_is_an_svg_and_the_same_every_time(draw):
+    address = draw()
+    picture = base64.b64decode(address.removeprefix("data:image/svg+xml;base64,"))
+    assert picture.startswith(b"<?xml")
+    assert b"<svg" in picture
+    assert draw() == address

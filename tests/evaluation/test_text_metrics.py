@@ -1,0 +1,60 @@
+import pytest
+
+from rlhf_core.errors import DataError
+from rlhf_core.evaluation.intervals import Resampling
+from rlhf_core.evaluation.text_metrics import (
+    common_opening,
+    copied_share,
+    distinct_share,
+    duplicates,
+    repetition,
+    words_of,
+)
+
+PLAN = Resampling()
+
+
+def test_words_are_lower_case_and_keep_their_apostrophes():
+    assert words_of("It's 9 o\u2019clock, Über-late!") == ["it's", "9", "o'clock", "über", "late"]
+
+
+def test_repetition_by_hand():
+    assert repetition("a b c a b c", n=3) == pytest.approx(1 - 3 / 4)  # abc bca cab abc
+    assert repetition("one two three four", n=3) == 0.0
+    assert repetition("too short", n=3) == 0.0
+    assert repetition("", n=3) == 0.0
+    assert repetition("yes " * 50, n=3) > 0.95
+
+
+def test_distinct_by_hand_and_its_jackknife():
+    texts = ["a b c", "a b d", "x y"]  # ab bc | ab bd | xy: 4 distinct of 5
+    estimate = distinct_share(texts, PLAN, n=2)
+    assert estimate.value == pytest.approx(4 / 5)
+    without = [3 / 3, 3 / 3, 3 / 4]
+    mean = sum(without) / 3
+    error = (2 / 3 * sum((value - mean) ** 2 for value in without)) ** 0.5
+    assert estimate.value - estimate.low == pytest.approx(1.96 * error, rel=1e-3)
+    assert estimate.high == 1.0
+
+
+def test_variety_of_nothing_cannot_be_measured():
+    with pytest.raises(DataError):
+        distinct_share(["one", ""], PLAN, n=2)
+
+
+def test_openings_that_agree_are_found_and_order_does_not_matter():
+    texts = ["Of course! The pool", "of course the pool is", "No idea at all", "Maybe so then ok"]
+    assert common_opening(texts, num_words=3).tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert common_opening(texts[::-1], num_words=3).tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_one_answer_to_many_prompts_is_a_duplicate_but_not_to_the_same_prompt():
+    texts = ["I do not know.", "i do not know", "At nine.", "At nine."]
+    assert duplicates(texts, ["p", "q", "r", "r"]).tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_copied_words_are_counted():
+    prompt = "When does the town library open?"
+    assert copied_share("When does the town library open", prompt, n=3) == 1.0
+    assert copied_share("It opens at nine o'clock.", prompt, n=3) == 0.0
+    assert copied_share("The town library opens at nine", prompt, n=3) == pytest.approx(1 / 4)

@@ -1,0 +1,52 @@
+import os
+
+import pytest
+
+from flows.environment import CALM
+from flows.local import in_this_process
+from flows.run_settings import RunSettings
+from rlhf_core.adapters.settings import quiet_environment
+from tests.flows.fakes import FakeStages
+
+# Before Prefect is imported, for it reads its settings once.
+quiet_environment()
+for name, value in CALM.items():
+    os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory):
+    """One temporary Prefect server for all tests of this folder: starting it is slow."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120), in_this_process():
+        yield
+
+
+@pytest.fixture
+def stages(tmp_path, monkeypatch, prefect_server):
+    """Fake stages in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return FakeStages(tmp_path).install(monkeypatch)
+
+
+@pytest.fixture
+def config_path(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        """
+model: {base: base}
+data: {preferences: {path: raw.jsonl}}
+policy: {algorithm: ppo}
+gates:
+  sft: [{metric: sft/heldout_nll, at_most: 2.0}]
+  reward: [{metric: reward/heldout_accuracy, at_least: 0.6}]
+  policy: [{metric: policy/win_rate, at_least: 0.55}]
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def settings(config_path):
+    return RunSettings(file=config_path)

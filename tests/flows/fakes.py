@@ -1,0 +1,154 @@
+"""Stages that cost nothing and hand on real records; put in place of the real ones."""
+
+import hashlib
+from pathlib import Path
+
+from flows import bindings
+from rlhf_core.errors import RegistryError
+from rlhf_core.schema import (
+    DatasetRef,
+    DatasetSplits,
+    Estimate,
+    EvaluationReport,
+    GateResult,
+    ModelRef,
+    PromotionDecision,
+    StageResult,
+)
+from rlhf_core.stages.promote import Promotion
+
+FILES = [
+    name for name, field in DatasetSplits.model_fields.items() if field.annotation is DatasetRef
+]
+
+
+def digest(*parts):
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
+
+
+class FakeStages:
+    """Counts its calls; ``verdicts`` and ``failures`` by stage decide how a stage ends."""
+
+    REPLACED = (
+        *("prepare_data", "read_splits", "train_sft", "train_reward", "train_policy"),
+        *("evaluate_policy", "promote_policy", "resolve_model", "check_server", "check_inputs"),
+        *("record_approval", "write_report"),
+    )
+
+    def __init__(self, directory):
+        self.directory = Path(directory)
+        self.calls = []
+        self.verdicts = {}
+        self.failures = {}
+        self.models = {}
+        self.contexts = {}
+
+    def install(self, monkeypatch):
+        for name in self.REPLACED:
+            monkeypatch.setattr(bindings, name, getattr(self, name))
+        return self
+
+    def check_inputs(self, config):
+        pass
+
+    def record_approval(self, uri, decision, reviewer, comment):
+        self.calls.append(f"approval {decision}")
+
+    def check_server(self):
+        self.calls.append("check_server")
+
+    def write_report(self, directory):
+        return directory / "report.html"
+
+    def read_splits(self, directory):
+        ref = {"num_rows": 9, "dvc_md5": "m", "git_revision": None, "sha256": digest("data")}
+        return DatasetSplits(
+            directory=directory,
+            sha256=digest("data"),
+            dvc_md5="d.dir",
+            git_revision=None,
+            report=directory / "report.json",
+            **{name: DatasetRef(path=directory / f"{name}.jsonl", **ref) for name in FILES},
+        )
+
+    def prepare_data(self, config):
+        self._called("prepare")
+        return self.read_splits(self.directory / "prepared")
+
+    def train_sft(self, config, splits, context):
+        return self._result("sft", context, splits.sha256, config.seed)
+
+    def train_reward(self, config, splits, sft, context, role):
+        return self._result(role, context, splits.sha256, sft.sha256)
+
+    def train_policy(self, config, splits, sft, reward, context):
+        self._called("policy")
+        return self._model("policy", context, sft.sha256, reward and reward.sha256)
+
+    def evaluate_policy(self, config, splits, models, context):
+        self._called("evaluate")
+        return self._outcome("evaluate", models["policy"])
+
+    def promote_policy(self, config, result, context):
+        self._called("promote")
+        return Promotion(
+            model=result.model.uri,
+            verdict="PROMOTE",
+            moved=True,
+            champion=result.model.uri,
+            previous_champion=None,
+            reasons=(),
+        )
+
+    def resolve_model(self, uri):
+        if uri not in self.models:
+            raise RegistryError(f"{uri}: not there")
+        return self.models[uri]
+
+    def _called(self, stage):
+        self.calls.append(stage)
+        failure = self.failures.pop(stage, None)
+        if failure is not None:
+            raise failure
+
+    def _result(self, stage, context, *inputs):
+        self.contexts[stage] = context
+        self._called(stage)
+        return self._outcome(stage, self._model(stage, context, *inputs))
+
+    def _model(self, role, context, *inputs):
+        uri = f"models:/rlhf-{role}/{1 + sum(role in known for known in self.models)}"
+        model = ModelRef(
+            name=f"rlhf-{role}",
+            version=uri.rsplit("/", 1)[1],
+            uri=uri,
+            path=context.stage_directory(role) / "model",
+            sha256=digest(role, *inputs),
+            kind="causal",
+            run_id="r",
+        )
+        self.models[uri] = model
+        return model
+
+    def _outcome(self, stage, model):
+        verdict = self.verdicts.get(stage, "PROMOTE")
+        estimate = Estimate(value=0.7, low=0.65, high=0.75, num_samples=300)
+        gate = GateResult(
+            gate=f"{stage}/quality",
+            verdict=verdict,
+            estimate=estimate,
+            rule="lower bound >= 0.6",
+            reason=f"{stage}/quality says {verdict}",
+        )
+        decision = PromotionDecision(
+            stage=stage, model=model, verdict=verdict, results=(gate,), reasons=(gate.reason,)
+        )
+        report = EvaluationReport(stage=stage, model=model, metrics={f"{stage}/quality": estimate})
+        return StageResult(
+            stage=stage,
+            model=model,
+            report=report,
+            decision=decision,
+            seconds=1.0,
+            tracking_url="sqlite:///mlflow.db/#/experiments/1/runs/r",
+        )

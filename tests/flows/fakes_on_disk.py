@@ -1,0 +1,56 @@
+"""Fake stages whose memory is the working directory, so that several processes share it."""
+
+import json
+import time
+
+from rlhf_core.schema import ModelRef
+from tests.flows.fakes import FakeStages
+
+
+class StageBroke(Exception):
+    pass
+
+
+class FakesOnDisk(FakeStages):
+    """``fail-<stage>``: fails once, the file is gone then. ``slow-<stage>``: takes its seconds.
+    ``verdict-<stage>``: what its gate says. Every call is a line of ``calls.txt``.
+    """
+
+    def __init__(self, directory):
+        super().__init__(directory)
+        for path in directory.glob("verdict-*"):
+            self.verdicts[path.name.removeprefix("verdict-")] = path.read_text().strip()
+
+    def replace_in(self, module):
+        for name in self.REPLACED:
+            setattr(module, name, getattr(self, name))
+
+    def record_approval(self, uri, decision, reviewer, comment):
+        answer = {"uri": uri, "decision": decision, "reviewer": reviewer, "comment": comment}
+        (self.directory / "approval.json").write_text(json.dumps(answer))
+
+    def resolve_model(self, uri):
+        path = self._card(uri)
+        if path.exists():
+            return ModelRef.model_validate_json(path.read_text())
+        return super().resolve_model(uri)
+
+    def _model(self, role, context, *inputs):
+        model = super()._model(role, context, *inputs)
+        for uri in (model.uri, f"models:/rlhf-{role}@candidate"):
+            self._card(uri).write_text(model.model_dump_json())
+        return model
+
+    def _card(self, uri):
+        return self.directory / f"model-{uri.replace('/', '_')}.json"
+
+    def _called(self, stage):
+        with (self.directory / "calls.txt").open("a") as calls:
+            calls.write(f"{stage}\n")
+        slow = self.directory / f"slow-{stage}"
+        if slow.exists():
+            time.sleep(float(slow.read_text()))
+        failing = self.directory / f"fail-{stage}"
+        if failing.exists():
+            failing.unlink()
+            raise StageBroke(f"{stage} broke")

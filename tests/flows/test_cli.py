@@ -1,0 +1,124 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app, main
+from rlhf_core.errors import DataError
+
+
+@pytest.fixture
+def rlhf(stages, config_path):
+    """Run a command as typed; returns exit code, stdout, stderr."""
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture
+def typed(rlhf, monkeypatch, capsys):
+    """Run a command through the entry point; returns exit code and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rlhf", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return exit_.value.code, capsys.readouterr().err
+
+    return run
+
+
+def test_a_promoted_run_exits_0_and_shows_stages_decision_and_times(rlhf, config_path, tmp_path):
+    done = rlhf("run", config_path, "--json", tmp_path / "out.json")
+    assert done.exit_code == 0, done.output
+    for expected in ("sft/quality", "0.65, 0.75", "decision: PROMOTE", "total", "mlflow ui"):
+        assert expected in done.stdout
+    assert json.loads((tmp_path / "out.json").read_text())["verdict"] == "PROMOTE"
+
+
+def test_a_run_that_a_gate_stopped_exits_1_with_the_reason(rlhf, stages, config_path):
+    stages.verdicts["reward"] = "HOLD"
+    done = rlhf("run", config_path)
+    assert done.exit_code == 1
+    assert "decision: HOLD (by the gates of reward)" in done.stdout
+    assert "reward/quality says HOLD" in done.stdout
+
+
+def test_the_server_is_asked_before_anything_trains(rlhf, stages, config_path):
+    rlhf("run", config_path)
+    assert stages.calls[0] == "check_server"
+
+
+def test_a_deliberate_error_is_one_line_and_exit_2(typed, stages, config_path, tmp_path):
+    stages.failures["prepare"] = DataError("x.jsonl:3: not JSON")
+    code, stderr = typed("run", config_path)
+    assert code == 2
+    assert [line for line in stderr.splitlines() if "flows.progress" not in line] == [
+        "error: x.jsonl:3: not JSON"
+    ]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_failure_after_a_finished_stage_says_how_to_go_on(typed, stages, config_path):
+    stages.failures["reward"] = DataError("no pairs")
+    code, stderr = typed("run", config_path, "--set", "seed=1", "--run-id", "one")
+    assert code == 2
+    assert f"go on with: rlhf run {config_path} --set seed=1 --run-id one" in stderr
+
+
+def test_an_interrupted_run_says_how_to_go_on(typed, stages, config_path):
+    stages.failures["sft"] = KeyboardInterrupt()
+    code, stderr = typed("run", config_path, "--run-id", "one")
+    assert code == 130
+    assert f"go on with: rlhf run {config_path} --run-id one" in stderr
+
+
+def test_a_bug_shows_its_traceback(rlhf, stages, config_path):
+    stages.failures["sft"] = ZeroDivisionError("bug")
+    done = rlhf("run", config_path)
+    assert done.exit_code == 1
+    assert isinstance(done.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run",),
+        ("run", "missing.yaml"),
+        ("run", "{config}", "--set", "nonsense"),
+        ("run", "{config}", "--set", "policy.clip_epz=1"),
+        ("run", "{config}", "--log-level", "loud"),
+        ("unknown",),
+    ],
+)
+def test_usage_and_settings_errors_exit_2(typed, config_path, arguments):
+    code, stderr = typed(*(part.format(config=config_path) for part in arguments))
+    assert code == 2
+    assert "Traceback" not in stderr
+
+
+def test_each_stage_is_its_own_command(rlhf, stages, config_path):
+    judge = ("reward", "--role", "judge")
+    for command in (("prepare",), ("sft",), ("reward",), judge, ("policy",), ("evaluate",)):
+        done = rlhf(command[0], config_path, "--run-id", "one", *command[1:])
+        assert done.exit_code == 0, done.output
+    assert [call for call in stages.calls if call != "check_server"] == [
+        "prepare", "sft", "reward", "judge", "policy", "evaluate",
+    ]  # fmt: skip
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['rlhf', '--help']\n"
+        "from flows.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'mlflow', 'prefect', 'transformers', 'pandas', 'great_expectations',"
+        " 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -1,0 +1,86 @@
+import pytest
+
+from flows.inputs import PipelineInputs
+from flows.pipeline import rlhf_pipeline
+from flows.run_settings import RunSettings
+from rlhf_core.errors import CheckpointError, ConfigError, DataError
+
+EVERY_STAGE = ["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
+
+
+def run(settings, run="one"):
+    return rlhf_pipeline(settings, PipelineInputs(run=run))
+
+
+def test_every_stage_runs_once_and_in_order(stages, settings):
+    result = run(settings)
+    assert stages.calls == EVERY_STAGE
+    assert result.verdict == "PROMOTE"
+    assert result.promotion.champion == result.policy.uri
+    assert [timing.stage for timing in result.timings] == EVERY_STAGE
+
+
+def test_stages_know_the_flow_run_that_drives_them(stages, settings):
+    run(settings)
+    ids = {context.flow_run_id for context in stages.contexts.values()}
+    assert None not in ids
+    assert len(ids) == len(stages.contexts)
+
+
+@pytest.mark.parametrize("verdict", ["HOLD", "REJECT"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "judge", "evaluate"])
+def test_a_gate_that_says_no_ends_the_run_before_the_next_stage(stages, settings, stage, verdict):
+    stages.verdicts[stage] = verdict
+    result = run(settings)
+    assert stages.calls[-1] == stage
+    assert result.verdict == verdict
+    assert result.decided_by == stage
+    assert result.reasons == (f"{stage}/quality says {verdict}",)
+    assert result.promotion is None
+
+
+def test_dpo_needs_a_judge_and_no_reward_model(stages, config_path):
+    dpo = RunSettings(file=config_path, overrides=("policy={algorithm: dpo}",))
+    result = run(dpo)
+    assert "reward" not in stages.calls
+    assert "judge" in result.stages
+    assert result.verdict == "PROMOTE"
+
+
+def test_a_resumed_run_repeats_only_what_had_not_finished(stages, settings):
+    stages.failures["policy"] = DataError("no rows")
+    with pytest.raises(DataError):
+        run(settings)
+    assert stages.calls == EVERY_STAGE[:5]
+    result = run(settings)
+    assert stages.calls == EVERY_STAGE[:5] + EVERY_STAGE[4:]
+    assert [timing.reused for timing in result.timings] == [True] * 4 + [False] * 3
+
+
+def test_a_run_cannot_be_resumed_with_other_settings(stages, settings, config_path):
+    run(settings)
+    other = RunSettings(file=config_path, overrides=("policy.kl_coef=0.5",))
+    with pytest.raises(ConfigError, match=r"changed: policy\.kl_coef"):
+        run(other)
+
+
+def test_a_dataset_prepared_again_meanwhile_is_refused(stages, settings, monkeypatch):
+    from flows import bindings
+
+    changed = stages.read_splits(stages.directory).model_copy(update={"sha256": "f" * 64})
+    monkeypatch.setattr(bindings, "read_splits", lambda directory: changed)
+    with pytest.raises(DataError, match="prepared again"):
+        run(settings)
+
+
+def test_two_processes_cannot_work_on_one_stage(stages, settings):
+    from flows.runs import hold_stage, open_run
+
+    context = open_run(settings.load(), "one")
+    with hold_stage(context, "sft"), pytest.raises(CheckpointError, match="another process"):
+        run(settings)
+
+
+def test_a_run_id_that_leaves_the_folder_is_refused(stages, settings):
+    with pytest.raises(ConfigError, match="plain name"):
+        run(settings, "../elsewhere")

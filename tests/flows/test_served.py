@@ -1,0 +1,179 @@
+"""What people do in the Prefect UI, against a real server with real workers."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from flows.servers import Servers
+from tests.flows.served import Served
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]
+
+CONFIG = """
+model: {base: base}
+data: {preferences: {path: raw.jsonl}}
+policy: {algorithm: ppo}
+promotion: {approval: person, wait_hours: 24}
+gates:
+  sft: [{metric: sft/heldout_nll, at_most: 2.0}]
+  reward: [{metric: reward/heldout_accuracy, at_least: 0.6}]
+  policy: [{metric: policy/win_rate, at_least: 0.55}]
+"""
+SETTINGS = {"file": "config.yaml"}
+EVERY_STAGE = ["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    made = Served.prepare(tmp_path_factory.mktemp("served") / "work")
+    (made.path / "config.yaml").write_text(CONFIG)
+    made.rlhf("up", "--prefect-port", "0", "--mlflow-port", "0")
+    yield made
+    processes = [psutil.Process(child.pid) for child in made.servers.children.values()]
+    made.rlhf("down")
+    assert not [process for process in processes if process.is_running()]
+
+
+@pytest.fixture(scope="module")
+def approved(served):
+    """A pipeline whose policy stage broke once, retried, and approved by a person."""
+    (served.path / "fail-policy").touch()
+    run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
+    broken = served.wait(run)
+    assert broken["state"]["type"] == "FAILED"
+    assert "policy broke" in broken["state"]["message"]
+    assert served.calls() == EVERY_STAGE[:5]
+    served.retry(run)
+    waiting = served.wait(run, "PAUSED")
+    assert waiting["state"]["name"] == "Suspended"
+    assert served.calls() == ["policy", "evaluate"]
+    return run
+
+
+def test_retry_of_a_failed_pipeline_repeats_only_what_failed_and_follows(served, approved):
+    run = served.run(approved)
+    own = [item for item in served.runs("rlhf-sft") if run["name"].split()[1] in item["name"]]
+    assert len(own) == 1
+    policies = served.runs("rlhf-policy")
+    assert [item["state"]["type"] for item in policies] == ["FAILED", "COMPLETED"]
+
+
+def test_a_run_that_waits_for_a_person_holds_no_process(served, approved):
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(served.process_of(approved)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not psutil.pid_exists(served.process_of(approved))
+
+
+def test_an_approved_model_is_promoted_with_the_answer_recorded(served, approved):
+    served.resume(approved, decision="PROMOTE", reviewer="Ada", comment="reads well")
+    assert served.wait(approved)["state"]["name"] == "Completed"
+    assert served.calls() == ["promote"]
+    assert '"reviewer": "Ada"' in (served.path / "approval.json").read_text()
+    (deadline,) = served.runs("rlhf-approval-deadline")
+    assert deadline["state"]["type"] == "CANCELLED"
+
+
+def test_one_stage_of_a_finished_run_is_done_again_alone(served, approved):
+    run = served.run(approved)["name"].split()[1]
+    again = served.trigger("rlhf-sft/stage", inputs={"run": run, "force": True})
+    assert served.wait(again)["state"]["type"] == "COMPLETED"
+    assert served.calls() == ["sft"]
+
+
+def test_what_follows_is_done_again_on_request_and_time_ends_in_hold(served, approved):
+    run = served.run(approved)["name"].split()[1]
+    again = served.trigger("rlhf-pipeline/manual", inputs={"run": run, "repeat_from": "evaluate"})
+    served.wait(again, "PAUSED")
+    assert served.calls() == ["evaluate"]
+    deadline = served.get("deployments/name/rlhf-approval-deadline/at")
+    served.post(
+        f"deployments/{deadline['id']}/create_flow_run",
+        {"parameters": {"suspended_run": again, "waited_hours": 24}},
+    )
+    held = served.wait(again, "COMPLETED")
+    assert held["state"]["name"] == "HOLD"
+    assert "nobody answered within 24 hours" in held["state"]["message"]
+
+
+def test_a_refusal_is_named_and_announced(served):
+    (served.path / "verdict-sft").write_text("REJECT")
+    run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
+    second = served.trigger("rlhf-pipeline/nightly", settings=SETTINGS)
+    served.wait(run, "RUNNING")
+    time.sleep(8)
+    assert served.run(second)["state"]["type"] in ("SCHEDULED", "PENDING"), "two at once"
+    assert served.wait(run)["state"]["name"] == "REJECT"
+    assert served.wait(second)["state"]["name"] == "REJECT"
+    (served.path / "verdict-sft").unlink()
+    events = served.post("events/filter", {"filter": {"event": {"name": ["rlhf.gate-failed"]}}})
+    assert events["total"] == 2
+
+
+def test_a_killed_stage_is_marked_and_its_retry_completes(served):
+    (served.path / "slow-sft").write_text("60")
+    run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
+    served.wait(run, "RUNNING")
+    while "sft" not in served.calls():
+        time.sleep(0.5)
+    os.kill(served.process_of(run), signal.SIGKILL)
+    assert served.wait(run)["state"]["type"] == "CRASHED"
+    (served.path / "slow-sft").unlink()
+    served.retry(run)
+    assert served.wait(run)["state"]["type"] == "COMPLETED"
+    assert served.calls() == ["sft"]
+
+
+def test_a_run_killed_with_its_worker_is_marked_and_the_worker_comes_back(served):
+    (served.path / "slow-sft").write_text("60")
+    run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
+    served.wait(run, "RUNNING")
+    while "sft" not in served.calls():
+        time.sleep(0.5)
+    worker = served.servers.children["worker-rlhf-training"]
+    for pid in (worker.pid, served.process_of(run)):
+        os.kill(pid, signal.SIGKILL)
+    assert served.wait(run)["state"]["type"] == "CRASHED"
+    (served.path / "slow-sft").unlink()
+    served.retry(run)
+    assert served.wait(run)["state"]["type"] == "COMPLETED"
+    assert served.servers.children["worker-rlhf-training"].pid != worker.pid
+
+
+def test_the_nightly_schedule_is_off_and_stays_as_people_set_it(served):
+    def schedule():
+        return served.get("deployments/name/rlhf-pipeline/nightly")["schedules"][0]
+
+    assert schedule()["active"] is False
+    served.environment["PREFECT_API_URL"] = served.api
+    try:
+        nightly = served.get("deployments/name/rlhf-pipeline/nightly")["id"]
+        served.post(f"deployments/{nightly}/resume_deployment", {})
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            runs = [run for run in served.runs("rlhf-pipeline") if run["auto_scheduled"]]
+            if runs:
+                break
+            time.sleep(1)
+        assert runs, "the scheduler made no runs"
+        served.rlhf("deploy")
+        assert schedule()["active"] is True
+        served.post(f"deployments/{nightly}/pause_deployment", {})
+    finally:
+        del served.environment["PREFECT_API_URL"]
+
+
+def test_eight_runs_on_two_workers_do_not_lock_the_database(served):
+    runs = [served.trigger("rlhf-sft/stage", settings=SETTINGS) for _ in range(4)]
+    runs += [served.trigger("rlhf-prepare/stage", settings=SETTINGS) for _ in range(4)]
+    assert {served.wait(run)["state"]["type"] for run in runs} == {"COMPLETED"}
+    assert "database is locked" not in served.logs()
+
+
+def test_a_second_up_says_that_it_runs_already(served):
+    done = served.rlhf("up", check=2)
+    assert done == ""
+    assert isinstance(served.servers, Servers)

@@ -1,0 +1,60 @@
+import pytest
+
+from flows.inputs import EvaluateInputs, PipelineInputs, PromoteInputs, RewardInputs, SftInputs
+from flows.pipeline import rlhf_pipeline
+from flows.stages import evaluate_stage, promote_stage, reward_stage, sft_stage
+from rlhf_core.errors import RegistryError
+
+
+def test_a_stage_alone_takes_the_registrys_candidate(stages, settings):
+    sft = sft_stage(settings, SftInputs(run="one"))
+    stages.models["models:/rlhf-sft@candidate"] = sft.model
+    reward_stage(settings, RewardInputs(run="two"))
+    assert stages.calls.count("sft") == 1
+    assert stages.calls[-1] == "reward"
+
+
+def test_without_a_candidate_the_champion_is_taken(stages, settings):
+    sft = sft_stage(settings, SftInputs(run="one"))
+    stages.models["models:/rlhf-sft@champion"] = sft.model
+    assert reward_stage(settings, RewardInputs(run="two")).model.name == "rlhf-reward"
+
+
+def test_without_any_sft_model_the_message_says_what_to_run(stages, settings):
+    with pytest.raises(RegistryError, match="run `rlhf sft CONFIG` first"):
+        reward_stage(settings, RewardInputs(run="one"))
+
+
+def test_a_stage_with_the_same_inputs_is_not_repeated_unless_forced(stages, settings):
+    for force in (False, False, True):
+        sft_stage(settings, SftInputs(run="one", force=force))
+    assert stages.calls.count("sft") == 2
+
+
+def test_a_forced_stage_keeps_the_earlier_attempt_beside_it(stages, settings):
+    sft_stage(settings, SftInputs(run="one"))
+    sft_stage(settings, SftInputs(run="one", force=True))
+    assert (stages.directory / "runs/one/sft.1/result.json").exists()
+
+
+def test_a_stage_is_repeated_when_what_it_was_made_from_changed(stages, settings):
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    other = stages.models["models:/rlhf-policy/1"].model_copy(update={"sha256": "f" * 64})
+    stages.models["models:/other/1"] = other
+    evaluate_stage(settings, EvaluateInputs(run="one", policy="models:/other/1"))
+    assert stages.calls.count("evaluate") == 2
+
+
+def test_promotion_needs_an_evaluation(stages, settings):
+    with pytest.raises(RegistryError, match="no evaluation"):
+        promote_stage(settings, PromoteInputs(run="one"))
+
+
+def test_a_killed_stage_finds_its_own_folder_again(stages, settings):
+    stages.failures["sft"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        sft_stage(settings, SftInputs(run="one"))
+    checkpoint = stages.directory / "runs/one/sft/checkpoint"
+    checkpoint.write_text("step 3")
+    sft_stage(settings, SftInputs(run="one"))
+    assert checkpoint.read_text() == "step 3"

@@ -1,0 +1,76 @@
+import os
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from flows import sweep
+
+HOST = socket.gethostname()
+
+
+@pytest.fixture(scope="module")
+def dead_pid():
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def flow_run(process, *, state="RUNNING", seconds=3600, labels=None, pid=None):
+    since = datetime.now(UTC) - timedelta(seconds=seconds)
+    return {
+        "id": "1", "name": "one", "infrastructure_pid": pid,
+        "labels": labels or ({sweep.PROCESS_LABEL: process} if process else {}),
+        "state": {"type": state, "timestamp": since.isoformat()},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def marked(monkeypatch):
+    """Sweep a server that has one flow run; returns the names that were marked."""
+
+    def run(found):
+        posted = []
+
+        def post(url, body):
+            posted.append(url)
+            return [found] if url.endswith("filter") else {}
+
+        monkeypatch.setattr(sweep, "_post", post)
+        return sweep.mark_dead_runs("http://server/api")
+
+    return run
+
+
+def test_a_run_whose_process_is_gone_is_marked(marked, dead_pid):
+    assert marked(flow_run(f"{HOST}:{dead_pid}")) == ["one"]
+
+
+def test_a_run_of_a_living_process_is_left_alone(marked):
+    assert marked(flow_run(sweep.process_name(), seconds=20)) == []
+
+
+def test_a_process_number_given_to_a_later_process_does_not_save_a_run(marked):
+    assert marked(flow_run(sweep.process_name(), seconds=10**7)) == ["one"]
+
+
+def test_a_run_of_another_machine_is_none_of_our_business(marked, dead_pid):
+    assert marked(flow_run(f"elsewhere:{dead_pid}")) == []
+
+
+def test_a_retry_has_time_to_write_its_own_process_number(marked, dead_pid):
+    assert marked(flow_run(f"{HOST}:{dead_pid}", seconds=2)) == []
+    assert marked(flow_run(f"{HOST}:{dead_pid}", state="PENDING", seconds=30)) == []
+
+
+def test_a_run_that_never_spoke_is_known_by_its_worker(marked, dead_pid):
+    labels = {"prefect.worker.name": f"{HOST}@rlhf"}
+    run = flow_run(None, state="PENDING", labels=labels, pid=str(dead_pid))
+    assert marked(run) == ["one"]
+    assert marked(flow_run(None, labels=labels, pid=str(os.getpid()), seconds=20)) == []
+
+
+def test_a_run_without_any_process_is_left_alone(marked):
+    assert marked(flow_run(None)) == []

@@ -1,0 +1,90 @@
+"""Bradley-Terry and DPO losses: by hand, by definition, identities, extremes."""
+
+import math
+
+import pytest
+import torch
+
+from rlhf_core.errors import ShapeError
+from rlhf_core.functional.bradley_terry import bradley_terry_loss, soft_bradley_terry_loss
+from rlhf_core.functional.dpo import dpo_loss, implicit_rewards
+
+
+def test_bradley_terry_by_hand():
+    losses = bradley_terry_loss(torch.tensor([math.log(3.0), 0.0]), torch.tensor([0.0, 0.0]))
+    assert losses.tolist() == pytest.approx([math.log(4 / 3), math.log(2)])
+
+
+def test_probabilities_of_both_orders_add_to_one():
+    chosen, rejected = torch.randn(2, 50, dtype=torch.float64)
+    forward = torch.exp(-bradley_terry_loss(chosen, rejected))
+    backward = torch.exp(-bradley_terry_loss(rejected, chosen))
+    torch.testing.assert_close(forward + backward, torch.ones(50, dtype=torch.float64))
+    torch.testing.assert_close(forward, chosen.exp() / (chosen.exp() + rejected.exp()))
+
+
+def test_a_constant_added_to_all_scores_changes_nothing():
+    chosen, rejected = torch.randn(2, 9, dtype=torch.float64)
+    torch.testing.assert_close(
+        bradley_terry_loss(chosen + 7, rejected + 7), bradley_terry_loss(chosen, rejected)
+    )
+
+
+def test_wide_gaps_stay_finite():
+    chosen = torch.tensor([1e4, -1e4], requires_grad=True)
+    losses = bradley_terry_loss(chosen, torch.zeros(2))
+    assert losses.tolist() == [0.0, 1e4]
+    losses.sum().backward()
+    assert chosen.grad.tolist() == [0.0, -1.0]
+
+
+def test_a_certain_soft_label_is_the_hard_one():
+    chosen, rejected = torch.randn(2, 9)
+    one = torch.ones(9)
+    torch.testing.assert_close(
+        soft_bradley_terry_loss(chosen, rejected, one), bradley_terry_loss(chosen, rejected)
+    )
+    torch.testing.assert_close(
+        soft_bradley_terry_loss(chosen, rejected, 0 * one), bradley_terry_loss(rejected, chosen)
+    )
+
+
+def test_a_soft_label_is_cross_entropy_and_asks_for_its_log_odds():
+    probability = torch.tensor([0.6, 0.75, 0.9], dtype=torch.float64)
+    margin = torch.log(probability / (1 - probability)).requires_grad_()
+    losses = soft_bradley_terry_loss(margin, torch.zeros(3), probability)
+    entropy = torch.distributions.Bernoulli(probability).entropy()
+    torch.testing.assert_close(losses, entropy)
+    losses.sum().backward()
+    torch.testing.assert_close(margin.grad, torch.zeros(3, dtype=torch.float64))
+
+
+def test_implicit_reward_by_hand():
+    rewards = implicit_rewards(torch.tensor([-3.0, -5.0]), torch.tensor([-4.0, -2.0]), beta=0.5)
+    assert rewards.tolist() == [0.5, -1.5]
+
+
+def test_dpo_at_the_reference_is_log_two():
+    logprobs = torch.randn(6)
+    rewards = implicit_rewards(logprobs, logprobs, beta=0.1)
+    losses = dpo_loss(rewards[:3], rewards[3:], torch.ones(3))
+    assert losses.tolist() == pytest.approx([math.log(2)] * 3)
+
+
+def test_dpo_gradient_is_the_papers():
+    """Rafailov et al. (2023), section 4: beta sigmoid(r_rejected - r_chosen), up and down."""
+    logprobs = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(2, 4, dtype=torch.float64)
+    chosen, rejected = implicit_rewards(logprobs, reference, beta=0.3)
+    dpo_loss(chosen, rejected, torch.ones(4, dtype=torch.float64)).sum().backward()
+    weight = 0.3 * torch.sigmoid(rejected - chosen).detach()
+    torch.testing.assert_close(logprobs.grad, torch.stack([-weight, weight]))
+
+
+def test_shapes_are_refused():
+    with pytest.raises(ShapeError, match="rejected_scores"):
+        bradley_terry_loss(torch.zeros(3), torch.zeros(3, 1))
+    with pytest.raises(ShapeError, match="probability"):
+        soft_bradley_terry_loss(torch.zeros(3), torch.zeros(3), torch.zeros(1))
+    with pytest.raises(ShapeError, match="ref_logprobs"):
+        implicit_rewards(torch.zeros(2), torch.zeros(3), beta=1.0)

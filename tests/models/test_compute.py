@@ -1,0 +1,137 @@
+"""Precision, recomputation, compilation and adapters: same model before and after, same numbers."""
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_core.config import ComputeConfig, LoraConfig
+from rlhf_core.errors import ConfigError, ModelError
+from rlhf_core.models import (
+    adapters_off,
+    finish_training,
+    load_causal,
+    nll_sum,
+    prepare_training,
+    scalar_from_causal,
+    sequence_scores,
+    token_logprobs,
+)
+from rlhf_core.models import compute as module
+from rlhf_core.tokenization import pack_grouped_responses
+
+
+def batch():
+    generator = np.random.default_rng(0)
+
+    def ids(length):
+        return generator.integers(3, 97, length).astype(np.int32)
+
+    return pack_grouped_responses([ids(5), ids(2)], [[ids(3), ids(6)], [ids(4)]])
+
+
+def gradients(model):
+    nll_sum(model, batch()).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+LORA = ComputeConfig(lora=LoraConfig(rank=4, alpha=8.0))
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        ComputeConfig(gradient_checkpointing=True),
+        pytest.param(ComputeConfig(compile_layers=True), marks=pytest.mark.slow),
+    ],
+)
+def test_saving_memory_or_time_changes_no_gradient(compute, llama_directory):
+    expected = gradients(load_causal(llama_directory))
+    model = prepare_training(load_causal(llama_directory), compute, seed=0)
+    got = gradients(model)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, atol=1e-3, rtol=1e-4)
+    finish_training(model)
+    for name, gradient in gradients(model).items():
+        assert torch.equal(gradient, expected[name])
+
+
+def test_bfloat16_rounds_while_training_and_not_after(llama_directory):
+    model = load_causal(llama_directory)
+    with torch.no_grad():
+        exact = token_logprobs(model, batch())
+        trained = prepare_training(model, ComputeConfig(precision="bfloat16"), seed=0)
+        rounded = token_logprobs(trained, batch())
+        assert not torch.equal(rounded, exact)
+        assert (rounded - exact).abs().median() < 0.2 * exact.abs().median()
+        assert rounded.dtype == torch.float32
+    assert all(g.dtype == torch.float32 for g in gradients(trained).values())
+    finish_training(trained)
+    assert torch.equal(token_logprobs(model, batch()), exact)
+
+
+def test_bfloat16_without_support_is_refused(llama_directory, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(ConfigError, match="no bfloat16"):
+        prepare_training(load_causal(llama_directory), ComputeConfig(precision="bfloat16"), seed=0)
+
+
+def test_adapters_start_at_the_reference_and_switch_off(model_directory):
+    model = load_causal(model_directory)
+    with torch.no_grad():
+        before = token_logprobs(model, batch())
+    adapted = prepare_training(model, LORA, seed=0)
+    assert torch.equal(token_logprobs(adapted, batch()), before)
+    trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+        moved = token_logprobs(adapted, batch())
+        assert not torch.allclose(moved, before)
+        with adapters_off(adapted):
+            assert torch.equal(token_logprobs(adapted, batch()), before)
+        merged = finish_training(adapted)
+        assert merged is model
+        torch.testing.assert_close(token_logprobs(model, batch()), moved, atol=2e-3, rtol=1e-3)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_adapters_are_seeded_and_leave_the_global_generator_alone(llama_directory):
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(5)
+        adapted = prepare_training(load_causal(llama_directory), LORA, seed=seed)
+        draws.append(next(p.clone() for n, p in adapted.named_parameters() if "lora_A" in n))
+        assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_a_reward_head_is_trained_whole_beside_adapters(llama_directory):
+    model = prepare_training(scalar_from_causal(llama_directory, seed=0), LORA, seed=0)
+    sequence_scores(model, batch()).sum().backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert any(name.endswith("score.weight") for name in with_gradient)
+    assert all("lora" in name or name.endswith("score.weight") for name in with_gradient)
+
+
+def test_adapters_for_unknown_layers_are_refused(llama_directory):
+    compute = ComputeConfig(lora=LoraConfig(targets=("nowhere",)))
+    with pytest.raises(ModelError, match="nowhere"):
+        prepare_training(load_causal(llama_directory), compute, seed=0)
+
+
+def test_no_adapters_cannot_be_switched_off(llama_directory):
+    with pytest.raises(ModelError, match="no adapters"):
+        adapters_off(load_causal(llama_directory))
+
+
+def test_unwrapping_something_else_is_refused():
+    with pytest.raises(ModelError, match="Linear"):
+        module.unwrapped(torch.nn.Linear(2, 2))

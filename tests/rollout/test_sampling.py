@@ -1,0 +1,83 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_core.rollout.sampling import greedy_tokens, sample_tokens, sequence_uniforms
+
+
+def test_inverse_cdf_by_hand():
+    # p = 1/2, 1/4, 1/4: cumulative 0.5, 0.75, 1
+    logits = torch.log(torch.tensor([0.5, 0.25, 0.25])).repeat(5, 1) + 3.0
+    tokens, logprobs = sample_tokens(logits, torch.tensor([0.0, 0.49, 0.51, 0.74, 0.9999]))
+    assert tokens.tolist() == [0, 0, 1, 1, 2]
+    expected = torch.log(torch.tensor([0.5, 0.5, 0.25, 0.25, 0.25]))
+    torch.testing.assert_close(logprobs, expected)
+
+
+def test_frequencies_follow_the_softmax():
+    logits = torch.tensor([1.0, 0.0, -1.0, 2.0])
+    uniforms = (torch.arange(20_000) + 0.5) / 20_000
+    tokens, _ = sample_tokens(logits.repeat(20_000, 1), uniforms)
+    frequencies = torch.bincount(tokens, minlength=4) / 20_000
+    torch.testing.assert_close(frequencies, torch.softmax(logits, 0), atol=1e-4, rtol=0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=8), st.floats(0, 0.9999))
+def test_logprob_is_that_of_the_drawn_token(values, uniform):
+    logits = torch.tensor([values])
+    tokens, logprobs = sample_tokens(logits, torch.tensor([uniform]))
+    expected = torch.log_softmax(logits, 1)[0, tokens[0]]
+    torch.testing.assert_close(logprobs[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1.0 - 2**-24])
+def test_a_token_of_probability_zero_is_never_drawn(uniform):
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
+    tokens, logprobs = sample_tokens(logits, torch.tensor([uniform]))
+    assert tokens.item() in (1, 2)
+    assert logprobs.item() == pytest.approx(-math.log(2))
+
+
+def test_largest_uniform_stays_inside_a_large_vocabulary():
+    logits = torch.randn(4, 50_000, generator=torch.Generator().manual_seed(0))
+    tokens, _ = sample_tokens(logits, torch.full((4,), 1.0 - 2**-24))
+    assert (tokens < 50_000).all()
+
+
+def test_inputs_are_left_alone():
+    logits = torch.randn(2, 5)
+    before = logits.clone()
+    sample_tokens(logits, torch.tensor([0.1, 0.9]))
+    greedy_tokens(logits)
+    assert torch.equal(logits, before)
+
+
+def test_greedy_takes_the_first_of_equals():
+    tokens, logprobs = greedy_tokens(torch.tensor([[1.0, 2.0, 2.0]]))
+    assert tokens.item() == 1
+    assert logprobs.item() == pytest.approx(torch.log_softmax(torch.tensor([1.0, 2, 2]), 0)[1])
+
+
+def test_streams_depend_on_seed_and_number_alone():
+    together = sequence_uniforms(7, [0, 1, 2], 10)
+    assert torch.equal(sequence_uniforms(7, [2], 10)[0], together[2])
+    assert torch.equal(sequence_uniforms(7, [0, 1, 2], 25)[:, :10], together)
+    assert not torch.equal(sequence_uniforms(8, [0, 1, 2], 10), together)
+
+
+def test_streams_are_uniform_and_unrelated():
+    numbers = sequence_uniforms(0, range(200), 200).double()
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert numbers.mean().item() == pytest.approx(0.5, abs=0.006)
+    assert numbers.var().item() == pytest.approx(1 / 12, abs=0.002)
+    correlation = torch.corrcoef(numbers) - torch.eye(200)
+    assert correlation.abs().max() < 0.4
+    assert (
+        torch.corrcoef(torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()]))[0, 1].abs()
+        < 0.02
+    )

@@ -1,0 +1,193 @@
+import math
+
+import numpy as np
+import pytest
+
+from rlhf_core.adapters.lineage import trace_lineage
+from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking import open_run
+from rlhf_core.dataprep.files import read_records
+from rlhf_core.evaluation.samples import ComparedAnswer
+from rlhf_core.schema import Demonstration, ModelRef
+from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
+from rlhf_core.stages.scoring import batches_within, score_texts
+
+
+def judged(config, splits, models, context):
+    """Give every model but the policy its verdict, then compare the policy with SFT."""
+    evaluate_sft(config, splits, models["sft"], context)
+    for role in ("reward", "judge"):
+        evaluate_reward(config, splits, models[role], context, role=role)
+    return evaluate_policy(config, splits, context=context, **models)
+
+
+def test_nll_is_that_of_transformers_itself(four_models, stage_config, stage_context, small_splits):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_core.stages.base_model import model_renderer
+
+    result = evaluate_sft(stage_config(), small_splits, four_models["sft"], stage_context)
+    model = AutoModelForCausalLM.from_pretrained(four_models["sft"].path)
+    renderer = model_renderer(four_models["sft"].path)
+    nats = tokens = 0.0
+    for row in read_records(small_splits.demonstrations_heldout, Demonstration):
+        example = renderer.demonstration(row)
+        ids = torch.tensor([[*example.prompt_ids, *example.response_ids]])
+        with torch.no_grad():
+            logprobs = model(ids).logits[0].log_softmax(-1)
+        start = len(example.prompt_ids)
+        nats -= sum(float(logprobs[t - 1, ids[0, t]]) for t in range(start, ids.shape[1]))
+        tokens += len(example.response_ids)
+    measured = result.report.metrics["sft/heldout_nll"]
+    assert measured.value == pytest.approx(nats / tokens, rel=1e-4)
+    assert measured.num_samples == 12
+    assert result.decision.verdict == "PROMOTE"
+
+
+def test_a_training_stage_evaluates_in_its_own_run(
+    four_models, stage_config, stage_context, small_splits
+):
+    with open_run(stage_config(), stage_context, "sft", inputs={}) as run:
+        result = evaluate_sft(
+            stage_config(), small_splits, four_models["sft"], stage_context, run=run
+        )
+        assert result.tracking_url == run.url
+    assert mlflow_client().get_run(run.run_id).data.metrics["sft/heldout_nll"] > 0
+
+
+def test_the_judge_is_measured_under_its_own_name_by_the_reward_models_gates(
+    four_models, stage_config, stage_context, small_splits
+):
+    result = evaluate_reward(
+        stage_config(), small_splits, four_models["judge"], stage_context, role="judge"
+    )
+    assert result.stage == "judge"
+    assert {name.split("/")[0] for name in result.report.metrics} == {"judge"}
+    assert result.decision.results[0].gate == "judge/heldout_accuracy"
+    assert set(result.report.breakdown) == {"chosen=longer", "chosen=shorter"}
+
+
+def test_a_policy_is_compared_judged_and_recorded(
+    four_models, stage_config, stage_context, small_splits
+):
+    result = judged(stage_config(), small_splits, four_models, stage_context)
+    assert (result.stage, result.report.stage) == ("evaluate", "policy")
+    assert result.decision.verdict == "PROMOTE"
+    assert set(result.report.breakdown) == {"style=polite", "style=terse"}
+    assert result.report.metrics["policy/kl_k3"].value > 0.0
+    rows = read_records(result.report.samples, ComparedAnswer)
+    assert len(rows) == 12
+    won = np.mean([row.won for row in rows])
+    assert result.report.metrics["policy/win_rate"].value == pytest.approx(won)
+    for row in rows:
+        own, other = row.scores["judge"]
+        assert row.won == (0.5 if row.policy == row.sft else float(own > other))
+        assert set(row.scores) == {"judge", "reward"}
+        assert "score" in row.gold
+    lineage = trace_lineage("models:/rlhf-policy@candidate")
+    assert lineage.verdict == "PROMOTE"
+    assert set(lineage.upstream) == {"sft", "judge"}
+    assert lineage.dataset_sha256 == small_splits.sha256
+    assert lineage.upstream["judge"].upstream["sft"].model == "models:/rlhf-sft/1"
+
+
+def test_the_judge_decides_and_not_the_reward_model(
+    four_models, stage_config, stage_context, small_splits
+):
+    result = judged(stage_config(), small_splits, four_models, stage_context)
+    rows = read_records(result.report.samples, ComparedAnswer)
+    prompts = [row.prompt for row in rows]
+    policy, sft = score_texts(
+        four_models["judge"].path,
+        prompts,
+        [[row.policy for row in rows], [row.sft for row in rows]],
+        budget=500,
+    )
+    assert [row.scores["judge"][0] for row in rows] == pytest.approx(policy.tolist(), abs=1e-4)
+    assert [row.scores["judge"][1] for row in rows] == pytest.approx(sft.tolist(), abs=1e-4)
+
+
+def test_a_model_against_itself_ties_everywhere(
+    four_models, stage_config, stage_context, small_splits
+):
+    twins = {**four_models, "policy": four_models["sft"]}
+    result = judged(stage_config(), small_splits, twins, stage_context)
+    metrics = result.report.metrics
+    assert metrics["policy/win_rate"].value == 0.5
+    assert metrics["policy/kl"].value == pytest.approx(0.0, abs=1e-4)
+    assert metrics["policy/flattery_increase"].value == 0.0
+    assert metrics["policy/judge_gain"].value == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_same_models_give_the_same_report(
+    four_models, stage_config, stage_context, small_splits
+):
+    first, second = (
+        judged(stage_config(), small_splits, four_models, stage_context) for _ in range(2)
+    )
+    assert first.report == second.report
+    assert first.decision == second.decision
+
+
+def test_a_judge_without_a_verdict_can_promote_nobody(
+    four_models, stage_config, stage_context, small_splits
+):
+    result = evaluate_policy(stage_config(), small_splits, context=stage_context, **four_models)
+    assert result.decision.verdict == "HOLD"
+    assert "has passed no gate" in result.decision.reasons[0]
+
+
+def test_a_judge_that_failed_its_gate_can_promote_nobody(
+    four_models, stage_config, stage_context, small_splits
+):
+    strict = stage_config(
+        judge=[{"metric": "judge/heldout_accuracy", "at_least": 1.0, "min_samples": 5}]
+    )
+    result = judged(strict, small_splits, four_models, stage_context)
+    assert result.decision.verdict == "HOLD"
+    assert "the judge models:/rlhf-judge/1 has verdict" in result.decision.reasons[0]
+
+
+def test_greedy_answers_have_no_kl_and_dpo_has_no_reward_gain(
+    four_models, stage_config, stage_context, small_splits
+):
+    config = stage_config()
+    greedy = config.model_copy(
+        update={"evaluation": config.evaluation.model_copy(update={"temperature": 0.0})}
+    )
+    models: dict[str, ModelRef | None] = {**four_models, "reward": None}
+    metrics = judged_without_reward(greedy, small_splits, models, stage_context).report.metrics
+    assert not {"policy/kl", "policy/reward_gain", "policy/proxy_gap"} & metrics.keys()
+    assert math.isfinite(metrics["policy/reference_perplexity"].value)
+
+
+def judged_without_reward(config, splits, models, context):
+    return evaluate_policy(config, splits, context=context, **models)
+
+
+def test_scores_do_not_depend_on_what_is_scored_beside_them(four_models, small_splits):
+    prompts = [
+        row.prompt for row in read_records(small_splits.demonstrations_heldout, Demonstration)
+    ]
+    texts = [["It opens at nine."] * len(prompts)]
+    alone = score_texts(four_models["judge"].path, prompts, texts, budget=1)[0]
+    together = score_texts(four_models["judge"].path, prompts, texts, budget=100_000)[0]
+    assert alone.tolist() == pytest.approx(together.tolist(), abs=1e-5)
+
+
+def test_control_tokens_spelled_out_in_letters_do_not_stop_the_judge(four_models, small_splits):
+    from rlhf_core.stages.base_model import model_renderer
+
+    special = model_renderer(four_models["judge"].path).special_tokens[0]
+    prompts = [read_records(small_splits.demonstrations_heldout, Demonstration)[0].prompt] * 2
+    plain, spelled = score_texts(
+        four_models["judge"].path, prompts, [["At nine."] * 2, [f"At nine.{special}"] * 2],
+        budget=500,
+    )  # fmt: skip
+    assert plain.tolist() == spelled.tolist()
+
+
+def test_batches_hold_what_fits_and_every_row_once():
+    assert [list(run) for run in batches_within([3, 3, 3, 9, 1], 6)] == [[0, 1], [2], [3], [4]]
+    assert list(batches_within([], 6)) == []

@@ -1,0 +1,380 @@
+"""The stage as a whole: small raw files in, a dataset that can be trusted out."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from rlhf_core.adapters.versioning import directory_md5
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.files import md5_of, read_records, sha256_of
+from rlhf_core.dataprep.keys import conversation_key
+from rlhf_core.errors import DataError, MissingMetricError
+from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, PreferencePair, Prompt
+from rlhf_core.stages.prepare import prepare_data, read_splits
+
+KINDS = {
+    "demonstrations": Demonstration,
+    "reward": PreferencePair,
+    "judge": PreferencePair,
+    "prompts": Prompt,
+}
+RUN = """
+import sys
+from rlhf_core.config import PipelineConfig
+from rlhf_core.stages.prepare import prepare_data
+print("ready", flush=True)
+prepare_data(PipelineConfig.model_validate_json(sys.stdin.read()))
+"""
+
+
+def comparisons(num_rows=400) -> list[dict]:
+    """Two comparisons a prompt, three votes each; every tenth is a tie."""
+    return [
+        {
+            "comparison_id": f"c{i}",
+            "prompt": f"Question {i // 2}?",
+            "response_a": f"Answer {i}.",
+            "response_b": f"I do not know {i}.",
+            "votes": [
+                {"annotator": f"w{j}", "choice": choice}
+                for j, choice in enumerate(
+                    ["a", "b", "tie"] if i % 10 == 0 else ["a", "a", "b" if i % 3 else "a"]
+                )
+            ],
+        }
+        for i in range(num_rows)
+    ]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_config(tmp_path: Path, **data) -> PipelineConfig:
+    return PipelineConfig.model_validate(
+        {
+            "model": {"base": "unused"},
+            "policy": {"algorithm": "ppo"},
+            "gates": {"sft": [], "reward": [], "policy": []},
+            "data": {
+                "preferences": {"path": str(tmp_path / "pairs.jsonl")},
+                "output": str(tmp_path / "prepared"),
+                "heldout_fraction": 0.2,
+                "cleaning": {"tokens": False},
+                **data,
+            },
+        }
+    )
+
+
+@pytest.fixture
+def config(tmp_path) -> PipelineConfig:
+    write(tmp_path / "pairs.jsonl", comparisons())
+    return make_config(tmp_path)
+
+
+def references(splits: DatasetSplits) -> dict[str, DatasetRef]:
+    return {name: value for name, value in splits if isinstance(value, DatasetRef)}
+
+
+def keys_by_file(splits: DatasetSplits) -> dict[str, set[bytes]]:
+    return {
+        name: {conversation_key(row.prompt) for row in read_records(ref, KINDS[name.split("_")[0]])}
+        for name, ref in references(splits).items()
+    }
+
+
+def test_references_prove_the_bytes(config):
+    splits = prepare_data(config)
+    for ref in references(splits).values():
+        assert sha256_of(ref.path) == ref.sha256
+        assert md5_of(ref.path) == ref.dvc_md5
+        assert len(ref.path.read_text().splitlines()) == ref.num_rows > 0
+    assert splits.dvc_md5 == directory_md5(splits.directory)
+    assert read_splits(splits.directory) == splits
+
+
+def test_no_prompt_is_on_both_sides_or_in_both_halves(config):
+    keys = keys_by_file(prepare_data(config))
+    sides = {
+        side: set().union(*(found for name, found in keys.items() if name.endswith(side)))
+        for side in ("_train", "_heldout")
+    }
+    assert not sides["_train"] & sides["_heldout"]
+    assert not (keys["reward_train"] | keys["reward_heldout"]) & (
+        keys["judge_train"] | keys["judge_heldout"]
+    )
+
+
+def test_every_row_is_kept_or_set_aside_with_its_line(config):
+    splits = prepare_data(config)
+    report = json.loads(splits.report.read_text())
+    assert report["inputs"]["preferences"] == {"rows": 400, "kept": 360, "set_aside": {"tie": 40}}
+    rows = pq.read_table(splits.directory / "quarantine.parquet").to_pylist()
+    assert [row["line"] for row in rows] == list(range(1, 401, 10))
+    assert json.loads(rows[0]["row"])["comparison_id"] == "c0"
+    pairs = sum(
+        ref.num_rows for name, ref in references(splits).items() if name[:2] in ("re", "ju")
+    )
+    assert pairs == 360
+
+
+def test_the_same_input_gives_the_same_bytes_elsewhere(config, tmp_path):
+    first = prepare_data(config)
+    again = config.model_copy(
+        update={"data": config.data.model_copy(update={"output": tmp_path / "b"})}
+    )
+    assert prepare_data(again).dvc_md5 == first.dvc_md5
+
+
+def test_a_matching_output_is_used_again_and_a_damaged_one_is_not(config, caplog):
+    caplog.set_level(logging.INFO)
+    first = prepare_data(config)
+    before = first.reward_train.path.stat().st_ino
+    assert prepare_data(config) == first
+    assert first.reward_train.path.stat().st_ino == before
+    assert "prepared_data_reused" in caplog.text
+    first.reward_train.path.write_text("damaged")
+    assert prepare_data(config) == first
+    assert prepare_data(config.model_copy(update={"seed": 1})).sha256 != first.sha256
+
+
+def test_rows_added_later_move_no_other_row(config, tmp_path):
+    before = keys_by_file(prepare_data(config))
+    write(tmp_path / "pairs.jsonl", comparisons(600)[::-1])
+    after = keys_by_file(prepare_data(config))
+    for name, keys in before.items():
+        assert keys <= after[name]
+
+
+def test_files_of_their_own_supply_demonstrations_and_prompts(config, tmp_path):
+    demonstrations = [{"prompt": f"Question {i}?", "response": "Because."} for i in range(100)]
+    demonstrations += [
+        {"prompt": "Held 1?", "response": "x"},
+        {"prompt": "Other?", "response": " "},
+    ]
+    write(tmp_path / "d.jsonl", [*demonstrations, demonstrations[0]])
+    write(
+        tmp_path / "p.jsonl",
+        [{"prompt": f"Question {i}?", "tags": {"style": "plain"}} for i in range(250)],
+    )
+    write(
+        tmp_path / "h.jsonl",
+        [{"prompt": f"Held {i}?"} for i in range(9)] + [{"prompt": "QUESTION 3?"}],
+    )
+    splits = prepare_data(
+        make_config(
+            tmp_path,
+            demonstrations={"path": str(tmp_path / "d.jsonl")},
+            prompts={"path": str(tmp_path / "p.jsonl"), "heldout_path": str(tmp_path / "h.jsonl")},
+        )
+    )
+    inputs = json.loads(splits.report.read_text())["inputs"]
+    assert inputs["demonstrations"]["set_aside"] == {
+        "empty_response": 1,
+        "exact_duplicate": 1,
+        "prompt_is_heldout": 2,
+    }
+    assert inputs["preferences"]["set_aside"]["prompt_is_heldout"] == 2
+    assert inputs["heldout_prompts"] == {"rows": 10, "kept": 10, "set_aside": {}}
+    keys = keys_by_file(splits)
+    assert len(keys["prompts_heldout"]) == 10
+    assert not keys["prompts_train"] & (keys["prompts_heldout"] | keys["reward_heldout"])
+    assert read_records(splits.prompts_train, Prompt)[0].tags == {"style": "plain"}
+
+
+def test_without_them_both_come_from_the_pairs(config):
+    splits = prepare_data(config)
+    chosen = {pair.chosen for pair in read_records(splits.reward_train, PreferencePair)}
+    demonstrations = read_records(splits.demonstrations_train, Demonstration)
+    assert chosen < {item.response for item in demonstrations}
+    keys = keys_by_file(splits)
+    assert keys["prompts_train"] == keys["reward_train"] | keys["judge_train"]
+
+
+def change_odd(rows: list[dict], **change) -> list[dict]:
+    return [{**row, **change} if i % 2 else row for i, row in enumerate(rows)]
+
+
+def all_tied(rows: list[dict]) -> list[dict]:
+    votes = [{"annotator": "y", "choice": "a"}, {"annotator": "z", "choice": "b"}]
+    return [{**row, "votes": votes} for row in rows]
+
+
+BAD = [
+    ("broken line", lambda rows: [*rows, "{"], "line 401: broken JSON"),
+    ("missing column", lambda rows: [*rows, {"prompt": "x"}], "missing column 'response_a'"),
+    ("nothing", lambda rows: [], "no rows"),
+    ("all ties", all_tied, "no rows left of 400 rows"),
+    ("too few", lambda rows: rows[:50], "45 pairs left of 50 rows, expected at least 100"),
+    (
+        "many empty",
+        lambda rows: change_odd(rows, response_a=""),
+        "check failed: response_a is not blank: 200 of 400 rows fail",
+    ),
+    (
+        "many alike",
+        lambda rows: change_odd(rows, response_a="x", response_b="x "),
+        "check failed: responses differ",
+    ),
+    (
+        "one id, two rows",
+        lambda rows: [*rows, {**rows[1], "response_a": "new"}],
+        "check failed: an id stands for one comparison",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "says"), BAD, ids=[case[0] for case in BAD])
+def test_bad_input_is_one_line_and_leaves_the_old_dataset(config, tmp_path, name, damage, says):
+    before = prepare_data(config)
+    rows = damage(comparisons())
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (tmp_path / "pairs.jsonl").write_text("".join(line + "\n" for line in lines))
+    with pytest.raises(DataError) as raised:
+        prepare_data(config)
+    message = str(raised.value)
+    assert "pairs.jsonl" in message
+    assert says in message
+    assert "\n" not in message
+    assert read_splits(config.data.output) == before
+    assert not list(tmp_path.glob("*.tmp"))
+    if "kept in" in message:
+        assert Path(message.rsplit("kept in ", 1)[1]).read_text().strip()
+    if "reasons in" in message:
+        assert pq.read_table(message.rsplit("reasons in ", 1)[1]).num_rows > 0
+
+
+def test_a_missing_file_is_named(config, tmp_path):
+    (tmp_path / "pairs.jsonl").unlink()
+    with pytest.raises(DataError, match=r"pairs\.jsonl: no such file"):
+        prepare_data(config)
+
+
+def test_low_or_undefined_agreement_stops(config, tmp_path):
+    with pytest.raises(DataError, match=r"alpha is -?0\.\d+, expected at least 0\.9"):
+        prepare_data(make_config(tmp_path, min_alpha=0.9))
+    single = [{**row, "votes": row["votes"][:1]} for row in comparisons()]
+    write(tmp_path / "pairs.jsonl", single)
+    with pytest.raises(DataError, match="agreement is not defined"):
+        prepare_data(make_config(tmp_path, min_alpha=0.1))
+
+
+def test_a_split_without_rows_is_refused(config, tmp_path):
+    with pytest.raises(DataError, match=r"no rows for .*judge_heldout"):
+        prepare_data(make_config(tmp_path, judge_fraction=0.0))
+
+
+def gate(metric: str, **bound) -> dict:
+    return {"metric": metric, "min_samples": 50, **bound}
+
+
+def test_data_gates_pass_and_stand_in_the_report(config, tmp_path):
+    gates = [
+        gate("data/krippendorff_alpha", at_least=-1.0),
+        gate("data/length_auc", at_most=1.0),
+        gate("data/first_win_fraction", at_least=0.5),
+    ]
+    report = json.loads(prepare_data(make_config(tmp_path, gates=gates)).report.read_text())
+    assert [result["verdict"] for result in report["gates"]] == ["PROMOTE"] * 3
+
+
+@pytest.mark.parametrize(
+    ("refused", "verdict"),
+    [
+        (gate("data/krippendorff_alpha", at_least=0.9), "REJECT"),
+        (gate("data/first_win_fraction", at_most=0.6), "REJECT"),
+        (gate("data/length_win_fraction", at_least=0.0, min_samples=9_999), "HOLD"),
+    ],
+)
+def test_a_data_gate_that_does_not_pass_stops_and_keeps_the_old(config, tmp_path, refused, verdict):
+    before = prepare_data(config)
+    with pytest.raises(DataError) as raised:
+        prepare_data(make_config(tmp_path, gates=[refused]))
+    message = str(raised.value)
+    assert f"the data gates refuse this dataset. {verdict}: {refused['metric']} = " in message
+    kept = json.loads(Path(message.rsplit("See ", 1)[1]).read_text())
+    assert kept["gates"][0]["verdict"] == verdict
+    assert read_splits(config.data.output) == before
+
+
+def test_a_gate_on_what_was_not_measured_is_refused(config, tmp_path):
+    with pytest.raises(MissingMetricError, match="'data/nonsense' was not measured; measured: "):
+        prepare_data(make_config(tmp_path, gates=[gate("data/nonsense", at_least=0.0)]))
+
+
+def test_prompts_unlike_production_are_told_with_their_words(config, tmp_path):
+    production = [{"prompt": f"cook me soup number {i}"} for i in range(100)]
+    write(tmp_path / "production.jsonl", production)
+    prompts = {"production_path": str(tmp_path / "production.jsonl")}
+    gates = [gate("data/production_shift_auc", at_most=0.8)]
+    splits = prepare_data(make_config(tmp_path, prompts=prompts))
+    found = json.loads(splits.report.read_text())["measurements"]
+    assert found["metrics"]["data/production_shift_auc"]["low"] > 0.9
+    assert "soup" in found["shift_words"]["production_shift_auc"]["other"]
+    with pytest.raises(DataError, match="REJECT: data/production_shift_auc"):
+        prepare_data(make_config(tmp_path, prompts=prompts, gates=gates))
+
+
+def test_pictures_and_data_docs_are_made(config):
+    splits = prepare_data(config)
+    pictures = {path.name for path in (splits.directory / "pictures").iterdir()}
+    assert {"lengths.png", "label_by_length.csv", "splits.png"} <= pictures
+    docs = splits.directory.with_name("prepared-docs")
+    assert "raw comparisons" in (docs / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_the_old_dataset_or_the_new(config, tmp_path):
+    old = prepare_data(config)
+    other = config.model_copy(update={"seed": 1})
+    seen = set()
+    for attempt in range(8):
+        child = subprocess.Popen(
+            [sys.executable, "-c", RUN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        child.stdin.write((other if attempt % 2 == 0 else config).model_dump_json())
+        child.stdin.close()
+        child.stdout.readline()
+        time.sleep(0.3 * attempt)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        seen.add(read_splits(config.data.output).sha256)
+    new = prepare_data(other)
+    assert seen <= {old.sha256, new.sha256}
+
+
+@pytest.mark.slow
+def test_two_at_once_agree(config):
+    children = [
+        subprocess.Popen([sys.executable, "-c", RUN], stdin=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for child in children:
+        child.stdin.write(config.model_dump_json())
+        child.stdin.close()
+    assert [child.wait() for child in children] == [0, 0]
+    assert read_splits(config.data.output) == prepare_data(config)
+
+
+def test_published_transcripts_are_prepared(tmp_path, request):
+    shared = Path(__file__).parents[3] / "shared" / "data"
+    path = shared / "hh" / "helpful-base.test.jsonl.gz"
+    if not path.exists():
+        pytest.skip(f"no real data at {path}")
+    splits = prepare_data(make_config(tmp_path, preferences={"path": str(path), "format": "hh"}))
+    report = json.loads(splits.report.read_text())["inputs"]["preferences"]
+    assert report == {
+        "rows": 2354,
+        "kept": 2339,
+        "set_aside": {"empty_response": 4, "identical_responses": 2, "parts_before_last_turn": 9},
+    }

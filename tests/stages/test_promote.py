@@ -1,0 +1,152 @@
+import pytest
+
+from rlhf_core.adapters.champion import alias_uris, record_decision
+from rlhf_core.adapters.tracking import open_run
+from rlhf_core.errors import RegistryError
+from rlhf_core.evaluation.gates import decide
+from rlhf_core.models.files import weights_sha256
+from rlhf_core.schema import Estimate, EvaluationReport, StageResult
+from rlhf_core.stages.promote import promote_model, promote_policy, rollback_policy
+
+WON = Estimate(value=0.7, low=0.65, high=0.75, num_samples=300)
+PASSED = {"policy": [{"metric": "policy/win_rate", "at_least": 0.6}]}
+
+
+@pytest.fixture
+def release(register_all, tmp_path):
+    """Register all four models of a pipeline run; their weights are the run's name."""
+
+    def make(run_id="first"):
+        folders = {}
+        for role in ("sft", "reward", "judge", "policy"):
+            folder = tmp_path / f"{run_id}-{role}"
+            folder.mkdir()
+            (folder / "config.json").write_text("{}")
+            (folder / "model.safetensors").write_bytes(folder.name.encode())
+            folders[role] = (folder, weights_sha256(folder))
+        return register_all(folders, run_id)
+
+    return make
+
+
+@pytest.fixture
+def judge_all(stage_config, stage_context):
+    """Write PROMOTE for the upstream models and what ``gates`` say for the policy."""
+
+    def judge(models, gates=PASSED):
+        config = stage_config(**gates)
+        for role, model in models.items():
+            estimates = {"policy/win_rate": WON} if role == "policy" else {f"{role}/x": WON}
+            report = EvaluationReport(stage=role, model=model, metrics=estimates)
+            asked = config.gates.policy if role == "policy" else ()
+            decision = decide(asked, report)
+            if role != "policy":
+                decision = decision.model_copy(update={"verdict": "PROMOTE"})
+            with open_run(config, stage_context, "evaluate", inputs={"model": model.uri}) as run:
+                upstream = {"judge": models["judge"]} if role == "policy" else {}
+                record_decision(decision, report, run=run, upstream=upstream)
+        return StageResult(
+            stage="evaluate", model=model, report=report, decision=decision, seconds=1.0,
+            tracking_url=run.url,
+        )  # fmt: skip
+
+    return judge
+
+
+def test_promote_makes_the_policy_and_what_it_was_made_with_champions(
+    release, judge_all, stage_config, stage_context
+):
+    promotion = promote_policy(stage_config(), judge_all(release()), stage_context)
+    assert promotion.moved
+    assert promotion.champion == "models:/rlhf-policy/1"
+    assert promotion.previous_champion is None
+    for role in ("policy", "sft", "judge"):
+        assert alias_uris(f"rlhf-{role}")["champion"] == f"models:/rlhf-{role}/1"
+
+
+@pytest.mark.parametrize(
+    ("gate", "verdict"),
+    [
+        ({"at_least": 0.7}, "HOLD"),
+        ({"at_least": 0.9}, "REJECT"),
+        ({"at_least": 0.6, "min_samples": 301}, "HOLD"),
+        (None, "HOLD"),
+    ],
+)
+def test_anything_but_promote_moves_nothing(
+    release, judge_all, stage_config, stage_context, gate, verdict
+):
+    gates = [{"metric": "policy/win_rate", **gate}] if gate else []
+    result = judge_all(release(), {"policy": gates})
+    promotion = promote_policy(stage_config(), result, stage_context)
+    assert (promotion.verdict, promotion.moved, promotion.champion) == (verdict, False, None)
+    assert promotion.reasons == result.decision.reasons
+    for role in ("policy", "sft", "judge"):
+        assert "champion" not in alias_uris(f"rlhf-{role}")
+
+
+def test_a_later_evaluation_overtakes_an_earlier_decision(
+    release, judge_all, stage_config, stage_context
+):
+    models = release()
+    early = judge_all(models)
+    judge_all(models, {"policy": []})
+    with pytest.raises(RegistryError, match="said PROMOTE, the registry now says HOLD"):
+        promote_policy(stage_config(), early, stage_context)
+    assert "champion" not in alias_uris("rlhf-policy")
+
+
+def test_a_decision_about_other_weights_moves_nothing(
+    release, judge_all, stage_config, stage_context
+):
+    result = judge_all(release())
+    other = result.model.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(RegistryError, match="evaluated weights 000000000000"):
+        promote_policy(stage_config(), result.model_copy(update={"model": other}), stage_context)
+
+
+def test_a_model_of_another_project_is_refused(release, judge_all, stage_config, stage_context):
+    other = stage_config().model_copy(update={"project": "other"})
+    with pytest.raises(RegistryError, match="not a version of other-policy"):
+        promote_policy(other, judge_all(release()), stage_context)
+
+
+def test_a_model_no_gate_has_seen_cannot_be_promoted(release):
+    release()
+    with pytest.raises(RegistryError, match="has no verdict"):
+        promote_model("models:/rlhf-policy@candidate")
+
+
+def test_an_upstream_model_that_failed_its_gate_does_not_become_champion(
+    release, judge_all, stage_config, stage_context
+):
+    models = release()
+    result = judge_all({role: models[role] for role in ("sft", "judge", "policy")})
+    judge_all({"judge": models["judge"], "policy": models["policy"]})
+    report = EvaluationReport(stage="sft", model=models["sft"], metrics={"sft/x": WON})
+    with open_run(stage_config(), stage_context, "evaluate", inputs={"again": "1"}) as run:
+        record_decision(decide((), report), report, run=run)
+    assert promote_policy(stage_config(), result, stage_context).moved
+    assert "champion" not in alias_uris("rlhf-sft")
+
+
+def test_promoting_again_changes_nothing_and_rollback_needs_somewhere_to_go(
+    release, judge_all, stage_config, stage_context
+):
+    first = promote_policy(stage_config(), judge_all(release()), stage_context)
+    assert promote_model("models:/rlhf-policy/1") == first
+    with pytest.raises(RegistryError, match="nothing to roll back to"):
+        rollback_policy("rlhf")
+
+
+def test_rollback_brings_back_the_whole_release(release, judge_all, stage_config, stage_context):
+    promote_policy(stage_config(), judge_all(release("first")), stage_context)
+    second = promote_policy(stage_config(), judge_all(release("second")), stage_context)
+    assert second.champion == "models:/rlhf-policy/2"
+    assert second.previous_champion == "models:/rlhf-policy/1"
+    assert alias_uris("rlhf-sft")["champion"] == "models:/rlhf-sft/2"
+    back = rollback_policy("rlhf")
+    assert (back.was, back.champion) == ("models:/rlhf-policy/2", "models:/rlhf-policy/1")
+    assert back.previous_champion is None
+    for role in ("sft", "judge"):
+        assert alias_uris(f"rlhf-{role}")["champion"] == f"models:/rlhf-{role}/1"

@@ -1,0 +1,119 @@
+"""A toy world for PPO: the reward is (a rising function of) the share of token 3 in a text."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlhf_core.config import ComputeConfig, KlWatchConfig, LoraConfig, OptimizerConfig, PpoConfig
+from rlhf_core.models import load_causal, load_scalar, save_model, scalar_from_causal
+from rlhf_core.tokenization import TokenizedPrompt
+from rlhf_core.trainers.checkpoint import CheckpointStore
+from rlhf_core.trainers.loop import TrainingRun
+from rlhf_core.trainers.ppo import PpoData, PpoModels, fit_ppo
+from tests.trainers.toys import EOS, VOCAB, FakeTokenizer, ListTracker, ids, toy_examples
+
+GOOD = 3
+
+
+def toy_prompts(num=20, seed=0):
+    generator = np.random.default_rng(seed)
+    return [
+        TokenizedPrompt(str(index), ids(1, *generator.integers(4, VOCAB, generator.integers(1, 7))))
+        for index in range(num)
+    ]
+
+
+@torch.no_grad()
+def reward_model(causal: Path):
+    """Weights set by hand: uniform attention averages a feature that only token 3 has."""
+    model = scalar_from_causal(causal, seed=0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.zero_()
+    trunk = model.model
+    trunk.embed_tokens.weight[:, 1] = 1.0
+    trunk.embed_tokens.weight[GOOD, 0] = 4.0
+    attention = trunk.layers[0].self_attn
+    attention.v_proj.weight[0, 0] = 1.0
+    attention.o_proj.weight[0, 0] = 1.0
+    model.score.weight[0, 0] = 1.0
+    return model
+
+
+def reward_directory(causal: Path, directory: Path) -> Path:
+    if not directory.exists():
+        save_model(reward_model(causal), FakeTokenizer(), directory)
+    return directory
+
+
+def toy_models(causal: Path, work: Path, *, share_trunk=False, lora=False) -> PpoModels:
+    rewards = reward_directory(causal, work / "reward")
+    return PpoModels(
+        policy=load_causal(causal),
+        reference=None if lora else load_causal(causal),
+        reward_model=load_scalar(rewards),
+        value_model=None if share_trunk else load_scalar(rewards),
+    )
+
+
+def toy_settings(**changes) -> PpoConfig:
+    common = {
+        "num_iterations": 6,
+        "critic_warmup_iterations": 1,
+        "rollout_batch_size": 16,
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "max_new_tokens": 8,
+        "micro_batch_tokens": 60,
+        "checkpoint_every": 2,
+        "optimizer": OptimizerConfig(
+            learning_rate=1e-2,
+            adam_beta2=0.999,
+            adam_eps=1e-5,
+            schedule="linear",
+            warmup_fraction=0.0,
+        ),
+        "kl_watch": KlWatchConfig(max_kl_per_token=None),
+    }
+    return PpoConfig(**{**common, **changes})
+
+
+VARIANTS = {
+    "default": {},
+    "four-responses-per-prompt": {"responses_per_prompt": 4},
+    "shared-trunk": {"share_trunk": True, "value_learning_rate": 1e-2},
+    "kl-as-loss-and-ptx": {
+        "kl_placement": "loss",
+        "kl_estimator": "k3",
+        "kl_controller": "adaptive",
+        "target_kl": 0.5,
+        "ptx_coef": 0.1,
+        "scale_scores": True,
+        "clip_scores": 2.0,
+    },
+    "lora-and-checkpointing": {
+        "compute": ComputeConfig(lora=LoraConfig(rank=4), gradient_checkpointing=True)
+    },
+}
+"""Settings that take the trainer through every branch."""
+
+
+def toy_data():
+    return PpoData(toy_prompts(), EOS, toy_examples(10))
+
+
+def train_ppo(causal: Path, work: Path, tracker=None, models=None, **changes):
+    """Train in ``work``; return summary, models and the policy's sha256."""
+    settings = toy_settings(**changes)
+    models = models or toy_models(
+        causal, work, share_trunk=settings.share_trunk, lora=settings.compute.lora is not None
+    )
+    store = CheckpointStore(work / "checkpoints")
+    summary = fit_ppo(
+        models,
+        toy_data(),
+        settings=settings,
+        run=TrainingRun(seed=0, tracker=tracker or ListTracker(), checkpoints=store),
+    )
+    return summary, models, save_model(models.policy, FakeTokenizer(), work / "model")

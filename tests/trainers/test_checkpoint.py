@@ -1,0 +1,155 @@
+"""Checkpoints: whole or not there, the last two kept, another run's refused."""
+
+import logging
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_core.config import OptimizerConfig
+from rlhf_core.errors import CheckpointError
+from rlhf_core.trainers import checkpoint as module
+from rlhf_core.trainers.checkpoint import CheckpointStore
+from rlhf_core.trainers.loop import Optimization
+from rlhf_core.trainers.state import (
+    load_model_tensors,
+    load_random,
+    random_tensors,
+    random_values,
+    run_fingerprint,
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path / "checkpoints")
+
+
+def save(store, step, fingerprint="f"):
+    store.save(step, {"x": torch.tensor([float(step)])}, {"n": step}, fingerprint=fingerprint)
+
+
+def test_nothing_saved_is_nothing_found(store):
+    assert store.latest(fingerprint="f") is None
+
+
+def test_the_newest_comes_back_and_two_are_kept(store):
+    for step in (3, 20, 100):
+        save(store, step)
+    latest = store.latest(fingerprint="f")
+    assert (latest.step, latest.values, latest.tensors["x"].item()) == (100, {"n": 100}, 100.0)
+    assert [path.name for path in sorted(store.directory.iterdir())] == [
+        "step-000000020",
+        "step-000000100",
+    ]
+
+
+@pytest.mark.parametrize("name", [module.TENSORS, module.VALUES, module.MANIFEST])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+def test_a_torn_checkpoint_is_noticed_and_the_one_before_used(store, name, damage, caplog):
+    save(store, 1)
+    save(store, 2)
+    file = store.directory / "step-000000002" / name
+    content = bytearray(file.read_bytes())
+    if damage == "remove":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert store.latest(fingerprint="f").step == 1
+    assert "torn" in caplog.text
+
+
+def test_a_crash_while_writing_leaves_the_one_before(store, monkeypatch):
+    save(store, 1)
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "replace_directory", crash)
+        with pytest.raises(KeyboardInterrupt):
+            save(store, 2)
+    assert store.latest(fingerprint="f").step == 1
+    save(store, 2)
+    assert not [path for path in store.directory.iterdir() if path.name.startswith(".")]
+
+
+def test_another_runs_checkpoint_is_refused(store):
+    save(store, 1, fingerprint="other")
+    with pytest.raises(CheckpointError, match="another run"):
+        store.latest(fingerprint="f")
+
+
+def test_an_optimiser_goes_on_as_if_never_stopped(store):
+    def make():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3)
+        settings = OptimizerConfig(learning_rate=0.1, weight_decay=0.1)
+        return model, Optimization(model, settings, total_steps=6)
+
+    def step(model, optimization):
+        generator = torch.Generator().manual_seed(optimization.step)
+        loss = model(torch.randn(5, 4, generator=generator)).square().mean()
+        loss.backward()
+        optimization.apply(loss.item())
+
+    model, optimization = make()
+    for _ in range(3):
+        step(model, optimization)
+    store.save(3, optimization.tensors(), optimization.values(), fingerprint="f")
+    for _ in range(3):
+        step(model, optimization)
+    other, resumed = make()
+    resumed.load(store.latest(fingerprint="f"))
+    for _ in range(3):
+        step(other, resumed)
+    assert torch.equal(model.weight, other.weight)
+    assert torch.equal(model.bias, other.bias)
+    with pytest.raises(CheckpointError, match="bias"):
+        load_model_tensors(model, {"model.weight": model.weight})
+
+
+def test_every_generator_is_restored(store):
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    store.save(0, random_tensors(), random_values(), fingerprint="f")
+    expected = (random.random(), np.random.rand(), torch.rand(1).item())
+    saved = store.latest(fingerprint="f")
+    load_random(saved.tensors, saved.values)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+def test_a_fingerprint_knows_settings_seed_data_and_weights():
+    model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    settings = OptimizerConfig(learning_rate=0.1)
+    base = run_fingerprint(settings, [model], [b"ab", b"c"], seed=0)
+    assert base == run_fingerprint(settings, [model], [b"ab", b"c"], seed=0)
+    changed = {
+        run_fingerprint(OptimizerConfig(learning_rate=0.2), [model], [b"ab", b"c"], seed=0),
+        run_fingerprint(settings, [other], [b"ab", b"c"], seed=0),
+        run_fingerprint(settings, [model], [b"a", b"bc"], seed=0),
+        run_fingerprint(settings, [model], [b"ab", b"c"], seed=1),
+    }
+    assert base not in changed
+    assert len(changed) == 4
+
+
+def test_files_are_synced_before_they_are_renamed(store, monkeypatch):
+    events = []
+    real_fsync, real_replace = os.fsync, module.replace_directory
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("sync"), real_fsync(fd))[1])
+    monkeypatch.setattr(
+        module,
+        "replace_directory",
+        lambda *paths: (events.append("rename"), real_replace(*paths))[1],
+    )
+    save(store, 1)
+    assert events.index("rename") >= 4
+    assert events[-1] == "sync"

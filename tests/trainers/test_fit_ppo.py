@@ -1,0 +1,227 @@
+"""PPO as a whole: it learns, it reports, it stops when something is wrong, it repeats itself."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf_core.errors import CheckpointError
+from rlhf_core.models import load_causal, load_scalar
+from rlhf_core.trainers.checkpoint import CheckpointStore
+from rlhf_core.trainers.loop import TrainingRun
+from rlhf_core.trainers.ppo import fit_ppo
+from tests.trainers.ppo_toys import (
+    VARIANTS,
+    reward_directory,
+    toy_data,
+    toy_models,
+    toy_settings,
+    train_ppo,
+)
+from tests.trainers.toys import ListTracker
+
+ROOT = Path(__file__).parents[2]
+
+
+def policy_weights(models):
+    return {name: p.detach().clone() for name, p in models.policy.named_parameters()}
+
+
+def test_reward_rises_and_the_reports_are_complete(causal_directory, tmp_path):
+    tracker = ListTracker()
+    summary, _, _ = train_ppo(
+        causal_directory, tmp_path, tracker, num_iterations=14, rollout_batch_size=32, kl_coef=0.01
+    )
+    scores = tracker.series("policy/score_mean")
+    assert sum(scores[-3:]) / 3 > scores[0] + 1.0
+    assert tracker.series("policy/eos_fraction")[-1] > tracker.series("policy/eos_fraction")[0]
+    assert [step for step, _ in tracker.rows] == list(range(1, 15))
+    assert abs(tracker.series("policy/kl")[0]) < 1e-5
+    assert tracker.series("policy/kl")[-1] > 0.1
+    assert summary.metrics["policy/score_mean"] == scores[-1]
+    assert summary.metrics["policy/score_mean_at_start"] == scores[0]
+    expected = (
+        "score_mean score_std reward_model_score kl kl_per_token kl_coef entropy clip_fraction "
+        "approx_kl policy_loss value_loss value_clip_fraction explained_variance return_std "
+        "response_length eos_fraction learning_rate grad_norm value_grad_norm first_ratio_error "
+        "logprob_mismatch response_tokens_per_second"
+    )
+    assert {f"policy/{name}" for name in expected.split()} <= set(tracker.rows[-1][1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_first_ratio_is_one_in_every_iteration(variant, causal_directory, tmp_path):
+    tracker = ListTracker()
+    train_ppo(causal_directory, tmp_path, tracker, **VARIANTS[variant])
+    errors = tracker.series("policy/first_ratio_error")
+    assert len(errors) == 5  # all but the critic's warm-up
+    assert max(errors) < 1e-4
+    assert max(tracker.series("policy/logprob_mismatch")) < 1.0001
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_same_seed_same_weights_and_crashes_do_not_change_them(variant, causal_directory, tmp_path):
+    whole = ListTracker()
+    expected = train_ppo(causal_directory, tmp_path / "a", whole, **VARIANTS[variant])
+    for at_step in (1, 3, 4, 6):
+        with pytest.raises(Crash):
+            train_ppo(
+                causal_directory, tmp_path / "b", CrashingTracker(at_step), **VARIANTS[variant]
+            )
+        torch.rand(3)
+    rest = ListTracker()
+    again = train_ppo(causal_directory, tmp_path / "b", rest, **VARIANTS[variant])
+    assert again[2] == expected[2]
+    assert again[0] == expected[0]
+    timed = ("seconds", "per_second")
+    for (step, metrics), (other_step, other) in zip(rest.rows, whole.rows[-2:], strict=True):
+        assert step == other_step
+        assert {n: v for n, v in metrics.items() if not any(t in n for t in timed)} == {
+            n: v for n, v in other.items() if not any(t in n for t in timed)
+        }
+
+
+class Crash(Exception):
+    """Stands for the process dying."""
+
+
+class CrashingTracker(ListTracker):
+    def __init__(self, at_step):
+        super().__init__()
+        self.at_step = at_step
+
+    def log_metrics(self, metrics, step):
+        if step == self.at_step:
+            raise Crash
+        super().log_metrics(metrics, step)
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(int(sys.argv[3]))
+from tests.trainers.ppo_toys import train_ppo
+from tests.trainers.toys import ListTracker
+
+class Loud(ListTracker):
+    def log_metrics(self, metrics, step):
+        print("step", step, flush=True)
+
+print("done", train_ppo(Path(sys.argv[1]), Path(sys.argv[2]), Loud())[2], flush=True)
+"""
+
+
+def run_and_kill(causal, work, num_lines, threads=1):
+    """Train in a process of its own; SIGKILL it after ``num_lines`` steps. None: it was killed."""
+    command = [sys.executable, "-c", RUNNER, str(causal), str(work), str(threads)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        for count, line in enumerate(process.stdout):
+            if line.startswith("done"):
+                return line.split()[1]
+            if count + 1 == num_lines:
+                os.kill(process.pid, signal.SIGKILL)
+                return None
+    raise AssertionError(f"the process ended with {process.returncode}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sigkill_at_any_step_does_not_change_the_weights(threads, causal_directory, tmp_path):
+    expected = run_and_kill(causal_directory, tmp_path / "whole", None, threads)
+    for num_lines in (3, 1):
+        run_and_kill(causal_directory, tmp_path / "cut", num_lines, threads)
+    assert run_and_kill(causal_directory, tmp_path / "cut", None, threads) == expected
+
+
+def test_a_finished_run_is_not_trained_again(causal_directory, tmp_path):
+    first = train_ppo(causal_directory, tmp_path)
+    tracker = ListTracker()
+    again = train_ppo(causal_directory, tmp_path, tracker)
+    assert not tracker.rows
+    assert again[0] == first[0]
+    assert again[2] == first[2]
+
+
+def test_a_checkpoint_of_another_run_is_refused(causal_directory, tmp_path):
+    train_ppo(causal_directory, tmp_path)
+    with pytest.raises(CheckpointError, match="another run"):
+        train_ppo(causal_directory, tmp_path, kl_coef=0.2)
+
+
+def test_a_torn_checkpoint_is_passed_over(causal_directory, tmp_path):
+    expected = train_ppo(causal_directory, tmp_path / "a")[2]
+    with pytest.raises(Crash):
+        train_ppo(causal_directory, tmp_path / "b", CrashingTracker(5))
+    newest = sorted((tmp_path / "b" / "checkpoints").glob("step-*"))[-1]
+    (newest / "tensors.safetensors").write_bytes(b"torn")
+    assert train_ppo(causal_directory, tmp_path / "b")[2] == expected
+
+
+def test_checkpoint_hook_sees_every_checkpoint_and_the_end(causal_directory, tmp_path):
+    seen = []
+    fit_ppo(
+        toy_models(causal_directory, tmp_path),
+        toy_data(),
+        settings=toy_settings(num_iterations=5),
+        run=TrainingRun(0, ListTracker(), CheckpointStore(tmp_path / "checkpoints")),
+        on_checkpoint=seen.append,
+    )
+    assert seen == [0, 2, 4, 5]
+
+
+def test_critic_warm_up_trains_the_value_model_alone(causal_directory, tmp_path):
+    models = toy_models(causal_directory, tmp_path)
+    policy, values = policy_weights(models), models.value_model.score.weight.detach().clone()
+
+    class Watch(ListTracker):
+        def log_metrics(self, metrics, step):
+            super().log_metrics(metrics, step)
+            same = all(torch.equal(p, policy[n]) for n, p in models.policy.named_parameters())
+            assert same == (step <= 2)
+            assert not torch.equal(models.value_model.score.weight, values)
+
+    tracker = Watch()
+    train_ppo(
+        causal_directory,
+        tmp_path,
+        tracker,
+        models,
+        num_iterations=4,
+        critic_warmup_iterations=2,
+    )
+    assert ["policy/policy_loss" in metrics for _, metrics in tracker.rows] == [False] * 2 + [
+        True
+    ] * 2
+
+
+def test_frozen_models_stay_as_they_are(causal_directory, tmp_path):
+    models = toy_models(causal_directory, tmp_path)
+    train_ppo(causal_directory, tmp_path, None, models)
+    fresh = load_causal(causal_directory)
+    rewards = load_scalar(reward_directory(causal_directory, tmp_path / "reward"))
+    for trained, original in ((models.reference, fresh), (models.reward_model, rewards)):
+        for (name, now), (_, before) in zip(
+            trained.named_parameters(), original.named_parameters(), strict=True
+        ):
+            assert torch.equal(now, before), name
+
+
+def test_learning_rate_falls_linearly_to_zero(causal_directory, tmp_path):
+    tracker = ListTracker()
+    train_ppo(
+        causal_directory,
+        tmp_path,
+        tracker,
+        critic_warmup_iterations=0,
+        num_epochs=1,
+        num_minibatches=1,
+    )
+    rates = tracker.series("policy/learning_rate")
+    torch.testing.assert_close(
+        torch.tensor(rates), torch.tensor([1e-2 * (1 - step / 6) for step in range(6)])
+    )

@@ -1,0 +1,204 @@
+"""PPO's controllers and alarms: KL watch, divergence, penalties, refusals, precision."""
+
+import pytest
+import torch
+
+from rlhf_core.config import ComputeConfig, KlWatchConfig, LoraConfig, OptimizerConfig
+from rlhf_core.errors import ConfigError, DataError, DivergedError
+from rlhf_core.models import load_causal
+from rlhf_core.trainers.checkpoint import CheckpointStore
+from rlhf_core.trainers.loop import TrainingRun
+from rlhf_core.trainers.ppo import PpoData, fit_ppo
+from tests.trainers.ppo_toys import (
+    toy_data,
+    toy_models,
+    toy_settings,
+    train_ppo,
+)
+from tests.trainers.test_fit_ppo import Crash, CrashingTracker, policy_weights
+from tests.trainers.toys import EOS, ListTracker
+
+
+def test_adaptive_controller_moves_the_coefficient_towards_the_target(causal_directory, tmp_path):
+    tracker = ListTracker()
+    train_ppo(
+        causal_directory,
+        tmp_path,
+        tracker,
+        kl_controller="adaptive",
+        target_kl=1e6,
+        kl_horizon=160,
+        kl_coef=0.1,
+    )
+    torch.testing.assert_close(
+        torch.tensor(tracker.series("policy/kl_coef")),
+        torch.tensor([0.1 * (1 - 0.2 * 16 / 160) ** step for step in range(6)]),
+    )
+
+
+def test_weights_that_are_not_numbers_stop_the_run_and_name_the_iteration(
+    causal_directory, tmp_path
+):
+    models = toy_models(causal_directory, tmp_path)
+    with torch.no_grad():
+        models.reward_model.score.weight.fill_(torch.nan)
+    with pytest.raises(DivergedError, match="iteration 0: a reward-model score is not finite"):
+        train_ppo(causal_directory, tmp_path, None, models)
+
+
+def test_a_policy_that_explodes_stops_the_run(causal_directory, tmp_path):
+    explosive = OptimizerConfig(learning_rate=1e30, schedule="constant", warmup_fraction=0.0)
+    with pytest.raises(DivergedError, match=r"step \d|iteration \d"):
+        train_ppo(causal_directory, tmp_path, optimizer=explosive, value_learning_rate=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("limit", "setting"),
+    [
+        ({"max_kl_per_token": 1e-3}, "max_kl_per_token 0.001"),
+        ({"max_kl_per_token": None, "max_kl_per_response": 0.01}, "max_kl_per_response 0.01"),
+    ],
+)
+def test_kl_watch_stops_the_run(limit, setting, causal_directory, tmp_path):
+    watch = KlWatchConfig(action="stop", **limit)
+    with pytest.raises(DivergedError, match=rf"iteration \d: KL .*{setting}"):
+        train_ppo(causal_directory, tmp_path, kl_watch=watch)
+
+
+def test_kl_watch_lowers_the_learning_rate(causal_directory, tmp_path):
+    tracker = ListTracker()
+    watch = KlWatchConfig(
+        max_kl_per_token=1e-3, action="lower_learning_rate", factor=10.0, max_interventions=9
+    )
+    constant = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_fraction=0.0)
+    train_ppo(causal_directory, tmp_path, tracker, kl_watch=watch, optimizer=constant)
+    interventions = tracker.series("policy/kl_interventions")[1:]
+    assert interventions[-1] > 0
+    torch.testing.assert_close(
+        torch.tensor(tracker.series("policy/learning_rate")),
+        torch.tensor([1e-2 / 10**count for count in interventions]),
+    )
+
+
+def test_kl_watch_raises_the_coefficient_then_gives_up(causal_directory, tmp_path):
+    tracker = ListTracker()
+    watch = KlWatchConfig(
+        max_kl_per_token=1e-3, action="raise_kl_coef", factor=3.0, max_interventions=2
+    )
+    with pytest.raises(DivergedError, match="after 2 interventions"):
+        train_ppo(causal_directory, tmp_path, tracker, kl_watch=watch)
+    assert tracker.series("policy/kl_coef")[-1] == pytest.approx(0.05 * 9)
+
+
+def test_kl_watch_rolls_back_to_weights_in_bounds(causal_directory, tmp_path):
+    models = toy_models(causal_directory, tmp_path / "a")
+    start = policy_weights(models)
+    rolled_back = []
+
+    class Watch(ListTracker):
+        def log_metrics(self, metrics, step):
+            super().log_metrics(metrics, step)
+            if "policy/score_mean" not in metrics:  # an iteration without an update
+                now = dict(models.policy.named_parameters())
+                rolled_back.append(all(torch.equal(now[n], start[n]) for n in start))
+
+    changes = {
+        "kl_watch": KlWatchConfig(
+            max_kl_per_token=0.02, action="roll_back", factor=2.0, max_interventions=9
+        ),
+        "checkpoint_every": 100,
+        "critic_warmup_iterations": 0,
+    }
+    tracker = Watch()
+    _, _, expected = train_ppo(causal_directory, tmp_path / "a", tracker, models, **changes)
+    assert rolled_back
+    assert all(rolled_back)
+    assert tracker.series("policy/kl_interventions")[-1] == len(rolled_back)
+    with pytest.raises(Crash):
+        train_ppo(causal_directory, tmp_path / "b", CrashingTracker(5), **changes)
+    assert train_ppo(causal_directory, tmp_path / "b", **changes)[2] == expected
+
+
+def test_responses_that_never_end_all_score_minus_the_penalty(causal_directory, tmp_path):
+    tracker = ListTracker()
+    models = toy_models(causal_directory, tmp_path)
+    with torch.no_grad():
+        models.policy.lm_head.weight[EOS] = 0.0
+        models.policy.lm_head.weight.mul_(0.0)
+        models.policy.model.norm.weight.zero_()
+    data = PpoData(toy_data().prompts, eos_id=10_000)
+    fit_ppo(
+        models,
+        data,
+        settings=toy_settings(num_iterations=2, missing_eos_penalty=7.0, scale_scores=True),
+        run=TrainingRun(0, tracker, CheckpointStore(tmp_path / "checkpoints")),
+    )
+    assert tracker.series("policy/score_mean") == [-7.0, -7.0]
+    assert tracker.series("policy/eos_fraction") == [0.0, 0.0]
+    assert tracker.series("policy/response_length") == [8.0, 8.0]
+
+
+def test_settings_and_data_that_do_not_fit_are_refused(causal_directory, tmp_path):
+    with pytest.raises(ConfigError, match="share_trunk is True"):
+        train_ppo(
+            causal_directory,
+            tmp_path,
+            None,
+            toy_models(causal_directory, tmp_path),
+            share_trunk=True,
+        )
+    run = TrainingRun(0, ListTracker(), CheckpointStore(tmp_path / "checkpoints"))
+    models = toy_models(causal_directory, tmp_path)
+    with pytest.raises(DataError, match="no prompts"):
+        fit_ppo(models, PpoData([], EOS), settings=toy_settings(), run=run)
+    with pytest.raises(ConfigError, match="ptx_coef"):
+        fit_ppo(
+            models, PpoData(toy_data().prompts, EOS), settings=toy_settings(ptx_coef=1.0), run=run
+        )
+
+
+def test_lora_takes_the_reference_from_the_policy_with_its_adapters_off(causal_directory, tmp_path):
+    tracker = ListTracker()
+    compute = ComputeConfig(lora=LoraConfig(rank=4))
+    _, models, _ = train_ppo(causal_directory, tmp_path, tracker, compute=compute)
+    assert abs(tracker.series("policy/kl")[0]) < 1e-5
+    assert tracker.series("policy/kl")[-1] > 1e-3
+    before = dict(load_causal(causal_directory).named_parameters())
+    after = dict(models.policy.named_parameters())
+    assert after.keys() == before.keys()  # merged: no adapter is left
+    assert not all(torch.equal(after[name], before[name]) for name in before)
+    with pytest.raises(ConfigError, match="reference"):
+        train_ppo(causal_directory, tmp_path / "b", models=models)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_bfloat16_needs_the_old_logprobs_from_the_trainer(recompute, causal_directory, tmp_path):
+    changes = {
+        "compute": ComputeConfig(precision="bfloat16"),
+        "recompute_old_logprobs": recompute,
+        "num_iterations": 3,
+    }
+    if not recompute:
+        with pytest.raises(DivergedError, match="recompute_old_logprobs"):
+            train_ppo(causal_directory, tmp_path, **changes)
+        return
+    tracker = ListTracker()
+    train_ppo(causal_directory, tmp_path, tracker, **changes)
+    assert 1.0 < tracker.series("policy/logprob_mismatch")[0] < 1.05
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_run_to_rounding(causal_directory, tmp_path):
+    eager, compiled = ListTracker(), ListTracker()
+    train_ppo(causal_directory, tmp_path / "a", eager, num_iterations=3)
+    train_ppo(
+        causal_directory,
+        tmp_path / "b",
+        compiled,
+        num_iterations=3,
+        compute=ComputeConfig(compile_layers=True),
+    )
+    for name in ("score_mean", "policy_loss", "value_loss"):
+        assert compiled.series(f"policy/{name}") == pytest.approx(
+            eager.series(f"policy/{name}"), abs=1e-3
+        )

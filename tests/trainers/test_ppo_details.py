@@ -1,0 +1,250 @@
+"""Single details of a PPO update, each against its definition."""
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from rlhf_core.errors import DivergedError
+from rlhf_core.functional.running_moments import RunningMoments
+from rlhf_core.models import hidden_states
+from rlhf_core.rollout.experience import Rollout
+from rlhf_core.rollout.score import score_rollout
+from rlhf_core.trainers.loop import Optimization
+from rlhf_core.trainers.parallel import side_by_side
+from rlhf_core.trainers.ppo_experience import collect_rollout, prepare_experience, shape_scores
+from rlhf_core.trainers.ppo_learner import Learner
+from rlhf_core.trainers.ppo_shared import update_shared
+from rlhf_core.trainers.ppo_state import PpoState, draw
+from rlhf_core.trainers.ppo_update import (
+    Update,
+    accumulate_policy_gradient,
+    plan_minibatches,
+    update_policy,
+    update_value,
+    value_step,
+    value_terms,
+)
+from tests.trainers.ppo_toys import toy_settings
+from tests.trainers.test_ppo_update import (
+    ROWS,
+    gradients,
+    largest_relative_gap,
+    learner_for,
+    make_update,
+    nothing_mixed,
+    scored_rollout,
+)
+from tests.trainers.toys import EOS
+
+
+def test_an_error_of_one_task_comes_out(causal_directory):
+    def fail():
+        raise DivergedError("no")
+
+    with pytest.raises(DivergedError):
+        side_by_side(lambda: {}, fail)
+
+
+def test_gradient_norm_is_really_clipped(causal_directory, tmp_path):
+    learner = learner_for(causal_directory, tmp_path)
+    update = make_update(learner)
+    norms = []
+    for optimization in (learner.policy, learner.value):
+        step = optimization.optimizer.step
+
+        def spy(optimization=optimization, step=step):
+            parts = [p.grad.norm() for p in optimization.parameters if p.grad is not None]
+            norms.append(float(torch.stack(parts).norm()))
+            step()
+
+        optimization.optimizer.step = spy
+        for parameter in optimization.parameters:
+            parameter.register_hook(lambda grad: 1e4 * grad)
+    reported = update_policy(learner.policy, update)["grad_norm"]
+    reported_value = update_value(learner.value, update)["value_grad_norm"]
+    assert reported > 100
+    assert reported_value > 100
+    assert norms == pytest.approx([1.0] * 8, rel=1e-3)
+
+
+def test_a_sampler_that_disagrees_is_noticed(causal_directory, tmp_path):
+    learner = learner_for(causal_directory, tmp_path)
+    update = make_update(learner)
+    with torch.no_grad():
+        learner.models.policy.lm_head.weight.mul_(1.01)
+    with pytest.raises(DivergedError, match="max_ratio_error"):
+        update_policy(learner.policy, update)
+
+
+def test_recomputed_logprobs_keep_the_ratio_at_one_but_the_mismatch_is_limited(
+    causal_directory, tmp_path
+):
+    learner = learner_for(causal_directory, tmp_path, recompute_old_logprobs=True)
+    rollout = collect_rollout(learner, learner.data, iteration=0)
+    for shift, ok in ((0.03, True), (0.06, False)):
+        scored = score_rollout(_shifted(rollout, shift), learner.scorers(), budget=100)
+        experience, _, _ = prepare_experience(scored, PpoState(kl_coef=0.1), learner.settings)
+        update = Update(experience, [ROWS], learner.settings, 0.1, nothing_mixed)
+        learner.policy.optimizer.step = lambda: None  # the policy must stay where it was
+        if ok:
+            metrics = update_policy(learner.policy, update)
+            assert metrics["first_ratio_error"] < 1e-4
+            assert metrics["logprob_mismatch"] == pytest.approx(np.exp(0.03), rel=1e-3)
+        else:
+            with pytest.raises(DivergedError, match="max_logprob_mismatch"):
+                update_policy(learner.policy, update)
+
+
+def _shifted(rollout, by):
+    return Rollout(
+        rollout.prompts, rollout.responses, rollout.logprobs - by, rollout.mask, rollout.finished
+    )
+
+
+def test_dropout_is_off_everywhere(causal_directory, tmp_path):
+    learner = learner_for(causal_directory, tmp_path)
+    for model in (learner.models.policy, learner.models.value_model):
+        model.add_module("noise", torch.nn.Dropout(0.5))
+    Learner(learner.models, learner.data, learner.settings, seed=0)
+    for model in (learner.models.policy, learner.models.value_model):
+        assert model.noise.p == 0.0
+
+
+def test_a_shared_trunk_gets_the_sum_of_both_gradients(causal_directory, tmp_path):
+    learner = learner_for(causal_directory, tmp_path, share_trunk=True)
+    with torch.no_grad():
+        learner.value.model.weight.normal_(generator=torch.Generator().manual_seed(0))
+    update = make_update(learner, rows=ROWS)
+    kept = {}
+    learner.policy.apply = lambda loss: kept.update(gradients(learner.models.policy)) or {}
+    update_shared(learner.policy, learner.value, update, policy_frozen=False)
+    learner.models.policy.zero_grad()
+
+    other = learner_for(causal_directory, tmp_path, share_trunk=True)
+    with torch.no_grad():
+        other.value.model.weight.normal_(generator=torch.Generator().manual_seed(0))
+    accumulate_policy_gradient(other.policy, update, ROWS)
+    batch = update.experience.rollout.pack(ROWS)
+    hidden = hidden_states(other.models.policy, batch)[batch.predictor_positions]
+    loss, _ = value_terms(other.value.model(hidden)[:, 0], update, ROWS)
+    (0.1 * loss.mean()).backward()
+    assert largest_relative_gap(kept, gradients(other.models.policy)) < 1e-4
+
+
+def test_a_frozen_trunk_lets_the_value_head_alone_learn(causal_directory, tmp_path):
+    learner = learner_for(causal_directory, tmp_path, share_trunk=True)
+    update = make_update(learner)
+    before = [p.detach().clone() for p in learner.models.policy.parameters()]
+    metrics = update_shared(learner.policy, learner.value, update, policy_frozen=True)
+    assert "policy_loss" not in metrics
+    assert learner.policy.step == 0
+    after = learner.models.policy.parameters()
+    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    assert learner.value.model.weight.abs().max() > 0
+
+
+def test_ptx_adds_its_weighted_nll_gradient(causal_directory, tmp_path):
+    learner = learner_for(causal_directory, tmp_path, ptx_coef=0.5, micro_batch_tokens=20)
+    nll = learner._mix_demonstrations()["ptx_loss"]
+    mixed = gradients(learner.models.policy)
+    plain = hf.AutoModelForCausalLM.from_pretrained(
+        causal_directory, attn_implementation="eager", dtype=torch.float32
+    )
+    examples = draw(learner.data.demonstrations, drawn=0, count=8, seed=0)
+    losses = []
+    for example in examples:
+        tokens = torch.from_numpy(np.concatenate([example.prompt_ids, example.response_ids])).long()
+        table = torch.log_softmax(plain(input_ids=tokens[None]).logits[0], -1)
+        losses += [-table[t - 1, tokens[t]] for t in range(len(example.prompt_ids), len(tokens))]
+    mean = torch.stack(losses).mean()
+    (0.5 * mean).backward()
+    assert nll == pytest.approx(mean.item(), rel=1e-5)
+    assert largest_relative_gap(mixed, gradients(plain)) < 1e-4
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_every_epoch_visits_every_row_once_and_groups_stay_together(group):
+    settings = toy_settings(responses_per_prompt=group)
+    minibatches = plan_minibatches(16, settings=settings, iteration=3, seed=0)
+    assert [len(rows) for rows in minibatches] == [8, 8, 8, 8]
+    epochs = [minibatches[0] + minibatches[1], minibatches[2] + minibatches[3]]
+    assert all(sorted(epoch) == list(range(16)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    for rows in minibatches:
+        for start in range(0, 8, group):
+            first = rows[start]
+            assert first % group == 0
+            assert rows[start : start + group] == list(range(first, first + group))
+
+
+def test_prompts_come_in_a_new_order_once_all_were_drawn():
+    items = list(range(7))
+    stream = [x for start in range(0, 21, 3) for x in draw(items, drawn=start, count=3, seed=1)]
+    assert all(sorted(stream[start : start + 7]) == items for start in (0, 7, 14))
+    assert stream[:7] != stream[7:14]
+    assert draw(items, drawn=2, count=15, seed=1) == stream[2:17]
+    assert draw(items, drawn=0, count=7, seed=2) != stream[:7]
+
+
+def test_scores_are_scaled_then_clipped_then_penalized():
+    settings = toy_settings(scale_scores=True, clip_scores=1.0, missing_eos_penalty=3.0)
+    scores, finished = torch.tensor([4.0, -2.0, 900.0]), torch.tensor([True, True, False])
+    shaped, moments = shape_scores(scores, finished, RunningMoments(), settings)
+    assert moments == RunningMoments(count=2, mean=1.0, sum_squares=18.0)  # std 3
+    assert shaped.tolist() == pytest.approx([1.0, -2 / 3, -3.0])
+
+
+def test_without_a_penalty_the_reward_model_judges_cut_texts_too():
+    settings = toy_settings(missing_eos_penalty=None)
+    scores, finished = torch.tensor([4.0, 9.0]), torch.tensor([True, False])
+    shaped, moments = shape_scores(scores, finished, RunningMoments(), settings)
+    assert shaped.tolist() == [4.0, 9.0]
+    assert moments.count == 2
+
+
+def test_value_step_reports_the_share_of_values_that_left_the_clip_range(
+    causal_directory, tmp_path
+):
+    model = torch.nn.Linear(1, 1)
+    optimization = Optimization(model, toy_settings().optimizer, total_steps=1)
+    model(torch.ones(1)).sum().backward()
+    parts = [
+        (torch.tensor([1.0, 2.0]), torch.tensor([True, False])),
+        (torch.tensor([3.0, 6.0]), torch.tensor([False, False])),
+    ]
+    metrics = value_step(optimization, parts)
+    assert metrics["value_loss"] == 3.0
+    assert metrics["value_clip_fraction"] == 0.25
+
+
+def test_pad_plays_no_part_even_where_it_is_eos(causal_directory, tmp_path):
+    outcomes = []
+    for pad in (0, EOS):
+        learner = learner_for(causal_directory, tmp_path)
+        for model in vars(learner.models).values():
+            model.config.pad_token_id = pad
+        outcomes.append(scored_rollout(learner))
+    for name in ("scores", "values", "ref_logprobs", "old_logprobs"):
+        assert torch.equal(getattr(outcomes[0], name), getattr(outcomes[1], name))
+    ended = [row[-1] == EOS for row in outcomes[0].rollout.responses]
+    assert outcomes[0].rollout.finished.tolist() == ended
+
+
+def test_policy_and_value_learn_the_same_side_by_side_and_in_turn(causal_directory, tmp_path):
+    threads = torch.get_num_threads()
+    weights = []
+    for cores in (1, 2):
+        learner = learner_for(causal_directory, tmp_path)
+        torch.set_num_threads(1)
+        update = make_update(learner)
+        torch.set_num_threads(cores)
+        side_by_side(
+            lambda learner=learner, update=update: update_policy(learner.policy, update),
+            lambda learner=learner, update=update: update_value(learner.value, update),
+        )
+        models = (learner.models.policy, learner.models.value_model)
+        weights.append([p.detach().clone() for model in models for p in model.parameters()])
+        assert torch.get_num_threads() == cores
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))

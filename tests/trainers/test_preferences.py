@@ -1,0 +1,169 @@
+"""Reward model and DPO: the right loss, the right order, pairs of a prompt together."""
+
+import math
+from itertools import chain
+
+import pytest
+import torch
+
+from rlhf_core.config import DpoConfig
+from rlhf_core.errors import DataError
+from rlhf_core.models import (
+    load_causal,
+    load_scalar,
+    reward_shift,
+    scalar_from_causal,
+    sequence_scores,
+    token_logprobs,
+)
+from rlhf_core.tokenization import TokenizedPair, pack_examples, pack_pairs, pack_responses
+from rlhf_core.trainers.checkpoint import CheckpointStore
+from rlhf_core.trainers.dpo import DpoObjective, fit_dpo, pair_logprobs
+from rlhf_core.trainers.loop import TrainingRun
+from rlhf_core.trainers.preference import (
+    PairMeasures,
+    length_bucket,
+    plan_pair_batches,
+    split_pairs_by_tokens,
+)
+from rlhf_core.trainers.reward import accumulate_pairs, center_on_reference, measure_pairs
+from tests.trainers.toys import OPTIMIZER, ListTracker, ids, toy_examples, toy_pairs, train_stage
+
+
+def test_reward_model_learns_and_reports(causal_directory, tmp_path):
+    tracker = ListTracker()
+    summary, model, _ = train_stage("reward", causal_directory, tmp_path, tracker, num_epochs=6)
+    assert summary.metrics["reward/heldout_accuracy"] > 0.9
+    assert summary.metrics["reward/heldout_loss"] < math.log(2)
+    for name in ("loss", "accuracy", "margin", "learning_rate", "grad_norm", "tokens_per_second"):
+        assert len(tracker.series(f"reward/{name}")) == summary.num_steps
+    assert summary.metrics["reward/heldout_accuracy_equal_length"] > 0.9
+    reference = toy_examples(8)
+    scores = sequence_scores(model, pack_examples(reference)).detach()
+    assert float(scores.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert summary.metrics["reward/shift"] == reward_shift(load_scalar(tmp_path / "model"))
+
+
+def test_without_centring_the_shift_stays_zero(causal_directory, tmp_path):
+    _, model, _ = train_stage("reward", causal_directory, tmp_path, center_on_reference=False)
+    assert reward_shift(model) == 0.0
+
+
+def test_centring_needs_reference_responses(causal_directory):
+    with pytest.raises(DataError, match="reference"):
+        center_on_reference(scalar_from_causal(causal_directory, seed=0), [], budget=100)
+
+
+def test_reward_loss_by_hand(causal_directory):
+    model, pairs = scalar_from_causal(causal_directory, seed=0), toy_pairs(6, prompts=3)
+    scores = [
+        [float(sequence_scores(model, pack_responses([p.prompt_ids], [r])).detach()) for r in both]
+        for p in pairs
+        for both in [(p.chosen_ids, p.rejected_ids)]
+    ]
+    hard = [math.log1p(math.exp(r - c)) for c, r in scores]
+    soft = [
+        -p.probability * -math.log1p(math.exp(r - c))
+        + (1 - p.probability) * math.log1p(math.exp(c - r))
+        for (c, r), p in zip(scores, pairs, strict=True)
+    ]
+    for expected, is_soft in ((hard, False), (soft, True)):
+        measures, _ = accumulate_pairs(model, pairs, budget=30, soft=is_soft)
+        torch.testing.assert_close(measures.losses, torch.tensor(expected), atol=1e-5, rtol=1e-5)
+    measured = measure_pairs(model, pairs, budget=1)
+    torch.testing.assert_close(
+        measured.margins, torch.tensor([c - r for c, r in scores]), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_draw_counts_half():
+    measures = PairMeasures(torch.tensor([1.0, 0.0, -1.0, 2.0]), torch.zeros(4))
+    assert measures.accuracy == 0.625
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "bucket"),
+    [(5, 10, "chosen_shorter"), (10, 10, "equal_length"), (19, 20, "equal_length")],
+)
+def test_length_buckets(chosen, rejected, bucket):
+    assert length_bucket(TokenizedPair("x", ids(1), ids(*[3] * chosen), ids(*[3] * rejected))) == (
+        bucket
+    )
+    if bucket == "chosen_shorter":
+        swapped = TokenizedPair("x", ids(1), ids(*[3] * rejected), ids(*[3] * chosen))
+        assert length_bucket(swapped) == "chosen_longer"
+
+
+def test_pairs_of_one_prompt_stay_in_one_batch_and_all_are_used():
+    pairs = toy_pairs(60, prompts=25)
+    plan = plan_pair_batches(pairs, batch_size=8, num_epochs=1, seed=3)
+    assert sorted(chain.from_iterable(plan)) == list(range(60))
+    assert max(map(len, plan)) <= 8
+    prompts = [{pairs[i].prompt_ids.tobytes() for i in batch} for batch in plan]
+    assert sum(map(len, prompts)) == 25
+    twice = plan_pair_batches(pairs, batch_size=8, num_epochs=2, seed=3)
+    assert twice[: len(plan)] == plan
+    assert twice[len(plan) :] != plan
+    assert sorted(chain.from_iterable(twice[len(plan) :])) == list(range(60))
+    assert plan != plan_pair_batches(pairs, batch_size=8, num_epochs=1, seed=4)
+
+
+def test_a_prompt_with_more_pairs_than_a_batch_is_cut():
+    plan = plan_pair_batches(toy_pairs(20, prompts=1), batch_size=8, num_epochs=1, seed=0)
+    assert sorted(map(len, plan)) == [4, 8, 8]
+
+
+def test_token_budget_counts_shared_parts_once():
+    pairs = toy_pairs(12, prompts=3)
+    pairs.sort(key=lambda pair: pair.prompt_ids.tobytes())
+    total = pack_pairs(pairs).tokens.num_tokens
+    assert len(split_pairs_by_tokens(pairs, budget=total)) == 1
+    runs = split_pairs_by_tokens(pairs, budget=total - 1)
+    assert len(runs) == 2
+    assert list(chain.from_iterable(runs)) == pairs
+    assert all(len(run) == 1 for run in split_pairs_by_tokens(pairs, budget=1))
+
+
+def test_dpo_starts_at_log_two_and_learns(causal_directory, tmp_path):
+    tracker = ListTracker()
+    summary, policy, _ = train_stage("dpo", causal_directory, tmp_path, tracker, num_epochs=6)
+    assert tracker.series("policy/heldout_loss")[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert tracker.series("policy/loss")[0] == pytest.approx(math.log(2), rel=1e-5)
+    assert summary.metrics["policy/heldout_accuracy"] > 0.9
+    start, pairs = load_causal(causal_directory), toy_pairs(16, 1)
+    moved = pair_logprobs(policy, pairs, budget=500) - pair_logprobs(start, pairs, budget=500)
+    margin = 0.1 * (moved[:, 0] - moved[:, 1]).mean()
+    assert summary.metrics["policy/heldout_margin"] == pytest.approx(float(margin), rel=1e-3)
+
+
+def test_dpo_by_hand_with_smoothing_and_soft_labels(causal_directory):
+    policy, pairs = load_causal(causal_directory), toy_pairs(5)
+    reference = torch.randn(5, 2)
+    settings = DpoConfig(beta=0.3, label_smoothing=0.2, use_soft_labels=True)
+    measures, _ = DpoObjective(policy, settings).accumulate(pairs, reference)
+    for index, pair in enumerate(pairs):
+        summed = [
+            token_logprobs(policy, pack_responses([pair.prompt_ids], [response])).sum().item()
+            for response in (pair.chosen_ids, pair.rejected_ids)
+        ]
+        gap = 0.3 * ((summed[0] - reference[index, 0]) - (summed[1] - reference[index, 1]))
+        label = 0.8 * pair.probability + 0.2 * (1 - pair.probability)
+        expected = label * math.log1p(math.exp(-gap)) + (1 - label) * math.log1p(math.exp(gap))
+        assert float(measures.losses[index]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_dpo_without_a_second_model_is_dpo_against_the_start(causal_directory, tmp_path):
+    results = []
+    for reference in (None, load_causal(causal_directory)):
+        policy = load_causal(causal_directory)
+        store = CheckpointStore(tmp_path / str(reference is None))
+        fit_dpo(
+            policy,
+            reference,
+            toy_pairs(24),
+            toy_pairs(8, 1),
+            settings=DpoConfig(batch_size=8, optimizer=OPTIMIZER),
+            run=TrainingRun(seed=0, tracker=ListTracker(), checkpoints=store),
+        )
+        results.append(policy.lm_head.weight)
+    assert torch.equal(*results)

@@ -1,0 +1,135 @@
+"""Toy data: a response repeats the prompt's last token; the better one ends with token 3."""
+
+from pathlib import Path
+
+import numpy as np
+import transformers as hf
+
+from rlhf_core.config import DpoConfig, OptimizerConfig, RewardConfig, SftConfig
+from rlhf_core.models import load_causal, save_model, scalar_from_causal
+from rlhf_core.tokenization import TokenizedExample, TokenizedPair
+from rlhf_core.trainers.checkpoint import CheckpointStore
+from rlhf_core.trainers.dpo import fit_dpo
+from rlhf_core.trainers.loop import TrainingRun
+from rlhf_core.trainers.reward import fit_reward_model
+from rlhf_core.trainers.sft import fit_sft
+
+VOCAB, EOS = 24, 2
+
+
+def toy_config():
+    return hf.LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        eos_token_id=EOS,
+        pad_token_id=0,
+    )
+
+
+def ids(*tokens):
+    return np.asarray(tokens, dtype=np.int32)
+
+
+def toy_examples(num, seed=0):
+    generator = np.random.default_rng(seed)
+    examples = []
+    for index in range(num):
+        prompt = generator.integers(4, VOCAB, generator.integers(2, 7))
+        response = [int(prompt[-1])] * int(generator.integers(1, 5))
+        examples.append(TokenizedExample(str(index), ids(1, *prompt), ids(*response, EOS)))
+    return examples
+
+
+def toy_pairs(num, seed=0, prompts=None):
+    generator = np.random.default_rng(seed)
+    openings = [
+        ids(1, *generator.integers(4, VOCAB, generator.integers(2, 7)))
+        for _ in range(prompts or num)
+    ]
+    pairs = []
+    for index in range(num):
+        shared = generator.integers(4, VOCAB, generator.integers(1, 5))
+        pairs.append(
+            TokenizedPair(
+                pair_id=str(index),
+                prompt_ids=openings[index % len(openings)],
+                chosen_ids=ids(*shared, 3, EOS),
+                rejected_ids=ids(*shared, int(generator.integers(4, VOCAB)), EOS),
+                probability=float(generator.uniform(0.6, 1.0)),
+            )
+        )
+    return pairs
+
+
+class ListTracker:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.rows = []
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, dict(metrics)))
+
+    def log_params(self, params):
+        pass
+
+    def log_artifact(self, path, folder=""):
+        pass
+
+    def series(self, name):
+        return [metrics[name] for _, metrics in self.rows if name in metrics]
+
+
+class FakeTokenizer:
+    """Only what ``save_model`` calls."""
+
+    def save_pretrained(self, directory):
+        (directory / "tokenizer.json").write_text("{}")
+
+
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.1)
+
+
+def train_stage(stage, causal: Path, work: Path, tracker=None, **changes):
+    """Train one stage from ``causal`` in ``work``; return summary, model and weights' sha256."""
+    store = CheckpointStore(work / "checkpoints")
+    run = TrainingRun(seed=0, tracker=tracker or ListTracker(), checkpoints=store)
+    common = {
+        "batch_size": 8,
+        "micro_batch_tokens": 40,
+        "num_epochs": 2,
+        "checkpoint_every": 3,
+        "optimizer": OPTIMIZER,
+        **changes,
+    }
+    if stage == "sft":
+        model = load_causal(causal)
+        summary = fit_sft(
+            model, toy_examples(64), toy_examples(16, 1), settings=SftConfig(**common), run=run
+        )
+    elif stage == "reward":
+        model = scalar_from_causal(causal, seed=0)
+        summary = fit_reward_model(
+            model,
+            toy_pairs(64, prompts=40),
+            toy_pairs(16, 1),
+            toy_examples(8),
+            settings=RewardConfig(**common),
+            run=run,
+        )
+    else:
+        model = load_causal(causal)
+        summary = fit_dpo(
+            model,
+            load_causal(causal),
+            toy_pairs(64, prompts=40),
+            toy_pairs(16, 1),
+            settings=DpoConfig(**common),
+            run=run,
+        )
+    return summary, model, save_model(model, FakeTokenizer(), work / "model")
