@@ -30,7 +30,12 @@ from rlhf_core.stages.compare import compare_with_sft, write_samples
 from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.scored_pairs import heldout_pairs, score_pairs
 from rlhf_core.stages.scoring import response_logprobs
-from rlhf_core.stages.verdict import conclude, evaluation_run, metric_plans
+from rlhf_core.stages.verdict import (
+    conclude,
+    evaluation_run,
+    metric_plans,
+    require_independent_judge,
+)
 
 
 def evaluate_sft(
@@ -161,8 +166,12 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
         judge: reward model trained on the other half of the preferences.
         context: where the run keeps its files.
         run: an open run to log to; None opens the evaluation's own.
+
+    Raises:
+        RegistryError: the judge is what the policy was optimised against, or was never one.
     """
     started = time.monotonic()
+    require_independent_judge(judge, policy, reward)
     upstream = {"policy": policy, "sft": sft, "judge": judge}
     upstream |= {"reward": reward} if reward else {}
     with evaluation_run(config, splits, context, run, **upstream) as run:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rlhf_core.adapters.champion import record_decision, recorded_verdict
+from rlhf_core.adapters.registry import find_version, upstream_uris
 from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
 from rlhf_core.config import GatedStage, PipelineConfig
+from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.intervals import Plans, Resampling
 from rlhf_core.schema import DatasetSplits, EvaluationReport, ModelRef, RunContext, StageResult
@@ -65,10 +67,44 @@ def conclude(
     )
 
 
+def require_independent_judge(judge: ModelRef, policy: ModelRef, reward: ModelRef | None) -> None:
+    """Refuse a judge that the policy was optimised against, or that was not trained as one.
+
+    Args:
+        judge: who is to decide.
+        policy: what is judged; the registry knows what it was optimised against.
+        reward: the reward model that this evaluation was given; None after DPO.
+
+    Raises:
+        RegistryError: says which model it is and what to do.
+    """
+    optimised = {reward.uri: reward.sha256} if reward else {}
+    if _is_registered(policy):
+        used = upstream_uris(policy.uri).get("reward")
+        optimised |= {used: find_version(used).tags.get("rlhf.sha256", "")} if used else {}
+    for uri, sha256 in optimised.items():
+        if judge.sha256 == sha256:
+            raise RegistryError(
+                f"the judge {judge.uri} is {uri}, the reward model {policy.uri} was optimised "
+                "against; its word proves nothing. Give a judge: `rlhf reward CONFIG --role judge`"
+            )
+    if _is_registered(judge):
+        stage = find_version(judge.uri).tags.get("rlhf.stage")
+        if stage != "judge":
+            raise RegistryError(
+                f"{judge.uri} was trained as {stage or 'something unknown'}, not as judge, on the "
+                "half of the preferences that policies learn from. Give a judge: "
+                "`rlhf reward CONFIG --role judge`"
+            )
+
+
+def _is_registered(model: ModelRef) -> bool:
+    return model.uri.startswith("models:/")
+
+
 def _doubts_about(judge: ModelRef) -> tuple[str, ...]:
     """Why a judge's word does not count: it has not passed the gates that are asked of it."""
-    registered = judge.uri.startswith("models:/")
-    verdict = recorded_verdict(judge.uri)[0] if registered else None
+    verdict = recorded_verdict(judge.uri)[0] if _is_registered(judge) else None
     if verdict == "PROMOTE":
         return ()
     found = f"has verdict {verdict}" if verdict else "has passed no gate"

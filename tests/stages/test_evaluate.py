@@ -7,6 +7,7 @@ from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.dataprep.files import read_records
+from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import Demonstration, ModelRef
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
@@ -147,6 +148,25 @@ def test_a_judge_that_failed_its_gate_can_promote_nobody(
     result = judged(strict, small_splits, four_models, stage_context)
     assert result.decision.verdict == "HOLD"
     assert "the judge models:/rlhf-judge/1 has verdict" in result.decision.reasons[0]
+
+
+def test_a_reward_model_is_no_judge(four_models, stage_config, stage_context, small_splits):
+    models = {**four_models, "judge": four_models["reward"]}
+    with pytest.raises(RegistryError, match=r"the reward model .* was optimised against"):
+        judged(stage_config(), small_splits, models, stage_context)
+    models["reward"] = None
+    with pytest.raises(RegistryError, match="was trained as reward, not as judge"):
+        evaluate_policy(stage_config(), small_splits, context=stage_context, **models)
+
+
+def test_a_judge_that_a_policy_was_optimised_against_is_refused(
+    register_all, saved_models, stage_config, stage_context, small_splits
+):
+    models = register_all(saved_models)
+    client = mlflow_client()
+    client.set_model_version_tag("rlhf-policy", "1", "rlhf.upstream.reward", models["judge"].uri)
+    with pytest.raises(RegistryError, match="models:/rlhf-judge/1, the reward model"):
+        judged(stage_config(), small_splits, models, stage_context)
 
 
 def test_greedy_answers_have_no_kl_and_dpo_has_no_reward_gain(

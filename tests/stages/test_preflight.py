@@ -1,0 +1,40 @@
+import pytest
+
+from rlhf_core.errors import DataError
+from rlhf_core.stages.preflight import check_inputs
+
+
+@pytest.fixture
+def with_data(stage_config, tmp_path):
+    """Settings whose raw file exists, with more said about the data."""
+    (tmp_path / "raw.jsonl").touch()
+
+    def make(**data):
+        config = stage_config()
+        raw = config.data.model_dump() | {"preferences": {"path": tmp_path / "raw.jsonl"}} | data
+        return config.model_validate({**config.model_dump(), "data": raw})
+
+    return make
+
+
+def test_a_dataset_of_the_hub_is_not_looked_for_on_this_machine(with_data):
+    check_inputs(with_data(preferences={"path": "hf://datasets/Anthropic/hh-rlhf", "format": "hh"}))
+
+
+def test_a_published_version_needs_no_raw_file(with_data):
+    check_inputs(with_data(preferences={"path": "gone.jsonl"}, version="data-v3"))
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({"preferences": {"path": "gone.jsonl"}}, "data.preferences.path"),
+        ({"more_preferences": [{"path": "gone.jsonl"}]}, "data.more_preferences.0.path"),
+        ({"demonstrations": {"path": "gone.jsonl"}}, "data.demonstrations.path"),
+        ({"prompts": {"production_path": "gone.jsonl"}}, "data.prompts.production_path"),
+        ({"cleaning": {"contamination": ["gone.jsonl"]}}, "data.cleaning.contamination.0"),
+    ],
+)
+def test_a_missing_file_is_named_with_its_key(with_data, data, key):
+    with pytest.raises(DataError, match=f"gone.jsonl: no such file; {key} must name"):
+        check_inputs(with_data(**data))
