@@ -23,6 +23,8 @@ def refused(workspace):
         ours = [path for path in after if path not in before and path.suffix == ".safetensors"]
         assert not ours
         assert not (workspace.path / "data" / "prepared").exists()
+        assert not list((workspace.path / "runs").glob("*")), "a run that never began was left"
+        assert not [path for path in after if path.suffix == ".tmp"]
         return lines[0]
 
     return run
