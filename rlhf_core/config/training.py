@@ -1,8 +1,9 @@
 """Settings of the four trainers."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf_core.config.base import Count, Fraction, NonNegative, Positive, Section
 
@@ -21,6 +22,24 @@ class OptimizerConfig(Section):
     schedule: Schedule = "cosine"
     warmup_fraction: Fraction = 0.05
     """Share of all optimiser steps over which the rate rises linearly from 0."""
+
+
+def _filled_with(defaults: OptimizerConfig) -> BeforeValidator:
+    """Let a section that names only some settings keep the stage's own defaults for the rest."""
+    own = defaults.model_dump(exclude_unset=True)
+
+    def fill(value: Any) -> Any:
+        return {**own, **value} if isinstance(value, Mapping) else value
+
+    return BeforeValidator(fill)
+
+
+SFT_OPTIMIZER = OptimizerConfig(learning_rate=2e-5)
+REWARD_OPTIMIZER = OptimizerConfig(learning_rate=1e-5)
+PPO_OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-6, adam_beta2=0.999, adam_eps=1e-5, schedule="linear", warmup_fraction=0.0
+)
+DPO_OPTIMIZER = OptimizerConfig(learning_rate=5e-7, schedule="linear")
 
 
 class LoraConfig(Section):
@@ -64,7 +83,7 @@ class SupervisedConfig(Section):
 class SftConfig(SupervisedConfig):
     """Supervised fine-tuning on demonstrations."""
 
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
+    optimizer: Annotated[OptimizerConfig, _filled_with(SFT_OPTIMIZER)] = SFT_OPTIMIZER
     loss_on: Literal["response", "assistant_turns"] = "response"
     """``assistant_turns`` lets the assistant's earlier turns in a prompt count as well."""
     early_stopping_patience: Count | None = None
@@ -81,7 +100,7 @@ class SftConfig(SupervisedConfig):
 class RewardConfig(SupervisedConfig):
     """Bradley-Terry reward model."""
 
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    optimizer: Annotated[OptimizerConfig, _filled_with(REWARD_OPTIMIZER)] = REWARD_OPTIMIZER
     center_on_reference: bool = True
     """Shift the scores so that demonstrations score 0 on average."""
     use_soft_labels: bool = False
@@ -110,9 +129,7 @@ class PpoConfig(Section):
     """
 
     algorithm: Literal["ppo"] = "ppo"
-    optimizer: OptimizerConfig = OptimizerConfig(
-        learning_rate=1e-6, adam_beta2=0.999, adam_eps=1e-5, schedule="linear", warmup_fraction=0.0
-    )
+    optimizer: Annotated[OptimizerConfig, _filled_with(PPO_OPTIMIZER)] = PPO_OPTIMIZER
     value_learning_rate: Positive | None = None
     """Learning rate of the value model, same schedule; None takes the policy's."""
     num_iterations: Count = 100
@@ -195,7 +212,7 @@ class DpoConfig(SupervisedConfig):
     """Policy optimisation straight from pairs (Rafailov et al. 2023)."""
 
     algorithm: Literal["dpo"] = "dpo"
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7, schedule="linear")
+    optimizer: Annotated[OptimizerConfig, _filled_with(DPO_OPTIMIZER)] = DPO_OPTIMIZER
     beta: Positive = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of labels taken to be wrong (conservative DPO)."""

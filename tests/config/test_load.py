@@ -63,6 +63,28 @@ def test_an_override_reaches_a_nested_key(minimal):
     assert config.seed == 7
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo"])
+def test_naming_one_optimizer_setting_keeps_the_stages_defaults_for_the_rest(minimal, stage):
+    section = stage if stage in ("sft", "reward") else "policy"
+    child = minimal.parent / "child.yaml"
+    algorithm = "" if section == stage else f"algorithm: {stage}, "
+    child.write_text(f"extends: minimal.yaml\n{section}: {{{algorithm}}}\n")
+    whole = getattr(load_config(child), section).optimizer
+    child.write_text(
+        f"extends: minimal.yaml\n{section}: {{{algorithm}optimizer: {{weight_decay: 0.125}}}}\n"
+    )
+    partial = getattr(load_config(child), section).optimizer
+    assert partial == whole.model_copy(update={"weight_decay": 0.125})
+
+
+def test_each_policy_algorithm_has_its_own_optimizer_defaults(minimal):
+    ppo = load_config(minimal, {"policy.optimizer.learning_rate": "0.5"}).policy.optimizer
+    found = (ppo.adam_beta2, ppo.adam_eps, ppo.schedule, ppo.warmup_fraction)
+    assert found == (0.999, 1e-5, "linear", 0.0)
+    dpo = load_config(CONFIGS[0].parent / "demo-dpo.yaml").policy.optimizer
+    assert (dpo.learning_rate, dpo.schedule, dpo.warmup_fraction) == (1e-4, "linear", 0.05)
+
+
 def test_an_override_through_a_value_is_refused(minimal):
     with pytest.raises(ConfigError, match="'base' is a value"):
         load_config(minimal, {"model.base.name": "x"})
