@@ -19,6 +19,7 @@ Reason = Literal[
     "too_few_responses",
     "no_votes",
     "tie",
+    "votes_pooled",
     "exact_duplicate",
     "conflicting_labels",
     "prompt_is_heldout",
