@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_core.config.base import Count, Fraction, Section
+from rlhf_core.config.base import Count, Fraction, NonNegative, Section
 from rlhf_core.config.evaluation import GateConfig
 
 Choice = Literal["a", "b", "tie"]
@@ -32,7 +32,7 @@ class SourceConfig(Section):
     names are read."""
     choices: dict[str, Choice] = Field(default_factory=dict)
     """The source's words for the winning side, where they are not a, b and tie."""
-    strengths: dict[str, float] = Field(default_factory=dict)
+    strengths: dict[str, NonNegative] = Field(default_factory=dict)
     """The source's words for how much better, as numbers."""
     split: str = "train"
     """Hub only."""

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from rlhf_core.dataprep.files import iterate_records
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.keys import Key, conversation_key, response_key, source_name
-from rlhf_core.dataprep.near import PromptIndex, prompt_text
+from rlhf_core.dataprep.near import PromptIndex, prompt_text, signature
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.resolve import resolve
@@ -41,7 +41,7 @@ class Workbench:
         """Tell whether a training prompt is nearly a held-out one."""
         if side == "heldout" or self.heldout is None:
             return False
-        return self.heldout.near(prompt_text(prompt))
+        return self.heldout.near(signature(prompt_text(prompt)))
 
 
 def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Key, PreferencePair]]:
@@ -50,10 +50,8 @@ def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Key, Prefere
     progress = tqdm(
         records, total=len(intake.entries), desc="writing pairs", unit=" rows", disable=None
     )
-    for entry, item in progress:
+    for number, (entry, item) in enumerate(progress):
         side = bench.splitter.side(entry.prompt)
-        if entry.reason is None and bench.gives_away(item.prompt, side):
-            entry.set_aside("prompt_near_heldout")
         if entry.reason is not None:
             row = SetAside(
                 entry.reason,
@@ -65,6 +63,8 @@ def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Key, Prefere
             )
             bench.quarantine.add("preferences", row)
             continue
+        if number in intake.pooled:
+            item = item.model_copy(update={"votes": intake.pooled[number]})
         pair = resolve(item, entry.a_beats_b)
         bench.files.add_pair(pair, entry.prompt, bench.splitter.half(entry.prompt), side)
         bench.quarantine.keep("preferences")
@@ -159,7 +159,7 @@ def write_heldout_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench:
             continue
         reserved.add(key)
         if bench.heldout is not None:
-            bench.heldout.add(key, prompt_text(item.prompt))
+            bench.heldout.add(key, signature(prompt_text(item.prompt)))
         bench.files.add_prompt(item, key, "heldout")
         bench.quarantine.keep("heldout_prompts")
 
@@ -171,7 +171,7 @@ def index_heldout(prompts: Iterable[Conversation], bench: Workbench) -> None:
     for prompt in prompts:
         key = conversation_key(prompt)
         if bench.splitter.side(key) == "heldout":
-            bench.heldout.add(key, prompt_text(prompt))
+            bench.heldout.add(key, signature(prompt_text(prompt)))
 
 
 def _demonstration_problem(item: Demonstration, bench: Workbench) -> Problem | None:

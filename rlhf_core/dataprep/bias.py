@@ -75,14 +75,14 @@ class StyleCounter:
         chosen, rejected = self.chosen_words, self.rejected_words
         pooled = chosen + rejected
         total = pooled.total()
+        sizes = [(part, part.total()) for part in (chosen, rejected)]
         scores = {}
         for word, count in pooled.items():
-            if count < 10:
-                continue
             prior = 100 * count / total
+            if count < 10 or count == total:  # Where there is one word, it tells nothing.
+                continue
             odds = [
-                (part[word] + prior) / (part.total() + 100 - part[word] - prior)
-                for part in (chosen, rejected)
+                (part[word] + prior) / (size + 100 - part[word] - prior) for part, size in sizes
             ]
             deviation = math.sqrt(1 / (chosen[word] + prior) + 1 / (rejected[word] + prior))
             scores[word] = math.log(odds[0] / odds[1]) / deviation

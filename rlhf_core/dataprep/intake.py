@@ -9,11 +9,14 @@ from tqdm import tqdm
 
 from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.dataprep.frames import FrameBuilder
+from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.ledger import Entry, enter
-from rlhf_core.dataprep.near import SignatureTable, near_repeats, prompt_text
+from rlhf_core.dataprep.near import PromptIndex, SignatureTable, near_repeats, prompt_text
+from rlhf_core.dataprep.pooling import Ballot
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.rules import RowRules
+from rlhf_core.dataprep.split import PromptSplitter
 from rlhf_core.dataprep.votes import VoteTable
 from rlhf_core.schema import Comparison
 
@@ -43,6 +46,8 @@ class Intake:
     columns: FrameBuilder = field(default_factory=lambda: FrameBuilder(RAW_COLUMNS))
     signatures: tuple[SignatureTable, SignatureTable] | None = None
     """Of both responses together and of the prompt; None where near repeats do not matter."""
+    pooled: dict[int, Ballot] = field(default_factory=dict)
+    """Row to all votes on its pair, where other rows gave it theirs."""
     num_rows: int = 0
     """Rows read, those the reader set aside included."""
 
@@ -109,6 +114,28 @@ def set_aside_near_repeats(intake: Intake, threshold: float) -> None:
     for row, earlier in near_repeats(tables, threshold).items():
         original = intake.entries[staying[earlier]]
         intake.entries[staying[row]].set_aside("near_duplicate", f"of {original.place}")
+
+
+def set_aside_near_heldout(intake: Intake, heldout: PromptIndex, splitter: PromptSplitter) -> None:
+    """Set aside training pairs whose prompt is nearly a held-out one.
+
+    The held-out prompts of the pairs that stay join those of the other files in ``heldout``.
+    """
+    if intake.signatures is None:
+        return
+    prompts = intake.signatures[1].array()
+    train: dict[Key, list[int]] = {}
+    for row, entry in enumerate(intake.entries):
+        if entry.reason is not None:
+            continue
+        if splitter.side(entry.prompt) == "heldout":
+            heldout.add(entry.prompt, prompts[row])
+        else:
+            train.setdefault(entry.prompt, []).append(row)
+    for rows in train.values():
+        if heldout.near(prompts[rows[0]]):
+            for row in rows:
+                intake.entries[row].set_aside("prompt_near_heldout")
 
 
 def _without_votes_of(excluded: frozenset[str], item: Comparison) -> Comparison:

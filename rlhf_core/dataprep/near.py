@@ -56,7 +56,9 @@ class SignatureTable:
         self._flush()
         if not self._chunks:
             return np.empty((0, NUM_PERMUTATIONS), dtype=np.uint32)
-        return np.concatenate(self._chunks)
+        if len(self._chunks) > 1:
+            self._chunks = [np.concatenate(self._chunks)]
+        return self._chunks[0]
 
     def _flush(self) -> None:
         if self._rows:
@@ -93,19 +95,17 @@ class PromptIndex:
         self._lsh = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=_WEIGHTS)
         self._signatures: dict[Key, Signature] = {}
 
-    def add(self, key: Key, text: str) -> None:
-        """Add a held-out prompt."""
+    def add(self, key: Key, hashed: Signature) -> None:
+        """Add the signature of a held-out prompt."""
         if key not in self._signatures:
-            hashed = _minhash(text)
-            self._lsh.insert(key, hashed)
-            self._signatures[key] = hashed.hashvalues
+            self._lsh.insert(key, _sketch(hashed))
+            self._signatures[key] = hashed
 
-    def near(self, text: str) -> bool:
-        """Tell whether a prompt is nearly one of the held-out prompts."""
-        hashed = _minhash(text)
+    def near(self, hashed: Signature) -> bool:
+        """Tell whether a prompt, by its signature, is nearly one of the held-out prompts."""
         return any(
-            similarity(hashed.hashvalues, self._signatures[key]) >= self._threshold
-            for key in self._lsh.query(hashed)
+            similarity(hashed, self._signatures[key]) >= self._threshold
+            for key in self._lsh.query(_sketch(hashed))
         )
 
 
@@ -113,6 +113,12 @@ def _minhash(text: str) -> MinHash:
     hashed = _empty().copy()
     hashed.update_batch(_shingles(text))
     return hashed
+
+
+def _sketch(hashed: Signature) -> MinHash:
+    sketch = _empty().copy()
+    sketch.hashvalues = hashed.astype(np.uint64)
+    return sketch
 
 
 @cache

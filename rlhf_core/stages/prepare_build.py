@@ -9,12 +9,18 @@ from rlhf_core.adapters import data_docs, validation
 from rlhf_core.config import DataConfig, PipelineConfig
 from rlhf_core.dataprep import assemble
 from rlhf_core.dataprep.assemble import Workbench
-from rlhf_core.dataprep.intake import Intake, set_aside_near_repeats, take_in
-from rlhf_core.dataprep.ledger import apply_votes, set_aside_repeats, set_aside_reserved
+from rlhf_core.dataprep.intake import (
+    Intake,
+    set_aside_near_heldout,
+    set_aside_near_repeats,
+    take_in,
+)
+from rlhf_core.dataprep.ledger import apply_votes, set_aside_reserved
 from rlhf_core.dataprep.manifest import write_manifest
 from rlhf_core.dataprep.near import PromptIndex, SignatureTable
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.pictures import draw_pictures
+from rlhf_core.dataprep.pooling import pool_votes
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.rules import TokenCheck, make_rules
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
@@ -132,13 +138,15 @@ def _read(data: DataConfig, bench: Workbench, spill: Path) -> Intake:
 
 
 def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
-    """Votes to winners, then everything that takes two rows to see."""
+    """Votes to winners, and everything that takes two rows to see."""
+    set_aside_reserved(intake.entries, bench.splitter.reserved)
+    intake.pooled = pool_votes(intake.entries, intake.votes)
     model = MODELS[data.votes.method]
     apply_votes(intake.entries, model(intake.votes, len(intake.entries)))
-    set_aside_reserved(intake.entries, bench.splitter.reserved)
-    set_aside_repeats(intake.entries)
-    if data.cleaning.near_duplicates is not None:
+    if bench.heldout is not None and data.cleaning.near_duplicates is not None:
         set_aside_near_repeats(intake, data.cleaning.near_duplicates)
+        set_aside_near_heldout(intake, bench.heldout, bench.splitter)
+        intake.signatures = None
 
 
 def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:

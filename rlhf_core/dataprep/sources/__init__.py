@@ -51,7 +51,7 @@ def _parser(
         "ranked": ranked.parse_comparisons,
         "flat": lambda rows: flat.parse_comparisons(rows, source.choices, source.strengths),
         "label_studio": lambda rows: label_studio.parse_comparisons(
-            rows, source.columns, source.choices
+            rows, label_studio.Wording(source.columns, source.choices, source.strengths)
         ),
     }
     return plain[source.format]
