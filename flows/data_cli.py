@@ -8,8 +8,11 @@ import typer
 from flows.options import JsonOption, begin, write_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rlhf_core.config import SourceConfig
-    from rlhf_core.stages.data_versions import BatchResult, DataVersion
+    from rlhf_core.stages.data_publish import BatchResult
+    from rlhf_core.stages.data_versions import DataVersion
 
 data_app = typer.Typer(
     name="data",
@@ -30,6 +33,8 @@ KeepOption = Annotated[
     ),
 ]
 _MAX_SHOWN = 20
+_WIDE = 200
+"""Columns of a table that goes to a file or a pipe."""
 
 
 @data_app.command(epilog="Example: rlhf data add votes.jsonl.gz")
@@ -47,7 +52,7 @@ def add(
 ) -> None:
     """Publish a batch of annotations: store, prepare, commit, push, tag data-vN."""
     begin("info")
-    from rlhf_core.stages.data_versions import publish
+    from rlhf_core.stages.data_publish import publish
 
     source = _source(file, file_format, column or [])
     _show_published(publish(source, min_kept_fraction=min_kept_fraction), json_file)
@@ -57,7 +62,7 @@ def add(
 def publish_command(min_kept_fraction: KeepOption = 1.0, json_file: JsonOption = None) -> None:
     """Publish the committed raw data as it is, with no new batch."""
     begin("info")
-    from rlhf_core.stages.data_versions import publish
+    from rlhf_core.stages.data_publish import publish
 
     _show_published(publish(None, min_kept_fraction=min_kept_fraction), json_file)
 
@@ -80,36 +85,49 @@ def log() -> None:
 def diff(first: VersionArgument, second: VersionArgument, json_file: JsonOption = None) -> None:
     """Say which pairs came, went and changed their winner between two versions."""
     begin("warning")
+    from rich.markup import escape
     from rich.table import Table
 
-    from flows.tables import console, show_line
+    from flows.tables import show_line
     from rlhf_core.stages.data_versions import compare
 
-    found = compare(first, second)
+    found = compare(first, second, limit=None if json_file else _MAX_SHOWN)
     write_json(found, json_file)
     table = Table("change", "pair", "source", "prompt", title=f"{first} to {second}")
     for name, pairs in (("came", found.came), ("went", found.went), ("flip", found.relabelled)):
         for pair in pairs[:_MAX_SHOWN]:
-            table.add_row(name, pair.comparison_id, pair.source, pair.prompt[:60])
-    console.print(table)
+            table.add_row(name, pair.comparison_id, pair.source, escape(pair.prompt[:60]))
+    _show_table(table)
     show_line(
-        f"{len(found.came)} came, {len(found.went)} went, {len(found.relabelled)} changed their"
-        f" winner, {found.num_same} stayed; all of them: --json FILE"
+        f"{found.num_came:,} came, {found.num_went:,} went, {found.num_relabelled:,} changed their"
+        f" winner, {found.num_same:,} stayed; all of them: --json FILE"
     )
 
 
-@data_app.command(epilog="Example: rlhf data get data-v1")
+@data_app.command(epilog="Example: rlhf data get models:/rlhf-policy@champion")
 def get(
     version: Annotated[
-        str, typer.Argument(metavar="VERSION", help="data-vN, or the DVC md5 of a model's tags.")
+        str,
+        typer.Argument(
+            metavar="VERSION",
+            help="data-vN; or a model, models:/NAME/VERSION or models:/NAME@ALIAS, for what it was"
+            " trained on; or a DVC md5.",
+        ),
     ],
 ) -> None:
-    """Bring a version back, into a folder of its own."""
+    """Bring a version back, byte for byte, into a folder of its own."""
     begin("warning")
-    from flows.tables import show_splits
-    from rlhf_core.stages.data_versions import bring_back, restore
+    from flows.tables import show_line, show_splits
+    from rlhf_core.stages.data_versions import bring_back, restore, restore_for_model
 
-    show_splits(bring_back(version) if version.startswith("data-v") else restore(version))
+    if version.startswith("data-v"):
+        splits = bring_back(version)
+    elif version.startswith("models:"):
+        splits = restore_for_model(version)
+    else:
+        splits = restore(version)
+    show_splits(splits)
+    show_line(f"files: {splits.directory}")
 
 
 def _source(file: Path, file_format: str, columns: list[str]) -> "SourceConfig":
@@ -128,22 +146,30 @@ def _source(file: Path, file_format: str, columns: list[str]) -> "SourceConfig":
 
 
 def _show_published(result: "BatchResult", json_file: Path | None) -> None:
+    from flows.events import announce_dataset
     from flows.tables import show_line
 
+    version = result.version.version
     write_json(result, json_file)
     _show_versions([result.version])
     for reason, count in result.set_aside.items():
-        show_line(f"set aside while reading: {count} {reason}")
-    version = result.version.version
+        kept = f"data/raw/set-aside/{result.version.batch}"
+        show_line(f"set aside while reading: {count} {reason}; kept in {kept}")
     if not result.branch_moved:
         show_line(f"local changes kept your branch where it was; then: git merge {version}")
     show_line(f"train on it: rlhf run CONFIG --set data.version={version}")
+    announce_dataset(
+        result.version.sha256,
+        str(result.directory),
+        version=version,
+        dvc_md5=result.version.dvc_md5,
+        commit=result.version.commit,
+        batch=result.version.batch,
+    )
 
 
 def _show_versions(versions: "list[DataVersion]") -> None:
     from rich.table import Table
-
-    from flows.tables import console
 
     table = Table("version", "date", "commit", "rows", "pairs", "alpha", "changed", "batch")
     for item in versions:
@@ -157,4 +183,17 @@ def _show_versions(versions: "list[DataVersion]") -> None:
             f"+{item.came:,} -{item.went:,} ~{item.relabelled:,}",
             item.batch or "-",
         )
-    console.print(table)
+    _show_table(table)
+
+
+def _show_table(table: "Table") -> None:
+    """Print a table whose words are never cut short: folded in a narrow terminal, whole in a file.
+
+    Away from a terminal there is no width; what Rich assumes then depends on the environment.
+    """
+    from rich.console import Console
+
+    for column in table.columns:
+        column.overflow = "fold"
+    width = None if Console().is_terminal else _WIDE
+    Console(highlight=False, width=width).print(table)

@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from flows.doctor import Finding
 from flows.records import PipelineResult, StageTiming
+from rlhf_core.adapters.data_docs import INDEX, find_docs
 from rlhf_core.schema import (
     DatasetRef,
     DatasetSplits,
@@ -44,6 +45,9 @@ def show_splits(splits: DatasetSplits) -> None:
             table.add_row(name, str(part.num_rows), part.sha256[:12])
     console.print(table)
     show_line(f"report: {splits.report}")
+    docs = find_docs(splits.directory)
+    if docs is not None:
+        show_line(f"data docs: {docs / INDEX}")
 
 
 def show_stage(name: str, result: StageResult) -> None:

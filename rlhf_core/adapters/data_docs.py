@@ -14,6 +14,7 @@ from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.schema import ValidationReport
 
 INDEX = "index.html"
+FOLDER = "docs"
 _STYLE = "style.css"
 _OUTSIDE = (
     re.compile(r"<script\b.*?</script>", re.DOTALL | re.IGNORECASE),
@@ -95,6 +96,14 @@ def write_index(folder: Path, title: str, reports: Sequence[ValidationReport]) -
     _write(folder / _STYLE, _CSS)
     _write(folder / INDEX, page)
     return folder / INDEX
+
+
+def find_docs(dataset: Path) -> Path | None:
+    """Return the folder of a prepared dataset's Data Docs; None where they are not here."""
+    for folder in (dataset / FOLDER, dataset.with_name(f"{dataset.name}-{FOLDER}")):
+        if (folder / INDEX).is_file():
+            return folder
+    return None
 
 
 def page_name(suite: str) -> str:

@@ -9,13 +9,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rlhf_core.adapters.versioning import dvc, git
+from rlhf_core.adapters.versioning import dvc, git, repository_root
 from rlhf_core.errors import DataError
 
 PREPARED = "data/prepared"
@@ -36,6 +36,35 @@ def scratch_clone(root: Path, revision: str) -> Iterator[Path]:
         yield clone
 
 
+def publishing_base(root: Path) -> str:
+    """Return what the next version grows from: the checked-out commit.
+
+    Or the last version, where that is ahead of it: after a kill, or where local changes kept the
+    branch behind.
+
+    Raises:
+        DataError: each has commits the other lacks; a batch would be lost, and its number reused.
+    """
+    tags = list_tags(root)
+    if not tags:
+        return "HEAD"
+    latest = tags[-1][0]
+    counts = git("rev-list", "--left-right", "--count", f"{latest}...HEAD", cwd=root)
+    ahead, behind = map(int, counts.split())
+    if ahead and behind:
+        raise DataError(
+            f"{latest} is not part of the checked-out branch, so its batches would be lost;"
+            f" first: git merge {latest}"
+        )
+    return latest if ahead else "HEAD"
+
+
+def list_files(root: Path, revision: str, folder: Path) -> list[str]:
+    """Return the names of the files that a revision has directly in ``folder``."""
+    listing = git("ls-tree", "--name-only", revision, f"{folder.as_posix()}/", cwd=root)
+    return [Path(line).name for line in listing.splitlines()]
+
+
 def list_tags(root: Path) -> list[tuple[str, str, str, str]]:
     """Return (tag, commit, date, message body) of every version, oldest first."""
     fields = "%(refname:short)%00%(*objectname)%00%(creatordate:short)%00%(contents)%01"
@@ -46,6 +75,22 @@ def list_tags(root: Path) -> list[tuple[str, str, str, str]]:
         if _TAG.fullmatch(tag) and len(rest) == 3:
             found.append((tag, rest[0], rest[1], rest[2]))
     return sorted(found, key=lambda version: int(version[0].removeprefix("data-v")))
+
+
+def version_named(directory: Path, dvc_md5: str, commit: str | None = None) -> str | None:
+    """Return the version that holds a dataset; None where it was never published.
+
+    Args:
+        directory: a place in the repository; outside of one nothing was published.
+        dvc_md5: of the prepared directory.
+        commit: where several versions hold the same bytes, that of this commit, else the last.
+    """
+    try:
+        tags = list_tags(repository_root(directory))
+    except (DataError, FileNotFoundError):
+        return None
+    same = {tag_commit: tag for tag, tag_commit, _, message in tags if dvc_md5 in message}
+    return same.get(commit or "") or (list(same.values())[-1] if same else None)
 
 
 def require_tag(root: Path, version: str) -> str:
@@ -67,11 +112,14 @@ def prepared_md5(root: Path, revision: str) -> str:
     Raises:
         DataError: the revision records no prepared dataset.
     """
-    lock = yaml.safe_load(git("show", f"{revision}:dvc.lock", cwd=root))
-    for stage in lock.get("stages", {}).values():
-        for out in stage.get("outs", ()):
-            if out["path"] == PREPARED:
-                return str(out["md5"])
+    text = git("show", f"{revision}:dvc.lock", cwd=root)
+    try:
+        for stage in yaml.safe_load(text)["stages"].values():
+            for out in stage.get("outs", ()):
+                if out["path"] == PREPARED:
+                    return str(out["md5"])
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise DataError(f"{revision}: dvc.lock cannot be read ({error!r})") from error
     raise DataError(f"{revision}: dvc.lock records no {PREPARED}; `rlhf data publish` makes one")
 
 
@@ -83,8 +131,10 @@ def commit_of(root: Path, dvc_md5: str) -> str:
     """
     log = git("log", "--all", "--format=%H", f"-S{dvc_md5}", "--", "dvc.lock", cwd=root)
     for commit in log.split():
-        if prepared_md5(root, commit) == dvc_md5:
-            return commit
+        # The search also names commits that took the digest, or the whole file, away.
+        with suppress(DataError):
+            if prepared_md5(root, commit) == dvc_md5:
+                return commit
     raise DataError(
         f"no commit records a dataset with DVC md5 {dvc_md5}: it was never published;"
         " `rlhf data publish` keeps a dataset for good"
@@ -144,13 +194,15 @@ def _identity(root: Path) -> list[str]:
 
 def _share_storage(root: Path, clone: Path) -> None:
     """Point the clone at the repository's cache and remotes, credentials included."""
+    from dvc.config import Config
+
     local = root / ".dvc" / "config.local"
     if local.is_file():
         shutil.copyfile(local, clone / ".dvc" / "config.local")
-    cache = dvc("cache", "dir", cwd=root).strip()
-    dvc("cache", "dir", "--local", cache, cwd=clone)
-    for line in dvc("remote", "list", cwd=root).splitlines():
-        name, _, rest = line.strip().partition(" ")
-        url = rest.strip().removesuffix("(default)").strip()
-        if url and "://" not in url:
-            dvc("remote", "modify", "--local", name, "url", url, cwd=clone)
+    ours = Config(str(root / ".dvc"))
+    with Config(str(clone / ".dvc"), validate=False).edit("local") as theirs:
+        cache = ours["cache"].get("dir") or root / ".dvc" / "cache"
+        theirs.setdefault("cache", {})["dir"] = str(cache)
+        for name, remote in ours["remote"].items():
+            if "://" not in remote["url"]:
+                theirs.setdefault("remote", {}).setdefault(name, {})["url"] = remote["url"]

@@ -1,11 +1,13 @@
 """What a stage writes while it runs: batched metrics, parameters, tags, files, dataset."""
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_core.adapters.data_docs import find_docs
+from rlhf_core.adapters.dataset_input import DATA_DOCS, dataset_files, dataset_input
+from rlhf_core.adapters.dvc_versions import version_named
 from rlhf_core.adapters.mlflow_client import (
     LONGEST_PAUSE_SECONDS,
     LostServerError,
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 2.0
 MAX_BATCH = 1_000
 """Most metrics that MLflow takes in one request."""
+NOTE = "mlflow.note.content"
+"""Tag that MLflow shows as the description of a run, in Markdown."""
 
 
 class StageRun:
@@ -113,26 +117,24 @@ class StageRun:
         )
 
     def log_dataset(self, splits: DatasetSplits) -> None:
-        """Record the dataset version as an input of the run."""
-        from mlflow.entities import Dataset, DatasetInput
-
-        dataset = Dataset(
-            name=splits.directory.name,
-            digest=splits.dvc_md5.removesuffix(".dir"),
-            source_type="dvc",
-            source=json.dumps(
-                {
-                    "path": str(splits.directory),
-                    "dvc_md5": splits.dvc_md5,
-                    "sha256": splits.sha256,
-                    "git_revision": splits.git_revision,
-                }
-            ),
-        )
+        """Record the dataset version as an input, and keep its report, pictures and Data Docs."""
+        version = version_named(Path.cwd(), splits.dvc_md5, splits.git_revision)
+        entity = dataset_input(splits, version)
         patiently(
             f"recording the dataset of the {self.stage} run",
-            lambda: self._client.log_inputs(self.run_id, [DatasetInput(dataset)]),
+            lambda: self._client.log_inputs(self.run_id, [entity]),
         )
+        for path, folder in dataset_files(splits):
+            self.log_artifact(path, folder)
+        name = version or f"{splits.sha256[:12]}, not published as a version"
+        tags = {NOTE: f"Dataset: {name}"}
+        if version:
+            self.lineage["rlhf.dataset_version"] = tags["rlhf.dataset_version"] = version
+        if find_docs(splits.directory):
+            page = f"/artifacts/{DATA_DOCS}/index.html"
+            tags["rlhf.data_docs"] = self.url + page
+            tags[NOTE] += f". [Data Docs](#{self.url.partition('#')[2]}{page})"
+        self.log_tags(tags)
 
     def flush(self) -> None:
         """Send what is buffered, waiting for a lost server as long as the patience lasts."""

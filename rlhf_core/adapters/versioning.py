@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -66,26 +67,38 @@ def git(*arguments: str, cwd: Path) -> str:
     return _checked(["git", *arguments], cwd)
 
 
-def dvc(*arguments: str, cwd: Path) -> str:
+def dvc(*arguments: str, cwd: Path, code: Path | None = None) -> str:
     """Run DVC, with its analytics off, and return what it printed.
+
+    Args:
+        arguments: command and options.
+        cwd: a place in the repository.
+        code: folder whose Python packages the commands of a stage import before any installed
+            ones; None leaves that as it is.
 
     Raises:
         DataError: DVC, or the command of a stage it ran, refused; one line says why.
     """
-    return _checked([sys.executable, "-m", "dvc", *arguments], cwd)
+    return _checked([sys.executable, "-m", "dvc", *arguments], cwd, code)
 
 
-def _checked(command: list[str], cwd: Path) -> str:
-    answer = _run(command, cwd)
+def _checked(command: list[str], cwd: Path, code: Path | None = None) -> str:
+    answer = _run(command, cwd, code)
     if answer.returncode:
         name = " ".join(["dvc" if "dvc" in command[:3] else "git", *command[-2:]])
         raise DataError(f"{name}: {_reason(answer.stderr or answer.stdout)}")
     return answer.stdout
 
 
-def _run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: list[str], cwd: Path, code: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = child_environment()
+    if code is not None:
+        first = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([str(code), *([first] if first else [])])
     return subprocess.run(
-        command, cwd=cwd, env=child_environment(), capture_output=True, text=True, check=False
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
 
 

@@ -24,6 +24,14 @@ stages:
     outs:
       - data/prepared: {persist: true}
 """
+STORAGE = """
+[core]
+    analytics = false
+    remote = storage
+['remote "storage"']
+    url = ../../storage
+"""
+AUTHOR = ("-c", "user.name=Ann", "-c", "user.email=ann@example.org")
 
 
 def row(number: int, winner: str = "a") -> dict:
@@ -62,8 +70,7 @@ def make_repository(root: Path) -> Path:
     call("git", "config", "user.email", "ann@example.org", cwd=root)
     call("git", "config", "user.name", "Ann", cwd=root)
     dvc("init", "-q", cwd=root)
-    dvc("config", "core.analytics", "false", cwd=root)
-    dvc("remote", "add", "-q", "-d", "storage", "../storage", cwd=root)
+    (root / ".dvc" / "config").write_text(STORAGE)
     (root / "configs").mkdir()
     (root / "configs" / "small.yaml").write_text(CONFIG)
     (root / "dvc.yaml").write_text(DVC)

@@ -1,40 +1,43 @@
-"""Versions against the real git, the real DVC and a real S3 server."""
+"""Versions looked back at: listed, compared and brought back, by the real git and DVC."""
 
 import json
+import os
 import shutil
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from rlhf_core.adapters import versioning
+from rlhf_core.adapters.dvc_versions import commit_of, publishing_base
 from rlhf_core.config import SourceConfig, load_config
 from rlhf_core.dataprep.files import read_records
 from rlhf_core.errors import DataError
 from rlhf_core.schema import PreferencePair
-from rlhf_core.stages.data_versions import bring_back, compare, list_versions, publish, restore
+from rlhf_core.stages.data_publish import publish
+from rlhf_core.stages.data_versions import bring_back, compare, list_versions, restore
 from rlhf_core.stages.prepare import prepare_data
-from tests.stages.data_helpers import call, dvc, make_repository, rows, write
+from tests.stages.data_helpers import AUTHOR, call, dvc, make_repository, rows, write
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("data_versions")]
 
 RLHF = str(Path(sys.executable).parent / "rlhf")
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """Three versions: as it was, with a batch, with a batch that contradicts and repeats."""
+    """Three versions: as it was, with a batch, with a batch and a label mended in the raw file."""
     folder = tmp_path_factory.mktemp("versions")
     root = make_repository(folder / "repository")
     publish(None, directory=root)
     batch = write(folder / "b1.jsonl", rows(range(60, 90)))
     added = call(RLHF, "data", "add", str(batch), "--json", str(folder / "added.json"), cwd=root)
     assert "--set data.version=data-v2" in added
-    second = rows(range(90, 95)) + rows([3], winner="b") + rows([4])
-    publish(SourceConfig(path=write(folder / "b2.jsonl", second)), directory=root)
+    assert "batch-0001.jsonl" in added
+    mended = rows([0, 1, 2]) + rows([3], winner="b") + rows(range(4, 59))
+    write(root / "data" / "raw" / "comparisons.jsonl", mended)
+    call("git", "commit", "-qam", "mend a label, drop a row", cwd=root)
+    publish(SourceConfig(path=write(folder / "b2.jsonl", rows(range(90, 95)))), directory=root)
     return root
 
 
@@ -43,9 +46,9 @@ def test_the_log_says_what_each_version_brought(published):
     assert [(v.version, v.rows, v.pairs, v.batch) for v in log] == [
         ("data-v1", 60, 60, None),
         ("data-v2", 90, 90, "batch-0001.jsonl"),
-        ("data-v3", 97, 94, "batch-0002.jsonl"),
+        ("data-v3", 94, 94, "batch-0002.jsonl"),
     ]
-    assert [(v.came, v.went, v.relabelled) for v in log] == [(60, 0, 0), (30, 0, 0), (5, 1, 0)]
+    assert [(v.came, v.went, v.relabelled) for v in log] == [(60, 0, 0), (30, 0, 0), (5, 1, 1)]
 
 
 def test_the_branch_moved_and_the_tree_is_clean(published):
@@ -53,7 +56,13 @@ def test_the_branch_moved_and_the_tree_is_clean(published):
     head = call("git", "rev-parse", "HEAD", cwd=published).strip()
     assert head == list_versions(published)[-1].commit
     batch = published / "data" / "raw" / "preferences" / "batch-0002.jsonl"
-    assert len(batch.read_text().splitlines()) == 7
+    assert len(batch.read_text().splitlines()) == 5
+    kept = call("git", "ls-files", "data/raw/preferences", cwd=published).split()
+    assert [Path(name).name for name in kept] == [
+        ".gitignore",
+        "batch-0001.jsonl.dvc",
+        "batch-0002.jsonl.dvc",
+    ]
 
 
 def test_a_version_is_brought_back_without_touching_the_tree(published, monkeypatch):
@@ -79,10 +88,16 @@ def test_a_version_is_brought_back_without_touching_the_tree(published, monkeypa
 def test_the_difference_names_every_pair(published):
     diff = compare("data-v2", "data-v3", directory=published)
     assert sorted(pair.prompt for pair in diff.came) == [f"Question {i}?" for i in range(90, 95)]
-    assert [pair.prompt for pair in diff.went] == ["Question 3?"]
-    assert (len(diff.relabelled), diff.num_same) == (0, 89)
+    assert [pair.prompt for pair in diff.went] == ["Question 59?"]
+    mended = [(pair.prompt, pair.chosen, pair.rejected) for pair in diff.relabelled]
+    assert mended == [("Question 3?", "Not 3.", "Answer 3.")]
+    counts = (diff.num_came, diff.num_went, diff.num_relabelled, diff.num_same)
+    assert counts == (5, 1, 1, 88)
     back = compare("data-v3", "data-v2", directory=published)
     assert (back.came, back.went) == (diff.went, diff.came)
+    assert [pair.chosen for pair in back.relabelled] == ["Answer 3."]
+    few = compare("data-v2", "data-v3", directory=published, limit=2)
+    assert (few.num_came, len(few.came), few.num_relabelled) == (5, 2, 1)
 
 
 def test_a_dataset_is_restored_from_its_md5_alone(published):
@@ -122,11 +137,6 @@ def test_outside_a_repository_there_are_no_versions(tmp_path):
         list_versions(tmp_path)
 
 
-@pytest.fixture
-def repository(tmp_path) -> Path:
-    return make_repository(tmp_path / "repository")
-
-
 def state(root: Path) -> tuple[str, str, str]:
     return tuple(
         call("git", *arguments, cwd=root)
@@ -145,21 +155,11 @@ def test_a_bad_batch_publishes_nothing(published, tmp_path):
     assert state(published) == before
 
 
-def test_what_preparation_refuses_is_told_and_publishes_nothing(repository):
-    path = repository / "configs" / "small.yaml"
-    path.write_text(path.read_text().replace("min_pairs: 10", "min_pairs: 1000"))
-    call("git", "commit", "-qam", "ask for more", cwd=repository)
-    before = state(repository)
-    with pytest.raises(DataError, match="60 pairs left of 60 rows, expected at least 1000"):
-        publish(None, directory=repository)
-    assert state(repository) == before
-
-
 def test_a_version_with_fewer_rows_must_be_asked_for(published):
     write(published / "data" / "raw" / "comparisons.jsonl", rows(range(40)))
     call("git", "commit", "-qam", "drop rows", cwd=published)
     try:
-        with pytest.raises(DataError, match="would have 77 rows, data-v3 has 97"):
+        with pytest.raises(DataError, match="would have 75 rows, data-v3 has 94"):
             publish(None, min_kept_fraction=0.9, directory=published)
     finally:
         call("git", "reset", "-q", "--hard", "data-v3", cwd=published)
@@ -178,76 +178,59 @@ def test_a_batch_that_is_not_here_is_never_left_out_silently(published, monkeypa
         batch.write_bytes(kept)
 
 
-def test_local_changes_keep_the_branch_but_not_the_version(repository, tmp_path):
-    """The batch is of another format: batches are canonical, whatever they came as."""
-    (repository / "data" / "raw" / "preferences").mkdir()
-    (repository / "data" / "raw" / "preferences" / ".gitignore").write_text("mine\n")
-    lines = [
-        {
-            "chosen": f"\n\nHuman: {i}?\n\nAssistant: y",
-            "rejected": f"\n\nHuman: {i}?\n\nAssistant: n",
-        }
-        for i in range(8)
-    ]
-    lines.append({"chosen": lines[0]["chosen"], "rejected": lines[0]["chosen"]})
-    batch = SourceConfig(path=write(tmp_path / "hh.jsonl", lines), format="hh")
-    result = publish(batch, directory=repository)
-    assert not result.branch_moved
-    assert result.set_aside == {"identical_responses": 1}
-    assert (result.version.version, result.version.rows) == ("data-v1", 68)
-    ignored = repository / "data" / "raw" / "preferences" / ".gitignore"
-    assert ignored.read_text() == "mine\n"
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    """A real S3 server on this machine."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(100):
-            try:
-                request = urllib.request.Request(f"{address}/versions", method="PUT")
-                urllib.request.urlopen(request, timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def test_versions_live_on_an_s3_server_by_configuration_alone(repository, tmp_path, s3):
-    dvc("remote", "modify", "storage", "url", "s3://versions/data", cwd=repository)
-    dvc("remote", "modify", "storage", "endpointurl", s3, cwd=repository)
-    call("git", "commit", "-qam", "data on S3", cwd=repository)
-    batch = SourceConfig(path=write(tmp_path / "b.jsonl", rows(range(60, 70))))
-    version = publish(batch, directory=repository).version
-    assert not (tmp_path / "storage").exists()
-    clone = tmp_path / "clone"
-    call("git", "clone", "-q", str(repository), str(clone), cwd=tmp_path)
-    assert bring_back("data-v1", directory=clone).dvc_md5 == version.dvc_md5
-
-
 def test_the_commands_print_what_was_done(published):
+    """Whole words, whatever the terminal's width is taken to be."""
     added = json.loads((published.parent / "added.json").read_text())
     assert added["version"]["came"] == 30
-    log = call(RLHF, "data", "log", cwd=published)
-    assert "data-v1" in log
-    assert "batch-0001" in log
-    diff = call(RLHF, "data", "diff", "data-v1", "data-v2", cwd=published)
-    assert "30 came, 0 went, 0 changed their winner, 60 stayed" in diff
-    assert "reward_train" in call(RLHF, "data", "get", "data-v1", cwd=published)
+    assert Path(added["directory"]).is_dir()
+    narrow = {**os.environ, "COLUMNS": "60"}
+    log = call(RLHF, "data", "log", cwd=published, env=narrow)
+    for version in list_versions(published):
+        assert version.version in log
+        assert version.commit[:10] in log
+        assert version.batch is None or version.batch in log
+    diff = call(RLHF, "data", "diff", "data-v2", "data-v3", cwd=published, env=narrow)
+    assert "5 came, 1 went, 1 changed their winner, 88 stayed" in diff
+    assert "Question 90?" in diff
+    got = call(RLHF, "data", "get", "data-v1", cwd=published, env=narrow)
+    assert "reward_train" in got
+    assert list_versions(published)[0].dvc_md5.removesuffix(".dir") in got
+
+
+def at(published: Path, version: str, folder: Path) -> Path:
+    """A clone whose branch stands at a version, with all tags."""
+    call("git", "clone", "-q", str(published), str(folder), cwd=published)
+    call("git", "reset", "-q", "--hard", version, cwd=folder)
+    return folder
+
+
+def test_a_branch_without_the_last_version_publishes_nothing(published, tmp_path):
+    """Else its batches would be lost silently and their numbers given to others."""
+    clone = at(published, "data-v2", tmp_path / "clone")
+    assert publishing_base(clone) == "data-v3"
+    (clone / "README").write_text("mine")
+    call("git", "add", "README", cwd=clone)
+    call("git", *AUTHOR, "commit", "-qm", "apart", cwd=clone)
+    with pytest.raises(DataError, match="data-v3 is not part of the checked-out branch"):
+        publish(None, directory=clone)
+    call("git", *AUTHOR, "merge", "-q", "-m", "together", "data-v3", cwd=clone)
+    assert publishing_base(clone) == "HEAD"
+
+
+def test_a_batch_that_went_must_be_asked_for(published, tmp_path):
+    clone = at(published, "data-v3", tmp_path / "clone")
+    storage = str(published.parent / "storage")
+    dvc("remote", "modify", "--local", "storage", "url", storage, cwd=clone)
+    call("git", "rm", "-q", "data/raw/preferences/batch-0001.jsonl.dvc", cwd=clone)
+    call("git", *AUTHOR, "commit", "-qm", "without it", cwd=clone)
+    with pytest.raises(DataError, match=r"data-v3 has batch-0001\.jsonl, the checked-out branch"):
+        publish(None, directory=clone)
+
+
+def test_a_commit_that_lost_the_record_hides_no_dataset(published, tmp_path):
+    """The newest commit that touches the digest is the one that deleted dvc.lock."""
+    clone = at(published, "data-v3", tmp_path / "clone")
+    call("git", "rm", "-q", "dvc.lock", cwd=clone)
+    call("git", *AUTHOR, "commit", "-qm", "prepare it anew", cwd=clone)
+    latest = list_versions(published)[-1]
+    assert commit_of(clone, latest.dvc_md5) == latest.commit

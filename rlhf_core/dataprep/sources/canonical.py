@@ -18,12 +18,13 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison]:
-    """Yield comparisons; each remembers its source and line."""
+    """Yield comparisons; each remembers its source and line, or those it came with."""
     for row in rows:
         value = _with_turns(row)
         _give_id(value, "comparison_id", "prompt", "response_a", "response_b")
+        if not (value.get("source") and value.get("line")):
+            value["line"] = row.line
         value["source"] = value.get("source") or row.source
-        value["line"] = row.line
         yield _validated(Comparison, value, row)
 
 

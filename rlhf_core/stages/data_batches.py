@@ -1,0 +1,118 @@
+"""Annotation batches under DVC: numbered files that only ever grow in number."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import Field
+
+from rlhf_core.adapters import dvc_versions, versioning
+from rlhf_core.config import SourceConfig
+from rlhf_core.dataprep.files import atomic_file, sha256_of, write_records
+from rlhf_core.dataprep.rows import SetAside
+from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Comparison, Record
+
+RAW = Path("data/raw")
+BATCHES = RAW / "preferences"
+"""Where annotation batches lie; ``data.batches`` of the configuration must name it."""
+SET_ASIDE = RAW / "set-aside"
+"""Under the batch's name, the rows of a batch that its reader could not use, as they came."""
+
+
+class AddedBatch(Record):
+    """What ``add_batch`` put into the repository."""
+
+    name: str | None = None
+    """File name of the batch; None where there was none."""
+    set_aside: dict[str, int] = Field(default_factory=dict)
+    """Rows its reader could not use, by reason."""
+    files: tuple[str, ...] = ()
+    """What git is to keep of it."""
+
+
+_BATCH = re.compile(r"batch-(\d{4,})\.jsonl\.dvc")
+
+
+def pull_raw(clone: Path) -> None:
+    """Bring every raw file under DVC: one that is missing would be left out silently."""
+    known = sorted(str(path.relative_to(clone)) for path in (clone / RAW).rglob("*.dvc"))
+    if known:
+        versioning.dvc("pull", "--quiet", *known, cwd=clone)
+
+
+def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedBatch:
+    """Write the batch in canonical form under the next number, and put it under DVC.
+
+    Args:
+        source: the new annotations. Rows keep the name of their file and their line in it.
+        clone: repository to add to, its raw files present.
+        taken: names of batch files whose numbers are not free, the repository's own aside.
+
+    Raises:
+        DataError: it cannot be read, holds no comparison, or is there already.
+    """
+    folder = clone / BATCHES
+    present = (path.name for path in folder.glob("*.dvc"))
+    numbers = [int(found[1]) for name in (*taken, *present) if (found := _BATCH.fullmatch(name))]
+    name = f"batch-{max(numbers, default=0) + 1:04d}.jsonl"
+    kept, unusable = _read(source)
+    write_records(folder / name, kept)
+    digest = sha256_of(folder / name)
+    for other in sorted(folder.glob("batch-*.jsonl")):
+        if other.name != name and sha256_of(other) == digest:
+            raise DataError(f"{source.path}: these rows are already there as {other.name}")
+    paths = [BATCHES / name]
+    if unusable:
+        paths.append(SET_ASIDE / name)
+        _write_set_aside(clone / SET_ASIDE / name, unusable)
+    versioning.dvc("add", "--quiet", *map(str, paths), cwd=clone)
+    files = [f for path in paths for f in (f"{path}.dvc", str(path.parent / ".gitignore"))]
+    return AddedBatch(
+        name=name, set_aside=Counter(row.reason for row in unusable), files=tuple(files)
+    )
+
+
+def check_out_batch(root: Path, name: str) -> None:
+    """Bring the files of a batch into the working tree, where its commit is checked out."""
+    files = [str(folder / f"{name}.dvc") for folder in (BATCHES, SET_ASIDE)]
+    there = [file for file in files if (root / file).is_file()]
+    versioning.dvc("checkout", "--quiet", *there, cwd=root)
+
+
+def require_batches(root: Path, latest: str, clone: Path) -> None:
+    """Refuse a version that lacks a batch of the latest one.
+
+    Raises:
+        DataError: names the batch.
+    """
+    for name in dvc_versions.list_files(root, latest, BATCHES):
+        if _BATCH.fullmatch(name) and not (clone / BATCHES / name).is_file():
+            raise DataError(
+                f"{latest} has {name.removesuffix('.dvc')}, the checked-out branch does not; if it"
+                " is meant to go, allow it with --min-kept-fraction"
+            )
+
+
+def _read(source: SourceConfig) -> tuple[list[Comparison], list[SetAside]]:
+    kept: list[Comparison] = []
+    unusable: list[SetAside] = []
+    for item in read_comparisons(source):
+        if isinstance(item, SetAside):
+            unusable.append(item)
+        else:
+            kept.append(item)
+    if not kept:
+        reasons = dict(Counter(row.reason for row in unusable))
+        raise DataError(f"{source.path}: no comparison to add; set aside: {reasons or 'none'}")
+    return kept, unusable
+
+
+def _write_set_aside(path: Path, rows: Iterable[SetAside]) -> None:
+    with atomic_file(path) as stream:
+        for row in rows:
+            stream.write(json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n")

@@ -1,0 +1,127 @@
+"""Publish a dataset version: batch, prepare, commit, push and tag, all of it or none."""
+
+import json
+import logging
+from pathlib import Path
+
+from rlhf_core.adapters import dvc_versions, versioning
+from rlhf_core.config import SourceConfig
+from rlhf_core.dataprep.publish import exclusive
+from rlhf_core.errors import DataError
+from rlhf_core.schema import DatasetSplits, Record
+from rlhf_core.stages import data_batches
+from rlhf_core.stages.data_batches import AddedBatch
+from rlhf_core.stages.data_diff import compare_datasets
+from rlhf_core.stages.data_versions import (
+    LOCAL,
+    DataVersion,
+    bring_back,
+    find_version,
+    keep_dataset,
+    list_versions,
+)
+from rlhf_core.stages.prepare import read_splits
+
+logger = logging.getLogger(__name__)
+
+_STAGE = "prepare"
+
+
+class BatchResult(Record):
+    """What ``publish`` did."""
+
+    version: DataVersion
+    directory: Path
+    """Where its dataset lies on this machine."""
+    set_aside: dict[str, int]
+    """Rows of the batch that its reader could not use, by reason; kept in ``data/raw/set-aside``
+    under the name of the batch."""
+    branch_moved: bool
+    """False where local changes kept the checked-out branch from moving to the new commit."""
+
+
+def publish(
+    batch: SourceConfig | None, *, min_kept_fraction: float = 1.0, directory: Path = Path()
+) -> BatchResult:
+    """Prepare, commit, push and tag the next version, with a new annotation batch or without.
+
+    Works in a scratch clone of the checked-out commit, with that commit's own code; one at a
+    time. A kill leaves either no new version or a whole one.
+
+    Args:
+        batch: the new annotations in any source format; None publishes what is committed.
+        min_kept_fraction: refuse a version with fewer rows than this share of the last one's;
+            below one, a batch may be missing as well.
+        directory: a place in the repository.
+
+    Raises:
+        DataError: the batch cannot be read, preparation refuses, rows or a batch went missing,
+            or the storage does not answer. Nothing is published then.
+    """
+    root = versioning.repository_root(directory)
+    with exclusive(root / LOCAL / "publish"):
+        base = dvc_versions.publishing_base(root)
+        with dvc_versions.scratch_clone(root, base) as clone:
+            added = _fill(root, clone, batch, min_kept_fraction)
+            own_code = clone if (clone / "rlhf_core").is_dir() else None
+            versioning.dvc("repro", "--quiet", _STAGE, cwd=clone, code=own_code)
+            prepared = read_splits(clone / dvc_versions.PREPARED)
+            summary = _summarise(root, prepared, added.name)
+            _require_rows(root, summary, min_kept_fraction)
+            changed = ["dvc.lock", *added.files]
+            tag = dvc_versions.tag_version(clone, root, changed, summary)
+            folder = keep_dataset(root, prepared)
+        moved = dvc_versions.advance_branch(root, tag)
+        if moved and added.name:
+            data_batches.check_out_batch(root, added.name)
+    logger.info("data_published version=%s pairs=%s", tag, summary["pairs"])
+    return BatchResult(
+        version=find_version(tag, directory),
+        directory=folder,
+        set_aside=added.set_aside,
+        branch_moved=moved,
+    )
+
+
+def _fill(
+    root: Path, clone: Path, batch: SourceConfig | None, min_kept_fraction: float
+) -> AddedBatch:
+    """Bring all raw files into the clone, the new batch with them."""
+    data_batches.pull_raw(clone)
+    versions = list_versions(root)
+    if versions and min_kept_fraction == 1.0:
+        data_batches.require_batches(root, versions[-1].version, clone)
+    if batch is None:
+        return AddedBatch()
+    taken = (f"{version.batch}.dvc" for version in versions)
+    return data_batches.add_batch(batch, clone, taken)
+
+
+def _summarise(root: Path, prepared: DatasetSplits, batch: str | None) -> dict[str, object]:
+    """Return what the version's tag says of it."""
+    report = json.loads(prepared.report.read_text(encoding="utf-8"))
+    alpha = report["agreement"]["krippendorff_alpha"]
+    versions = list_versions(root)
+    previous = bring_back(versions[-1].version, root) if versions else None
+    diff = compare_datasets(previous, prepared, limit=0)
+    return {
+        "batch": batch,
+        "rows": report["inputs"]["preferences"]["rows"],
+        "pairs": report["inputs"]["preferences"]["kept"],
+        "alpha": None if alpha is None else round(alpha["value"], 4),
+        "came": diff.num_came,
+        "went": diff.num_went,
+        "relabelled": diff.num_relabelled,
+        "sha256": prepared.sha256,
+        "dvc_md5": prepared.dvc_md5,
+    }
+
+
+def _require_rows(root: Path, summary: dict[str, object], min_kept_fraction: float) -> None:
+    versions = list_versions(root)
+    rows = summary["rows"]
+    if versions and isinstance(rows, int) and rows < min_kept_fraction * versions[-1].rows:
+        raise DataError(
+            f"the new version would have {rows} rows, {versions[-1].version} has"
+            f" {versions[-1].rows}; if rows are meant to go, allow it with --min-kept-fraction"
+        )
