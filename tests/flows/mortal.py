@@ -1,0 +1,196 @@
+"""`rlhf` commands that are killed at an exact point: ``python -m tests.flows.mortal``.
+
+The process imports everything once and forks a child per command, which costs no start-up. Stages
+run without Prefect's engine here; the served tests have it. A child counts its effects, all that
+lasts beyond it: every file it opens for writing, every rename, folder and removal, every statement
+and commit that changes the database. Told a number, it kills itself right before that effect.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+FILE_EFFECTS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link"}
+STAGES = ("prepare", "sft", "reward", "policy", "evaluate")
+
+
+class Mortal:
+    """The parent's side: runs commands, one after the other."""
+
+    def __init__(self, log):
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MLFLOW_", "PREFECT_", "RLHF_"))
+        }
+        root = str(Path(__file__).parents[2])
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.flows.mortal", str(log)],
+            env=environment | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def rlhf(self, folder, *arguments, at_effect=0, after_seconds=0.0):
+        """Run a command; returns how it ended, its effects and its seconds.
+
+        Args:
+            folder: working directory.
+            arguments: of the command line.
+            at_effect: die right before this effect; 0 lives on.
+            after_seconds: be killed after so long; 0 lives on.
+        """
+        request = {
+            "folder": str(folder),
+            "arguments": arguments,
+            "at_effect": at_effect,
+            "after_seconds": after_seconds,
+        }
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        assert answer["killed"] or answer["status"] == 0, self.log.read_text()[-4000:]
+        return answer
+
+    def end(self):
+        """No more commands."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Effects:
+    """Counts effects into a pipe, so that the count survives, and dies before the chosen one."""
+
+    def __init__(self, fatal, pipe):
+        self.count, self.fatal, self.pipe = 0, fatal, pipe
+
+    def happens(self):
+        self.count += 1
+        os.write(self.pipe, b".")
+        if self.count == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(self, event, arguments):
+        if event in FILE_EFFECTS or (event == "open" and _writes(*arguments)):
+            self.happens()
+
+    def watch(self):
+        from sqlalchemy import event
+        from sqlalchemy.engine import Engine
+
+        def statement(connection, cursor, text, *rest):
+            if text.lstrip()[:6].upper() in ("INSERT", "UPDATE", "DELETE"):
+                self.happens()
+
+        event.listen(Engine, "before_cursor_execute", statement)
+        event.listen(Engine, "commit", lambda connection: self.happens())
+        sys.addaudithook(self.audit)
+
+
+def _writes(path, mode, flags):
+    return isinstance(path, str | bytes | os.PathLike) and bool(
+        (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    )
+
+
+def load_everything():
+    """Import what the stages import, and take Prefect's engine away from them."""
+    from flows.environment import prepare_environment
+
+    prepare_environment()
+    import great_expectations
+    import mlflow.store.tracking.sqlalchemy_store
+    import sklearn.linear_model
+
+    import flows.cli
+    import flows.data_cli
+    import flows.local
+    import flows.stages
+    import flows.tables
+    import rlhf_core.adapters.approval
+    import rlhf_core.stages.evaluate
+    import rlhf_core.stages.policy
+    import rlhf_core.stages.prepare
+    import rlhf_core.stages.promote
+    import rlhf_core.stages.reward
+    import rlhf_core.stages.sft  # noqa: F401
+
+    for stage in STAGES:
+        name = f"{stage}_stage"
+        setattr(flows.stages, name, getattr(flows.stages, name).fn)
+    flows.local.in_this_process = contextlib.nullcontext
+    return flows.cli.main, great_expectations, mlflow, sklearn
+
+
+def run_child(request, pipe, log):
+    """Be one command."""
+    from flows.cli import main
+
+    with log.open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.chdir(request["folder"])
+    sys.argv = ["rlhf", *request["arguments"]]
+    Effects(request["at_effect"], pipe).watch()
+    status = 3
+    with contextlib.suppress(SystemExit):
+        try:
+            status = 0
+            main()
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def answer(request, log):
+    """Fork a child for the request, kill it if asked to, and tell how it ended."""
+    reading, writing = os.pipe()
+    started = time.monotonic()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        run_child(request, writing, log)
+    os.close(writing)
+    effects = 0
+    deadline = started + (request["after_seconds"] or float("inf"))
+    while True:
+        left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+        ready, _, _ = select.select([reading], [], [], left)
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+            deadline = float("inf")
+            continue
+        counted = os.read(reading, 65536)
+        if not counted:
+            break
+        effects += len(counted)
+    os.close(reading)
+    _, status = os.waitpid(child, 0)
+    return {
+        "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
+        "status": os.waitstatus_to_exitcode(status),
+        "effects": effects,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def main(log):
+    """Answer requests, one a line, until there are no more."""
+    load_everything()
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(answer(json.loads(line), log)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
