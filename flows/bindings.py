@@ -169,7 +169,7 @@ def sample_model(
 
     directory = resolve_model(uri).path
     responses = sample_responses(
-        load_causal(directory),
+        load_causal(directory, device="auto"),
         load_tokenizer(directory),
         [(Message(role="user", content=prompt),)] * count,
         max_new_tokens=max_new_tokens,

@@ -71,6 +71,14 @@ def quiet_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in QUIET}
 
 
+def request_repeatable_cublas() -> None:
+    """Give NVIDIA's matrix products workspaces of their own, without which torch refuses them.
+
+    It is read when a process first multiplies on a GPU; a value already set is kept.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def child_environment() -> dict[str, str]:
     """Return the environment of a tool started from here: quiet, and with our own commands first.
 

@@ -1,6 +1,7 @@
 """The base model every stage starts from."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,6 +17,9 @@ class ModelConfig(Section):
     """Hub revision (branch, tag or commit); ignored for a directory."""
     chat_template: Path | None = None
     """Jinja file used when the tokenizer has no chat template of its own; an error if both lack."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models compute; ``auto`` is the GPU where there is one. Results are the same bits from
+    run to run on one kind of device, not across kinds."""
     max_length: Count = 512
     """Longest prompt plus response, in tokens; longer rows are set aside by preparation."""
     max_prompt_length: Count | None = Field(default=None)

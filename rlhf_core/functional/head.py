@@ -178,7 +178,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for part in _chunks(hidden, weight):
             logits = head.logits(hidden[part])
             grad_logits = (logits - normalizer[part, None]).exp_().mul_(-grad[part, None])
-            grad_logits.scatter_add_(1, targets[part, None], grad[part, None])
+            rows = torch.arange(len(grad_logits), device=grad_logits.device)
+            grad_logits[rows, targets[part]] += grad[part]
             grad_hidden[part] = head.backward(hidden[part], grad_logits, logits)
         return grad_hidden, head.grad_weight, head.grad_bias, None, None
 

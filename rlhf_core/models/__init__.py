@@ -3,7 +3,6 @@
 from rlhf_core.models.attention import PACKED, register_packed_attention
 from rlhf_core.models.causal import (
     hidden_states,
-    load_causal,
     logit_transform,
     logprobs_from_hidden,
     nll_sum,
@@ -11,7 +10,9 @@ from rlhf_core.models.causal import (
     token_logprobs,
 )
 from rlhf_core.models.compute import adapters_off, finish_training, prepare_training, unwrapped
+from rlhf_core.models.device import choose_device, device_of
 from rlhf_core.models.files import save_model, weights_sha256
+from rlhf_core.models.load import load_causal
 from rlhf_core.models.scalar import (
     load_scalar,
     reward_shift,
@@ -25,6 +26,8 @@ from rlhf_core.models.scalar import (
 __all__ = [
     "PACKED",
     "adapters_off",
+    "choose_device",
+    "device_of",
     "finish_training",
     "hidden_states",
     "load_causal",

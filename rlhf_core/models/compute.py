@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_core.config import ComputeConfig, LoraConfig
 from rlhf_core.errors import ConfigError, ModelError
+from rlhf_core.models.device import device_of
 
 PRECISION = "_forward_precision"
 """Attribute of a transformers model: the autocast dtype of its forward passes."""
@@ -27,9 +28,7 @@ def prepare_training(model: nn.Module, compute: ComputeConfig, *, seed: int) -> 
         ConfigError: bfloat16 on a processor without it.
         ModelError: an adapter fits no layer of the model.
     """
-    if compute.precision == "bfloat16":
-        _require_bfloat16(next(model.parameters()).device)
-        setattr(unwrapped(model), PRECISION, torch.bfloat16)
+    set_precision(model, compute)
     if compute.gradient_checkpointing:
         unwrapped(model).gradient_checkpointing_enable({"use_reentrant": False})
     if compute.lora is not None:
@@ -52,12 +51,42 @@ def finish_training(model: nn.Module) -> PreTrainedModel:
         model = model.merge_and_unload()  # type: ignore[operator]
     inner = unwrapped(model)
     inner.gradient_checkpointing_disable()
-    if hasattr(inner, PRECISION):
-        delattr(inner, PRECISION)
+    clear_precision(inner)
     for parameter in inner.parameters():
         parameter.requires_grad_(True)
     inner.eval()
     return inner
+
+
+def set_precision(model: nn.Module, compute: ComputeConfig) -> None:
+    """Run the model's forward passes in the precision of ``compute``, the weights as they are.
+
+    Raises:
+        ConfigError: bfloat16 on a processor without it.
+    """
+    if compute.precision == "bfloat16":
+        _require_bfloat16(device_of(model))
+        setattr(unwrapped(model), PRECISION, torch.bfloat16)
+
+
+def clear_precision(model: nn.Module) -> None:
+    """Run the model's forward passes in the precision of its weights again."""
+    inner = unwrapped(model)
+    if hasattr(inner, PRECISION):
+        delattr(inner, PRECISION)
+
+
+@contextmanager
+def precision(model: nn.Module, compute: ComputeConfig) -> Iterator[None]:
+    """Set the precision of ``compute`` inside, and what was set before again after."""
+    before = getattr(unwrapped(model), PRECISION, None)
+    set_precision(model, compute)
+    try:
+        yield
+    finally:
+        clear_precision(model)
+        if before is not None:
+            setattr(unwrapped(model), PRECISION, before)
 
 
 def adapters_off(model: nn.Module) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +19,9 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
 
     The files are written beside ``directory`` under a temporary name, synced, then renamed: a
     crash leaves what was there before.
+
+    Raises:
+        ModelError: the disk is full or refuses.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
@@ -29,6 +33,8 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
         digest = weights_sha256(temporary)
         sync_tree(temporary)
         replace_directory(temporary, directory)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{directory}: the model cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return digest

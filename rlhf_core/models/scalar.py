@@ -13,14 +13,21 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.attention import PACKED, register_packed_attention
-from rlhf_core.models.causal import hidden_states, switch_off_dropout
+from rlhf_core.models.causal import hidden_states
 from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.device import choose_device
+from rlhf_core.models.dropout import switch_off_dropout, without_dropout
+from rlhf_core.models.probe import require_repeatable
 from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.tokenization.batches import TokenBatch
 
 
 def scalar_from_causal(
-    directory: str | Path, *, seed: int, dtype: torch.dtype = torch.float32
+    directory: str | Path,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> PreTrainedModel:
     """Put a fresh scalar head on the trunk of a causal model.
 
@@ -32,9 +39,10 @@ def scalar_from_causal(
         directory: the causal model, in ``save_pretrained`` layout, or a hub name.
         seed: of the head's random numbers; the global generator is left alone.
         dtype: of the weights.
+        device: as ``model.device``; the head's numbers do not depend on it.
     """
-    with torch.random.fork_rng(), quiet_transformers(reports=False):
-        model = _load(directory, dtype)
+    with torch.random.fork_rng(devices=[]), quiet_transformers(reports=False):
+        model = _load(directory, dtype, device)
     generator = torch.Generator().manual_seed(seed)
     weight = scalar_head(model).weight
     noise = torch.randn(weight.shape, generator=generator)
@@ -44,13 +52,24 @@ def scalar_from_causal(
     return model
 
 
-def load_scalar(directory: str | Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_scalar(
+    directory: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> PreTrainedModel:
     """Load a reward model that ``save_model`` wrote.
 
+    Args:
+        directory: what ``save_model`` wrote.
+        dtype: of the weights.
+        device: as ``model.device``.
+
     Raises:
+        ConfigError: the device is not there.
         ModelError: the directory holds no model with a scalar head.
     """
-    model = _load(directory, dtype)
+    model = _load(directory, dtype, device)
     if not hasattr(model.config, "reward_shift"):
         raise ModelError(
             f"{directory}: config.json has no reward_shift; not a reward model of ours"
@@ -94,18 +113,23 @@ def set_reward_shift(model: nn.Module, shift: float) -> None:
     unwrapped(model).config.reward_shift = float(shift)
 
 
-def _load(directory: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+def _load(directory: str | Path, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
     register_packed_attention()
+    place = choose_device(device)
     try:
         with quiet_transformers():
+            config = without_dropout(directory)
+            config.num_labels = 1
             model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-                str(directory), num_labels=1, dtype=dtype, attn_implementation=PACKED
+                str(directory), config=config, dtype=dtype, attn_implementation=PACKED
             )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{directory}: cannot load as a reward model: {reason}") from error
+    model.to(place)  # type: ignore[arg-type]
     switch_off_dropout(model)
     scalar_head(model)
+    require_repeatable(model)
     _refuse_eos_as_pad(model)
     return model
 

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+UNITS = 1 << 40
+"""Units of weight in the most probable token, where weights are whole numbers."""
+
 
 def sequence_uniforms(seed: int, streams: Sequence[int], length: int) -> Tensor:
     """Uniform numbers of every sequence, each from a counter-based generator of its own.
@@ -39,6 +42,9 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     The log-probability comes from the same sums as the choice, so it is the probability with which
     the token was really drawn. A token of probability 0 is never drawn.
 
+    On a GPU the sums are of whole numbers: sums of floats depend there on the order in which the
+    hardware happens to add, and torch refuses them where results must repeat.
+
     Args:
         logits: [B, V], already divided by the temperature.
         uniforms: [B] float32 in [0, 1).
@@ -48,14 +54,29 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """
     logits = logits.float()
     shifted = logits - logits.amax(dim=1, keepdim=True)
-    cumulative = shifted.exp().cumsum(dim=1)
+    invert = _invert_whole if logits.is_cuda else _invert_float
+    tokens, total = invert(shifted.exp(), uniforms[:, None])
+    logprobs = shifted.gather(1, tokens) - total.log()
+    return tokens.squeeze(1), logprobs.squeeze(1)
+
+
+def _invert_float(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Drawn tokens [B, 1], and sums of the weights [B, 1]."""
+    cumulative = weights.cumsum(dim=1)
     total = cumulative[:, -1:]
     # Rounding may lift u * total to total, beyond every token.
     below_total = torch.nextafter(total, torch.zeros_like(total))
-    thresholds = torch.minimum(uniforms[:, None] * total, below_total)
-    tokens = torch.searchsorted(cumulative, thresholds, right=True)
-    logprobs = shifted.gather(1, tokens) - total.log()
-    return tokens.squeeze(1), logprobs.squeeze(1)
+    thresholds = torch.minimum(uniforms * total, below_total)
+    return torch.searchsorted(cumulative, thresholds, right=True), total
+
+
+def _invert_whole(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Do the same with weights in units of 2^-40, whose sums are exact in any order."""
+    cumulative = (weights * UNITS).long().cumsum(dim=1)
+    total = cumulative[:, -1:].double()
+    # The product stays below the total: u is at most 1 - 2^-24, and a double holds the sum.
+    thresholds = (uniforms.double() * total).long()
+    return torch.searchsorted(cumulative, thresholds, right=True), (total / UNITS).float()
 
 
 def greedy_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:

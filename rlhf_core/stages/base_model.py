@@ -17,7 +17,7 @@ def load_base(settings: ModelConfig) -> tuple[PreTrainedModel, Renderer]:
         ModelError: no model, tokenizer or chat template; or ``max_length`` exceeds the model's.
     """
     renderer = base_renderer(settings)
-    model = load_causal(settings.base, revision=settings.revision)
+    model = load_causal(settings.base, revision=settings.revision, device=settings.device)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and settings.max_length > positions:
         raise ModelError(

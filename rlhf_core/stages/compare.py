@@ -21,7 +21,7 @@ from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.scoring import (
     as_answers,
     choose_prompts,
-    response_logprobs,
+    response_logprobs_at,
     sampled_ids,
     score_texts,
 )
@@ -56,7 +56,11 @@ def compare_with_sft(
     texts = [[answer.text for answer in answers] for answers in (policy, sft)]
     scores = {
         role: score_texts(
-            models[role].path, conversations, texts, budget=settings.micro_batch_tokens
+            models[role].path,
+            conversations,
+            texts,
+            budget=settings.micro_batch_tokens,
+            device=config.model.device,
         )
         for role in ("judge", "reward")
         if role in models
@@ -80,7 +84,7 @@ def _sample(
     config: PipelineConfig, model: ModelRef, prompts: Sequence[Conversation]
 ) -> list[SampledResponse]:
     return sample_responses(
-        load_causal(model.path),
+        load_causal(model.path, device=config.model.device),
         model_renderer(model.path).tokenizer,
         prompts,
         max_new_tokens=config.answer_length(),
@@ -100,15 +104,19 @@ def _distances(
     The KL is between the two models at the temperature the answers were drawn at; it is a sum over
     the tokens of a response, so its unit is nats per response. Greedy answers have none.
     """
-    reference, ids = load_causal(sft.path), sampled_ids(answers)
-    temperature, budget = config.evaluation.temperature, config.evaluation.micro_batch_tokens
-    plain = response_logprobs(reference, prompts, ids, budget=budget)
+    temperature = config.evaluation.temperature
+    plain, *tempered = response_logprobs_at(
+        load_causal(sft.path, device=config.model.device),
+        prompts,
+        sampled_ids(answers),
+        temperatures=[1.0, temperature] if temperature > 0 else [1.0],
+        budget=config.evaluation.micro_batch_tokens,
+    )
     nll = np.array([-float(row.double().sum()) for row in plain])
-    if temperature == 0.0:
+    if not tempered:
         return nll, None
-    tempered = response_logprobs(reference, prompts, ids, temperature=temperature, budget=budget)
     drawn = [torch.tensor(answer.logprobs, dtype=torch.float64) for answer in answers]
-    rows = [(own, other.double()) for own, other in zip(drawn, tempered, strict=True)]
+    rows = [(own, other.double()) for own, other in zip(drawn, tempered[0], strict=True)]
     k1 = np.array([float(kl_k1(own, other).sum()) for own, other in rows])
     k3 = np.array([float(kl_k3(own, other).sum()) for own, other in rows])
     return nll, (k1, k3)

@@ -5,6 +5,8 @@ import hashlib
 import torch
 from transformers import set_seed
 
+from rlhf_core.adapters.settings import request_repeatable_cublas
+
 
 def derived_seed(seed: int, *purpose: str) -> int:
     """Return a 31-bit seed of its own for ``purpose``: adding a purpose changes no other."""
@@ -17,5 +19,6 @@ def make_deterministic(seed: int) -> None:
 
     Training draws from generators of its own; the global ones are for what libraries do unasked.
     """
+    request_repeatable_cublas()
     set_seed(seed)
     torch.use_deterministic_algorithms(True)

@@ -68,7 +68,7 @@ def evaluate_sft(
             set_aside=context.stage_directory("sft") / "set-aside-evaluation.jsonl",
         )
         logprobs = response_logprobs(
-            load_causal(model.path),
+            load_causal(model.path, device=config.model.device),
             [example.prompt_ids for example in examples],
             [example.response_ids for example in examples],
             budget=config.evaluation.micro_batch_tokens,
@@ -122,7 +122,7 @@ def evaluate_reward(
         rival = fit_length_rival(
             [len(pair.chosen_ids) for pair in train], [len(pair.rejected_ids) for pair in train]
         )
-        pairs = score_pairs(model, heldout, config.evaluation.micro_batch_tokens)
+        pairs = score_pairs(config, model, heldout)
         plans = metric_plans(config, role)
         metrics = preference_metrics(
             pairs, rival, prefix=role, bins=config.evaluation.num_calibration_bins, plans=plans

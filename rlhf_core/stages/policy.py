@@ -29,6 +29,7 @@ from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.reward import load_pairs
+from rlhf_core.stages.scoring import fits
 from rlhf_core.stages.sft import load_demonstrations
 from rlhf_core.tokenization import Renderer
 from rlhf_core.trainers.checkpoint import CheckpointStore
@@ -75,7 +76,7 @@ def train_policy(
     with open_run(config, context, "policy", inputs=stage_inputs(splits, **upstream)) as run:
         run.log_dataset(splits)
         renderer = model_renderer(sft.path)
-        policy = load_causal(sft.path)
+        policy = load_causal(sft.path, device=config.model.device)
         optimize = _optimize_ppo if config.policy.algorithm == "ppo" else _optimize_dpo
         summary = optimize(_Task(config, splits, sft, reward, directory, run, policy, renderer))
         sha256 = save_model(policy, renderer.tokenizer, directory / "model")
@@ -111,19 +112,25 @@ class _Task:
 
 
 def _optimize_ppo(task: _Task) -> FitSummary:
-    settings = task.config.policy
+    settings, device = task.config.policy, task.config.model.device
     if task.reward is None or not isinstance(settings, PpoConfig):
         raise ConfigError("policy.algorithm ppo needs a reward model; give --reward")
     watcher = AnswerWatcher(
-        task.config, _watched_prompts(task.splits), task.policy, task.renderer, task.directory
+        task.config,
+        watched_prompts(task.config, task.splits, task.renderer),
+        task.policy,
+        task.renderer,
+        task.directory,
     )
     summary = fit_ppo(
         PpoModels(
             policy=task.policy,
             # With LoRA the policy without its adapters is the reference: no second copy.
-            reference=None if settings.compute.lora else load_causal(task.sft.path),
-            reward_model=load_scalar(task.reward.path),
-            value_model=None if settings.share_trunk else load_scalar(task.reward.path),
+            reference=None if settings.compute.lora else load_causal(task.sft.path, device=device),
+            reward_model=load_scalar(task.reward.path, device=device),
+            value_model=None
+            if settings.share_trunk
+            else load_scalar(task.reward.path, device=device),
         ),
         _ppo_data(task.config, settings, task.splits, task.renderer, task.directory),
         settings=settings,
@@ -200,10 +207,17 @@ def longest_prompt(config: PipelineConfig) -> int:
     return config.model.max_length // 2
 
 
-def _watched_prompts(splits: DatasetSplits) -> list[Prompt]:
-    """Return a few held-out prompts, the same every time, from as many tag values as possible."""
+def watched_prompts(
+    config: PipelineConfig, splits: DatasetSplits, renderer: Renderer
+) -> list[Prompt]:
+    """Return a few held-out prompts, the same every time, from as many tag values as possible.
+
+    Only such as fit: a policy is never asked what it has no room to answer.
+    """
     by_tags: dict[str, list[Prompt]] = {}
     for prompt in read_records(splits.prompts_heldout, Prompt):
+        if not fits(prompt, renderer, longest_prompt(config)):
+            continue
         by_tags.setdefault(str(sorted(prompt.tags.items())), []).append(prompt)
     turns = zip_longest(*(by_tags[key] for key in sorted(by_tags)))
     spread = [prompt for turn in turns for prompt in turn if prompt is not None]

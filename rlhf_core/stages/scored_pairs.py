@@ -32,9 +32,10 @@ def heldout_pairs(
     )
 
 
-def score_pairs(model: ModelRef, pairs: list[TokenizedPair], budget: int) -> ScoredPairs:
+def score_pairs(config: PipelineConfig, model: ModelRef, pairs: list[TokenizedPair]) -> ScoredPairs:
     """Score both sides of every pair; pairs of one prompt form a cluster."""
-    scorer = load_scalar(model.path)
+    budget = config.evaluation.micro_batch_tokens
+    scorer = load_scalar(model.path, device=config.model.device)
     prompts = [pair.prompt_ids for pair in pairs]
     chosen, rejected = [pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs]
     numbers = {

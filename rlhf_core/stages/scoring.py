@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.comparison import Answers
 from rlhf_core.evaluation.intervals import Array
-from rlhf_core.models import load_scalar, sequence_scores, token_logprobs
+from rlhf_core.models import (
+    device_of,
+    hidden_states,
+    load_scalar,
+    logprobs_from_hidden,
+    sequence_scores,
+)
 from rlhf_core.rollout.sample import SampledResponse
 from rlhf_core.schema import Conversation, Prompt
 from rlhf_core.stages.base_model import model_renderer
@@ -36,16 +42,31 @@ def response_logprobs(
     prompts: Sequence[TokenIds],
     responses: Sequence[TokenIds],
     *,
-    temperature: float = 1.0,
     budget: int,
 ) -> list[Tensor]:
     """Log-probability of every response token: one [T] float32 tensor per row."""
-    rows: list[Tensor] = []
+    return response_logprobs_at(model, prompts, responses, temperatures=[1.0], budget=budget)[0]
+
+
+@torch.inference_mode()
+def response_logprobs_at(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    responses: Sequence[TokenIds],
+    *,
+    temperatures: Sequence[float],
+    budget: int,
+) -> list[list[Tensor]]:
+    """Log-probabilities at each temperature, one [T] float32 tensor per row; one pass for all."""
+    rows: list[list[Tensor]] = [[] for _ in temperatures]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     for run in batches_within(lengths, budget):
         batch = pack_responses([prompts[i] for i in run], [responses[i] for i in run])
-        logprobs = token_logprobs(model, batch, temperature=temperature)
-        rows += list(logprobs.cpu().split(batch.response_lengths.tolist()))
+        batch = batch.to(device_of(model))
+        hidden, sizes = hidden_states(model, batch), batch.response_lengths.tolist()
+        for kept, temperature in zip(rows, temperatures, strict=True):
+            logprobs, _ = logprobs_from_hidden(model, hidden, batch, temperature)
+            kept += logprobs.cpu().split(sizes)
     return rows
 
 
@@ -62,7 +83,7 @@ def response_scores(
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     for run in batches_within(lengths, budget):
         batch = pack_responses([prompts[i] for i in run], [responses[i] for i in run])
-        scores.append(sequence_scores(model, batch).cpu())
+        scores.append(sequence_scores(model, batch.to(device_of(model))).cpu())
     return np.asarray(torch.cat(scores).double().numpy(), dtype=np.float64)
 
 
@@ -72,12 +93,13 @@ def score_texts(
     answers: Sequence[Sequence[str]],
     *,
     budget: int,
+    device: str = "cpu",
 ) -> list[Array]:
     """Scores that the reward model in ``directory`` gives to each list of answers.
 
     The texts are rendered with the scorer's own tokenizer and end with EOS, as in its training.
     """
-    model, renderer = load_scalar(directory), model_renderer(directory)
+    model, renderer = load_scalar(directory, device=device), model_renderer(directory)
     prompt_ids = [renderer.prompt_ids(prompt) for prompt in prompts]
     return [
         response_scores(
@@ -102,7 +124,7 @@ def choose_prompts(
     Raises:
         DataError: none fits.
     """
-    fitting = [prompt for prompt in prompts if _fits(prompt, renderer, longest)]
+    fitting = [prompt for prompt in prompts if fits(prompt, renderer, longest)]
     if not fitting:
         raise DataError(
             f"none of {len(prompts)} held-out prompts fits into {longest} tokens; "
@@ -114,7 +136,8 @@ def choose_prompts(
     return [fitting[index] for index in chosen]
 
 
-def _fits(prompt: Prompt, renderer: Renderer, longest: int) -> bool:
+def fits(prompt: Prompt, renderer: Renderer, longest: int) -> bool:
+    """Say whether a prompt can be rendered in at most ``longest`` tokens."""
     try:
         return renderer.prompt(prompt).num_tokens <= longest
     except DataError:

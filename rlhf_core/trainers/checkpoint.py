@@ -58,24 +58,26 @@ class CheckpointStore:
             tensors: by name; no two may share memory.
             values: anything JSON can hold.
             fingerprint: identifies the run: its settings, data and starting weights.
+
+        Raises:
+            CheckpointError: the disk is full or refuses; the checkpoints before are untouched,
+                and nothing half-written is left.
         """
         target = self.directory / f"step-{step:09d}"
         temporary = self.directory / f".{target.name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(
-            {name: t.detach().contiguous() for name, t in tensors.items()}, temporary / TENSORS
-        )
-        (temporary / VALUES).write_text(json.dumps(values), encoding="utf-8")
-        manifest = {
-            "step": step,
-            "fingerprint": fingerprint,
-            "sha256": {name: _file_sha256(temporary / name) for name in (TENSORS, VALUES)},
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        sync_tree(temporary)
-        replace_directory(temporary, target)
-        sync_tree(self.directory)
+        try:
+            temporary.mkdir(parents=True)
+            _write(temporary, Checkpoint(step, dict(tensors), dict(values)), fingerprint)
+            replace_directory(temporary, target)
+            sync_tree(self.directory)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{target}: the checkpoint cannot be written: {error}; "
+                "make room and start the run again, it goes on from the one before"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         self._prune()
 
     def latest(self, *, fingerprint: str) -> Checkpoint | None:
@@ -107,6 +109,19 @@ class CheckpointStore:
         ]
         for path in [*self._steps()[: -self.keep], *leftovers]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(directory: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
+    tensors = {name: t.detach().contiguous() for name, t in checkpoint.tensors.items()}
+    save_file(tensors, directory / TENSORS)
+    (directory / VALUES).write_text(json.dumps(checkpoint.values), encoding="utf-8")
+    manifest = {
+        "step": checkpoint.step,
+        "fingerprint": fingerprint,
+        "sha256": {name: _file_sha256(directory / name) for name in (TENSORS, VALUES)},
+    }
+    (directory / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    sync_tree(directory)
 
 
 def _read(path: Path) -> tuple[Checkpoint, str]:

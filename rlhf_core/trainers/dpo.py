@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from rlhf_core.config import DpoConfig
 from rlhf_core.functional.dpo import dpo_loss, implicit_rewards
 from rlhf_core.models import finish_training, prepare_training, token_logprobs
+from rlhf_core.models.compute import precision
 from rlhf_core.tokenization import PreferenceBatch, TokenizedPair
-from rlhf_core.trainers.loop import FitSummary, Optimization, Progress, TrainingRun
+from rlhf_core.trainers.loop import FitSummary, Optimization, Progress, TrainingRun, at_start
 from rlhf_core.trainers.preference import (
     PairMeasures,
     join_measures,
@@ -47,7 +48,6 @@ def fit_dpo(
     require_pairs("policy", train=train, heldout=heldout)
     policy = prepare_training(policy, settings.compute, seed=run.seed)
     reference = policy if reference is None else reference
-    budget = settings.micro_batch_tokens
     plan = plan_pair_batches(
         train, batch_size=settings.batch_size, num_epochs=settings.num_epochs, seed=run.seed
     )
@@ -59,11 +59,13 @@ def fit_dpo(
     if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
         optimization.load(checkpoint)
         train_ref, heldout_ref = (checkpoint.tensors[name] for name in ("train_ref", "heldout_ref"))
+        first: dict[str, float] = checkpoint.values["first"]
     else:
-        train_ref = pair_logprobs(reference, train, budget=budget)
-        heldout_ref = pair_logprobs(reference, heldout, budget=budget)
-        measures = objective.measure(heldout, heldout_ref)
-        run.tracker.log_metrics(measures.summary("policy", "heldout_"), step=0)
+        with precision(reference, settings.compute):
+            train_ref = pair_logprobs(reference, train, budget=objective.budget)
+            heldout_ref = pair_logprobs(reference, heldout, budget=objective.budget)
+        first = objective.measure(heldout, heldout_ref).summary("policy", "heldout_")
+        run.tracker.log_metrics(first, step=0)
     progress = Progress("dpo", total=len(plan), done=optimization.step)
     while optimization.step < len(plan):
         started = time.perf_counter()
@@ -84,14 +86,14 @@ def fit_dpo(
             run.checkpoints.save(
                 step,
                 {**optimization.tensors(), **references},
-                optimization.values(),
+                {**optimization.values(), "first": first},
                 fingerprint=fingerprint,
             )
     progress.close()
     final = objective.measure(heldout, heldout_ref).summary("policy", "heldout_")
     finish_training(policy)
     run.tracker.log_metrics(final, step=len(plan))
-    return FitSummary(num_steps=len(plan), metrics=final)
+    return FitSummary(num_steps=len(plan), metrics=final | at_start(first))
 
 
 class DpoObjective:

@@ -50,7 +50,8 @@ class FitSummary:
     num_steps: int
     """Optimiser steps, those before a resume included."""
     metrics: dict[str, float]
-    """Final held-out measurements and their starting values, under ``<stage>/<quantity>``."""
+    """Final held-out measurements as ``<stage>/<quantity>``, their values before training as
+    ``<stage>/<quantity>_at_start``."""
 
 
 class Optimization:
@@ -124,6 +125,11 @@ class Optimization:
         load_random(checkpoint.tensors, checkpoint.values)
         self.step = checkpoint.step
         logger.info("resume=step step=%d of=%d", self.step, self.total_steps)
+
+
+def at_start(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Name measurements as those from before training."""
+    return {f"{name}_at_start": value for name, value in metrics.items()}
 
 
 def shuffled(num_items: int, *, seed: int, epoch: int) -> list[int]:

@@ -12,17 +12,17 @@ Result = TypeVar("Result")
 def side_by_side(*tasks: Callable[[], Result], allowed: bool = True) -> list[Result]:
     """Run tasks that share no tensor they write, one thread each; results in order.
 
-    On a CPU, two small models trained next to each other with one core each keep both cores
-    busier than either would alone. Each task's operations keep their order and use one core, so
-    the results are the same every time. With a GPU, or a single core, or where it is not
-    ``allowed``, one task follows the other.
+    On a CPU, two small models trained next to each other with half of the cores each keep all of
+    them busier than either would alone. Each task's operations keep their order and use their
+    share of the cores, so the results are the same every time. With fewer cores than tasks, or
+    where it is not ``allowed``, one task follows the other.
 
     An exception of a task is raised when all have ended, the first task's first.
     """
     cores = torch.get_num_threads()
-    if not allowed or cores < len(tasks) or torch.cuda.is_available():
+    if not allowed or cores < len(tasks):
         return [task() for task in tasks]
-    torch.set_num_threads(1)
+    torch.set_num_threads(cores // len(tasks))
     try:
         # New threads every time: a thread takes its number of cores when it first computes.
         with ThreadPoolExecutor(len(tasks)) as pool:

@@ -9,7 +9,7 @@ from rlhf_core.config import PpoConfig
 from rlhf_core.errors import ConfigError, DataError, DivergedError
 from rlhf_core.functional.kl import adapt_kl_coef
 from rlhf_core.rollout.score import score_rollout
-from rlhf_core.trainers.loop import FitSummary, Progress, TrainingRun
+from rlhf_core.trainers.loop import FitSummary, Progress, TrainingRun, at_start
 from rlhf_core.trainers.ppo_experience import collect_rollout, prepare_experience
 from rlhf_core.trainers.ppo_learner import Learner, PpoData, PpoModels
 from rlhf_core.trainers.ppo_metrics import (
@@ -18,7 +18,7 @@ from rlhf_core.trainers.ppo_metrics import (
     experience_metrics,
     rollout_metrics,
 )
-from rlhf_core.trainers.ppo_state import PpoState, intervene, kl_excess
+from rlhf_core.trainers.ppo_state import PpoState, find_kl_spike, intervene
 from rlhf_core.trainers.state import load_random, random_tensors, random_values, run_fingerprint
 
 __all__ = ["PpoData", "PpoModels", "fit_ppo"]
@@ -46,7 +46,8 @@ def fit_ppo(
     with its default and source: ``docs/ppo.md``. Logs ``policy/<quantity>`` every iteration.
 
     A checkpoint is taken within an iteration, once the KL watch has found the policy in bounds,
-    and holds the state from before it: whoever goes back to it samples that iteration again.
+    and holds the state from before it: whoever goes back to it samples that iteration again. After
+    the last update the watch looks once more, at a batch that nothing is learned from.
 
     Args:
         models: the roles.
@@ -78,14 +79,14 @@ def fit_ppo(
         scored = score_rollout(rollout, learner.scorers(), budget=settings.micro_batch_tokens)
         watch.lap("score")
         metrics = rollout_metrics(scored)
-        excess = kl_excess(settings.kl_watch, metrics)
-        if excess is not None:
-            state = intervene(state, settings.kl_watch, excess)
+        spike = find_kl_spike(settings.kl_watch, metrics)
+        if spike is not None:
+            state = intervene(state, settings.kl_watch, spike)
         elif state.iteration % settings.checkpoint_every == 0:
             keeper.save(state)
             on_checkpoint(state.iteration)
         watch.lap("checkpoint")
-        if excess is not None and settings.kl_watch.action == "roll_back":
+        if spike is not None and settings.kl_watch.action == "roll_back":
             keeper.roll_back()
         else:
             experience, scores, moments = prepare_experience(scored, state, settings)
@@ -100,11 +101,13 @@ def fit_ppo(
         progress.advance({name: metrics[name] for name in SHOWN if name in metrics})
     progress.close()
     if keeper.saved_iteration != state.iteration:
+        state = _watch_the_end(learner, keeper, state)
         keeper.save(state)
         on_checkpoint(state.iteration)
     models.finish()
-    first = {f"{name}_at_start": value for name, value in state.first_metrics.items()}
-    return FitSummary(learner.policy.step, _named({**state.last_metrics, **first}))
+    return FitSummary(
+        learner.policy.step, _named(state.last_metrics) | at_start(_named(state.first_metrics))
+    )
 
 
 class _Keeper:
@@ -147,6 +150,30 @@ class _Keeper:
         if checkpoint is None:
             raise DivergedError("the policy was out of bounds from the start: nothing to return to")
         self.learner.load(checkpoint.tensors, steps=self.learner.steps())
+
+
+def _watch_the_end(learner: Learner, keeper: _Keeper, state: PpoState) -> PpoState:
+    """Look at the KL after the last update, on fresh prompts, before its result is kept.
+
+    ``stop`` stops and ``roll_back`` returns to the last weights in bounds. The other two actions
+    have nothing left to act on: the spike is logged and counted, the weights stay.
+
+    Raises:
+        DivergedError: as ``intervene``.
+    """
+    watch = learner.settings.kl_watch
+    if watch.max_kl_per_token is None and watch.max_kl_per_response is None:
+        return state
+    rollout = collect_rollout(learner, learner.data, iteration=state.iteration)
+    budget = learner.settings.micro_batch_tokens
+    metrics = rollout_metrics(score_rollout(rollout, learner.scorers(), budget=budget))
+    spike = find_kl_spike(watch, metrics)
+    if spike is None:
+        return state
+    state = intervene(state, watch, spike)
+    if watch.action == "roll_back":
+        keeper.roll_back()
+    return state
 
 
 def _next_state(state: PpoState, metrics: Metrics, settings: PpoConfig) -> PpoState:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rlhf_core.config import ComputeConfig, PpoConfig
 from rlhf_core.models import (
+    device_of,
     finish_training,
     nll_sum,
     prepare_training,
@@ -15,8 +16,8 @@ from rlhf_core.models import (
     token_logprobs,
     token_values,
 )
-from rlhf_core.models.causal import switch_off_dropout
-from rlhf_core.models.compute import adapters_off
+from rlhf_core.models.compute import adapters_off, clear_precision, set_precision
+from rlhf_core.models.dropout import switch_off_dropout
 from rlhf_core.rollout.experience import Experience
 from rlhf_core.rollout.score import Scorers
 from rlhf_core.tokenization import TokenBatch, TokenizedExample, TokenizedPrompt, pack_examples
@@ -53,7 +54,13 @@ class PpoModels:
     """Starts as a copy of the reward model; None where the policy has a value head instead."""
 
     def prepared(self, compute: ComputeConfig, *, seed: int) -> "PpoModels":
-        """Make policy and value model ready as ``compute`` says; ``finish`` undoes it in place."""
+        """Make all four ready as ``compute`` says; ``finish`` undoes it in place.
+
+        The frozen ones compute in the precision of the trained ones: a reference that rounds
+        differently would show a KL where there is none.
+        """
+        for frozen in self._frozen():
+            set_precision(frozen, compute)
         value_model = self.value_model
         if value_model is not None:
             value_model = prepare_training(value_model, compute, seed=seed)
@@ -62,9 +69,14 @@ class PpoModels:
 
     def finish(self) -> None:
         """Merge adapters and switch off what ``prepared`` switched on."""
+        for frozen in self._frozen():
+            clear_precision(frozen)
         finish_training(self.policy)
         if self.value_model is not None:
             finish_training(self.value_model)
+
+    def _frozen(self) -> list[nn.Module]:
+        return [model for model in (self.reference, self.reward_model) if model is not None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ class Learner:
         self.value_head = value_of_hidden(value_model) if models.value_model is None else None
         for model in (models.policy, value_model):
             switch_off_dropout(model)
+        self.on_cpu = device_of(models.policy).type == "cpu"
         self.policy = Optimization(
             models.policy,
             settings.optimizer,
@@ -135,8 +148,8 @@ class Learner:
         metrics = side_by_side(
             partial(update_policy, self.policy, update),
             partial(update_value, self.value, update),
-            # The compiler does not take work from two threads at once.
-            allowed=not settings.compute.compile_layers,
+            # A GPU gains nothing, and the compiler does not take work from two threads at once.
+            allowed=self.on_cpu and not settings.compute.compile_layers,
         )
         return {name: value for part in metrics for name, value in part.items()}
 
@@ -183,7 +196,7 @@ class Learner:
         runs = split_by_tokens(
             examples, lambda example: example.num_tokens, budget=settings.micro_batch_tokens
         )
-        device = next(self.models.policy.parameters()).device
+        device = device_of(self.models.policy)
         batches = [pack_examples(run).to(device) for run in runs]
         num_tokens = sum(batch.num_loss_tokens for batch in batches)
         total = 0.0

@@ -1,5 +1,6 @@
 """What a PPO run carries from one iteration to the next besides weights and moments."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
@@ -8,6 +9,8 @@ from rlhf_core.config import KlWatchConfig
 from rlhf_core.errors import DivergedError
 from rlhf_core.functional.running_moments import RunningMoments
 from rlhf_core.trainers.loop import shuffled
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -58,31 +61,62 @@ def draw(items: Sequence[Item], *, drawn: int, count: int, seed: int) -> list[It
     ]
 
 
-def kl_excess(watch: KlWatchConfig, metrics: Mapping[str, float]) -> str | None:
+@dataclass(frozen=True)
+class KlSpike:
+    """A batch whose KL from the reference is past a limit of the KL watch."""
+
+    limit: str
+    """Setting whose limit was passed."""
+    kl_per_token: float
+    """Nats."""
+    kl_per_response: float
+    """Nats."""
+    message: str
+    """What was found and what was allowed."""
+
+
+def find_kl_spike(watch: KlWatchConfig, metrics: Mapping[str, float]) -> KlSpike | None:
     """Say which limit of the KL watch ``kl_per_token`` or ``kl`` has passed, or None."""
+    per_token, per_response = metrics["kl_per_token"], metrics["kl"]
     for name, found, limit in (
-        ("max_kl_per_token", metrics["kl_per_token"], watch.max_kl_per_token),
-        ("max_kl_per_response", metrics["kl"], watch.max_kl_per_response),
+        ("max_kl_per_token", per_token, watch.max_kl_per_token),
+        ("max_kl_per_response", per_response, watch.max_kl_per_response),
     ):
         if limit is not None and found > limit:
-            return f"KL {found:.3g} nats is past policy.kl_watch.{name} {limit:.3g}"
+            message = f"KL {found:.3g} nats is past policy.kl_watch.{name} {limit:.3g}"
+            return KlSpike(name, per_token, per_response, message)
     return None
 
 
-def intervene(state: PpoState, watch: KlWatchConfig, excess: str) -> PpoState:
+def intervene(state: PpoState, watch: KlWatchConfig, spike: KlSpike) -> PpoState:
     """Apply the watch's action to the state; returning to a checkpoint is the caller's part.
+
+    Every call logs one line that begins with ``kl_spike action=... kl_per_token=...``; flows turn
+    it into an event, so its keys stay as they are.
 
     Raises:
         DivergedError: the action is to stop, or there were too many interventions already.
     """
+    exhausted = watch.action != "stop" and state.num_interventions == watch.max_interventions
+    logger.warning(
+        "kl_spike action=%s kl_per_token=%.6g kl_per_response=%.6g limit=%s iteration=%d "
+        "interventions=%d",
+        "stop" if exhausted else watch.action,
+        spike.kl_per_token,
+        spike.kl_per_response,
+        spike.limit,
+        state.iteration,
+        state.num_interventions + 1,
+    )
     if watch.action == "stop":
         raise DivergedError(
-            f"iteration {state.iteration}: {excess}; lower the learning rate or raise kl_coef"
+            f"iteration {state.iteration}: {spike.message}; "
+            "lower the learning rate or raise kl_coef"
         )
-    if state.num_interventions == watch.max_interventions:
+    if exhausted:
         raise DivergedError(
-            f"iteration {state.iteration}: {excess}, after {watch.max_interventions} interventions "
-            f"({watch.action})"
+            f"iteration {state.iteration}: {spike.message}, after {watch.max_interventions} "
+            f"interventions ({watch.action})"
         )
     state = replace(state, num_interventions=state.num_interventions + 1)
     if watch.action == "raise_kl_coef":

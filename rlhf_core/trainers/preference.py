@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.errors import DataError
+from rlhf_core.models import device_of
 from rlhf_core.tokenization import PreferenceBatch, TokenizedPair, pack_pairs
 from rlhf_core.trainers.loop import plan_batches
 
@@ -49,7 +50,7 @@ def pack_runs(
     model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: int
 ) -> list[tuple[PreferenceBatch, list[TokenizedPair]]]:
     """Pack pairs into micro-batches on the model's device, each with the pairs it came from."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     return [
         (pack_pairs(run).to(device), run) for run in split_pairs_by_tokens(pairs, budget=budget)
     ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rlhf_core.config import RewardConfig
 from rlhf_core.functional.bradley_terry import soft_bradley_terry_loss
 from rlhf_core.models import (
+    device_of,
     finish_training,
     prepare_training,
     sequence_scores,
@@ -20,6 +21,7 @@ from rlhf_core.trainers.loop import (
     Optimization,
     Progress,
     TrainingRun,
+    at_start,
     split_by_tokens,
 )
 from rlhf_core.trainers.preference import (
@@ -72,9 +74,11 @@ def fit_reward_model(
     optimization = Optimization(model, settings.optimizer, total_steps=len(plan))
     if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
         optimization.load(checkpoint)
+        first: dict[str, float] = checkpoint.values["first"]
     else:
         measures = measure_pairs(model, heldout, budget=budget, soft=soft)
-        run.tracker.log_metrics(measures.summary("reward", "heldout_"), step=0)
+        first = measures.summary("reward", "heldout_")
+        run.tracker.log_metrics(first, step=0)
     progress = Progress("reward", total=len(plan), done=optimization.step)
     while optimization.step < len(plan):
         started = time.perf_counter()
@@ -92,7 +96,10 @@ def fit_reward_model(
         progress.advance(metrics)
         if step % settings.checkpoint_every == 0 or step == len(plan):
             run.checkpoints.save(
-                step, optimization.tensors(), optimization.values(), fingerprint=fingerprint
+                step,
+                optimization.tensors(),
+                {**optimization.values(), "first": first},
+                fingerprint=fingerprint,
             )
     progress.close()
     model = finish_training(model)
@@ -101,7 +108,7 @@ def fit_reward_model(
     if settings.center_on_reference:
         final["reward/shift"] = center_on_reference(model, reference, budget=budget)
     run.tracker.log_metrics(final, step=len(plan))
-    return FitSummary(num_steps=len(plan), metrics=final)
+    return FitSummary(num_steps=len(plan), metrics=final | at_start(first))
 
 
 def accumulate_pairs(
@@ -144,7 +151,7 @@ def center_on_reference(
     """
     require_pairs("reward", reference=reference)
     set_reward_shift(model, 0.0)
-    device = next(model.parameters()).device
+    device = device_of(model)
     ordered = sorted(reference, key=lambda example: example.num_tokens)
     total = sum(
         sequence_scores(model, pack_examples(part).to(device)).double().sum().item()

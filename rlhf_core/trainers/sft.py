@@ -10,7 +10,7 @@ from torch import nn
 
 from rlhf_core.config import SftConfig
 from rlhf_core.errors import DataError
-from rlhf_core.models import finish_training, nll_sum, prepare_training
+from rlhf_core.models import device_of, finish_training, nll_sum, prepare_training
 from rlhf_core.tokenization import TokenBatch, TokenizedExample, pack_examples
 from rlhf_core.trainers.checkpoint import Checkpoint
 from rlhf_core.trainers.loop import (
@@ -18,6 +18,7 @@ from rlhf_core.trainers.loop import (
     Optimization,
     Progress,
     TrainingRun,
+    at_start,
     plan_batches,
     split_by_tokens,
 )
@@ -90,7 +91,7 @@ def fit_sft(
     finish_training(model)
     return FitSummary(
         num_steps=optimization.step,
-        metrics={"sft/heldout_nll": best.kept, "sft/heldout_nll_at_start": best.first},
+        metrics={"sft/heldout_nll": best.kept} | at_start({"sft/heldout_nll": best.first}),
     )
 
 
@@ -179,7 +180,7 @@ class BestWeights:
 def _micro_batches(
     model: nn.Module, examples: Sequence[TokenizedExample], budget: int
 ) -> list[TokenBatch]:
-    device = next(model.parameters()).device
+    device = device_of(model)
     runs = split_by_tokens(examples, lambda example: example.num_tokens, budget=budget)
     return [pack_examples(run).to(device) for run in runs]
 

@@ -84,8 +84,9 @@ def load_random(tensors: Tensors, values: dict[str, Any]) -> None:
     """Put every generator back to where ``random_tensors`` and ``random_values`` found it."""
     torch.set_rng_state(tensors["random.cpu"])
     for name, state in tensors.items():
-        if name.startswith("random.cuda"):
-            torch.cuda.set_rng_state(state, int(name.removeprefix("random.cuda")))
+        index = name.removeprefix("random.cuda")
+        if index.isdigit() and int(index) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(index))
     version, numbers, gauss = values["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = values["numpy"]

@@ -126,7 +126,7 @@ def test_a_failed_save_leaves_the_old_model(llama_directory, tmp_path):
 
     model = scalar_from_causal(llama_directory, seed=0)
     digest = save_model(model, FakeTokenizer(), tmp_path / "model")
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ModelError, match="cannot be written: disk full"):
         save_model(model, Broken(), tmp_path / "model")
     assert weights_sha256(tmp_path / "model") == digest
     assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_core.rollout import sampling
 from rlhf_core.rollout.sampling import greedy_tokens, sample_tokens, sequence_uniforms
 
 
@@ -81,3 +82,44 @@ def test_streams_are_uniform_and_unrelated():
         torch.corrcoef(torch.stack([numbers[:-1].flatten(), numbers[1:].flatten()]))[0, 1].abs()
         < 0.02
     )
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Draw with the sums that a GPU uses."""
+    monkeypatch.setattr(sampling, "_invert_float", sampling._invert_whole)
+
+
+def test_whole_sums_draw_what_float_sums_draw(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    logits = 4 * torch.randn(2_000, 300, generator=generator)
+    uniforms = torch.rand(2_000, generator=generator)
+    expected = sample_tokens(logits, uniforms)
+    monkeypatch.setattr(sampling, "_invert_float", sampling._invert_whole)
+    tokens, logprobs = sample_tokens(logits, uniforms)
+    same = tokens == expected[0]
+    assert same.float().mean() > 0.995  # a uniform at the very edge may fall to a neighbour
+    torch.testing.assert_close(logprobs[same], expected[1][same], atol=1e-5, rtol=1e-5)
+    table = torch.log_softmax(logits, 1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, table, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1.0 - 2**-24])
+def test_whole_sums_stay_among_tokens_that_can_be_drawn(uniform):
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
+    tokens, logprobs = sample_tokens(logits, torch.tensor([uniform]))
+    assert tokens.item() in (1, 2)
+    assert logprobs.item() == pytest.approx(-math.log(2))
+    flat = torch.zeros(1, 1 << 18)
+    tokens, logprobs = sample_tokens(flat, torch.tensor([uniform]))
+    assert tokens.item() == int(uniform * (1 << 18))
+    assert logprobs.item() == pytest.approx(-18 * math.log(2))
+
+
+def test_whole_sums_do_not_depend_on_the_order_of_addition():
+    weights = torch.rand(1, 10_000, generator=torch.Generator().manual_seed(2))
+    order = torch.randperm(10_000, generator=torch.Generator().manual_seed(3))
+    uniform = torch.tensor([[0.5]])
+    one = sampling._invert_whole(weights, uniform)[1]
+    assert torch.equal(one, sampling._invert_whole(weights[:, order], uniform)[1])

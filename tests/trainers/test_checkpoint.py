@@ -3,13 +3,18 @@
 import logging
 import os
 import random
+import resource
+import subprocess
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 
 from rlhf_core.config import OptimizerConfig
-from rlhf_core.errors import CheckpointError
+from rlhf_core.errors import CheckpointError, ModelError
+from rlhf_core.models import save_model, weights_sha256
 from rlhf_core.trainers import checkpoint as module
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.loop import Optimization
@@ -78,6 +83,76 @@ def test_a_crash_while_writing_leaves_the_one_before(store, monkeypatch):
     assert store.latest(fingerprint="f").step == 1
     save(store, 2)
     assert not [path for path in store.directory.iterdir() if path.name.startswith(".")]
+
+
+@contextmanager
+def tiny_disk(directory):
+    """A file system of 256 kB in memory."""
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("no right to mount a file system here")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@contextmanager
+def small_files_only(directory):
+    """No file of this process may grow beyond 100 kB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        yield directory
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+FULL = {"tensors": torch.zeros(100_000)}, {"n": 2}
+LONG = {"x": torch.zeros(1)}, {"n": "x" * 400_000}
+
+
+@pytest.mark.parametrize(("tensors", "values"), [FULL, LONG], ids=["tensors", "values"])
+@pytest.mark.parametrize("disk", [tiny_disk, small_files_only])
+def test_a_full_disk_is_one_clear_error_and_leaves_what_was_there(tensors, values, disk, tmp_path):
+    with disk(tmp_path / "disk") as directory:
+        store = CheckpointStore(directory / "checkpoints")
+        save(store, 1)
+        with pytest.raises(CheckpointError) as raised:
+            store.save(2, tensors, values, fingerprint="f")
+        assert str(store.directory / "step-000000002") in str(raised.value)
+        assert "\n" not in str(raised.value)
+        assert [path.name for path in store.directory.iterdir()] == ["step-000000001"]
+        assert store.latest(fingerprint="f").step == 1
+        save(store, 2)  # there is room again: the partial folder is gone
+        assert store.latest(fingerprint="f").step == 2
+
+
+def test_a_model_that_does_not_fit_the_disk_leaves_what_was_there(tmp_path):
+    class Tokenizer:
+        def save_pretrained(self, directory):
+            (directory / "tokenizer.json").write_text("{}")
+
+    small, big = (
+        hf.LlamaForCausalLM(
+            hf.LlamaConfig(
+                vocab_size=size, hidden_size=16, intermediate_size=16,
+                num_hidden_layers=1, num_attention_heads=2,
+            )
+        )
+        for size in (8, 8_000)
+    )  # fmt: skip
+    with small_files_only(tmp_path):
+        digest = save_model(small, Tokenizer(), tmp_path / "model")
+        with pytest.raises(ModelError, match="model: the model cannot be written"):
+            save_model(big, Tokenizer(), tmp_path / "model")
+    assert weights_sha256(tmp_path / "model") == digest
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_another_runs_checkpoint_is_refused(store):

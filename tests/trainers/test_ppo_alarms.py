@@ -1,11 +1,14 @@
 """PPO's controllers and alarms: KL watch, divergence, penalties, refusals, precision."""
 
+import re
+
 import pytest
 import torch
 
 from rlhf_core.config import ComputeConfig, KlWatchConfig, LoraConfig, OptimizerConfig
 from rlhf_core.errors import ConfigError, DataError, DivergedError
 from rlhf_core.models import load_causal
+from rlhf_core.models.compute import PRECISION
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.loop import TrainingRun
 from rlhf_core.trainers.ppo import PpoData, fit_ppo
@@ -119,6 +122,75 @@ def test_kl_watch_rolls_back_to_weights_in_bounds(causal_directory, tmp_path):
     assert train_ppo(causal_directory, tmp_path / "b", **changes)[2] == expected
 
 
+SPIKE = re.compile(
+    r"kl_spike action=(\w+) kl_per_token=(\S+) kl_per_response=(\S+) limit=(\w+) "
+    r"iteration=(\d+) interventions=(\d+)"
+)
+
+
+def spikes(caplog):
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("rlhf_core.trainers")]
+    return [SPIKE.fullmatch(line).groups() for line in lines if line.startswith("kl_spike ")]
+
+
+@pytest.mark.parametrize("action", ["lower_learning_rate", "raise_kl_coef", "roll_back"])
+def test_every_intervention_is_one_line_of_the_log(action, causal_directory, tmp_path, caplog):
+    watch = KlWatchConfig(max_kl_per_token=1e-3, action=action, max_interventions=1)
+    tracker = ListTracker()
+    with caplog.at_level("WARNING"), pytest.raises(DivergedError, match="after 1 interventions"):
+        train_ppo(causal_directory, tmp_path, tracker, kl_watch=watch, checkpoint_every=100)
+    found = spikes(caplog)
+    assert [(line[0], line[5]) for line in found] == [(action, "1"), ("stop", "2")]
+    assert all(float(line[1]) > 1e-3 and line[3] == "max_kl_per_token" for line in found)
+    _, per_token, per_response, _, iteration, _ = found[0]
+    logged = dict(tracker.rows)[int(iteration) + 1]
+    assert float(per_token) == pytest.approx(logged["policy/kl_per_token"], rel=1e-5)
+    assert float(per_response) == pytest.approx(logged["policy/kl"], rel=1e-5)
+
+
+LAST_UPDATE_ONLY = {
+    "num_iterations": 1,
+    "critic_warmup_iterations": 0,
+    "optimizer": OptimizerConfig(learning_rate=3e-2, schedule="constant", warmup_fraction=0.0),
+}
+
+
+def test_the_last_update_is_watched_too(causal_directory, tmp_path, caplog):
+    watch = KlWatchConfig(max_kl_per_token=1e-3, action="stop")
+    with pytest.raises(DivergedError, match="iteration 1: KL"):
+        train_ppo(causal_directory, tmp_path, kl_watch=watch, **LAST_UPDATE_ONLY)
+    assert [line[0] for line in spikes(caplog)] == ["stop"]
+    kept = CheckpointStore(tmp_path / "checkpoints").directory.glob("step-*")
+    assert [path.name for path in kept] == ["step-000000000"]
+
+
+def test_a_last_update_out_of_bounds_is_rolled_back(causal_directory, tmp_path, caplog):
+    models = toy_models(causal_directory, tmp_path)
+    start = policy_weights(models)
+    changes = {
+        "kl_watch": KlWatchConfig(max_kl_per_token=1e-3, action="roll_back"),
+        **LAST_UPDATE_ONLY,
+    }
+    first = train_ppo(causal_directory, tmp_path, None, models, **changes)
+    now = dict(models.policy.named_parameters())
+    assert all(torch.equal(now[name], start[name]) for name in start)
+    assert [line[0] for line in spikes(caplog)] == ["roll_back"]
+    again = train_ppo(causal_directory, tmp_path, **changes)
+    assert again[2] == first[2]
+    assert len(spikes(caplog)) == 1  # a finished run is not watched again
+
+
+@pytest.mark.parametrize("action", ["lower_learning_rate", "raise_kl_coef"])
+def test_actions_with_nothing_left_to_act_on_keep_the_last_update(
+    action, causal_directory, tmp_path, caplog
+):
+    unwatched = train_ppo(causal_directory, tmp_path / "a", **LAST_UPDATE_ONLY)
+    watch = KlWatchConfig(max_kl_per_token=1e-3, action=action)
+    watched = train_ppo(causal_directory, tmp_path / "b", kl_watch=watch, **LAST_UPDATE_ONLY)
+    assert watched[2] == unwatched[2]
+    assert [line[0] for line in spikes(caplog)] == [action]
+
+
 def test_responses_that_never_end_all_score_minus_the_penalty(causal_directory, tmp_path):
     tracker = ListTracker()
     models = toy_models(causal_directory, tmp_path)
@@ -183,8 +255,11 @@ def test_bfloat16_needs_the_old_logprobs_from_the_trainer(recompute, causal_dire
             train_ppo(causal_directory, tmp_path, **changes)
         return
     tracker = ListTracker()
-    train_ppo(causal_directory, tmp_path, tracker, **changes)
+    _, models, _ = train_ppo(causal_directory, tmp_path, tracker, **changes)
     assert 1.0 < tracker.series("policy/logprob_mismatch")[0] < 1.05
+    # The frozen models round like the trained ones: the reference is the policy's equal at first.
+    assert tracker.series("policy/kl")[0] == 0.0
+    assert not any(hasattr(model, PRECISION) for model in vars(models).values())
 
 
 @pytest.mark.slow

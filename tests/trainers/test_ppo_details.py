@@ -46,6 +46,18 @@ def test_an_error_of_one_task_comes_out(causal_directory):
         side_by_side(lambda: {}, fail)
 
 
+@pytest.mark.parametrize(("cores", "each"), [(1, 1), (2, 1), (5, 2), (8, 4)])
+def test_the_cores_are_divided_among_the_tasks(cores, each):
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        assert side_by_side(torch.get_num_threads, torch.get_num_threads) == [each, each]
+        assert side_by_side(torch.get_num_threads, allowed=False) == [cores]
+        assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_gradient_norm_is_really_clipped(causal_directory, tmp_path):
     learner = learner_for(causal_directory, tmp_path)
     update = make_update(learner)

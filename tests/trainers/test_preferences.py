@@ -38,6 +38,9 @@ def test_reward_model_learns_and_reports(causal_directory, tmp_path):
     for name in ("loss", "accuracy", "margin", "learning_rate", "grad_norm", "tokens_per_second"):
         assert len(tracker.series(f"reward/{name}")) == summary.num_steps
     assert summary.metrics["reward/heldout_accuracy_equal_length"] > 0.9
+    for name in ("loss", "accuracy", "margin"):
+        first = tracker.series(f"reward/heldout_{name}")[0]
+        assert summary.metrics[f"reward/heldout_{name}_at_start"] == first
     reference = toy_examples(8)
     scores = sequence_scores(model, pack_examples(reference)).detach()
     assert float(scores.mean()) == pytest.approx(0.0, abs=1e-5)
@@ -130,6 +133,9 @@ def test_dpo_starts_at_log_two_and_learns(causal_directory, tmp_path):
     assert tracker.series("policy/heldout_loss")[0] == pytest.approx(math.log(2), rel=1e-6)
     assert tracker.series("policy/loss")[0] == pytest.approx(math.log(2), rel=1e-5)
     assert summary.metrics["policy/heldout_accuracy"] > 0.9
+    for name in ("loss", "accuracy", "margin"):
+        first = tracker.series(f"policy/heldout_{name}")[0]
+        assert summary.metrics[f"policy/heldout_{name}_at_start"] == first
     start, pairs = load_causal(causal_directory), toy_pairs(16, 1)
     moved = pair_logprobs(policy, pairs, budget=500) - pair_logprobs(start, pairs, budget=500)
     margin = 0.1 * (moved[:, 0] - moved[:, 1]).mean()
