@@ -1,88 +1,91 @@
-"""What a stage shows in the Prefect UI: progress while it trains, then tables and links."""
+"""What a stage shows in the Prefect UI when it is done: tables of what was measured, and links."""
 
 import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
+from flows import bindings
 from flows.opening import is_deployed
 from flows.records import PipelineResult
-from rlhf_core.schema import DatasetSplits, Estimate, ModelRef, Record, StageResult
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import RlhfError
+from rlhf_core.schema import DatasetSplits, Estimate, ModelRef, Record, RunContext, StageResult
 
-STEP = re.compile(r"\bstep=(\d+) of=(\d+)\b")
-"""How the trainers' log lines say how far they are."""
+logger = logging.getLogger(__name__)
 
-
-class ProgressFromLogs(logging.Handler):
-    """Moves a progress artifact along with the trainers' log lines."""
-
-    def __init__(self, stage: str) -> None:
-        super().__init__(logging.INFO)
-        self._artifact = create_progress_artifact(
-            progress=0.0, key=f"{stage}-progress", description=f"{stage}: training"
-        )
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Update the bar if the line says a step."""
-        step = STEP.search(record.getMessage())
-        if step:
-            update_progress_artifact(
-                self._artifact,  # type: ignore[arg-type]
-                progress=100.0 * int(step[1]) / int(step[2]),
-                description=record.getMessage(),
-            )
+Page = tuple[str, Sequence[tuple[str, str]]]
+"""Markdown, and links as address and words."""
 
 
-@contextmanager
-def watch_training(stage: str) -> Iterator[None]:
-    """Show how far the training inside the block is, if a worker runs it."""
-    if not is_deployed():
-        yield
-        return
-    trainers = logging.getLogger("rlhf_core.trainers")
-    handler = ProgressFromLogs(stage)
-    trainers.addHandler(handler)
-    try:
-        yield
-    finally:
-        trainers.removeHandler(handler)
-
-
-def show_handed(stage: str, handed: Record) -> None:
+def show_handed(stage: str, handed: Record, config: PipelineConfig, context: RunContext) -> None:
     """Publish what a stage hands on, if a worker runs it."""
-    if not is_deployed():
-        return
     if isinstance(handed, StageResult):
-        create_markdown_artifact(stage_page(stage, handed), key=f"{stage}-result")
-        if handed.tracking_url.startswith("http"):
-            create_link_artifact(handed.tracking_url, "MLflow run", key=f"{stage}-mlflow")
+        _publish(f"{stage}-result", lambda: _stage(stage, handed))
     elif isinstance(handed, DatasetSplits):
-        create_markdown_artifact(dataset_page(handed), key="prepare-dataset")
+        _publish("prepare-dataset", lambda: _dataset(handed, config, context))
     elif isinstance(handed, ModelRef):
-        create_markdown_artifact(f"`{handed.uri}`, sha256 `{handed.sha256}`", key=f"{stage}-model")
+        _publish(f"{stage}-model", lambda: _model(stage, handed))
 
 
 def show_outcome(result: PipelineResult) -> None:
     """Publish how a pipeline run ended and where its page lies, if a worker runs it."""
+    _publish("pipeline-outcome", lambda: _outcome(result))
+
+
+def file_report(directory: Path, decided: StageResult) -> tuple[Path, str | None]:
+    """Write the run's page; return its path and, if a worker runs this, its address in MLflow.
+
+    The page is kept with the MLflow run of the stage that decided. Without it there is the path.
+    """
+    path = bindings.write_report(directory)
+    if not is_deployed():
+        return path, None
+    run_id = decided.tracking_url.rsplit("/", 1)[-1]
+    try:
+        return path, bindings.keep_with_run(run_id, path)
+    except RlhfError as error:
+        logger.warning("report_not_kept path=%s error=%s", path, error)
+        return path, None
+
+
+def _publish(name: str, page: Callable[[], Page]) -> None:
+    """Publish a page and its links. One that cannot be shown costs a warning and no work."""
     if not is_deployed():
         return
+    try:
+        text, links = page()
+        create_markdown_artifact(text, key=name)
+        for address, words in links:
+            if address.startswith("http"):
+                key = f"{name.split('-')[0]}-{words.lower().replace(' ', '-')}"
+                create_link_artifact(address, link_text=words, key=key)
+    except Exception as error:  # whatever the lost server did: the stage itself is done
+        logger.warning("not_shown=%s error=%s: %s", name, type(error).__name__, error)
+
+
+def _outcome(result: PipelineResult) -> Page:
     rows = [f"| {item.stage} | {item.seconds:.0f} |" for item in result.timings]
-    page = "\n".join(
+    text = "\n".join(
         (
             f"# {result.verdict} (by {result.decided_by})",
             *(f"- {reason}" for reason in result.reasons),
-            f"\nreport: `{result.report}`\n\n| stage | seconds |\n|---|---|",
+            f"\n{report_line(result.report, result.report_url)}\n",
+            "| stage | seconds |\n|---|---|",
             *rows,
         )
     )
-    create_markdown_artifact(page, key="pipeline-outcome")
+    return text, [(result.report_url, "report")] if result.report_url else []
+
+
+def report_line(path: Path | None, url: str | None) -> str:
+    """Return where the run's page is: a link where a browser can follow one, else the file."""
+    return f"[report]({url}), also `{path}`" if url else f"report: `{path}`"
+
+
+def _stage(stage: str, result: StageResult) -> Page:
+    return stage_page(stage, result), [(result.tracking_url, "mlflow")]
 
 
 def stage_page(stage: str, result: StageResult) -> str:
@@ -109,15 +112,38 @@ def stage_page(stage: str, result: StageResult) -> str:
     )
 
 
-def dataset_page(splits: DatasetSplits) -> str:
-    """Return a page with the files of a dataset version."""
+def _model(stage: str, model: ModelRef) -> Page:
+    """Page of a stage that is judged by a later one: what its training measured last."""
+    address, metrics = bindings.tracked(model.run_id)
+    text = "\n".join(
+        (
+            f"# {stage}: `{model.uri}`",
+            f"weights sha256 `{model.sha256}`, [MLflow run]({address})",
+            "\nIts gates are those of the evaluation. What training measured last:",
+            "\n| metric | value |\n|---|---|",
+            *(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())),
+        )
+    )
+    return text, [(address, "mlflow")]
+
+
+def _dataset(splits: DatasetSplits, config: PipelineConfig, context: RunContext) -> Page:
+    docs = bindings.show_dataset(config, splits, context)
     rows = [
         f"| {part.path.stem} | {part.num_rows} | `{part.sha256[:12]}` |"
         for part in (getattr(splits, name) for name in DatasetSplits.model_fields)
         if hasattr(part, "num_rows")
     ]
-    head = f"# dataset `{splits.sha256[:12]}`\n\nreport: `{splits.report.absolute()}`\n"
-    return "\n".join((head, "| file | rows | sha256 |\n|---|---|---|", *rows))
+    text = "\n".join(
+        (
+            f"# dataset `{splits.sha256[:12]}`",
+            f"\nreport: `{splits.report.absolute()}`",
+            f"\n[data docs]({docs})\n" if docs else "",
+            "| file | rows | sha256 |\n|---|---|---|",
+            *rows,
+        )
+    )
+    return text, [(docs, "data docs")] if docs else []
 
 
 def _estimate(estimate: Estimate) -> str:

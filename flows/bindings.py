@@ -30,6 +30,20 @@ def read_splits(directory: Path) -> DatasetSplits:
     return read(directory)
 
 
+def prepare_fingerprint(config: PipelineConfig) -> str:
+    """Return what decides the dataset: raw files, settings, code."""
+    from rlhf_core.stages.prepare import prepare_fingerprint as fingerprint
+
+    return fingerprint(config)
+
+
+def base_digest(config: PipelineConfig) -> str:
+    """Return a digest of the base model's files."""
+    from rlhf_core.stages.base_model import base_digest as digest
+
+    return digest(config.model)
+
+
 def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext) -> StageResult:
     """Demonstrations to the SFT model."""
     from rlhf_core.stages.sft import train_sft as train
@@ -143,6 +157,48 @@ def record_approval(uri: str, decision: str, reviewer: str, comment: str) -> Non
     from rlhf_core.adapters.approval import record_approval as record
 
     record(uri, decision, reviewer=reviewer, comment=comment)
+
+
+def ask_approval(uri: str) -> None:
+    """Write on the model's version that a person is being asked."""
+    from rlhf_core.adapters.approval import ask_approval as ask
+
+    ask(uri)
+
+
+def require_approval(uri: str, *, asked_for: bool) -> None:
+    """Refuse a model that a person was asked about and did not approve."""
+    from rlhf_core.adapters.approval import require_approval as require
+
+    require(uri, asked_for=asked_for)
+
+
+def keep_with_run(run_id: str, path: Path, folder: str = "") -> str | None:
+    """Keep a file or folder with an MLflow run; return its address if a browser can open it."""
+    from rlhf_core.adapters.tracking import keep_file
+
+    return keep_file(run_id, path, folder)
+
+
+def tracked(run_id: str) -> tuple[str, dict[str, float]]:
+    """Return where a person looks at an MLflow run, and its latest metrics."""
+    from rlhf_core.adapters.tracking import last_metrics, run_address
+
+    return run_address(run_id), last_metrics(run_id)
+
+
+def show_dataset(config: PipelineConfig, splits: DatasetSplits, context: RunContext) -> str | None:
+    """Keep a dataset's Data Docs in MLflow; return where a browser finds them."""
+    from rlhf_core.stages.dataset_page import show_dataset
+
+    return show_dataset(config, splits, context)
+
+
+def bring_back(version: str) -> DatasetSplits:
+    """Bring a published dataset version back into a folder of its own."""
+    from rlhf_core.stages.data_versions import bring_back as bring
+
+    return bring(version)
 
 
 def roll_back(project: str) -> Record:

@@ -5,8 +5,13 @@ Repeating it changes nothing but what has changed: a schedule that a person swit
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
+import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
@@ -15,14 +20,13 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
+from flows.pools import FILE, read_pools
 from rlhf_core.errors import RlhfError
 
-PIPELINE_POOL = "rlhf"
-TRAINING_POOL = "rlhf-training"
-PIPELINE_QUEUE = "pipelines"
 NIGHTLY = "rlhf-pipeline/nightly"
 SILENT_SECONDS = 90
-"""A run that sends no heartbeat for so long is taken for dead; workers send one every 30 s."""
+"""A run that sends no heartbeat for so long is taken for dead; ``servers.HEARTBEAT_SECONDS`` is how
+often one is due."""
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")
@@ -39,15 +43,19 @@ def deploy(*, pool_type: str, watch_heartbeats: bool) -> None:
     Raises:
         RlhfError: the server refuses.
     """
+    pools = read_pools()
     with get_client(sync_client=True) as client:
-        for pool in (PIPELINE_POOL, TRAINING_POOL):
+        for pool in pools.limits:
             _make_pool(client, pool, pool_type)
-        is_new = not _exists(client, NIGHTLY)
-        _apply_file()
-        queue = client.read_work_queue_by_name(PIPELINE_QUEUE, work_pool_name=PIPELINE_POOL)
+        if _exists(client, NIGHTLY):
+            _apply(FILE)
+        else:
+            with _switched_off() as first:
+                _apply(first)
+        queue = client.read_work_queue_by_name(
+            pools.pipeline_queue, work_pool_name=pools.orchestration
+        )
         client.update_work_queue(queue.id, concurrency_limit=1)
-        if is_new:
-            _switch_off(client, NIGHTLY)
         if watch_heartbeats:
             _watch_heartbeats(client)
 
@@ -67,22 +75,30 @@ def _exists(client: SyncPrefectClient, deployment: str) -> bool:
     return True
 
 
-def _apply_file() -> None:
+@contextmanager
+def _switched_off() -> Iterator[Path]:
+    """``prefect.yaml`` with every schedule off, for the first time it is applied.
+
+    Afterwards the file says nothing about it, so that what people switch stays as they left it.
+    """
+    content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    for deployment in content["deployments"]:
+        for schedule in deployment.get("schedules", ()):
+            schedule["active"] = False
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FILE.name
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        yield path
+
+
+def _apply(file: Path) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*command, "--prefect-file", str(file)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()
         raise RlhfError(f"prefect deploy failed: {' '.join(lines[-5:])}")
-
-
-def _switch_off(client: SyncPrefectClient, deployment: str) -> None:
-    found = client.read_deployment_by_name(deployment)
-    for schedule in found.schedules:
-        client.update_deployment_schedule(found.id, schedule.id, active=False)
 
 
 def _watch_heartbeats(client: SyncPrefectClient) -> None:

@@ -7,28 +7,17 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from pydantic import Field
-
+from flows.doctor_servers import check_keeper, check_prefect
+from flows.findings import Finding
 from rlhf_core.errors import RlhfError
-from rlhf_core.schema import Record
 
 MIN_FREE_GB = 5.0
 CONSTRAINTS = Path("constraints.txt")
 DISTRIBUTION = "rlhf-pipeline"
 
 
-class Finding(Record):
-    """One line of the examination."""
-
-    what: str
-    healthy: bool
-    found: str
-    mend: str = Field(default="")
-    """What to do; empty when healthy."""
-
-
 def examine(config: Path | None) -> tuple[Finding, ...]:
-    """Check Python, packages, disk, tools, servers, telemetry and, given settings, their model."""
+    """Check Python, packages, disk, tools, servers, workers, telemetry and, if given, settings."""
     return tuple(
         finding
         for check in (
@@ -38,7 +27,8 @@ def examine(config: Path | None) -> tuple[Finding, ...]:
             _tools,
             _folders,
             _mlflow,
-            _prefect,
+            check_prefect,
+            check_keeper,
             _telemetry,
             lambda: _settings(config),
         )
@@ -132,25 +122,6 @@ def _mlflow() -> Iterator[Finding]:
 
     uri = load_settings().mlflow_tracking_uri
     yield _attempt("mlflow", uri, check_server, "start it, or set or unset MLFLOW_TRACKING_URI")
-
-
-def _prefect() -> Iterator[Finding]:
-    import requests
-
-    from rlhf_core.adapters.settings import load_settings
-
-    url = load_settings().prefect_api_url
-    if url is None:
-        yield Finding(what="prefect", healthy=True, found="ephemeral: PREFECT_API_URL is not set")
-        return
-
-    def ask() -> None:
-        try:
-            requests.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
-        except requests.RequestException as error:
-            raise RlhfError(f"{url} does not answer: {type(error).__name__}") from error
-
-    yield _attempt("prefect", url, ask, "start it (`make up`), or unset PREFECT_API_URL")
 
 
 def _telemetry() -> Iterator[Finding]:

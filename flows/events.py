@@ -3,10 +3,14 @@
 ``rlhf.gate-failed``, ``rlhf.kl-spike``, ``rlhf.promoted``, ``rlhf.data-version``.
 """
 
+import logging
+
 from prefect.events import emit_event
 
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.schema import RunContext
+
+logger = logging.getLogger(__name__)
 
 
 def announce(event: str, context: RunContext, **payload: str | None) -> None:
@@ -15,14 +19,24 @@ def announce(event: str, context: RunContext, **payload: str | None) -> None:
 
 
 def announce_dataset(sha256: str, directory: str, **payload: str | None) -> None:
-    """Tell the Prefect server that there is a new dataset version."""
+    """Tell the Prefect server that a dataset version was published.
+
+    Args:
+        sha256: of the dataset.
+        directory: where it lies.
+        payload: ``version`` (``data-vN``), which the shipped automation starts the pipeline on, and
+            further words about it.
+    """
     emit(
         "rlhf.data-version", resource=f"rlhf.dataset.{sha256[:12]}", directory=directory, **payload
     )
 
 
 def emit(event: str, *, resource: str, **payload: str | None) -> None:
-    """Send one event if a Prefect server is configured."""
+    """Send one event if a Prefect server is configured; one that cannot be sent costs a warning."""
     if load_settings().prefect_api_url is None:
         return
-    emit_event(event=event, resource={"prefect.resource.id": resource}, payload=dict(payload))
+    try:
+        emit_event(event=event, resource={"prefect.resource.id": resource}, payload=dict(payload))
+    except Exception as error:  # whatever the lost server did: the work matters more
+        logger.warning("event_not_sent event=%s error=%s", event, type(error).__name__)

@@ -23,8 +23,9 @@ Force = Annotated[
 Dataset = Annotated[
     str | None,
     Field(
-        description="Prepared dataset, as DIRECTORY or DIRECTORY@SHA256. Empty: what this run "
-        "prepared, else the raw data of the settings, prepared now."
+        description="Dataset: a published version (data-v3), or a prepared DIRECTORY or "
+        "DIRECTORY@SHA256. Empty: what this run prepared, else the raw data of the settings, "
+        "prepared now."
     ),
 ]
 SftUri = Annotated[

@@ -2,29 +2,35 @@
 
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
+import psutil
 import requests
 
 from flows.environment import prepare_environment
 from flows.logs import configure_logging
+from flows.pools import read_pools
+from flows.processes import (
+    STOP_SECONDS,
+    Process,
+    StopAskedError,
+    StopSignals,
+    adopt_orphans,
+    bury_adopted,
+    end_all,
+    end_tree,
+)
 from flows.servers import (
     HOST,
     LOGS,
-    POOLS,
     START_SECONDS,
-    STOP_SECONDS,
-    Process,
     Servers,
     child_environment,
-    end_tree,
     write_servers,
 )
 from rlhf_core.errors import RlhfError
@@ -37,14 +43,11 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 
 
-class StopAskedError(Exception):
-    """Somebody sent SIGTERM or SIGINT."""
-
-
 class Keeper:
     """Children by name, in the order they were started."""
 
-    def __init__(self, prefect_port: int, mlflow_port: int) -> None:
+    def __init__(self, prefect_port: int, mlflow_port: int, signals: StopSignals) -> None:
+        self.signals = signals
         self.environment = child_environment(prefect_port, mlflow_port)
         self.servers = Servers(
             prefect_port=prefect_port, mlflow_port=mlflow_port, keeper=Process.of(os.getpid())
@@ -57,7 +60,8 @@ class Keeper:
     def start(self, name: str, command: list[str]) -> None:
         """Start a child in its own session, its output appended to its own log."""
         self.commands[name] = command
-        with (LOGS / f"{name}.log").open("ab") as log:
+        # A child that is started and not yet remembered would outlive everything.
+        with self.signals.undisturbed(), (LOGS / f"{name}.log").open("ab") as log:
             self.children[name] = subprocess.Popen(
                 command,
                 env=self.environment,
@@ -66,7 +70,7 @@ class Keeper:
                 stderr=log,
                 start_new_session=True,
             )
-        self._remember()
+            self._remember()
 
     def restart_dead(self) -> None:
         """Start every child again that died; ever later if it keeps dying."""
@@ -90,14 +94,26 @@ class Keeper:
         self.servers = self.servers.model_copy(update={"ready": True})
         self._remember()
 
+    def bury(self) -> None:
+        """Let adopted processes that ended go: flows whose worker was killed."""
+        bury_adopted(child.pid for child in self.children.values())
+
     def end(self) -> None:
-        """End all children, the last started first: workers before the servers they talk to."""
-        for name in reversed(list(self.children)):
-            child = self.servers.children.get(name)
-            if child is not None:
-                end_tree(child)
-            self.children[name].wait(timeout=STOP_SECONDS)
-            logger.info("ended=%s", name)
+        """End all children, the last started first: workers before the servers they talk to.
+
+        Then whatever they have left behind. One that cannot be ended keeps none of the others.
+        """
+        self.signals.ignore()
+        for name, child in reversed(self.children.items()):
+            if child.poll() is not None:
+                continue
+            try:
+                end_tree(Process.of(child.pid))
+                child.wait(timeout=STOP_SECONDS)
+                logger.info("ended=%s", name)
+            except (psutil.Error, OSError, subprocess.TimeoutExpired) as error:
+                logger.warning("not_ended=%s error=%s", name, error)
+        end_all(psutil.Process().children(recursive=True))
 
     def _remember(self) -> None:
         children = {
@@ -111,11 +127,13 @@ class Keeper:
 
 def keep(prefect_port: int, mlflow_port: int) -> None:
     """Start everything, then watch until told to stop."""
-    keeper = Keeper(prefect_port, mlflow_port)
+    adopt_orphans()
+    keeper = Keeper(prefect_port, mlflow_port, StopSignals())
     try:
+        pools = read_pools()
         _start_servers(keeper)
         _deploy(keeper)
-        for pool, limit in POOLS.items():
+        for pool, limit in pools.limits.items():
             keeper.start(f"worker-{pool}", _worker(pool, limit))
         keeper.ready()
         logger.info("ready prefect=%s mlflow=%s", prefect_port, mlflow_port)
@@ -123,23 +141,20 @@ def keep(prefect_port: int, mlflow_port: int) -> None:
     except StopAskedError:
         logger.info("stop_asked")
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
         keeper.end()
 
 
 def _start_servers(keeper: Keeper) -> None:
     servers = keeper.servers
-    keeper.start(
-        "prefect", _prefect("server", "start", "--host", HOST, "--port", str(servers.prefect_port))
-    )
+    address = ("--host", HOST, "--port", str(servers.prefect_port))
+    keeper.start("prefect", _prefect("server", "start", *address))
     keeper.start("mlflow", _mlflow(servers.mlflow_port, keeper.environment))
     _wait_for(keeper, "prefect", f"{servers.prefect_url}/api/health")
     _wait_for(keeper, "mlflow", f"{servers.mlflow_url}/health")
 
 
 def _prefect(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "prefect", *arguments]
+    return [sys.executable, "-m", "flows.mended_prefect", *arguments]
 
 
 def _worker(pool: str, limit: int) -> list[str]:
@@ -168,7 +183,8 @@ def _wait_for(keeper: Keeper, name: str, url: str) -> None:
             if requests.get(url, timeout=5).ok:
                 return
         except requests.RequestException:
-            time.sleep(0.3)
+            logger.debug("not_yet=%s", name)
+        time.sleep(0.3)
     raise RlhfError(f"{name} at {url} did not become healthy; see {LOGS / name}.log")
 
 
@@ -194,6 +210,7 @@ def _watch(keeper: Keeper) -> None:
     while True:
         time.sleep(CHECK_SECONDS)
         keeper.restart_dead()
+        keeper.bury()
         if time.monotonic() >= next_sweep:
             _sweep(keeper)
             next_sweep = time.monotonic() + SWEEP_SECONDS
@@ -211,12 +228,6 @@ def _sweep(keeper: Keeper) -> None:
 
 def main(arguments: list[str]) -> int:
     """Entry point of ``python -m flows.keeper PREFECT_PORT MLFLOW_PORT``."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise StopAskedError(number)
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
     prepare_environment()
     configure_logging("info")
     LOGS.mkdir(parents=True, exist_ok=True)

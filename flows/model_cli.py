@@ -26,18 +26,29 @@ def add_to(app: typer.Typer) -> None:
 
 
 def promote(
-    model: ModelArgument, json_file: JsonOption = None, log_level: LogLevel = "info"
+    model: ModelArgument,
+    reviewer: Annotated[
+        str | None, typer.Option(help="Who approves; default: the name you are logged in with.")
+    ] = None,
+    comment: Annotated[str, typer.Option(help="Why; recorded with the model.")] = "rlhf promote",
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
 ) -> None:
     """Apply the gates' decision to a registered policy: PROMOTE moves ``champion`` to it.
 
+    Your word counts as the approval where one is asked for, and replaces an earlier refusal.
     Exit status 1 if the gates said HOLD or REJECT; nothing moves then.
     """
     begin(log_level)
+    import getpass
+
     from flows import bindings
     from flows.tables import show_record
 
     bindings.check_server()
     record = bindings.promote_model(model)
+    if record.verdict == "PROMOTE":
+        bindings.record_approval(model, "PROMOTE", reviewer or getpass.getuser(), comment)
     write_json(record, json_file)
     show_record(record)
     raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)

@@ -1,15 +1,19 @@
 """How a flow finds its run and its settings, the same for a person, a parent and a retry."""
 
+import logging
+
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
 from flows.run_settings import RunSettings
-from flows.runs import locate_run, open_run, set_aside, settings_of_run
+from flows.runs import hold_stage, locate_run, open_run, set_aside, settings_of_run
 from flows.sweep import PROCESS_LABEL, process_name
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import RunContext, StageName
+
+logger = logging.getLogger(__name__)
 
 
 def open_context(
@@ -47,12 +51,16 @@ def start_afresh_once(context: RunContext, stage: StageName) -> None:
     """Set a finished stage aside because somebody asked for it; a retry of the flow run does not.
 
     The retry goes on from the checkpoint of the repeated stage instead.
+
+    Raises:
+        CheckpointError: another process is working on the stage; its folder stays where it is.
     """
     mark = context.directory / f".{stage}.forced-by"
-    if mark.exists() and mark.read_text(encoding="utf-8") == str(flow_run.id):
-        return
-    set_aside(context, stage)
-    mark.write_text(str(flow_run.id), encoding="utf-8")
+    with hold_stage(context, stage):
+        if mark.exists() and mark.read_text(encoding="utf-8") == str(flow_run.id):
+            return
+        set_aside(context, stage)
+        mark.write_text(str(flow_run.id), encoding="utf-8")
 
 
 def is_deployed() -> bool:
@@ -74,5 +82,8 @@ def _label_process() -> None:
     current = FlowRunContext.get()
     if current is None or current.flow_run is None:
         return
-    with get_client(sync_client=True) as client:
-        client.update_flow_run_labels(current.flow_run.id, {PROCESS_LABEL: process_name()})
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run_labels(current.flow_run.id, {PROCESS_LABEL: process_name()})
+    except Exception as error:  # whatever the lost server did: the work matters more
+        logger.warning("process_not_labelled error=%s", type(error).__name__)

@@ -39,8 +39,8 @@ DatasetOption = Annotated[
     str | None,
     typer.Option(
         "--dataset",
-        metavar="DIRECTORY[@SHA256]",
-        help="Prepared dataset; default: the run's, else the settings' raw data.",
+        metavar="data-vN|DIRECTORY[@SHA256]",
+        help="Published version or prepared folder; default: the run's, else the raw data.",
     ),
 ]
 LogLevel = Annotated[

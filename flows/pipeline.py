@@ -6,8 +6,7 @@ raw data -> prepare -> SFT -> gate -> reward model + judge -> gate -> policy -> 
 from prefect import flow
 from prefect.states import Completed
 
-from flows import bindings
-from flows.artifacts import show_outcome
+from flows.artifacts import file_report, show_outcome
 from flows.inputs import (
     EvaluateInputs,
     PipelineInputs,
@@ -83,7 +82,9 @@ def follow_diagram(run: Progress) -> PipelineResult:
 
 def conclude(result: PipelineResult) -> PipelineResult:
     """Write the run's page and, where a worker runs this, name the outcome in the Prefect UI."""
-    result = result.model_copy(update={"report": bindings.write_report(result.directory)})
+    decided = list(result.stages.values())[-1]
+    report, report_url = file_report(result.directory, decided)
+    result = result.model_copy(update={"report": report, "report_url": report_url})
     show_outcome(result)
     if is_deployed() and result.verdict != "PROMOTE":
         # A refusal is a result and no failure, but it should not look like a promotion either.

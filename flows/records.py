@@ -41,3 +41,5 @@ class PipelineResult(Record):
     timings: tuple[StageTiming, ...] = ()
     report: Path | None = None
     """One self-contained HTML page about the run."""
+    report_url: str | None = None
+    """Where a browser finds the page; None where nobody serves it."""

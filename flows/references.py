@@ -1,5 +1,6 @@
 """References to the things themselves: datasets checked by digest, models by registry version."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +9,9 @@ from flows.runs import saved_result
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import DataError, RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageResult
+
+PUBLISHED = re.compile(r"data-v[1-9]\d*")
+"""Name of a published dataset version."""
 
 ModelRole = Literal["sft", "reward", "judge", "policy"]
 
@@ -20,11 +24,18 @@ def dataset_reference(splits: DatasetSplits) -> str:
 def find_dataset(config: PipelineConfig, context: RunContext, given: str | None) -> DatasetSplits:
     """Return the dataset a stage reads.
 
+    Args:
+        config: settings of the run.
+        context: the run.
+        given: ``data-vN``, ``DIRECTORY`` or ``DIRECTORY@SHA256``; None takes what the run prepared.
+
     Raises:
         DataError: the directory holds another version than the reference asks for.
     """
     if given is None:
         return saved_result(context, "prepare", DatasetSplits) or bindings.prepare_data(config)
+    if PUBLISHED.fullmatch(given):
+        return bindings.bring_back(given)
     directory, _, sha256 = given.partition("@")
     splits = bindings.read_splits(Path(directory))
     if not splits.sha256.startswith(sha256):

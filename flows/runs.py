@@ -1,7 +1,6 @@
 """A run's folder: who may write to it, what it was started with, which stages are finished."""
 
 import fcntl
-import hashlib
 import json
 import logging
 import secrets
@@ -179,11 +178,6 @@ def discard_unstarted(context: RunContext) -> bool:
         return False
     shutil.rmtree(context.directory)
     return True
-
-
-def text_digest(text: str) -> str:
-    """Return the sha256 of ``text``."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _differing_keys(before: object, after: object, prefix: str = "") -> list[str]:

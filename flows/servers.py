@@ -4,12 +4,15 @@ One process, the keeper (``python -m flows.keeper``), owns them all: it restarts
 what it started. What runs where is written to ``.rlhf/servers.json``.
 """
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,6 +20,8 @@ from pydantic import Field
 
 from flows.environment import STATE, prepare_environment
 from flows.files import write_atomically
+from flows.pools import read_pools
+from flows.processes import KEPT_IN, STOP_SECONDS, Process, end_all, end_tree, kept_in
 from rlhf_core.errors import RlhfError
 from rlhf_core.schema import Record
 
@@ -24,35 +29,12 @@ HOST = "127.0.0.1"
 STATE_FILE = STATE / "servers.json"
 LOGS = STATE / "logs"
 START_SECONDS = 600.0
-STOP_SECONDS = 30.0
-
-POOLS = {"rlhf": 3, "rlhf-training": 1}
-"""Work pools and how many runs this machine takes from each at once.
-
-SQLite bears three. Training has a pool of its own: a pipeline that waits for its stage would
-otherwise hold the slot that the stage waits for.
-"""
-
-
-class Process(Record):
-    """One process, told apart from a later one with the same number by its start."""
-
-    pid: int
-    started: float
-
-    @classmethod
-    def of(cls, pid: int) -> "Process":
-        """Describe a living process."""
-        return cls(pid=pid, started=psutil.Process(pid).create_time())
-
-    def find(self) -> psutil.Process | None:
-        """Return the process if it is still the same one and alive."""
-        try:
-            found = psutil.Process(self.pid)
-            same = abs(found.create_time() - self.started) < 1.0
-            return found if same and found.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
-            return None
+KEEPER_STOP_SECONDS = 6 * STOP_SECONDS
+"""The keeper ends its children one after the other."""
+HEARTBEAT_SECONDS = 30
+"""How often a run says that it lives; ``deploy.SILENT_SECONDS`` is what it is measured by."""
+CLIENT_RETRIES = 7
+"""How often a worker or flow repeats a call to a lost Prefect server: about four minutes."""
 
 
 class Servers(Record):
@@ -97,29 +79,48 @@ def start_servers(prefect_port: int | None, mlflow_port: int | None) -> Servers:
     Raises:
         RlhfError: it runs already, a port is taken, or something did not become healthy.
     """
-    running = read_servers()
-    if running is not None and running.keeper.find():
-        raise RlhfError(
-            f"the servers run already: Prefect {running.prefect_url}, MLflow {running.mlflow_url}; "
-            "`make down` stops them"
-        )
-    stop_servers()
     prepare_environment()
-    prefect, mlflow = choose_port(prefect_port, 4200), choose_port(mlflow_port, 5000)
-    LOGS.mkdir(parents=True, exist_ok=True)
-    with (LOGS / "keeper.log").open("a") as log:
-        keeper = subprocess.Popen(
-            [sys.executable, "-m", "flows.keeper", str(prefect), str(mlflow)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        return _wait_until_ready(keeper)
-    except KeyboardInterrupt:
+    read_pools()
+    with _alone():
+        running = read_servers()
+        if running is not None and running.keeper.find():
+            raise RlhfError(
+                f"the servers run already: Prefect {running.prefect_url}, "
+                f"MLflow {running.mlflow_url}; `make down` stops them"
+            )
         stop_servers()
-        raise
+        prefect, mlflow = choose_ports(prefect_port, mlflow_port)
+        LOGS.mkdir(parents=True, exist_ok=True)
+        with (LOGS / "keeper.log").open("a") as log:
+            keeper = subprocess.Popen(
+                [sys.executable, "-m", "flows.keeper", str(prefect), str(mlflow)],
+                env={**os.environ, KEPT_IN: str(STATE.absolute())},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            return _wait_until_ready(keeper)
+        except KeyboardInterrupt:
+            stop_servers()
+            raise
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keep a second start from this directory out until this one is done.
+
+    Raises:
+        RlhfError: another one is under way.
+    """
+    STATE.mkdir(parents=True, exist_ok=True)
+    with (STATE / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RlhfError("another `rlhf up` is just starting the servers here") from error
+        yield
 
 
 def _wait_until_ready(keeper: "subprocess.Popen[bytes]") -> Servers:
@@ -146,73 +147,59 @@ def _last_error() -> str:
 def stop_servers() -> list[str]:
     """End exactly what was started from this directory; returns the names of what was ended."""
     servers = read_servers()
-    if servers is None:
-        return []
+    ended = _end_known(servers) if servers is not None else []
+    # What a killed keeper or worker left to nobody.
+    orphans = kept_in(str(STATE.absolute()))
+    if orphans:
+        end_all(orphans)
+        ended.append("orphans")
+    STATE_FILE.unlink(missing_ok=True)
+    return ended
+
+
+def _end_known(servers: Servers) -> list[str]:
     ended = []
     keeper = servers.keeper.find()
     if keeper is not None:
         keeper.send_signal(signal.SIGTERM)
-        psutil.wait_procs([keeper], timeout=STOP_SECONDS)
+        psutil.wait_procs([keeper], timeout=KEEPER_STOP_SECONDS)
         ended.append("keeper")
     # The keeper ends its children itself; these are left only if it was killed.
     for name, child in servers.children.items():
         if end_tree(child) or keeper is not None:
             ended.append(name)
-    STATE_FILE.unlink(missing_ok=True)
     return ended
 
 
-def end_tree(process: Process) -> bool:
-    """End a process and all it started: asked first, killed after a while."""
-    root = process.find()
-    if root is None:
-        return False
-    family = [root, *root.children(recursive=True)]
-    for member in family:
-        _signal(member, signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS / 2)
-    for member in alive:
-        _signal(member, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=5)
-    return True
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
-
-
-def choose_port(wanted: int | None, usual: int) -> int:
-    """Return the wanted port if it is free; without a wish the usual one, or any free one.
+def choose_ports(prefect: int | None, mlflow: int | None) -> tuple[int, int]:
+    """Choose two different ports: the wanted ones, else the usual ones, else any free ones.
 
     Args:
-        wanted: 0 asks for any free one.
-        usual: tried first where there is no wish.
+        prefect: port of the Prefect server; None prefers 4200, 0 takes any.
+        mlflow: port of the MLflow server; None prefers 5000, 0 takes any.
 
     Raises:
-        RlhfError: the wanted port is taken.
+        RlhfError: a wanted port is taken.
     """
-    if wanted and not _is_free(wanted):
-        raise RlhfError(f"port {wanted} is taken; choose another or leave the choice open")
-    if wanted:
-        return wanted
-    if wanted is None and _is_free(usual):
-        return usual
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    with ExitStack() as held:
+        first = _hold_port(held, prefect, 4200)
+        return first, _hold_port(held, mlflow, 5000)
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _hold_port(held: ExitStack, wanted: int | None, usual: int) -> int:
+    """Bind a port until the stack is closed, so that nobody is given it twice."""
+    for port in (wanted,) if wanted else (usual, 0) if wanted is None else (0,):
+        holder = held.enter_context(socket.socket())
+        if port:
+            # A port that was in use a moment ago counts as free; a free one must be unused.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            holder.bind((HOST, port))
         except OSError:
-            return False
-    return True
+            continue
+        holder.listen()
+        return int(holder.getsockname()[1])
+    raise RlhfError(f"port {wanted} is taken; choose another or leave the choice open")
 
 
 def child_environment(prefect_port: int, mlflow_port: int) -> dict[str, str]:
@@ -222,10 +209,11 @@ def child_environment(prefect_port: int, mlflow_port: int) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": os.pathsep.join((scripts, os.environ.get("PATH", os.defpath))),
+        KEPT_IN: str(STATE.absolute()),
         "PREFECT_API_URL": f"http://{HOST}:{prefect_port}/api",
         "PREFECT_LOCAL_STORAGE_PATH": str(prefect / "storage"),
-        # SQLite has one writer; on a busy machine the others must wait longer than ten seconds.
-        "PREFECT_SERVER_DATABASE_TIMEOUT": "120",
+        "PREFECT_CLIENT_MAX_RETRIES": str(CLIENT_RETRIES),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).with_name("logging.yml")),

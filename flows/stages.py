@@ -19,7 +19,7 @@ from flows.inputs import (
 from flows.opening import name_of_run, open_context
 from flows.references import find_dataset, find_model
 from flows.run_settings import RunSettings
-from flows.runs import saved_result, text_digest
+from flows.runs import saved_result
 from flows.work import Work, carry_out
 from rlhf_core.config import config_digest
 from rlhf_core.errors import RegistryError
@@ -32,8 +32,8 @@ def prepare_stage(settings: RunSettings | None, inputs: PrepareInputs) -> Datase
     """Validate the raw data and publish a dataset version."""
     config, context = open_context(settings, inputs.run)
     return carry_out(
-        Work(context, "prepare", DatasetSplits, force=inputs.force),
-        {"settings": text_digest(config.data.model_dump_json())},
+        Work(config, context, "prepare", DatasetSplits, force=inputs.force),
+        {"made_from": bindings.prepare_fingerprint(config)},
         lambda: bindings.prepare_data(config),
     )
 
@@ -44,8 +44,12 @@ def sft_stage(settings: RunSettings | None, inputs: SftInputs) -> StageResult:
     config, context = open_context(settings, inputs.run)
     splits = find_dataset(config, context, inputs.dataset)
     return carry_out(
-        Work(context, "sft", StageResult, force=inputs.force),
-        {"settings": config_digest(config), "dataset": splits.sha256},
+        Work(config, context, "sft", StageResult, force=inputs.force),
+        {
+            "settings": config_digest(config),
+            "dataset": splits.sha256,
+            "base": bindings.base_digest(config),
+        },
         lambda: bindings.train_sft(config, splits, context),
     )
 
@@ -57,7 +61,7 @@ def reward_stage(settings: RunSettings | None, inputs: RewardInputs) -> StageRes
     splits = find_dataset(config, context, inputs.dataset)
     sft = find_model(config, context, "sft", inputs.sft)
     return carry_out(
-        Work(context, inputs.role, StageResult, force=inputs.force),
+        Work(config, context, inputs.role, StageResult, force=inputs.force),
         {"settings": config_digest(config), "dataset": splits.sha256, "sft": sft.sha256},
         lambda: bindings.train_reward(config, splits, sft, context, inputs.role),
     )
@@ -75,7 +79,7 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> ModelRef
         else None
     )
     return carry_out(
-        Work(context, "policy", ModelRef, force=inputs.force),
+        Work(config, context, "policy", ModelRef, force=inputs.force),
         {
             "settings": config_digest(config),
             "dataset": splits.sha256,
@@ -99,7 +103,7 @@ def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> Stag
     if config.policy.algorithm == "ppo":
         models["reward"] = find_model(config, context, "reward", inputs.reward)
     return carry_out(
-        Work(context, "evaluate", StageResult, force=inputs.force),
+        Work(config, context, "evaluate", StageResult, force=inputs.force),
         {
             "settings": config_digest(config),
             "dataset": splits.sha256,
@@ -111,7 +115,7 @@ def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> Stag
 
 @flow(name="rlhf-promote", flow_run_name=name_of_run)
 def promote_stage(settings: RunSettings | None, inputs: PromoteInputs) -> Promotion:
-    """Make the run's evaluated policy the champion, if its gates said so."""
+    """Make the run's evaluated policy the champion, if its gates, and who was asked, said so."""
     config, context = open_context(settings, inputs.run)
     evaluated = saved_result(context, "evaluate", StageResult)
     if evaluated is None:
@@ -119,8 +123,10 @@ def promote_stage(settings: RunSettings | None, inputs: PromoteInputs) -> Promot
             f"run {context.run_id} has no evaluation to promote from: "
             f"run `rlhf evaluate CONFIG --run-id {context.run_id}` first"
         )
+    asked_for = config.promotion.approval == "person"
+    bindings.require_approval(evaluated.model.uri, asked_for=asked_for)
     promotion = carry_out(
-        Work(context, "promote", Promotion, force=inputs.force),
+        Work(config, context, "promote", Promotion, force=inputs.force),
         {"model": evaluated.model.sha256, "verdict": evaluated.decision.verdict},
         lambda: bindings.promote_policy(config, evaluated, context),
     )

@@ -22,6 +22,10 @@ PATIENCE_SECONDS = {"RUNNING": 15.0, "CANCELLING": 60.0, "PENDING": 90.0}
 name, and a worker takes time to start a process."""
 
 
+UNSTARTED_SECONDS = 600.0
+"""How long a worker of this machine may take to start a process; one that was killed never will."""
+
+
 def process_name() -> str:
     """Return this process as runs are labelled with it: ``host:pid``."""
     return f"{socket.gethostname()}:{os.getpid()}"
@@ -43,7 +47,7 @@ def mark_dead_runs(api_url: str) -> list[str]:
         f"{api_url}/flow_runs/filter",
         {"flow_runs": {"state": {"type": {"any_": list(PATIENCE_SECONDS)}}}, "limit": 200},
     )
-    dead = [run for run in runs if _is_dead(run)]
+    dead = [run for run in runs if _is_dead(run) and _is_unchanged(api_url, run)]
     for run in dead:
         message = f"process {_process_of(run)} is gone; Retry goes on from where it was"
         _post(
@@ -54,22 +58,45 @@ def mark_dead_runs(api_url: str) -> list[str]:
     return [run["name"] for run in dead]
 
 
+def _is_unchanged(api_url: str, run: dict[str, Any]) -> bool:
+    """Ask once more: somebody may have retried the run since it was read."""
+    body = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    return [found["state"] for found in _post(f"{api_url}/flow_runs/filter", body)] == [
+        run["state"]
+    ]
+
+
 def _process_of(run: dict[str, Any]) -> str | None:
-    """Return ``host:pid``: what the run itself said, else what its worker started for it."""
-    labels = run.get("labels") or {}
-    if PROCESS_LABEL in labels:
-        return str(labels[PROCESS_LABEL])
-    host = str(labels.get("prefect.worker.name", "")).partition("@")[0]
-    return f"{host}:{run['infrastructure_pid']}" if host and run["infrastructure_pid"] else None
+    """Return ``host:pid``: what the run itself said, else what its worker started for it.
+
+    A retry that is still pending has not spoken yet: its label names the attempt before it, and
+    only the worker knows its process, once there is one.
+    """
+    said = (run.get("labels") or {}).get(PROCESS_LABEL)
+    host = _host_of(run)
+    pid = str(run.get("infrastructure_pid") or "").rpartition(":")[2]
+    started = f"{host}:{pid}" if host and pid else None
+    if run["state"]["type"] == "PENDING":
+        return None if started == said else started
+    return str(said) if said else started
+
+
+def _host_of(run: dict[str, Any]) -> str:
+    """Return the machine whose worker took the run."""
+    return str((run.get("labels") or {}).get("prefect.worker.name", "")).partition("@")[0]
 
 
 def _is_dead(run: dict[str, Any]) -> bool:
     """Return whether the run had a process of this machine and has it no more."""
     state = run["state"]
     since = datetime.fromisoformat(state["timestamp"])
-    if (datetime.now(UTC) - since).total_seconds() < PATIENCE_SECONDS[state["type"]]:
+    age = (datetime.now(UTC) - since).total_seconds()
+    if age < PATIENCE_SECONDS[state["type"]]:
         return False
-    host, _, pid = (_process_of(run) or "").rpartition(":")
+    process_of_run = _process_of(run)
+    if process_of_run is None and state["type"] == "PENDING":
+        return _host_of(run) == socket.gethostname() and age > UNSTARTED_SECONDS
+    host, _, pid = (process_of_run or "").rpartition(":")
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:

@@ -10,7 +10,7 @@ from rich.pretty import Pretty
 from rich.table import Table
 from rich.tree import Tree
 
-from flows.doctor import Finding
+from flows.findings import Finding
 from flows.records import PipelineResult, StageTiming
 from rlhf_core.adapters.data_docs import INDEX, find_docs
 from rlhf_core.schema import (

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from flows.artifacts import show_handed, watch_training
+from flows.artifacts import show_handed
 from flows.events import announce
 from flows.opening import start_afresh_once
 from flows.runs import run_once
+from flows.watching import STOP, watch_training
+from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import DivergedError
 from rlhf_core.schema import Record, RunContext, StageName, StageResult
 
@@ -18,6 +20,7 @@ Handed = TypeVar("Handed", bound=Record)
 class Work(Generic[Handed]):
     """What is to be done."""
 
+    config: PipelineConfig
     context: RunContext
     stage: StageName
     record: type[Handed]
@@ -40,13 +43,13 @@ def carry_out(
     if work.force:
         start_afresh_once(context, stage)
     try:
-        with watch_training(stage):
+        with watch_training(context, stage):
             handed = run_once(context, stage, made_from, compute, record=work.record)
     except DivergedError as error:
         if "KL" in str(error):
-            announce("rlhf.kl-spike", context, stage=stage, message=str(error))
+            announce("rlhf.kl-spike", context, stage=stage, action=STOP, message=str(error))
         raise
-    show_handed(stage, handed)
+    show_handed(stage, handed, work.config, context)
     if isinstance(handed, StageResult) and handed.decision.verdict != "PROMOTE":
         reasons = "; ".join(handed.decision.reasons)
         verdict = handed.decision.verdict

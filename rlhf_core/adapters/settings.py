@@ -21,8 +21,9 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "TOKENIZERS_PARALLELISM": "false",
     # MLflow's own client waits 120 s and retries 7 times; retrying is done once, in mlflow_client.
+    # A repeat behind its back would make a second version where only the answer had been lost.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
 """What every process of the project runs with unless its environment says otherwise."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.adapters.mlflow_client import (
+    LostServerError,
     check_server,
     mlflow_client,
     patiently,
@@ -56,13 +57,12 @@ def open_run(
     Raises:
         RegistryError: MLflow does not answer.
     """
-    check_server()
+    _wait_for_server(f"opening the {stage} run")
     tags = _lineage_tags(config, context, stage, inputs)
-    earlier = patiently(f"opening the {stage} run", lambda: _unfinished_run(config, tags))
-    opened = earlier or patiently(f"opening the {stage} run", lambda: _create_run(config, tags))
+    opened, resumed = patiently(f"opening the {stage} run", lambda: _open(config, tags))
     patience = load_settings().rlhf_tracking_patience
     lineage = {name: value for name, value in tags.items() if name.startswith("rlhf.")}
-    run = StageRun(opened, lineage, resumed=earlier is not None, patience=patience)
+    run = StageRun(opened, lineage, resumed=resumed, patience=patience)
     run.log_params(_flatten(config.model_dump(mode="json")))
     try:
         yield run
@@ -77,6 +77,47 @@ def open_run(
         f"closing the {stage} run",
         lambda: mlflow_client().set_terminated(run.run_id, "FINISHED"),
     )
+
+
+def _wait_for_server(what: str) -> None:
+    """Wait for a server that is lost for a while; a database file is there or it is not."""
+
+    def check() -> None:
+        try:
+            check_server()
+        except RegistryError as error:
+            raise LostServerError(str(error)) from error
+
+    if load_settings().embedded:
+        check_server()
+    else:
+        patiently(what, check)
+
+
+def keep_file(run_id: str, path: Path, folder: str = "") -> str | None:
+    """Keep a file or folder with a run that has ended; return where a browser finds it.
+
+    Returns:
+        Address in the MLflow UI; None where MLflow is a local database that nobody serves.
+    """
+    client = mlflow_client()
+    log = client.log_artifacts if path.is_dir() else client.log_artifact
+    patiently(f"storing {path.name}", lambda: log(run_id, str(path), folder or None))
+    url = run_address(run_id)
+    inside = f"{folder}/{path.name}" if folder and path.is_file() else folder or path.name
+    return f"{url}/artifacts/{inside}" if url.startswith("http") else None
+
+
+def run_address(run_id: str) -> str:
+    """Where a person looks at a run of which only the id is known."""
+    run = patiently(f"finding run {run_id}", lambda: mlflow_client().get_run(run_id))
+    return run_url(run.info.experiment_id, run_id)
+
+
+def last_metrics(run_id: str) -> dict[str, float]:
+    """Return the latest value of every metric of a run."""
+    run = patiently(f"finding run {run_id}", lambda: mlflow_client().get_run(run_id))
+    return dict(run.data.metrics)
 
 
 def _terminate(run: StageRun, status: str) -> None:
@@ -152,6 +193,16 @@ def _unfinished_run(config: PipelineConfig, tags: Mapping[str, str]) -> "Run | N
         return None
     client.update_run(same[0].info.run_id, status="RUNNING")
     return same[0]
+
+
+def _open(config: PipelineConfig, tags: Mapping[str, str]) -> tuple["Run", bool]:
+    """Return the run and whether it was there before.
+
+    Both questions together: if only the answer to the second one is lost, the repeated first one
+    finds the run that was made.
+    """
+    earlier = _unfinished_run(config, tags)
+    return (earlier, True) if earlier else (_create_run(config, tags), False)
 
 
 def _create_run(config: PipelineConfig, tags: Mapping[str, str]) -> "Run":

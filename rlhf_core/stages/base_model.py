@@ -5,6 +5,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from rlhf_core.config import ModelConfig
+from rlhf_core.dataprep.files import sha256_of
+from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal
 from rlhf_core.tokenization import Renderer, load_tokenizer, make_renderer
@@ -39,3 +41,15 @@ def base_renderer(settings: ModelConfig) -> Renderer:
 def model_renderer(directory: Path) -> Renderer:
     """Load the tokenizer that was saved with one of our own models."""
     return make_renderer(load_tokenizer(directory))
+
+
+def base_digest(settings: ModelConfig) -> str:
+    """Return a digest of the base model: of every file of a folder, or of the hub's revision."""
+    base = Path(settings.base)
+    parts = {"base": settings.base, "revision": str(settings.revision)}
+    if base.is_dir():
+        files = sorted(path for path in base.rglob("*") if path.is_file())
+        parts = {str(path.relative_to(base)): sha256_of(path) for path in files}
+    if settings.chat_template is not None and settings.chat_template.is_file():
+        parts["chat_template"] = sha256_of(settings.chat_template)
+    return fingerprint_of(parts)

@@ -128,3 +128,12 @@ def _digests(name: str, path: Path) -> dict[str, str]:
     if not path.exists():
         raise DataError(f"{path}: no such file; data.{name.split('.')[0]} must name existing data")
     return {f"{name}/{file.name}": sha256_of(file) for file in source_files(path)}
+
+
+def prepare_fingerprint(config: PipelineConfig) -> str:
+    """Return what decides the dataset: changed raw files, settings or code change it.
+
+    Raises:
+        DataError: a raw file is missing.
+    """
+    return config.data.version or _fingerprint(config)

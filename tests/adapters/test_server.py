@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
@@ -57,6 +58,41 @@ class Server:
             os.killpg(self.process.pid, signal.SIGTERM)
             self.process.wait(timeout=30)
             self.process = None
+
+
+class DroppedAnswers:
+    """A proxy in front of a server: the first answer to ``path`` never arrives."""
+
+    def __init__(self, target, path):
+        proxy = self
+        self.num_asked = 0
+
+        class Forward(BaseHTTPRequestHandler):
+            def forward(self):
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                answer = requests.request(
+                    self.command, target + self.path, data=body,
+                    headers={"content-type": self.headers.get("content-type", "")},
+                )  # fmt: skip
+                if path in self.path:
+                    proxy.num_asked += 1
+                    if proxy.num_asked == 1:
+                        self.close_connection = True
+                        return  # done, but nobody hears of it
+                self.send_response(answer.status_code)
+                self.send_header("content-type", answer.headers.get("content-type", ""))
+                self.send_header("content-length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = forward
+
+            def log_message(self, *arguments):
+                pass
+
+        self.listener = ThreadingHTTPServer(("127.0.0.1", 0), Forward)
+        self.uri = f"http://127.0.0.1:{self.listener.server_port}"
+        threading.Thread(target=self.listener.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
@@ -127,3 +163,31 @@ def test_training_goes_on_while_the_server_is_away_and_nothing_is_lost(
     assert client.get_run(run.run_id).info.status == "FINISHED"
     assert [str(v.version) for v in client.search_model_versions("name='rlhf-sft'")] == ["1"]
     assert model.version == "1"
+
+
+@pytest.mark.parametrize("path", ["model-versions/create", "runs/create"])
+def test_an_answer_that_gets_lost_makes_nothing_twice(
+    server, config, context, model_folder, monkeypatch, path
+):
+    proxy = DroppedAnswers(server.uri, path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
+    folder, sha256 = model_folder()
+    with open_run(config, context, "sft", inputs={}) as run:
+        register_model(
+            run, directory=folder, name="rlhf-sft", kind="causal", sha256=sha256, tags={}
+        )
+    proxy.listener.shutdown()
+    assert proxy.num_asked == 1, "it was found, and not asked for again"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    client = mlflow_client()
+    assert [str(v.version) for v in client.search_model_versions("name='rlhf-sft'")] == ["1"]
+    assert len(client.search_runs([run.experiment_id])) == 1
+
+
+def test_a_stage_waits_for_a_server_that_is_just_restarting(server, config, context):
+    server.stop()
+    restart = threading.Timer(2.0, server.start)
+    restart.start()
+    with open_run(config, context, "sft", inputs={}) as run:
+        assert run.run_id
+    restart.join()

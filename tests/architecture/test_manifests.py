@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.pools import read_pools
+from flows.servers import CLIENT_RETRIES, HEARTBEAT_SECONDS
+
 ROOT = Path(__file__).parents[2]
 KUBERNETES = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
 UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))
@@ -55,3 +58,25 @@ def test_every_stage_of_the_contract_has_a_deployment():
     assert stages == {
         f"{stage}_stage" for stage in ("prepare", "sft", "reward", "policy", "evaluate", "promote")
     }
+
+
+def variables(name):
+    """What a file of ``NAME=VALUE`` lines sets."""
+    lines = (ROOT / "deploy/systemd" / name).read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
+
+
+def test_a_pipeline_never_holds_the_only_place_its_stage_needs():
+    pools = read_pools(ROOT / "prefect.yaml")
+    unit = (ROOT / "deploy/systemd/rlhf-worker@.service").read_text()
+    assert f"Environment=RLHF_WORKER_LIMIT={pools.limits[pools.orchestration]}" in unit
+    training = variables(f"{pools.training}.env")
+    assert training == {"RLHF_WORKER_LIMIT": str(pools.limits[pools.training])}
+
+
+def test_heartbeats_come_often_enough_wherever_silence_is_watched():
+    base = yaml.safe_load_all((ROOT / "deploy/kubernetes/base.yaml").read_text())
+    hosts = next(item for item in base if item and item["kind"] == "ConfigMap")["data"]
+    for found in (hosts, variables("rlhf.env")):
+        assert found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
+        assert found["PREFECT_CLIENT_MAX_RETRIES"] == str(CLIENT_RETRIES)

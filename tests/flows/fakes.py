@@ -32,7 +32,9 @@ class FakeStages:
     REPLACED = (
         *("prepare_data", "read_splits", "train_sft", "train_reward", "train_policy"),
         *("evaluate_policy", "promote_policy", "resolve_model", "check_server", "check_inputs"),
-        *("record_approval", "write_report"),
+        *("record_approval", "ask_approval", "require_approval", "write_report"),
+        *("keep_with_run", "tracked", "show_dataset", "bring_back"),
+        *("base_digest", "prepare_fingerprint"),
     )
 
     def __init__(self, directory):
@@ -42,6 +44,9 @@ class FakeStages:
         self.failures = {}
         self.models = {}
         self.contexts = {}
+        self.approvals = {}
+        self.base = digest("base")
+        self.raw = digest("raw")
 
     def install(self, monkeypatch):
         for name in self.REPLACED:
@@ -51,8 +56,35 @@ class FakeStages:
     def check_inputs(self, config):
         pass
 
+    def base_digest(self, config):
+        return self.base
+
+    def prepare_fingerprint(self, config):
+        return self.raw
+
+    def ask_approval(self, uri):
+        self.approvals[uri] = "ASKED"
+
     def record_approval(self, uri, decision, reviewer, comment):
         self.calls.append(f"approval {decision}")
+        self.approvals[uri] = decision
+
+    def require_approval(self, uri, *, asked_for):
+        if self.approvals.get(uri, None if asked_for else "PROMOTE") != "PROMOTE":
+            raise RegistryError(f"{uri}: not approved")
+
+    def keep_with_run(self, run_id, path, folder=""):
+        return f"http://mlflow/{run_id}/{path.name}"
+
+    def tracked(self, run_id):
+        return f"http://mlflow/{run_id}", {"policy/kl": 1.5}
+
+    def show_dataset(self, config, splits, context):
+        return "http://mlflow/data-docs/index.html"
+
+    def bring_back(self, version):
+        self.calls.append(f"bring_back {version}")
+        return self.read_splits(self.directory / version)
 
     def check_server(self):
         self.calls.append("check_server")

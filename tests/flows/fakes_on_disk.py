@@ -25,9 +25,20 @@ class FakesOnDisk(FakeStages):
         for name in self.REPLACED:
             setattr(module, name, getattr(self, name))
 
+    def ask_approval(self, uri):
+        self._write_approval(uri, decision="ASKED")
+
     def record_approval(self, uri, decision, reviewer, comment):
-        answer = {"uri": uri, "decision": decision, "reviewer": reviewer, "comment": comment}
-        (self.directory / "approval.json").write_text(json.dumps(answer))
+        self._write_approval(uri, decision=decision, reviewer=reviewer, comment=comment)
+
+    def require_approval(self, uri, *, asked_for):
+        path = self.directory / "approval.json"
+        if path.exists():
+            self.approvals[uri] = json.loads(path.read_text())["decision"]
+        super().require_approval(uri, asked_for=asked_for)
+
+    def _write_approval(self, uri, **answer):
+        (self.directory / "approval.json").write_text(json.dumps({"uri": uri, **answer}))
 
     def resolve_model(self, uri):
         path = self._card(uri)

@@ -15,7 +15,19 @@ ROOT = Path(__file__).parents[2]
 RLHF = Path(sys.executable).with_name("rlhf")
 FAKES = Path(__file__).parent / "fake_site"
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 600
+"""Nothing is asserted about speed: the machine may be busy with anything."""
+
+
+def until(condition, what):
+    """Ask again and again; return the first answer that is not empty."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        answer = condition()
+        if answer:
+            return answer
+        time.sleep(0.3)
+    raise AssertionError(f"never: {what() if callable(what) else what}")
 
 
 @dataclass
@@ -36,15 +48,15 @@ class Served:
             for name, value in os.environ.items()
             if not name.startswith(("MLFLOW_", "PREFECT_", "RLHF_"))
         }
-        if fake_stages:
-            environment["PYTHONPATH"] = str(FAKES)
+        sources = [FAKES, ROOT] if fake_stages else [ROOT]
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, sources))
         return cls(path, environment | variables)
 
-    def rlhf(self, *arguments, check=0):
+    def rlhf(self, *arguments, check=0, **variables):
         done = subprocess.run(
             [str(RLHF), *arguments],
             cwd=self.path,
-            env=self.environment,
+            env=self.environment | variables,
             capture_output=True,
             text=True,
         )
@@ -59,20 +71,31 @@ class Served:
     def api(self):
         return f"{self.servers.prefect_url}/api"
 
-    def logs(self):
-        """All logs of servers and workers."""
+    def log_texts(self):
+        """All logs of servers and workers, by name."""
         found = sorted((self.path / ".rlhf/logs").glob("*.log"))
-        return "\n".join(f"== {log.name}\n{log.read_text()[-4000:]}" for log in found)
+        return {log.name: log.read_text(errors="replace") for log in found}
 
-    def post(self, path, body):
-        answer = requests.post(f"{self.api}/{path}", json=body, timeout=30)
+    def logs(self):
+        """The last lines of all logs, to be shown where something went wrong."""
+        return "\n".join(f"== {name}\n{text[-4000:]}" for name, text in self.log_texts().items())
+
+    def ask(self, method, path, body=None):
+        """Call the API; a 503 is repeated, as Prefect's own clients do."""
+
+        def answered():
+            answer = requests.request(method, f"{self.api}/{path}", json=body, timeout=120)
+            return None if answer.status_code == 503 else answer
+
+        answer = until(answered, lambda: f"{path} without 503\n{self.logs()}")
         assert answer.ok, answer.text
         return answer.json() if answer.content else None
 
+    def post(self, path, body):
+        return self.ask("POST", path, body)
+
     def get(self, path):
-        answer = requests.get(f"{self.api}/{path}", timeout=30)
-        assert answer.ok, answer.text
-        return answer.json()
+        return self.ask("GET", path)
 
     def trigger(self, deployment, inputs=None, settings=None):
         """Press Run; returns the flow run's id."""
@@ -102,14 +125,19 @@ class Served:
     def wait(self, run, *states):
         """Wait until the run is in one of the states (types), final ones by default."""
         wanted = states or FINAL
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
+
+        def arrived():
             found = self.run(run)
             if found["state"]["type"] in wanted:
                 return found
             assert states == () or found["state"]["type"] not in FINAL, found["state"]
-            time.sleep(0.5)
-        raise AssertionError(f"still {found['state']}\n{self.logs()}")
+            return None
+
+        return until(arrived, lambda: f"{wanted}, still {self.run(run)['state']}\n{self.logs()}")
+
+    def wait_for_call(self, stage):
+        """Wait until a worker is inside the stage."""
+        until(lambda: stage in self.calls(), lambda: f"{stage} was called\n{self.logs()}")
 
     def process_of(self, run):
         """Process number of a flow run."""
@@ -117,7 +145,9 @@ class Served:
 
     def calls(self):
         """Stages that did their work since the last time somebody asked."""
-        path = self.path / "calls.txt"
-        called = path.read_text().split() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return called
+        path, taken = self.path / "calls.txt", self.path / "calls-taken.txt"
+        try:
+            path.rename(taken)  # a line written meanwhile starts a new file
+        except FileNotFoundError:
+            return []
+        return taken.read_text().split()

@@ -1,22 +1,30 @@
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from flows import servers
+from flows.deploy import SILENT_SECONDS
+from flows.processes import KEPT_IN, Process, StopAskedError, StopSignals, end_tree
 from flows.servers import (
+    HEARTBEAT_SECONDS,
     HOST,
-    Process,
+    STATE,
     Servers,
-    choose_port,
-    end_tree,
+    child_environment,
+    choose_ports,
     read_servers,
+    start_servers,
     stop_servers,
     write_servers,
 )
-from rlhf_core.errors import RlhfError
+from rlhf_core.errors import ConfigError, RlhfError
 
 
 @pytest.fixture
@@ -29,18 +37,72 @@ def taken():
 
 def test_a_wanted_port_that_is_taken_is_refused(taken):
     with pytest.raises(RlhfError, match=f"port {taken} is taken"):
-        choose_port(taken, 4200)
+        choose_ports(0, taken)
 
 
 def test_a_taken_usual_port_gives_way_to_a_free_one(taken):
-    assert choose_port(None, taken) not in (0, taken)
+    with ExitStack() as held:
+        assert servers._hold_port(held, None, taken) not in (0, taken)
 
 
-def test_zero_asks_for_any_free_port(taken):
-    assert choose_port(0, taken) not in (0, taken)
+def test_the_two_servers_never_get_the_same_port():
+    prefect, mlflow = choose_ports(0, 0)
+    assert prefect != mlflow
+    with pytest.raises(RlhfError, match="is taken"):
+        choose_ports(prefect, prefect)
 
 
-def start_family(tmp_path):
+def test_children_know_their_folder_and_speak_often_enough(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = child_environment(1, 2)
+    assert environment[KEPT_IN] == str(tmp_path / STATE)
+    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
+    assert 2 * HEARTBEAT_SECONDS < SILENT_SECONDS, "one lost heartbeat is not a death"
+
+
+def test_a_second_start_from_the_same_folder_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prefect.yaml").symlink_to(ROOT / "prefect.yaml")
+    with servers._alone(), pytest.raises(RlhfError, match="just starting"):
+        start_servers(0, 0)
+
+
+def test_a_start_where_there_is_no_project_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"prefect\.yaml: no such file"):
+        start_servers(0, 0)
+
+
+@pytest.fixture
+def signals():
+    """Stop signals heard by this process, and as they were afterwards."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield StopSignals()
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_stop_asked_for_while_a_child_starts_comes_after_it(signals):
+    done = []
+
+    def start_child():
+        with signals.undisturbed():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("remembered")
+
+    with pytest.raises(StopAskedError):
+        start_child()
+    assert done == ["remembered"]
+    with pytest.raises(StopAskedError):
+        os.kill(os.getpid(), signal.SIGINT)
+    signals.ignore()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def start_family(tmp_path, environment=None):
     """A process with a child of its own; returns it and the child's number."""
     note = tmp_path / "child"
     code = (
@@ -49,7 +111,7 @@ def start_family(tmp_path):
         f"pathlib.Path({str(note)!r}).write_text(str(child.pid))\n"
         "time.sleep(600)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, env=environment)
     while not (note.exists() and note.read_text()):
         time.sleep(0.05)
     return parent, int(note.read_text())
@@ -89,3 +151,14 @@ def test_down_after_the_keeper_was_killed_ends_what_it_left(tmp_path, monkeypatc
     assert is_gone(child)
     assert read_servers() is None
     assert stop_servers() == []
+
+
+def test_down_ends_what_belongs_to_nobody_any_more(tmp_path, monkeypatch):
+    """A flow whose worker and keeper were killed is still known by its environment."""
+    monkeypatch.chdir(tmp_path)
+    parent, child = start_family(tmp_path, {**os.environ, KEPT_IN: str(STATE.absolute())})
+    parent.kill()
+    parent.wait(timeout=10)
+    assert not is_gone(child)
+    assert stop_servers() == ["orphans"]
+    assert is_gone(child)

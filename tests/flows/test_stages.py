@@ -1,9 +1,18 @@
 import pytest
 
-from flows.inputs import EvaluateInputs, PipelineInputs, PromoteInputs, RewardInputs, SftInputs
+from flows.inputs import (
+    EvaluateInputs,
+    PipelineInputs,
+    PrepareInputs,
+    PromoteInputs,
+    RewardInputs,
+    SftInputs,
+)
 from flows.pipeline import rlhf_pipeline
-from flows.stages import evaluate_stage, promote_stage, reward_stage, sft_stage
-from rlhf_core.errors import RegistryError
+from flows.run_settings import RunSettings
+from flows.runs import hold_stage, open_run
+from flows.stages import evaluate_stage, prepare_stage, promote_stage, reward_stage, sft_stage
+from rlhf_core.errors import CheckpointError, RegistryError
 
 
 def test_a_stage_alone_takes_the_registrys_candidate(stages, settings):
@@ -58,3 +67,45 @@ def test_a_killed_stage_finds_its_own_folder_again(stages, settings):
     checkpoint.write_text("step 3")
     sft_stage(settings, SftInputs(run="one"))
     assert checkpoint.read_text() == "step 3"
+
+
+def test_a_stage_is_repeated_when_the_base_model_changed(stages, settings):
+    sft_stage(settings, SftInputs(run="one"))
+    stages.base = "other weights"
+    sft_stage(settings, SftInputs(run="one"))
+    assert stages.calls.count("sft") == 2
+
+
+def test_preparation_is_repeated_when_the_raw_data_changed(stages, settings):
+    for raw in ("first", "first", "second"):
+        stages.raw = raw
+        prepare_stage(settings, PrepareInputs(run="one"))
+    assert stages.calls.count("prepare") == 2
+
+
+def test_a_stage_reads_a_published_dataset_version_by_its_name(stages, settings):
+    sft_stage(settings, SftInputs(run="one", dataset="data-v3"))
+    assert stages.calls == ["bring_back data-v3", "sft"]
+
+
+def test_force_does_not_pull_the_folder_from_under_a_stage_at_work(stages, settings):
+    sft_stage(settings, SftInputs(run="one"))
+    with (
+        hold_stage(open_run(settings.load(), "one"), "sft"),
+        pytest.raises(CheckpointError, match="another process"),
+    ):
+        sft_stage(settings, SftInputs(run="one", force=True))
+    assert (stages.directory / "runs/one/sft/result.json").exists()
+    assert not (stages.directory / "runs/one/sft.1").exists()
+
+
+@pytest.mark.parametrize("answer", [None, "ASKED", "HOLD", "REJECT"])
+def test_promotion_alone_does_not_pass_by_the_person_who_was_asked(stages, config_path, answer):
+    asking = RunSettings(file=config_path, overrides=("promotion.approval=person",))
+    result = rlhf_pipeline(asking, PipelineInputs(run="one"))
+    assert result.verdict == "HOLD"
+    stages.approvals = {result.policy.uri: answer} if answer else {}
+    with pytest.raises(RegistryError, match="not approved"):
+        promote_stage(asking, PromoteInputs(run="one"))
+    stages.approvals[result.policy.uri] = "PROMOTE"
+    assert promote_stage(asking, PromoteInputs(run="one")).moved

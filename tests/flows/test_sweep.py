@@ -49,11 +49,19 @@ def test_a_run_whose_process_is_gone_is_marked(marked, dead_pid):
 
 
 def test_a_run_of_a_living_process_is_left_alone(marked):
-    assert marked(flow_run(sweep.process_name(), seconds=20)) == []
+    assert marked(flow_run(f"{HOST}:1", seconds=20)) == []
 
 
 def test_a_process_number_given_to_a_later_process_does_not_save_a_run(marked):
     assert marked(flow_run(sweep.process_name(), seconds=10**7)) == ["one"]
+
+
+def test_a_run_that_was_retried_meanwhile_is_left_alone(monkeypatch, dead_pid):
+    found = flow_run(f"{HOST}:{dead_pid}")
+    retried = found | {"state": {"type": "SCHEDULED", "timestamp": found["state"]["timestamp"]}}
+    answers = [[found], [retried]]
+    monkeypatch.setattr(sweep, "_post", lambda url, body: answers.pop(0))
+    assert sweep.mark_dead_runs("http://server/api") == []
 
 
 def test_a_run_of_another_machine_is_none_of_our_business(marked, dead_pid):
@@ -69,7 +77,21 @@ def test_a_run_that_never_spoke_is_known_by_its_worker(marked, dead_pid):
     labels = {"prefect.worker.name": f"{HOST}@rlhf"}
     run = flow_run(None, state="PENDING", labels=labels, pid=str(dead_pid))
     assert marked(run) == ["one"]
-    assert marked(flow_run(None, labels=labels, pid=str(os.getpid()), seconds=20)) == []
+    assert marked(flow_run(None, labels=labels, pid="1", seconds=20)) == []
+
+
+def test_a_pending_retry_is_not_taken_for_the_attempt_before_it(marked, dead_pid):
+    labels = {"prefect.worker.name": f"{HOST}@rlhf", sweep.PROCESS_LABEL: f"{HOST}:{dead_pid}"}
+    for pid in (None, str(dead_pid), str(os.getpid())):
+        run = flow_run(None, state="PENDING", labels=labels, pid=pid, seconds=200)
+        assert marked(run) == []
+
+
+def test_a_run_whose_worker_was_killed_before_it_started_a_process_is_marked(marked):
+    labels = {"prefect.worker.name": f"{HOST}@rlhf"}
+    assert marked(flow_run(None, state="PENDING", labels=labels)) == ["one"]
+    elsewhere = {"prefect.worker.name": "elsewhere@rlhf"}
+    assert marked(flow_run(None, state="PENDING", labels=elsewhere)) == []
 
 
 def test_a_run_without_any_process_is_left_alone(marked):

@@ -1,0 +1,107 @@
+"""Prefect's command line with three faults of 3.8 mended: ``python -m flows.mended_prefect``.
+
+Takes the arguments of ``prefect``; it matters for ``server start`` on SQLite and ``worker start``.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import WorkerFlowRunResponse
+    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+
+_WRITER: ContextVar["asyncio.Task[Any] | None"] = ContextVar("writer", default=None)
+
+_SECOND_REPORT = "Flow run infrastructure exited with non-zero status code"
+
+
+def lock_before_reading() -> None:
+    """Let every transaction of Prefect's server take SQLite's write lock when it begins.
+
+    Prefect begins most of them DEFERRED. One that reads, is overtaken by another writer, and then
+    writes itself fails at once with "database is locked": its snapshot is stale, and no time limit
+    makes SQLite wait. The Late service, state changes and heartbeats all do so. With the lock taken
+    first, writers queue up instead. A transaction inside another one of the same task is left as
+    it is: it would wait for its own outer one.
+    """
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    begin: Callable[..., Any] = AioSqliteConfiguration.begin_transaction
+
+    @asynccontextmanager
+    async def begin_transaction(
+        self: AioSqliteConfiguration, session: "AsyncSession", with_for_update: bool = False
+    ) -> "AsyncGenerator[AsyncSessionTransaction, None]":
+        task = asyncio.current_task()
+        nested = _WRITER.get() is task
+        token = _WRITER.set(task)
+        try:
+            async with begin(
+                self, session, with_for_update=with_for_update or not nested
+            ) as transaction:
+                yield transaction
+        finally:
+            _WRITER.reset(token)
+
+    AioSqliteConfiguration.begin_transaction = begin_transaction  # type: ignore[method-assign]
+
+
+def leave_runs_that_have_not_ended() -> None:
+    """Let a worker leave a run alone that still holds a place, until the place is free.
+
+    A run that is retried or resumed while its last process is just ending is due again before its
+    worker has let go of it. The worker then fails with "this borrower is already holding one of
+    this CapacityLimiter's tokens", and takes all its other runs down with it.
+    """
+    from prefect.workers.base import BaseWorker
+
+    submit = BaseWorker._submit_scheduled_flow_runs
+
+    async def _submit_scheduled_flow_runs(
+        self: "BaseWorker[Any, Any, Any]", flow_run_response: "list[WorkerFlowRunResponse]"
+    ) -> "list[FlowRun]":
+        held = set(self._limiter.statistics().borrowers) if self._limiter else set()
+        due = [entry for entry in flow_run_response if entry.flow_run.id not in held]
+        return await submit(self, due)
+
+    BaseWorker._submit_scheduled_flow_runs = _submit_scheduled_flow_runs  # type: ignore[method-assign]
+
+
+def report_a_death_once() -> None:
+    """Let a process worker not say again, seconds later, that a run has crashed.
+
+    What starts the process has said so at once. Somebody who retried the run in between would see
+    the retry crash: the second report does not ask what has happened since.
+    """
+    from prefect.workers.process import ProcessWorker
+
+    propose = ProcessWorker._propose_crashed_state
+
+    async def _propose_crashed_state(
+        self: ProcessWorker, flow_run: "FlowRun", message: str, **options: Any
+    ) -> None:
+        if not message.startswith(_SECOND_REPORT):
+            await propose(self, flow_run, message, **options)
+
+    ProcessWorker._propose_crashed_state = _propose_crashed_state  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Do what ``prefect`` does with the same arguments."""
+    if sys.argv[1:2] == ["server"]:
+        lock_before_reading()
+    else:
+        leave_runs_that_have_not_ended()
+        report_a_death_once()
+    from prefect.cli import app
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""A dataset where people look: its Data Docs and report as files of an MLflow run."""
+
+from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.files import atomic_file
+from rlhf_core.schema import DatasetSplits, RunContext
+
+ADDRESS = "mlflow-address.txt"
+DOCS = "data-docs"
+
+
+def show_dataset(config: PipelineConfig, splits: DatasetSplits, context: RunContext) -> str | None:
+    """Keep a dataset's Data Docs and report with an MLflow run, once for a preparation.
+
+    Args:
+        config: settings of the run.
+        splits: what preparation handed on.
+        context: of the run that prepared.
+
+    Returns:
+        Where a browser finds the Data Docs, or the run where there are none (a dataset version
+        that was brought back); None where MLflow is a local database that nobody serves.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    known = context.stage_directory("prepare") / ADDRESS
+    if known.is_file():
+        return known.read_text(encoding="utf-8") or None
+    docs = splits.directory.with_name(f"{splits.directory.name}-docs")
+    with open_run(config, context, "prepare", inputs=stage_inputs(splits)) as run:
+        run.log_dataset(splits)
+        run.log_artifact(splits.report)
+        if docs.is_dir():
+            run.log_artifact(docs, DOCS)
+    address = f"{run.url}/artifacts/{DOCS}/index.html" if docs.is_dir() else run.url
+    address = address if run.url.startswith("http") else ""
+    with atomic_file(known) as stream:
+        stream.write(address.encode())
+    return address or None

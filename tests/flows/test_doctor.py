@@ -1,0 +1,99 @@
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from flows.doctor_servers import check_keeper, check_prefect
+from flows.pools import read_pools
+from flows.processes import Process
+from flows.servers import Servers, write_servers
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = read_pools(ROOT / "prefect.yaml")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prefect.yaml").symlink_to(ROOT / "prefect.yaml")
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def prefect(home, monkeypatch):
+    """A Prefect server that is all right; a test takes something away from its answers."""
+    deployments = [name.split(" ") for name in SHIPPED.deployments]
+    answers = {
+        "/api/health": True,
+        "/api/work_pools/filter": [{"name": pool} for pool in SHIPPED.limits],
+        "/api/deployments/filter": [{"entrypoint": e, "name": n} for e, n in deployments],
+    }
+    for pool in SHIPPED.limits:
+        answers[f"/api/work_pools/{pool}/workers/filter"] = [{"name": "w", "status": "ONLINE"}]
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            body = json.dumps(answers.get(self.path)).encode()
+            self.send_response(200 if self.path in answers else 404)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_port}/api")
+    yield answers
+    server.shutdown()
+
+
+def ailing(findings):
+    return {finding.what: finding.found for finding in findings if not finding.healthy}
+
+
+def test_without_servers_there_is_nothing_to_mend(home):
+    assert ailing([*check_keeper(), *check_prefect()]) == {}
+
+
+def test_servers_workers_and_deployments_that_are_all_there_are_healthy(prefect):
+    findings = list(check_prefect())
+    assert ailing(findings) == {}
+    assert {finding.what for finding in findings} >= {"pool rlhf", "deployments"}
+
+
+def test_a_pool_that_nobody_made_or_listens_to_is_named(prefect):
+    prefect["/api/work_pools/filter"] = [{"name": "rlhf"}]
+    prefect["/api/work_pools/rlhf/workers/filter"] = [{"name": "w", "status": "OFFLINE"}]
+    assert ailing(check_prefect()) == {
+        "pool rlhf": "no worker listens",
+        "pool rlhf-training": "it does not exist",
+    }
+
+
+def test_a_missing_deployment_is_named(prefect):
+    prefect["/api/deployments/filter"].pop(0)
+    assert ailing(check_prefect()) == {"deployments": f"missing: {SHIPPED.deployments[0]}"}
+
+
+def test_a_prefect_server_that_does_not_answer_is_said_in_one_line(home, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    (finding,) = check_prefect()
+    assert "does not answer" in finding.found
+    assert "make up" in finding.mend
+
+
+def test_a_killed_keeper_and_its_dead_child_are_named(home):
+    gone = Process(pid=os.getpid(), started=1.0)
+    alive = Process.of(os.getpid())
+    children = {"prefect": alive, "worker-rlhf": gone}
+    write_servers(Servers(prefect_port=1, mlflow_port=2, keeper=gone, children=children))
+    assert set(ailing(check_keeper())) == {"keeper", "process worker-rlhf"}

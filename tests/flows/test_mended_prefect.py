@@ -1,0 +1,162 @@
+import asyncio
+from types import SimpleNamespace
+from uuid import uuid4
+
+import anyio
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+
+from flows.mended_prefect import (
+    leave_runs_that_have_not_ended,
+    lock_before_reading,
+    report_a_death_once,
+)
+
+
+@pytest.fixture
+def database(tmp_path):
+    """A counter in a SQLite file, as Prefect's server opens it."""
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    return AioSqliteConfiguration(connection_url=f"sqlite+aiosqlite:///{tmp_path}/prefect.db")
+
+
+@pytest.fixture
+def patched(monkeypatch):
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    # Restores the class after the test, whatever the product puts there.
+    monkeypatch.setattr(
+        AioSqliteConfiguration, "begin_transaction", AioSqliteConfiguration.begin_transaction
+    )
+    lock_before_reading()
+
+
+class Counter:
+    def __init__(self, database):
+        self.database = database
+
+    async def session(self):
+        return await self.database.session(await self.database.engine())
+
+    async def create(self):
+        async with await self.session() as session, self.database.begin_transaction(session):
+            await session.execute(sa.text("CREATE TABLE counter (value INTEGER)"))
+            await session.execute(sa.text("INSERT INTO counter VALUES (0)"))
+
+    async def read_then_add(self, pause):
+        async with await self.session() as session, self.database.begin_transaction(session):
+            value = (await session.execute(sa.text("SELECT value FROM counter"))).scalar_one()
+            await pause()
+            await session.execute(sa.text(f"UPDATE counter SET value = {value + 1}"))
+        return value
+
+
+async def overtaken(database):
+    """One transaction reads; a second one reads and writes; then the first one writes."""
+    counter = Counter(database)
+    await counter.create()
+    second = None
+
+    async def start_second():
+        nonlocal second
+        second = asyncio.create_task(counter.read_then_add(lambda: asyncio.sleep(0)))
+        await asyncio.wait([second], timeout=0.5)
+
+    first = await counter.read_then_add(start_second)
+    return sorted((first, await second))
+
+
+def test_prefect_alone_fails_when_a_reader_is_overtaken(database):
+    with pytest.raises(OperationalError, match="database is locked"):
+        asyncio.run(overtaken(database))
+
+
+def test_a_transaction_that_reads_first_is_not_overtaken(database, patched):
+    assert asyncio.run(overtaken(database)) == [0, 1]
+
+
+def test_a_transaction_inside_another_does_not_wait_for_it(database, patched):
+    async def nested():
+        counter = Counter(database)
+        await counter.create()
+        async with (
+            await counter.session() as outer,
+            database.begin_transaction(outer),
+            await counter.session() as inner,
+            database.begin_transaction(inner),
+        ):
+            return (await inner.execute(sa.text("SELECT value FROM counter"))).scalar_one()
+
+    assert asyncio.run(asyncio.wait_for(nested(), 30)) == 0
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """A worker with two places that only notes what it would start."""
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.workers.base import BaseWorker
+    from prefect.workers.process import ProcessWorker
+
+    monkeypatch.setattr(
+        BaseWorker, "_submit_scheduled_flow_runs", BaseWorker._submit_scheduled_flow_runs
+    )
+
+    async def submit(due):
+        worker = ProcessWorker(work_pool_name="rlhf", limit=2, name="one")
+        worker._limiter = anyio.CapacityLimiter(2)
+        worker._runs_task_group = SimpleNamespace(start_soon=lambda work, run: None)
+        for runs in due:
+            entries = [SimpleNamespace(flow_run=FlowRun(id=run, flow_id=run)) for run in runs]
+            await worker._submit_scheduled_flow_runs(entries)
+            worker._submitting_flow_run_ids.clear()
+        return set(worker._limiter.statistics().borrowers)
+
+    return lambda *due: asyncio.run(submit(due))
+
+
+def test_prefect_alone_loses_the_worker_to_a_run_that_is_due_again_too_soon(worker):
+    run = uuid4()
+    with pytest.raises(RuntimeError, match="already holding"):
+        worker([run], [run])
+
+
+def test_a_run_that_is_due_again_too_soon_waits_and_others_start(worker):
+    leave_runs_that_have_not_ended()
+    first, second = uuid4(), uuid4()
+    assert worker([first], [first, second]) == {first, second}
+
+
+def test_a_death_is_reported_once(monkeypatch):
+    """Prefect's worker reports a death that whoever started the process has reported before."""
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.workers import base
+    from prefect.workers.process import ProcessWorker
+
+    reported = []
+
+    async def propose(client, state, flow_run_id):
+        reported.append(state.message)
+        return state
+
+    monkeypatch.setattr(base, "propose_state", propose)
+    own = ProcessWorker._propose_crashed_state
+    monkeypatch.setattr(ProcessWorker, "_propose_crashed_state", own)
+
+    async def report():
+        worker = ProcessWorker(work_pool_name="rlhf", name="one")
+        worker._client = object()
+        run = FlowRun(id=uuid4(), flow_id=uuid4())
+        for message in (
+            "Flow run infrastructure exited with non-zero status code -9.",
+            "Failed to submit flow run to infrastructure: OSError",
+        ):
+            await worker._propose_crashed_state(run, message)
+
+    asyncio.run(report())
+    assert len(reported) == 2
+    report_a_death_once()
+    reported.clear()
+    asyncio.run(report())
+    assert reported == ["Failed to submit flow run to infrastructure: OSError"]

@@ -1,0 +1,103 @@
+import logging
+
+import pytest
+
+from flows import artifacts, events, opening, watching
+from flows.artifacts import show_handed
+from flows.watching import ProgressFromLogs, watch_training
+from rlhf_core.schema import RunContext
+
+trainer = logging.getLogger("rlhf_core.trainers.ppo")
+
+
+@pytest.fixture
+def context(tmp_path):
+    return RunContext(run_id="one", directory=tmp_path)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What was announced."""
+    found = []
+    monkeypatch.setattr(
+        watching, "announce", lambda event, context, **payload: found.append((event, payload))
+    )
+    return found
+
+
+@pytest.fixture
+def deployed(monkeypatch):
+    """As if a worker ran the flow, and the Prefect server were lost."""
+
+    def lost(*arguments, **keywords):
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr(opening, "is_deployed", lambda: True)
+    for module in (watching, artifacts):
+        monkeypatch.setattr(module, "is_deployed", lambda: True)
+    monkeypatch.setattr(watching, "create_progress_artifact", lost)
+    monkeypatch.setattr(watching, "update_progress_artifact", lost)
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", lost)
+
+
+@pytest.mark.parametrize("action", ["raise_kl_coef", "lower_learning_rate", "roll_back"])
+def test_an_intervention_of_the_kl_watch_is_an_event(context, told, action):
+    with watch_training(context, "policy"):
+        trainer.warning("kl_spike action=%s step=7 kl_per_token=0.9", action)
+    ((event, payload),) = told
+    assert event == "rlhf.kl-spike"
+    assert (payload["stage"], payload["action"]) == ("policy", action)
+    assert "kl_per_token=0.9" in payload["message"]
+
+
+def test_the_end_of_training_is_announced_once_and_other_lines_not_at_all(context, told):
+    with watch_training(context, "policy"):
+        trainer.warning("kl_spike action=stop step=7")
+        trainer.warning("step=7 of=9 loss=1.0")
+    trainer.warning("kl_spike action=roll_back step=8")
+    assert told == []
+
+
+def test_a_lost_prefect_server_costs_a_training_nothing(context, told, deployed, caplog):
+    with watch_training(context, "sft"):
+        trainer.warning("step=1 of=2 loss=1.0")
+    assert "progress_not_shown" in caplog.text
+
+
+def test_progress_is_shown_from_a_thread_that_outlives_an_outage(monkeypatch):
+    shown, failures = [], [ConnectionError("lost")]
+
+    def update(artifact, *, progress, description):
+        if failures:
+            raise failures.pop()
+        shown.append((progress, description))
+
+    monkeypatch.setattr(watching, "update_progress_artifact", update)
+    monkeypatch.setattr(watching, "UPDATE_SECONDS", 0.01)
+    monkeypatch.setattr(watching, "RETRY_SECONDS", 0.01)
+    handler = ProgressFromLogs("1")
+    handler.emit(trainer.makeRecord("t", 20, "", 0, "step=1 of=4 loss=1.0", (), None))
+    while failures:
+        pass
+    handler.emit(trainer.makeRecord("t", 20, "", 0, "step=3 of=4 loss=0.5", (), None))
+    handler.close()
+    assert shown[-1] == (75.0, "step=3 of=4 loss=0.5")
+
+
+def test_a_finished_stage_is_not_lost_because_it_cannot_be_shown(
+    context, stages, settings, deployed, caplog
+):
+    config = settings.load()
+    show_handed("sft", stages.train_sft(config, stages.read_splits(context.directory), context),
+                config, context)  # fmt: skip
+    assert "not_shown=sft-result" in caplog.text
+
+
+def test_an_event_that_cannot_be_sent_costs_a_warning(context, monkeypatch, caplog):
+    def lost(**keywords):
+        raise ConnectionError("lost")
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    monkeypatch.setattr(events, "emit_event", lost)
+    events.announce("rlhf.promoted", context, model="m")
+    assert "event_not_sent event=rlhf.promoted" in caplog.text
