@@ -12,7 +12,6 @@ from rlhf_core.dataprep.publish import exclusive
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetSplits, Record
 from rlhf_core.stages.data_diff import DatasetDiff, compare_datasets
-from rlhf_core.stages.prepare import read_splits
 
 LOCAL = Path(".rlhf/data")
 """Below the repository's root: datasets of versions, each in a folder named by its digest."""
@@ -122,6 +121,8 @@ def _folder(root: Path, dvc_md5: str) -> Path:
 
 
 def _materialise(root: Path, commit: str, dvc_md5: str) -> DatasetSplits:
+    from rlhf_core.stages.prepare import read_splits
+
     folder = _folder(root, dvc_md5)
     with exclusive(folder):
         if not folder.is_dir() or versioning.directory_md5(folder) != dvc_md5:

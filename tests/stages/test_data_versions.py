@@ -10,17 +10,26 @@ import pytest
 
 from rlhf_core.adapters import versioning
 from rlhf_core.adapters.dvc_versions import commit_of, publishing_base
+from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.registry import find_version as find_model
 from rlhf_core.config import SourceConfig, load_config
 from rlhf_core.dataprep.files import read_records
 from rlhf_core.errors import DataError
-from rlhf_core.schema import PreferencePair
+from rlhf_core.schema import PreferencePair, RunContext
 from rlhf_core.stages.data_publish import publish
-from rlhf_core.stages.data_versions import bring_back, compare, list_versions, restore
+from rlhf_core.stages.data_versions import (
+    bring_back,
+    compare,
+    list_versions,
+    restore,
+    restore_for_model,
+)
 from rlhf_core.stages.prepare import prepare_data
 from tests.stages.data_helpers import AUTHOR, call, dvc, make_repository, rows, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("data_versions")]
 
+BASE = Path(__file__).parents[2] / "data" / "base"
 RLHF = str(Path(sys.executable).parent / "rlhf")
 
 
@@ -234,3 +243,49 @@ def test_a_commit_that_lost_the_record_hides_no_dataset(published, tmp_path):
     call("git", *AUTHOR, "commit", "-qm", "prepare it anew", cwd=clone)
     latest = list_versions(published)[-1]
     assert commit_of(clone, latest.dvc_md5) == latest.commit
+
+
+def test_a_model_leads_back_to_its_dataset_by_its_tags_alone(
+    published, mlflow_home, tmp_path, monkeypatch
+):
+    """SFT trains on data-v1 while the tree has data-v3 and changes of its own."""
+    from rlhf_core.stages.sft import train_sft
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_home / 'mlflow.db'}")
+    monkeypatch.chdir(published)
+    mine = write(Path("data/raw/mine.jsonl"), rows(range(3)))
+    before = state(published)
+    try:
+        changes = {"data.version": "data-v1", "model.base": str(BASE), "sft.num_epochs": "1"}
+        config = load_config(Path("configs/small.yaml"), changes)
+        context = RunContext(run_id="20260101-000000-abcd", directory=tmp_path / "run")
+        splits = prepare_data(config)
+        result = train_sft(config, splits, context)
+        assert state(published) == before
+    finally:
+        mine.unlink()
+
+    version = list_versions(published)[0]
+    client = mlflow_client()
+    run = client.get_run(result.model.run_id)
+    entity = run.inputs.dataset_inputs[0].dataset
+    assert (entity.name, entity.source_type) == ("data-v1", "dvc")
+    assert entity.digest == version.dvc_md5.removesuffix(".dir")
+    assert json.loads(entity.source)["git_revision"] == version.commit
+    kept = {file.path for file in client.list_artifacts(run.info.run_id, "dataset/pictures")}
+    assert "dataset/pictures/lengths.png" in kept
+
+    tags = find_model(result.model.uri).tags
+    assert tags["rlhf.dataset_version"] == "data-v1"
+    clone = tmp_path / "clone"
+    call("git", "clone", "-q", str(published), str(clone), cwd=tmp_path)
+    storage = str(published.parent / "storage")
+    dvc("remote", "modify", "--local", "storage", "url", storage, cwd=clone)
+    restored = restore_for_model(result.model.uri, directory=clone)
+    assert restored.directory.is_relative_to(clone)
+    assert contents(restored.directory) == contents(splits.directory)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
