@@ -1,58 +1,141 @@
 """Data Docs in a real browser: readable, complete, and nothing asked of the outside."""
 
+import json
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from rlhf_core.adapters.data_docs import write_index
+from rlhf_core.adapters.data_docs import find_docs, write_index
 from rlhf_core.adapters.validation import validate_prepared_prompts
+from tests.stages.data_helpers import CONFIG, rows, write
 
-SUITE = "prepared prompts"
+BROWSER_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+FOREIGN = "<iframe src='https://example.org/'></iframe>"
+"""What a row may hold: shown as it is written, never obeyed."""
+PATIENCE = 120_000
+"""Milliseconds; a busy machine may take a while to draw a page."""
 
 
-@pytest.fixture(scope="module")
-def docs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("docs")
+def make_docs(folder: Path) -> Path:
     frame = pd.DataFrame(
         {
-            "row_id": ["<b>1</b>", "2", "3"],
+            "row_id": [FOREIGN, "2", "3"],
             "file": ["reward_train", "prompts_heldout", "reward_train"],
             "side": ["train", "heldout", "train"],
-            "prompt_key": ["p", "p", "q"],
+            "prompt_key": [FOREIGN, FOREIGN, "q"],
         }
     )
     write_index(folder, "Data checks", [validate_prepared_prompts(frame, folder)])
     return folder
 
 
-def test_pages_name_nothing_outside(docs):
-    for page in docs.glob("*.html"):
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory):
+    return make_docs(tmp_path_factory.mktemp("docs"))
+
+
+def require_nothing_outside(docs: Path) -> None:
+    pages = list(docs.glob("*.html"))
+    assert pages
+    for page in pages:
         text = page.read_text()
         assert "<script" not in text
+        assert "<iframe" not in text
+        assert "http" not in text.replace("https://example.org/", "")
         assert text.count("<link") == 1
 
 
-@pytest.mark.browser
-def test_a_person_finds_the_failed_check_and_follows_it(docs):
+def test_pages_name_nothing_outside(docs):
+    require_nothing_outside(docs)
+
+
+def test_the_same_rows_give_the_same_bytes(docs, tmp_path):
+    time.sleep(0.001)
+    again = make_docs(tmp_path / "docs")
+    assert {p.name for p in again.iterdir()} == {p.name for p in docs.iterdir()}
+    for page in docs.iterdir():
+        assert (again / page.name).read_bytes() == page.read_bytes()
+
+
+def test_docs_are_found_beside_or_inside_the_dataset(tmp_path):
+    dataset = tmp_path / "prepared"
+    assert find_docs(dataset) is None
+    for folder in (tmp_path / "prepared-docs", dataset / "docs"):
+        folder.mkdir(parents=True)
+        (folder / "index.html").touch()
+        assert find_docs(dataset) == folder
+
+
+@pytest.fixture
+def page():
+    """A page of a real browser, with the addresses it asked for and the errors it met."""
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no chromium on this machine")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = driver.chromium.launch(
+            executable_path=chromium, args=BROWSER_OPTIONS, timeout=PATIENCE
+        )
         page = browser.new_page()
-        asked: list[str] = []
+        page.set_default_timeout(PATIENCE)
+        asked, errors = [], []
         page.on("request", lambda request: asked.append(request.url))
-        page.goto((docs / "index.html").as_uri())
-        row = page.locator("tr", has_text="a prompt is on one side only")
-        assert row.locator(".failed").is_visible()
-        assert "2 of 3 rows fail" in row.inner_text()
-        row.get_by_role("link").click()
-        assert page.get_by_text("a prompt is on one side only").first.is_visible()
-        assert page.get_by_text("prompt_key").first.is_visible()
-        page.get_by_role("link", name="Home").click()
-        assert page.get_by_role("heading", name="Data checks").is_visible()
+        page.on("requestfailed", lambda request: errors.append(request.url))
+        page.on("console", lambda message: errors.append(message.text))
+        yield page
         browser.close()
     assert asked
     assert all(url.startswith("file:") for url in asked)
+    assert not errors
+
+
+@pytest.mark.browser
+def test_a_person_finds_the_failed_check_and_follows_it(docs, page):
+    page.goto((docs / "index.html").as_uri())
+    row = page.locator("tr", has_text="a prompt is on one side only")
+    assert row.locator(".failed").is_visible()
+    assert "2 of 3 rows fail" in row.inner_text()
+    row.get_by_role("link").click()
+    page.get_by_text("a prompt is on one side only").first.wait_for()
+    page.get_by_role("cell", name=FOREIGN, exact=True).first.wait_for()
+    page.get_by_role("link", name="Home").click()
+    page.get_by_role("heading", name="Data checks").wait_for()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_what_prepare_made_is_read_from_the_address_it_printed(tmp_path, page):
+    blank = [{**row, "response_b": "  "} for row in rows([60])]
+    write(tmp_path / "data" / "raw" / "comparisons.jsonl", rows(range(60)) + blank)
+    (tmp_path / "small.yaml").write_text(CONFIG)
+    command = [str(Path(sys.executable).parent / "rlhf"), "prepare", "small.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    entrance = tmp_path / done.stdout.partition("data docs: ")[2].splitlines()[0]
+    require_nothing_outside(entrance.parent)
+
+    report = json.loads((tmp_path / "data" / "prepared" / "report.json").read_text())
+    page.goto(entrance.as_uri())
+    assert page.evaluate("document.styleSheets.length") == 1
+    unusable = page.locator("tr", has_text="response_b is not blank")
+    assert "1 of 61 rows fail" in unusable.inner_text()
+    assert page.locator("td.failed").count() == 0
+    for suite in report["validation"]:
+        page.get_by_role("link", name=suite["suite"]).first.click()
+        for check in suite["checks"]:
+            page.get_by_text(check["name"]).first.wait_for()
+        page.get_by_role("link", name="Home").click()
+        page.get_by_role("heading", name="Data checks").wait_for()
