@@ -95,7 +95,7 @@ def _check_deployments(url: str) -> Iterator[Finding]:
 
 
 def _ask(url: str, method: str, path: str) -> Any:
-    body = {} if method == "POST" else None
+    body: dict[str, Any] | None = {} if method == "POST" else None
     answer = requests.request(
         method, f"{url.rstrip('/')}/{path}", json=body, timeout=TIMEOUT_SECONDS
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import requests
 
-from flows.servers import Servers
+from flows.processes import kept_in
+from flows.servers import STATE, Servers
 
 ROOT = Path(__file__).parents[2]
 RLHF = Path(sys.executable).with_name("rlhf")
@@ -38,11 +39,15 @@ class Served:
     environment: dict[str, str]
 
     @classmethod
-    def prepare(cls, path, *, fake_stages=True, **variables):
+    def prepare(cls, path, *, fake_stages=True, training_pool=None, **variables):
         """Make the folder: the project's flows and settings, everything else its own."""
         path.mkdir(parents=True)
-        for name in ("flows", "prefect.yaml", "configs"):
+        for name in ("flows", "configs"):
             (path / name).symlink_to(ROOT / name)
+        shipped = (ROOT / "prefect.yaml").read_text()
+        if training_pool:
+            shipped = shipped.replace("{name: rlhf-training}", f"{{name: {training_pool}}}")
+        (path / "prefect.yaml").write_text(shipped)
         environment = {
             name: value
             for name, value in os.environ.items()
@@ -51,6 +56,14 @@ class Served:
         sources = [FAKES, ROOT] if fake_stages else [ROOT]
         environment["PYTHONPATH"] = os.pathsep.join(map(str, sources))
         return cls(path, environment | variables)
+
+    def up(self):
+        self.rlhf("up", "--prefect-port", "0", "--mlflow-port", "0")
+
+    def down(self):
+        """Stop everything; nothing that was started from here may be left."""
+        self.rlhf("down")
+        assert kept_in(str(self.path / STATE)) == []
 
     def rlhf(self, *arguments, check=0, **variables):
         done = subprocess.run(
@@ -84,12 +97,18 @@ class Served:
         """Call the API; a 503 is repeated, as Prefect's own clients do."""
 
         def answered():
-            answer = requests.request(method, f"{self.api}/{path}", json=body, timeout=120)
+            answer = requests.request(method, f"{self.api}/{path}", json=body, timeout=300)
             return None if answer.status_code == 503 else answer
 
         answer = until(answered, lambda: f"{path} without 503\n{self.logs()}")
         assert answer.ok, answer.text
         return answer.json() if answer.content else None
+
+    def is_answering(self):
+        try:
+            return requests.get(f"{self.api}/health", timeout=10).ok
+        except requests.RequestException:
+            return False
 
     def post(self, path, body):
         return self.ask("POST", path, body)

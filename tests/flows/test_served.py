@@ -2,11 +2,14 @@
 
 import os
 import signal
+from datetime import UTC, datetime
 from operator import itemgetter
+from uuid import uuid4
 
 import psutil
 import pytest
 
+from flows.doctor_servers import check_keeper, check_prefect
 from flows.servers import Servers
 from tests.flows.served import Served, until
 
@@ -28,13 +31,11 @@ EVERY_STAGE = ["prepare", "sft", "reward", "judge", "policy", "evaluate", "promo
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    made = Served.prepare(tmp_path_factory.mktemp("served") / "work")
+    made = Served.prepare(tmp_path_factory.mktemp("served") / "work", training_pool="gpu")
     (made.path / "config.yaml").write_text(CONFIG)
-    made.rlhf("up", "--prefect-port", "0", "--mlflow-port", "0")
+    made.up()
     yield made
-    processes = [psutil.Process(child.pid) for child in made.servers.children.values()]
-    made.rlhf("down")
-    assert not [process for process in processes if process.is_running()]
+    made.down()
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def approved(served):
     served.retry(run)
     waiting = served.wait(run, "PAUSED")
     assert waiting["state"]["name"] == "Suspended"
+    assert '"decision": "ASKED"' in (served.path / "approval.json").read_text()
     assert served.calls() == ["policy", "evaluate"]
     return run
 
@@ -59,6 +61,28 @@ def test_retry_of_a_failed_pipeline_repeats_only_what_failed_and_follows(served,
     assert len(own) == 1
     policies = served.runs("rlhf-policy")
     assert [item["state"]["type"] for item in policies] == ["FAILED", "COMPLETED"]
+
+
+def test_the_person_who_is_asked_sees_gates_and_the_report(served, approved):
+    state = served.run(approved)["state"]
+    keys = state["state_details"]["run_input_keyset"]
+    page = served.get(f"flow_runs/{approved}/input/{keys['description']}")
+    assert "evaluate/quality" in page
+    assert "[report](http://mlflow/r/report.html)" in page
+    assert "the verdict is HOLD" in page
+
+
+def test_training_runs_in_the_pool_the_configuration_names(served, approved):
+    pools = {flow: served.runs(flow)[0]["work_pool_name"] for flow in ("rlhf-sft", "rlhf-prepare")}
+    assert pools == {"rlhf-sft": "gpu", "rlhf-prepare": "rlhf"}
+
+
+def test_the_doctor_finds_everything_up(served, monkeypatch):
+    monkeypatch.chdir(served.path)
+    monkeypatch.setenv("PREFECT_API_URL", served.api)
+    findings = [*check_keeper(), *check_prefect()]
+    assert [finding for finding in findings if not finding.healthy] == []
+    assert {"pool gpu", "process worker-gpu", "deployments"} <= {item.what for item in findings}
 
 
 def test_a_run_that_waits_for_a_person_holds_no_process(served, approved):
@@ -87,14 +111,54 @@ def test_what_follows_is_done_again_on_request_and_time_ends_in_hold(served, app
     again = served.trigger("rlhf-pipeline/manual", inputs={"run": run, "repeat_from": "evaluate"})
     served.wait(again, "PAUSED")
     assert served.calls() == ["evaluate"]
+    note = served.path / "runs" / run / f".approval-{again}.deadline"
+    note.write_text("2020-01-01T00:00:00+00:00")  # the hours pass
     deadline = served.get("deployments/name/rlhf-approval-deadline/at")
-    served.post(
+    late = served.post(
         f"deployments/{deadline['id']}/create_flow_run",
         {"parameters": {"suspended_run": again, "waited_hours": 24}},
     )
     held = served.wait(again, "COMPLETED")
     assert held["state"]["name"] == "HOLD"
     assert "nobody answered within 24 hours" in held["state"]["message"]
+    assert served.wait(late["id"])["state"]["type"] == "COMPLETED"
+
+
+def test_an_answer_after_the_time_limit_does_not_promote(served, approved):
+    run = served.run(approved)["name"].split()[1]
+    again = served.trigger("rlhf-pipeline/manual", inputs={"run": run, "repeat_from": "evaluate"})
+    served.wait(again, "PAUSED")
+    note = served.path / "runs" / run / f".approval-{again}.deadline"
+    note.write_text("2020-01-01T00:00:00+00:00")
+    served.resume(again, decision="PROMOTE", reviewer="Bob", comment="too late")
+    assert served.wait(again, "COMPLETED")["state"]["name"] == "HOLD"
+    assert served.calls() == ["evaluate"]
+
+
+def test_an_alarm_that_rings_before_the_question_waits_for_it(served):
+    brief = SETTINGS | {"overrides": ["promotion.wait_hours=0.0001"]}
+    run = served.trigger("rlhf-pipeline/manual", settings=brief)
+    held = served.wait(run)
+    assert (held["state"]["type"], held["state"]["name"]) == ("COMPLETED", "HOLD")
+
+
+def test_a_new_dataset_version_starts_the_pipeline_on_it(served):
+    served.calls()
+    before = {run["id"] for run in served.runs("rlhf-pipeline")}
+    event = {
+        "event": "rlhf.data-version",
+        "resource": {"prefect.resource.id": "rlhf.dataset.abc"},
+        "payload": {"version": "data-v3"},
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+    }
+    served.post("events", [event])
+    started = until(
+        lambda: [run for run in served.runs("rlhf-pipeline") if run["id"] not in before],
+        lambda: f"a run on the new version\n{served.logs()}",
+    )
+    assert started[0]["parameters"]["settings"]["overrides"] == ["data.version=data-v3"]
+    assert served.wait(started[0]["id"])["state"]["type"] == "COMPLETED"
 
 
 def test_a_refusal_is_named_and_announced(served):
@@ -128,14 +192,14 @@ def test_a_run_killed_with_its_worker_is_marked_and_the_worker_comes_back(served
     run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
     served.wait(run, "RUNNING")
     served.wait_for_call("sft")
-    worker = served.servers.children["worker-rlhf-training"]
+    worker = served.servers.children["worker-gpu"]
     for pid in (worker.pid, served.process_of(run)):
         os.kill(pid, signal.SIGKILL)
     assert served.wait(run)["state"]["type"] == "CRASHED"
     (served.path / "slow-sft").unlink()
     served.retry(run)
     assert served.wait(run)["state"]["type"] == "COMPLETED"
-    assert served.servers.children["worker-rlhf-training"].pid != worker.pid
+    assert served.servers.children["worker-gpu"].pid != worker.pid
 
 
 def test_the_nightly_schedule_is_off_and_stays_as_people_set_it(served):

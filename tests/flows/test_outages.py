@@ -1,0 +1,76 @@
+"""Servers and the keeper that go away while work is under way, and what is left afterwards."""
+
+import os
+import signal
+
+import pytest
+
+from flows.processes import kept_in
+from flows.servers import STATE
+from tests.flows.served import Served, until
+from tests.flows.test_served import CONFIG, EVERY_STAGE, SETTINGS
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    made = Served.prepare(tmp_path_factory.mktemp("outages") / "work")
+    (made.path / "config.yaml").write_text(CONFIG.replace("approval: person", "approval: gates"))
+    made.up()
+    yield made
+    made.down()
+
+
+def start_slow_stage(served):
+    """A run whose SFT will not end by itself."""
+    (served.path / "slow-sft").write_text("3600")
+    run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
+    served.wait_for_call("sft")
+    return run
+
+
+def finish(served, run):
+    """Retry a run that was marked, and see it through."""
+    assert served.wait(run)["state"]["type"] == "CRASHED"
+    (served.path / "slow-sft").unlink()
+    served.calls()
+    served.retry(run)
+    assert served.wait(run)["state"]["type"] == "COMPLETED"
+    assert served.calls().count("sft") == 1
+
+
+def test_a_pipeline_outlives_a_restart_of_the_prefect_server(served):
+    (served.path / "slow-sft").write_text("20")
+    run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
+    called = []
+    until(lambda: called.extend(served.calls()) or "sft" in called, "sft was called")
+    before = served.servers.children["prefect"].pid
+    os.kill(before, signal.SIGKILL)
+    until(lambda: served.servers.children["prefect"].pid != before, "a new Prefect server")
+    until(served.is_answering, lambda: f"an answer of the new Prefect server\n{served.logs()}")
+    ended = served.wait(run)
+    assert ended["state"]["type"] == "COMPLETED", served.logs()
+    assert ended["run_count"] == 1, "it went on, nobody had to retry it"
+    assert called + served.calls() == EVERY_STAGE
+    (served.path / "slow-sft").unlink()
+
+
+def test_down_during_a_run_leaves_nothing_and_the_run_goes_on_after_up(served):
+    run = start_slow_stage(served)
+    served.down()
+    served.up()
+    finish(served, run)
+
+
+def test_a_killed_keeper_leaves_nothing_to_the_next_up(served):
+    run = start_slow_stage(served)
+    keeper, worker = served.servers.keeper, served.servers.children["worker-rlhf-training"]
+    for process in (keeper, worker):  # the stage belongs to nobody now
+        os.kill(process.pid, signal.SIGKILL)
+    left = {process.pid for process in kept_in(str(served.path / STATE))}
+    assert served.process_of(run) in left
+    served.up()
+    now = {process.pid for process in kept_in(str(served.path / STATE))}
+    assert not left & now
+    finish(served, run)
