@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def main() -> None:
     )
     optimization = Optimization(model, optimizer, total_steps=1_000)
     if stage == "sft":
-        accumulate = sft_work(model, folder, budget)
+        accumulate = sft_work(model, folder, budget, options.get("batch"))
     elif stage == "reward":
         accumulate = reward_work(model, folder, budget)
     else:
@@ -58,12 +59,22 @@ def main() -> None:
     worker.serve(step)
 
 
-def sft_work(model: torch.nn.Module, folder: Path, budget: int) -> Callable[[], tuple[float, int]]:
+def sft_work(
+    model: torch.nn.Module, folder: Path, budget: int, batch_size: int | None
+) -> Callable[[], tuple[float, int]]:
+    """Train on all rows in each step, or on the next ``batch_size`` of them."""
     examples = [
         TokenizedExample("", as_token_ids(row["prompt_ids"]), as_token_ids(row["response_ids"]))
         for row in read_rows(folder, "demonstrations")
     ]
-    return lambda: accumulate_nll(model, examples, budget=budget)
+    size = batch_size or len(examples)
+    starts = cycle(range(0, len(examples), size))
+
+    def work() -> tuple[float, int]:
+        start = next(starts)
+        return accumulate_nll(model, examples[start : start + size], budget=budget)
+
+    return work
 
 
 def read_pairs(folder: Path) -> list[TokenizedPair]:

@@ -1,57 +1,55 @@
 """Run TRL's last PPOTrainer and ours on the same work and say how they compare.
 
-    python benchmarks/ppo.py [--peer PYTHON] [--rounds N] [--setting NAME]
+    python benchmarks/ppo.py [--peer PYTHON] [--rounds N] [--setting A] [--ours B]
 
 First both replay the same responses from the same weights: advantages, KL and losses must agree to
-1e-5. Then each setting starts both processes, warms them up with one iteration, and takes
+1e-5. Then each setting starts the peer and ours, warms them up with one iteration, and takes
 iterations A B A B. Each side samples for itself, so a pair of iterations is only alike on average.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compare import Side, machine, write_section
-from ppo_work import EPOCHS, write_replay, write_work
+from compare import chosen, median, ratio_and_memory
+from ppo_work import EPOCHS, MINIBATCHES, floor, write_replay, write_work
+from results import keep
+from sides import HERE, Answer, Turns
 from work import Size
 
-HERE = Path(__file__).parent
 PEER = HERE.parent / ".peer-ppo" / "bin" / "python"
 TOLERANCE = 1e-5
 MEAN_LENGTH = 40
+PARTS = ("generate", "score", "update")
 
 
 @dataclass(frozen=True)
 class PpoSetting:
-    """What is run; ``ours`` are settings of ours beyond the length of a response."""
+    """Longest response, and the settings of ours that take turns with the peer."""
 
     name: str
-    max_new_tokens: int = 64
-    ours: dict[str, object] = field(default_factory=dict)
+    max_new_tokens: int
+    ours: dict[str, dict[str, object]]
     size: Size = field(default_factory=Size)
 
 
 SETTINGS = (
-    PpoSetting("responses up to 64"),
-    PpoSetting("responses up to 160", 160),
     PpoSetting(
-        "responses up to 64; ours in micro-batches of 512 tokens", 64, {"micro_batch_tokens": 512}
+        "responses up to 64",
+        64,
+        {
+            "defaults": {},
+            "one trunk": {"share_trunk": True},
+            "micro-batches of 512 tokens": {"micro_batch_tokens": 512},
+            "compiled layers": {"compute": {"compile_layers": True}},
+        },
     ),
-    PpoSetting("responses up to 64; ours with one trunk", 64, {"share_trunk": True}),
-    PpoSetting(
-        "responses up to 64; ours with compiled layers", 64, {"compute": {"compile_layers": True}}
-    ),
-)
-HEADER = (
-    "| setting | times faster (spread) | by the wall clock | processor time of an iteration "
-    "| our response tokens/s | generation, peer -> ours | peak memory |\n"
-    "|---|---|---|---|---|---|---|"
+    PpoSetting("responses up to 160", 160, {"defaults": {}, "one trunk": {"share_trunk": True}}),
 )
 
 
@@ -100,58 +98,55 @@ def _answer(python: Path, script: str, folder: Path) -> dict:
     return json.loads(run.stdout)
 
 
-def compare(setting: PpoSetting, peer: Path, rounds: int) -> str:
-    """Time one setting and return its row of the table."""
+def compare(setting: PpoSetting, peer: Path, rounds: int) -> dict[str, dict]:
+    """Time one setting; name of ours to what it came to."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_work(folder, setting.size, mean_length=MEAN_LENGTH)
-        options = {"max_new_tokens": setting.max_new_tokens, **setting.ours}
-        theirs = Side(
-            peer, "ppo_peer.py", "time", folder, {"response_length": setting.max_new_tokens}
-        )
-        ours = Side(Path(sys.executable), "ppo_ours.py", "time", folder, options)
-        try:
-            theirs.ask("step"), ours.ask("step")
-            turns = [(theirs.ask("step"), ours.ask("step")) for _ in range(rounds)]
-        finally:
-            theirs.close()
-            ours.close()
-    ratios = [a["cpu"] / b["cpu"] for a, b in turns]
-    middle = [
-        {name: statistics.median(turn[side][name] for turn in turns) for name in turns[0][side]}
-        for side in (0, 1)
-    ]
-    peer_side, our_side = middle
-    return (
-        f"| {setting.name} | **{statistics.median(ratios):.2f}x** "
-        f"({min(ratios):.2f}-{max(ratios):.2f}) | {peer_side['wall'] / our_side['wall']:.2f}x "
-        f"| {peer_side['cpu']:.1f} s -> {our_side['cpu']:.1f} s "
-        f"| {our_side['tokens'] / our_side['cpu']:.0f} "
-        f"| {peer_side['generate']:.0%} -> {our_side['generate']:.0%} "
-        f"| {peer_side['peak_mb']:,.0f} -> {our_side['peak_mb']:,.0f} MB "
-        f"(**{our_side['peak_mb'] / peer_side['peak_mb']:.2f}x**) |"
-    )
+        longest = {"max_new_tokens": setting.max_new_tokens}
+        variants = [{**longest, **options} for options in setting.ours.values()]
+        turns = Turns(peer, ("ppo_peer.py", "ppo_ours.py"), "time", folder)
+        with turns.start({"response_length": setting.max_new_tokens}, variants):
+            turns.take(1)
+            theirs, *ours = turns.take(rounds)
+            rates = turns.sides[-1].rates()
+    found = {}
+    for (name, options), answers in zip(setting.ours.items(), ours, strict=True):
+        tokens, seconds = median(answers, "tokens"), median(answers, "cpu")
+        shares = _shares(answers)
+        least = floor(setting.size, tokens, rates, one_trunk="share_trunk" in options)
+        found[name] = {
+            **ratio_and_memory(theirs, answers),
+            "tokens_per_second": tokens / seconds,
+            "peer_tokens_per_second": median(theirs, "tokens") / median(theirs, "cpu"),
+            "our_shares": shares,
+            "peer_shares": _shares(theirs),
+            "over_floor": {part: shares[part] * seconds / getattr(least, part) for part in PARTS},
+        }
+    return found
+
+
+def _shares(answers: list[Answer]) -> dict[str, float]:
+    generate, score = median(answers, "generate"), median(answers, "score")
+    return {"generate": generate, "score": score, "update": 1 - generate - score}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", type=Path, default=PEER, help="python with TRL 1.12")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--setting", help="only this one, and nothing is written")
+    parser.add_argument("--setting", action="append", help="only this one; may be repeated")
+    parser.add_argument("--ours", action="append", help="only this of ours; may be repeated")
     arguments = parser.parse_args()
-    before, rows = os.getloadavg()[0], []
     agreement = replay(arguments.peer)
-    print(f"same responses, largest differences: {agreement}", flush=True)
-    for setting in SETTINGS:
-        if arguments.setting in (None, setting.name):
-            rows.append(compare(setting, arguments.peer, arguments.rounds))
-            print(rows[-1], flush=True)
-    if arguments.setting is None:
-        command = f"python benchmarks/ppo.py --rounds {arguments.rounds}"
-        load = f"load average {before:.1f} before, {os.getloadavg()[0]:.1f} after"
-        note = f"`{command}` on {machine()}; {load}. 64 prompts, {EPOCHS} epochs of 4 minibatches."
-        lines = ["## ppo", "", note, f"Replayed: {agreement}.", "", HEADER, *rows]
-        write_section("ppo", lines)
+    text = (
+        f"64 prompts of 32 to 64 tokens, {EPOCHS} epochs of {MINIBATCHES} minibatches. "
+        f"The same responses replayed into both, largest differences: {agreement}."
+    )
+    keep("ppo", "note: work", {"text": text})
+    for setting in chosen(SETTINGS, arguments.setting, arguments.ours):
+        for name, values in compare(setting, arguments.peer, arguments.rounds).items():
+            keep("ppo", f"{setting.name} | {name}", values)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +90,52 @@ def read_prompts(folder: Path) -> list[list[int]]:
     return prompts
 
 
+@dataclass(frozen=True)
+class Floor:
+    """Least seconds each part of an iteration can take on one core."""
+
+    generate: float
+    score: float
+    update: float
+
+
+def floor(size: Size, response_tokens: float, rates: dict[str, float], *, one_trunk: bool) -> Floor:
+    """What the work of an iteration cannot be done without, nothing padded, nothing repeated.
+
+    Every token once through the policy while sampling, once through reference, reward model and
+    value model, and in each epoch once through policy and value model, a backward pass counting
+    twice; the output head on response tokens only. Sampling also reads all weights and the keys
+    and values of every live row for each new token, whichever takes longer. With one trunk the
+    values come from the policy's hidden states.
+
+    Args:
+        size: of the models.
+        response_tokens: of one iteration.
+        rates: operations (``rate``) and bytes (``bandwidth``) a second of this machine.
+        one_trunk: the policy has a value head.
+    """
+    prompt_length, response_length = sum(PROMPT_TOKENS) / 2, response_tokens / BATCH
+    length = prompt_length + response_length
+    weights = size.layers * size.weights_per_layer
+    trunk = 2.0 * BATCH * length * (weights + length * size.hidden * size.layers)
+    head = 2.0 * response_tokens * size.vocabulary * size.hidden
+    steps = 2 * response_length  # the longest response; a lower bound on how often weights are read
+    context = prompt_length + response_length / 2
+    cache = 2.0 * response_tokens * context * size.layers * size.hidden
+    read = 4.0 * (steps * (weights + size.vocabulary * size.hidden) + cache)
+    trained, scored = (1, 2) if one_trunk else (2, 3)
+    return Floor(
+        generate=max((trunk + head) / rates["rate"], read / rates["bandwidth"]),
+        score=(scored * trunk + head) / rates["rate"],
+        update=EPOCHS * 3 * (trained * trunk + head) / rates["rate"],
+    )
+
+
 def wait_for_step() -> worker.Clock:
     """Wait until the other end asks for an iteration; answer what else it asks meanwhile."""
     for line in sys.stdin:
         if line.strip() == "rate":
-            worker.answer(rate=worker.matmul_rate())
+            worker.answer(**worker.rates())
         elif line.strip() == "step":
             return worker.Clock()
     os._exit(0)

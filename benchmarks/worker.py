@@ -1,6 +1,6 @@
 """A side of a comparison: a process that takes one step when told to and says what it cost.
 
-Started by ``compare.py``. It reads one word a line and answers with one line of JSON.
+Started by ``sides.py``. It reads one word a line and answers with one line of JSON.
 """
 
 import json
@@ -25,12 +25,26 @@ def peak_megabytes() -> float:
 
 
 def matmul_rate() -> float:
-    """Floating-point operations a second of a float32 product of this machine, right now."""
+    """Floating-point operations a second of a float32 product on one core, right now."""
     left, right = torch.randn(2_048, 768), torch.randn(768, 768)
     started = time.process_time()
     for _ in range(8):
         left @ right
     return 8 * 2.0 * 2_048 * 768 * 768 / (time.process_time() - started)
+
+
+def bandwidth() -> float:
+    """Bytes a second that one core reads from memory, right now."""
+    numbers = torch.zeros(1 << 25)
+    started = time.process_time()
+    for _ in range(4):
+        numbers.sum()
+    return 4 * numbers.nbytes / (time.process_time() - started)
+
+
+def rates() -> dict[str, float]:
+    """Answer to ``rate``."""
+    return {"rate": matmul_rate(), "bandwidth": bandwidth()}
 
 
 class Clock:
@@ -51,7 +65,7 @@ def serve(step: Callable[[], dict[str, float]]) -> None:
     answer(ready=True, idle_mb=peak_megabytes())
     for line in sys.stdin:
         if line.strip() == "rate":
-            answer(rate=matmul_rate())
+            answer(**rates())
             continue
         clock = Clock()
         values = step()

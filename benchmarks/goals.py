@@ -1,0 +1,94 @@
+"""The goals, and which of them the measurements reach."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+PLAIN = "defaults"
+
+
+def speed(values: dict) -> float:
+    """How many times faster than the peer, median of the rounds."""
+    return statistics.median(values["ratios"])
+
+
+def memory(values: dict) -> float:
+    """Peak memory as a share of the peer's."""
+    return values["our_mb"] / values["peer_mb"]
+
+
+def update_over_floor(values: dict) -> float:
+    """Time of the update over the time its FLOPs need."""
+    return values["over_floor"]["update"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound on one number of one measured row."""
+
+    what: str
+    section: str
+    row: str
+    read: Callable[[dict], float]
+    bound: float
+    at_least: bool = True
+
+    def cells(self, found: dict[str, dict]) -> list[str]:
+        """Return what was asked, what was found, and the verdict."""
+        sign = ">=" if self.at_least else "<="
+        asked = [self.what, self.row.replace(" | ", "; ours: "), f"{sign} {self.bound:g}x"]
+        values = found.get(self.section, {}).get("rows", {}).get(self.row)
+        if values is None:
+            return [*asked, "not measured", ""]
+        value = self.read(values)
+        reached = value >= self.bound if self.at_least else value <= self.bound
+        return [*asked, f"{value:.2f}x", "reached" if reached else "**not reached**"]
+
+
+GROUPED_PAIRS = "grouped by length, 8 x 4 | micro-batches of 1,536 tokens"
+BEST_DPO = f"reference computed before, {GROUPED_PAIRS}"
+
+
+def _supervised(name: str, section: str, best: str, bounds: tuple[float, float, float]) -> list:
+    padded, at_best, share = bounds
+    return [
+        Goal(f"{name}, time", section, f"padded | {PLAIN}", speed, padded),
+        Goal(f"{name}, time", section, "padded | compiled layers", speed, padded),
+        Goal(f"{name}, time, TRL's best setting", section, best, speed, at_best),
+        Goal(f"{name}, memory", section, f"padded | {PLAIN}", memory, share, at_least=False),
+    ]
+
+
+SHORT, LONG = "responses up to 64", "responses up to 160"
+GOALS = [
+    *_supervised(
+        "SFT",
+        "sft",
+        "grouped by length, 8 x 8 | micro-batches of 1,536 tokens",
+        (3.3, 1.7, 0.40),
+    ),
+    *_supervised("reward model", "reward", GROUPED_PAIRS, (3.3, 2.0, 0.45)),
+    *_supervised("DPO", "dpo", BEST_DPO, (3.7, 2.4, 0.42)),
+    Goal("PPO, time", "ppo", f"{SHORT} | {PLAIN}", speed, 2.0),
+    Goal("PPO, time", "ppo", f"{LONG} | {PLAIN}", speed, 3.0),
+    Goal("PPO, memory", "ppo", f"{SHORT} | {PLAIN}", memory, 0.5, at_least=False),
+    Goal("PPO, memory", "ppo", f"{LONG} | {PLAIN}", memory, 0.5, at_least=False),
+    Goal("PPO, one trunk, time", "ppo", f"{SHORT} | one trunk", speed, 2.7),
+    Goal("PPO, one trunk, memory", "ppo", f"{SHORT} | one trunk", memory, 0.5, at_least=False),
+    Goal("PPO update over the floor", "ppo", f"{SHORT} | {PLAIN}", update_over_floor, 2.5, False),
+    Goal("PPO update over the floor", "ppo", f"{LONG} | {PLAIN}", update_over_floor, 2.5, False),
+    Goal(
+        "head memory, vocabulary 131,072",
+        "head",
+        "chunk by chunk",
+        lambda v: v["share"],
+        0.25,
+        False,
+    ),
+]
+
+
+def goal_table(found: dict[str, dict]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return columns and rows of the table of goals."""
+    columns = ("goal", "TRL's setting", "bound", "found", "")
+    return columns, [goal.cells(found) for goal in GOALS]
