@@ -22,6 +22,11 @@ _OUTSIDE = (
     re.compile(r"<style\b.*?</style>", re.DOTALL | re.IGNORECASE),
     re.compile(r"\son\w+=(\"[^\"]*\"|'[^']*')", re.IGNORECASE),
 )
+_UNSTEADY = (
+    re.compile(r"-?\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"),
+    re.compile(r"\b\d{8}T\d{6}\.\d{6}Z\b"),
+)
+"""Random names and the time of the run: the same data has the same page."""
 _HOME = re.compile(r"(?:\.\./)+index\.html")
 _SUITE_LINK = re.compile(r'<a href="(?:\.\./)+expectations/[^"]*"[^>]*>(.*?)</a>', re.DOTALL)
 _CSS = """\
@@ -65,7 +70,7 @@ def write_page(folder: Path, suite: str, result: Any) -> Path:
 
     view: Any = DefaultJinjaPageView()
     page: str = view.render(ValidationResultsPageRenderer().render(result))
-    for pattern in _OUTSIDE:
+    for pattern in (*_OUTSIDE, *_UNSTEADY):
         page = pattern.sub("", page)
     page = _SUITE_LINK.sub(r"\1", _HOME.sub(INDEX, page))
     page = page.replace("</head>", f'<link rel="stylesheet" href="{_STYLE}">\n</head>', 1)
