@@ -110,10 +110,8 @@ def write_index(folder: Path, title: str, reports: Sequence[ValidationReport]) -
 
 def find_docs(dataset: Path) -> Path | None:
     """Return the folder of a prepared dataset's Data Docs; None where they are not here."""
-    for folder in (dataset / FOLDER, dataset.with_name(f"{dataset.name}-{FOLDER}")):
-        if (folder / INDEX).is_file():
-            return folder
-    return None
+    folder = dataset / FOLDER
+    return folder if (folder / INDEX).is_file() else None
 
 
 def page_name(suite: str) -> str:

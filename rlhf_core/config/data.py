@@ -87,6 +87,8 @@ class CleaningConfig(Section):
     training prompt gives a held-out one away; None looks for exact repeats alone."""
     contamination: tuple[Path, ...] = ()
     """Benchmark files (one text a line, or rows of any container): rows that quote one go."""
+    contamination_columns: tuple[str, ...] = ()
+    """Columns of the benchmark rows to look for; empty takes every text of eight words or more."""
     languages: tuple[str, ...] = ()
     """ISO codes of the languages to keep; empty keeps all."""
     personal_data: tuple[PersonalData, ...] = ()
@@ -126,5 +128,5 @@ class DataConfig(Section):
     gates: tuple[GateConfig, ...] = ()
     """Conditions on the ``data/...`` metrics of the report; one that does not pass stops the run:
     ``data/krippendorff_alpha``, ``data/length_win_fraction``, ``data/length_auc``,
-    ``data/first_win_fraction``, ``data/prompt_shift_auc``, ``data/production_shift_auc``,
-    ``data/style/<habit>``."""
+    ``data/first_win_fraction``, ``data/source_label_auc``, ``data/source_length_share``,
+    ``data/prompt_shift_auc``, ``data/production_shift_auc``, ``data/style/<habit>``."""

@@ -103,7 +103,8 @@ def write_derived(
 ) -> None:
     """Walk through ``pairs``; write their chosen responses and prompts where asked to.
 
-    Derived rows are no input rows, so repeats are left out without a quarantine entry.
+    Derived rows are no input rows, so repeats are left out without a quarantine entry; a prompt
+    too long to be answered is set aside as any other.
     """
     seen: set[Key] = set()
     for key, pair in pairs:
@@ -120,8 +121,19 @@ def write_derived(
         side = bench.splitter.prompt_side(key)
         if prompts and key not in seen and side is not None:
             seen.add(key)
-            prompt = Prompt(prompt_id=pair.comparison_id, prompt=pair.prompt)
-            bench.files.add_prompt(prompt, key, side)
+            _write_derived_prompt(pair, key, side, bench)
+
+
+def _write_derived_prompt(pair: PreferencePair, key: Key, side: Side, bench: Workbench) -> None:
+    """Write a pair's prompt, unless an answer would find no room behind it."""
+    prompt = Prompt(prompt_id=pair.comparison_id, prompt=pair.prompt)
+    problem = bench.rules.room_problem(prompt.prompt)
+    if problem is None:
+        bench.files.add_prompt(prompt, key, side)
+        bench.quarantine.keep("prompts_of_pairs")
+    else:
+        row = _aside(problem, pair.source, 0, prompt, prompt.prompt_id)
+        bench.quarantine.add("prompts_of_pairs", row)
 
 
 def write_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench: Workbench) -> None:
@@ -183,7 +195,7 @@ def _demonstration_problem(item: Demonstration, bench: Workbench) -> Problem | N
 
 def _prompt_problem(item: Prompt, bench: Workbench) -> Problem | None:
     reason = prompt_problem(item.prompt)
-    return (reason, "") if reason else bench.rules.problem(item.prompt, [])
+    return (reason, "") if reason else bench.rules.prompt_problem(item.prompt)
 
 
 def _aside(problem: Problem, source: str, line: int, item: Record, row_id: str) -> SetAside:

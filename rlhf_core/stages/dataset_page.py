@@ -1,12 +1,13 @@
 """A dataset where people look: its Data Docs and report as files of an MLflow run."""
 
+from rlhf_core.adapters.data_docs import find_docs
+from rlhf_core.adapters.dataset_input import DATA_DOCS
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.schema import DatasetSplits, RunContext
 
 ADDRESS = "mlflow-address.txt"
-DOCS = "data-docs"
 
 
 def show_dataset(config: PipelineConfig, splits: DatasetSplits, context: RunContext) -> str | None:
@@ -27,13 +28,10 @@ def show_dataset(config: PipelineConfig, splits: DatasetSplits, context: RunCont
     known = context.stage_directory("prepare") / ADDRESS
     if known.is_file():
         return known.read_text(encoding="utf-8") or None
-    docs = splits.directory.with_name(f"{splits.directory.name}-docs")
     with open_run(config, context, "prepare", inputs=stage_inputs(splits)) as run:
         run.log_dataset(splits)
-        run.log_artifact(splits.report)
-        if docs.is_dir():
-            run.log_artifact(docs, DOCS)
-    address = f"{run.url}/artifacts/{DOCS}/index.html" if docs.is_dir() else run.url
+    page = f"{run.url}/artifacts/{DATA_DOCS}/index.html"
+    address = page if find_docs(splits.directory) else run.url
     address = address if run.url.startswith("http") else ""
     with atomic_file(known) as stream:
         stream.write(address.encode())

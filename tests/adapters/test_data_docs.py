@@ -69,13 +69,12 @@ def test_the_same_rows_give_the_same_bytes(docs, tmp_path):
         assert (again / page.name).read_bytes() == page.read_bytes()
 
 
-def test_docs_are_found_beside_or_inside_the_dataset(tmp_path):
-    dataset = tmp_path / "prepared"
-    assert find_docs(dataset) is None
-    for folder in (tmp_path / "prepared-docs", dataset / "docs"):
-        folder.mkdir(parents=True)
-        (folder / "index.html").touch()
-        assert find_docs(dataset) == folder
+def test_docs_are_found_inside_the_dataset(tmp_path):
+    assert find_docs(tmp_path) is None
+    (tmp_path / "docs").mkdir()
+    assert find_docs(tmp_path) is None, "half written"
+    (tmp_path / "docs/index.html").touch()
+    assert find_docs(tmp_path) == tmp_path / "docs"
 
 
 @pytest.fixture

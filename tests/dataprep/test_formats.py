@@ -10,7 +10,8 @@ import zstandard
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
 from rlhf_core.dataprep.rows import SetAside
-from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations
+from rlhf_core.dataprep.sources import canonical, read_comparisons, read_demonstrations
+from rlhf_core.dataprep.sources import flat as flat_reader
 from rlhf_core.dataprep.sources.hub import hub_name
 from rlhf_core.errors import DataError
 
@@ -281,6 +282,26 @@ def test_the_best_of_a_ranked_list_is_on_either_side(write_jsonl):
 def test_a_strength_below_zero_is_refused_in_the_configuration():
     with pytest.raises(ValueError, match=r"strengths\.worse"):
         SourceConfig(path="x.csv", format="flat", strengths={"worse": -1})
+
+
+@pytest.mark.parametrize("file_format", ["canonical", "flat"])
+def test_a_reader_that_loses_a_row_is_found_out(write_jsonl, monkeypatch, file_format):
+    flat = {**{k: CANONICAL[k] for k in ("response_a", "response_b")}, "prompt": "Q?"}
+    rows = {
+        "canonical": [CANONICAL, {**CANONICAL, "response_a": "lost"}],
+        "flat": [{**flat, "choice": "a"}, {**flat, "choice": "b", "response_a": "lost"}],
+    }
+    path = write_jsonl("rows.jsonl", rows[file_format])
+    assert len(read(path, format=file_format)) == 2
+    module = {"canonical": canonical, "flat": flat_reader}[file_format]
+    whole = module.parse_comparisons
+    monkeypatch.setattr(
+        module,
+        "parse_comparisons",
+        lambda *a: (item for item in whole(*a) if item.response_a != "lost"),
+    )
+    with pytest.raises(DataError, match="2 rows read, but 1 came out or were set aside"):
+        read(path, format=file_format)
 
 
 def test_demonstrations_come_as_messages_or_as_chosen_transcripts(write_jsonl):

@@ -21,9 +21,9 @@ def config():
 
 @pytest.fixture
 def splits(mlflow_home):
-    """A prepared dataset with its report and, beside it, its Data Docs."""
+    """A prepared dataset with its report and its Data Docs."""
     directory = mlflow_home / "data/prepared"
-    docs = directory.with_name("prepared-docs")
+    docs = directory / "docs"
     for folder in (directory, docs):
         folder.mkdir(parents=True)
     (directory / "report.json").write_text("{}")
@@ -49,8 +49,8 @@ def test_data_docs_and_report_are_kept_with_one_mlflow_run(config, splits, mlflo
     client = mlflow_client()
     (run,) = client.search_runs([client.get_experiment_by_name("rlhf").experiment_id])
     assert run.data.tags["rlhf.stage"] == "prepare"
-    kept = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert {"data-docs", "report.json"} <= kept
+    kept = {item.path for item in client.list_artifacts(run.info.run_id, "dataset")}
+    assert {"dataset/data-docs", "dataset/report.json"} <= kept
 
 
 def test_other_weights_under_the_same_name_are_another_base(tmp_path):
