@@ -99,6 +99,20 @@ def test_an_approved_model_is_promoted_with_the_answer_recorded(served, approved
     assert deadline["state"]["type"] == "CANCELLED"
 
 
+def test_people_see_the_loss_progress_results_and_links(served, approved):
+    (sft, *_) = served.runs("rlhf-sft")
+    wanted = {"logs": {"flow_run_id": {"any_": [sft["id"]]}}}
+    until(
+        lambda: "loss=0.5" in str(served.post("logs/filter", wanted)), "the loss in Prefect's log"
+    )
+    made = {item["key"]: item["data"] for item in served.post("artifacts/filter", {})}
+    assert made["sft-progress"] == 50.0
+    assert "sft/quality" in made["sft-result"]
+    assert "http://mlflow/data-docs/index.html" in made["prepare-data-docs"]
+    assert "policy/kl" in made["policy-model"]
+    assert "http://mlflow/r/report.html" in made["pipeline-report"]
+
+
 def test_one_stage_of_a_finished_run_is_done_again_alone(served, approved):
     run = served.run(approved)["name"].split()[1]
     again = served.trigger("rlhf-sft/stage", inputs={"run": run, "force": True})
