@@ -88,7 +88,7 @@ def report_a_death_once() -> None:
         if not message.startswith(_SECOND_REPORT):
             await propose(self, flow_run, message, **options)
 
-    ProcessWorker._propose_crashed_state = _propose_crashed_state  # type: ignore[method-assign]
+    ProcessWorker._propose_crashed_state = _propose_crashed_state  # type: ignore[method-assign, assignment]
 
 
 def main() -> None:

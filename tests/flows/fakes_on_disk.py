@@ -1,10 +1,13 @@
 """Fake stages whose memory is the working directory, so that several processes share it."""
 
 import json
+import logging
 import time
 
 from rlhf_core.schema import ModelRef
 from tests.flows.fakes import FakeStages
+
+trainer = logging.getLogger("rlhf_core.trainers.fake")
 
 
 class StageBroke(Exception):
@@ -58,6 +61,7 @@ class FakesOnDisk(FakeStages):
     def _called(self, stage):
         with (self.directory / "calls.txt").open("a") as calls:
             calls.write(f"{stage}\n")
+        trainer.info("stage=%s step=1 of=2 loss=0.5", stage)
         slow = self.directory / f"slow-{stage}"
         if slow.exists():
             time.sleep(float(slow.read_text()))

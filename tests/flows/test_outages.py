@@ -40,6 +40,19 @@ def finish(served, run):
     assert served.calls().count("sft") == 1
 
 
+def test_a_killed_pipeline_is_retried_and_finds_the_stage_that_went_on_without_it(served):
+    (served.path / "slow-sft").write_text("20")
+    run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
+    called = []
+    until(lambda: called.extend(served.calls()) or "sft" in called, "sft was called")
+    os.kill(served.process_of(run), signal.SIGKILL)
+    assert served.wait(run)["state"]["type"] == "CRASHED"
+    served.retry(run)
+    assert served.wait(run)["state"]["type"] == "COMPLETED", served.logs()
+    assert called + served.calls() == EVERY_STAGE
+    (served.path / "slow-sft").unlink()
+
+
 def test_a_pipeline_outlives_a_restart_of_the_prefect_server(served):
     (served.path / "slow-sft").write_text("20")
     run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)

@@ -99,6 +99,20 @@ def test_an_approved_model_is_promoted_with_the_answer_recorded(served, approved
     assert deadline["state"]["type"] == "CANCELLED"
 
 
+def test_people_see_the_loss_progress_results_and_links(served, approved):
+    (sft, *_) = served.runs("rlhf-sft")
+    wanted = {"logs": {"flow_run_id": {"any_": [sft["id"]]}}}
+    until(
+        lambda: "loss=0.5" in str(served.post("logs/filter", wanted)), "the loss in Prefect's log"
+    )
+    made = {item["key"]: item["data"] for item in served.post("artifacts/filter", {})}
+    assert made["sft-progress"] == 50.0
+    assert "sft/quality" in made["sft-result"]
+    assert "http://mlflow/data-docs/index.html" in made["prepare-data-docs"]
+    assert "policy/kl" in made["policy-model"]
+    assert "http://mlflow/r/report.html" in made["pipeline-report"]
+
+
 def test_one_stage_of_a_finished_run_is_done_again_alone(served, approved):
     run = served.run(approved)["name"].split()[1]
     again = served.trigger("rlhf-sft/stage", inputs={"run": run, "force": True})
@@ -135,15 +149,8 @@ def test_an_answer_after_the_time_limit_does_not_promote(served, approved):
     assert served.calls() == ["evaluate"]
 
 
-def test_an_alarm_that_rings_before_the_question_waits_for_it(served):
-    brief = SETTINGS | {"overrides": ["promotion.wait_hours=0.0001"]}
-    run = served.trigger("rlhf-pipeline/manual", settings=brief)
-    held = served.wait(run)
-    assert (held["state"]["type"], held["state"]["name"]) == ("COMPLETED", "HOLD")
-
-
 def test_a_new_dataset_version_starts_the_pipeline_on_it(served):
-    served.calls()
+    (served.path / "verdict-sft").write_text("REJECT")
     before = {run["id"] for run in served.runs("rlhf-pipeline")}
     event = {
         "event": "rlhf.data-version",
@@ -158,7 +165,7 @@ def test_a_new_dataset_version_starts_the_pipeline_on_it(served):
         lambda: f"a run on the new version\n{served.logs()}",
     )
     assert started[0]["parameters"]["settings"]["overrides"] == ["data.version=data-v3"]
-    assert served.wait(started[0]["id"])["state"]["type"] == "COMPLETED"
+    assert served.wait(started[0]["id"])["state"]["name"] == "REJECT"
 
 
 def test_a_refusal_is_named_and_announced(served):
@@ -170,8 +177,12 @@ def test_a_refusal_is_named_and_announced(served):
     first, later = sorted((served.run(run), served.run(second)), key=itemgetter("start_time"))
     assert first["end_time"] <= later["start_time"], "two at once"
     (served.path / "verdict-sft").unlink()
-    wanted = {"filter": {"event": {"name": ["rlhf.gate-failed"]}}}
-    until(lambda: served.post("events/filter", wanted)["total"] == 2, "two rlhf.gate-failed")
+    resources = [f"rlhf.run.{item['name'].split()[1]}" for item in (first, later)]
+    wanted = {"event": {"name": ["rlhf.gate-failed"]}, "resource": {"id": resources}}
+    until(
+        lambda: served.post("events/filter", {"filter": wanted})["total"] == 2,
+        "two rlhf.gate-failed",
+    )
 
 
 def test_a_killed_stage_is_marked_and_its_retry_completes(served):
