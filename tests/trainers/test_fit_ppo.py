@@ -1,11 +1,5 @@
 """PPO as a whole: it learns, it reports, it stops when something is wrong, it repeats itself."""
 
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -23,8 +17,6 @@ from tests.trainers.ppo_toys import (
     train_ppo,
 )
 from tests.trainers.toys import ListTracker
-
-ROOT = Path(__file__).parents[2]
 
 
 def policy_weights(models):
@@ -98,44 +90,6 @@ class CrashingTracker(ListTracker):
         if step == self.at_step:
             raise Crash
         super().log_metrics(metrics, step)
-
-
-RUNNER = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(int(sys.argv[3]))
-from tests.trainers.ppo_toys import train_ppo
-from tests.trainers.toys import ListTracker
-
-class Loud(ListTracker):
-    def log_metrics(self, metrics, step):
-        print("step", step, flush=True)
-
-print("done", train_ppo(Path(sys.argv[1]), Path(sys.argv[2]), Loud())[2], flush=True)
-"""
-
-
-def run_and_kill(causal, work, num_lines, threads=1):
-    """Train in a process of its own; SIGKILL it after ``num_lines`` steps. None: it was killed."""
-    command = [sys.executable, "-c", RUNNER, str(causal), str(work), str(threads)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        for count, line in enumerate(process.stdout):
-            if line.startswith("done"):
-                return line.split()[1]
-            if count + 1 == num_lines:
-                os.kill(process.pid, signal.SIGKILL)
-                return None
-    raise AssertionError(f"the process ended with {process.returncode}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("threads", [1, 2])
-def test_sigkill_at_any_step_does_not_change_the_weights(threads, causal_directory, tmp_path):
-    expected = run_and_kill(causal_directory, tmp_path / "whole", None, threads)
-    for num_lines in (3, 1):
-        run_and_kill(causal_directory, tmp_path / "cut", num_lines, threads)
-    assert run_and_kill(causal_directory, tmp_path / "cut", None, threads) == expected
 
 
 def test_a_finished_run_is_not_trained_again(causal_directory, tmp_path):

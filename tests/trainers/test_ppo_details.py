@@ -28,6 +28,7 @@ from rlhf_core.trainers.ppo_update import (
 from tests.trainers.ppo_toys import toy_settings
 from tests.trainers.test_ppo_update import (
     ROWS,
+    PaddedPpo,
     gradients,
     largest_relative_gap,
     learner_for,
@@ -148,6 +149,7 @@ def test_a_frozen_trunk_lets_the_value_head_alone_learn(causal_directory, tmp_pa
     learner = learner_for(causal_directory, tmp_path, share_trunk=True)
     update = make_update(learner)
     before = [p.detach().clone() for p in learner.models.policy.parameters()]
+    assert not learner.value.model.weight.any()
     metrics = update_shared(learner.policy, learner.value, update, policy_frozen=True)
     assert "policy_loss" not in metrics
     assert learner.policy.step == 0
@@ -173,6 +175,86 @@ def test_ptx_adds_its_weighted_nll_gradient(causal_directory, tmp_path):
     (0.5 * mean).backward()
     assert nll == pytest.approx(mean.item(), rel=1e-5)
     assert largest_relative_gap(mixed, gradients(plain)) < 1e-4
+
+
+KL_BY_DEFINITION = {
+    "k2": lambda log_ratio: log_ratio**2 / 2,
+    "k3": lambda log_ratio: np.exp(-log_ratio) - 1 + log_ratio,
+}
+
+
+@pytest.mark.parametrize("estimator", KL_BY_DEFINITION)
+def test_kl_as_a_loss_is_its_definition_beside_the_surrogate(estimator, causal_directory, tmp_path):
+    learner = learner_for(
+        causal_directory, tmp_path, kl_placement="loss", kl_estimator=estimator, temperature=0.8
+    )
+    update = make_update(learner, rows=ROWS)
+    rollout = update.experience.rollout
+    with torch.no_grad():  # away from the sampling policy
+        generator = torch.Generator().manual_seed(5)
+        for parameter in learner.models.policy.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    seen = accumulate_policy_gradient(learner.policy, update, ROWS)
+    plain = PaddedPpo(learner, causal_directory, tmp_path / "reward", rollout, "right")
+    plain.policy.load_state_dict(learner.models.policy.state_dict())
+    new = torch.cat(plain.logprobs(plain.policy, ROWS))
+    with torch.no_grad():
+        ref = torch.cat(plain.logprobs(plain.reference, ROWS))
+    old, advantages = update.experience.at(
+        ROWS, update.experience.old_logprobs, update.experience.advantages
+    )
+    ratio = torch.exp(new - old)
+    surrogate = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    kl = KL_BY_DEFINITION[estimator]((new - ref).detach().numpy())
+    assert np.abs(kl).mean() > 1e-3
+    got = (seen.loss - surrogate.detach()).numpy()
+    np.testing.assert_allclose(got, 0.3 * kl, atol=2e-5)
+    log_ratio = new - ref
+    loss_of = {
+        "k2": log_ratio.square() / 2,
+        "k3": torch.expm1(-log_ratio) + log_ratio,
+    }[estimator]
+    (surrogate + 0.3 * loss_of).mean().backward()
+    assert largest_relative_gap(gradients(learner.models.policy), gradients(plain.policy)) < 1e-4
+
+
+def test_with_kl_as_a_loss_the_rewards_hold_the_score_alone(causal_directory, tmp_path):
+    learner = learner_for(
+        causal_directory, tmp_path, kl_placement="loss", kl_estimator="k3", gae_lambda=1.0
+    )
+    scored = scored_rollout(learner)
+    state = PpoState(kl_coef=0.3)
+    experience, scores, _ = prepare_experience(scored, state, learner.settings)
+    mask = scored.rollout.mask
+    expected = scores[:, None].expand(mask.shape)  # gamma 1, lambda 1: what is still to come
+    torch.testing.assert_close(experience.returns[mask], expected[mask], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_advantages_are_whitened_over_the_batch_or_left_as_they_are(
+    whitened, causal_directory, tmp_path
+):
+    learner = learner_for(causal_directory, tmp_path, whiten_advantages=whitened)
+    experience = make_update(learner).experience
+    mask = experience.rollout.mask
+    plain = (experience.returns - experience.values)[mask]
+    assert plain.std(correction=0) > 0.05
+    expected = (plain - plain.mean()) / plain.std(correction=0) if whitened else plain
+    torch.testing.assert_close(experience.advantages[mask], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(None, 1e-2), (3e-4, 3e-4)])
+def test_the_value_model_has_a_learning_rate_of_its_own(rate, expected, causal_directory, tmp_path):
+    learner = learner_for(causal_directory, tmp_path, value_learning_rate=rate)
+    before = {n: p.detach().clone() for n, p in learner.models.value_model.named_parameters()}
+    update = make_update(learner, rows=ROWS)
+    assert update_value(learner.value, update)["value_learning_rate"] == pytest.approx(expected)
+    assert update_policy(learner.policy, update)["learning_rate"] == pytest.approx(1e-2)
+    moved = max(
+        float((p.detach() - before[n]).abs().max())
+        for n, p in learner.models.value_model.named_parameters()
+    )
+    assert moved == pytest.approx(expected, rel=0.05)  # Adam's first step is the rate itself
 
 
 @pytest.mark.parametrize("group", [1, 2, 4])

@@ -1,11 +1,4 @@
-"""Same inputs, same bits: again, after a crash, after SIGKILL, in other micro-batches."""
-
-import os
-import random
-import signal
-import subprocess
-import sys
-from pathlib import Path
+"""Same inputs, same bits: again, after a crash, in other micro-batches."""
 
 import pytest
 import torch
@@ -19,7 +12,6 @@ from rlhf_core.trainers.sft import accumulate_nll
 from tests.trainers.toys import DpoConfig, ListTracker, toy_examples, toy_pairs, train_stage
 
 STAGES = ("sft", "reward", "dpo")
-ROOT = Path(__file__).parents[2]
 
 
 class Crash(Exception):
@@ -90,45 +82,6 @@ def test_a_checkpoint_of_another_run_is_refused(change, causal_directory, tmp_pa
     train_stage("sft", causal_directory, tmp_path)
     with pytest.raises(CheckpointError, match="another run"):
         train_stage("sft", causal_directory, tmp_path, **change)
-
-
-RUNNER = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests.trainers.toys import ListTracker, train_stage
-
-class Loud(ListTracker):
-    def log_metrics(self, metrics, step):
-        print("step", step, flush=True)
-
-stage, causal, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-print("done", train_stage(stage, causal, work, Loud())[2], flush=True)
-"""
-
-
-def run_and_kill(stage, causal, work, num_lines):
-    """Train in a process of its own; SIGKILL it after ``num_lines`` steps. None: it was killed."""
-    command = [sys.executable, "-c", RUNNER, stage, str(causal), str(work)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        for count, line in enumerate(process.stdout):
-            if line.startswith("done"):
-                return line.split()[1]
-            if count + 1 == num_lines:
-                os.kill(process.pid, signal.SIGKILL)
-                return None
-    raise AssertionError(f"the process ended with {process.returncode}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_sigkill_at_random_steps_does_not_change_the_weights(stage, causal_directory, tmp_path):
-    expected = run_and_kill(stage, causal_directory, tmp_path / "whole", None)
-    generator = random.Random(stage)
-    for _ in range(3):
-        run_and_kill(stage, causal_directory, tmp_path / "cut", generator.randint(2, 6))
-    assert run_and_kill(stage, causal_directory, tmp_path / "cut", None) == expected
 
 
 def gradients(model):

@@ -1,0 +1,83 @@
+"""What the policy stage does around training."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlhf_core.config import ComputeConfig, LoraConfig
+from rlhf_core.dataprep.files import read_records
+from rlhf_core.models import load_causal, load_scalar
+from rlhf_core.schema import Message, Prompt
+from rlhf_core.stages import policy
+from rlhf_core.stages.base_model import base_renderer
+
+
+def test_a_watched_prompt_that_leaves_no_room_for_an_answer_is_passed_over(
+    stage_config, small_splits, tmp_path, monkeypatch
+):
+    config = stage_config()
+    words = (Message(role="user", content="When does the library open? " * 60),)
+    rows = read_records(small_splits.prompts_heldout, Prompt)
+    rows.insert(0, Prompt(prompt_id="long", prompt=words, tags={"style": "endless"}))
+    monkeypatch.setattr(policy, "NUM_WATCHED_PROMPTS", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "read_records", lambda *_: rows)
+        renderer = base_renderer(config.model)
+        watched = policy.watched_prompts(config, small_splits, renderer)
+    assert len(watched) == 3
+    assert all(prompt.prompt != words for prompt in watched)
+    model = load_causal(config.model.base)
+    watcher = policy.AnswerWatcher(config, watched, model, renderer, tmp_path)
+    watcher.look(0)
+    watcher.look(2)
+    answers = read_records(watcher.path, policy.WatchedAnswer)
+    assert [answer.step for answer in answers] == [0, 0, 0, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("max_prompt_length", "longest"), [(None, 176), (100, 100)])
+def test_the_longest_prompt_leaves_room_for_the_longest_answer(
+    max_prompt_length, longest, stage_config
+):
+    config = stage_config()
+    model = config.model.model_copy(update={"max_prompt_length": max_prompt_length})
+    assert policy.longest_prompt(config.model_copy(update={"model": model})) == longest
+
+
+class Begun(Exception):
+    """Training would begin here."""
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_ppo_starts_from_sft_and_its_value_model_from_the_reward_model(
+    lora, stage_config, small_splits, saved_models, tmp_path, monkeypatch
+):
+    seen = []
+
+    def begin(models, *_args, **_kwargs):
+        seen.append(models)
+        raise Begun
+
+    monkeypatch.setattr(policy, "fit_ppo", begin)
+    config = stage_config()
+    compute = ComputeConfig(lora=LoraConfig(rank=2) if lora else None)
+    settings = config.policy.model_copy(update={"compute": compute})
+    (sft, _), (reward, _) = saved_models["sft"], saved_models["reward"]
+    task = policy._Task(
+        config.model_copy(update={"policy": settings}), small_splits,
+        SimpleNamespace(path=sft), SimpleNamespace(path=reward), tmp_path,
+        run=None, policy=load_causal(sft), renderer=base_renderer(config.model),
+    )  # fmt: skip
+    with pytest.raises(Begun):
+        policy._optimize_ppo(task)
+    (models,) = seen
+    assert models.value_model is not models.reward_model
+    assert equal(models.value_model, models.reward_model)
+    assert equal(models.reward_model, load_scalar(reward))
+    assert equal(models.policy, load_causal(sft))
+    assert models.reference is None if lora else equal(models.reference, models.policy)
+
+
+def equal(one, other):
+    pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)

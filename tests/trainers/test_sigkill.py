@@ -1,0 +1,96 @@
+"""SIGKILL at random moments of every trainer: the weights are those of a run left alone."""
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NUM_KILLS = 4
+MOST_ATTEMPTS = 40
+
+NEST = """
+import json, os, sys
+from pathlib import Path
+import torch
+from tests.trainers.ppo_toys import train_ppo
+from tests.trainers.toys import train_stage
+
+def train(trainer, causal, work):
+    if trainer == "ppo":
+        return train_ppo(Path(causal), Path(work))[2]
+    return train_stage(trainer, Path(causal), Path(work), checkpoint_every=2)[2]
+
+for line in sys.stdin:
+    task = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(task.pop("threads"))
+        print("begun", os.getpid(), flush=True)
+        print("done", train(**task), flush=True)
+        os._exit(0)
+    print("ended", os.waitpid(child, 0)[1], flush=True)
+"""
+"""One process imports torch once; every run is a fork of it, so that a kill costs no start."""
+
+
+class Nest:
+    """Runs one trainer at a time in a process that may be killed."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def run(self, threads, kill_after=None, **task):
+        """Train; SIGKILL after so many seconds. Return the weights' sha256, or None if killed."""
+        self.process.stdin.write(json.dumps({"threads": threads, **task}) + "\n")
+        self.process.stdin.flush()
+        _, pid = self.process.stdout.readline().split()
+        ready, _, _ = select.select([self.process.stdout], [], [], kill_after)
+        if not ready:
+            os.kill(int(pid), signal.SIGKILL)
+        answer = self.process.stdout.readline().split()
+        if answer[0] == "done":
+            assert self.process.stdout.readline().split()[0] == "ended"
+            return answer[1]
+        assert answer == ["ended", str(int(signal.SIGKILL))]
+        return None
+
+
+@pytest.fixture(scope="module")
+def nest():
+    command = [sys.executable, "-c", NEST]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, bufsize=1, cwd=ROOT, **pipes) as process:
+        yield Nest(process)
+        process.stdin.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trainer", "threads"), [("sft", 1), ("reward", 1), ("dpo", 1), ("ppo", 1), ("ppo", 2)]
+)
+def test_sigkill_at_random_moments_does_not_change_the_weights(
+    trainer, threads, nest, causal_directory, tmp_path
+):
+    task = {"trainer": trainer, "threads": threads, "causal": str(causal_directory)}
+    started = time.monotonic()
+    expected = nest.run(work=str(tmp_path / "whole"), **task)
+    seconds = time.monotonic() - started
+    generator = random.Random(f"{trainer} {threads}")
+    kills = run = 0
+    for _ in range(MOST_ATTEMPTS):
+        delay = seconds * generator.uniform(0.02, 0.7)
+        digest = nest.run(work=str(tmp_path / f"cut-{run}"), kill_after=delay, **task)
+        assert digest in (None, expected)
+        kills += digest is None
+        run += digest is not None  # it came to its end: the next kills are for a new one
+        if kills == NUM_KILLS:
+            break
+    assert nest.run(work=str(tmp_path / f"cut-{run}"), **task) == expected
