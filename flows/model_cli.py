@@ -48,7 +48,7 @@ def promote(
     bindings.check_server()
     record = bindings.promote_model(model)
     if record.verdict == "PROMOTE":
-        bindings.record_approval(model, "PROMOTE", reviewer or getpass.getuser(), comment)
+        bindings.record_approval(record.model, "PROMOTE", reviewer or getpass.getuser(), comment)
     write_json(record, json_file)
     show_record(record)
     raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)

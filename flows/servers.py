@@ -36,6 +36,16 @@ HEARTBEAT_SECONDS = 30
 CLIENT_RETRIES = 7
 """How often a worker or flow repeats a call to a lost Prefect server: about four minutes."""
 
+LEASES = {
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+        "prefect.server.concurrency.lease_storage.filesystem"
+    ),
+    "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "900",
+}
+"""Which run holds a deployment's place. Prefect keeps it in memory: after a restart of the server
+every pipeline would be ended at its next renewal. Renewed after three quarters of the time, a
+longer lease outlives an outage of minutes."""
+
 
 class Servers(Record):
     """What `rlhf up` started."""
@@ -212,6 +222,7 @@ def child_environment(prefect_port: int, mlflow_port: int) -> dict[str, str]:
         KEPT_IN: str(STATE.absolute()),
         "PREFECT_API_URL": f"http://{HOST}:{prefect_port}/api",
         "PREFECT_LOCAL_STORAGE_PATH": str(prefect / "storage"),
+        **LEASES,
         "PREFECT_CLIENT_MAX_RETRIES": str(CLIENT_RETRIES),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_WORKER_QUERY_SECONDS": "2",

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flows.pools import read_pools
-from flows.servers import CLIENT_RETRIES, HEARTBEAT_SECONDS
+from flows.servers import CLIENT_RETRIES, HEARTBEAT_SECONDS, LEASES
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
@@ -74,9 +74,10 @@ def test_a_pipeline_never_holds_the_only_place_its_stage_needs():
     assert training == {"RLHF_WORKER_LIMIT": str(pools.limits[pools.training])}
 
 
-def test_heartbeats_come_often_enough_wherever_silence_is_watched():
+def test_what_runs_need_to_outlive_an_outage_is_set_everywhere():
     base = yaml.safe_load_all((ROOT / "deploy/kubernetes/base.yaml").read_text())
     hosts = next(item for item in base if item and item["kind"] == "ConfigMap")["data"]
     for found in (hosts, variables("rlhf.env")):
         assert found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
         assert found["PREFECT_CLIENT_MAX_RETRIES"] == str(CLIENT_RETRIES)
+        assert LEASES.items() <= found.items()

@@ -5,8 +5,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from flows import bindings
 from flows.cli import app, main
 from rlhf_core.errors import DataError
+from rlhf_core.stages.promote import Promotion
 
 
 @pytest.fixture
@@ -75,6 +77,23 @@ def test_an_interrupted_run_says_how_to_go_on(typed, stages, config_path):
     code, stderr = typed("run", config_path, "--run-id", "one")
     assert code == 130
     assert f"go on with: rlhf run {config_path} --run-id one" in stderr
+
+
+@pytest.mark.parametrize("verdict", ["PROMOTE", "HOLD"])
+def test_promoting_by_hand_is_an_approval_on_record(rlhf, stages, monkeypatch, verdict):
+    uri = "models:/rlhf-policy/3"
+    promotion = Promotion(
+        model=uri,
+        verdict=verdict,
+        moved=verdict == "PROMOTE",
+        champion=None,
+        previous_champion=None,
+        reasons=(),
+    )
+    monkeypatch.setattr(bindings, "promote_model", lambda model: promotion)
+    done = rlhf("promote", "models:/rlhf-policy@candidate", "--reviewer", "Ada")
+    assert done.exit_code == (0 if verdict == "PROMOTE" else 1)
+    assert stages.approvals == ({uri: "PROMOTE"} if verdict == "PROMOTE" else {})
 
 
 def test_a_bug_shows_its_traceback(rlhf, stages, config_path):
