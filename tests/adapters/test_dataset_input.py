@@ -14,7 +14,7 @@ def test_a_run_shows_its_dataset(mlflow_home, config, context, splits):
     docs = splits.directory / "docs"
     docs.mkdir()
     (docs / "index.html").write_text("checks")
-    (docs / "style.css").write_text("")
+    (docs / "prompts.html").write_text("")
     splits.report.write_text("{}")
     with open_run(config, context, "sft", inputs={}) as run:
         run.log_dataset(splits)
@@ -30,7 +30,7 @@ def test_a_run_shows_its_dataset(mlflow_home, config, context, splits):
     kept = mlflow_home / "mlartifacts" / run.run_id / "artifacts" / "dataset"
     assert sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()) == [
         "data-docs/index.html",
-        "data-docs/style.css",
+        "data-docs/prompts.html",
         "pictures/lengths.png",
         "report.json",
     ]
