@@ -1,7 +1,8 @@
 """Data Docs as a folder of static pages: Great Expectations draws them, nothing is fetched.
 
 Its own pages load a dozen files from content delivery networks and stay empty without them. Here
-every reference to the outside is taken out and one small style sheet put in its place.
+every reference to the outside is taken out and one small style sheet put in its place, within each
+page: MLflow shows a page alone, without the files beside it.
 """
 
 import copy
@@ -16,7 +17,6 @@ from rlhf_core.schema import ValidationReport
 
 INDEX = "index.html"
 FOLDER = "docs"
-_STYLE = "style.css"
 _OUTSIDE = (
     re.compile(r"<script\b.*?</script>", re.DOTALL | re.IGNORECASE),
     re.compile(r"<link\b[^>]*>", re.IGNORECASE),
@@ -30,7 +30,8 @@ _LOAD_TIME = re.compile(r"(ge_load_time</span>.*?<span[^>]*>)[\dTZ.]+", re.DOTAL
 _RANDOM_ID = re.compile(r"(collapse-body)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HOME = re.compile(r"(?:\.\./)+index\.html")
 _SUITE_LINK = re.compile(r'<a href="(?:\.\./)+expectations/[^"]*"[^>]*>(.*?)</a>', re.DOTALL)
-_CSS = """\
+_STYLE = """\
+<style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem;
   color: #222; background: #fff; }
 h1, h4, h5 { margin: 0.4rem 0; }
@@ -61,6 +62,7 @@ pre { white-space: pre-wrap; }
   .text-danger, .failed { color: #ff8a80; }
   .text-warning, .warned { color: #f0c060; }
 }
+</style>
 """
 
 
@@ -79,7 +81,7 @@ def write_page(folder: Path, suite: str, result: Any) -> Path:
         page = pattern.sub("", page)
     page = _RANDOM_ID.sub(r"\1", _LOAD_TIME.sub(r"\1not kept", page))
     page = _SUITE_LINK.sub(r"\1", _HOME.sub(INDEX, page))
-    page = page.replace("</head>", f'<link rel="stylesheet" href="{_STYLE}">\n</head>', 1)
+    page = page.replace("</head>", f"{_STYLE}</head>", 1)
     path = folder / page_name(suite)
     _write(path, page)
     return path
@@ -97,13 +99,12 @@ def write_index(folder: Path, title: str, reports: Sequence[ValidationReport]) -
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{html.escape(title)}</title><link rel="stylesheet" href="{_STYLE}"></head>'
+        f"<title>{html.escape(title)}</title>{_STYLE}</head>"
         f"<body><h1>{html.escape(title)}</h1><table><thead><tr><th>suite</th><th>check</th>"
         "<th>outcome</th><th>detail</th></tr></thead><tbody>\n"
         + "\n".join(rows)
         + "\n</tbody></table></body></html>\n"
     )
-    _write(folder / _STYLE, _CSS)
     _write(folder / INDEX, page)
     return folder / INDEX
 
