@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -106,7 +107,8 @@ def machine() -> str:
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_tile": "AMX"}
     units = ", ".join(name for flag, name in known.items() if flag in flags)
     model = fields.get("model name", platform.processor())
-    return f"{model}, {os.cpu_count()} cores ({units}), one thread a side, float32"
+    cores = f"{os.cpu_count()} cores ({units})"
+    return f"{model}, {cores}, torch {version('torch')}, one thread a side, float32"
 
 
 def load() -> float:
