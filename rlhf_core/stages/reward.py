@@ -57,11 +57,8 @@ def train_reward(
     with open_run(config, context, role, inputs=stage_inputs(splits, sft=sft)) as run:
         run.log_dataset(splits)
         renderer = model_renderer(sft.path)
-        model = scalar_from_causal(
-            sft.path,
-            seed=derived_seed(config.seed, role, "head"),
-            device=config.model.device,
-        )
+        head, device = derived_seed(config.seed, role, "head"), config.model.device
+        model = scalar_from_causal(sft.path, seed=head, device=device)
         load = partial(load_pairs, config, renderer, directory)
         summary = fit_reward_model(
             model,

@@ -67,7 +67,9 @@ class Nest:
 def nest():
     command = [sys.executable, "-c", NEST]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, bufsize=1, cwd=ROOT, **pipes) as process:
+    # Threads that wait must not spin: on busy cores every step would take a hundred times longer.
+    patient = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    with subprocess.Popen(command, text=True, bufsize=1, cwd=ROOT, env=patient, **pipes) as process:
         yield Nest(process)
         process.stdin.close()
 
