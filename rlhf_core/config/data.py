@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlhf_core.config.base import Count, Fraction, Section
+from rlhf_core.config.base import Count, Fraction, NonNegative, Section
 from rlhf_core.config.evaluation import GateConfig
 
 Choice = Literal["a", "b", "tie"]
@@ -32,7 +32,7 @@ class SourceConfig(Section):
     names are read."""
     choices: dict[str, Choice] = Field(default_factory=dict)
     """The source's words for the winning side, where they are not a, b and tie."""
-    strengths: dict[str, float] = Field(default_factory=dict)
+    strengths: dict[str, NonNegative] = Field(default_factory=dict)
     """The source's words for how much better, as numbers."""
     split: str = "train"
     """Hub only."""
@@ -87,6 +87,8 @@ class CleaningConfig(Section):
     training prompt gives a held-out one away; None looks for exact repeats alone."""
     contamination: tuple[Path, ...] = ()
     """Benchmark files (one text a line, or rows of any container): rows that quote one go."""
+    contamination_columns: tuple[str, ...] = ()
+    """Columns of the benchmark rows to look for; empty takes every text of eight words or more."""
     languages: tuple[str, ...] = ()
     """ISO codes of the languages to keep; empty keeps all."""
     personal_data: tuple[PersonalData, ...] = ()
@@ -126,5 +128,5 @@ class DataConfig(Section):
     gates: tuple[GateConfig, ...] = ()
     """Conditions on the ``data/...`` metrics of the report; one that does not pass stops the run:
     ``data/krippendorff_alpha``, ``data/length_win_fraction``, ``data/length_auc``,
-    ``data/first_win_fraction``, ``data/prompt_shift_auc``, ``data/production_shift_auc``,
-    ``data/style/<habit>``."""
+    ``data/first_win_fraction``, ``data/source_label_auc``, ``data/source_length_share``,
+    ``data/prompt_shift_auc``, ``data/production_shift_auc``, ``data/style/<habit>``."""

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from rlhf_core.dataprep.files import iterate_records
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.keys import Key, conversation_key, response_key, source_name
-from rlhf_core.dataprep.near import PromptIndex, prompt_text
+from rlhf_core.dataprep.near import PromptIndex, prompt_text, signature
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.resolve import resolve
@@ -41,7 +41,7 @@ class Workbench:
         """Tell whether a training prompt is nearly a held-out one."""
         if side == "heldout" or self.heldout is None:
             return False
-        return self.heldout.near(prompt_text(prompt))
+        return self.heldout.near(signature(prompt_text(prompt)))
 
 
 def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Key, PreferencePair]]:
@@ -50,10 +50,8 @@ def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Key, Prefere
     progress = tqdm(
         records, total=len(intake.entries), desc="writing pairs", unit=" rows", disable=None
     )
-    for entry, item in progress:
+    for number, (entry, item) in enumerate(progress):
         side = bench.splitter.side(entry.prompt)
-        if entry.reason is None and bench.gives_away(item.prompt, side):
-            entry.set_aside("prompt_near_heldout")
         if entry.reason is not None:
             row = SetAside(
                 entry.reason,
@@ -65,6 +63,8 @@ def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Key, Prefere
             )
             bench.quarantine.add("preferences", row)
             continue
+        if number in intake.pooled:
+            item = item.model_copy(update={"votes": intake.pooled[number]})
         pair = resolve(item, entry.a_beats_b)
         bench.files.add_pair(pair, entry.prompt, bench.splitter.half(entry.prompt), side)
         bench.quarantine.keep("preferences")
@@ -103,7 +103,8 @@ def write_derived(
 ) -> None:
     """Walk through ``pairs``; write their chosen responses and prompts where asked to.
 
-    Derived rows are no input rows, so repeats are left out without a quarantine entry.
+    Derived rows are no input rows, so repeats are left out without a quarantine entry; a prompt
+    too long to be answered is set aside as any other.
     """
     seen: set[Key] = set()
     for key, pair in pairs:
@@ -120,8 +121,19 @@ def write_derived(
         side = bench.splitter.prompt_side(key)
         if prompts and key not in seen and side is not None:
             seen.add(key)
-            prompt = Prompt(prompt_id=pair.comparison_id, prompt=pair.prompt)
-            bench.files.add_prompt(prompt, key, side)
+            _write_derived_prompt(pair, key, side, bench)
+
+
+def _write_derived_prompt(pair: PreferencePair, key: Key, side: Side, bench: Workbench) -> None:
+    """Write a pair's prompt, unless an answer would find no room behind it."""
+    prompt = Prompt(prompt_id=pair.comparison_id, prompt=pair.prompt)
+    problem = bench.rules.room_problem(prompt.prompt)
+    if problem is None:
+        bench.files.add_prompt(prompt, key, side)
+        bench.quarantine.keep("prompts_of_pairs")
+    else:
+        row = _aside(problem, pair.source, 0, prompt, prompt.prompt_id)
+        bench.quarantine.add("prompts_of_pairs", row)
 
 
 def write_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench: Workbench) -> None:
@@ -159,7 +171,7 @@ def write_heldout_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench:
             continue
         reserved.add(key)
         if bench.heldout is not None:
-            bench.heldout.add(key, prompt_text(item.prompt))
+            bench.heldout.add(key, signature(prompt_text(item.prompt)))
         bench.files.add_prompt(item, key, "heldout")
         bench.quarantine.keep("heldout_prompts")
 
@@ -171,7 +183,7 @@ def index_heldout(prompts: Iterable[Conversation], bench: Workbench) -> None:
     for prompt in prompts:
         key = conversation_key(prompt)
         if bench.splitter.side(key) == "heldout":
-            bench.heldout.add(key, prompt_text(prompt))
+            bench.heldout.add(key, signature(prompt_text(prompt)))
 
 
 def _demonstration_problem(item: Demonstration, bench: Workbench) -> Problem | None:
@@ -183,7 +195,7 @@ def _demonstration_problem(item: Demonstration, bench: Workbench) -> Problem | N
 
 def _prompt_problem(item: Prompt, bench: Workbench) -> Problem | None:
     reason = prompt_problem(item.prompt)
-    return (reason, "") if reason else bench.rules.problem(item.prompt, [])
+    return (reason, "") if reason else bench.rules.prompt_problem(item.prompt)
 
 
 def _aside(problem: Problem, source: str, line: int, item: Record, row_id: str) -> SetAside:

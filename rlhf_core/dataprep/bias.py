@@ -22,17 +22,24 @@ _MAX_AUC_ROWS = 5_000
 _MAX_WORDS = 15
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
-STYLES: dict[str, re.Pattern[str]] = {
-    "list": re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE),
-    "exclamation": re.compile("!"),
-    "question": re.compile(r"\?"),
-    "hedge": re.compile(r"\b(?:perhaps|maybe|might|possibly|i think|i believe)\b", re.IGNORECASE),
-    "apology": re.compile(r"\b(?:sorry|apologi[sz]e)\b", re.IGNORECASE),
-    "refusal": re.compile(r"\b(?:i can(?:no|')t|i am unable|i'm unable|i won't)\b", re.IGNORECASE),
-    "flattery": re.compile(r"\b(?:great|good|excellent|wonderful) question\b", re.IGNORECASE),
-    "disclaimer": re.compile(r"\bas an ai\b|\bi'm (?:just )?an ai\b", re.IGNORECASE),
+STYLES: dict[str, tuple[re.Pattern[str], tuple[str, ...]]] = {
+    "list": (re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE), ("-", "*", "•", ".", ")")),
+    "exclamation": (re.compile("!"), ("!",)),
+    "question": (re.compile(r"\?"), ("?",)),
+    "hedge": (
+        re.compile(r"\b(?:perhaps|maybe|might|possibly|i think|i believe)\b"),
+        ("perhaps", "maybe", "might", "possibly", "i think", "i believe"),
+    ),
+    "apology": (re.compile(r"\b(?:sorry|apologi[sz]e)\b"), ("sorry", "apologi")),
+    "refusal": (
+        re.compile(r"\b(?:i can(?:no|')t|i am unable|i'm unable|i won't)\b"),
+        ("i can", "unable", "won't"),
+    ),
+    "flattery": (re.compile(r"\b(?:great|good|excellent|wonderful) question\b"), (" question",)),
+    "disclaimer": (re.compile(r"\bas an ai\b|\bi'm (?:just )?an ai\b"), ("an ai",)),
 }
-"""Habits of style that win votes without being better answers."""
+"""Habits of style that win votes without being better answers: what they look like in lower case,
+and parts one of which a text must hold, for those are quick to look for."""
 
 
 @dataclass(slots=True)
@@ -48,13 +55,13 @@ class StyleCounter:
 
     def add(self, pair: PreferencePair) -> None:
         """Count one pair."""
-        for name, pattern in STYLES.items():
-            in_chosen = pattern.search(pair.chosen) is not None
-            in_rejected = pattern.search(pair.rejected) is not None
-            if in_chosen != in_rejected:
+        chosen, rejected = pair.chosen.lower(), pair.rejected.lower()
+        for name in STYLES:
+            in_chosen = _has_style(name, chosen)
+            if in_chosen != _has_style(name, rejected):
                 (self.wins if in_chosen else self.losses)[name] += 1
-        self.chosen_words.update(set(_WORD.findall(pair.chosen.lower())))
-        self.rejected_words.update(set(_WORD.findall(pair.rejected.lower())))
+        self.chosen_words.update(set(_WORD.findall(chosen)))
+        self.rejected_words.update(set(_WORD.findall(rejected)))
 
     def estimates(self) -> dict[str, Estimate]:
         """Share of pairs that the response with a habit wins, where the other lacks it."""
@@ -75,14 +82,14 @@ class StyleCounter:
         chosen, rejected = self.chosen_words, self.rejected_words
         pooled = chosen + rejected
         total = pooled.total()
+        sizes = [(part, part.total()) for part in (chosen, rejected)]
         scores = {}
         for word, count in pooled.items():
-            if count < 10:
-                continue
             prior = 100 * count / total
+            if count < 10 or count == total:  # Where there is one word, it tells nothing.
+                continue
             odds = [
-                (part[word] + prior) / (part.total() + 100 - part[word] - prior)
-                for part in (chosen, rejected)
+                (part[word] + prior) / (size + 100 - part[word] - prior) for part, size in sizes
             ]
             deviation = math.sqrt(1 / (chosen[word] + prior) + 1 / (rejected[word] + prior))
             scores[word] = math.log(odds[0] / odds[1]) / deviation
@@ -91,6 +98,11 @@ class StyleCounter:
             "chosen": [item for item in ranked[:_MAX_WORDS] if item[1] > 0],
             "rejected": [item for item in ranked[::-1][:_MAX_WORDS] if item[1] < 0],
         }
+
+
+def _has_style(name: str, text: str) -> bool:
+    pattern, parts = STYLES[name]
+    return any(part in text for part in parts) and pattern.search(text) is not None
 
 
 def length_win_estimate(entries: Sequence[Entry]) -> Estimate:

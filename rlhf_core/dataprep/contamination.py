@@ -1,6 +1,6 @@
 """Rows that quote a benchmark: training on them would make its score meaningless."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from rlhf_core.dataprep.files import read_lines
@@ -10,6 +10,7 @@ from rlhf_core.errors import DataError
 
 NUM_WORDS = 8
 """A run of this many equal words counts as a quotation (Brown et al. 2020 use 13, GLaM 8)."""
+_ALL_KNOWN = b"\x01" * NUM_WORDS
 
 
 class Benchmark:
@@ -25,6 +26,7 @@ class Benchmark:
                 self._short.add(" ".join(words))
             self._runs.update(_runs(words))
         self._short.discard("")
+        self._words = {word for run in self._runs for word in run.split()}
 
     def quoted_by(self, text: str) -> str | None:
         """Return the run of words that ``text`` shares with a benchmark text, if any."""
@@ -32,30 +34,47 @@ class Benchmark:
         if len(words) < NUM_WORDS:
             whole = " ".join(words)
             return whole if whole in self._short else None
-        return next((run for run in _runs(words) if run in self._runs), None)
+        # No run can match before the first eight words in a row that a benchmark has at all.
+        known = bytes(map(self._words.__contains__, words))
+        start = known.find(_ALL_KNOWN)
+        if start < 0:
+            return None
+        return next((run for run in _runs(words[start:]) if run in self._runs), None)
 
 
-def read_benchmark(paths: Iterable[Path]) -> Benchmark:
-    """Read benchmark files: ``.txt`` has one text a line; of other rows every text column counts.
+def read_benchmark(paths: Iterable[Path], columns: Collection[str] = ()) -> Benchmark:
+    """Read benchmark files: ``.txt`` has one text a line, other containers have rows.
+
+    Args:
+        paths: the files.
+        columns: columns of the rows that count, whatever their length. Without any, every text of
+            ``NUM_WORDS`` words or more counts: a column of answers ("yes", "4") would match rows
+            that know nothing of the benchmark.
 
     Raises:
         DataError: a file is missing, damaged or holds no text.
     """
     texts: list[str] = []
     for path in paths:
-        found = list(_texts(path))
+        found = list(_texts(path, columns))
         if not found:
-            raise DataError(f"{path}: no text; expected benchmark questions, one a line or row")
+            raise DataError(
+                f"{path}: no text to look for; expected benchmark questions, one a line or row;"
+                " name short ones in data.cleaning.contamination_columns"
+            )
         texts += found
     return Benchmark(texts)
 
 
-def _texts(path: Path) -> Iterator[str]:
+def _texts(path: Path, columns: Collection[str]) -> Iterator[str]:
     if path.suffix == ".txt":
         yield from (text for _, text in read_lines(path))
         return
     for row in read_rows(path):
-        yield from (value for value in row.value.values() if isinstance(value, str))
+        for name, value in row.value.items():
+            long = isinstance(value, str) and len(value.split()) >= NUM_WORDS
+            if isinstance(value, str) and (name in columns if columns else long):
+                yield value
 
 
 def _runs(words: list[str]) -> Iterator[str]:

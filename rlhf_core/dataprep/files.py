@@ -147,12 +147,16 @@ def describe(error: ValidationError) -> str:
         elif problem["type"] == "extra_forbidden":
             problems.append(f"unknown column {place!r}")
         else:
-            problems.append(f"{place}: {problem['msg']}, found {_short(problem['input'])}")
+            problems.append(f"{place}: {problem['msg']}, found {shorten(problem['input'])}")
     return "; ".join(problems)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
+def shorten(value: object) -> str:
+    """Return how a value is written in code, cut to what fits into a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits.
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -1,11 +1,37 @@
 """Columns of many rows, held compactly, for the validation suites."""
 
-from typing import Any
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
 
+Item = TypeVar("Item")
+
 _CHUNK = 10_000
+_EXCERPT = 80
+"""Characters of a text that a validation suite sees."""
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of ``size`` items, the last one shorter."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def excerpt(text: str) -> str:
+    """Return what stands for a text in a suite: blank where it is blank, equal where it is equal.
+
+    A long text is its begin and a digest of the whole, white space at the ends aside.
+    """
+    if len(text) <= _EXCERPT:
+        return text
+    text = text.strip()
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 20]}... [{digest}]"
 
 
 class FrameBuilder:
@@ -23,10 +49,11 @@ class FrameBuilder:
         if len(self._rows) >= _CHUNK:
             self._flush()
 
-    def frame(self) -> pd.DataFrame:
-        """Return all rows as a frame with Arrow-backed text columns."""
+    def take_frame(self) -> pd.DataFrame:
+        """Return all rows as a frame with Arrow-backed text columns, and forget them."""
         self._flush()
-        return pa.Table.from_batches(self._chunks, schema=self._schema).to_pandas()
+        chunks, self._chunks = self._chunks, []
+        return pa.Table.from_batches(chunks, schema=self._schema).to_pandas()
 
     def _flush(self) -> None:
         if self._rows:

@@ -2,20 +2,26 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from rlhf_core.dataprep.files import atomic_file
-from rlhf_core.dataprep.frames import FrameBuilder
+from rlhf_core.dataprep.frames import FrameBuilder, batched, excerpt
+from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.ledger import Entry, enter
-from rlhf_core.dataprep.near import SignatureTable, near_repeats, prompt_text
+from rlhf_core.dataprep.near import PromptIndex, SignatureTable, near_repeats, prompt_text
+from rlhf_core.dataprep.pooling import Ballot
 from rlhf_core.dataprep.quarantine import Quarantine
-from rlhf_core.dataprep.rows import SetAside
-from rlhf_core.dataprep.rules import RowRules
+from rlhf_core.dataprep.rows import SetAside, comparison_problem
+from rlhf_core.dataprep.rules import Problem, RowRules
+from rlhf_core.dataprep.split import PromptSplitter
 from rlhf_core.dataprep.votes import VoteTable
 from rlhf_core.schema import Comparison
+
+_ROWS_AT_ONCE = 512
 
 RAW_COLUMNS = pa.schema(
     [
@@ -30,7 +36,7 @@ RAW_COLUMNS = pa.schema(
         ("content", pa.string()),
     ]
 )
-"""One row a comparison: what the raw validation suite sees."""
+"""One row a comparison: what the raw validation suite sees. Texts are excerpts."""
 
 
 @dataclass(slots=True)
@@ -43,16 +49,16 @@ class Intake:
     columns: FrameBuilder = field(default_factory=lambda: FrameBuilder(RAW_COLUMNS))
     signatures: tuple[SignatureTable, SignatureTable] | None = None
     """Of both responses together and of the prompt; None where near repeats do not matter."""
+    pooled: dict[int, Ballot] = field(default_factory=dict)
+    """Row to all votes on its pair, where other rows gave it theirs."""
     num_rows: int = 0
     """Rows read, those the reader set aside included."""
 
-    def add(self, item: Comparison, rules: RowRules) -> None:
-        """Enter one comparison."""
+    def add(self, item: Comparison, problem: Problem | None) -> None:
+        """Enter one comparison, with what the rules found."""
         entry = enter(item)
-        if entry.reason is None and (
-            found := rules.problem(item.prompt, (item.response_a, item.response_b))
-        ):
-            entry.set_aside(*found)
+        if problem is not None:
+            entry.set_aside(*problem)
         self.votes.add(len(self.entries), item.votes)
         self.entries.append(entry)
         if self.signatures is not None:
@@ -63,12 +69,12 @@ class Intake:
             item.comparison_id,
             item.source,
             item.line,
-            item.prompt[-1].content if item.prompt else "",
-            item.response_a,
-            item.response_b,
+            excerpt(item.prompt[-1].content if item.prompt else ""),
+            excerpt(item.response_a),
+            excerpt(item.response_b),
             len(item.votes),
             len(item.votes) - len({vote.annotator for vote in item.votes}),
-            (entry.prompt + entry.pair).hex(),
+            entry.pair.hex(),
         )
 
 
@@ -89,15 +95,23 @@ def take_in(
         rules: cleaning rules for single rows.
         excluded: annotators whose votes are left out.
     """
+    progress = tqdm(items, desc="reading comparisons", unit=" rows", disable=None)
     with atomic_file(intake.spill) as stream:
-        for item in tqdm(items, desc="reading comparisons", unit=" rows", disable=None):
-            intake.num_rows += 1
-            if isinstance(item, SetAside):
-                quarantine.add("preferences", item)
-                continue
-            kept = _without_votes_of(excluded, item) if excluded else item
-            intake.add(kept, rules)
-            stream.write(kept.model_dump_json().encode() + b"\n")
+        for batch in batched(progress, _ROWS_AT_ONCE):
+            intake.num_rows += len(batch)
+            kept = []
+            for item in batch:
+                if isinstance(item, SetAside):
+                    quarantine.add("preferences", item)
+                else:
+                    kept.append(_without_votes_of(excluded, item) if excluded else item)
+            # What is of no use by itself needs no rules.
+            rows = [(item.prompt, (item.response_a, item.response_b)) for item in kept]
+            sound = [comparison_problem(item) is None for item in kept]
+            problems = iter(rules.problems(list(compress(rows, sound))))
+            for item, is_sound in zip(kept, sound, strict=True):
+                intake.add(item, next(problems) if is_sound else None)
+                stream.write(item.model_dump_json().encode() + b"\n")
 
 
 def set_aside_near_repeats(intake: Intake, threshold: float) -> None:
@@ -109,6 +123,28 @@ def set_aside_near_repeats(intake: Intake, threshold: float) -> None:
     for row, earlier in near_repeats(tables, threshold).items():
         original = intake.entries[staying[earlier]]
         intake.entries[staying[row]].set_aside("near_duplicate", f"of {original.place}")
+
+
+def set_aside_near_heldout(intake: Intake, heldout: PromptIndex, splitter: PromptSplitter) -> None:
+    """Set aside training pairs whose prompt is nearly a held-out one.
+
+    The held-out prompts of the pairs that stay join those of the other files in ``heldout``.
+    """
+    if intake.signatures is None:
+        return
+    prompts = intake.signatures[1].array()
+    train: dict[Key, list[int]] = {}
+    for row, entry in enumerate(intake.entries):
+        if entry.reason is not None:
+            continue
+        if splitter.side(entry.prompt) == "heldout":
+            heldout.add(entry.prompt, prompts[row])
+        else:
+            train.setdefault(entry.prompt, []).append(row)
+    for rows in train.values():
+        if heldout.near(prompts[rows[0]]):
+            for row in rows:
+                intake.entries[row].set_aside("prompt_near_heldout")
 
 
 def _without_votes_of(excluded: frozenset[str], item: Comparison) -> Comparison:

@@ -32,7 +32,11 @@ _WORDS = {
     "nl": "de het een en van dat niet ik je op voor zijn er maar ook aan hebben naar wat met deze "
     "wordt bij dan kunnen",
 }
-_STOPWORDS = {language: frozenset(words.split()) for language, words in _WORDS.items()}
+_LANGUAGES_OF: dict[str, tuple[str, ...]] = {
+    word: tuple(language for language, words in _WORDS.items() if word in words.split())
+    for words in _WORDS.values()
+    for word in words.split()
+}
 _TOKEN = re.compile(r"[^\W\d_]+")
 _ADDRESS = re.compile(r"\S*(?:://|www\.)\S*")
 _MIN_WORDS = 10
@@ -40,7 +44,7 @@ _MIN_SHARE = 0.15
 """Running text has more small words of its language than this."""
 _MIN_DISTINCT = 4
 
-KNOWN = frozenset(_STOPWORDS) | {code for codes in _SCRIPTS.values() for code in codes}
+KNOWN = frozenset(_WORDS) | {code for codes in _SCRIPTS.values() for code in codes}
 
 
 def other_language(text: str, allowed: frozenset[str]) -> str | None:
@@ -52,7 +56,8 @@ def other_language(text: str, allowed: frozenset[str]) -> str | None:
         text: any text.
         allowed: ISO 639-1 codes, all in ``KNOWN``.
     """
-    text = _ADDRESS.sub(" ", text)
+    if "://" in text or "www." in text:
+        text = _ADDRESS.sub(" ", text)
     script = _script(text)
     if script is not None:
         languages = _SCRIPTS[script]
@@ -60,10 +65,10 @@ def other_language(text: str, allowed: frozenset[str]) -> str | None:
     words = _TOKEN.findall(text.lower())
     if len(words) < _MIN_WORDS:
         return None
-    hits = {
-        language: [word for word in words if word in stopwords]
-        for language, stopwords in _STOPWORDS.items()
-    }
+    hits: dict[str, list[str]] = {language: [] for language in _WORDS}
+    for word in [word for word in words if word in _LANGUAGES_OF]:
+        for language in _LANGUAGES_OF[word]:
+            hits[language].append(word)
     best = max(hits, key=lambda language: len(hits[language]))
     ours = max((len(hits[language]) for language in allowed if language in hits), default=0)
     sure = (

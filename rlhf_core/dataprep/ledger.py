@@ -1,6 +1,5 @@
 """What must be known of all comparisons at once, a few dozen bytes each; texts stay on disk."""
 
-from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
@@ -33,11 +32,6 @@ class Entry:
     def place(self) -> str:
         """Source and line, for messages."""
         return f"{self.source}, line {self.line}"
-
-    @property
-    def first_won(self) -> bool:
-        """The winner in an order that swapping a and b does not change."""
-        return (self.a_beats_b > 0.5) == self.a_first
 
     def set_aside(self, reason: Reason, detail: str = "") -> None:
         """Set the row aside, unless it already is."""
@@ -80,18 +74,3 @@ def set_aside_reserved(entries: Sequence[Entry], reserved: Set[Key]) -> None:
     for entry in entries:
         if entry.prompt in reserved:
             entry.set_aside("prompt_is_heldout")
-
-
-def set_aside_repeats(entries: Sequence[Entry]) -> None:
-    """Set aside repeated pairs: all of them where they disagree, else all but the first."""
-    staying = [entry for entry in entries if entry.reason is None]
-    winners: dict[Key, set[bool]] = {}
-    for entry in staying:
-        winners.setdefault(entry.pair, set()).add(entry.first_won)
-    seen: Counter[Key] = Counter()
-    for entry in staying:
-        if len(winners[entry.pair]) > 1:
-            entry.set_aside("conflicting_labels")
-        elif seen[entry.pair]:
-            entry.set_aside("exact_duplicate")
-        seen[entry.pair] += 1

@@ -29,6 +29,18 @@ class Manifest(Record):
     sha256: str
     """Version of the dataset: over the prepared files' sha256, in name order."""
     files: dict[str, FileFacts]
+    longest_prompt: int = 0
+    """Tokens of the longest prompt to sample from; 0 where tokens were not looked at."""
+    shortest_left_out: int | None = None
+    """Tokens of the shortest prompt that left no room to answer; None where all had room."""
+
+    def holds_for(self, limit: int | None) -> bool:
+        """Tell whether prompts of at most ``limit`` tokens are just those that are here."""
+        if limit is None:
+            return self.shortest_left_out is None
+        return self.longest_prompt <= limit and (
+            self.shortest_left_out is None or limit < self.shortest_left_out
+        )
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> str:
@@ -37,19 +49,37 @@ def fingerprint_of(parts: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def code_digest(files: Iterable[Path]) -> str:
+def code_digest(root: Path, files: Iterable[Path]) -> str:
     """Return one digest over source files, so that changed code never passes for the old."""
-    return fingerprint_of({path.name: sha256_of(path) for path in files})
+    return fingerprint_of({str(path.relative_to(root)): sha256_of(path) for path in files})
 
 
-def write_manifest(directory: Path, fingerprint: str, num_rows: Mapping[str, int]) -> Manifest:
-    """Digest the prepared files of ``directory`` and write the manifest beside them."""
+def write_manifest(
+    directory: Path,
+    fingerprint: str,
+    num_rows: Mapping[str, int],
+    room: tuple[int, int | None] = (0, None),
+) -> Manifest:
+    """Digest the prepared files of ``directory`` and write the manifest beside them.
+
+    Args:
+        directory: holds the files.
+        fingerprint: of all that decided them.
+        num_rows: rows of each file.
+        room: tokens of the longest prompt kept and of the shortest left out.
+    """
     files = {}
     for name in FILE_NAMES:
         path = directory / f"{name}.jsonl"
         files[name] = FileFacts(sha256=sha256_of(path), md5=md5_of(path), num_rows=num_rows[name])
     digest = hashlib.sha256("".join(files[name].sha256 for name in FILE_NAMES).encode())
-    manifest = Manifest(fingerprint=fingerprint, sha256=digest.hexdigest(), files=files)
+    manifest = Manifest(
+        fingerprint=fingerprint,
+        sha256=digest.hexdigest(),
+        files=files,
+        longest_prompt=room[0],
+        shortest_left_out=room[1],
+    )
     with atomic_file(directory / NAME) as stream:
         stream.write(manifest.model_dump_json(indent=2).encode() + b"\n")
     return manifest

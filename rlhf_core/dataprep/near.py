@@ -14,6 +14,12 @@ from rlhf_core.schema import Conversation
 NUM_PERMUTATIONS = 64
 """Standard error of a similarity of 0.8: 0.05."""
 _SHINGLE_WORDS = 3
+_MAX_WORDS = 200_000
+_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
+"""Odd numbers that mix the hashes of three words, modulo 2**64."""
+_PRIME = np.uint64((1 << 61) - 1)
+_HASH_BITS = np.uint64((1 << 32) - 1)
+"""The permutations of ``datasketch``: (a h + b) modulo a Mersenne prime, lower 32 bits."""
 _WEIGHTS = (0.1, 0.9)
 """Of false candidates and of misses, when bands are chosen."""
 
@@ -23,7 +29,9 @@ Signature = NDArray[np.uint32]
 
 def signature(text: str) -> Signature:
     """Return the MinHash signature of a text's word triples."""
-    values: Signature = _minhash(text).hashvalues.astype(np.uint32)
+    a, b = _empty().permutations
+    permuted = (_shingles(text)[:, None] * a + b) % _PRIME & _HASH_BITS
+    values: Signature = permuted.min(axis=0).astype(np.uint32)
     return values
 
 
@@ -56,7 +64,9 @@ class SignatureTable:
         self._flush()
         if not self._chunks:
             return np.empty((0, NUM_PERMUTATIONS), dtype=np.uint32)
-        return np.concatenate(self._chunks)
+        if len(self._chunks) > 1:
+            self._chunks = [np.concatenate(self._chunks)]
+        return self._chunks[0]
 
     def _flush(self) -> None:
         if self._rows:
@@ -93,40 +103,54 @@ class PromptIndex:
         self._lsh = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=_WEIGHTS)
         self._signatures: dict[Key, Signature] = {}
 
-    def add(self, key: Key, text: str) -> None:
-        """Add a held-out prompt."""
+    def add(self, key: Key, hashed: Signature) -> None:
+        """Add the signature of a held-out prompt."""
         if key not in self._signatures:
-            hashed = _minhash(text)
-            self._lsh.insert(key, hashed)
-            self._signatures[key] = hashed.hashvalues
+            self._lsh.insert(key, _sketch(hashed))
+            self._signatures[key] = hashed
 
-    def near(self, text: str) -> bool:
-        """Tell whether a prompt is nearly one of the held-out prompts."""
-        hashed = _minhash(text)
+    def near(self, hashed: Signature) -> bool:
+        """Tell whether a prompt, by its signature, is nearly one of the held-out prompts."""
         return any(
-            similarity(hashed.hashvalues, self._signatures[key]) >= self._threshold
-            for key in self._lsh.query(hashed)
+            similarity(hashed, self._signatures[key]) >= self._threshold
+            for key in self._lsh.query(_sketch(hashed))
         )
 
 
-def _minhash(text: str) -> MinHash:
-    hashed = _empty().copy()
-    hashed.update_batch(_shingles(text))
-    return hashed
+class _WordHashes(dict[str, int]):
+    """Hash of a word, remembered: most words of a text were met before."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _MAX_WORDS:
+            self.clear()
+        self[word] = found = zlib.crc32(word.encode())
+        return found
+
+
+_HASHES = _WordHashes()
+
+
+def _sketch(hashed: Signature) -> MinHash:
+    sketch = _empty().copy()
+    sketch.hashvalues = hashed.astype(np.uint64)
+    return sketch
 
 
 @cache
 def _empty() -> MinHash:
     """A sketch of nothing, to copy: drawing the permutations costs more than a text."""
-    return MinHash(NUM_PERMUTATIONS, hashfunc=zlib.crc32)
+    return MinHash(NUM_PERMUTATIONS)
 
 
-def _shingles(text: str) -> list[bytes]:
+def _shingles(text: str) -> NDArray[np.uint64]:
+    """[N] 32-bit hashes of a text's word triples, or of the whole of a shorter one."""
     words = normalise(text).split()
     if len(words) < _SHINGLE_WORDS:
-        return [" ".join(words).encode()]
-    last = len(words) - _SHINGLE_WORDS + 1
-    return [" ".join(words[i : i + _SHINGLE_WORDS]).encode() for i in range(last)]
+        return np.array([zlib.crc32(" ".join(words).encode())], dtype=np.uint64)
+    hashes = np.fromiter(map(_HASHES.__getitem__, words), np.uint64, len(words))
+    triples = hashes[:-2] * _ODD[0] + hashes[1:-1] * _ODD[1] + hashes[2:] * _ODD[2]
+    hashed: NDArray[np.uint64] = triples >> np.uint64(32)
+    return hashed
 
 
 def _bands(threshold: float) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from rlhf_core.dataprep.frames import FrameBuilder
+from rlhf_core.dataprep.frames import FrameBuilder, excerpt
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.split import Half, Side
 from rlhf_core.schema import Demonstration, PreferencePair, Prompt, Record
@@ -62,7 +62,12 @@ class PreparedFiles:
         """Write a preference pair."""
         self._write(f"{half}_{side}", pair, pair.comparison_id, key, side)
         self.pairs.add(
-            pair.comparison_id, key.hex(), half, pair.chosen, pair.rejected, pair.probability
+            pair.comparison_id,
+            key.hex(),
+            half,
+            excerpt(pair.chosen),
+            excerpt(pair.rejected),
+            pair.probability,
         )
 
     def add_demonstration(self, item: Demonstration, key: Key, side: Side) -> None:

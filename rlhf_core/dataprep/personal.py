@@ -7,8 +7,15 @@ from collections.abc import Iterable
 
 _EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[a-z0-9-]{1,63}\.)+[a-z]{2,24}\b", re.IGNORECASE)
 _PHONE = re.compile(
-    r"(?<![\w.,/-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?)?\d[\d .-]{4,16}\d(?![\w/-])"
+    r"(?<![\w.,/-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{1,4}\)[ .-]?)?"
+    r"\d{1,15}(?:[ .-]\d{1,12}){0,7}(?![\w/-])"
 )
+_DATE = re.compile(r"\b(?:\d{4}([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2\d{2,4})\b")
+_YEAR = re.compile("1[0-9]{3}|20[0-9]{2}")
+_ADDRESS_OF_A_MACHINE = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
+_BOOK = re.compile(r"ISBN(?:-1[03])?:?\s*$", re.IGNORECASE)
+_BARE = re.compile(r"1?[2-9]\d\d[2-9]\d{6}|0\d{9,10}")
+"""A number without a gap that is built as in North America, or dialled with a leading zero."""
 _SECRET = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"|\bAKIA[0-9A-Z]{16}\b"
@@ -17,8 +24,12 @@ _SECRET = re.compile(
     r"|\bsk-[A-Za-z0-9_-]{20,}"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"
 )
+_SECRET_MARKS = ("PRIVATE KEY", "AKIA", "gh", "xox", "sk-", "eyJ")
+"""What is quick to look for: each alternative of ``_SECRET`` has one."""
+_MIN_KEY = 32
 _KEY_LIKE = re.compile(r"(?<![\w/=+-])[A-Za-z0-9_+/=-]{32,200}(?![\w/=+-])")
 _ADDRESS = re.compile(r"\S*(?:://|www\.)\S*")
+_MIN_DIGITS = 7
 _MIN_ENTROPY = 4.0
 """Bits per character; prose and paths stay below, random keys above."""
 
@@ -40,21 +51,46 @@ def _has_email(text: str) -> bool:
 
 
 def _has_phone(text: str) -> bool:
-    """Nine digits or more, or a number with a country or area code; not a date or a plain count."""
-    for match in _PHONE.finditer(text):
-        found = match.group()
-        digits = sum(character.isdigit() for character in found)
-        grouped = any(mark in found.strip("+") for mark in " .-()")
-        if 7 <= digits <= 15 and (found.startswith(("+", "(")) or (grouped and digits >= 9)):
-            return True
-    return False
+    if sum(map(text.count, "0123456789")) < _MIN_DIGITS:
+        return False
+    text = _DATE.sub(" ", text)
+    return any(_is_phone(match, text) for match in _PHONE.finditer(text))
+
+
+def _is_phone(match: re.Match[str], text: str) -> bool:
+    """A number with a country or area code, or nine grouped digits that are nothing else."""
+    found = match.group()
+    groups = re.findall(r"\d+", found)
+    digits = "".join(groups)
+    if not _MIN_DIGITS <= len(digits) <= 15 or _ADDRESS_OF_A_MACHINE.fullmatch(found):
+        return False
+    if found.startswith(("+", "(")):
+        return True
+    if len(groups) == 1:
+        return _BARE.fullmatch(digits) is not None
+    if len(digits) < 9 or _is_book(digits, text[: match.start()]):
+        return False
+    if all(_YEAR.fullmatch(group) or len(group) < 3 for group in groups):
+        return digits.startswith("0") and all(len(group) == 2 for group in groups)
+    return 2 * len(groups) <= len(digits)
+
+
+def _is_book(digits: str, before: str) -> bool:
+    """Tell an ISBN: it is called one, or has 13 digits whose weighted sum ends in zero."""
+    if _BOOK.search(before[-12:]):
+        return True
+    weighted = sum(int(digit) * (1, 3)[place % 2] for place, digit in enumerate(digits))
+    return len(digits) == 13 and digits.startswith(("978", "979")) and weighted % 10 == 0
 
 
 def _has_secret(text: str) -> bool:
-    if _SECRET.search(text) is not None:
+    if any(mark in text for mark in _SECRET_MARKS) and _SECRET.search(text) is not None:
         return True
-    words = _ADDRESS.sub(" ", text)
-    return any(_looks_random(match.group()) for match in _KEY_LIKE.finditer(words))
+    if max(map(len, text.split()), default=0) < _MIN_KEY:
+        return False
+    if "://" in text or "www." in text:
+        text = _ADDRESS.sub(" ", text)
+    return any(_looks_random(match.group()) for match in _KEY_LIKE.finditer(text))
 
 
 def _looks_random(word: str) -> bool:

@@ -19,6 +19,7 @@ Reason = Literal[
     "too_few_responses",
     "no_votes",
     "tie",
+    "votes_pooled",
     "exact_duplicate",
     "conflicting_labels",
     "prompt_is_heldout",
@@ -30,6 +31,10 @@ Reason = Literal[
     "too_long",
     "not_renderable",
 ]
+
+
+UNNAMED = "unnamed"
+"""Annotator of a vote whose source does not say who gave it. Two such votes are two people's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +90,17 @@ class SetAside:
     @classmethod
     def of(cls, row: RawRow, reason: Reason, detail: str = "") -> "SetAside":
         """Set aside a row as the source has it."""
-        text = to_json(row.value, serialize_unknown=True).decode()
-        return cls(reason, row.source, row.line, text, detail=detail)
+        return cls(reason, row.source, row.line, as_json(row.value), detail=detail)
+
+
+def as_json(value: object) -> str:
+    """Return any value of a source as JSON; bytes, which Parquet may hold, in base64."""
+    return to_json(value, serialize_unknown=True, bytes_mode="base64").decode()
+
+
+def annotator_name(value: object) -> str:
+    """Return the name of an annotator, 0 included; ``UNNAMED`` where the source has none."""
+    return UNNAMED if value is None or value == "" else str(value)
 
 
 def prompt_problem(prompt: Conversation) -> Reason | None:

@@ -1,7 +1,8 @@
 """The cleaning rules that look at one row alone, switched on by the configuration."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from rlhf_core.config.data import CleaningConfig
 from rlhf_core.dataprep.contamination import Benchmark, read_benchmark
@@ -13,25 +14,60 @@ from rlhf_core.schema import Conversation
 
 Problem = tuple[Reason, str]
 """Reason and detail."""
-TokenCheck = Callable[[Conversation, Sequence[str]], Problem | None]
-"""Prompt and responses to the problem a tokenizer has with them."""
+Row = tuple[Conversation, Sequence[str]]
+"""Prompt and responses."""
+
+
+class TokenCheck(Protocol):
+    """What a tokenizer says of rows."""
+
+    @property
+    def room(self) -> tuple[int, int | None]:
+        """Tokens of the longest prompt with room for an answer, and of the shortest without."""
+
+    def rows(self, rows: Sequence[Row]) -> list[Problem | None]:
+        """Return what is wrong with each row."""
+
+    def prompt(self, prompt: Conversation) -> Problem | None:
+        """Return what is wrong with a prompt to sample from."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowRules:
-    """Rules for single rows; ``problem`` asks the cheap ones first."""
+    """Rules for single rows; the cheap ones are asked first."""
 
     languages: frozenset[str] = frozenset()
     personal_data: tuple[str, ...] = ()
     benchmark: Benchmark | None = None
     token_check: TokenCheck | None = None
 
+    def problems(self, rows: Sequence[Row]) -> list[Problem | None]:
+        """Return why each row is set aside, if so; many rows at once are cheaper."""
+        found = [self._words_problem(prompt, responses) for prompt, responses in rows]
+        if self.token_check is None:
+            return found
+        open_rows = [row for row, problem in zip(rows, found, strict=True) if problem is None]
+        rest = iter(self.token_check.rows(open_rows))
+        return [next(rest) if problem is None else problem for problem in found]
+
     def problem(self, prompt: Conversation, responses: Sequence[str]) -> Problem | None:
-        """Return why a row is set aside, if so."""
+        """Return why one row is set aside, if so."""
+        return self.problems([(prompt, responses)])[0]
+
+    def prompt_problem(self, prompt: Conversation) -> Problem | None:
+        """Return why a prompt to sample from is set aside, if so."""
+        found = self._words_problem(prompt, ())
+        return found or self.room_problem(prompt)
+
+    def room_problem(self, prompt: Conversation) -> Problem | None:
+        """Return why a policy could not answer a prompt whose words are known to be sound."""
+        return self.token_check.prompt(prompt) if self.token_check else None
+
+    def _words_problem(self, prompt: Conversation, responses: Sequence[str]) -> Problem | None:
         for text in (*(turn.content for turn in prompt), *responses):
             if (found := self._text_problem(text)) is not None:
                 return found
-        return self.token_check(prompt, responses) if self.token_check else None
+        return None
 
     def _text_problem(self, text: str) -> Problem | None:
         if self.languages and (language := other_language(text, self.languages)):
@@ -59,9 +95,15 @@ def make_rules(cleaning: CleaningConfig, token_check: TokenCheck | None) -> RowR
     return RowRules(
         languages=frozenset(cleaning.languages),
         personal_data=cleaning.personal_data,
-        benchmark=read_benchmark(cleaning.contamination) if cleaning.contamination else None,
+        benchmark=_benchmark(cleaning),
         token_check=token_check,
     )
+
+
+def _benchmark(cleaning: CleaningConfig) -> Benchmark | None:
+    if not cleaning.contamination:
+        return None
+    return read_benchmark(cleaning.contamination, cleaning.contamination_columns)
 
 
 def _excerpt(text: str) -> str:

@@ -1,6 +1,9 @@
 """Prompt shift: can a classifier tell two sets of prompts apart, and by which words?"""
 
 import heapq
+import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +17,9 @@ _CONFIDENCE = 0.95
 _NUM_RESAMPLES = 300
 _NUM_FOLDS = 5
 _MAX_WORDS = 15
+_WORD = re.compile(r"\w+")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+"""Thai, Lao, Burmese, Khmer, kana and Chinese characters."""
 MIN_PROMPTS = 2 * _NUM_FOLDS
 """Fewer prompts than this on a side give no estimate."""
 
@@ -69,7 +75,8 @@ def prompt_shift(first: Sequence[str], second: Sequence[str], seed: int) -> Shif
         seed: of the folds and of the bootstrap.
 
     Returns:
-        None where a side has fewer than ``MIN_PROMPTS`` texts.
+        None where a side has fewer than ``MIN_PROMPTS`` texts, or where most texts have no word
+        that a classifier could learn from.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -80,8 +87,11 @@ def prompt_shift(first: Sequence[str], second: Sequence[str], seed: int) -> Shif
     if min(len(one), len(other)) < MIN_PROMPTS:
         return None
     texts = [*one, *other]
+    min_df = _rarest_term(texts)
+    if min_df is None:
+        return None
     labels = np.array([1] * len(one) + [0] * len(other))
-    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, token_pattern=r"(?u)\b\w+\b")
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min_df, analyzer=_terms)
     classifier = LogisticRegression(max_iter=300, class_weight="balanced")
     model = make_pipeline(vectorizer, classifier)
     folds = StratifiedKFold(_NUM_FOLDS, shuffle=True, random_state=seed)
@@ -94,6 +104,30 @@ def prompt_shift(first: Sequence[str], second: Sequence[str], seed: int) -> Shif
         words_first=words[order[::-1][:_MAX_WORDS]].tolist(),
         words_second=words[order[:_MAX_WORDS]].tolist(),
     )
+
+
+def _terms(text: str) -> list[str]:
+    """Words; in scripts that put no spaces between words, single characters and pairs of them."""
+    terms: list[str] = []
+    for word in _WORD.findall(text.lower()):
+        if _UNSPACED.search(word) is None:
+            terms.append(word)
+        else:
+            terms += [*word, *(word[i : i + 2] for i in range(len(word) - 1))]
+    return terms
+
+
+def _rarest_term(texts: Sequence[str]) -> int | None:
+    """In how many texts a term must be to count: two, or one where no term is common enough.
+
+    Every fold leaves four texts in five, and some term must be left in them. None where most texts
+    have no term at all.
+    """
+    terms = [set(_terms(text)) for text in texts]
+    if 2 * sum(map(bool, terms)) < len(texts):
+        return None
+    most = max(Counter(term for found in terms for term in found).values())
+    return 2 if most >= 2 + math.ceil(len(texts) / _NUM_FOLDS) else 1
 
 
 def _disjoint(first: Sequence[str], second: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -32,6 +32,8 @@ class VoteTable:
     """Index into ``CHOICES``."""
     seconds: "array[float]" = field(default_factory=lambda: array("f"))
     """NaN where the source has no times."""
+    strength: "array[float]" = field(default_factory=lambda: array("f"))
+    """NaN where the source does not say how much better."""
     names: dict[str, int] = field(default_factory=dict)
     """Annotator to number, in order of appearance."""
 
@@ -42,6 +44,32 @@ class VoteTable:
             self.annotator.append(self.names.setdefault(vote.annotator, len(self.names)))
             self.choice.append(_CODES[vote.choice])
             self.seconds.append(np.nan if vote.seconds is None else vote.seconds)
+            self.strength.append(np.nan if vote.strength is None else vote.strength)
+
+    def ballots(self, comparisons: Sequence[int]) -> dict[int, tuple[Vote, ...]]:
+        """Return the votes on some comparisons, by their number."""
+        wanted = np.isin(np.array(self.comparison, dtype=np.int64), comparisons)
+        names = list(self.names)
+        found: dict[int, list[Vote]] = {number: [] for number in comparisons}
+        for place in np.flatnonzero(wanted).tolist():
+            vote = Vote(
+                annotator=names[self.annotator[place]],
+                choice=CHOICES[self.choice[place]],
+                strength=_number(self.strength[place]),
+                seconds=_number(self.seconds[place]),
+            )
+            found[self.comparison[place]].append(vote)
+        return {number: tuple(votes) for number, votes in found.items()}
+
+    def drop(self, comparisons: Sequence[int]) -> None:
+        """Take out the votes on some comparisons."""
+        if not comparisons:
+            return
+        stays = ~np.isin(np.array(self.comparison, dtype=np.int64), comparisons)
+        for name in ("comparison", "annotator", "choice", "seconds", "strength"):
+            column: array[Any] = getattr(self, name)
+            kept = np.array(column)[stays]
+            setattr(self, name, array(column.typecode, kept.tobytes()))
 
     def columns(self) -> tuple[Ints, Ints, Ints]:
         """Return [N] comparison, annotator and choice numbers."""
@@ -118,6 +146,10 @@ def decide(probabilities: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     decided = a + b
     beats = np.divide(a, decided, out=np.full_like(a, 0.5), where=decided > 0)
     return beats, (np.abs(a - b) < _LEVEL) | (tie > np.maximum(a, b))
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def _fit(model: Any, table: VoteTable, num_comparisons: int) -> Floats:

@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import rlhf_core.dataprep
+import rlhf_core
 from rlhf_core.adapters import versioning
+from rlhf_core.adapters.data_docs import INDEX
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import code_digest, fingerprint_of, read_manifest
@@ -16,9 +17,21 @@ from rlhf_core.dataprep.sources.hub import hub_fingerprint
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, DatasetSplits
 from rlhf_core.stages import prepare_build, prepare_checks
-from rlhf_core.stages.prepare_tokens import make_token_check, tokenizer_digest
+from rlhf_core.stages.prepare_tokens import make_token_check, prompt_limit, tokenizer_digest
 
 logger = logging.getLogger(__name__)
+
+_CODE = (
+    "dataprep/**/*.py",
+    "stages/prepare*.py",
+    "tokenization/*.py",
+    "schema/text.py",
+    "adapters/validation.py",
+    "adapters/expectations.py",
+    "adapters/data_docs.py",
+    "evaluation/gates.py",
+)
+"""What decides the output, for the same inputs and settings."""
 
 
 def prepare_data(config: PipelineConfig) -> DatasetSplits:
@@ -26,36 +39,40 @@ def prepare_data(config: PipelineConfig) -> DatasetSplits:
 
     The same inputs under the same settings give the same bytes; an output that already holds
     them is verified and used as it is. Two preparations of one output wait for each other.
-    Data Docs lie in ``<output>-docs``.
+    Data Docs are part of the output, in ``docs``.
 
     With ``data.version`` set nothing is prepared: that published version is brought back into a
     folder of its own.
 
     Raises:
-        DataError: the input cannot be used. The output stays as it was; the rows in question are
-            kept in ``<output>-failed``.
+        DataError: the input cannot be used. The output stays as it was; the rows in question and
+            the Data Docs of this attempt are kept in ``<output>-failed``.
     """
     if config.data.version is not None:
         from rlhf_core.stages.data_versions import bring_back
 
         return bring_back(config.data.version)
     output = config.data.output
-    failures, docs = (output.with_name(f"{output.name}-{kind}") for kind in ("failed", "docs"))
+    failures = output.with_name(f"{output.name}-failed")
     with exclusive(output):
         fingerprint = _fingerprint(config)
         manifest = read_manifest(output)
-        if manifest is not None and manifest.fingerprint == fingerprint:
+        if (
+            manifest is not None
+            and manifest.fingerprint == fingerprint
+            and manifest.holds_for(prompt_limit(config))
+            and (output / prepare_build.DOCS / INDEX).is_file()
+        ):
             logger.info("prepared_data_reused output=%s", output)
             return read_splits(output)
-        for folder in (failures, docs):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(failures, ignore_errors=True)
         token_check = make_token_check(config)
         with replacing_directory(output) as work:
             try:
-                prepare_build.build(config, work, fingerprint, failures, docs, token_check)
+                prepare_build.build(config, work, fingerprint, failures, token_check)
             except DataError:
-                for name in (prepare_build.QUARANTINE, prepare_build.REPORT):
-                    prepare_checks.keep_file(work / name, failures)
+                for name in (prepare_build.QUARANTINE, prepare_build.REPORT, prepare_build.DOCS):
+                    prepare_checks.keep(work / name, failures)
                 raise
         return read_splits(output)
 
@@ -98,12 +115,9 @@ def _fingerprint(config: PipelineConfig) -> str:
     """Return the digest of all that decides the output: inputs, settings, tokenizer, code."""
     data = config.data
     settings = data.model_dump_json(exclude={"output", "version"})
-    here = Path(__file__)
-    code = [
-        *Path(rlhf_core.dataprep.__file__).parent.rglob("*.py"),
-        *here.parent.glob(f"{here.stem}*.py"),
-    ]
-    parts = {"seed": str(config.seed), "settings": settings, "code": code_digest(code)}
+    room = Path(rlhf_core.__file__).parent
+    code = [path for pattern in _CODE for path in room.glob(pattern)]
+    parts = {"seed": str(config.seed), "settings": settings, "code": code_digest(room, code)}
     if data.cleaning.tokens:
         parts["tokenizer"] = tokenizer_digest(config.model)
     for number, source in enumerate(prepare_checks.raw_sources(data)):

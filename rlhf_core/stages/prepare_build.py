@@ -9,12 +9,18 @@ from rlhf_core.adapters import data_docs, validation
 from rlhf_core.config import DataConfig, PipelineConfig
 from rlhf_core.dataprep import assemble
 from rlhf_core.dataprep.assemble import Workbench
-from rlhf_core.dataprep.intake import Intake, set_aside_near_repeats, take_in
-from rlhf_core.dataprep.ledger import apply_votes, set_aside_repeats, set_aside_reserved
+from rlhf_core.dataprep.intake import (
+    Intake,
+    set_aside_near_heldout,
+    set_aside_near_repeats,
+    take_in,
+)
+from rlhf_core.dataprep.ledger import apply_votes, set_aside_reserved
 from rlhf_core.dataprep.manifest import write_manifest
 from rlhf_core.dataprep.near import PromptIndex, SignatureTable
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.pictures import draw_pictures
+from rlhf_core.dataprep.pooling import pool_votes
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.rules import TokenCheck, make_rules
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
@@ -23,7 +29,7 @@ from rlhf_core.dataprep.votes import MODELS
 from rlhf_core.schema import ValidationReport
 from rlhf_core.stages import prepare_checks as checks
 from rlhf_core.stages.prepare_measure import measure
-from rlhf_core.stages.prepare_report import describe_agreement, write_report
+from rlhf_core.stages.prepare_report import describe_agreement, write_annotators, write_report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
 REPORT = "report.json"
 QUARANTINE = "quarantine.parquet"
 PICTURES = "pictures"
+DOCS = "docs"
+ANNOTATORS = "annotators.csv"
 
 
 def build(
@@ -38,24 +46,23 @@ def build(
     work: Path,
     fingerprint: str,
     failures: Path,
-    docs: Path,
     token_check: TokenCheck | None,
 ) -> None:
     """Prepare everything into the empty directory ``work``.
 
     Args:
         config: the whole configuration; seed and data section are read.
-        work: receives the prepared files, the report, the quarantine and the manifest.
+        work: receives the prepared files, the report, the quarantine, the Data Docs, the pictures,
+            the table of annotators and the manifest.
         fingerprint: of all inputs; goes into the manifest.
         failures: receives the rows behind a failed check.
-        docs: receives the Data Docs, whatever the outcome.
         token_check: what the base model's tokenizer says of a row; None leaves it out.
 
     Raises:
         DataError: the input cannot be used.
     """
     data, subject = config.data, str(config.data.preferences.path)
-    validator = Validator(docs=docs, failures=failures)
+    validator = Validator(docs=work / DOCS, failures=failures)
     with Quarantine(work / QUARANTINE) as quarantine, PreparedFiles(work) as files:
         bench = _workbench(config, files, quarantine, token_check)
         _reserve_heldout(data, bench)
@@ -74,7 +81,9 @@ def build(
     found, pictures = measure(config, work, intake, agreement)
     gates = checks.judge_dataset(found.metrics, data.gates)
     draw_pictures(pictures, files.num_rows, work / PICTURES)
-    manifest = write_manifest(work, fingerprint, files.num_rows)
+    write_annotators(work / ANNOTATORS, agreement.annotators)
+    room = (0, None) if token_check is None else token_check.room
+    manifest = write_manifest(work, fingerprint, files.num_rows, room)
     sections = {
         "agreement": agreement.as_json(),
         "measurements": found.as_json(),
@@ -132,13 +141,15 @@ def _read(data: DataConfig, bench: Workbench, spill: Path) -> Intake:
 
 
 def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
-    """Votes to winners, then everything that takes two rows to see."""
+    """Votes to winners, and everything that takes two rows to see."""
+    set_aside_reserved(intake.entries, bench.splitter.reserved)
+    intake.pooled = pool_votes(intake.entries, intake.votes)
     model = MODELS[data.votes.method]
     apply_votes(intake.entries, model(intake.votes, len(intake.entries)))
-    set_aside_reserved(intake.entries, bench.splitter.reserved)
-    set_aside_repeats(intake.entries)
-    if data.cleaning.near_duplicates is not None:
+    if bench.heldout is not None and data.cleaning.near_duplicates is not None:
         set_aside_near_repeats(intake, data.cleaning.near_duplicates)
+        set_aside_near_heldout(intake, bench.heldout, bench.splitter)
+        intake.signatures = None
 
 
 def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:
@@ -162,22 +173,29 @@ class Validator:
     failures: Path
     reports: list[ValidationReport] = field(default_factory=list)
 
-    def require(self, report: ValidationReport, subject: str, frame: "pd.DataFrame") -> None:
-        """Note a report; stop if a blocking check failed."""
+    def require(
+        self,
+        report: ValidationReport,
+        subject: str,
+        frame: "pd.DataFrame",
+        records: Path | None = None,
+    ) -> None:
+        """Note a report; stop if a blocking check failed, with the rows as ``records`` has them."""
         self.reports.append(report)
         data_docs.write_index(self.docs, "Data checks", self.reports)
-        checks.require_passed(report, subject, frame, self.failures)
+        checks.require_passed(report, subject, frame, self.failures, records)
 
 
 def _validate_raw(data: DataConfig, intake: Intake, validator: Validator) -> None:
-    frame = intake.columns.frame()
+    frame = intake.columns.take_frame()
     report = validation.validate_raw_comparisons(frame, data.max_unusable_fraction, validator.docs)
-    validator.require(report, str(data.preferences.path), frame)
+    validator.require(report, str(data.preferences.path), frame, intake.spill)
 
 
 def _validate_prepared(data: DataConfig, files: PreparedFiles, validator: Validator) -> None:
-    for check, frame in (
-        (validation.validate_prepared_pairs, files.pairs.frame()),
-        (validation.validate_prepared_prompts, files.prompts.frame()),
+    for check, columns in (
+        (validation.validate_prepared_pairs, files.pairs),
+        (validation.validate_prepared_prompts, files.prompts),
     ):
+        frame = columns.take_frame()
         validator.require(check(frame, validator.docs), str(data.output), frame)

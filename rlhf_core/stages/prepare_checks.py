@@ -3,11 +3,12 @@
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.config import DataConfig, GateConfig, SourceConfig
-from rlhf_core.dataprep.files import atomic_file
+from rlhf_core.dataprep.files import atomic_file, read_lines
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.quarantine import Quarantine
@@ -51,20 +52,38 @@ def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
 
 
 def require_passed(
-    report: ValidationReport, subject: str, frame: "pd.DataFrame", failures: Path
+    report: ValidationReport,
+    subject: str,
+    frame: "pd.DataFrame",
+    failures: Path,
+    records: Path | None = None,
 ) -> None:
-    """Refuse data that fails a blocking check; its rows are written to ``failures``."""
+    """Refuse data that fails a blocking check; its rows are written to ``failures``.
+
+    Args:
+        report: of one suite.
+        subject: what the message begins with.
+        frame: what the suite saw; the first column names the rows, long texts are excerpts.
+        failures: folder for the rows that failed.
+        records: the same rows in full, one JSON object a line in the order of the frame; None
+            where the excerpts have to do.
+    """
     failed = [check for check in report.checks if check.severity == "block" and not check.passed]
     if not failed:
         return
     check = failed[0]
     kept = ""
-    failing = frame[frame[frame.columns[0]].isin(check.failing_ids)]
-    if len(failing):
+    failing = frame[frame.columns[0]].isin(check.failing_ids)
+    if failing.any():
         path = failures / "failing-rows.jsonl"
         with atomic_file(path) as stream:
-            text = failing.to_json(orient="records", lines=True, force_ascii=False)
-            stream.write(text.encode())
+            if records is None:
+                text = frame[failing].to_json(orient="records", lines=True, force_ascii=False)
+                stream.write(text.encode())
+            else:
+                lines = (text for _, text in read_lines(records))
+                for text in compress(lines, failing):
+                    stream.write(text.encode() + b"\n")
         kept = f"; the failing rows are kept in {path}"
     raise DataError(f"{subject}: {report.suite}: check failed: {check.name}: {check.detail}{kept}")
 
@@ -144,8 +163,10 @@ def require_gates(results: Sequence[GateResult], subject: str, report: Path) -> 
         raise DataError(f"{subject}: the data gates refuse this dataset. {reasons} See {report}")
 
 
-def keep_file(path: Path, directory: Path) -> None:
-    """Copy a file, if it exists, where people can look at it after a failure."""
+def keep(path: Path, directory: Path) -> None:
+    """Copy a file or folder, if it exists, where people can look at it after a failure."""
     if path.is_file():
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, directory / path.name)
+    elif path.is_dir():
+        shutil.copytree(path, directory / path.name)

@@ -15,6 +15,7 @@ from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.near import prompt_text
 from rlhf_core.dataprep.pictures import PictureData
 from rlhf_core.dataprep.shift import PromptSample, prompt_shift
+from rlhf_core.dataprep.source_bias import SourceFacts, source_estimates, source_facts
 from rlhf_core.dataprep.sources import read_prompts
 from rlhf_core.schema import Conversation, Estimate, PreferencePair, Prompt
 from rlhf_core.stages.prepare_report import AgreementReport
@@ -30,8 +31,8 @@ class Measurements:
 
     metrics: dict[str, Estimate] = field(default_factory=dict)
     """``data/<quantity>``; gates read these."""
-    length_by_source: dict[str, Estimate] = field(default_factory=dict)
-    """Share of pairs the longer response wins, by source."""
+    sources: dict[str, SourceFacts] = field(default_factory=dict)
+    """Pairs, length and side of the winner, by source."""
     words: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     """Words that tell chosen from rejected, with z-scores."""
     shift_words: dict[str, dict[str, list[str]]] = field(default_factory=dict)
@@ -40,7 +41,15 @@ class Measurements:
         """Return the report's section."""
         return {
             "metrics": _dumped(self.metrics),
-            "length_win_fraction_by_source": _dumped(self.length_by_source),
+            "sources": {
+                name: {
+                    "num_pairs": facts.num_pairs,
+                    "length_win_fraction": facts.length_win.model_dump(mode="json"),
+                    "first_win_fraction": facts.first_win.model_dump(mode="json"),
+                    "mean_chars": round(facts.mean_chars, 1),
+                }
+                for name, facts in self.sources.items()
+            },
             "telling_words": self.words,
             "shift_words": self.shift_words,
         }
@@ -57,9 +66,9 @@ def measure(
     found.metrics["data/length_win_fraction"] = bias.length_win_estimate(staying)
     found.metrics["data/length_auc"] = bias.length_auc_estimate(staying, config.seed)
     found.metrics["data/first_win_fraction"] = bias.first_win_estimate(staying)
-    found.length_by_source = {
-        source: bias.length_win_estimate(entries) for source, entries in _by_source(staying).items()
-    }
+    found.sources = source_facts(staying)
+    for name, estimate in source_estimates(staying, config.seed).items():
+        found.metrics[f"data/{name}"] = estimate
     pictures = _read_pairs(work, found, intake, staying)
     _measure_shift(config, work, found)
     return found, pictures
@@ -112,13 +121,6 @@ def _sample(prompts: Iterable[Conversation]) -> list[str]:
     for prompt in prompts:
         sample.add(prompt_text(prompt))
     return sample.texts()
-
-
-def _by_source(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        found.setdefault(entry.source, []).append(entry)
-    return found
 
 
 def _dumped(estimates: dict[str, Estimate]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The JSON report of preparation. No times and no host names: same data, same report."""
 
+import csv
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,6 @@ from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.manifest import Manifest
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.schema import Estimate, ValidationReport
-
-_MAX_CARELESS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class AgreementReport:
             "num_votes": self.num_votes,
             "num_annotators": len(self.annotators),
             "num_careless": len(careless),
-            "careless": [asdict(facts) for facts in careless[:_MAX_CARELESS]],
+            "careless": [asdict(facts) for facts in careless],
         }
 
 
@@ -61,6 +60,17 @@ def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> Agreeme
         ),
         num_votes=int(counts.sum()),
     )
+
+
+def write_annotators(path: Path, annotators: Sequence[AnnotatorFacts]) -> None:
+    """Write every annotator's record as CSV, the most careless-looking first."""
+    names = [field.name for field in fields(AnnotatorFacts)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        for facts in annotators:
+            row = {name: _rounded(value) for name, value in asdict(facts).items()}
+            writer.writerow({**row, "careless": " ".join(facts.careless)})
 
 
 def write_report(
@@ -94,6 +104,10 @@ def _inputs(quarantine: Quarantine) -> dict[str, dict[str, object]]:
         }
         for name in names
     }
+
+
+def _rounded(value: object) -> object:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:

@@ -1,18 +1,15 @@
 """Token-level checks: what the base model's tokenizer and chat template make of every row."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from rlhf_core.config import ModelConfig, PipelineConfig
+from rlhf_core.config import ModelConfig, PipelineConfig, PpoConfig
 from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import fingerprint_of
-from rlhf_core.dataprep.rules import Problem, TokenCheck
-from rlhf_core.errors import DataError, ModelError
-from rlhf_core.schema import Conversation, Message
+from rlhf_core.dataprep.rules import TokenCheck
+from rlhf_core.errors import ModelError
+from rlhf_core.schema import Message
 
 if TYPE_CHECKING:
     from rlhf_core.tokenization import Renderer
@@ -22,7 +19,7 @@ _PROBES = ("Where is the station?", "Who wrote this, and when?")
 
 
 def make_token_check(config: PipelineConfig) -> TokenCheck | None:
-    """Load the tokenizer and return the check of single rows; None where it is switched off.
+    """Load the tokenizer and return the check of rows; None where it is switched off.
 
     Raises:
         ModelError: no tokenizer, or its chat template is broken.
@@ -30,45 +27,21 @@ def make_token_check(config: PipelineConfig) -> TokenCheck | None:
     if not config.data.cleaning.tokens:
         return None
     from rlhf_core.stages.base_model import base_renderer
+    from rlhf_core.stages.prepare_token_rows import RowTokens
 
     renderer = base_renderer(config.model)
     require_sound_template(renderer)
     # The tokenizer's own warning about long texts; here they are counted and set aside.
     renderer.tokenizer.model_max_length = sys.maxsize
-    max_length = config.model.max_length
-
-    def check(prompt: Conversation, responses: Sequence[str]) -> Problem | None:
-        return token_problem(renderer, prompt, responses, max_length)
-
-    return check
+    return RowTokens(renderer, config.model.max_length, prompt_limit(config))
 
 
-def token_problem(
-    renderer: "Renderer", prompt: Conversation, responses: Sequence[str], max_length: int
-) -> Problem | None:
-    """Return what is wrong with the tokens of one row.
-
-    A prompt has exactly one BOS (where the model has one), a response exactly one EOS and that at
-    its end, the text comes back from the tokens unchanged, and nothing has to be cut. Every
-    response follows the very same prompt tokens, for the prompt is encoded once.
-    """
-    try:
-        prompt_ids = renderer.prompt_ids(prompt)
-        encoded = [renderer.response_ids(response) for response in responses]
-    except DataError as error:
-        return "not_renderable", str(error)
-    bos = renderer.bos_id
-    if bos is not None and np.count_nonzero(prompt_ids == bos) != 1:
-        return "not_renderable", "the prompt has not exactly one BOS"
-    for response, ids in zip(responses, encoded, strict=True):
-        if ids[-1] != renderer.eos_id or np.count_nonzero(ids == renderer.eos_id) != 1:
-            return "not_renderable", "the response does not end in its one EOS"
-        if renderer.response_text(ids) != response:
-            return "not_renderable", "the response does not survive the tokenizer"
-    num_tokens = len(prompt_ids) + max((len(ids) for ids in encoded), default=1)
-    if num_tokens > max_length:
-        return "too_long", f"{num_tokens} tokens, at most {max_length} fit"
-    return None
+def prompt_limit(config: PipelineConfig) -> int | None:
+    """Most tokens a prompt to sample from may have; None where tokens or sampling play no part."""
+    if not config.data.cleaning.tokens or not isinstance(config.policy, PpoConfig):
+        return None
+    room = config.model.max_length - config.policy.max_new_tokens
+    return room if config.model.max_prompt_length is None else config.model.max_prompt_length
 
 
 def require_sound_template(renderer: "Renderer") -> None:

@@ -109,3 +109,11 @@ def test_words_that_tell_nothing_score_near_zero():
         counter.add(pair("only", "other") if number % 2 else pair("other", "only"))
     found = counter.telling_words()
     assert all(abs(score) < 0.1 for side in found.values() for _, score in side)
+
+
+def test_a_vocabulary_of_one_word_tells_nothing():
+    counter = bias.StyleCounter()
+    for _ in range(20):
+        counter.add(pair("yes", "yes yes"))
+    assert counter.telling_words() == {"chosen": [], "rejected": []}
+    assert bias.StyleCounter().telling_words() == {"chosen": [], "rejected": []}

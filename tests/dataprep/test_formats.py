@@ -10,7 +10,8 @@ import zstandard
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
 from rlhf_core.dataprep.rows import SetAside
-from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations
+from rlhf_core.dataprep.sources import canonical, read_comparisons, read_demonstrations
+from rlhf_core.dataprep.sources import flat as flat_reader
 from rlhf_core.dataprep.sources.hub import hub_name
 from rlhf_core.errors import DataError
 
@@ -28,11 +29,6 @@ def read(path, **settings) -> list:
 
 def winner(item) -> str:
     return item.response_a if item.votes_a > item.votes_b else item.response_b
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value))
-    return path
 
 
 def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path, write_jsonl):
@@ -253,65 +249,59 @@ def test_a_wrong_cell_names_its_line(spreadsheet, line, says):
     assert says in str(raised.value)
 
 
-def task(**changes) -> dict:
-    return {
-        "id": 7,
-        "data": {"prompt": "Q?", "answer1": "yes", "answer2": "no", "meta": 1},
-        "annotations": [
-            {
-                "completed_by": {"id": 3, "email": "ann@example.org"},
-                "lead_time": 12.5,
-                "was_cancelled": False,
-                "result": [
-                    {"type": "pairwise", "from_name": "c", "value": {"selected": "left"}},
-                    {"type": "rating", "from_name": "s", "value": {"rating": 2}},
-                ],
-            },
-            {"completed_by": 4, "result": [{"type": "choices", "value": {"choices": ["tie"]}}]},
-            {"completed_by": 5, "was_cancelled": True, "result": []},
-            {"completed_by": 6, "result": []},
-        ],
-        **changes,
-    }
-
-
-def test_a_label_studio_export_is_read(tmp_path):
-    columns = {"response_a": "answer1", "response_b": "answer2"}
-    path = write_json(tmp_path / "export.json", [task()])
-    [item] = read(path, format="label_studio", columns=columns)
-    assert [(v.annotator, v.choice, v.strength, v.seconds) for v in item.votes] == [
-        ("ann@example.org", "a", 2.0, 12.5),
-        ("4", "tie", None, None),
-    ]
-    assert (item.comparison_id, item.line) == ("export-7", 1)
-    with pytest.raises(DataError, match="line 1: missing column 'response_a'"):
-        read(path, format="label_studio")
+def test_an_id_of_zero_is_an_id(tmp_path):
+    path = tmp_path / "votes.jsonl"
+    row = {"comparison_id": 0, "prompt": "Q?", "response_a": "yes", "response_b": "no"}
+    votes = [{**row, "choice": "a", "annotator": 0}, {**row, "choice": "b", "annotator": 1}]
+    path.write_text("".join(json.dumps(vote) + "\n" for vote in votes))
+    [item] = read(path, format="flat")
+    assert (item.comparison_id, [v.annotator for v in item.votes]) == ("0", ["0", "1"])
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("row", "says"),
     [
-        ({"annotations": None}, "annotations: expected a list"),
-        ({"annotations": [{"completed_by": 1}]}, "annotation without a result list"),
-        ({"annotations": [{"result": [{"type": "pairwise"}]}]}, "result without a value"),
-        ({"data": 3}, "data: expected an object"),
-        ({"annotations": [{"result": [{"value": {"selected": "up"}}]}]}, "unknown choice 'up'"),
+        ({"ranks": [1, float("nan")]}, "ranks: expected 2 numbers"),
+        ({"ranks": [10**400, 1]}, "ranks: expected 2 numbers"),
+        ({"rankings": [{"ranks": [1, float("inf")]}]}, "ranks: expected 2 numbers"),
     ],
 )
-def test_a_strange_export_is_one_clear_error(tmp_path, change, says):
-    path = write_json(tmp_path / "export.json", [task(**change)])
-    columns = {"response_a": "answer1", "response_b": "answer2"}
-    with pytest.raises(DataError) as raised:
-        read(path, format="label_studio", columns=columns)
-    assert says in str(raised.value)
-    assert "line 1" in str(raised.value)
+def test_a_rank_that_is_no_number_names_its_line(write_jsonl, row, says):
+    path = write_jsonl("lists.jsonl", [{"prompt": "Q?", "responses": ["a", "b"], **row}])
+    with pytest.raises(DataError, match=f"line 1: {says}"):
+        read(path, format="ranked")
 
 
-@pytest.mark.parametrize("value", [{"id": 1}, "text", [1]])
-def test_an_export_that_is_no_list_of_tasks_is_refused(tmp_path, value):
-    path = write_json(tmp_path / "export.json", value)
-    with pytest.raises(DataError, match="expected a"):
-        read(path, format="label_studio")
+def test_the_best_of_a_ranked_list_is_on_either_side(write_jsonl):
+    rows = [{"prompt": f"{i}?", "responses": [f"good {i}", f"bad {i}"]} for i in range(400)]
+    items = read(write_jsonl("lists.jsonl", rows), format="ranked")
+    assert 150 < sum(item.votes_a for item in items) < 250
+    assert all(winner(item).startswith("good") for item in items)
+
+
+def test_a_strength_below_zero_is_refused_in_the_configuration():
+    with pytest.raises(ValueError, match=r"strengths\.worse"):
+        SourceConfig(path="x.csv", format="flat", strengths={"worse": -1})
+
+
+@pytest.mark.parametrize("file_format", ["canonical", "flat"])
+def test_a_reader_that_loses_a_row_is_found_out(write_jsonl, monkeypatch, file_format):
+    flat = {**{k: CANONICAL[k] for k in ("response_a", "response_b")}, "prompt": "Q?"}
+    rows = {
+        "canonical": [CANONICAL, {**CANONICAL, "response_a": "lost"}],
+        "flat": [{**flat, "choice": "a"}, {**flat, "choice": "b", "response_a": "lost"}],
+    }
+    path = write_jsonl("rows.jsonl", rows[file_format])
+    assert len(read(path, format=file_format)) == 2
+    module = {"canonical": canonical, "flat": flat_reader}[file_format]
+    whole = module.parse_comparisons
+    monkeypatch.setattr(
+        module,
+        "parse_comparisons",
+        lambda *a: (item for item in whole(*a) if item.response_a != "lost"),
+    )
+    with pytest.raises(DataError, match="2 rows read, but 1 came out or were set aside"):
+        read(path, format=file_format)
 
 
 def test_demonstrations_come_as_messages_or_as_chosen_transcripts(write_jsonl):

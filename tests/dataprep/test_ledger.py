@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from rlhf_core.dataprep.ledger import apply_votes, enter, set_aside_repeats, set_aside_reserved
+from rlhf_core.dataprep.ledger import apply_votes, enter, set_aside_reserved
+from rlhf_core.dataprep.pooling import pool_votes
 from rlhf_core.dataprep.resolve import resolve
 from rlhf_core.dataprep.votes import VoteTable, majority
 from rlhf_core.schema import Comparison, Message, Vote
@@ -25,8 +26,8 @@ def reasons(*items: Comparison) -> list[str | None]:
     entries, table = [enter(item) for item in items], VoteTable()
     for number, item in enumerate(items):
         table.add(number, item.votes)
+    pool_votes(entries, table)
     apply_votes(entries, majority(table, len(items)))
-    set_aside_repeats(entries)
     return [entry.reason for entry in entries]
 
 

@@ -83,7 +83,7 @@ def test_many_equal_texts_take_no_time():
 
 def test_a_training_prompt_that_gives_a_heldout_one_away_is_told():
     index = PromptIndex(0.8)
-    index.add(b"1", text(1))
-    index.add(b"1", text(1))
-    assert index.near(text(1) + " please")
-    assert not index.near(text(2))
+    index.add(b"1", signature(text(1)))
+    index.add(b"1", signature(text(1)))
+    assert index.near(signature(text(1) + " please"))
+    assert not index.near(signature(text(2)))

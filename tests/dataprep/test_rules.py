@@ -22,6 +22,11 @@ QUESTION = "How many sides does a regular polygon with an interior angle of 120 
         ("call +49 30 901820 or come by", "phone"),
         ("call (030) 901820", "phone"),
         ("it is 415-555-0132-99", "phone"),
+        ("text me at 4155550132 now", "phone"),
+        ("on 07911123456", "phone"),
+        ("01 23 45 67 89, please", "phone"),
+        ("0044 20 7946 0958", "phone"),
+        ("1-415-555-0132", "phone"),
         ("key AKIAIOSFODNN7EXAMPLE", "secret"),
         ("token ghp_abcdefghijklmnopqrstuvwxyz0123456789", "secret"),
         ("-----BEGIN RSA PRIVATE KEY-----", "secret"),
@@ -42,6 +47,14 @@ def test_personal_data_is_found_by_kind(text, kind):
         "the 1990-2000 and 2001-2010 decades, ISBN 978",
         "see https://example.org/watch?v=dQw4w9WgXcQabcdefghijklmnop0123456789",
         "a@b, user@localhost and @someone",
+        "ISBN 978-3-16-148410-0 or 978 3 16 148410 0",
+        "ISBN 0-306-40615-2 is a book",
+        "the printer is 192.168.100.200 here",
+        "in 1939 - 1945 1950 and 1914 1918 1939",
+        "on 2024-05-17 1200 people, on 12.05.2024 18 30 and 3/4/2024 450000",
+        "count 1 2 3 4 5 6 7 8 9 10 11 12 13",
+        "10 20 30 40 50 60",
+        "at 1700000000 it was, of 31415926535",
         "supercalifragilisticexpialidociousandmore",
         "-" * 80,
         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa1",
@@ -130,6 +143,18 @@ def test_rows_that_quote_a_benchmark_are_caught_in_prompt_and_response(tmp_path,
     assert rules.problem(prompt("Name the capital. Then the river."), ["x"]) is None
     assert rules.problem(prompt("that nobody else would ever think of asking"), ["x"])
     assert rules.problem(prompt("How many sides does a square have?"), ["Four."]) is None
+
+
+def test_answers_of_a_benchmark_condemn_no_row_unless_their_column_is_named(tmp_path, write_jsonl):
+    rows = write_jsonl("bench.jsonl", [{"question": QUESTION, "answer": "yes", "key": "A"}])
+    rules = rules_for(tmp_path, contamination=(rows,))
+    assert rules.problem(prompt("Is it so?"), ["Yes", "A"]) is None
+    assert rules.problem(prompt(QUESTION), ["x"])[0] == "benchmark_contamination"
+    named = rules_for(tmp_path, contamination=(rows,), contamination_columns=("answer",))
+    assert named.problem(prompt("Is it so?"), ["Yes"])[0] == "benchmark_contamination"
+    assert named.problem(prompt(QUESTION), ["x"]) is None
+    with pytest.raises(DataError, match="no text to look for"):
+        rules_for(tmp_path, contamination=(rows,), contamination_columns=("nothing",))
 
 
 def test_a_benchmark_without_text_is_refused(tmp_path):

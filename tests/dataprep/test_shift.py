@@ -65,3 +65,34 @@ def test_a_sample_does_not_depend_on_order_or_repeats():
     for text in texts * 2:
         everything.add(text)
     assert everything.texts() == sorted(texts)
+
+
+def test_prompts_that_share_no_word_are_measured_all_the_same():
+    one = [f"alpha{i} beta{i}" for i in range(60)]
+    other = [f"gamma{i} delta{i}" for i in range(60)]
+    estimate = prompt_shift(one, other, seed=0).estimate
+    assert 0.3 < estimate.value < 0.7
+
+
+def test_a_script_without_spaces_is_told_apart_by_its_characters():
+    rng = random.Random(0)
+
+    def text(characters: str) -> str:
+        return "".join(rng.choice(characters) for _ in range(8))
+
+    shift = prompt_shift(
+        [text("图书馆在哪里开门") for _ in range(80)],
+        [text("汤怎么做洋葱多少") for _ in range(80)],
+        seed=0,
+    )
+    assert shift.estimate.low > 0.95
+    assert set("".join(shift.words_first)) <= set("图书馆在哪里开门")
+
+
+def test_prompts_without_any_word_give_no_estimate():
+    assert prompt_shift(["?" * i for i in range(20)], ["!" * i for i in range(20)], 0) is None
+
+
+def test_one_common_word_in_few_texts_does_not_empty_a_fold():
+    texts = ["?" * i for i in range(14)] + [f"w{i}" for i in range(15)] + ["both one"]
+    prompt_shift(texts, [f"both {i}" for i in range(30)], seed=0)

@@ -9,8 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.keys import conversation_key
+from rlhf_core.dataprep.split import PromptSplitter
+from rlhf_core.schema import Message
 from rlhf_core.stages.prepare import prepare_data
 
+HELDOUT = 0.2
 BASE = Path(__file__).parents[2] / "data" / "base"
 NOUNS = [
     f"{a}{b}"
@@ -56,6 +60,12 @@ def row(rng: random.Random, number: int) -> dict:
         "response_b": f"{sentence(rng)}.",
         "votes": [{"annotator": f"w{i}", "choice": "a" if number % 2 else "b"} for i in range(3)],
     }
+
+
+def side(prompt: str) -> str:
+    """The side of the split that a prompt falls on in this test."""
+    splitter = PromptSplitter(seed=0, heldout_fraction=HELDOUT, judge_fraction=0.5)
+    return splitter.side(conversation_key((Message(role="user", content=prompt),)))
 
 
 class Corrupter:
@@ -105,6 +115,12 @@ class Corrupter:
         found["response_a"] += " indeed"
         return found
 
+    def votes_pooled(self) -> dict:
+        found = copy.deepcopy(self.rng.choice(self.rows[50:100]))
+        for vote in found["votes"]:
+            vote["annotator"] = f"second-{vote['annotator']}"
+        return found
+
     def conflicting_labels(self) -> dict:
         found = copy.deepcopy(self.rows[self.rng.randrange(200, 250)])
         for vote in found["votes"]:
@@ -115,7 +131,9 @@ class Corrupter:
         return self.prompt(f" {self.rng.choice(self.heldout).upper()} ")
 
     def prompt_near_heldout(self) -> dict:
-        return self.prompt(f"{self.rng.choice(self.heldout)} please")
+        text = self.rng.choice(self.heldout)
+        polite = (self.prompt(f"{text} {word}") for word in ("please", "now", "thanks", "again"))
+        return next(found for found in polite if side(found["prompt"][0]["content"]) == "train")
 
     def benchmark_contamination(self) -> dict:
         return self.response(f"the answer is that {QUESTION} of all")
@@ -188,7 +206,7 @@ def damaged(tmp_path_factory):
                     "heldout_path": write("heldout.jsonl", [{"prompt": p} for p in heldout])
                 },
                 "output": str(folder / "prepared"),
-                "heldout_fraction": 0.2,
+                "heldout_fraction": HELDOUT,
                 "cleaning": {
                     "near_duplicates": 0.8,
                     "contamination": [str(folder / "benchmark.txt")],

@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from rlhf_core.errors import ModelError
 from rlhf_core.schema import Message
-from rlhf_core.stages.prepare_tokens import require_sound_template, token_problem
+from rlhf_core.stages.prepare_token_rows import RowTokens
+from rlhf_core.stages.prepare_tokens import require_sound_template
 from rlhf_core.tokenization import make_renderer
 from rlhf_core.tokenization.load import load_tokenizer
 
@@ -16,6 +19,11 @@ TEMPLATE = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 PROMPT = (Message(role="user", content="Where is the cat?"),)
+
+
+def token_problem(renderer, prompt, responses, max_length):
+    [found] = RowTokens(renderer, max_length, max_length // 2).rows([(prompt, responses)])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +94,58 @@ def test_a_broken_template_is_refused_before_training(renderer_for, template, sa
     with pytest.raises(ModelError) as raised:
         require_sound_template(renderer_for(template))
     assert says in str(raised.value)
+
+
+SHIPPED = Path(__file__).parents[2] / "data" / "base"
+
+
+@pytest.fixture(scope="module")
+def renderers(base, tmp_path_factory):
+    """A SentencePiece tokenizer, which needs an anchor, and the demo's own."""
+    path = tmp_path_factory.mktemp("template") / "template.jinja"
+    path.write_text(TEMPLATE)
+    return [
+        make_renderer(load_tokenizer(base, chat_template=path)),
+        make_renderer(load_tokenizer(SHIPPED)),
+    ]
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    texts=st.lists(st.text() | st.sampled_from(["</s>", " x ", "\n", "<unk>", "\x01"]), max_size=4)
+)
+@example(texts=["a\ud800b", "  ", "", "</s>", "\x01 then"])
+def test_the_quick_way_says_what_the_renderer_says(renderers, texts):
+    for renderer in renderers:
+        tokens = RowTokens(renderer, 64, 32)
+        assert tokens._backend is not None
+        slowly = [tokens._slowly(text) for text in texts]
+        assert tokens._encode(texts) == slowly
+        for text, found in zip(texts, slowly, strict=True):
+            if isinstance(found, int):
+                assert found == len(renderer.response_ids(text))
+
+
+def test_a_tokenizer_the_quick_way_does_not_know_is_asked_slowly(renderers, monkeypatch):
+    monkeypatch.setattr(RowTokens, "_quickly", lambda *_: [])
+    tokens = RowTokens(renderers[1], 64, 32)
+    assert tokens._backend is None
+    assert tokens.rows([(PROMPT, ["On the mat."])]) == [None]
+
+
+def test_a_prompt_must_survive_the_tokenizer_and_leave_room_to_answer(renderer_for):
+    renderer = renderer_for(TEMPLATE)
+    tokens = RowTokens(renderer, 200, 40)
+    assert tokens.prompt(PROMPT) is None
+    long = (Message(role="user", content="Where is the cat? " * 6),)
+    reason, detail = tokens.prompt(long)
+    assert reason == "too_long"
+    assert detail.endswith("at most 40 leave room to answer")
+    assert tokens.rows([(long, ["On the mat."])]) == [None]
+    shouting = renderer_for(TEMPLATE.replace("m.content", "m.content | upper"))
+    assert RowTokens(shouting, 200, 20).prompt(PROMPT) == (
+        "not_renderable",
+        "the prompt does not survive template and tokenizer",
+    )

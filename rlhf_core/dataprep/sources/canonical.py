@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import to_json
 
 from rlhf_core.dataprep.files import describe
 from rlhf_core.dataprep.keys import content_id
-from rlhf_core.dataprep.rows import RawRow
+from rlhf_core.dataprep.rows import RawRow, as_json
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Demonstration, Prompt, Record
 
@@ -22,7 +21,7 @@ def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison]:
     """Yield comparisons; each remembers its source and line, or those it came with."""
     for row in rows:
         value = _with_turns(row)
-        value.setdefault("comparison_id", _id(value, "prompt", "response_a", "response_b"))
+        _give_id(value, "comparison_id", "prompt", "response_a", "response_b")
         if not (value.get("source") and value.get("line")):
             value["line"] = row.line
         value["source"] = value.get("source") or row.source
@@ -33,7 +32,7 @@ def parse_demonstrations(rows: Iterable[RawRow]) -> Iterator[tuple[int, Demonstr
     """Yield ``(line, demonstration)``."""
     for row in rows:
         value = _with_turns(row)
-        value.setdefault("demonstration_id", _id(value, "prompt", "response"))
+        _give_id(value, "demonstration_id", "prompt", "response")
         value["source"] = value.get("source") or row.source
         yield row.line, _validated(Demonstration, value, row)
 
@@ -42,7 +41,7 @@ def parse_prompts(rows: Iterable[RawRow]) -> Iterator[tuple[int, Prompt]]:
     """Yield ``(line, prompt)``."""
     for row in rows:
         value = _with_turns(row)
-        value.setdefault("prompt_id", _id(value, "prompt"))
+        _give_id(value, "prompt_id", "prompt")
         yield row.line, _validated(Prompt, value, row)
 
 
@@ -53,9 +52,10 @@ def _with_turns(row: RawRow) -> dict[str, Any]:
     return value
 
 
-def _id(value: dict[str, Any], *columns: str) -> str:
-    parts = (to_json(value.get(column), serialize_unknown=True).decode() for column in columns)
-    return content_id("row", *parts)
+def _give_id(value: dict[str, Any], column: str, *content: str) -> None:
+    """Fill in an id that depends on the row's content, where the row brings none."""
+    if column not in value:
+        value[column] = content_id("row", *(as_json(value.get(name)) for name in content))
 
 
 def _validated(kind: type[AnyRecord], value: dict[str, Any], row: RawRow) -> AnyRecord:

@@ -2,20 +2,18 @@
 
 Columns: prompt, response_a, response_b, choice; optional comparison_id, annotator, strength,
 seconds, source. Rows that follow one another with the same comparison_id are votes on one
-comparison.
+comparison; where they do not, as in a file sorted by annotator, preparation pools them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 from rlhf_core.dataprep.keys import content_id, conversation_key
-from rlhf_core.dataprep.rows import RawRow
+from rlhf_core.dataprep.rows import RawRow, annotator_name
 from rlhf_core.dataprep.sources.messages import parse_conversation
 from rlhf_core.dataprep.sources.words import parse_choice, parse_number, parse_strength
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Choice, Comparison, Vote
-
-ANNOTATOR = "unnamed"
 
 
 def parse_comparisons(
@@ -33,9 +31,8 @@ def parse_comparisons(
                 )
         prompt = parse_conversation(first, "prompt")
         response_a, response_b = first.text("response_a"), first.text("response_b")
-        own_id = str(first.value.get("comparison_id") or "")
         yield Comparison(
-            comparison_id=own_id
+            comparison_id=_own_id(first)
             or content_id("row", conversation_key(prompt).hex(), response_a, response_b),
             prompt=prompt,
             response_a=response_a,
@@ -48,8 +45,13 @@ def parse_comparisons(
 
 def _identity(row: RawRow) -> tuple[str, str]:
     """Rows without an id are comparisons of their own."""
-    own_id = row.value.get("comparison_id")
-    return (row.source, str(own_id)) if own_id else (row.source, f"\x00{row.line}")
+    return row.source, _own_id(row) or f"\x00{row.line}"
+
+
+def _own_id(row: RawRow) -> str:
+    """The row's id as text, 0 included; empty where it has none."""
+    value = row.value.get("comparison_id")
+    return "" if value is None else str(value)
 
 
 def _content(row: RawRow) -> tuple[object, ...]:
@@ -59,7 +61,7 @@ def _content(row: RawRow) -> tuple[object, ...]:
 
 def _vote(row: RawRow, choices: Mapping[str, Choice], strengths: Mapping[str, float]) -> Vote:
     return Vote(
-        annotator=str(row.value.get("annotator") or ANNOTATOR),
+        annotator=annotator_name(row.value.get("annotator")),
         choice=parse_choice(row, "choice", choices),
         strength=parse_strength(row, "strength", strengths),
         seconds=parse_number(row, "seconds"),

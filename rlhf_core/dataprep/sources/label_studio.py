@@ -4,34 +4,57 @@
      "annotations": [{"completed_by": 3, "lead_time": 12.5, "was_cancelled": false,
                       "result": [{"type": "pairwise", "value": {"selected": "left"}}]}]}
 
-``columns`` maps our names to those of ``data``. Results of the types pairwise, choices (which side,
-or a tie) and rating or number (strength) are understood.
+``columns`` maps prompt and responses to the names ``data`` has, and ``choice`` and ``strength`` to
+the controls (``from_name``) that ask for them. Without a name the choice is the one pairwise
+control, or else the one of choices; the strength the one of rating or number. Both may be one
+control: "A is much better" is a side under ``choices`` and a number under ``strengths``.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rlhf_core.dataprep.rows import RawRow
+from rlhf_core.dataprep.files import shorten
+from rlhf_core.dataprep.rows import RawRow, annotator_name
 from rlhf_core.dataprep.sources.messages import parse_conversation
-from rlhf_core.dataprep.sources.words import choice_of, parse_number
+from rlhf_core.dataprep.sources.words import choice_of, parse_number, parse_strength
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Choice, Comparison, Vote
 
 _COLUMNS = ("prompt", "response_a", "response_b")
+_CONTROLS = {"choice": ("selected", "choices"), "strength": ("rating", "number")}
+"""What a control of ours may hold, the surer sign first."""
+_KINDS = ("selected", "choices", "rating", "number")
 
 
-def parse_comparisons(
-    rows: Iterable[RawRow], columns: Mapping[str, str], choices: Mapping[str, Choice]
-) -> Iterator[Comparison]:
-    """Yield one comparison a task; cancelled annotations are no votes."""
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """The source's names and words."""
+
+    columns: Mapping[str, str]
+    choices: Mapping[str, Choice]
+    strengths: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What one control of one annotation holds."""
+
+    control: str
+    kind: str
+    value: Any
+
+
+def parse_comparisons(rows: Iterable[RawRow], wording: Wording) -> Iterator[Comparison]:
+    """Yield one comparison a task; cancelled and unanswered annotations are no votes."""
     for row in rows:
         row.require("data", "annotations")
-        task = _data(row, columns)
+        task = _data(row, wording.columns)
         annotations = row.value["annotations"]
         if not isinstance(annotations, list):
-            raise DataError(f"{row.where}: annotations: expected a list, found {annotations!r:.80}")
-        votes = (_vote(row, annotation, choices) for annotation in annotations)
+            found = shorten(annotations)
+            raise DataError(f"{row.where}: annotations: expected a list, found {found}")
+        votes = (_vote(row, annotation, wording) for annotation in annotations)
         yield Comparison(
             comparison_id=f"{row.source}-{row.value.get('id', row.line)}",
             prompt=parse_conversation(task, "prompt"),
@@ -46,7 +69,7 @@ def parse_comparisons(
 def _data(row: RawRow, columns: Mapping[str, str]) -> RawRow:
     data = row.value["data"]
     if not isinstance(data, dict):
-        raise DataError(f"{row.where}: data: expected an object, found {data!r:.80}")
+        raise DataError(f"{row.where}: data: expected an object, found {shorten(data)}")
     task = replace(row, value=data)
     names = {column: columns.get(column, column) for column in _COLUMNS}
     task.require(*names.values())
@@ -54,48 +77,73 @@ def _data(row: RawRow, columns: Mapping[str, str]) -> RawRow:
     return replace(row, value=renamed)
 
 
-def _vote(row: RawRow, annotation: Any, choices: Mapping[str, Choice]) -> Vote | None:
+def _vote(row: RawRow, annotation: Any, wording: Wording) -> Vote | None:
     if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
-        raise DataError(f"{row.where}: annotation without a result list: {annotation!r:.80}")
+        raise DataError(f"{row.where}: annotation without a result list: {shorten(annotation)}")
     if annotation.get("was_cancelled"):
         return None
-    choice: Choice | None = None
-    strength: float | None = None
-    for result in annotation["result"]:
-        answer = _answer(row, result)
-        if (word := _word(answer.value)) is not None:
-            choice = choice_of(row, word, choices)
-        for kind in ("rating", "number"):
-            strength = parse_number(answer, kind) if kind in answer.value else strength
-    if choice is None:
+    answers = [_answer(row, result) for result in annotation["result"]]
+    choice = _find(row, answers, "choice", wording.columns)
+    if choice is None or (word := _word(row, choice)) is None:
         return None
+    strength = _find(row, answers, "strength", wording.columns)
+    how_much = None if strength is None else _content(row, strength)
     return Vote(
         annotator=_annotator(annotation.get("completed_by")),
-        choice=choice,
-        strength=strength,
+        choice=choice_of(row, word, wording.choices),
+        strength=parse_strength(
+            replace(row, value={"strength": how_much}), "strength", wording.strengths
+        ),
         seconds=parse_number(replace(row, value=annotation), "lead_time"),
     )
 
 
-def _answer(row: RawRow, result: Any) -> RawRow:
+def _answer(row: RawRow, result: Any) -> _Answer:
     value = result.get("value") if isinstance(result, dict) else None
     if not isinstance(value, dict):
-        raise DataError(f"{row.where}: result without a value: {result!r:.80}")
-    return replace(row, value=value)
+        raise DataError(f"{row.where}: result without a value: {shorten(result)}")
+    kind = next((kind for kind in _KINDS if kind in value), "")
+    return _Answer(str(result.get("from_name", "")), kind, value.get(kind))
 
 
-def _word(value: dict[str, Any]) -> str | None:
-    """Return the answer of a pairwise or choices result."""
-    if isinstance(value.get("selected"), str):
-        return str(value["selected"])
-    chosen = value.get("choices")
-    if isinstance(chosen, list) and len(chosen) == 1:
-        return str(chosen[0])
-    return None
+def _find(
+    row: RawRow, answers: list[_Answer], column: str, columns: Mapping[str, str]
+) -> _Answer | None:
+    """Return the answer of the control that ``columns`` names, or of the only one that fits."""
+    if column in columns:
+        found = [answer for answer in answers if answer.control == columns[column]]
+    else:
+        fitting = ([a for a in answers if a.kind == kind] for kind in _CONTROLS[column])
+        found = next((some for some in fitting if some), [])
+    if len(found) > 1:
+        controls = ", ".join(answer.control or "without a name" for answer in found)
+        raise DataError(
+            f"{row.where}: several answers could be the {column} (controls {controls});"
+            f" name one control in columns: {{{column}: ...}}"
+        )
+    return found[0] if found else None
+
+
+def _word(row: RawRow, answer: _Answer) -> str | None:
+    """Return the one word an answer chose; None where it chose nothing."""
+    content = _content(row, answer)
+    return None if content is None else str(content)
+
+
+def _content(row: RawRow, answer: _Answer) -> Any:
+    if answer.kind != "choices":
+        return answer.value
+    words = answer.value if isinstance(answer.value, list) else [answer.value]
+    if len(words) > 1:
+        raise DataError(
+            f"{row.where}: control {answer.control!r}: expected one choice, found"
+            f" {len(words)}: {shorten(words)}"
+        )
+    return words[0] if words else None
 
 
 def _annotator(completed_by: Any) -> str:
     """Exports name a person by id, or by an object with e-mail and id."""
     if isinstance(completed_by, dict):
-        return str(completed_by.get("email") or completed_by.get("id") or "unnamed")
-    return "unnamed" if completed_by is None else str(completed_by)
+        return annotator_name(completed_by.get("email") or completed_by.get("id"))
+    return annotator_name(completed_by)

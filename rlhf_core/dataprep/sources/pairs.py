@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from rlhf_core.dataprep.rows import RawRow, Reason, SetAside
 from rlhf_core.dataprep.sources.messages import parse_conversation, parse_messages
 from rlhf_core.dataprep.sources.sides import decided_comparison
+from rlhf_core.dataprep.sources.words import finite_number
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Conversation, Demonstration
 
@@ -92,13 +93,15 @@ def _prompt(row: RawRow, lead: Conversation) -> Conversation:
 
 def _strength(row: RawRow) -> float | None:
     for better, worse in _SCORES:
-        scores = row.value.get(better), row.value.get(worse)
-        if all(isinstance(score, int | float) for score in scores):
-            difference = float(scores[0]) - float(scores[1])  # type: ignore[arg-type]
-            if difference < 0:
-                raise DataError(
-                    f"{row.where}: {better} {scores[0]} is below {worse} {scores[1]};"
-                    " the chosen response must not score lower"
-                )
-            return difference if difference == difference else None
+        scores = [row.value.get(column) for column in (better, worse)]
+        if not all(isinstance(score, int | float) for score in scores):
+            continue
+        high, low = (finite_number(score) for score in scores)
+        difference = None if high is None or low is None else finite_number(high - low)
+        if difference is not None and difference < 0:
+            raise DataError(
+                f"{row.where}: {better} {scores[0]} is below {worse} {scores[1]};"
+                " the chosen response must not score lower"
+            )
+        return difference
     return None

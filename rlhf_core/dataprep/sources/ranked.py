@@ -4,16 +4,19 @@
     {"prompt": ..., "responses": [...], "ranks": [2, 1, 2], "annotator": "ann"}
     {"prompt": ..., "responses": [...], "rankings": [{"annotator": "ann", "ranks": [...]}, ...]}
 
-Rank 1 is best; equal ranks are a tie; the distance of ranks is the strength.
+Rank 1 is best; equal ranks are a tie; the distance of ranks is the strength. Rows of several
+annotators on the same responses are votes on the same comparisons.
 """
 
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 from typing import Any
 
+from rlhf_core.dataprep.files import shorten
 from rlhf_core.dataprep.keys import content_id, conversation_key
 from rlhf_core.dataprep.rows import RawRow, SetAside
 from rlhf_core.dataprep.sources.messages import parse_conversation
+from rlhf_core.dataprep.sources.words import finite_number
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Choice, Comparison, Vote
 
@@ -33,9 +36,12 @@ def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison | SetAside]
         prompt = parse_conversation(row, "prompt")
         rankings = _rankings(row, len(responses))
         group = content_id("list", conversation_key(prompt).hex(), *responses)
-        for first, second in combinations(range(len(responses)), 2):
+        # The publisher's order says who won. So that the side cannot say it too, ids decide it.
+        ids = [content_id("side", group, text) for text in responses]
+        for pair in combinations(range(len(responses)), 2):
+            first, second = sorted(pair, key=lambda place: ids[place])
             yield Comparison(
-                comparison_id=f"{group}-{first}-{second}",
+                comparison_id=f"{group}-{pair[0]}-{pair[1]}",
                 prompt=prompt,
                 response_a=responses[first],
                 response_b=responses[second],
@@ -50,14 +56,14 @@ def _responses(row: RawRow) -> list[str]:
     row.require("responses")
     value = row.value["responses"]
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise DataError(f"{row.where}: responses: expected a list of texts, found {value!r:.80}")
+        raise DataError(f"{row.where}: responses: expected a list of texts, found {shorten(value)}")
     return value
 
 
 def _rankings(row: RawRow, length: int) -> list[Ranking]:
     if (several := row.value.get("rankings")) is not None:
         if not isinstance(several, list):
-            raise DataError(f"{row.where}: rankings: expected a list, found {several!r:.80}")
+            raise DataError(f"{row.where}: rankings: expected a list, found {shorten(several)}")
         return [_ranking(row, entry, length) for entry in several]
     if "ranks" in row.value:
         return [_ranking(row, row.value, length)]
@@ -66,15 +72,14 @@ def _rankings(row: RawRow, length: int) -> list[Ranking]:
 
 def _ranking(row: RawRow, entry: Any, length: int) -> Ranking:
     ranks = entry.get("ranks") if isinstance(entry, dict) else None
-    if (
-        not isinstance(ranks, list)
-        or len(ranks) != length
-        or not all(isinstance(rank, int | float) for rank in ranks)
-    ):
-        raise DataError(
-            f"{row.where}: ranks: expected {length} numbers, one a response, found {ranks!r:.80}"
-        )
-    return str(entry.get("annotator", ANNOTATOR)), [float(rank) for rank in ranks]
+    if isinstance(ranks, list) and len(ranks) == length:
+        numbers = [finite_number(rank) for rank in ranks if isinstance(rank, int | float)]
+        places = [number for number in numbers if number is not None]
+        if len(places) == length:
+            return str(entry.get("annotator", ANNOTATOR)), places
+    raise DataError(
+        f"{row.where}: ranks: expected {length} numbers, one a response, found {shorten(ranks)}"
+    )
 
 
 def _vote(ranking: Ranking, first: int, second: int) -> Vote:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from rlhf_core.dataprep.files import shorten
 from rlhf_core.dataprep.rows import RawRow
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Choice
@@ -40,7 +41,8 @@ def choice_of(row: RawRow, word: str, choices: Mapping[str, Choice]) -> Choice:
     if choice is None:
         known = ", ".join(choices or CHOICES)
         raise DataError(
-            f"{row.where}: unknown choice {word!r}; expected one of {known}, or name it in choices"
+            f"{row.where}: unknown choice {shorten(word)}; expected one of {known},"
+            " or name it in choices"
         )
     return choice
 
@@ -61,10 +63,18 @@ def parse_number(row: RawRow, column: str) -> float | None:
     value = row.value.get(column)
     if value is None or value == "":
         return None
+    number = finite_number(value)
+    if number is None or number < 0:
+        raise DataError(f"{row.where}: {column}: expected a number >= 0, found {shorten(value)}")
+    return number
+
+
+def finite_number(value: object) -> float | None:
+    """Return a number or its text as a float; None for all else, infinity and NaN included."""
+    if not isinstance(value, int | float | str):
+        return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise DataError(f"{row.where}: {column}: expected a number >= 0, found {value!r}")
-    return number
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

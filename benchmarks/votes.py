@@ -1,0 +1,87 @@
+"""Which model of votes agrees best with published gold, overall and by topic.
+
+    .venv/bin/python benchmarks/votes.py ../shared/data/ukp_convarg1/pairs.jsonl.gz
+
+Rows are ``{topic, gold, labels: [{annotator, choice}]}``; a row without gold votes along and is not
+scored. Every model sees all votes and no gold.
+"""
+
+import argparse
+import gzip
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_core.dataprep.agreement import alpha_estimate
+from rlhf_core.dataprep.annotators import annotator_facts
+from rlhf_core.dataprep.votes import CHOICES, MODELS, VoteTable
+from rlhf_core.schema import Vote
+
+NUM_RESAMPLES = 2_000
+
+
+def read(path: Path) -> tuple[VoteTable, np.ndarray, np.ndarray]:
+    """Return the votes, [N] gold as a place in ``CHOICES`` or -1, and [N] topics."""
+    table, gold, topics = VoteTable(), [], []
+    with gzip.open(path, "rt") as lines:
+        for number, line in enumerate(lines):
+            row = json.loads(line)
+            table.add(number, [Vote(**label) for label in row["labels"]])
+            gold.append(CHOICES.index(row["gold"]) if row["gold"] else -1)
+            topics.append(row["topic"])
+    return table, np.array(gold), np.array(topics)
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean difference of two paired 0/1 columns with its 95% bootstrap interval."""
+    gap = first.astype(float) - second
+    draws = np.random.default_rng(0).integers(0, len(gap), (NUM_RESAMPLES, len(gap)))
+    low, high = np.quantile(gap[draws].mean(axis=1), [0.025, 0.975])
+    return gap.mean(), low, high
+
+
+def main() -> None:
+    """Fit every model and print the tables of docs/data.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pairs", type=Path)
+    table, gold, topics = read(parser.parse_args().pairs)
+    known = gold >= 0
+    alpha = alpha_estimate(table.counts(len(gold)), num_resamples=1_000, seed=0)
+    print(f"{len(gold):,} pairs, {len(table.choice):,} votes, {known.sum():,} with gold")
+    print(f"Krippendorff's alpha {alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}]\n")
+    right, seconds = {}, {}
+    for name, model in MODELS.items():
+        start = time.perf_counter()
+        right[name] = model(table, len(gold)).argmax(axis=1) == gold
+        seconds[name] = time.perf_counter() - start
+    print("| model | agrees with gold | less majority | where gold is no tie | seconds |")
+    print("|---|---|---|---|---|")
+    decided = known & (gold < 2)
+    for name, column in right.items():
+        gap = difference(column[known], right["majority"][known])
+        shown = "" if name == "majority" else f"{gap[0]:+.3f} [{gap[1]:+.3f}, {gap[2]:+.3f}]"
+        print(
+            f"| {name} | {column[known].mean():.3f} | {shown} | {column[decided].mean():.3f}"
+            f" | {seconds[name]:.1f} |"
+        )
+    print(f"\n| topic | pairs | {' | '.join(right)} |\n|---|---|{'---|' * len(right)}")
+    for topic in sorted(set(topics)):
+        rows = known & (topics == topic)
+        shares = [column[rows].mean() for column in right.values()]
+        cells = (f"**{s:.3f}**" if s == max(shares) else f"{s:.3f}" for s in shares)
+        print(f"| {topic} | {rows.sum()} | {' | '.join(cells)} |")
+    print("\n| careless-looking | votes | agrees with gold | why |\n|---|---|---|---|")
+    comparison, annotator, choice = table.columns()
+    correct = choice == gold[comparison]
+    facts = annotator_facts(table, len(gold), min_votes=20, fast_fraction=0.25)
+    for found in facts[:5]:
+        rows = (annotator == table.names[found.annotator]) & known[comparison]
+        why = ", ".join(found.careless)
+        print(f"| {found.annotator} | {found.num_votes} | {correct[rows].mean():.2f} | {why} |")
+    print(f"\neverybody: {correct[known[comparison]].mean():.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Label Studio's export: which control holds the choice, how much better, and who said it."""
+
+import json
+
+import pytest
+
+from rlhf_core.config import SourceConfig
+from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.errors import DataError
+
+
+def read(path, **settings) -> list:
+    return list(read_comparisons(SourceConfig(path=path, **settings)))
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value))
+    return path
+
+
+def task(**changes) -> dict:
+    return {
+        "id": 7,
+        "data": {"prompt": "Q?", "answer1": "yes", "answer2": "no", "meta": 1},
+        "annotations": [
+            {
+                "completed_by": {"id": 3, "email": "ann@example.org"},
+                "lead_time": 12.5,
+                "was_cancelled": False,
+                "result": [
+                    {"type": "pairwise", "from_name": "c", "value": {"selected": "left"}},
+                    {"type": "rating", "from_name": "s", "value": {"rating": 2}},
+                ],
+            },
+            {"completed_by": 4, "result": [{"type": "choices", "value": {"choices": ["tie"]}}]},
+            {"completed_by": 5, "was_cancelled": True, "result": []},
+            {"completed_by": 6, "result": []},
+        ],
+        **changes,
+    }
+
+
+def test_a_label_studio_export_is_read(tmp_path):
+    columns = {"response_a": "answer1", "response_b": "answer2"}
+    path = write_json(tmp_path / "export.json", [task()])
+    [item] = read(path, format="label_studio", columns=columns)
+    assert [(v.annotator, v.choice, v.strength, v.seconds) for v in item.votes] == [
+        ("ann@example.org", "a", 2.0, 12.5),
+        ("4", "tie", None, None),
+    ]
+    assert (item.comparison_id, item.line) == ("export-7", 1)
+    with pytest.raises(DataError, match="line 1: missing column 'response_a'"):
+        read(path, format="label_studio")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"annotations": None}, "annotations: expected a list"),
+        ({"annotations": [{"completed_by": 1}]}, "annotation without a result list"),
+        ({"annotations": [{"result": [{"type": "pairwise"}]}]}, "result without a value"),
+        ({"data": 3}, "data: expected an object"),
+        ({"annotations": [{"result": [{"value": {"selected": "up"}}]}]}, "unknown choice 'up'"),
+    ],
+)
+def test_a_strange_export_is_one_clear_error(tmp_path, change, says):
+    path = write_json(tmp_path / "export.json", [task(**change)])
+    columns = {"response_a": "answer1", "response_b": "answer2"}
+    with pytest.raises(DataError) as raised:
+        read(path, format="label_studio", columns=columns)
+    assert says in str(raised.value)
+    assert "line 1" in str(raised.value)
+
+
+def annotated(*results: dict) -> list[dict]:
+    return [task(annotations=[{"completed_by": 0, "result": list(results)}])]
+
+
+BETTER = {"from_name": "better", "value": {"choices": ["A is much better"]}}
+WHY = {"from_name": "why", "value": {"choices": ["facts", "tone"]}}
+SIDES = {"response_a": "answer1", "response_b": "answer2"}
+
+
+def test_one_control_may_say_side_and_strength_beside_others(tmp_path):
+    path = write_json(tmp_path / "export.json", annotated(WHY, BETTER))
+    settings = {
+        "format": "label_studio",
+        "choices": {"A is much better": "a"},
+        "strengths": {"A is much better": 3},
+    }
+    named = {**SIDES, "choice": "better", "strength": "better"}
+    [item] = read(path, columns=named, **settings)
+    [vote] = item.votes
+    assert (vote.annotator, vote.choice, vote.strength) == ("0", "a", 3.0)
+    with pytest.raises(
+        DataError, match=r"line 1: several answers could be the choice \(controls wh"
+    ):
+        read(path, columns=SIDES, **settings)
+    with pytest.raises(DataError, match="line 1: control 'why': expected one choice, found 2"):
+        read(path, columns={**SIDES, "choice": "why"}, **settings)
+
+
+def test_a_pairwise_answer_needs_no_name_beside_other_controls(tmp_path):
+    side = {"from_name": "c", "value": {"selected": "right"}}
+    how = {"from_name": "how", "value": {"choices": ["slightly better"]}}
+    path = write_json(tmp_path / "export.json", annotated(WHY, side, how))
+    [item] = read(path, format="label_studio", columns={**SIDES, "strength": "how"})
+    assert (item.votes[0].choice, item.votes[0].strength) == ("b", 1.0)
+
+
+@pytest.mark.parametrize("value", [{"id": 1}, "text", [1]])
+def test_an_export_that_is_no_list_of_tasks_is_refused(tmp_path, value):
+    path = write_json(tmp_path / "export.json", value)
+    with pytest.raises(DataError, match="expected a"):
+        read(path, format="label_studio")

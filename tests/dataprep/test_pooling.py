@@ -1,0 +1,110 @@
+"""Several rows on one pair: votes add up, repeats and contradictions are told apart."""
+
+import csv
+import itertools
+
+from rlhf_core.config import SourceConfig
+from rlhf_core.dataprep.ledger import apply_votes, enter
+from rlhf_core.dataprep.pooling import pool_votes
+from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.dataprep.votes import VoteTable, majority
+from rlhf_core.schema import Comparison, Message, Vote
+
+NAMES = {"a": "a", "b": "b", "t": "tie"}
+
+
+def row(votes: str, *, swapped: bool = False, line: int = 1) -> Comparison:
+    """``"ann:a bob:t"``; a swapped row has its responses the other way round."""
+    sides = ("no", "yes") if swapped else ("yes", "no")
+    return Comparison(
+        comparison_id=str(line),
+        prompt=(Message(role="user", content="Q?"),),
+        response_a=sides[0],
+        response_b=sides[1],
+        votes=tuple(
+            Vote(annotator=name, choice=NAMES[choice], strength=2.0, seconds=5.0)
+            for name, choice in (vote.split(":") for vote in votes.split())
+        ),
+        source="s",
+        line=line,
+    )
+
+
+def pool(*items: Comparison):
+    entries, table = [enter(item) for item in items], VoteTable()
+    for number, item in enumerate(items):
+        table.add(number, item.votes)
+    pooled = pool_votes(entries, table)
+    apply_votes(entries, majority(table, len(entries)))
+    return entries, table, pooled
+
+
+def test_votes_of_other_people_add_up_and_may_change_the_winner():
+    entries, table, pooled = pool(row("ann:a"), row("bob:b"), row("cid:a", swapped=True, line=3))
+    assert [entry.reason for entry in entries] == [None, "votes_pooled", "votes_pooled"]
+    assert entries[1].detail == "into s, line 1"
+    assert [(v.annotator, v.choice) for v in pooled[0]] == [
+        ("ann", "a"),
+        ("bob", "b"),
+        ("cid", "b"),
+    ]
+    assert (pooled[0][2].strength, pooled[0][2].seconds) == (2.0, 5.0)
+    assert entries[0].a_beats_b < 0.5
+    assert table.counts(3).tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_two_people_of_other_minds_make_a_tie():
+    entries, _, _ = pool(row("ann:a"), row("bob:b"))
+    assert [entry.reason for entry in entries] == ["tie", "votes_pooled"]
+
+
+def test_a_row_said_again_counts_once():
+    entries, table, pooled = pool(row("ann:a bob:b bob:a"), row("ann:b", swapped=True))
+    assert [entry.reason for entry in entries] == [None, "exact_duplicate"]
+    assert not pooled
+    assert table.counts(2).sum() == 3
+
+
+def test_a_person_who_changes_sides_contradicts():
+    entries, table, pooled = pool(row("ann:a"), row("ann:b bob:b"), row("cid:a"))
+    assert [entry.reason for entry in entries] == ["conflicting_labels"] * 3
+    assert not pooled
+    assert table.counts(3).sum() == 4
+
+
+def test_one_who_errs_among_others_does_not_condemn_the_pair():
+    entries, _, pooled = pool(row("ann:a bob:b cid:a"), row("bob:a dan:a"))
+    assert [entry.reason for entry in entries] == [None, "votes_pooled"]
+    assert sorted((v.annotator, v.choice) for v in pooled[0])[1:3] == [("bob", "a"), ("bob", "b")]
+
+
+def test_people_without_a_name_are_different_people():
+    entries, _, pooled = pool(row("unnamed:a"), row("unnamed:a"), row("unnamed:b"))
+    assert [entry.reason for entry in entries] == [None, "votes_pooled", "votes_pooled"]
+    assert len(pooled[0]) == 3
+
+
+def test_the_order_of_rows_changes_no_vote():
+    items = [row("ann:a bob:a"), row("bob:b cid:b", swapped=True), row("ann:t dan:b")]
+    outcomes = set()
+    for order in itertools.permutations(items):
+        entries, table, _ = pool(*order)
+        stays = [entry for entry in entries if entry.reason is None]
+        won = [(entry.a_beats_b > 0.5) == entry.a_first for entry in stays]
+        outcomes.add((len(stays), *won, len(table.choice)))
+    assert len(outcomes) == 1
+
+
+def test_a_spreadsheet_may_be_sorted_by_annotator(tmp_path):
+    path = tmp_path / "votes.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "response_a", "response_b", "choice", "annotator"])
+        for who, choices in (("ann", "aab"), ("bob", "abb"), ("cid", "aba")):
+            for number, choice in enumerate(choices):
+                writer.writerow([f"{number}?", "yes", "no", choice, who])
+    items = list(read_comparisons(SourceConfig(path=path, format="flat")))
+    entries, table, pooled = pool(*items)
+    assert [entry.reason for entry in entries] == [None] * 3 + ["votes_pooled"] * 6
+    assert table.counts(9)[:3].tolist() == [[3, 0, 0], [1, 2, 0], [1, 2, 0]]
+    assert [len(votes) for votes in pooled.values()] == [3, 3, 3]
