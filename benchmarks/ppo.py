@@ -1,6 +1,6 @@
 """Run TRL's last PPOTrainer and ours on the same work and say how they compare.
 
-    python benchmarks/ppo.py [--peer PYTHON] [--rounds N] [--setting A] [--ours B]
+    python benchmarks/ppo.py [--peer PYTHON] [--rounds N] [--warm-up N] [--setting A] [--ours B]
 
 First both replay the same responses from the same weights: advantages, KL and losses must agree to
 1e-5. Then each setting starts the peer and ours, warms them up with one iteration, and takes
@@ -98,7 +98,7 @@ def _answer(python: Path, script: str, folder: Path) -> dict:
     return json.loads(run.stdout)
 
 
-def compare(setting: PpoSetting, peer: Path, rounds: int) -> dict[str, dict]:
+def compare(setting: PpoSetting, peer: Path, rounds: int, warm_up: int) -> dict[str, dict]:
     """Time one setting; name of ours to what it came to."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -107,8 +107,7 @@ def compare(setting: PpoSetting, peer: Path, rounds: int) -> dict[str, dict]:
         variants = [{**longest, **options} for options in setting.ours.values()]
         turns = Turns(peer, ("ppo_peer.py", "ppo_ours.py"), "time", folder)
         with turns.start({"response_length": setting.max_new_tokens}, variants):
-            turns.take(1)
-            theirs, *ours = turns.take(rounds)
+            theirs, *ours = (answers[warm_up:] for answers in turns.take(warm_up + rounds))
             rates = turns.sides[-1].rates()
     found = {}
     for (name, options), answers in zip(setting.ours.items(), ours, strict=True):
@@ -135,6 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", type=Path, default=PEER, help="python with TRL 1.12")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=1, help="iterations that do not count")
     parser.add_argument("--setting", action="append", help="only this one; may be repeated")
     parser.add_argument("--ours", action="append", help="only this of ours; may be repeated")
     arguments = parser.parse_args()
@@ -145,7 +145,8 @@ def main() -> None:
     )
     keep("ppo", "note: work", {"text": text})
     for setting in chosen(SETTINGS, arguments.setting, arguments.ours):
-        for name, values in compare(setting, arguments.peer, arguments.rounds).items():
+        found = compare(setting, arguments.peer, arguments.rounds, arguments.warm_up)
+        for name, values in found.items():
             keep("ppo", f"{setting.name} | {name}", values)
 
 
