@@ -68,6 +68,8 @@ class Page:
     """The run's configuration, as text."""
     notes: Sequence[str] = field(default_factory=tuple)
     """What could not be shown, and why."""
+    data_docs: str | None = None
+    """Where the Data Docs of the dataset lie."""
 
 
 @dataclass(frozen=True)

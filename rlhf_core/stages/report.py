@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.adapters.curves import read_curves
+from rlhf_core.adapters.data_docs import INDEX, find_docs
 from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.config import GatedStage, PipelineConfig
 from rlhf_core.dataprep.files import atomic_file, read_records
@@ -65,6 +66,8 @@ def write_report(directory: Path) -> Path:
     }
     notes: list[str] = []
     rows = _compared(results.get("evaluate"))
+    splits = _splits(directory)
+    docs = find_docs(splits.directory) if splits else None
     page = Page(
         run_id=directory.name,
         project=config.project,
@@ -77,9 +80,10 @@ def write_report(directory: Path) -> Path:
         },
         samples=pick_samples(rows),
         lineage=_lineage(results, notes),
-        data=_data_report(directory),
+        data=_saved(splits.report) if splits else None,
         settings=config.model_dump_json(indent=2),
         notes=tuple(notes),
+        data_docs=str(docs / INDEX) if docs else None,
     )
     target = directory / REPORT
     with atomic_file(target) as stream:
@@ -200,11 +204,9 @@ def _lineage(results: Mapping[str, StageResult], notes: list[str]) -> dict[str, 
         return None
 
 
-def _data_report(directory: Path) -> dict[str, Any] | None:
+def _splits(directory: Path) -> DatasetSplits | None:
     saved = _saved(directory / "prepare" / "result.json")
-    if saved is None:
-        return None
-    return _saved(DatasetSplits.model_validate(saved).report)
+    return None if saved is None else DatasetSplits.model_validate(saved)
 
 
 def _saved(path: Path) -> dict[str, Any] | None:

@@ -98,6 +98,14 @@ def test_what_models_and_people_wrote_is_escaped_everywhere():
     assert html.count("&lt;script&gt;") > 8
 
 
+def test_careless_annotators_are_named_with_what_they_did():
+    person = {"annotator": "worker-7", "careless": ["at_chance"], "num_votes": 40, "kappa": 0.01}
+    html = render_page(page(data={"agreement": {"careless": [person]}}, data_docs="d/index.html"))
+    assert "worker-7" in html
+    assert "at chance" in html
+    assert "<code>d/index.html</code>" in html
+
+
 def test_a_run_that_has_finished_nothing_says_so():
     assert "NO DECISION" in render_page(page(results=()))
 
