@@ -39,7 +39,10 @@ def compare(stage: str, setting: Setting, peer: Path, rounds: int) -> dict[str, 
         folder = Path(temporary)
         write_models(folder, size)
         write_rows(folder, size)
-        flops = floor_flops(folder, size, stage)
+        flops = [
+            floor_flops(folder, size, stage, reference=bool(options.get("reference_each_step")))
+            for options in setting.ours.values()
+        ]
         turns = Turns(peer, ("peer.py", "ours.py"), stage, folder)
         with turns.start(setting.peer, list(setting.ours.values())):
             theirs, *warm = turns.take(WARM_UP)
@@ -47,13 +50,13 @@ def compare(stage: str, setting: Setting, peer: Path, rounds: int) -> dict[str, 
             if setting.same_numbers and max(gaps) > LOSS_TOLERANCE:
                 raise SystemExit(f"{setting.name}: losses differ by {max(gaps)}")
             theirs, *ours = turns.take(rounds)
-            floor = flops / turns.sides[-1].rates()["rate"]
+            rate = turns.sides[-1].rates()["rate"]
     found = {}
-    for name, answers, gap in zip(setting.ours, ours, gaps, strict=True):
+    for name, answers, gap, least in zip(setting.ours, ours, gaps, flops, strict=True):
         found[name] = {
             **ratio_and_memory(theirs, answers),
             "tokens_per_second": answers[0]["tokens"] / median(answers, "cpu"),
-            "over_floor": median(answers, "cpu") / floor,
+            "over_floor": median(answers, "cpu") * rate / least,
             "loss_gap": gap,
         }
     return found

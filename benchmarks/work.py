@@ -119,11 +119,11 @@ def read_rows(folder: Path, kind: str) -> list[dict[str, list[int]]]:
     return rows
 
 
-def floor_flops(folder: Path, size: Size, stage: str) -> float:
+def floor_flops(folder: Path, size: Size, stage: str, *, reference: bool = False) -> float:
     """Multiplications and additions a step cannot do without, nothing padded, nothing repeated.
 
     Two per weight and token forwards, four backwards; causal attention; the output head on response
-    tokens only; the prompt of a pair once. DPO also runs its reference forwards.
+    tokens only; the prompt of a pair once. With ``reference`` another model runs forwards.
     """
     if stage == "sft":
         rows = read_rows(folder, "demonstrations")
@@ -140,4 +140,4 @@ def floor_flops(folder: Path, size: Size, stage: str) -> float:
     forward = 2.0 * tokens * size.layers * size.weights_per_layer
     forward += 2.0 * scored * size.hidden * size.layers
     head = 0.0 if stage == "reward" else 2.0 * read * size.vocabulary * size.hidden
-    return 3 * (forward + head) + (forward + head if stage == "dpo" else 0.0)
+    return 3 * (forward + head) + (forward + head if reference else 0.0)
