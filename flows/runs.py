@@ -144,6 +144,7 @@ def run_once(
     stamp = directory / "inputs.json"
     key = json.dumps(dict(inputs), indent=2, sort_keys=True)
     with hold_stage(context, stage):
+        _clear_leftovers(directory)
         if stamp.exists() and stamp.read_text(encoding="utf-8") != key:
             set_aside(context, stage)
         elif stamp.exists() and (before := saved_result(context, stage, record)) is not None:
@@ -154,6 +155,15 @@ def run_once(
         result = compute()
         write_atomically(directory / RESULT, result.model_dump_json(indent=2))
         return result
+
+
+def _clear_leftovers(directory: Path) -> None:
+    """Remove what killed attempts were writing; the lock on the stage says that nobody else is."""
+    for path in directory.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def set_aside(context: RunContext, stage: StageName) -> None:

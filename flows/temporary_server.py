@@ -34,7 +34,7 @@ def end_with_this_process() -> None:
             env=child_environment() | MARKS | settings.to_environment_variables(exclude_unset=True),
         )
 
-    SubprocessASGIServer._run_uvicorn_command = start  # type: ignore[assignment, method-assign]
+    SubprocessASGIServer._run_uvicorn_command = start  # type: ignore[method-assign,assignment]
 
 
 def _end_with_input() -> None:

@@ -7,6 +7,8 @@ from flows.local import in_this_process
 from flows.run_settings import RunSettings
 from rlhf_core.adapters.settings import quiet_environment
 from tests.flows.fakes import FakeStages
+from tests.flows.mortal import Mortal
+from tests.flows.tiny import STAGES, Workplace
 
 # Before Prefect is imported, for it reads its settings once.
 quiet_environment()
@@ -50,3 +52,18 @@ gates:
 @pytest.fixture
 def settings(config_path):
     return RunSettings(file=config_path)
+
+
+@pytest.fixture(scope="session")
+def mortal(tmp_path_factory):
+    made = Mortal(tmp_path_factory.mktemp("mortal") / "log.txt")
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, fresh_database, mortal):
+    """The tiny demo, every stage run once and left alone, with what each command did."""
+    made = Workplace(tmp_path_factory.mktemp("whole") / "work", fresh_database, mortal)
+    made.outcomes = {stage: made.carry_out(stage, "run-1") for stage in STAGES}
+    return made

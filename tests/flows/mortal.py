@@ -3,7 +3,8 @@
 The process imports everything once and forks a child per command, which costs no start-up. Stages
 run without Prefect's engine here; the served tests have it. A child counts its effects, all that
 lasts beyond it: every file it opens for writing, every rename, folder and removal, every statement
-and commit that changes the database. Told a number, it kills itself right before that effect.
+and commit that changes the database, every request to a server. Told a number, it kills itself
+right before that effect.
 """
 
 import contextlib
@@ -16,7 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-FILE_EFFECTS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link"}
+EFFECTS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "http.client.send"}
+"""Names of audit events, beside opening a file for writing."""
+MARK = "RLHF_TEST_MARK"
+"""Environment variable by which a test finds the processes that it started."""
 STAGES = ("prepare", "sft", "reward", "policy", "evaluate")
 
 
@@ -79,7 +83,7 @@ class Effects:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(self, event, arguments):
-        if event in FILE_EFFECTS or (event == "open" and _writes(*arguments)):
+        if is_effect(event, arguments):
             self.happens()
 
     def watch(self):
@@ -93,6 +97,35 @@ class Effects:
         event.listen(Engine, "before_cursor_execute", statement)
         event.listen(Engine, "commit", lambda connection: self.happens())
         sys.addaudithook(self.audit)
+
+
+def is_effect(event, arguments):
+    """Whether an audit event is of something that lasts."""
+    return event in EFFECTS or (event == "open" and _writes(*arguments))
+
+
+def marked(mark):
+    """Living processes with the mark, whoever their parent is by now."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # somebody else's, or one that has just ended
+    return found
+
+
+def kill_others(words):
+    """Kill the processes with this one's mark whose command line has one of the words."""
+    import psutil
+
+    for process in marked(os.environ[MARK]) if words else ():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and any(word in process.cmdline() for word in words):
+                process.kill()
 
 
 def _writes(path, mode, flags):

@@ -8,8 +8,6 @@ from mlflow.entities import ViewType
 
 from rlhf_core.models.files import weights_sha256
 
-TRAINED = ("sft", "reward", "judge", "policy")
-
 
 def versions(client):
     """Every version of every registered model."""
@@ -54,19 +52,19 @@ def check_runs(client):
         assert run.info.status == "FINISHED", run.data.tags
 
 
-def training_steps(client, pipeline_run):
-    """Steps at which each stage of a pipeline run recorded its training metrics.
+def steps_recorded_twice(client, pipeline_run):
+    """Training steps that stand twice in a metric of a pipeline run.
 
-    What is measured once at the end is measured again by a stage that was killed after it.
+    A step whose metrics were still on their way when the process was killed is missing. What is
+    measured at the last step is measured again by a stage that was killed after it.
     """
     (experiment,) = client.search_experiments(filter_string="name = 'rlhf'")
     runs = client.search_runs([experiment.experiment_id], f"tags.`rlhf.run_id` = '{pipeline_run}'")
-    assert len({run.data.tags["rlhf.stage"] for run in runs}) == len(runs)
-    steps = {
-        (run.data.tags["rlhf.stage"], name): [
-            point.step for point in client.get_metric_history(run.info.run_id, name)
-        ]
-        for run in runs
-        for name in run.data.metrics
-    }
-    return {name: found for name, found in steps.items() if len(set(found)) > 1}
+    assert Counter(run.data.tags["rlhf.stage"] for run in runs).most_common(1)[0][1] == 1
+    twice = []
+    for run in runs:
+        for name in run.data.metrics:
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
+            repeated = [step for step, count in Counter(steps).items() if count > 1]
+            twice += [(name, step) for step in repeated if step < max(steps)]
+    return twice

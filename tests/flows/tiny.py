@@ -7,7 +7,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CONFIG = "tiny.yaml"
 ROWS = {"comparisons": 120, "demonstrations": 48, "prompts": 48, "heldout_prompts": 24}
-RUNS_MODELS = {"sft": "rlhf-sft", "reward": "rlhf-reward", "judge": "rlhf-judge"}
+STAGES = ("prepare", "sft", "reward", "judge", "policy", "evaluate", "promote")
+TRAINED = ("sft", "reward", "judge", "policy")
 
 SETTINGS = {
     "model": {"base": "data/base", "max_length": 192},
@@ -52,6 +53,48 @@ def make_tiny(folder, **changes):
         (folder / f"data/raw/{name}.jsonl").write_text("".join(lines[:rows]))
     _write_base(folder / "data/base")
     (folder / CONFIG).write_text(yaml.safe_dump(SETTINGS | changes))
+
+
+def weights_of(run):
+    """The sha256 of each stage's weights, as they lie in a run's folder."""
+    from rlhf_core.models.files import weights_sha256
+
+    return {stage: weights_sha256(run / stage / "model") for stage in TRAINED}
+
+
+class Workplace:
+    """A folder with the tiny demo, MLflow on SQLite, and commands that can be killed."""
+
+    def __init__(self, path, database, mortal):
+        self.path, self.mortal = path, mortal
+        make_tiny(path)
+        (path / "mlflow.db").write_bytes(database.read_bytes())
+
+    def carry_out(self, stage, run, **moment):
+        """What a person types; repeating it goes on with the stage."""
+        role = ("--role", "judge") if stage == "judge" else ()
+        words = ("reward" if role else stage, CONFIG, "--run-id", run, *role)
+        if stage == "promote":
+            words = ("promote", "models:/rlhf-policy@candidate")
+        return self.mortal.rlhf(self.path, *words, **moment)
+
+    def weights(self, run):
+        return weights_of(self.path / "runs" / run)
+
+    @property
+    def client(self):
+        """MLflow's client for this folder's database."""
+        from mlflow import MlflowClient
+
+        uri = f"sqlite:///{self.path / 'mlflow.db'}"
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def start_over(self, stage, rounds):
+        """Take away what would make a finished stage a matter of looking it up."""
+        if stage == "prepare":
+            (self.path / "data/prepared").rename(self.path / f"data/prepared-{rounds}")
+        elif stage == "promote":
+            self.client.delete_registered_model_alias("rlhf-policy", "champion")
 
 
 def _write_base(folder):

@@ -1,0 +1,106 @@
+"""What people click in the Prefect UI; pictures are kept in ``artifacts/ui``."""
+
+import json
+
+import pytest
+
+from flows.inputs import PipelineInputs
+from flows.promotion import Approval
+from flows.run_settings import RunSettings
+from tests.browser.pages import Prefect
+from tests.flows.served import ROOT, Served
+from tests.flows.test_served import CONFIG
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("served")]
+
+PICTURES = ROOT / "artifacts/ui"
+
+
+@pytest.fixture(scope="module")
+def ui(page, tmp_path_factory):
+    served = Served.prepare(tmp_path_factory.mktemp("browser") / "work")
+    (served.path / "configs").unlink()
+    (served.path / "configs").mkdir()
+    (served.path / "configs/demo-approval.yaml").write_text(CONFIG)
+    served.rlhf("up", "--prefect-port", "0", "--mlflow-port", "0")
+    yield Prefect(page, served)
+    served.rlhf("down")
+
+
+@pytest.fixture(scope="module")
+def form(ui):
+    """The custom run form of the nightly deployment; returns what stands on it."""
+    ui.open_deployment("rlhf-pipeline/nightly")
+    ui.open_form()
+    ui.shoot(PICTURES / "run-form.png", full_page=True)
+    return ui.page.inner_text("body")
+
+
+@pytest.fixture(scope="module")
+def failed(ui, form):
+    """A run that was started from the form and whose SFT broke; returns its id."""
+    (ui.served.path / "fail-sft").touch()
+    run = ui.submit()
+    assert ui.served.wait(run)["state"]["type"] == "FAILED"
+    return run
+
+
+@pytest.fixture(scope="module")
+def suspended(ui, failed):
+    """The same run, retried by a click, waiting for a person."""
+    ui.open_run(failed)
+    ui.shoot(PICTURES / "failed-run.png")
+    ui.served.calls()
+    ui.retry()
+    ui.served.wait(failed, "PAUSED")
+    return failed
+
+
+def test_the_run_form_says_what_each_field_is(form):
+    fields = [*PipelineInputs.model_fields.values(), *RunSettings.model_fields.values()]
+    missing = [field.description for field in fields if field.description not in form]
+    assert missing == []
+
+
+def test_a_failed_run_offers_retry_and_says_what_broke(ui, failed):
+    ui.open_run(failed)
+    assert ui.page.get_by_role("button", name="Retry", exact=True).is_visible()
+    assert "sft broke" in ui.page.inner_text("body")
+
+
+def test_retry_repeats_what_failed_and_follows(ui, suspended):
+    assert ui.served.calls() == ["sft", "reward", "judge", "policy", "evaluate"]
+    ui.open_run(suspended)
+    ui.shoot(PICTURES / "run-graph.png")
+    assert "Suspended" in ui.page.inner_text("body")
+
+
+def test_a_stage_shows_its_gates_as_an_artifact(ui, suspended):
+    (stage,) = ui.served.runs("rlhf-evaluate")
+    ui.open_run(stage["id"])
+    ui.page.get_by_text("Artifacts", exact=True).click()
+    ui.page.get_by_text("evaluate-result").first.click()
+    ui.page.get_by_text("lower bound").first.wait_for()
+    ui.shoot(PICTURES / "artifact.png")
+    text = ui.page.inner_text("body")
+    assert "evaluate/quality" in text
+    assert "0.7 [0.65, 0.75], n = 300" in text
+
+
+def test_a_person_approves_in_a_form_that_shows_the_gates(ui, suspended):
+    ui.open_run(suspended)
+    form = ui.open_resume_form()
+    text = form.inner_text()
+    assert "evaluate/quality" in text
+    for field in Approval.model_fields.values():
+        assert field.description in text
+    ui.fill_resume_form(form, decision="PROMOTE", reviewer="Ada", comment="reads well")
+    ui.shoot(PICTURES / "approval.png")
+    ui.press("Submit", within=form)
+    assert ui.served.wait(suspended)["state"]["name"] == "Completed"
+    answer = json.loads((ui.served.path / "approval.json").read_text())
+    assert (answer["decision"], answer["reviewer"]) == ("PROMOTE", "Ada")
+
+
+def test_the_pages_ask_nobody_outside(ui, suspended):
+    assert ui.page.strangers == []
