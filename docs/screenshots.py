@@ -54,7 +54,7 @@ def retry(ui: Prefect, run: str) -> None:
     """Press Retry, and wait until the pipeline asks for a person."""
     ui.open_run(run)
     ui.shoot(IMAGES / "3-failed.png")
-    ui.retry()
+    ui.retry(run)
     ui.rest()
     ui.served.wait(run, "PAUSED")
     ui.open_run(run)
@@ -74,7 +74,9 @@ def approve(ui: Prefect, run: str) -> None:
     """Fill the Resume form in and submit it."""
     ui.open_run(run)
     form = ui.open_resume_form()
-    ui.fill_resume_form(form, decision="PROMOTE", reviewer="Ada", comment="I have read the report.")
+    ui.fill_resume_form(
+        form, decision="PROMOTE", reviewer="the reviewer", comment="I have read the report."
+    )
     ui.shoot(IMAGES / "6-approval.png")
     ui.press("Submit", within=form)
     ui.rest()

@@ -4,6 +4,8 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.flows.served import FINAL, until
+
 CHROMIUMS = ("/usr/bin/chromium", "chromium", "chromium-browser", "google-chrome-stable")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
@@ -92,10 +94,11 @@ class Prefect:
         self.page.locator("canvas").first.wait_for()
         self.settle()
 
-    def retry(self):
-        """Retry, and yes, really."""
+    def retry(self, run):
+        """Retry, and yes, really; returns once the server has heard it."""
         self.press("Retry")
         self.press("Retry", within=self.page.locator(".p-modal"))
+        until(lambda: self.served.run(run)["state"]["type"] not in FINAL, lambda: "the retry")
 
     def open_resume_form(self):
         """Resume; returns the form."""

@@ -91,7 +91,7 @@ def test_promoting_by_hand_is_an_approval_on_record(rlhf, stages, monkeypatch, v
         reasons=(),
     )
     monkeypatch.setattr(bindings, "promote_model", lambda model: promotion)
-    done = rlhf("promote", "models:/rlhf-policy@candidate", "--reviewer", "Ada")
+    done = rlhf("promote", "models:/rlhf-policy@candidate", "--reviewer", "the reviewer")
     assert done.exit_code == (0 if verdict == "PROMOTE" else 1)
     assert stages.approvals == ({uri: "PROMOTE"} if verdict == "PROMOTE" else {})
 
