@@ -33,7 +33,8 @@ def disturbed(tmp_path_factory, fresh_database, undisturbed):
             if not ended["killed"]:
                 made.start_over(stage, made.runs[stage])
                 made.runs[stage] += 1
-        for number in range(1, made.runs[stage] + 1):
+        last = max(made.runs[stage], made.runs["policy"] if stage == "evaluate" else 1)
+        for number in range(1, last + 1):
             made.carry_out(stage, f"run-{number}")
     return made
 

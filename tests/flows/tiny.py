@@ -75,7 +75,7 @@ class Workplace:
         role = ("--role", "judge") if stage == "judge" else ()
         words = ("reward" if role else stage, CONFIG, "--run-id", run, *role)
         if stage == "promote":
-            words = ("promote", "models:/rlhf-policy@candidate")
+            words = ("promote", "models:/rlhf-policy/1")
         return self.mortal.rlhf(self.path, *words, **moment)
 
     def weights(self, run):
