@@ -102,8 +102,8 @@ def _page(evaluated: StageResult, context: RunContext, deadline: datetime) -> st
     path, url = file_report(context.directory, evaluated)
     return "\n\n".join(
         (
+            report_line(path, url),  # first: the metrics below it are many
             stage_page("evaluate", evaluated),
-            report_line(path, url),
             f"Files: `{context.directory}`",
             f"Without an answer by {deadline:%Y-%m-%d %H:%M} UTC the verdict is HOLD.",
         )
