@@ -12,12 +12,12 @@ import pytest
 from tests.flows.served import Served, until
 from tests.flows.test_served import CONFIG, EVERY_STAGE, SETTINGS
 
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+BINARIES = sorted(path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("served"),
-    pytest.mark.skipif(not BINARIES, reason="no PostgreSQL under /usr/lib/postgresql"),
+    pytest.mark.skipif(not BINARIES, reason="no PostgreSQL server under /usr/lib/postgresql"),
 ]
 
 
