@@ -158,8 +158,11 @@ def run_once(
 
 
 def _clear_leftovers(directory: Path) -> None:
-    """Remove what killed attempts were writing; the lock on the stage says that nobody else is."""
-    for path in directory.glob(".*.tmp"):
+    """Remove what killed attempts were writing or replacing.
+
+    The lock on the stage says that nobody else is.
+    """
+    for path in (*directory.glob(".*.tmp"), *directory.glob(".*.old")):
         if path.is_dir():
             shutil.rmtree(path)
         else:

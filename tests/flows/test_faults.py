@@ -75,7 +75,8 @@ def test_a_killed_stage_records_no_step_twice(disturbed):
 
 
 def test_nothing_half_written_is_left_behind(disturbed):
-    (disturbed.path / "runs/run-1/sft/.model.1.tmp").mkdir()  # if no kill happened to leave one
+    for ending in ("tmp", "old"):  # if no kill happened to leave one
+        (disturbed.path / f"runs/run-1/sft/.model.1.{ending}").mkdir()
     disturbed.carry_out("sft", "run-1")
     left = [path for path in disturbed.path.rglob("*") if path.suffix in (".tmp", ".old")]
     assert left == []
