@@ -129,6 +129,15 @@ class Served:
         answer = self.post(f"flow_runs/{run}/set_state", {"state": state, "force": True})
         assert answer["status"] == "ACCEPT"
 
+    def finish_after_death(self, run):
+        """Wait until the killed SFT run is marked, retry it, no longer slow, and see it through."""
+        assert self.wait(run)["state"]["type"] == "CRASHED"
+        (self.path / "slow-sft").unlink()
+        self.calls()
+        self.retry(run)
+        assert self.wait(run)["state"]["type"] == "COMPLETED"
+        assert self.calls().count("sft") == 1
+
     def resume(self, run, **answer):
         """Press Resume with the form filled in."""
         return self.post(f"flow_runs/{run}/resume", {"run_input": answer})

@@ -30,16 +30,6 @@ def start_slow_stage(served):
     return run
 
 
-def finish(served, run):
-    """Retry a run that was marked, and see it through."""
-    assert served.wait(run)["state"]["type"] == "CRASHED"
-    (served.path / "slow-sft").unlink()
-    served.calls()
-    served.retry(run)
-    assert served.wait(run)["state"]["type"] == "COMPLETED"
-    assert served.calls().count("sft") == 1
-
-
 def test_a_killed_pipeline_is_retried_and_finds_the_stage_that_went_on_without_it(served):
     (served.path / "slow-sft").write_text("20")
     run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
@@ -73,7 +63,7 @@ def test_down_during_a_run_leaves_nothing_and_the_run_goes_on_after_up(served):
     run = start_slow_stage(served)
     served.down()
     served.up()
-    finish(served, run)
+    served.finish_after_death(run)
 
 
 def test_a_killed_keeper_leaves_nothing_to_the_next_up(served):
@@ -86,4 +76,4 @@ def test_a_killed_keeper_leaves_nothing_to_the_next_up(served):
     served.up()
     now = {process.pid for process in kept_in(str(served.path / STATE))}
     assert not left & now
-    finish(served, run)
+    served.finish_after_death(run)
