@@ -6,12 +6,9 @@ from typing import Literal
 
 from flows import bindings
 from flows.runs import saved_result
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import VERSION_NAME, PipelineConfig
 from rlhf_core.errors import DataError, RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageResult
-
-PUBLISHED = re.compile(r"data-v[1-9]\d*")
-"""Name of a published dataset version."""
 
 ModelRole = Literal["sft", "reward", "judge", "policy"]
 
@@ -34,7 +31,7 @@ def find_dataset(config: PipelineConfig, context: RunContext, given: str | None)
     """
     if given is None:
         return saved_result(context, "prepare", DatasetSplits) or bindings.prepare_data(config)
-    if PUBLISHED.fullmatch(given):
+    if re.fullmatch(VERSION_NAME, given):
         return bindings.bring_back(given)
     directory, _, sha256 = given.partition("@")
     splits = bindings.read_splits(Path(directory))

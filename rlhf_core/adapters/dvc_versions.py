@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 
 from rlhf_core.adapters.versioning import dvc, git, repository_root
+from rlhf_core.config import VERSION_NAME
 from rlhf_core.errors import DataError
 
 PREPARED = "data/prepared"
 """What the DVC stage ``prepare`` makes."""
-_TAG = re.compile(r"data-v([1-9]\d*)")
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def list_tags(root: Path) -> list[tuple[str, str, str, str]]:
     found = []
     for record in output.split("\x01"):
         tag, *rest = record.strip("\n").split("\x00")
-        if _TAG.fullmatch(tag) and len(rest) == 3:
+        if re.fullmatch(VERSION_NAME, tag) and len(rest) == 3:
             found.append((tag, rest[0], rest[1], rest[2]))
     return sorted(found, key=lambda version: int(version[0].removeprefix("data-v")))
 

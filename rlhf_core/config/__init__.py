@@ -2,6 +2,7 @@
 
 from rlhf_core.config.base import Section
 from rlhf_core.config.data import (
+    VERSION_NAME,
     CleaningConfig,
     DataConfig,
     DemonstrationsConfig,
@@ -34,6 +35,7 @@ from rlhf_core.config.training import (
 )
 
 __all__ = [
+    "VERSION_NAME",
     "CleaningConfig",
     "ComputeConfig",
     "DataConfig",

@@ -13,6 +13,9 @@ Choice = Literal["a", "b", "tie"]
 SourceFormat = Literal["canonical", "hh", "pairs", "ranked", "flat", "label_studio"]
 DemonstrationFormat = Literal["canonical", "hh", "messages"]
 
+VERSION_NAME = r"data-v[1-9]\d*"
+"""Pattern of the name of a published dataset version."""
+
 HUB = "hf:"
 """First part of a path that names a dataset of the Hugging Face hub."""
 
@@ -112,7 +115,7 @@ class DataConfig(Section):
     cleaning: CleaningConfig = CleaningConfig()
     output: Path = Path("data/prepared")
     """Directory of the prepared dataset; replaced as a whole or not at all."""
-    version: str | None = Field(default=None, pattern=r"^data-v[1-9]\d*$")
+    version: str | None = Field(default=None, pattern=f"^{VERSION_NAME}$")
     """A published dataset version to use instead of preparing one: ``data-v3``."""
     heldout_fraction: Fraction = 0.1
     """Share of prompts kept for held-out evaluation, split by prompt."""
