@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows import bindings
+from flows.lost_server import at_the_cost_of_a_warning
 from flows.opening import is_deployed
 from flows.records import PipelineResult
 from rlhf_core.config import PipelineConfig
@@ -54,15 +55,13 @@ def _publish(name: str, page: Callable[[], Page]) -> None:
     """Publish a page and its links. One that cannot be shown costs a warning and no work."""
     if not is_deployed():
         return
-    try:
+    with at_the_cost_of_a_warning(f"not_shown={name}"):
         text, links = page()
         create_markdown_artifact(text, key=name)
         for address, words in links:
             if address.startswith("http"):
                 key = f"{name.split('-')[0]}-{words.lower().replace(' ', '-')}"
                 create_link_artifact(address, link_text=words, key=key)
-    except Exception as error:  # whatever the lost server did: the stage itself is done
-        logger.warning("not_shown=%s error=%s: %s", name, type(error).__name__, error)
 
 
 def _outcome(result: PipelineResult) -> Page:

@@ -3,14 +3,11 @@
 ``rlhf.gate-failed``, ``rlhf.kl-spike``, ``rlhf.promoted``, ``rlhf.data-version``.
 """
 
-import logging
-
 from prefect.events import emit_event
 
+from flows.lost_server import at_the_cost_of_a_warning
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.schema import RunContext
-
-logger = logging.getLogger(__name__)
 
 
 def announce(event: str, context: RunContext, **payload: str | None) -> None:
@@ -36,7 +33,5 @@ def emit(event: str, *, resource: str, **payload: str | None) -> None:
     """Send one event if a Prefect server is configured; one that cannot be sent costs a warning."""
     if load_settings().prefect_api_url is None:
         return
-    try:
+    with at_the_cost_of_a_warning(f"event_not_sent event={event}"):
         emit_event(event=event, resource={"prefect.resource.id": resource}, payload=dict(payload))
-    except Exception as error:  # whatever the lost server did: the work matters more
-        logger.warning("event_not_sent event=%s error=%s", event, type(error).__name__)

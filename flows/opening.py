@@ -1,19 +1,16 @@
 """How a flow finds its run and its settings, the same for a person, a parent and a retry."""
 
-import logging
-
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from flows.lost_server import at_the_cost_of_a_warning
 from flows.run_settings import RunSettings
 from flows.runs import hold_stage, locate_run, open_run, set_aside, settings_of_run
 from flows.sweep import PROCESS_LABEL, process_name
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import RunContext, StageName
-
-logger = logging.getLogger(__name__)
 
 
 def open_context(
@@ -82,8 +79,8 @@ def _label_process() -> None:
     current = FlowRunContext.get()
     if current is None or current.flow_run is None:
         return
-    try:
-        with get_client(sync_client=True) as client:
-            client.update_flow_run_labels(current.flow_run.id, {PROCESS_LABEL: process_name()})
-    except Exception as error:  # whatever the lost server did: the work matters more
-        logger.warning("process_not_labelled error=%s", type(error).__name__)
+    with (
+        at_the_cost_of_a_warning("process_not_labelled"),
+        get_client(sync_client=True) as client,
+    ):
+        client.update_flow_run_labels(current.flow_run.id, {PROCESS_LABEL: process_name()})

@@ -13,10 +13,9 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.events import announce
+from flows.lost_server import at_the_cost_of_a_warning
 from flows.opening import is_deployed
 from rlhf_core.schema import RunContext
-
-logger = logging.getLogger(__name__)
 
 TRAINERS = "rlhf_core.trainers"
 STEP = re.compile(r"\bstep=(\d+) of=(\d+)\b")
@@ -62,12 +61,10 @@ class ProgressFromLogs(logging.Handler):
         latest, self._latest = self._latest, None
         if latest is None:
             return True
-        try:
+        with at_the_cost_of_a_warning("progress_not_shown"):
             update_progress_artifact(self._artifact, progress=latest[0], description=latest[1])
-        except Exception as error:  # whatever the lost server did: the training matters more
-            logger.warning("progress_not_shown error=%s", type(error).__name__)
-            return False
-        return True
+            return True
+        return False
 
 
 class SpikesFromLogs(logging.Handler):
@@ -111,11 +108,9 @@ def watch_training(context: RunContext, stage: str) -> Iterator[None]:
 
 
 def _progress_artifact(stage: str) -> UUID | None:
-    try:
+    with at_the_cost_of_a_warning("progress_not_shown"):
         made = create_progress_artifact(
             progress=0.0, key=f"{stage}-progress", description=f"{stage}: training"
         )
-    except Exception as error:  # as above
-        logger.warning("progress_not_shown error=%s", type(error).__name__)
-        return None
-    return UUID(str(made))
+        return UUID(str(made))
+    return None
