@@ -5,12 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlhf_core.errors import ModelError
-from rlhf_core.models.attention import PACKED, register_packed_attention
-from rlhf_core.models.device import choose_device
-from rlhf_core.models.dropout import switch_off_dropout, without_dropout
+from rlhf_core.models.build import build_model
 from rlhf_core.models.probe import require_packable, require_repeatable
-from rlhf_core.models.quiet import quiet_transformers
 
 
 def load_causal(
@@ -34,22 +30,14 @@ def load_causal(
             forward pass (recurrent layers, a head this code does not know); or training mode
             gives other numbers.
     """
-    register_packed_attention()
-    place = choose_device(device)
-    try:
-        with quiet_transformers():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                str(base),
-                config=without_dropout(base, revision),
-                revision=revision or "main",
-                dtype=dtype,
-                attn_implementation=PACKED,
-            )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{base}: cannot load a causal language model: {reason}") from error
-    model.to(place)  # type: ignore[arg-type]
-    switch_off_dropout(model)
+    model = build_model(
+        AutoModelForCausalLM,
+        base,
+        "a causal language model",
+        dtype=dtype,
+        device=device,
+        revision=revision,
+    )
     require_packable(model)
     require_repeatable(model)
     return model

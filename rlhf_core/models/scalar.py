@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_core.errors import ModelError
-from rlhf_core.models.attention import PACKED, register_packed_attention
+from rlhf_core.models.build import build_model
 from rlhf_core.models.causal import hidden_states
 from rlhf_core.models.compute import unwrapped
-from rlhf_core.models.device import choose_device
-from rlhf_core.models.dropout import switch_off_dropout, without_dropout
 from rlhf_core.models.probe import require_repeatable
 from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.tokenization.batches import TokenBatch
@@ -114,20 +112,14 @@ def set_reward_shift(model: nn.Module, shift: float) -> None:
 
 
 def _load(directory: str | Path, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
-    register_packed_attention()
-    place = choose_device(device)
-    try:
-        with quiet_transformers():
-            config = without_dropout(directory)
-            config.num_labels = 1
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-                str(directory), config=config, dtype=dtype, attn_implementation=PACKED
-            )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{directory}: cannot load as a reward model: {reason}") from error
-    model.to(place)  # type: ignore[arg-type]
-    switch_off_dropout(model)
+    model = build_model(
+        AutoModelForSequenceClassification,
+        directory,
+        "as a reward model",
+        dtype=dtype,
+        device=device,
+        num_labels=1,
+    )
     scalar_head(model)
     require_repeatable(model)
     _refuse_eos_as_pad(model)
