@@ -182,9 +182,9 @@ def keep_with_run(run_id: str, path: Path, folder: str = "") -> str | None:
 
 def tracked(run_id: str) -> tuple[str, dict[str, float]]:
     """Return where a person looks at an MLflow run, and its latest metrics."""
-    from rlhf_core.adapters.tracking import last_metrics, run_address
+    from rlhf_core.adapters.tracking import look_up_run
 
-    return run_address(run_id), last_metrics(run_id)
+    return look_up_run(run_id)
 
 
 def show_dataset(config: PipelineConfig, splits: DatasetSplits, context: RunContext) -> str | None:

@@ -103,21 +103,15 @@ def keep_file(run_id: str, path: Path, folder: str = "") -> str | None:
     client = mlflow_client()
     log = client.log_artifacts if path.is_dir() else client.log_artifact
     patiently(f"storing {path.name}", lambda: log(run_id, str(path), folder or None))
-    url = run_address(run_id)
+    url, _ = look_up_run(run_id)
     inside = f"{folder}/{path.name}" if folder and path.is_file() else folder or path.name
     return f"{url}/artifacts/{inside}" if url.startswith("http") else None
 
 
-def run_address(run_id: str) -> str:
-    """Where a person looks at a run of which only the id is known."""
+def look_up_run(run_id: str) -> tuple[str, dict[str, float]]:
+    """Return where a person looks at a run of which only the id is known, and its last metrics."""
     run = patiently(f"finding run {run_id}", lambda: mlflow_client().get_run(run_id))
-    return run_url(run.info.experiment_id, run_id)
-
-
-def last_metrics(run_id: str) -> dict[str, float]:
-    """Return the latest value of every metric of a run."""
-    run = patiently(f"finding run {run_id}", lambda: mlflow_client().get_run(run_id))
-    return dict(run.data.metrics)
+    return run_url(run.info.experiment_id, run_id), dict(run.data.metrics)
 
 
 def _terminate(run: StageRun, status: str) -> None:
