@@ -1,6 +1,6 @@
 """First pass over raw comparisons: read, screen, remember little, spill the texts to disk."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
@@ -15,8 +15,8 @@ from rlhf_core.dataprep.ledger import Entry, enter
 from rlhf_core.dataprep.near import PromptIndex, SignatureTable, near_repeats, prompt_text
 from rlhf_core.dataprep.pooling import Ballot
 from rlhf_core.dataprep.quarantine import Quarantine
-from rlhf_core.dataprep.rows import SetAside, comparison_problem
-from rlhf_core.dataprep.rules import Problem, RowRules
+from rlhf_core.dataprep.rows import SetAside
+from rlhf_core.dataprep.rules import RowRules
 from rlhf_core.dataprep.split import PromptSplitter
 from rlhf_core.dataprep.votes import VoteTable
 from rlhf_core.schema import Comparison
@@ -54,11 +54,8 @@ class Intake:
     num_rows: int = 0
     """Rows read, those the reader set aside included."""
 
-    def add(self, item: Comparison, problem: Problem | None) -> None:
-        """Enter one comparison, with what the rules found."""
-        entry = enter(item)
-        if problem is not None:
-            entry.set_aside(*problem)
+    def add(self, item: Comparison, entry: Entry) -> None:
+        """Keep one comparison and what is known of it."""
         self.votes.add(len(self.entries), item.votes)
         self.entries.append(entry)
         if self.signatures is not None:
@@ -105,13 +102,20 @@ def take_in(
                     quarantine.add("preferences", item)
                 else:
                     kept.append(_without_votes_of(excluded, item) if excluded else item)
-            # What is of no use by itself needs no rules.
-            rows = [(item.prompt, (item.response_a, item.response_b)) for item in kept]
-            sound = [comparison_problem(item) is None for item in kept]
-            problems = iter(rules.problems(list(compress(rows, sound))))
-            for item, is_sound in zip(kept, sound, strict=True):
-                intake.add(item, next(problems) if is_sound else None)
+            for item, entry in zip(kept, _screen(kept, rules), strict=True):
+                intake.add(item, entry)
                 stream.write(item.model_dump_json().encode() + b"\n")
+
+
+def _screen(items: Sequence[Comparison], rules: RowRules) -> list[Entry]:
+    """Enter comparisons; what is of no use by itself needs no rules."""
+    entries = [enter(item) for item in items]
+    sound = [entry.reason is None for entry in entries]
+    rows = [(item.prompt, (item.response_a, item.response_b)) for item in compress(items, sound)]
+    for entry, problem in zip(compress(entries, sound), rules.problems(rows), strict=True):
+        if problem is not None:
+            entry.set_aside(*problem)
+    return entries
 
 
 def set_aside_near_repeats(intake: Intake, threshold: float) -> None:

@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections import Counter
 
+from rlhf_core.dataprep.addresses import without_addresses
+
 _SCRIPTS = {
     "CYRILLIC": ("ru", "uk", "bg"),
     "HIRAGANA": ("ja",),
@@ -38,7 +40,6 @@ _LANGUAGES_OF: dict[str, tuple[str, ...]] = {
     for word in words.split()
 }
 _TOKEN = re.compile(r"[^\W\d_]+")
-_ADDRESS = re.compile(r"\S*(?:://|www\.)\S*")
 _MIN_WORDS = 10
 _MIN_SHARE = 0.15
 """Running text has more small words of its language than this."""
@@ -56,8 +57,7 @@ def other_language(text: str, allowed: frozenset[str]) -> str | None:
         text: any text.
         allowed: ISO 639-1 codes, all in ``KNOWN``.
     """
-    if "://" in text or "www." in text:
-        text = _ADDRESS.sub(" ", text)
+    text = without_addresses(text)
     script = _script(text)
     if script is not None:
         languages = _SCRIPTS[script]

@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from rlhf_core.dataprep.addresses import without_addresses
+
 _EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[a-z0-9-]{1,63}\.)+[a-z]{2,24}\b", re.IGNORECASE)
 _PHONE = re.compile(
     r"(?<![\w.,/-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{1,4}\)[ .-]?)?"
@@ -28,7 +30,6 @@ _SECRET_MARKS = ("PRIVATE KEY", "AKIA", "gh", "xox", "sk-", "eyJ")
 """What is quick to look for: each alternative of ``_SECRET`` has one."""
 _MIN_KEY = 32
 _KEY_LIKE = re.compile(r"(?<![\w/=+-])[A-Za-z0-9_+/=-]{32,200}(?![\w/=+-])")
-_ADDRESS = re.compile(r"\S*(?:://|www\.)\S*")
 _MIN_DIGITS = 7
 _MIN_ENTROPY = 4.0
 """Bits per character; prose and paths stay below, random keys above."""
@@ -88,9 +89,9 @@ def _has_secret(text: str) -> bool:
         return True
     if max(map(len, text.split()), default=0) < _MIN_KEY:
         return False
-    if "://" in text or "www." in text:
-        text = _ADDRESS.sub(" ", text)
-    return any(_looks_random(match.group()) for match in _KEY_LIKE.finditer(text))
+    return any(
+        _looks_random(match.group()) for match in _KEY_LIKE.finditer(without_addresses(text))
+    )
 
 
 def _looks_random(word: str) -> bool:
