@@ -137,15 +137,7 @@ def length_auc_estimate(entries: Sequence[Entry], seed: int) -> Estimate:
         auc(sample, -sample)
         for sample in rng.choice(differences, (_NUM_RESAMPLES, len(differences)))
     ]
-    low, high = np.quantile(resamples, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    value = auc(differences, -differences)
-    return Estimate(
-        value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
-        num_samples=len(differences),
-        confidence=_CONFIDENCE,
-    )
+    return percentile_estimate(auc(differences, -differences), resamples, len(differences))
 
 
 def label_by_length(entries: Sequence[Entry]) -> list[tuple[float, float, int]]:
@@ -178,6 +170,24 @@ def proportion(successes: float, total: int) -> Estimate:
         low=max(0.0, centre - half),
         high=min(1.0, centre + half),
         num_samples=total,
+        confidence=_CONFIDENCE,
+    )
+
+
+def percentile_estimate(value: float, resamples: Sequence[float], num_samples: int) -> Estimate:
+    """Return a value with its percentile bootstrap interval, which always holds the value.
+
+    Args:
+        value: on the sample itself.
+        resamples: the same on each resample.
+        num_samples: size of the sample.
+    """
+    low, high = np.quantile(resamples, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    return Estimate(
+        value=value,
+        low=min(float(low), value),
+        high=max(float(high), value),
+        num_samples=num_samples,
         confidence=_CONFIDENCE,
     )
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_core.dataprep.bias import auc
+from rlhf_core.dataprep.bias import auc, percentile_estimate
 from rlhf_core.dataprep.keys import text_key, unit_interval
 from rlhf_core.schema import Estimate
 
-_CONFIDENCE = 0.95
 _NUM_RESAMPLES = 300
 _NUM_FOLDS = 5
 _MAX_WORDS = 15
@@ -144,12 +143,6 @@ def _auc_estimate(positives: np.ndarray, negatives: np.ndarray, seed: int) -> Es
         auc(rng.choice(positives, len(positives)), rng.choice(negatives, len(negatives)))
         for _ in range(_NUM_RESAMPLES)
     ]
-    low, high = np.quantile(resamples, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    value = auc(positives, negatives)
-    return Estimate(
-        value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
-        num_samples=len(positives) + len(negatives),
-        confidence=_CONFIDENCE,
+    return percentile_estimate(
+        auc(positives, negatives), resamples, len(positives) + len(negatives)
     )

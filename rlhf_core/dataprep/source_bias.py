@@ -4,13 +4,19 @@ Both responses of a pair have one source, so it cannot say which of them is bett
 side wins (a source that shows the better one first) and carry a habit of length into a mixture.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_core.dataprep.bias import auc, first_win_estimate, length_win_estimate
+from rlhf_core.dataprep.bias import (
+    auc,
+    first_win_estimate,
+    length_win_estimate,
+    percentile_estimate,
+)
 from rlhf_core.dataprep.keys import unit_interval
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.schema import Estimate
@@ -20,7 +26,6 @@ Ints = NDArray[np.int64]
 
 Measure = Callable[[Ints], float]
 
-_CONFIDENCE = 0.95
 _NUM_RESAMPLES = 300
 _MAX_ROWS = 5_000
 MIN_PAIRS = 50
@@ -65,9 +70,7 @@ def source_estimates(entries: Sequence[Entry], seed: int) -> dict[str, Estimate]
         source says nothing. ``source_length_share``: share of the variance of response length that
         the source explains (omega squared); 0 where it explains none.
     """
-    counts: dict[str, int] = {}
-    for entry in entries:
-        counts[entry.source] = counts.get(entry.source, 0) + 1
+    counts = Counter(entry.source for entry in entries)
     names = sorted(name for name, count in counts.items() if count >= MIN_PAIRS)
     if len(names) < 2:
         return {}
@@ -129,11 +132,4 @@ def _omega_squared(values: Floats, groups: Ints, size: int) -> float:
 def _bootstrap(measure: Measure, num_rows: int, rng: np.random.Generator) -> Estimate:
     value = measure(np.arange(num_rows))
     resamples = [measure(rng.integers(0, num_rows, num_rows)) for _ in range(_NUM_RESAMPLES)]
-    low, high = np.quantile(resamples, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    return Estimate(
-        value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
-        num_samples=num_rows,
-        confidence=_CONFIDENCE,
-    )
+    return percentile_estimate(value, resamples, num_rows)
