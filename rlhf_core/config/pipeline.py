@@ -42,4 +42,12 @@ class PipelineConfig(Section):
             return self.evaluation.max_new_tokens
         if isinstance(self.policy, PpoConfig):
             return self.policy.max_new_tokens
-        return self.model.max_length - (self.model.max_prompt_length or self.model.max_length // 2)
+        return self.model.max_length - self.longest_prompt()
+
+    def longest_prompt(self) -> int:
+        """Return how many tokens a prompt may have, so that its response still fits."""
+        if self.model.max_prompt_length is not None:
+            return self.model.max_prompt_length
+        if isinstance(self.policy, PpoConfig):
+            return self.model.max_length - self.policy.max_new_tokens
+        return self.model.max_length // 2

@@ -195,16 +195,7 @@ def max_new_tokens(config: PipelineConfig) -> int:
     """Longest response that is sampled: PPO's setting, or all a DPO model has room for."""
     if isinstance(config.policy, PpoConfig):
         return config.policy.max_new_tokens
-    return config.model.max_length - longest_prompt(config)
-
-
-def longest_prompt(config: PipelineConfig) -> int:
-    """Most tokens a prompt may have, so that its response still fits."""
-    if config.model.max_prompt_length is not None:
-        return config.model.max_prompt_length
-    if isinstance(config.policy, PpoConfig):
-        return config.model.max_length - config.policy.max_new_tokens
-    return config.model.max_length // 2
+    return config.model.max_length - config.longest_prompt()
 
 
 def watched_prompts(
@@ -216,7 +207,7 @@ def watched_prompts(
     """
     by_tags: dict[str, list[Prompt]] = {}
     for prompt in read_records(splits.prompts_heldout, Prompt):
-        if not fits(prompt, renderer, longest_prompt(config)):
+        if not fits(prompt, renderer, config.longest_prompt()):
             continue
         by_tags.setdefault(str(sorted(prompt.tags.items())), []).append(prompt)
     turns = zip_longest(*(by_tags[key] for key in sorted(by_tags)))
@@ -235,7 +226,7 @@ def _ppo_data(
         read_records(splits.prompts_train, Prompt),
         renderer.prompt,
         length=attrgetter("num_tokens"),
-        max_length=longest_prompt(config),
+        max_length=config.longest_prompt(),
         set_aside=directory / "set-aside-prompts.jsonl",
     )
     demonstrations = (

@@ -40,8 +40,7 @@ def prompt_limit(config: PipelineConfig) -> int | None:
     """Most tokens a prompt to sample from may have; None where tokens or sampling play no part."""
     if not config.data.cleaning.tokens or not isinstance(config.policy, PpoConfig):
         return None
-    room = config.model.max_length - config.policy.max_new_tokens
-    return room if config.model.max_prompt_length is None else config.model.max_prompt_length
+    return config.longest_prompt()
 
 
 def require_sound_template(renderer: "Renderer") -> None:

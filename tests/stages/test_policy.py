@@ -41,7 +41,7 @@ def test_the_longest_prompt_leaves_room_for_the_longest_answer(
 ):
     config = stage_config()
     model = config.model.model_copy(update={"max_prompt_length": max_prompt_length})
-    assert policy.longest_prompt(config.model_copy(update={"model": model})) == longest
+    assert config.model_copy(update={"model": model}).longest_prompt() == longest
 
 
 class Begun(Exception):
