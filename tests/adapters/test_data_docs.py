@@ -1,7 +1,6 @@
 """Data Docs in a real browser: readable, complete, and nothing asked of the outside."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -12,20 +11,11 @@ import pytest
 
 from rlhf_core.adapters.data_docs import find_docs, write_index
 from rlhf_core.adapters.validation import validate_prepared_prompts
+from tests.browser.pages import open_page, require_chromium
 from tests.stages.data_helpers import CONFIG, rows, write
 
-BROWSER_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 FOREIGN = "<iframe src='https://example.org/'></iframe>"
 """What a row may hold: shown as it is written, never obeyed."""
-PATIENCE = 120_000
-"""Milliseconds; a busy machine may take a while to draw a page."""
 
 
 def make_docs(folder: Path) -> Path:
@@ -81,22 +71,13 @@ def test_docs_are_found_inside_the_dataset(tmp_path):
 @pytest.fixture
 def page():
     """A page of a real browser, with the addresses it asked for and the errors it met."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=chromium, args=BROWSER_OPTIONS, timeout=PATIENCE
-        )
-        page = browser.new_page()
-        page.set_default_timeout(PATIENCE)
-        asked, errors = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("requestfailed", lambda request: errors.append(request.url))
-        page.on("console", lambda message: errors.append(message.text))
-        yield page
-        browser.close()
+    require_chromium()
+    asked, errors = [], []
+    with open_page() as opened:
+        opened.on("request", lambda request: asked.append(request.url))
+        opened.on("requestfailed", lambda request: errors.append(request.url))
+        opened.on("console", lambda message: errors.append(message.text))
+        yield opened
     assert asked
     assert all(url.startswith("file:") for url in asked)
     assert not errors

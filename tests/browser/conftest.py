@@ -1,12 +1,11 @@
 import pytest
 
-from tests.browser.pages import find_chromium, open_page
+from tests.browser.pages import open_page, require_chromium
 
 
 @pytest.fixture(scope="module")
 def page():
     """A page of a headless Chromium."""
-    if find_chromium() is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
+    require_chromium()
     with open_page() as opened:
         yield opened

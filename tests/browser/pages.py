@@ -4,6 +4,8 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.flows.served import FINAL, until
 
 CHROMIUMS = ("/usr/bin/chromium", "chromium", "chromium-browser", "google-chrome-stable")
@@ -21,13 +23,22 @@ def find_chromium():
     return next(filter(None, map(shutil.which, CHROMIUMS)), None)
 
 
+def require_chromium():
+    """Skip the test where there is no browser to look with."""
+    pytest.importorskip("playwright.sync_api")
+    if find_chromium() is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+
+
 @contextmanager
 def open_page(width=1280, height=900):
     """A page in a browser of its own; ``page.strangers`` lists what it asked of other hosts."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
+        browser = playwright.chromium.launch(
+            executable_path=find_chromium(), args=list(FLAGS), timeout=PATIENCE_MILLISECONDS
+        )
         page = browser.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(PATIENCE_MILLISECONDS)
         page.strangers = []

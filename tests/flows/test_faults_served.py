@@ -7,7 +7,7 @@ import uuid
 import pytest
 from mlflow import MlflowClient
 
-from tests.browser.pages import find_chromium, open_page, open_version
+from tests.browser.pages import open_page, open_version, require_chromium
 from tests.flows.mortal import MARK, marked
 from tests.flows.registered import check_runs, check_versions
 from tests.flows.served import ROOT, Served, until
@@ -86,8 +86,7 @@ def test_no_process_of_a_killed_run_is_left(served):
 
 @pytest.mark.browser
 def test_the_champion_shows_in_mlflow(served):
-    if find_chromium() is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
+    require_chromium()
     with open_page() as page:
         open_version(page, served, "rlhf-policy", 1)
         text = page.inner_text("body")
