@@ -1,8 +1,17 @@
-"""A real MLflow on SQLite in a temporary folder, for every room that needs one."""
+"""Settings of Prefect and MLflow, and a real MLflow on SQLite, for every room that needs one."""
 
+import os
 import shutil
 
 import pytest
+
+from flows.environment import CALM
+from rlhf_core.adapters.settings import quiet_environment
+
+# Before Prefect is imported by any test of any folder, for it reads its settings once.
+quiet_environment()
+for name, value in CALM.items():
+    os.environ.setdefault(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,10 @@
-import os
-
 import pytest
 
-from flows.environment import CALM
 from flows.local import in_this_process
 from flows.run_settings import RunSettings
-from rlhf_core.adapters.settings import quiet_environment
 from tests.flows.fakes import FakeStages
 from tests.flows.mortal import Mortal
 from tests.flows.tiny import STAGES, Workplace
-
-# Before Prefect is imported, for it reads its settings once.
-quiet_environment()
-for name, value in CALM.items():
-    os.environ.setdefault(name, value)
 
 
 @pytest.fixture(scope="session")
