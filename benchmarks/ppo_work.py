@@ -104,7 +104,8 @@ def floor(size: Size, response_tokens: float, rates: dict[str, float], *, one_tr
 
     Every token once through the policy while sampling, once through reference, reward model and
     value model, and in each epoch once through policy and value model, a backward pass counting
-    twice; the output head on response tokens only. Sampling also reads all weights and the keys
+    twice; the output head, and what the last layer does for a token beyond its key and value, only
+    where the hidden state is read. Sampling also reads all weights and the keys
     and values of every live row for each new token, whichever takes longer. With one trunk the
     values come from the policy's hidden states.
 
@@ -118,6 +119,8 @@ def floor(size: Size, response_tokens: float, rates: dict[str, float], *, one_tr
     length = prompt_length + response_length
     weights = size.layers * size.weights_per_layer
     trunk = 2.0 * BATCH * length * (weights + length * size.hidden * size.layers)
+    trunk -= 2.0 * BATCH * prompt_length * size.weights_of_reading
+    read_once = 2.0 * (response_tokens - BATCH) * size.weights_of_reading
     head = 2.0 * response_tokens * size.vocabulary * size.hidden
     steps = 2 * response_length  # the longest response; a lower bound on how often weights are read
     context = prompt_length + response_length / 2
@@ -126,7 +129,7 @@ def floor(size: Size, response_tokens: float, rates: dict[str, float], *, one_tr
     trained, scored = (1, 2) if one_trunk else (2, 3)
     return Floor(
         generate=max((trunk + head) / rates["rate"], read / rates["bandwidth"]),
-        score=(scored * trunk + head) / rates["rate"],
+        score=(scored * trunk - read_once + head) / rates["rate"],
         update=EPOCHS * 3 * (trained * trunk + head) / rates["rate"],
     )
 

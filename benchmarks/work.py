@@ -50,6 +50,14 @@ class Size:
         """Matrix entries of one decoder layer."""
         return 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
 
+    @property
+    def weights_of_reading(self) -> int:
+        """Those of the last layer that only a token whose hidden state is read needs.
+
+        Every other token is there for its key and value alone.
+        """
+        return self.weights_per_layer - 2 * self.hidden**2
+
 
 def write_models(folder: Path, size: Size) -> None:
     """Write ``causal`` and ``scalar`` models with one trunk, and a tokenizer, under ``folder``."""
@@ -122,8 +130,9 @@ def read_rows(folder: Path, kind: str) -> list[dict[str, list[int]]]:
 def floor_flops(folder: Path, size: Size, stage: str, *, reference: bool = False) -> float:
     """Multiplications and additions a step cannot do without, nothing padded, nothing repeated.
 
-    Two per weight and token forwards, four backwards; causal attention; the output head on response
-    tokens only; the prompt of a pair once. With ``reference`` another model runs forwards.
+    Two per weight and token forwards, four backwards; causal attention; the output head, and what
+    the last layer does for a token beyond its key and value, only where the hidden state is read;
+    the prompt of a pair once. With ``reference`` another model runs forwards.
     """
     if stage == "sft":
         rows = read_rows(folder, "demonstrations")
@@ -137,7 +146,9 @@ def floor_flops(folder: Path, size: Size, stage: str, *, reference: bool = False
     tokens = sum(prompt + sum(responses) for prompt, responses in shapes)
     read = sum(sum(responses) for _, responses in shapes)
     scored = sum((p + sum(r)) ** 2 - (r[0] ** 2 if len(r) > 1 else 0) for p, r in shapes)
+    unread = tokens - (sum(len(r) for _, r in shapes) if stage == "reward" else read)
     forward = 2.0 * tokens * size.layers * size.weights_per_layer
+    forward -= 2.0 * unread * size.weights_of_reading
     forward += 2.0 * scored * size.hidden * size.layers
     head = 0.0 if stage == "reward" else 2.0 * read * size.vocabulary * size.hidden
     return 3 * (forward + head) + (forward + head if reference else 0.0)

@@ -11,6 +11,7 @@ from rlhf_core.models.attention import PACKED, register_packed_attention
 from rlhf_core.models.device import choose_device
 from rlhf_core.models.dropout import switch_off_dropout, without_dropout
 from rlhf_core.models.quiet import quiet_transformers
+from rlhf_core.models.unread import leave_out_unread
 
 
 def build_model(
@@ -56,4 +57,5 @@ def build_model(
         raise ModelError(f"{base}: cannot load {what}: {reason}") from error
     model.to(place)  # type: ignore[arg-type]
     switch_off_dropout(model)
+    leave_out_unread(model)
     return model

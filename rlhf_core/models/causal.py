@@ -7,11 +7,21 @@ from rlhf_core.errors import ModelError
 from rlhf_core.functional.head import chunked_logprobs, chunked_nll_sum
 from rlhf_core.functional.logits import LogitTransform
 from rlhf_core.models.compute import forward_precision, unwrapped
+from rlhf_core.models.unread import READ
 from rlhf_core.tokenization.batches import TokenBatch
 
 
-def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """Final hidden states of a packed batch: [N, H], after the last norm."""
+def hidden_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None = None) -> Tensor:
+    """Final hidden states of a packed batch, after the last norm.
+
+    Args:
+        model: a transformers model.
+        batch: of N tokens.
+        positions: [M] int64, where to read; a position may come twice. None reads everywhere.
+
+    Returns:
+        [M, H], or [N, H] without ``positions``.
+    """
     backbone: nn.Module = unwrapped(model).base_model
     unused_mask = batch.input_ids.new_empty((1, 1, 1, 0), dtype=torch.bool)
     with forward_precision(model):
@@ -22,33 +32,35 @@ def hidden_states(model: nn.Module, batch: TokenBatch) -> Tensor:
             use_cache=False,
             cu_seqlens=batch.cu_seqlens,
             parents=batch.parents,
+            **({} if positions is None else {READ: positions.unique()}),
         )
     states: Tensor = output.last_hidden_state[0]
-    return states
+    return states if positions is None else states.index_select(0, positions)
 
 
 def token_logprobs(model: nn.Module, batch: TokenBatch, *, temperature: float = 1.0) -> Tensor:
     """Log-probability of every token that counts: [M] float32, in nats, differentiable."""
-    return logprobs_from_hidden(model, hidden_states(model, batch), batch, temperature)[0]
+    hidden = hidden_states(model, batch, batch.predictor_positions)
+    return logprobs_from_hidden(model, hidden, batch, temperature)[0]
 
 
 def logprobs_from_hidden(
     model: nn.Module, hidden: Tensor, batch: TokenBatch, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [M] (differentiable) and entropies [M] (not) from hidden states [N, H].
+    """Log-probabilities [M] (differentiable) and entropies [M] (not) from hidden states [M, H].
 
-    Both are float32, in nats, of the distribution at ``temperature``.
+    The hidden states are those at ``batch.predictor_positions``. Both results are float32, in
+    nats, of the distribution at ``temperature``.
     """
     weight, bias = output_head(model)
     transform = logit_transform(model, temperature)
-    read = hidden.index_select(0, batch.predictor_positions)
     with forward_precision(model):
-        return chunked_logprobs(read, weight, bias, batch.targets, transform)
+        return chunked_logprobs(hidden, weight, bias, batch.targets, transform)
 
 
 def nll_sum(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Negative log-likelihood summed over the tokens that count: [] float32, in nats."""
-    read = hidden_states(model, batch).index_select(0, batch.predictor_positions)
+    read = hidden_states(model, batch, batch.predictor_positions)
     weight, bias = output_head(model)
     with forward_precision(model):
         return chunked_nll_sum(read, weight, bias, batch.targets, logit_transform(model))

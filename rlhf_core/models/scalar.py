@@ -77,13 +77,13 @@ def load_scalar(
 
 def sequence_scores(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Score of each sequence, read at its last token: [B] float32."""
-    hidden = hidden_states(model, batch).index_select(0, batch.last_positions)
+    hidden = hidden_states(model, batch, batch.last_positions)
     return scores_from_hidden(model, hidden)
 
 
 def token_values(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Value before each token that counts, read where that token is predicted: [M] float32."""
-    hidden = hidden_states(model, batch).index_select(0, batch.predictor_positions)
+    hidden = hidden_states(model, batch, batch.predictor_positions)
     return scores_from_hidden(model, hidden)
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rlhf_core.errors import DataError, ModelError
 from rlhf_core.models.causal import logit_transform, output_head
 from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.unread import READ
 from rlhf_core.rollout.attention import decode_attention
 from rlhf_core.rollout.kv_block import KvBlock
 from rlhf_core.rollout.sampling import greedy_tokens, sample_tokens
@@ -114,6 +115,7 @@ def _read_prompts(model: nn.Module, prompts: Sequence[TokenIds], block: KvBlock)
             use_cache=True,
             cu_seqlens=batch.cu_seqlens,
             parents=batch.parents,
+            **{READ: batch.last_positions},
         )
         .last_hidden_state[0]
     )

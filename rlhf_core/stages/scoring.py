@@ -63,7 +63,8 @@ def response_logprobs_at(
     for run in batches_within(lengths, budget):
         batch = pack_responses([prompts[i] for i in run], [responses[i] for i in run])
         batch = batch.to(device_of(model))
-        hidden, sizes = hidden_states(model, batch), batch.response_lengths.tolist()
+        hidden = hidden_states(model, batch, batch.predictor_positions)
+        sizes = batch.response_lengths.tolist()
         for kept, temperature in zip(rows, temperatures, strict=True):
             logprobs, _ = logprobs_from_hidden(model, hidden, batch, temperature)
             kept += logprobs.cpu().split(sizes)

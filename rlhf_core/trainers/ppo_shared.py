@@ -61,8 +61,8 @@ def update_shared(
         for micro in update.micro_batches(rows):
             batch = update.experience.rollout.pack(micro)
             with torch.set_grad_enabled(not policy_frozen):
-                hidden = hidden_states(policy.model, batch)
-            values = value_of_hidden(head.model)(hidden[batch.predictor_positions])
+                hidden = hidden_states(policy.model, batch, batch.predictor_positions)
+            values = value_of_hidden(head.model)(hidden)
             value_loss, moved = value_terms(values, update, micro)
             total = update.settings.value_coef * value_loss.sum()
             if not policy_frozen:

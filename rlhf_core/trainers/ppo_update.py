@@ -131,7 +131,7 @@ def accumulate_policy_gradient(
     num_tokens, parts = update.num_tokens(rows), []
     for micro in update.micro_batches(rows):
         batch = update.experience.rollout.pack(micro)
-        hidden = hidden_states(optimization.model, batch)
+        hidden = hidden_states(optimization.model, batch, batch.predictor_positions)
         terms = policy_terms(optimization.model, hidden, batch, update, micro)
         (terms.loss.sum() / num_tokens).backward()
         parts.append(terms)
@@ -141,7 +141,7 @@ def accumulate_policy_gradient(
 def policy_terms(
     model: nn.Module, hidden: Tensor, batch: TokenBatch, update: Update, rows: Sequence[int]
 ) -> PolicyTerms:
-    """Loss per response token of ``rows``, packed in ``batch``, from hidden states [N, H]."""
+    """Loss per response token of ``rows``, packed in ``batch``, from hidden states [M, H]."""
     experience, settings = update.experience, update.settings
     logprobs, entropy = logprobs_from_hidden(model, hidden, batch, settings.temperature)
     old, ref, advantages, sampled = experience.at(
