@@ -1,0 +1,96 @@
+"""Publishing killed at any moment, or started twice at once: whole versions, each batch once."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf_core.adapters.dvc_versions import list_tags
+from rlhf_core.stages.data_versions import bring_back, list_versions
+from tests.stages.data_helpers import call, make_repository, rows, write
+
+RLHF = Path(sys.executable).with_name("rlhf")
+NUM_KILLS = 3
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    return make_repository(tmp_path / "repository")
+
+
+def batch(repository: Path, number: int) -> Path:
+    """Ten comparisons of their own, outside of the repository."""
+    start = 60 + 10 * number
+    return write(repository.parent / f"batch-{number}.jsonl", rows(range(start, start + 10)))
+
+
+def add(repository: Path, file: Path) -> subprocess.Popen:
+    """Start ``rlhf data add`` as a person would, with a process group of its own."""
+    return subprocess.Popen(
+        [RLHF, "data", "add", str(file)],
+        cwd=repository,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def batches_of(repository: Path) -> list[list[str]]:
+    """Prompts of every batch of the last version, each batch sorted."""
+    (tag, *_), folder = list_tags(repository)[-1], Path("data/raw/preferences")
+    call("git", "merge", "-q", "--ff-only", tag, cwd=repository)
+    call(sys.executable, "-m", "dvc", "checkout", "-q", cwd=repository)
+    found = sorted((repository / folder).glob("batch-*.jsonl"))
+    return [
+        sorted(json.loads(line)["prompt"][0]["content"] for line in path.open()) for path in found
+    ]
+
+
+def questions(number: int) -> list[str]:
+    return sorted(f"Question {i}?" for i in range(60 + 10 * number, 70 + 10 * number))
+
+
+def test_two_at_once_become_two_versions_with_both_batches(repository):
+    running = [add(repository, batch(repository, number)) for number in (0, 1)]
+    for process in running:
+        _, stderr = process.communicate()
+        assert process.returncode == 0, stderr
+    versions = list_versions(repository)
+    assert [(version.version, version.rows) for version in versions] == [
+        ("data-v1", 70),
+        ("data-v2", 80),
+    ]
+    assert sorted(batches_of(repository)) == sorted([questions(0), questions(1)])
+    assert call("git", "status", "--porcelain", cwd=repository) == ""
+
+
+def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repository):
+    started = time.monotonic()
+    assert add(repository, batch(repository, 0)).wait() == 0
+    duration = time.monotonic() - started
+    rng, killed = random.Random(0), 0
+    for number in range(1, NUM_KILLS + 1):
+        process = add(repository, batch(repository, number))
+        time.sleep(duration * (number - 1 + rng.random()) / NUM_KILLS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        for version in list_versions(repository):
+            assert bring_back(version.version, repository).dvc_md5 == version.dvc_md5
+    assert killed
+    for number in range(1, NUM_KILLS + 1):
+        process = add(repository, batch(repository, number))
+        _, stderr = process.communicate()
+        assert process.returncode == 0 or "already there as batch-" in stderr
+    assert sorted(batches_of(repository)) == sorted(map(questions, range(NUM_KILLS + 1)))
+    assert list_versions(repository)[-1].rows == 60 + 10 * (NUM_KILLS + 1)
