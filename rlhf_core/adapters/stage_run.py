@@ -32,8 +32,10 @@ NOTE = "mlflow.note.content"
 class StageRun:
     """The MLflow run of one stage; a ``ports.Tracker``.
 
-    Metrics are buffered and sent a batch every two seconds. While the server is lost the buffer
-    grows and training goes on; after ``patience`` seconds the next ``log_metrics`` raises.
+    Metrics are buffered and sent a batch every two seconds, and before each checkpoint: a killed
+    stage goes on after its last checkpoint, and would never log the steps before it again. While
+    the server is lost the buffer grows and training goes on; after ``patience`` seconds the next
+    ``log_metrics`` raises.
     """
 
     def __init__(
@@ -69,6 +71,15 @@ class StageRun:
         now = time.time_ns() // 1_000_000
         self._buffer += [Metric(name, float(value), now, step) for name, value in metrics.items()]
         if time.monotonic() >= self._next_flush:
+            self._try_flush()
+
+    def send_before_checkpoint(self) -> None:
+        """Send what is buffered, unless the server is lost just now.
+
+        Raises:
+            RegistryError: the server has been lost for longer than the patience.
+        """
+        if self._lost_since is None:
             self._try_flush()
 
     def log_params(self, params: Mapping[str, object]) -> None:

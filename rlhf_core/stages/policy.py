@@ -107,7 +107,9 @@ class _Task:
         return TrainingRun(
             seed=derived_seed(self.config.seed, "policy"),
             tracker=self.run,
-            checkpoints=CheckpointStore(self.directory / "checkpoints"),
+            checkpoints=CheckpointStore(
+                self.directory / "checkpoints", before_save=self.run.send_before_checkpoint
+            ),
         )
 
 

@@ -75,7 +75,9 @@ def train_reward(
             run=TrainingRun(
                 seed=derived_seed(config.seed, role),
                 tracker=run,
-                checkpoints=CheckpointStore(directory / "checkpoints"),
+                checkpoints=CheckpointStore(
+                    directory / "checkpoints", before_save=run.send_before_checkpoint
+                ),
             ),
         )
         sha256 = save_model(model, renderer.tokenizer, directory / "model")

@@ -48,7 +48,9 @@ def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext
             run=TrainingRun(
                 seed=derived_seed(config.seed, "sft"),
                 tracker=run,
-                checkpoints=CheckpointStore(directory / "checkpoints"),
+                checkpoints=CheckpointStore(
+                    directory / "checkpoints", before_save=run.send_before_checkpoint
+                ),
             ),
         )
         sha256 = save_model(model, renderer.tokenizer, directory / "model")

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,17 @@ class CheckpointStore:
     sha256 of every file, so that one torn by a failing disk is noticed and the one before is used.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2) -> None:
-        self.directory, self.keep = directory, keep
+    def __init__(
+        self, directory: Path, *, keep: int = 2, before_save: Callable[[], None] | None = None
+    ) -> None:
+        """Keep checkpoints in ``directory``.
+
+        Args:
+            directory: made at the first checkpoint.
+            keep: how many.
+            before_save: called before each: what must not be lost with the steps it covers.
+        """
+        self.directory, self.keep, self._before_save = directory, keep, before_save
 
     def save(
         self,
@@ -63,6 +72,8 @@ class CheckpointStore:
             CheckpointError: the disk is full or refuses; the checkpoints before are untouched,
                 and nothing half-written is left.
         """
+        if self._before_save is not None:
+            self._before_save()
         target = self.directory / f"step-{step:09d}"
         temporary = self.directory / f".{target.name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)

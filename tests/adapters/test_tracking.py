@@ -80,6 +80,14 @@ def test_metrics_travel_in_batches_and_all_arrive(mlflow_home, config, context, 
     assert [point.value for point in history] == [float(step) for step in range(700)]
 
 
+def test_what_a_checkpoint_covers_is_sent_before_it(mlflow_home, config, context):
+    with open_run(config, context, "sft", inputs={}) as run:
+        run.log_metrics({"sft/loss": 1.0}, step=7)
+        run.send_before_checkpoint()
+        (point,) = mlflow_client().get_metric_history(run.run_id, "sft/loss")
+    assert point.step == 7
+
+
 def test_a_server_lost_for_a_while_costs_no_metric(mlflow_home, config, context, monkeypatch):
     client = mlflow_client()
     real, failures = client.log_batch, iter([True, True])

@@ -52,19 +52,28 @@ def check_runs(client):
         assert run.info.status == "FINISHED", run.data.tags
 
 
-def steps_recorded_twice(client, pipeline_run):
-    """Training steps that stand twice in a metric of a pipeline run.
-
-    A step whose metrics were still on their way when the process was killed is missing. What is
-    measured at the last step is measured again by a stage that was killed after it.
-    """
+def recorded_steps(client, pipeline_run):
+    """Steps of every metric of a pipeline run's stages, with how often each was recorded."""
     (experiment,) = client.search_experiments(filter_string="name = 'rlhf'")
     runs = client.search_runs([experiment.experiment_id], f"tags.`rlhf.run_id` = '{pipeline_run}'")
     assert Counter(run.data.tags["rlhf.stage"] for run in runs).most_common(1)[0][1] == 1
-    twice = []
-    for run in runs:
-        for name in run.data.metrics:
-            steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
-            repeated = [step for step, count in Counter(steps).items() if count > 1]
-            twice += [(name, step) for step in repeated if step < max(steps)]
-    return twice
+    return {
+        (run.data.tags["rlhf.stage"], name): Counter(
+            point.step for point in client.get_metric_history(run.info.run_id, name)
+        )
+        for run in runs
+        for name in run.data.metrics
+    }
+
+
+def steps_recorded_twice(client, pipeline_run):
+    """Training steps that stand twice in a metric of a pipeline run.
+
+    What is measured at the last step is measured again by a stage that was killed after it.
+    """
+    return [
+        (name, step)
+        for (_, name), steps in recorded_steps(client, pipeline_run).items()
+        for step, count in steps.items()
+        if count > 1 and step < max(steps)
+    ]

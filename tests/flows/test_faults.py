@@ -6,7 +6,12 @@ from collections import Counter
 import pytest
 
 from rlhf_core.models.files import weights_sha256
-from tests.flows.registered import check_runs, check_versions, steps_recorded_twice
+from tests.flows.registered import (
+    check_runs,
+    check_versions,
+    recorded_steps,
+    steps_recorded_twice,
+)
 from tests.flows.tiny import TRAINED, Workplace
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
@@ -72,6 +77,14 @@ def test_a_killed_stage_is_registered_once_and_whole(disturbed):
 
 def test_a_killed_stage_records_no_step_twice(disturbed):
     assert steps_recorded_twice(disturbed.client, "run-1") == []
+
+
+def test_a_killed_stage_leaves_no_gap_in_a_curve(undisturbed, disturbed):
+    expected, found = (recorded_steps(made.client, "run-1") for made in (undisturbed, disturbed))
+    curves = [key for key, steps in expected.items() if key[0] in TRAINED and len(steps) > 1]
+    assert {stage for stage, _ in curves} == set(TRAINED)
+    for key in curves:
+        assert set(found[key]) == set(expected[key]), key
 
 
 def test_nothing_half_written_is_left_behind(disturbed):
