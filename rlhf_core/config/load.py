@@ -3,13 +3,16 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
 
 from rlhf_core.config.pipeline import PipelineConfig
 from rlhf_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> PipelineConfig:
@@ -29,12 +32,16 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Pipel
     try:
         return PipelineConfig.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-            f" (found {problem['input']!r})"
-            for problem in error.errors(include_url=False)
-        )
+        problems = "; ".join(map(_in_words, error.errors(include_url=False)))
         raise ConfigError(f"{path}: {problems}") from error
+
+
+def _in_words(problem: "ErrorDetails") -> str:
+    """Key, what is wrong with it, and what was found, unless that is a whole section."""
+    key = ".".join(str(part) for part in problem["loc"])
+    words = problem["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+    return f"{key}: {words}{found}" if key else words + found
 
 
 def config_digest(config: PipelineConfig) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_core.config.base import Section
 from rlhf_core.config.data import DataConfig
@@ -31,6 +31,18 @@ class PipelineConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig
     promotion: PromotionConfig = PromotionConfig()
+
+    @model_validator(mode="after")
+    def _prompt_and_response_fit(self) -> "PipelineConfig":
+        if isinstance(self.policy, PpoConfig):
+            prompt, response = max(self.longest_prompt(), 1), self.policy.max_new_tokens
+            if prompt + response > self.model.max_length:
+                raise ValueError(
+                    f"model.max_length {self.model.max_length} has no room for a prompt of "
+                    f"{prompt} tokens (model.max_prompt_length) and a response of {response} "
+                    "(policy.max_new_tokens)"
+                )
+        return self
 
     def judge_settings(self) -> RewardConfig:
         """Return what the judge trains with."""

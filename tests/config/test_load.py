@@ -52,6 +52,31 @@ def test_a_wrong_setting_names_file_and_key(minimal, key, value, says):
     assert says in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "prompt"),
+    [
+        ({"model.max_length": "64", "policy.max_new_tokens": "64"}, 1),
+        (
+            {
+                "model.max_length": "64",
+                "policy.max_new_tokens": "32",
+                "model.max_prompt_length": "33",
+            },
+            33,
+        ),
+    ],
+)
+def test_a_prompt_and_its_response_must_fit_the_length(minimal, overrides, prompt):
+    fits = {**overrides, "model.max_length": "65"}
+    assert load_config(minimal, fits).longest_prompt() == prompt
+    with pytest.raises(ConfigError) as raised:
+        load_config(minimal, overrides)
+    assert str(raised.value).startswith(
+        f"{minimal}: model.max_length 64 has no room for a prompt of {prompt} tokens"
+    )
+    assert str(raised.value).endswith("(policy.max_new_tokens)")
+
+
 def test_settings_of_the_other_algorithm_are_refused(minimal):
     with pytest.raises(ConfigError, match=r"policy\.dpo\.num_iterations"):
         load_config(minimal, {"policy.algorithm": "dpo"})
