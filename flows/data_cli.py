@@ -8,8 +8,6 @@ import typer
 from flows.options import JsonOption, begin, write_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rlhf_core.config import SourceConfig
     from rlhf_core.stages.data_publish import BatchResult
     from rlhf_core.stages.data_versions import DataVersion
@@ -33,8 +31,6 @@ KeepOption = Annotated[
     ),
 ]
 _MAX_SHOWN = 20
-_WIDE = 200
-"""Columns of a table that goes to a file or a pipe."""
 
 
 @data_app.command(epilog="Example: rlhf data add votes.jsonl.gz")
@@ -88,7 +84,7 @@ def diff(first: VersionArgument, second: VersionArgument, json_file: JsonOption 
     from rich.markup import escape
     from rich.table import Table
 
-    from flows.tables import show_line
+    from flows.tables import show_line, show_table
     from rlhf_core.stages.data_versions import compare
 
     found = compare(first, second, limit=None if json_file else _MAX_SHOWN)
@@ -97,7 +93,7 @@ def diff(first: VersionArgument, second: VersionArgument, json_file: JsonOption 
     for name, pairs in (("came", found.came), ("went", found.went), ("flip", found.relabelled)):
         for pair in pairs[:_MAX_SHOWN]:
             table.add_row(name, pair.comparison_id, pair.source, escape(pair.prompt[:60]))
-    _show_table(table)
+    show_table(table)
     show_line(
         f"{found.num_came:,} came, {found.num_went:,} went, {found.num_relabelled:,} changed their"
         f" winner, {found.num_same:,} stayed; all of them: --json FILE"
@@ -171,6 +167,8 @@ def _show_published(result: "BatchResult", json_file: Path | None) -> None:
 def _show_versions(versions: "list[DataVersion]") -> None:
     from rich.table import Table
 
+    from flows.tables import show_table
+
     table = Table("version", "date", "commit", "rows", "pairs", "alpha", "changed", "batch")
     for item in versions:
         table.add_row(
@@ -183,17 +181,4 @@ def _show_versions(versions: "list[DataVersion]") -> None:
             f"+{item.came:,} -{item.went:,} ~{item.relabelled:,}",
             item.batch or "-",
         )
-    _show_table(table)
-
-
-def _show_table(table: "Table") -> None:
-    """Print a table whose words are never cut short: folded in a narrow terminal, whole in a file.
-
-    Away from a terminal there is no width; what Rich assumes then depends on the environment.
-    """
-    from rich.console import Console
-
-    for column in table.columns:
-        column.overflow = "fold"
-    width = None if Console().is_terminal else _WIDE
-    Console(highlight=False, width=width).print(table)
+    show_table(table)

@@ -1,5 +1,6 @@
 """What people see in the terminal: tables of metrics, gates, decisions and times."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,17 @@ if TYPE_CHECKING:
 
 COLOUR: dict[Verdict, str] = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
-console = Console(highlight=False)
+WIDE = 200
+"""Columns of what goes to a file or a pipe, which has no width of its own."""
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+def show_table(table: Table) -> None:
+    """Print a table whose words are never cut short: folded where the terminal is narrow."""
+    for column in table.columns:
+        column.overflow = "fold"
+    console.print(table)
 
 
 def show_line(text: str) -> None:
@@ -43,7 +54,7 @@ def show_splits(splits: DatasetSplits) -> None:
         part = getattr(splits, name)
         if isinstance(part, DatasetRef):
             table.add_row(name, str(part.num_rows), part.sha256[:12])
-    console.print(table)
+    show_table(table)
     show_line(f"report: {splits.report}")
     docs = find_docs(splits.directory)
     if docs is not None:
@@ -56,7 +67,7 @@ def show_stage(name: str, result: StageResult) -> None:
     table = Table("metric", "value", "interval", "n", title=f"{name}: {model.uri}")
     for metric, estimate in sorted(result.report.metrics.items()):
         table.add_row(metric, *_estimate_cells(estimate))
-    console.print(table)
+    show_table(table)
     show_gates(result.decision)
     show_line(f"{name}: weights sha256 {model.sha256[:16]}, run {result.tracking_url}")
 
@@ -69,7 +80,7 @@ def show_gates(decision: PromotionDecision) -> None:
         table.add_row(
             gate.gate, _coloured(gate.verdict), f"{value} {interval}, n = {count}", gate.rule
         )
-    console.print(table)
+    show_table(table)
 
 
 def show_model(name: str, model: ModelRef) -> None:
@@ -135,7 +146,7 @@ def show_times(timings: Iterable[StageTiming]) -> None:
         note = "kept from before" if timing.reused else ""
         table.add_row(timing.stage, f"{timing.seconds:.1f}", note)
     table.add_row("total", f"{sum(timing.seconds for timing in timings):.1f}", "", style="bold")
-    console.print(table)
+    show_table(table)
 
 
 def show_run(result: PipelineResult) -> None:

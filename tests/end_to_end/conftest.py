@@ -12,6 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RLHF = Path(sys.executable).with_name("rlhf")
 
+ROWS = {
+    "comparisons.jsonl": 2_000,
+    "demonstrations.jsonl": 800,
+    "prompts.jsonl": 800,
+    "heldout_prompts.jsonl": 600,
+}
+"""Of the shipped files, in a workspace that has not the whole of them."""
 SMALL = {
     "sft.num_epochs": "1",
     "reward.num_epochs": "1",
@@ -65,10 +72,21 @@ class Workspace:
         return json.loads((self.path / name).read_text())
 
 
-def make_workspace(path: Path) -> Workspace:
-    """Link configs and raw data into ``path``, so that all that is written stays there."""
+def make_workspace(path: Path, *, whole: bool = False) -> Workspace:
+    """Link configs and base model into ``path``, and put the raw data beside them.
+
+    The first rows of each file will do where it matters that everything works, not how well.
+    """
     (path / "data").mkdir(parents=True)
-    for name in ("configs", "data/raw", "data/base"):
+    links = ["configs", "data/base"]
+    if whole:
+        links.append("data/raw")
+    else:
+        (path / "data/raw").mkdir()
+        for name, rows in ROWS.items():
+            lines = (ROOT / "data/raw" / name).read_text().splitlines(keepends=True)[:rows]
+            (path / "data/raw" / name).write_text("".join(lines))
+    for name in links:
         (path / name).symlink_to(ROOT / name)
     return Workspace(path)
 
@@ -76,6 +94,11 @@ def make_workspace(path: Path) -> Workspace:
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     return make_workspace(tmp_path / "work")
+
+
+@pytest.fixture
+def whole_workspace(tmp_path: Path) -> Workspace:
+    return make_workspace(tmp_path / "work", whole=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,10 @@
 """The shipped variants of the demo run on the same code, a few steps each."""
 
+import re
+
 import pytest
 
+from rlhf_core.evaluation.monitors import VICES
 from tests.end_to_end.conftest import SMALL
 
 pytestmark = pytest.mark.slow
@@ -32,7 +35,7 @@ def test_the_reward_hacking_recipe_is_refused_by_its_gates(workspace):
     few = {
         "policy.num_iterations": "30",
         "policy.rollout_batch_size": "32",
-        "evaluation.num_prompts": "150",
+        "evaluation.num_prompts": "300",
     }
     gates = {key: value for key, value in SMALL.items() if key in ("gates.sft", "gates.reward")}
     settings = [
@@ -42,5 +45,7 @@ def test_the_reward_hacking_recipe_is_refused_by_its_gates(workspace):
         "run", "configs/demo-reward-hacking.yaml", "--json", "hack.json", *settings, check=1
     )
     result = workspace.read("hack.json")
-    assert result["verdict"] in ("REJECT", "HOLD"), done.stdout[-3000:]
-    assert result["decided_by"] == "evaluate"
+    assert (result["verdict"], result["decided_by"]) == ("REJECT", "evaluate"), done.stdout[-3000:]
+    refused = [reason for reason in result["reasons"] if reason.startswith("REJECT: ")]
+    assert any("policy/kl =" in reason for reason in refused)
+    assert any(re.match(rf"REJECT: ({'|'.join(VICES)}): ", reason) for reason in refused)

@@ -3,10 +3,12 @@ import subprocess
 import sys
 
 import pytest
+from rich.table import Table
 from typer.testing import CliRunner
 
 from flows import bindings
 from flows.cli import app, main
+from flows.tables import show_table
 from rlhf_core.errors import DataError
 from rlhf_core.stages.promote import Promotion
 
@@ -40,6 +42,15 @@ def test_a_promoted_run_exits_0_and_shows_stages_decision_and_times(rlhf, config
     for expected in ("sft/quality", "0.65, 0.75", "decision: PROMOTE", "total", "mlflow ui"):
         assert expected in done.stdout
     assert json.loads((tmp_path / "out.json").read_text())["verdict"] == "PROMOTE"
+
+
+def test_a_table_that_goes_to_a_file_cuts_no_word_short(capsys):
+    long_words = ("policy/length_controlled_win_rate", "0.5438 [0.4617, 0.6165], n = 300")
+    table = Table("gate", "verdict", "measured", "rule")
+    table.add_row(long_words[0], "HOLD", long_words[1], "lower bound >= 0.55 (95%, n >= 300)")
+    show_table(table)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "HOLD" in line]
+    assert all(words in line for words in long_words)
 
 
 def test_a_run_that_a_gate_stopped_exits_1_with_the_reason(rlhf, stages, config_path):
