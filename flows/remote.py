@@ -4,6 +4,8 @@ from typing import Any, cast
 
 from prefect import task
 from prefect.cache_policies import INPUTS, RUN_ID
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
@@ -25,14 +27,16 @@ def run_deployed_stage(stage: str, flow_name: str, inputs: dict[str, Any]) -> st
     """Run ``<flow_name>/stage`` and wait for it; returns the id of its flow run.
 
     The result is kept, so that a Retry of the pipeline does not come back to a finished stage.
-    Attempt n of the pipeline finds the stage runs of attempts 0 to n - 1 by their key: one that is
-    still running is waited for, one that completed (perhaps by a Retry of its own) counts.
+    Each attempt of the pipeline starts the stage once at most. Before that it finds the stage runs
+    of earlier attempts by their keys: one that is still running is waited for, one that completed
+    (perhaps by a Retry of its own) counts.
 
     Raises:
         StageFailedError: the last attempt failed, crashed or was cancelled.
     """
     outcome = "was not started"
-    for attempt in range(int(flow_run.run_count)):
+    keys = [f"{flow_run.id}:{stage}:{attempt}" for attempt in range(int(flow_run.run_count))]
+    for key in dict.fromkeys([*_started(keys), keys[-1]]):
         run = cast(
             FlowRun,
             run_deployment(
@@ -40,7 +44,7 @@ def run_deployed_stage(stage: str, flow_name: str, inputs: dict[str, Any]) -> st
                 parameters={"settings": None, "inputs": inputs},
                 timeout=None,
                 poll_interval=POLL_SECONDS,
-                idempotency_key=f"{flow_run.id}:{stage}:{attempt}",
+                idempotency_key=key,
             ),
         )
         if run.state is not None and run.state.is_completed():
@@ -48,3 +52,11 @@ def run_deployed_stage(stage: str, flow_name: str, inputs: dict[str, Any]) -> st
         if run.state is not None:
             outcome = f"{run.name} is {run.state.name}: {run.state.message}"
     raise StageFailedError(f"{stage}: {outcome}")
+
+
+def _started(keys: list[str]) -> list[str]:
+    """Return those of the keys under which a flow run was started, in their order."""
+    wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=keys))
+    with get_client(sync_client=True) as client:
+        found = {run.idempotency_key for run in client.read_flow_runs(flow_run_filter=wanted)}
+    return [key for key in keys if key in found]

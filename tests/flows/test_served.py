@@ -40,18 +40,23 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def approved(served):
-    """A pipeline whose policy stage broke once, retried, and approved by a person."""
+    """A pipeline whose policy stage broke once, and evaluation after it, retried each time."""
     (served.path / "fail-policy").touch()
+    (served.path / "fail-evaluate").touch()
     run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
     broken = served.wait(run)
     assert broken["state"]["type"] == "FAILED"
     assert "policy broke" in broken["state"]["message"]
     assert served.calls() == EVERY_STAGE[:5]
     served.retry(run)
+    broken = served.wait(run)
+    assert broken["state"]["type"] == "FAILED"
+    assert served.calls() == ["policy", "evaluate"], "each was started once by this attempt"
+    served.retry(run)
     waiting = served.wait(run, "PAUSED")
     assert waiting["state"]["name"] == "Suspended"
     assert '"decision": "ASKED"' in (served.path / "approval.json").read_text()
-    assert served.calls() == ["policy", "evaluate"]
+    assert served.calls() == ["evaluate"]
     return run
 
 
