@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -43,15 +44,29 @@ def test_a_killed_pipeline_is_retried_and_finds_the_stage_that_went_on_without_i
     (served.path / "slow-sft").unlink()
 
 
-def test_a_pipeline_outlives_a_restart_of_the_prefect_server(served):
-    (served.path / "slow-sft").write_text("20")
-    run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
-    called = []
-    until(lambda: called.extend(served.calls()) or "sft" in called, "sft was called")
+def restart(served):
     before = served.servers.children["prefect"].pid
     os.kill(before, signal.SIGKILL)
     until(lambda: served.servers.children["prefect"].pid != before, "a new Prefect server")
     until(served.is_answering, lambda: f"an answer of the new Prefect server\n{served.logs()}")
+
+
+def fall_silent(served):
+    """Connections are taken and nothing is answered, for a minute."""
+    server = served.servers.children["prefect"].pid
+    os.kill(server, signal.SIGSTOP)
+    time.sleep(60)
+    os.kill(server, signal.SIGCONT)
+    assert served.servers.children["prefect"].pid == server
+
+
+@pytest.mark.parametrize("disturb", [restart, fall_silent])
+def test_a_pipeline_outlives_a_prefect_server_that_is_lost(served, disturb):
+    (served.path / "slow-sft").write_text("20")
+    run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
+    called = []
+    until(lambda: called.extend(served.calls()) or "sft" in called, "sft was called")
+    disturb(served)
     ended = served.wait(run)
     assert ended["state"]["type"] == "COMPLETED", served.logs()
     assert ended["run_count"] == 1, "it went on, nobody had to retry it"
