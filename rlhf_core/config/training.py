@@ -14,8 +14,8 @@ class OptimizerConfig(Section):
     """AdamW with gradient clipping and a learning-rate schedule."""
 
     learning_rate: Positive
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.95
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     adam_eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0

@@ -23,9 +23,9 @@ def scale_scores(scores: Tensor, moments: RunningMoments) -> Tensor:
         moments: of all scores so far, this batch included.
 
     Returns:
-        [B] scaled scores, dimensionless; unchanged while fewer than two scores were seen.
+        [B] scaled scores, dimensionless; unchanged while all scores seen were equal.
     """
-    return scores / (moments.std + SCALE_EPS) if moments.count > 1 else scores
+    return scores / (moments.std + SCALE_EPS) if moments.std > SCALE_EPS else scores
 
 
 def penalize_unfinished(scores: Tensor, finished: Tensor, *, penalty: float) -> Tensor:

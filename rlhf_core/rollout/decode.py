@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlhf_core.errors import DataError, ModelError
+from rlhf_core.errors import DataError, DivergedError, ModelError
 from rlhf_core.models.causal import logit_transform, output_head
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.models.unread import READ
@@ -57,6 +57,7 @@ def decode(
 
     Raises:
         DataError: a prompt is empty.
+        DivergedError: a logit is not finite.
         ModelError: prompt plus response would not fit the model's positions.
     """
     lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -73,6 +74,8 @@ def decode(
                 out.values[rows, step] = value_head(hidden)
             logits = _logits(model, hidden, temperature)
             tokens, logprobs = _choose(logits, uniforms[rows, step], temperature)
+            if not bool(torch.isfinite(logprobs).all()):
+                raise DivergedError(f"sampling token {step + 1}: the model's logits are not finite")
             out.tokens[rows, step], out.logprobs[rows, step] = tokens, logprobs
             out.lengths[rows] += 1
             ended = torch.isin(tokens, eos).cpu()

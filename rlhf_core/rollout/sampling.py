@@ -50,12 +50,14 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         uniforms: [B] float32 in [0, 1).
 
     Returns:
-        [B] int64 tokens and [B] float32 log-probabilities, nats.
+        [B] int64 tokens and [B] float32 log-probabilities, nats; NaN for a row of logits that hold
+        NaN or infinity.
     """
     logits = logits.float()
     shifted = logits - logits.amax(dim=1, keepdim=True)
     invert = _invert_whole if logits.is_cuda else _invert_float
     tokens, total = invert(shifted.exp(), uniforms[:, None])
+    tokens = tokens.clamp_max(logits.shape[1] - 1)  # past the end where the sums are NaN
     logprobs = shifted.gather(1, tokens) - total.log()
     return tokens.squeeze(1), logprobs.squeeze(1)
 

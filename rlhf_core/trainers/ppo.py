@@ -8,9 +8,8 @@ from itertools import chain
 from rlhf_core.config import PpoConfig
 from rlhf_core.errors import ConfigError, DataError, DivergedError
 from rlhf_core.functional.kl import adapt_kl_coef
-from rlhf_core.rollout.score import score_rollout
 from rlhf_core.trainers.loop import FitSummary, Progress, TrainingRun, at_start
-from rlhf_core.trainers.ppo_experience import collect_rollout, prepare_experience
+from rlhf_core.trainers.ppo_experience import collect_rollout, judge_rollout, prepare_experience
 from rlhf_core.trainers.ppo_learner import Learner, PpoData, PpoModels
 from rlhf_core.trainers.ppo_metrics import (
     Metrics,
@@ -55,7 +54,8 @@ def fit_ppo(
         settings: of PPO.
         run: seed, tracker, checkpoints.
         on_checkpoint: called with the number of iterations done after each checkpoint and at the
-            end, to sample held-out prompts. It must leave the models alone.
+            end, to sample held-out prompts. It must leave the models alone. A run that is taken up
+            again may call it once more with the same number.
 
     Returns:
         Policy steps taken; metrics of the last iteration, and of the first as ``..._at_start``.
@@ -76,7 +76,7 @@ def fit_ppo(
         watch = Stopwatch()
         rollout = collect_rollout(learner, data, iteration=state.iteration)
         watch.lap("generate")
-        scored = score_rollout(rollout, learner.scorers(), budget=settings.micro_batch_tokens)
+        scored = judge_rollout(learner, rollout, iteration=state.iteration)
         watch.lap("score")
         metrics = rollout_metrics(scored)
         spike = find_kl_spike(settings.kl_watch, metrics)
@@ -103,7 +103,7 @@ def fit_ppo(
     if keeper.saved_iteration != state.iteration:
         state = _watch_the_end(learner, keeper, state)
         keeper.save(state)
-        on_checkpoint(state.iteration)
+    on_checkpoint(state.iteration)
     models.finish()
     return FitSummary(
         learner.policy.step, _named(state.last_metrics) | at_start(_named(state.first_metrics))
@@ -153,20 +153,17 @@ class _Keeper:
 
 
 def _watch_the_end(learner: Learner, keeper: _Keeper, state: PpoState) -> PpoState:
-    """Look at the KL after the last update, on fresh prompts, before its result is kept.
+    """Look at the policy after the last update, on fresh prompts, before it is kept.
 
     ``stop`` stops and ``roll_back`` returns to the last weights in bounds. The other two actions
     have nothing left to act on: the spike is logged and counted, the weights stay.
 
     Raises:
-        DivergedError: as ``intervene``.
+        DivergedError: as ``intervene``, or something is not finite.
     """
     watch = learner.settings.kl_watch
-    if watch.max_kl_per_token is None and watch.max_kl_per_response is None:
-        return state
     rollout = collect_rollout(learner, learner.data, iteration=state.iteration)
-    budget = learner.settings.micro_batch_tokens
-    metrics = rollout_metrics(score_rollout(rollout, learner.scorers(), budget=budget))
+    metrics = rollout_metrics(judge_rollout(learner, rollout, iteration=state.iteration))
     spike = find_kl_spike(watch, metrics)
     if spike is None:
         return state
@@ -178,7 +175,11 @@ def _watch_the_end(learner: Learner, keeper: _Keeper, state: PpoState) -> PpoSta
 
 def _next_state(state: PpoState, metrics: Metrics, settings: PpoConfig) -> PpoState:
     kl_coef = state.kl_coef
-    if settings.kl_controller == "adaptive":
+    # While the critic warms up the policy stands still: its KL of 0 says nothing.
+    if (
+        settings.kl_controller == "adaptive"
+        and state.iteration >= settings.critic_warmup_iterations
+    ):
         kl_coef = adapt_kl_coef(
             kl_coef,
             observed_kl=metrics["kl"],

@@ -9,7 +9,7 @@ from rlhf_core.functional.rewards import penalize_unfinished, scale_scores, toke
 from rlhf_core.functional.running_moments import RunningMoments, update_moments
 from rlhf_core.rollout.experience import Experience, Rollout, ScoredRollout, build_experience
 from rlhf_core.rollout.sampling import sequence_uniforms
-from rlhf_core.rollout.score import sample_rollout
+from rlhf_core.rollout.score import sample_rollout, score_rollout
 from rlhf_core.trainers.ppo_learner import Learner, PpoData
 from rlhf_core.trainers.ppo_state import PpoState, draw
 from rlhf_core.trainers.ppo_update import KL_ESTIMATORS
@@ -31,6 +31,18 @@ def collect_rollout(learner: Learner, data: PpoData, *, iteration: int) -> Rollo
     )
 
 
+def judge_rollout(learner: Learner, rollout: Rollout, *, iteration: int) -> ScoredRollout:
+    """Ask every model about every response.
+
+    Raises:
+        DivergedError: one gave a score, value or log-probability that is not finite.
+    """
+    budget = learner.settings.micro_batch_tokens
+    scored = score_rollout(rollout, learner.scorers(), budget=budget)
+    _require_finite(scored, iteration)
+    return scored
+
+
 def prepare_experience(
     scored: ScoredRollout, state: PpoState, settings: PpoConfig
 ) -> tuple[Experience, Tensor, RunningMoments]:
@@ -38,11 +50,7 @@ def prepare_experience(
 
     Returns:
         The experience, the final scores [B], and the running moments of the scores.
-
-    Raises:
-        DivergedError: a model gave a score, value or log-probability that is not finite.
     """
-    _require_finite(scored, state.iteration)
     scores, moments = shape_scores(
         scored.scores, scored.rollout.finished, state.score_moments, settings
     )

@@ -29,10 +29,11 @@ def fresh_value_head(policy: nn.Module) -> nn.Linear:
 
 
 def value_of_hidden(head: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states [M, H] to values [M] float32."""
+    """Return the function from hidden states [M, H] to values [M], float32 under autocast too."""
 
     def values(hidden: Tensor) -> Tensor:
-        out: Tensor = head(hidden.float()).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            out: Tensor = head(hidden.float()).squeeze(-1)
         return out
 
     return values

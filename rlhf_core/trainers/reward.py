@@ -65,6 +65,8 @@ def fit_reward_model(
         DataError: there is nothing to train, to evaluate or to centre on.
     """
     require_pairs("reward", train=train, heldout=heldout)
+    if settings.center_on_reference:
+        require_pairs("reward", reference=reference)
     model = prepare_training(model, settings.compute, seed=run.seed)
     budget, soft = settings.micro_batch_tokens, settings.use_soft_labels
     plan = plan_pair_batches(

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: maximise the likelihood of demonstrated responses."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from rlhf_core.config import SftConfig
-from rlhf_core.errors import DataError
+from rlhf_core.errors import DataError, DivergedError
 from rlhf_core.models import device_of, finish_training, nll_sum, prepare_training
 from rlhf_core.tokenization import TokenBatch, TokenizedExample, pack_examples
 from rlhf_core.trainers.checkpoint import Checkpoint
@@ -153,7 +154,13 @@ class BestWeights:
         return len(self.history) - 1 - self.history.index(min(self.history)) >= self.patience
 
     def offer(self, nll: float, model: nn.Module) -> None:
-        """Note an evaluation, and the weights if it is the best so far."""
+        """Note an evaluation, and the weights if it is the best so far.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        if not math.isfinite(nll):
+            raise DivergedError(f"sft: the held-out NLL is {nll} at evaluation {len(self.history)}")
         if self.patience is not None and nll < min(self.history, default=float("inf")):
             self.tensors = {
                 name: tensor.clone() for name, tensor in model_tensors(model, "best").items()

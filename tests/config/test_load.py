@@ -153,3 +153,46 @@ def test_a_gate_needs_exactly_one_bound(minimal):
     for gate in ("{metric: a}", "{metric: a, at_least: 0, at_most: 1}"):
         with pytest.raises(ConfigError, match="exactly one of at_least and at_most"):
             load_config(minimal, {"gates.sft": f"[{gate}]"})
+
+
+DOCUMENTED = {
+    "missing_eos_penalty": 1.0,
+    "temperature": 1.0,
+    "kl_placement": "reward",
+    "kl_estimator": "k1",
+    "kl_controller": "fixed",
+    "kl_coef": 0.05,
+    "target_kl": 6.0,
+    "kl_horizon": 10_000,
+    "gamma": 1.0,
+    "gae_lambda": 0.95,
+    "whiten_advantages": True,
+    "scale_scores": False,
+    "clip_scores": None,
+    "value_clip_eps": 0.2,
+    "value_coef": 0.1,
+    "num_epochs": 4,
+    "clip_eps": 0.2,
+    "critic_warmup_iterations": 2,
+    "ptx_coef": 0.0,
+    "max_ratio_error": 1e-4,
+    "max_logprob_mismatch": 1.05,
+}
+
+
+def test_the_defaults_of_ppo_are_those_of_its_sources(minimal):
+    """docs/ppo.md names the source of each."""
+    policy = load_config(minimal).policy
+    assert {name: getattr(policy, name) for name in DOCUMENTED} == DOCUMENTED
+    optimizer = policy.optimizer
+    assert (optimizer.adam_eps, optimizer.max_grad_norm, optimizer.schedule) == (
+        1e-5,
+        1.0,
+        "linear",
+    )
+
+
+@pytest.mark.parametrize("name", ["adam_beta1", "adam_beta2"])
+def test_a_moment_that_never_fades_is_refused(minimal, name):
+    with pytest.raises(ConfigError, match=f"{name}: Input should be less than 1"):
+        load_config(minimal, {f"policy.optimizer.{name}": "1.0"})

@@ -61,6 +61,7 @@ def test_scaling_divides_by_the_running_deviation_and_keeps_signs():
     torch.testing.assert_close(scaled, torch.tensor([2.0, -0.5, 0.0]))
 
 
-def test_scaling_waits_for_a_second_score():
-    scores = torch.tensor([4.0])
+@pytest.mark.parametrize("values", [[4.0], [0.7, 0.7]])
+def test_scaling_waits_until_scores_differ(values):
+    scores = torch.tensor(values)
     assert torch.equal(scale_scores(scores, update_moments(RunningMoments(), scores)), scores)

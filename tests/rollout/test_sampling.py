@@ -123,3 +123,11 @@ def test_whole_sums_do_not_depend_on_the_order_of_addition():
     uniform = torch.tensor([[0.5]])
     one = sampling._invert_whole(weights, uniform)[1]
     assert torch.equal(one, sampling._invert_whole(weights[:, order], uniform)[1])
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_logits_that_are_not_numbers_give_a_logprob_that_is_none(broken):
+    logits = torch.tensor([[0.0, broken, 1.0], [0.0, 0.0, 0.0]])
+    tokens, logprobs = sample_tokens(logits, torch.tensor([0.5, 0.5]))
+    assert logprobs.isnan().tolist() == [True, False]
+    assert tokens.max() < 3

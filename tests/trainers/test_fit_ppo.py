@@ -1,5 +1,7 @@
 """PPO as a whole: it learns, it reports, it stops when something is wrong, it repeats itself."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -126,6 +128,45 @@ def test_checkpoint_hook_sees_every_checkpoint_and_the_end(causal_directory, tmp
         on_checkpoint=seen.append,
     )
     assert seen == [0, 2, 4, 5]
+
+
+def test_the_hook_at_the_end_is_made_up_for_when_the_run_died_in_it(causal_directory, tmp_path):
+    seen = []
+
+    def die(iteration):
+        if iteration == 5:
+            raise Crash
+
+    for hook in (die, seen.append):
+        with suppress(Crash):
+            fit_ppo(
+                toy_models(causal_directory, tmp_path),
+                toy_data(),
+                settings=toy_settings(num_iterations=5),
+                run=TrainingRun(0, ListTracker(), CheckpointStore(tmp_path / "checkpoints")),
+                on_checkpoint=hook,
+            )
+    assert seen == [5]
+
+
+def test_scores_are_scaled_by_all_that_were_seen_not_by_the_last_batch(causal_directory, tmp_path):
+    tracker = ListTracker()
+    train_ppo(causal_directory, tmp_path, tracker, scale_scores=True, missing_eos_penalty=None)
+    deviations = [
+        metrics["policy/reward_model_score"] / metrics["policy/score_mean"]
+        for _, metrics in tracker.rows
+    ]
+    last = [metrics["policy/score_std"] for _, metrics in tracker.rows]
+    assert len(set(deviations)) == len(deviations)
+    # In units of its own batch alone every batch would have a spread of 1.
+    assert last[0] == pytest.approx(1.0, rel=1e-4)
+    assert max(abs(spread - 1.0) for spread in last[1:]) > 0.01
+
+
+def test_demonstrations_are_mixed_into_every_policy_step(causal_directory, tmp_path):
+    tracker = ListTracker()
+    train_ppo(causal_directory, tmp_path, tracker, ptx_coef=0.5)
+    assert len(tracker.series("policy/ptx_loss")) == 5  # all but the critic's warm-up
 
 
 def test_critic_warm_up_trains_the_value_model_alone(causal_directory, tmp_path):

@@ -35,7 +35,8 @@ def test_adaptive_controller_moves_the_coefficient_towards_the_target(causal_dir
     )
     torch.testing.assert_close(
         torch.tensor(tracker.series("policy/kl_coef")),
-        torch.tensor([0.1 * (1 - 0.2 * 16 / 160) ** step for step in range(6)]),
+        # The first iteration is the critic's warm-up, where the policy stands still.
+        torch.tensor([0.1 * (1 - 0.2 * 16 / 160) ** max(step - 1, 0) for step in range(6)]),
     )
 
 
@@ -47,6 +48,21 @@ def test_weights_that_are_not_numbers_stop_the_run_and_name_the_iteration(
         models.reward_model.score.weight.fill_(torch.nan)
     with pytest.raises(DivergedError, match="iteration 0: a reward-model score is not finite"):
         train_ppo(causal_directory, tmp_path, None, models)
+
+
+def test_a_policy_that_explodes_in_its_last_step_is_noticed_while_it_samples(
+    causal_directory, tmp_path
+):
+    explosive = OptimizerConfig(learning_rate=1e12, schedule="constant", warmup_fraction=0.0)
+    with pytest.raises(DivergedError, match="sampling token 1: the model's logits are not finite"):
+        train_ppo(
+            causal_directory,
+            tmp_path,
+            optimizer=explosive,
+            value_learning_rate=1e-3,
+            num_epochs=1,
+            num_minibatches=1,
+        )
 
 
 def test_a_policy_that_explodes_stops_the_run(causal_directory, tmp_path):
@@ -191,6 +207,24 @@ def test_actions_with_nothing_left_to_act_on_keep_the_last_update(
     assert [line[0] for line in spikes(caplog)] == [action]
 
 
+@pytest.mark.parametrize("limit", [1e-3, None])
+def test_a_last_update_that_leaves_no_numbers_is_not_kept(
+    limit, causal_directory, tmp_path, monkeypatch
+):
+    models = toy_models(causal_directory, tmp_path)
+    watch = KlWatchConfig(max_kl_per_token=limit, action="lower_learning_rate")
+
+    class Poison(ListTracker):
+        def log_metrics(self, metrics, step):
+            with torch.no_grad():
+                models.reference.lm_head.weight.fill_(torch.nan)
+
+    with pytest.raises(DivergedError, match="iteration 1: a reference log-probability"):
+        train_ppo(causal_directory, tmp_path, Poison(), models, kl_watch=watch, **LAST_UPDATE_ONLY)
+    kept = CheckpointStore(tmp_path / "checkpoints").directory.glob("step-*")
+    assert [path.name for path in kept] == ["step-000000000"]
+
+
 def test_responses_that_never_end_all_score_minus_the_penalty(causal_directory, tmp_path):
     tracker = ListTracker()
     models = toy_models(causal_directory, tmp_path)
@@ -241,6 +275,20 @@ def test_lora_takes_the_reference_from_the_policy_with_its_adapters_off(causal_d
     assert not all(torch.equal(after[name], before[name]) for name in before)
     with pytest.raises(ConfigError, match="reference"):
         train_ppo(causal_directory, tmp_path / "b", models=models)
+
+
+def test_bfloat16_runs_with_a_shared_trunk_too(causal_directory, tmp_path):
+    tracker = ListTracker()
+    train_ppo(
+        causal_directory,
+        tmp_path,
+        tracker,
+        compute=ComputeConfig(precision="bfloat16"),
+        recompute_old_logprobs=True,
+        share_trunk=True,
+        num_iterations=3,
+    )
+    assert 1.0 < tracker.series("policy/logprob_mismatch")[0] < 1.05
 
 
 @pytest.mark.parametrize("recompute", [True, False])
