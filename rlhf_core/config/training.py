@@ -125,7 +125,11 @@ class KlWatchConfig(Section):
 class PpoConfig(Section):
     """Policy optimisation with PPO (Schulman et al. 2017; Ziegler et al. 2019).
 
-    Every default and its source: ``docs/ppo.md``.
+    Sources: Schulman et al. 2016, arXiv:1506.02438 (GAE) and 2017, arXiv:1707.06347 (PPO);
+    Ziegler et al. 2019, arXiv:1909.08593; Ouyang et al. 2022, arXiv:2203.02155; Zheng et al. 2023,
+    "Secrets of RLHF", arXiv:2307.04964; Huang et al. 2024, "N+ implementation details",
+    arXiv:2403.17031; Schulman 2020, "Approximating KL divergence". Details without a setting (cut
+    after EOS, dropout off, value model from the reward model) are in ``docs/ppo.md``.
     """
 
     algorithm: Literal["ppo"] = "ppo"
@@ -138,14 +142,15 @@ class PpoConfig(Section):
     """Give the policy a value head instead of a value model of its own: half the work of an
     update, and the critic no longer starts from the reward model."""
     critic_warmup_iterations: int = Field(default=2, ge=0)
-    """First iterations, out of ``num_iterations``, that train the value model alone."""
+    """First iterations, out of ``num_iterations``, that train the value model alone (Zheng 2023,
+    section 5.3.3)."""
     rollout_batch_size: Count = 64
     """Responses sampled per iteration."""
     responses_per_prompt: Count = 1
     """Responses to each prompt of an iteration; their prompt is computed once, so more are
     cheaper, and the batch sees fewer prompts."""
     num_epochs: Count = 4
-    """Passes over each rollout batch."""
+    """Passes over each rollout batch (Ziegler 2019; Schulman 2017)."""
     num_minibatches: Count = 4
     """Optimiser steps per pass."""
     micro_batch_tokens: Count = 4_096
@@ -154,18 +159,29 @@ class PpoConfig(Section):
     """Of policy and value model; with LoRA the reference is the policy, adapters off."""
     max_new_tokens: Count = 64
     temperature: Positive = 1.0
-    """Divides the logits while sampling and in every log-probability."""
+    """Divides the logits while sampling and in every log-probability (Huang 2024)."""
     clip_eps: Positive = 0.2
+    """The importance ratio is clipped to 1 plus or minus this (Schulman 2017, equation 7)."""
     value_clip_eps: Positive = 0.2
+    """A new value counts up to this far from the old one (Huang 2024)."""
     value_coef: Positive = 0.1
+    """Weight of the value loss (Ziegler 2019; Huang 2024)."""
     gamma: Fraction = 1.0
+    """Discount per token (Ziegler 2019)."""
     gae_lambda: Fraction = 0.95
+    """Bias against variance of the advantages (Schulman 2016, equation 16; Ziegler 2019)."""
     whiten_advantages: bool = True
+    """To mean 0 and deviation 1 over the response tokens of the whole batch (Huang 2024)."""
     kl_placement: Literal["reward", "loss"] = "reward"
-    """Subtract the KL from each token's reward, or add it to the policy's loss."""
+    """Subtract the KL from each token's reward (Ziegler 2019, equation 2), or add it to the
+    policy's loss (Shao et al. 2024, arXiv:2402.03300)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of the KL per token: k1 is unbiased, k2 has the right gradient as a loss, k3 is unbiased and
+    never negative (Schulman 2020)."""
     kl_coef: NonNegative = 0.05
+    """Weight of the KL from the reference (Huang 2024)."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    """Whether ``kl_coef`` stays, or is steered towards ``target_kl`` (Ziegler 2019, section 2.2)."""
     target_kl: Positive = 6.0
     """Adaptive controller: KL to steer towards, nats per response."""
     kl_horizon: Count = 10_000
@@ -173,13 +189,15 @@ class PpoConfig(Section):
     kl_watch: KlWatchConfig = KlWatchConfig()
     missing_eos_penalty: NonNegative | None = 1.0
     """Score of a response that never ends is minus this, whatever the reward model says; None
-    lets the reward model's score stand."""
+    lets the reward model's score stand (Ziegler 2019; the EOS trick of Huang 2024)."""
     scale_scores: bool = False
-    """Divide scores by their running standard deviation."""
+    """Divide scores by their running standard deviation (Zheng 2023, section 5.3.1)."""
     clip_scores: Positive | None = None
-    """Clip scores, after scaling, to plus or minus this; None does not clip."""
+    """Clip scores, after scaling, to plus or minus this; None does not clip (Zheng 2023, section
+    5.3.1)."""
     ptx_coef: NonNegative = 0.0
-    """PPO-ptx: weight of the SFT loss on demonstrations mixed into every policy step."""
+    """PPO-ptx: weight of the SFT loss on demonstrations mixed into every policy step (Ouyang 2022,
+    equation 2)."""
     recompute_old_logprobs: bool = False
     """Take the old log-probabilities from a forward pass of the trainer instead of the sampler;
     needed where the two differ by more than ``max_ratio_error`` (bf16)."""
