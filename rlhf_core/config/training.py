@@ -181,7 +181,7 @@ class PpoConfig(Section):
     kl_coef: NonNegative = 0.05
     """Weight of the KL from the reference (Huang 2024)."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """Whether ``kl_coef`` stays, or is steered towards ``target_kl`` (Ziegler 2019, section 2.2)."""
+    """Keep ``kl_coef``, or steer it towards ``target_kl`` (Ziegler 2019, section 2.2)."""
     target_kl: Positive = 6.0
     """Adaptive controller: KL to steer towards, nats per response."""
     kl_horizon: Count = 10_000

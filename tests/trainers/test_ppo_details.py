@@ -230,6 +230,31 @@ def test_with_kl_as_a_loss_the_rewards_hold_the_score_alone(causal_directory, tm
     torch.testing.assert_close(experience.returns[mask], expected[mask], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("estimator", ["k1", *KL_BY_DEFINITION])
+def test_the_reward_holds_the_kl_by_the_estimator_of_the_settings(
+    estimator, causal_directory, tmp_path
+):
+    learner = learner_for(causal_directory, tmp_path, kl_estimator=estimator, gae_lambda=1.0)
+    scored = scored_rollout(learner)
+    experience, scores, _ = prepare_experience(scored, PpoState(kl_coef=0.3), learner.settings)
+    by_definition = {"k1": lambda log_ratio: log_ratio, **KL_BY_DEFINITION}[estimator]
+    kl = by_definition((scored.old_logprobs - scored.ref_logprobs).numpy())
+    mask = scored.rollout.mask.numpy()
+    to_come = np.flip(np.cumsum(np.flip(np.where(mask, kl, 0.0), 1), 1), 1)
+    expected = scores.numpy()[:, None] - 0.3 * to_come
+    np.testing.assert_allclose(experience.returns.numpy()[mask], expected[mask], atol=1e-5)
+    assert np.abs(kl[mask]).mean() > 1e-4
+
+
+def test_the_value_loss_is_weighted_by_its_coefficient(causal_directory, tmp_path):
+    norms = []
+    for coefficient in (0.1, 0.3):
+        learner = learner_for(causal_directory, tmp_path, value_coef=coefficient)
+        update = make_update(learner, rows=ROWS)
+        norms.append(update_value(learner.value, update)["value_grad_norm"])
+    assert norms[1] == pytest.approx(3 * norms[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("whitened", [True, False])
 def test_advantages_are_whitened_over_the_batch_or_left_as_they_are(
     whitened, causal_directory, tmp_path
