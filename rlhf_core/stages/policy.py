@@ -31,8 +31,8 @@ from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.reward import load_pairs
 from rlhf_core.stages.scoring import fits
 from rlhf_core.stages.sft import load_demonstrations
+from rlhf_core.stages.training_run import training_run
 from rlhf_core.tokenization import Renderer
-from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.dpo import fit_dpo
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
 from rlhf_core.trainers.ppo import PpoData, PpoModels, fit_ppo
@@ -104,13 +104,7 @@ class _Task:
     renderer: Renderer
 
     def training_run(self) -> TrainingRun:
-        return TrainingRun(
-            seed=derived_seed(self.config.seed, "policy"),
-            tracker=self.run,
-            checkpoints=CheckpointStore(
-                self.directory / "checkpoints", before_save=self.run.send_before_checkpoint
-            ),
-        )
+        return training_run(self.config, "policy", self.run, self.directory)
 
 
 def _optimize_ppo(task: _Task) -> FitSummary:

@@ -24,9 +24,8 @@ from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluate import evaluate_reward
 from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.stages.training_run import training_run
 from rlhf_core.tokenization import Renderer, TokenizedPair
-from rlhf_core.trainers.checkpoint import CheckpointStore
-from rlhf_core.trainers.loop import TrainingRun
 from rlhf_core.trainers.reward import fit_reward_model
 
 NUM_REFERENCES = 512
@@ -72,13 +71,7 @@ def train_reward(
                 set_aside=directory / "set-aside-references.jsonl",
             ),
             settings=settings,
-            run=TrainingRun(
-                seed=derived_seed(config.seed, role),
-                tracker=run,
-                checkpoints=CheckpointStore(
-                    directory / "checkpoints", before_save=run.send_before_checkpoint
-                ),
-            ),
+            run=training_run(config, role, run, directory),
         )
         sha256 = save_model(model, renderer.tokenizer, directory / "model")
         reference = register_model(

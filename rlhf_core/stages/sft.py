@@ -12,12 +12,11 @@ from rlhf_core.dataprep.files import read_records
 from rlhf_core.models import save_model
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, RunContext, StageResult
 from rlhf_core.stages.base_model import load_base
-from rlhf_core.stages.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.determinism import make_deterministic
 from rlhf_core.stages.evaluate import evaluate_sft
 from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.stages.training_run import training_run
 from rlhf_core.tokenization import Renderer, TokenizedExample
-from rlhf_core.trainers.checkpoint import CheckpointStore
-from rlhf_core.trainers.loop import TrainingRun
 from rlhf_core.trainers.sft import fit_sft
 
 
@@ -45,13 +44,7 @@ def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext
             load(splits.demonstrations_train),
             load(splits.demonstrations_heldout),
             settings=config.sft,
-            run=TrainingRun(
-                seed=derived_seed(config.seed, "sft"),
-                tracker=run,
-                checkpoints=CheckpointStore(
-                    directory / "checkpoints", before_save=run.send_before_checkpoint
-                ),
-            ),
+            run=training_run(config, "sft", run, directory),
         )
         sha256 = save_model(model, renderer.tokenizer, directory / "model")
         reference = register_model(

@@ -64,7 +64,7 @@ def fit_sft(
         optimization.load(checkpoint)
         best.load(checkpoint)
     else:
-        best.offer(evaluate(), model)
+        best.offer(evaluate(), model, step=0)
         run.tracker.log_metrics({"sft/heldout_nll": best.first}, step=0)
     progress = Progress("sft", total=len(plan), done=optimization.step)
     while optimization.step < len(plan) and not best.exhausted:
@@ -76,7 +76,7 @@ def fit_sft(
         metrics["sft/tokens_per_second"] = num_tokens / (time.perf_counter() - started)
         step = optimization.step
         if step == len(plan) or (settings.evaluate_every and step % settings.evaluate_every == 0):
-            best.offer(evaluate(), model)
+            best.offer(evaluate(), model, step=step)
             metrics["sft/heldout_nll"] = best.last
         run.tracker.log_metrics(metrics, step=step)
         progress.advance(metrics)
@@ -153,14 +153,14 @@ class BestWeights:
             return False
         return len(self.history) - 1 - self.history.index(min(self.history)) >= self.patience
 
-    def offer(self, nll: float, model: nn.Module) -> None:
+    def offer(self, nll: float, model: nn.Module, *, step: int) -> None:
         """Note an evaluation, and the weights if it is the best so far.
 
         Raises:
             DivergedError: it is not finite.
         """
         if not math.isfinite(nll):
-            raise DivergedError(f"sft: the held-out NLL is {nll} at evaluation {len(self.history)}")
+            raise DivergedError(f"step {step}: the held-out NLL is {nll}")
         if self.patience is not None and nll < min(self.history, default=float("inf")):
             self.tensors = {
                 name: tensor.clone() for name, tensor in model_tensors(model, "best").items()

@@ -66,7 +66,8 @@ def test_ppo_starts_from_sft_and_its_value_model_from_the_reward_model(
     task = policy._Task(
         config.model_copy(update={"policy": settings}), small_splits,
         SimpleNamespace(path=sft), SimpleNamespace(path=reward), tmp_path,
-        run=None, policy=load_causal(sft), renderer=base_renderer(config.model),
+        run=SimpleNamespace(send_before_checkpoint=None), policy=load_causal(sft),
+        renderer=base_renderer(config.model),
     )  # fmt: skip
     with pytest.raises(Begun):
         policy._optimize_ppo(task)
