@@ -26,6 +26,8 @@ class AgreementReport:
     annotators: list[AnnotatorFacts]
     """Most careless-looking first."""
     num_votes: int
+    num_repeated_votes: int
+    """Left out: the same person had given the same answer in the same row."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the report's section; annotators who look careless are named."""
@@ -34,6 +36,7 @@ class AgreementReport:
             "krippendorff_alpha": _estimate(self.alpha),
             "by_source": {name: _estimate(alpha) for name, alpha in self.by_source.items()},
             "num_votes": self.num_votes,
+            "num_repeated_votes": self.num_repeated_votes,
             "num_annotators": len(self.annotators),
             "num_careless": len(careless),
             "careless": [asdict(facts) for facts in careless],
@@ -59,6 +62,7 @@ def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> Agreeme
             fast_fraction=votes.fast_fraction,
         ),
         num_votes=int(counts.sum()),
+        num_repeated_votes=intake.num_repeated_votes,
     )
 
 
