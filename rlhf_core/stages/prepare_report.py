@@ -46,14 +46,16 @@ class AgreementReport:
 def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> AgreementReport:
     """Measure agreement overall, by source, and of each annotator with the rest."""
     counts = intake.votes.counts(len(intake.entries))
+    groups = [entry.group for entry in intake.entries]
     sources: dict[str, list[int]] = {}
     for row, entry in enumerate(intake.entries):
         sources.setdefault(entry.source, []).append(row)
     resampling = {"num_resamples": votes.num_resamples, "seed": seed}
     return AgreementReport(
-        alpha=alpha_estimate(counts, **resampling),
+        alpha=alpha_estimate(counts, groups, **resampling),
         by_source={
-            name: alpha_estimate(counts[rows], **resampling) for name, rows in sources.items()
+            name: alpha_estimate(counts[rows], [groups[row] for row in rows], **resampling)
+            for name, rows in sources.items()
         },
         annotators=annotator_facts(
             intake.votes,
