@@ -2,7 +2,8 @@
 
 import re
 
-_ADDRESS = re.compile(r"\S*(?:://|www\.)\S*")
+_ADDRESS = re.compile(r"(?<!\S)\S*?(?:://|www\.)\S*")
+"""Looked for at the start of a word alone, or a long word would be searched from every letter."""
 
 
 def without_addresses(text: str) -> str:

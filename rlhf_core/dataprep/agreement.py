@@ -1,5 +1,7 @@
 """How far annotators agree beyond chance: Krippendorff's alpha with its interval."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,9 @@ from rlhf_core.schema import Estimate
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+_MAX_DRAWN = 4_000_000
+"""Numbers drawn at once by the bootstrap, so that memory stays small whatever the data."""
 
 
 def krippendorff_alpha(counts: Ints) -> float | None:
@@ -33,58 +38,98 @@ def krippendorff_alpha(counts: Ints) -> float | None:
 
 
 def alpha_estimate(
-    counts: Ints, *, num_resamples: int, seed: int, confidence: float = 0.95
+    counts: Ints,
+    groups: Sequence[str] | None = None,
+    *,
+    num_resamples: int,
+    seed: int,
+    confidence: float = 0.95,
 ) -> Estimate | None:
     """Return alpha with a percentile bootstrap over comparisons; None where it is not defined.
 
-    Comparisons with the same counts are alike, so a resample is one multinomial draw over the
-    few distinct patterns, whatever the size of the data.
+    The comparisons of one ranked list come from the same people's few decisions and are no
+    independent observations, so a group is drawn as a whole. Groups with the same sums are alike:
+    a resample is one multinomial draw over the distinct ones, whatever the size of the data.
 
     Args:
         counts: [N, 3] votes for a, b and tie.
+        groups: [N] group of each comparison; an empty name, or no groups, stands alone.
         num_resamples: bootstrap resamples.
         seed: of the resampling.
         confidence: two-sided level of the interval.
+
+    Returns:
+        The estimate; its ``num_samples`` counts comparisons, grouped or not.
     """
     value = krippendorff_alpha(counts)
     if value is None:
         return None
-    pairable = counts[counts.sum(axis=1) > 1]
-    patterns, weights = np.unique(pairable, axis=0, return_counts=True)
-    num_comparisons = int(weights.sum())
-    draws = np.random.default_rng(seed).multinomial(
-        num_comparisons, weights / num_comparisons, size=num_resamples
-    )
-    alphas = _alphas(patterns, draws)
+    sums = _sums_by_group(counts, groups)
+    patterns, weights = np.unique(sums, axis=0, return_counts=True)
+    num_groups = int(weights.sum())
+    rng = np.random.default_rng(seed)
+    at_once = max(1, _MAX_DRAWN // len(patterns))
+    alphas = []
+    for start in range(0, num_resamples, at_once):
+        size = min(at_once, num_resamples - start)
+        alphas.append(
+            _alphas(patterns, rng.multinomial(num_groups, weights / num_groups, size=size))
+        )
     tail = (1 - confidence) / 2
-    low, high = np.nanquantile(alphas, [tail, 1 - tail])
+    low, high = np.nanquantile(np.concatenate(alphas), [tail, 1 - tail])
     return Estimate(
         value=value,
         low=float(low),
         high=float(high),
-        num_samples=num_comparisons,
+        num_samples=int(np.count_nonzero(counts.sum(axis=1) > 1)),
         confidence=confidence,
     )
 
 
-def _alphas(patterns: Ints, weights: Ints) -> Floats:
+def _sums_by_group(counts: Ints, groups: Sequence[str] | None) -> Floats:
+    """Sum over each group what alpha is made of.
+
+        within_u = sum_c n_uc (n_u - n_uc) / (n_u - 1)
+
+    Args:
+        counts: [N, 3] votes; comparisons with a single vote do not enter.
+        groups: [N] names, as for ``alpha_estimate``.
+
+    Returns:
+        [G, 4] votes for a, b and tie, and within, of the groups that have two votes on something.
+    """
+    pairable = np.flatnonzero(counts.sum(axis=1) > 1)
+    numbers: dict[object, int] = {}
+    names = ((groups[row] if groups else "") or row for row in pairable.tolist())
+    group = np.array([numbers.setdefault(name, len(numbers)) for name in names])
+    votes = counts[pairable]
+    # In an order of the content's own, so that sums do not depend on the order of the rows.
+    order = np.lexsort((*votes.T, group))
+    votes, group = votes[order], group[order]
+    sizes = votes.sum(axis=1, keepdims=True)
+    within = (votes * (sizes - votes)).sum(axis=1) / (sizes[:, 0] - 1)
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    sums: Floats = np.add.reduceat(np.column_stack((votes, within)), starts, axis=0)
+    return sums
+
+
+def _alphas(patterns: Floats, weights: Ints) -> Floats:
     """Alpha of each row of ``weights`` over the patterns.
 
-        D_o = sum_u sum_c n_uc (n_u - n_uc) / (n_u - 1) / n
+        D_o = sum_u within_u / n
         D_e = sum_c n_c (n - n_c) / (n (n - 1))
 
     Args:
-        patterns: [P, 3] distinct rows of counts, each with two votes or more.
+        patterns: [P, 4] distinct rows of ``_sums_by_group``.
         weights: [R, P] how often each pattern occurs.
 
     Returns:
         [R] alpha; NaN where all votes are the same answer.
     """
-    sizes = patterns.sum(axis=1, keepdims=True)
-    within = (patterns * (sizes - patterns)).sum(axis=1) / (sizes[:, 0] - 1)
-    answers = weights @ patterns
+    totals = weights @ patterns
+    answers, within = totals[:, :3], totals[:, 3]
     total = answers.sum(axis=1)
-    observed = weights @ within / total
+    observed = within / total
     expected = (answers * (total[:, None] - answers)).sum(axis=1) / (total * (total - 1.0))
     with np.errstate(invalid="ignore", divide="ignore"):
         alphas: Floats = 1 - observed / expected

@@ -23,7 +23,7 @@ _MAX_WORDS = 15
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 STYLES: dict[str, tuple[re.Pattern[str], tuple[str, ...]]] = {
-    "list": (re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE), ("-", "*", "•", ".", ")")),
+    "list": (re.compile(r"^[^\S\n]*(?:[-*•]|\d+[.)])\s", re.MULTILINE), ("-", "*", "•", ".", ")")),
     "exclamation": (re.compile("!"), ("!",)),
     "question": (re.compile(r"\?"), ("?",)),
     "hedge": (

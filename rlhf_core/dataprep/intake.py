@@ -13,9 +13,9 @@ from rlhf_core.dataprep.frames import FrameBuilder, batched, excerpt
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.ledger import Entry, enter
 from rlhf_core.dataprep.near import PromptIndex, SignatureTable, near_repeats, prompt_text
-from rlhf_core.dataprep.pooling import Ballot
+from rlhf_core.dataprep.pooling import Ballot, votes_once
 from rlhf_core.dataprep.quarantine import Quarantine
-from rlhf_core.dataprep.rows import SetAside
+from rlhf_core.dataprep.rows import UNNAMED, SetAside
 from rlhf_core.dataprep.rules import RowRules
 from rlhf_core.dataprep.split import PromptSplitter
 from rlhf_core.dataprep.votes import VoteTable
@@ -53,9 +53,18 @@ class Intake:
     """Row to all votes on its pair, where other rows gave it theirs."""
     num_rows: int = 0
     """Rows read, those the reader set aside included."""
+    num_repeated_votes: int = 0
+    """Votes left out because the same person gave the same answer before in the same row."""
 
-    def add(self, item: Comparison, entry: Entry) -> None:
-        """Keep one comparison and what is known of it."""
+    def add(self, item: Comparison, entry: Entry, num_repeated_votes: int = 0) -> None:
+        """Keep one comparison and what is known of it.
+
+        Args:
+            item: the comparison, each person's answer once.
+            entry: what is known of it.
+            num_repeated_votes: answers of it that were left out.
+        """
+        self.num_repeated_votes += num_repeated_votes
         self.votes.add(len(self.entries), item.votes)
         self.entries.append(entry)
         if self.signatures is not None:
@@ -70,7 +79,7 @@ class Intake:
             excerpt(item.response_a),
             excerpt(item.response_b),
             len(item.votes),
-            len(item.votes) - len({vote.annotator for vote in item.votes}),
+            num_repeated_votes + _num_given_twice(item),
             entry.pair.hex(),
         )
 
@@ -103,8 +112,11 @@ def take_in(
                 else:
                     kept.append(_without_votes_of(excluded, item) if excluded else item)
             for item, entry in zip(kept, _screen(kept, rules), strict=True):
-                intake.add(item, entry)
-                stream.write(item.model_dump_json().encode() + b"\n")
+                votes = votes_once(item.votes)
+                num_repeated = len(item.votes) - len(votes)
+                once = item.model_copy(update={"votes": votes}) if num_repeated else item
+                intake.add(once, entry, num_repeated)
+                stream.write(once.model_dump_json().encode() + b"\n")
 
 
 def _screen(items: Sequence[Comparison], rules: RowRules) -> list[Entry]:
@@ -154,3 +166,8 @@ def set_aside_near_heldout(intake: Intake, heldout: PromptIndex, splitter: Promp
 def _without_votes_of(excluded: frozenset[str], item: Comparison) -> Comparison:
     kept = tuple(vote for vote in item.votes if vote.annotator not in excluded)
     return item.model_copy(update={"votes": kept})
+
+
+def _num_given_twice(item: Comparison) -> int:
+    named = [vote.annotator for vote in item.votes if vote.annotator != UNNAMED]
+    return len(named) - len(set(named))

@@ -27,6 +27,8 @@ class Entry:
     detail: str = ""
     a_beats_b: float = 0.5
     """Probability that response a is better."""
+    group: str = ""
+    """Comparisons of one ranked list share it; empty where there is no list."""
 
     @property
     def place(self) -> str:
@@ -52,6 +54,7 @@ def enter(item: Comparison) -> Entry:
         line=item.line or 0,
         num_chars=(len(item.response_a), len(item.response_b)),
         reason=comparison_problem(item),
+        group=item.group,
     )
 
 

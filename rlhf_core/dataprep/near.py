@@ -1,7 +1,7 @@
 """Near duplicates by MinHash (Broder 1997): texts that share most of their word triples."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -22,6 +22,8 @@ _HASH_BITS = np.uint64((1 << 32) - 1)
 """The permutations of ``datasketch``: (a h + b) modulo a Mersenne prime, lower 32 bits."""
 _WEIGHTS = (0.1, 0.9)
 """Of false candidates and of misses, when bands are chosen."""
+_LARGE_BUCKET = 256
+"""Candidates that are compared each with each; more of them are split first."""
 
 Signature = NDArray[np.uint32]
 """[NUM_PERMUTATIONS]: the share of equal places estimates the Jaccard similarity."""
@@ -77,8 +79,9 @@ class SignatureTable:
 def near_repeats(tables: Sequence[NDArray[np.uint32]], threshold: float) -> dict[int, int]:
     """Return rows that nearly repeat an earlier one: row to that earlier row.
 
-    Candidates share a band of the first table's signature (locality-sensitive hashing); a pair
-    counts when its estimated similarity reaches ``threshold`` in every table.
+    Candidates share a band of the first table's signature (locality-sensitive hashing), and where
+    many rows do, as short answers to different prompts do, a band of the next table's as well; a
+    pair counts when its estimated similarity reaches ``threshold`` in every table.
 
     Args:
         tables: [N, NUM_PERMUTATIONS] signatures of each part of a row, first the most telling.
@@ -88,9 +91,10 @@ def near_repeats(tables: Sequence[NDArray[np.uint32]], threshold: float) -> dict
     first = tables[0]
     repeats: dict[int, int] = {}
     for band in range(bands):
-        slice_ = np.ascontiguousarray(first[:, band * rows : (band + 1) * rows])
-        for bucket in _buckets(slice_):
-            _mark(bucket, tables, threshold, repeats)
+        for bucket in _buckets(first[:, band * rows : (band + 1) * rows]):
+            left = np.array([row for row in bucket.tolist() if row not in repeats], dtype=np.int64)
+            for part in _parts(left, tables[1:], bands, rows):
+                _mark(part, tables, threshold, repeats)
     return repeats
 
 
@@ -161,10 +165,23 @@ def _bands(threshold: float) -> tuple[int, int]:
 
 def _buckets(band: NDArray[np.uint32]) -> Iterable[NDArray[np.int64]]:
     """Yield groups of two or more rows with equal content, rows in order."""
+    band = np.ascontiguousarray(band)
     keys = band.view(np.dtype((np.void, band.dtype.itemsize * band.shape[1]))).ravel()
     order = np.argsort(keys, kind="stable")
     ends = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
     return (group for group in np.split(order, ends) if len(group) > 1)
+
+
+def _parts(
+    bucket: NDArray[np.int64], tables: Sequence[NDArray[np.uint32]], bands: int, rows: int
+) -> Iterator[NDArray[np.int64]]:
+    """Yield a bucket, or where it is large its parts that share a band of the next table too."""
+    if len(bucket) <= _LARGE_BUCKET or not tables:
+        yield bucket
+        return
+    for band in range(bands):
+        for part in _buckets(tables[0][bucket, band * rows : (band + 1) * rows]):
+            yield from _parts(bucket[part], tables[1:], bands, rows)
 
 
 def _mark(

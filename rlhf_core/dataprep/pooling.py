@@ -12,6 +12,16 @@ Ballot = tuple[Vote, ...]
 _OTHER_SIDE: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie"}
 
 
+def votes_once(votes: Ballot) -> Ballot:
+    """Return the votes on a comparison without those whose person gave the same answer before.
+
+    Votes without a name are different people's and all stay.
+    """
+    if len({(vote.annotator, vote.choice) for vote in votes}) == len(votes):
+        return votes
+    return tuple(_fresh(votes, set()))
+
+
 def pool_votes(entries: Sequence[Entry], table: VoteTable) -> dict[int, Ballot]:
     """Give all votes on a pair to its first row; the rows after it are set aside.
 
@@ -40,7 +50,7 @@ def pool_votes(entries: Sequence[Entry], table: VoteTable) -> dict[int, Ballot]:
             continue
         votes = _gather(entries, rows, sides)
         spent += others
-        if len(votes) > len(sides[0]):
+        if votes != sides[0]:
             pooled[head] = votes
             spent.append(head)
     table.drop(spent)
@@ -86,18 +96,24 @@ def _contradict(ballots: Sequence[Ballot]) -> bool:
 
 def _gather(entries: Sequence[Entry], rows: Sequence[int], ballots: Sequence[Ballot]) -> Ballot:
     """All votes, each person's answer once; every row but the first learns what became of it."""
-    votes = list(ballots[0])
-    known = {(vote.annotator, vote.choice) for vote in votes}
+    known: set[tuple[str, Choice]] = set()
+    votes = _fresh(ballots[0], known)
     place = entries[rows[0]].place
     for row, ballot in zip(rows[1:], ballots[1:], strict=True):
-        fresh = [
-            vote
-            for vote in ballot
-            if vote.annotator == UNNAMED or (vote.annotator, vote.choice) not in known
-        ]
-        known.update((vote.annotator, vote.choice) for vote in fresh)
+        fresh = _fresh(ballot, known)
         votes += fresh
         entries[row].set_aside(
             *(("votes_pooled", f"into {place}") if fresh else ("exact_duplicate", f"of {place}"))
         )
     return tuple(votes)
+
+
+def _fresh(votes: Ballot, known: set[tuple[str, Choice]]) -> list[Vote]:
+    """Votes that nobody in ``known`` gave; they are known from then on."""
+    fresh = []
+    for vote in votes:
+        answer = vote.annotator, vote.choice
+        if vote.annotator == UNNAMED or answer not in known:
+            fresh.append(vote)
+            known.add(answer)
+    return fresh

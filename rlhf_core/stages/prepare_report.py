@@ -26,6 +26,8 @@ class AgreementReport:
     annotators: list[AnnotatorFacts]
     """Most careless-looking first."""
     num_votes: int
+    num_repeated_votes: int
+    """Left out: the same person had given the same answer in the same row."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the report's section; annotators who look careless are named."""
@@ -34,6 +36,7 @@ class AgreementReport:
             "krippendorff_alpha": _estimate(self.alpha),
             "by_source": {name: _estimate(alpha) for name, alpha in self.by_source.items()},
             "num_votes": self.num_votes,
+            "num_repeated_votes": self.num_repeated_votes,
             "num_annotators": len(self.annotators),
             "num_careless": len(careless),
             "careless": [asdict(facts) for facts in careless],
@@ -43,14 +46,16 @@ class AgreementReport:
 def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> AgreementReport:
     """Measure agreement overall, by source, and of each annotator with the rest."""
     counts = intake.votes.counts(len(intake.entries))
+    groups = [entry.group for entry in intake.entries]
     sources: dict[str, list[int]] = {}
     for row, entry in enumerate(intake.entries):
         sources.setdefault(entry.source, []).append(row)
     resampling = {"num_resamples": votes.num_resamples, "seed": seed}
     return AgreementReport(
-        alpha=alpha_estimate(counts, **resampling),
+        alpha=alpha_estimate(counts, groups, **resampling),
         by_source={
-            name: alpha_estimate(counts[rows], **resampling) for name, rows in sources.items()
+            name: alpha_estimate(counts[rows], [groups[row] for row in rows], **resampling)
+            for name, rows in sources.items()
         },
         annotators=annotator_facts(
             intake.votes,
@@ -59,6 +64,7 @@ def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> Agreeme
             fast_fraction=votes.fast_fraction,
         ),
         num_votes=int(counts.sum()),
+        num_repeated_votes=intake.num_repeated_votes,
     )
 
 

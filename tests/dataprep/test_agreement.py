@@ -8,7 +8,12 @@ import random
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep.agreement import _alphas, alpha_estimate, krippendorff_alpha
+from rlhf_core.dataprep.agreement import (
+    _alphas,
+    _sums_by_group,
+    alpha_estimate,
+    krippendorff_alpha,
+)
 
 
 def by_definition(units: list[list[str]]) -> float:
@@ -52,15 +57,19 @@ def test_is_not_defined_without_two_votes_or_two_answers():
 def test_the_published_arguments_give_the_published_alpha(shared_data):
     with gzip.open(shared_data / "ukp_convarg1" / "pairs.jsonl.gz", "rt") as lines:
         votes = [[vote["choice"] for vote in json.loads(line)["labels"]] for line in lines]
-    assert krippendorff_alpha(table(votes)) == pytest.approx(0.267, abs=0.001)
+    estimate = alpha_estimate(table(votes), num_resamples=1_000, seed=0)
+    assert estimate.value == pytest.approx(0.267, abs=0.001)
+    assert (estimate.low, estimate.high) == pytest.approx((0.261, 0.273), abs=0.0005)
 
 
 def test_the_resampled_alpha_is_the_same_quantity():
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 3, size=(200, 3))
-    counts = counts[counts.sum(axis=1) > 1]
-    patterns, weights = np.unique(counts, axis=0, return_counts=True)
-    assert _alphas(patterns, weights[None])[0] == pytest.approx(krippendorff_alpha(counts))
+    names = [f"list {number}" if number < 4 else "" for number in rng.integers(0, 8, size=200)]
+    for groups in (None, names):
+        sums = _sums_by_group(counts, groups)
+        patterns, weights = np.unique(sums, axis=0, return_counts=True)
+        assert _alphas(patterns, weights[None])[0] == pytest.approx(krippendorff_alpha(counts))
 
 
 def test_the_interval_holds_the_value_and_shrinks_with_data():
@@ -92,3 +101,39 @@ def test_the_interval_covers_as_often_as_it_says():
         estimate = alpha_estimate(draw(150), num_resamples=300, seed=seed)
         inside += estimate.low <= truth <= estimate.high
     assert inside >= 88
+
+
+def test_the_pairs_of_a_ranked_list_are_no_independent_observations():
+    """Two people rank seven responses, 21 pairs a list; three lists in five they rank alike."""
+    rng = np.random.default_rng(1)
+    size = 7
+    first, second = np.triu_indices(size, 1)
+
+    def draw(num_lists):
+        ranks = rng.permuted(np.tile(np.arange(size), (num_lists, 2, 1)), axis=2)
+        alike = rng.random(num_lists) < 0.6
+        ranks[alike, 1] = ranks[alike, 0]
+        flipped = rng.random((num_lists, 1, len(first))) < 0.5
+        votes_a = ((ranks[:, :, first] < ranks[:, :, second]) != flipped).sum(axis=1).ravel()
+        return np.stack([votes_a, 2 - votes_a, np.zeros_like(votes_a)], axis=1)
+
+    truth = krippendorff_alpha(draw(20_000))
+    groups = [f"list {number}" for number in range(100) for _ in first]
+    estimates = [
+        alpha_estimate(draw(100), groups, num_resamples=300, seed=seed) for seed in range(100)
+    ]
+    assert sum(found.low <= truth <= found.high for found in estimates) >= 88
+
+
+def test_a_group_of_one_stands_alone_and_the_order_of_rows_does_not_matter():
+    rng = np.random.default_rng(2)
+    counts = rng.integers(0, 4, size=(300, 3))
+    alone = alpha_estimate(counts, num_resamples=200, seed=0)
+    names = [str(number) for number in range(300)]
+    assert alpha_estimate(counts, names, num_resamples=200, seed=0) == alone
+    assert alpha_estimate(counts, [""] * 300, num_resamples=200, seed=0) == alone
+    lists = np.array([f"list {number // 6}" for number in range(300)])
+    grouped = alpha_estimate(counts, lists.tolist(), num_resamples=200, seed=0)
+    order = rng.permutation(300)
+    again = alpha_estimate(counts[order], lists[order].tolist(), num_resamples=200, seed=0)
+    assert again == grouped != alone

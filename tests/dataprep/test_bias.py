@@ -1,5 +1,7 @@
 """Biases: found where they are planted, absent where they are not."""
 
+import time
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -45,6 +47,25 @@ def test_a_share_has_the_interval_wilson_gives():
     expected = stats.binomtest(37, 50).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert (bias.proportion(0, 9).low, bias.proportion(9, 9).high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_list"),
+    [
+        ("- one", True),
+        ("so:\n\n \t* one\n* two", True),
+        ("\n\n 12) one", True),
+        ("1. \n", True),
+        ("a - b", False),
+        ("-one\n1.5 of 2.", False),
+        ("\n\n", False),
+        ("." + "\n" * 200_000, False),
+    ],
+)
+def test_a_list_is_told_by_how_its_lines_begin(text, is_list):
+    started = time.process_time()
+    assert bias._has_style("list", text) == is_list
+    assert time.process_time() - started < 1
 
 
 def test_the_area_under_the_curve_counts_pairs_of_scores():

@@ -111,6 +111,44 @@ def test_every_shape_of_chosen_and_rejected_is_one_comparison(write_jsonl, row):
     assert {item.response_a, item.response_b} == {"good", "bad"}
 
 
+SYSTEM = [{"role": "system", "content": "Be nice."}]
+SPACED = [{"role": "user", "content": "Q? \n"}]
+LONG = [*TURNS, {"role": "assistant", "content": "Hm."}, {"role": "user", "content": "So?"}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lead", "contents"),
+    [
+        (SYSTEM + TURNS, TURNS, ["Be nice.", "Q?"]),
+        (TURNS, SYSTEM + TURNS, ["Be nice.", "Q?"]),
+        ("Q?", SYSTEM + TURNS, ["Be nice.", "Q?"]),
+        (SYSTEM, TURNS, ["Be nice.", "Q?"]),
+        (SPACED, TURNS, ["Q?"]),
+        (TURNS, LONG, ["Q?", "Hm.", "So?"]),
+        ("Q?", SYSTEM + LONG, ["Be nice.", "Q?", "Hm.", "So?"]),
+        (LONG, LONG[-1:], ["Q?", "Hm.", "So?"]),
+        (SYSTEM + TURNS, LONG, ["Be nice.", "Q?", "Hm.", "So?"]),
+        (LONG[:2], LONG[2:], ["Q?", "Hm.", "So?"]),
+        (LONG[:1], LONG[1:], ["Q?", "Hm.", "So?"]),
+        ([], TURNS, ["Q?"]),
+    ],
+)
+def test_a_prompt_given_twice_is_read_once(write_jsonl, prompt, lead, contents):
+    row = {"prompt": prompt, "chosen": lead + GOOD, "rejected": lead + BAD}
+    [item] = read(write_jsonl("pairs.jsonl", [row]), format="pairs")
+    assert [turn.content for turn in item.prompt] == contents
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lead"), [("You are a pirate.", TURNS), (LONG[-1:], TURNS), (TURNS, SYSTEM)]
+)
+def test_a_prompt_that_is_another_than_the_turns_is_set_aside(write_jsonl, prompt, lead):
+    row = {"prompt": prompt, "chosen": lead + GOOD, "rejected": lead + BAD}
+    [item] = read(write_jsonl("pairs.jsonl", [row]), format="pairs")
+    assert (item.reason, item.line) == ("malformed_transcript", 1)
+    assert item.detail == "prompt and turns do not fit"
+
+
 def test_scores_behind_a_choice_are_its_strength_and_equal_scores_a_tie(write_jsonl):
     row = {"prompt": "Q?", "chosen": "good", "rejected": "bad"}
     path = write_jsonl(

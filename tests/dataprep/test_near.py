@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from rlhf_core.dataprep import near
 from rlhf_core.dataprep.near import (
     PromptIndex,
     SignatureTable,
@@ -79,6 +80,21 @@ def test_most_planted_repeats_are_found_among_many_texts():
 def test_many_equal_texts_take_no_time():
     found = near_repeats([np.repeat(table(text(1)), 100_000, axis=0)], 0.8)
     assert len(found) == 99_999
+
+
+def test_short_answers_to_many_prompts_are_compared_by_their_prompts(monkeypatch):
+    prompts = [text(i, 12) for i in range(3_000)]
+    prompts += [prompts[i] + "!" if i % 2 else prompts[i] for i in range(100)]
+    tables = [table(*["No.\nYes."] * len(prompts)), table(*prompts)]
+    compared = []
+    mark = near._mark
+    monkeypatch.setattr(
+        near, "_mark", lambda rows, *a: (compared.append(len(rows)), mark(rows, *a))
+    )
+    found = near_repeats(tables, 0.8)
+    assert sum(size * size for size in compared) < 20 * len(prompts)
+    assert {3_000 + i: i for i in range(0, 100, 2)}.items() <= found.items()
+    assert all(row >= 3_000 and found[row] == row - 3_000 for row in found)
 
 
 def test_a_training_prompt_that_gives_a_heldout_one_away_is_told():

@@ -5,7 +5,7 @@ import itertools
 
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.ledger import apply_votes, enter
-from rlhf_core.dataprep.pooling import pool_votes
+from rlhf_core.dataprep.pooling import pool_votes, votes_once
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.votes import VoteTable, majority
 from rlhf_core.schema import Comparison, Message, Vote
@@ -93,6 +93,20 @@ def test_the_order_of_rows_changes_no_vote():
         won = [(entry.a_beats_b > 0.5) == entry.a_first for entry in stays]
         outcomes.add((len(stays), *won, len(table.choice)))
     assert len(outcomes) == 1
+
+
+def test_an_answer_given_twice_in_one_row_counts_once():
+    once = votes_once(row("ann:a ann:a bob:b ann:b unnamed:a unnamed:a").votes)
+    assert [f"{vote.annotator}:{vote.choice[0]}" for vote in once] == [
+        "ann:a",
+        "bob:b",
+        "ann:b",
+        "unnamed:a",
+        "unnamed:a",
+    ]
+    _, table, pooled = pool(row("ann:a ann:a"), row("bob:b"))
+    assert table.counts(2).tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert len(pooled[0]) == 2
 
 
 def test_a_spreadsheet_may_be_sorted_by_annotator(tmp_path):

@@ -104,6 +104,27 @@ def test_no_prompt_is_on_both_sides_or_in_both_halves(config):
     )
 
 
+def test_a_person_who_votes_twice_in_one_row_does_not_outvote_two(tmp_path):
+    rows = comparisons()
+    honest = [{"annotator": name, "choice": "b"} for name in ("ann", "bob")]
+    rows[0]["votes"] = [{"annotator": "loud", "choice": "a"}] * 3 + honest
+    write(tmp_path / "pairs.jsonl", rows)
+    splits = prepare_data(make_config(tmp_path))
+    names = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
+    found = [p for n in names for p in read_records(references(splits)[n], PreferencePair)]
+    [pair] = [p for p in found if rows[0]["response_b"] in (p.chosen, p.rejected)]
+    assert (pair.chosen, pair.num_votes) == (rows[0]["response_b"], 3)
+    report = json.loads(splits.report.read_text())
+    assert report["agreement"]["num_repeated_votes"] == 2
+    [check] = [
+        check
+        for suite in report["validation"]
+        for check in suite["checks"]
+        if check["name"] == "no annotator votes twice on one comparison"
+    ]
+    assert not check["passed"]
+
+
 def test_every_row_is_kept_or_set_aside_with_its_line(config):
     splits = prepare_data(config)
     report = json.loads(splits.report.read_text())

@@ -42,6 +42,9 @@ def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison | SetAside]
         if problem is not None:
             yield SetAside.of(row, problem)
             continue
+        if prompt is None:
+            yield SetAside.of(row, "malformed_transcript", detail="prompt and turns do not fit")
+            continue
         yield decided_comparison(
             prompt,
             chosen,
@@ -79,16 +82,32 @@ def _answer(row: RawRow, column: str) -> tuple[Conversation, str | None]:
     return turns[:-1], turns[-1].content
 
 
-def _prompt(row: RawRow, lead: Conversation) -> Conversation:
+def _prompt(row: RawRow, lead: Conversation) -> Conversation | None:
+    """Return the conversation answered; None where ``prompt`` and the turns before it do not fit.
+
+    Publishers repeat the prompt among the turns before the answer, or part of it, or split the
+    conversation between the two. White space at the ends of a turn is no difference.
+    """
     given = row.value.get("prompt")
     if given is None:
         if not lead:
             raise DataError(f"{row.where}: missing column 'prompt'; chosen holds the answer alone")
         return lead
     prompt = parse_conversation(row, "prompt")
-    if lead and isinstance(given, list) and lead != prompt:
-        return (*prompt, *lead)
-    return lead or prompt
+    if not prompt or not lead:
+        return lead or prompt
+    told, repeated = _stripped(prompt), _stripped(lead)
+    if any(repeated[i : i + len(told)] == told for i in range(len(lead))):
+        return lead
+    for shared in range(min(len(prompt), len(lead)), 0, -1):
+        if told[-shared:] == repeated[:shared]:
+            return (*prompt, *lead[shared:])
+    follows = lead[0].role not in (prompt[-1].role, "system")
+    return (*prompt, *lead) if follows else None
+
+
+def _stripped(turns: Conversation) -> list[tuple[str, str]]:
+    return [(turn.role, turn.content.strip()) for turn in turns]
 
 
 def _strength(row: RawRow) -> float | None:
