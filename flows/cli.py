@@ -51,10 +51,12 @@ def run(
     begin(log_level)
     settings = read_settings(config, overrides)
     from flows import bindings
+    from flows.prefect_server import check_prefect
     from flows.runs import open_run
 
     loaded = settings.load()
     bindings.check_server()
+    check_prefect()
     bindings.check_inputs(loaded)
     context = open_run(loaded, run_id)
     with resumable(resume_command("run", config, overrides, context.run_id), context):

@@ -21,6 +21,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
 from flows.pools import FILE, read_pools
+from flows.prefect_server import START_SECONDS, check_prefect
 from rlhf_core.errors import RlhfError
 
 NIGHTLY = "rlhf-pipeline/nightly"
@@ -41,9 +42,11 @@ def deploy(*, pool_type: str, watch_heartbeats: bool) -> None:
             which locks up under it.
 
     Raises:
+        OrchestrationError: the server did not answer for a minute.
         RlhfError: the server refuses.
     """
     pools = read_pools()
+    check_prefect(START_SECONDS)
     with get_client(sync_client=True) as client:
         for pool in pools.limits:
             _make_pool(client, pool, pool_type)

@@ -1,8 +1,20 @@
-"""What is told to Prefect beside the work: a server that is lost costs a warning and no work."""
+"""A Prefect server that is lost: what the work needs is repeated, the rest costs a warning."""
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+import httpx
+
+Result = TypeVar("Result")
+
+PATIENCE_SECONDS = 240.0
+"""About as long as a client that was once connected repeats a call; see
+``servers.CLIENT_RETRIES``."""
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 15.0
 
 logger = logging.getLogger(__name__)
 
@@ -19,3 +31,33 @@ def at_the_cost_of_a_warning(event: str) -> Iterator[None]:
         yield
     except Exception as error:  # the server's own faults have many types; none may stop the work
         logger.warning("%s error=%s: %s", event, type(error).__name__, error)
+
+
+def patiently(what: str, call: Callable[[], Result]) -> Result:
+    """Run ``call`` until the server answers, pausing ever longer, for about four minutes.
+
+    Prefect's client repeats a refused connection only after its first success, so that a new one
+    fails at once where an older one would outlive a restart of the server.
+
+    Args:
+        what: said in the log line, e.g. ``reading_answers``.
+        call: opens a client of its own, and must be safe to repeat.
+
+    Raises:
+        httpx.TransportError: the server stayed lost.
+    """
+    started, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return call()
+        except httpx.TransportError as error:
+            if time.monotonic() - started + pause > PATIENCE_SECONDS:
+                raise
+            logger.warning(
+                "prefect_lost what=%s error=%s retry_in_seconds=%.1f",
+                what,
+                type(error).__name__,
+                pause,
+            )
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

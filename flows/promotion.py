@@ -7,12 +7,13 @@ that is finished. A second, scheduled flow run answers HOLD when the time is up.
 import logging
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Literal, cast
 from uuid import UUID
 
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.deployments import run_deployment
 from prefect.flow_runs import suspend_flow_run
@@ -24,6 +25,7 @@ from pydantic import Field, ValidationError
 from flows import bindings
 from flows.artifacts import file_report, report_line, stage_page
 from flows.files import write_atomically
+from flows.lost_server import patiently
 from flows.opening import is_deployed
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageResult, Verdict
@@ -82,8 +84,9 @@ def _answer(config: PipelineConfig, evaluated: StageResult, context: RunContext)
     for question in range(MOST_QUESTIONS):
         if datetime.now(UTC) > deadline and _num_answers(deadline) <= question:
             return Approval(**_hold(hours))
-        alarm = _set_alarm(deadline, hours)
+        alarm = patiently("setting_alarm", partial(_set_alarm, deadline, hours))
         try:
+            # Not repeated: half done, it must not be done again. The server has just answered.
             # A new key asks anew; with the old one an unreadable answer would be read for ever.
             answer = suspend_flow_run(
                 wait_for_input=form,
@@ -92,7 +95,7 @@ def _answer(config: PipelineConfig, evaluated: StageResult, context: RunContext)
             )
         except ValidationError:
             continue
-        _lift_alarm(alarm)
+        patiently("lifting_alarm", partial(_lift_alarm, alarm))
         return Approval.model_validate(answer.model_dump())
     raise RuntimeError(f"no readable answer after {MOST_QUESTIONS} questions")
 
@@ -125,8 +128,12 @@ def _deadline(context: RunContext, wait: timedelta) -> datetime:
 
 def _num_answers(deadline: datetime) -> int:
     """How many answers people gave in time; one read later counts, one given later does not."""
-    with get_client(sync_client=True) as client:
-        states = client.read_flow_run_states(UUID(str(flow_run.id)))
+
+    def read() -> list[State]:
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run_states(UUID(str(flow_run.id)))
+
+    states = patiently("reading_answers", read)
     return sum(state.name == RESUMED and state.timestamp <= deadline for state in states)
 
 
@@ -159,7 +166,7 @@ def answer_when_time_is_up(suspended_run: UUID, waited_hours: float) -> None:
     """
     with get_client(sync_client=True) as client:
         while True:
-            state = client.read_flow_run(suspended_run).state
+            state = patiently("reading_run", partial(client.read_flow_run, suspended_run)).state
             if state is None or state.is_final() or state.is_scheduled():
                 return
             if state.is_paused():

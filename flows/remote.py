@@ -1,5 +1,6 @@
 """Stages of a deployed pipeline: each runs as its own deployment, in its own work pool."""
 
+from functools import partial
 from typing import Any, cast
 
 from prefect import task
@@ -9,6 +10,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempoten
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
+
+from flows.lost_server import patiently
 
 POLL_SECONDS = 2
 
@@ -37,16 +40,7 @@ def run_deployed_stage(stage: str, flow_name: str, inputs: dict[str, Any]) -> st
     outcome = "was not started"
     keys = [f"{flow_run.id}:{stage}:{attempt}" for attempt in range(int(flow_run.run_count))]
     for key in dict.fromkeys([*_started(keys), keys[-1]]):
-        run = cast(
-            FlowRun,
-            run_deployment(
-                f"{flow_name}/stage",
-                parameters={"settings": None, "inputs": inputs},
-                timeout=None,
-                poll_interval=POLL_SECONDS,
-                idempotency_key=key,
-            ),
-        )
+        run = patiently("running_stage", partial(_see_through, flow_name, inputs, key))
         if run.state is not None and run.state.is_completed():
             return str(run.id)
         if run.state is not None:
@@ -54,9 +48,25 @@ def run_deployed_stage(stage: str, flow_name: str, inputs: dict[str, Any]) -> st
     raise StageFailedError(f"{stage}: {outcome}")
 
 
+def _see_through(flow_name: str, inputs: dict[str, Any], key: str) -> FlowRun:
+    """Start the stage, or find what was started under the key, and wait until it has ended."""
+    run = run_deployment(
+        f"{flow_name}/stage",
+        parameters={"settings": None, "inputs": inputs},
+        timeout=None,
+        poll_interval=POLL_SECONDS,
+        idempotency_key=key,
+    )
+    return cast(FlowRun, run)
+
+
 def _started(keys: list[str]) -> list[str]:
     """Return those of the keys under which a flow run was started, in their order."""
     wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=keys))
-    with get_client(sync_client=True) as client:
-        found = {run.idempotency_key for run in client.read_flow_runs(flow_run_filter=wanted)}
+
+    def read() -> list[FlowRun]:
+        with get_client(sync_client=True) as client:
+            return client.read_flow_runs(flow_run_filter=wanted)
+
+    found = {run.idempotency_key for run in patiently("finding_stages", read)}
     return [key for key in keys if key in found]

@@ -76,8 +76,10 @@ def prepare(
         splits = bindings.prepare_data(settings.load())
     else:
         from flows.inputs import PrepareInputs
+        from flows.prefect_server import check_prefect
         from flows.stages import prepare_stage
 
+        check_prefect()
         splits = prepare_stage(settings, PrepareInputs(run=run_id, force=force))
     write_json(splits, json_file)
     show_splits(splits)
@@ -190,9 +192,11 @@ def _start(config: Path, overrides: list[str] | None, log_level: str) -> "RunSet
     begin(log_level)
     settings = read_settings(config, overrides)
     from flows import bindings
+    from flows.prefect_server import check_prefect
 
     settings.load()
     bindings.check_server()
+    check_prefect()
     return settings
 
 

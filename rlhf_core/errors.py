@@ -39,3 +39,7 @@ class ModelError(RlhfError, ValueError):
 
 class RegistryError(RlhfError, RuntimeError):
     """The model registry or tracking server does not answer, or lacks what was asked for."""
+
+
+class OrchestrationError(RlhfError, RuntimeError):
+    """The Prefect server that is configured does not answer."""

@@ -66,6 +66,19 @@ def test_the_server_is_asked_before_anything_trains(rlhf, stages, config_path):
     assert stages.calls[0] == "check_server"
 
 
+@pytest.mark.parametrize("command", ["run", "prepare", "sft", "reward", "policy", "evaluate"])
+def test_a_prefect_server_that_is_not_there_is_one_line_and_exit_2_and_nothing_is_made(
+    typed, stages, config_path, tmp_path, monkeypatch, command
+):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr("flows.prefect_server.PAUSE_SECONDS", 60.0)
+    code, stderr = typed(command, config_path, "--run-id", "one")
+    assert code == 2
+    assert stderr.count("\n") == 1
+    assert stderr.startswith("error: Prefect at http://127.0.0.1:9/api cannot be reached")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_deliberate_error_is_one_line_and_exit_2(typed, stages, config_path, tmp_path):
     stages.failures["prepare"] = DataError("x.jsonl:3: not JSON")
     code, stderr = typed("run", config_path)

@@ -1,0 +1,155 @@
+"""Prefect is just restarting while a new client is opened: its connection is refused at first."""
+
+import socket
+import threading
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from uuid import uuid4
+
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Scheduled
+
+from flows import lost_server, promotion, remote
+from flows.lost_server import PATIENCE_SECONDS, patiently
+from flows.servers import CLIENT_RETRIES
+
+NUM_REFUSALS = 3
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Time passes only where somebody sleeps; returns the pauses."""
+    pauses = []
+    monkeypatch.setattr(
+        lost_server, "time", SimpleNamespace(sleep=pauses.append, monotonic=lambda: sum(pauses))
+    )
+    return pauses
+
+
+def refusing(call, num_refusals=NUM_REFUSALS):
+    """``call``, but its first attempts find nobody."""
+    left = [None] * num_refusals
+
+    def attempt(*arguments, **options):
+        if left:
+            left.pop()
+            raise httpx.ConnectError("[Errno 111] Connection refused")
+        return call(*arguments, **options)
+
+    return attempt
+
+
+@pytest.fixture
+def client(monkeypatch):
+    """Every new client is refused a few times; returns what one that gets through answers."""
+    answers = SimpleNamespace()
+
+    class Client:
+        def __enter__(self):
+            return answers
+
+        def __exit__(self, *error):
+            pass
+
+    for module in (promotion, remote):
+        monkeypatch.setattr(module, "get_client", refusing(lambda sync_client: Client()))
+        monkeypatch.setattr(module, "flow_run", SimpleNamespace(id=uuid4(), run_count=1))
+    return answers
+
+
+def test_a_refused_call_is_repeated_after_ever_longer_pauses(clock):
+    assert patiently("asking", refusing(lambda: "answer")) == "answer"
+    assert clock == [0.5, 1.0, 2.0]
+
+
+def test_a_server_that_stays_lost_is_given_up_after_about_four_minutes(clock):
+    with pytest.raises(httpx.ConnectError):
+        patiently("asking", refusing(lambda: "answer", 1000))
+    assert 200 < sum(clock) <= PATIENCE_SECONDS
+    assert sum(2**attempt for attempt in range(1, CLIENT_RETRIES + 1)) == pytest.approx(
+        PATIENCE_SECONDS, rel=0.1
+    ), "a client that was connected once gives up at about the same time"
+
+
+def test_other_errors_are_not_repeated(clock):
+    with pytest.raises(ZeroDivisionError):
+        patiently("asking", lambda: 1 / 0)
+    assert clock == []
+
+
+def test_the_next_stage_is_started_although_the_server_was_just_restarting(monkeypatch, client):
+    run = SimpleNamespace(id=uuid4(), idempotency_key="other", state=Completed())
+    client.read_flow_runs = lambda flow_run_filter: [run]
+    keys = []
+
+    def start(name, *, idempotency_key, **options):
+        keys.append(idempotency_key)
+        return run
+
+    monkeypatch.setattr(remote, "run_deployment", refusing(start))
+    assert remote.run_deployed_stage.fn("sft", "rlhf-sft", {}) == str(run.id)
+    assert keys == [f"{remote.flow_run.id}:sft:0"]
+
+
+def test_answers_are_read_although_the_server_was_just_restarting(client):
+    client.read_flow_run_states = lambda run: [Scheduled(name=promotion.RESUMED)]
+    assert promotion._num_answers(datetime.max.replace(tzinfo=UTC)) == 1
+
+
+def test_the_alarm_is_set_and_lifted_although_the_server_was_just_restarting(monkeypatch, client):
+    done = []
+    client.read_flow_run = lambda run: SimpleNamespace(state=Scheduled())
+    client.set_flow_run_state = lambda run, state, force: done.append(state.name)
+    alarm = SimpleNamespace(id=uuid4())
+    monkeypatch.setattr(promotion, "run_deployment", refusing(lambda *_, **__: alarm))
+    monkeypatch.setattr(promotion, "_deadline", lambda *_: datetime.max.replace(tzinfo=UTC))
+    monkeypatch.setattr(promotion, "_page", lambda *_: "page")
+    answer = promotion.Approval(decision="PROMOTE", reviewer="somebody", comment="good")
+    monkeypatch.setattr(promotion, "suspend_flow_run", lambda **_: answer)
+    config = SimpleNamespace(promotion=SimpleNamespace(wait_hours=24))
+    assert promotion._answer(config, None, None) == answer
+    assert done == ["Cancelled"]
+
+
+def test_an_alarm_rings_although_the_server_was_just_restarting(monkeypatch, client, clock):
+    monkeypatch.setattr(promotion, "get_client", lambda sync_client: nullcontext(client))
+    client.read_flow_run = refusing(lambda run: SimpleNamespace(state=Completed()))
+    promotion.answer_when_time_is_up.fn(uuid4(), 24.0)
+    assert len(clock) == NUM_REFUSALS
+
+
+def test_a_new_client_of_prefect_itself_gets_through_to_a_server_that_comes_back(monkeypatch):
+    class Runs(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404, "no token is needed")
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *arguments):
+            pass
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        address = holder.getsockname()
+    servers = []
+
+    def come_back(seconds):
+        if not servers:
+            servers.append(ThreadingHTTPServer(address, Runs))
+            threading.Thread(target=servers[0].serve_forever, daemon=True).start()
+
+    monkeypatch.setattr(lost_server.time, "sleep", come_back)
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{address[1]}/api"}):
+        assert remote._started(["key"]) == []
+    (server,) = servers
+    server.shutdown()
+    server.server_close()

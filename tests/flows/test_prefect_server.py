@@ -1,0 +1,101 @@
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from flows import deploy
+from flows.prefect_server import check_prefect
+from rlhf_core.errors import OrchestrationError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Says to everything the status that its server was given."""
+
+    def do_GET(self):
+        self.send_response(self.server.status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def address(monkeypatch):
+    """Address of a server that is configured and does not run."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    return "127.0.0.1", port
+
+
+@pytest.fixture
+def serve(address):
+    """Start the server at that address; it answers with the status."""
+    servers = []
+
+    def start(status):
+        server = ThreadingHTTPServer(address, Answer)
+        server.status = status
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_without_a_configured_server_nobody_is_asked(monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    check_prefect()
+
+
+def test_an_unreachable_server_is_named_with_what_to_do(address):
+    with pytest.raises(OrchestrationError) as refusal:
+        check_prefect(0.0)
+    message = str(refusal.value)
+    assert f"Prefect at http://127.0.0.1:{address[1]}/api cannot be reached" in message
+    assert "make up" in message
+    assert "unset it" in message
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_an_address_where_prefect_is_not_is_refused(serve, status):
+    serve(status)
+    with pytest.raises(OrchestrationError, match=f"answers {status} to /health"):
+        check_prefect(0.0)
+
+
+@pytest.mark.parametrize("status", [200, 401])
+def test_a_server_that_answers_will_do_whoever_may_enter(serve, status):
+    serve(status)
+    check_prefect(0.0)
+
+
+def test_a_server_that_is_just_starting_is_waited_for(serve):
+    later = threading.Timer(1.0, serve, [200])
+    later.start()
+    started = time.monotonic()
+    check_prefect(60.0)
+    assert time.monotonic() - started >= 1.0
+    later.join()
+
+
+def test_deploy_waits_for_the_server_before_it_makes_anything(monkeypatch):
+    class AskedError(Exception):
+        pass
+
+    def ask(wait_seconds):
+        raise AskedError(wait_seconds)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(deploy, "check_prefect", ask)
+    with pytest.raises(AskedError, match="60"):
+        deploy.deploy(pool_type="process", watch_heartbeats=False)
