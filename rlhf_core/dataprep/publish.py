@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf_core.errors import DataError
+
 logger = logging.getLogger(__name__)
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 """Flag of Linux's renameat2 and of macOS's renamex_np (RENAME_SWAP): swap the two names."""
 _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+_MOUNTED = (errno.EBUSY, errno.EXDEV)
+"""What a file system answers where the directory is itself the place something is mounted at."""
 
 
 @contextmanager
@@ -41,17 +45,34 @@ def replacing_directory(target: Path) -> Iterator[Path]:
     """Give an empty directory to fill; on success it takes the place of ``target`` at once.
 
     Call it inside ``exclusive(target)``. On an error ``target`` stays as it was.
+
+    Raises:
+        DataError: ``target`` is a mount point, which no file system lets be renamed.
     """
+    if target.is_mount():  # said before hours of work, not after
+        raise _immovable(target, os.strerror(errno.EBUSY))
     work = target.parent / f".{target.name}.{os.getpid()}.tmp"
     work.mkdir()
     try:
         yield work
         for path in (*sorted(work.rglob("*")), work):
             _sync(path)
-        _replace(work, target)
+        try:
+            _replace(work, target)
+        except OSError as error:
+            if error.errno not in _MOUNTED:
+                raise
+            raise _immovable(target, os.strerror(error.errno)) from error
         _sync(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _immovable(target: Path, reason: str) -> DataError:
+    return DataError(
+        f"{target}: cannot be replaced as a whole ({reason}): it is a mount point, or lies on"
+        f" another file system than {target.parent}; mount {target.parent} instead"
+    )
 
 
 def _replace(work: Path, target: Path) -> None:

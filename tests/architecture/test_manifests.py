@@ -81,3 +81,25 @@ def test_what_runs_need_to_outlive_an_outage_is_set_everywhere():
         assert found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
         assert found["PREFECT_CLIENT_MAX_RETRIES"] == str(CLIENT_RETRIES)
         assert LEASES.items() <= found.items()
+
+
+def test_passwords_are_for_the_servers_alone_and_on_no_command_line():
+    databases = variables("rlhf-databases.env")
+    assert not databases.keys() & variables("rlhf.env").keys()
+    for unit in UNITS:
+        text = unit.read_text()
+        reads = "EnvironmentFile=/etc/rlhf/rlhf-databases.env" in text
+        assert reads == (unit.name in ("rlhf-prefect.service", "rlhf-mlflow.service"))
+        assert not any(f"${{{name}}}" in text for name in databases)
+        assert not reads or "--host ${RLHF_BIND}" in text
+    assert variables("rlhf.env")["RLHF_BIND"] == "127.0.0.1"
+
+
+def test_the_image_leaves_local_state_out_and_keeps_the_versions():
+    left_out = (ROOT / ".dockerignore").read_text().splitlines()
+    ignored = (ROOT / ".gitignore").read_text().split()
+    for line in (line.strip("/") for line in ignored if line.startswith(("/", "."))):
+        if not line.startswith("data/"):
+            assert line in left_out, line
+    assert {"data/prepared*", ".dvc/config.local"} <= set(left_out)
+    assert not {".git", ".dvc", "data", "data/raw", "data/base"} & set(left_out)

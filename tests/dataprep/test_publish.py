@@ -1,5 +1,6 @@
 """A directory is replaced as a whole, whatever happens in between."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from rlhf_core.dataprep import publish
 from rlhf_core.dataprep.publish import exclusive, replacing_directory
+from rlhf_core.errors import DataError
 
 SWAP = """
 import itertools, sys
@@ -54,6 +56,46 @@ def test_works_where_names_cannot_be_swapped(tmp_path, monkeypatch):
     replace(target, "new")
     assert (target / "file").read_text() == "new"
     assert not (tmp_path / ".out.old").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EBUSY, errno.EXDEV])
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_mount_point_is_named_with_what_to_mount_instead(tmp_path, monkeypatch, code, swaps):
+    target = tmp_path / "data" / "out"
+    replace(target, "old")
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(publish, "_exchange", refuse if swaps else lambda *_: False)
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(DataError, match=r"mount point.*mount .*/data instead") as raised:
+        replace(target, "new")
+    assert str(target) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert (target / "file").read_text() == "old"
+    assert sorted(path.name for path in target.parent.iterdir()) == [".out.lock", "out"]
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
+    with pytest.raises(DataError, match="mount point"), replacing_directory(target):
+        pytest.fail("the work has begun")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_any_other_refusal_stays_what_it_is(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    replace(target, "old")
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(publish, "_exchange", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        replace(target, "new")
 
 
 def test_a_swap_cut_short_is_undone(tmp_path):
