@@ -9,6 +9,7 @@ import pytest
 import zstandard
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
+from rlhf_core.dataprep.files import write_records
 from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources import canonical, read_comparisons, read_demonstrations
 from rlhf_core.dataprep.sources import flat as flat_reader
@@ -293,7 +294,39 @@ def test_an_id_of_zero_is_an_id(tmp_path):
     votes = [{**row, "choice": "a", "annotator": 0}, {**row, "choice": "b", "annotator": 1}]
     path.write_text("".join(json.dumps(vote) + "\n" for vote in votes))
     [item] = read(path, format="flat")
-    assert (item.comparison_id, [v.annotator for v in item.votes]) == ("0", ["0", "1"])
+    assert (item.comparison_id, [v.annotator for v in item.votes]) == ("votes-0", ["0", "1"])
+
+
+def test_two_sheets_numbered_from_one_do_not_share_ids(tmp_path):
+    for name, what in (("monday", "tea"), ("tuesday", "milk")):
+        lines = [f"{number},{what} {number}?,yes,no,a,ann" for number in (1, 2)]
+        head = "comparison_id,prompt,response_a,response_b,choice,annotator"
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *lines]) + "\n")
+    items = read(tmp_path, format="flat")
+    assert [item.comparison_id for item in items] == [
+        "monday-1",
+        "monday-2",
+        "tuesday-1",
+        "tuesday-2",
+    ]
+    assert read(tmp_path, format="flat") == items
+    write_records(tmp_path / "batch-0001.jsonl", items)  # What `rlhf data add` makes of a batch.
+    assert read(tmp_path / "batch-0001.jsonl") == items
+
+
+def test_a_null_is_the_same_as_a_column_that_is_not_there(write_jsonl):
+    row = {"prompt": "Q?", "responses": ["good", "bad"]}
+    null = {**row, "ranks": None, "annotator": None, "rankings": None}
+    path = write_jsonl("lists.jsonl", [row, null, {**row, "ranks": [1, 2], "annotator": None}])
+    assert [item.votes[0].annotator for item in read(path, format="ranked")] == ["published"] * 3
+    several = [{"ranks": [1, 2]}, {"ranks": [1, 2], "annotator": None}]
+    path = write_jsonl("several.jsonl", [{**row, "rankings": several}])
+    [item] = read(path, format="ranked")
+    assert [vote.annotator for vote in item.votes] == ["unnamed"] * 2
+    nulls = dict.fromkeys(["comparison_id", "group", "source", "line"])
+    path = write_jsonl("rows.jsonl", [CANONICAL, {**CANONICAL, **nulls}])
+    first, second = read(path)
+    assert first.model_copy(update={"line": 2}) == second
 
 
 @pytest.mark.parametrize(
