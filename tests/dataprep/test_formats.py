@@ -13,6 +13,7 @@ from rlhf_core.dataprep.files import write_records
 from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources import canonical, read_comparisons, read_demonstrations
 from rlhf_core.dataprep.sources import flat as flat_reader
+from rlhf_core.dataprep.sources.containers import read_rows
 from rlhf_core.dataprep.sources.hub import hub_name
 from rlhf_core.errors import DataError
 
@@ -42,6 +43,29 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"rows\.parquet, after row 0: damaged Parquet"):
         read(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([10**15], pa.timestamp("s")),
+        pa.array([1], pa.timestamp("us", tz="Nowhere/Land")),
+        pa.array([10**9], pa.date32()),
+        pa.array([10**18], pa.duration("s")),
+    ],
+)
+def test_a_parquet_value_beyond_python_is_one_clear_error(tmp_path, column):
+    row = {"prompt": ["Q?"], "chosen": ["good"], "rejected": ["bad"], "when": column}
+    pq.write_table(pa.table(row), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"after row 0: a value that Python cannot hold") as raised:
+        read(tmp_path / "rows.parquet", format="pairs")
+    assert "\n" not in str(raised.value)
+
+
+def test_packed_parquet_is_refused(tmp_path):
+    (tmp_path / "rows.parquet.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"expected a plain \.parquet file"):
+        read(tmp_path / "rows.parquet.gz")
 
 
 def test_a_folder_is_read_in_name_order(tmp_path, write_jsonl):
@@ -286,6 +310,24 @@ def test_a_wrong_cell_names_its_line(spreadsheet, line, says):
     with pytest.raises(DataError) as raised:
         read(spreadsheet, format="flat", columns=COLUMNS, choices=CHOICES)
     assert says in str(raised.value)
+
+
+def test_two_columns_with_one_name_are_refused(tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text("prompt,choice,choice,prompt,who,,\nQ?,a,b,R?,ann,,\n")
+    with pytest.raises(DataError, match=r"line 1: columns with the same name: choice, prompt;"):
+        read(path, format="flat")
+
+
+def test_blank_lines_count_as_lines(tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text(
+        '\nprompt,response_a,response_b,choice\n\n"Q\n?",yes,no,a\n\n\nR?,yes,no,b\nS?,x\n'
+    )
+    rows = read_rows(path)
+    assert [next(rows).line, next(rows).line] == [4, 8]
+    with pytest.raises(DataError, match="line 9: expected 4 fields"):
+        next(rows)
 
 
 def test_an_id_of_zero_is_an_id(tmp_path):
