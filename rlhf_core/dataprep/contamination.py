@@ -4,12 +4,14 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from rlhf_core.dataprep.files import read_lines
-from rlhf_core.dataprep.keys import normalise
+from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
 from rlhf_core.dataprep.sources.containers import read_rows
 from rlhf_core.errors import DataError
 
 NUM_WORDS = 8
 """A run of this many equal words counts as a quotation (Brown et al. 2020 use 13, GLaM 8)."""
+_NUM_CHARACTERS = 2 * NUM_WORDS
+"""So many in scripts that put no spaces between words, where a word has about two."""
 _ALL_KNOWN = b"\x01" * NUM_WORDS
 
 
@@ -20,17 +22,23 @@ class Benchmark:
         """Index ``texts``; those shorter than ``NUM_WORDS`` words must match as a whole."""
         self._runs: set[str] = set()
         self._short: set[str] = set()
+        self._characters: set[str] = set()
         for text in texts:
-            words = normalise(text).split()
+            words = _words(text)
             if len(words) < NUM_WORDS:
                 self._short.add(" ".join(words))
             self._runs.update(_runs(words))
+            self._characters.update(_character_runs(text))
         self._short.discard("")
         self._words = {word for run in self._runs for word in run.split()}
 
     def quoted_by(self, text: str) -> str | None:
         """Return the run of words that ``text`` shares with a benchmark text, if any."""
-        words = normalise(text).split()
+        if self._characters and not text.isascii():
+            for run in _character_runs(text):
+                if run in self._characters:
+                    return run
+        words = _words(text)
         if len(words) < NUM_WORDS:
             whole = " ".join(words)
             return whole if whole in self._short else None
@@ -72,9 +80,25 @@ def _texts(path: Path, columns: Collection[str]) -> Iterator[str]:
         return
     for row in read_rows(path):
         for name, value in row.value.items():
-            long = isinstance(value, str) and len(value.split()) >= NUM_WORDS
-            if isinstance(value, str) and (name in columns if columns else long):
+            if isinstance(value, str) and (name in columns if columns else _is_long(value)):
                 yield value
+
+
+def _is_long(text: str) -> bool:
+    return len(text.split()) >= NUM_WORDS or next(_character_runs(text), None) is not None
+
+
+def _words(text: str) -> list[str]:
+    return list(map(bare, normalise(text).split()))
+
+
+def _character_runs(text: str) -> Iterator[str]:
+    """Runs of characters of unspaced scripts, whatever stands between them."""
+    if text.isascii():
+        return
+    characters = "".join(UNSPACED.findall(normalise(text)))
+    for start in range(len(characters) - _NUM_CHARACTERS + 1):
+        yield characters[start : start + _NUM_CHARACTERS]
 
 
 def _runs(words: list[str]) -> Iterator[str]:

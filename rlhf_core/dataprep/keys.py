@@ -1,6 +1,7 @@
 """Short digests that stand for texts: what is the same prompt, the same response, the same pair."""
 
 import hashlib
+import re
 import unicodedata
 from pathlib import Path
 
@@ -9,12 +10,22 @@ from rlhf_core.schema import Conversation
 Key = bytes
 """16 bytes; equal keys mean equal normalised texts."""
 
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+"""Thai, Lao, Burmese, Khmer, kana and Chinese characters: no spaces stand between their words."""
+_MARKS = ".,;:!?…()[]{}\"'“”\u2018\u2019«»。、「」『』"
+"""Punctuation that changes no word it stands at; signs, as in -1 and C#, do."""
+
 
 def normalise(text: str) -> str:
     """Fold what a reader would not notice: Unicode form, letter case, runs of white space."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return " ".join(text.casefold().split())
+
+
+def bare(word: str) -> str:
+    """Return a word without the punctuation around it; punctuation alone stays."""
+    return word.strip(_MARKS) or word
 
 
 def conversation_key(conversation: Conversation) -> Key:

@@ -1,4 +1,7 @@
-"""Near duplicates by MinHash (Broder 1997): texts that share most of their word triples."""
+"""Near duplicates by MinHash (Broder 1997): texts that share most of their word triples.
+
+In scripts that put no spaces between words each character counts as a word.
+"""
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +11,7 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
-from rlhf_core.dataprep.keys import Key, normalise
+from rlhf_core.dataprep.keys import UNSPACED, Key, bare, normalise
 from rlhf_core.schema import Conversation
 
 NUM_PERMUTATIONS = 64
@@ -122,12 +125,12 @@ class PromptIndex:
 
 
 class _WordHashes(dict[str, int]):
-    """Hash of a word, remembered: most words of a text were met before."""
+    """Hash of a bare word, remembered: most words of a text were met before."""
 
     def __missing__(self, word: str) -> int:
         if len(self) >= _MAX_WORDS:
             self.clear()
-        self[word] = found = zlib.crc32(word.encode())
+        self[word] = found = zlib.crc32(bare(word).encode())
         return found
 
 
@@ -148,13 +151,20 @@ def _empty() -> MinHash:
 
 def _shingles(text: str) -> NDArray[np.uint64]:
     """[N] 32-bit hashes of a text's word triples, or of the whole of a shorter one."""
-    words = normalise(text).split()
+    words = _words(normalise(text))
     if len(words) < _SHINGLE_WORDS:
-        return np.array([zlib.crc32(" ".join(words).encode())], dtype=np.uint64)
+        return np.array([zlib.crc32(" ".join(map(bare, words)).encode())], dtype=np.uint64)
     hashes = np.fromiter(map(_HASHES.__getitem__, words), np.uint64, len(words))
     triples = hashes[:-2] * _ODD[0] + hashes[1:-1] * _ODD[1] + hashes[2:] * _ODD[2]
     hashed: NDArray[np.uint64] = triples >> np.uint64(32)
     return hashed
+
+
+def _words(text: str) -> list[str]:
+    """Words, or characters where a script puts no spaces between words."""
+    if not text.isascii() and UNSPACED.search(text):
+        text = UNSPACED.sub(r" \g<0> ", text)
+    return text.split()
 
 
 def _bands(threshold: float) -> tuple[int, int]:

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_core.dataprep.bias import auc, percentile_estimate
-from rlhf_core.dataprep.keys import text_key, unit_interval
+from rlhf_core.dataprep.keys import UNSPACED, text_key, unit_interval
 from rlhf_core.schema import Estimate
 
 _NUM_RESAMPLES = 300
 _NUM_FOLDS = 5
 _MAX_WORDS = 15
 _WORD = re.compile(r"\w+")
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-"""Thai, Lao, Burmese, Khmer, kana and Chinese characters."""
 MIN_PROMPTS = 2 * _NUM_FOLDS
 """Fewer prompts than this on a side give no estimate."""
 
@@ -109,7 +107,7 @@ def _terms(text: str) -> list[str]:
     """Words; in scripts that put no spaces between words, single characters and pairs of them."""
     terms: list[str] = []
     for word in _WORD.findall(text.lower()):
-        if _UNSPACED.search(word) is None:
+        if UNSPACED.search(word) is None:
             terms.append(word)
         else:
             terms += [*word, *(word[i : i + 2] for i in range(len(word) - 1))]

@@ -9,9 +9,11 @@ import pytest
 import zstandard
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
+from rlhf_core.dataprep.files import write_records
 from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources import canonical, read_comparisons, read_demonstrations
 from rlhf_core.dataprep.sources import flat as flat_reader
+from rlhf_core.dataprep.sources.containers import read_rows
 from rlhf_core.dataprep.sources.hub import hub_name
 from rlhf_core.errors import DataError
 
@@ -41,6 +43,29 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"rows\.parquet, after row 0: damaged Parquet"):
         read(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([10**15], pa.timestamp("s")),
+        pa.array([1], pa.timestamp("us", tz="Nowhere/Land")),
+        pa.array([10**9], pa.date32()),
+        pa.array([10**18], pa.duration("s")),
+    ],
+)
+def test_a_parquet_value_beyond_python_is_one_clear_error(tmp_path, column):
+    row = {"prompt": ["Q?"], "chosen": ["good"], "rejected": ["bad"], "when": column}
+    pq.write_table(pa.table(row), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"after row 0: a value that Python cannot hold") as raised:
+        read(tmp_path / "rows.parquet", format="pairs")
+    assert "\n" not in str(raised.value)
+
+
+def test_packed_parquet_is_refused(tmp_path):
+    (tmp_path / "rows.parquet.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"expected a plain \.parquet file"):
+        read(tmp_path / "rows.parquet.gz")
 
 
 def test_a_folder_is_read_in_name_order(tmp_path, write_jsonl):
@@ -287,13 +312,63 @@ def test_a_wrong_cell_names_its_line(spreadsheet, line, says):
     assert says in str(raised.value)
 
 
+def test_two_columns_with_one_name_are_refused(tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text("prompt,choice,choice,prompt,who,,\nQ?,a,b,R?,ann,,\n")
+    with pytest.raises(DataError, match=r"line 1: columns with the same name: choice, prompt;"):
+        read(path, format="flat")
+
+
+def test_blank_lines_count_as_lines(tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text(
+        '\nprompt,response_a,response_b,choice\n\n"Q\n?",yes,no,a\n\n\nR?,yes,no,b\nS?,x\n'
+    )
+    rows = read_rows(path)
+    assert [next(rows).line, next(rows).line] == [4, 8]
+    with pytest.raises(DataError, match="line 9: expected 4 fields"):
+        next(rows)
+
+
 def test_an_id_of_zero_is_an_id(tmp_path):
     path = tmp_path / "votes.jsonl"
     row = {"comparison_id": 0, "prompt": "Q?", "response_a": "yes", "response_b": "no"}
     votes = [{**row, "choice": "a", "annotator": 0}, {**row, "choice": "b", "annotator": 1}]
     path.write_text("".join(json.dumps(vote) + "\n" for vote in votes))
     [item] = read(path, format="flat")
-    assert (item.comparison_id, [v.annotator for v in item.votes]) == ("0", ["0", "1"])
+    assert (item.comparison_id, [v.annotator for v in item.votes]) == ("votes-0", ["0", "1"])
+
+
+def test_two_sheets_numbered_from_one_do_not_share_ids(tmp_path):
+    for name, what in (("monday", "tea"), ("tuesday", "milk")):
+        lines = [f"{number},{what} {number}?,yes,no,a,ann" for number in (1, 2)]
+        head = "comparison_id,prompt,response_a,response_b,choice,annotator"
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *lines]) + "\n")
+    items = read(tmp_path, format="flat")
+    assert [item.comparison_id for item in items] == [
+        "monday-1",
+        "monday-2",
+        "tuesday-1",
+        "tuesday-2",
+    ]
+    assert read(tmp_path, format="flat") == items
+    write_records(tmp_path / "batch-0001.jsonl", items)  # What `rlhf data add` makes of a batch.
+    assert read(tmp_path / "batch-0001.jsonl") == items
+
+
+def test_a_null_is_the_same_as_a_column_that_is_not_there(write_jsonl):
+    row = {"prompt": "Q?", "responses": ["good", "bad"]}
+    null = {**row, "ranks": None, "annotator": None, "rankings": None}
+    path = write_jsonl("lists.jsonl", [row, null, {**row, "ranks": [1, 2], "annotator": None}])
+    assert [item.votes[0].annotator for item in read(path, format="ranked")] == ["published"] * 3
+    several = [{"ranks": [1, 2]}, {"ranks": [1, 2], "annotator": None}]
+    path = write_jsonl("several.jsonl", [{**row, "rankings": several}])
+    [item] = read(path, format="ranked")
+    assert [vote.annotator for vote in item.votes] == ["unnamed"] * 2
+    nulls = dict.fromkeys(["comparison_id", "group", "source", "line"])
+    path = write_jsonl("rows.jsonl", [CANONICAL, {**CANONICAL, **nulls}])
+    first, second = read(path)
+    assert first.model_copy(update={"line": 2}) == second
 
 
 @pytest.mark.parametrize(

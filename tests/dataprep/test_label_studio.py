@@ -108,6 +108,12 @@ def test_a_pairwise_answer_needs_no_name_beside_other_controls(tmp_path):
     assert (item.votes[0].choice, item.votes[0].strength) == ("b", 1.0)
 
 
+def test_tasks_without_an_id_have_their_place_for_one(tmp_path):
+    path = write_json(tmp_path / "export.json", [task(id=None), task(id=None), task(id=0)])
+    items = read(path, format="label_studio", columns=SIDES)
+    assert [item.comparison_id for item in items] == ["export-1", "export-2", "export-0"]
+
+
 @pytest.mark.parametrize("value", [{"id": 1}, "text", [1]])
 def test_an_export_that_is_no_list_of_tasks_is_refused(tmp_path, value):
     path = write_json(tmp_path / "export.json", value)

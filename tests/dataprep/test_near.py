@@ -67,6 +67,20 @@ def test_short_and_empty_texts_are_compared_whole():
     assert near_repeats([table()], 0.8) == {}
 
 
+def test_punctuation_and_scripts_without_spaces_do_not_hide_a_repeat():
+    def alike(first, second):
+        return similarity(signature(first), signature(second))
+
+    assert alike("Open at nine?", "open at nine") == 1
+    assert alike('It opens, they say, at "nine"!', "it opens they say at nine") == 1
+    assert alike("x = -1", "x = 1") == alike("C#", "C++") == alike(":)", "?!") == 0
+    chinese = "中国的首都是北京、它是一个非常古老的城市、有很多人住在那里"
+    assert alike(chinese, chinese + "。") > 0.8
+    assert alike(chinese, "上海有很多高楼、晚上的灯光让人难忘") < 0.2
+    thai = "ห้องสมุดเปิดเก้าโมงเช้าทุกวันยกเว้นวันอาทิตย์"
+    assert alike(thai, thai + "ครับ") > 0.7
+
+
 def test_most_planted_repeats_are_found_among_many_texts():
     texts = [text(i) for i in range(3_000)]
     planted = {i: changed(texts[i], 0.01, seed=i) for i in range(0, 3_000, 10)}

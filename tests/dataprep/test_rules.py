@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.config import CleaningConfig
+from rlhf_core.dataprep.contamination import read_benchmark
 from rlhf_core.dataprep.language import KNOWN, other_language
 from rlhf_core.dataprep.personal import find_personal_data
 from rlhf_core.dataprep.rules import make_rules
@@ -155,6 +156,17 @@ def test_answers_of_a_benchmark_condemn_no_row_unless_their_column_is_named(tmp_
     assert named.problem(prompt(QUESTION), ["x"]) is None
     with pytest.raises(DataError, match="no text to look for"):
         rules_for(tmp_path, contamination=(rows,), contamination_columns=("nothing",))
+
+
+def test_a_quotation_is_found_between_marks_and_without_spaces(write_jsonl):
+    english = "What is the capital city of France today, my friend?"
+    chinese = "日本的首都在哪里、那里一共住着多少人。"
+    path = write_jsonl("bench.jsonl", [{"question": english}, {"question": chinese}])
+    benchmark = read_benchmark([path])
+    assert benchmark.quoted_by(f'He asked "{english}" twice')
+    assert benchmark.quoted_by("请回答。日本的首都在哪里?那里一共住着多少人")
+    assert benchmark.quoted_by("请问日本的首都在哪里") is None
+    assert benchmark.quoted_by("the capital city of France is large today, my dear") is None
 
 
 def test_a_benchmark_without_text_is_refused(tmp_path):

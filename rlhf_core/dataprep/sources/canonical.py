@@ -1,6 +1,7 @@
 """The project's own format: the fields of the records themselves.
 
-Two liberties: ``prompt`` may be plain text (one user turn), and ids may be left out.
+Two liberties: ``prompt`` may be plain text (one user turn), and ids may be left out. A null where a
+column may be left out is the same as none.
 """
 
 from collections.abc import Iterable, Iterator
@@ -54,13 +55,15 @@ def _with_turns(row: RawRow) -> dict[str, Any]:
 
 def _give_id(value: dict[str, Any], column: str, *content: str) -> None:
     """Fill in an id that depends on the row's content, where the row brings none."""
-    if column not in value:
+    if value.get(column) is None:
         value[column] = content_id("row", *(as_json(value.get(name)) for name in content))
 
 
 def _validated(kind: type[AnyRecord], value: dict[str, Any], row: RawRow) -> AnyRecord:
+    optional = {name for name, field in kind.model_fields.items() if not field.is_required()}
+    given = {name: part for name, part in value.items() if part is not None or name not in optional}
     try:
-        return kind.model_validate(value)
+        return kind.model_validate(given)
     except ValidationError as error:
         columns = ", ".join(kind.model_fields)
         raise DataError(

@@ -1,6 +1,7 @@
 """Files to rows, whatever the container: each row knows its file and line."""
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ def _reader(path: Path) -> Callable[[Path], Iterator[tuple[int, dict[str, Any]]]
             f"{path}: unknown ending; expected one of {', '.join(_READERS)},"
             " plain or with .gz or .zst"
         )
+    if reader is _read_parquet and path.suffix in _COMPRESSED:
+        raise DataError(
+            f"{path}: Parquet is compressed inside; expected a plain .parquet file, unpack it first"
+        )
     return reader
 
 
@@ -109,24 +114,42 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{path}, after row {number}: damaged Parquet data ({first})") from error
+    except (ArithmeticError, LookupError, ValueError) as error:  # Dates beyond the year 9999, say.
+        raise DataError(
+            f"{path}, after row {number}: a value that Python cannot hold"
+            f" ({type(error).__name__}: {error}); leave its column out of the file"
+        ) from error
 
 
 def _read_table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(_MAX_FIELD)
-    reader = csv.DictReader(read_text(path), delimiter=delimiter, strict=True)
-    start = 1
+    reader = csv.reader(read_text(path), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    end = 0
     try:
-        for row in reader:
-            start, end = max(start, 1) + 1, reader.line_num
-            if None in row or None in row.values():
+        for cells in reader:
+            start, end = end + 1, reader.line_num
+            if not cells:
+                continue
+            if not header:
+                header = _header(cells, where=f"{path}, line {start}")
+            elif len(cells) != len(header):
                 raise DataError(
-                    f"{path}, line {start}: expected {len(reader.fieldnames or ())}"
+                    f"{path}, line {start}: expected {len(header)}"
                     " fields as in the header; quote fields that hold the delimiter or a line break"
                 )
-            yield start, dict(row)
-            start = end
+            else:
+                yield start, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: broken CSV ({error})") from error
+
+
+def _header(cells: list[str], *, where: str) -> list[str]:
+    """Return the names of the columns; of two with one name, one would be lost."""
+    twice = sorted(name for name, count in Counter(cells).items() if name and count > 1)
+    if twice:
+        raise DataError(f"{where}: columns with the same name: {', '.join(twice)}; rename them")
+    return cells
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {

@@ -2,7 +2,8 @@
 
 Columns: prompt, response_a, response_b, choice; optional comparison_id, annotator, strength,
 seconds, source. Rows that follow one another with the same comparison_id are votes on one
-comparison; where they do not, as in a file sorted by annotator, preparation pools them.
+comparison; where they do not, as in a file sorted by annotator, preparation pools them. Sheets are
+numbered from 1 each, so an id is one of its file: the comparison's id begins with the file's name.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,18 +23,19 @@ def parse_comparisons(
     """Yield comparisons with the votes of their rows; the line is the first row's."""
     for _, group in groupby(rows, key=_identity):
         first, *more = group
-        content = _content(first)
+        texts = _content(first)
         for row in more:
-            if _content(row) != content:
+            if _content(row) != texts:
                 raise DataError(
                     f"{row.where}: comparison_id {first.value['comparison_id']!r} stood for other"
                     f" texts on line {first.line}; an id must stand for one comparison"
                 )
         prompt = parse_conversation(first, "prompt")
         response_a, response_b = first.text("response_a"), first.text("response_b")
+        own_id = _own_id(first)
+        content = content_id("row", conversation_key(prompt).hex(), response_a, response_b)
         yield Comparison(
-            comparison_id=_own_id(first)
-            or content_id("row", conversation_key(prompt).hex(), response_a, response_b),
+            comparison_id=f"{first.source}-{own_id}" if own_id else content,
             prompt=prompt,
             response_a=response_a,
             response_b=response_b,

@@ -55,8 +55,9 @@ def parse_comparisons(rows: Iterable[RawRow], wording: Wording) -> Iterator[Comp
             found = shorten(annotations)
             raise DataError(f"{row.where}: annotations: expected a list, found {found}")
         votes = (_vote(row, annotation, wording) for annotation in annotations)
+        number = row.value.get("id")
         yield Comparison(
-            comparison_id=f"{row.source}-{row.value.get('id', row.line)}",
+            comparison_id=f"{row.source}-{row.line if number is None else number}",
             prompt=parse_conversation(task, "prompt"),
             response_a=task.text("response_a"),
             response_b=task.text("response_b"),

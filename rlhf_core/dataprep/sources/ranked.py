@@ -5,7 +5,8 @@
     {"prompt": ..., "responses": [...], "rankings": [{"annotator": "ann", "ranks": [...]}, ...]}
 
 Rank 1 is best; equal ranks are a tie; the distance of ranks is the strength. Rows of several
-annotators on the same responses are votes on the same comparisons.
+annotators on the same responses are votes on the same comparisons. A null is the same as a column
+that is not there.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 from rlhf_core.dataprep.files import shorten
 from rlhf_core.dataprep.keys import content_id, conversation_key
-from rlhf_core.dataprep.rows import RawRow, SetAside
+from rlhf_core.dataprep.rows import UNNAMED, RawRow, SetAside, annotator_name
 from rlhf_core.dataprep.sources.messages import parse_conversation
 from rlhf_core.dataprep.sources.words import finite_number
 from rlhf_core.errors import DataError
@@ -64,19 +65,21 @@ def _rankings(row: RawRow, length: int) -> list[Ranking]:
     if (several := row.value.get("rankings")) is not None:
         if not isinstance(several, list):
             raise DataError(f"{row.where}: rankings: expected a list, found {shorten(several)}")
-        return [_ranking(row, entry, length) for entry in several]
-    if "ranks" in row.value:
-        return [_ranking(row, row.value, length)]
+        return [_ranking(row, entry, length, UNNAMED) for entry in several]
+    if row.value.get("ranks") is not None:
+        return [_ranking(row, row.value, length, ANNOTATOR)]
     return [(ANNOTATOR, [float(place) for place in range(1, length + 1)])]
 
 
-def _ranking(row: RawRow, entry: Any, length: int) -> Ranking:
+def _ranking(row: RawRow, entry: Any, length: int, nobody: str) -> Ranking:
+    """Return one ranking; ``nobody`` gave it where the source names no one."""
     ranks = entry.get("ranks") if isinstance(entry, dict) else None
     if isinstance(ranks, list) and len(ranks) == length:
         numbers = [finite_number(rank) for rank in ranks if isinstance(rank, int | float)]
         places = [number for number in numbers if number is not None]
         if len(places) == length:
-            return str(entry.get("annotator", ANNOTATOR)), places
+            name = annotator_name(entry.get("annotator"))
+            return nobody if name == UNNAMED else name, places
     raise DataError(
         f"{row.where}: ranks: expected {length} numbers, one a response, found {shorten(ranks)}"
     )
