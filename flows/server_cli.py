@@ -71,11 +71,11 @@ def deploy(
     begin(log_level)
     from flows.deploy import deploy as apply
     from flows.tables import show_line
-    from rlhf_core.adapters.settings import load_settings
+    from rlhf_core.adapters.settings import load_settings, without_credentials
     from rlhf_core.errors import ConfigError
 
     url = load_settings().prefect_api_url
     if url is None:
         raise ConfigError("PREFECT_API_URL is not set; `make up` starts a server and deploys to it")
     apply(pool_type=pool_type, watch_heartbeats=watch_heartbeats)
-    show_line(f"deployed to {url}")
+    show_line(f"deployed to {without_credentials(url)}")

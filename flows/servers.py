@@ -229,5 +229,9 @@ def child_environment(prefect_port: int, mlflow_port: int) -> dict[str, str]:
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).with_name("logging.yml")),
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{mlflow_port}",
+        # Not an argument: those of a process are shown to everybody on the machine. By default it
+        # is the database that `rlhf run` uses without a server.
+        "MLFLOW_BACKEND_STORE_URI": os.environ.get("MLFLOW_BACKEND_STORE_URI")
+        or f"sqlite:///{Path.cwd() / 'mlflow.db'}",
         "PYTHONUNBUFFERED": "1",
     }

@@ -11,6 +11,7 @@ import pytest
 
 from flows import servers
 from flows.deploy import SILENT_SECONDS
+from flows.keeper import _mlflow
 from flows.processes import KEPT_IN, Process, StopAskedError, StopSignals, end_tree
 from flows.servers import (
     HEARTBEAT_SECONDS,
@@ -58,6 +59,17 @@ def test_children_know_their_folder_and_speak_often_enough(tmp_path, monkeypatch
     assert environment[KEPT_IN] == str(tmp_path / STATE)
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
     assert 2 * HEARTBEAT_SECONDS < SILENT_SECONDS, "one lost heartbeat is not a death"
+
+
+def test_the_database_of_mlflow_is_no_argument_that_everybody_sees(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI", raising=False)
+    usual = child_environment(1, 2)["MLFLOW_BACKEND_STORE_URI"]
+    assert usual == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://user:SECRET@host/mlflow")
+    environment = child_environment(1, 2)
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == "postgresql://user:SECRET@host/mlflow"
+    assert "SECRET" not in " ".join(_mlflow(2, environment))
 
 
 def test_a_second_start_from_the_same_folder_is_refused_at_once(tmp_path, monkeypatch):
