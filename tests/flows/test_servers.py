@@ -165,6 +165,34 @@ def test_down_after_the_keeper_was_killed_ends_what_it_left(tmp_path, monkeypatc
     assert stop_servers() == []
 
 
+@pytest.mark.parametrize("record", ["{", "{}", b"\xff"])
+def test_down_does_without_a_record_that_cannot_be_read(tmp_path, monkeypatch, record):
+    monkeypatch.chdir(tmp_path)
+    parent, child = start_family(tmp_path, {**os.environ, KEPT_IN: str(STATE.absolute())})
+    STATE.mkdir(exist_ok=True)
+    servers.STATE_FILE.write_bytes(record if isinstance(record, bytes) else record.encode())
+    assert stop_servers() == ["orphans"]
+    parent.wait(timeout=10)
+    assert is_gone(child)
+    assert not servers.STATE_FILE.exists()
+
+
+def test_up_ends_what_runs_behind_a_record_that_cannot_be_read(tmp_path, monkeypatch):
+    class EndedError(Exception):
+        pass
+
+    def stop():
+        raise EndedError
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prefect.yaml").symlink_to(ROOT / "prefect.yaml")
+    STATE.mkdir()
+    servers.STATE_FILE.write_text("{")
+    monkeypatch.setattr(servers, "stop_servers", stop)
+    with pytest.raises(EndedError):
+        start_servers(0, 0)
+
+
 def test_down_ends_what_belongs_to_nobody_any_more(tmp_path, monkeypatch):
     """A flow whose worker and keeper were killed is still known by its environment."""
     monkeypatch.chdir(tmp_path)
