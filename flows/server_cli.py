@@ -34,7 +34,7 @@ def up(
     log_level: LogLevel = "info",
 ) -> None:
     """Start Prefect, MLflow and workers here, deploy every flow, print the addresses."""
-    begin(log_level)
+    begin(log_level, uses_servers=False)
     from flows.servers import LOGS, start_servers
     from flows.tables import show_line
 
@@ -50,7 +50,7 @@ def up(
 
 def down(log_level: LogLevel = "info") -> None:
     """End exactly what `rlhf up` started from this directory."""
-    begin(log_level)
+    begin(log_level, uses_servers=False)
     from flows.servers import stop_servers
     from flows.tables import show_line
 
