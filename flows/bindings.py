@@ -131,17 +131,17 @@ def check_inputs(config: PipelineConfig) -> None:
 
 def places(config: PipelineConfig, directory: Path) -> dict[str, str]:
     """Where a person looks after a run: pages, files, commands."""
-    from rlhf_core.adapters.settings import load_settings
+    from rlhf_core.adapters.settings import load_settings, without_credentials
 
     settings = load_settings()
-    mlflow = settings.mlflow_tracking_uri
+    mlflow = without_credentials(settings.mlflow_tracking_uri)
     found = {
         "MLflow": f"mlflow ui --backend-store-uri {mlflow}" if settings.embedded else mlflow,
         "lineage": f"rlhf lineage models:/{config.project}-policy@candidate",
         "files": str(directory),
     }
     if settings.prefect_api_url:
-        found["Prefect"] = settings.prefect_api_url.removesuffix("/api")
+        found["Prefect"] = without_credentials(settings.prefect_api_url).removesuffix("/api")
     return found
 
 

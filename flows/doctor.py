@@ -117,11 +117,11 @@ def _folders() -> Iterator[Finding]:
 
 
 def _mlflow() -> Iterator[Finding]:
-    from rlhf_core.adapters.settings import load_settings
+    from rlhf_core.adapters.settings import load_settings, without_credentials
     from rlhf_core.adapters.tracking import check_server
 
-    uri = load_settings().mlflow_tracking_uri
-    yield _attempt("mlflow", uri, check_server, "start it, or set or unset MLFLOW_TRACKING_URI")
+    where = without_credentials(load_settings().mlflow_tracking_uri)
+    yield _attempt("mlflow", where, check_server, "start it, or set or unset MLFLOW_TRACKING_URI")
 
 
 def _telemetry() -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import requests
 from flows.findings import Finding
 from flows.pools import read_pools
 from flows.servers import LOGS, read_servers
-from rlhf_core.adapters.settings import load_settings
+from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import RlhfError
 
 TIMEOUT_SECONDS = 10
@@ -45,22 +45,24 @@ def check_prefect() -> Iterator[Finding]:
     if url is None:
         yield Finding(what="prefect", healthy=True, found="ephemeral: PREFECT_API_URL is not set")
         return
+    where = without_credentials(url)
     try:
         _ask(url, "GET", "health")
     except requests.RequestException as error:
         yield Finding(
             what="prefect",
             healthy=False,
-            found=f"{url} does not answer: {type(error).__name__}",
+            found=f"{where} does not answer: {type(error).__name__}",
             mend="start it (`make up`), or unset PREFECT_API_URL",
         )
         return
-    yield Finding(what="prefect", healthy=True, found=url)
+    yield Finding(what="prefect", healthy=True, found=where)
     try:
         yield from _check_pools(url)
         yield from _check_deployments(url)
     except (requests.RequestException, RlhfError) as error:
-        yield Finding(what="prefect", healthy=False, found=str(error), mend="rlhf deploy")
+        found = without_credentials(str(error))
+        yield Finding(what="prefect", healthy=False, found=found, mend="rlhf deploy")
 
 
 def _check_pools(url: str) -> Iterator[Finding]:

@@ -163,14 +163,12 @@ def _worker(pool: str, limit: int) -> list[str]:
 
 
 def _mlflow(port: int, environment: Mapping[str, str]) -> list[str]:
-    """MLflow on the database and folder that `rlhf run` uses without a server."""
-    store = environment.get("MLFLOW_BACKEND_STORE_URI", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    """MLflow's server; it reads the database's address, which may hold a password, itself."""
     root = environment.get("MLFLOW_DEFAULT_ARTIFACT_ROOT", str(Path.cwd() / "mlartifacts"))
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     return [
         *command,
-        *("--workers", "1", "--backend-store-uri", store),
-        *("--no-serve-artifacts", "--default-artifact-root", root),
+        *("--workers", "1", "--no-serve-artifacts", "--default-artifact-root", root),
     ]
 
 

@@ -72,8 +72,13 @@ ModelArgument = Annotated[
 ]
 
 
-def begin(log_level: str) -> None:
-    """Set environment and logging up; before anything heavy is imported."""
+def begin(log_level: str, *, uses_servers: bool = True) -> None:
+    """Set environment and logging up; before anything heavy is imported.
+
+    Args:
+        log_level: of the project's own lines.
+        uses_servers: warn where servers run here that the command does not know of.
+    """
     from flows.environment import prepare_environment
     from flows.logs import configure_logging
 
@@ -82,6 +87,30 @@ def begin(log_level: str) -> None:
         raise typer.BadParameter(f"--log-level {log_level!r}: expected one of {', '.join(levels)}")
     prepare_environment()
     configure_logging(log_level)
+    if uses_servers:
+        warn_of_unused_servers()
+
+
+def warn_of_unused_servers() -> None:
+    """Say which exports are missing where `rlhf up` runs here; nobody is switched to it unasked."""
+    from flows.environment import STATE
+
+    if not (STATE / "servers.json").exists():
+        return
+    from flows.servers import known_servers
+    from rlhf_core.adapters.settings import load_settings
+
+    servers, said = known_servers(), load_settings().model_fields_set
+    if servers is None or servers.keeper.find() is None:
+        return
+    exports = {
+        "prefect_api_url": f"{servers.prefect_url}/api",
+        "mlflow_tracking_uri": servers.mlflow_url,
+    }
+    missing = [f"{name.upper()}={url}" for name, url in exports.items() if name not in said]
+    if missing:
+        advice = f"export {' '.join(missing)}"
+        typer.echo(f"warning: servers run here and are not used; to use them: {advice}", err=True)
 
 
 def read_settings(config: Path, overrides: list[str] | None) -> "RunSettings":

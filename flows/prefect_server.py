@@ -5,7 +5,7 @@ import time
 
 import requests
 
-from rlhf_core.adapters.settings import load_settings
+from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import OrchestrationError
 
 CONNECT_SECONDS = 3.0
@@ -33,14 +33,14 @@ def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
     url = load_settings().prefect_api_url
     if url is None:
         return
-    deadline = time.monotonic() + wait_seconds
+    deadline, where = time.monotonic() + wait_seconds, without_credentials(url)
     while problem := _problem(url):
         if time.monotonic() + PAUSE_SECONDS > deadline:
             raise OrchestrationError(
-                f"Prefect at {url} {problem}; start it (`make up`), correct PREFECT_API_URL (it "
+                f"Prefect at {where} {problem}; start it (`make up`), correct PREFECT_API_URL (it "
                 "ends with /api), or unset it to run without a server"
             )
-        logger.info("prefect_not_yet url=%s problem=%r", url, problem)
+        logger.info("prefect_not_yet url=%s problem=%r", where, problem)
         time.sleep(PAUSE_SECONDS)
 
 

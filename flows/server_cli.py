@@ -34,7 +34,7 @@ def up(
     log_level: LogLevel = "info",
 ) -> None:
     """Start Prefect, MLflow and workers here, deploy every flow, print the addresses."""
-    begin(log_level)
+    begin(log_level, uses_servers=False)
     from flows.servers import LOGS, start_servers
     from flows.tables import show_line
 
@@ -50,7 +50,7 @@ def up(
 
 def down(log_level: LogLevel = "info") -> None:
     """End exactly what `rlhf up` started from this directory."""
-    begin(log_level)
+    begin(log_level, uses_servers=False)
     from flows.servers import stop_servers
     from flows.tables import show_line
 
@@ -71,11 +71,11 @@ def deploy(
     begin(log_level)
     from flows.deploy import deploy as apply
     from flows.tables import show_line
-    from rlhf_core.adapters.settings import load_settings
+    from rlhf_core.adapters.settings import load_settings, without_credentials
     from rlhf_core.errors import ConfigError
 
     url = load_settings().prefect_api_url
     if url is None:
         raise ConfigError("PREFECT_API_URL is not set; `make up` starts a server and deploys to it")
     apply(pool_type=pool_type, watch_heartbeats=watch_heartbeats)
-    show_line(f"deployed to {url}")
+    show_line(f"deployed to {without_credentials(url)}")

@@ -5,6 +5,7 @@ what it started. What runs where is written to ``.rlhf/servers.json``.
 """
 
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ from flows.pools import read_pools
 from flows.processes import KEPT_IN, STOP_SECONDS, Process, end_all, end_tree, kept_in
 from rlhf_core.errors import RlhfError
 from rlhf_core.schema import Record
+
+logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 STATE_FILE = STATE / "servers.json"
@@ -74,6 +77,15 @@ def read_servers() -> Servers | None:
     return Servers.model_validate_json(STATE_FILE.read_text(encoding="utf-8"))
 
 
+def known_servers() -> Servers | None:
+    """Return what was started here; a record that cannot be read counts as none, with a warning."""
+    try:
+        return read_servers()
+    except (OSError, ValueError) as error:
+        logger.warning("record_not_read file=%s error=%s", STATE_FILE, type(error).__name__)
+        return None
+
+
 def write_servers(servers: Servers) -> None:
     """Remember what runs."""
     write_atomically(STATE_FILE, servers.model_dump_json(indent=2))
@@ -92,7 +104,7 @@ def start_servers(prefect_port: int | None, mlflow_port: int | None) -> Servers:
     prepare_environment()
     read_pools()
     with _alone():
-        running = read_servers()
+        running = known_servers()
         if running is not None and running.keeper.find():
             raise RlhfError(
                 f"the servers run already: Prefect {running.prefect_url}, "
@@ -156,7 +168,7 @@ def _last_error() -> str:
 
 def stop_servers() -> list[str]:
     """End exactly what was started from this directory; returns the names of what was ended."""
-    servers = read_servers()
+    servers = known_servers()
     ended = _end_known(servers) if servers is not None else []
     # What a killed keeper or worker left to nobody.
     orphans = kept_in(str(STATE.absolute()))
@@ -229,5 +241,9 @@ def child_environment(prefect_port: int, mlflow_port: int) -> dict[str, str]:
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).with_name("logging.yml")),
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{mlflow_port}",
+        # Not an argument: those of a process are shown to everybody on the machine. By default it
+        # is the database that `rlhf run` uses without a server.
+        "MLFLOW_BACKEND_STORE_URI": os.environ.get("MLFLOW_BACKEND_STORE_URI")
+        or f"sqlite:///{Path.cwd() / 'mlflow.db'}",
         "PYTHONUNBUFFERED": "1",
     }

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import requests
 
-from rlhf_core.adapters.settings import Settings, load_settings, quiet_environment
+from rlhf_core.adapters.settings import (
+    Settings,
+    load_settings,
+    quiet_environment,
+    without_credentials,
+)
 from rlhf_core.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -47,7 +52,7 @@ def _client(uri: str) -> "MlflowClient":
 
     for noisy in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    with registry_errors(f"MLflow at {uri}"):
+    with registry_errors(f"MLflow at {without_credentials(uri)}"):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -75,7 +80,7 @@ def _is_transient(error: Exception) -> bool:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    return without_credentials(lines[0])[:300]
 
 
 def patiently(what: str, call: Callable[[], Result], *, patience: float | None = None) -> Result:
@@ -119,21 +124,22 @@ def check_server(settings: Settings | None = None) -> None:
 
 def _check_health(uri: str) -> None:
     advice = "start it (`make up`), or unset MLFLOW_TRACKING_URI to use a local file"
+    where = without_credentials(uri)
     try:
         answer = requests.get(
             f"{uri.rstrip('/')}/health", timeout=(CONNECT_SECONDS, ANSWER_SECONDS)
         )
     except requests.ConnectionError as error:
-        raise RegistryError(f"MLflow at {uri} cannot be reached; {advice}") from error
+        raise RegistryError(f"MLflow at {where} cannot be reached; {advice}") from error
     except requests.Timeout as error:
         raise RegistryError(
-            f"MLflow at {uri} did not answer within {ANSWER_SECONDS:.0f} s; {advice}"
+            f"MLflow at {where} did not answer within {ANSWER_SECONDS:.0f} s; {advice}"
         ) from error
     except requests.RequestException as error:
-        raise RegistryError(f"MLFLOW_TRACKING_URI={uri}: {_first_line(error)}") from error
+        raise RegistryError(f"MLFLOW_TRACKING_URI={where}: {_first_line(error)}") from error
     if not answer.ok:
         raise RegistryError(
-            f"MLflow at {uri} answers {answer.status_code} to /health, expected 200; {advice}"
+            f"MLflow at {where} answers {answer.status_code} to /health, expected 200; {advice}"
         )
 
 

@@ -1,6 +1,7 @@
 """The one reader of environment variables: hosts, credentials, telemetry; no results."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +27,10 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
 """What every process of the project runs with unless its environment says otherwise."""
+
+_CREDENTIALS = re.compile(
+    r"(?<=://)(?:[^/\s]*@|(?<!http://)(?<!https://)[^:/\s]*:[^@\s]*@)",
+)
 
 
 def _embedded_tracking_uri() -> str:
@@ -60,6 +65,15 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Read the environment as it is now."""
     return Settings()
+
+
+def without_credentials(text: str) -> str:
+    """Return the text with ``user:password@`` taken out of every address in it.
+
+    For everything that is printed, logged or stored. A slash ends the credentials of a web address;
+    those of a database may hold one.
+    """
+    return _CREDENTIALS.sub("", text)
 
 
 def quiet_environment() -> dict[str, str]:

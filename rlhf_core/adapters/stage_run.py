@@ -15,7 +15,7 @@ from rlhf_core.adapters.mlflow_client import (
     patiently,
     registry_errors,
 )
-from rlhf_core.adapters.settings import load_settings
+from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import DatasetSplits
 
@@ -192,5 +192,5 @@ class StageRun:
 
 def run_url(experiment_id: str, run_id: str) -> str:
     """Address of a run in the MLflow UI; for the embedded database, the file and the page."""
-    base = load_settings().mlflow_tracking_uri.rstrip("/")
+    base = without_credentials(load_settings().mlflow_tracking_uri).rstrip("/")
     return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import doctor
 from flows.doctor_servers import check_keeper, check_prefect
 from flows.pools import read_pools
 from flows.processes import Process
@@ -89,6 +90,22 @@ def test_a_prefect_server_that_does_not_answer_is_said_in_one_line(home, monkeyp
     (finding,) = check_prefect()
     assert "does not answer" in finding.found
     assert "make up" in finding.mend
+
+
+def test_passwords_in_addresses_are_not_shown(prefect, home, monkeypatch):
+    def shown():
+        return " ".join(finding.found for finding in [*check_prefect(), *doctor._mlflow()])
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:SECRET@127.0.0.1:1")
+    address = os.environ["PREFECT_API_URL"].replace("://", "://user:SECRET@")
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    assert "SECRET" not in shown()
+    del prefect["/api/work_pools/filter"]
+    assert "404" in shown()
+    assert "SECRET" not in shown()
+    monkeypatch.setenv("PREFECT_API_URL", "http://user:SECRET@127.0.0.1:1/api")
+    assert "http://127.0.0.1:1/api does not answer" in shown()
+    assert "SECRET" not in shown()
 
 
 def test_a_killed_keeper_and_its_dead_child_are_named(home):

@@ -66,6 +66,13 @@ def test_an_unreachable_server_is_named_with_what_to_do(address):
     assert "unset it" in message
 
 
+def test_a_password_in_the_address_is_not_shown(address, monkeypatch, caplog):
+    monkeypatch.setenv("PREFECT_API_URL", f"http://user:SECRET@127.0.0.1:{address[1]}/api")
+    with pytest.raises(OrchestrationError) as refusal:
+        check_prefect(1.0)
+    assert "SECRET" not in str(refusal.value) + caplog.text
+
+
 @pytest.mark.parametrize("status", [404, 500])
 def test_an_address_where_prefect_is_not_is_refused(serve, status):
     serve(status)

@@ -11,6 +11,7 @@ import pytest
 
 from flows import servers
 from flows.deploy import SILENT_SECONDS
+from flows.keeper import _mlflow
 from flows.processes import KEPT_IN, Process, StopAskedError, StopSignals, end_tree
 from flows.servers import (
     HEARTBEAT_SECONDS,
@@ -58,6 +59,17 @@ def test_children_know_their_folder_and_speak_often_enough(tmp_path, monkeypatch
     assert environment[KEPT_IN] == str(tmp_path / STATE)
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
     assert 2 * HEARTBEAT_SECONDS < SILENT_SECONDS, "one lost heartbeat is not a death"
+
+
+def test_the_database_of_mlflow_is_no_argument_that_everybody_sees(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI", raising=False)
+    usual = child_environment(1, 2)["MLFLOW_BACKEND_STORE_URI"]
+    assert usual == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://user:SECRET@host/mlflow")
+    environment = child_environment(1, 2)
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == "postgresql://user:SECRET@host/mlflow"
+    assert "SECRET" not in " ".join(_mlflow(2, environment))
 
 
 def test_a_second_start_from_the_same_folder_is_refused_at_once(tmp_path, monkeypatch):
@@ -151,6 +163,34 @@ def test_down_after_the_keeper_was_killed_ends_what_it_left(tmp_path, monkeypatc
     assert is_gone(child)
     assert read_servers() is None
     assert stop_servers() == []
+
+
+@pytest.mark.parametrize("record", ["{", "{}", b"\xff"])
+def test_down_does_without_a_record_that_cannot_be_read(tmp_path, monkeypatch, record):
+    monkeypatch.chdir(tmp_path)
+    parent, child = start_family(tmp_path, {**os.environ, KEPT_IN: str(STATE.absolute())})
+    STATE.mkdir(exist_ok=True)
+    servers.STATE_FILE.write_bytes(record if isinstance(record, bytes) else record.encode())
+    assert stop_servers() == ["orphans"]
+    parent.wait(timeout=10)
+    assert is_gone(child)
+    assert not servers.STATE_FILE.exists()
+
+
+def test_up_ends_what_runs_behind_a_record_that_cannot_be_read(tmp_path, monkeypatch):
+    class EndedError(Exception):
+        pass
+
+    def stop():
+        raise EndedError
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prefect.yaml").symlink_to(ROOT / "prefect.yaml")
+    STATE.mkdir()
+    servers.STATE_FILE.write_text("{")
+    monkeypatch.setattr(servers, "stop_servers", stop)
+    with pytest.raises(EndedError):
+        start_servers(0, 0)
 
 
 def test_down_ends_what_belongs_to_nobody_any_more(tmp_path, monkeypatch):
