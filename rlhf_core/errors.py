@@ -1,5 +1,19 @@
 """Every deliberate error of the project. The command line prints these in one line, exit code 2."""
 
+import errno
+from pathlib import Path
+from typing import Self
+
+_NO_SPACE = "free space there: old runs lie under runs/, artifacts under mlartifacts/"
+_NO_ENTRY = "choose a folder that you may write to, or have its owner changed"
+_ADVICE = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EROFS: _NO_ENTRY,
+    errno.EACCES: _NO_ENTRY,
+    errno.EPERM: _NO_ENTRY,
+}
+
 
 class RlhfError(Exception):
     """Base of all errors whose message is meant for the person running the command."""
@@ -39,6 +53,17 @@ class ModelError(RlhfError, ValueError):
 
 class RegistryError(RlhfError, RuntimeError):
     """The model registry or tracking server does not answer, or lacks what was asked for."""
+
+
+class StorageError(RlhfError, OSError):
+    """A file cannot be written; the message names it."""
+
+    @classmethod
+    def about(cls, path: Path, error: OSError) -> Self:
+        """Say which file, what the system said, and what to do about it."""
+        cause = error.strerror or str(error) or type(error).__name__
+        advice = _ADVICE.get(error.errno or 0, "mend the disk, or choose another folder")
+        return cls(f"{path} cannot be written: {cause}; {advice}, then repeat the command")
 
 
 class OrchestrationError(RlhfError, RuntimeError):

@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from rlhf_core.errors import DataError
+from rlhf_core.errors import DataError, StorageError
 from rlhf_core.schema import DatasetRef, Record
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -124,17 +124,37 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbour of ``path`` for writing; sync and rename it on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Open a temporary neighbour of ``path`` for writing; sync and rename it on success.
+
+    Raises:
+        StorageError: the disk is full, or the folder takes no files.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if _is_about(error, temporary):
+            raise StorageError.about(path, error) from error
+        raise
+
+
+def _is_about(error: OSError, temporary: Path) -> bool:
+    """Return whether writing failed, and not what the writer read meanwhile.
+
+    The system names the file where it is opened or renamed, and no file where bytes are written.
+    """
+    named = error.filename
+    if named is None:
+        return error.errno is not None
+    return Path(named) in (temporary, *temporary.parents)
 
 
 def describe(error: ValidationError) -> str:

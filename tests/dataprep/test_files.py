@@ -1,7 +1,11 @@
 """Files of records: strict reading, whole writing."""
 
+import errno
 import gzip
 import hashlib
+import os
+import pickle
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -15,7 +19,7 @@ from rlhf_core.dataprep.files import (
     sha256_of,
     write_records,
 )
-from rlhf_core.errors import DataError
+from rlhf_core.errors import DataError, StorageError
 from rlhf_core.schema import DatasetRef, Message, Prompt
 
 PROMPTS = [
@@ -98,3 +102,45 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         stream.write("no bytes")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def fail(number, *names):
+    def attempt(*arguments, **options):
+        raise OSError(number, os.strerror(number), *names)
+
+    return attempt
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("num_bytes", [1, 10_000_000])
+def test_a_full_disk_is_said_with_the_file_and_what_to_do(tmp_path, monkeypatch, num_bytes):
+    path = tmp_path / "data" / "pairs.jsonl"
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda _, mode: opened(Path("/dev/full"), mode))
+    with pytest.raises(StorageError) as refusal, atomic_file(path) as stream:
+        stream.write(b"x" * num_bytes)
+    assert str(refusal.value).startswith(f"{path} cannot be written: No space left on device; free")
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_file_that_cannot_be_synced_or_made_is_named(tmp_path, monkeypatch, number):
+    path = tmp_path / "pairs.jsonl"
+    monkeypatch.setattr(os, "fsync", fail(number))
+    with pytest.raises(StorageError, match=os.strerror(number)) as refusal:
+        write_records(path, PROMPTS)
+    assert str(path) in str(refusal.value)
+    monkeypatch.setattr(Path, "mkdir", fail(number, str(tmp_path)))
+    with pytest.raises(StorageError, match=os.strerror(number)):
+        write_records(path, PROMPTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_writer_could_not_read_is_not_laid_to_the_file_it_writes(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "out") as stream:
+        stream.write((tmp_path / "in").read_bytes())
+
+
+def test_the_error_survives_being_stored_with_a_run():
+    made = StorageError.about(Path("x"), OSError(errno.ENOSPC, "full"))
+    assert str(pickle.loads(pickle.dumps(made))) == str(made)
