@@ -33,6 +33,13 @@ KeepOption = Annotated[
 _MAX_SHOWN = 20
 
 
+def _mapping_option(name: str, metavar: str, what: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        name, metavar=metavar, help=f"{what}; may be repeated."
+    )
+    return option
+
+
 @data_app.command(epilog="Example: rlhf data add votes.jsonl.gz")
 def add(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="New comparisons with votes.")],
@@ -40,8 +47,19 @@ def add(
         str, typer.Option("--format", help="canonical, hh, pairs, ranked, flat or label_studio.")
     ] = "canonical",
     column: Annotated[
+        list[str] | None, _mapping_option("--column", "OURS=THEIRS", "Map a column")
+    ] = None,
+    choice: Annotated[
         list[str] | None,
-        typer.Option("--column", metavar="OURS=THEIRS", help="Map a column; may be repeated."),
+        _mapping_option("--choice", "WORD=SIDE", "The source's word for a, b or tie"),
+    ] = None,
+    strength: Annotated[
+        list[str] | None,
+        _mapping_option("--strength", "WORD=N", "The source's word for how much better"),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Of a dataset of the hub.")] = "train",
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")
     ] = None,
     min_kept_fraction: KeepOption = 1.0,
     json_file: JsonOption = None,
@@ -50,7 +68,15 @@ def add(
     begin("info")
     from rlhf_core.stages.data_publish import publish
 
-    source = _source(file, file_format, column or [])
+    source = _source(
+        path=file,
+        format=file_format,
+        columns=_mapping("--column", "OURS=THEIRS", column),
+        choices=_mapping("--choice", "WORD=SIDE", choice),
+        strengths=_mapping("--strength", "WORD=N", strength),
+        split=split,
+        revision=revision,
+    )
     _show_published(publish(source, min_kept_fraction=min_kept_fraction), json_file)
 
 
@@ -126,19 +152,32 @@ def get(
     show_line(f"files: {splits.directory}")
 
 
-def _source(file: Path, file_format: str, columns: list[str]) -> "SourceConfig":
+def _source(**settings: object) -> "SourceConfig":
     from pydantic import ValidationError
 
     from rlhf_core.config import SourceConfig
     from rlhf_core.errors import ConfigError
 
-    mapping = dict(column.partition("=")[::2] for column in columns)
     try:
-        return SourceConfig.model_validate(
-            {"path": file, "format": file_format, "columns": mapping}
-        )
+        return SourceConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"--format {file_format}: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{place}: {first['msg']}, found {first['input']!r}") from error
+
+
+def _mapping(option: str, shape: str, pairs: list[str] | None) -> dict[str, str]:
+    """Return what the values of an option map; a word of the source may hold ``=`` itself."""
+    from rlhf_core.errors import ConfigError
+
+    mapping = {}
+    for pair in pairs or ():
+        ours_first = option == "--column"
+        key, sign, value = pair.partition("=") if ours_first else pair.rpartition("=")
+        if not (key and sign and value):
+            raise ConfigError(f"{option} {pair}: expected {shape}")
+        mapping[key] = value
+    return mapping
 
 
 def _show_published(result: "BatchResult", json_file: Path | None) -> None:

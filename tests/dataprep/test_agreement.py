@@ -8,12 +8,17 @@ import random
 import numpy as np
 import pytest
 
+from rlhf_core.config import VotesConfig
 from rlhf_core.dataprep.agreement import (
     _alphas,
     _sums_by_group,
     alpha_estimate,
     krippendorff_alpha,
 )
+from rlhf_core.dataprep.intake import Intake
+from rlhf_core.dataprep.ledger import enter
+from rlhf_core.schema import Comparison, Message, Vote
+from rlhf_core.stages.prepare_report import describe_agreement
 
 
 def by_definition(units: list[list[str]]) -> float:
@@ -137,3 +142,21 @@ def test_a_group_of_one_stands_alone_and_the_order_of_rows_does_not_matter():
     order = rng.permutation(300)
     again = alpha_estimate(counts[order], lists[order].tolist(), num_resamples=200, seed=0)
     assert again == grouped != alone
+
+
+def test_the_report_draws_the_pairs_of_a_list_together(tmp_path):
+    def alpha(group_size):
+        intake, rng = Intake(tmp_path / "spill.jsonl"), random.Random(0)
+        for number in range(300):
+            item = Comparison(
+                comparison_id=str(number),
+                prompt=(Message(role="user", content=f"{number}?"),),
+                response_a="yes",
+                response_b="no",
+                votes=tuple(Vote(annotator=n, choice=rng.choice("aab")) for n in ("ann", "bob")),
+                group=f"list {number // group_size}" if group_size else "",
+            )
+            intake.add(item, enter(item))
+        return describe_agreement(intake, VotesConfig(num_resamples=100), 0).alpha
+
+    assert alpha(10) != alpha(0) == alpha(1)

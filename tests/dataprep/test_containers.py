@@ -1,0 +1,89 @@
+"""Containers: each gives rows with their lines, or one clear error."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlhf_core.config import SourceConfig
+from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.dataprep.sources.containers import read_rows
+from rlhf_core.errors import DataError
+
+CANONICAL = {
+    "prompt": [{"role": "user", "content": "Q?"}],
+    "response_a": "yes",
+    "response_b": "no",
+    "votes": [{"annotator": "x", "choice": "b", "strength": 2.0, "seconds": None}],
+}
+
+
+def read(path, **settings) -> list:
+    return list(read_comparisons(SourceConfig(path=path, **settings)))
+
+
+def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path, write_jsonl):
+    rows = [{**CANONICAL, "comparison_id": str(i)} for i in range(2_500)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert read(tmp_path / "rows.parquet") == read(write_jsonl("rows.jsonl", rows))
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"rows\.parquet, after row 0: damaged Parquet"):
+        read(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([10**15], pa.timestamp("s")),
+        pa.array([1], pa.timestamp("us", tz="Nowhere/Land")),
+        pa.array([10**9], pa.date32()),
+        pa.array([10**18], pa.duration("s")),
+    ],
+)
+def test_a_parquet_value_beyond_python_is_one_clear_error(tmp_path, column):
+    row = {"prompt": ["Q?"], "chosen": ["good"], "rejected": ["bad"], "when": column}
+    pq.write_table(pa.table(row), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"after row 0: a value that Python cannot hold") as raised:
+        read(tmp_path / "rows.parquet", format="pairs")
+    assert "\n" not in str(raised.value)
+
+
+def test_packed_parquet_is_refused(tmp_path):
+    (tmp_path / "rows.parquet.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"expected a plain \.parquet file"):
+        read(tmp_path / "rows.parquet.gz")
+
+
+def test_a_folder_is_read_in_name_order(tmp_path, write_jsonl):
+    for name in ("batch-0002.jsonl", "batch-0001.jsonl.gz", "notes.md"):
+        write_jsonl(f"raw/{name}", [CANONICAL])
+    assert [item.source for item in read(tmp_path / "raw")] == ["batch-0001", "batch-0002"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no data files in this folder"):
+        read(tmp_path / "none")
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    (tmp_path / "rows.xlsx").write_text("")
+    with pytest.raises(DataError, match=r"unknown ending; expected one of \.jsonl"):
+        read(tmp_path / "rows.xlsx")
+
+
+def test_two_columns_with_one_name_are_refused(tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text("prompt,choice,choice,prompt,who,,\nQ?,a,b,R?,ann,,\n")
+    with pytest.raises(DataError, match=r"line 1: columns with the same name: choice, prompt;"):
+        read(path, format="flat")
+
+
+def test_blank_lines_count_as_lines(tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text(
+        '\nprompt,response_a,response_b,choice\n\n"Q\n?",yes,no,a\n\n\nR?,yes,no,b\nS?,x\n'
+    )
+    rows = read_rows(path)
+    assert [next(rows).line, next(rows).line] == [4, 8]
+    with pytest.raises(DataError, match="line 9: expected 4 fields"):
+        next(rows)
