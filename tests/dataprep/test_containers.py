@@ -4,21 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_core.config import SourceConfig
-from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.sources.containers import read_rows
 from rlhf_core.errors import DataError
-
-CANONICAL = {
-    "prompt": [{"role": "user", "content": "Q?"}],
-    "response_a": "yes",
-    "response_b": "no",
-    "votes": [{"annotator": "x", "choice": "b", "strength": 2.0, "seconds": None}],
-}
-
-
-def read(path, **settings) -> list:
-    return list(read_comparisons(SourceConfig(path=path, **settings)))
+from tests.dataprep.test_formats import CANONICAL, read
 
 
 def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path, write_jsonl):
