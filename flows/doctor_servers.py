@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import requests
+from requests.auth import HTTPBasicAuth
 
 from flows.findings import Finding
 from flows.pools import read_pools
+from flows.prefect_server import ANSWER_SECONDS, NO_ENTRY, problem_of
 from flows.servers import LOGS, read_servers
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import RlhfError
 
-TIMEOUT_SECONDS = 10
 RESTART = "make down, then make up"
 
 
@@ -46,13 +47,11 @@ def check_prefect() -> Iterator[Finding]:
         yield Finding(what="prefect", healthy=True, found="ephemeral: PREFECT_API_URL is not set")
         return
     where = without_credentials(url)
-    try:
-        _ask(url, "GET", "health")
-    except requests.RequestException as error:
+    if problem := problem_of(url):
         yield Finding(
             what="prefect",
             healthy=False,
-            found=f"{where} does not answer: {type(error).__name__}",
+            found=f"{where} {problem}",
             mend="start it (`make up`), or unset PREFECT_API_URL",
         )
         return
@@ -62,18 +61,25 @@ def check_prefect() -> Iterator[Finding]:
         yield from _check_deployments(url)
     except (requests.RequestException, RlhfError) as error:
         found = without_credentials(str(error))
-        yield Finding(what="prefect", healthy=False, found=found, mend="rlhf deploy")
+        yield Finding(what="prefect", healthy=False, found=found, mend=_mend(error))
+
+
+def _mend(error: Exception) -> str:
+    answer = error.response if isinstance(error, requests.RequestException) else None
+    if answer is not None and answer.status_code in NO_ENTRY:
+        return "set PREFECT_API_AUTH_STRING to the server's user:password"
+    return "rlhf deploy"
 
 
 def _check_pools(url: str) -> Iterator[Finding]:
-    known = {pool["name"] for pool in _ask(url, "POST", "work_pools/filter")}
+    known = {pool["name"] for pool in _ask(url, "work_pools/filter")}
     for pool in read_pools().limits:
         if pool not in known:
             yield Finding(
                 what=f"pool {pool}", healthy=False, found="it does not exist", mend="rlhf deploy"
             )
             continue
-        workers = _ask(url, "POST", f"work_pools/{pool}/workers/filter")
+        workers = _ask(url, f"work_pools/{pool}/workers/filter")
         online = [worker["name"] for worker in workers if worker["status"] == "ONLINE"]
         yield Finding(
             what=f"pool {pool}",
@@ -84,9 +90,7 @@ def _check_pools(url: str) -> Iterator[Finding]:
 
 
 def _check_deployments(url: str) -> Iterator[Finding]:
-    made = {
-        f"{item['entrypoint']} {item['name']}" for item in _ask(url, "POST", "deployments/filter")
-    }
+    made = {f"{item['entrypoint']} {item['name']}" for item in _ask(url, "deployments/filter")}
     missing = [name for name in read_pools().deployments if name not in made]
     yield Finding(
         what="deployments",
@@ -96,10 +100,10 @@ def _check_deployments(url: str) -> Iterator[Finding]:
     )
 
 
-def _ask(url: str, method: str, path: str) -> Any:
-    body: dict[str, Any] | None = {} if method == "POST" else None
-    answer = requests.request(
-        method, f"{url.rstrip('/')}/{path}", json=body, timeout=TIMEOUT_SECONDS
-    )
+def _ask(url: str, path: str) -> Any:
+    secret = load_settings().prefect_api_auth_string
+    login = HTTPBasicAuth(*secret.get_secret_value().partition(":")[::2]) if secret else None
+    address = f"{url.rstrip('/')}/{path}"
+    answer = requests.post(address, json={}, auth=login, timeout=ANSWER_SECONDS)
     answer.raise_for_status()
     return answer.json()

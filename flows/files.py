@@ -1,10 +1,8 @@
-"""Files that are either whole or not there."""
+"""Text files that are either whole or not there."""
 
-import os
-import tempfile
 from pathlib import Path
 
-from rlhf_core.errors import StorageError
+from rlhf_core.dataprep.files import atomic_file
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -13,22 +11,5 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         StorageError: the disk is full, or the folder takes no files.
     """
-    try:
-        _write(path, text)
-    except OSError as error:
-        raise StorageError.about(path, error) from error
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as stream:
+        stream.write(text.encode())

@@ -34,7 +34,7 @@ def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
     if url is None:
         return
     deadline, where = time.monotonic() + wait_seconds, without_credentials(url)
-    while problem := _problem(url):
+    while problem := problem_of(url):
         if time.monotonic() + PAUSE_SECONDS > deadline:
             raise OrchestrationError(
                 f"Prefect at {where} {problem}; start it (`make up`), correct PREFECT_API_URL (it "
@@ -44,8 +44,8 @@ def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
         time.sleep(PAUSE_SECONDS)
 
 
-def _problem(url: str) -> str | None:
-    """Ask once; None means that the server is there."""
+def problem_of(url: str) -> str | None:
+    """Ask the server at ``url`` once; None means that it is there."""
     try:
         answer = requests.get(
             f"{url.rstrip('/')}/health", timeout=(CONNECT_SECONDS, ANSWER_SECONDS)

@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     """MLflow server or database; the default is SQLite in the working directory."""
     prefect_api_url: str | None = None
     """Prefect server; None runs flows against Prefect's ephemeral one."""
+    prefect_api_auth_string: SecretStr | None = None
+    """``user:password`` of a Prefect server that asks for them."""
     hf_token: SecretStr | None = None
     """Hugging Face hub token, for gated models."""
     rlhf_tracking_patience: float = Field(default=300.0, gt=0)

@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import threading
@@ -40,7 +41,8 @@ def prefect(home, monkeypatch):
         def do_GET(self):
             self.rfile.read(int(self.headers.get("content-length", 0)))
             body = json.dumps(answers.get(self.path)).encode()
-            self.send_response(200 if self.path in answers else 404)
+            allowed = answers.get("login") in (None, self.headers.get("authorization"))
+            self.send_response(401 if not allowed else 200 if self.path in answers else 404)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -88,8 +90,19 @@ def test_a_missing_deployment_is_named(prefect):
 def test_a_prefect_server_that_does_not_answer_is_said_in_one_line(home, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     (finding,) = check_prefect()
-    assert "does not answer" in finding.found
+    assert "cannot be reached" in finding.found
     assert "make up" in finding.mend
+
+
+def test_a_server_that_asks_for_a_password_gets_it_or_the_mend_names_the_variable(
+    prefect, monkeypatch
+):
+    prefect["login"] = "Basic " + base64.b64encode(b"team:SECRET").decode()
+    (_, refused) = check_prefect()
+    assert "401" in refused.found
+    assert "PREFECT_API_AUTH_STRING" in refused.mend
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "team:SECRET")
+    assert ailing(check_prefect()) == {}
 
 
 def test_passwords_in_addresses_are_not_shown(prefect, home, monkeypatch):
@@ -104,7 +117,7 @@ def test_passwords_in_addresses_are_not_shown(prefect, home, monkeypatch):
     assert "404" in shown()
     assert "SECRET" not in shown()
     monkeypatch.setenv("PREFECT_API_URL", "http://user:SECRET@127.0.0.1:1/api")
-    assert "http://127.0.0.1:1/api does not answer" in shown()
+    assert "http://127.0.0.1:1/api cannot be reached" in shown()
     assert "SECRET" not in shown()
 
 
