@@ -21,6 +21,7 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
+_BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def sha256_of(path: Path) -> str:
@@ -59,10 +60,26 @@ def read_text(path: Path) -> Iterator[str]:
             f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start});"
             " expected UTF-8 text; convert the file first"
         ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except _BROKEN_GZIP as error:
         raise DataError(
             f"{path}, after line {number}: damaged gzip data ({error}); copy the file again"
         ) from error
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file in blocks, decompressed and without a byte order mark.
+
+    Raises:
+        DataError: the file is missing, or its compression is damaged.
+    """
+    try:
+        with _open_bytes(path) as stream:
+            block = stream.read(_BLOCK).removeprefix(_BOM)
+            while block:
+                yield block
+                block = stream.read(_BLOCK)
+    except _BROKEN_GZIP as error:
+        raise DataError(f"{path}: damaged gzip data ({error}); copy the file again") from error
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,11 +1,14 @@
 """Label Studio's export: which control holds the choice, how much better, and who said it."""
 
+import gzip
 import json
+from itertools import islice
 
 import pytest
 
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.dataprep.sources.containers import read_rows
 from rlhf_core.errors import DataError
 
 
@@ -119,3 +122,21 @@ def test_an_export_that_is_no_list_of_tasks_is_refused(tmp_path, value):
     path = write_json(tmp_path / "export.json", value)
     with pytest.raises(DataError, match="expected a"):
         read(path, format="label_studio")
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_large_export_is_read_piece_by_piece(tmp_path, ending):
+    text = json.dumps([task(id=number, note="x" * 1_000) for number in range(4_000)]).encode()
+    path = tmp_path / f"export.json{ending}"
+    path.write_bytes(gzip.compress(text[:-9]) if ending else text[:-9])
+    rows = read_rows(path)
+    assert [row.line for row in islice(rows, 3)] == [1, 2, 3]
+    with pytest.raises(DataError, match=r"after item 3999: broken JSON \(parse error"):
+        list(rows)
+
+
+def test_an_export_with_bytes_that_are_no_text_is_refused(tmp_path):
+    path = tmp_path / "export.json"
+    path.write_bytes(b'[{"id": 1}, {"id": "\xff"}]')
+    with pytest.raises(DataError, match=r"after item 1: broken JSON \(lexical error"):
+        list(read_rows(path))
