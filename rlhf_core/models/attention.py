@@ -4,13 +4,15 @@ No mask of [tokens, tokens] is ever built: each segment attends to itself, and t
 shares with its siblings where it has one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -19,12 +21,30 @@ from rlhf_core.tokenization.batches import NO_PARENT
 
 PACKED = "rlhf_packed"
 """Name under which transformers knows this attention."""
+_RECORDED = "rlhf_recorded"
 
 
 def register_packed_attention() -> None:
     """Make ``attn_implementation="rlhf_packed"`` known to transformers; harmless to repeat."""
     AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
     AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+@contextmanager
+def recorded_windows(model: PreTrainedModel) -> Iterator[list[int | None]]:
+    """Give a list to which each layer that attends inside adds the window it asks for."""
+    windows: list[int | None] = []
+
+    def attend(*states: Any, **options: Any) -> tuple[Tensor, None]:
+        windows.append(options.get("sliding_window"))
+        return packed_attention(*states, **options)
+
+    AttentionInterface.register(_RECORDED, attend)
+    own, model.config._attn_implementation = model.config._attn_implementation, _RECORDED
+    try:
+        yield windows
+    finally:
+        model.config._attn_implementation = own
 
 
 def packed_attention(

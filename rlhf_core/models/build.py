@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from rlhf_core.errors import ModelError
@@ -14,7 +15,7 @@ from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.models.unread import leave_out_unread
 
 
-def build_model(
+def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none groups
     auto_class: Any,
     base: str | Path,
     what: str,
@@ -22,22 +23,25 @@ def build_model(
     dtype: torch.dtype,
     device: str | torch.device,
     revision: str | None = None,
+    may_lack: tuple[str, ...] = (),
     **changes: Any,
 ) -> PreTrainedModel:
     """Build a model on its device, dropout off; whether it can be trained is the caller's to ask.
 
     Args:
-        auto_class: of transformers, e.g. ``AutoModelForCausalLM``.
+        auto_class: with the ``from_pretrained`` of transformers' auto classes.
         base: directory in ``save_pretrained`` layout, or a hub name.
         what: as what it is loaded, for the error.
         dtype: of the weights.
         device: as ``model.device``.
         revision: hub revision; ignored for a directory.
+        may_lack: weights that need not be there, for the caller fills them.
         changes: what differs from the model's own configuration.
 
     Raises:
         ConfigError: the device is not there.
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or weights are missing: transformers would train random
+            numbers in their place.
     """
     register_packed_attention()
     place = choose_device(device)
@@ -45,17 +49,44 @@ def build_model(
         with quiet_transformers():
             config = without_dropout(base, revision)
             config.update(changes)
-            model: PreTrainedModel = auto_class.from_pretrained(
+            model, loaded = auto_class.from_pretrained(
                 str(base),
                 config=config,
                 revision=revision or "main",
                 dtype=dtype,
                 attn_implementation=PACKED,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{base}: cannot load {what}: {reason}") from error
-    model.to(place)  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{base}: cannot load {what}: {_reason(error)}") from error
+    if problem := _incomplete(loaded, may_lack):
+        raise ModelError(f"{base}: cannot load {what}: {problem}")
+    model.to(place)
     switch_off_dropout(model)
     leave_out_unread(model)
-    return model
+    built: PreTrainedModel = model
+    return built
+
+
+def _incomplete(loaded: dict[str, Any], may_lack: tuple[str, ...]) -> str | None:
+    """Say which weights transformers filled with random numbers, if it did."""
+    if missing := sorted(set(loaded["missing_keys"]) - set(may_lack)):
+        return (
+            f"its files hold no weights for {_listed(missing)}; it is not whole, or of another kind"
+        )
+    if mismatched := sorted(loaded["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        return f"{name} is {list(found)} in its files, but by config.json {list(expected)}"
+    return None
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError) and error.args == (PACKED,):
+        return "its architecture has an attention of its own, which cannot run packed sequences"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next(iter(lines), type(error).__name__)

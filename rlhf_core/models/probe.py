@@ -5,6 +5,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf_core.errors import ModelError
+from rlhf_core.models.attention import recorded_windows
 from rlhf_core.models.causal import hidden_states, logit_transform, output_head
 from rlhf_core.tokenization.batches import NO_PARENT, TokenBatch
 
@@ -19,15 +20,24 @@ TRAINING_PASSES = 3
 def require_packable(model: PreTrainedModel) -> None:
     """Compare packed logits with the model's own, sequence by sequence, on a small probe.
 
+    The probe is shorter than any window, so of a window it is asked whether packed attention hears
+    of it at all.
+
     Raises:
         ModelError: they differ, so training on packed batches would be wrong for this model.
     """
     name = type(model).__name__
     probe = _probe_batch(model.config.get_text_config().vocab_size).to(model.device)
     try:
-        hidden = hidden_states(model, probe)
-    except (RuntimeError, TypeError, ValueError) as error:
+        with recorded_windows(model) as windows:
+            hidden = hidden_states(model, probe)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{name}: cannot run packed sequences: {error}") from error
+    if sum(window is not None for window in windows) < _num_windows(model):
+        raise ModelError(
+            f"{name}: its attention windows are in its masks alone, which packed sequences do not "
+            "have; this architecture cannot be trained here"
+        )
     weight, bias = output_head(model)
     packed = logit_transform(model).forward(nn.functional.linear(hidden, weight, bias))
     first, second, third = probe.input_ids.split(probe.cu_seqlens.diff().tolist())
@@ -55,16 +65,25 @@ def require_repeatable(model: PreTrainedModel) -> None:
         ModelError: the numbers differ.
     """
     probe = _probe_batch(model.config.get_text_config().vocab_size).to(model.device)
-    expected, was_training = hidden_states(model.eval(), probe), model.training
+    expected = hidden_states(model.eval(), probe)
     model.train()
     passes = [hidden_states(model, probe) for _ in range(TRAINING_PASSES)]
-    model.train(was_training)
+    model.eval()
     gap = max(float((states - expected).abs().max() / expected.std()) for states in passes)
     if not gap < PACKING_TOLERANCE:
         raise ModelError(
             f"{type(model).__name__}: training mode does not repeat the numbers of evaluation mode "
             f"(relative difference {gap:.1e}): some noise of the model cannot be switched off"
         )
+
+
+def _num_windows(model: PreTrainedModel) -> int:
+    """Layers that may not see the whole sequence; where they are not listed, at least one."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return int(getattr(config, "sliding_window", None) is not None)
+    return sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
 
 
 def _probe_batch(vocab_size: int) -> TokenBatch:

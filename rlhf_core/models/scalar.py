@@ -1,15 +1,20 @@
 """Reward and value models: a causal trunk with one number per position.
 
-On disk they are ``AutoModelForSequenceClassification`` with one label, so any tool loads them. The
-one thing other tools do not know is ``reward_shift`` in config.json, a constant that this module
-subtracts from every score; differences between scores do not depend on it.
+On disk they are ``AutoModelForSequenceClassification`` with one label, so any tool loads them whose
+transformers has that class for the architecture (Cohere, Granite and some others have none; here
+they get transformers' generic one). The one thing other tools do not know is ``reward_shift`` in
+config.json, a constant that this module subtracts from every score; differences between scores do
+not depend on it.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.models.auto import modeling_auto
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.build import build_model
@@ -18,6 +23,9 @@ from rlhf_core.models.compute import unwrapped
 from rlhf_core.models.probe import require_repeatable
 from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.tokenization.batches import TokenBatch
+
+_CAUSAL = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+_CLASSIFIERS = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 
 def scalar_from_causal(
@@ -40,7 +48,7 @@ def scalar_from_causal(
         device: as ``model.device``; the head's numbers do not depend on it.
     """
     with torch.random.fork_rng(devices=[]), quiet_transformers(reports=False):
-        model = _load(directory, dtype, device)
+        model = _load(directory, dtype, device, may_lack=("score.weight",))
     generator = torch.Generator().manual_seed(seed)
     weight = scalar_head(model).weight
     noise = torch.randn(weight.shape, generator=generator)
@@ -111,13 +119,40 @@ def set_reward_shift(model: nn.Module, shift: float) -> None:
     unwrapped(model).config.reward_shift = float(shift)
 
 
-def _load(directory: str | Path, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
+class _Classifier:
+    """As ``AutoModelForSequenceClassification``, for every causal architecture."""
+
+    @staticmethod
+    def from_pretrained(directory: str, *, config: PreTrainedConfig, **options: Any) -> Any:
+        kind = type(config)
+        if kind in _CAUSAL and kind not in _CLASSIFIERS:
+            AutoModelForSequenceClassification.register(kind, _generic(kind), exist_ok=True)
+        return AutoModelForSequenceClassification.from_pretrained(
+            directory, config=config, **options
+        )
+
+
+def _generic(kind: type[PreTrainedConfig]) -> type:
+    causal: Any = _CAUSAL[kind]
+    trunk = next(base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))
+    name = causal.__name__.removesuffix("ForCausalLM") + "ForSequenceClassification"
+    return type(name, (GenericForSequenceClassification, trunk), {"config_class": kind})
+
+
+def _load(
+    directory: str | Path,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    *,
+    may_lack: tuple[str, ...] = (),
+) -> PreTrainedModel:
     model = build_model(
-        AutoModelForSequenceClassification,
+        _Classifier,
         directory,
         "as a reward model",
         dtype=dtype,
         device=device,
+        may_lack=may_lack,
         num_labels=1,
     )
     scalar_head(model)

@@ -53,13 +53,13 @@ def attend_cached(
         module: the attention layer that calls.
         query: [B, heads, 1, D].
         key: [B, key heads, T, D]; fewer heads than the query's are shared (GQA).
-        value: [B, key heads, T, D].
+        value: [B, key heads, T, E]; E is D but where heads of values have a size of their own.
         attention_mask: [B, 1, 1, T] float, 0 on the row's own columns and -inf before them.
         options: ``cu_seqlens`` for packed prompts; the layer's own ``scaling``,
             ``sliding_window``, ``softcap``.
 
     Returns:
-        [B, 1, heads, D] and None (no attention weights).
+        [B, 1, heads, E] and None (no attention weights).
 
     Raises:
         ModelError: the layer asks for a kind of attention this one does not know (sinks).
@@ -82,4 +82,4 @@ def attend_cached(
         scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
     weights = torch.softmax(scores + attention_mask, dim=-1, dtype=torch.float32)
     output = weights.to(value.dtype) @ value
-    return output.reshape(rows, 1, heads, size), None
+    return output.reshape(rows, 1, heads, value.shape[3]), None

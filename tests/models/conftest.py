@@ -53,6 +53,13 @@ def sharpen(model: torch.nn.Module) -> None:
                 parameter.mul_(6.0)
 
 
+class FakeTokenizer:
+    """Only what ``save_model`` calls."""
+
+    def save_pretrained(self, directory):
+        (directory / "tokenizer.json").write_text("{}")
+
+
 @pytest.fixture(params=sorted(ARCHITECTURES))
 def model_directory(request, tmp_path):
     torch.manual_seed(0)

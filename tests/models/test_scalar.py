@@ -17,13 +17,7 @@ from rlhf_core.models import (
 )
 from rlhf_core.models.scalar import scalar_head
 from rlhf_core.tokenization import pack_grouped_responses, pack_responses
-
-
-class FakeTokenizer:
-    """Only what ``save_model`` calls."""
-
-    def save_pretrained(self, directory):
-        (directory / "tokenizer.json").write_text("{}")
+from tests.models.conftest import FakeTokenizer
 
 
 def ids(*tokens):
@@ -97,9 +91,13 @@ def test_a_pad_that_is_eos_is_forgotten(tmp_path):
     assert scalar_from_causal(tmp_path, seed=0).config.pad_token_id is None
 
 
-def test_a_causal_model_is_not_taken_for_a_reward_model(llama_directory):
-    with pytest.raises(ModelError, match="reward_shift"):
+def test_what_is_no_reward_model_of_ours_is_not_taken_for_one(llama_directory, tmp_path):
+    with pytest.raises(ModelError, match=r"no weights for score\.weight; .* of another kind"):
         load_scalar(llama_directory)
+    theirs = hf.AutoModelForSequenceClassification.from_pretrained(llama_directory, num_labels=1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ModelError, match="reward_shift"):
+        load_scalar(tmp_path / "theirs")
 
 
 def test_saving_twice_gives_the_same_weights_file(llama_directory, tmp_path):

@@ -25,6 +25,15 @@ CONFIGS = {
     "gpt2": lambda: hf.GPT2Config(**SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=64),
     "gemma2-window-softcap": lambda: hf.Gemma2Config(**GEMMA, sliding_window=6),
     "mistral-window": lambda: hf.MistralConfig(**LLAMA, sliding_window=6),
+    "deepseek-value-size": lambda: hf.DeepseekV3Config(
+        **{**LLAMA, "num_key_value_heads": 4},
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=4,
+        first_k_dense_replace=2,
+    ),
 }
 
 

@@ -11,7 +11,8 @@ from rlhf_core.tokenization import TokenizedPrompt
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.loop import TrainingRun
 from rlhf_core.trainers.ppo import PpoData, PpoModels, fit_ppo
-from tests.trainers.toys import EOS, VOCAB, FakeTokenizer, ListTracker, ids, toy_examples
+from tests.models.conftest import FakeTokenizer
+from tests.trainers.toys import EOS, VOCAB, ListTracker, ids, toy_examples
 
 GOOD = 3
 

@@ -6,8 +6,9 @@ import transformers as hf
 
 from rlhf_core.models import load_causal, load_scalar, save_model, scalar_from_causal
 from rlhf_core.trainers.ppo import PpoModels
+from tests.models.conftest import FakeTokenizer
 from tests.trainers.ppo_toys import train_ppo
-from tests.trainers.toys import EOS, VOCAB, FakeTokenizer, ListTracker, train_stage
+from tests.trainers.toys import EOS, VOCAB, ListTracker, train_stage
 
 _IDS = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": EOS, "pad_token_id": 0}
 _SIZES = {

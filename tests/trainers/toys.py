@@ -13,6 +13,7 @@ from rlhf_core.trainers.dpo import fit_dpo
 from rlhf_core.trainers.loop import TrainingRun
 from rlhf_core.trainers.reward import fit_reward_model
 from rlhf_core.trainers.sft import fit_sft
+from tests.models.conftest import FakeTokenizer
 
 VOCAB, EOS = 24, 2
 
@@ -83,13 +84,6 @@ class ListTracker:
 
     def series(self, name):
         return [metrics[name] for _, metrics in self.rows if name in metrics]
-
-
-class FakeTokenizer:
-    """Only what ``save_model`` calls."""
-
-    def save_pretrained(self, directory):
-        (directory / "tokenizer.json").write_text("{}")
 
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.1)
