@@ -157,6 +157,9 @@ class PpoConfig(Section):
     """Tokens per forward pass; bounds memory and does not change the result."""
     compute: ComputeConfig = ComputeConfig()
     """Of policy and value model; with LoRA the reference is the policy, adapters off."""
+    decode_tokens: Count = 65_536
+    """Tokens that keys and values are kept for while sampling: rows times the longest prompt plus
+    ``max_new_tokens``. More rows take turns; bounds memory and changes nothing but rounding."""
     max_new_tokens: Count = 64
     temperature: Positive = 1.0
     """Divides the logits while sampling and in every log-probability (Huang 2024)."""

@@ -33,15 +33,28 @@ class Decoded:
     """[B, T] float32, value before each token; 0 without a value head."""
 
 
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """How each token is chosen."""
+
+    temperature: float
+    """Divides the logits; 0 takes the most probable token and reports its log-probability at
+    temperature 1."""
+    eos_ids: Sequence[int]
+    """Any of these ends a response."""
+    value_head: Callable[[Tensor], Tensor] | None = None
+    """Values [B] of hidden states [B, H], read on the way where a value model shares the policy's
+    trunk."""
+
+
 @torch.inference_mode()
 def decode(
     model: nn.Module,
     prompts: Sequence[TokenIds],
     *,
     uniforms: Tensor,
-    temperature: float,
-    eos_ids: Sequence[int],
-    value_head: Callable[[Tensor], Tensor] | None = None,
+    sampling: Sampling,
+    budget: int,
 ) -> Decoded:
     """Sample one response per prompt.
 
@@ -49,11 +62,9 @@ def decode(
         model: causal model; its own attention is put back afterwards.
         prompts: [B] token sequences, each at least one token.
         uniforms: [B, T] float32 in [0, 1), one per token to draw; T bounds the responses.
-        temperature: divides the logits; 0 takes the most probable token and reports its
-            log-probability at temperature 1.
-        eos_ids: any of these ends a response.
-        value_head: gives values [B] of hidden states [B, H]; read on the way where a value model
-            shares the policy's trunk.
+        sampling: how each token is chosen.
+        budget: tokens that keys and values are kept for at once: rows times the longest prompt
+            and T. More rows take turns, which changes nothing but rounding.
 
     Raises:
         DataError: a prompt is empty.
@@ -61,19 +72,50 @@ def decode(
         ModelError: prompt plus response would not fit the model's positions.
     """
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    _require_room(model, lengths, uniforms.shape[1])
-    device = unwrapped(model).device
-    uniforms, eos = uniforms.to(device), torch.tensor(list(eos_ids), device=device)
-    out = _empty(len(prompts), uniforms.shape[1], device)
+    width = uniforms.shape[1]
+    _require_room(model, lengths, width)
+    turns = _turns(lengths.tolist(), width, budget)
+    parts = [
+        _decode_together(model, prompts[turn], lengths[turn], uniforms[turn], sampling)
+        for turn in turns
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    columns = (torch.cat(column) for column in zip(*map(_columns, parts), strict=True))
+    return Decoded(*columns)
+
+
+def _turns(lengths: Sequence[int], width: int, budget: int) -> list[slice]:
+    """Cut rows into runs, one row at least, whose keys and values stay within ``budget``."""
+    turns: list[slice] = []
+    start, longest = 0, 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > start and (row + 1 - start) * (longest + width) > budget:
+            turns.append(slice(start, row))
+            start, longest = row, length
+    return [*turns, slice(start, len(lengths))]
+
+
+def _decode_together(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    lengths: Tensor,
+    uniforms: Tensor,
+    sampling: Sampling,
+) -> Decoded:
+    device, width = unwrapped(model).device, uniforms.shape[1]
+    uniforms, eos = uniforms.to(device), torch.tensor(list(sampling.eos_ids), device=device)
+    out = _empty(len(prompts), width, device)
     rows = torch.arange(len(prompts))
-    block = KvBlock(unwrapped(model).config, lengths, uniforms.shape[1])
+    block = KvBlock(unwrapped(model).config, lengths, width)
     with decode_attention(model):
         hidden = _read_prompts(model, prompts, block)
-        for step in range(uniforms.shape[1]):
-            if value_head is not None:
-                out.values[rows, step] = value_head(hidden)
-            logits = _logits(model, hidden, temperature)
-            tokens, logprobs = _choose(logits, uniforms[rows, step], temperature)
+        for step in range(width):
+            if sampling.value_head is not None:
+                out.values[rows, step] = sampling.value_head(hidden)
+            logits = _logits(model, hidden, sampling.temperature)
+            tokens, logprobs = _choose(logits, uniforms[rows, step], sampling.temperature)
             if not bool(torch.isfinite(logprobs).all()):
                 raise DivergedError(f"sampling token {step + 1}: the model's logits are not finite")
             out.tokens[rows, step], out.logprobs[rows, step] = tokens, logprobs
@@ -83,10 +125,20 @@ def decode(
                 out.finished[rows[ended]] = True
                 order = block.keep_rows((~ended).nonzero().squeeze(1))
                 rows, tokens = rows[order], tokens[order.to(device)]
-            if len(rows) == 0 or step + 1 == uniforms.shape[1]:
+            if len(rows) == 0 or step + 1 == width:
                 break
             hidden = _read_tokens(model, tokens, block)
     return out
+
+
+def _columns(decoded: Decoded) -> tuple[Tensor, ...]:
+    return (
+        decoded.tokens,
+        decoded.logprobs,
+        decoded.lengths,
+        decoded.finished,
+        decoded.values,
+    )
 
 
 def _empty(num_rows: int, width: int, device: torch.device) -> Decoded:

@@ -35,9 +35,10 @@ class _BlockLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, columns = self.window.num_rows, self.window.num_columns
-        # Zeros, not garbage: a masked column still meets a zero weight, and 0 * NaN is NaN.
+        # Zeros, not garbage: a masked column still meets a zero weight, and 0 * NaN is NaN. Both in
+        # the precision of the values: autocast rounds keys to it in any case, for every product.
         self.keys, self.values = self.states = (
-            key_states.new_zeros((rows, key_states.shape[1], columns, key_states.shape[3])),
+            value_states.new_zeros((rows, key_states.shape[1], columns, key_states.shape[3])),
             value_states.new_zeros((rows, value_states.shape[1], columns, value_states.shape[3])),
         )
         self.is_initialized = True
@@ -51,7 +52,7 @@ class _BlockLayer(CacheLayerMixin):
         keys, values = self.states
         if window.prompt is not None:
             tokens, rows, columns = window.prompt
-            keys[rows, :, columns] = key_states[0].transpose(0, 1)[tokens]
+            keys[rows, :, columns] = key_states[0].transpose(0, 1)[tokens].to(keys.dtype)
             values[rows, :, columns] = value_states[0].transpose(0, 1)[tokens]
             return key_states, value_states
         keys[: window.num_rows, :, window.column] = key_states[:, :, 0]

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_core.rollout.decode import Decoded, decode
+from rlhf_core.rollout.decode import Decoded, Sampling, decode
 from rlhf_core.rollout.sampling import sequence_uniforms
 from rlhf_core.schema import Conversation
 from rlhf_core.tokenization import Renderer, make_renderer
+
+_DECODE_TOKENS = 65_536
+"""As ``policy.decode_tokens`` by default."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
         ModelError: a prompt and its answer do not fit the model.
     """
     renderer = make_renderer(tokenizer)
+    sampling = Sampling(temperature, [renderer.eos_id])
     responses: list[SampledResponse] = []
     for start in range(0, len(prompts), batch_size):
         part = [renderer.prompt_ids(prompt) for prompt in prompts[start : start + batch_size]]
@@ -62,8 +66,8 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
             model,
             part,
             uniforms=sequence_uniforms(seed, streams, max_new_tokens),
-            temperature=temperature,
-            eos_ids=[renderer.eos_id],
+            sampling=sampling,
+            budget=_DECODE_TOKENS,
         )
         responses += [_response(renderer, decoded, row) for row in range(len(part))]
     return responses

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.errors import ConfigError
-from rlhf_core.rollout.decode import decode
+from rlhf_core.rollout.decode import Sampling, decode
 from rlhf_core.rollout.experience import Rollout, ScoredRollout
 from rlhf_core.tokenization import TokenBatch, TokenIds
 
@@ -18,19 +18,11 @@ def sample_rollout(
     prompts: Sequence[TokenIds],
     *,
     uniforms: Tensor,
-    temperature: float,
-    eos_id: int,
-    value_head: Callable[[Tensor], Tensor] | None = None,
+    sampling: Sampling,
+    budget: int,
 ) -> Rollout:
     """Answer each prompt once; see ``decode`` for the arguments."""
-    decoded = decode(
-        policy,
-        prompts,
-        uniforms=uniforms,
-        temperature=temperature,
-        eos_ids=[eos_id],
-        value_head=value_head,
-    )
+    decoded = decode(policy, prompts, uniforms=uniforms, sampling=sampling, budget=budget)
     lengths = decoded.lengths.tolist()
     width = max(lengths)
     tokens = decoded.tokens[:, :width].cpu().numpy().astype(np.int32)
@@ -42,7 +34,7 @@ def sample_rollout(
         logprobs=decoded.logprobs[:, :width].clone(),
         mask=columns < decoded.lengths[:, None],
         finished=decoded.finished.clone(),
-        values=None if value_head is None else decoded.values[:, :width].clone(),
+        values=None if sampling.value_head is None else decoded.values[:, :width].clone(),
     )
 
 

@@ -7,6 +7,7 @@ from rlhf_core.config import PpoConfig
 from rlhf_core.errors import DivergedError
 from rlhf_core.functional.rewards import penalize_unfinished, scale_scores, token_rewards
 from rlhf_core.functional.running_moments import RunningMoments, update_moments
+from rlhf_core.rollout.decode import Sampling
 from rlhf_core.rollout.experience import Experience, Rollout, ScoredRollout, build_experience
 from rlhf_core.rollout.sampling import sequence_uniforms
 from rlhf_core.rollout.score import sample_rollout, score_rollout
@@ -25,9 +26,8 @@ def collect_rollout(learner: Learner, data: PpoData, *, iteration: int) -> Rollo
         learner.models.policy,
         [prompt.prompt_ids for prompt in prompts for _ in range(group)],
         uniforms=sequence_uniforms(seed, range(first, first + count), settings.max_new_tokens),
-        temperature=settings.temperature,
-        eos_id=data.eos_id,
-        value_head=learner.value_head,
+        sampling=Sampling(settings.temperature, [data.eos_id], learner.value_head),
+        budget=settings.decode_tokens,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_core.errors import ConfigError
 from rlhf_core.models import choose_device, device_of, load_causal, load_scalar, scalar_from_causal
-from rlhf_core.rollout.decode import decode
+from rlhf_core.rollout.decode import Sampling, decode
 from rlhf_core.stages.scoring import response_logprobs, response_scores
 from rlhf_core.trainers.parallel import side_by_side
 from tests.devices.pretended import Distant, elsewhere
@@ -82,7 +82,7 @@ def test_scoring_and_sampling_beside_training_move_their_batches(elsewhere, caus
         for one, other in zip(far, near, strict=True):
             np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-5)
     prompts, uniforms = [ids(1, 5, 6), ids(1, 7)], torch.rand(2, 6)
-    options = {"uniforms": uniforms, "temperature": 0.9, "eos_ids": [EOS]}
+    options = {"uniforms": uniforms, "sampling": Sampling(0.9, [EOS]), "budget": 1_000}
     far = decode(load_causal(causal_directory, device=elsewhere), prompts, **options)
     near = decode(load_causal(causal_directory), prompts, **options)
     assert far.tokens.device == elsewhere

@@ -5,13 +5,19 @@ import pytest
 import torch
 import transformers as hf
 
+from rlhf_core.config import ComputeConfig
 from rlhf_core.errors import DataError, ModelError
-from rlhf_core.models import hidden_states, load_causal, token_logprobs
-from rlhf_core.rollout.decode import decode
+from rlhf_core.models import hidden_states, load_causal, prepare_training, token_logprobs
+from rlhf_core.rollout.decode import Sampling, decode
 from rlhf_core.rollout.sampling import sequence_uniforms
 from rlhf_core.tokenization import pack_responses
 
 EOS = [2, 5, 9, 17]
+
+
+def answer(model, prompts, uniforms, *, budget=10_000, temperature=1.0, eos_ids=EOS, **options):
+    sampling = Sampling(temperature, eos_ids, **options)
+    return decode(model, prompts, uniforms=uniforms, sampling=sampling, budget=budget)
 
 
 def responses_of(decoded):
@@ -44,12 +50,11 @@ def test_responses_equal_those_of_a_sampler_without_cache_or_batch(
     any_directory, prompts, temperature
 ):
     uniforms = sequence_uniforms(11, range(len(prompts)), 12)
-    decoded = decode(
+    decoded = answer(
         load_causal(any_directory),
         prompts,
-        uniforms=uniforms,
+        uniforms,
         temperature=temperature,
-        eos_ids=EOS,
     )
     plain = hf.AutoModelForCausalLM.from_pretrained(
         any_directory, attn_implementation="eager", dtype=torch.float32
@@ -69,7 +74,7 @@ def test_responses_equal_those_of_a_sampler_without_cache_or_batch(
 
 def test_sampler_and_trainer_agree_on_every_logprob(llama, prompts):
     uniforms = sequence_uniforms(1, range(len(prompts)), 20)
-    decoded = decode(llama, prompts, uniforms=uniforms, temperature=0.8, eos_ids=EOS)
+    decoded = answer(llama, prompts, uniforms, temperature=0.8)
     batch = pack_responses(prompts, responses_of(decoded))
     with torch.no_grad():
         again = batch.padded(token_logprobs(llama, batch, temperature=0.8))
@@ -80,22 +85,18 @@ def test_sampler_and_trainer_agree_on_every_logprob(llama, prompts):
 
 def test_a_response_does_not_depend_on_its_neighbours(llama, prompts):
     uniforms = sequence_uniforms(5, range(len(prompts)), 16)
-    together = decode(llama, prompts, uniforms=uniforms, temperature=1.0, eos_ids=EOS)
+    together = answer(llama, prompts, uniforms)
     order = [6, 0, 3, 7, 1, 5, 2, 4]
-    shuffled = decode(
+    shuffled = answer(
         llama,
         [prompts[i] for i in order],
-        uniforms=uniforms[order],
-        temperature=1.0,
-        eos_ids=EOS,
+        uniforms[order],
     )
     for row, source in enumerate(order):
-        alone = decode(
+        alone = answer(
             llama,
             [prompts[source]],
-            uniforms=uniforms[source : source + 1],
-            temperature=1.0,
-            eos_ids=EOS,
+            uniforms[source : source + 1],
         )
         length = int(alone.lengths[0])
         for other, index in ((together, source), (shuffled, row)):
@@ -108,7 +109,7 @@ def test_a_response_does_not_depend_on_its_neighbours(llama, prompts):
 
 def test_nothing_follows_eos_and_the_rest_is_cut_at_the_limit(llama, prompts):
     uniforms = sequence_uniforms(2, range(len(prompts)), 9)
-    decoded = decode(llama, prompts, uniforms=uniforms, temperature=1.0, eos_ids=EOS)
+    decoded = answer(llama, prompts, uniforms)
     for response, finished in zip(responses_of(decoded), decoded.finished.tolist(), strict=True):
         ends = np.isin(response, EOS)
         assert not ends[:-1].any()
@@ -120,32 +121,30 @@ def test_nothing_follows_eos_and_the_rest_is_cut_at_the_limit(llama, prompts):
 
 def test_without_eos_every_row_runs_to_the_limit(llama, prompts):
     uniforms = sequence_uniforms(2, range(len(prompts)), 5)
-    decoded = decode(llama, prompts, uniforms=uniforms, temperature=1.0, eos_ids=[])
+    decoded = answer(llama, prompts, uniforms, eos_ids=[])
     assert decoded.lengths.tolist() == [5] * len(prompts)
     assert not decoded.finished.any()
 
 
 def test_two_runs_give_the_same_bits(llama, prompts):
     uniforms = sequence_uniforms(2, range(len(prompts)), 9)
-    first, second = (
-        decode(llama, prompts, uniforms=uniforms, temperature=1.0, eos_ids=EOS) for _ in range(2)
-    )
+    first, second = (answer(llama, prompts, uniforms) for _ in range(2))
     assert torch.equal(first.tokens, second.tokens)
     assert torch.equal(first.logprobs, second.logprobs)
 
 
 def test_the_models_own_attention_is_put_back(llama, prompts):
     before = llama.config._attn_implementation
-    decode(llama, prompts, uniforms=torch.zeros(8, 2), temperature=1.0, eos_ids=EOS)
+    answer(llama, prompts, torch.zeros(8, 2))
     assert llama.config._attn_implementation == before
     with pytest.raises(DataError):
-        decode(llama, [prompts[0][:0]], uniforms=torch.zeros(1, 2), temperature=1.0, eos_ids=EOS)
+        answer(llama, [prompts[0][:0]], torch.zeros(1, 2))
     assert llama.config._attn_implementation == before
 
 
 def test_too_long_a_response_is_refused_before_any_work(llama, prompts):
     with pytest.raises(ModelError, match="prompt of 11 tokens and 60 new ones need 71 positions"):
-        decode(llama, prompts, uniforms=torch.zeros(8, 60), temperature=1.0, eos_ids=EOS)
+        answer(llama, prompts, torch.zeros(8, 60))
 
 
 def test_a_repeated_prompt_is_read_once_and_answered_as_if_it_were_not(llama, prompts):
@@ -155,13 +154,11 @@ def test_a_repeated_prompt_is_read_once_and_answered_as_if_it_were_not(llama, pr
     hook = llama.model.register_forward_pre_hook(
         lambda _, __, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
     )
-    together = decode(llama, repeated, uniforms=uniforms, temperature=1.0, eos_ids=EOS)
+    together = answer(llama, repeated, uniforms)
     hook.remove()
     assert read[0] == sum(len(prompts[i]) for i in (1, 3, 0))
     for row, prompt in enumerate(repeated):
-        alone = decode(
-            llama, [prompt], uniforms=uniforms[row : row + 1], temperature=1.0, eos_ids=EOS
-        )
+        alone = answer(llama, [prompt], uniforms[row : row + 1])
         length = int(alone.lengths[0])
         assert torch.equal(together.tokens[row, :length], alone.tokens[0, :length])
         torch.testing.assert_close(
@@ -171,12 +168,10 @@ def test_a_repeated_prompt_is_read_once_and_answered_as_if_it_were_not(llama, pr
 
 def test_value_head_reads_the_state_before_each_token(llama, prompts):
     head = torch.nn.Linear(32, 1)
-    decoded = decode(
+    decoded = answer(
         llama,
         prompts,
-        uniforms=sequence_uniforms(4, range(8), 10),
-        temperature=1.0,
-        eos_ids=EOS,
+        sequence_uniforms(4, range(8), 10),
         value_head=lambda hidden: head(hidden).squeeze(-1),
     )
     batch = pack_responses(prompts, responses_of(decoded))
@@ -185,3 +180,31 @@ def test_value_head_reads_the_state_before_each_token(llama, prompts):
         expected = batch.padded(head(hidden).squeeze(-1))
     mask = torch.arange(10) < decoded.lengths[:, None]
     torch.testing.assert_close(decoded.values[mask], expected[mask], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("budget", "turns"), [(10_000, 1), (50, 4), (1, 8)])
+def test_a_budget_makes_rows_take_turns_and_answers_stay(llama, prompts, budget, turns):
+    uniforms = sequence_uniforms(5, range(len(prompts)), 12)
+    blocks = []
+    hook = llama.model.register_forward_pre_hook(
+        lambda _, __, inputs: blocks.append(inputs["past_key_values"].window), with_kwargs=True
+    )
+    decoded = answer(llama, prompts, uniforms, budget=budget)
+    hook.remove()
+    together = answer(llama, prompts, uniforms)
+    assert len(set(map(id, blocks))) == turns
+    for name in ("tokens", "lengths", "finished"):
+        assert torch.equal(getattr(decoded, name), getattr(together, name))
+    torch.testing.assert_close(decoded.logprobs, together.logprobs, atol=1e-5, rtol=0)
+
+
+def test_keys_are_kept_in_the_precision_of_values(llama, prompts):
+    model = load_causal(llama.name_or_path)
+    model = prepare_training(model, ComputeConfig(precision="bfloat16"), seed=0)
+    kept = []
+    hook = model.model.register_forward_pre_hook(
+        lambda _, __, inputs: kept.append(inputs["past_key_values"].blocks[0]), with_kwargs=True
+    )
+    answer(model, prompts, sequence_uniforms(5, range(len(prompts)), 4))
+    hook.remove()
+    assert {states.dtype for states in kept[0].states} == {torch.bfloat16}
