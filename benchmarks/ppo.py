@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compare import chosen, median, ratio_and_memory
-from ppo_work import EPOCHS, MINIBATCHES, floor, write_replay, write_work
+from ppo_work import EPOCHS, LEARNING_RATE, MINIBATCHES, floor, write_replay, write_work
 from results import keep
 from sides import HERE, Answer, Turns
 from work import Size
@@ -38,18 +38,20 @@ class PpoSetting:
     size: Size = field(default_factory=Size)
 
 
+ONE_TRUNK: dict[str, object] = {"share_trunk": True, "value_learning_rate": LEARNING_RATE}
+
 SETTINGS = (
     PpoSetting(
         "responses up to 64",
         64,
         {
             "defaults": {},
-            "one trunk": {"share_trunk": True},
+            "one trunk": ONE_TRUNK,
             "micro-batches of 512 tokens": {"micro_batch_tokens": 512},
             "compiled layers": {"compute": {"compile_layers": True}},
         },
     ),
-    PpoSetting("responses up to 160", 160, {"defaults": {}, "one trunk": {"share_trunk": True}}),
+    PpoSetting("responses up to 160", 160, {"defaults": {}, "one trunk": ONE_TRUNK}),
 )
 
 

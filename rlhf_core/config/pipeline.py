@@ -17,7 +17,7 @@ class PipelineConfig(Section):
 
     project: str = Field(default="rlhf", pattern=r"^[a-z0-9][a-z0-9-]*$")
     """Prefix of the registered model names."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Every random number of the run derives from this one."""
     runs: Path = Path("runs")
     """Folder for checkpoints, models and reports, one sub-folder a run."""

@@ -140,7 +140,7 @@ class PpoConfig(Section):
     """Rounds of sample, score, update."""
     share_trunk: bool = False
     """Give the policy a value head instead of a value model of its own: half the work of an
-    update, and the critic no longer starts from the reward model."""
+    update, and the critic no longer starts from the reward model. Needs ``value_learning_rate``."""
     critic_warmup_iterations: int = Field(default=2, ge=0)
     """First iterations, out of ``num_iterations``, that train the value model alone (Zheng 2023,
     section 5.3.3)."""
@@ -224,6 +224,11 @@ class PpoConfig(Section):
             )
         if self.kl_watch.action == "raise_kl_coef" and self.kl_coef == 0:
             raise ValueError("kl_watch cannot raise a kl_coef of 0")
+        if self.share_trunk and self.value_learning_rate is None:
+            raise ValueError(
+                "share_trunk needs a value_learning_rate (1e-3, say): its value head starts at 0, "
+                "and the policy's learning rate would leave it there"
+            )
         if self.critic_warmup_iterations >= self.num_iterations:
             raise ValueError("critic_warmup_iterations leaves no iteration for the policy")
         return self

@@ -1,6 +1,7 @@
 """The base model and its tokenizer, as the configuration names them."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -20,13 +21,35 @@ def load_base(settings: ModelConfig) -> tuple[PreTrainedModel, Renderer]:
     """
     renderer = base_renderer(settings)
     model = load_causal(settings.base, revision=settings.revision, device=settings.device)
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = _num_positions(model)
     if positions is not None and settings.max_length > positions:
         raise ModelError(
             f"model.max_length is {settings.max_length}, but {settings.base} has "
             f"{positions} positions; lower model.max_length"
         )
+    highest = max(len(renderer.tokenizer) - 1, renderer.eos_id)
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.num_embeddings
+    if highest >= rows:
+        raise ModelError(
+            f"{settings.base}: the tokenizer's highest token is {highest}, but the model embeds "
+            f"{rows}; resize the model's embeddings, or take the tokenizer it was trained with"
+        )
     return model, renderer
+
+
+def _num_positions(model: PreTrainedModel) -> int | None:
+    """Positions that a model has; None where there is no limit.
+
+    Of ``longrope`` (Phi 3) only those before it stretches: beyond them one long sequence of a batch
+    changes what all the others get.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return int(rope["original_max_position_embeddings"])
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    return positions
 
 
 def base_renderer(settings: ModelConfig) -> Renderer:

@@ -173,7 +173,7 @@ class AnswerWatcher:
             self._policy,
             self._renderer.tokenizer,
             [prompt.prompt for prompt in self._prompts],
-            max_new_tokens=max_new_tokens(self._config),
+            max_new_tokens=self._config.answer_length(),
             temperature=self._config.evaluation.temperature,
             seed=derived_seed(self._config.seed, "watch"),
         )
@@ -187,13 +187,6 @@ class AnswerWatcher:
         write_records(self.path, [row for row in earlier if row.step < step] + fresh)
 
 
-def max_new_tokens(config: PipelineConfig) -> int:
-    """Longest response that is sampled: PPO's setting, or all a DPO model has room for."""
-    if isinstance(config.policy, PpoConfig):
-        return config.policy.max_new_tokens
-    return config.model.max_length - config.longest_prompt()
-
-
 def watched_prompts(
     config: PipelineConfig, splits: DatasetSplits, renderer: Renderer
 ) -> list[Prompt]:
@@ -202,8 +195,9 @@ def watched_prompts(
     Only such as fit: a policy is never asked what it has no room to answer.
     """
     by_tags: dict[str, list[Prompt]] = {}
+    longest = config.model.max_length - config.answer_length()
     for prompt in read_records(splits.prompts_heldout, Prompt):
-        if not fits(prompt, renderer, config.longest_prompt()):
+        if not fits(prompt, renderer, longest):
             continue
         by_tags.setdefault(str(sorted(prompt.tags.items())), []).append(prompt)
     turns = zip_longest(*(by_tags[key] for key in sorted(by_tags)))

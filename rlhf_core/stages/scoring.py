@@ -1,7 +1,7 @@
 """What models make of held-out texts: log-probabilities, scores, answers. Nothing is trained."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +22,7 @@ from rlhf_core.rollout.sample import SampledResponse
 from rlhf_core.schema import Conversation, Prompt
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.tokenization import Renderer, TokenIds, as_token_ids, pack_responses
-
-
-def batches_within(lengths: Sequence[int], budget: int) -> Iterator[range]:
-    """Split rows into runs of at most ``budget`` tokens; a longer row is a run of its own."""
-    start = tokens = 0
-    for row, length in enumerate(lengths):
-        if row > start and tokens + length > budget:
-            yield range(start, row)
-            start, tokens = row, 0
-        tokens += length
-    if start < len(lengths):
-        yield range(start, len(lengths))
+from rlhf_core.trainers.loop import split_by_tokens
 
 
 @torch.inference_mode()
@@ -60,7 +49,7 @@ def response_logprobs_at(
     """Log-probabilities at each temperature, one [T] float32 tensor per row; one pass for all."""
     rows: list[list[Tensor]] = [[] for _ in temperatures]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-    for run in batches_within(lengths, budget):
+    for run in split_by_tokens(range(len(lengths)), lengths.__getitem__, budget=budget):
         batch = pack_responses([prompts[i] for i in run], [responses[i] for i in run])
         batch = batch.to(device_of(model))
         hidden = hidden_states(model, batch, batch.predictor_positions)
@@ -82,7 +71,7 @@ def response_scores(
     """Score of every response: [n] float64."""
     scores: list[Tensor] = []
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-    for run in batches_within(lengths, budget):
+    for run in split_by_tokens(range(len(lengths)), lengths.__getitem__, budget=budget):
         batch = pack_responses([prompts[i] for i in run], [responses[i] for i in run])
         scores.append(sequence_scores(model, batch.to(device_of(model))).cpu())
     return np.asarray(torch.cat(scores).double().numpy(), dtype=np.float64)

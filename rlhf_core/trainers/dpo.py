@@ -144,8 +144,12 @@ class DpoObjective:
 @torch.no_grad()
 def pair_logprobs(model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: int) -> Tensor:
     """Log-probabilities of whole responses, chosen first: [P, 2] float32 on the CPU, in nats."""
-    runs = pack_runs(model, pairs, budget=budget)
-    return torch.cat([_chosen_and_rejected(model, micro) for micro, _ in runs]).cpu()
+    return torch.cat(
+        [
+            _chosen_and_rejected(model, micro).cpu()
+            for micro, _ in pack_runs(model, pairs, budget=budget)
+        ]
+    )
 
 
 def _chosen_and_rejected(model: nn.Module, micro: PreferenceBatch) -> Tensor:

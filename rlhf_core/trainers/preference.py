@@ -1,6 +1,6 @@
 """What reward-model and DPO training share: batches of pairs, and how well pairs are told apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,12 +48,11 @@ def split_pairs_by_tokens(
 
 def pack_runs(
     model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: int
-) -> list[tuple[PreferenceBatch, list[TokenizedPair]]]:
-    """Pack pairs into micro-batches on the model's device, each with the pairs it came from."""
+) -> Iterator[tuple[PreferenceBatch, list[TokenizedPair]]]:
+    """Yield micro-batches of pairs on the model's device, each with the pairs it came from."""
     device = device_of(model)
-    return [
-        (pack_pairs(run).to(device), run) for run in split_pairs_by_tokens(pairs, budget=budget)
-    ]
+    for run in split_pairs_by_tokens(pairs, budget=budget):
+        yield pack_pairs(run).to(device), run
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,9 @@ def join_measures(parts: Sequence[PairMeasures]) -> PairMeasures:
 
 
 def pair_rows(*parts: Sequence[TokenizedPair]) -> list[bytes]:
-    """Bytes of all pairs in order, to identify the data of a run."""
-    return [
+    """Bytes of all pairs in order and where each part ends, to identify the data of a run."""
+    sizes = [str(len(part)).encode() for part in parts]
+    return sizes + [
         row
         for part in parts
         for pair in part

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -104,7 +104,7 @@ def accumulate_nll(
     Returns:
         The mean NLL in nats, and the number of tokens computed (prompts included).
     """
-    micro_batches = _micro_batches(model, batch, budget)
+    micro_batches = list(_micro_batches(model, batch, budget))
     num_loss_tokens = sum(micro.num_loss_tokens for micro in micro_batches)
     total = 0.0
     for micro in micro_batches:
@@ -118,9 +118,11 @@ def accumulate_nll(
 def heldout_nll(model: nn.Module, examples: Sequence[TokenizedExample], *, budget: int) -> float:
     """Mean negative log-likelihood per counted token over all ``examples``, in nats."""
     by_length = sorted(examples, key=lambda example: example.num_tokens)
-    micro_batches = _micro_batches(model, by_length, budget)
-    total = sum(nll_sum(model, micro).item() for micro in micro_batches)
-    return total / sum(micro.num_loss_tokens for micro in micro_batches)
+    total, num_loss_tokens = 0.0, 0
+    for micro in _micro_batches(model, by_length, budget):
+        total += nll_sum(model, micro).item()
+        num_loss_tokens += micro.num_loss_tokens
+    return total / num_loss_tokens
 
 
 @dataclass
@@ -186,14 +188,15 @@ class BestWeights:
 
 def _micro_batches(
     model: nn.Module, examples: Sequence[TokenizedExample], budget: int
-) -> list[TokenBatch]:
+) -> Iterator[TokenBatch]:
     device = device_of(model)
-    runs = split_by_tokens(examples, lambda example: example.num_tokens, budget=budget)
-    return [pack_examples(run).to(device) for run in runs]
+    for run in split_by_tokens(examples, lambda example: example.num_tokens, budget=budget):
+        yield pack_examples(run).to(device)
 
 
 def _rows(*parts: Sequence[TokenizedExample]) -> list[bytes]:
-    return [
+    sizes = [str(len(part)).encode() for part in parts]
+    return sizes + [
         array.tobytes()
         for part in parts
         for example in part

@@ -110,6 +110,18 @@ def test_each_policy_algorithm_has_its_own_optimizer_defaults(minimal):
     assert (dpo.learning_rate, dpo.schedule, dpo.warmup_fraction) == (1e-4, "linear", 0.05)
 
 
+def test_a_shared_trunk_must_say_how_fast_its_value_head_learns(minimal):
+    with pytest.raises(ConfigError, match="share_trunk needs a value_learning_rate"):
+        load_config(minimal, {"policy.share_trunk": "true"})
+    load_config(minimal, {"policy.share_trunk": "true", "policy.value_learning_rate": "0.001"})
+
+
+def test_a_seed_that_no_generator_takes_is_refused(minimal):
+    assert load_config(minimal, {"seed": str(2**32 - 1)}).seed == 2**32 - 1
+    with pytest.raises(ConfigError, match="seed"):
+        load_config(minimal, {"seed": str(2**32)})
+
+
 def test_an_override_through_a_value_is_refused(minimal):
     with pytest.raises(ConfigError, match="'base' is a value"):
         load_config(minimal, {"model.base.name": "x"})

@@ -11,7 +11,7 @@ from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import Demonstration, ModelRef
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
-from rlhf_core.stages.scoring import batches_within, score_texts
+from rlhf_core.stages.scoring import score_texts
 
 
 def judged(config, splits, models, context):
@@ -206,8 +206,3 @@ def test_control_tokens_spelled_out_in_letters_do_not_stop_the_judge(four_models
         budget=500,
     )  # fmt: skip
     assert plain.tolist() == spelled.tolist()
-
-
-def test_batches_hold_what_fits_and_every_row_once():
-    assert [list(run) for run in batches_within([3, 3, 3, 9, 1], 6)] == [[0, 1], [2], [3], [4]]
-    assert list(batches_within([], 6)) == []

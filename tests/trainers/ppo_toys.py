@@ -80,10 +80,11 @@ def toy_settings(**changes) -> PpoConfig:
     return PpoConfig(**{**common, **changes})
 
 
+ONE_TRUNK = {"share_trunk": True, "value_learning_rate": 1e-2}
 VARIANTS = {
     "default": {},
     "four-responses-per-prompt": {"responses_per_prompt": 4},
-    "shared-trunk": {"share_trunk": True, "value_learning_rate": 1e-2},
+    "shared-trunk": ONE_TRUNK,
     "kl-as-loss-and-ptx": {
         "kl_placement": "loss",
         "kl_estimator": "k3",

@@ -13,6 +13,7 @@ from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.loop import TrainingRun
 from rlhf_core.trainers.ppo import PpoData, fit_ppo
 from tests.trainers.ppo_toys import (
+    ONE_TRUNK,
     toy_data,
     toy_models,
     toy_settings,
@@ -251,7 +252,7 @@ def test_settings_and_data_that_do_not_fit_are_refused(causal_directory, tmp_pat
             tmp_path,
             None,
             toy_models(causal_directory, tmp_path),
-            share_trunk=True,
+            **ONE_TRUNK,
         )
     run = TrainingRun(0, ListTracker(), CheckpointStore(tmp_path / "checkpoints"))
     models = toy_models(causal_directory, tmp_path)
@@ -285,7 +286,7 @@ def test_bfloat16_runs_with_a_shared_trunk_too(causal_directory, tmp_path):
         tracker,
         compute=ComputeConfig(precision="bfloat16"),
         recompute_old_logprobs=True,
-        share_trunk=True,
+        **ONE_TRUNK,
         num_iterations=3,
     )
     assert 1.0 < tracker.series("policy/logprob_mismatch")[0] < 1.05

@@ -25,7 +25,7 @@ from rlhf_core.trainers.ppo_update import (
     value_step,
     value_terms,
 )
-from tests.trainers.ppo_toys import toy_settings
+from tests.trainers.ppo_toys import ONE_TRUNK, toy_settings
 from tests.trainers.test_ppo_update import (
     ROWS,
     PaddedPpo,
@@ -125,7 +125,7 @@ def test_dropout_is_off_everywhere(causal_directory, tmp_path):
 
 
 def test_a_shared_trunk_gets_the_sum_of_both_gradients(causal_directory, tmp_path):
-    learner = learner_for(causal_directory, tmp_path, share_trunk=True)
+    learner = learner_for(causal_directory, tmp_path, **ONE_TRUNK)
     with torch.no_grad():
         learner.value.model.weight.normal_(generator=torch.Generator().manual_seed(0))
     update = make_update(learner, rows=ROWS)
@@ -134,7 +134,7 @@ def test_a_shared_trunk_gets_the_sum_of_both_gradients(causal_directory, tmp_pat
     update_shared(learner.policy, learner.value, update, policy_frozen=False)
     learner.models.policy.zero_grad()
 
-    other = learner_for(causal_directory, tmp_path, share_trunk=True)
+    other = learner_for(causal_directory, tmp_path, **ONE_TRUNK)
     with torch.no_grad():
         other.value.model.weight.normal_(generator=torch.Generator().manual_seed(0))
     accumulate_policy_gradient(other.policy, update, ROWS)
@@ -146,7 +146,7 @@ def test_a_shared_trunk_gets_the_sum_of_both_gradients(causal_directory, tmp_pat
 
 
 def test_a_frozen_trunk_lets_the_value_head_alone_learn(causal_directory, tmp_path):
-    learner = learner_for(causal_directory, tmp_path, share_trunk=True)
+    learner = learner_for(causal_directory, tmp_path, **ONE_TRUNK)
     update = make_update(learner)
     before = [p.detach().clone() for p in learner.models.policy.parameters()]
     assert not learner.value.model.weight.any()

@@ -1,6 +1,7 @@
 """Reward model and DPO: the right loss, the right order, pairs of a prompt together."""
 
 import math
+import weakref
 from itertools import chain
 
 import pytest
@@ -17,12 +18,15 @@ from rlhf_core.models import (
     token_logprobs,
 )
 from rlhf_core.tokenization import TokenizedPair, pack_examples, pack_pairs, pack_responses
+from rlhf_core.trainers import sft
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.dpo import DpoObjective, fit_dpo, pair_logprobs
-from rlhf_core.trainers.loop import TrainingRun
+from rlhf_core.trainers.loop import TrainingRun, split_by_tokens
 from rlhf_core.trainers.preference import (
     PairMeasures,
     length_bucket,
+    pack_runs,
+    pair_rows,
     plan_pair_batches,
     split_pairs_by_tokens,
 )
@@ -173,3 +177,24 @@ def test_dpo_without_a_second_model_is_dpo_against_the_start(causal_directory, t
         )
         results.append(policy.lm_head.weight)
     assert torch.equal(*results)
+
+
+def test_batches_of_pairs_are_packed_one_at_a_time(causal_directory):
+    pairs, alive = toy_pairs(12), []
+    for micro, run in pack_runs(load_causal(causal_directory), pairs, budget=20):
+        alive = [batch for batch in alive if batch() is not None]
+        assert alive == []
+        alive.append(weakref.ref(micro))
+        assert run
+        del micro
+
+
+def test_where_training_ends_and_heldout_begins_tells_runs_apart():
+    pairs, examples = toy_pairs(4), toy_examples(4)
+    assert pair_rows(pairs[:2], pairs[2:]) != pair_rows(pairs[:1], pairs[1:])
+    assert sft._rows(examples[:2], examples[2:]) != sft._rows(examples[:1], examples[1:])
+
+
+def test_runs_hold_what_fits_and_every_item_once():
+    assert split_by_tokens([3, 3, 3, 9, 1], int, budget=6) == [[3, 3], [3], [9], [1]]
+    assert split_by_tokens([], int, budget=6) == []

@@ -1,0 +1,73 @@
+"""A base model whose tokenizer, length or positions cannot serve is refused before training."""
+
+import shutil
+
+import pytest
+import torch
+import transformers as hf
+
+from rlhf_core.config import ModelConfig
+from rlhf_core.errors import ModelError
+from rlhf_core.stages.base_model import load_base
+from tests.demo.test_base import BASE
+
+SMALL = {
+    "vocab_size": 1024,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Save a tiny model of a configuration beside the demo's tokenizer."""
+
+    def make(config):
+        torch.manual_seed(0)
+        hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+        for path in BASE.glob("*token*"):
+            shutil.copy(path, tmp_path / "base")
+        for path in BASE.glob("chat_template*"):
+            shutil.copy(path, tmp_path / "base")
+        return str(tmp_path / "base")
+
+    return make
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused(save):
+    base = save(hf.LlamaConfig(**SMALL | {"vocab_size": 1000}))
+    with pytest.raises(ModelError, match="highest token is 1023, but the model embeds 1000"):
+        load_base(ModelConfig(base=base, max_length=64))
+
+
+def test_more_tokens_than_positions_are_refused(save):
+    base = save(hf.LlamaConfig(**SMALL, max_position_embeddings=128))
+    load_base(ModelConfig(base=base, max_length=128))
+    with pytest.raises(ModelError, match=r"max_length is 129, but \S+ has 128 positions; lower"):
+        load_base(ModelConfig(base=base, max_length=129))
+
+
+def test_of_longrope_only_the_positions_before_it_stretches_count(save):
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 2.0, 3.0, 4.0],
+        "original_max_position_embeddings": 64,
+    }
+    base = save(
+        hf.Phi3Config(
+            **SMALL,
+            max_position_embeddings=512,
+            original_max_position_embeddings=64,
+            rope_parameters=rope,
+        )
+    )
+    load_base(ModelConfig(base=base, max_length=64))
+    with pytest.raises(ModelError, match="has 64 positions"):
+        load_base(ModelConfig(base=base, max_length=65))
