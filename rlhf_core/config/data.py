@@ -71,7 +71,7 @@ class VotesConfig(Section):
     """majority counts heads; the others weigh annotators by estimated reliability (crowd-kit)."""
     exclude: tuple[str, ...] = ()
     """Annotators whose votes do not count."""
-    num_resamples: Count = 1_000
+    num_resamples: int = Field(default=1_000, ge=80)
     """Bootstrap resamples behind the interval of Krippendorff's alpha."""
     min_votes: Count = 20
     """Annotators with fewer votes are not judged."""
