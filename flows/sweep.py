@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psutil
-import requests
+
+from flows.prefect_server import ask
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 10
 PROCESS_LABEL = "rlhf.process"
 PATIENCE_SECONDS = {"RUNNING": 15.0, "CANCELLING": 60.0, "PENDING": 90.0}
 """How long a run may be in a state before its process must exist: a retry starts in the old one's
@@ -43,15 +43,17 @@ def mark_dead_runs(api_url: str) -> list[str]:
     Raises:
         requests.RequestException: the server does not answer.
     """
-    runs = _post(
-        f"{api_url}/flow_runs/filter",
+    runs = ask(
+        api_url,
+        "flow_runs/filter",
         {"flow_runs": {"state": {"type": {"any_": list(PATIENCE_SECONDS)}}}, "limit": 200},
     )
     dead = [run for run in runs if _is_dead(run) and _is_unchanged(api_url, run)]
     for run in dead:
         message = f"process {_process_of(run)} is gone; Retry goes on from where it was"
-        _post(
-            f"{api_url}/flow_runs/{run['id']}/set_state",
+        ask(
+            api_url,
+            f"flow_runs/{run['id']}/set_state",
             {"state": {"type": "CRASHED", "name": "Crashed", "message": message}, "force": True},
         )
         logger.warning("marked_crashed flow_run=%r process=%s", run["name"], _process_of(run))
@@ -61,9 +63,7 @@ def mark_dead_runs(api_url: str) -> list[str]:
 def _is_unchanged(api_url: str, run: dict[str, Any]) -> bool:
     """Ask once more: somebody may have retried the run since it was read."""
     body = {"flow_runs": {"id": {"any_": [run["id"]]}}}
-    return [found["state"] for found in _post(f"{api_url}/flow_runs/filter", body)] == [
-        run["state"]
-    ]
+    return [found["state"] for found in ask(api_url, "flow_runs/filter", body)] == [run["state"]]
 
 
 def _process_of(run: dict[str, Any]) -> str | None:
@@ -106,9 +106,3 @@ def _is_dead(run: dict[str, Any]) -> bool:
         return bool(reused or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
-
-
-def _post(url: str, body: dict[str, Any]) -> Any:
-    answer = requests.post(url, json=body, timeout=TIMEOUT_SECONDS)
-    answer.raise_for_status()
-    return answer.json()

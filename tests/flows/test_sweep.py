@@ -34,11 +34,11 @@ def marked(monkeypatch):
     def run(found):
         posted = []
 
-        def post(url, body):
-            posted.append(url)
-            return [found] if url.endswith("filter") else {}
+        def post(url, path, body):
+            posted.append(path)
+            return [found] if path.endswith("filter") else {}
 
-        monkeypatch.setattr(sweep, "_post", post)
+        monkeypatch.setattr(sweep, "ask", post)
         return sweep.mark_dead_runs("http://server/api")
 
     return run
@@ -60,7 +60,7 @@ def test_a_run_that_was_retried_meanwhile_is_left_alone(monkeypatch, dead_pid):
     found = flow_run(f"{HOST}:{dead_pid}")
     retried = found | {"state": {"type": "SCHEDULED", "timestamp": found["state"]["timestamp"]}}
     answers = [[found], [retried]]
-    monkeypatch.setattr(sweep, "_post", lambda url, body: answers.pop(0))
+    monkeypatch.setattr(sweep, "ask", lambda url, path, body: answers.pop(0))
     assert sweep.mark_dead_runs("http://server/api") == []
 
 
