@@ -232,6 +232,28 @@ def test_the_nightly_schedule_is_off_and_stays_as_people_set_it(served):
     switch(False)
 
 
+def test_what_people_switched_off_a_redeploy_leaves_off(served):
+    """A person who stopped the runs on new data had them again after the next `make up`."""
+
+    def new_data():
+        return served.get("deployments/name/rlhf-pipeline/new-data")
+
+    def automation():
+        (found,) = served.get(f"automations/related-to/prefect.deployment.{new_data()['id']}")
+        return found
+
+    served.ask("PATCH", f"automations/{automation()['id']}", {"enabled": False})
+    served.post(f"deployments/{new_data()['id']}/pause_deployment", {})
+    served.rlhf("deploy", PREFECT_API_URL=served.api)
+    assert automation()["enabled"] is False
+    assert new_data()["paused"] is True
+    served.ask("PATCH", f"automations/{automation()['id']}", {"enabled": True})
+    served.post(f"deployments/{new_data()['id']}/resume_deployment", {})
+    served.rlhf("deploy", PREFECT_API_URL=served.api)
+    assert automation()["enabled"] is True
+    assert new_data()["paused"] is False
+
+
 def test_eight_runs_on_two_workers_do_not_lock_the_database(served):
     runs = [served.trigger("rlhf-sft/stage", settings=SETTINGS) for _ in range(4)]
     runs += [served.trigger("rlhf-prepare/stage", settings=SETTINGS) for _ in range(4)]
