@@ -87,6 +87,15 @@ def test_a_pending_retry_is_not_taken_for_the_attempt_before_it(marked, dead_pid
         assert marked(run) == []
 
 
+def test_a_retry_that_could_not_say_its_process_is_known_by_its_worker(marked, dead_pid):
+    """The server was lost just then: its label names the first attempt for good."""
+    labels = {"prefect.worker.name": f"{HOST}@rlhf", sweep.PROCESS_LABEL: f"{HOST}:{dead_pid}"}
+    assert marked(flow_run(None, labels=labels, pid="1", seconds=20)) == []
+    assert marked(flow_run(None, labels=labels, pid=str(dead_pid), seconds=20)) == ["one"]
+    elsewhere = labels | {"prefect.worker.name": "elsewhere@rlhf"}
+    assert marked(flow_run(None, labels=elsewhere, pid="7", seconds=20)) == []
+
+
 def test_a_run_whose_worker_was_killed_before_it_started_a_process_is_marked(marked):
     labels = {"prefect.worker.name": f"{HOST}@rlhf"}
     assert marked(flow_run(None, state="PENDING", labels=labels)) == ["one"]
