@@ -190,20 +190,23 @@ def test_a_refusal_is_named_and_announced(served):
     )
 
 
-def test_a_killed_stage_is_marked_and_its_retry_completes(served):
+def start_sft(served):
+    """A run that is inside SFT for a minute."""
+    served.calls()  # those of earlier tests
     (served.path / "slow-sft").write_text("60")
     run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
-    served.wait(run, "RUNNING")
     served.wait_for_call("sft")
+    return run
+
+
+def test_a_killed_stage_is_marked_and_its_retry_completes(served):
+    run = start_sft(served)
     os.kill(served.process_of(run), signal.SIGKILL)
     served.finish_after_death(run)
 
 
 def test_a_run_killed_with_its_worker_is_marked_and_the_worker_comes_back(served):
-    (served.path / "slow-sft").write_text("60")
-    run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
-    served.wait(run, "RUNNING")
-    served.wait_for_call("sft")
+    run = start_sft(served)
     worker = served.servers.children["worker-gpu"]
     for pid in (worker.pid, served.process_of(run)):
         os.kill(pid, signal.SIGKILL)
