@@ -30,6 +30,7 @@ class SourceConfig(Section):
     path: Path
     """``hf://datasets/<name>`` is a dataset of the Hugging Face hub."""
     format: SourceFormat = "canonical"
+    """What a row says; docs/data.md describes each."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name of a column to the source's, where they differ. With a mapping only the columns it
     names are read."""
@@ -49,6 +50,7 @@ class DemonstrationsConfig(Section):
     path: Path | None = None
     """None takes the chosen responses of the preference pairs."""
     format: DemonstrationFormat = "canonical"
+    """As for preferences; ``messages`` are chats, whose last turn is the demonstration."""
     columns: dict[str, str] = Field(default_factory=dict)
     """As for preferences."""
 

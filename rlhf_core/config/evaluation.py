@@ -47,8 +47,11 @@ class GatesConfig(Section):
     """Gates by stage. A stage without gates cannot be promoted."""
 
     sft: tuple[GateConfig, ...]
+    """Gates of the SFT model, on ``sft/...`` metrics."""
     reward: tuple[GateConfig, ...]
+    """Gates of the reward model, on ``reward/...`` metrics."""
     policy: tuple[GateConfig, ...]
+    """Gates of the policy, on ``policy/...`` metrics of its evaluation."""
     judge: tuple[GateConfig, ...] | None = None
     """Gates of the judge, on ``judge/...`` metrics; None asks of it what ``reward`` asks."""
 

@@ -28,6 +28,7 @@ class PipelineConfig(Section):
     judge: RewardConfig | None = None
     """Settings of the judge; None takes those of ``reward``. It trains on its own half of data."""
     policy: PolicyConfig
+    """Policy optimisation: PPO against the reward model, or DPO straight from the pairs."""
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig
     promotion: PromotionConfig = PromotionConfig()

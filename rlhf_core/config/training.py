@@ -1,7 +1,7 @@
 """Settings of the four trainers."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -14,12 +14,19 @@ class OptimizerConfig(Section):
     """AdamW with gradient clipping and a learning-rate schedule."""
 
     learning_rate: Positive
+    """Highest rate of the schedule."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Memory of the mean gradient."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Memory of the mean squared gradient."""
     adam_eps: Positive = 1e-8
+    """Added to what divides a step."""
     weight_decay: NonNegative = 0.0
+    """Weights shrink by this times the learning rate at every step."""
     max_grad_norm: Positive = 1.0
+    """A longer gradient is shortened to this norm."""
     schedule: Schedule = "cosine"
+    """How the rate goes on after the warm-up: it stays, or falls to 0 along a line or a cosine."""
     warmup_fraction: Fraction = 0.05
     """Share of all optimiser steps over which the rate rises linearly from 0."""
 
@@ -27,11 +34,7 @@ class OptimizerConfig(Section):
 def _filled_with(defaults: OptimizerConfig) -> BeforeValidator:
     """Let a section that names only some settings keep the stage's own defaults for the rest."""
     own = defaults.model_dump(exclude_unset=True)
-
-    def fill(value: Any) -> Any:
-        return {**own, **value} if isinstance(value, Mapping) else value
-
-    return BeforeValidator(fill)
+    return BeforeValidator(lambda value: {**own, **value} if isinstance(value, Mapping) else value)
 
 
 SFT_OPTIMIZER = OptimizerConfig(learning_rate=2e-5)
@@ -46,6 +49,7 @@ class LoraConfig(Section):
     """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: Count = 16
+    """Width of an adapter."""
     alpha: Positive = 32.0
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
@@ -69,6 +73,7 @@ class SupervisedConfig(Section):
     """What SFT, reward-model and DPO training have in common."""
 
     num_epochs: Count = 1
+    """Passes over the training data."""
     batch_size: Count = 64
     """Sequences (SFT) or pairs (reward, DPO) per optimiser step."""
     micro_batch_tokens: Count = 4_096
@@ -133,6 +138,7 @@ class PpoConfig(Section):
     """
 
     algorithm: Literal["ppo"] = "ppo"
+    """Which of the two: these are the settings of PPO."""
     optimizer: Annotated[OptimizerConfig, _filled_with(PPO_OPTIMIZER)] = PPO_OPTIMIZER
     value_learning_rate: Positive | None = None
     """Learning rate of the value model, same schedule; None takes the policy's."""
@@ -161,6 +167,7 @@ class PpoConfig(Section):
     """Tokens that keys and values are kept for while sampling: rows times the longest prompt plus
     ``max_new_tokens``. More rows take turns; bounds memory and changes nothing but rounding."""
     max_new_tokens: Count = 64
+    """Longest response, in tokens."""
     temperature: Positive = 1.0
     """Divides the logits while sampling and in every log-probability (Huang 2024)."""
     clip_eps: Positive = 0.2
@@ -238,8 +245,10 @@ class DpoConfig(SupervisedConfig):
     """Policy optimisation straight from pairs (Rafailov et al. 2023)."""
 
     algorithm: Literal["dpo"] = "dpo"
+    """Which of the two: these are the settings of DPO."""
     optimizer: Annotated[OptimizerConfig, _filled_with(DPO_OPTIMIZER)] = DPO_OPTIMIZER
     beta: Positive = 0.1
+    """How closely the policy is held to the reference: weight of the KL (Rafailov 2023)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of labels taken to be wrong (conservative DPO)."""
     use_soft_labels: bool = False

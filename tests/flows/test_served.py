@@ -190,20 +190,23 @@ def test_a_refusal_is_named_and_announced(served):
     )
 
 
-def test_a_killed_stage_is_marked_and_its_retry_completes(served):
+def start_sft(served):
+    """A run that is inside SFT for a minute."""
+    served.calls()  # those of earlier tests
     (served.path / "slow-sft").write_text("60")
     run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
-    served.wait(run, "RUNNING")
     served.wait_for_call("sft")
+    return run
+
+
+def test_a_killed_stage_is_marked_and_its_retry_completes(served):
+    run = start_sft(served)
     os.kill(served.process_of(run), signal.SIGKILL)
     served.finish_after_death(run)
 
 
 def test_a_run_killed_with_its_worker_is_marked_and_the_worker_comes_back(served):
-    (served.path / "slow-sft").write_text("60")
-    run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
-    served.wait(run, "RUNNING")
-    served.wait_for_call("sft")
+    run = start_sft(served)
     worker = served.servers.children["worker-gpu"]
     for pid in (worker.pid, served.process_of(run)):
         os.kill(pid, signal.SIGKILL)
@@ -230,6 +233,28 @@ def test_the_nightly_schedule_is_off_and_stays_as_people_set_it(served):
     served.rlhf("deploy", PREFECT_API_URL=served.api)
     assert nightly()["schedules"][0]["active"] is True
     switch(False)
+
+
+def test_what_people_switched_off_a_redeploy_leaves_off(served):
+    """A person who stopped the runs on new data had them again after the next `make up`."""
+
+    def new_data():
+        return served.get("deployments/name/rlhf-pipeline/new-data")
+
+    def automation():
+        (found,) = served.get(f"automations/related-to/prefect.deployment.{new_data()['id']}")
+        return found
+
+    served.ask("PATCH", f"automations/{automation()['id']}", {"enabled": False})
+    served.post(f"deployments/{new_data()['id']}/pause_deployment", {})
+    served.rlhf("deploy", PREFECT_API_URL=served.api)
+    assert automation()["enabled"] is False
+    assert new_data()["paused"] is True
+    served.ask("PATCH", f"automations/{automation()['id']}", {"enabled": True})
+    served.post(f"deployments/{new_data()['id']}/resume_deployment", {})
+    served.rlhf("deploy", PREFECT_API_URL=served.api)
+    assert automation()["enabled"] is True
+    assert new_data()["paused"] is False
 
 
 def test_eight_runs_on_two_workers_do_not_lock_the_database(served):
