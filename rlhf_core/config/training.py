@@ -42,6 +42,7 @@ REWARD_OPTIMIZER = OptimizerConfig(learning_rate=1e-5)
 PPO_OPTIMIZER = OptimizerConfig(
     learning_rate=1e-6, adam_beta2=0.999, adam_eps=1e-5, schedule="linear", warmup_fraction=0.0
 )
+"""Epsilon 1e-5 and linear decay: Huang 2024; gradients clipped to norm 1.0: Schulman 2017 (code)."""
 DPO_OPTIMIZER = OptimizerConfig(learning_rate=5e-7, schedule="linear")
 
 
@@ -113,7 +114,11 @@ class RewardConfig(SupervisedConfig):
 
 
 class KlWatchConfig(Section):
-    """What to do when the policy drifts too far from the reference in one iteration."""
+    """What to do when the policy drifts too far from the reference in one iteration.
+
+    Reward over the KL a policy has spent first rises and then falls (Gao et al. 2023,
+    arXiv:2210.10760); the limits end a run before it pays for the fall.
+    """
 
     max_kl_per_token: Positive | None = 1.0
     """Mean KL of a batch, nats per response token; None sets no limit."""
@@ -212,9 +217,11 @@ class PpoConfig(Section):
     """Take the old log-probabilities from a forward pass of the trainer instead of the sampler;
     needed where the two differ by more than ``max_ratio_error`` (bf16)."""
     max_ratio_error: Positive = 1e-4
-    """Largest allowed |ratio - 1| on the first minibatch of an iteration, before any update."""
+    """Largest allowed |ratio - 1| on the first minibatch of an iteration, before any update, where
+    it is 1 by definition (Schulman 2017, equation 6)."""
     max_logprob_mismatch: float = Field(default=1.05, gt=1)
-    """Largest allowed mean exp|log-probability of the trainer - of the sampler|."""
+    """Largest allowed mean exp|log-probability of the trainer - of the sampler| (Yao et al. 2025,
+    "Your efficient RL framework secretly brings you off-policy RL training")."""
     checkpoint_every: Count = 10
     """Iterations between checkpoints."""
 
