@@ -42,7 +42,7 @@ REWARD_OPTIMIZER = OptimizerConfig(learning_rate=1e-5)
 PPO_OPTIMIZER = OptimizerConfig(
     learning_rate=1e-6, adam_beta2=0.999, adam_eps=1e-5, schedule="linear", warmup_fraction=0.0
 )
-"""Epsilon 1e-5 and linear decay: Huang 2024; gradients clipped to norm 1.0: Schulman 2017 (code)."""
+"""Epsilon 1e-5, linear decay: Huang 2024; gradients clipped to norm 1: Schulman 2017 (code)."""
 DPO_OPTIMIZER = OptimizerConfig(learning_rate=5e-7, schedule="linear")
 
 
