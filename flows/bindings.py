@@ -4,12 +4,21 @@ Each function imports its stage when called, so that naming a flow costs neither
 and a test can put another function in its place.
 """
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flows.environment import STATE
 from rlhf_core.config import PipelineConfig
-from rlhf_core.schema import DatasetSplits, Message, ModelRef, Record, RunContext, StageResult
+from rlhf_core.schema import (
+    DatasetSplits,
+    Message,
+    ModelRef,
+    Record,
+    RunContext,
+    StageResult,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from rlhf_core.adapters.lineage import Lineage
@@ -80,14 +89,7 @@ def train_policy(
 def evaluate_policy(
     config: PipelineConfig, splits: DatasetSplits, models: dict[str, ModelRef], context: RunContext
 ) -> StageResult:
-    """Policy against SFT on held-out prompts, judged by the judge.
-
-    Args:
-        config: settings of the run.
-        splits: dataset version.
-        models: ``policy``, ``sft``, ``judge`` and, after PPO, ``reward``.
-        context: where the run keeps its files.
-    """
+    """``policy`` against ``sft`` on held-out prompts, by ``judge``; after PPO ``reward`` too."""
     from rlhf_core.stages.evaluate import evaluate_policy as evaluate
 
     return evaluate(
@@ -152,11 +154,13 @@ def promote_model(uri: str) -> "Promotion":
     return promote(uri)
 
 
-def record_approval(uri: str, decision: str, reviewer: str, comment: str) -> None:
-    """Write a person's answer where people look: on the model's version."""
+def record_approval(
+    uri: str, decision: Verdict, reviewer: str, comment: str, said_at: datetime | None
+) -> tuple[Verdict, str]:
+    """Write an answer on the model's version; return the one that counts, and who gave it."""
     from rlhf_core.adapters.approval import record_approval as record
 
-    record(uri, decision, reviewer=reviewer, comment=comment)
+    return record(uri, decision, reviewer=reviewer, comment=comment, said_at=said_at)
 
 
 def ask_approval(uri: str) -> None:

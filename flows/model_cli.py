@@ -1,5 +1,6 @@
 """`rlhf promote`, `rollback`, `lineage`, `sample`, `report`, `doctor`: look at models and runs."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,8 @@ def promote(
     bindings.check_server()
     record = bindings.promote_model(model)
     if record.verdict == "PROMOTE":
-        bindings.record_approval(record.model, "PROMOTE", reviewer or getpass.getuser(), comment)
+        who = reviewer or getpass.getuser()
+        bindings.record_approval(record.model, "PROMOTE", who, comment, datetime.now(UTC))
     write_json(record, json_file)
     show_record(record)
     raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)

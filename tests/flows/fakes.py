@@ -65,9 +65,10 @@ class FakeStages:
     def ask_approval(self, uri):
         self.approvals[uri] = "ASKED"
 
-    def record_approval(self, uri, decision, reviewer, comment):
+    def record_approval(self, uri, decision, reviewer, comment, said_at):
         self.calls.append(f"approval {decision}")
         self.approvals[uri] = decision
+        return decision, f"{decision} by {reviewer}: {comment}"
 
     def require_approval(self, uri, *, asked_for):
         if self.approvals.get(uri, None if asked_for else "PROMOTE") != "PROMOTE":
