@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from rich.table import Table
@@ -8,8 +9,9 @@ from typer.testing import CliRunner
 
 from flows import bindings
 from flows.cli import app, main
+from flows.runs import hold_stage, open_run, settings_of_run
 from flows.tables import show_table
-from rlhf_core.errors import DataError
+from rlhf_core.errors import CheckpointError, DataError
 from rlhf_core.stages.promote import Promotion
 
 
@@ -87,6 +89,25 @@ def test_a_deliberate_error_is_one_line_and_exit_2(typed, stages, config_path, t
         "error: x.jsonl:3: not JSON"
     ]
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_second_command_leaves_the_run_of_the_first_alone(
+    typed, stages, settings, config_path, busy
+):
+    run = open_run(settings.load(), "one")
+    stages.failures["prepare"] = DataError("x.jsonl:3: not JSON")
+    with hold_stage(run, "prepare") if busy else nullcontext():
+        code, stderr = typed("run", config_path, "--run-id", "one")
+    assert code == 2
+    assert ("another process" if busy else "not JSON") in stderr
+    assert settings_of_run(run) == settings.load()
+
+
+def test_a_run_that_was_joined_while_it_began_is_not_taken_away(typed, stages, config_path):
+    stages.failures["prepare"] = CheckpointError("being worked on by another process")
+    typed("run", config_path, "--run-id", "one")
+    assert (stages.directory / "runs/one/config.json").exists()
 
 
 def test_a_failure_after_a_finished_stage_says_how_to_go_on(typed, stages, config_path):
