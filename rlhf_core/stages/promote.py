@@ -22,7 +22,7 @@ class Promotion(Record):
     """The model the decision was about."""
     verdict: Verdict
     moved: bool
-    """True if the model is champion now."""
+    """True if this made the model champion; False if it was that already."""
     champion: str | None
     """The champion after this; None if there is none."""
     previous_champion: str | None
@@ -90,6 +90,7 @@ def promote_model(reference: str) -> Promotion:
     verdict, reasons = recorded_verdict(uri)
     if verdict is None:
         raise RegistryError(f"{uri} has no verdict; run `rlhf evaluate` on it first")
+    before = alias_uris(version.name).get(CHAMPION)
     if verdict == "PROMOTE":
         promote_to_champion(uri)
         _align_upstream(uri)
@@ -97,7 +98,7 @@ def promote_model(reference: str) -> Promotion:
     return Promotion(
         model=uri,
         verdict=verdict,
-        moved=aliases.get(CHAMPION) == uri,
+        moved=before != uri == aliases.get(CHAMPION),
         champion=aliases.get(CHAMPION),
         previous_champion=aliases.get(PREVIOUS),
         reasons=reasons,

@@ -45,6 +45,7 @@ class FakeStages:
         self.models = {}
         self.contexts = {}
         self.approvals = {}
+        self.champion = None
         self.base = digest("base")
         self.raw = digest("raw")
 
@@ -124,10 +125,11 @@ class FakeStages:
 
     def promote_policy(self, config, result, context):
         self._called("promote")
+        before, self.champion = self.champion, result.model.uri
         return Promotion(
             model=result.model.uri,
             verdict="PROMOTE",
-            moved=True,
+            moved=before != self.champion,
             champion=result.model.uri,
             previous_champion=None,
             reasons=(),

@@ -1,5 +1,7 @@
 import pytest
 
+from flows import stages as flow_stages
+from flows import work
 from flows.inputs import (
     EvaluateInputs,
     PipelineInputs,
@@ -97,6 +99,34 @@ def test_force_does_not_pull_the_folder_from_under_a_stage_at_work(stages, setti
         sft_stage(settings, SftInputs(run="one", force=True))
     assert (stages.directory / "runs/one/sft/result.json").exists()
     assert not (stages.directory / "runs/one/sft.1").exists()
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Events that were announced, with what they were about."""
+    found = []
+    for module in (flow_stages, work):
+        monkeypatch.setattr(
+            module, "announce", lambda event, context, **payload: found.append(event)
+        )
+    return found
+
+
+def test_a_promotion_is_applied_again_and_announced_when_it_moves_something(stages, settings, told):
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    assert told == ["rlhf.promoted"]
+    stages.champion = None  # somebody rolled back
+    assert promote_stage(settings, PromoteInputs(run="one")).moved
+    assert told == ["rlhf.promoted"] * 2
+    assert not promote_stage(settings, PromoteInputs(run="one")).moved
+    assert told == ["rlhf.promoted"] * 2
+
+
+def test_a_failed_gate_is_announced_once_however_often_it_is_read(stages, settings, told):
+    stages.verdicts["sft"] = "HOLD"
+    for _ in range(2):
+        assert sft_stage(settings, SftInputs(run="one")).decision.verdict == "HOLD"
+    assert told == ["rlhf.gate-failed"]
 
 
 @pytest.mark.parametrize("answer", [None, "ASKED", "HOLD", "REJECT"])
