@@ -92,7 +92,7 @@ def test_the_next_stage_is_started_although_the_server_was_just_restarting(monke
 
     monkeypatch.setattr(remote, "run_deployment", refusing(start))
     assert remote.run_deployed_stage.fn("sft", "rlhf-sft", {}) == str(run.id)
-    assert keys == [f"{remote.flow_run.id}:sft:0"]
+    assert len(keys) == 1
 
 
 def test_an_answer_is_read_and_its_alarm_lifted_although_the_server_was_just_restarting(
