@@ -10,7 +10,7 @@ from flows.opening import start_afresh_once
 from flows.runs import run_once
 from flows.watching import STOP, watch_training
 from rlhf_core.config import PipelineConfig
-from rlhf_core.errors import DivergedError
+from rlhf_core.errors import KlLimitError
 from rlhf_core.schema import Record, RunContext, StageName, StageResult
 
 Handed = TypeVar("Handed", bound=Record)
@@ -57,9 +57,8 @@ def carry_out(
             handed = run_once(
                 context, stage, made_from, compute_and_tell, record=work.record, reuse=work.reuse
             )
-    except DivergedError as error:
-        if "KL" in str(error):
-            announce("rlhf.kl-spike", context, stage=stage, action=STOP, message=str(error))
+    except KlLimitError as error:
+        announce("rlhf.kl-spike", context, stage=stage, action=STOP, message=str(error))
         raise
     show_handed(stage, handed, work.config, context)
     return handed

@@ -14,7 +14,7 @@ from flows.pipeline import rlhf_pipeline
 from flows.run_settings import RunSettings
 from flows.runs import hold_stage, open_run
 from flows.stages import evaluate_stage, prepare_stage, promote_stage, reward_stage, sft_stage
-from rlhf_core.errors import CheckpointError, RegistryError
+from rlhf_core.errors import CheckpointError, DivergedError, KlLimitError, RegistryError
 
 
 def test_a_stage_alone_takes_the_registrys_candidate(stages, settings):
@@ -127,6 +127,20 @@ def test_a_failed_gate_is_announced_once_however_often_it_is_read(stages, settin
     for _ in range(2):
         assert sft_stage(settings, SftInputs(run="one")).decision.verdict == "HOLD"
     assert told == ["rlhf.gate-failed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "events"),
+    [
+        (KlLimitError("the policy was out of bounds from the start"), ["rlhf.kl-spike"]),
+        (DivergedError("step 3: the model's KL weight is not finite"), []),
+    ],
+)
+def test_a_training_that_the_kl_watch_stopped_is_announced(stages, settings, told, error, events):
+    stages.failures["policy"] = error
+    with pytest.raises(DivergedError):
+        rlhf_pipeline(settings, PipelineInputs(run="one"))
+    assert told == events
 
 
 @pytest.mark.parametrize("answer", [None, "ASKED", "HOLD", "REJECT"])
