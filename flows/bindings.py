@@ -14,7 +14,6 @@ from rlhf_core.schema import (
     DatasetSplits,
     Message,
     ModelRef,
-    Record,
     RunContext,
     StageResult,
     Verdict,
@@ -22,7 +21,7 @@ from rlhf_core.schema import (
 
 if TYPE_CHECKING:
     from rlhf_core.adapters.lineage import Lineage
-    from rlhf_core.stages.promote import Promotion
+    from rlhf_core.stages.promote import Promotion, Rollback
 
 
 def prepare_data(config: PipelineConfig) -> DatasetSplits:
@@ -147,11 +146,11 @@ def places(config: PipelineConfig, directory: Path) -> dict[str, str]:
     return found
 
 
-def promote_model(uri: str) -> "Promotion":
-    """Apply the verdict recorded with a version: PROMOTE makes it the champion, others do not."""
+def promote_model(uri: str, reviewer: str, comment: str) -> "Promotion":
+    """Apply the verdict recorded with a version; PROMOTE makes it champion, by the reviewer."""
     from rlhf_core.stages.promote import promote_model as promote
 
-    return promote(uri)
+    return promote(uri, reviewer=reviewer, comment=comment)
 
 
 def record_approval(
@@ -205,7 +204,7 @@ def bring_back(version: str) -> DatasetSplits:
     return bring(version)
 
 
-def roll_back(project: str) -> Record:
+def roll_back(project: str) -> "Rollback":
     """Move ``champion`` of the project's policy back to the version before it."""
     from rlhf_core.stages.promote import rollback_policy
 

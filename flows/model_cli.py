@@ -1,6 +1,5 @@
 """`rlhf promote`, `rollback`, `lineage`, `sample`, `report`, `doctor`: look at models and runs."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -44,13 +43,13 @@ def promote(
     import getpass
 
     from flows import bindings
+    from flows.events import announce_champion
     from flows.tables import show_record
 
     bindings.check_server()
-    record = bindings.promote_model(model)
-    if record.verdict == "PROMOTE":
-        who = reviewer or getpass.getuser()
-        bindings.record_approval(record.model, "PROMOTE", who, comment, datetime.now(UTC))
+    record = bindings.promote_model(model, reviewer or getpass.getuser(), comment)
+    if record.moved:
+        announce_champion(record.model)
     write_json(record, json_file)
     show_record(record)
     raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)
@@ -62,10 +61,12 @@ def rollback(
     """Move ``champion`` back to the version it was before the last promotion."""
     begin(log_level)
     from flows import bindings
+    from flows.events import announce_champion
     from flows.tables import show_record
 
     bindings.check_server()
     record = bindings.roll_back(project)
+    announce_champion(record.champion)
     write_json(record, json_file)
     show_record(record)
 

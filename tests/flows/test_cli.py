@@ -7,12 +7,12 @@ import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
-from flows import bindings
+from flows import bindings, events
 from flows.cli import app, main
 from flows.runs import hold_stage, open_run, settings_of_run
 from flows.tables import show_table
 from rlhf_core.errors import CheckpointError, DataError
-from rlhf_core.stages.promote import Promotion
+from rlhf_core.stages.promote import Promotion, Rollback
 
 
 @pytest.fixture
@@ -124,21 +124,47 @@ def test_an_interrupted_run_says_how_to_go_on(typed, stages, config_path):
     assert f"go on with: rlhf run {config_path} --run-id one" in stderr
 
 
+@pytest.fixture
+def sent(monkeypatch):
+    """Events that were sent to the Prefect server, which is configured."""
+    found = []
+    monkeypatch.setattr(events, "emit_event", lambda **event: found.append(event))
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    return found
+
+
 @pytest.mark.parametrize("verdict", ["PROMOTE", "HOLD"])
-def test_promoting_by_hand_is_an_approval_on_record(rlhf, stages, monkeypatch, verdict):
-    uri = "models:/rlhf-policy/3"
-    promotion = Promotion(
-        model=uri,
-        verdict=verdict,
-        moved=verdict == "PROMOTE",
-        champion=None,
-        previous_champion=None,
-        reasons=(),
-    )
-    monkeypatch.setattr(bindings, "promote_model", lambda model: promotion)
+def test_promoting_by_hand_is_an_approval_and_told(rlhf, stages, monkeypatch, sent, verdict):
+    uri, approved = "models:/rlhf-policy/3", []
+
+    def promote(model, reviewer, comment):
+        approved.append((model, reviewer, comment))
+        return Promotion(
+            model=uri,
+            verdict=verdict,
+            moved=verdict == "PROMOTE",
+            champion=None,
+            previous_champion=None,
+            reasons=(),
+        )
+
+    monkeypatch.setattr(bindings, "promote_model", promote)
     done = rlhf("promote", "models:/rlhf-policy@candidate", "--reviewer", "the reviewer")
     assert done.exit_code == (0 if verdict == "PROMOTE" else 1)
-    assert stages.approvals == ({uri: "PROMOTE"} if verdict == "PROMOTE" else {})
+    assert approved == [("models:/rlhf-policy@candidate", "the reviewer", "rlhf promote")]
+    told = [(event["event"], event["payload"]["champion"]) for event in sent]
+    assert told == ([("rlhf.promoted", uri)] if verdict == "PROMOTE" else [])
+
+
+def test_a_rollback_is_told_as_well(rlhf, stages, monkeypatch, sent):
+    record = Rollback(
+        was="models:/rlhf-policy/3", champion="models:/rlhf-policy/2", previous_champion=None
+    )
+    monkeypatch.setattr(bindings, "roll_back", lambda project: record)
+    assert rlhf("rollback").exit_code == 0
+    (event,) = sent
+    assert event["resource"] == {"prefect.resource.id": "rlhf.model.rlhf-policy.2"}
+    assert event["payload"]["champion"] == "models:/rlhf-policy/2"
 
 
 def test_a_bug_shows_its_traceback(rlhf, stages, config_path):
