@@ -14,13 +14,13 @@ from uuid import UUID
 
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, FlowRunInput
+from prefect.client.schemas.objects import FlowRun, FlowRunInput, State
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.deployments import run_deployment
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import flow_run
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Failed
 from pydantic import Field, ValidationError
 
 from flows import bindings
@@ -37,6 +37,8 @@ DEADLINE = "rlhf-approval-deadline/at"
 GRACE = timedelta(days=30)
 """Prefect's own limit fails the run; it lies far behind ours, which answers HOLD."""
 POLL_SECONDS = 2.0
+MOST_REFUSALS = 30
+"""So often the server may refuse the answer HOLD, about a minute long."""
 MOST_QUESTIONS = 20
 """About one model; those without an answer that can be read are asked again."""
 
@@ -173,8 +175,10 @@ def answer_when_time_is_up(suspended_run: UUID, waited_hours: float) -> None:
     """Answer HOLD for a pipeline that waits for a person.
 
     One that is just about to ask is waited for; one that was answered or has ended needs nothing,
-    and a retry of it finds by itself that the time is up.
+    and a retry of it finds by itself that the time is up. One that takes no answer, because its
+    process died before the form was there, is failed, so that a person can retry it.
     """
+    num_refusals = 0
     with get_client(sync_client=True) as client:
         while True:
             state = patiently("reading_run", partial(client.read_flow_run, suspended_run)).state
@@ -184,5 +188,12 @@ def answer_when_time_is_up(suspended_run: UUID, waited_hours: float) -> None:
                 answer = client.resume_flow_run(suspended_run, run_input=_hold(waited_hours))
                 if answer.status is SetStateStatus.ACCEPT:
                     return
-                logger.warning("hold_not_taken flow_run=%s: %s", suspended_run, answer.details)
+                num_refusals += 1
+            if num_refusals == MOST_REFUSALS:
+                logger.error("hold_not_taken flow_run=%s: %s", suspended_run, answer.details)
+                lost: State[None] = Failed(
+                    message="the question lost its form and takes no answer; Retry"
+                )
+                client.set_flow_run_state(suspended_run, lost)
+                return
             time.sleep(POLL_SECONDS)

@@ -145,7 +145,10 @@ def ring(monkeypatch):
 
             def resume_flow_run(self, run, run_input):
                 given.append(run_input)
-                return SimpleNamespace(status=takes.pop(0), details=None)
+                return SimpleNamespace(status=takes.pop(0), details="no schema")
+
+            def set_flow_run_state(self, run, state):
+                given.append(state)
 
         monkeypatch.setattr(promotion, "get_client", lambda sync_client: Client())
         monkeypatch.setattr(promotion, "POLL_SECONDS", 0)
@@ -163,6 +166,13 @@ def test_an_alarm_that_rings_before_the_question_waits_for_it(ring):
 
 def test_an_answer_that_the_server_did_not_take_is_given_again(ring):
     assert len(ring([Paused(), Paused()], takes=(REJECT, ACCEPT))) == 2
+
+
+def test_a_question_that_takes_no_answer_is_failed_for_a_person_to_retry(ring, caplog):
+    *_, end = ring([Paused()] * 99, takes=[REJECT] * 99)
+    assert end.is_failed()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len([line for line in lines if "hold_not_taken" in line and "no schema" in line]) == 1
 
 
 @pytest.mark.parametrize("state", [Completed(), Scheduled(name="Resuming")])
