@@ -216,6 +216,7 @@ def test_a_refusal_is_named_and_announced(served):
 
 
 def test_a_killed_stage_is_marked_and_its_retry_completes(served):
+    served.calls()  # those of the tests before, or the wait below ends at once
     (served.path / "slow-sft").write_text("60")
     run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
     served.wait(run, "RUNNING")
