@@ -40,6 +40,18 @@ def response_key(text: str) -> Key:
     return text_key(normalise(text))
 
 
+def response_keys(first: str, second: str) -> tuple[Key, Key]:
+    """Return the keys of two responses to one prompt, which must be told apart.
+
+    Where letter case or white space is all that differs, as in indented code, it is what people
+    voted on: then the texts themselves are the keys, white space at the ends aside.
+    """
+    keys = response_key(first), response_key(second)
+    if keys[0] != keys[1]:
+        return keys
+    return text_key(first.strip()), text_key(second.strip())
+
+
 def text_key(text: str) -> Key:
     """Return the key of a text exactly as it is."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -122,3 +122,20 @@ def test_a_spreadsheet_may_be_sorted_by_annotator(tmp_path):
     assert [entry.reason for entry in entries] == [None] * 3 + ["votes_pooled"] * 6
     assert table.counts(9)[:3].tolist() == [[3, 0, 0], [1, 2, 0], [1, 2, 0]]
     assert [len(votes) for votes in pooled.values()] == [3, 3, 3]
+
+
+def test_pairs_that_differ_in_white_space_or_letter_case_are_pooled_side_by_side():
+    plain, swapped = row("ann:a bob:a"), row("ann:b cid:b", swapped=True, line=2)
+    for yes, no in (("if a:\n    b", "if a:\nb"), ("Paris", "paris")):
+        first = plain.model_copy(update={"response_a": yes, "response_b": no})
+        second = swapped.model_copy(update={"response_a": no, "response_b": f"{yes}\n"})
+        entries, table, pooled = pool(first, second)
+        assert [entry.reason for entry in entries] == [None, "votes_pooled"]
+        assert table.counts(2).tolist() == [[3, 0, 0], [0, 0, 0]]
+        assert [(vote.annotator, vote.choice) for vote in pooled[0]] == [
+            ("ann", "a"),
+            ("bob", "a"),
+            ("cid", "a"),
+        ]
+        other = first.model_copy(update={"response_b": no.upper()})
+        assert enter(other).pair != enter(first).pair
