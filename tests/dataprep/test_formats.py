@@ -140,6 +140,22 @@ def test_scores_behind_a_choice_are_its_strength_and_equal_scores_a_tie(write_js
         read(bad, format="pairs")
 
 
+def test_scores_written_as_text_are_scores(tmp_path, write_jsonl):
+    path = tmp_path / "pairs.csv"
+    head = "prompt,chosen,rejected,score_chosen,score_rejected"
+    path.write_text(f"{head}\nq,x,y,5,5\nq2,x,y,9,1\nq3,x,y,, \nq4,x,y,-1.5,-2\n")
+    votes = [item.votes[0] for item in read(path, format="pairs")]
+    assert [vote.strength for vote in votes] == [0, 8, None, 0.5]
+    assert [vote.choice == "tie" for vote in votes] == [True, False, False, False]
+    with path.open("a") as file:
+        file.write("q5,x,y,good,1\n")
+    with pytest.raises(DataError, match="line 6: score_chosen: expected a number, found 'good'"):
+        read(path, format="pairs")
+    row = {"prompt": "Q?", "chosen": "good", "rejected": "bad", "score_rejected": 1}
+    [item] = read(write_jsonl("nan.jsonl", [{**row, "score_chosen": float("nan")}]), format="pairs")
+    assert item.votes[0].strength is None
+
+
 def test_pairs_that_are_no_comparison_say_why(write_jsonl):
     rows = [
         {"prompt": "Q?", "chosen": "same", "rejected": "same "},

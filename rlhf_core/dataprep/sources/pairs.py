@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from rlhf_core.dataprep.rows import RawRow, Reason, SetAside
 from rlhf_core.dataprep.sources.messages import parse_conversation, parse_messages
 from rlhf_core.dataprep.sources.sides import decided_comparison
-from rlhf_core.dataprep.sources.words import finite_number
+from rlhf_core.dataprep.sources.words import finite_number, parse_score
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Conversation, Demonstration
 
@@ -112,15 +112,13 @@ def _stripped(turns: Conversation) -> list[tuple[str, str]]:
 
 def _strength(row: RawRow) -> float | None:
     for better, worse in _SCORES:
-        scores = [row.value.get(column) for column in (better, worse)]
-        if not all(isinstance(score, int | float) for score in scores):
+        high, low = parse_score(row, better), parse_score(row, worse)
+        if high is None or low is None:
             continue
-        high, low = (finite_number(score) for score in scores)
-        difference = None if high is None or low is None else finite_number(high - low)
-        if difference is not None and difference < 0:
+        if high < low:
             raise DataError(
-                f"{row.where}: {better} {scores[0]} is below {worse} {scores[1]};"
+                f"{row.where}: {better} {high:g} is below {worse} {low:g};"
                 " the chosen response must not score lower"
             )
-        return difference
+        return finite_number(high - low)
     return None

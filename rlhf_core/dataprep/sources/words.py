@@ -60,13 +60,31 @@ def parse_strength(row: RawRow, column: str, strengths: Mapping[str, float]) -> 
 
 def parse_number(row: RawRow, column: str) -> float | None:
     """Return a number that is not negative; None where the cell is empty or missing."""
+    return _number(row, column, 0.0)
+
+
+def parse_score(row: RawRow, column: str) -> float | None:
+    """Return a number of either sign; None where the cell is empty or missing."""
+    return _number(row, column, -math.inf)
+
+
+def _number(row: RawRow, column: str, least: float) -> float | None:
+    """Return a number or the number a text writes, as all cells of a spreadsheet are text."""
     value = row.value.get(column)
-    if value is None or value == "":
+    if is_blank(value):
         return None
     number = finite_number(value)
-    if number is None or number < 0:
-        raise DataError(f"{row.where}: {column}: expected a number >= 0, found {shorten(value)}")
+    if number is None or number < least:
+        bound = "" if least < 0 else f" >= {least:g}"
+        raise DataError(f"{row.where}: {column}: expected a number{bound}, found {shorten(value)}")
     return number
+
+
+def is_blank(value: object) -> bool:
+    """Tell an empty cell: a null, NaN as data frames write it, or nothing but white space."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def finite_number(value: object) -> float | None:
