@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from rlhf_core.dataprep.rows import UNNAMED
 from rlhf_core.dataprep.votes import CHOICES, Floats, Ints, VoteTable
 
 _SAME_SIDE_FRACTION = 0.9
@@ -48,7 +49,8 @@ def annotator_facts(
 
     *At chance* means that kappa's interval reaches 0 and stays below everybody's median. *Same
     side* means 90% of the votes on one side, more than everybody's share of it can explain. *Too
-    fast* means a median time below ``fast_fraction`` of everybody's.
+    fast* means a median time below ``fast_fraction`` of everybody's. Votes without a name are many
+    people's, of whom none is judged.
 
     Args:
         table: all votes.
@@ -87,7 +89,7 @@ def annotator_facts(
                 side=CHOICES[side],
                 side_fraction=float(answers[number, side] / answers[number].sum()),
                 median_seconds=_known(medians[number]),
-                careless=tuple(reasons),
+                careless=() if name == UNNAMED else tuple(reasons),
             )
         )
     return sorted(facts, key=_suspicion)

@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rlhf_core.dataprep.rows import UNNAMED
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Choice, Vote
 
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie")
 _CODES = {choice: code for code, choice in enumerate(CHOICES)}
 
+_MAX_UNNAMED_FRACTION = 0.5
+"""Where more votes name nobody, models of annotators would count heads under another name."""
 _LEVEL = 1e-9
 """Probabilities closer than this are level."""
 
@@ -157,6 +160,12 @@ def _fit(model: Any, table: VoteTable, num_comparisons: int) -> Floats:
     probabilities = np.zeros((num_comparisons, len(CHOICES)))
     if not len(comparison):
         return probabilities
+    unnamed = float(np.mean(annotator == table.names.get(UNNAMED, -1)))
+    if unnamed > _MAX_UNNAMED_FRACTION:
+        raise ConfigError(
+            "data.votes.method: models of annotators weigh people by their record, and"
+            f" {unnamed:.0%} of the votes name nobody; name the annotators, or use majority"
+        )
     model.fit(pd.DataFrame({"task": comparison, "worker": annotator, "label": choice}))
     found = model.probas_.reindex(columns=range(len(CHOICES)), fill_value=0.0).fillna(0.0)
     probabilities[found.index.to_numpy()] = found.to_numpy()

@@ -16,6 +16,7 @@ from rlhf_core.dataprep.votes import (
     majority,
     reliability,
 )
+from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Vote
 
 
@@ -89,6 +90,29 @@ def test_careless_annotators_are_named_with_their_reason():
     assert "too_fast" in reasons["contrarian"]
     assert not any(reasons[f"good{i}"] for i in range(5))
     assert not facts[-1].careless
+
+
+def unnamed_beside(named: int) -> VoteTable:
+    """Thirty votes at chance that name nobody, and some of good people."""
+    table, rng = VoteTable(), np.random.default_rng(0)
+    for number in range(30):
+        table.add(number, [Vote(annotator="unnamed", choice=CHOICES[rng.integers(0, 2)])])
+        right = CHOICES[number % 2]
+        table.add(number, [Vote(annotator=f"good{i}", choice=right) for i in range(named)])
+    return table
+
+
+def test_votes_without_a_name_are_nobody_to_be_called_careless():
+    facts = annotator_facts(unnamed_beside(3), 30, min_votes=20, fast_fraction=0.25)
+    [nobody] = [item for item in facts if item.annotator == "unnamed"]
+    assert (nobody.num_votes, nobody.careless) == (30, ())
+
+
+@pytest.mark.parametrize("name", ["dawid_skene", "mace"])
+def test_a_model_of_annotators_refuses_votes_of_nobody(name):
+    with pytest.raises(ConfigError, match="100% of the votes name nobody; name the annotators"):
+        MODELS[name](unnamed_beside(0), 30)
+    assert MODELS[name](unnamed_beside(3), 30)[::2, 0].min() > 0.5
 
 
 def test_annotators_with_few_votes_are_not_judged():
