@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from rlhf_core.dataprep.rows import RawRow, Reason, SetAside
 from rlhf_core.dataprep.sources.messages import parse_conversation, parse_messages
 from rlhf_core.dataprep.sources.sides import decided_comparison
-from rlhf_core.dataprep.sources.words import finite_number, parse_score
+from rlhf_core.dataprep.sources.words import finite_number, parse_score, parse_strength
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Conversation, Demonstration
 
@@ -23,6 +23,8 @@ _SCORES = (
     ("chosen_rating", "rejected_rating"),
 )
 """Where publishers keep the scores behind the choice; equal scores are a tie."""
+_MARGIN = "margin"
+"""The difference itself, as TRL's reward trainer reads it."""
 
 
 def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison | SetAside]:
@@ -121,4 +123,4 @@ def _strength(row: RawRow) -> float | None:
                 " the chosen response must not score lower"
             )
         return finite_number(high - low)
-    return None
+    return parse_strength(row, _MARGIN, {})

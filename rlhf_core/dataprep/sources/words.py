@@ -50,12 +50,22 @@ def choice_of(row: RawRow, word: str, choices: Mapping[str, Choice]) -> Choice:
 def parse_strength(row: RawRow, column: str, strengths: Mapping[str, float]) -> float | None:
     """Return how much better, from a number or a word; None where the cell is empty."""
     value = row.value.get(column)
-    if isinstance(value, str):
-        word = value.strip()
-        table = strengths or STRENGTHS
-        if word in table or word.lower() in table:
-            return table[word if word in table else word.lower()]
+    if (known := _strength_of(value, strengths)) is not None:
+        return known
     return parse_number(row, column)
+
+
+def knows_strength(value: object, strengths: Mapping[str, float]) -> bool:
+    """Tell whether ``parse_strength`` makes something of a value."""
+    number = finite_number(value)
+    return _strength_of(value, strengths) is not None or (number is not None and number >= 0)
+
+
+def _strength_of(value: object, strengths: Mapping[str, float]) -> float | None:
+    if not isinstance(value, str):
+        return None
+    table, word = strengths or STRENGTHS, value.strip()
+    return table.get(word, table.get(word.lower()))
 
 
 def parse_number(row: RawRow, column: str) -> float | None:
