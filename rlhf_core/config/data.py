@@ -70,7 +70,7 @@ class VotesConfig(Section):
     method: Literal["majority", "dawid_skene", "mace"] = "majority"
     """majority counts heads; the others weigh annotators by estimated reliability (crowd-kit)."""
     exclude: tuple[str, ...] = ()
-    """Annotators whose votes do not count."""
+    """Annotators whose votes do not count; one who never voted is an error."""
     num_resamples: Count = 1_000
     """Bootstrap resamples behind the interval of Krippendorff's alpha."""
     min_votes: Count = 20

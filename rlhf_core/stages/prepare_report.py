@@ -28,6 +28,8 @@ class AgreementReport:
     num_votes: int
     num_repeated_votes: int
     """Left out: the same person had given the same answer in the same row."""
+    excluded_votes: dict[str, int]
+    """Left out by ``data.votes.exclude``, by annotator."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the report's section; annotators who look careless are named."""
@@ -37,6 +39,7 @@ class AgreementReport:
             "by_source": {name: _estimate(alpha) for name, alpha in self.by_source.items()},
             "num_votes": self.num_votes,
             "num_repeated_votes": self.num_repeated_votes,
+            "excluded_votes": self.excluded_votes,
             "num_annotators": len(self.annotators),
             "num_careless": len(careless),
             "careless": [asdict(facts) for facts in careless],
@@ -65,6 +68,7 @@ def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> Agreeme
         ),
         num_votes=int(counts.sum()),
         num_repeated_votes=intake.num_repeated_votes,
+        excluded_votes=dict(sorted(intake.excluded_votes.items())),
     )
 
 
