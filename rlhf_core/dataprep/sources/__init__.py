@@ -34,8 +34,8 @@ def read_comparisons(source: SourceConfig) -> Iterator[Comparison | SetAside]:
         rows = read_rows(source.path, columns)
     counted = _Counted(rows)
     num_accounted = 0
-    for item in _parser(source)(counted):
-        num_accounted += _num_rows(item, source)
+    for num_rows, item in _parsed(source, counted):
+        num_accounted += num_rows
         yield item
     # A ranked list makes many comparisons of one row.
     if source.format != "ranked" and num_accounted != counted.num_rows:
@@ -45,9 +45,14 @@ def read_comparisons(source: SourceConfig) -> Iterator[Comparison | SetAside]:
         )
 
 
-def _num_rows(item: Comparison | SetAside, source: SourceConfig) -> int:
-    """Rows behind what a reader yields: of flat rows, one a vote."""
-    return len(item.votes) if isinstance(item, Comparison) and source.format == "flat" else 1
+def _parsed(
+    source: SourceConfig, rows: Iterable[RawRow]
+) -> Iterator[tuple[int, Comparison | SetAside]]:
+    """Yield what a format makes of rows, each with the number of rows behind it."""
+    if source.format == "flat":
+        yield from flat.parse_comparisons(rows, source.choices, source.strengths)
+    else:
+        yield from ((1, item) for item in _parser(source)(rows))
 
 
 class _Counted:
@@ -82,7 +87,6 @@ def _parser(
         "hh": hh.parse_comparisons,
         "pairs": pairs.parse_comparisons,
         "ranked": ranked.parse_comparisons,
-        "flat": lambda rows: flat.parse_comparisons(rows, source.choices, source.strengths),
         "label_studio": lambda rows: label_studio.parse_comparisons(
             rows, label_studio.Wording(source.columns, source.choices, source.strengths)
         ),

@@ -28,8 +28,12 @@ STRENGTHS: Mapping[str, float] = {
 }
 
 
-def parse_choice(row: RawRow, column: str, choices: Mapping[str, Choice]) -> Choice:
-    """Return the winning side a word names; the source's own words come first."""
+def parse_choice(row: RawRow, column: str, choices: Mapping[str, Choice]) -> Choice | None:
+    """Return the winning side a word names, the source's own words first; None for a blank cell."""
+    row.require(column)
+    value = row.value[column]
+    if is_blank(value) and value not in choices:
+        return None
     return choice_of(row, row.text(column), choices)
 
 
