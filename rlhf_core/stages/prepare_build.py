@@ -1,5 +1,6 @@
 """Fill a prepared directory: two passes over the comparisons, one over every other file."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -133,7 +134,10 @@ def _read(data: DataConfig, bench: Workbench, spill: Path) -> Intake:
     intake = Intake(spill)
     if bench.heldout is not None:
         intake.signatures = SignatureTable(), SignatureTable()
-    rows = chain.from_iterable(read_comparisons(source) for source in checks.raw_sources(data))
+    source_rows = bench.quarantine.source_rows.setdefault("preferences", Counter())
+    rows = chain.from_iterable(
+        read_comparisons(source, source_rows) for source in checks.raw_sources(data)
+    )
     excluded = frozenset(data.votes.exclude)
     take_in(rows, intake, bench.quarantine, bench.rules, excluded=excluded)
     return intake

@@ -111,9 +111,15 @@ def _inputs(quarantine: Quarantine) -> dict[str, dict[str, object]]:
             "rows": quarantine.kept[name] + quarantine.num_set_aside(name),
             "kept": quarantine.kept[name],
             "set_aside": dict(sorted(quarantine.reasons.get(name, {}).items())),
+            **_source_rows(quarantine, name),
         }
         for name in names
     }
+
+
+def _source_rows(quarantine: Quarantine, name: str) -> dict[str, dict[str, int]]:
+    rows = quarantine.source_rows.get(name)
+    return {"source_rows": dict(sorted(rows.items()))} if rows else {}
 
 
 def _rounded(value: object) -> object:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 
 import pytest
 import zstandard
@@ -249,6 +250,18 @@ def test_a_reader_that_loses_a_row_is_found_out(write_jsonl, monkeypatch, file_f
     )
     with pytest.raises(DataError, match="2 rows read, but 1 came out or were set aside"):
         read(path, format=file_format)
+
+
+def test_the_rows_of_every_file_are_counted(tmp_path, write_jsonl):
+    write_jsonl("lists/one.jsonl", [{"prompt": "Q?", "responses": ["1", "2", "3"]}] * 2)
+    write_jsonl("lists/two.jsonl", [{"prompt": "Q?", "responses": ["1"]}])
+    counts = Counter()
+    items = list(read_comparisons(SourceConfig(path=tmp_path / "lists", format="ranked"), counts))
+    assert (len(items), counts) == (7, {"one": 2, "two": 1})
+    flat = {"comparison_id": 1, "prompt": "Q?", "response_a": "yes", "response_b": "no"}
+    path = write_jsonl("votes.jsonl", [{**flat, "choice": side} for side in ("a", "b", "")])
+    assert len(list(read_comparisons(SourceConfig(path=path, format="flat"), counts))) == 1
+    assert counts["votes"] == 3
 
 
 def test_demonstrations_come_as_messages_or_as_chosen_transcripts(write_jsonl):
