@@ -72,7 +72,7 @@ class VotesConfig(Section):
     exclude: tuple[str, ...] = ()
     """Annotators whose votes do not count; one who never voted is an error."""
     num_resamples: Count = 1_000
-    """Bootstrap resamples behind the interval of Krippendorff's alpha."""
+    """Bootstrap resamples behind the intervals of Krippendorff's alpha."""
     min_votes: Count = 20
     """Annotators with fewer votes are not judged."""
     fast_fraction: Fraction = 0.25

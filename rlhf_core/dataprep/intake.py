@@ -59,6 +59,8 @@ class Intake:
     """Votes left out because the same person gave the same answer before in the same row."""
     excluded_votes: Counter[str] = field(default_factory=Counter)
     """Votes left out because the configuration excludes the annotator, by name."""
+    reliability: dict[str, float] = field(default_factory=dict)
+    """Of each annotator, once it is decided who won."""
 
     def add(self, item: Comparison, entry: Entry, num_repeated_votes: int = 0) -> None:
         """Keep one comparison and what is known of it.

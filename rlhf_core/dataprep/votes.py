@@ -127,10 +127,17 @@ MODELS: dict[str, Callable[[VoteTable, int], Floats]] = {
 
 
 def reliability(table: VoteTable, probabilities: Floats) -> dict[str, float]:
-    """Probability that an annotator's answer is right: mean posterior of the answers given."""
+    """Probability that an annotator's answer is right: mean posterior of the answers given.
+
+    Args:
+        table: all votes.
+        probabilities: [N, 3] of a, b and tie, from one of the models; by ``majority`` it is the
+            mean share of the votes for their answer, their own included.
+    """
     comparison, annotator, choice = table.columns()
     right = np.bincount(annotator, weights=probabilities[comparison, choice])
-    return dict(zip(table.names, (right / np.bincount(annotator)).tolist(), strict=True))
+    means = right / np.maximum(np.bincount(annotator), 1)
+    return dict(zip(table.names, means.tolist(), strict=False))
 
 
 def decide(probabilities: Floats) -> tuple[Floats, NDArray[np.bool_]]:

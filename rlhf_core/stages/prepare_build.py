@@ -26,7 +26,7 @@ from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.rules import TokenCheck, make_rules
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
 from rlhf_core.dataprep.split import PromptSplitter
-from rlhf_core.dataprep.votes import MODELS
+from rlhf_core.dataprep.votes import MODELS, reliability
 from rlhf_core.schema import ValidationReport
 from rlhf_core.stages import prepare_checks as checks
 from rlhf_core.stages.prepare_measure import measure
@@ -147,8 +147,9 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
     """Votes to winners, and everything that takes two rows to see."""
     set_aside_reserved(intake.entries, bench.splitter.reserved)
     intake.pooled = pool_votes(intake.entries, intake.votes)
-    model = MODELS[data.votes.method]
-    apply_votes(intake.entries, model(intake.votes, len(intake.entries)))
+    probabilities = MODELS[data.votes.method](intake.votes, len(intake.entries))
+    intake.reliability = reliability(intake.votes, probabilities)
+    apply_votes(intake.entries, probabilities)
     if bench.heldout is not None and data.cleaning.near_duplicates is not None:
         set_aside_near_repeats(intake, data.cleaning.near_duplicates)
         set_aside_near_heldout(intake, bench.heldout, bench.splitter)

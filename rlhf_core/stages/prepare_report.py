@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.config import VotesConfig
+from rlhf_core.dataprep.against_rest import against_rest
 from rlhf_core.dataprep.agreement import alpha_estimate
 from rlhf_core.dataprep.annotators import AnnotatorFacts, annotator_facts
 from rlhf_core.dataprep.files import atomic_file
@@ -62,7 +63,8 @@ def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> Agreeme
         },
         annotators=annotator_facts(
             intake.votes,
-            len(intake.entries),
+            against_rest(intake.votes, groups, **resampling),
+            intake.reliability,
             min_votes=votes.min_votes,
             fast_fraction=votes.fast_fraction,
         ),

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep.annotators import annotator_facts
+from rlhf_core.dataprep.against_rest import against_rest
+from rlhf_core.dataprep.annotators import AnnotatorFacts, annotator_facts
 from rlhf_core.dataprep.votes import (
     CHOICES,
     MODELS,
@@ -46,6 +47,12 @@ def simulated(num_comparisons=600, seed=0) -> tuple[VoteTable, np.ndarray]:
     return table, truth
 
 
+def judged(table: VoteTable, num_comparisons: int) -> list[AnnotatorFacts]:
+    rest = against_rest(table, [""] * num_comparisons, num_resamples=1_000, seed=0)
+    known = reliability(table, majority(table, num_comparisons))
+    return annotator_facts(table, rest, known, min_votes=20, fast_fraction=0.25)
+
+
 def accuracy(probabilities: np.ndarray, truth: np.ndarray) -> float:
     beats, tied = decide(probabilities)
     return float(np.mean(np.where(tied, 0.5, (beats > 0.5) == (truth == 0))))
@@ -83,13 +90,16 @@ def test_reliability_ranks_the_annotators():
 
 def test_careless_annotators_are_named_with_their_reason():
     table, truth = simulated()
-    facts = annotator_facts(table, len(truth), min_votes=20, fast_fraction=0.25)
+    facts = judged(table, len(truth))
     reasons = {item.annotator: set(item.careless) for item in facts}
     assert reasons["chance"] == {"at_chance"}
     assert reasons["always"] == {"at_chance", "same_side"}
     assert "too_fast" in reasons["contrarian"]
     assert not any(reasons[f"good{i}"] for i in range(5))
     assert not facts[-1].careless
+    assert {item.annotator: item.reliability for item in facts} == reliability(
+        table, majority(table, len(truth))
+    )
 
 
 def unnamed_beside(named: int) -> VoteTable:
@@ -103,7 +113,7 @@ def unnamed_beside(named: int) -> VoteTable:
 
 
 def test_votes_without_a_name_are_nobody_to_be_called_careless():
-    facts = annotator_facts(unnamed_beside(3), 30, min_votes=20, fast_fraction=0.25)
+    facts = judged(unnamed_beside(3), 30)
     [nobody] = [item for item in facts if item.annotator == "unnamed"]
     assert (nobody.num_votes, nobody.careless) == (30, ())
 
@@ -117,8 +127,8 @@ def test_a_model_of_annotators_refuses_votes_of_nobody(name):
 
 def test_annotators_with_few_votes_are_not_judged():
     table, _ = simulated(num_comparisons=15)
-    assert not any(f.careless for f in annotator_facts(table, 15, min_votes=20, fast_fraction=0.25))
-    assert annotator_facts(VoteTable(), 0, min_votes=1, fast_fraction=0.25) == []
+    assert not any(item.careless for item in judged(table, 15))
+    assert judged(VoteTable(), 0) == []
 
 
 @pytest.fixture
@@ -142,7 +152,7 @@ def test_dawid_skene_agrees_better_with_published_gold(published):
 
 def test_the_five_most_careless_looking_are_far_from_published_gold(published):
     table, gold = published
-    facts = annotator_facts(table, len(gold), min_votes=20, fast_fraction=0.25)
+    facts = judged(table, len(gold))
     named = {item.annotator for item in facts[:5]}
     assert all(item.careless for item in facts[:5])
     comparison, annotator, choice = table.columns()

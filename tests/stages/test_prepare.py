@@ -365,7 +365,8 @@ def test_every_annotator_is_in_the_table(config):
         rows = list(csv.DictReader(file))
     assert {row["annotator"] for row in rows} == {"w0", "w1", "w2"}
     assert sum(int(row["num_votes"]) for row in rows) == 1_200
-    assert {"kappa", "low", "high", "side_fraction", "median_seconds", "careless"} <= set(rows[0])
+    assert {"alpha", "low", "high", "side_fraction", "median_seconds", "careless"} <= set(rows[0])
+    assert min(float(row["reliability"]) for row in rows) > 0.5
 
 
 def test_the_failing_rows_are_kept_in_full(config, tmp_path):
