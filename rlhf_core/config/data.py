@@ -23,8 +23,8 @@ HUB = "hf:"
 class SourceConfig(Section):
     """One raw source of comparisons: a file, a folder of files, or a dataset of the hub.
 
-    The container is told by the name (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``, all
-    but Parquet with ``.gz`` or ``.zst`` too), the meaning of a row by ``format``.
+    The container is told by the name (``.jsonl`` or ``.ndjson``, ``.json``, ``.parquet``, ``.csv``,
+    ``.tsv``, all but Parquet with ``.gz`` or ``.zst`` too), the meaning of a row by ``format``.
     """
 
     path: Path

@@ -65,8 +65,9 @@ def content_id(prefix: str, *parts: str) -> str:
 def source_name(path: Path) -> str:
     """Return the name a file's rows carry: ``helpful-base.test.jsonl.gz`` gives its first part."""
     name = path.name
-    for suffix in (".gz", ".zst", ".jsonl", ".json", ".parquet", ".csv"):
-        name = name.removesuffix(suffix)
+    for suffix in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv"):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
     return name
 
 
