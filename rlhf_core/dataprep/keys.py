@@ -16,10 +16,19 @@ _MARKS = ".,;:!?…()[]{}\"'“”\u2018\u2019«»。、「」『』"
 """Punctuation that changes no word it stands at; signs, as in -1 and C#, do."""
 
 
+_WIDTHS = {
+    code: unicodedata.normalize("NFKC", chr(code))
+    for code in (0x3000, *range(0xFF01, 0xFFEF))
+    if unicodedata.decomposition(chr(code)).startswith(("<wide>", "<narrow>"))
+}
+"""Wide letters and narrow kana to the usual ones. What else NFKC folds is to be seen: the square in
+2² is no second 2."""
+
+
 def normalise(text: str) -> str:
-    """Fold what a reader would not notice: Unicode form, letter case, runs of white space."""
+    """Fold what a reader would not notice: Unicode form, width, letter case, white space."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
+        text = unicodedata.normalize("NFC", text.translate(_WIDTHS))
     return " ".join(text.casefold().split())
 
 
