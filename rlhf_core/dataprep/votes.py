@@ -33,9 +33,9 @@ class VoteTable:
     annotator: "array[int]" = field(default_factory=lambda: array("q"))
     choice: "array[int]" = field(default_factory=lambda: array("b"))
     """Index into ``CHOICES``."""
-    seconds: "array[float]" = field(default_factory=lambda: array("f"))
+    seconds: "array[float]" = field(default_factory=lambda: array("d"))
     """NaN where the source has no times."""
-    strength: "array[float]" = field(default_factory=lambda: array("f"))
+    strength: "array[float]" = field(default_factory=lambda: array("d"))
     """NaN where the source does not say how much better."""
     names: dict[str, int] = field(default_factory=dict)
     """Annotator to number, in order of appearance."""

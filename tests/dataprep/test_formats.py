@@ -220,6 +220,12 @@ def test_a_rank_that_is_no_number_names_its_line(write_jsonl, row, says):
         read(path, format="ranked")
 
 
+def test_ranks_too_far_apart_for_a_number_say_nothing_of_strength(write_jsonl):
+    row = {"prompt": "Q?", "responses": ["good", "bad"], "ranks": [-1e308, 1e308]}
+    [item] = read(write_jsonl("lists.jsonl", [row]), format="ranked")
+    assert (winner(item), item.votes[0].strength) == ("good", None)
+
+
 def test_the_best_of_a_ranked_list_is_on_either_side(write_jsonl):
     rows = [{"prompt": f"{i}?", "responses": [f"good {i}", f"bad {i}"]} for i in range(400)]
     items = read(write_jsonl("lists.jsonl", rows), format="ranked")
@@ -227,9 +233,10 @@ def test_the_best_of_a_ranked_list_is_on_either_side(write_jsonl):
     assert all(winner(item).startswith("good") for item in items)
 
 
-def test_a_strength_below_zero_is_refused_in_the_configuration():
+@pytest.mark.parametrize("strength", [-1, float("inf")])
+def test_a_strength_that_is_none_is_refused_in_the_configuration(strength):
     with pytest.raises(ValueError, match=r"strengths\.worse"):
-        SourceConfig(path="x.csv", format="flat", strengths={"worse": -1})
+        SourceConfig(path="x.csv", format="flat", strengths={"worse": strength})
 
 
 @pytest.mark.parametrize("file_format", ["canonical", "flat"])

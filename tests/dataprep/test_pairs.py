@@ -128,6 +128,9 @@ def test_pairs_that_are_no_comparison_say_why(write_jsonl):
     ]
     with pytest.raises(DataError, match="line 1: missing column 'prompt'"):
         read(write_jsonl("x.jsonl", [{"chosen": "a", "rejected": "b"}]), format="pairs")
+    null = {"prompt": "Q?", "chosen": None, "rejected": "b"}
+    with pytest.raises(DataError, match="chosen: expected text or messages, found NoneType"):
+        read(write_jsonl("y.jsonl", [null]), format="pairs")
 
 
 def test_the_published_winner_is_on_either_side_and_its_id_does_not_tell(write_jsonl):

@@ -84,6 +84,12 @@ def test_people_without_a_name_are_different_people():
     assert len(pooled[0]) == 3
 
 
+def test_pooled_votes_keep_their_numbers():
+    vote = Vote(annotator="bob", choice="a", strength=1e300, seconds=0.1)
+    _, _, pooled = pool(row("ann:a"), row("").model_copy(update={"votes": (vote,)}))
+    assert pooled[0][1] == vote
+
+
 def test_the_order_of_rows_changes_no_vote():
     items = [row("ann:a bob:a"), row("bob:b cid:b", swapped=True), row("ann:t dan:b")]
     outcomes = set()

@@ -30,6 +30,7 @@ QUESTION = "How many sides does a regular polygon with an interior angle of 120 
         ("1-415-555-0132", "phone"),
         ("key AKIAIOSFODNN7EXAMPLE", "secret"),
         ("token ghp_abcdefghijklmnopqrstuvwxyz0123456789", "secret"),
+        ("token hf_abcdefghijklmnopqrstuvwxyzABCDEFGH", "secret"),
         ("-----BEGIN RSA PRIVATE KEY-----", "secret"),
         ("set it to 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b", "secret"),
         ("password=Zk3vQ9xT7mLp2RwY8sNc4BfH6jDa1GeU", "secret"),

@@ -76,8 +76,13 @@ def parse_demonstrations(rows: Iterable[RawRow]) -> Iterator[tuple[int, Demonstr
 def _answer(row: RawRow, column: str) -> tuple[Conversation, str | None]:
     """Return the turns before the answer (none for plain text) and the answer."""
     row.require(column)
-    if isinstance(row.value[column], str):
-        return (), row.value[column]
+    value = row.value[column]
+    if isinstance(value, str):
+        return (), value
+    if not isinstance(value, list):
+        raise DataError(
+            f"{row.where}: {column}: expected text or messages, found {type(value).__name__}"
+        )
     turns = parse_messages(row, column)
     if not turns or turns[-1].role != "assistant":
         return turns, None
