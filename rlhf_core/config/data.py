@@ -23,8 +23,8 @@ HUB = "hf:"
 class SourceConfig(Section):
     """One raw source of comparisons: a file, a folder of files, or a dataset of the hub.
 
-    The container is told by the name (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``, all
-    but Parquet with ``.gz`` or ``.zst`` too), the meaning of a row by ``format``.
+    The container is told by the name (``.jsonl`` or ``.ndjson``, ``.json``, ``.parquet``, ``.csv``,
+    ``.tsv``, all but Parquet with ``.gz`` or ``.zst`` too), the meaning of a row by ``format``.
     """
 
     path: Path
@@ -72,9 +72,9 @@ class VotesConfig(Section):
     method: Literal["majority", "dawid_skene", "mace"] = "majority"
     """majority counts heads; the others weigh annotators by estimated reliability (crowd-kit)."""
     exclude: tuple[str, ...] = ()
-    """Annotators whose votes do not count."""
+    """Annotators whose votes do not count; one who never voted is an error."""
     num_resamples: int = Field(default=1_000, ge=80)
-    """Bootstrap resamples behind the interval of Krippendorff's alpha."""
+    """Bootstrap resamples behind the intervals of Krippendorff's alpha."""
     min_votes: Count = 20
     """Annotators with fewer votes are not judged."""
     fast_fraction: Fraction = 0.25
