@@ -8,8 +8,9 @@ from rlhf_core.config.base import Section
 from rlhf_core.config.data import DataConfig
 from rlhf_core.config.evaluation import GATED_STAGES, EvaluationConfig, GatesConfig
 from rlhf_core.config.model import ModelConfig
+from rlhf_core.config.policy import PolicyConfig, PpoConfig
 from rlhf_core.config.promotion import PromotionConfig
-from rlhf_core.config.training import PolicyConfig, PpoConfig, RewardConfig, SftConfig
+from rlhf_core.config.training import RewardConfig, SftConfig
 
 
 class PipelineConfig(Section):
