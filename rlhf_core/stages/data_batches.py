@@ -63,9 +63,9 @@ def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedB
     kept, unusable = _read(source)
     write_records(folder / name, kept)
     digest = sha256_of(folder / name)
-    for other in sorted(folder.glob("batch-*.jsonl")):
-        if other.name != name and sha256_of(other) == digest:
-            raise DataError(f"{source.path}: these rows are already there as {other.name}")
+    for other in batch_names(clone):
+        if other != name and sha256_of(folder / other) == digest:
+            raise DataError(f"{source.path}: these rows are already there as {other}")
     paths = [BATCHES / name]
     if unusable:
         paths.append(SET_ASIDE / name)
@@ -75,6 +75,11 @@ def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedB
     return AddedBatch(
         name=name, set_aside=Counter(row.reason for row in unusable), files=tuple(files)
     )
+
+
+def batch_names(clone: Path) -> list[str]:
+    """Return the names of the batch files in a repository, in order."""
+    return sorted(path.name for path in (clone / BATCHES).glob("batch-*.jsonl"))
 
 
 def check_out_batch(root: Path, name: str) -> None:

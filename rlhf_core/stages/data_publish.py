@@ -55,8 +55,8 @@ def publish(
         directory: a place in the repository.
 
     Raises:
-        DataError: the batch cannot be read, preparation refuses, rows or a batch went missing,
-            or the storage does not answer. Nothing is published then.
+        DataError: the batch cannot be read, preparation refuses or passes over a batch, rows or a
+            batch went missing, or the storage does not answer. Nothing is published then.
     """
     root = versioning.repository_root(directory)
     with exclusive(root / LOCAL / "publish"):
@@ -66,6 +66,7 @@ def publish(
             own_code = clone if (clone / "rlhf_core").is_dir() else None
             versioning.dvc("repro", "--quiet", _STAGE, cwd=clone, code=own_code)
             prepared = read_splits(clone / dvc_versions.PREPARED)
+            _require_read(prepared, clone, added, min_kept_fraction)
             summary = _summarise(root, prepared, added.name)
             _require_rows(root, summary, min_kept_fraction)
             changed = ["dvc.lock", *added.files]
@@ -95,6 +96,25 @@ def _fill(
         return AddedBatch()
     taken = (f"{version.batch}.dvc" for version in versions)
     return data_batches.add_batch(batch, clone, taken)
+
+
+def _require_read(
+    prepared: DatasetSplits, clone: Path, added: AddedBatch, min_kept_fraction: float
+) -> None:
+    """Refuse a dataset that leaves out a batch: the settings that dvc.yaml prepares decide."""
+    if min_kept_fraction == 1.0:
+        expected = data_batches.batch_names(clone)
+    else:
+        expected = [added.name] if added.name else []
+    files = json.loads(prepared.report.read_text(encoding="utf-8")).get("files", ())
+    read = {Path(file).name for file in files}
+    for name in expected:
+        if name not in read:
+            raise DataError(
+                f"{data_batches.BATCHES / name} would not be part of the version: preparation did"
+                f" not read it; in the configuration that dvc.yaml prepares set data.batches:"
+                f" {data_batches.BATCHES}, and commit that"
+            )
 
 
 def _summarise(root: Path, prepared: DatasetSplits, batch: str | None) -> dict[str, object]:

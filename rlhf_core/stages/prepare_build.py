@@ -84,6 +84,7 @@ def build(
     room = (0, None) if token_check is None else token_check.room
     manifest = write_manifest(work, fingerprint, files.num_rows, room)
     sections = {
+        "files": checks.raw_files(data),
         "agreement": agreement.as_json(),
         "measurements": found.as_json(),
         "gates": [result.model_dump(mode="json") for result in gates],

@@ -12,6 +12,7 @@ from rlhf_core.dataprep.files import atomic_file, read_lines
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.quarantine import Quarantine
+from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.errors import DataError, MissingMetricError
 from rlhf_core.evaluation.gates import judge_estimate
 from rlhf_core.schema import Estimate, GateResult, ValidationReport
@@ -38,6 +39,15 @@ def raw_sources(data: DataConfig) -> tuple[SourceConfig, ...]:
     if not any(data.batches.glob("*.jsonl")):
         return named
     return (*named, SourceConfig(path=data.batches))
+
+
+def raw_files(data: DataConfig) -> list[str]:
+    """Return the files, and the datasets of the hub, that comparisons are read from."""
+    return [
+        file.as_posix()
+        for source in raw_sources(data)
+        for file in ([source.path] if is_hub(source.path) else source_files(source.path))
+    ]
 
 
 def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:

@@ -43,6 +43,20 @@ def test_what_preparation_refuses_is_told_and_publishes_nothing(repository):
     assert state(repository) == before
 
 
+def test_a_batch_that_preparation_passes_over_is_not_published(repository, tmp_path):
+    """The settings behind dvc.yaml decide what is read; they need not name the batches."""
+    path = repository / "configs" / "small.yaml"
+    path.write_text(path.read_text().replace("  batches: data/raw/preferences\n", ""))
+    call("git", "commit", "-qam", "no batches", cwd=repository)
+    before = state(repository)
+    batch = SourceConfig(path=write(tmp_path / "b.jsonl", rows(range(60, 70))))
+    says = "batch-0001.jsonl would not be part .* set data.batches: data/raw/preferences"
+    for fraction in (1.0, 0.5):
+        with pytest.raises(DataError, match=says):
+            publish(batch, min_kept_fraction=fraction, directory=repository)
+    assert state(repository) == before
+
+
 def test_local_changes_keep_the_branch_but_not_the_version(repository, tmp_path):
     """The batch is of another format: batches are canonical, whatever they came as.
 
