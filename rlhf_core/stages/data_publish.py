@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 from rlhf_core.adapters import dvc_versions, versioning
@@ -25,6 +26,7 @@ from rlhf_core.stages.prepare import read_splits
 logger = logging.getLogger(__name__)
 
 _STAGE = "prepare"
+_FAILED = f"{dvc_versions.PREPARED}-failed"
 
 
 class BatchResult(Record):
@@ -56,15 +58,15 @@ def publish(
 
     Raises:
         DataError: the batch cannot be read, preparation refuses or passes over a batch, rows or a
-            batch went missing, or the storage does not answer. Nothing is published then.
+            batch went missing, or the storage does not answer. Nothing is published then; what
+            preparation kept of its refusal is in ``data/prepared-failed`` of the repository.
     """
     root = versioning.repository_root(directory)
     with exclusive(root / LOCAL / "publish"):
         base = dvc_versions.publishing_base(root)
         with dvc_versions.scratch_clone(root, base) as clone:
             added = _fill(root, clone, batch, min_kept_fraction)
-            own_code = clone if (clone / "rlhf_core").is_dir() else None
-            versioning.dvc("repro", "--quiet", _STAGE, cwd=clone, code=own_code)
+            _prepare(root, clone)
             prepared = read_splits(clone / dvc_versions.PREPARED)
             _require_read(prepared, clone, added, min_kept_fraction)
             summary = _summarise(root, prepared, added.name)
@@ -96,6 +98,19 @@ def _fill(
         return AddedBatch()
     taken = (f"{version.batch}.dvc" for version in versions)
     return data_batches.add_batch(batch, clone, taken)
+
+
+def _prepare(root: Path, clone: Path) -> None:
+    """Run preparation in the clone; what it says of a refusal is kept before the clone goes."""
+    own_code = clone if (clone / "rlhf_core").is_dir() else None
+    try:
+        versioning.dvc("repro", "--quiet", _STAGE, cwd=clone, code=own_code)
+    except DataError:
+        if (clone / _FAILED).is_dir():
+            with exclusive(root / dvc_versions.PREPARED):
+                shutil.rmtree(root / _FAILED, ignore_errors=True)
+                shutil.copytree(clone / _FAILED, root / _FAILED)
+        raise
 
 
 def _require_read(

@@ -60,7 +60,7 @@ def build(
     Raises:
         DataError: the input cannot be used.
     """
-    data, subject = config.data, str(config.data.preferences.path)
+    data, subject = config.data, checks.name_sources(config.data)
     validator = Validator(docs=work / data_docs.FOLDER, failures=failures)
     with Quarantine(work / QUARANTINE) as quarantine, PreparedFiles(work) as files:
         bench = _workbench(config, files, quarantine, token_check)
@@ -189,7 +189,7 @@ class Validator:
 def _validate_raw(data: DataConfig, intake: Intake, validator: Validator) -> None:
     frame = intake.columns.take_frame()
     report = validation.validate_raw_comparisons(frame, data.max_unusable_fraction, validator.docs)
-    validator.require(report, str(data.preferences.path), frame, intake.spill)
+    validator.require(report, checks.name_sources(data), frame, intake.spill)
 
 
 def _validate_prepared(data: DataConfig, files: PreparedFiles, validator: Validator) -> None:

@@ -21,6 +21,8 @@ from rlhf_core.stages.prepare_report import AgreementReport
 if TYPE_CHECKING:
     import pandas as pd
 
+_MAX_SOURCES = 5
+
 
 def raw_sources(data: DataConfig) -> tuple[SourceConfig, ...]:
     """Return all sources of comparisons in the order they are read; batches last.
@@ -48,6 +50,13 @@ def raw_files(data: DataConfig) -> list[str]:
         for source in raw_sources(data)
         for file in ([source.path] if is_hub(source.path) else source_files(source.path))
     ]
+
+
+def name_sources(data: DataConfig) -> str:
+    """Return what a message about the comparisons as a whole begins with: where they come from."""
+    paths = [str(source.path) for source in raw_sources(data)]
+    more = [f"{len(paths) - _MAX_SOURCES} more"] if len(paths) > _MAX_SOURCES else []
+    return ", ".join([*paths[:_MAX_SOURCES], *more])
 
 
 def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
@@ -94,8 +103,27 @@ def require_passed(
                 lines = (text for _, text in read_lines(records))
                 for text in compress(lines, failing):
                     stream.write(text.encode() + b"\n")
-        kept = f"; the failing rows are kept in {path}"
+        kept = f"; first: {_first_failing(frame, failing)}; the failing rows are kept in {path}"
     raise DataError(f"{subject}: {report.suite}: check failed: {check.name}: {check.detail}{kept}")
+
+
+def _first_failing(frame: "pd.DataFrame", failing: "pd.Series[bool]") -> str:
+    """Say which row fails first and where it stands, or which two rows share an id."""
+    column = str(frame.columns[0])
+    first = frame[failing].iloc[0]
+    name = f"{column} {first[column]!r}"
+    if "line" not in frame:
+        return name
+    place = f"{first['source']}, line {first['line']}"
+    same_id = frame[frame[column] == first[column]]
+    others = same_id[same_id["content"] != first["content"]]
+    if others.empty:
+        return f"{name} of {place}"
+    other = others.iloc[0]
+    return (
+        f"{name} of {other['source']}, line {other['line']} stands for other texts in {place}; give"
+        " one of them another id, or leave ids out"
+    )
 
 
 def require_agreement(agreement: AgreementReport, subject: str, min_alpha: float | None) -> None:

@@ -57,6 +57,23 @@ def test_a_batch_that_preparation_passes_over_is_not_published(repository, tmp_p
     assert state(repository) == before
 
 
+def test_what_a_refused_batch_clashes_with_is_named_and_kept(repository, tmp_path):
+    """Two people number their sheets from 0; the scratch clone with the rows is gone by then."""
+    for name, numbers in (("ann", range(60, 80)), ("bob", range(80, 100))):
+        numbered = [{"comparison_id": str(i), **row} for i, row in enumerate(rows(numbers))]
+        write(tmp_path / f"{name}.jsonl", numbered)
+    publish(SourceConfig(path=tmp_path / "ann.jsonl"), directory=repository)
+    before = state(repository)
+    says = "comparison_id '0' of bob, line 1 stands for other texts in ann, line 1; give one"
+    with pytest.raises(DataError, match=says) as refused:
+        publish(SourceConfig(path=tmp_path / "bob.jsonl"), directory=repository)
+    assert "comparisons.jsonl, data/raw/preferences: " in str(refused.value)
+    kept = repository / str(refused.value).rsplit(" ", 1)[-1]
+    assert len(kept.read_text().splitlines()) == 40
+    assert (kept.parent / "docs" / "index.html").is_file()
+    assert state(repository) == before
+
+
 def test_local_changes_keep_the_branch_but_not_the_version(repository, tmp_path):
     """The batch is of another format: batches are canonical, whatever they came as.
 

@@ -229,7 +229,7 @@ BAD = [
     (
         "many empty",
         lambda rows: change_odd(rows, response_a=""),
-        "check failed: response_a is not blank: 200 of 400 rows fail",
+        "is not blank: 200 of 400 rows fail; first: comparison_id 'c1' of pairs, line 2;",
     ),
     (
         "many alike",
@@ -239,7 +239,7 @@ BAD = [
     (
         "one id, two rows",
         lambda rows: [*rows, {**rows[1], "response_a": "new"}],
-        "check failed: an id stands for one comparison",
+        "comparison_id 'c1' of pairs, line 401 stands for other texts in pairs, line 2; give one",
     ),
 ]
 
