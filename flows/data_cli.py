@@ -57,6 +57,9 @@ def add(
         list[str] | None,
         _mapping_option("--strength", "WORD=N", "The source's word for how much better"),
     ] = None,
+    subset: Annotated[
+        str | None, typer.Option("--subset", help="Which configuration of a dataset of the hub.")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="Of a dataset of the hub.")] = "train",
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")
@@ -74,6 +77,7 @@ def add(
         columns=_mapping("--column", "OURS=THEIRS", column),
         choices=_mapping("--choice", "WORD=SIDE", choice),
         strengths=_mapping("--strength", "WORD=N", strength),
+        subset=subset,
         split=split,
         revision=revision,
     )

@@ -37,6 +37,8 @@ class SourceConfig(Section):
     """The source's words for the winning side, where they are not a, b and tie."""
     strengths: dict[str, NonNegative] = Field(default_factory=dict)
     """The source's words for how much better, as numbers."""
+    subset: str | None = None
+    """Hub only: which configuration of a dataset that has several."""
     split: str = "train"
     """Hub only."""
     revision: str | None = None

@@ -124,7 +124,7 @@ def _fingerprint(config: PipelineConfig) -> str:
     for number, source in enumerate(prepare_checks.raw_sources(data)):
         name = f"preferences.{number}"
         if is_hub(source.path):
-            parts[name] = hub_fingerprint(source.path, source.split, source.revision)
+            parts[name] = hub_fingerprint(source)
         else:
             parts |= _digests(name, source.path)
     for name, path in (

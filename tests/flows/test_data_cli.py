@@ -38,7 +38,8 @@ def test_a_source_with_its_own_words_is_added(sources):
         *("votes.csv", "--format", "flat", "--column", "prompt=question"),
         *("--choice", "first=a", "--choice", "x=y=tie", "--strength", "a bit=0.5"),
     )
-    add("hf://datasets/x/y", "--format", "pairs", "--split", "test", "--revision", "v1")
+    hub = ("--subset", "en", "--split", "test", "--revision", "v1")
+    add("hf://datasets/x/y", "--format", "pairs", *hub)
     assert sources == [
         SourceConfig(
             path=Path("votes.csv"),
@@ -47,7 +48,13 @@ def test_a_source_with_its_own_words_is_added(sources):
             choices={"first": "a", "x=y": "tie"},
             strengths={"a bit": 0.5},
         ),
-        SourceConfig(path=Path("hf://datasets/x/y"), format="pairs", split="test", revision="v1"),
+        SourceConfig(
+            path=Path("hf://datasets/x/y"),
+            format="pairs",
+            subset="en",
+            split="test",
+            revision="v1",
+        ),
     ]
 
 

@@ -29,7 +29,7 @@ def read_comparisons(source: SourceConfig) -> Iterator[Comparison | SetAside]:
     nested = source.format == "label_studio"
     columns = {} if nested else source.columns
     if is_hub(source.path):
-        rows = rename(read_hub_rows(source.path, source.split, source.revision), columns)
+        rows = rename(read_hub_rows(source), columns)
     else:
         rows = read_rows(source.path, columns)
     counted = _Counted(rows)
