@@ -15,7 +15,7 @@ from rlhf_core.dataprep.manifest import code_digest, fingerprint_of, read_manife
 from rlhf_core.dataprep.publish import exclusive, replacing_directory
 from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
-from rlhf_core.errors import DataError
+from rlhf_core.errors import DataError, RlhfError
 from rlhf_core.schema import DatasetRef, DatasetSplits
 from rlhf_core.stages import prepare_build, prepare_checks
 from rlhf_core.stages.prepare_tokens import make_token_check, prompt_limit, tokenizer_digest
@@ -46,8 +46,9 @@ def prepare_data(config: PipelineConfig) -> DatasetSplits:
     folder of its own.
 
     Raises:
-        DataError: the input cannot be used. The output stays as it was; the rows in question and
-            the Data Docs of this attempt are kept in ``<output>-failed``.
+        DataError: the input cannot be used. The output stays as it was; the rows in question, the
+            report and the Data Docs of this attempt are kept in ``<output>-failed``.
+        MissingMetricError: a gate asks for what this data did not let be measured; kept likewise.
     """
     if config.data.version is not None:
         from rlhf_core.stages.data_versions import bring_back
@@ -71,7 +72,7 @@ def prepare_data(config: PipelineConfig) -> DatasetSplits:
         with replacing_directory(output) as work:
             try:
                 prepare_build.build(config, work, fingerprint, failures, token_check)
-            except DataError:
+            except RlhfError:
                 for name in (prepare_build.QUARANTINE, prepare_build.REPORT, DOCS):
                     prepare_checks.keep(work / name, failures)
                 raise

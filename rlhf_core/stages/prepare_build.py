@@ -59,6 +59,7 @@ def build(
 
     Raises:
         DataError: the input cannot be used.
+        MissingMetricError: a gate asks for what was not measured.
     """
     data, subject = config.data, checks.name_sources(config.data)
     validator = Validator(docs=work / data_docs.FOLDER, failures=failures)
@@ -90,7 +91,7 @@ def build(
         "gates": [result.model_dump(mode="json") for result in gates],
     }
     write_report(work / REPORT, manifest, quarantine, sections, validator.reports)
-    checks.require_gates(gates, subject, failures / REPORT)
+    checks.require_gates(gates, data.gates, subject, failures / REPORT)
 
 
 def _workbench(

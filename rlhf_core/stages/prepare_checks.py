@@ -180,21 +180,26 @@ def require_balance(quarantine: Quarantine, intake: Intake) -> None:
 def judge_dataset(
     metrics: Mapping[str, Estimate], gates: Sequence[GateConfig]
 ) -> tuple[GateResult, ...]:
-    """Apply the data gates to what was measured.
+    """Apply the data gates to what was measured; ``require_gates`` refuses those left over."""
+    measured = (gate for gate in gates if gate.metric in metrics)
+    return tuple(judge_estimate(gate, metrics[gate.metric]) for gate in measured)
+
+
+def require_gates(
+    results: Sequence[GateResult], gates: Sequence[GateConfig], subject: str, report: Path
+) -> None:
+    """Refuse a dataset unless every gate was judged and says PROMOTE.
 
     Raises:
         MissingMetricError: a gate asks for what was not measured.
+        DataError: a gate does not pass.
     """
-    for gate in gates:
-        if gate.metric not in metrics:
-            raise MissingMetricError(
-                f"data.gates: {gate.metric!r} was not measured; measured: {', '.join(metrics)}"
-            )
-    return tuple(judge_estimate(gate, metrics[gate.metric]) for gate in gates)
-
-
-def require_gates(results: Sequence[GateResult], subject: str, report: Path) -> None:
-    """Refuse a dataset unless every gate says PROMOTE."""
+    missing = {gate.metric for gate in gates} - {result.gate for result in results}
+    if missing:
+        raise MissingMetricError(
+            f"{subject}: data.gates: not measured on this data: {', '.join(sorted(missing))};"
+            f" what was measured stands in {report}"
+        )
     failed = [result for result in results if result.verdict != "PROMOTE"]
     if failed:
         reasons = " ".join(f"{result.verdict}: {result.reason}" for result in failed)

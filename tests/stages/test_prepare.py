@@ -10,6 +10,7 @@ import pytest
 
 from rlhf_core.adapters.versioning import directory_md5
 from rlhf_core.config import PipelineConfig
+from rlhf_core.config.data import DATA_CONFIDENCE, DATA_METRICS
 from rlhf_core.dataprep.files import md5_of, read_records, sha256_of
 from rlhf_core.dataprep.keys import conversation_key
 from rlhf_core.errors import DataError, MissingMetricError
@@ -317,9 +318,15 @@ def test_a_data_gate_that_does_not_pass_stops_and_keeps_the_old(config, tmp_path
     assert read_splits(config.data.output) == before
 
 
-def test_a_gate_on_what_was_not_measured_is_refused(config, tmp_path):
-    with pytest.raises(MissingMetricError, match="'data/nonsense' was not measured; measured: "):
-        prepare_data(make_config(tmp_path, gates=[gate("data/nonsense", at_least=0.0)]))
+def test_a_gate_on_what_this_data_does_not_show_is_refused_and_all_is_kept(config, tmp_path):
+    """No two sources here, so nothing was measured about them."""
+    gates = [gate("data/source_label_auc", at_most=0.6), gate("data/length_auc", at_most=1.0)]
+    with pytest.raises(MissingMetricError, match="not measured on this data: data/source_label"):
+        prepare_data(make_config(tmp_path, gates=gates))
+    kept = json.loads((tmp_path / "prepared-failed" / "report.json").read_text())
+    assert "data/length_auc" in kept["measurements"]["metrics"]
+    assert [result["gate"] for result in kept["gates"]] == ["data/length_auc"]
+    assert (tmp_path / "prepared-failed" / "quarantine.parquet").is_file()
 
 
 def test_prompts_unlike_production_are_told_with_their_words(config, tmp_path):
@@ -330,6 +337,8 @@ def test_prompts_unlike_production_are_told_with_their_words(config, tmp_path):
     splits = prepare_data(make_config(tmp_path, prompts=prompts))
     found = json.loads(splits.report.read_text())["measurements"]
     assert found["metrics"]["data/production_shift_auc"]["low"] > 0.9
+    assert set(found["metrics"]) <= set(DATA_METRICS)
+    assert {metric["confidence"] for metric in found["metrics"].values()} == {DATA_CONFIDENCE}
     assert "soup" in found["shift_words"]["production_shift_auc"]["other"]
     with pytest.raises(DataError, match="REJECT: data/production_shift_auc"):
         prepare_data(make_config(tmp_path, prompts=prompts, gates=gates))
