@@ -18,6 +18,7 @@ from rlhf_core.dataprep.sources.hub import hub_fingerprint
 from rlhf_core.errors import DataError, RlhfError
 from rlhf_core.schema import DatasetRef, DatasetSplits
 from rlhf_core.stages import prepare_build, prepare_checks
+from rlhf_core.stages.prepare_inputs import raw_sources, require_paths
 from rlhf_core.stages.prepare_tokens import make_token_check, prompt_limit, tokenizer_digest
 
 logger = logging.getLogger(__name__)
@@ -122,28 +123,12 @@ def _fingerprint(config: PipelineConfig) -> str:
     parts = {"seed": str(config.seed), "settings": settings, "code": code_digest(room, code)}
     if data.cleaning.tokens:
         parts["tokenizer"] = tokenizer_digest(config.model)
-    for number, source in enumerate(prepare_checks.raw_sources(data)):
-        name = f"preferences.{number}"
+    for key, source in raw_sources(data).items():
         if is_hub(source.path):
-            parts[name] = hub_fingerprint(source)
-        else:
-            parts |= _digests(name, source.path)
-    for name, path in (
-        ("demonstrations", data.demonstrations.path),
-        ("prompts", data.prompts.path),
-        ("heldout_prompts", data.prompts.heldout_path),
-        ("production_prompts", data.prompts.production_path),
-        *((f"contamination.{i}", path) for i, path in enumerate(data.cleaning.contamination)),
-    ):
-        if path is not None:
-            parts |= _digests(name, path)
+            parts[key] = hub_fingerprint(source)
+    for key, path in require_paths(data).items():
+        parts |= {f"{key}/{file.name}": sha256_of(file) for file in source_files(path)}
     return fingerprint_of(parts)
-
-
-def _digests(name: str, path: Path) -> dict[str, str]:
-    if not path.exists():
-        raise DataError(f"{path}: no such file; data.{name.split('.')[0]} must name existing data")
-    return {f"{name}/{file.name}": sha256_of(file) for file in source_files(path)}
 
 
 def prepare_fingerprint(config: PipelineConfig) -> str:

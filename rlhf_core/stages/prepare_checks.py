@@ -7,12 +7,11 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_core.config import DataConfig, GateConfig, SourceConfig
+from rlhf_core.config import GateConfig
 from rlhf_core.dataprep.files import atomic_file, read_lines
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.quarantine import Quarantine
-from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.errors import DataError, MissingMetricError
 from rlhf_core.evaluation.gates import judge_estimate
 from rlhf_core.schema import Estimate, GateResult, ValidationReport
@@ -20,43 +19,6 @@ from rlhf_core.stages.prepare_report import AgreementReport
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_MAX_SOURCES = 5
-
-
-def raw_sources(data: DataConfig) -> tuple[SourceConfig, ...]:
-    """Return all sources of comparisons in the order they are read; batches last.
-
-    Raises:
-        DataError: a batch is under DVC but its file is not here: it would be lost silently.
-    """
-    named = (data.preferences, *data.more_preferences)
-    if data.batches is None or not data.batches.is_dir():
-        return named
-    missing = [
-        path for path in sorted(data.batches.glob("*.dvc")) if not path.with_suffix("").exists()
-    ]
-    if missing:
-        raise DataError(f"{missing[0].with_suffix('')}: not here; run `dvc pull {missing[0]}`")
-    if not any(data.batches.glob("*.jsonl")):
-        return named
-    return (*named, SourceConfig(path=data.batches))
-
-
-def raw_files(data: DataConfig) -> list[str]:
-    """Return the files, and the datasets of the hub, that comparisons are read from."""
-    return [
-        file.as_posix()
-        for source in raw_sources(data)
-        for file in ([source.path] if is_hub(source.path) else source_files(source.path))
-    ]
-
-
-def name_sources(data: DataConfig) -> str:
-    """Return what a message about the comparisons as a whole begins with: where they come from."""
-    paths = [str(source.path) for source in raw_sources(data)]
-    more = [f"{len(paths) - _MAX_SOURCES} more"] if len(paths) > _MAX_SOURCES else []
-    return ", ".join([*paths[:_MAX_SOURCES], *more])
 
 
 def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
