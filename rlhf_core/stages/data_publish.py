@@ -62,9 +62,10 @@ def publish(
             preparation kept of its refusal is in ``data/prepared-failed`` of the repository.
     """
     root = versioning.repository_root(directory)
-    with exclusive(root / LOCAL / "publish"):
+    scratch = root / LOCAL / "publish"
+    with exclusive(scratch):
         base = dvc_versions.publishing_base(root)
-        with dvc_versions.scratch_clone(root, base) as clone:
+        with dvc_versions.scratch_clone(root, base, scratch) as clone:
             added = _fill(root, clone, batch, min_kept_fraction)
             _prepare(root, clone)
             prepared = read_splits(clone / dvc_versions.PREPARED)
