@@ -32,7 +32,7 @@ COLOUR: dict[Verdict, str] = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "r
 WIDE = 200
 """Columns of what goes to a file or a pipe, which has no width of its own."""
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def show_table(table: Table) -> None:
@@ -100,22 +100,22 @@ def show_lineage(lineage: "Lineage") -> None:
 
 def _lineage_tree(lineage: "Lineage", role: str, *, seen: set[str]) -> Tree:
     aliases = f" [{', '.join(lineage.aliases)}]" if lineage.aliases else ""
-    tree = Tree(f"{role}{lineage.model}{escape(aliases)}")
+    tree = Tree(escape(f"{role}{lineage.model}{aliases}"))
     if lineage.model in seen:
         return tree
     seen.add(lineage.model)
     dirty = " with uncommitted changes" if lineage.git_dirty else ""
     tree.add(f"verdict {_coloured(lineage.verdict) if lineage.verdict else 'none yet'}")  # type: ignore[arg-type]
-    for reason in lineage.gates.values():
-        tree.add(f"gate {reason}")
-    tree.add(f"weights sha256 {lineage.sha256}")
-    tree.add(
-        f"data {lineage.dataset_path} sha256 {lineage.dataset_sha256} "
-        f"dvc md5 {lineage.dataset_dvc_md5}"
-    )
-    tree.add(f"run {lineage.pipeline_run} {lineage.run_status} {lineage.tracking_url}")
-    tree.add(f"code git {lineage.git_commit or 'not in a repository'}{dirty}")
-    tree.add(f"config sha256 {lineage.config_sha256}")
+    for line in (
+        *(f"gate {reason}" for reason in lineage.gates.values()),
+        f"weights sha256 {lineage.sha256}",
+        f"data {lineage.dataset_path} sha256 {lineage.dataset_sha256}"
+        f" dvc md5 {lineage.dataset_dvc_md5}",
+        f"run {lineage.pipeline_run} {lineage.run_status} {lineage.tracking_url}",
+        f"code git {lineage.git_commit or 'not in a repository'}{dirty}",
+        f"config sha256 {lineage.config_sha256}",
+    ):
+        tree.add(escape(line))
     for name, upstream in lineage.upstream.items():
         tree.add(_lineage_tree(upstream, f"made with {name}: ", seen=seen))
     return tree

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from flows import bindings
 from flows.cli import app, main
-from flows.tables import show_table
+from flows.tables import show_line, show_lineage, show_table
+from rlhf_core.adapters.lineage import Lineage
 from rlhf_core.errors import DataError
 from rlhf_core.stages.promote import Promotion
 
@@ -51,6 +52,16 @@ def test_a_table_that_goes_to_a_file_cuts_no_word_short(capsys):
     show_table(table)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "HOLD" in line]
     assert all(words in line for words in long_words)
+
+
+def test_a_path_that_looks_like_markup_is_shown_as_it_is(capsys):
+    named = dict.fromkeys(Lineage.model_fields, "x")
+    path = "/srv/[/data]/:smile:"
+    many = {"aliases": (), "git_dirty": False, "gates": {}, "upstream": {}, "verdict": ""}
+    lineage = Lineage(**{**named, **many, "dataset_path": path})
+    show_lineage(lineage)
+    show_line(path)
+    assert capsys.readouterr().out.count(path) == 2
 
 
 def test_a_run_that_a_gate_stopped_exits_1_with_the_reason(rlhf, stages, config_path):
