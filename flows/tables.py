@@ -1,7 +1,9 @@
 """What people see in the terminal: tables of metrics, gates, decisions and times."""
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -31,6 +33,8 @@ COLOUR: dict[Verdict, str] = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "r
 
 WIDE = 200
 """Columns of what goes to a file or a pipe, which has no width of its own."""
+_MAX_NAMED = 5
+"""Careless-looking annotators on the terminal; the table has all."""
 
 console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
 
@@ -59,6 +63,26 @@ def show_splits(splits: DatasetSplits) -> None:
     docs = find_docs(splits.directory)
     if docs is not None:
         show_line(f"data docs: {docs / INDEX}")
+
+
+def show_preparation(report: Path) -> None:
+    """Print what a dataset's report says first: rows, agreement, and who looks careless."""
+    found = json.loads(report.read_text(encoding="utf-8"))
+    for name, rows in found["inputs"].items():
+        counts = sorted(rows["set_aside"].items(), key=lambda item: -item[1])
+        reasons = ", ".join(f"{reason} {num:,}" for reason, num in counts)
+        aside = f"; set aside: {reasons}" if reasons else ""
+        show_line(f"{name}: {rows['rows']:,} rows, {rows['kept']:,} kept{aside}")
+    agreement = found["agreement"]
+    alpha = agreement["krippendorff_alpha"]
+    told = "not defined: no comparison has two votes, or all votes are the same"
+    if alpha is not None:
+        told = f"{alpha['value']:.3f} [{alpha['low']:.3f}, {alpha['high']:.3f}]"
+    show_line(f"Krippendorff's alpha: {told}")
+    careless = agreement["careless"][:_MAX_NAMED]
+    if careless:
+        names = ", ".join(f"{one['annotator']} ({', '.join(one['careless'])})" for one in careless)
+        show_line(f"look careless: {names}; everybody: {report.with_name('annotators.csv')}")
 
 
 def show_stage(name: str, result: StageResult) -> None:
