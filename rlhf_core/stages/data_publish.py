@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_core.adapters import dvc_versions, versioning
@@ -66,12 +67,13 @@ def publish(
     with exclusive(scratch):
         base = dvc_versions.publishing_base(root)
         with dvc_versions.scratch_clone(root, base, scratch) as clone:
-            added = _fill(root, clone, batch, min_kept_fraction)
+            versions = list_versions(root)
+            added = _fill(root, clone, batch, versions, min_kept_fraction)
             _prepare(root, clone)
             prepared = read_splits(clone / dvc_versions.PREPARED)
             _require_read(prepared, clone, added, min_kept_fraction)
-            summary = _summarise(root, prepared, added.name)
-            _require_rows(root, summary, min_kept_fraction)
+            summary = _summarise(root, prepared, added.name, versions)
+            _require_rows(summary, versions, min_kept_fraction)
             changed = ["dvc.lock", *added.files]
             tag = dvc_versions.tag_version(clone, root, changed, summary)
             folder = keep_dataset(root, prepared)
@@ -88,11 +90,14 @@ def publish(
 
 
 def _fill(
-    root: Path, clone: Path, batch: SourceConfig | None, min_kept_fraction: float
+    root: Path,
+    clone: Path,
+    batch: SourceConfig | None,
+    versions: Sequence[DataVersion],
+    min_kept_fraction: float,
 ) -> AddedBatch:
     """Bring all raw files into the clone, the new batch with them."""
     data_batches.pull_raw(clone)
-    versions = list_versions(root)
     if versions and min_kept_fraction == 1.0:
         data_batches.require_batches(root, versions[-1].version, clone)
     if batch is None:
@@ -133,11 +138,12 @@ def _require_read(
             )
 
 
-def _summarise(root: Path, prepared: DatasetSplits, batch: str | None) -> dict[str, object]:
+def _summarise(
+    root: Path, prepared: DatasetSplits, batch: str | None, versions: Sequence[DataVersion]
+) -> dict[str, object]:
     """Return what the version's tag says of it."""
     report = json.loads(prepared.report.read_text(encoding="utf-8"))
     alpha = report["agreement"]["krippendorff_alpha"]
-    versions = list_versions(root)
     previous = bring_back(versions[-1].version, root) if versions else None
     diff = compare_datasets(previous, prepared, limit=0)
     return {
@@ -153,8 +159,9 @@ def _summarise(root: Path, prepared: DatasetSplits, batch: str | None) -> dict[s
     }
 
 
-def _require_rows(root: Path, summary: dict[str, object], min_kept_fraction: float) -> None:
-    versions = list_versions(root)
+def _require_rows(
+    summary: dict[str, object], versions: Sequence[DataVersion], min_kept_fraction: float
+) -> None:
     rows = summary["rows"]
     if versions and isinstance(rows, int) and rows < min_kept_fraction * versions[-1].rows:
         raise DataError(

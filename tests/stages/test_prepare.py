@@ -13,6 +13,7 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.config.data import DATA_CONFIDENCE, DATA_METRICS
 from rlhf_core.dataprep.files import md5_of, read_records, sha256_of
 from rlhf_core.dataprep.keys import conversation_key
+from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.errors import DataError, MissingMetricError
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, PreferencePair, Prompt
 from rlhf_core.stages.prepare import prepare_data, read_splits
@@ -111,8 +112,7 @@ def test_a_person_who_votes_twice_in_one_row_does_not_outvote_two(tmp_path):
     rows[0]["votes"] = [{"annotator": "loud", "choice": "a"}] * 3 + honest
     write(tmp_path / "pairs.jsonl", rows)
     splits = prepare_data(make_config(tmp_path))
-    names = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
-    found = [p for n in names for p in read_records(references(splits)[n], PreferencePair)]
+    found = [p for n in PAIR_FILES for p in read_records(references(splits)[n], PreferencePair)]
     [pair] = [p for p in found if rows[0]["response_b"] in (p.chosen, p.rejected)]
     assert (pair.chosen, pair.num_votes) == (rows[0]["response_b"], 3)
     report = json.loads(splits.report.read_text())
