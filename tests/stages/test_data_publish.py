@@ -38,8 +38,10 @@ def test_what_preparation_refuses_is_told_and_publishes_nothing(repository):
     path.write_text(path.read_text().replace("min_pairs: 10", "min_pairs: 1000"))
     call("git", "commit", "-qam", "ask for more", cwd=repository)
     before = state(repository)
-    with pytest.raises(DataError, match="60 pairs left of 60 rows, expected at least 1000"):
+    says = "60 pairs left of 60 rows, expected at least 1000"
+    with pytest.raises(DataError, match=says) as refused:
         publish(None, directory=repository)
+    assert (repository / str(refused.value).rsplit("reasons in ", 1)[1]).is_file()
     assert state(repository) == before
 
 
