@@ -27,8 +27,10 @@ def read_values(path: Path) -> Iterator[tuple[int, str]]:
     text = _Text(path)
     number = 0
     try:
-        if text.next_sign() != "[":
-            raise DataError(f"{path}: expected a list of objects, found {text.begin()}")
+        sign = text.next_sign()
+        if sign != "[":
+            advice = "; if each line is an object, name the file .jsonl" if sign == "{" else ""
+            raise DataError(f"{path}: expected a list of objects, found {text.begin()}{advice}")
         text.skip()
         while number or text.next_sign() != "]":
             value = text.take_value()

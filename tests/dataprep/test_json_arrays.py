@@ -45,7 +45,7 @@ def test_where_blocks_end_does_not_matter(tmp_path, monkeypatch, rows, block, in
         (b'[{"a": 1},]', "after item 1: broken JSON"),
         (b'[{"a": 1} {"a": 2}]', "after item 1: .*the end of the list"),
         (b'[{"a": 1}, 2]', "item 2: expected a JSON object, found int"),
-        (b'{"a": 1}', "expected a list of objects, found '{"),
+        (b'{"a": 1}\n{"a": 2}', "expected a list of objects, found '{.*name the file .jsonl"),
         (b"", "expected a list of objects, found ''"),
     ],
 )
