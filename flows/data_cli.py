@@ -57,6 +57,9 @@ def add(
         list[str] | None,
         _mapping_option("--strength", "WORD=N", "The source's word for how much better"),
     ] = None,
+    subset: Annotated[
+        str | None, typer.Option("--subset", help="Which configuration of a dataset of the hub.")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="Of a dataset of the hub.")] = "train",
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")
@@ -74,6 +77,7 @@ def add(
         columns=_mapping("--column", "OURS=THEIRS", column),
         choices=_mapping("--choice", "WORD=SIDE", choice),
         strengths=_mapping("--strength", "WORD=N", strength),
+        subset=subset,
         split=split,
         revision=revision,
     )
@@ -107,8 +111,8 @@ def log() -> None:
 def diff(first: VersionArgument, second: VersionArgument, json_file: JsonOption = None) -> None:
     """Say which pairs came, went and changed their winner between two versions."""
     begin("warning")
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from flows.tables import show_line, show_table
     from rlhf_core.stages.data_versions import compare
@@ -118,7 +122,8 @@ def diff(first: VersionArgument, second: VersionArgument, json_file: JsonOption 
     table = Table("change", "pair", "source", "prompt", title=f"{first} to {second}")
     for name, pairs in (("came", found.came), ("went", found.went), ("flip", found.relabelled)):
         for pair in pairs[:_MAX_SHOWN]:
-            table.add_row(name, pair.comparison_id, pair.source, escape(pair.prompt[:60]))
+            cells = (name, pair.comparison_id, pair.source, pair.prompt[:60])
+            table.add_row(*map(Text, cells))
     show_table(table)
     show_line(
         f"{found.num_came:,} came, {found.num_went:,} went, {found.num_relabelled:,} changed their"

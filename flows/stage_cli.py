@@ -64,7 +64,7 @@ def prepare(
     """Validate the raw data and publish a dataset version."""
     begin(log_level)
     settings = read_settings(config, overrides)
-    from flows.tables import show_splits
+    from flows.tables import show_preparation, show_splits
 
     if run_id is None:
         # DVC calls this with no server and no run: data preparation belongs to neither.
@@ -80,6 +80,7 @@ def prepare(
         splits = prepare_stage(settings, PrepareInputs(run=run_id, force=force))
     write_json(splits, json_file)
     show_splits(splits)
+    show_preparation(splits.report)
 
 
 def sft(

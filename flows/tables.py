@@ -1,7 +1,9 @@
 """What people see in the terminal: tables of metrics, gates, decisions and times."""
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -31,8 +33,10 @@ COLOUR: dict[Verdict, str] = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "r
 
 WIDE = 200
 """Columns of what goes to a file or a pipe, which has no width of its own."""
+_MAX_NAMED = 5
+"""Careless-looking annotators on the terminal; the table has all."""
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def show_table(table: Table) -> None:
@@ -59,6 +63,26 @@ def show_splits(splits: DatasetSplits) -> None:
     docs = find_docs(splits.directory)
     if docs is not None:
         show_line(f"data docs: {docs / INDEX}")
+
+
+def show_preparation(report: Path) -> None:
+    """Print what a dataset's report says first: rows, agreement, and who looks careless."""
+    found = json.loads(report.read_text(encoding="utf-8"))
+    for name, rows in found["inputs"].items():
+        counts = sorted(rows["set_aside"].items(), key=lambda item: -item[1])
+        reasons = ", ".join(f"{reason} {num:,}" for reason, num in counts)
+        aside = f"; set aside: {reasons}" if reasons else ""
+        show_line(f"{name}: {rows['rows']:,} rows, {rows['kept']:,} kept{aside}")
+    agreement = found["agreement"]
+    alpha = agreement["krippendorff_alpha"]
+    told = "not defined: no comparison has two votes, or all votes are the same"
+    if alpha is not None:
+        told = f"{alpha['value']:.3f} [{alpha['low']:.3f}, {alpha['high']:.3f}]"
+    show_line(f"Krippendorff's alpha: {told}")
+    careless = agreement["careless"][:_MAX_NAMED]
+    if careless:
+        names = ", ".join(f"{one['annotator']} ({', '.join(one['careless'])})" for one in careless)
+        show_line(f"look careless: {names}; everybody: {report.with_name('annotators.csv')}")
 
 
 def show_stage(name: str, result: StageResult) -> None:
@@ -100,22 +124,22 @@ def show_lineage(lineage: "Lineage") -> None:
 
 def _lineage_tree(lineage: "Lineage", role: str, *, seen: set[str]) -> Tree:
     aliases = f" [{', '.join(lineage.aliases)}]" if lineage.aliases else ""
-    tree = Tree(f"{role}{lineage.model}{escape(aliases)}")
+    tree = Tree(escape(f"{role}{lineage.model}{aliases}"))
     if lineage.model in seen:
         return tree
     seen.add(lineage.model)
     dirty = " with uncommitted changes" if lineage.git_dirty else ""
     tree.add(f"verdict {_coloured(lineage.verdict) if lineage.verdict else 'none yet'}")  # type: ignore[arg-type]
-    for reason in lineage.gates.values():
-        tree.add(f"gate {reason}")
-    tree.add(f"weights sha256 {lineage.sha256}")
-    tree.add(
-        f"data {lineage.dataset_path} sha256 {lineage.dataset_sha256} "
-        f"dvc md5 {lineage.dataset_dvc_md5}"
-    )
-    tree.add(f"run {lineage.pipeline_run} {lineage.run_status} {lineage.tracking_url}")
-    tree.add(f"code git {lineage.git_commit or 'not in a repository'}{dirty}")
-    tree.add(f"config sha256 {lineage.config_sha256}")
+    for line in (
+        *(f"gate {reason}" for reason in lineage.gates.values()),
+        f"weights sha256 {lineage.sha256}",
+        f"data {lineage.dataset_path} sha256 {lineage.dataset_sha256}"
+        f" dvc md5 {lineage.dataset_dvc_md5}",
+        f"run {lineage.pipeline_run} {lineage.run_status} {lineage.tracking_url}",
+        f"code git {lineage.git_commit or 'not in a repository'}{dirty}",
+        f"config sha256 {lineage.config_sha256}",
+    ):
+        tree.add(escape(line))
     for name, upstream in lineage.upstream.items():
         tree.add(_lineage_tree(upstream, f"made with {name}: ", seen=seen))
     return tree

@@ -5,9 +5,9 @@ behind by a failed attempt cannot slip into a version, and the user's working tr
 """
 
 import json
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,16 +24,22 @@ PREPARED = "data/prepared"
 
 
 @contextmanager
-def scratch_clone(root: Path, revision: str) -> Iterator[Path]:
-    """Give a clone of ``root`` at ``revision`` that reads and writes the same DVC cache."""
-    with tempfile.TemporaryDirectory(prefix="rlhf-data-") as folder:
-        clone = Path(folder) / "clone"
+def scratch_clone(root: Path, revision: str, target: Path) -> Iterator[Path]:
+    """Give a clone of ``root`` at ``revision`` that reads and writes the same DVC cache.
+
+    Call it inside ``exclusive(target)``: it lies beside ``target``, under a name that the next to
+    hold that right clears, where a kill left it.
+    """
+    clone = target.with_name(f".{target.name}.{os.getpid()}-clone.tmp")
+    try:
         git("clone", "--quiet", "--no-checkout", str(root), str(clone), cwd=root)
         git("checkout", "--quiet", "--detach", revision, cwd=clone)
         if not (clone / ".dvc").is_dir():
             raise DataError(f"{revision}: this commit is not under DVC")
         _share_storage(root, clone)
         yield clone
+    finally:
+        shutil.rmtree(clone, ignore_errors=True)
 
 
 def publishing_base(root: Path) -> str:
@@ -141,12 +147,16 @@ def commit_of(root: Path, dvc_md5: str) -> str:
     )
 
 
-def fetch_prepared(root: Path, revision: str, destination: Path) -> None:
-    """Bring the prepared directory of a revision to ``destination``, from cache or remote."""
-    with scratch_clone(root, revision) as clone:
+def fetch_prepared(root: Path, revision: str, target: Path) -> Path:
+    """Bring the prepared directory of a revision beside ``target``, from cache or remote.
+
+    Call it inside ``exclusive(target)``, which also clears what a kill leaves.
+    """
+    with scratch_clone(root, revision, target) as clone:
         dvc("pull", "--quiet", PREPARED, cwd=clone)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(clone / PREPARED, destination)
+        incoming = target.with_name(f".{target.name}.incoming.tmp")
+        shutil.copytree(clone / PREPARED, incoming)
+        return incoming
 
 
 def tag_version(clone: Path, root: Path, paths: list[str], summary: dict[str, Any]) -> str:
@@ -203,6 +213,8 @@ def _share_storage(root: Path, clone: Path) -> None:
     with Config(str(clone / ".dvc"), validate=False).edit("local") as theirs:
         cache = ours["cache"].get("dir") or root / ".dvc" / "cache"
         theirs.setdefault("cache", {})["dir"] = str(cache)
+        # Otherwise DVC keeps an index of every clone in a folder of the machine, for ever.
+        theirs.setdefault("core", {})["site_cache_dir"] = str(clone / ".dvc" / "tmp" / "site")
         for name, remote in ours["remote"].items():
             if "://" not in remote["url"]:
                 theirs.setdefault("remote", {}).setdefault(name, {})["url"] = remote["url"]

@@ -1,9 +1,10 @@
 """Where raw data comes from and what preparation must find in it."""
 
+import math
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_core.config.base import Count, Fraction, NonNegative, Section
 from rlhf_core.config.evaluation import GateConfig
@@ -18,6 +19,35 @@ VERSION_NAME = r"data-v[1-9]\d*"
 
 HUB = "hf:"
 """First part of a path that names a dataset of the Hugging Face hub."""
+
+STYLES = (
+    "list",
+    "exclamation",
+    "question",
+    "hedge",
+    "apology",
+    "refusal",
+    "flattery",
+    "disclaimer",
+)
+"""Habits of style that are looked for in responses."""
+
+_PRODUCTION_SHIFT = "data/production_shift_auc"
+DATA_METRICS = (
+    "data/krippendorff_alpha",
+    "data/length_win_fraction",
+    "data/length_auc",
+    "data/first_win_fraction",
+    "data/source_label_auc",
+    "data/source_length_share",
+    "data/prompt_shift_auc",
+    _PRODUCTION_SHIFT,
+    *(f"data/style/{habit}" for habit in STYLES),
+)
+"""What preparation measures, where the data allows; ``data.gates`` can ask for nothing else."""
+
+DATA_CONFIDENCE = 0.95
+"""Two-sided level of the intervals of these metrics."""
 
 
 class SourceConfig(Section):
@@ -38,6 +68,8 @@ class SourceConfig(Section):
     """The source's words for the winning side, where they are not a, b and tie."""
     strengths: dict[str, NonNegative] = Field(default_factory=dict)
     """The source's words for how much better, as numbers."""
+    subset: str | None = None
+    """Hub only: which configuration of a dataset that has several."""
     split: str = "train"
     """Hub only."""
     revision: str | None = None
@@ -131,7 +163,21 @@ class DataConfig(Section):
     min_alpha: float | None = Field(default=None, ge=-1, le=1)
     """Krippendorff's alpha below this stops the run; None where rows have a single vote."""
     gates: tuple[GateConfig, ...] = ()
-    """Conditions on the ``data/...`` metrics of the report; one that does not pass stops the run:
-    ``data/krippendorff_alpha``, ``data/length_win_fraction``, ``data/length_auc``,
-    ``data/first_win_fraction``, ``data/source_label_auc``, ``data/source_length_share``,
-    ``data/prompt_shift_auc``, ``data/production_shift_auc``, ``data/style/<habit>``."""
+    """Conditions on metrics of the report (``DATA_METRICS``, explained in docs/data.md); one that
+    does not pass stops the run."""
+
+    @model_validator(mode="after")
+    def _gates_measurable(self) -> "DataConfig":
+        for gate in self.gates:
+            if gate.metric not in DATA_METRICS:
+                raise ValueError(
+                    f"gates: {gate.metric!r} is not measured; expected {', '.join(DATA_METRICS)}"
+                )
+            if not math.isclose(gate.confidence, DATA_CONFIDENCE):
+                raise ValueError(
+                    f"gates: {gate.metric}: confidence {gate.confidence:g}, but datasets are"
+                    f" measured at {DATA_CONFIDENCE:g}"
+                )
+            if gate.metric == _PRODUCTION_SHIFT and self.prompts.production_path is None:
+                raise ValueError(f"gates: {gate.metric} needs data.prompts.production_path")
+        return self

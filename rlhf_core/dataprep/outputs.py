@@ -24,6 +24,9 @@ FILE_NAMES = (
 )
 """Prepared files in name order; each is ``<name>.jsonl``."""
 
+PAIR_FILES = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
+"""Those that hold preference pairs."""
+
 PAIR_COLUMNS = pa.schema(
     [
         ("comparison_id", pa.string()),

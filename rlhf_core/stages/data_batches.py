@@ -3,9 +3,10 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 from pydantic import Field
 
@@ -60,21 +61,30 @@ def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedB
     present = (path.name for path in folder.glob("*.dvc"))
     numbers = [int(found[1]) for name in (*taken, *present) if (found := _BATCH.fullmatch(name))]
     name = f"batch-{max(numbers, default=0) + 1:04d}.jsonl"
-    kept, unusable = _read(source)
-    write_records(folder / name, kept)
+    reasons: Counter[str] = Counter()
+    with atomic_file(clone / SET_ASIDE / name) as aside:
+        num_rows = write_records(folder / name, _usable(source, aside, reasons))
+    if not num_rows:
+        raise DataError(
+            f"{source.path}: no comparison to add; set aside: {dict(reasons) or 'none'}"
+        )
     digest = sha256_of(folder / name)
-    for other in sorted(folder.glob("batch-*.jsonl")):
-        if other.name != name and sha256_of(other) == digest:
-            raise DataError(f"{source.path}: these rows are already there as {other.name}")
+    for other in batch_names(clone):
+        if other != name and sha256_of(folder / other) == digest:
+            raise DataError(f"{source.path}: these rows are already there as {other}")
     paths = [BATCHES / name]
-    if unusable:
+    if reasons:
         paths.append(SET_ASIDE / name)
-        _write_set_aside(clone / SET_ASIDE / name, unusable)
+    else:
+        (clone / SET_ASIDE / name).unlink()
     versioning.dvc("add", "--quiet", *map(str, paths), cwd=clone)
     files = [f for path in paths for f in (f"{path}.dvc", str(path.parent / ".gitignore"))]
-    return AddedBatch(
-        name=name, set_aside=Counter(row.reason for row in unusable), files=tuple(files)
-    )
+    return AddedBatch(name=name, set_aside=reasons, files=tuple(files))
+
+
+def batch_names(clone: Path) -> list[str]:
+    """Return the names of the batch files in a repository, in order."""
+    return sorted(path.name for path in (clone / BATCHES).glob("batch-*.jsonl"))
 
 
 def check_out_batch(root: Path, name: str) -> None:
@@ -98,21 +108,11 @@ def require_batches(root: Path, latest: str, clone: Path) -> None:
             )
 
 
-def _read(source: SourceConfig) -> tuple[list[Comparison], list[SetAside]]:
-    kept: list[Comparison] = []
-    unusable: list[SetAside] = []
+def _usable(source: SourceConfig, aside: IO[bytes], reasons: Counter[str]) -> Iterator[Comparison]:
+    """Yield the comparisons of a source; write the other rows to ``aside`` and count them."""
     for item in read_comparisons(source):
         if isinstance(item, SetAside):
-            unusable.append(item)
+            reasons[item.reason] += 1
+            aside.write(json.dumps(asdict(item), ensure_ascii=False).encode() + b"\n")
         else:
-            kept.append(item)
-    if not kept:
-        reasons = dict(Counter(row.reason for row in unusable))
-        raise DataError(f"{source.path}: no comparison to add; set aside: {reasons or 'none'}")
-    return kept, unusable
-
-
-def _write_set_aside(path: Path, rows: Iterable[SetAside]) -> None:
-    with atomic_file(path) as stream:
-        for row in rows:
-            stream.write(json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n")
+            yield item

@@ -11,9 +11,8 @@ from pydantic import Field
 
 from rlhf_core.dataprep.files import iterate_records
 from rlhf_core.dataprep.keys import Key, conversation_key, response_keys, text_key
+from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.schema import DatasetSplits, PreferencePair, Record
-
-_FILES = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
 
 
 class ChangedPair(Record):
@@ -106,7 +105,7 @@ def _named(
 def _places(splits: DatasetSplits | None) -> Iterator[_Place]:
     if splits is None:
         return
-    for name in _FILES:
+    for name in PAIR_FILES:
         for pair in iterate_records(getattr(splits, name), PreferencePair):
             chosen, rejected = response_keys(pair.chosen, pair.rejected)
             both = b"".join(sorted((chosen, rejected)))

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_core.adapters import dvc_versions, versioning
@@ -25,6 +27,7 @@ from rlhf_core.stages.prepare import read_splits
 logger = logging.getLogger(__name__)
 
 _STAGE = "prepare"
+_FAILED = f"{dvc_versions.PREPARED}-failed"
 
 
 class BatchResult(Record):
@@ -55,19 +58,22 @@ def publish(
         directory: a place in the repository.
 
     Raises:
-        DataError: the batch cannot be read, preparation refuses, rows or a batch went missing,
-            or the storage does not answer. Nothing is published then.
+        DataError: the batch cannot be read, preparation refuses or passes over a batch, rows or a
+            batch went missing, or the storage does not answer. Nothing is published then; what
+            preparation kept of its refusal is in ``data/prepared-failed`` of the repository.
     """
     root = versioning.repository_root(directory)
-    with exclusive(root / LOCAL / "publish"):
+    scratch = root / LOCAL / "publish"
+    with exclusive(scratch):
         base = dvc_versions.publishing_base(root)
-        with dvc_versions.scratch_clone(root, base) as clone:
-            added = _fill(root, clone, batch, min_kept_fraction)
-            own_code = clone if (clone / "rlhf_core").is_dir() else None
-            versioning.dvc("repro", "--quiet", _STAGE, cwd=clone, code=own_code)
+        with dvc_versions.scratch_clone(root, base, scratch) as clone:
+            versions = list_versions(root)
+            added = _fill(root, clone, batch, versions, min_kept_fraction)
+            _prepare(root, clone)
             prepared = read_splits(clone / dvc_versions.PREPARED)
-            summary = _summarise(root, prepared, added.name)
-            _require_rows(root, summary, min_kept_fraction)
+            _require_read(prepared, clone, added, min_kept_fraction)
+            summary = _summarise(root, prepared, added.name, versions)
+            _require_rows(summary, versions, min_kept_fraction)
             changed = ["dvc.lock", *added.files]
             tag = dvc_versions.tag_version(clone, root, changed, summary)
             folder = keep_dataset(root, prepared)
@@ -84,11 +90,14 @@ def publish(
 
 
 def _fill(
-    root: Path, clone: Path, batch: SourceConfig | None, min_kept_fraction: float
+    root: Path,
+    clone: Path,
+    batch: SourceConfig | None,
+    versions: Sequence[DataVersion],
+    min_kept_fraction: float,
 ) -> AddedBatch:
     """Bring all raw files into the clone, the new batch with them."""
     data_batches.pull_raw(clone)
-    versions = list_versions(root)
     if versions and min_kept_fraction == 1.0:
         data_batches.require_batches(root, versions[-1].version, clone)
     if batch is None:
@@ -97,11 +106,44 @@ def _fill(
     return data_batches.add_batch(batch, clone, taken)
 
 
-def _summarise(root: Path, prepared: DatasetSplits, batch: str | None) -> dict[str, object]:
+def _prepare(root: Path, clone: Path) -> None:
+    """Run preparation in the clone; what it says of a refusal is kept before the clone goes."""
+    own_code = clone if (clone / "rlhf_core").is_dir() else None
+    try:
+        versioning.dvc("repro", "--quiet", _STAGE, cwd=clone, code=own_code)
+    except DataError:
+        if (clone / _FAILED).is_dir():
+            with exclusive(root / dvc_versions.PREPARED):
+                shutil.rmtree(root / _FAILED, ignore_errors=True)
+                shutil.copytree(clone / _FAILED, root / _FAILED)
+        raise
+
+
+def _require_read(
+    prepared: DatasetSplits, clone: Path, added: AddedBatch, min_kept_fraction: float
+) -> None:
+    """Refuse a dataset that leaves out a batch: the settings that dvc.yaml prepares decide."""
+    if min_kept_fraction == 1.0:
+        expected = data_batches.batch_names(clone)
+    else:
+        expected = [added.name] if added.name else []
+    files = json.loads(prepared.report.read_text(encoding="utf-8")).get("files", ())
+    read = {Path(file).name for file in files}
+    for name in expected:
+        if name not in read:
+            raise DataError(
+                f"{data_batches.BATCHES / name} would not be part of the version: preparation did"
+                f" not read it; in the configuration that dvc.yaml prepares set data.batches:"
+                f" {data_batches.BATCHES}, and commit that"
+            )
+
+
+def _summarise(
+    root: Path, prepared: DatasetSplits, batch: str | None, versions: Sequence[DataVersion]
+) -> dict[str, object]:
     """Return what the version's tag says of it."""
     report = json.loads(prepared.report.read_text(encoding="utf-8"))
     alpha = report["agreement"]["krippendorff_alpha"]
-    versions = list_versions(root)
     previous = bring_back(versions[-1].version, root) if versions else None
     diff = compare_datasets(previous, prepared, limit=0)
     return {
@@ -117,8 +159,9 @@ def _summarise(root: Path, prepared: DatasetSplits, batch: str | None) -> dict[s
     }
 
 
-def _require_rows(root: Path, summary: dict[str, object], min_kept_fraction: float) -> None:
-    versions = list_versions(root)
+def _require_rows(
+    summary: dict[str, object], versions: Sequence[DataVersion], min_kept_fraction: float
+) -> None:
     rows = summary["rows"]
     if versions and isinstance(rows, int) and rows < min_kept_fraction * versions[-1].rows:
         raise DataError(

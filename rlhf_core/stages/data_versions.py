@@ -127,8 +127,7 @@ def _materialise(root: Path, commit: str, dvc_md5: str) -> DatasetSplits:
     with exclusive(folder):
         if not folder.is_dir() or versioning.directory_md5(folder) != dvc_md5:
             shutil.rmtree(folder, ignore_errors=True)
-            incoming = folder.with_name(f".{folder.name}.incoming.tmp")
-            dvc_versions.fetch_prepared(root, commit, incoming)
+            incoming = dvc_versions.fetch_prepared(root, commit, folder)
             found = versioning.directory_md5(incoming)
             if found != dvc_md5:
                 raise DataError(f"commit {commit[:12]}: dataset is {found}, expected {dvc_md5}")

@@ -15,9 +15,10 @@ from rlhf_core.dataprep.manifest import code_digest, fingerprint_of, read_manife
 from rlhf_core.dataprep.publish import exclusive, replacing_directory
 from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
-from rlhf_core.errors import DataError
+from rlhf_core.errors import DataError, RlhfError
 from rlhf_core.schema import DatasetRef, DatasetSplits
 from rlhf_core.stages import prepare_build, prepare_checks
+from rlhf_core.stages.prepare_inputs import raw_sources, require_paths
 from rlhf_core.stages.prepare_tokens import make_token_check, prompt_limit, tokenizer_digest
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,9 @@ def prepare_data(config: PipelineConfig) -> DatasetSplits:
     folder of its own.
 
     Raises:
-        DataError: the input cannot be used. The output stays as it was; the rows in question and
-            the Data Docs of this attempt are kept in ``<output>-failed``.
+        DataError: the input cannot be used. The output stays as it was; the rows in question, the
+            report and the Data Docs of this attempt are kept in ``<output>-failed``.
+        MissingMetricError: a gate asks for what this data did not let be measured; kept likewise.
     """
     if config.data.version is not None:
         from rlhf_core.stages.data_versions import bring_back
@@ -71,7 +73,7 @@ def prepare_data(config: PipelineConfig) -> DatasetSplits:
         with replacing_directory(output) as work:
             try:
                 prepare_build.build(config, work, fingerprint, failures, token_check)
-            except DataError:
+            except RlhfError:
                 for name in (prepare_build.QUARANTINE, prepare_build.REPORT, DOCS):
                     prepare_checks.keep(work / name, failures)
                 raise
@@ -121,28 +123,12 @@ def _fingerprint(config: PipelineConfig) -> str:
     parts = {"seed": str(config.seed), "settings": settings, "code": code_digest(room, code)}
     if data.cleaning.tokens:
         parts["tokenizer"] = tokenizer_digest(config.model)
-    for number, source in enumerate(prepare_checks.raw_sources(data)):
-        name = f"preferences.{number}"
+    for key, source in raw_sources(data).items():
         if is_hub(source.path):
-            parts[name] = hub_fingerprint(source.path, source.split, source.revision)
-        else:
-            parts |= _digests(name, source.path)
-    for name, path in (
-        ("demonstrations", data.demonstrations.path),
-        ("prompts", data.prompts.path),
-        ("heldout_prompts", data.prompts.heldout_path),
-        ("production_prompts", data.prompts.production_path),
-        *((f"contamination.{i}", path) for i, path in enumerate(data.cleaning.contamination)),
-    ):
-        if path is not None:
-            parts |= _digests(name, path)
+            parts[key] = hub_fingerprint(source)
+    for key, path in require_paths(data).items():
+        parts |= {f"{key}/{file.name}": sha256_of(file) for file in source_files(path)}
     return fingerprint_of(parts)
-
-
-def _digests(name: str, path: Path) -> dict[str, str]:
-    if not path.exists():
-        raise DataError(f"{path}: no such file; data.{name.split('.')[0]} must name existing data")
-    return {f"{name}/{file.name}": sha256_of(file) for file in source_files(path)}
 
 
 def prepare_fingerprint(config: PipelineConfig) -> str:

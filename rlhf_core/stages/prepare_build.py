@@ -29,6 +29,7 @@ from rlhf_core.dataprep.split import PromptSplitter
 from rlhf_core.dataprep.votes import MODELS, reliability
 from rlhf_core.schema import ValidationReport
 from rlhf_core.stages import prepare_checks as checks
+from rlhf_core.stages import prepare_inputs as inputs
 from rlhf_core.stages.prepare_measure import measure
 from rlhf_core.stages.prepare_report import describe_agreement, write_annotators, write_report
 
@@ -60,8 +61,9 @@ def build(
 
     Raises:
         DataError: the input cannot be used.
+        MissingMetricError: a gate asks for what was not measured.
     """
-    data, subject = config.data, str(config.data.preferences.path)
+    data, subject = config.data, inputs.name_sources(config.data)
     validator = Validator(docs=work / data_docs.FOLDER, failures=failures)
     with Quarantine(work / QUARANTINE) as quarantine, PreparedFiles(work) as files:
         bench = _workbench(config, files, quarantine, token_check)
@@ -85,12 +87,13 @@ def build(
     room = (0, None) if token_check is None else token_check.room
     manifest = write_manifest(work, fingerprint, files.num_rows, room)
     sections = {
+        "files": inputs.raw_files(data),
         "agreement": agreement.as_json(),
         "measurements": found.as_json(),
         "gates": [result.model_dump(mode="json") for result in gates],
     }
     write_report(work / REPORT, manifest, quarantine, sections, validator.reports)
-    checks.require_gates(gates, subject, failures / REPORT)
+    checks.require_gates(gates, data.gates, subject, failures / REPORT)
 
 
 def _workbench(
@@ -135,9 +138,8 @@ def _read(data: DataConfig, bench: Workbench, spill: Path) -> Intake:
     if bench.heldout is not None:
         intake.signatures = SignatureTable(), SignatureTable()
     source_rows = bench.quarantine.source_rows.setdefault("preferences", Counter())
-    rows = chain.from_iterable(
-        read_comparisons(source, source_rows) for source in checks.raw_sources(data)
-    )
+    sources = inputs.raw_sources(data).values()
+    rows = chain.from_iterable(read_comparisons(source, source_rows) for source in sources)
     excluded = frozenset(data.votes.exclude)
     take_in(rows, intake, bench.quarantine, bench.rules, excluded=excluded)
     return intake
@@ -193,7 +195,7 @@ class Validator:
 def _validate_raw(data: DataConfig, intake: Intake, validator: Validator) -> None:
     frame = intake.columns.take_frame()
     report = validation.validate_raw_comparisons(frame, data.max_unusable_fraction, validator.docs)
-    validator.require(report, str(data.preferences.path), frame, intake.spill)
+    validator.require(report, inputs.name_sources(data), frame, intake.spill)
 
 
 def _validate_prepared(data: DataConfig, files: PreparedFiles, validator: Validator) -> None:

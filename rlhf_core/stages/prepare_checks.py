@@ -7,7 +7,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_core.config import DataConfig, GateConfig, SourceConfig
+from rlhf_core.config import GateConfig
 from rlhf_core.dataprep.files import atomic_file, read_lines
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.outputs import PreparedFiles
@@ -19,25 +19,6 @@ from rlhf_core.stages.prepare_report import AgreementReport
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def raw_sources(data: DataConfig) -> tuple[SourceConfig, ...]:
-    """Return all sources of comparisons in the order they are read; batches last.
-
-    Raises:
-        DataError: a batch is under DVC but its file is not here: it would be lost silently.
-    """
-    named = (data.preferences, *data.more_preferences)
-    if data.batches is None or not data.batches.is_dir():
-        return named
-    missing = [
-        path for path in sorted(data.batches.glob("*.dvc")) if not path.with_suffix("").exists()
-    ]
-    if missing:
-        raise DataError(f"{missing[0].with_suffix('')}: not here; run `dvc pull {missing[0]}`")
-    if not any(data.batches.glob("*.jsonl")):
-        return named
-    return (*named, SourceConfig(path=data.batches))
 
 
 def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
@@ -84,8 +65,27 @@ def require_passed(
                 lines = (text for _, text in read_lines(records))
                 for text in compress(lines, failing):
                     stream.write(text.encode() + b"\n")
-        kept = f"; the failing rows are kept in {path}"
+        kept = f"; first: {_first_failing(frame, failing)}; the failing rows are kept in {path}"
     raise DataError(f"{subject}: {report.suite}: check failed: {check.name}: {check.detail}{kept}")
+
+
+def _first_failing(frame: "pd.DataFrame", failing: "pd.Series[bool]") -> str:
+    """Say which row fails first and where it stands, or which two rows share an id."""
+    column = str(frame.columns[0])
+    first = frame[failing].iloc[0]
+    name = f"{column} {first[column]!r}"
+    if "line" not in frame:
+        return name
+    place = f"{first['source']}, line {first['line']}"
+    same_id = frame[frame[column] == first[column]]
+    others = same_id[same_id["content"] != first["content"]]
+    if others.empty:
+        return f"{name} of {place}"
+    other = others.iloc[0]
+    return (
+        f"{name} of {other['source']}, line {other['line']} stands for other texts in {place}; give"
+        " one of them another id, or leave ids out"
+    )
 
 
 def require_agreement(agreement: AgreementReport, subject: str, min_alpha: float | None) -> None:
@@ -142,21 +142,26 @@ def require_balance(quarantine: Quarantine, intake: Intake) -> None:
 def judge_dataset(
     metrics: Mapping[str, Estimate], gates: Sequence[GateConfig]
 ) -> tuple[GateResult, ...]:
-    """Apply the data gates to what was measured.
+    """Apply the data gates to what was measured; ``require_gates`` refuses those left over."""
+    measured = (gate for gate in gates if gate.metric in metrics)
+    return tuple(judge_estimate(gate, metrics[gate.metric]) for gate in measured)
+
+
+def require_gates(
+    results: Sequence[GateResult], gates: Sequence[GateConfig], subject: str, report: Path
+) -> None:
+    """Refuse a dataset unless every gate was judged and says PROMOTE.
 
     Raises:
         MissingMetricError: a gate asks for what was not measured.
+        DataError: a gate does not pass.
     """
-    for gate in gates:
-        if gate.metric not in metrics:
-            raise MissingMetricError(
-                f"data.gates: {gate.metric!r} was not measured; measured: {', '.join(metrics)}"
-            )
-    return tuple(judge_estimate(gate, metrics[gate.metric]) for gate in gates)
-
-
-def require_gates(results: Sequence[GateResult], subject: str, report: Path) -> None:
-    """Refuse a dataset unless every gate says PROMOTE."""
+    missing = {gate.metric for gate in gates} - {result.gate for result in results}
+    if missing:
+        raise MissingMetricError(
+            f"{subject}: data.gates: not measured on this data: {', '.join(sorted(missing))};"
+            f" what was measured stands in {report}"
+        )
     failed = [result for result in results if result.verdict != "PROMOTE"]
     if failed:
         reasons = " ".join(f"{result.verdict}: {result.reason}" for result in failed)

@@ -13,6 +13,7 @@ from rlhf_core.dataprep.files import iterate_records
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.near import prompt_text
+from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.dataprep.pictures import PictureData
 from rlhf_core.dataprep.shift import PromptSample, prompt_shift
 from rlhf_core.dataprep.source_bias import SourceFacts, source_estimates, source_facts
@@ -22,7 +23,6 @@ from rlhf_core.stages.prepare_report import AgreementReport
 
 _SAMPLE = 3_000
 """Prompts of a side that the shift test looks at, at most."""
-_PAIR_FILES = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ def _read_pairs(
     """Read the prepared pairs once more, for what only their texts tell."""
     styles = bias.StyleCounter()
     chosen, rejected, agreements = [], [], []
-    for name in _PAIR_FILES:
+    for name in PAIR_FILES:
         for pair in iterate_records(work / f"{name}.jsonl", PreferencePair):
             styles.add(pair)
             chosen.append(len(pair.chosen))

@@ -43,6 +43,26 @@ def test_round_trips_through_json(minimal):
         ("policy.clip_eps", "-1", "policy.ppo.clip_eps: Input should be greater than 0"),
         ("policy.algorithm", "pppo", "policy: Input tag 'pppo'"),
         ("sedd", "1", "sedd: Extra inputs are not permitted"),
+        (
+            "data.gates",
+            "[{metric: data/kripendorff_alpha, at_least: 0.3}]",
+            "'data/kripendorff_alpha' is not measured; expected data/krippendorff_alpha, ",
+        ),
+        (
+            "data.gates",
+            "[{metric: data/style/hegde, at_most: 0.6}]",
+            "'data/style/hegde' is not measured",
+        ),
+        (
+            "data.gates",
+            "[{metric: data/length_auc, at_most: 0.6, confidence: 0.9}]",
+            "data/length_auc: confidence 0.9, but datasets are measured at 0.95",
+        ),
+        (
+            "data.gates",
+            "[{metric: data/production_shift_auc, at_most: 0.6}]",
+            "data/production_shift_auc needs data.prompts.production_path",
+        ),
     ],
 )
 def test_a_wrong_setting_names_file_and_key(minimal, key, value, says):

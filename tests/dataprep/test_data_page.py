@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.config import SourceConfig
-from rlhf_core.config.data import SourceFormat
+from rlhf_core.config.data import DATA_METRICS, SourceFormat
 from rlhf_core.dataprep.bias import STYLES
 from rlhf_core.dataprep.rows import Reason
 from rlhf_core.dataprep.sources import read_comparisons
@@ -27,6 +27,13 @@ def test_an_example_is_read(tmp_path, ending, name, text):
     items = list(read_comparisons(SourceConfig(path=path, format=name)))
     assert items
     assert all(item.votes for item in items)
+
+
+def test_every_metric_that_a_gate_may_name_is_explained():
+    habits = {f"data/style/{habit}" for habit in STYLES}
+    assert habits == {name for name in DATA_METRICS if name.startswith("data/style/")}
+    for name in set(DATA_METRICS) - habits:
+        assert name in PAGE, name
 
 
 def test_every_reason_and_habit_is_explained():

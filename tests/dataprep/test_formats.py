@@ -11,7 +11,7 @@ from rlhf_core.config import DemonstrationsConfig, SourceConfig
 from rlhf_core.dataprep.files import write_records
 from rlhf_core.dataprep.sources import canonical, read_comparisons, read_demonstrations
 from rlhf_core.dataprep.sources import flat as flat_reader
-from rlhf_core.dataprep.sources.hub import hub_name
+from rlhf_core.dataprep.sources.hub import hub_fingerprint, hub_name
 from rlhf_core.errors import DataError
 
 CANONICAL = {
@@ -293,6 +293,27 @@ def test_a_dataset_is_loaded_by_name(tmp_path, write_jsonl, monkeypatch):
     assert (item.source, winner(item)) == ("named", "good")
     with pytest.raises(DataError, match="split 'validation' cannot be loaded"):
         read("hf://datasets/named", format="pairs", split="validation")
+
+
+def test_a_dataset_of_several_configurations_is_read_by_subset(tmp_path, write_jsonl, monkeypatch):
+    for subset in ("en", "fr"):
+        row = {"prompt": "Q?", "chosen": f"good {subset}", "rejected": "bad"}
+        write_jsonl(f"several/{subset}/train.jsonl", [row])
+    configs = [f"- config_name: {name}\n  data_files: {name}/*.jsonl" for name in ("en", "fr")]
+    card = "\n".join(["---", "configs:", *configs, "---", ""])
+    (tmp_path / "several" / "README.md").write_text(card)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    named = {"path": "hf://datasets/several", "format": "pairs"}
+    english, french = (SourceConfig(subset=name, **named) for name in ("en", "fr"))
+    assert [winner(item) for item in read_comparisons(english)] == ["good en"]
+    assert [winner(item) for item in read_comparisons(french)] == ["good fr"]
+    assert hub_fingerprint(english) != hub_fingerprint(french)
+    with pytest.raises(DataError, match=r"configs: \['en', 'fr'\]; name one as subset$"):
+        read(**named)
+    with pytest.raises(DataError, match=r"subset 'de', split 'train' .* Available: \['en', 'fr'\]"):
+        read(**named, subset="de")
 
 
 def test_only_a_dataset_address_names_a_dataset(tmp_path):

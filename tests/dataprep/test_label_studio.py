@@ -139,12 +139,12 @@ def test_a_large_export_is_read_piece_by_piece(tmp_path, ending):
     path.write_bytes(gzip.compress(text[:-9]) if ending else text[:-9])
     rows = read_rows(path)
     assert [row.line for row in islice(rows, 3)] == [1, 2, 3]
-    with pytest.raises(DataError, match=r"after item 3999: broken JSON \(parse error"):
+    with pytest.raises(DataError, match="after item 3999: broken JSON"):
         list(rows)
 
 
 def test_an_export_with_bytes_that_are_no_text_is_refused(tmp_path):
     path = tmp_path / "export.json"
     path.write_bytes(b'[{"id": 1}, {"id": "\xff"}]')
-    with pytest.raises(DataError, match=r"after item 1: broken JSON \(lexical error"):
+    with pytest.raises(DataError, match="after item 0: not UTF-8"):
         list(read_rows(path))

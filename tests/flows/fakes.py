@@ -1,6 +1,7 @@
 """Stages that cost nothing and hand on real records; put in place of the real ones."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from flows import bindings
@@ -20,6 +21,14 @@ from rlhf_core.stages.promote import Promotion
 FILES = [
     name for name, field in DatasetSplits.model_fields.items() if field.annotation is DatasetRef
 ]
+
+DATA_REPORT = {
+    "inputs": {"preferences": {"rows": 1200, "kept": 1190, "set_aside": {"no_votes": 2, "tie": 8}}},
+    "agreement": {
+        "krippendorff_alpha": {"value": 0.4014, "low": 0.39, "high": 0.41},
+        "careless": [{"annotator": "cyn", "careless": ["at_chance", "too_fast"]}],
+    },
+}
 
 
 def digest(*parts):
@@ -107,7 +116,10 @@ class FakeStages:
 
     def prepare_data(self, config):
         self._called("prepare")
-        return self.read_splits(self.directory / "prepared")
+        splits = self.read_splits(self.directory / "prepared")
+        splits.directory.mkdir(exist_ok=True)
+        splits.report.write_text(json.dumps(DATA_REPORT))
+        return splits
 
     def train_sft(self, config, splits, context):
         return self._result("sft", context, splits.sha256, config.seed)

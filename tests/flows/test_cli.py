@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from flows import bindings, events
 from flows.cli import app, main
 from flows.runs import hold_stage, open_run, settings_of_run
-from flows.tables import show_table
+from flows.tables import show_line, show_lineage, show_table
+from rlhf_core.adapters.lineage import Lineage
 from rlhf_core.errors import CheckpointError, DataError
 from rlhf_core.stages.promote import Promotion, Rollback
 
@@ -53,6 +54,16 @@ def test_a_table_that_goes_to_a_file_cuts_no_word_short(capsys):
     show_table(table)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "HOLD" in line]
     assert all(words in line for words in long_words)
+
+
+def test_a_path_that_looks_like_markup_is_shown_as_it_is(capsys):
+    named = dict.fromkeys(Lineage.model_fields, "x")
+    path = "/srv/[/data]/:smile:"
+    many = {"aliases": (), "git_dirty": False, "gates": {}, "upstream": {}, "verdict": ""}
+    lineage = Lineage(**{**named, **many, "dataset_path": path})
+    show_lineage(lineage)
+    show_line(path)
+    assert capsys.readouterr().out.count(path) == 2
 
 
 def test_a_run_that_a_gate_stopped_exits_1_with_the_reason(rlhf, stages, config_path):
@@ -199,6 +210,15 @@ def test_each_stage_is_its_own_command(rlhf, stages, config_path):
     assert [call for call in stages.calls if call != "check_server"] == [
         "prepare", "sft", "reward", "judge", "policy", "evaluate",
     ]  # fmt: skip
+
+
+def test_prepare_says_what_came_of_the_rows_and_how_far_they_agree(rlhf, stages, config_path):
+    lines = rlhf("prepare", config_path).stdout.splitlines()
+    assert "preferences: 1,200 rows, 1,190 kept; set aside: tie 8, no_votes 2" in lines
+    assert "Krippendorff's alpha: 0.401 [0.390, 0.410]" in lines
+    (careless,) = [line for line in lines if line.startswith("look careless: ")]
+    assert careless.startswith("look careless: cyn (at_chance, too_fast); everybody: ")
+    assert careless.endswith("annotators.csv")
 
 
 def test_help_imports_nothing_heavy():

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from flows.cli import app, main
 from rlhf_core.config import SourceConfig
-from rlhf_core.stages import data_publish
+from rlhf_core.stages import data_publish, data_versions
+from rlhf_core.stages.data_diff import ChangedPair, DatasetDiff
 
 
 class Published(Exception):
@@ -38,7 +39,8 @@ def test_a_source_with_its_own_words_is_added(sources):
         *("votes.csv", "--format", "flat", "--column", "prompt=question"),
         *("--choice", "first=a", "--choice", "x=y=tie", "--strength", "a bit=0.5"),
     )
-    add("hf://datasets/x/y", "--format", "pairs", "--split", "test", "--revision", "v1")
+    hub = ("--subset", "en", "--split", "test", "--revision", "v1")
+    add("hf://datasets/x/y", "--format", "pairs", *hub)
     assert sources == [
         SourceConfig(
             path=Path("votes.csv"),
@@ -47,7 +49,13 @@ def test_a_source_with_its_own_words_is_added(sources):
             choices={"first": "a", "x=y": "tie"},
             strengths={"a bit": 0.5},
         ),
-        SourceConfig(path=Path("hf://datasets/x/y"), format="pairs", split="test", revision="v1"),
+        SourceConfig(
+            path=Path("hf://datasets/x/y"),
+            format="pairs",
+            subset="en",
+            split="test",
+            revision="v1",
+        ),
     ]
 
 
@@ -70,3 +78,16 @@ def test_a_wrong_option_is_one_clear_line(sources, monkeypatch, capsys, argument
     assert stopped.value.code == 2
     assert says in " ".join(capsys.readouterr().err.split())
     assert not sources
+
+
+def test_texts_that_look_like_markup_are_shown_as_they_are(monkeypatch):
+    """A closing tag ended the command, ``:smile:`` became a picture."""
+    odd = {name: f"[/{name}] [b]:smile: \\" for name in ("comparison_id", "source", "prompt")}
+    pair = ChangedPair(**odd, file="reward_train", chosen="", rejected="")
+    counts = {"num_came": 1, "num_went": 0, "num_relabelled": 0, "num_same": 0}
+    found = DatasetDiff(**counts, came=(pair,), went=(), relabelled=())
+    monkeypatch.setattr(data_versions, "compare", lambda *_, **__: found)
+    done = CliRunner().invoke(app, ["data", "diff", "data-v1", "data-v2"])
+    assert done.exit_code == 0, done.output
+    for text in odd.values():
+        assert text in done.stdout

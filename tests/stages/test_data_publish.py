@@ -38,8 +38,41 @@ def test_what_preparation_refuses_is_told_and_publishes_nothing(repository):
     path.write_text(path.read_text().replace("min_pairs: 10", "min_pairs: 1000"))
     call("git", "commit", "-qam", "ask for more", cwd=repository)
     before = state(repository)
-    with pytest.raises(DataError, match="60 pairs left of 60 rows, expected at least 1000"):
+    says = "60 pairs left of 60 rows, expected at least 1000"
+    with pytest.raises(DataError, match=says) as refused:
         publish(None, directory=repository)
+    assert (repository / str(refused.value).rsplit("reasons in ", 1)[1]).is_file()
+    assert state(repository) == before
+
+
+def test_a_batch_that_preparation_passes_over_is_not_published(repository, tmp_path):
+    """The settings behind dvc.yaml decide what is read; they need not name the batches."""
+    path = repository / "configs" / "small.yaml"
+    path.write_text(path.read_text().replace("  batches: data/raw/preferences\n", ""))
+    call("git", "commit", "-qam", "no batches", cwd=repository)
+    before = state(repository)
+    batch = SourceConfig(path=write(tmp_path / "b.jsonl", rows(range(60, 70))))
+    says = "batch-0001.jsonl would not be part .* set data.batches: data/raw/preferences"
+    for fraction in (1.0, 0.5):
+        with pytest.raises(DataError, match=says):
+            publish(batch, min_kept_fraction=fraction, directory=repository)
+    assert state(repository) == before
+
+
+def test_what_a_refused_batch_clashes_with_is_named_and_kept(repository, tmp_path):
+    """Two people number their sheets from 0; the scratch clone with the rows is gone by then."""
+    for name, numbers in (("ann", range(60, 80)), ("bob", range(80, 100))):
+        numbered = [{"comparison_id": str(i), **row} for i, row in enumerate(rows(numbers))]
+        write(tmp_path / f"{name}.jsonl", numbered)
+    publish(SourceConfig(path=tmp_path / "ann.jsonl"), directory=repository)
+    before = state(repository)
+    says = "comparison_id '0' of bob, line 1 stands for other texts in ann, line 1; give one"
+    with pytest.raises(DataError, match=says) as refused:
+        publish(SourceConfig(path=tmp_path / "bob.jsonl"), directory=repository)
+    assert "comparisons.jsonl, data/raw/preferences: " in str(refused.value)
+    kept = repository / str(refused.value).rsplit(" ", 1)[-1]
+    assert len(kept.read_text().splitlines()) == 40
+    assert (kept.parent / "docs" / "index.html").is_file()
     assert state(repository) == before
 
 

@@ -2,6 +2,7 @@ import pytest
 
 from rlhf_core.errors import DataError
 from rlhf_core.stages.preflight import check_inputs
+from rlhf_core.stages.prepare import prepare_data
 
 
 @pytest.fixture
@@ -31,10 +32,24 @@ def test_a_published_version_needs_no_raw_file(with_data):
         ({"preferences": {"path": "gone.jsonl"}}, "data.preferences.path"),
         ({"more_preferences": [{"path": "gone.jsonl"}]}, "data.more_preferences.0.path"),
         ({"demonstrations": {"path": "gone.jsonl"}}, "data.demonstrations.path"),
+        ({"prompts": {"heldout_path": "gone.jsonl"}}, "data.prompts.heldout_path"),
         ({"prompts": {"production_path": "gone.jsonl"}}, "data.prompts.production_path"),
         ({"cleaning": {"contamination": ["gone.jsonl"]}}, "data.cleaning.contamination.0"),
     ],
 )
-def test_a_missing_file_is_named_with_its_key(with_data, data, key):
-    with pytest.raises(DataError, match=f"gone.jsonl: no such file; {key} must name"):
-        check_inputs(with_data(**data))
+def test_a_missing_file_is_named_with_its_key(with_data, tmp_path, monkeypatch, data, key):
+    monkeypatch.chdir(tmp_path)
+    for check in (check_inputs, prepare_data):
+        with pytest.raises(DataError, match=f"gone.jsonl: no such file; {key} must name"):
+            check(with_data(**data))
+
+
+@pytest.mark.parametrize("tracked", ["raw/prompts.jsonl.dvc", "raw.dvc"])
+def test_a_file_that_dvc_has_is_fetched_from_there(with_data, tmp_path, monkeypatch, tracked):
+    """Tracked by itself, or with the folder it lies in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / tracked).touch()
+    config = with_data(prompts={"path": "raw/prompts.jsonl"})
+    with pytest.raises(DataError, match=f"prompts.jsonl: no such file; run `dvc pull {tracked}`"):
+        prepare_data(config)

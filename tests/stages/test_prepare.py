@@ -12,9 +12,11 @@ from rlhf_core.adapters.versioning import directory_md5
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.files import md5_of, read_records, sha256_of
 from rlhf_core.dataprep.keys import conversation_key
-from rlhf_core.errors import DataError, MissingMetricError
+from rlhf_core.dataprep.outputs import PAIR_FILES
+from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, PreferencePair, Prompt
 from rlhf_core.stages.prepare import prepare_data, read_splits
+from tests.stages.prepare_helpers import comparisons, make_config, write
 
 KINDS = {
     "demonstrations": Demonstration,
@@ -22,47 +24,6 @@ KINDS = {
     "judge": PreferencePair,
     "prompts": Prompt,
 }
-
-
-def comparisons(num_rows=400) -> list[dict]:
-    """Two comparisons a prompt, three votes each; every tenth is a tie."""
-    return [
-        {
-            "comparison_id": f"c{i}",
-            "prompt": f"Question {i // 2}?",
-            "response_a": f"Answer {i}.",
-            "response_b": f"I do not know {i}.",
-            "votes": [
-                {"annotator": f"w{j}", "choice": choice}
-                for j, choice in enumerate(
-                    ["a", "b", "tie"] if i % 10 == 0 else ["a", "a", "b" if i % 3 else "a"]
-                )
-            ],
-        }
-        for i in range(num_rows)
-    ]
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def make_config(tmp_path: Path, **data) -> PipelineConfig:
-    return PipelineConfig.model_validate(
-        {
-            "model": {"base": "unused"},
-            "policy": {"algorithm": "ppo"},
-            "gates": {"sft": [], "reward": [], "policy": []},
-            "data": {
-                "preferences": {"path": str(tmp_path / "pairs.jsonl")},
-                "output": str(tmp_path / "prepared"),
-                "heldout_fraction": 0.2,
-                "cleaning": {"tokens": False},
-                **data,
-            },
-        }
-    )
 
 
 @pytest.fixture
@@ -110,8 +71,7 @@ def test_a_person_who_votes_twice_in_one_row_does_not_outvote_two(tmp_path):
     rows[0]["votes"] = [{"annotator": "loud", "choice": "a"}] * 3 + honest
     write(tmp_path / "pairs.jsonl", rows)
     splits = prepare_data(make_config(tmp_path))
-    names = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
-    found = [p for n in names for p in read_records(references(splits)[n], PreferencePair)]
+    found = [p for n in PAIR_FILES for p in read_records(references(splits)[n], PreferencePair)]
     [pair] = [p for p in found if rows[0]["response_b"] in (p.chosen, p.rejected)]
     assert (pair.chosen, pair.num_votes) == (rows[0]["response_b"], 3)
     report = json.loads(splits.report.read_text())
@@ -234,7 +194,7 @@ BAD = [
     (
         "many empty",
         lambda rows: change_odd(rows, response_a=""),
-        "check failed: response_a is not blank: 200 of 400 rows fail",
+        "is not blank: 200 of 400 rows fail; first: comparison_id 'c1' of pairs, line 2;",
     ),
     (
         "many alike",
@@ -244,7 +204,7 @@ BAD = [
     (
         "one id, two rows",
         lambda rows: [*rows, {**rows[1], "response_a": "new"}],
-        "check failed: an id stands for one comparison",
+        "comparison_id 'c1' of pairs, line 401 stands for other texts in pairs, line 2; give one",
     ),
 ]
 
@@ -287,57 +247,6 @@ def test_low_or_undefined_agreement_stops(config, tmp_path):
 def test_a_split_without_rows_is_refused(config, tmp_path):
     with pytest.raises(DataError, match=r"no rows for .*judge_heldout"):
         prepare_data(make_config(tmp_path, judge_fraction=0.0))
-
-
-def gate(metric: str, **bound) -> dict:
-    return {"metric": metric, "min_samples": 50, **bound}
-
-
-def test_data_gates_pass_and_stand_in_the_report(config, tmp_path):
-    gates = [
-        gate("data/krippendorff_alpha", at_least=-1.0),
-        gate("data/length_auc", at_most=1.0),
-        gate("data/first_win_fraction", at_least=0.5),
-    ]
-    report = json.loads(prepare_data(make_config(tmp_path, gates=gates)).report.read_text())
-    assert [result["verdict"] for result in report["gates"]] == ["PROMOTE"] * 3
-
-
-@pytest.mark.parametrize(
-    ("refused", "verdict"),
-    [
-        (gate("data/krippendorff_alpha", at_least=0.9), "REJECT"),
-        (gate("data/first_win_fraction", at_most=0.6), "REJECT"),
-        (gate("data/length_win_fraction", at_least=0.0, min_samples=9_999), "HOLD"),
-    ],
-)
-def test_a_data_gate_that_does_not_pass_stops_and_keeps_the_old(config, tmp_path, refused, verdict):
-    before = prepare_data(config)
-    with pytest.raises(DataError) as raised:
-        prepare_data(make_config(tmp_path, gates=[refused]))
-    message = str(raised.value)
-    assert f"the data gates refuse this dataset. {verdict}: {refused['metric']} = " in message
-    kept = json.loads(Path(message.rsplit("See ", 1)[1]).read_text())
-    assert kept["gates"][0]["verdict"] == verdict
-    assert read_splits(config.data.output) == before
-
-
-def test_a_gate_on_what_was_not_measured_is_refused(config, tmp_path):
-    with pytest.raises(MissingMetricError, match="'data/nonsense' was not measured; measured: "):
-        prepare_data(make_config(tmp_path, gates=[gate("data/nonsense", at_least=0.0)]))
-
-
-def test_prompts_unlike_production_are_told_with_their_words(config, tmp_path):
-    production = [{"prompt": f"cook me soup number {i}"} for i in range(100)]
-    write(tmp_path / "production.jsonl", production)
-    prompts = {"production_path": str(tmp_path / "production.jsonl")}
-    gates = [gate("data/production_shift_auc", at_most=0.8)]
-    splits = prepare_data(make_config(tmp_path, prompts=prompts))
-    found = json.loads(splits.report.read_text())["measurements"]
-    assert found["metrics"]["data/production_shift_auc"]["low"] > 0.9
-    assert "soup" in found["shift_words"]["production_shift_auc"]["other"]
-    with pytest.raises(DataError, match="REJECT: data/production_shift_auc"):
-        prepare_data(make_config(tmp_path, prompts=prompts, gates=gates))
 
 
 def test_pictures_and_data_docs_are_made(config):

@@ -14,7 +14,7 @@ import pytest
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.stages.prepare import read_splits
-from tests.stages.test_prepare import comparisons, make_config, write
+from tests.stages.prepare_helpers import comparisons, make_config, write
 
 STARTER = """
 import json, os, sys

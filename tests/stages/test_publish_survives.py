@@ -33,11 +33,12 @@ def batch(repository: Path, number: int) -> Path:
     return write(repository.parent / f"batch-{number}.jsonl", rows(range(start, start + 10)))
 
 
-def add(repository: Path, file: Path) -> subprocess.Popen:
+def add(repository: Path, file: Path, **environment: str) -> subprocess.Popen:
     """Start ``rlhf data add`` as a person would, with a process group of its own."""
     return subprocess.Popen(
         [RLHF, "data", "add", str(file)],
         cwd=repository,
+        env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -72,6 +73,29 @@ def test_two_at_once_become_two_versions_with_both_batches(repository):
     ]
     assert sorted(batches_of(repository)) == sorted([questions(0), questions(1)])
     assert call("git", "status", "--porcelain", cwd=repository) == ""
+
+
+def test_what_a_kill_leaves_is_gone_after_the_next_call(repository, tmp_path):
+    temporary, versions = tmp_path / "temporary", repository / ".rlhf" / "data"
+    temporary.mkdir()
+    process = add(repository, batch(repository, 0), TMPDIR=str(temporary))
+    deadline = time.monotonic() + 120
+    while not list(versions.glob(".publish.*.tmp/data/raw/preferences/*.dvc")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert len(list(versions.glob(".publish.*.tmp"))) == 1
+    assert list(temporary.iterdir()) == []
+    process = add(repository, batch(repository, 0), TMPDIR=str(temporary))
+    assert process.communicate()[1].count("error") == 0
+    assert process.returncode == 0
+    assert not list(versions.glob(".*.tmp"))
+    assert list(temporary.iterdir()) == []
+    assert call("git", "status", "--porcelain", cwd=repository) == ""
+    bring_back("data-v1", repository)
+    assert not list(versions.glob(".*.tmp"))
 
 
 def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repository):

@@ -37,7 +37,7 @@ def read_comparisons(
     nested = source.format == "label_studio"
     columns = {} if nested else source.columns
     if is_hub(source.path):
-        rows = rename(read_hub_rows(source.path, source.split, source.revision), columns)
+        rows = rename(read_hub_rows(source), columns)
     else:
         rows = read_rows(source.path, columns)
     source_rows = Counter() if source_rows is None else source_rows

@@ -3,21 +3,18 @@
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import ijson
-
 from rlhf_core.config.data import HUB
-from rlhf_core.dataprep.files import read_blocks, read_objects, read_text, shorten
+from rlhf_core.dataprep.files import parse_object, read_objects, read_text
+from rlhf_core.dataprep.json_arrays import read_values
 from rlhf_core.dataprep.keys import source_name
 from rlhf_core.dataprep.rows import RawRow
 from rlhf_core.errors import DataError
 
 _COMPRESSED = (".gz", ".zst")
 _BATCH_ROWS = 1_000
-_BEGIN = 100
 _MAX_FIELD = 2**31 - 1
 
 
@@ -86,27 +83,9 @@ def _ending(path: Path) -> str:
 
 
 def _read_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON array, as exports are: one value in the whole file, read piece by piece."""
-    blocks = read_blocks(path)
-    begin = next((block for block in blocks if block.strip()), b"")
-    if not begin.lstrip().startswith(b"["):
-        found = begin.lstrip()[:_BEGIN].decode(errors="replace")
-        advice = "; if each line is an object, name the file .jsonl" if found[:1] == "{" else ""
-        raise DataError(f"{path}: expected a list of objects, found {shorten(found)}{advice}")
-    number = 0
-    try:
-        values = ijson.items(ijson.from_iter(chain([begin], blocks)), "item", use_float=True)
-        for number, value in enumerate(values, 1):
-            if not isinstance(value, dict):
-                raise DataError(
-                    f"{path}, item {number}: expected an object, found {type(value).__name__}"
-                )
-            yield number, value
-    except ijson.JSONError as error:
-        first = str(error).removeprefix("b'").splitlines()[0]
-        raise DataError(
-            f"{path}, after item {number}: broken JSON ({first}); expected a list of objects"
-        ) from error
+    """Rows of a JSON array, as exports are."""
+    for number, text in read_values(path):
+        yield number, parse_object(text, where=f"{path}, item {number}")
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.config.data import SourceConfig
 from rlhf_core.dataprep.rows import RawRow
 from rlhf_core.errors import DataError
 
@@ -27,28 +28,34 @@ def hub_name(path: Path) -> str:
     return name
 
 
-def read_hub_rows(path: Path, split: str, revision: str | None) -> Iterator[RawRow]:
+def read_hub_rows(source: SourceConfig) -> Iterator[RawRow]:
     """Yield the rows of one split."""
-    name = hub_name(path)
-    source = name.rsplit("/", 1)[-1]
-    for number, row in enumerate(_load(name, split, revision), 1):
-        yield RawRow(path, source, number, dict(row))
+    name = hub_name(source.path).rsplit("/", 1)[-1]
+    for number, row in enumerate(_dataset(source), 1):
+        yield RawRow(source.path, name, number, dict(row))
 
 
-def hub_fingerprint(path: Path, split: str, revision: str | None) -> str:
+def hub_fingerprint(source: SourceConfig) -> str:
     """Return the digest ``datasets`` keeps of the very files and code behind a split."""
-    return str(_load(hub_name(path), split, revision)._fingerprint)
+    return str(_dataset(source)._fingerprint)
+
+
+def _dataset(source: SourceConfig) -> Any:
+    return _load(hub_name(source.path), source.subset, source.split, source.revision)
 
 
 @cache
-def _load(name: str, split: str, revision: str | None) -> Any:
+def _load(name: str, subset: str | None, split: str, revision: str | None) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(name, split=split, revision=revision)
+        return datasets.load_dataset(name, subset, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # What follows shows a call of Python.
+        said = " ".join(str(error).partition("Example of usage")[0].split())
+        hint = "; name one as subset" if subset is None and "available config" in said else ""
+        part = f"split {split!r}" if subset is None else f"subset {subset!r}, split {split!r}"
         raise DataError(
-            f"hf://datasets/{name}: split {split!r} cannot be loaded: {lines[0]}"
+            f"hf://datasets/{name}: {part} cannot be loaded: {said or type(error).__name__}{hint}"
         ) from error

@@ -1,0 +1,76 @@
+"""Arrays read value by value: the same values as read whole, wherever a block of the file ends."""
+
+import json
+import tracemalloc
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlhf_core.dataprep import files
+from rlhf_core.dataprep.json_arrays import read_values
+from rlhf_core.dataprep.sources.containers import read_rows
+from rlhf_core.errors import DataError
+
+QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+OBJECTS = st.lists(st.dictionaries(st.text(max_size=3), VALUES), max_size=5)
+INDENTS = st.sampled_from([None, 2])
+
+
+@QUIET
+@given(rows=OBJECTS, block=st.integers(1, 40), indent=INDENTS, plain=st.booleans())
+def test_where_blocks_end_does_not_matter(tmp_path, monkeypatch, rows, block, indent, plain):
+    path = tmp_path / "a.json"
+    text = json.dumps(rows, indent=indent, ensure_ascii=plain)
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(files, "_BLOCK", block)
+    assert [json.loads(value) for _, value in read_values(path)] == rows
+    path.write_text(text[:-1], encoding="utf-8")
+    with pytest.raises(DataError, match=f"after item {len(rows)}: broken JSON"):
+        list(read_values(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b'[{"a": "\\ud800"}]', "item 1: broken JSON"),
+        (b'[{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}]", "after item 0: .*nested too deeply"),
+        (b'[{"a": 1}, {"b": "\xff"}]', "after item 0: not UTF-8"),
+        (b'[{"a": 1}] []', "after item 1: .*nothing behind the list"),
+        (b'[{"a": 1},]', "after item 1: broken JSON"),
+        (b'[{"a": 1} {"a": 2}]', "after item 1: .*the end of the list"),
+        (b'[{"a": 1}, 2]', "item 2: expected a JSON object, found int"),
+        (b'{"a": 1}\n{"a": 2}', "expected a list of objects, found '{.*name the file .jsonl"),
+        (b"", "expected a list of objects, found ''"),
+    ],
+)
+def test_what_is_no_list_of_objects_is_one_line(tmp_path, text, says):
+    path = tmp_path / "a.json"
+    path.write_bytes(text)
+    with pytest.raises(DataError, match=says) as refused:
+        list(read_rows(path))
+    assert "\n" not in str(refused.value)
+
+
+def test_numbers_are_as_long_as_they_are_written(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"id": 340282366920938463463374607431768211456}]')
+    assert [row.value["id"] for row in read_rows(path)] == [2**128]
+
+
+def test_what_is_broken_is_found_before_the_rest_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, {"a" 2}, ' + '{"a": "%s"}, ' % ("x" * 1_000) * 30_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="after item 1: broken JSON"):
+            list(read_values(path))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000
