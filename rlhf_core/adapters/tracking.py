@@ -39,6 +39,8 @@ def stage_inputs(splits: DatasetSplits | None = None, **models: ModelRef) -> dic
             "dataset_dvc_md5": splits.dvc_md5,
             "dataset_path": str(splits.directory),
         }
+        if splits.split:
+            tags["dataset_split"] = splits.split
         if splits.git_revision:
             tags["dataset_git_revision"] = splits.git_revision
     return tags

@@ -29,6 +29,8 @@ class Manifest(Record):
     sha256: str
     """Version of the dataset: over the prepared files' sha256, in name order."""
     files: dict[str, FileFacts]
+    split: str = ""
+    """Rule by which prompts were split; empty in datasets that are older than this field."""
     longest_prompt: int = 0
     """Tokens of the longest prompt to sample from; 0 where tokens were not looked at."""
     shortest_left_out: int | None = None
@@ -59,6 +61,7 @@ def write_manifest(
     fingerprint: str,
     num_rows: Mapping[str, int],
     room: tuple[int, int | None] = (0, None),
+    split: str = "",
 ) -> Manifest:
     """Digest the prepared files of ``directory`` and write the manifest beside them.
 
@@ -67,6 +70,7 @@ def write_manifest(
         fingerprint: of all that decided them.
         num_rows: rows of each file.
         room: tokens of the longest prompt kept and of the shortest left out.
+        split: rule by which prompts were split.
     """
     files = {}
     for name in FILE_NAMES:
@@ -77,6 +81,7 @@ def write_manifest(
         fingerprint=fingerprint,
         sha256=digest.hexdigest(),
         files=files,
+        split=split,
         longest_prompt=room[0],
         shortest_left_out=room[1],
     )

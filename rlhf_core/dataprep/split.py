@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlhf_core.dataprep.keys import Key, unit_interval
+from rlhf_core.dataprep.keys import Key, text_key, unit_interval
 
 Side = Literal["train", "heldout"]
 Half = Literal["reward", "judge"]
@@ -25,6 +25,16 @@ class PromptSplitter:
     has_heldout_file: bool = False
     heldout_elsewhere: set[Key] = field(default_factory=set)
     """Held-out prompts of pairs and demonstrations, filled in by ``side``."""
+
+    @property
+    def rule(self) -> str:
+        """Two datasets split by one rule agree on every prompt that both have."""
+        rule = (
+            f"seed {self.seed}, held out {self.heldout_fraction:g}, judge {self.judge_fraction:g}"
+        )
+        if self.has_heldout_file:
+            rule += f", prompts {text_key(b''.join(sorted(self.reserved)).hex()).hex()[:12]}"
+        return rule
 
     def side(self, key: Key) -> Side:
         """Return the side of a pair's or a demonstration's prompt."""

@@ -32,6 +32,9 @@ class DatasetSplits(Record):
     dvc_md5: str
     """DVC's md5 of the directory."""
     git_revision: str | None
+    split: str = ""
+    """Rule by which prompts were split: what is held out here is held out in every dataset of the
+    same rule. Empty in datasets that do not say."""
     demonstrations_train: DatasetRef
     demonstrations_heldout: DatasetRef
     reward_train: DatasetRef

@@ -32,9 +32,11 @@ from rlhf_core.stages.scored_pairs import heldout_pairs, score_pairs
 from rlhf_core.stages.scoring import response_logprobs
 from rlhf_core.stages.verdict import (
     conclude,
+    doubts_about_data,
     evaluation_run,
     metric_plans,
     require_independent_judge,
+    require_own_reference,
 )
 
 
@@ -168,10 +170,12 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
         run: an open run to log to; None opens the evaluation's own.
 
     Raises:
-        RegistryError: the judge is what the policy was optimised against, or was never one.
+        RegistryError: the judge is what the policy was optimised against, or was never one; or
+            the policy was optimised from another SFT model.
     """
     started = time.monotonic()
     require_independent_judge(judge, policy, reward)
+    require_own_reference(policy, sft)
     upstream = {"policy": policy, "sft": sft, "judge": judge}
     upstream |= {"reward": reward} if reward else {}
     with evaluation_run(config, splits, context, run, **upstream) as run:
@@ -186,5 +190,13 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
             breakdown=policy_breakdown(measured, plans),
             samples=samples,
         )
-        result = conclude(config, "policy", report, run, started, judge=judge)
+        result = conclude(
+            config,
+            "policy",
+            report,
+            run,
+            started,
+            judge=judge,
+            doubts=doubts_about_data(splits, upstream.values()),
+        )
     return result.model_copy(update={"stage": "evaluate"})

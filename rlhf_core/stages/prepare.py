@@ -109,6 +109,7 @@ def read_splits(directory: Path, revision: str | None = None) -> DatasetSplits:
         sha256=manifest.sha256,
         dvc_md5=versioning.directory_md5(directory),
         git_revision=revision,
+        split=manifest.split,
         report=directory / prepare_build.REPORT,
         **references,
     )

@@ -85,7 +85,7 @@ def build(
     draw_pictures(pictures, files.num_rows, work / PICTURES)
     write_annotators(work / ANNOTATORS, agreement.annotators)
     room = (0, None) if token_check is None else token_check.room
-    manifest = write_manifest(work, fingerprint, files.num_rows, room)
+    manifest = write_manifest(work, fingerprint, files.num_rows, room, bench.splitter.rule)
     sections = {
         "files": inputs.raw_files(data),
         "agreement": agreement.as_json(),

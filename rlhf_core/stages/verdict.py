@@ -1,7 +1,7 @@
 """From a report to a recorded verdict: what every evaluation does in the same way."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rlhf_core.adapters.champion import record_decision, recorded_verdict
@@ -45,16 +45,17 @@ def metric_plans(config: PipelineConfig, stage: GatedStage) -> Plans:
     )
 
 
-def conclude(
+def conclude(  # noqa: PLR0913 - a verdict and all that it rests on
     config: PipelineConfig,
     stage: GatedStage,
     report: EvaluationReport,
     run: StageRun,
     started: float,
     judge: ModelRef | None = None,
+    doubts: tuple[str, ...] = (),
 ) -> StageResult:
     """Apply the stage's gates and write the verdict down before anyone hears it."""
-    doubts = _doubts_about(judge) if judge else ()
+    doubts += _doubts_about(judge) if judge else ()
     decision = decide(config.gates.of_stage(stage), report, doubts=doubts)
     record_decision(decision, report, run=run, upstream={"judge": judge} if judge else {})
     return StageResult(
@@ -96,6 +97,41 @@ def require_independent_judge(judge: ModelRef, policy: ModelRef, reward: ModelRe
                 "half of the preferences that policies learn from. Give a judge: "
                 "`rlhf reward CONFIG --role judge`"
             )
+
+
+def require_own_reference(policy: ModelRef, sft: ModelRef) -> None:
+    """Refuse to compare a policy with another SFT model than the one it set out from.
+
+    A weak one would make any policy look good, and its KL would be from somewhere else.
+
+    Raises:
+        RegistryError: says which one belongs to the policy.
+    """
+    used = upstream_uris(policy.uri).get("sft") if _is_registered(policy) else None
+    if used and find_version(used).tags.get("rlhf.sha256") != sft.sha256:
+        raise RegistryError(
+            f"{policy.uri} was optimised from {used} and cannot be compared with {sft.uri}; "
+            f"give `--sft {used}`"
+        )
+
+
+def doubts_about_data(splits: DatasetSplits, models: Iterable[ModelRef]) -> tuple[str, ...]:
+    """Say which models may have trained on prompts that ``splits`` holds out.
+
+    What is held out depends on the rule of the split alone, not on the version of the dataset.
+    """
+    doubts = []
+    for model in models:
+        tags = find_version(model.uri).tags if _is_registered(model) else {}
+        trained_on = tags.get("rlhf.dataset_sha256")
+        same_rule = splits.split and tags.get("rlhf.dataset_split") == splits.split
+        if trained_on is not None and trained_on != splits.sha256 and not same_rule:
+            doubts.append(
+                f"{model.uri} was trained on dataset {trained_on[:12]}, whose prompts were split "
+                f"by another rule than those of {splits.sha256[:12]}; what is held out here may "
+                "have trained it."
+            )
+    return tuple(doubts)
 
 
 def _is_registered(model: ModelRef) -> bool:

@@ -48,3 +48,18 @@ def test_prompts_that_read_the_same_have_one_key():
 
     assert key("Where  IS it?\n") == key("where is it?") == key("\uff37here is it?")
     assert key("where is it?") != key("where is it")
+
+
+def test_one_rule_is_told_from_another():
+    rules = {
+        splitter(**changes).rule
+        for changes in (
+            {},
+            {"seed": 1},
+            {"heldout_fraction": 0.2},
+            {"judge_fraction": 0.4},
+            {"reserved": {KEYS[0]}, "has_heldout_file": True},
+            {"reserved": {KEYS[1]}, "has_heldout_file": True},
+        )
+    }
+    assert len(rules) == 6

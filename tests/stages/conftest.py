@@ -142,12 +142,12 @@ def register_all(mlflow_home, stage_config, stage_context, small_splits):
     from rlhf_core.adapters.registry import register_model
     from rlhf_core.adapters.tracking import open_run, stage_inputs
 
-    def register(folders, run_id=stage_context.run_id):
+    def register(folders, run_id=stage_context.run_id, splits=small_splits):
         context = stage_context.model_copy(update={"run_id": run_id})
         models = {}
         for role, (folder, sha256) in folders.items():
             upstream = {"sft": models["sft"]} if models else {}
-            inputs = stage_inputs(small_splits, **upstream)
+            inputs = stage_inputs(splits, **upstream)
             with open_run(stage_config(), context, role, inputs=inputs) as run:
                 models[role] = register_model(
                     run,

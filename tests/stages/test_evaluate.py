@@ -169,6 +169,33 @@ def test_a_judge_that_a_policy_was_optimised_against_is_refused(
         judged(stage_config(), small_splits, models, stage_context)
 
 
+def test_a_policy_is_compared_with_the_sft_model_it_set_out_from(
+    four_models, register_all, saved_models, stage_config, stage_context, small_splits
+):
+    other = register_all({"sft": saved_models["policy"]}, run_id="other")["sft"]
+    with pytest.raises(RegistryError, match=r"cannot be compared with \S+; give `--sft models:/rl"):
+        judged(stage_config(), small_splits, {**four_models, "sft": other}, stage_context)
+
+
+@pytest.mark.parametrize(
+    ("trained", "read", "doubted"),
+    [
+        ("", "", True),
+        ("seed 0, held out 0.1", "seed 0, held out 0.1", False),
+        ("seed 0, held out 0.1", "seed 1, held out 0.1", True),
+    ],
+)
+def test_models_that_may_have_trained_on_what_is_held_out_hold_the_policy(
+    register_all, saved_models, stage_config, stage_context, small_splits, trained, read, doubted
+):
+    models = register_all(saved_models, splits=small_splits.model_copy(update={"split": trained}))
+    here = small_splits.model_copy(update={"sha256": "e" * 64, "split": read})
+    decision = judged(stage_config(), here, models, stage_context).decision
+    about = [reason for reason in decision.reasons if "split by another rule" in reason]
+    assert len(about) == (4 if doubted else 0)
+    assert not doubted or decision.verdict != "PROMOTE"
+
+
 def test_greedy_answers_have_no_kl_and_dpo_has_no_reward_gain(
     four_models, stage_config, stage_context, small_splits
 ):
