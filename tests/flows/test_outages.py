@@ -11,7 +11,7 @@ from flows.servers import STATE
 from tests.flows.served import Served, until
 from tests.flows.test_served import CONFIG, EVERY_STAGE, SETTINGS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("outages")]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ BINARIES = sorted(path.parent for path in Path("/usr/lib/postgresql").glob("*/bi
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("served"),
+    pytest.mark.xdist_group("outages"),
     pytest.mark.skipif(not BINARIES, reason="no PostgreSQL server under /usr/lib/postgresql"),
 ]
 
