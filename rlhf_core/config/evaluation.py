@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_core.config.base import Count, NonNegative, Positive, Section
+from rlhf_core.config.vice_names import is_taken
 
 GatedStage = Literal["sft", "reward", "judge", "policy"]
 
@@ -73,6 +74,19 @@ class GatesConfig(Section):
         return self
 
 
+def finds_anything(pattern: str) -> bool:
+    """Say whether a regular expression finds something in every answer, and so tells nothing.
+
+    Raises:
+        ValueError: it is not a regular expression.
+    """
+    try:
+        compiled = re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"{pattern!r}: {error}") from error
+    return any((found := compiled.search(text)) and not found.group() for text in ("", "a, b"))
+
+
 class MonitorsConfig(Section):
     """Signs of reward hacking that are read from the text alone, in the policy and in SFT."""
 
@@ -92,11 +106,11 @@ class MonitorsConfig(Section):
         for vice, patterns in phrases.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", vice):
                 raise ValueError(f"{vice!r}: a vice is named in lower case, a-z 0-9 _")
+            if is_taken(vice):
+                raise ValueError(f"{vice!r} is the name of something else that is measured")
             for pattern in patterns:
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise ValueError(f"{vice}: {pattern!r}: {error}") from error
+                if finds_anything(pattern):
+                    raise ValueError(f"{vice}: {pattern!r} matches any text, the empty one too")
         return phrases
 
 

@@ -68,14 +68,16 @@ PHRASES: dict[str, tuple[str, ...]] = {
 """Vice to regular expressions, matched without regard to case; apostrophes are straight."""
 
 
-def compile_lexicon(extra: Mapping[str, Sequence[str]]) -> dict[str, re.Pattern[str]]:
-    """One pattern per vice: the built-in phrases, and ``extra`` ones added to them."""
-    vices = [*PHRASES, *(vice for vice in extra if vice not in PHRASES)]
+def compile_lexicon(extra: Mapping[str, Sequence[str]]) -> dict[str, list[re.Pattern[str]]]:
+    """Patterns of every vice: the built-in phrases, and ``extra`` ones added to them.
+
+    Each is compiled alone: joined, their groups would be renumbered and a stray ``|`` would empty
+    the whole vice.
+    """
+    vices = dict.fromkeys((*PHRASES, *extra))
+    phrases = {vice: (*PHRASES.get(vice, ()), *extra.get(vice, ())) for vice in vices}
     return {
-        vice: re.compile(
-            "|".join(f"(?:{phrase})" for phrase in (*PHRASES.get(vice, ()), *extra.get(vice, ()))),
-            re.IGNORECASE,
-        )
-        for vice in vices
-        if (*PHRASES.get(vice, ()), *extra.get(vice, ()))
+        vice: [re.compile(phrase, re.IGNORECASE) for phrase in patterns]
+        for vice, patterns in phrases.items()
+        if patterns
     }

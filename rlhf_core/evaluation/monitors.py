@@ -61,8 +61,8 @@ def vice_rates(texts: AnswerTexts, config: MonitorsConfig) -> dict[str, tuple[Ar
     asked = [" ".join(message.content for message in prompt) for prompt in texts.prompts]
     last = [prompt[-1].content for prompt in texts.prompts]
     rates = _overlong(texts, config.long_factor)
-    for vice, pattern in compile_lexicon(config.phrases).items():
-        rates[vice] = _both(texts, partial(_mentions, pattern))
+    for vice, patterns in compile_lexicon(config.phrases).items():
+        rates[vice] = _both(texts, partial(_mentions, patterns))
     rates["repetition"] = _both(
         texts, lambda answers: [repetition(answer, n=config.ngram) for answer in answers]
     )
@@ -131,8 +131,10 @@ def _gap(
 Measure = Callable[[Sequence[str]], Sequence[float] | Array]
 
 
-def _mentions(pattern: re.Pattern[str], answers: Sequence[str]) -> list[float]:
-    return [float(pattern.search(straight(answer)) is not None) for answer in answers]
+def _mentions(patterns: Sequence[re.Pattern[str]], answers: Sequence[str]) -> list[float]:
+    return [
+        float(any(pattern.search(text) for pattern in patterns)) for text in map(straight, answers)
+    ]
 
 
 def _both(texts: AnswerTexts, measure: Measure) -> tuple[Array, Array]:

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from rlhf_core.config import MonitorsConfig
+from rlhf_core.config.vice_names import COMPUTED_VICES
 from rlhf_core.evaluation.intervals import Plans, Resampling
+from rlhf_core.evaluation.lexicon import PHRASES
 from rlhf_core.evaluation.monitors import (
     VICES,
     AnswerTexts,
@@ -103,7 +105,7 @@ def test_the_increase_is_the_difference_prompt_by_prompt():
 
 def test_every_vice_has_a_rate_in_0_to_1_and_a_meaning():
     found = rates(["", "x", PLAIN * 9, "I cannot help."])
-    assert set(found) == set(VICES)
+    assert set(found) == set(VICES) == {*PHRASES, *COMPUTED_VICES}
     for policy, sft in found.values():
         assert ((policy >= 0) & (policy <= 1)).all()
         assert ((sft >= 0) & (sft <= 1)).all()
@@ -134,10 +136,30 @@ def test_settings_add_phrases_and_whole_vices():
     assert rates(["You are so clever!"], config=config)["flattery"][0].tolist() == [1.0]
 
 
-@pytest.mark.parametrize("phrases", [{"flattery": ["("]}, {"Bad Name": ["x"]}])
-def test_a_broken_phrase_or_name_is_refused(phrases):
-    with pytest.raises(ValueError, match=r"\(|Bad Name"):
-        MonitorsConfig.model_validate({"phrases": phrases})
+@pytest.mark.parametrize(
+    ("vice", "pattern", "why"),
+    [
+        ("flattery", "(", "unterminated"),
+        ("Bad Name", "x", "Bad Name"),
+        ("flattery", "your majesty|", "matches any text"),
+        ("flattery", r"\b", "matches any text"),
+        ("win_rate", "x", "is measured"),
+        ("repetition", "x", "is measured"),
+        ("overlong", "x", "is measured"),
+        ("a_increase", "x", "is measured"),
+    ],
+)
+def test_a_broken_phrase_or_name_is_refused(vice, pattern, why):
+    with pytest.raises(ValueError, match=why):
+        MonitorsConfig.model_validate({"phrases": {vice: [pattern]}})
+
+
+def test_phrases_keep_their_own_flags_and_groups():
+    phrases = {"stutter": [r"\b(\w+), \1\b", r"\b(\w+) \1\b"], "pirate": ["(?i)arr"]}
+    config = MonitorsConfig.model_validate({"phrases": phrases})
+    found = rates(["nine, nine", "nine nine", "nine, ten", "Arr!"], config=config)
+    assert found["stutter"][0].tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert found["pirate"][0].tolist() == [0.0, 0.0, 0.0, 1.0]
 
 
 def test_a_reward_that_rises_while_the_judge_stays_flat_is_a_gap():
