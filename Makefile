@@ -46,7 +46,7 @@ test: $(STAMP) ## Everything: lint, types, contracts, all tests, the demo includ
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not gpu' -n 2 --dist loadgroup
+	$(BIN)/pytest -m 'not gpu' -n 3 --dist loadgroup
 
 run: $(STAMP) ## The shipped demo, from raw data to a promoted model
 	$(BIN)/rlhf run configs/demo.yaml

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_core.dataprep.against_rest import against_rest
 from rlhf_core.dataprep.agreement import alpha_estimate
 from rlhf_core.dataprep.annotators import annotator_facts
 from rlhf_core.dataprep.votes import CHOICES, MODELS, VoteTable
@@ -75,12 +76,17 @@ def main() -> None:
     print("\n| careless-looking | votes | agrees with gold | why |\n|---|---|---|---|")
     comparison, annotator, choice = table.columns()
     correct = choice == gold[comparison]
-    facts = annotator_facts(table, len(gold), min_votes=20, fast_fraction=0.25)
+    rest = against_rest(table, [""] * len(gold), num_resamples=1_000, seed=0)
+    facts = annotator_facts(table, rest, {}, min_votes=20, fast_fraction=0.25)
     for found in facts[:5]:
         rows = (annotator == table.names[found.annotator]) & known[comparison]
         why = ", ".join(found.careless)
         print(f"| {found.annotator} | {found.num_votes} | {correct[rows].mean():.2f} | {why} |")
-    print(f"\neverybody: {correct[known[comparison]].mean():.2f}")
+    named = [table.names[found.annotator] for found in facts if found.careless]
+    shares = [correct[(annotator == person) & known[comparison]].mean() for person in named]
+    theirs = correct[np.isin(annotator, named) & known[comparison]].mean()
+    print(f"\nall {len(named)} careless-looking: {theirs:.2f}, at most {max(shares):.2f}")
+    print(f"everybody: {correct[known[comparison]].mean():.2f}")
 
 
 if __name__ == "__main__":

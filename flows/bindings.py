@@ -4,16 +4,24 @@ Each function imports its stage when called, so that naming a flow costs neither
 and a test can put another function in its place.
 """
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flows.environment import STATE
 from rlhf_core.config import PipelineConfig
-from rlhf_core.schema import DatasetSplits, Message, ModelRef, Record, RunContext, StageResult
+from rlhf_core.schema import (
+    DatasetSplits,
+    Message,
+    ModelRef,
+    RunContext,
+    StageResult,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from rlhf_core.adapters.lineage import Lineage
-    from rlhf_core.stages.promote import Promotion
+    from rlhf_core.stages.promote import Promotion, Rollback
 
 
 def prepare_data(config: PipelineConfig) -> DatasetSplits:
@@ -80,14 +88,7 @@ def train_policy(
 def evaluate_policy(
     config: PipelineConfig, splits: DatasetSplits, models: dict[str, ModelRef], context: RunContext
 ) -> StageResult:
-    """Policy against SFT on held-out prompts, judged by the judge.
-
-    Args:
-        config: settings of the run.
-        splits: dataset version.
-        models: ``policy``, ``sft``, ``judge`` and, after PPO, ``reward``.
-        context: where the run keeps its files.
-    """
+    """``policy`` against ``sft`` on held-out prompts, by ``judge``; after PPO ``reward`` too."""
     from rlhf_core.stages.evaluate import evaluate_policy as evaluate
 
     return evaluate(
@@ -145,18 +146,20 @@ def places(config: PipelineConfig, directory: Path) -> dict[str, str]:
     return found
 
 
-def promote_model(uri: str) -> "Promotion":
-    """Apply the verdict recorded with a version: PROMOTE makes it the champion, others do not."""
+def promote_model(uri: str, reviewer: str, comment: str) -> "Promotion":
+    """Apply the verdict recorded with a version; PROMOTE makes it champion, by the reviewer."""
     from rlhf_core.stages.promote import promote_model as promote
 
-    return promote(uri)
+    return promote(uri, reviewer=reviewer, comment=comment)
 
 
-def record_approval(uri: str, decision: str, reviewer: str, comment: str) -> None:
-    """Write a person's answer where people look: on the model's version."""
+def record_approval(
+    uri: str, decision: Verdict, reviewer: str, comment: str, said_at: datetime | None
+) -> tuple[Verdict, str]:
+    """Write an answer on the model's version; return the one that counts, and who gave it."""
     from rlhf_core.adapters.approval import record_approval as record
 
-    record(uri, decision, reviewer=reviewer, comment=comment)
+    return record(uri, decision, reviewer=reviewer, comment=comment, said_at=said_at)
 
 
 def ask_approval(uri: str) -> None:
@@ -201,7 +204,7 @@ def bring_back(version: str) -> DatasetSplits:
     return bring(version)
 
 
-def roll_back(project: str) -> Record:
+def roll_back(project: str) -> "Rollback":
     """Move ``champion`` of the project's policy back to the version before it."""
     from rlhf_core.stages.promote import rollback_policy
 

@@ -20,7 +20,6 @@ from flows.options import (
     begin,
     read_settings,
     resumable,
-    resume_command,
     write_json,
 )
 from rlhf_core.errors import RlhfError
@@ -52,19 +51,17 @@ def run(
     settings = read_settings(config, overrides)
     from flows import bindings
     from flows.prefect_server import check_prefect
-    from flows.runs import open_run
 
     loaded = settings.load()
     bindings.check_server()
     check_prefect()
     bindings.check_inputs(loaded)
-    context = open_run(loaded, run_id)
-    with resumable(resume_command("run", config, overrides, context.run_id), context):
+    with resumable("run", settings, run_id) as run:
         from flows.inputs import PipelineInputs
         from flows.pipeline import rlhf_pipeline
         from flows.tables import show_run, show_where
 
-        result = rlhf_pipeline(settings, PipelineInputs(run=context.run_id))
+        result = rlhf_pipeline(settings, PipelineInputs(run=run))
     write_json(result, json_file)
     show_run(result)
     show_where({"report": str(result.report), **bindings.places(loaded, result.directory)})

@@ -1,6 +1,6 @@
 """`rlhf deploy`: pools, deployments and automations on the Prefect server that is configured.
 
-Repeating it changes nothing but what has changed: a schedule that a person switched on stays on.
+Repeating it changes nothing but what has changed: what a person switched on or off stays so.
 """
 
 import subprocess
@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -24,7 +27,6 @@ from flows.pools import FILE, read_pools
 from flows.prefect_server import START_SECONDS, check_prefect
 from rlhf_core.errors import RlhfError
 
-NIGHTLY = "rlhf-pipeline/nightly"
 SILENT_SECONDS = 90
 """A run that sends no heartbeat for so long is taken for dead; ``servers.HEARTBEAT_SECONDS`` is how
 often one is due."""
@@ -50,11 +52,8 @@ def deploy(*, pool_type: str, watch_heartbeats: bool) -> None:
     with get_client(sync_client=True) as client:
         for pool in pools.limits:
             _make_pool(client, pool, pool_type)
-        if _exists(client, NIGHTLY):
-            _apply(FILE)
-        else:
-            with _switched_off() as first:
-                _apply(first)
+        with _as_people_left_it(client) as file:
+            _apply(file)
         queue = client.read_work_queue_by_name(
             pools.pipeline_queue, work_pool_name=pools.orchestration
         )
@@ -70,28 +69,39 @@ def _make_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
         client.create_work_pool(WorkPoolCreate(name=name, type=kind))
 
 
-def _exists(client: SyncPrefectClient, deployment: str) -> bool:
-    try:
-        client.read_deployment_by_name(deployment)
-    except ObjectNotFound:
-        return False
-    return True
-
-
 @contextmanager
-def _switched_off() -> Iterator[Path]:
-    """``prefect.yaml`` with every schedule off, for the first time it is applied.
+def _as_people_left_it(client: SyncPrefectClient) -> Iterator[Path]:
+    """``prefect.yaml`` with every switch as it is on the server, and new schedules off.
 
-    Afterwards the file says nothing about it, so that what people switch stays as they left it.
+    Prefect would resume what was paused and switch automations on again. Put right afterwards, they
+    would be on for a moment, and for good where somebody was killed in between.
     """
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    names = DeploymentFilterName(any_=[item["name"] for item in content["deployments"]])
+    found = client.read_deployments(deployment_filter=DeploymentFilter(name=names))
+    made = {(item.entrypoint, item.name): item for item in found}
     for deployment in content["deployments"]:
-        for schedule in deployment.get("schedules", ()):
-            schedule["active"] = False
+        if known := made.get((deployment["entrypoint"], deployment["name"])):
+            _keep_switches(client, deployment, known)
+        else:
+            for schedule in deployment.get("schedules", ()):
+                schedule["active"] = False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE.name
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         yield path
+
+
+def _keep_switches(
+    client: SyncPrefectClient, deployment: dict[str, Any], known: DeploymentResponse
+) -> None:
+    """Write into a deployment what the server says; about old schedules Prefect asks it itself."""
+    deployment["paused"] = known.paused
+    automations = client.read_resource_related_automations(f"prefect.deployment.{known.id}")
+    enabled = {automation.name: automation.enabled for automation in automations}
+    for number, trigger in enumerate(deployment.get("triggers", ()), 1):
+        name = trigger.setdefault("name", f"{known.name}__automation_{number}")
+        trigger["enabled"] = enabled.get(name, trigger.get("enabled", True))
 
 
 def _apply(file: Path) -> None:

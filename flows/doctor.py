@@ -1,6 +1,7 @@
 """`rlhf doctor`: look at everything a run needs, and say how to mend what is missing."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -46,34 +47,35 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    """Compare what is installed with the pinned set; without the file, with what is required."""
+    """Look for what the project requires, and compare what is installed with the pinned set."""
+    wrong = [f"{name} is missing" for name in _required() if _installed(name) is None]
+    found = "all that is required; no constraints.txt here"
     if CONSTRAINTS.exists():
         lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
         pins = dict(line.split(";")[0].strip().split("==") for line in lines if "==" in line)
-        wrong = [
+        wrong += [
             f"{name} {installed} (pinned {version})"
             for name, version in pins.items()
             if (installed := _installed(name)) not in (None, version)
         ]
-        source = f"{len(pins)} pins of {CONSTRAINTS}"
-    else:
-        names = [line.split(";")[0] for line in metadata.requires(DISTRIBUTION) or ()]
-        plain = ["".join(_leading_name(name)) for name in names if "extra" not in name]
-        wrong = [f"{name} is missing" for name in plain if _installed(name) is None]
-        source = "no constraints.txt here, required packages only"
+        found = f"all that is required, by the {len(pins)} pins of {CONSTRAINTS}"
     yield Finding(
         what="packages",
         healthy=not wrong,
-        found=source if not wrong else ", ".join(wrong),
+        found=", ".join(wrong) or found,
         mend="make setup",
     )
 
 
-def _leading_name(requirement: str) -> Iterator[str]:
-    for character in requirement:
-        if not (character.isalnum() or character in "-_."):
-            return
-        yield character
+def _required() -> Iterator[str]:
+    """Yield the project itself and the names of what it requires, without its extras."""
+    yield DISTRIBUTION
+    if _installed(DISTRIBUTION) is None:
+        return
+    for requirement in metadata.requires(DISTRIBUTION) or ():
+        name, _, marker = requirement.partition(";")
+        if "extra" not in marker:
+            yield re.split(r"[^\w.-]", name, maxsplit=1)[0]
 
 
 def _installed(name: str) -> str | None:
@@ -154,6 +156,6 @@ def _settings(config: Path | None) -> Iterator[Finding]:
 def _attempt(what: str, found: str, check: Callable[[], None], mend: str) -> Finding:
     try:
         check()
-    except RlhfError as error:
+    except (RlhfError, ImportError) as error:
         return Finding(what=what, healthy=False, found=str(error), mend=mend)
     return Finding(what=what, healthy=True, found=found)

@@ -1,14 +1,12 @@
 """The part of `rlhf doctor` that looks at servers: the keeper here, and Prefect wherever it is."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import requests
-from requests.auth import HTTPBasicAuth
 
 from flows.findings import Finding
 from flows.pools import read_pools
-from flows.prefect_server import ANSWER_SECONDS, NO_ENTRY, problem_of
+from flows.prefect_server import ENTRY, ask, problem_of, refuses
 from flows.servers import LOGS, read_servers
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import RlhfError
@@ -65,21 +63,20 @@ def check_prefect() -> Iterator[Finding]:
 
 
 def _mend(error: Exception) -> str:
-    answer = error.response if isinstance(error, requests.RequestException) else None
-    if answer is not None and answer.status_code in NO_ENTRY:
-        return "set PREFECT_API_AUTH_STRING to the server's user:password"
+    if isinstance(error, requests.RequestException) and refuses(error):
+        return ENTRY
     return "rlhf deploy"
 
 
 def _check_pools(url: str) -> Iterator[Finding]:
-    known = {pool["name"] for pool in _ask(url, "work_pools/filter")}
+    known = {pool["name"] for pool in ask(url, "work_pools/filter", {})}
     for pool in read_pools().limits:
         if pool not in known:
             yield Finding(
                 what=f"pool {pool}", healthy=False, found="it does not exist", mend="rlhf deploy"
             )
             continue
-        workers = _ask(url, f"work_pools/{pool}/workers/filter")
+        workers = ask(url, f"work_pools/{pool}/workers/filter", {})
         online = [worker["name"] for worker in workers if worker["status"] == "ONLINE"]
         yield Finding(
             what=f"pool {pool}",
@@ -90,7 +87,7 @@ def _check_pools(url: str) -> Iterator[Finding]:
 
 
 def _check_deployments(url: str) -> Iterator[Finding]:
-    made = {f"{item['entrypoint']} {item['name']}" for item in _ask(url, "deployments/filter")}
+    made = {f"{item['entrypoint']} {item['name']}" for item in ask(url, "deployments/filter", {})}
     missing = [name for name in read_pools().deployments if name not in made]
     yield Finding(
         what="deployments",
@@ -98,12 +95,3 @@ def _check_deployments(url: str) -> Iterator[Finding]:
         found="all of prefect.yaml" if not missing else f"missing: {', '.join(missing)}",
         mend="rlhf deploy",
     )
-
-
-def _ask(url: str, path: str) -> Any:
-    secret = load_settings().prefect_api_auth_string
-    login = HTTPBasicAuth(*secret.get_secret_value().partition(":")[::2]) if secret else None
-    address = f"{url.rstrip('/')}/{path}"
-    answer = requests.post(address, json={}, auth=login, timeout=ANSWER_SECONDS)
-    answer.raise_for_status()
-    return answer.json()

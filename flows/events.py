@@ -15,6 +15,12 @@ def announce(event: str, context: RunContext, **payload: str | None) -> None:
     emit(event, resource=f"rlhf.run.{context.run_id}", run=context.run_id, **payload)
 
 
+def announce_champion(uri: str) -> None:
+    """Tell the Prefect server that a command, and no run, made a version champion."""
+    name = uri.removeprefix("models:/").replace("/", ".")
+    emit("rlhf.promoted", resource=f"rlhf.model.{name}", model=uri, champion=uri)
+
+
 def announce_dataset(sha256: str, directory: str, **payload: str | None) -> None:
     """Tell the Prefect server that a dataset version was published.
 

@@ -25,14 +25,7 @@ from flows.processes import (
     end_all,
     end_tree,
 )
-from flows.servers import (
-    HOST,
-    LOGS,
-    START_SECONDS,
-    Servers,
-    child_environment,
-    write_servers,
-)
+from flows.servers import HOST, LOGS, START_SECONDS, Servers, child_environment, write_servers
 from rlhf_core.errors import RlhfError
 
 logger = logging.getLogger("flows.keeper")
@@ -56,6 +49,7 @@ class Keeper:
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.restart_after: dict[str, float] = {}
         self.pauses: dict[str, float] = {}
+        self.recorded = False
 
     def start(self, name: str, command: list[str]) -> None:
         """Start a child in its own session, its output appended to its own log."""
@@ -73,7 +67,18 @@ class Keeper:
             self._remember()
 
     def restart_dead(self) -> None:
-        """Start every child again that died; ever later if it keeps dying."""
+        """Start every child again that died; ever later if it keeps dying.
+
+        Where the disk is full the others live on, and the start or its record is tried again.
+        """
+        try:
+            self._restart_due()
+            if not self.recorded:
+                self._remember()
+        except OSError as error:
+            logger.warning("restart_put_off error=%s", error)
+
+    def _restart_due(self) -> None:
         now = time.monotonic()
         for name, child in list(self.children.items()):
             if child.poll() is None:
@@ -122,7 +127,9 @@ class Keeper:
             if child.poll() is None
         }
         self.servers = self.servers.model_copy(update={"children": children})
+        self.recorded = False
         write_servers(self.servers)
+        self.recorded = True
 
 
 def keep(prefect_port: int, mlflow_port: int) -> None:

@@ -43,12 +43,13 @@ def promote(
     import getpass
 
     from flows import bindings
+    from flows.events import announce_champion
     from flows.tables import show_record
 
     bindings.check_server()
-    record = bindings.promote_model(model)
-    if record.verdict == "PROMOTE":
-        bindings.record_approval(record.model, "PROMOTE", reviewer or getpass.getuser(), comment)
+    record = bindings.promote_model(model, reviewer or getpass.getuser(), comment)
+    if record.moved:
+        announce_champion(record.model)
     write_json(record, json_file)
     show_record(record)
     raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)
@@ -60,10 +61,12 @@ def rollback(
     """Move ``champion`` back to the version it was before the last promotion."""
     begin(log_level)
     from flows import bindings
+    from flows.events import announce_champion
     from flows.tables import show_record
 
     bindings.check_server()
     record = bindings.roll_back(project)
+    announce_champion(record.champion)
     write_json(record, json_file)
     show_record(record)
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_core.errors import RlhfError
+from rlhf_core.errors import CheckpointError, RlhfError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from flows.run_settings import RunSettings
-    from rlhf_core.schema import RunContext
 
 ConfigPath = Annotated[
     Path,
@@ -132,25 +131,34 @@ def write_json(record: "BaseModel", path: Path | None) -> None:
         write_atomically(path, record.model_dump_json(indent=2) + "\n")
 
 
-def resume_command(command: str, config: Path, overrides: list[str] | None, run_id: str) -> str:
-    """Return the command line that goes on with a run, ready to paste."""
-    settings = [word for override in overrides or [] for word in ("--set", override)]
-    return shlex.join(["rlhf", *command.split(), str(config), *settings, "--run-id", run_id])
-
-
 @contextmanager
-def resumable(command: str, context: "RunContext") -> Iterator[None]:
-    """Say how to go on when the block is interrupted or fails with something worth keeping."""
-    from flows.local import in_this_process
-    from flows.runs import discard_unstarted
+def resumable(command: str, settings: "RunSettings", run_id: str | None) -> Iterator[str]:
+    """Open the run, and say how to go on with it if the block does not finish.
 
+    A run that this command began and that came to nothing leaves no folder.
+
+    Args:
+        command: what is to be done with the run, as typed: ``run``, ``reward --role judge``.
+        settings: as the command line names them.
+        run_id: the run to go on with, or the name of a new one.
+    """
+    from flows.local import in_this_process
+    from flows.runs import discard_unstarted, locate_run, open_run
+
+    loaded = settings.load()
+    is_new = run_id is None or not locate_run(run_id, loaded.runs).directory.exists()
+    context = open_run(loaded, run_id)
+    changes = [word for override in settings.overrides for word in ("--set", override)]
+    words = ["rlhf", *command.split(), str(settings.file), *changes, "--run-id", context.run_id]
     try:
         with in_this_process():
-            yield
+            yield context.run_id
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped; go on with: {command}", err=True)
+        typer.echo(f"\nstopped; go on with: {shlex.join(words)}", err=True)
         raise typer.Exit(130) from None
     except Exception as error:
-        if not (isinstance(error, RlhfError) and discard_unstarted(context)):
-            typer.echo(f"not finished; go on with: {command}", err=True)
+        # A checkpoint is somebody's work, perhaps of a process that is at it now.
+        refused = isinstance(error, RlhfError) and not isinstance(error, CheckpointError)
+        if not (is_new and refused and discard_unstarted(context)):
+            typer.echo(f"not finished; go on with: {shlex.join(words)}", err=True)
         raise

@@ -2,6 +2,9 @@
 
 import logging
 import time
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
 
 import requests
 
@@ -16,7 +19,8 @@ START_SECONDS = 60.0
 """How long `rlhf deploy` waits for one that is just starting."""
 PAUSE_SECONDS = 0.5
 NO_ENTRY = (401, 403)
-"""Answers of a server that is there and wants to know who asks; Prefect's client tells it."""
+"""Answers of a server that is there and wants to know who asks."""
+ENTRY = "set PREFECT_API_AUTH_STRING to the server's user:password"
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +32,8 @@ def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
         wait_seconds: how long to ask again before giving up.
 
     Raises:
-        OrchestrationError: it did not answer in all that time; names the address.
+        OrchestrationError: it did not answer in all that time, or does not let us in; names the
+            address.
     """
     url = load_settings().prefect_api_url
     if url is None:
@@ -42,6 +47,11 @@ def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
             )
         logger.info("prefect_not_yet url=%s problem=%r", where, problem)
         time.sleep(PAUSE_SECONDS)
+    try:
+        ask(url, "work_pools/filter", {"limit": 1})
+    except requests.RequestException as error:
+        if refuses(error):
+            raise OrchestrationError(f"Prefect at {where} does not let us in; {ENTRY}") from error
 
 
 def problem_of(url: str) -> str | None:
@@ -59,3 +69,37 @@ def problem_of(url: str) -> str | None:
     if answer.ok or answer.status_code in NO_ENTRY:
         return None
     return f"answers {answer.status_code} to /health, expected 200"
+
+
+def refuses(error: requests.RequestException) -> bool:
+    """Return whether the server is there and lets only those in whom it knows."""
+    return error.response is not None and error.response.status_code in NO_ENTRY
+
+
+def ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    """Ask the API at ``url``, introduced as Prefect's own client is: GET, with a body POST.
+
+    Raises:
+        requests.RequestException: no answer, or none that could be used.
+    """
+    answer = requests.request(
+        "GET" if body is None else "POST",
+        f"{url.rstrip('/')}/{path}",
+        json=body,
+        headers=_introduction(),
+        timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+    )
+    answer.raise_for_status()
+    return answer.json()
+
+
+def _introduction() -> dict[str, str]:
+    """Say who asks; a password comes before a key, as in Prefect's client."""
+    settings = load_settings()
+    headers = dict(settings.prefect_client_custom_headers)
+    if login := settings.prefect_api_auth_string:
+        coded = b64encode(login.get_secret_value().encode()).decode()
+        headers["Authorization"] = f"Basic {coded}"
+    elif key := settings.prefect_api_key:
+        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
+    return headers

@@ -6,6 +6,7 @@ that is finished. A second, scheduled flow run answers HOLD when the time is up.
 
 import logging
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Literal, cast
@@ -13,13 +14,13 @@ from uuid import UUID
 
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, FlowRunInput, State
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.deployments import run_deployment
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import flow_run
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Failed
 from pydantic import Field, ValidationError
 
 from flows import bindings
@@ -35,11 +36,11 @@ logger = logging.getLogger(__name__)
 DEADLINE = "rlhf-approval-deadline/at"
 GRACE = timedelta(days=30)
 """Prefect's own limit fails the run; it lies far behind ours, which answers HOLD."""
-RESUMED = "Resuming"
-"""State that Prefect gives a suspended run when somebody answers."""
 POLL_SECONDS = 2.0
+MOST_REFUSALS = 30
+"""So often the server may refuse the answer HOLD, about a minute long."""
 MOST_QUESTIONS = 20
-"""Answers that cannot be read are asked for again, so often."""
+"""About one model; those without an answer that can be read are asked again."""
 
 
 class Approval(RunInput):
@@ -68,35 +69,50 @@ def ask_person(
         return "HOLD", (
             f"promotion.approval asks for a person: look at the report, then `rlhf promote {uri}`"
         )
-    bindings.ask_approval(uri)
-    answer = _answer(config, evaluated, context)
-    bindings.record_approval(uri, answer.decision, answer.reviewer, answer.comment)
-    if answer.decision == "PROMOTE":
-        return None
-    return answer.decision, f"{answer.decision} by {answer.reviewer}: {answer.comment}"
+    answer, said_at = _answer(config, evaluated, context)
+    decision, words = bindings.record_approval(
+        uri, answer.decision, answer.reviewer, answer.comment, said_at
+    )
+    return None if decision == "PROMOTE" else (decision, words)
 
 
-def _answer(config: PipelineConfig, evaluated: StageResult, context: RunContext) -> Approval:
-    """Suspend until there is an answer that can be read, or the time is up."""
+def _answer(
+    config: PipelineConfig, evaluated: StageResult, context: RunContext
+) -> tuple[Approval, datetime | None]:
+    """Return what was answered about this model and when; suspend until there is an answer.
+
+    The questions are told apart by the model and a number. One with an answer is not asked again,
+    however often the run is retried; one that the run was taken away from is asked anew.
+
+    Returns:
+        The answer, and when it was given: never, if the time is up.
+    """
     hours = config.promotion.wait_hours
     deadline = _deadline(context, timedelta(hours=hours))
     form = Approval.with_initial_data(description=_page(evaluated, context, deadline))
-    for question in range(MOST_QUESTIONS):
-        if datetime.now(UTC) > deadline and _num_answers(deadline) <= question:
-            return Approval(**_hold(hours))
-        alarm = patiently("setting_alarm", partial(_set_alarm, deadline, hours))
-        try:
-            # Not repeated: half done, it must not be done again. The server has just answered.
-            # A new key asks anew; with the old one an unreadable answer would be read for ever.
-            answer = suspend_flow_run(
+    about = f"approval-{evaluated.model.sha256[:12]}"
+    inputs = patiently("reading_answers", partial(_inputs, about))
+    for key in (f"{about}-{question}" for question in range(MOST_QUESTIONS)):
+        given = inputs.get(f"suspended-{key}-response")
+        if given is None and f"suspended-{key}-schema" in inputs:
+            continue
+        if (cast(datetime, given.created) if given else datetime.now(UTC)) > deadline:
+            return Approval(**_hold(hours)), None
+        alarm = patiently("setting_alarm", partial(_set_alarm, deadline, hours, key))
+        if given is not None:
+            patiently("lifting_alarm", partial(_lift_alarm, alarm))
+            with suppress(ValidationError):
+                return Approval.model_validate_json(given.value), given.created
+            continue
+        bindings.ask_approval(evaluated.model.uri)
+        # Not repeated: half done, it must not be done again. The server has just answered.
+        # It comes back only where the server remembers a question that has lost its form.
+        with suppress(ValidationError):
+            suspend_flow_run(
                 wait_for_input=form,
                 timeout=int((timedelta(hours=hours) + GRACE).total_seconds()),
-                key=f"approval-{question}",
+                key=key,
             )
-        except ValidationError:
-            continue
-        patiently("lifting_alarm", partial(_lift_alarm, alarm))
-        return Approval.model_validate(answer.model_dump())
     raise RuntimeError(f"no readable answer after {MOST_QUESTIONS} questions")
 
 
@@ -126,18 +142,15 @@ def _deadline(context: RunContext, wait: timedelta) -> datetime:
     return datetime.fromisoformat(note.read_text(encoding="utf-8"))
 
 
-def _num_answers(deadline: datetime) -> int:
-    """How many answers people gave in time; one read later counts, one given later does not."""
-
-    def read() -> list[State]:
-        with get_client(sync_client=True) as client:
-            return client.read_flow_run_states(UUID(str(flow_run.id)))
-
-    states = patiently("reading_answers", read)
-    return sum(state.name == RESUMED and state.timestamp <= deadline for state in states)
+def _inputs(about: str) -> dict[str, FlowRunInput]:
+    """Return the forms and answers of all questions about a model that this flow run asked."""
+    run, prefix = UUID(str(flow_run.id)), f"suspended-{about}-"
+    with get_client(sync_client=True) as client:
+        found = client.filter_flow_run_input(run, prefix, 3 * MOST_QUESTIONS, set())
+    return {each.key: each for each in found}
 
 
-def _set_alarm(deadline: datetime, hours: float) -> UUID:
+def _set_alarm(deadline: datetime, hours: float, key: str) -> UUID:
     """Schedule the answer HOLD; set again, it is the same one."""
     run = run_deployment(
         DEADLINE,
@@ -145,7 +158,7 @@ def _set_alarm(deadline: datetime, hours: float) -> UUID:
         scheduled_time=deadline,
         timeout=0,
         as_subflow=False,
-        idempotency_key=f"{flow_run.id}:approval",
+        idempotency_key=f"{flow_run.id}:{key}",
     )
     return cast(FlowRun, run).id
 
@@ -162,8 +175,10 @@ def answer_when_time_is_up(suspended_run: UUID, waited_hours: float) -> None:
     """Answer HOLD for a pipeline that waits for a person.
 
     One that is just about to ask is waited for; one that was answered or has ended needs nothing,
-    and a retry of it finds by itself that the time is up.
+    and a retry of it finds by itself that the time is up. One that takes no answer, because its
+    process died before the form was there, is failed, so that a person can retry it.
     """
+    num_refusals = 0
     with get_client(sync_client=True) as client:
         while True:
             state = patiently("reading_run", partial(client.read_flow_run, suspended_run)).state
@@ -173,5 +188,12 @@ def answer_when_time_is_up(suspended_run: UUID, waited_hours: float) -> None:
                 answer = client.resume_flow_run(suspended_run, run_input=_hold(waited_hours))
                 if answer.status is SetStateStatus.ACCEPT:
                     return
-                logger.warning("hold_not_taken flow_run=%s: %s", suspended_run, answer.details)
+                num_refusals += 1
+            if num_refusals == MOST_REFUSALS:
+                logger.error("hold_not_taken flow_run=%s: %s", suspended_run, answer.details)
+                lost: State[None] = Failed(
+                    message="the question lost its form and takes no answer; Retry"
+                )
+                client.set_flow_run_state(suspended_run, lost)
+                return
             time.sleep(POLL_SECONDS)

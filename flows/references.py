@@ -24,13 +24,17 @@ def find_dataset(config: PipelineConfig, context: RunContext, given: str | None)
     Args:
         config: settings of the run.
         context: the run.
-        given: ``data-vN``, ``DIRECTORY`` or ``DIRECTORY@SHA256``; None takes what the run prepared.
+        given: ``data-vN``, ``DIRECTORY`` or ``DIRECTORY@SHA256``; None takes what the run prepared,
+            if it is still there.
 
     Raises:
         DataError: the directory holds another version than the reference asks for.
     """
     if given is None:
-        return saved_result(context, "prepare", DatasetSplits) or bindings.prepare_data(config)
+        saved = saved_result(context, "prepare", DatasetSplits)
+        if saved is None:
+            return bindings.prepare_data(config)
+        given = dataset_reference(saved)
     if re.fullmatch(VERSION_NAME, given):
         return bindings.bring_back(given)
     directory, _, sha256 = given.partition("@")
@@ -38,7 +42,9 @@ def find_dataset(config: PipelineConfig, context: RunContext, given: str | None)
     if not splits.sha256.startswith(sha256):
         raise DataError(
             f"{directory}: holds dataset {splits.sha256[:12]}, expected {sha256[:12]}; it was "
-            "prepared again since. Start a new run, or bring the old version back with dvc"
+            f"prepared again since. Repeat the run on it (repeat_from: prepare, or `rlhf prepare "
+            f"CONFIG --run-id {context.run_id} --force`), start a new one, or bring the old "
+            "version back with dvc"
         )
     return splits
 

@@ -1,5 +1,7 @@
 """Stages of a deployed pipeline: each runs as its own deployment, in its own work pool."""
 
+import hashlib
+import json
 from functools import partial
 from typing import Any, cast
 
@@ -31,14 +33,16 @@ def run_deployed_stage(stage: str, flow_name: str, inputs: dict[str, Any]) -> st
 
     The result is kept, so that a Retry of the pipeline does not come back to a finished stage.
     Each attempt of the pipeline starts the stage once at most. Before that it finds the stage runs
-    of earlier attempts by their keys: one that is still running is waited for, one that completed
-    (perhaps by a Retry of its own) counts.
+    that earlier attempts started from the same inputs, by their keys: one that is still running is
+    waited for, one that completed (perhaps by a Retry of its own) counts.
 
     Raises:
         StageFailedError: the last attempt failed, crashed or was cancelled.
     """
     outcome = "was not started"
-    keys = [f"{flow_run.id}:{stage}:{attempt}" for attempt in range(int(flow_run.run_count))]
+    made_from = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    attempts = range(int(flow_run.run_count))
+    keys = [f"{flow_run.id}:{stage}:{made_from}:{attempt}" for attempt in attempts]
     for key in dict.fromkeys([*_started(keys), keys[-1]]):
         run = patiently("running_stage", partial(_see_through, flow_name, inputs, key))
         if run.state is not None and run.state.is_completed():

@@ -12,15 +12,13 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Optional, Union, get_args, get_origin
 
 import yaml
-from annotated_types import BaseMetadata, Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
 from rlhf_core.config import PipelineConfig, load_config
+from rlhf_core.config.base import say_limits
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Record
-
-LIMITS = {Ge: "at least {}", Gt: "more than {}", Le: "at most {}", Lt: "less than {}"}
 
 
 def every_field_optional(section: type[BaseModel]) -> type[BaseModel]:
@@ -31,8 +29,8 @@ def every_field_optional(section: type[BaseModel]) -> type[BaseModel]:
     }
     return create_model(
         f"{section.__name__.removesuffix('Config')}Changes",
-        __config__=ConfigDict(frozen=True, extra="forbid"),
-        __doc__=(section.__doc__ or "").strip().splitlines()[0],
+        __config__=ConfigDict(frozen=True, extra="forbid", json_schema_extra=say_limits),
+        __doc__=_first_line(section),
         **fields,
     )
 
@@ -63,14 +61,13 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _described(info: FieldInfo) -> str | None:
-    """Return the description with the limits in words: the form enforces but does not show them."""
-    limits = [
-        LIMITS[type(rule)].format(getattr(rule, type(rule).__name__.lower()))
-        for rule in info.metadata
-        if isinstance(rule, BaseMetadata) and type(rule) in LIMITS
-    ]
-    text = info.description or ""
-    return f"{text} ({', '.join(limits)})".strip() if limits else text or None
+    """Return the description; a section without one of its own is what its class says."""
+    sections = [member for member in _members(info.annotation) if _is_section(member)]
+    return info.description or (_first_line(sections[0]) if sections else None)
+
+
+def _first_line(section: type[BaseModel]) -> str:
+    return (section.__doc__ or "").strip().splitlines()[0]
 
 
 if TYPE_CHECKING:

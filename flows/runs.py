@@ -124,6 +124,7 @@ def run_once(
     compute: Callable[[], RecordType],
     *,
     record: type[RecordType],
+    reuse: bool = True,
 ) -> RecordType:
     """Return the stage's saved result if its inputs are the same, else compute and save it.
 
@@ -136,6 +137,7 @@ def run_once(
         inputs: name to digest of everything upstream that the stage reads.
         compute: does the work.
         record: type of the result.
+        reuse: False where the result is about the world outside, which may have changed since.
 
     Returns:
         What the stage hands on.
@@ -147,7 +149,7 @@ def run_once(
         _clear_leftovers(directory)
         if stamp.exists() and stamp.read_text(encoding="utf-8") != key:
             set_aside(context, stage)
-        elif stamp.exists() and (before := saved_result(context, stage, record)) is not None:
+        elif reuse and stamp.exists() and (before := saved_result(context, stage, record)):
             logger.info("stage=%s reused run=%s", stage, context.run_id)
             return before
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,5 @@
 """`rlhf prepare`, `sft`, `reward`, `policy`, `evaluate`: one stage alone, inputs by reference."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +21,6 @@ from flows.options import (
     begin,
     read_settings,
     resumable,
-    resume_command,
     write_json,
 )
 
@@ -96,11 +93,11 @@ def sft(
 ) -> None:
     """Train the SFT model. Exit status 1 if its gate says no."""
     settings = _start(config, overrides, log_level)
-    with _going_on(settings, "sft", config, overrides, run_id) as chosen:
+    with resumable("sft", settings, run_id) as run:
         from flows.inputs import SftInputs
         from flows.stages import sft_stage
 
-        result = sft_stage(settings, SftInputs(run=chosen, dataset=dataset, force=force))
+        result = sft_stage(settings, SftInputs(run=run, dataset=dataset, force=force))
     _finish("sft", result, json_file)
 
 
@@ -117,13 +114,13 @@ def reward(
 ) -> None:
     """Train the reward model, or the judge. Exit status 1 if its gate says no."""
     settings = _start(config, overrides, log_level)
-    with _going_on(settings, f"reward --role {role.value}", config, overrides, run_id) as chosen:
+    with resumable(f"reward --role {role.value}", settings, run_id) as run:
         from flows.inputs import RewardInputs
         from flows.stages import reward_stage
 
         result = reward_stage(
             settings,
-            RewardInputs(run=chosen, dataset=dataset, sft=sft, role=role.value, force=force),
+            RewardInputs(run=run, dataset=dataset, sft=sft, role=role.value, force=force),
         )
     _finish(role.value, result, json_file)
 
@@ -141,19 +138,19 @@ def policy(
 ) -> None:
     """Optimise the policy, with PPO or DPO as the settings say."""
     settings = _start(config, overrides, log_level)
-    with _going_on(settings, "policy", config, overrides, run_id) as chosen:
+    with resumable("policy", settings, run_id) as run:
         from flows.inputs import PolicyInputs
         from flows.stages import policy_stage
 
         model = policy_stage(
             settings,
-            PolicyInputs(run=chosen, dataset=dataset, sft=sft, reward=reward, force=force),
+            PolicyInputs(run=run, dataset=dataset, sft=sft, reward=reward, force=force),
         )
     write_json(model, json_file)
     from flows.tables import show_line, show_model
 
     show_model("policy", model)
-    show_line(f"next: rlhf evaluate {config} --run-id {chosen}")
+    show_line(f"next: rlhf evaluate {config} --run-id {run}")
 
 
 def evaluate(
@@ -171,12 +168,12 @@ def evaluate(
 ) -> None:
     """Compare the policy with SFT and apply the gates. Exit status 1 if they say no."""
     settings = _start(config, overrides, log_level)
-    with _going_on(settings, "evaluate", config, overrides, run_id) as chosen:
+    with resumable("evaluate", settings, run_id) as run:
         from flows.inputs import EvaluateInputs
         from flows.stages import evaluate_stage
 
         inputs = EvaluateInputs(
-            run=chosen,
+            run=run,
             dataset=dataset,
             policy=policy,
             sft=sft,
@@ -198,22 +195,6 @@ def _start(config: Path, overrides: list[str] | None, log_level: str) -> "RunSet
     bindings.check_server()
     check_prefect()
     return settings
-
-
-@contextmanager
-def _going_on(
-    settings: "RunSettings",
-    command: str,
-    config: Path,
-    overrides: list[str] | None,
-    run_id: str | None,
-) -> Iterator[str]:
-    """Open the run, and say how to go on with it if the block does not finish."""
-    from flows.runs import open_run
-
-    context = open_run(settings.load(), run_id)
-    with resumable(resume_command(command, config, overrides, context.run_id), context):
-        yield context.run_id
 
 
 def _finish(name: str, result: "StageResult", json_file: Path | None) -> None:

@@ -126,7 +126,7 @@ def promote_stage(settings: RunSettings | None, inputs: PromoteInputs) -> Promot
     asked_for = config.promotion.approval == "person"
     bindings.require_approval(evaluated.model.uri, asked_for=asked_for)
     promotion = carry_out(
-        Work(config, context, "promote", Promotion, force=inputs.force),
+        Work(config, context, "promote", Promotion, force=inputs.force, reuse=False),
         {"model": evaluated.model.sha256, "verdict": evaluated.decision.verdict},
         lambda: bindings.promote_policy(config, evaluated, context),
     )

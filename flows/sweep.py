@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psutil
-import requests
+
+from flows.prefect_server import ask
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 10
 PROCESS_LABEL = "rlhf.process"
 PATIENCE_SECONDS = {"RUNNING": 15.0, "CANCELLING": 60.0, "PENDING": 90.0}
 """How long a run may be in a state before its process must exist: a retry starts in the old one's
@@ -43,42 +43,42 @@ def mark_dead_runs(api_url: str) -> list[str]:
     Raises:
         requests.RequestException: the server does not answer.
     """
-    runs = _post(
-        f"{api_url}/flow_runs/filter",
+    runs = ask(
+        api_url,
+        "flow_runs/filter",
         {"flow_runs": {"state": {"type": {"any_": list(PATIENCE_SECONDS)}}}, "limit": 200},
     )
     dead = [run for run in runs if _is_dead(run) and _is_unchanged(api_url, run)]
     for run in dead:
-        message = f"process {_process_of(run)} is gone; Retry goes on from where it was"
-        _post(
-            f"{api_url}/flow_runs/{run['id']}/set_state",
+        gone = ", ".join(sorted(_processes_of(run))) or "unstarted"
+        message = f"process {gone} is gone; Retry goes on from where it was"
+        ask(
+            api_url,
+            f"flow_runs/{run['id']}/set_state",
             {"state": {"type": "CRASHED", "name": "Crashed", "message": message}, "force": True},
         )
-        logger.warning("marked_crashed flow_run=%r process=%s", run["name"], _process_of(run))
+        logger.warning("marked_crashed flow_run=%r process=%s", run["name"], gone)
     return [run["name"] for run in dead]
 
 
 def _is_unchanged(api_url: str, run: dict[str, Any]) -> bool:
     """Ask once more: somebody may have retried the run since it was read."""
     body = {"flow_runs": {"id": {"any_": [run["id"]]}}}
-    return [found["state"] for found in _post(f"{api_url}/flow_runs/filter", body)] == [
-        run["state"]
-    ]
+    return [found["state"] for found in ask(api_url, "flow_runs/filter", body)] == [run["state"]]
 
 
-def _process_of(run: dict[str, Any]) -> str | None:
-    """Return ``host:pid``: what the run itself said, else what its worker started for it.
+def _processes_of(run: dict[str, Any]) -> set[str]:
+    """Return ``host:pid`` of all that may be at work: what the run said, what its worker started.
 
-    A retry that is still pending has not spoken yet: its label names the attempt before it, and
-    only the worker knows its process, once there is one.
+    The label of a retry names the attempt before it until the retry has spoken, and for good where
+    the server was lost just then. A pending one has not spoken, so only its worker knows.
     """
     said = (run.get("labels") or {}).get(PROCESS_LABEL)
     host = _host_of(run)
     pid = str(run.get("infrastructure_pid") or "").rpartition(":")[2]
     started = f"{host}:{pid}" if host and pid else None
-    if run["state"]["type"] == "PENDING":
-        return None if started == said else started
-    return str(said) if said else started
+    known = {str(name) for name in (said, started) if name}
+    return known - {said} if run["state"]["type"] == "PENDING" else known
 
 
 def _host_of(run: dict[str, Any]) -> str:
@@ -87,28 +87,28 @@ def _host_of(run: dict[str, Any]) -> str:
 
 
 def _is_dead(run: dict[str, Any]) -> bool:
-    """Return whether the run had a process of this machine and has it no more."""
+    """Return whether the run had processes of this machine and has none of them any more."""
     state = run["state"]
     since = datetime.fromisoformat(state["timestamp"])
     age = (datetime.now(UTC) - since).total_seconds()
     if age < PATIENCE_SECONDS[state["type"]]:
         return False
-    process_of_run = _process_of(run)
-    if process_of_run is None and state["type"] == "PENDING":
+    processes = _processes_of(run)
+    if not processes and state["type"] == "PENDING":
         return _host_of(run) == socket.gethostname() and age > UNSTARTED_SECONDS
-    host, _, pid = (process_of_run or "").rpartition(":")
+    # The number may belong to a later process by now. A pending run's process is always later.
+    latest = since.timestamp() + 5 if state["type"] == "RUNNING" else None
+    return bool(processes) and all(_is_gone(process, latest) for process in processes)
+
+
+def _is_gone(name: str, latest: float | None) -> bool:
+    """Return whether ``host:pid`` was a process of this machine, begun by ``latest``, and ended."""
+    host, _, pid = name.rpartition(":")
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:
         process = psutil.Process(int(pid))
-        # The number may belong to a later process by now. A pending run's process is always later.
-        reused = state["type"] == "RUNNING" and process.create_time() > since.timestamp() + 5
+        reused = latest is not None and process.create_time() > latest
         return bool(reused or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
-
-
-def _post(url: str, body: dict[str, Any]) -> Any:
-    answer = requests.post(url, json=body, timeout=TIMEOUT_SECONDS)
-    answer.raise_for_status()
-    return answer.json()

@@ -10,7 +10,7 @@ from flows.opening import start_afresh_once
 from flows.runs import run_once
 from flows.watching import STOP, watch_training
 from rlhf_core.config import PipelineConfig
-from rlhf_core.errors import DivergedError
+from rlhf_core.errors import KlLimitError
 from rlhf_core.schema import Record, RunContext, StageName, StageResult
 
 Handed = TypeVar("Handed", bound=Record)
@@ -27,6 +27,8 @@ class Work(Generic[Handed]):
     """What the stage hands on."""
     force: bool = False
     """Repeat it even if it was done from the same inputs."""
+    reuse: bool = True
+    """Take what was done from the same inputs."""
 
 
 def carry_out(
@@ -42,16 +44,21 @@ def carry_out(
     context, stage = work.context, work.stage
     if work.force:
         start_afresh_once(context, stage)
+
+    def compute_and_tell() -> Handed:
+        handed = compute()
+        if isinstance(handed, StageResult) and handed.decision.verdict != "PROMOTE":
+            verdict, reasons = handed.decision.verdict, "; ".join(handed.decision.reasons)
+            announce("rlhf.gate-failed", context, stage=stage, verdict=verdict, reasons=reasons)
+        return handed
+
     try:
         with watch_training(context, stage):
-            handed = run_once(context, stage, made_from, compute, record=work.record)
-    except DivergedError as error:
-        if "KL" in str(error):
-            announce("rlhf.kl-spike", context, stage=stage, action=STOP, message=str(error))
+            handed = run_once(
+                context, stage, made_from, compute_and_tell, record=work.record, reuse=work.reuse
+            )
+    except KlLimitError as error:
+        announce("rlhf.kl-spike", context, stage=stage, action=STOP, message=str(error))
         raise
     show_handed(stage, handed, work.config, context)
-    if isinstance(handed, StageResult) and handed.decision.verdict != "PROMOTE":
-        reasons = "; ".join(handed.decision.reasons)
-        verdict = handed.decision.verdict
-        announce("rlhf.gate-failed", context, stage=stage, verdict=verdict, reasons=reasons)
     return handed

@@ -43,6 +43,10 @@ class DivergedError(RlhfError, ArithmeticError):
     """Training produced NaN or infinity, or left its allowed region; names the step."""
 
 
+class KlLimitError(DivergedError):
+    """The policy left the limits of the KL watch, and training stopped."""
+
+
 class CheckpointError(RlhfError, RuntimeError):
     """A checkpoint is torn, missing, or belongs to another run."""
 

@@ -139,7 +139,8 @@ def _promote(version: "ModelVersion") -> str | None:
 def rollback(name: str) -> tuple[str, str]:
     """Move ``champion`` of a registered model back to ``previous-champion``.
 
-    ``previous-champion`` then moves to the one before, or goes if there was none.
+    ``previous-champion`` then moves to the one before, or goes if there was none. A rollback that
+    was killed in between left both on the same version: the next one finishes it.
 
     Returns:
         The version that was champion, and the one that is now.
@@ -149,7 +150,7 @@ def rollback(name: str) -> tuple[str, str]:
     """
     champion = str(find_version(f"models:/{name}@{CHAMPION}").version)
     previous = _alias(name, PREVIOUS)
-    if previous is None or previous == champion:
+    if previous is None:
         raise RegistryError(
             f"models:/{name}: nothing to roll back to: version {champion} is champion and no "
             "other was before it"

@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     """Prefect server; None runs flows against Prefect's ephemeral one."""
     prefect_api_auth_string: SecretStr | None = None
     """``user:password`` of a Prefect server that asks for them."""
+    prefect_api_key: SecretStr | None = None
+    """The same for Prefect Cloud."""
+    prefect_client_custom_headers: dict[str, str] = Field(default_factory=dict)
+    """What a proxy before the Prefect server wants to see, as JSON."""
     hf_token: SecretStr | None = None
     """Hugging Face hub token, for gated models."""
     rlhf_tracking_patience: float = Field(default=300.0, gt=0)

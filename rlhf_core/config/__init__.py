@@ -20,15 +20,12 @@ from rlhf_core.config.evaluation import (
 from rlhf_core.config.load import config_digest, load_config
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.pipeline import PipelineConfig
+from rlhf_core.config.policy import DpoConfig, KlWatchConfig, PolicyConfig, PpoConfig
 from rlhf_core.config.promotion import PromotionConfig
 from rlhf_core.config.training import (
     ComputeConfig,
-    DpoConfig,
-    KlWatchConfig,
     LoraConfig,
     OptimizerConfig,
-    PolicyConfig,
-    PpoConfig,
     RewardConfig,
     SftConfig,
     SupervisedConfig,

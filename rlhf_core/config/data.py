@@ -23,13 +23,14 @@ HUB = "hf:"
 class SourceConfig(Section):
     """One raw source of comparisons: a file, a folder of files, or a dataset of the hub.
 
-    The container is told by the name (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``, all
-    but Parquet with ``.gz`` or ``.zst`` too), the meaning of a row by ``format``.
+    The container is told by the name (``.jsonl`` or ``.ndjson``, ``.json``, ``.parquet``, ``.csv``,
+    ``.tsv``, all but Parquet with ``.gz`` or ``.zst`` too), the meaning of a row by ``format``.
     """
 
     path: Path
     """``hf://datasets/<name>`` is a dataset of the Hugging Face hub."""
     format: SourceFormat = "canonical"
+    """What a row says; docs/data.md describes each."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name of a column to the source's, where they differ. With a mapping only the columns it
     names are read."""
@@ -49,6 +50,7 @@ class DemonstrationsConfig(Section):
     path: Path | None = None
     """None takes the chosen responses of the preference pairs."""
     format: DemonstrationFormat = "canonical"
+    """As for preferences; ``messages`` are chats, whose last turn is the demonstration."""
     columns: dict[str, str] = Field(default_factory=dict)
     """As for preferences."""
 
@@ -70,9 +72,9 @@ class VotesConfig(Section):
     method: Literal["majority", "dawid_skene", "mace"] = "majority"
     """majority counts heads; the others weigh annotators by estimated reliability (crowd-kit)."""
     exclude: tuple[str, ...] = ()
-    """Annotators whose votes do not count."""
-    num_resamples: Count = 1_000
-    """Bootstrap resamples behind the interval of Krippendorff's alpha."""
+    """Annotators whose votes do not count; one who never voted is an error."""
+    num_resamples: int = Field(default=1_000, ge=80)
+    """Bootstrap resamples behind the intervals of Krippendorff's alpha."""
     min_votes: Count = 20
     """Annotators with fewer votes are not judged."""
     fast_fraction: Fraction = 0.25

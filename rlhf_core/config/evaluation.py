@@ -1,14 +1,19 @@
 """What is measured on held-out data and what must be true before a model moves on."""
 
+import math
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_core.config.base import Count, NonNegative, Positive, Section
 from rlhf_core.config.vice_names import is_taken
 
+_BEYOND_EACH_END = 2
+"""Resamples that must lie beyond each end of an interval."""
+
 GatedStage = Literal["sft", "reward", "judge", "policy"]
+GATED_STAGES: tuple[GatedStage, ...] = get_args(GatedStage)
 
 
 class GateConfig(Section):
@@ -16,9 +21,9 @@ class GateConfig(Section):
 
     metric: str
     """``<stage>/<quantity>``; docs/gates.md lists what each stage measures."""
-    at_least: float | None = None
+    at_least: float | None = Field(default=None, allow_inf_nan=False)
     """The lower confidence bound must reach this."""
-    at_most: float | None = None
+    at_most: float | None = Field(default=None, allow_inf_nan=False)
     """The upper confidence bound must not pass this."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Two-sided level of the interval whose bound is tested."""
@@ -43,8 +48,11 @@ class GatesConfig(Section):
     """Gates by stage. A stage without gates cannot be promoted."""
 
     sft: tuple[GateConfig, ...]
+    """Gates of the SFT model, on ``sft/...`` metrics."""
     reward: tuple[GateConfig, ...]
+    """Gates of the reward model, on ``reward/...`` metrics."""
     policy: tuple[GateConfig, ...]
+    """Gates of the policy, on ``policy/...`` metrics of its evaluation."""
     judge: tuple[GateConfig, ...] | None = None
     """Gates of the judge, on ``judge/...`` metrics; None asks of it what ``reward`` asks."""
 
@@ -60,7 +68,7 @@ class GatesConfig(Section):
 
     @model_validator(mode="after")
     def _measurable(self) -> "GatesConfig":
-        for stage in ("sft", "reward", "policy", "judge"):
+        for stage in GATED_STAGES:
             levels: dict[str, float] = {}
             for gate in getattr(self, stage) or ():
                 if not gate.metric.startswith(f"{stage}/"):
@@ -127,7 +135,7 @@ class EvaluationConfig(Section):
     micro_batch_tokens: Count = 16_384
     """Tokens per forward pass while scoring; bounds memory and does not change the result."""
     num_resamples: Count = 2_000
-    """Bootstrap resamples per interval."""
+    """Bootstrap resamples per interval; at least two of them must lie beyond each end."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Two-sided level of the intervals of metrics without a gate; a gated one has its gate's."""
     num_calibration_bins: Count = 10
@@ -136,3 +144,16 @@ class EvaluationConfig(Section):
     """``module:function`` of an outside measure for reports, never a gate or a training signal:
     takes (prompt, response) and returns named scores. None where there is none."""
     monitors: MonitorsConfig = MonitorsConfig()
+
+    def resamples_for(self, confidence: float) -> int:
+        """Return how many resamples an interval of this level needs, so that its ends mean much."""
+        return math.ceil(_BEYOND_EACH_END * 2.0 / (1.0 - confidence) - 1e-6)
+
+    @model_validator(mode="after")
+    def _enough_resamples(self) -> "EvaluationConfig":
+        if self.num_resamples < (needed := self.resamples_for(self.confidence)):
+            raise ValueError(
+                f"num_resamples {self.num_resamples} is too few for confidence {self.confidence:g};"
+                f" {needed} are needed"
+            )
+        return self

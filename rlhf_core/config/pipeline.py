@@ -6,10 +6,11 @@ from pydantic import Field, model_validator
 
 from rlhf_core.config.base import Section
 from rlhf_core.config.data import DataConfig
-from rlhf_core.config.evaluation import EvaluationConfig, GatesConfig
+from rlhf_core.config.evaluation import GATED_STAGES, EvaluationConfig, GatesConfig
 from rlhf_core.config.model import ModelConfig
+from rlhf_core.config.policy import PolicyConfig, PpoConfig
 from rlhf_core.config.promotion import PromotionConfig
-from rlhf_core.config.training import PolicyConfig, PpoConfig, RewardConfig, SftConfig
+from rlhf_core.config.training import RewardConfig, SftConfig
 
 
 class PipelineConfig(Section):
@@ -28,6 +29,7 @@ class PipelineConfig(Section):
     judge: RewardConfig | None = None
     """Settings of the judge; None takes those of ``reward``. It trains on its own half of data."""
     policy: PolicyConfig
+    """Policy optimisation: PPO against the reward model, or DPO straight from the pairs."""
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig
     promotion: PromotionConfig = PromotionConfig()
@@ -42,6 +44,19 @@ class PipelineConfig(Section):
                     f"{prompt} tokens (model.max_prompt_length) and a response of {response} "
                     "(policy.max_new_tokens)"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_can_be_measured(self) -> "PipelineConfig":
+        for stage in GATED_STAGES:
+            for gate in self.gates.of_stage(stage):
+                needed = self.evaluation.resamples_for(gate.confidence)
+                if self.evaluation.num_resamples < needed:
+                    raise ValueError(
+                        f"gates.{stage}: {gate.metric} at confidence {gate.confidence:g} needs "
+                        f"evaluation.num_resamples of at least {needed}, found "
+                        f"{self.evaluation.num_resamples}"
+                    )
         return self
 
     def judge_settings(self) -> RewardConfig:

@@ -1,7 +1,7 @@
-"""Settings of the four trainers."""
+"""Settings of SFT and reward-model training, and what all trainers share."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -14,38 +14,38 @@ class OptimizerConfig(Section):
     """AdamW with gradient clipping and a learning-rate schedule."""
 
     learning_rate: Positive
+    """Highest rate of the schedule."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Memory of the mean gradient."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Memory of the mean squared gradient."""
     adam_eps: Positive = 1e-8
+    """Added to what divides a step."""
     weight_decay: NonNegative = 0.0
+    """Weights shrink by this times the learning rate at every step."""
     max_grad_norm: Positive = 1.0
+    """A longer gradient is shortened to this norm."""
     schedule: Schedule = "cosine"
+    """How the rate goes on after the warm-up: it stays, or falls to 0 along a line or a cosine."""
     warmup_fraction: Fraction = 0.05
     """Share of all optimiser steps over which the rate rises linearly from 0."""
 
 
-def _filled_with(defaults: OptimizerConfig) -> BeforeValidator:
+def filled_with(defaults: OptimizerConfig) -> BeforeValidator:
     """Let a section that names only some settings keep the stage's own defaults for the rest."""
     own = defaults.model_dump(exclude_unset=True)
-
-    def fill(value: Any) -> Any:
-        return {**own, **value} if isinstance(value, Mapping) else value
-
-    return BeforeValidator(fill)
+    return BeforeValidator(lambda value: {**own, **value} if isinstance(value, Mapping) else value)
 
 
 SFT_OPTIMIZER = OptimizerConfig(learning_rate=2e-5)
 REWARD_OPTIMIZER = OptimizerConfig(learning_rate=1e-5)
-PPO_OPTIMIZER = OptimizerConfig(
-    learning_rate=1e-6, adam_beta2=0.999, adam_eps=1e-5, schedule="linear", warmup_fraction=0.0
-)
-DPO_OPTIMIZER = OptimizerConfig(learning_rate=5e-7, schedule="linear")
 
 
 class LoraConfig(Section):
     """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: Count = 16
+    """Width of an adapter."""
     alpha: Positive = 32.0
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
@@ -69,6 +69,7 @@ class SupervisedConfig(Section):
     """What SFT, reward-model and DPO training have in common."""
 
     num_epochs: Count = 1
+    """Passes over the training data."""
     batch_size: Count = 64
     """Sequences (SFT) or pairs (reward, DPO) per optimiser step."""
     micro_batch_tokens: Count = 4_096
@@ -83,7 +84,7 @@ class SupervisedConfig(Section):
 class SftConfig(SupervisedConfig):
     """Supervised fine-tuning on demonstrations."""
 
-    optimizer: Annotated[OptimizerConfig, _filled_with(SFT_OPTIMIZER)] = SFT_OPTIMIZER
+    optimizer: Annotated[OptimizerConfig, filled_with(SFT_OPTIMIZER)] = SFT_OPTIMIZER
     loss_on: Literal["response", "assistant_turns"] = "response"
     """``assistant_turns`` lets the assistant's earlier turns in a prompt count as well."""
     early_stopping_patience: Count | None = None
@@ -100,150 +101,8 @@ class SftConfig(SupervisedConfig):
 class RewardConfig(SupervisedConfig):
     """Bradley-Terry reward model."""
 
-    optimizer: Annotated[OptimizerConfig, _filled_with(REWARD_OPTIMIZER)] = REWARD_OPTIMIZER
+    optimizer: Annotated[OptimizerConfig, filled_with(REWARD_OPTIMIZER)] = REWARD_OPTIMIZER
     center_on_reference: bool = True
     """Shift the scores so that demonstrations score 0 on average."""
     use_soft_labels: bool = False
     """Train towards ``PreferencePair.probability`` instead of certainty that chosen is better."""
-
-
-class KlWatchConfig(Section):
-    """What to do when the policy drifts too far from the reference in one iteration."""
-
-    max_kl_per_token: Positive | None = 1.0
-    """Mean KL of a batch, nats per response token; None sets no limit."""
-    max_kl_per_response: Positive | None = None
-    """Mean KL of a batch, nats per response; None sets no limit."""
-    action: Literal["lower_learning_rate", "raise_kl_coef", "roll_back", "stop"] = "stop"
-    """``roll_back`` returns to the last checkpoint with fresh prompts and a lower learning rate."""
-    factor: float = Field(default=2.0, gt=1)
-    """The learning rate is divided, or the KL coefficient multiplied, by this."""
-    max_interventions: Count = 5
-    """After so many interventions the next one stops the run."""
-
-
-class PpoConfig(Section):
-    """Policy optimisation with PPO (Schulman et al. 2017; Ziegler et al. 2019).
-
-    Sources: Schulman et al. 2016, arXiv:1506.02438 (GAE) and 2017, arXiv:1707.06347 (PPO);
-    Ziegler et al. 2019, arXiv:1909.08593; Ouyang et al. 2022, arXiv:2203.02155; Zheng et al. 2023,
-    "Secrets of RLHF", arXiv:2307.04964; Huang et al. 2024, "N+ implementation details",
-    arXiv:2403.17031; Schulman 2020, "Approximating KL divergence". Details without a setting (cut
-    after EOS, dropout off, value model from the reward model) are in ``docs/ppo.md``.
-    """
-
-    algorithm: Literal["ppo"] = "ppo"
-    optimizer: Annotated[OptimizerConfig, _filled_with(PPO_OPTIMIZER)] = PPO_OPTIMIZER
-    value_learning_rate: Positive | None = None
-    """Learning rate of the value model, same schedule; None takes the policy's."""
-    num_iterations: Count = 100
-    """Rounds of sample, score, update."""
-    share_trunk: bool = False
-    """Give the policy a value head instead of a value model of its own: half the work of an
-    update, and the critic no longer starts from the reward model. Needs ``value_learning_rate``."""
-    critic_warmup_iterations: int = Field(default=2, ge=0)
-    """First iterations, out of ``num_iterations``, that train the value model alone (Zheng 2023,
-    section 5.3.3)."""
-    rollout_batch_size: Count = 64
-    """Responses sampled per iteration."""
-    responses_per_prompt: Count = 1
-    """Responses to each prompt of an iteration; their prompt is computed once, so more are
-    cheaper, and the batch sees fewer prompts."""
-    num_epochs: Count = 4
-    """Passes over each rollout batch (Ziegler 2019; Schulman 2017)."""
-    num_minibatches: Count = 4
-    """Optimiser steps per pass."""
-    micro_batch_tokens: Count = 4_096
-    """Tokens per forward pass; bounds memory and does not change the result."""
-    compute: ComputeConfig = ComputeConfig()
-    """Of policy and value model; with LoRA the reference is the policy, adapters off."""
-    decode_tokens: Count = 65_536
-    """Tokens that keys and values are kept for while sampling: rows times the longest prompt plus
-    ``max_new_tokens``. More rows take turns; bounds memory and changes nothing but rounding."""
-    max_new_tokens: Count = 64
-    temperature: Positive = 1.0
-    """Divides the logits while sampling and in every log-probability (Huang 2024)."""
-    clip_eps: Positive = 0.2
-    """The importance ratio is clipped to 1 plus or minus this (Schulman 2017, equation 7)."""
-    value_clip_eps: Positive = 0.2
-    """A new value counts up to this far from the old one (Huang 2024)."""
-    value_coef: Positive = 0.1
-    """Weight of the value loss (Ziegler 2019; Huang 2024)."""
-    gamma: Fraction = 1.0
-    """Discount per token (Ziegler 2019)."""
-    gae_lambda: Fraction = 0.95
-    """Bias against variance of the advantages (Schulman 2016, equation 16; Ziegler 2019)."""
-    whiten_advantages: bool = True
-    """To mean 0 and deviation 1 over the response tokens of the whole batch (Huang 2024)."""
-    kl_placement: Literal["reward", "loss"] = "reward"
-    """Subtract the KL from each token's reward (Ziegler 2019, equation 2), or add it to the
-    policy's loss (Shao et al. 2024, arXiv:2402.03300)."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Of the KL per token: k1 is unbiased, k2 has the right gradient as a loss, k3 is unbiased and
-    never negative (Schulman 2020)."""
-    kl_coef: NonNegative = 0.05
-    """Weight of the KL from the reference (Huang 2024)."""
-    kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """Keep ``kl_coef``, or steer it towards ``target_kl`` (Ziegler 2019, section 2.2)."""
-    target_kl: Positive = 6.0
-    """Adaptive controller: KL to steer towards, nats per response."""
-    kl_horizon: Count = 10_000
-    """Adaptive controller: responses over which a full 20% error is corrected."""
-    kl_watch: KlWatchConfig = KlWatchConfig()
-    missing_eos_penalty: NonNegative | None = 1.0
-    """Score of a response that never ends is minus this, whatever the reward model says; None
-    lets the reward model's score stand (Ziegler 2019; the EOS trick of Huang 2024)."""
-    scale_scores: bool = False
-    """Divide scores by their running standard deviation (Zheng 2023, section 5.3.1)."""
-    clip_scores: Positive | None = None
-    """Clip scores, after scaling, to plus or minus this; None does not clip (Zheng 2023, section
-    5.3.1)."""
-    ptx_coef: NonNegative = 0.0
-    """PPO-ptx: weight of the SFT loss on demonstrations mixed into every policy step (Ouyang 2022,
-    equation 2)."""
-    recompute_old_logprobs: bool = False
-    """Take the old log-probabilities from a forward pass of the trainer instead of the sampler;
-    needed where the two differ by more than ``max_ratio_error`` (bf16)."""
-    max_ratio_error: Positive = 1e-4
-    """Largest allowed |ratio - 1| on the first minibatch of an iteration, before any update."""
-    max_logprob_mismatch: float = Field(default=1.05, gt=1)
-    """Largest allowed mean exp|log-probability of the trainer - of the sampler|."""
-    checkpoint_every: Count = 10
-    """Iterations between checkpoints."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "PpoConfig":
-        if self.rollout_batch_size % (self.num_minibatches * self.responses_per_prompt):
-            raise ValueError(
-                f"rollout_batch_size {self.rollout_batch_size} is not a multiple of num_minibatches"
-                f" {self.num_minibatches} times responses_per_prompt {self.responses_per_prompt}"
-            )
-        if self.kl_placement == "loss" and self.kl_estimator == "k1":
-            raise ValueError(
-                "kl_placement loss needs kl_estimator k2 or k3: the gradient of k1 is noise"
-            )
-        if self.kl_watch.action == "raise_kl_coef" and self.kl_coef == 0:
-            raise ValueError("kl_watch cannot raise a kl_coef of 0")
-        if self.share_trunk and self.value_learning_rate is None:
-            raise ValueError(
-                "share_trunk needs a value_learning_rate (1e-3, say): its value head starts at 0, "
-                "and the policy's learning rate would leave it there"
-            )
-        if self.critic_warmup_iterations >= self.num_iterations:
-            raise ValueError("critic_warmup_iterations leaves no iteration for the policy")
-        return self
-
-
-class DpoConfig(SupervisedConfig):
-    """Policy optimisation straight from pairs (Rafailov et al. 2023)."""
-
-    algorithm: Literal["dpo"] = "dpo"
-    optimizer: Annotated[OptimizerConfig, _filled_with(DPO_OPTIMIZER)] = DPO_OPTIMIZER
-    beta: Positive = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels taken to be wrong (conservative DPO)."""
-    use_soft_labels: bool = False
-    """Train towards ``PreferencePair.probability``; smoothing applies on top of it."""
-
-
-PolicyConfig = Annotated[PpoConfig | DpoConfig, Field(discriminator="algorithm")]

@@ -13,6 +13,9 @@ Floats = NDArray[np.float64]
 _MAX_DRAWN = 4_000_000
 """Numbers drawn at once by the bootstrap, so that memory stays small whatever the data."""
 
+_NO_CHANCE = 1e-12
+"""Expected disagreement below this is none, but for rounding."""
+
 
 def krippendorff_alpha(counts: Ints) -> float | None:
     """Return Krippendorff's alpha, nominal: a, b and tie are three unordered answers.
@@ -65,25 +68,44 @@ def alpha_estimate(
     if value is None:
         return None
     sums = _sums_by_group(counts, groups)
-    patterns, weights = np.unique(sums, axis=0, return_counts=True)
-    num_groups = int(weights.sum())
-    rng = np.random.default_rng(seed)
-    at_once = max(1, _MAX_DRAWN // len(patterns))
-    alphas = []
-    for start in range(0, num_resamples, at_once):
-        size = min(at_once, num_resamples - start)
-        alphas.append(
-            _alphas(patterns, rng.multinomial(num_groups, weights / num_groups, size=size))
-        )
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(np.concatenate(alphas), [tail, 1 - tail])
+    low, high = alpha_interval(sums, num_resamples=num_resamples, seed=seed, confidence=confidence)
     return Estimate(
         value=value,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         num_samples=int(np.count_nonzero(counts.sum(axis=1) > 1)),
         confidence=confidence,
     )
+
+
+def alpha_interval(
+    sums: Floats, *, num_resamples: int, seed: int, confidence: float
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of alpha, in which each row is drawn as a whole.
+
+    Args:
+        sums: [G, 4] as ``alphas`` takes them; rows may repeat each other, and mostly do.
+        num_resamples: bootstrap resamples.
+        seed: of the resampling.
+        confidence: two-sided level.
+
+    Returns:
+        The bounds; NaN where no resample has two answers.
+    """
+    patterns, weights = np.unique(sums, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    at_once = max(1, _MAX_DRAWN // len(patterns))
+    found = []
+    for start in range(0, num_resamples, at_once):
+        size = min(at_once, num_resamples - start)
+        drawn = rng.multinomial(len(sums), weights / len(sums), size=size)
+        found.append(alphas(drawn @ patterns))
+    resamples = np.concatenate(found)
+    if np.isnan(resamples).all():
+        return np.nan, np.nan
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(resamples, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _sums_by_group(counts: Ints, groups: Sequence[str] | None) -> Floats:
@@ -113,24 +135,22 @@ def _sums_by_group(counts: Ints, groups: Sequence[str] | None) -> Floats:
     return sums
 
 
-def _alphas(patterns: Floats, weights: Ints) -> Floats:
-    """Alpha of each row of ``weights`` over the patterns.
+def alphas(totals: Floats) -> Floats:
+    """Alpha of sums over units.
 
         D_o = sum_u within_u / n
         D_e = sum_c n_c (n - n_c) / (n (n - 1))
 
     Args:
-        patterns: [P, 4] distinct rows of ``_sums_by_group``.
-        weights: [R, P] how often each pattern occurs.
+        totals: [R, 4] votes for a, b and tie, and within as in ``_sums_by_group``.
 
     Returns:
         [R] alpha; NaN where all votes are the same answer.
     """
-    totals = weights @ patterns
     answers, within = totals[:, :3], totals[:, 3]
     total = answers.sum(axis=1)
-    observed = within / total
-    expected = (answers * (total[:, None] - answers)).sum(axis=1) / (total * (total - 1.0))
     with np.errstate(invalid="ignore", divide="ignore"):
-        alphas: Floats = 1 - observed / expected
-    return np.where(expected > 0, alphas, np.nan)
+        observed = within / total
+        expected = (answers * (total[:, None] - answers)).sum(axis=1) / (total * (total - 1.0))
+        found: Floats = 1 - observed / expected
+    return np.where(expected > _NO_CHANCE, found, np.nan)

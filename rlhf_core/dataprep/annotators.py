@@ -1,11 +1,15 @@
-"""Each annotator against the rest, and the careless ones by name."""
+"""Each annotator's record, and the careless ones by name."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
 
+from rlhf_core.dataprep.against_rest import AgainstRest
+from rlhf_core.dataprep.rows import UNNAMED
 from rlhf_core.dataprep.votes import CHOICES, Floats, Ints, VoteTable
 
 _SAME_SIDE_FRACTION = 0.9
@@ -22,11 +26,14 @@ class AnnotatorFacts:
     num_votes: int
     num_shared: int
     """Votes on comparisons that someone else voted on as well."""
-    kappa: float | None
-    """Agreement with the others beyond chance: 0 at chance, 1 where they always agree."""
+    alpha: float | None
+    """Krippendorff's alpha against the others: 0 at chance, 1 where they always agree."""
     low: float | None
     high: float | None
-    """Bounds of a 98% normal interval of ``kappa``."""
+    """Bounds of the 98% bootstrap interval of ``alpha``."""
+    reliability: float | None
+    """Mean probability, by the model that decides who won, that the annotator's answers are right;
+    None where nobody asked a model."""
     side: str
     """The answer given most."""
     side_fraction: float
@@ -36,94 +43,71 @@ class AnnotatorFacts:
 
 
 def annotator_facts(
-    table: VoteTable, num_comparisons: int, *, min_votes: int, fast_fraction: float
+    table: VoteTable,
+    rest: AgainstRest,
+    reliability: Mapping[str, float],
+    *,
+    min_votes: int,
+    fast_fraction: float,
 ) -> list[AnnotatorFacts]:
     """Return every annotator's record, the most careless-looking first.
 
-    Agreement with the rest, for one annotator over the comparisons they share with others:
-
-        p = mean share of the other votes that equal theirs
-        e = sum_c P(they say c) * P(anybody says c)
-        kappa = (p - e) / (1 - e)
-
-    *At chance* means that kappa's interval reaches 0 and stays below everybody's median. *Same
-    side* means 90% of the votes on one side, more than everybody's share of it can explain. *Too
-    fast* means a median time below ``fast_fraction`` of everybody's.
+    *At chance* means that the interval of alpha against the rest reaches 0 and stays below
+    everybody's median. *Same side* means 90% of the votes on one side, more than everybody's share
+    of it can explain. *Too fast* means a median time below ``fast_fraction`` of everybody's. Votes
+    without a name are many people's, of whom none is judged.
 
     Args:
         table: all votes.
-        num_comparisons: comparisons the table counts.
+        rest: agreement of each annotator with the others.
+        reliability: of each annotator, by name.
         min_votes: annotators with fewer shared votes are listed but not judged.
         fast_fraction: share of everybody's median time.
     """
     if not table.names:
         return []
-    kappa, margin, shared = _kappas(table, num_comparisons)
     _, annotator, choice = table.columns()
     answers = np.zeros((len(table.names), len(CHOICES)), dtype=np.int64)
     np.add.at(answers, (annotator, choice), 1)
     medians = _median_seconds(table)
-    typical = _typical(kappa, shared, min_votes)
+    at_chance = (rest.num_shared >= min_votes) & _at_chance(rest, min_votes)
+    judged = answers.sum(axis=1) >= min_votes
     everybody = answers.sum(axis=0) / answers.sum()
     pace = float(np.nanmedian(medians)) if np.isfinite(medians).any() else np.nan
     facts = []
     for number, name in enumerate(table.names):
-        reasons = []
-        if shared[number] >= min_votes and _at_chance(kappa[number], margin[number], typical):
-            reasons.append("at_chance")
-        if answers[number].sum() >= min_votes and _one_sided(answers[number], everybody):
-            reasons.append("same_side")
-        if answers[number].sum() >= min_votes and medians[number] < fast_fraction * pace:
-            reasons.append("too_fast")
+        signs = {
+            "at_chance": at_chance[number],
+            "same_side": judged[number] and _one_sided(answers[number], everybody),
+            "too_fast": judged[number] and medians[number] < fast_fraction * pace,
+        }
         side = int(answers[number].argmax())
         facts.append(
             AnnotatorFacts(
                 annotator=name,
                 num_votes=int(answers[number].sum()),
-                num_shared=int(shared[number]),
-                kappa=_known(kappa[number]),
-                low=_known(kappa[number] - margin[number]),
-                high=_known(kappa[number] + margin[number]),
+                num_shared=int(rest.num_shared[number]),
+                alpha=_known(rest.alpha[number]),
+                low=_known(rest.low[number]),
+                high=_known(rest.high[number]),
+                reliability=reliability.get(name),
                 side=CHOICES[side],
                 side_fraction=float(answers[number, side] / answers[number].sum()),
                 median_seconds=_known(medians[number]),
-                careless=tuple(reasons),
+                careless=() if name == UNNAMED else tuple(s for s, seen in signs.items() if seen),
             )
         )
     return sorted(facts, key=_suspicion)
 
 
-def _kappas(table: VoteTable, num_comparisons: int) -> tuple[Floats, Floats, Ints]:
-    """Return [A] kappa, [A] half-width of its interval, [A] shared votes; NaN where undefined."""
-    comparison, annotator, choice = table.columns()
-    counts = table.counts(num_comparisons)
-    others = counts.sum(axis=1)[comparison] - 1
-    use = others > 0
-    comparison, annotator, choice, others = (
-        column[use] for column in (comparison, annotator, choice, others)
-    )
-    size = len(table.names)
-    agree = (counts[comparison, choice] - 1) / others
-    shared = np.bincount(annotator, minlength=size)
-    pool = np.bincount(choice, minlength=len(CHOICES)) / max(len(choice), 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.bincount(annotator, weights=agree, minlength=size) / shared
-        square = np.bincount(annotator, weights=agree**2, minlength=size) / shared
-        chance = np.bincount(annotator, weights=pool[choice], minlength=size) / shared
-        spread = np.sqrt(np.maximum(square - mean**2, 0) / np.maximum(shared - 1, 1))
-        kappa = (mean - chance) / (1 - chance)
-        margin = stats.norm.ppf(1 - _LEVEL) * spread / (1 - chance)
-    return kappa, margin, shared
-
-
-def _typical(kappa: Floats, shared: Ints, min_votes: int) -> float:
-    """Median kappa over the votes of annotators who can be judged."""
-    judged = (shared >= min_votes) & np.isfinite(kappa)
-    return float(np.median(np.repeat(kappa[judged], shared[judged]))) if judged.any() else np.nan
-
-
-def _at_chance(kappa: float, margin: float, typical: float) -> bool:
-    return bool(kappa - margin <= 0 and kappa + margin < typical)
+def _at_chance(rest: AgainstRest, min_votes: int) -> NDArray[np.bool_]:
+    """[A] whether an annotator agrees no better than chance, and worse than most votes do."""
+    judged = (rest.num_shared >= min_votes) & np.isfinite(rest.alpha)
+    if not judged.any():
+        return judged
+    typical = np.median(np.repeat(rest.alpha[judged], rest.num_shared[judged]))
+    found: NDArray[np.bool_] = (rest.low <= 0) & (rest.high < typical)
+    return found
 
 
 def _one_sided(answers: Ints, everybody: Floats) -> bool:

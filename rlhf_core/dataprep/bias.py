@@ -2,23 +2,27 @@
 
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
+from rlhf_core.dataprep.clusters import (
+    MAX_ROWS,
+    Floats,
+    Ints,
+    auc,
+    bootstrap,
+    numbered,
+    proportion,
+)
+from rlhf_core.dataprep.keys import Key, conversation_key
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.schema import Estimate, PreferencePair
 
-Floats = NDArray[np.float64]
-
-_CONFIDENCE = 0.95
 _NUM_BINS = 10
-_NUM_RESAMPLES = 300
-_MAX_AUC_ROWS = 5_000
 _MAX_WORDS = 15
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
@@ -46,9 +50,11 @@ and parts one of which a text must hold, for those are quick to look for."""
 class StyleCounter:
     """Counts style habits and words of chosen and rejected responses, pair by pair."""
 
-    wins: Counter[str] = field(default_factory=Counter)
-    """Style to pairs where only the chosen response has it."""
-    losses: Counter[str] = field(default_factory=Counter)
+    prompts: dict[Key, int] = field(default_factory=dict)
+    """Prompt to number, of the pairs below."""
+    told: dict[str, tuple["array[int]", "array[int]"]] = field(default_factory=dict)
+    """Style to the prompts of the pairs where one response has it alone, and 1 where that one was
+    chosen, else 0."""
     chosen_words: Counter[str] = field(default_factory=Counter)
     """Word to chosen responses that hold it."""
     rejected_words: Counter[str] = field(default_factory=Counter)
@@ -59,16 +65,19 @@ class StyleCounter:
         for name in STYLES:
             in_chosen = _has_style(name, chosen)
             if in_chosen != _has_style(name, rejected):
-                (self.wins if in_chosen else self.losses)[name] += 1
+                key = conversation_key(pair.prompt)
+                prompts, wins = self.told.setdefault(name, (array("q"), array("b")))
+                prompts.append(self.prompts.setdefault(key, len(self.prompts)))
+                wins.append(in_chosen)
         self.chosen_words.update(set(_WORD.findall(chosen)))
         self.rejected_words.update(set(_WORD.findall(rejected)))
 
     def estimates(self) -> dict[str, Estimate]:
         """Share of pairs that the response with a habit wins, where the other lacks it."""
+        told = {name: self.told[name] for name in STYLES if name in self.told}
         return {
-            name: proportion(self.wins[name], self.wins[name] + self.losses[name])
-            for name in STYLES
-            if self.wins[name] + self.losses[name]
+            name: proportion(np.array(wins, dtype=np.float64), np.array(prompts))
+            for name, (prompts, wins) in told.items()
         }
 
     def telling_words(self) -> dict[str, list[tuple[str, float]]]:
@@ -108,14 +117,13 @@ def _has_style(name: str, text: str) -> bool:
 def length_win_estimate(entries: Sequence[Entry]) -> Estimate:
     """Share of pairs that the longer response wins; equal lengths count one half."""
     differences = _winner_differences(entries)
-    return proportion(
-        float(np.sum(differences > 0) + 0.5 * np.sum(differences == 0)), len(differences)
-    )
+    return proportion((np.sign(differences) + 1) / 2, _prompts(entries))
 
 
 def first_win_estimate(entries: Sequence[Entry]) -> Estimate:
     """Share of pairs that the first response shown wins; one half where order has no say."""
-    return proportion(sum(entry.a_beats_b > 0.5 for entry in entries), len(entries))
+    won = np.array([entry.a_beats_b > 0.5 for entry in entries], dtype=np.float64)
+    return proportion(won, _prompts(entries))
 
 
 def length_auc_estimate(entries: Sequence[Entry], seed: int) -> Estimate:
@@ -126,18 +134,17 @@ def length_auc_estimate(entries: Sequence[Entry], seed: int) -> Estimate:
         AUC = P(D_i > -D_j) + P(D_i = -D_j) / 2
 
     Returns:
-        0.5 where length says nothing, 1 where it says everything; percentile bootstrap over at
-        most 5,000 pairs.
+        0.5 where length says nothing, 1 where it says everything; of at most 5,000 pairs.
     """
-    rng = np.random.default_rng(seed)
-    differences = _winner_differences(entries)
-    if len(differences) > _MAX_AUC_ROWS:
-        differences = rng.choice(differences, _MAX_AUC_ROWS, replace=False)
-    resamples = [
-        auc(sample, -sample)
-        for sample in rng.choice(differences, (_NUM_RESAMPLES, len(differences)))
-    ]
-    return percentile_estimate(auc(differences, -differences), resamples, len(differences))
+    rows = np.random.default_rng(seed).permutation(len(entries))[:MAX_ROWS]
+    differences, prompts = _winner_differences(entries)[rows], _prompts(entries)[rows]
+
+    def length_auc(drawn: Ints) -> float:
+        sample = differences[drawn]
+        winners = np.repeat([True, False], len(sample))
+        return auc(np.concatenate([sample, -sample]), winners)
+
+    return bootstrap(length_auc, prompts, seed)
 
 
 def label_by_length(entries: Sequence[Entry]) -> list[tuple[float, float, int]]:
@@ -153,54 +160,13 @@ def label_by_length(entries: Sequence[Entry]) -> list[tuple[float, float, int]]:
     ]
 
 
-def proportion(successes: float, total: int) -> Estimate:
-    """Return a share with its Wilson interval (Wilson 1927).
-
-    centre +- half, where with p = successes / total and z the normal quantile
-    centre = (p + z^2 / 2n) / (1 + z^2 / n)
-    half   = z sqrt(p (1 - p) / n + z^2 / 4n^2) / (1 + z^2 / n)
-    """
-    z = float(stats.norm.ppf((1 + _CONFIDENCE) / 2))
-    share = successes / total
-    scale = 1 + z * z / total
-    centre = (share + z * z / (2 * total)) / scale
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
-    return Estimate(
-        value=share,
-        low=max(0.0, centre - half),
-        high=min(1.0, centre + half),
-        num_samples=total,
-        confidence=_CONFIDENCE,
-    )
-
-
-def percentile_estimate(value: float, resamples: Sequence[float], num_samples: int) -> Estimate:
-    """Return a value with its percentile bootstrap interval, which always holds the value.
-
-    Args:
-        value: on the sample itself.
-        resamples: the same on each resample.
-        num_samples: size of the sample.
-    """
-    low, high = np.quantile(resamples, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    return Estimate(
-        value=value,
-        low=min(float(low), value),
-        high=max(float(high), value),
-        num_samples=num_samples,
-        confidence=_CONFIDENCE,
-    )
-
-
-def auc(positives: Floats, negatives: Floats) -> float:
-    """Probability that a positive scores above a negative, equal scores counting one half."""
-    ranks = stats.rankdata(np.concatenate([positives, negatives]))
-    top = ranks[: len(positives)].sum() - len(positives) * (len(positives) + 1) / 2
-    return float(top / (len(positives) * len(negatives)))
-
-
 def _winner_differences(entries: Sequence[Entry]) -> Floats:
     lengths = np.array([entry.num_chars for entry in entries], dtype=np.float64).reshape(-1, 2)
     sign = np.array([1.0 if entry.a_beats_b > 0.5 else -1.0 for entry in entries])
     differences: Floats = (lengths[:, 0] - lengths[:, 1]) * sign
     return differences
+
+
+def _prompts(entries: Sequence[Entry]) -> Ints:
+    """[N] number of each entry's prompt."""
+    return numbered(entry.prompt for entry in entries)

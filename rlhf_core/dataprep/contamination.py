@@ -75,7 +75,7 @@ def read_benchmark(paths: Iterable[Path], columns: Collection[str] = ()) -> Benc
 
 
 def _texts(path: Path, columns: Collection[str]) -> Iterator[str]:
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         yield from (text for _, text in read_lines(path))
         return
     for row in read_rows(path):

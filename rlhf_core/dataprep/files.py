@@ -203,10 +203,10 @@ def shorten(value: object) -> str:
 def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; check the path in the configuration")
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         with gzip.open(path, "rb") as stream:
             yield stream  # type: ignore[misc]
-    elif path.suffix == ".zst":
+    elif path.suffix.lower() == ".zst":
         with _open_zstd(path) as stream:
             yield stream
     else:

@@ -1,5 +1,6 @@
 """First pass over raw comparisons: read, screen, remember little, spill the texts to disk."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -19,6 +20,7 @@ from rlhf_core.dataprep.rows import UNNAMED, SetAside
 from rlhf_core.dataprep.rules import RowRules
 from rlhf_core.dataprep.split import PromptSplitter
 from rlhf_core.dataprep.votes import VoteTable
+from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Comparison
 
 _ROWS_AT_ONCE = 512
@@ -55,6 +57,10 @@ class Intake:
     """Rows read, those the reader set aside included."""
     num_repeated_votes: int = 0
     """Votes left out because the same person gave the same answer before in the same row."""
+    excluded_votes: Counter[str] = field(default_factory=Counter)
+    """Votes left out because the configuration excludes the annotator, by name."""
+    reliability: dict[str, float] = field(default_factory=dict)
+    """Of each annotator, once it is decided who won."""
 
     def add(self, item: Comparison, entry: Entry, num_repeated_votes: int = 0) -> None:
         """Keep one comparison and what is known of it.
@@ -100,6 +106,9 @@ def take_in(
         quarantine: receives what the readers set aside.
         rules: cleaning rules for single rows.
         excluded: annotators whose votes are left out.
+
+    Raises:
+        ConfigError: one of the excluded never voted.
     """
     progress = tqdm(items, desc="reading comparisons", unit=" rows", disable=None)
     with atomic_file(intake.spill) as stream:
@@ -110,13 +119,18 @@ def take_in(
                 if isinstance(item, SetAside):
                     quarantine.add("preferences", item)
                 else:
-                    kept.append(_without_votes_of(excluded, item) if excluded else item)
+                    kept.append(_without_votes_of(excluded, item, intake.excluded_votes))
             for item, entry in zip(kept, _screen(kept, rules), strict=True):
                 votes = votes_once(item.votes)
                 num_repeated = len(item.votes) - len(votes)
                 once = item.model_copy(update={"votes": votes}) if num_repeated else item
                 intake.add(once, entry, num_repeated)
                 stream.write(once.model_dump_json().encode() + b"\n")
+    if strangers := sorted(excluded - set(intake.excluded_votes)):
+        raise ConfigError(
+            f"data.votes.exclude: no vote by {', '.join(strangers)}; names must be written as in"
+            " annotators.csv"
+        )
 
 
 def _screen(items: Sequence[Comparison], rules: RowRules) -> list[Entry]:
@@ -163,7 +177,14 @@ def set_aside_near_heldout(intake: Intake, heldout: PromptIndex, splitter: Promp
                 intake.entries[row].set_aside("prompt_near_heldout")
 
 
-def _without_votes_of(excluded: frozenset[str], item: Comparison) -> Comparison:
+def _without_votes_of(
+    excluded: frozenset[str], item: Comparison, counts: Counter[str]
+) -> Comparison:
+    """Return a comparison without the votes of some people, and count those."""
+    out = [vote.annotator for vote in item.votes if vote.annotator in excluded]
+    if not out:
+        return item
+    counts.update(out)
     kept = tuple(vote for vote in item.votes if vote.annotator not in excluded)
     return item.model_copy(update={"votes": kept})
 

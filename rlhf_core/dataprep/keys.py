@@ -16,10 +16,19 @@ _MARKS = ".,;:!?…()[]{}\"'“”\u2018\u2019«»。、「」『』"
 """Punctuation that changes no word it stands at; signs, as in -1 and C#, do."""
 
 
+_WIDTHS = {
+    code: unicodedata.normalize("NFKC", chr(code))
+    for code in (0x3000, *range(0xFF01, 0xFFEF))
+    if unicodedata.decomposition(chr(code)).startswith(("<wide>", "<narrow>"))
+}
+"""Wide letters and narrow kana to the usual ones. What else NFKC folds is to be seen: the square in
+2² is no second 2."""
+
+
 def normalise(text: str) -> str:
-    """Fold what a reader would not notice: Unicode form, letter case, runs of white space."""
+    """Fold what a reader would not notice: Unicode form, width, letter case, white space."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
+        text = unicodedata.normalize("NFC", text.translate(_WIDTHS))
     return " ".join(text.casefold().split())
 
 
@@ -40,6 +49,18 @@ def response_key(text: str) -> Key:
     return text_key(normalise(text))
 
 
+def response_keys(first: str, second: str) -> tuple[Key, Key]:
+    """Return the keys of two responses to one prompt, which must be told apart.
+
+    Where letter case or white space is all that differs, as in indented code, it is what people
+    voted on: then the texts themselves are the keys, white space at the ends aside.
+    """
+    keys = response_key(first), response_key(second)
+    if keys[0] != keys[1]:
+        return keys
+    return text_key(first.strip()), text_key(second.strip())
+
+
 def text_key(text: str) -> Key:
     """Return the key of a text exactly as it is."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -53,8 +74,9 @@ def content_id(prefix: str, *parts: str) -> str:
 def source_name(path: Path) -> str:
     """Return the name a file's rows carry: ``helpful-base.test.jsonl.gz`` gives its first part."""
     name = path.name
-    for suffix in (".gz", ".zst", ".jsonl", ".json", ".parquet", ".csv"):
-        name = name.removesuffix(suffix)
+    for suffix in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv"):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
     return name
 
 

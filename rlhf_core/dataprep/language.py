@@ -44,6 +44,11 @@ _MIN_WORDS = 10
 _MIN_SHARE = 0.15
 """Running text has more small words of its language than this."""
 _MIN_DISTINCT = 4
+_MIN_WORDS_OF_STRANGERS = 20
+_MAX_SHARE_OF_OURS = 0.1
+_MIN_ACCENTED_SHARE = 0.1
+"""A language without a list of its own is told by what English, code and names have not."""
+UNKNOWN = "a language without a rule"
 
 KNOWN = frozenset(_WORDS) | {code for codes in _SCRIPTS.values() for code in codes}
 
@@ -51,7 +56,9 @@ KNOWN = frozenset(_WORDS) | {code for codes in _SCRIPTS.values() for code in cod
 def other_language(text: str, allowed: frozenset[str]) -> str | None:
     """Return the language of ``text`` where it surely is none of ``allowed``; None in doubt.
 
-    Short texts, code and names give no answer, so they stay.
+    Short texts, code and names give no answer, so they stay. Of a language that is not in
+    ``KNOWN`` it is enough that twenty words have letters with accents, or of other scripts, and
+    almost none of the small words of ``allowed``; the answer is then ``UNKNOWN``.
 
     Args:
         text: any text.
@@ -62,7 +69,8 @@ def other_language(text: str, allowed: frozenset[str]) -> str | None:
     if script is not None:
         languages = _SCRIPTS[script]
         return None if allowed & set(languages) else languages[0]
-    words = _TOKEN.findall(text.lower())
+    written = _TOKEN.findall(text)
+    words = [word.lower() for word in written]
     if len(words) < _MIN_WORDS:
         return None
     hits: dict[str, list[str]] = {language: [] for language in _WORDS}
@@ -76,7 +84,19 @@ def other_language(text: str, allowed: frozenset[str]) -> str | None:
         and len(set(hits[best])) >= _MIN_DISTINCT
         and len(hits[best]) >= 2 * ours
     )
-    return best if sure and best not in allowed else None
+    if sure:
+        return None if best in allowed else best
+    return UNKNOWN if _is_strange(written, ours) else None
+
+
+def _is_strange(words: list[str], ours: int) -> bool:
+    """Tell running text of a language without a rule; names, which begin large, are no sign."""
+    if len(words) < _MIN_WORDS_OF_STRANGERS or ours > _MAX_SHARE_OF_OURS * len(words):
+        return False
+    accented = sum(
+        len(word) > 1 and not word.isascii() and word[0] == word[0].lower() for word in words
+    )
+    return accented >= _MIN_ACCENTED_SHARE * len(words)
 
 
 def _script(text: str) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from rlhf_core.dataprep.keys import Key, conversation_key, response_key, text_key
+from rlhf_core.dataprep.keys import Key, conversation_key, response_keys, text_key
 from rlhf_core.dataprep.rows import Reason, comparison_problem
 from rlhf_core.dataprep.votes import Floats, decide
 from rlhf_core.schema import Comparison
@@ -44,7 +44,7 @@ class Entry:
 def enter(item: Comparison) -> Entry:
     """Return the ledger's entry of one comparison, screened on its own."""
     prompt = conversation_key(item.prompt)
-    key_a, key_b = response_key(item.response_a), response_key(item.response_b)
+    key_a, key_b = response_keys(item.response_a, item.response_b)
     first, second = sorted((key_a, key_b))
     return Entry(
         prompt=prompt,

@@ -21,12 +21,12 @@ _BARE = re.compile(r"1?[2-9]\d\d[2-9]\d{6}|0\d{9,10}")
 _SECRET = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"|\bAKIA[0-9A-Z]{16}\b"
-    r"|\bgh[pousr]_[A-Za-z0-9]{30,}\b"
+    r"|\b(?:gh[pousr]|hf)_[A-Za-z0-9]{30,}\b"
     r"|\bxox[abprs]-[A-Za-z0-9-]{10,}"
     r"|\bsk-[A-Za-z0-9_-]{20,}"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"
 )
-_SECRET_MARKS = ("PRIVATE KEY", "AKIA", "gh", "xox", "sk-", "eyJ")
+_SECRET_MARKS = ("PRIVATE KEY", "AKIA", "gh", "hf_", "xox", "sk-", "eyJ")
 """What is quick to look for: each alternative of ``_SECRET`` has one."""
 _MIN_KEY = 32
 _KEY_LIKE = re.compile(r"(?<![\w/=+-])[A-Za-z0-9_+/=-]{32,200}(?![\w/=+-])")

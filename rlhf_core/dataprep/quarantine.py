@@ -33,6 +33,8 @@ class Quarantine:
         self._pending: list[dict[str, object]] = []
         self.reasons: dict[str, Counter[str]] = {}
         self.kept: Counter[str] = Counter()
+        self.source_rows: dict[str, Counter[str]] = {}
+        """Rows as the files of an input have them, where one is not one comparison."""
 
     def add(self, dataset: str, row: SetAside) -> None:
         """Set a row of the input ``dataset`` aside."""

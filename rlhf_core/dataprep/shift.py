@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_core.dataprep.bias import auc, percentile_estimate
+from rlhf_core.dataprep.clusters import auc, bootstrap
 from rlhf_core.dataprep.keys import UNSPACED, text_key, unit_interval
 from rlhf_core.schema import Estimate
 
-_NUM_RESAMPLES = 300
 _NUM_FOLDS = 5
 _MAX_WORDS = 15
 _WORD = re.compile(r"\w+")
@@ -87,7 +86,7 @@ def prompt_shift(first: Sequence[str], second: Sequence[str], seed: int) -> Shif
     min_df = _rarest_term(texts)
     if min_df is None:
         return None
-    labels = np.array([1] * len(one) + [0] * len(other))
+    labels = np.array([True] * len(one) + [False] * len(other))
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min_df, analyzer=_terms)
     classifier = LogisticRegression(max_iter=300, class_weight="balanced")
     model = make_pipeline(vectorizer, classifier)
@@ -97,7 +96,9 @@ def prompt_shift(first: Sequence[str], second: Sequence[str], seed: int) -> Shif
     words = np.array(vectorizer.get_feature_names_out())
     order = np.argsort(classifier.coef_[0], kind="stable")
     return Shift(
-        estimate=_auc_estimate(scores[labels == 1], scores[labels == 0], seed),
+        estimate=bootstrap(
+            lambda rows: auc(scores[rows], labels[rows]), np.arange(len(texts)), seed
+        ),
         words_first=words[order[::-1][:_MAX_WORDS]].tolist(),
         words_second=words[order[:_MAX_WORDS]].tolist(),
     )
@@ -133,14 +134,3 @@ def _disjoint(first: Sequence[str], second: Sequence[str]) -> tuple[list[str], l
         lucky = unit_interval(0, "shared", text_key(text)) < 0.5
         del (other if lucky else one)[text]
     return list(one), list(other)
-
-
-def _auc_estimate(positives: np.ndarray, negatives: np.ndarray, seed: int) -> Estimate:
-    rng = np.random.default_rng(seed)
-    resamples = [
-        auc(rng.choice(positives, len(positives)), rng.choice(negatives, len(negatives)))
-        for _ in range(_NUM_RESAMPLES)
-    ]
-    return percentile_estimate(
-        auc(positives, negatives), resamples, len(positives) + len(negatives)
-    )

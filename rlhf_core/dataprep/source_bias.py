@@ -5,29 +5,18 @@ side wins (a source that shows the better one first) and carry a habit of length
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_core.dataprep.bias import (
-    auc,
-    first_win_estimate,
-    length_win_estimate,
-    percentile_estimate,
-)
+from rlhf_core.dataprep.bias import first_win_estimate, length_win_estimate
+from rlhf_core.dataprep.clusters import MAX_ROWS, Floats, Ints, auc, bootstrap, numbered
 from rlhf_core.dataprep.keys import unit_interval
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.schema import Estimate
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-Measure = Callable[[Ints], float]
-
-_NUM_RESAMPLES = 300
-_MAX_ROWS = 5_000
 MIN_PAIRS = 50
 """Sources with fewer pairs are listed and not compared."""
 
@@ -76,21 +65,21 @@ def source_estimates(entries: Sequence[Entry], seed: int) -> dict[str, Estimate]
         return {}
     number = {name: place for place, name in enumerate(names)}
     rows = [entry for entry in entries if entry.source in number]
-    rng = np.random.default_rng(seed)
     source = np.array([number[row.source] for row in rows])
     won = np.array([row.a_beats_b > 0.5 for row in rows])
     half = np.array([unit_interval(seed, "source", row.prompt) < 0.5 for row in rows])
     length = np.array([sum(row.num_chars) / 2 for row in rows])
     record = _record(source, won, half, len(names))
-    chosen = rng.permutation(len(rows))[:_MAX_ROWS]
-    source, won, length, record = source[chosen], won[chosen], length[chosen], record[chosen]
+    some = np.random.default_rng(seed).permutation(len(rows))[:MAX_ROWS]
+    source, won, length, record = source[some], won[some], length[some], record[some]
+    prompts = numbered(rows[place].prompt for place in some)
     found = {}
     if 0 < won.sum() < len(won):
-        found["source_label_auc"] = _bootstrap(
-            lambda rows: _side_auc(record[rows], won[rows]), len(chosen), rng
+        found["source_label_auc"] = bootstrap(
+            lambda drawn: auc(record[drawn], won[drawn]), prompts, seed
         )
-    found["source_length_share"] = _bootstrap(
-        lambda rows: _omega_squared(length[rows], source[rows], len(names)), len(chosen), rng
+    found["source_length_share"] = bootstrap(
+        lambda drawn: _omega_squared(length[drawn], source[drawn], len(names)), prompts, seed
     )
     return found
 
@@ -104,12 +93,6 @@ def _record(source: Ints, won: NDArray[np.bool_], half: NDArray[np.bool_], size:
         total = np.bincount(source[other], minlength=size)
         record[half == side] = ((wins + 1) / (total + 2))[source[half == side]]
     return record
-
-
-def _side_auc(record: Floats, won: NDArray[np.bool_]) -> float:
-    if won.all() or not won.any():
-        return 0.5
-    return auc(record[won], record[~won])
 
 
 def _omega_squared(values: Floats, groups: Ints, size: int) -> float:
@@ -127,9 +110,3 @@ def _omega_squared(values: Floats, groups: Ints, size: int) -> float:
     within = (total - between) / (len(values) - num_groups)
     share = (between - (num_groups - 1) * within) / max(total + within, 1e-12)
     return max(0.0, share)
-
-
-def _bootstrap(measure: Measure, num_rows: int, rng: np.random.Generator) -> Estimate:
-    value = measure(np.arange(num_rows))
-    resamples = [measure(rng.integers(0, num_rows, num_rows)) for _ in range(_NUM_RESAMPLES)]
-    return percentile_estimate(value, resamples, num_rows)

@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rlhf_core.dataprep.rows import UNNAMED
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Choice, Vote
 
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie")
 _CODES = {choice: code for code, choice in enumerate(CHOICES)}
 
+_MAX_UNNAMED_FRACTION = 0.5
+"""Where more votes name nobody, models of annotators would count heads under another name."""
 _LEVEL = 1e-9
 """Probabilities closer than this are level."""
 
@@ -30,9 +33,9 @@ class VoteTable:
     annotator: "array[int]" = field(default_factory=lambda: array("q"))
     choice: "array[int]" = field(default_factory=lambda: array("b"))
     """Index into ``CHOICES``."""
-    seconds: "array[float]" = field(default_factory=lambda: array("f"))
+    seconds: "array[float]" = field(default_factory=lambda: array("d"))
     """NaN where the source has no times."""
-    strength: "array[float]" = field(default_factory=lambda: array("f"))
+    strength: "array[float]" = field(default_factory=lambda: array("d"))
     """NaN where the source does not say how much better."""
     names: dict[str, int] = field(default_factory=dict)
     """Annotator to number, in order of appearance."""
@@ -124,10 +127,17 @@ MODELS: dict[str, Callable[[VoteTable, int], Floats]] = {
 
 
 def reliability(table: VoteTable, probabilities: Floats) -> dict[str, float]:
-    """Probability that an annotator's answer is right: mean posterior of the answers given."""
+    """Probability that an annotator's answer is right: mean posterior of the answers given.
+
+    Args:
+        table: all votes.
+        probabilities: [N, 3] of a, b and tie, from one of the models; by ``majority`` it is the
+            mean share of the votes for their answer, their own included.
+    """
     comparison, annotator, choice = table.columns()
     right = np.bincount(annotator, weights=probabilities[comparison, choice])
-    return dict(zip(table.names, (right / np.bincount(annotator)).tolist(), strict=True))
+    means = right / np.maximum(np.bincount(annotator), 1)
+    return dict(zip(table.names, means.tolist(), strict=False))
 
 
 def decide(probabilities: Floats) -> tuple[Floats, NDArray[np.bool_]]:
@@ -157,6 +167,12 @@ def _fit(model: Any, table: VoteTable, num_comparisons: int) -> Floats:
     probabilities = np.zeros((num_comparisons, len(CHOICES)))
     if not len(comparison):
         return probabilities
+    unnamed = float(np.mean(annotator == table.names.get(UNNAMED, -1)))
+    if unnamed > _MAX_UNNAMED_FRACTION:
+        raise ConfigError(
+            "data.votes.method: models of annotators weigh people by their record, and"
+            f" {unnamed:.0%} of the votes name nobody; name the annotators, or use majority"
+        )
     model.fit(pd.DataFrame({"task": comparison, "worker": annotator, "label": choice}))
     found = model.probas_.reindex(columns=range(len(CHOICES)), fill_value=0.0).fillna(0.0)
     probabilities[found.index.to_numpy()] = found.to_numpy()

@@ -19,6 +19,9 @@ _NEWTON_STEPS = 25
 _MAX_LOG_ODDS = 15.0
 _RIDGE = 1e-2
 """Pseudo-samples on the length weight, so that it stays finite where length decides everything."""
+_MIN_EACH_WAY = 20
+_MIN_SHARE_EACH_WAY = 0.05
+"""Answers of either model that must be at least as long as the other's: so many, or this share."""
 
 
 def outcomes(
@@ -57,6 +60,9 @@ def length_controlled_win_rate(
     is left out, and their length weight has a light L2 penalty, as here. Every bootstrap resample
     fits anew; the standard deviation is that of the whole sample.
 
+    Where nearly all answers of one model are the longer ones, nothing was seen of equal length: the
+    fit would be a guess, and the interval is all of [0, 1].
+
     Args:
         won: [n] outcomes in {0, 0.5, 1}.
         policy_lengths: [n] tokens of the policy's answers.
@@ -67,8 +73,18 @@ def length_controlled_win_rate(
     spread = float(gap.std())
     longer = np.tanh(gap / spread) if spread > 0.0 else np.zeros_like(gap)
     if np.ptp(won) == 0.0:
-        return win_rate(won, plan)
-    return estimate_statistic(_controlled, [won, longer], plan, bounds=SHARE)
+        estimate = win_rate(won, plan)
+    else:
+        estimate = estimate_statistic(_controlled, [won, longer], plan, bounds=SHARE)
+    if _lengths_overlap(gap):
+        return estimate
+    return estimate.model_copy(update={"low": SHARE[0], "high": SHARE[1]})
+
+
+def _lengths_overlap(gap: Array) -> bool:
+    """Whether some answers of each model are as long as the other's, or longer."""
+    needed = min(_MIN_EACH_WAY, max(2.0, _MIN_SHARE_EACH_WAY * gap.size))
+    return bool((gap <= 0.0).sum() >= needed and (gap >= 0.0).sum() >= needed)
 
 
 def _controlled(won: Array, longer: Array, axis: int = -1) -> Array:

@@ -43,9 +43,9 @@ class Vote(Record):
 
     annotator: str
     choice: Choice
-    strength: float | None = Field(default=None, ge=0)
+    strength: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """How much better, on the source's own scale; None where the source does not say."""
-    seconds: float | None = Field(default=None, ge=0)
+    seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Time the annotator took, in seconds."""
 
 

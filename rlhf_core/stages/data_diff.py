@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from rlhf_core.dataprep.files import iterate_records
-from rlhf_core.dataprep.keys import Key, conversation_key, response_key, text_key
+from rlhf_core.dataprep.keys import Key, conversation_key, response_keys, text_key
 from rlhf_core.schema import DatasetSplits, PreferencePair, Record
 
 _FILES = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
@@ -108,7 +108,7 @@ def _places(splits: DatasetSplits | None) -> Iterator[_Place]:
         return
     for name in _FILES:
         for pair in iterate_records(getattr(splits, name), PreferencePair):
-            chosen, rejected = response_key(pair.chosen), response_key(pair.rejected)
+            chosen, rejected = response_keys(pair.chosen, pair.rejected)
             both = b"".join(sorted((chosen, rejected)))
             key = text_key((conversation_key(pair.prompt) + both).hex())
             yield _Place(key, chosen, name, pair)

@@ -1,5 +1,6 @@
 """Fill a prepared directory: two passes over the comparisons, one over every other file."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,7 @@ from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.rules import TokenCheck, make_rules
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
 from rlhf_core.dataprep.split import PromptSplitter
-from rlhf_core.dataprep.votes import MODELS
+from rlhf_core.dataprep.votes import MODELS, reliability
 from rlhf_core.schema import ValidationReport
 from rlhf_core.stages import prepare_checks as checks
 from rlhf_core.stages.prepare_measure import measure
@@ -133,7 +134,10 @@ def _read(data: DataConfig, bench: Workbench, spill: Path) -> Intake:
     intake = Intake(spill)
     if bench.heldout is not None:
         intake.signatures = SignatureTable(), SignatureTable()
-    rows = chain.from_iterable(read_comparisons(source) for source in checks.raw_sources(data))
+    source_rows = bench.quarantine.source_rows.setdefault("preferences", Counter())
+    rows = chain.from_iterable(
+        read_comparisons(source, source_rows) for source in checks.raw_sources(data)
+    )
     excluded = frozenset(data.votes.exclude)
     take_in(rows, intake, bench.quarantine, bench.rules, excluded=excluded)
     return intake
@@ -143,8 +147,9 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
     """Votes to winners, and everything that takes two rows to see."""
     set_aside_reserved(intake.entries, bench.splitter.reserved)
     intake.pooled = pool_votes(intake.entries, intake.votes)
-    model = MODELS[data.votes.method]
-    apply_votes(intake.entries, model(intake.votes, len(intake.entries)))
+    probabilities = MODELS[data.votes.method](intake.votes, len(intake.entries))
+    intake.reliability = reliability(intake.votes, probabilities)
+    apply_votes(intake.entries, probabilities)
     if bench.heldout is not None and data.cleaning.near_duplicates is not None:
         set_aside_near_repeats(intake, data.cleaning.near_duplicates)
         set_aside_near_heldout(intake, bench.heldout, bench.splitter)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.config import VotesConfig
+from rlhf_core.dataprep.against_rest import against_rest
 from rlhf_core.dataprep.agreement import alpha_estimate
 from rlhf_core.dataprep.annotators import AnnotatorFacts, annotator_facts
 from rlhf_core.dataprep.files import atomic_file
@@ -28,6 +29,8 @@ class AgreementReport:
     num_votes: int
     num_repeated_votes: int
     """Left out: the same person had given the same answer in the same row."""
+    excluded_votes: dict[str, int]
+    """Left out by ``data.votes.exclude``, by annotator."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the report's section; annotators who look careless are named."""
@@ -37,6 +40,7 @@ class AgreementReport:
             "by_source": {name: _estimate(alpha) for name, alpha in self.by_source.items()},
             "num_votes": self.num_votes,
             "num_repeated_votes": self.num_repeated_votes,
+            "excluded_votes": self.excluded_votes,
             "num_annotators": len(self.annotators),
             "num_careless": len(careless),
             "careless": [asdict(facts) for facts in careless],
@@ -59,12 +63,14 @@ def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> Agreeme
         },
         annotators=annotator_facts(
             intake.votes,
-            len(intake.entries),
+            against_rest(intake.votes, groups, **resampling),
+            intake.reliability,
             min_votes=votes.min_votes,
             fast_fraction=votes.fast_fraction,
         ),
         num_votes=int(counts.sum()),
         num_repeated_votes=intake.num_repeated_votes,
+        excluded_votes=dict(sorted(intake.excluded_votes.items())),
     )
 
 
@@ -107,9 +113,15 @@ def _inputs(quarantine: Quarantine) -> dict[str, dict[str, object]]:
             "rows": quarantine.kept[name] + quarantine.num_set_aside(name),
             "kept": quarantine.kept[name],
             "set_aside": dict(sorted(quarantine.reasons.get(name, {}).items())),
+            **_source_rows(quarantine, name),
         }
         for name in names
     }
+
+
+def _source_rows(quarantine: Quarantine, name: str) -> dict[str, dict[str, int]]:
+    rows = quarantine.source_rows.get(name)
+    return {"source_rows": dict(sorted(rows.items()))} if rows else {}
 
 
 def _rounded(value: object) -> object:

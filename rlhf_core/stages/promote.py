@@ -3,6 +3,9 @@
 The champions of SFT, reward model and judge follow the policy's: the four together are one release.
 """
 
+from datetime import UTC, datetime
+
+from rlhf_core.adapters.approval import record_approval
 from rlhf_core.adapters.champion import (
     alias_uris,
     promote_to_champion,
@@ -22,7 +25,7 @@ class Promotion(Record):
     """The model the decision was about."""
     verdict: Verdict
     moved: bool
-    """True if the model is champion now."""
+    """True if this made the model champion; False if it was that already."""
     champion: str | None
     """The champion after this; None if there is none."""
     previous_champion: str | None
@@ -76,11 +79,14 @@ def promote_policy(config: PipelineConfig, result: StageResult, context: RunCont
     return promote_model(result.model.uri)
 
 
-def promote_model(reference: str) -> Promotion:
+def promote_model(reference: str, *, reviewer: str | None = None, comment: str = "") -> Promotion:
     """Apply the verdict that is recorded with a registered model.
 
     Args:
         reference: ``models:/<name>/<version>`` or ``models:/<name>@<alias>``.
+        reviewer: who approves by this; recorded before anything moves, so that a kill in between
+            leaves no champion that nobody has approved. None: nobody in person.
+        comment: why.
 
     Raises:
         RegistryError: there is no such model, or no gate has been applied to it.
@@ -90,14 +96,18 @@ def promote_model(reference: str) -> Promotion:
     verdict, reasons = recorded_verdict(uri)
     if verdict is None:
         raise RegistryError(f"{uri} has no verdict; run `rlhf evaluate` on it first")
+    before = alias_uris(version.name).get(CHAMPION)
     if verdict == "PROMOTE":
+        if reviewer is not None:
+            now = datetime.now(UTC)
+            record_approval(uri, "PROMOTE", reviewer=reviewer, comment=comment, said_at=now)
         promote_to_champion(uri)
         _align_upstream(uri)
     aliases = alias_uris(version.name)
     return Promotion(
         model=uri,
         verdict=verdict,
-        moved=aliases.get(CHAMPION) == uri,
+        moved=before != uri == aliases.get(CHAMPION),
         champion=aliases.get(CHAMPION),
         previous_champion=aliases.get(PREVIOUS),
         reasons=reasons,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import chain
 
 from rlhf_core.config import PpoConfig
-from rlhf_core.errors import ConfigError, DataError, DivergedError
+from rlhf_core.errors import ConfigError, DataError, KlLimitError
 from rlhf_core.functional.kl import adapt_kl_coef
 from rlhf_core.trainers.loop import FitSummary, Progress, TrainingRun, at_start
 from rlhf_core.trainers.ppo_experience import collect_rollout, judge_rollout, prepare_experience
@@ -144,11 +144,11 @@ class _Keeper:
         """Give the models their last weights in bounds; schedules and prompts go on.
 
         Raises:
-            DivergedError: the policy was never in bounds.
+            KlLimitError: the policy was never in bounds.
         """
         checkpoint = self.run.checkpoints.latest(fingerprint=self.fingerprint)
         if checkpoint is None:
-            raise DivergedError("the policy was out of bounds from the start: nothing to return to")
+            raise KlLimitError("the policy was out of bounds from the start: nothing to return to")
         self.learner.load(checkpoint.tensors, steps=self.learner.steps())
 
 

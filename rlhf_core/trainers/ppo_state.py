@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from rlhf_core.config import KlWatchConfig
-from rlhf_core.errors import DivergedError
+from rlhf_core.errors import KlLimitError
 from rlhf_core.functional.running_moments import RunningMoments
 from rlhf_core.trainers.loop import shuffled
 
@@ -95,7 +95,7 @@ def intervene(state: PpoState, watch: KlWatchConfig, spike: KlSpike) -> PpoState
     it into an event, so its keys stay as they are.
 
     Raises:
-        DivergedError: the action is to stop, or there were too many interventions already.
+        KlLimitError: the action is to stop, or there were too many interventions already.
     """
     exhausted = watch.action != "stop" and state.num_interventions == watch.max_interventions
     logger.warning(
@@ -109,12 +109,12 @@ def intervene(state: PpoState, watch: KlWatchConfig, spike: KlSpike) -> PpoState
         state.num_interventions + 1,
     )
     if watch.action == "stop":
-        raise DivergedError(
+        raise KlLimitError(
             f"iteration {state.iteration}: {spike.message}; "
             "lower the learning rate or raise kl_coef"
         )
     if exhausted:
-        raise DivergedError(
+        raise KlLimitError(
             f"iteration {state.iteration}: {spike.message}, after {watch.max_interventions} "
             f"interventions ({watch.action})"
         )

@@ -1,6 +1,6 @@
 import pytest
 
-from rlhf_core.adapters import registry
+from rlhf_core.adapters import champion, registry
 from rlhf_core.adapters.champion import promote_to_champion, record_decision, rollback
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import register_model, resolve_model
@@ -217,6 +217,27 @@ def test_promotion_moves_champion_and_rollback_walks_all_the_way_back(made, judg
     assert aliases() == {"candidate": "3", "champion": "1"}
     with pytest.raises(RegistryError, match="nothing to roll back to"):
         rollback(NAME)
+
+
+def test_a_rollback_that_was_killed_between_its_writes_is_finished(made, judged, monkeypatch):
+    for number in range(3):
+        model = made(str(number).encode(), f"run-{number}")
+        judged(model)
+        promote_to_champion(model.uri)
+    move = champion._set_alias
+
+    def killed(name, alias, version):
+        if alias == "previous-champion":
+            raise KeyboardInterrupt
+        move(name, alias, version)
+
+    monkeypatch.setattr(champion, "_set_alias", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rollback(NAME)
+    monkeypatch.setattr(champion, "_set_alias", move)
+    assert aliases() == {"candidate": "3", "champion": "2", "previous-champion": "2"}
+    assert rollback(NAME) == ("2", "2")
+    assert aliases() == {"candidate": "3", "champion": "2", "previous-champion": "1"}
 
 
 def test_rollback_without_a_champion_says_so(made):

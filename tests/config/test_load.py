@@ -116,6 +116,24 @@ def test_a_shared_trunk_must_say_how_fast_its_value_head_learns(minimal):
     load_config(minimal, {"policy.share_trunk": "true", "policy.value_learning_rate": "0.001"})
 
 
+@pytest.mark.parametrize("confidence", ["0.95", "0.999"])
+def test_an_interval_needs_resamples_beyond_its_ends(minimal, confidence):
+    needed = {"0.95": 80, "0.999": 4_000}[confidence]
+    enough = {"evaluation.confidence": confidence, "evaluation.num_resamples": str(needed)}
+    load_config(minimal, enough)
+    with pytest.raises(ConfigError, match=f"too few for confidence {confidence}; {needed} are"):
+        load_config(minimal, {**enough, "evaluation.num_resamples": str(needed - 1)})
+
+
+def test_a_gate_needs_them_too_and_a_bound_that_binds(minimal):
+    gate = "metric: policy/win_rate, confidence: 0.999"
+    with pytest.raises(ConfigError, match=r"gates\.policy: \S+ at confidence 0\.999 needs"):
+        load_config(minimal, {"gates.policy": f"[{{{gate}, at_least: 0.5}}]"})
+    for bound in ("at_least: -.inf", "at_most: .inf", "at_least: .nan"):
+        with pytest.raises(ConfigError, match="finite"):
+            load_config(minimal, {"gates.policy": f"[{{metric: policy/win_rate, {bound}}}]"})
+
+
 def test_a_seed_that_no_generator_takes_is_refused(minimal):
     assert load_config(minimal, {"seed": str(2**32 - 1)}).seed == 2**32 - 1
     with pytest.raises(ConfigError, match="seed"):

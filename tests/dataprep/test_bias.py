@@ -1,21 +1,22 @@
 """Biases: found where they are planted, absent where they are not."""
 
+import itertools
 import time
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from rlhf_core.dataprep import bias
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.schema import Message, PreferencePair
 
-PROMPT = (Message(role="user", content="Q?"),)
+NUMBERS = itertools.count()
 
 
-def entry(num_chars: tuple[int, int], a_wins: bool) -> Entry:
+def entry(num_chars: tuple[int, int], a_wins: bool, prompt: str | None = None) -> Entry:
+    """By default each on a prompt of its own."""
     return Entry(
-        prompt=b"",
+        prompt=(prompt or str(next(NUMBERS))).encode(),
         pair=b"",
         a_first=True,
         source="s",
@@ -26,9 +27,13 @@ def entry(num_chars: tuple[int, int], a_wins: bool) -> Entry:
     )
 
 
-def pair(chosen: str, rejected: str) -> PreferencePair:
+def pair(chosen: str, rejected: str, prompt: str | None = None) -> PreferencePair:
     return PreferencePair(
-        comparison_id="1", prompt=PROMPT, chosen=chosen, rejected=rejected, agreement=1.0
+        comparison_id="1",
+        prompt=(Message(role="user", content=prompt or str(next(NUMBERS))),),
+        chosen=chosen,
+        rejected=rejected,
+        agreement=1.0,
     )
 
 
@@ -40,13 +45,6 @@ def entries(length_wins: float, num_rows: int = 800, seed: int = 0) -> list[Entr
         longer_a = lengths[0] > lengths[1]
         rows.append(entry(lengths, bool(longer_a == (rng.random() < length_wins))))
     return rows
-
-
-def test_a_share_has_the_interval_wilson_gives():
-    found = bias.proportion(37, 50)
-    expected = stats.binomtest(37, 50).proportion_ci(method="wilson")
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert (bias.proportion(0, 9).low, bias.proportion(9, 9).high) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -68,12 +66,6 @@ def test_a_list_is_told_by_how_its_lines_begin(text, is_list):
     assert time.process_time() - started < 1
 
 
-def test_the_area_under_the_curve_counts_pairs_of_scores():
-    positives, negatives = np.array([1.0, 2.0, 2.0, 5.0]), np.array([0.0, 2.0, 3.0])
-    wins = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives)
-    assert bias.auc(positives, negatives) == pytest.approx(wins / 12)
-
-
 def test_a_planted_length_bias_is_measured_with_its_interval():
     biased, fair = entries(0.8), entries(0.5)
     win = bias.length_win_estimate(biased)
@@ -83,6 +75,38 @@ def test_a_planted_length_bias_is_measured_with_its_interval():
     area = bias.length_auc_estimate(fair, 0)
     assert area.low < 0.5 < area.high
     assert bias.length_auc_estimate(fair, 0) == area
+
+
+def ranked_lists(num_lists: int, size: int, seed: int) -> list[Entry]:
+    """Lists in an order that length has no part in, all their pairs with sides by chance."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(num_lists):
+        lengths = rng.integers(10, 200, size).tolist()
+        for best, second in itertools.combinations(lengths, 2):
+            a_wins = bool(rng.random() < 0.5)
+            sides = (best, second) if a_wins else (second, best)
+            rows.append(entry(sides, a_wins, prompt=f"list {number}"))
+    return rows
+
+
+def test_the_intervals_cover_on_ranked_lists_as_often_as_they_say():
+    """36 pairs of nine responses are no 36 observations: taken so, 30 in 40 intervals missed."""
+    datasets = [ranked_lists(40, 9, seed) for seed in range(40)]
+    wins = [bias.length_win_estimate(rows) for rows in datasets]
+    areas = [bias.length_auc_estimate(rows, 0) for rows in datasets]
+    for found in (wins, areas):
+        assert sum(not one.low <= 0.5 <= one.high for one in found) <= 6
+    assert np.mean([one.high - one.low for one in wins]) < 0.1
+
+
+def test_a_habit_on_one_prompt_is_no_habit_of_the_dataset():
+    alone, together = bias.StyleCounter(), bias.StyleCounter()
+    for number in range(60):
+        alone.add(pair("Sorry, no.", "No."))
+        together.add(pair("Sorry, no.", "No.", prompt=f"{number % 3}?"))
+    assert alone.estimates()["apology"].low > 0.9
+    assert together.estimates()["apology"].low < 0.5
 
 
 def test_equal_lengths_count_one_half():

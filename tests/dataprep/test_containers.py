@@ -75,3 +75,29 @@ def test_blank_lines_count_as_lines(tmp_path):
     assert [next(rows).line, next(rows).line] == [4, 8]
     with pytest.raises(DataError, match="line 9: expected 4 fields"):
         next(rows)
+
+
+@pytest.mark.parametrize(
+    "name", ["votes.ndjson", "votes.NDJSON", "votes.JSONL", "votes.Jsonl.GZ", "votes.jsonl.gz"]
+)
+def test_json_lines_have_several_endings(write_jsonl, name):
+    path = write_jsonl("rows.gz" if name.lower().endswith("gz") else "rows", [CANONICAL])
+    [item] = read(path.rename(path.with_name(name)))
+    assert item.source == "votes"
+
+
+@pytest.mark.parametrize("name", ["votes.tsv", "votes.TSV"])
+def test_the_source_of_a_table_is_named_without_its_ending(tmp_path, name):
+    (tmp_path / name).write_text("prompt\tresponse_a\tresponse_b\tchoice\nQ?\tyes\tno\ta\n")
+    [item] = read(tmp_path, format="flat")
+    assert item.source == "votes"
+
+
+def test_json_lines_under_another_name_are_told(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('\n{"id": 1}\n{"id": 2}\n')
+    with pytest.raises(DataError, match=r"found '\{.*'; if each line is an object, name the file"):
+        list(read_rows(path))
+    path.write_text("3")
+    with pytest.raises(DataError, match=r"expected a list of objects, found '3'$"):
+        list(read_rows(path))

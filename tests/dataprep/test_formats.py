@@ -2,13 +2,13 @@
 
 import csv
 import json
+from collections import Counter
 
 import pytest
 import zstandard
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
 from rlhf_core.dataprep.files import write_records
-from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources import canonical, read_comparisons, read_demonstrations
 from rlhf_core.dataprep.sources import flat as flat_reader
 from rlhf_core.dataprep.sources.hub import hub_name
@@ -20,6 +20,10 @@ CANONICAL = {
     "response_b": "no",
     "votes": [{"annotator": "x", "choice": "b", "strength": 2.0, "seconds": None}],
 }
+
+
+TURNS = [{"role": "user", "content": "Q?"}]
+GOOD = [{"role": "assistant", "content": "good"}]
 
 
 def read(path, **settings) -> list:
@@ -55,115 +59,6 @@ def test_votes_of_many_annotators_with_renamed_columns(tmp_path, write_jsonl):
         read(path)
     with pytest.raises(DataError, match="line 1: missing column 'voters'"):
         read(path, columns={**columns, "votes": "voters"})
-
-
-TURNS = [{"role": "user", "content": "Q?"}]
-GOOD = [{"role": "assistant", "content": "good"}]
-BAD = [{"role": "assistant", "content": "bad"}]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "Q?", "chosen": "good", "rejected": "bad"},
-        {"prompt": TURNS, "chosen": GOOD, "rejected": BAD},
-        {"chosen": TURNS + GOOD, "rejected": TURNS + BAD},
-        {"prompt": "Q?", "chosen": TURNS + GOOD, "rejected": TURNS + BAD, "source": "ultra"},
-        {"prompt": TURNS, "chosen": TURNS + GOOD, "rejected": TURNS + BAD, "extra": 1},
-        {
-            "chosen": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "good"}],
-            "rejected": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "bad"}],
-        },
-    ],
-)
-def test_every_shape_of_chosen_and_rejected_is_one_comparison(write_jsonl, row):
-    [item] = read(write_jsonl("pairs.jsonl", [row]), format="pairs")
-    assert [turn.content for turn in item.prompt] == ["Q?"]
-    assert winner(item) == "good"
-    assert {item.response_a, item.response_b} == {"good", "bad"}
-
-
-SYSTEM = [{"role": "system", "content": "Be nice."}]
-SPACED = [{"role": "user", "content": "Q? \n"}]
-LONG = [*TURNS, {"role": "assistant", "content": "Hm."}, {"role": "user", "content": "So?"}]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "lead", "contents"),
-    [
-        (SYSTEM + TURNS, TURNS, ["Be nice.", "Q?"]),
-        (TURNS, SYSTEM + TURNS, ["Be nice.", "Q?"]),
-        ("Q?", SYSTEM + TURNS, ["Be nice.", "Q?"]),
-        (SYSTEM, TURNS, ["Be nice.", "Q?"]),
-        (SPACED, TURNS, ["Q?"]),
-        (TURNS, LONG, ["Q?", "Hm.", "So?"]),
-        ("Q?", SYSTEM + LONG, ["Be nice.", "Q?", "Hm.", "So?"]),
-        (LONG, LONG[-1:], ["Q?", "Hm.", "So?"]),
-        (SYSTEM + TURNS, LONG, ["Be nice.", "Q?", "Hm.", "So?"]),
-        (LONG[:2], LONG[2:], ["Q?", "Hm.", "So?"]),
-        (LONG[:1], LONG[1:], ["Q?", "Hm.", "So?"]),
-        ([], TURNS, ["Q?"]),
-    ],
-)
-def test_a_prompt_given_twice_is_read_once(write_jsonl, prompt, lead, contents):
-    row = {"prompt": prompt, "chosen": lead + GOOD, "rejected": lead + BAD}
-    [item] = read(write_jsonl("pairs.jsonl", [row]), format="pairs")
-    assert [turn.content for turn in item.prompt] == contents
-
-
-@pytest.mark.parametrize(
-    ("prompt", "lead"), [("You are a pirate.", TURNS), (LONG[-1:], TURNS), (TURNS, SYSTEM)]
-)
-def test_a_prompt_that_is_another_than_the_turns_is_set_aside(write_jsonl, prompt, lead):
-    row = {"prompt": prompt, "chosen": lead + GOOD, "rejected": lead + BAD}
-    [item] = read(write_jsonl("pairs.jsonl", [row]), format="pairs")
-    assert (item.reason, item.line) == ("malformed_transcript", 1)
-    assert item.detail == "prompt and turns do not fit"
-
-
-def test_scores_behind_a_choice_are_its_strength_and_equal_scores_a_tie(write_jsonl):
-    row = {"prompt": "Q?", "chosen": "good", "rejected": "bad"}
-    path = write_jsonl(
-        "pairs.jsonl",
-        [
-            {**row, "score_chosen": 9.0, "score_rejected": 6.5},
-            {**row, "chosen-rating": 4, "rejected-rating": 4},
-            {**row, "score_chosen": None, "score_rejected": 1},
-        ],
-    )
-    first, second, third = (item.votes[0] for item in read(path, format="pairs"))
-    assert (first.strength, first.choice != "tie") == (2.5, True)
-    assert (second.strength, second.choice) == (0, "tie")
-    assert third.strength is None
-    bad = write_jsonl("bad.jsonl", [{**row, "score_chosen": 1, "score_rejected": 2}])
-    with pytest.raises(DataError, match="line 1: score_chosen 1 is below score_rejected 2"):
-        read(bad, format="pairs")
-
-
-def test_pairs_that_are_no_comparison_say_why(write_jsonl):
-    rows = [
-        {"prompt": "Q?", "chosen": "same", "rejected": "same "},
-        {"chosen": TURNS + GOOD, "rejected": [{"role": "user", "content": "R?"}, *BAD]},
-        {"chosen": TURNS, "rejected": TURNS + BAD},
-    ]
-    items = read(write_jsonl("pairs.jsonl", rows), format="pairs")
-    assert [item.reason for item in items if isinstance(item, SetAside)] == [
-        "identical_responses",
-        "parts_before_last_turn",
-        "malformed_transcript",
-    ]
-    with pytest.raises(DataError, match="line 1: missing column 'prompt'"):
-        read(write_jsonl("x.jsonl", [{"chosen": "a", "rejected": "b"}]), format="pairs")
-
-
-def test_the_published_winner_is_on_either_side_and_its_id_does_not_tell(write_jsonl):
-    rows = [{"prompt": f"{i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(400)]
-    items = read(write_jsonl("pairs.jsonl", rows), format="pairs")
-    assert 150 < sum(item.votes_a for item in items) < 250
-    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
-    again = read(write_jsonl("swapped.jsonl", swapped), format="pairs")
-    assert [item.comparison_id for item in again] == [item.comparison_id for item in items]
-    assert all(winner(item).startswith("bad") for item in again)
 
 
 def test_a_ranked_list_becomes_all_its_pairs_in_one_group(write_jsonl):
@@ -259,6 +154,17 @@ def test_a_wrong_cell_names_its_line(spreadsheet, line, says):
     assert says in str(raised.value)
 
 
+def test_a_blank_choice_is_no_vote_and_the_comparison_stays(tmp_path):
+    path = tmp_path / "votes.csv"
+    head = "comparison_id,prompt,response_a,response_b,choice,annotator"
+    path.write_text(f"{head}\n1,Q?,yes,no,,ann\n1,Q?,yes,no,a,bob\n2,R?,yes,no, ,ann\n")
+    first, second = read(path, format="flat")
+    assert [vote.annotator for vote in first.votes] == ["bob"]
+    assert (second.line, second.votes) == (4, ())
+    answered, *_ = read(path, format="flat", choices={"": "tie", "a": "a"})
+    assert [vote.choice for vote in answered.votes] == ["tie", "a"]
+
+
 def test_an_id_of_zero_is_an_id(tmp_path):
     path = tmp_path / "votes.jsonl"
     row = {"comparison_id": 0, "prompt": "Q?", "response_a": "yes", "response_b": "no"}
@@ -314,6 +220,12 @@ def test_a_rank_that_is_no_number_names_its_line(write_jsonl, row, says):
         read(path, format="ranked")
 
 
+def test_ranks_too_far_apart_for_a_number_say_nothing_of_strength(write_jsonl):
+    row = {"prompt": "Q?", "responses": ["good", "bad"], "ranks": [-1e308, 1e308]}
+    [item] = read(write_jsonl("lists.jsonl", [row]), format="ranked")
+    assert (winner(item), item.votes[0].strength) == ("good", None)
+
+
 def test_the_best_of_a_ranked_list_is_on_either_side(write_jsonl):
     rows = [{"prompt": f"{i}?", "responses": [f"good {i}", f"bad {i}"]} for i in range(400)]
     items = read(write_jsonl("lists.jsonl", rows), format="ranked")
@@ -321,9 +233,10 @@ def test_the_best_of_a_ranked_list_is_on_either_side(write_jsonl):
     assert all(winner(item).startswith("good") for item in items)
 
 
-def test_a_strength_below_zero_is_refused_in_the_configuration():
+@pytest.mark.parametrize("strength", [-1, float("inf")])
+def test_a_strength_that_is_none_is_refused_in_the_configuration(strength):
     with pytest.raises(ValueError, match=r"strengths\.worse"):
-        SourceConfig(path="x.csv", format="flat", strengths={"worse": -1})
+        SourceConfig(path="x.csv", format="flat", strengths={"worse": strength})
 
 
 @pytest.mark.parametrize("file_format", ["canonical", "flat"])
@@ -340,10 +253,22 @@ def test_a_reader_that_loses_a_row_is_found_out(write_jsonl, monkeypatch, file_f
     monkeypatch.setattr(
         module,
         "parse_comparisons",
-        lambda *a: (item for item in whole(*a) if item.response_a != "lost"),
+        lambda *a: (item for item in whole(*a) if "lost" not in repr(item)),
     )
     with pytest.raises(DataError, match="2 rows read, but 1 came out or were set aside"):
         read(path, format=file_format)
+
+
+def test_the_rows_of_every_file_are_counted(tmp_path, write_jsonl):
+    write_jsonl("lists/one.jsonl", [{"prompt": "Q?", "responses": ["1", "2", "3"]}] * 2)
+    write_jsonl("lists/two.jsonl", [{"prompt": "Q?", "responses": ["1"]}])
+    counts = Counter()
+    items = list(read_comparisons(SourceConfig(path=tmp_path / "lists", format="ranked"), counts))
+    assert (len(items), counts) == (7, {"one": 2, "two": 1})
+    flat = {"comparison_id": 1, "prompt": "Q?", "response_a": "yes", "response_b": "no"}
+    path = write_jsonl("votes.jsonl", [{**flat, "choice": side} for side in ("a", "b", "")])
+    assert len(list(read_comparisons(SourceConfig(path=path, format="flat"), counts))) == 1
+    assert counts["votes"] == 3
 
 
 def test_demonstrations_come_as_messages_or_as_chosen_transcripts(write_jsonl):

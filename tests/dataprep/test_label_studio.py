@@ -109,6 +109,14 @@ def test_a_pairwise_answer_needs_no_name_beside_other_controls(tmp_path):
     path = write_json(tmp_path / "export.json", annotated(WHY, side, how))
     [item] = read(path, format="label_studio", columns={**SIDES, "strength": "how"})
     assert (item.votes[0].choice, item.votes[0].strength) == ("b", 1.0)
+    [item] = read(path, format="label_studio", columns=SIDES)
+    assert item.votes[0].strength == 1.0
+    clear = {"from_name": "clear", "value": {"choices": ["yes"]}}
+    path = write_json(tmp_path / "export.json", annotated(side, clear))
+    assert read(path, format="label_studio", columns=SIDES)[0].votes[0].strength is None
+    path = write_json(tmp_path / "export.json", annotated(side, how, {**how, "from_name": "or"}))
+    with pytest.raises(DataError, match=r"could be the strength \(controls how, or\)"):
+        read(path, format="label_studio", columns=SIDES)
 
 
 def test_tasks_without_an_id_have_their_place_for_one(tmp_path):

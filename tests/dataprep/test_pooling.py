@@ -84,6 +84,12 @@ def test_people_without_a_name_are_different_people():
     assert len(pooled[0]) == 3
 
 
+def test_pooled_votes_keep_their_numbers():
+    vote = Vote(annotator="bob", choice="a", strength=1e300, seconds=0.1)
+    _, _, pooled = pool(row("ann:a"), row("").model_copy(update={"votes": (vote,)}))
+    assert pooled[0][1] == vote
+
+
 def test_the_order_of_rows_changes_no_vote():
     items = [row("ann:a bob:a"), row("bob:b cid:b", swapped=True), row("ann:t dan:b")]
     outcomes = set()
@@ -122,3 +128,20 @@ def test_a_spreadsheet_may_be_sorted_by_annotator(tmp_path):
     assert [entry.reason for entry in entries] == [None] * 3 + ["votes_pooled"] * 6
     assert table.counts(9)[:3].tolist() == [[3, 0, 0], [1, 2, 0], [1, 2, 0]]
     assert [len(votes) for votes in pooled.values()] == [3, 3, 3]
+
+
+def test_pairs_that_differ_in_white_space_or_letter_case_are_pooled_side_by_side():
+    plain, swapped = row("ann:a bob:a"), row("ann:b cid:b", swapped=True, line=2)
+    for yes, no in (("if a:\n    b", "if a:\nb"), ("Paris", "paris")):
+        first = plain.model_copy(update={"response_a": yes, "response_b": no})
+        second = swapped.model_copy(update={"response_a": no, "response_b": f"{yes}\n"})
+        entries, table, pooled = pool(first, second)
+        assert [entry.reason for entry in entries] == [None, "votes_pooled"]
+        assert table.counts(2).tolist() == [[3, 0, 0], [0, 0, 0]]
+        assert [(vote.annotator, vote.choice) for vote in pooled[0]] == [
+            ("ann", "a"),
+            ("bob", "a"),
+            ("cid", "a"),
+        ]
+        other = first.model_copy(update={"response_b": no.upper()})
+        assert enter(other).pair != enter(first).pair

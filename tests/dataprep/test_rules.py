@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rlhf_core.config import CleaningConfig
 from rlhf_core.dataprep.contamination import read_benchmark
-from rlhf_core.dataprep.language import KNOWN, other_language
+from rlhf_core.dataprep.language import KNOWN, UNKNOWN, other_language
 from rlhf_core.dataprep.personal import find_personal_data
 from rlhf_core.dataprep.rules import make_rules
 from rlhf_core.errors import ConfigError, DataError
@@ -30,6 +30,7 @@ QUESTION = "How many sides does a regular polygon with an interior angle of 120 
         ("1-415-555-0132", "phone"),
         ("key AKIAIOSFODNN7EXAMPLE", "secret"),
         ("token ghp_abcdefghijklmnopqrstuvwxyz0123456789", "secret"),
+        ("token hf_abcdefghijklmnopqrstuvwxyzABCDEFGH", "secret"),
         ("-----BEGIN RSA PRIVATE KEY-----", "secret"),
         ("set it to 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b", "secret"),
         ("password=Zk3vQ9xT7mLp2RwY8sNc4BfH6jDa1GeU", "secret"),
@@ -100,9 +101,30 @@ def test_running_text_is_told_by_its_language(language):
 @pytest.mark.parametrize(
     "text",
     [
+        "Biblioteket öppnar klockan nio på morgonen och stänger klockan sex på kvällen varje dag. "
+        "På lördagar är det öppet mellan tio och två.",
+        "Biblioteka jest otwarta od godziny dziewiątej rano do osiemnastej wieczorem. W soboty "
+        "można przyjść między dziesiątą a czternastą, ale w niedziele jest zamknięta.",
+        "Knihovna je otevřena od devíti hodin ráno do šesti hodin večer každý pracovní den. V "
+        "sobotu můžete přijít mezi desátou a čtrnáctou hodinou, ale v neděli je vždy zavřeno.",
+        "Thư viện mở cửa lúc chín giờ sáng và đóng cửa lúc sáu giờ chiều vào các ngày trong tuần.",
+    ],
+)
+@pytest.mark.parametrize("allowed", [{"en"}, {"en", "de", "fr", "es", "it", "pt", "nl"}])
+def test_running_text_of_a_language_without_a_rule_is_told_as_well(text, allowed):
+    assert other_language(text, frozenset(allowed)) == UNKNOWN
+    assert other_language(" ".join(text.split()[:15]), frozenset(allowed)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "",
         "No.",
         "Ja, gern!",
+        "Düsseldorf, Łódź, São Paulo, " * 8,
+        "The café's crème brûlée and the entrée were as good as the façade, and the naïve maître "
+        "d' of the place was an émigré.",
         "def f(x): return x + 1",
         "https://example.org/der/die/das/und/ist",
         "Tacos de pescado, enchiladas de pollo, arroz con leche",
@@ -118,7 +140,7 @@ def test_short_text_names_and_code_stay(text):
 @given(text=st.text(max_size=300))
 def test_no_text_can_crash_a_rule(text):
     find_personal_data(text, KINDS)
-    assert other_language(text, frozenset({"en"})) in KNOWN | {None}
+    assert other_language(text, frozenset({"en"})) in KNOWN | {UNKNOWN, None}
 
 
 def rules_for(tmp_path, **cleaning):

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep.annotators import annotator_facts
+from rlhf_core.dataprep.against_rest import against_rest
+from rlhf_core.dataprep.annotators import AnnotatorFacts, annotator_facts
 from rlhf_core.dataprep.votes import (
     CHOICES,
     MODELS,
@@ -16,6 +17,7 @@ from rlhf_core.dataprep.votes import (
     majority,
     reliability,
 )
+from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Vote
 
 
@@ -43,6 +45,12 @@ def simulated(num_comparisons=600, seed=0) -> tuple[VoteTable, np.ndarray]:
             ],
         )
     return table, truth
+
+
+def judged(table: VoteTable, num_comparisons: int) -> list[AnnotatorFacts]:
+    rest = against_rest(table, [""] * num_comparisons, num_resamples=1_000, seed=0)
+    known = reliability(table, majority(table, num_comparisons))
+    return annotator_facts(table, rest, known, min_votes=20, fast_fraction=0.25)
 
 
 def accuracy(probabilities: np.ndarray, truth: np.ndarray) -> float:
@@ -82,19 +90,45 @@ def test_reliability_ranks_the_annotators():
 
 def test_careless_annotators_are_named_with_their_reason():
     table, truth = simulated()
-    facts = annotator_facts(table, len(truth), min_votes=20, fast_fraction=0.25)
+    facts = judged(table, len(truth))
     reasons = {item.annotator: set(item.careless) for item in facts}
     assert reasons["chance"] == {"at_chance"}
     assert reasons["always"] == {"at_chance", "same_side"}
     assert "too_fast" in reasons["contrarian"]
     assert not any(reasons[f"good{i}"] for i in range(5))
     assert not facts[-1].careless
+    assert {item.annotator: item.reliability for item in facts} == reliability(
+        table, majority(table, len(truth))
+    )
+
+
+def unnamed_beside(named: int) -> VoteTable:
+    """Thirty votes at chance that name nobody, and some of good people."""
+    table, rng = VoteTable(), np.random.default_rng(0)
+    for number in range(30):
+        table.add(number, [Vote(annotator="unnamed", choice=CHOICES[rng.integers(0, 2)])])
+        right = CHOICES[number % 2]
+        table.add(number, [Vote(annotator=f"good{i}", choice=right) for i in range(named)])
+    return table
+
+
+def test_votes_without_a_name_are_nobody_to_be_called_careless():
+    facts = judged(unnamed_beside(3), 30)
+    [nobody] = [item for item in facts if item.annotator == "unnamed"]
+    assert (nobody.num_votes, nobody.careless) == (30, ())
+
+
+@pytest.mark.parametrize("name", ["dawid_skene", "mace"])
+def test_a_model_of_annotators_refuses_votes_of_nobody(name):
+    with pytest.raises(ConfigError, match="100% of the votes name nobody; name the annotators"):
+        MODELS[name](unnamed_beside(0), 30)
+    assert MODELS[name](unnamed_beside(3), 30)[::2, 0].min() > 0.5
 
 
 def test_annotators_with_few_votes_are_not_judged():
     table, _ = simulated(num_comparisons=15)
-    assert not any(f.careless for f in annotator_facts(table, 15, min_votes=20, fast_fraction=0.25))
-    assert annotator_facts(VoteTable(), 0, min_votes=1, fast_fraction=0.25) == []
+    assert not any(item.careless for item in judged(table, 15))
+    assert judged(VoteTable(), 0) == []
 
 
 @pytest.fixture
@@ -118,7 +152,7 @@ def test_dawid_skene_agrees_better_with_published_gold(published):
 
 def test_the_five_most_careless_looking_are_far_from_published_gold(published):
     table, gold = published
-    facts = annotator_facts(table, len(gold), min_votes=20, fast_fraction=0.25)
+    facts = judged(table, len(gold))
     named = {item.annotator for item in facts[:5]}
     assert all(item.careless for item in facts[:5])
     comparison, annotator, choice = table.columns()

@@ -99,7 +99,7 @@ def test_what_models_and_people_wrote_is_escaped_everywhere():
 
 
 def test_careless_annotators_are_named_with_what_they_did():
-    person = {"annotator": "worker-7", "careless": ["at_chance"], "num_votes": 40, "kappa": 0.01}
+    person = {"annotator": "worker-7", "careless": ["at_chance"], "num_votes": 40, "alpha": 0.01}
     html = render_page(page(data={"agreement": {"careless": [person]}}, data_docs="d/index.html"))
     assert "worker-7" in html
     assert "at chance" in html

@@ -90,3 +90,14 @@ def test_a_win_exactly_when_longer_stays_finite():
         (gap > 0).astype(float), 20 + gap, np.full(60, 20.0), PLAN
     )
     assert 0.0 <= controlled.low < 0.5 < controlled.high <= 1.0
+
+
+@pytest.mark.parametrize("won", [np.ones(500), np.tile([1.0, 1.0, 0.5, 0.0], 125)])
+@pytest.mark.parametrize("spread", [0.0, 10.0])
+def test_answers_that_are_always_longer_say_nothing_of_equal_length(won, spread):
+    gap = np.random.default_rng(0).normal(100.0, spread, 500)
+    controlled = length_controlled_win_rate(won, 50.0 + gap, np.full(500, 50.0), PLAN)
+    assert (controlled.low, controlled.high) == (0.0, 1.0)
+    gap[:20] = 0.0
+    controlled = length_controlled_win_rate(won, 50.0 + gap, np.full(500, 50.0), PLAN)
+    assert controlled.high - controlled.low < 1.0

@@ -45,6 +45,7 @@ class FakeStages:
         self.models = {}
         self.contexts = {}
         self.approvals = {}
+        self.champion = None
         self.base = digest("base")
         self.raw = digest("raw")
 
@@ -65,9 +66,10 @@ class FakeStages:
     def ask_approval(self, uri):
         self.approvals[uri] = "ASKED"
 
-    def record_approval(self, uri, decision, reviewer, comment):
+    def record_approval(self, uri, decision, reviewer, comment, said_at):
         self.calls.append(f"approval {decision}")
         self.approvals[uri] = decision
+        return decision, f"{decision} by {reviewer}: {comment}"
 
     def require_approval(self, uri, *, asked_for):
         if self.approvals.get(uri, None if asked_for else "PROMOTE") != "PROMOTE":
@@ -123,10 +125,11 @@ class FakeStages:
 
     def promote_policy(self, config, result, context):
         self._called("promote")
+        before, self.champion = self.champion, result.model.uri
         return Promotion(
             model=result.model.uri,
             verdict="PROMOTE",
-            moved=True,
+            moved=before != self.champion,
             champion=result.model.uri,
             previous_champion=None,
             reasons=(),

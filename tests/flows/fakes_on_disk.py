@@ -31,8 +31,9 @@ class FakesOnDisk(FakeStages):
     def ask_approval(self, uri):
         self._write_approval(uri, decision="ASKED")
 
-    def record_approval(self, uri, decision, reviewer, comment):
+    def record_approval(self, uri, decision, reviewer, comment, said_at):
         self._write_approval(uri, decision=decision, reviewer=reviewer, comment=comment)
+        return super().record_approval(uri, decision, reviewer, comment, said_at)
 
     def require_approval(self, uri, *, asked_for):
         path = self.directory / "approval.json"

@@ -126,8 +126,14 @@ class Served:
     def retry(self, run):
         """Press Retry."""
         state = {"type": "SCHEDULED", "name": "AwaitingRetry"}
-        answer = self.post(f"flow_runs/{run}/set_state", {"state": state, "force": True})
-        assert answer["status"] == "ACCEPT"
+        assert self._set_state(run, state)["status"] == "ACCEPT"
+
+    def cancel(self, run):
+        """Press Cancel; a run without a process goes straight to the end."""
+        self._set_state(run, {"type": "CANCELLING", "name": "Cancelling"})
+
+    def _set_state(self, run, state):
+        return self.post(f"flow_runs/{run}/set_state", {"state": state, "force": False})
 
     def finish_after_death(self, run):
         """Wait until the killed SFT run is marked, retry it, no longer slow, and see it through."""

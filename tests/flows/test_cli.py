@@ -1,16 +1,18 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
-from flows import bindings
+from flows import bindings, events
 from flows.cli import app, main
+from flows.runs import hold_stage, open_run, settings_of_run
 from flows.tables import show_table
-from rlhf_core.errors import DataError
-from rlhf_core.stages.promote import Promotion
+from rlhf_core.errors import CheckpointError, DataError
+from rlhf_core.stages.promote import Promotion, Rollback
 
 
 @pytest.fixture
@@ -89,6 +91,25 @@ def test_a_deliberate_error_is_one_line_and_exit_2(typed, stages, config_path, t
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_second_command_leaves_the_run_of_the_first_alone(
+    typed, stages, settings, config_path, busy
+):
+    run = open_run(settings.load(), "one")
+    stages.failures["prepare"] = DataError("x.jsonl:3: not JSON")
+    with hold_stage(run, "prepare") if busy else nullcontext():
+        code, stderr = typed("run", config_path, "--run-id", "one")
+    assert code == 2
+    assert ("another process" if busy else "not JSON") in stderr
+    assert settings_of_run(run) == settings.load()
+
+
+def test_a_run_that_was_joined_while_it_began_is_not_taken_away(typed, stages, config_path):
+    stages.failures["prepare"] = CheckpointError("being worked on by another process")
+    typed("run", config_path, "--run-id", "one")
+    assert (stages.directory / "runs/one/config.json").exists()
+
+
 def test_a_failure_after_a_finished_stage_says_how_to_go_on(typed, stages, config_path):
     stages.failures["reward"] = DataError("no pairs")
     code, stderr = typed("run", config_path, "--set", "seed=1", "--run-id", "one")
@@ -103,21 +124,47 @@ def test_an_interrupted_run_says_how_to_go_on(typed, stages, config_path):
     assert f"go on with: rlhf run {config_path} --run-id one" in stderr
 
 
+@pytest.fixture
+def sent(monkeypatch):
+    """Events that were sent to the Prefect server, which is configured."""
+    found = []
+    monkeypatch.setattr(events, "emit_event", lambda **event: found.append(event))
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    return found
+
+
 @pytest.mark.parametrize("verdict", ["PROMOTE", "HOLD"])
-def test_promoting_by_hand_is_an_approval_on_record(rlhf, stages, monkeypatch, verdict):
-    uri = "models:/rlhf-policy/3"
-    promotion = Promotion(
-        model=uri,
-        verdict=verdict,
-        moved=verdict == "PROMOTE",
-        champion=None,
-        previous_champion=None,
-        reasons=(),
-    )
-    monkeypatch.setattr(bindings, "promote_model", lambda model: promotion)
+def test_promoting_by_hand_is_an_approval_and_told(rlhf, stages, monkeypatch, sent, verdict):
+    uri, approved = "models:/rlhf-policy/3", []
+
+    def promote(model, reviewer, comment):
+        approved.append((model, reviewer, comment))
+        return Promotion(
+            model=uri,
+            verdict=verdict,
+            moved=verdict == "PROMOTE",
+            champion=None,
+            previous_champion=None,
+            reasons=(),
+        )
+
+    monkeypatch.setattr(bindings, "promote_model", promote)
     done = rlhf("promote", "models:/rlhf-policy@candidate", "--reviewer", "the reviewer")
     assert done.exit_code == (0 if verdict == "PROMOTE" else 1)
-    assert stages.approvals == ({uri: "PROMOTE"} if verdict == "PROMOTE" else {})
+    assert approved == [("models:/rlhf-policy@candidate", "the reviewer", "rlhf promote")]
+    told = [(event["event"], event["payload"]["champion"]) for event in sent]
+    assert told == ([("rlhf.promoted", uri)] if verdict == "PROMOTE" else [])
+
+
+def test_a_rollback_is_told_as_well(rlhf, stages, monkeypatch, sent):
+    record = Rollback(
+        was="models:/rlhf-policy/3", champion="models:/rlhf-policy/2", previous_champion=None
+    )
+    monkeypatch.setattr(bindings, "roll_back", lambda project: record)
+    assert rlhf("rollback").exit_code == 0
+    (event,) = sent
+    assert event["resource"] == {"prefect.resource.id": "rlhf.model.rlhf-policy.2"}
+    assert event["payload"]["champion"] == "models:/rlhf-policy/2"
 
 
 def test_a_bug_shows_its_traceback(rlhf, stages, config_path):

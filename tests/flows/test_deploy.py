@@ -1,20 +1,59 @@
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
 
+import pytest
 import yaml
 
-from flows.deploy import _switched_off
+from flows.deploy import _as_people_left_it
 
 ROOT = Path(__file__).parents[2]
 
 
-def schedules(path):
-    content = yaml.safe_load(path.read_text())
-    return [item for entry in content["deployments"] for item in entry.get("schedules", ())]
+@pytest.fixture
+def server():
+    """A server with everything deployed, as its client sees it."""
+    shipped = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    made = [
+        SimpleNamespace(id=uuid4(), entrypoint=one["entrypoint"], name=one["name"], paused=False)
+        for one in shipped
+    ]
+    automations = {}
+    return SimpleNamespace(
+        made=made,
+        automations=automations,
+        read_deployments=lambda deployment_filter: made,
+        read_resource_related_automations=lambda resource: automations.get(resource, []),
+    )
 
 
-def test_a_new_schedule_is_never_on_and_a_later_deploy_says_nothing_about_it(monkeypatch):
-    """Switched off afterwards, it would be on for good where somebody was killed in between."""
+@pytest.fixture
+def applied(server, monkeypatch):
+    """Return the deployments of the file that is applied, by name."""
     monkeypatch.chdir(ROOT)
-    assert [item.get("active", "unsaid") for item in schedules(ROOT / "prefect.yaml")] == ["unsaid"]
-    with _switched_off() as first:
-        assert [item["active"] for item in schedules(first)] == [False]
+
+    def read():
+        with _as_people_left_it(server) as file:
+            found = yaml.safe_load(file.read_text())["deployments"]
+        return {one["name"]: one for one in found}
+
+    return read
+
+
+def test_a_new_schedule_is_never_on_and_a_later_deploy_says_nothing_about_it(server, applied):
+    """Switched off afterwards, it would be on for good where somebody was killed in between."""
+    assert "active" not in applied()["nightly"]["schedules"][0]
+    server.made.clear()
+    assert applied()["nightly"]["schedules"][0]["active"] is False
+
+
+def test_what_people_paused_or_switched_off_is_applied_as_they_left_it(server, applied):
+    (new_data,) = (one for one in server.made if one.name == "new-data")
+    assert applied()["new-data"]["paused"] is False
+    assert applied()["new-data"]["triggers"][0]["enabled"] is True
+    new_data.paused = True
+    switched_off = SimpleNamespace(name="new-data__automation_1", enabled=False)
+    server.automations[f"prefect.deployment.{new_data.id}"] = [switched_off]
+    assert applied()["new-data"]["paused"] is True
+    assert applied()["new-data"]["triggers"][0]["enabled"] is False
+    assert applied()["manual"]["paused"] is False

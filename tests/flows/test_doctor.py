@@ -1,8 +1,10 @@
 import base64
 import json
 import os
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,47 @@ def test_passwords_in_addresses_are_not_shown(prefect, home, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://user:SECRET@127.0.0.1:1/api")
     assert "http://127.0.0.1:1/api cannot be reached" in shown()
     assert "SECRET" not in shown()
+
+
+@pytest.fixture
+def gone(home, monkeypatch):
+    """Two packages that are not installed: one the project names, one that only the pins name."""
+    version = metadata.version
+
+    def find(name):
+        if name in ("mlflow", "alembic"):
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", find)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_required_package_that_is_missing_is_named(gone, home, pinned):
+    """One of the pins may be missing: it belongs to something that not everybody installs."""
+    if pinned:
+        (home / "constraints.txt").symlink_to(ROOT / "constraints.txt")
+    found = ailing(doctor._packages())["packages"]
+    assert "mlflow is missing" in found
+    assert "alembic" not in found
+    assert "crowd-kit" not in found
+
+
+def test_a_package_that_is_not_as_pinned_is_named(home):
+    (home / "constraints.txt").write_text("pyyaml==0.1\nno-such-package==1.0\n")
+    assert "pyyaml" in ailing(doctor._packages())["packages"]
+    assert "no-such-package" not in ailing(doctor._packages())["packages"]
+
+
+def test_a_checkout_that_nobody_installed_is_named(home, monkeypatch):
+    monkeypatch.setattr(doctor, "DISTRIBUTION", "no-such-project")
+    assert ailing(doctor._packages()) == {"packages": "no-such-project is missing"}
+
+
+def test_settings_that_cannot_be_looked_at_for_a_missing_package_are_named(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rlhf_core.stages.preflight", None)
+    config = ROOT / "configs/demo.yaml"
+    assert "preflight" in ailing(doctor._settings(config))[f"settings {config}"]
 
 
 def test_a_killed_keeper_and_its_dead_child_are_named(home):

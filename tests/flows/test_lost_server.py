@@ -92,26 +92,26 @@ def test_the_next_stage_is_started_although_the_server_was_just_restarting(monke
 
     monkeypatch.setattr(remote, "run_deployment", refusing(start))
     assert remote.run_deployed_stage.fn("sft", "rlhf-sft", {}) == str(run.id)
-    assert keys == [f"{remote.flow_run.id}:sft:0"]
+    assert len(keys) == 1
 
 
-def test_answers_are_read_although_the_server_was_just_restarting(client):
-    client.read_flow_run_states = lambda run: [Scheduled(name=promotion.RESUMED)]
-    assert promotion._num_answers(datetime.max.replace(tzinfo=UTC)) == 1
-
-
-def test_the_alarm_is_set_and_lifted_although_the_server_was_just_restarting(monkeypatch, client):
+def test_an_answer_is_read_and_its_alarm_lifted_although_the_server_was_just_restarting(
+    monkeypatch, client
+):
     done = []
+    answer = promotion.Approval(decision="PROMOTE", reviewer="somebody", comment="good")
+    now, key = datetime.now(UTC), "suspended-approval-abc-0-response"
+    given = SimpleNamespace(key=key, created=now, value=answer.model_dump_json())
+    client.filter_flow_run_input = lambda *_: [given]
     client.read_flow_run = lambda run: SimpleNamespace(state=Scheduled())
     client.set_flow_run_state = lambda run, state, force: done.append(state.name)
     alarm = SimpleNamespace(id=uuid4())
     monkeypatch.setattr(promotion, "run_deployment", refusing(lambda *_, **__: alarm))
     monkeypatch.setattr(promotion, "_deadline", lambda *_: datetime.max.replace(tzinfo=UTC))
     monkeypatch.setattr(promotion, "_page", lambda *_: "page")
-    answer = promotion.Approval(decision="PROMOTE", reviewer="somebody", comment="good")
-    monkeypatch.setattr(promotion, "suspend_flow_run", lambda **_: answer)
     config = SimpleNamespace(promotion=SimpleNamespace(wait_hours=24))
-    assert promotion._answer(config, None, None) == answer
+    evaluated = SimpleNamespace(model=SimpleNamespace(sha256="abc"))
+    assert promotion._answer(config, evaluated, None) == (answer, now)
     assert done == ["Cancelled"]
 
 

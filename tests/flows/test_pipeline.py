@@ -1,8 +1,10 @@
 import pytest
 
-from flows.inputs import PipelineInputs
+from flows import bindings
+from flows.inputs import PipelineInputs, SftInputs
 from flows.pipeline import rlhf_pipeline
 from flows.run_settings import RunSettings
+from flows.stages import sft_stage
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
 
 EVERY_STAGE = ["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
@@ -64,13 +66,32 @@ def test_a_run_cannot_be_resumed_with_other_settings(stages, settings, config_pa
         run(other)
 
 
-def test_a_dataset_prepared_again_meanwhile_is_refused(stages, settings, monkeypatch):
-    from flows import bindings
+@pytest.fixture
+def prepare_again(stages, monkeypatch):
+    """Let the folder of prepared data hold another version from now on."""
 
-    changed = stages.read_splits(stages.directory).model_copy(update={"sha256": "f" * 64})
-    monkeypatch.setattr(bindings, "read_splits", lambda directory: changed)
+    def run():
+        changed = stages.read_splits(stages.directory).model_copy(update={"sha256": "f" * 64})
+        monkeypatch.setattr(bindings, "read_splits", lambda directory: changed)
+        monkeypatch.setattr(bindings, "prepare_data", lambda config: changed)
+
+    return run
+
+
+def test_a_dataset_prepared_again_meanwhile_is_refused(stages, settings, prepare_again):
+    run(settings)
+    prepare_again()
     with pytest.raises(DataError, match="prepared again"):
         run(settings)
+
+
+def test_a_stage_alone_refuses_data_that_its_run_did_not_prepare(stages, settings, prepare_again):
+    run(settings)
+    prepare_again()
+    with pytest.raises(DataError, match="repeat_from: prepare"):
+        sft_stage(settings, SftInputs(run="one", force=True))
+    rlhf_pipeline(settings, PipelineInputs(run="one", repeat_from="prepare"))
+    assert sft_stage(settings, SftInputs(run="one", force=True))
 
 
 def test_two_processes_cannot_work_on_one_stage(stages, settings):

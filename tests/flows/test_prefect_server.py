@@ -1,25 +1,35 @@
+import os
 import socket
 import threading
 import time
+from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from flows import deploy
-from flows.prefect_server import check_prefect
+from flows.prefect_server import _introduction, check_prefect
+from flows.sweep import mark_dead_runs
 from rlhf_core.errors import OrchestrationError
 
 ROOT = Path(__file__).parents[2]
+LOGIN = f"Basic {b64encode(b'team:SECRET').decode()}"
 
 
 class Answer(BaseHTTPRequestHandler):
-    """Says to everything the status that its server was given."""
+    """Says to everything the status that its server was given, and lets in whom it knows."""
 
     def do_GET(self):
-        self.send_response(self.server.status)
-        self.send_header("content-length", "0")
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.asked.append(self.path)
+        admitted = self.path.endswith("/health") or self.headers["authorization"] == LOGIN
+        self.send_response(self.server.status if admitted else 401)
+        self.send_header("content-length", "2")
         self.end_headers()
+        self.wfile.write(b"[]")
+
+    do_POST = do_GET
 
     def log_message(self, *arguments):
         pass
@@ -32,6 +42,7 @@ def address(monkeypatch):
         holder.bind(("127.0.0.1", 0))
         port = holder.getsockname()[1]
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "team:SECRET")
     return "127.0.0.1", port
 
 
@@ -42,9 +53,10 @@ def serve(address):
 
     def start(status):
         server = ThreadingHTTPServer(address, Answer)
-        server.status = status
+        server.status, server.asked = status, []
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
 
     yield start
     for server in servers:
@@ -80,10 +92,33 @@ def test_an_address_where_prefect_is_not_is_refused(serve, status):
         check_prefect(0.0)
 
 
-@pytest.mark.parametrize("status", [200, 401])
-def test_a_server_that_answers_will_do_whoever_may_enter(serve, status):
-    serve(status)
+@pytest.mark.parametrize("login", ["", "team:WRONG"])
+def test_a_server_that_does_not_let_us_in_is_refused_before_prefect_asks(serve, monkeypatch, login):
+    """Prefect's own refusal is a traceback and exit status 1, which means that a gate said no."""
+    serve(200)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", login)
+    with pytest.raises(OrchestrationError, match="set PREFECT_API_AUTH_STRING") as refusal:
+        check_prefect(0.0)
+    assert "WRONG" not in str(refusal.value)
+
+
+def test_a_server_that_keeps_even_its_health_to_itself_is_refused_alike(serve):
+    serve(401)
+    with pytest.raises(OrchestrationError, match="does not let us in"):
+        check_prefect(0.0)
+
+
+def test_with_the_password_commands_and_the_sweep_are_let_in(serve):
+    server = serve(200)
     check_prefect(0.0)
+    assert mark_dead_runs(os.environ["PREFECT_API_URL"]) == []
+    assert server.asked[-1] == "/api/flow_runs/filter"
+
+
+def test_a_key_or_a_header_for_the_proxy_is_shown_too(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_KEY", "KEY")
+    monkeypatch.setenv("PREFECT_CLIENT_CUSTOM_HEADERS", '{"X-Team": "rlhf"}')
+    assert _introduction() == {"X-Team": "rlhf", "Authorization": "Bearer KEY"}
 
 
 def test_a_server_that_is_just_starting_is_waited_for(serve):

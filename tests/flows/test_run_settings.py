@@ -1,9 +1,21 @@
+from importlib import import_module
+from pathlib import Path
+
 import pytest
+from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
+from flows.pools import read_pools
 from flows.run_settings import RunSettings, SettingChanges
 from rlhf_core.config import PipelineConfig
+from rlhf_core.config.base import LIMITS
 from rlhf_core.errors import ConfigError
+
+DEPLOYED = {
+    name.split()[0] for name in read_pools(Path(__file__).parents[2] / "prefect.yaml").deployments
+}
+FORMS = sorted(DEPLOYED - {"flows/promotion.py:answer_when_time_is_up"})
+"""Flows that people start; the pipeline starts the other one."""
 
 
 def changed(config_path, **changes):
@@ -45,12 +57,65 @@ def test_an_override_without_value_is_refused(config_path):
         RunSettings(file=config_path, overrides=("seed",)).load()
 
 
+def inner(schema):
+    """What a value may be, where there is a choice, and what a list or mapping holds."""
+    held = (schema.get("items"), schema.get("additionalProperties"))
+    choices = (*schema.get("anyOf", ()), *schema.get("oneOf", ()))
+    return [one for one in (*choices, *held) if isinstance(one, dict)]
+
+
+def sections(schema, definitions):
+    """Sections that a setting may be: itself, one of a choice, or what a list holds."""
+    if "$ref" in schema:
+        yield definitions[schema["$ref"].rpartition("/")[2]]
+    for one in inner(schema):
+        yield from sections(one, definitions)
+
+
+def settings_in(schema, definitions, prefix=""):
+    """Every setting below a schema: its name with dots, and its own schema."""
+    for name, setting in schema.get("properties", {}).items():
+        yield f"{prefix}{name}", setting
+        for section in sections(setting, definitions):
+            yield from settings_in(section, definitions, f"{prefix}{name}.")
+
+
+def limits_in(schema):
+    yield from (str(schema[rule]) for rule in LIMITS if rule in schema)
+    for one in inner(schema):
+        yield from limits_in(one)
+
+
+def names_in(model):
+    schema = model.model_json_schema()
+    return {name for name, _ in settings_in(schema, schema["$defs"])}
+
+
 def test_the_form_can_say_everything_the_settings_can():
-    assert set(SettingChanges.model_fields) == set(PipelineConfig.model_fields)
+    assert names_in(SettingChanges) == names_in(PipelineConfig)
+    assert "policy.optimizer.learning_rate" in names_in(SettingChanges)
+    assert "gates.sft.min_samples" in names_in(SettingChanges)
 
 
-def test_descriptions_name_the_limits():
+@pytest.mark.parametrize("entrypoint", FORMS)
+def test_a_form_describes_every_field_and_says_its_limits(entrypoint):
+    """Prefect's form enforces limits and shows descriptions alone."""
+    module, flow = entrypoint.replace(".py:", ":").replace("/", ".").split(":")
+    schema = parameter_schema(getattr(import_module(module), flow)).model_dump()
+    definitions = schema["definitions"]
+    for name in ("settings", "inputs"):
+        (section,) = sections(schema["properties"][name], definitions)
+        assert section["description"]
+        for field, setting in settings_in(section, definitions):
+            words = setting.get("description", "")
+            assert words.partition("(")[0].strip(), f"{name}.{field} has no description"
+            said = words.rpartition("(")[2]
+            assert all(limit in said for limit in limits_in(setting)), f"{name}.{field}: {words}"
+
+
+def test_an_optional_setting_and_one_of_a_list_say_their_limits():
     schema = RunSettings.model_json_schema()["$defs"]
-    assert "(at least 0)" in schema["PipelineChanges"]["properties"]["seed"]["description"]
-    learning_rate = schema["OptimizerChanges"]["properties"]["learning_rate"]
-    assert "more than 0" in learning_rate["description"]
+    optional = schema["SftChanges"]["properties"]["evaluate_every"]
+    assert optional["description"].endswith("start and the end. (at least 1)")
+    listed = schema["GateConfig"]["properties"]["confidence"]
+    assert listed["description"].endswith("(more than 0, less than 1)")

@@ -154,6 +154,31 @@ def test_an_answer_after_the_time_limit_does_not_promote(served, approved):
     assert served.calls() == ["evaluate"]
 
 
+def test_an_answer_is_remembered_when_promotion_fails_after_it(served, approved):
+    run = served.run(approved)["name"].split()[1]
+    again = served.trigger("rlhf-pipeline/manual", inputs={"run": run, "repeat_from": "evaluate"})
+    served.wait(again, "PAUSED")
+    (served.path / "fail-promote").touch()
+    served.resume(again, decision="PROMOTE", reviewer="the reviewer", comment="reads well")
+    assert "promote broke" in served.wait(again)["state"]["message"]
+    served.retry(again)
+    assert served.wait(again)["state"]["name"] == "Completed"
+    assert served.calls() == ["evaluate", "promote", "promote"]
+
+
+def test_a_question_that_was_taken_away_is_asked_again(served, approved):
+    run = served.run(approved)["name"].split()[1]
+    again = served.trigger("rlhf-pipeline/manual", inputs={"run": run, "repeat_from": "evaluate"})
+    served.wait(again, "PAUSED")
+    served.cancel(again)
+    assert served.wait(again)["state"]["type"] == "CANCELLED"
+    served.retry(again)
+    served.wait(again, "PAUSED")
+    served.resume(again, decision="PROMOTE", reviewer="the reviewer", comment="reads well")
+    assert served.wait(again)["state"]["name"] == "Completed"
+    assert served.calls() == ["evaluate", "promote"]
+
+
 def test_a_new_dataset_version_starts_the_pipeline_on_it(served):
     (served.path / "verdict-sft").write_text("REJECT")
     before = {run["id"] for run in served.runs("rlhf-pipeline")}
@@ -190,20 +215,23 @@ def test_a_refusal_is_named_and_announced(served):
     )
 
 
-def test_a_killed_stage_is_marked_and_its_retry_completes(served):
+def start_sft(served):
+    """A run that is inside SFT for a minute."""
+    served.calls()  # those of earlier tests
     (served.path / "slow-sft").write_text("60")
     run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
-    served.wait(run, "RUNNING")
     served.wait_for_call("sft")
+    return run
+
+
+def test_a_killed_stage_is_marked_and_its_retry_completes(served):
+    run = start_sft(served)
     os.kill(served.process_of(run), signal.SIGKILL)
     served.finish_after_death(run)
 
 
 def test_a_run_killed_with_its_worker_is_marked_and_the_worker_comes_back(served):
-    (served.path / "slow-sft").write_text("60")
-    run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
-    served.wait(run, "RUNNING")
-    served.wait_for_call("sft")
+    run = start_sft(served)
     worker = served.servers.children["worker-gpu"]
     for pid in (worker.pid, served.process_of(run)):
         os.kill(pid, signal.SIGKILL)
@@ -230,6 +258,28 @@ def test_the_nightly_schedule_is_off_and_stays_as_people_set_it(served):
     served.rlhf("deploy", PREFECT_API_URL=served.api)
     assert nightly()["schedules"][0]["active"] is True
     switch(False)
+
+
+def test_what_people_switched_off_a_redeploy_leaves_off(served):
+    """A person who stopped the runs on new data had them again after the next `make up`."""
+
+    def new_data():
+        return served.get("deployments/name/rlhf-pipeline/new-data")
+
+    def automation():
+        (found,) = served.get(f"automations/related-to/prefect.deployment.{new_data()['id']}")
+        return found
+
+    served.ask("PATCH", f"automations/{automation()['id']}", {"enabled": False})
+    served.post(f"deployments/{new_data()['id']}/pause_deployment", {})
+    served.rlhf("deploy", PREFECT_API_URL=served.api)
+    assert automation()["enabled"] is False
+    assert new_data()["paused"] is True
+    served.ask("PATCH", f"automations/{automation()['id']}", {"enabled": True})
+    served.post(f"deployments/{new_data()['id']}/resume_deployment", {})
+    served.rlhf("deploy", PREFECT_API_URL=served.api)
+    assert automation()["enabled"] is True
+    assert new_data()["paused"] is False
 
 
 def test_eight_runs_on_two_workers_do_not_lock_the_database(served):

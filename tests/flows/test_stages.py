@@ -1,5 +1,7 @@
 import pytest
 
+from flows import stages as flow_stages
+from flows import work
 from flows.inputs import (
     EvaluateInputs,
     PipelineInputs,
@@ -12,7 +14,7 @@ from flows.pipeline import rlhf_pipeline
 from flows.run_settings import RunSettings
 from flows.runs import hold_stage, open_run
 from flows.stages import evaluate_stage, prepare_stage, promote_stage, reward_stage, sft_stage
-from rlhf_core.errors import CheckpointError, RegistryError
+from rlhf_core.errors import CheckpointError, DivergedError, KlLimitError, RegistryError
 
 
 def test_a_stage_alone_takes_the_registrys_candidate(stages, settings):
@@ -97,6 +99,48 @@ def test_force_does_not_pull_the_folder_from_under_a_stage_at_work(stages, setti
         sft_stage(settings, SftInputs(run="one", force=True))
     assert (stages.directory / "runs/one/sft/result.json").exists()
     assert not (stages.directory / "runs/one/sft.1").exists()
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Events that were announced, with what they were about."""
+    found = []
+    for module in (flow_stages, work):
+        monkeypatch.setattr(
+            module, "announce", lambda event, context, **payload: found.append(event)
+        )
+    return found
+
+
+def test_a_promotion_is_applied_again_and_announced_when_it_moves_something(stages, settings, told):
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    assert told == ["rlhf.promoted"]
+    stages.champion = None  # somebody rolled back
+    assert promote_stage(settings, PromoteInputs(run="one")).moved
+    assert told == ["rlhf.promoted"] * 2
+    assert not promote_stage(settings, PromoteInputs(run="one")).moved
+    assert told == ["rlhf.promoted"] * 2
+
+
+def test_a_failed_gate_is_announced_once_however_often_it_is_read(stages, settings, told):
+    stages.verdicts["sft"] = "HOLD"
+    for _ in range(2):
+        assert sft_stage(settings, SftInputs(run="one")).decision.verdict == "HOLD"
+    assert told == ["rlhf.gate-failed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "events"),
+    [
+        (KlLimitError("the policy was out of bounds from the start"), ["rlhf.kl-spike"]),
+        (DivergedError("step 3: the model's KL weight is not finite"), []),
+    ],
+)
+def test_a_training_that_the_kl_watch_stopped_is_announced(stages, settings, told, error, events):
+    stages.failures["policy"] = error
+    with pytest.raises(DivergedError):
+        rlhf_pipeline(settings, PipelineInputs(run="one"))
+    assert told == events
 
 
 @pytest.mark.parametrize("answer", [None, "ASKED", "HOLD", "REJECT"])

@@ -34,11 +34,11 @@ def marked(monkeypatch):
     def run(found):
         posted = []
 
-        def post(url, body):
-            posted.append(url)
-            return [found] if url.endswith("filter") else {}
+        def post(url, path, body):
+            posted.append(path)
+            return [found] if path.endswith("filter") else {}
 
-        monkeypatch.setattr(sweep, "_post", post)
+        monkeypatch.setattr(sweep, "ask", post)
         return sweep.mark_dead_runs("http://server/api")
 
     return run
@@ -60,7 +60,7 @@ def test_a_run_that_was_retried_meanwhile_is_left_alone(monkeypatch, dead_pid):
     found = flow_run(f"{HOST}:{dead_pid}")
     retried = found | {"state": {"type": "SCHEDULED", "timestamp": found["state"]["timestamp"]}}
     answers = [[found], [retried]]
-    monkeypatch.setattr(sweep, "_post", lambda url, body: answers.pop(0))
+    monkeypatch.setattr(sweep, "ask", lambda url, path, body: answers.pop(0))
     assert sweep.mark_dead_runs("http://server/api") == []
 
 
@@ -85,6 +85,15 @@ def test_a_pending_retry_is_not_taken_for_the_attempt_before_it(marked, dead_pid
     for pid in (None, str(dead_pid), str(os.getpid())):
         run = flow_run(None, state="PENDING", labels=labels, pid=pid, seconds=200)
         assert marked(run) == []
+
+
+def test_a_retry_that_could_not_say_its_process_is_known_by_its_worker(marked, dead_pid):
+    """The server was lost just then: its label names the first attempt for good."""
+    labels = {"prefect.worker.name": f"{HOST}@rlhf", sweep.PROCESS_LABEL: f"{HOST}:{dead_pid}"}
+    assert marked(flow_run(None, labels=labels, pid="1", seconds=20)) == []
+    assert marked(flow_run(None, labels=labels, pid=str(dead_pid), seconds=20)) == ["one"]
+    elsewhere = labels | {"prefect.worker.name": "elsewhere@rlhf"}
+    assert marked(flow_run(None, labels=elsewhere, pid="7", seconds=20)) == []
 
 
 def test_a_run_whose_worker_was_killed_before_it_started_a_process_is_marked(marked):

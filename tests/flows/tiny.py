@@ -19,7 +19,7 @@ SETTINGS = {
             "path": "data/raw/prompts.jsonl",
             "heldout_path": "data/raw/heldout_prompts.jsonl",
         },
-        "votes": {"num_resamples": 20},
+        "votes": {"num_resamples": 80},
         "min_pairs": 10,
     },
     "sft": {"num_epochs": 1, "batch_size": 8, "checkpoint_every": 1},
@@ -36,7 +36,7 @@ SETTINGS = {
         # A model that knows nothing drifts as it likes; these tests are not about that.
         "kl_watch": {"max_kl_per_token": None},
     },
-    "evaluation": {"num_prompts": 16, "num_resamples": 20, "max_new_tokens": 8},
+    "evaluation": {"num_prompts": 16, "num_resamples": 80, "max_new_tokens": 8},
     "gates": {
         "sft": [{"metric": "sft/heldout_nll", "at_most": 99.0, "min_samples": 1}],
         "reward": [{"metric": "reward/heldout_accuracy", "at_least": 0.0, "min_samples": 1}],

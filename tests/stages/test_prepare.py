@@ -128,7 +128,12 @@ def test_a_person_who_votes_twice_in_one_row_does_not_outvote_two(tmp_path):
 def test_every_row_is_kept_or_set_aside_with_its_line(config):
     splits = prepare_data(config)
     report = json.loads(splits.report.read_text())
-    assert report["inputs"]["preferences"] == {"rows": 400, "kept": 360, "set_aside": {"tie": 40}}
+    assert report["inputs"]["preferences"] == {
+        "rows": 400,
+        "kept": 360,
+        "set_aside": {"tie": 40},
+        "source_rows": {"pairs": 400},
+    }
     rows = pq.read_table(splits.directory / "quarantine.parquet").to_pylist()
     assert [row["line"] for row in rows] == list(range(1, 401, 10))
     assert json.loads(rows[0]["row"])["comparison_id"] == "c0"
@@ -360,7 +365,8 @@ def test_every_annotator_is_in_the_table(config):
         rows = list(csv.DictReader(file))
     assert {row["annotator"] for row in rows} == {"w0", "w1", "w2"}
     assert sum(int(row["num_votes"]) for row in rows) == 1_200
-    assert {"kappa", "low", "high", "side_fraction", "median_seconds", "careless"} <= set(rows[0])
+    assert {"alpha", "low", "high", "side_fraction", "median_seconds", "careless"} <= set(rows[0])
+    assert min(float(row["reliability"]) for row in rows) > 0.5
 
 
 def test_the_failing_rows_are_kept_in_full(config, tmp_path):
@@ -384,4 +390,5 @@ def test_published_transcripts_are_prepared(tmp_path, request):
         "rows": 2354,
         "kept": 2339,
         "set_aside": {"empty_response": 4, "identical_responses": 2, "parts_before_last_turn": 9},
+        "source_rows": {"helpful-base.test": 2354},
     }

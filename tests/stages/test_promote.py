@@ -1,11 +1,13 @@
 import pytest
 
+from rlhf_core.adapters.approval import require_approval
 from rlhf_core.adapters.champion import alias_uris, record_decision
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.models.files import weights_sha256
 from rlhf_core.schema import Estimate, EvaluationReport, StageResult
+from rlhf_core.stages import promote
 from rlhf_core.stages.promote import promote_model, promote_policy, rollback_policy
 
 WON = Estimate(value=0.7, low=0.65, high=0.75, num_samples=300)
@@ -134,9 +136,34 @@ def test_promoting_again_changes_nothing_and_rollback_needs_somewhere_to_go(
     release, judge_all, stage_config, stage_context
 ):
     first = promote_policy(stage_config(), judge_all(release()), stage_context)
-    assert promote_model("models:/rlhf-policy/1") == first
+    again = promote_model("models:/rlhf-policy/1")
+    assert again == first.model_copy(update={"moved": False})
     with pytest.raises(RegistryError, match="nothing to roll back to"):
         rollback_policy("rlhf")
+
+
+def test_an_approval_by_hand_is_recorded_before_champion_moves(release, judge_all, monkeypatch):
+    models = release()
+    judge_all(models)
+    uri = models["policy"].uri
+
+    def killed(reference):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promote, "promote_to_champion", killed)
+        with pytest.raises(KeyboardInterrupt):
+            promote_model("models:/rlhf-policy@candidate", reviewer="Ann", comment="reads well")
+    require_approval(uri, asked_for=True)
+    assert promote_model(uri, reviewer="Ann").moved
+
+
+def test_what_the_gates_refused_is_not_approved_by_hand(release, judge_all):
+    models = release()
+    judge_all(models, {"policy": []})
+    assert promote_model(models["policy"].uri, reviewer="Ann").verdict == "HOLD"
+    with pytest.raises(RegistryError, match="nobody has approved it"):
+        require_approval(models["policy"].uri, asked_for=True)
 
 
 def test_rollback_brings_back_the_whole_release(release, judge_all, stage_config, stage_context):

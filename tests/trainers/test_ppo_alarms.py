@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_core.config import ComputeConfig, KlWatchConfig, LoraConfig, OptimizerConfig
-from rlhf_core.errors import ConfigError, DataError, DivergedError
+from rlhf_core.errors import ConfigError, DataError, DivergedError, KlLimitError
 from rlhf_core.models import load_causal
 from rlhf_core.models.compute import PRECISION
 from rlhf_core.trainers.checkpoint import CheckpointStore
@@ -81,7 +81,7 @@ def test_a_policy_that_explodes_stops_the_run(causal_directory, tmp_path):
 )
 def test_kl_watch_stops_the_run(limit, setting, causal_directory, tmp_path):
     watch = KlWatchConfig(action="stop", **limit)
-    with pytest.raises(DivergedError, match=rf"iteration \d: KL .*{setting}"):
+    with pytest.raises(KlLimitError, match=rf"iteration \d: KL .*{setting}"):
         train_ppo(causal_directory, tmp_path, kl_watch=watch)
 
 
@@ -105,7 +105,7 @@ def test_kl_watch_raises_the_coefficient_then_gives_up(causal_directory, tmp_pat
     watch = KlWatchConfig(
         max_kl_per_token=1e-3, action="raise_kl_coef", factor=3.0, max_interventions=2
     )
-    with pytest.raises(DivergedError, match="after 2 interventions"):
+    with pytest.raises(KlLimitError, match="after 2 interventions"):
         train_ppo(causal_directory, tmp_path, tracker, kl_watch=watch)
     assert tracker.series("policy/kl_coef")[-1] == pytest.approx(0.05 * 9)
 
@@ -154,7 +154,7 @@ def spikes(caplog):
 def test_every_intervention_is_one_line_of_the_log(action, causal_directory, tmp_path, caplog):
     watch = KlWatchConfig(max_kl_per_token=1e-3, action=action, max_interventions=1)
     tracker = ListTracker()
-    with caplog.at_level("WARNING"), pytest.raises(DivergedError, match="after 1 interventions"):
+    with caplog.at_level("WARNING"), pytest.raises(KlLimitError, match="after 1 interventions"):
         train_ppo(causal_directory, tmp_path, tracker, kl_watch=watch, checkpoint_every=100)
     found = spikes(caplog)
     assert [(line[0], line[5]) for line in found] == [(action, "1"), ("stop", "2")]
@@ -174,7 +174,7 @@ LAST_UPDATE_ONLY = {
 
 def test_the_last_update_is_watched_too(causal_directory, tmp_path, caplog):
     watch = KlWatchConfig(max_kl_per_token=1e-3, action="stop")
-    with pytest.raises(DivergedError, match="iteration 1: KL"):
+    with pytest.raises(KlLimitError, match="iteration 1: KL"):
         train_ppo(causal_directory, tmp_path, kl_watch=watch, **LAST_UPDATE_ONLY)
     assert [line[0] for line in spikes(caplog)] == ["stop"]
     kept = CheckpointStore(tmp_path / "checkpoints").directory.glob("step-*")

@@ -1,5 +1,6 @@
 """Readers: containers give rows, formats give records; each knows the line it stands on."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -20,8 +21,15 @@ _DEMONSTRATIONS = {
 }
 
 
-def read_comparisons(source: SourceConfig) -> Iterator[Comparison | SetAside]:
+def read_comparisons(
+    source: SourceConfig, source_rows: Counter[str] | None = None
+) -> Iterator[Comparison | SetAside]:
     """Yield the comparisons of one source in its order.
+
+    Args:
+        source: where they lie and in which format.
+        source_rows: receives the rows read of each file; a ranked list is one row and many
+            comparisons, and a vote of a spreadsheet one row and part of a comparison.
 
     Raises:
         DataError: the source cannot be read, or a row of it neither came out nor was set aside.
@@ -32,35 +40,35 @@ def read_comparisons(source: SourceConfig) -> Iterator[Comparison | SetAside]:
         rows = rename(read_hub_rows(source.path, source.split, source.revision), columns)
     else:
         rows = read_rows(source.path, columns)
-    counted = _Counted(rows)
-    num_accounted = 0
-    for item in _parser(source)(counted):
-        num_accounted += _num_rows(item, source)
+    source_rows = Counter() if source_rows is None else source_rows
+    num_before, num_accounted = source_rows.total(), 0
+    for num_rows, item in _parsed(source, _counted(rows, source_rows)):
+        num_accounted += num_rows
         yield item
     # A ranked list makes many comparisons of one row.
-    if source.format != "ranked" and num_accounted != counted.num_rows:
+    num_read = source_rows.total() - num_before
+    if source.format != "ranked" and num_accounted != num_read:
         raise DataError(
-            f"{source.path}: {counted.num_rows} rows read, but {num_accounted} came out or were set"
+            f"{source.path}: {num_read} rows read, but {num_accounted} came out or were set"
             f" aside; this is a defect of the {source.format} reader, please report it"
         )
 
 
-def _num_rows(item: Comparison | SetAside, source: SourceConfig) -> int:
-    """Rows behind what a reader yields: of flat rows, one a vote."""
-    return len(item.votes) if isinstance(item, Comparison) and source.format == "flat" else 1
+def _parsed(
+    source: SourceConfig, rows: Iterable[RawRow]
+) -> Iterator[tuple[int, Comparison | SetAside]]:
+    """Yield what a format makes of rows, each with the number of rows behind it."""
+    if source.format == "flat":
+        yield from flat.parse_comparisons(rows, source.choices, source.strengths)
+    else:
+        yield from ((1, item) for item in _parser(source)(rows))
 
 
-class _Counted:
+def _counted(rows: Iterable[RawRow], source_rows: Counter[str]) -> Iterator[RawRow]:
     """Rows as they pass, counted before a format looks at them."""
-
-    def __init__(self, rows: Iterable[RawRow]) -> None:
-        self._rows = rows
-        self.num_rows = 0
-
-    def __iter__(self) -> Iterator[RawRow]:
-        for row in self._rows:
-            self.num_rows += 1
-            yield row
+    for row in rows:
+        source_rows[row.source] += 1
+        yield row
 
 
 def read_demonstrations(source: DemonstrationsConfig) -> Iterator[tuple[int, Demonstration]]:
@@ -82,7 +90,6 @@ def _parser(
         "hh": hh.parse_comparisons,
         "pairs": pairs.parse_comparisons,
         "ranked": ranked.parse_comparisons,
-        "flat": lambda rows: flat.parse_comparisons(rows, source.choices, source.strengths),
         "label_studio": lambda rows: label_studio.parse_comparisons(
             rows, label_studio.Wording(source.columns, source.choices, source.strengths)
         ),

@@ -72,7 +72,7 @@ def _reader(path: Path) -> Callable[[Path], Iterator[tuple[int, dict[str, Any]]]
             f"{path}: unknown ending; expected one of {', '.join(_READERS)},"
             " plain or with .gz or .zst"
         )
-    if reader is _read_parquet and path.suffix in _COMPRESSED:
+    if reader is _read_parquet and path.suffix.lower() in _COMPRESSED:
         raise DataError(
             f"{path}: Parquet is compressed inside; expected a plain .parquet file, unpack it first"
         )
@@ -80,8 +80,9 @@ def _reader(path: Path) -> Callable[[Path], Iterator[tuple[int, dict[str, Any]]]
 
 
 def _ending(path: Path) -> str:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSED]
-    return suffixes[-1] if suffixes else ""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    endings = [suffix for suffix in suffixes if suffix not in _COMPRESSED]
+    return endings[-1] if endings else ""
 
 
 def _read_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -89,8 +90,9 @@ def _read_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     blocks = read_blocks(path)
     begin = next((block for block in blocks if block.strip()), b"")
     if not begin.lstrip().startswith(b"["):
-        found = shorten(begin[:_BEGIN].decode(errors="replace"))
-        raise DataError(f"{path}: expected a list of objects, found {found}")
+        found = begin.lstrip()[:_BEGIN].decode(errors="replace")
+        advice = "; if each line is an object, name the file .jsonl" if found[:1] == "{" else ""
+        raise DataError(f"{path}: expected a list of objects, found {shorten(found)}{advice}")
     number = 0
     try:
         values = ijson.items(ijson.from_iter(chain([begin], blocks)), "item", use_float=True)
@@ -163,6 +165,7 @@ def _header(cells: list[str], *, where: str) -> list[str]:
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
     ".jsonl": read_objects,
+    ".ndjson": read_objects,
     ".json": _read_array,
     ".parquet": _read_parquet,
     ".csv": lambda path: _read_table(path, ","),

@@ -19,8 +19,11 @@ from rlhf_core.schema import Choice, Comparison, Vote
 
 def parse_comparisons(
     rows: Iterable[RawRow], choices: Mapping[str, Choice], strengths: Mapping[str, float]
-) -> Iterator[Comparison]:
-    """Yield comparisons with the votes of their rows; the line is the first row's."""
+) -> Iterator[tuple[int, Comparison]]:
+    """Yield ``(number of rows, comparison)``; the line is the first row's.
+
+    A row whose choice is blank is no vote: somebody has not answered yet.
+    """
     for _, group in groupby(rows, key=_identity):
         first, *more = group
         texts = _content(first)
@@ -34,15 +37,17 @@ def parse_comparisons(
         response_a, response_b = first.text("response_a"), first.text("response_b")
         own_id = _own_id(first)
         content = content_id("row", conversation_key(prompt).hex(), response_a, response_b)
-        yield Comparison(
+        votes = [_vote(row, choices, strengths) for row in (first, *more)]
+        comparison = Comparison(
             comparison_id=f"{first.source}-{own_id}" if own_id else content,
             prompt=prompt,
             response_a=response_a,
             response_b=response_b,
-            votes=tuple(_vote(row, choices, strengths) for row in (first, *more)),
+            votes=tuple(vote for vote in votes if vote is not None),
             source=str(first.value.get("source") or first.source),
             line=first.line,
         )
+        yield len(votes), comparison
 
 
 def _identity(row: RawRow) -> tuple[str, str]:
@@ -61,10 +66,15 @@ def _content(row: RawRow) -> tuple[object, ...]:
     return tuple(row.value[column] for column in ("prompt", "response_a", "response_b"))
 
 
-def _vote(row: RawRow, choices: Mapping[str, Choice], strengths: Mapping[str, float]) -> Vote:
+def _vote(
+    row: RawRow, choices: Mapping[str, Choice], strengths: Mapping[str, float]
+) -> Vote | None:
+    choice = parse_choice(row, "choice", choices)
+    if choice is None:
+        return None
     return Vote(
         annotator=annotator_name(row.value.get("annotator")),
-        choice=parse_choice(row, "choice", choices),
+        choice=choice,
         strength=parse_strength(row, "strength", strengths),
         seconds=parse_number(row, "seconds"),
     )

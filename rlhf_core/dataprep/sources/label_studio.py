@@ -6,8 +6,9 @@
 
 ``columns`` maps prompt and responses to the names ``data`` has, and ``choice`` and ``strength`` to
 the controls (``from_name``) that ask for them. Without a name the choice is the one pairwise
-control, or else the one of choices; the strength the one of rating or number. Both may be one
-control: "A is much better" is a side under ``choices`` and a number under ``strengths``.
+control, or else the one of choices; the strength the one of rating or number, or beside a pairwise
+control the one whose choice is a word of strength. Both may be one control: "A is much better" is a
+side under ``choices`` and a number under ``strengths``.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 from rlhf_core.dataprep.files import shorten
 from rlhf_core.dataprep.rows import RawRow, annotator_name
 from rlhf_core.dataprep.sources.messages import parse_conversation
-from rlhf_core.dataprep.sources.words import choice_of, parse_number, parse_strength
+from rlhf_core.dataprep.sources.words import choice_of, knows_strength, parse_number, parse_strength
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Choice, Comparison, Vote
 
@@ -88,6 +89,8 @@ def _vote(row: RawRow, annotation: Any, wording: Wording) -> Vote | None:
     if choice is None or (word := _word(row, choice)) is None:
         return None
     strength = _find(row, answers, "strength", wording.columns)
+    if strength is None and choice.kind == "selected" and "strength" not in wording.columns:
+        strength = _only(row, [a for a in answers if _is_strength(a, wording)], "strength")
     how_much = None if strength is None else _content(row, strength)
     return Vote(
         annotator=_annotator(annotation.get("completed_by")),
@@ -116,6 +119,18 @@ def _find(
     else:
         fitting = ([a for a in answers if a.kind == kind] for kind in _CONTROLS[column])
         found = next((some for some in fitting if some), [])
+    return _only(row, found, column)
+
+
+def _is_strength(answer: _Answer, wording: Wording) -> bool:
+    """Tell whether an answer is the choice of one word that says how much better."""
+    words = answer.value if isinstance(answer.value, list) else [answer.value]
+    if answer.kind != "choices" or len(words) != 1:
+        return False
+    return knows_strength(words[0], wording.strengths)
+
+
+def _only(row: RawRow, found: list[_Answer], column: str) -> _Answer | None:
     if len(found) > 1:
         controls = ", ".join(answer.control or "without a name" for answer in found)
         raise DataError(

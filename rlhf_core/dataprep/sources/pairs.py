@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from rlhf_core.dataprep.rows import RawRow, Reason, SetAside
 from rlhf_core.dataprep.sources.messages import parse_conversation, parse_messages
 from rlhf_core.dataprep.sources.sides import decided_comparison
-from rlhf_core.dataprep.sources.words import finite_number
+from rlhf_core.dataprep.sources.words import finite_number, parse_score, parse_strength
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Conversation, Demonstration
 
@@ -23,6 +23,8 @@ _SCORES = (
     ("chosen_rating", "rejected_rating"),
 )
 """Where publishers keep the scores behind the choice; equal scores are a tie."""
+_MARGIN = "margin"
+"""The difference itself, as TRL's reward trainer reads it."""
 
 
 def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison | SetAside]:
@@ -74,8 +76,13 @@ def parse_demonstrations(rows: Iterable[RawRow]) -> Iterator[tuple[int, Demonstr
 def _answer(row: RawRow, column: str) -> tuple[Conversation, str | None]:
     """Return the turns before the answer (none for plain text) and the answer."""
     row.require(column)
-    if isinstance(row.value[column], str):
-        return (), row.value[column]
+    value = row.value[column]
+    if isinstance(value, str):
+        return (), value
+    if not isinstance(value, list):
+        raise DataError(
+            f"{row.where}: {column}: expected text or messages, found {type(value).__name__}"
+        )
     turns = parse_messages(row, column)
     if not turns or turns[-1].role != "assistant":
         return turns, None
@@ -112,15 +119,13 @@ def _stripped(turns: Conversation) -> list[tuple[str, str]]:
 
 def _strength(row: RawRow) -> float | None:
     for better, worse in _SCORES:
-        scores = [row.value.get(column) for column in (better, worse)]
-        if not all(isinstance(score, int | float) for score in scores):
+        high, low = parse_score(row, better), parse_score(row, worse)
+        if high is None or low is None:
             continue
-        high, low = (finite_number(score) for score in scores)
-        difference = None if high is None or low is None else finite_number(high - low)
-        if difference is not None and difference < 0:
+        if high < low:
             raise DataError(
-                f"{row.where}: {better} {scores[0]} is below {worse} {scores[1]};"
+                f"{row.where}: {better} {high:g} is below {worse} {low:g};"
                 " the chosen response must not score lower"
             )
-        return difference
-    return None
+        return finite_number(high - low)
+    return parse_strength(row, _MARGIN, {})

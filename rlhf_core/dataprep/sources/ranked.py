@@ -89,4 +89,4 @@ def _vote(ranking: Ranking, first: int, second: int) -> Vote:
     annotator, ranks = ranking
     difference = ranks[second] - ranks[first]
     choice: Choice = "tie" if difference == 0 else "a" if difference > 0 else "b"
-    return Vote(annotator=annotator, choice=choice, strength=abs(difference))
+    return Vote(annotator=annotator, choice=choice, strength=finite_number(abs(difference)))

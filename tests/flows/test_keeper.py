@@ -1,0 +1,82 @@
+"""The process that owns servers and workers, and what must not end them."""
+
+import signal
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from flows import keeper as module
+from flows.keeper import Keeper
+from flows.processes import StopSignals
+from flows.servers import LOGS, read_servers
+from rlhf_core.errors import StorageError
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time passes only where a test says so."""
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    return now
+
+
+@pytest.fixture
+def keeper(tmp_path, monkeypatch, clock):
+    """A keeper of one child that lives and one that has just died."""
+    monkeypatch.chdir(tmp_path)
+    LOGS.mkdir(parents=True)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    made = Keeper(4200, 5000, StopSignals())
+    for name in ("mlflow", "prefect"):
+        made.start(name, ["sleep", "600"])
+    made.children["prefect"].kill()
+    made.children["prefect"].wait()
+    yield made
+    made.end()
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
+
+
+def living(keeper):
+    return {name for name, child in keeper.children.items() if child.poll() is None}
+
+
+def restart(keeper, clock):
+    """Look twice, a minute apart: a death is seen first and mended later."""
+    keeper.restart_dead()
+    clock.seconds += 60
+    keeper.restart_dead()
+
+
+def test_a_full_disk_ends_nothing_and_the_record_is_written_later(keeper, clock, monkeypatch):
+    def refuse(servers):
+        raise StorageError("servers.json: disk full")
+
+    with monkeypatch.context() as full:
+        full.setattr(module, "write_servers", refuse)
+        restart(keeper, clock)
+    assert living(keeper) == {"mlflow", "prefect"}
+    keeper.restart_dead()
+    assert read_servers().children["prefect"].pid == keeper.children["prefect"].pid
+
+
+def test_a_child_that_cannot_be_started_again_is_tried_later(keeper, clock, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError("prefect.log: disk full")
+
+    with monkeypatch.context() as full:
+        full.setattr(subprocess, "Popen", refuse)
+        restart(keeper, clock)
+        assert living(keeper) == {"mlflow"}
+    restart(keeper, clock)
+    assert living(keeper) == {"mlflow", "prefect"}
+
+
+def test_the_first_start_says_that_the_disk_is_full(keeper, monkeypatch):
+    def refuse(servers):
+        raise StorageError("servers.json: disk full")
+
+    monkeypatch.setattr(module, "write_servers", refuse)
+    with pytest.raises(StorageError, match="disk full"):
+        keeper.start("worker", ["sleep", "600"])

@@ -1,0 +1,76 @@
+"""Which runs of a stage an attempt of the pipeline counts as its own."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+from prefect.states import Completed, Failed
+
+from flows import remote
+from flows.remote import StageFailedError, run_deployed_stage
+
+SFT = {"sft": "models:/rlhf-sft/1"}
+
+
+class Prefect:
+    """Starts a run under every new key, and finds the one that is there under a known key."""
+
+    def __init__(self):
+        self.runs = {}
+
+    def read_flow_runs(self, flow_run_filter):
+        wanted = flow_run_filter.idempotency_key.any_
+        return [run for key, run in self.runs.items() if key in wanted]
+
+    def start(self, name, *, parameters, idempotency_key, **options):
+        if idempotency_key not in self.runs:
+            self.runs[idempotency_key] = SimpleNamespace(
+                id=len(self.runs),
+                name="stage",
+                idempotency_key=idempotency_key,
+                inputs=parameters["inputs"],
+                state=Completed(),
+            )
+        return self.runs[idempotency_key]
+
+
+@pytest.fixture
+def prefect(monkeypatch):
+    made = Prefect()
+    monkeypatch.setattr(remote, "get_client", lambda sync_client: nullcontext(made))
+    monkeypatch.setattr(remote, "run_deployment", made.start)
+    return made
+
+
+@pytest.fixture
+def attempt(prefect, monkeypatch):
+    """Run the stage in the given attempt of the pipeline; returns the inputs of the run it took."""
+
+    def run(number, inputs):
+        monkeypatch.setattr(remote, "flow_run", SimpleNamespace(id="one", run_count=number))
+        taken = run_deployed_stage.fn("reward", "rlhf-reward", inputs)
+        return next(run.inputs for run in prefect.runs.values() if str(run.id) == taken)
+
+    return run
+
+
+def test_a_retry_takes_the_run_of_an_earlier_attempt(prefect, attempt):
+    assert attempt(1, SFT) == attempt(2, SFT) == SFT
+    assert len(prefect.runs) == 1
+
+
+def test_a_retry_does_not_take_a_run_with_other_inputs(attempt):
+    attempt(1, SFT)
+    other = {"sft": "models:/rlhf-sft/2"}
+    assert attempt(2, other) == other
+
+
+def test_a_stage_that_failed_is_started_once_more_by_each_retry(prefect, attempt):
+    attempt(1, SFT)
+    prefect.runs[next(iter(prefect.runs))].state = Failed()
+    assert attempt(2, SFT) == SFT
+    assert len(prefect.runs) == 2
+    for run in prefect.runs.values():
+        run.state = Failed(message="no rows")
+    with pytest.raises(StageFailedError, match="no rows"):
+        attempt(2, SFT)
