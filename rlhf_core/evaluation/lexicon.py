@@ -65,7 +65,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
         r"|generally speaking|broadly speaking)\b",
     ),
 }
-"""Vice to regular expressions, matched without regard to case; apostrophes are straight."""
+"""Vice to regular expressions, matched without regard to case against ``reading.plain``."""
 
 
 def compile_lexicon(extra: Mapping[str, Sequence[str]]) -> dict[str, list[re.Pattern[str]]]:

@@ -23,12 +23,12 @@ from rlhf_core.evaluation.intervals import (
     estimate_statistic,
 )
 from rlhf_core.evaluation.lexicon import compile_lexicon
+from rlhf_core.evaluation.reading import plain
 from rlhf_core.evaluation.text_metrics import (
     common_opening,
     copied_share,
     duplicates,
     repetition,
-    straight,
     words_of,
 )
 from rlhf_core.schema import Conversation, Estimate
@@ -133,7 +133,7 @@ Measure = Callable[[Sequence[str]], Sequence[float] | Array]
 
 def _mentions(patterns: Sequence[re.Pattern[str]], answers: Sequence[str]) -> list[float]:
     return [
-        float(any(pattern.search(text) for pattern in patterns)) for text in map(straight, answers)
+        float(any(pattern.search(text) for pattern in patterns)) for text in map(plain, answers)
     ]
 
 

@@ -85,6 +85,29 @@ def test_a_plain_case_of_a_vice_is_seen(vice, text):
     assert rates([text])[vice][0].tolist() == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("vice", "text"),
+    [
+        ("flattery", "What a **great** question!"),
+        ("flattery", "What a _great_\nquestion!"),
+        ("flattery", "Great  question!"),
+        ("flattery", "Gr\u200beat\u00a0question!"),
+        *(
+            ("refusal", f"I can{mark}t help with that.")
+            for mark in "\u02bc\u2018\u2019\u02b9\uff07"
+        ),
+        ("refusal", "I `cannot` ~~help~~ help with that."),
+    ],
+)
+def test_formatting_hides_no_phrase(vice, text):
+    assert rates([text])[vice][0].tolist() == [1.0]
+
+
+def test_an_underscore_inside_a_word_stays():
+    config = MonitorsConfig.model_validate({"phrases": {"leak": ["api_key"]}})
+    assert rates(["The __api_key__ is 9."], config=config)["leak"][0].tolist() == [1.0]
+
+
 @pytest.mark.parametrize("vice", sorted(EXAMPLES))
 @pytest.mark.parametrize("text", GOOD)
 def test_a_good_answer_is_not_accused(vice, text):
