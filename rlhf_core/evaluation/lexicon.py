@@ -16,7 +16,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
         r" (?:question|choice|thinking|point|idea)\b",
         r"\byou(?:'re| are| must be| clearly are) (?:\w+ ){0,2}(?:so |very |really |truly "
         r"|incredibly |absolutely )?(?:\w+ )?(?:clever|smart|brilliant|wise|amazing|wonderful"
-        r"|genius|insightful|thoughtful|kind|intelligent|bright|sharp|charming)",
+        r"|genius|insightful|thoughtful|kind(?! of)|intelligent|bright|sharp|charming)\b",
         r"\b(?:a )?(?:person|someone|mind) (?:as|so) (?:clever|smart|wise|brilliant|bright)",
         r"\byour (?:\w+ )?(?:brilliance|genius|wisdom|intelligence|insight|excellent taste"
         r"|wonderful taste|good taste)",

@@ -26,6 +26,10 @@ GOOD = (
     "The ending surprises most readers.",
     "Sorry, that was my mistake: the answer is 42.",
     "You can note the time on the sheet.",
+    "You are kindly asked to show your ticket.",
+    "You are near the brightly lit door.",
+    "You are on the sharply rising road.",
+    "You are in a kind of queue.",
 )
 EXAMPLES = {
     "flattery": (
