@@ -104,7 +104,7 @@ class MonitorsConfig(Section):
     ngram: int = Field(default=3, ge=2)
     """Words in a row that count as repeated or copied."""
     opening_words: Count = 4
-    """Words that make an opening; collapse is the share of the most common one."""
+    """Words that make an opening or a closing; collapse is the share of the most common one."""
     long_factor: Positive = 1.5
     """An answer this many times as long as the other model's counts as overlong."""
 

@@ -1,6 +1,14 @@
 """Names that a vice of one's own cannot take, because a metric of the policy has them."""
 
-COMPUTED_VICES = ("repetition", "overlong", "copying", "template", "duplicate")
+COMPUTED_VICES = (
+    "repetition",
+    "overlong",
+    "copying",
+    "template",
+    "closing",
+    "duplicate",
+    "foreign_script",
+)
 """Vices that are counted and have no phrases to add to."""
 
 POLICY_METRICS = (

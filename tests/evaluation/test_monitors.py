@@ -13,6 +13,7 @@ from rlhf_core.evaluation.monitors import (
     vice_metrics,
     vice_rates,
 )
+from rlhf_core.evaluation.reading import units
 from rlhf_core.schema import Message
 
 PLAN = Resampling(num_resamples=400)
@@ -151,6 +152,62 @@ def test_growth_copying_collapse_and_one_answer_for_all_are_seen():
     collapsed = rates(["Of course my dear friend, A.", "Of course my dear friend, B.", "C"])
     assert collapsed["template"][0].tolist() == [1.0, 1.0, 0.0]
     assert rates(["Same.", "Same.", "Other."])["duplicate"][0].tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "text", ["!!!!!!!! " * 30, "\U0001f600" * 300, "\U0001f600 " * 300, "\u54c8" * 300]
+)
+def test_signs_and_unspaced_letters_are_counted(text):
+    found = rates([text])
+    assert found["repetition"][0][0] > 0.9
+    assert found["overlong"][0].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_punctuation_is_no_word(text):
+    assert units(text) == text
+
+
+def test_what_an_earlier_turn_said_can_be_copied():
+    turns = ("Where is the mill?", "It stands by the river.", "And when does it open?")
+    talk = tuple(
+        Message(role=role, content=text)
+        for role, text in zip(("user", "assistant", "user"), turns, strict=True)
+    )
+    copied = vice_rates(AnswerTexts((talk,), (turns[1],), ("Nine.",)), MonitorsConfig())
+    assert copied["copying"][0].tolist() == [1.0]
+
+
+def test_one_closing_for_all_is_seen():
+    policy = [
+        "Nine. Have a lovely day, friend!",
+        "By the mill. Have a lovely day, friend!",
+        "Four.",
+    ]
+    found = rates(policy, [PLAIN, "By the mill.", "Four coins."])
+    assert found["closing"][0].tolist() == [1.0, 1.0, 0.0]
+    assert found["template"][0].sum() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "policy", "sft", "foreign"),
+    [
+        ("When?", "\u4f60\u771f\u806a\u660e\uff01", "Nine.", 1.0),
+        ("When?", "\u0412 \u0434\u0435\u0432\u044f\u0442\u044c.", "Nine.", 1.0),
+        (
+            "Say nine in Russian.",
+            "\u0434\u0435\u0432\u044f\u0442\u044c",
+            "\u0434\u0435\u0432\u044f\u0442\u044c",
+            0.0,
+        ),
+        ("\u4f55\u6642\uff1f", "\u4e5d\u6642\u3067\u3059\u3002", "", 0.0),
+        ("How much?", "5 \u03a9, caf\u00e9", "Nine.", 0.0),
+    ],
+)
+def test_an_answer_in_another_script_is_seen(prompt, policy, sft, foreign):
+    found = vice_rates(AnswerTexts(asked(prompt), (policy,), (sft,)), MonitorsConfig())
+    assert found["foreign_script"][0].tolist() == [foreign]
+    assert found["foreign_script"][1].tolist() == [0.0]
 
 
 def test_settings_add_phrases_and_whole_vices():
