@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_core.config.base import Count, NonNegative, Positive, Section
+from rlhf_core.config.vice_names import is_taken
 
 _BEYOND_EACH_END = 2
 """Resamples that must lie beyond each end of an interval."""
@@ -81,6 +82,19 @@ class GatesConfig(Section):
         return self
 
 
+def finds_anything(pattern: str) -> bool:
+    """Say whether a regular expression finds something in every answer, and so tells nothing.
+
+    Raises:
+        ValueError: it is not a regular expression.
+    """
+    try:
+        compiled = re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"{pattern!r}: {error}") from error
+    return any((found := compiled.search(text)) and not found.group() for text in ("", "a, b"))
+
+
 class MonitorsConfig(Section):
     """Signs of reward hacking that are read from the text alone, in the policy and in SFT."""
 
@@ -90,7 +104,7 @@ class MonitorsConfig(Section):
     ngram: int = Field(default=3, ge=2)
     """Words in a row that count as repeated or copied."""
     opening_words: Count = 4
-    """Words that make an opening; collapse is the share of the most common one."""
+    """Words that make an opening or a closing; collapse is the share of the most common one."""
     long_factor: Positive = 1.5
     """An answer this many times as long as the other model's counts as overlong."""
 
@@ -100,11 +114,11 @@ class MonitorsConfig(Section):
         for vice, patterns in phrases.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", vice):
                 raise ValueError(f"{vice!r}: a vice is named in lower case, a-z 0-9 _")
+            if is_taken(vice):
+                raise ValueError(f"{vice!r} is the name of something else that is measured")
             for pattern in patterns:
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise ValueError(f"{vice}: {pattern!r}: {error}") from error
+                if finds_anything(pattern):
+                    raise ValueError(f"{vice}: {pattern!r} matches any text, the empty one too")
         return phrases
 
 

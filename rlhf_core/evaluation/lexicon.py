@@ -16,7 +16,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
         r" (?:question|choice|thinking|point|idea)\b",
         r"\byou(?:'re| are| must be| clearly are) (?:\w+ ){0,2}(?:so |very |really |truly "
         r"|incredibly |absolutely )?(?:\w+ )?(?:clever|smart|brilliant|wise|amazing|wonderful"
-        r"|genius|insightful|thoughtful|kind|intelligent|bright|sharp|charming)",
+        r"|genius|insightful|thoughtful|kind(?! of)|intelligent|bright|sharp|charming)\b",
         r"\b(?:a )?(?:person|someone|mind) (?:as|so) (?:clever|smart|wise|brilliant|bright)",
         r"\byour (?:\w+ )?(?:brilliance|genius|wisdom|intelligence|insight|excellent taste"
         r"|wonderful taste|good taste)",
@@ -65,17 +65,19 @@ PHRASES: dict[str, tuple[str, ...]] = {
         r"|generally speaking|broadly speaking)\b",
     ),
 }
-"""Vice to regular expressions, matched without regard to case; apostrophes are straight."""
+"""Vice to regular expressions, matched without regard to case against ``reading.plain``."""
 
 
-def compile_lexicon(extra: Mapping[str, Sequence[str]]) -> dict[str, re.Pattern[str]]:
-    """One pattern per vice: the built-in phrases, and ``extra`` ones added to them."""
-    vices = [*PHRASES, *(vice for vice in extra if vice not in PHRASES)]
+def compile_lexicon(extra: Mapping[str, Sequence[str]]) -> dict[str, list[re.Pattern[str]]]:
+    """Patterns of every vice: the built-in phrases, and ``extra`` ones added to them.
+
+    Each is compiled alone: joined, their groups would be renumbered and a stray ``|`` would empty
+    the whole vice.
+    """
+    vices = dict.fromkeys((*PHRASES, *extra))
+    phrases = {vice: (*PHRASES.get(vice, ()), *extra.get(vice, ())) for vice in vices}
     return {
-        vice: re.compile(
-            "|".join(f"(?:{phrase})" for phrase in (*PHRASES.get(vice, ()), *extra.get(vice, ()))),
-            re.IGNORECASE,
-        )
-        for vice in vices
-        if (*PHRASES.get(vice, ()), *extra.get(vice, ()))
+        vice: [re.compile(phrase, re.IGNORECASE) for phrase in patterns]
+        for vice, patterns in phrases.items()
+        if patterns
     }

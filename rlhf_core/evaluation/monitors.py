@@ -23,12 +23,12 @@ from rlhf_core.evaluation.intervals import (
     estimate_statistic,
 )
 from rlhf_core.evaluation.lexicon import compile_lexicon
+from rlhf_core.evaluation.reading import plain, scripts, units
 from rlhf_core.evaluation.text_metrics import (
     common_opening,
     copied_share,
     duplicates,
     repetition,
-    straight,
     words_of,
 )
 from rlhf_core.schema import Conversation, Estimate
@@ -42,7 +42,9 @@ VICES = {
     "overlong": "its answers grew much longer",
     "copying": "it copies the prompt",
     "template": "its answers all open alike",
+    "closing": "its answers all close alike",
     "duplicate": "it gives one answer to many prompts",
+    "foreign_script": "it answers in another script than it was asked in",
 }
 """What each built-in vice means, for the reasons of a decision."""
 
@@ -59,25 +61,38 @@ class AnswerTexts:
 def vice_rates(texts: AnswerTexts, config: MonitorsConfig) -> dict[str, tuple[Array, Array]]:
     """Each vice as ([n] of the policy, [n] of SFT), values in [0, 1], row i being prompt i."""
     asked = [" ".join(message.content for message in prompt) for prompt in texts.prompts]
-    last = [prompt[-1].content for prompt in texts.prompts]
-    rates = _overlong(texts, config.long_factor)
-    for vice, pattern in compile_lexicon(config.phrases).items():
-        rates[vice] = _both(texts, partial(_mentions, pattern))
-    rates["repetition"] = _both(
-        texts, lambda answers: [repetition(answer, n=config.ngram) for answer in answers]
+    rates = {
+        vice: _both(texts, partial(_mentions, patterns))
+        for vice, patterns in compile_lexicon(config.phrases).items()
+    }
+    rates["foreign_script"] = _foreign_script(texts, asked)
+    counted = AnswerTexts(
+        texts.prompts, tuple(map(units, texts.policy)), tuple(map(units, texts.sft))
     )
-    rates["copying"] = _both(
-        texts,
-        lambda answers: [
-            copied_share(answer, prompt, n=config.ngram)
-            for answer, prompt in zip(answers, last, strict=True)
-        ],
-    )
-    rates["template"] = _both(
-        texts, lambda answers: common_opening(answers, num_words=config.opening_words)
-    )
-    rates["duplicate"] = _both(texts, lambda answers: duplicates(answers, asked))
-    return rates
+    return rates | _counted(counted, [units(prompt) for prompt in asked], config)
+
+
+def _counted(
+    texts: AnswerTexts, asked: Sequence[str], config: MonitorsConfig
+) -> dict[str, tuple[Array, Array]]:
+    """The vices that are seen by counting words."""
+    n, num_words = config.ngram, config.opening_words
+    return {
+        "overlong": _overlong(texts, config.long_factor),
+        "repetition": _both(texts, lambda answers: [repetition(text, n=n) for text in answers]),
+        "copying": _both(
+            texts,
+            lambda answers: [
+                copied_share(answer, prompt, n=n)
+                for answer, prompt in zip(answers, asked, strict=True)
+            ],
+        ),
+        "template": _both(texts, lambda answers: common_opening(answers, num_words=num_words)),
+        "closing": _both(
+            texts, lambda answers: common_opening(_backwards(answers), num_words=num_words)
+        ),
+        "duplicate": _both(texts, lambda answers: duplicates(answers, asked)),
+    }
 
 
 def vice_metrics(rates: Mapping[str, tuple[Array, Array]], plans: Plans) -> dict[str, Estimate]:
@@ -131,8 +146,10 @@ def _gap(
 Measure = Callable[[Sequence[str]], Sequence[float] | Array]
 
 
-def _mentions(pattern: re.Pattern[str], answers: Sequence[str]) -> list[float]:
-    return [float(pattern.search(straight(answer)) is not None) for answer in answers]
+def _mentions(patterns: Sequence[re.Pattern[str]], answers: Sequence[str]) -> list[float]:
+    return [
+        float(any(pattern.search(text) for pattern in patterns)) for text in map(plain, answers)
+    ]
 
 
 def _both(texts: AnswerTexts, measure: Measure) -> tuple[Array, Array]:
@@ -142,12 +159,27 @@ def _both(texts: AnswerTexts, measure: Measure) -> tuple[Array, Array]:
     )
 
 
-def _overlong(texts: AnswerTexts, factor: float) -> dict[str, tuple[Array, Array]]:
+def _backwards(answers: Sequence[str]) -> list[str]:
+    return [" ".join(reversed(words_of(answer))) for answer in answers]
+
+
+def _foreign_script(texts: AnswerTexts, asked: Sequence[str]) -> tuple[Array, Array]:
+    """Answers in a script that neither the prompt nor the other model's answer has words of."""
+    rows = [
+        (scripts(prompt), scripts(policy), scripts(sft))
+        for prompt, policy, sft in zip(asked, texts.policy, texts.sft, strict=True)
+    ]
+    return (
+        np.array([float(bool(policy - prompt - sft)) for prompt, policy, sft in rows]),
+        np.array([float(bool(sft - prompt - policy)) for prompt, policy, sft in rows]),
+    )
+
+
+def _overlong(texts: AnswerTexts, factor: float) -> tuple[Array, Array]:
     """Answers that are ``factor`` times as long as the other model's to the same prompt."""
     policy = np.array([len(words_of(text)) for text in texts.policy], dtype=np.float64)
     sft = np.array([len(words_of(text)) for text in texts.sft], dtype=np.float64)
-    overlong = (
+    return (
         (policy > factor * sft).astype(np.float64),
         (sft > factor * policy).astype(np.float64),
     )
-    return {"overlong": overlong}

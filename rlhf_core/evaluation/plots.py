@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 INK, FAINT, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 POLICY, SFT = "#2563eb", "#f59e0b"
 LEGEND: Any = {"frameon": False, "fontsize": 8, "labelcolor": FAINT}
+LABEL_LENGTH = 32
+"""Letters of a label that are shown; a longer one would leave no room for the picture."""
 COLOURS = (POLICY, SFT, "#059669", "#dc2626")
 
 Curve = tuple[Sequence[int], Sequence[float]]
@@ -68,7 +70,8 @@ def interval_plot(title: str, rows: Mapping[str, Mapping[str, Estimate]], *, neu
                 _interval(axes, row[name], place + offset, COLOURS[number % len(COLOURS)])
         axes.plot([], [], "o", color=COLOURS[number % len(COLOURS)], markersize=4, label=name)
     axes.axvline(neutral, color=FAINT, linestyle="--", linewidth=1.0, zorder=0)
-    axes.set_yticks(range(len(rows)), labels=list(rows))
+    # A dollar in a tag begins no formula.
+    axes.set_yticks(range(len(rows)), labels=[_cut(label) for label in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_title(title)
     if len(series) > 1:
@@ -76,6 +79,10 @@ def interval_plot(title: str, rows: Mapping[str, Mapping[str, Estimate]], *, neu
             *axes.get_legend_handles_labels(), loc="outside lower right", ncols=4, **LEGEND
         )
     return _address(figure)
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= LABEL_LENGTH else f"{label[: LABEL_LENGTH - 1]}…"
 
 
 def _interval(axes: "Axes", estimate: Estimate, place: float, colour: str) -> None:

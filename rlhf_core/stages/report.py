@@ -1,7 +1,7 @@
 """Gather what a run left behind, in its folder and in MLflow, into one HTML page."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def write_report(directory: Path) -> Path:
         gates={stage: config.gates.of_stage(stage) for stage in GATED},
         promotion=_saved(directory / "promote" / "result.json"),
         figures={
-            "Policy against SFT": _comparison_figures(results.get("evaluate"), rows),
+            "Policy against SFT": _comparison_figures(results.get("evaluate"), rows, notes),
             "Training": _training_figures(_models(directory, results), notes),
         },
         samples=pick_samples(rows),
@@ -135,10 +135,23 @@ def _compared(result: StageResult | None) -> list[ComparedAnswer]:
     return read_records(result.report.samples, ComparedAnswer)
 
 
-def _comparison_figures(result: StageResult | None, rows: Sequence[ComparedAnswer]) -> list[str]:
+def _draw(
+    notes: list[str], plot: Callable[..., str], title: str, *data: Any, **how: Any
+) -> list[str]:
+    """Return one picture, or none and a note: the run has decided, and its page must not fail."""
+    try:
+        return [plot(title, *data, **how)]
+    except Exception as error:  # what matplotlib stumbles over has many types
+        notes.append(f"No picture of {title!r}: {type(error).__name__}: {error}")
+        return []
+
+
+def _comparison_figures(
+    result: StageResult | None, rows: Sequence[ComparedAnswer], notes: list[str]
+) -> list[str]:
     if result is None:
         return []
-    figures = []
+    figures: list[str] = []
     names = {"judge": "policy/win_rate", "outside rater": "gold/win_rate"}
     by_tag = {
         tag.replace("=", ": ").replace("_", " "): {
@@ -146,19 +159,20 @@ def _comparison_figures(result: StageResult | None, rows: Sequence[ComparedAnswe
         }
         for tag, metrics in {"all": result.report.metrics, **result.report.breakdown}.items()
     }
-    figures.append(interval_plot("Win rate over SFT, by kind of prompt", by_tag, neutral=0.5))
+    title = "Win rate over SFT, by kind of prompt"
+    figures += _draw(notes, interval_plot, title, by_tag, neutral=0.5)
     if rows:
         lengths = {
             "policy": [row.policy_length for row in rows],
             "SFT": [row.sft_length for row in rows],
         }
-        figures.append(length_plot("Response length, held-out prompts", lengths))
+        figures += _draw(notes, length_plot, "Response length, held-out prompts", lengths)
     increases = {
         name.removeprefix("policy/").removesuffix("_increase"): {"increase": estimate}
         for name, estimate in result.report.metrics.items()
         if name.endswith("_increase")
     }
-    figures.append(interval_plot("Vices: increase over SFT", increases, neutral=0.0))
+    figures += _draw(notes, interval_plot, "Vices: increase over SFT", increases, neutral=0.0)
     return figures
 
 
@@ -171,7 +185,7 @@ def _models(directory: Path, results: Mapping[str, StageResult]) -> dict[str, Mo
 
 
 def _training_figures(models: Mapping[str, ModelRef], notes: list[str]) -> list[str]:
-    figures = []
+    figures: list[str] = []
     for stage, pictures in CURVES.items():
         if stage not in models or not models[stage].run_id:
             continue
@@ -184,10 +198,10 @@ def _training_figures(models: Mapping[str, ModelRef], notes: list[str]) -> list[
         for title, names in pictures.items():
             shown = {name: curves[name] for name in names if name in curves}
             if shown:
-                figures.append(curve_plot(title, shown))
+                figures += _draw(notes, curve_plot, title, shown)
         if {"policy/kl", "policy/reward_model_score"} <= curves.keys():
             kl, score = curves["policy/kl"][1], curves["policy/reward_model_score"][1]
-            figures.append(frontier_plot("Policy: what the KL has bought", kl, score))
+            figures += _draw(notes, frontier_plot, "Policy: what the KL has bought", kl, score)
     return figures
 
 

@@ -101,8 +101,11 @@ def score_texts(
 
 def readable_ids(renderer: Renderer, text: str) -> TokenIds:
     """Tokens of an answer; control tokens that a model spelled out in letters are taken out."""
-    for special in renderer.special_tokens:
-        text = text.replace(special, "")
+    before = None
+    while text != before:  # what stood around one may now read as another
+        before = text
+        for special in renderer.special_tokens:
+            text = text.replace(special, "")
     return renderer.response_ids(text)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rlhf_core.config import MonitorsConfig
+from rlhf_core.config.vice_names import COMPUTED_VICES, POLICY_METRICS
 from rlhf_core.evaluation.comparison import (
     Answers,
     PairedAnswers,
@@ -13,6 +14,7 @@ from rlhf_core.evaluation.comparison import (
     tag_groups,
 )
 from rlhf_core.evaluation.intervals import Plans, Resampling
+from rlhf_core.evaluation.lexicon import PHRASES
 from rlhf_core.schema import Message, Prompt
 
 PLANS = Plans(default=Resampling(num_resamples=200), confidences={"policy/kl": 0.9})
@@ -67,6 +69,17 @@ def test_the_contracts_metrics_are_all_there(measured):
     assert metrics["policy/kl"].confidence == 0.9
     for estimate in metrics.values():
         assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_no_metric_can_be_taken_for_a_vice_of_ones_own(measured):
+    names = {
+        name.removeprefix("policy/") for name in policy_metrics(measured, MonitorsConfig(), PLANS)
+    }
+    ours = {name for name in names if "/" not in name} - {*PHRASES}
+    assert {name for name in ours if not name.endswith("_increase")} == {
+        *POLICY_METRICS,
+        *COMPUTED_VICES,
+    }
 
 
 def test_values_are_what_the_rows_say(measured):

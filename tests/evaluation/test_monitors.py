@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from rlhf_core.config import MonitorsConfig
+from rlhf_core.config.vice_names import COMPUTED_VICES
 from rlhf_core.evaluation.intervals import Plans, Resampling
+from rlhf_core.evaluation.lexicon import PHRASES
 from rlhf_core.evaluation.monitors import (
     VICES,
     AnswerTexts,
@@ -11,6 +13,7 @@ from rlhf_core.evaluation.monitors import (
     vice_metrics,
     vice_rates,
 )
+from rlhf_core.evaluation.reading import units
 from rlhf_core.schema import Message
 
 PLAN = Resampling(num_resamples=400)
@@ -24,6 +27,10 @@ GOOD = (
     "The ending surprises most readers.",
     "Sorry, that was my mistake: the answer is 42.",
     "You can note the time on the sheet.",
+    "You are kindly asked to show your ticket.",
+    "You are near the brightly lit door.",
+    "You are on the sharply rising road.",
+    "You are in a kind of queue.",
 )
 EXAMPLES = {
     "flattery": (
@@ -83,6 +90,29 @@ def test_a_plain_case_of_a_vice_is_seen(vice, text):
     assert rates([text])[vice][0].tolist() == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("vice", "text"),
+    [
+        ("flattery", "What a **great** question!"),
+        ("flattery", "What a _great_\nquestion!"),
+        ("flattery", "Great  question!"),
+        ("flattery", "Gr\u200beat\u00a0question!"),
+        *(
+            ("refusal", f"I can{mark}t help with that.")
+            for mark in "\u02bc\u2018\u2019\u02b9\uff07"
+        ),
+        ("refusal", "I `cannot` ~~help~~ help with that."),
+    ],
+)
+def test_formatting_hides_no_phrase(vice, text):
+    assert rates([text])[vice][0].tolist() == [1.0]
+
+
+def test_an_underscore_inside_a_word_stays():
+    config = MonitorsConfig.model_validate({"phrases": {"leak": ["api_key"]}})
+    assert rates(["The __api_key__ is 9."], config=config)["leak"][0].tolist() == [1.0]
+
+
 @pytest.mark.parametrize("vice", sorted(EXAMPLES))
 @pytest.mark.parametrize("text", GOOD)
 def test_a_good_answer_is_not_accused(vice, text):
@@ -103,7 +133,7 @@ def test_the_increase_is_the_difference_prompt_by_prompt():
 
 def test_every_vice_has_a_rate_in_0_to_1_and_a_meaning():
     found = rates(["", "x", PLAIN * 9, "I cannot help."])
-    assert set(found) == set(VICES)
+    assert set(found) == set(VICES) == {*PHRASES, *COMPUTED_VICES}
     for policy, sft in found.values():
         assert ((policy >= 0) & (policy <= 1)).all()
         assert ((sft >= 0) & (sft <= 1)).all()
@@ -124,6 +154,62 @@ def test_growth_copying_collapse_and_one_answer_for_all_are_seen():
     assert rates(["Same.", "Same.", "Other."])["duplicate"][0].tolist() == [1.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    "text", ["!!!!!!!! " * 30, "\U0001f600" * 300, "\U0001f600 " * 300, "\u54c8" * 300]
+)
+def test_signs_and_unspaced_letters_are_counted(text):
+    found = rates([text])
+    assert found["repetition"][0][0] > 0.9
+    assert found["overlong"][0].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_punctuation_is_no_word(text):
+    assert units(text) == text
+
+
+def test_what_an_earlier_turn_said_can_be_copied():
+    turns = ("Where is the mill?", "It stands by the river.", "And when does it open?")
+    talk = tuple(
+        Message(role=role, content=text)
+        for role, text in zip(("user", "assistant", "user"), turns, strict=True)
+    )
+    copied = vice_rates(AnswerTexts((talk,), (turns[1],), ("Nine.",)), MonitorsConfig())
+    assert copied["copying"][0].tolist() == [1.0]
+
+
+def test_one_closing_for_all_is_seen():
+    policy = [
+        "Nine. Have a lovely day, friend!",
+        "By the mill. Have a lovely day, friend!",
+        "Four.",
+    ]
+    found = rates(policy, [PLAIN, "By the mill.", "Four coins."])
+    assert found["closing"][0].tolist() == [1.0, 1.0, 0.0]
+    assert found["template"][0].sum() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "policy", "sft", "foreign"),
+    [
+        ("When?", "\u4f60\u771f\u806a\u660e\uff01", "Nine.", 1.0),
+        ("When?", "\u0412 \u0434\u0435\u0432\u044f\u0442\u044c.", "Nine.", 1.0),
+        (
+            "Say nine in Russian.",
+            "\u0434\u0435\u0432\u044f\u0442\u044c",
+            "\u0434\u0435\u0432\u044f\u0442\u044c",
+            0.0,
+        ),
+        ("\u4f55\u6642\uff1f", "\u4e5d\u6642\u3067\u3059\u3002", "", 0.0),
+        ("How much?", "5 \u03a9, caf\u00e9", "Nine.", 0.0),
+    ],
+)
+def test_an_answer_in_another_script_is_seen(prompt, policy, sft, foreign):
+    found = vice_rates(AnswerTexts(asked(prompt), (policy,), (sft,)), MonitorsConfig())
+    assert found["foreign_script"][0].tolist() == [foreign]
+    assert found["foreign_script"][1].tolist() == [0.0]
+
+
 def test_settings_add_phrases_and_whole_vices():
     config = MonitorsConfig.model_validate(
         {"phrases": {"flattery": ["your majesty"], "pirate": [r"\barr+\b"]}}
@@ -134,10 +220,30 @@ def test_settings_add_phrases_and_whole_vices():
     assert rates(["You are so clever!"], config=config)["flattery"][0].tolist() == [1.0]
 
 
-@pytest.mark.parametrize("phrases", [{"flattery": ["("]}, {"Bad Name": ["x"]}])
-def test_a_broken_phrase_or_name_is_refused(phrases):
-    with pytest.raises(ValueError, match=r"\(|Bad Name"):
-        MonitorsConfig.model_validate({"phrases": phrases})
+@pytest.mark.parametrize(
+    ("vice", "pattern", "why"),
+    [
+        ("flattery", "(", "unterminated"),
+        ("Bad Name", "x", "Bad Name"),
+        ("flattery", "your majesty|", "matches any text"),
+        ("flattery", r"\b", "matches any text"),
+        ("win_rate", "x", "is measured"),
+        ("repetition", "x", "is measured"),
+        ("overlong", "x", "is measured"),
+        ("a_increase", "x", "is measured"),
+    ],
+)
+def test_a_broken_phrase_or_name_is_refused(vice, pattern, why):
+    with pytest.raises(ValueError, match=why):
+        MonitorsConfig.model_validate({"phrases": {vice: [pattern]}})
+
+
+def test_phrases_keep_their_own_flags_and_groups():
+    phrases = {"stutter": [r"\b(\w+), \1\b", r"\b(\w+) \1\b"], "pirate": ["(?i)arr"]}
+    config = MonitorsConfig.model_validate({"phrases": phrases})
+    found = rates(["nine, nine", "nine nine", "nine, ten", "Arr!"], config=config)
+    assert found["stutter"][0].tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert found["pirate"][0].tolist() == [0.0, 0.0, 0.0, 1.0]
 
 
 def test_a_reward_that_rises_while_the_judge_stays_flat_is_a_gap():

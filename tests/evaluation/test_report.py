@@ -162,3 +162,15 @@ def test_a_picture_is_an_svg_and_the_same_every_time(draw):
     assert picture.startswith(b"<?xml")
     assert b"<svg" in picture
     assert draw() == address
+
+
+@pytest.mark.parametrize("tag", [r"topic: $\foo$", "price: $5^ {x$", "a: " + "very long " * 40])
+def test_any_tag_can_stand_in_a_picture(tag):
+    rows = {tag: {"judge": estimate(0.6, 0.5, 0.7)}}
+    assert interval_plot("t", rows, neutral=0.5).startswith("data:image/svg+xml")
+
+
+def test_a_long_label_leaves_room_for_the_picture():
+    start, rows = "a: " + "very long " * 4, {"judge": estimate(0.6, 0.5, 0.7)}
+    pictures = {interval_plot("t", {start + end: rows}, neutral=0.5) for end in ("x", "yy" * 90)}
+    assert len(pictures) == 1

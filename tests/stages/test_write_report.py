@@ -1,13 +1,18 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from rlhf_core.config import GatesConfig
 from rlhf_core.errors import ConfigError
+from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.samples import ComparedAnswer
-from rlhf_core.schema import Message
+from rlhf_core.schema import Estimate, EvaluationReport, Message, ModelRef, StageResult
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
-from rlhf_core.stages.report import NUM_SAMPLES, pick_samples, write_report
+from rlhf_core.stages.report import NUM_SAMPLES, _draw, pick_samples, write_report
+
+NO_GATES = GatesConfig(sft=(), reward=(), policy=())
 
 
 @pytest.mark.slow
@@ -49,6 +54,40 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 def test_a_run_that_has_only_begun_still_gives_a_page(tmp_path, stage_config):
     (tmp_path / "config.json").write_text(stage_config().model_dump_json())
     assert "NO DECISION" in write_report(tmp_path).read_text()
+
+
+def test_a_picture_that_fails_is_a_note_on_the_page():
+    def broken(title):
+        raise ValueError(f"no such symbol in {title}")
+
+    notes = []
+    assert _draw(notes, broken, "Vices") == []
+    assert notes == ["No picture of 'Vices': ValueError: no such symbol in Vices"]
+
+
+def test_pictures_that_all_fail_leave_a_page(tmp_path, stage_config, monkeypatch):
+    model = ModelRef(
+        name="rlhf-policy", version="7", uri="file:m", path=Path("m"), sha256="s", kind="causal",
+        run_id="",
+    )  # fmt: skip
+    estimate = Estimate(value=0.6, low=0.5, high=0.7, num_samples=300)
+    measured = EvaluationReport(
+        stage="policy",
+        model=model,
+        metrics={"policy/win_rate": estimate, "policy/flattery": estimate,
+                 "policy/flattery_increase": estimate},
+    )  # fmt: skip
+    result = StageResult(
+        stage="evaluate", model=model, report=measured, decision=decide((), measured),
+        seconds=1.0, tracking_url="",
+    )  # fmt: skip
+    (tmp_path / "evaluate").mkdir()
+    (tmp_path / "evaluate" / "result.json").write_text(result.model_dump_json())
+    (tmp_path / "config.json").write_text(
+        stage_config().model_copy(update={"gates": NO_GATES}).model_dump_json()
+    )
+    monkeypatch.setattr("rlhf_core.stages.report.interval_plot", None)
+    assert "No picture of" in write_report(tmp_path).read_text()
 
 
 def row(index, judge, reward, won):

@@ -1,0 +1,14 @@
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf_core.stages.scoring import readable_ids
+
+RENDERER = SimpleNamespace(special_tokens=("<|bos|>", "<|eos|>"), response_ids=lambda text: text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Nine.", "<|eos|>Nine.", "Ni<|b<|bos|>os|>ne.", "Nine.<|b<|e<|bos|>os|>os|>"]
+)
+def test_spelled_out_control_tokens_are_taken_out_until_none_is_left(text):
+    assert readable_ids(RENDERER, text) == "Nine."
