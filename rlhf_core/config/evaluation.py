@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_core.config.base import Count, NonNegative, Positive, Section
-from rlhf_core.config.vice_names import is_taken
+from rlhf_core.config.metric_names import is_taken
 
 _BEYOND_EACH_END = 2
 """Resamples that must lie beyond each end of an interval."""

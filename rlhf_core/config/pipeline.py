@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from rlhf_core.config.base import Section
 from rlhf_core.config.data import DataConfig
 from rlhf_core.config.evaluation import GATED_STAGES, EvaluationConfig, GatesConfig
+from rlhf_core.config.metric_names import metrics_of
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.policy import PolicyConfig, PpoConfig
 from rlhf_core.config.promotion import PromotionConfig
@@ -48,8 +49,15 @@ class PipelineConfig(Section):
 
     @model_validator(mode="after")
     def _gates_can_be_measured(self) -> "PipelineConfig":
+        own_vices = self.evaluation.monitors.phrases
         for stage in GATED_STAGES:
+            measured = metrics_of(stage, own_vices) - self._left_out()
             for gate in self.gates.of_stage(stage):
+                if gate.metric not in measured:
+                    raise ValueError(
+                        f"gates.{stage}: {gate.metric} is not measured with these settings; "
+                        f"measured are {', '.join(sorted(measured))}"
+                    )
                 needed = self.evaluation.resamples_for(gate.confidence)
                 if self.evaluation.num_resamples < needed:
                     raise ValueError(
@@ -58,6 +66,12 @@ class PipelineConfig(Section):
                         f"{self.evaluation.num_resamples}"
                     )
         return self
+
+    def _left_out(self) -> frozenset[str]:
+        """Metrics that greedy answers or a policy without a reward model do not have."""
+        greedy = ("policy/kl", "policy/kl_k3") if self.evaluation.temperature == 0.0 else ()
+        no_reward = ("policy/reward_gain", "policy/proxy_gap")
+        return frozenset((*greedy, *(() if isinstance(self.policy, PpoConfig) else no_reward)))
 
     def judge_settings(self) -> RewardConfig:
         """Return what the judge trains with."""

@@ -154,6 +154,27 @@ def test_a_gate_needs_them_too_and_a_bound_that_binds(minimal):
             load_config(minimal, {"gates.policy": f"[{{metric: policy/win_rate, {bound}}}]"})
 
 
+@pytest.mark.parametrize(
+    ("gate", "changes"),
+    [
+        ("sft/heldout_nl", {}),
+        ("reward/heldout_acuracy", {}),
+        ("policy/winrate", {}),
+        ("policy/upselling_increase", {}),
+        ("policy/kl", {"evaluation.temperature": "0"}),
+        ("policy/proxy_gap", {"policy": "{algorithm: dpo}"}),
+    ],
+)
+def test_a_gate_on_what_is_not_measured_is_refused_before_training(minimal, gate, changes):
+    stage = gate.partition("/")[0]
+    changes = {**changes, f"gates.{stage}": f"[{{metric: {gate}, at_most: 1.0}}]"}
+    with pytest.raises(ConfigError, match=f"{gate} is not measured .* {stage}/"):
+        load_config(minimal, changes)
+    own = {"evaluation.monitors.phrases": "{upselling: [buy now]}"}
+    if "upselling" in gate:
+        load_config(minimal, {**changes, **own})
+
+
 def test_a_seed_that_no_generator_takes_is_refused(minimal):
     assert load_config(minimal, {"seed": str(2**32 - 1)}).seed == 2**32 - 1
     with pytest.raises(ConfigError, match="seed"):

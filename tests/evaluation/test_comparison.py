@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rlhf_core.config import MonitorsConfig
-from rlhf_core.config.vice_names import COMPUTED_VICES, POLICY_METRICS
+from rlhf_core.config.metric_names import metrics_of
 from rlhf_core.evaluation.comparison import (
     Answers,
     PairedAnswers,
@@ -14,7 +14,6 @@ from rlhf_core.evaluation.comparison import (
     tag_groups,
 )
 from rlhf_core.evaluation.intervals import Plans, Resampling
-from rlhf_core.evaluation.lexicon import PHRASES
 from rlhf_core.schema import Message, Prompt
 
 PLANS = Plans(default=Resampling(num_resamples=200), confidences={"policy/kl": 0.9})
@@ -71,15 +70,11 @@ def test_the_contracts_metrics_are_all_there(measured):
         assert estimate.low <= estimate.value <= estimate.high
 
 
-def test_no_metric_can_be_taken_for_a_vice_of_ones_own(measured):
-    names = {
-        name.removeprefix("policy/") for name in policy_metrics(measured, MonitorsConfig(), PLANS)
-    }
-    ours = {name for name in names if "/" not in name} - {*PHRASES}
-    assert {name for name in ours if not name.endswith("_increase")} == {
-        *POLICY_METRICS,
-        *COMPUTED_VICES,
-    }
+def test_what_is_measured_is_what_gates_may_ask_for(measured):
+    monitors = MonitorsConfig(phrases={"upselling": ("buy now",)})
+    names = policy_metrics(measured, monitors, PLANS)
+    ours = {name for name in names if name.startswith("policy/")}
+    assert ours == metrics_of("policy", monitors.phrases)
 
 
 def test_values_are_what_the_rows_say(measured):

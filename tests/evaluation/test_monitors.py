@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rlhf_core.config import MonitorsConfig
-from rlhf_core.config.vice_names import COMPUTED_VICES
+from rlhf_core.config.metric_names import COMPUTED_VICES
 from rlhf_core.evaluation.intervals import Plans, Resampling
 from rlhf_core.evaluation.lexicon import PHRASES
 from rlhf_core.evaluation.monitors import (

@@ -6,6 +6,7 @@ import pytest
 from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.tracking import open_run
+from rlhf_core.config.metric_names import metrics_of
 from rlhf_core.dataprep.files import read_records
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
@@ -43,6 +44,7 @@ def test_nll_is_that_of_transformers_itself(four_models, stage_config, stage_con
     measured = result.report.metrics["sft/heldout_nll"]
     assert measured.value == pytest.approx(nats / tokens, rel=1e-4)
     assert measured.num_samples == 12
+    assert set(result.report.metrics) == metrics_of("sft", ())
     assert result.decision.verdict == "PROMOTE"
 
 
@@ -64,7 +66,7 @@ def test_the_judge_is_measured_under_its_own_name_by_the_reward_models_gates(
         stage_config(), small_splits, four_models["judge"], stage_context, role="judge"
     )
     assert result.stage == "judge"
-    assert {name.split("/")[0] for name in result.report.metrics} == {"judge"}
+    assert set(result.report.metrics) == metrics_of("judge", ())
     assert result.decision.results[0].gate == "judge/heldout_accuracy"
     assert set(result.report.breakdown) == {"chosen=longer", "chosen=shorter"}
 

@@ -1,0 +1,65 @@
+"""Names of what each stage measures, so that a gate on anything else is refused before training."""
+
+from collections.abc import Iterable
+
+SFT_METRICS = ("heldout_nll", "response_nll")
+PREFERENCE_METRICS = (
+    "heldout_accuracy",
+    "length_only_accuracy",
+    "accuracy_over_length",
+    "calibration_error",
+    "heldout_nll",
+    "margin",
+)
+"""Of the reward model and of the judge."""
+POLICY_METRICS = (
+    "win_rate",
+    "length_controlled_win_rate",
+    "response_length",
+    "sft_response_length",
+    "length_ratio",
+    "eos_fraction",
+    "sft_eos_fraction",
+    "reference_perplexity",
+    "kl",
+    "kl_k3",
+    "judge_gain",
+    "reward_gain",
+    "proxy_gap",
+    "distinct_2",
+)
+"""What ``evaluation.comparison`` measures of a policy beside its vices."""
+PHRASE_VICES = ("flattery", "hedging", "refusal", "padding")
+"""Vices seen by their phrases, to which settings may add."""
+COMPUTED_VICES = (
+    "repetition",
+    "overlong",
+    "copying",
+    "template",
+    "closing",
+    "duplicate",
+    "foreign_script",
+)
+"""Vices that are counted and have no phrases to add to."""
+
+
+def metrics_of(stage: str, own_vices: Iterable[str]) -> frozenset[str]:
+    """Return ``<stage>/<quantity>`` of all that a stage can measure.
+
+    Args:
+        stage: sft, reward, judge or policy.
+        own_vices: vices that the settings add.
+    """
+    if stage == "sft":
+        names: tuple[str, ...] = SFT_METRICS
+    elif stage in ("reward", "judge"):
+        names = PREFERENCE_METRICS
+    else:
+        vices = (*PHRASE_VICES, *COMPUTED_VICES, *own_vices)
+        names = (*POLICY_METRICS, *vices, *(f"{vice}_increase" for vice in vices))
+    return frozenset(f"{stage}/{name}" for name in names)
+
+
+def is_taken(vice: str) -> bool:
+    """Say whether metrics of this vice would stand where others do, or read as an increase."""
+    return vice in (*COMPUTED_VICES, *POLICY_METRICS) or vice.endswith("_increase")
