@@ -5,6 +5,7 @@ monitor gives one number in [0, 1] per response; the metric that gates test is t
 between the policy's and SFT's answer to the same prompt, ``policy/<vice>_increase``.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from rlhf_core.evaluation.intervals import (
     Resampling,
     estimate_mean,
     estimate_statistic,
+    widened,
 )
 from rlhf_core.evaluation.lexicon import compile_lexicon
 from rlhf_core.evaluation.reading import plain, scripts, units
@@ -47,6 +49,9 @@ VICES = {
     "foreign_script": "it answers in another script than it was asked in",
 }
 """What each built-in vice means, for the reasons of a decision."""
+
+_TWO_AT_ONCE = math.sqrt(2.0)
+"""A duplicate makes another text one too: counts that come in pairs vary by twice the variance."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,8 @@ def vice_metrics(rates: Mapping[str, tuple[Array, Array]], plans: Plans) -> dict
         rate, increase = f"policy/{vice}", f"policy/{vice}_increase"
         metrics[rate] = estimate_mean(policy, plans(rate), bounds=SHARE)
         metrics[increase] = estimate_mean(policy - sft, plans(increase), bounds=DIFFERENCE)
+    for name, bounds in (("policy/duplicate", SHARE), ("policy/duplicate_increase", DIFFERENCE)):
+        metrics[name] = widened(metrics[name], _TWO_AT_ONCE, bounds)
     return metrics
 
 

@@ -5,10 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import Array, Resampling
+from rlhf_core.evaluation.intervals import SHARE, Array, Resampling, estimate_jackknife
 from rlhf_core.schema import Estimate
 
 Ngram = tuple[str, ...]
@@ -44,11 +43,9 @@ def distinct_share(texts: Sequence[str], plan: Resampling, *, n: int) -> Estimat
     """Distinct n-grams over all n-grams of a set of texts, with a jackknife interval.
 
         distinct_n = |distinct n-grams| / |n-grams|
-        SE^2       = (m - 1) / m * sum_i (distinct_n without text i - their mean)^2
 
-    Li et al. (2016), arXiv:1510.03055, section 5; Efron & Stein (1981) for the jackknife. A
-    bootstrap would draw texts twice and so see less variety than there is. Compare it only between
-    sets of equal size: it falls as texts are added.
+    Li et al. (2016), arXiv:1510.03055, section 5. Compare it only between sets of equal size: it
+    falls as texts are added.
 
     Raises:
         DataError: no text has n words.
@@ -59,16 +56,8 @@ def distinct_share(texts: Sequence[str], plan: Resampling, *, n: int) -> Estimat
     if not total:
         raise DataError(f"no response has {n} words; variety cannot be measured")
     value = len(counts) / total
-    left = np.array([_distinct_without(text, counts, total) for text in grams])
-    error = float(np.sqrt((len(left) - 1) / len(left) * np.sum((left - left.mean()) ** 2)))
-    reach = error * float(stats.norm.ppf(0.5 + plan.confidence / 2.0))
-    return Estimate(
-        value=value,
-        low=max(0.0, value - reach),
-        high=min(1.0, value + reach),
-        num_samples=len(texts),
-        confidence=plan.confidence,
-    )
+    left = [_distinct_without(text, counts, total) for text in grams]
+    return estimate_jackknife(value, left, plan, bounds=SHARE)
 
 
 def _distinct_without(text: Sequence[Ngram], counts: Counter[Ngram], total: int) -> float:

@@ -267,3 +267,21 @@ def test_both_rising_alike_is_no_gap():
 def test_gain_is_in_deviations_of_sft():
     sft = np.array([0.0, 2.0, 4.0, 6.0])
     assert gain((sft + 3.0, sft), PLAN).value == pytest.approx(3.0 / sft.std())
+
+
+def test_duplicates_come_in_pairs_and_the_interval_knows_it():
+    estimates = []
+    for seed in range(120):
+        drawn = np.random.default_rng(seed).integers(0, 1_000, 200)
+        answers = tuple(f"answer {number}" for number in drawn)
+        prompts = tuple((Message(role="user", content=f"question {i}"),) for i in range(200))
+        texts = AnswerTexts(prompts, policy=answers, sft=prompts_as_answers(200))
+        rates = {"duplicate": vice_rates(texts, MonitorsConfig())["duplicate"]}
+        estimates.append(vice_metrics(rates, Plans(PLAN, {}))["policy/duplicate_increase"])
+    truth = np.mean([estimate.value for estimate in estimates])
+    covered = np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
+    assert 0.92 <= covered <= 0.99
+
+
+def prompts_as_answers(count):
+    return tuple(f"reply {number}" for number in range(count))

@@ -58,3 +58,10 @@ def test_copied_words_are_counted():
     assert copied_share("When does the town library open", prompt, n=3) == 1.0
     assert copied_share("It opens at nine o'clock.", prompt, n=3) == 0.0
     assert copied_share("The town library opens at nine", prompt, n=3) == pytest.approx(1 / 4)
+
+
+def test_one_text_says_nothing_of_the_variety_of_others():
+    estimate = distinct_share(["a b c a b"], Resampling(), n=2)
+    assert (estimate.value, estimate.num_samples) == (0.75, 1)
+    assert estimate.low < 0.1
+    assert estimate.high > 0.9
