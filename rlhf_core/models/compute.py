@@ -30,7 +30,7 @@ def prepare_training(model: nn.Module, compute: ComputeConfig, *, seed: int) -> 
     """
     set_precision(model, compute)
     if compute.gradient_checkpointing:
-        unwrapped(model).gradient_checkpointing_enable({"use_reentrant": False})
+        unwrapped(model).activation_checkpointing_enable({"use_reentrant": False})
     if compute.lora is not None:
         model = _add_adapters(unwrapped(model), compute.lora, seed=seed)
     if compute.compile_layers:
@@ -52,7 +52,7 @@ def finish_training(model: nn.Module) -> PreTrainedModel:
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()  # type: ignore[operator]
     inner = unwrapped(model)
-    inner.gradient_checkpointing_disable()
+    inner.activation_checkpointing_disable()
     clear_precision(inner)
     for parameter in inner.parameters():
         parameter.requires_grad_(True)
