@@ -31,8 +31,10 @@ from rlhf_core.stages.promote import Promotion
 def prepare_stage(settings: RunSettings | None, inputs: PrepareInputs) -> DatasetSplits:
     """Validate the raw data and publish a dataset version."""
     config, context = open_context(settings, inputs.run)
+    before = saved_result(context, "prepare", DatasetSplits)
+    still_there = before is None or before.report.is_file()
     return carry_out(
-        Work(config, context, "prepare", DatasetSplits, force=inputs.force),
+        Work(config, context, "prepare", DatasetSplits, force=inputs.force, reuse=still_there),
         {"made_from": bindings.prepare_fingerprint(config)},
         lambda: bindings.prepare_data(config),
     )

@@ -85,6 +85,15 @@ def test_preparation_is_repeated_when_the_raw_data_changed(stages, settings):
     assert stages.calls.count("prepare") == 2
 
 
+def test_preparation_is_repeated_when_its_dataset_is_gone(stages, settings):
+    for _ in range(2):
+        splits = prepare_stage(settings, PrepareInputs(run="one"))
+    assert stages.calls.count("prepare") == 1
+    splits.report.unlink()
+    assert prepare_stage(settings, PrepareInputs(run="one")).report.is_file()
+    assert stages.calls.count("prepare") == 2
+
+
 def test_a_stage_reads_a_published_dataset_version_by_its_name(stages, settings):
     sft_stage(settings, SftInputs(run="one", dataset="data-v3"))
     assert stages.calls == ["bring_back data-v3", "sft"]
