@@ -33,7 +33,10 @@ def keeper(tmp_path, monkeypatch, clock):
     made.children["prefect"].kill()
     made.children["prefect"].wait()
     yield made
-    made.end()
+    # Not made.end(): it ends whatever else descends from this process, other tests' server too.
+    for child in made.children.values():
+        child.kill()
+        child.wait()
     for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
         signal.signal(number, handler)
 
