@@ -1,6 +1,3 @@
-import os
-import random
-
 import pytest
 
 from flows.local import in_this_process
@@ -12,17 +9,9 @@ from tests.flows.tiny import STAGES, Workplace
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory):
-    """One temporary Prefect server for all tests of this folder: starting it is slow.
-
-    On a port of this test worker's own. Prefect looks for a free one seconds before it listens; of
-    two servers that found the same, one serves both, and takes it from the other when it ends.
-    """
-    from prefect.server.api.server import SubprocessASGIServer
+    """One temporary Prefect server for all tests of this folder: starting it is slow."""
     from prefect.testing.utilities import prefect_test_harness
 
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    SubprocessASGIServer._port_range = range(9000 + 200 * worker, 9200 + 200 * worker)
-    random.seed()
     with prefect_test_harness(server_startup_timeout=120), in_this_process():
         yield
 
