@@ -43,6 +43,25 @@ def difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float, flo
     return gap.mean(), low, high
 
 
+def print_careless(table: VoteTable, gold: np.ndarray) -> None:
+    """Print the annotators who look careless, and how often they agree with gold."""
+    known = gold >= 0
+    print("\n| careless-looking | votes | agrees with gold | why |\n|---|---|---|---|")
+    comparison, annotator, choice = table.columns()
+    correct = choice == gold[comparison]
+    rest = against_rest(table, [""] * len(gold), num_resamples=1_000, seed=0)
+    facts = annotator_facts(table, rest, {}, min_votes=20, fast_fraction=0.25)
+    for found in facts[:5]:
+        rows = (annotator == table.names[found.annotator]) & known[comparison]
+        why = ", ".join(found.careless)
+        print(f"| {found.annotator} | {found.num_votes} | {correct[rows].mean():.2f} | {why} |")
+    named = [table.names[found.annotator] for found in facts if found.careless]
+    shares = [correct[(annotator == person) & known[comparison]].mean() for person in named]
+    theirs = correct[np.isin(annotator, named) & known[comparison]].mean()
+    print(f"\nall {len(named)} careless-looking: {theirs:.2f}, at most {max(shares):.2f}")
+    print(f"everybody: {correct[known[comparison]].mean():.2f}")
+
+
 def main() -> None:
     """Fit every model and print the tables of docs/data.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -73,20 +92,7 @@ def main() -> None:
         shares = [column[rows].mean() for column in right.values()]
         cells = (f"**{s:.3f}**" if s == max(shares) else f"{s:.3f}" for s in shares)
         print(f"| {topic} | {rows.sum()} | {' | '.join(cells)} |")
-    print("\n| careless-looking | votes | agrees with gold | why |\n|---|---|---|---|")
-    comparison, annotator, choice = table.columns()
-    correct = choice == gold[comparison]
-    rest = against_rest(table, [""] * len(gold), num_resamples=1_000, seed=0)
-    facts = annotator_facts(table, rest, {}, min_votes=20, fast_fraction=0.25)
-    for found in facts[:5]:
-        rows = (annotator == table.names[found.annotator]) & known[comparison]
-        why = ", ".join(found.careless)
-        print(f"| {found.annotator} | {found.num_votes} | {correct[rows].mean():.2f} | {why} |")
-    named = [table.names[found.annotator] for found in facts if found.careless]
-    shares = [correct[(annotator == person) & known[comparison]].mean() for person in named]
-    theirs = correct[np.isin(annotator, named) & known[comparison]].mean()
-    print(f"\nall {len(named)} careless-looking: {theirs:.2f}, at most {max(shares):.2f}")
-    print(f"everybody: {correct[known[comparison]].mean():.2f}")
+    print_careless(table, gold)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ No mask of [tokens, tokens] is ever built: each segment attends to itself, and t
 shares with its siblings where it has one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -31,6 +31,25 @@ def register_packed_attention() -> None:
 
 
 @contextmanager
+def attending_by(
+    model: PreTrainedModel, name: str, attend: Callable[..., tuple[Tensor, None]]
+) -> Iterator[None]:
+    """Let ``model`` attend by ``attend`` inside the block, and as before after it.
+
+    Args:
+        model: a transformers model.
+        name: under which transformers is to know ``attend``.
+        attend: called by the model's layers.
+    """
+    AttentionInterface.register(name, attend)
+    own, model.config._attn_implementation = model.config._attn_implementation, name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = own
+
+
+@contextmanager
 def recorded_windows(model: PreTrainedModel) -> Iterator[list[int | None]]:
     """Give a list to which each layer that attends inside adds the window it asks for."""
     windows: list[int | None] = []
@@ -39,12 +58,8 @@ def recorded_windows(model: PreTrainedModel) -> Iterator[list[int | None]]:
         windows.append(options.get("sliding_window"))
         return packed_attention(*states, **options)
 
-    AttentionInterface.register(_RECORDED, attend)
-    own, model.config._attn_implementation = model.config._attn_implementation, _RECORDED
-    try:
+    with attending_by(model, _RECORDED, attend):
         yield windows
-    finally:
-        model.config._attn_implementation = own
 
 
 def packed_attention(

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from rlhf_core.errors import ModelError
-from rlhf_core.models.attention import packed_attention
+from rlhf_core.models.attention import attending_by, packed_attention
 from rlhf_core.models.compute import forward_precision, unwrapped
 
 DECODE = "rlhf_decode"
@@ -23,16 +22,16 @@ def decode_attention(model: nn.Module) -> Iterator[None]:
     In evaluation mode, for in training mode gradient checkpointing drops the cache; in the
     precision it is trained in; and uncompiled, for every step has another shape.
     """
-    AttentionInterface.register(DECODE, attend_cached)
-    config, was_training = unwrapped(model).config, model.training
-    own = config._attn_implementation
-    config._attn_implementation = DECODE
+    was_training = model.training
     model.eval()
     try:
-        with forward_precision(model), torch.compiler.set_stance("force_eager"):
+        with (
+            attending_by(unwrapped(model), DECODE, attend_cached),
+            forward_precision(model),
+            torch.compiler.set_stance("force_eager"),
+        ):
             yield
     finally:
-        config._attn_implementation = own
         model.train(was_training)
 
 

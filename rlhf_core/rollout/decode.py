@@ -1,7 +1,7 @@
 """The decode loop: packed prompts in, one token per live row and step, finished rows leave."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +79,8 @@ def decode(
         _decode_together(model, prompts[turn], lengths[turn], uniforms[turn], sampling)
         for turn in turns
     ]
-    if len(parts) == 1:
-        return parts[0]
-    columns = (torch.cat(column) for column in zip(*map(_columns, parts), strict=True))
-    return Decoded(*columns)
+    names = [field.name for field in fields(Decoded)]
+    return Decoded(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def _turns(lengths: Sequence[int], width: int, budget: int) -> list[slice]:
@@ -129,16 +127,6 @@ def _decode_together(
                 break
             hidden = _read_tokens(model, tokens, block)
     return out
-
-
-def _columns(decoded: Decoded) -> tuple[Tensor, ...]:
-    return (
-        decoded.tokens,
-        decoded.logprobs,
-        decoded.lengths,
-        decoded.finished,
-        decoded.values,
-    )
 
 
 def _empty(num_rows: int, width: int, device: torch.device) -> Decoded:
