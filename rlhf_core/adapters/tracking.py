@@ -6,8 +6,9 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rlhf_core.adapters.earlier_run import go_on_or_begin
 from rlhf_core.adapters.mlflow_client import (
     LostServerError,
     check_server,
@@ -21,9 +22,6 @@ from rlhf_core.adapters.versioning import git_revision
 from rlhf_core.config import PipelineConfig, config_digest
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageName
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 __all__ = ["StageRun", "check_server", "open_run", "run_url", "stage_inputs"]
 
@@ -50,7 +48,10 @@ def stage_inputs(splits: DatasetSplits | None = None, **models: ModelRef) -> dic
 def open_run(
     config: PipelineConfig, context: RunContext, stage: StageName, *, inputs: Mapping[str, str]
 ) -> Iterator[StageRun]:
-    """Open the stage's MLflow run, or go on with the one a killed attempt left unfinished.
+    """Open the stage's MLflow run, or go on with the one that a killed attempt had.
+
+    A folder of the stage has one run. That of an attempt that was killed after the run had ended,
+    before its result was written, is known by a note in the folder.
 
     The run carries every setting as a parameter and, as tags ``rlhf.*``, the stage, pipeline run,
     git commit, config sha256 and ``inputs`` (see ``stage_inputs``). It ends FINISHED, FAILED on
@@ -61,7 +62,10 @@ def open_run(
     """
     _wait_for_server(f"opening the {stage} run")
     tags = _lineage_tags(config, context, stage, inputs)
-    opened, resumed = patiently(f"opening the {stage} run", lambda: _open(config, tags))
+    folder = context.stage_directory(stage)
+    opened, resumed = patiently(
+        f"opening the {stage} run", lambda: go_on_or_begin(config, folder, tags)
+    )
     patience = load_settings().rlhf_tracking_patience
     lineage = {name: value for name, value in tags.items() if name.startswith("rlhf.")}
     run = StageRun(opened, lineage, resumed=resumed, patience=patience)
@@ -153,60 +157,6 @@ def _uncommitted_changes() -> str:
         check=False,
     )
     return str(bool(answer.stdout.strip())).lower()
-
-
-def _experiment_id(name: str) -> str:
-    client, settings = mlflow_client(), load_settings()
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        if experiment.lifecycle_stage != "active":
-            raise RegistryError(f"MLflow experiment {name!r} is deleted; restore it or rename it")
-        return str(experiment.experiment_id)
-    location = settings.artifact_root.resolve().as_uri() if settings.embedded else None
-    return str(client.create_experiment(name, artifact_location=location))
-
-
-def _unfinished_run(config: PipelineConfig, tags: Mapping[str, str]) -> "Run | None":
-    """The stage's newest run that did not finish, with the same settings and inputs.
-
-    Runs that a changed configuration left RUNNING for ever are marked KILLED.
-    """
-    client = mlflow_client()
-    query = " and ".join(
-        f"tags.`{name}` = '{tags[name]}'" for name in ("rlhf.run_id", "rlhf.stage")
-    )
-    runs = client.search_runs(
-        [_experiment_id(config.project)],
-        f"{query} and attributes.status != 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-    )
-    keys = [name for name in tags if name.startswith("rlhf.") and "git_" not in name]
-    same = [run for run in runs if all(run.data.tags.get(key) == tags[key] for key in keys)]
-    for run in runs:
-        if run.info.status == "RUNNING" and run not in same[:1]:
-            client.set_terminated(run.info.run_id, "KILLED")
-    if not same:
-        return None
-    client.update_run(same[0].info.run_id, status="RUNNING")
-    return same[0]
-
-
-def _open(config: PipelineConfig, tags: Mapping[str, str]) -> tuple["Run", bool]:
-    """Return the run and whether it was there before.
-
-    Both questions together: if only the answer to the second one is lost, the repeated first one
-    finds the run that was made.
-    """
-    earlier = _unfinished_run(config, tags)
-    return (earlier, True) if earlier else (_create_run(config, tags), False)
-
-
-def _create_run(config: PipelineConfig, tags: Mapping[str, str]) -> "Run":
-    client = mlflow_client()
-    name = f"{tags['rlhf.run_id']} {tags['rlhf.stage']}"
-    run = client.create_run(_experiment_id(config.project), run_name=name, tags=dict(tags))
-    client.log_dict(run.info.run_id, config.model_dump(mode="json"), "config.yaml")
-    return run
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -158,6 +158,22 @@ def test_a_finished_stage_run_again_gets_a_run_of_its_own(mlflow_home, config, c
     assert second.run_id != first.run_id
 
 
+def test_an_attempt_killed_after_its_run_ended_goes_on_in_it(mlflow_home, config, context):
+    folder = context.stage_directory("sft")
+    folder.mkdir(parents=True)
+    runs = []
+    for _ in range(2):  # nothing between them: the result was never written
+        with open_run(config, context, "sft", inputs={"dataset_sha256": "d"}) as run:
+            runs.append(run.run_id)
+    assert runs[0] == runs[1]
+    with open_run(config, context, "sft", inputs={"dataset_sha256": "e"}) as other:
+        assert other.run_id != runs[0]
+    folder.rename(folder.with_name("sft.1"))  # as a forced repetition sets it aside
+    folder.mkdir()
+    with open_run(config, context, "sft", inputs={"dataset_sha256": "d"}) as again:
+        assert again.run_id not in (*runs, other.run_id)
+
+
 def test_changed_settings_do_not_go_on_in_the_old_run(mlflow_home, config, context):
     with open_run(config, context, "sft", inputs={}) as old:
         pass
