@@ -4,13 +4,17 @@ Every function walks over the tokens in chunks: logits of one chunk exist at a t
 backwards, so memory does not grow with tokens times vocabulary.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlhf_core.errors import ShapeError
 from rlhf_core.functional.logits import PLAIN, LogitTransform
+
+LossOfTokens = Callable[[Tensor, slice], Tensor]
+"""From the log-probabilities [m] of the tokens in a slice to the loss of each of them, [m]."""
 
 CHUNK_ELEMENTS = 1 << 20
 """Logits in one chunk: 4 MB in float32, which stays in a core's cache."""
@@ -24,13 +28,13 @@ def chunked_logprobs(
     bias: Tensor | None,
     targets: Tensor,
     transform: LogitTransform = PLAIN,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target token, and the entropy of its distribution.
+) -> Tensor:
+    """Log-probability of each target token.
 
-        logprob_m = y_m[target_m] - logsumexp(y_m),   entropy_m = -sum_v p_mv log p_mv
+        logprob_m = y_m[target_m] - logsumexp(y_m)
 
-    with y = transform(hidden @ weight.T + bias) and p = softmax(y). The backward pass computes the
-    logits of each chunk a second time instead of keeping them.
+    with y = transform(hidden @ weight.T + bias). The backward pass computes the logits of each
+    chunk a second time instead of keeping them.
 
     Args:
         hidden: [M, H] final hidden states that predict the targets.
@@ -40,17 +44,59 @@ def chunked_logprobs(
         transform: the model's treatment of its logits, and the temperature.
 
     Returns:
-        [M] log-probabilities in nats, differentiable, and [M] entropies in nats, which carry no
-        gradient; both float32, or float64 where ``hidden`` is.
+        [M] in nats, differentiable; float32, or float64 where ``hidden`` is.
 
     Raises:
         ShapeError: rows of ``hidden`` and ``targets`` differ, or widths of ``hidden`` and
             ``weight``.
     """
     _require_head_shapes(hidden, weight, targets)
-    outputs = _ChunkedLogprobs.apply(hidden, weight, bias, targets, transform)  # type: ignore[no-untyped-call]
-    logprobs, entropy = outputs
-    return logprobs, entropy
+    logprobs: Tensor = _ChunkedLogprobs.apply(hidden, weight, bias, targets, transform)  # type: ignore[no-untyped-call]
+    return logprobs
+
+
+class TokenLosses(NamedTuple):
+    """What ``chunked_losses`` returns; float32, or float64 where the hidden states are."""
+
+    total: Tensor
+    """[] sum of the losses, differentiable. The others carry no gradient."""
+    losses: Tensor
+    """[M]"""
+    logprobs: Tensor
+    """[M] in nats."""
+    entropy: Tensor
+    """[M] in nats, of the distribution that each token was drawn from."""
+
+
+def chunked_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    loss_of: LossOfTokens,
+    transform: LogitTransform = PLAIN,
+) -> TokenLosses:
+    """Losses that depend on the log-probability of one token each, and their sum.
+
+        loss_m = loss_of(logprob_m),   entropy_m = -sum_v p_mv log p_mv
+
+    What a token adds to the gradient is known once its own logits are, so it is taken there, chunk
+    by chunk: no logits are computed twice.
+
+    Args:
+        hidden: [M, H] final hidden states that predict the targets.
+        weight: [V, H] output embedding.
+        bias: [V] or None.
+        targets: [M] int64 token ids.
+        loss_of: called once per chunk; differentiable in the log-probabilities alone.
+        transform: the model's treatment of its logits, and the temperature.
+
+    Raises:
+        ShapeError: as ``chunked_logprobs``.
+    """
+    _require_head_shapes(hidden, weight, targets)
+    outputs = _ChunkedLosses.apply(hidden, weight, bias, targets, (transform, loss_of))  # type: ignore[no-untyped-call]
+    return TokenLosses(*outputs)
 
 
 def chunked_nll_sum(
@@ -60,29 +106,14 @@ def chunked_nll_sum(
     targets: Tensor,
     transform: LogitTransform = PLAIN,
 ) -> Tensor:
-    """Negative log-likelihood of the targets, summed over tokens.
+    """Negative log-likelihood of the targets, summed over tokens: [], in nats, differentiable.
 
         nll = -sum_m logprob_m
 
-    The loss is linear in the log-probabilities, so its gradient is known in the forward pass and
-    is taken there, chunk by chunk: no logits are computed twice.
-
-    Args:
-        hidden: [M, H] final hidden states that predict the targets.
-        weight: [V, H] output embedding.
-        bias: [V] or None.
-        targets: [M] int64 token ids.
-        transform: the model's treatment of its logits, and the temperature.
-
-    Returns:
-        [] float32 (float64 where ``hidden`` is), in nats.
-
-    Raises:
-        ShapeError: rows of ``hidden`` and ``targets`` differ, or widths of ``hidden`` and
-            ``weight``.
+    Arguments and errors as ``chunked_losses``, whose sum it is for loss_m = -logprob_m.
     """
     _require_head_shapes(hidden, weight, targets)
-    nll: Tensor = _ChunkedNll.apply(hidden, weight, bias, targets, transform)  # type: ignore[no-untyped-call]
+    nll: Tensor = _ChunkedLosses.apply(hidden, weight, bias, targets, (transform, None))[0]  # type: ignore[no-untyped-call]
     return nll
 
 
@@ -115,12 +146,18 @@ class _Head:
     """One head applied to one chunk at a time, with the gradient sums of all chunks."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, transform: LogitTransform, dtype: torch.dtype
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        transform: LogitTransform,
+        dtype: torch.dtype,
+        needed: Sequence[bool] = (False, False, False),
     ) -> None:
+        """``needed``: whether hidden states, weight and bias need a gradient."""
         self.weight, self.bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         self.transform, self.dtype = transform, dtype
-        self.grad_weight: Tensor | None = None
-        self.grad_bias: Tensor | None = None
+        self.grad_weight = torch.zeros_like(weight) if needed[1] else None
+        self.grad_bias = None if bias is None or not needed[2] else torch.zeros_like(bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
         raw = torch.nn.functional.linear(hidden.to(self.dtype), self.weight, self.bias)
@@ -147,44 +184,33 @@ class _ChunkedLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         transform: LogitTransform,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         dtype = _compute_dtype(hidden)
         logprobs = hidden.new_empty(len(hidden), dtype=torch.promote_types(dtype, torch.float32))
-        entropy, normalizer = torch.empty_like(logprobs), torch.empty_like(logprobs)
         with torch.autocast(hidden.device.type, enabled=False):
             head = _Head(weight, bias, transform, dtype)
             for part in _chunks(hidden, weight):
-                logits = head.logits(hidden[part])
-                normalizer[part] = logits.logsumexp(-1)
-                picked = logits.gather(1, targets[part, None]).squeeze(1)
-                logprobs[part] = picked - normalizer[part]
-                probs = (logits - normalizer[part, None]).exp_()
-                expected = torch.einsum("mv,mv->m", probs, logits)
-                entropy[part] = normalizer[part] - expected
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizer)
+                every = torch.log_softmax(head.logits(hidden[part]), -1)
+                logprobs[part] = every.gather(1, targets[part, None]).squeeze(1)
+        ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.transform, ctx.dtype = transform, dtype
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        return logprobs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normalizer = ctx.saved_tensors
-        head = _Head(weight, bias, ctx.transform, ctx.dtype)
-        if ctx.needs_input_grad[1]:
-            head.grad_weight = torch.zeros_like(weight)
-        if bias is not None and ctx.needs_input_grad[2]:
-            head.grad_bias = torch.zeros_like(bias)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets = ctx.saved_tensors
+        head = _Head(weight, bias, ctx.transform, ctx.dtype, ctx.needs_input_grad)
         grad_hidden = torch.empty_like(hidden)
         for part in _chunks(hidden, weight):
             logits = head.logits(hidden[part])
-            grad_logits = (logits - normalizer[part, None]).exp_().mul_(-grad[part, None])
-            rows = torch.arange(len(grad_logits), device=grad_logits.device)
-            grad_logits[rows, targets[part]] += grad[part]
+            grad_logits = _grad_logits(torch.softmax(logits, -1), targets[part], grad[part])
             grad_hidden[part] = head.backward(hidden[part], grad_logits, logits)
         return grad_hidden, head.grad_weight, head.grad_bias, None, None
 
 
-class _ChunkedNll(torch.autograd.Function):
+class _ChunkedLosses(torch.autograd.Function):
+    """Sum, losses, log-probabilities and entropies; without ``loss_of`` the sum of NLLs alone."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -192,31 +218,50 @@ class _ChunkedNll(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        transform: LogitTransform,
-    ) -> Tensor:
-        dtype = _compute_dtype(hidden)
-        train = any(ctx.needs_input_grad)
-        grad_hidden = torch.empty_like(hidden) if train else None
-        total = hidden.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
+        rule: tuple[LogitTransform, LossOfTokens | None],
+    ) -> tuple[Tensor, ...]:
+        (transform, loss_of), dtype = rule, _compute_dtype(hidden)
+        exact = torch.promote_types(dtype, torch.float32)
+        losses, logprobs, entropy = hidden.new_empty(3, len(hidden), dtype=exact)
+        grad_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad) else None
         with torch.autocast(hidden.device.type, enabled=False):
-            head = _Head(weight, bias, transform, dtype)
-            if ctx.needs_input_grad[1]:
-                head.grad_weight = torch.zeros_like(weight)
-            if bias is not None and ctx.needs_input_grad[2]:
-                head.grad_bias = torch.zeros_like(bias)
+            head = _Head(weight, bias, transform, dtype, ctx.needs_input_grad)
             for part in _chunks(hidden, weight):
                 logits = head.logits(hidden[part])
-                normalizer = logits.logsumexp(-1)
-                picked = logits.gather(1, targets[part, None]).squeeze(1)
-                total += (normalizer - picked).sum()
+                every = torch.log_softmax(logits, -1)
+                logprobs[part] = every.gather(1, targets[part, None]).squeeze(1)
+                losses[part], slope = _loss_and_slope(loss_of or _nll, logprobs[part], part)
+                probs = every.exp()
+                if loss_of is not None:
+                    entropy[part] = -torch.einsum("mv,mv->m", probs, every)
                 if grad_hidden is not None:
-                    grad = (logits - normalizer[:, None]).exp_()
-                    grad[torch.arange(len(grad), device=grad.device), targets[part]] -= 1.0
+                    grad = _grad_logits(probs, targets[part], slope)
                     grad_hidden[part] = head.backward(hidden[part], grad, logits)
         ctx.save_for_backward(grad_hidden, head.grad_weight, head.grad_bias)
-        return total
+        ctx.mark_non_differentiable(losses, logprobs, entropy)
+        return losses.sum(), losses, logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if saved is None else saved * grad for saved in ctx.saved_tensors)
         return (*scaled, None, None)
+
+
+def _nll(logprobs: Tensor, _: slice) -> Tensor:
+    return -logprobs
+
+
+def _loss_and_slope(loss_of: LossOfTokens, logprobs: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    """Return the losses [m] and the derivative of each in its own log-probability, [m]."""
+    with torch.enable_grad():
+        leaf = logprobs.detach().requires_grad_()
+        losses = loss_of(leaf, part)
+        (slope,) = torch.autograd.grad(losses.sum(), leaf)
+    return losses.detach(), slope
+
+
+def _grad_logits(probs: Tensor, targets: Tensor, slope: Tensor) -> Tensor:
+    """Gradient in the logits [m, V]: slope * (one-hot - p). ``probs`` is overwritten."""
+    grad = probs.mul_(-slope[:, None])
+    grad[torch.arange(len(grad), device=grad.device), targets] += slope
+    return grad

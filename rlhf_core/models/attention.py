@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from rlhf_core.errors import ModelError
+from rlhf_core.models.segment_op import Unit, causal_mask, segment_attention, units_of
 from rlhf_core.tokenization.batches import NO_PARENT
 
 PACKED = "rlhf_packed"
@@ -26,7 +27,7 @@ _RECORDED = "rlhf_recorded"
 
 def register_packed_attention() -> None:
     """Make ``attn_implementation="rlhf_packed"`` known to transformers; harmless to repeat."""
-    AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))
+    AttentionInterface.register(PACKED, packed_attention)
     AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
@@ -92,18 +93,30 @@ def packed_attention(
     """
     if options.get("s_aux") is not None:
         raise ModelError("this model's attention sinks are not supported by packed training")
-    cu_seqlens, softcap, scaling = (options.get(k) for k in ("cu_seqlens", "softcap", "scaling"))
-    if cu_seqlens is None:
+    if options.get("cu_seqlens") is None:
         return _unpacked(module, query, key, value, attention_mask, options)
-    attend = _Attend(scaling, softcap, options.get("sliding_window"))
-    lengths, parents = cu_seqlens.diff().tolist(), options["parents"].tolist()
-    if query.is_cuda and value.dtype in (torch.float16, torch.bfloat16) and softcap is None:
-        return _varlen(_States(query, key, value).to(value.dtype), lengths, parents, attend), None
+    states = _States(query, key, value)
+    if query.is_cuda or options.get("softcap") is not None or query.shape[-1] != value.shape[-1]:
+        return _by_parts(states, options), None
     # Half-precision attention is several times slower than float32 on a CPU, backwards most of all.
+    with torch.autocast("cpu", enabled=False):
+        exact = states.to(torch.float64 if value.dtype == torch.float64 else torch.float32)
+        layout = [options["cu_seqlens"], options["parents"]]
+        scaling, window = options.get("scaling"), options.get("sliding_window")
+        return segment_attention(*exact.shared(), layout, scaling, window)[0], None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _by_parts(states: "_States", options: dict[str, Any]) -> Tensor:
+    """Attention that the one operation does not do: on a GPU, with a softcap, of unequal widths."""
+    attend = _Attend(*(options.get(name) for name in ("scaling", "softcap", "sliding_window")))
+    query, value, half = states.query, states.value, (torch.float16, torch.bfloat16)
+    if query.is_cuda and value.dtype in half and attend.softcap is None:
+        return _varlen(states.to(value.dtype), options["cu_seqlens"], options["parents"], attend)
+    units = units_of(options["cu_seqlens"], options["parents"])
     dtype = value.dtype if query.is_cuda else torch.promote_types(value.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
-        states = _States(query, key, value).to(dtype).shared()
-        return _by_segment(states, lengths, parents, attend), None
+        return _by_unit(states.to(dtype).shared(), units, attend)
 
 
 def _unpacked(
@@ -121,7 +134,7 @@ def _unpacked(
         return output, None
     states = _States(query, key, value).shared()
     if mask is None:
-        mask = _causal_mask(states, None)
+        mask = states.causal_mask(None)
     output = _softcapped(states, mask, scaling, softcap)
     return output.transpose(1, 2), None
 
@@ -142,6 +155,11 @@ class _States(NamedTuple):
         groups = self.query.shape[1] // self.key.shape[1]
         return _States(self.query, repeat_kv(self.key, groups), repeat_kv(self.value, groups))
 
+    def causal_mask(self, window: int | None) -> Tensor:
+        """Which keys each query sees, the last query on the last key: [rows, columns] bool."""
+        rows, columns = self.query.shape[2], self.key.shape[2]
+        return causal_mask(rows, columns, window, self.query.device)
+
 
 class _Attend(NamedTuple):
     """Attention of one segment's queries over its keys, the last query on the last key."""
@@ -154,19 +172,12 @@ class _Attend(NamedTuple):
         rows, columns = states.query.shape[2], states.key.shape[2]
         windowed = self.window is not None and self.window < columns
         if self.softcap is not None:
-            mask = _causal_mask(states, self.window)
+            mask = states.causal_mask(self.window)
             return _softcapped(states, mask, self.scaling, self.softcap)
         if windowed or rows != columns:
-            mask = _causal_mask(states, self.window)
+            mask = states.causal_mask(self.window)
             return F.scaled_dot_product_attention(*states, attn_mask=mask, scale=self.scaling)
         return F.scaled_dot_product_attention(*states, is_causal=True, scale=self.scaling)
-
-
-def _causal_mask(states: _States, window: int | None) -> Tensor:
-    rows, columns = states.query.shape[2], states.key.shape[2]
-    mask = torch.ones(rows, columns, dtype=torch.bool, device=states.query.device)
-    mask = mask.tril(columns - rows)
-    return mask if window is None else mask.triu(columns - rows - window + 1)
 
 
 def _softcapped(states: _States, mask: Tensor, scaling: float | None, softcap: float) -> Tensor:
@@ -178,58 +189,33 @@ def _softcapped(states: _States, mask: Tensor, scaling: float | None, softcap: f
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
 
 
-def _by_segment(states: _States, lengths: list[int], parents: list[int], attend: _Attend) -> Tensor:
-    """One call per segment.
+def _by_unit(states: _States, units: list[Unit], attend: _Attend) -> Tensor:
+    """One call per unit.
 
     ``split`` and ``cat`` undo each other in the backward pass at the cost of one copy; slices
     would each add a full-size gradient.
     """
-    units, unit_of = _merge_first_children(lengths, parents)
-    queries, keys, values = (tensor.split(units, dim=2) for tensor in states)
-    outputs: list[Tensor] = []
-    for segment, parent in enumerate(parents):
-        unit = unit_of[segment]
-        if unit < len(outputs):
-            continue
-        key, value = keys[unit], values[unit]
-        if parent != NO_PARENT:
-            before, size = unit_of[parent], lengths[parent]
-            key = torch.cat([keys[before][:, :, :size], key], dim=2)
-            value = torch.cat([values[before][:, :, :size], value], dim=2)
-        outputs.append(attend(_States(queries[unit], key, value)))
+    sizes = [unit.length for unit in units]
+    queries, keys, values = (tensor.split(sizes, dim=2) for tensor in states)
+    outputs = [
+        attend(_States(query, unit.keys(key, keys), unit.keys(value, values)))
+        for unit, query, key, value in zip(units, queries, keys, values, strict=True)
+    ]
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def _merge_first_children(lengths: list[int], parents: list[int]) -> tuple[list[int], list[int]]:
-    """Join a prompt and the response right after it: together they are one causal segment.
-
-    Returns:
-        Length of each unit, and the unit of each segment.
-    """
-    units: list[int] = []
-    unit_of: list[int] = []
-    for segment, (length, parent) in enumerate(zip(lengths, parents, strict=True)):
-        if parent != NO_PARENT and parent == segment - 1:
-            units[-1] += length
-        else:
-            units.append(length)
-        unit_of.append(len(units) - 1)
-    return units, unit_of
-
-
-def _varlen(states: _States, lengths: list[int], parents: list[int], attend: _Attend) -> Tensor:
+def _varlen(states: _States, bounds: Tensor, parents: Tensor, attend: _Attend) -> Tensor:
     """FlashAttention over all segments in one call; keys of shared prompts are gathered."""
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds = torch.tensor([0, *lengths]).cumsum(0)
     spans = [torch.arange(start, end) for start, end in pairwise(bounds.tolist())]
     sources = [
         span if parent == NO_PARENT else torch.cat([spans[parent], span])
-        for span, parent in zip(spans, parents, strict=True)
+        for span, parent in zip(spans, parents.tolist(), strict=True)
     ]
     device, key_lengths = states.query.device, [len(source) for source in sources]
     query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in states)
-    if any(parent != NO_PARENT for parent in parents):
+    if bool((parents != NO_PARENT).any()):
         index = torch.cat(sources).to(device)
         key, value = key[index], value[index]
     output: Tensor = varlen_attn(  # type: ignore[assignment]

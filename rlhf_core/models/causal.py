@@ -4,7 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.errors import ModelError
-from rlhf_core.functional.head import chunked_logprobs, chunked_nll_sum
+from rlhf_core.functional.head import (
+    LossOfTokens,
+    TokenLosses,
+    chunked_logprobs,
+    chunked_losses,
+    chunked_nll_sum,
+)
 from rlhf_core.functional.logits import LogitTransform
 from rlhf_core.models.compute import forward_precision, unwrapped
 from rlhf_core.models.unread import READ
@@ -41,21 +47,38 @@ def hidden_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None 
 def token_logprobs(model: nn.Module, batch: TokenBatch, *, temperature: float = 1.0) -> Tensor:
     """Log-probability of every token that counts: [M] float32, in nats, differentiable."""
     hidden = hidden_states(model, batch, batch.predictor_positions)
-    return logprobs_from_hidden(model, hidden, batch, temperature)[0]
+    return logprobs_from_hidden(model, hidden, batch, temperature)
 
 
 def logprobs_from_hidden(
     model: nn.Module, hidden: Tensor, batch: TokenBatch, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [M] (differentiable) and entropies [M] (not) from hidden states [M, H].
+) -> Tensor:
+    """Log-probabilities [M], differentiable, from hidden states [M, H].
 
-    The hidden states are those at ``batch.predictor_positions``. Both results are float32, in
-    nats, of the distribution at ``temperature``.
+    The hidden states are those at ``batch.predictor_positions``. The result is float32, in nats, of
+    the distribution at ``temperature``.
     """
     weight, bias = output_head(model)
     transform = logit_transform(model, temperature)
     with forward_precision(model):
         return chunked_logprobs(hidden, weight, bias, batch.targets, transform)
+
+
+def losses_from_hidden(
+    model: nn.Module,
+    hidden: Tensor,
+    batch: TokenBatch,
+    loss_of: LossOfTokens,
+    temperature: float = 1.0,
+) -> TokenLosses:
+    """Losses of the tokens that count, each a function of its own log-probability.
+
+    Arguments as ``logprobs_from_hidden``, ``loss_of`` as in ``chunked_losses``.
+    """
+    weight, bias = output_head(model)
+    transform = logit_transform(model, temperature)
+    with forward_precision(model):
+        return chunked_losses(hidden, weight, bias, batch.targets, loss_of, transform)
 
 
 def nll_sum(model: nn.Module, batch: TokenBatch) -> Tensor:

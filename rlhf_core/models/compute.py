@@ -34,9 +34,7 @@ def prepare_training(model: nn.Module, compute: ComputeConfig, *, seed: int) -> 
     if compute.lora is not None:
         model = _add_adapters(unwrapped(model), compute.lora, seed=seed)
     if compute.compile_layers:
-        # The last layer picks the tokens that are read (unread.py); compiled, the gradients of that
-        # are added up one by one, which takes longer than compiling saves.
-        for layer in _decoder_layers(model)[:-1]:
+        for layer in _decoder_layers(model):
             layer.compile(dynamic=True)
     return model.train()
 

@@ -8,6 +8,7 @@ gradient, for a token that is not read sends none back.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
@@ -54,13 +55,13 @@ class _Reading:
         if self.positions is None:
             return None
         self.num_tokens = args[0].shape[1]
-        return (args[0].index_select(1, self.positions), *args[1:])
+        return (_take(args[0], self.positions), *args[1:])
 
     def scatter(self, _: nn.Module, __: Any, output: Tensor) -> Tensor | None:
         if self.positions is None:
             return None
-        whole = output.new_zeros(1, self.num_tokens, output.shape[-1])
-        return whole.index_copy(1, self.positions, output)
+        whole: Tensor = _put(output, self.positions, self.num_tokens)
+        return whole
 
 
 def _row_by_row(layer: nn.Module) -> list[nn.Module]:
@@ -80,3 +81,41 @@ def _leaves(module: nn.Module) -> list[nn.Module]:
 
 def _is_row_by_row(leaf: nn.Module) -> bool:
     return isinstance(leaf, ROW_BY_ROW) or type(leaf).__module__ in ACTIVATION_MODULES
+
+
+# Each is the other's gradient, which only holds because no position comes twice. Without that
+# knowledge autograd, and more so the compiler, add up the gradients one row at a time.
+@torch.library.custom_op("rlhf::take_rows", mutates_args=())
+def _take(states: Tensor, positions: Tensor) -> Tensor:
+    """Pick tokens ``positions`` [R] of [1, N, H]: [1, R, H]."""
+    return states.index_select(1, positions)
+
+
+@torch.library.custom_op("rlhf::put_rows", mutates_args=())
+def _put(states: Tensor, positions: Tensor, num_tokens: int) -> Tensor:
+    """Lay [1, R, H] at ``positions`` among ``num_tokens``, zeros elsewhere: [1, N, H]."""
+    whole = states.new_zeros(1, num_tokens, states.shape[-1])
+    return whole.index_copy_(1, positions, states)
+
+
+@_take.register_fake
+def _(states: Tensor, positions: Tensor) -> Tensor:
+    return states.new_empty(1, len(positions), states.shape[-1])
+
+
+@_put.register_fake
+def _(states: Tensor, positions: Tensor, num_tokens: int) -> Tensor:
+    return states.new_empty(1, num_tokens, states.shape[-1])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.num_tokens = inputs[0].shape[1]
+
+
+_take.register_autograd(
+    lambda ctx, grad: (_put(grad, *ctx.saved_tensors, ctx.num_tokens), None), setup_context=_keep
+)
+_put.register_autograd(
+    lambda ctx, grad: (_take(grad, *ctx.saved_tensors), None, None), setup_context=_keep
+)

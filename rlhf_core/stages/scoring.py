@@ -55,7 +55,7 @@ def response_logprobs_at(
         hidden = hidden_states(model, batch, batch.predictor_positions)
         sizes = batch.response_lengths.tolist()
         for kept, temperature in zip(rows, temperatures, strict=True):
-            logprobs, _ = logprobs_from_hidden(model, hidden, batch, temperature)
+            logprobs = logprobs_from_hidden(model, hidden, batch, temperature)
             kept += logprobs.cpu().split(sizes)
     return rows
 

@@ -92,13 +92,16 @@ class Optimization:
         Raises:
             DivergedError: loss or gradient is not finite; the weights are untouched.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm, foreach=True)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm, limit = nn.utils.get_total_norm(grads, foreach=True), self.settings.max_grad_norm
         grad_norm, learning_rate = float(norm), self.learning_rate
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not torch.isfinite(torch.tensor(value)):
                 raise DivergedError(
                     f"{name} is {value} at step {self.step}; lower the learning rate"
                 )
+        if grad_norm > limit:
+            nn.utils.clip_grads_with_norm_(self.parameters, limit, norm, foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()

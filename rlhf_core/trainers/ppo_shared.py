@@ -68,7 +68,7 @@ def update_shared(
             total = update.settings.value_coef * value_loss.sum()
             if not policy_frozen:
                 terms = policy_terms(policy.model, hidden, batch, update, micro)
-                total = total + terms.loss.sum()
+                total = total + terms.total
                 policy_parts.append(terms)
             (total / num_tokens).backward()
             value_parts.append((value_loss.detach(), moved))

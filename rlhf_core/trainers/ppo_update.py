@@ -16,7 +16,7 @@ from rlhf_core.functional.ppo import (
     clipped_value_loss,
     logprob_mismatch,
 )
-from rlhf_core.models import hidden_states, logprobs_from_hidden, token_values
+from rlhf_core.models import hidden_states, losses_from_hidden, token_values
 from rlhf_core.rollout.experience import Experience
 from rlhf_core.tokenization import TokenBatch
 from rlhf_core.trainers.loop import Optimization, shuffled
@@ -54,10 +54,11 @@ class Update:
 
 @dataclass(frozen=True, eq=False)
 class PolicyTerms:
-    """What a pass over response tokens showed of the policy; [M] each, no gradient but ``loss``."""
+    """What a pass over response tokens showed of the policy: [M] each, with no gradient."""
 
-    loss: Tensor
-    """Per token, differentiable until joined."""
+    total: Tensor
+    """[] sum of the losses; the one that has a gradient, until it is joined."""
+    losses: Tensor
     logprobs: Tensor
     old_logprobs: Tensor
     sampled_logprobs: Tensor
@@ -67,7 +68,7 @@ class PolicyTerms:
         """Health of a step, averaged over tokens."""
         clipped = clipped_fraction(self.logprobs, self.old_logprobs, clip_eps=clip_eps)
         return {
-            "policy_loss": float(self.loss.mean()),
+            "policy_loss": float(self.losses.mean()),
             "entropy": float(self.entropy.mean()),
             "clip_fraction": float(clipped),
             "approx_kl": float(kl_k3(self.old_logprobs, self.logprobs).mean()),
@@ -133,7 +134,7 @@ def accumulate_policy_gradient(
         batch = update.experience.rollout.pack(micro)
         hidden = hidden_states(optimization.model, batch, batch.predictor_positions)
         terms = policy_terms(optimization.model, hidden, batch, update, micro)
-        (terms.loss.sum() / num_tokens).backward()
+        (terms.total / num_tokens).backward()
         parts.append(terms)
     return join_terms(parts)
 
@@ -141,9 +142,8 @@ def accumulate_policy_gradient(
 def policy_terms(
     model: nn.Module, hidden: Tensor, batch: TokenBatch, update: Update, rows: Sequence[int]
 ) -> PolicyTerms:
-    """Loss per response token of ``rows``, packed in ``batch``, from hidden states [M, H]."""
+    """Losses of the response tokens of ``rows``, packed in ``batch``; hidden states are [M, H]."""
     experience, settings = update.experience, update.settings
-    logprobs, entropy = logprobs_from_hidden(model, hidden, batch, settings.temperature)
     old, ref, advantages, sampled = experience.at(
         rows,
         experience.old_logprobs,
@@ -151,16 +151,24 @@ def policy_terms(
         experience.advantages,
         experience.rollout.logprobs,
     )
-    loss = clipped_policy_loss(logprobs, old, advantages, clip_eps=settings.clip_eps)
-    if settings.kl_placement == "loss":
-        loss = loss + update.kl_coef * KL_ESTIMATORS[settings.kl_estimator](logprobs, ref)
-    return PolicyTerms(loss, logprobs.detach(), old, sampled, entropy)
+
+    def loss_of(logprobs: Tensor, part: slice) -> Tensor:
+        loss = clipped_policy_loss(
+            logprobs, old[part], advantages[part], clip_eps=settings.clip_eps
+        )
+        if settings.kl_placement == "loss":
+            loss = loss + update.kl_coef * KL_ESTIMATORS[settings.kl_estimator](logprobs, ref[part])
+        return loss
+
+    seen = losses_from_hidden(model, hidden, batch, loss_of, settings.temperature)
+    return PolicyTerms(seen.total, seen.losses, seen.logprobs, old, sampled, seen.entropy)
 
 
 def join_terms(parts: Sequence[PolicyTerms]) -> PolicyTerms:
     """Join micro-batches into their minibatch; the gradient is left behind."""
     return PolicyTerms(
-        loss=torch.cat([part.loss.detach() for part in parts]),
+        total=torch.stack([part.total.detach() for part in parts]).sum(),
+        losses=torch.cat([part.losses for part in parts]),
         logprobs=torch.cat([part.logprobs for part in parts]),
         old_logprobs=torch.cat([part.old_logprobs for part in parts]),
         sampled_logprobs=torch.cat([part.sampled_logprobs for part in parts]),

@@ -8,7 +8,7 @@ from torch import nn
 
 from rlhf_core.errors import ShapeError
 from rlhf_core.functional import head
-from rlhf_core.functional.head import chunked_logprobs, chunked_nll_sum
+from rlhf_core.functional.head import chunked_logprobs, chunked_losses, chunked_nll_sum
 from rlhf_core.functional.logits import PLAIN, LogitTransform
 
 TRANSFORMS = [
@@ -51,12 +51,20 @@ def by_definition(hidden, weight, bias, transform):
     return nn.functional.log_softmax(logits / transform.temperature, dim=-1)
 
 
+def twice_nll(logprobs, _):
+    return -2 * logprobs
+
+
 def test_two_tokens_by_hand():
     hidden, weight = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [math.log(3.0)]])
-    logprobs, entropy = chunked_logprobs(hidden, weight, None, torch.tensor([1, 0]))
+    logprobs = chunked_logprobs(hidden, weight, None, torch.tensor([1, 0]))
     assert logprobs.tolist() == pytest.approx([math.log(3 / 4), math.log(1 / 10)])
-    uniform = [-(p * math.log(p) + (1 - p) * math.log(1 - p)) for p in (0.25, 0.1)]
-    assert entropy.tolist() == pytest.approx(uniform)
+    seen = chunked_losses(hidden, weight, None, torch.tensor([1, 0]), twice_nll)
+    assert seen.losses.tolist() == pytest.approx([-2 * math.log(3 / 4), -2 * math.log(1 / 10)])
+    assert seen.total.item() == pytest.approx(-2 * math.log(3 / 4) - 2 * math.log(1 / 10))
+    assert seen.logprobs.tolist() == logprobs.tolist()
+    entropies = [-(p * math.log(p) + (1 - p) * math.log(1 - p)) for p in (0.25, 0.1)]
+    assert seen.entropy.tolist() == pytest.approx(entropies)
     nll = chunked_nll_sum(hidden, weight, None, torch.tensor([1, 0]))
     assert nll.item() == pytest.approx(-math.log(3 / 4) - math.log(1 / 10))
 
@@ -69,11 +77,8 @@ def test_values_and_gradients_match_the_definition(transform, bias):
     upstream = torch.linspace(-1, 2, len(targets), dtype=torch.float64)
     expected = by_definition(hidden, weight, offset, transform)
     picked = expected.gather(1, targets[:, None]).squeeze(1)
-    logprobs, entropy = chunked_logprobs(hidden, weight, offset, targets, transform)
-    torch.testing.assert_close(logprobs.double(), picked, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(
-        entropy.double(), -(expected.exp() * expected).sum(1), atol=1e-6, rtol=1e-6
-    )
+    logprobs = chunked_logprobs(hidden, weight, offset, targets, transform)
+    torch.testing.assert_close(logprobs, picked)
     wanted = torch.autograd.grad((picked * upstream).sum(), leaves, retain_graph=True)
     got = torch.autograd.grad((logprobs * upstream).sum(), leaves)
     for one, other in zip(got, wanted, strict=True):
@@ -85,12 +90,39 @@ def test_values_and_gradients_match_the_definition(transform, bias):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_losses_of_single_tokens_match_the_definition(transform):
+    hidden, weight, offset, targets = inputs()
+    old = torch.linspace(-4, 0, len(targets), dtype=torch.float64)
+
+    def loss_of(logprobs, part):
+        return torch.maximum(torch.exp(logprobs - old[part]), logprobs.square())
+
+    expected = by_definition(hidden, weight, offset, transform)
+    picked = expected.gather(1, targets[:, None]).squeeze(1)
+    wanted = loss_of(picked, slice(None))
+    seen = chunked_losses(hidden, weight, offset, targets, loss_of, transform)
+    for one, other in (
+        (seen.total, wanted.sum()),
+        (seen.losses, wanted),
+        (seen.logprobs, picked),
+        (seen.entropy, -(expected.exp() * expected).sum(1)),
+    ):
+        torch.testing.assert_close(one, other)
+    assert not any(part.requires_grad for part in seen[1:])
+    leaves = [hidden, weight, offset]
+    gradients = torch.autograd.grad(3 * wanted.sum(), leaves)
+    for one, other in zip(torch.autograd.grad(3 * seen.total, leaves), gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_frozen_head_gets_no_gradient():
     hidden, weight, _, targets = inputs(bias=False)
     frozen = weight.detach()
     for loss in (
         chunked_nll_sum(hidden, frozen, None, targets),
-        chunked_logprobs(hidden, frozen, None, targets)[0].sum(),
+        chunked_logprobs(hidden, frozen, None, targets).sum(),
+        chunked_losses(hidden, frozen, None, targets, twice_nll).total,
     ):
         (grad,) = torch.autograd.grad(loss, [hidden])
         assert grad.isfinite().all()
@@ -98,17 +130,19 @@ def test_a_frozen_head_gets_no_gradient():
 
 def test_chunk_size_does_not_change_the_answer(monkeypatch):
     hidden, weight, bias, targets = inputs()
-    small = chunked_logprobs(hidden, weight, bias, targets)[0]
+    small = chunked_logprobs(hidden, weight, bias, targets)
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", 1 << 20)
-    torch.testing.assert_close(chunked_logprobs(hidden, weight, bias, targets)[0], small)
+    torch.testing.assert_close(chunked_logprobs(hidden, weight, bias, targets), small)
 
 
 def test_extreme_logits_stay_finite():
     hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0], [0.0]])
-    logprobs, entropy = chunked_logprobs(hidden, weight, None, torch.tensor([0, 0]))
+    targets = torch.tensor([0, 0])
+    logprobs = chunked_logprobs(hidden, weight, None, targets)
     assert logprobs.tolist() == pytest.approx([0.0, -2e4])
-    assert entropy.tolist() == pytest.approx([0.0, 0.0])
+    seen = chunked_losses(hidden, weight, None, targets, twice_nll)
+    assert seen.entropy.tolist() == pytest.approx([0.0, 0.0])
     logprobs.sum().backward()
     assert hidden.grad.isfinite().all()
 
@@ -117,7 +151,8 @@ def test_no_tokens_give_no_loss():
     hidden, weight, _, _ = inputs(bias=False)
     empty = torch.empty(0, dtype=torch.long)
     assert chunked_nll_sum(hidden[:0], weight, None, empty).item() == 0.0
-    assert chunked_logprobs(hidden[:0], weight, None, empty)[0].shape == (0,)
+    assert chunked_logprobs(hidden[:0], weight, None, empty).shape == (0,)
+    assert chunked_losses(hidden[:0], weight, None, empty, twice_nll).total.item() == 0.0
 
 
 def test_shapes_are_refused():
@@ -135,7 +170,7 @@ def test_products_run_in_autocasts_precision():
     exact = chunked_nll_sum(hidden, weight, None, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = chunked_nll_sum(hidden, weight, None, targets)
-        logprobs, _ = chunked_logprobs(hidden, weight, None, targets)
+        logprobs = chunked_logprobs(hidden, weight, None, targets)
     assert rounded.dtype == logprobs.dtype == torch.float32
     assert rounded.item() != exact.item()
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)

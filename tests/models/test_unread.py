@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rlhf_core.config import ComputeConfig
-from rlhf_core.models import finish_training, hidden_states, load_causal, prepare_training
+from rlhf_core.models import finish_training, hidden_states, load_causal, prepare_training, unread
 from rlhf_core.tokenization import pack_grouped_responses
 
 
@@ -100,6 +100,26 @@ def test_recomputed_and_compiled_layers_give_the_same_gradients(llama_directory,
         for name, gradient in found.items():
             torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-4)
     finish_training(model)
+
+
+@pytest.mark.slow
+def test_the_compiler_takes_each_layer_whole(llama_directory):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = prepare_training(
+        load_causal(llama_directory), ComputeConfig(compile_layers=True), seed=0
+    )
+    gradients(model, shared_prompts(), read_where_it_counts)
+    finish_training(model)
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("operation", [unread._take, unread._put])
+def test_the_compiler_is_told_the_truth(operation):
+    states, positions = torch.randn(1, 3, 4, requires_grad=True), torch.tensor([2, 0, 1])
+    size = (5,) if operation is unread._put else ()
+    torch.library.opcheck(operation, (states, positions, *size))
 
 
 def test_a_feed_forward_block_of_experts_is_given_every_token(tmp_path):

@@ -207,7 +207,7 @@ def test_kl_as_a_loss_is_its_definition_beside_the_surrogate(estimator, causal_d
     surrogate = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
     kl = KL_BY_DEFINITION[estimator]((new - ref).detach().numpy())
     assert np.abs(kl).mean() > 1e-3
-    got = (seen.loss - surrogate.detach()).numpy()
+    got = (seen.losses - surrogate.detach()).numpy()
     np.testing.assert_allclose(got, 0.3 * kl, atol=2e-5)
     log_ratio = new - ref
     loss_of = {

@@ -178,7 +178,7 @@ def test_losses_and_gradients_equal_those_of_a_plain_padded_ppo(
     gain = torch.cat([advantages[row] for row in ROWS])
     expected = -torch.where(gain > 0, ratio.clamp(max=1.2), ratio.clamp(min=0.8)) * gain
     assert ((ratio < 0.8) | (ratio > 1.2)).any()
-    torch.testing.assert_close(seen.loss, expected.detach(), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(seen.losses, expected.detach(), atol=2e-5, rtol=1e-5)
     expected.mean().backward()
     assert largest_relative_gap(gradients(learner.models.policy), gradients(plain.policy)) < 1e-4
 
