@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.dataprep.files import read_records
-from rlhf_core.dataprep.keys import normalise
+from rlhf_core.dataprep.keys import DialogueKey, conversation_key, normalise
 from rlhf_core.dataprep.near import signature, similarity
+from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.errors import DataError
-from rlhf_core.schema import DatasetSplits, Demonstration, PreferencePair, Prompt
+from rlhf_core.schema import DatasetSplits, Demonstration, Message, PreferencePair, Prompt
 from rlhf_core.stages.prepare import prepare_data
 from tests.stages.prepare_helpers import make_config, write
 
@@ -73,6 +74,12 @@ def begins(prompt: Turns) -> Turns:
 
 def on_both(one: set[Turns], other: set[Turns]) -> set[Turns]:
     return {begins(prompt) for prompt in one} & {begins(prompt) for prompt in other}
+
+
+def one_by_one(prompt: Turns) -> str:
+    """The side of a prompt that were split by all its turns, as a tenth is held out."""
+    key = conversation_key(tuple(Message(role=role, content=text) for role, text in prompt))
+    return DialogueSplitter(0, heldout_fraction=0.1, judge_fraction=0.5).side(DialogueKey(key))
 
 
 def sides(splits: DatasetSplits) -> tuple[set[Turns], set[Turns]]:
@@ -179,7 +186,7 @@ def test_a_first_turn_that_most_dialogues_share_is_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("name", ["helpful-base", "harmless-base"])
 def test_published_transcripts_share_no_dialogue(tmp_path, name):
-    """Split prompt by prompt, one held-out prompt in eight was of a dialogue that trained."""
+    """Split prompt by prompt, one held-out prompt in eight would be of a dialogue that trains."""
     path = Path(__file__).parents[3] / "shared" / "data" / "hh" / f"{name}.test.jsonl.gz"
     if not path.exists():
         pytest.skip(f"no real data at {path}")
@@ -188,3 +195,9 @@ def test_published_transcripts_share_no_dialogue(tmp_path, name):
     assert len(heldout) > 200
     assert not on_both(train, heldout)
     assert not on_both(*halves(splits))
+    apart = {"train": set(), "heldout": set()}
+    for prompt in train | heldout:
+        apart[one_by_one(prompt)].add(prompt)
+    torn = on_both(*apart.values())
+    leaked = sum(begins(prompt) in torn for prompt in apart["heldout"])
+    assert 0.11 < leaked / len(apart["heldout"]) < 0.14
