@@ -59,14 +59,18 @@ def _supervised(name: str, section: str, best: str, bounds: tuple[float, float, 
     ]
 
 
-SMALL_PPO = "micro-batches of 512 tokens"
+COMPILED_PPO = "compiled layers"
+SMALL_PPO = "micro-batches of 768 tokens"
 SHORT, LONG = "responses up to 64", "responses up to 160"
 GOALS = [
     *_supervised("SFT", "sft", "grouped by length, 8 x 8", (3.3, 1.7, 0.40)),
     *_supervised("reward model", "reward", GROUPED_PAIRS, (3.3, 2.0, 0.45)),
     *_supervised("DPO", "dpo", f"reference computed before, {GROUPED_PAIRS}", (3.7, 2.4, 0.42)),
     Goal("PPO, time", "ppo", f"{SHORT} | {PLAIN}", speed, 2.0),
+    Goal("PPO, time", "ppo", f"{SHORT} | {COMPILED_PPO}", speed, 2.0),
+    Goal("PPO, time", "ppo", f"{SHORT} | {SMALL_PPO}", speed, 2.0),
     Goal("PPO, time", "ppo", f"{LONG} | {PLAIN}", speed, 3.0),
+    Goal("PPO, time", "ppo", f"{LONG} | {COMPILED_PPO}", speed, 3.0),
     Goal("PPO, memory", "ppo", f"{SHORT} | {PLAIN}", memory, 0.5, at_least=False),
     Goal("PPO, memory", "ppo", f"{SHORT} | {SMALL_PPO}", memory, 0.5, at_least=False),
     Goal("PPO, memory", "ppo", f"{LONG} | {PLAIN}", memory, 0.5, at_least=False),

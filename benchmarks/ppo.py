@@ -38,6 +38,7 @@ class PpoSetting:
     size: Size = field(default_factory=Size)
 
 
+COMPILED: dict[str, object] = {"compute": {"compile_layers": True}}
 ONE_TRUNK: dict[str, object] = {"share_trunk": True, "value_learning_rate": LEARNING_RATE}
 
 SETTINGS = (
@@ -47,11 +48,15 @@ SETTINGS = (
         {
             "defaults": {},
             "one trunk": ONE_TRUNK,
-            "micro-batches of 512 tokens": {"micro_batch_tokens": 512},
-            "compiled layers": {"compute": {"compile_layers": True}},
+            "compiled layers": COMPILED,
+            "micro-batches of 768 tokens": {"micro_batch_tokens": 768},
         },
     ),
-    PpoSetting("responses up to 160", 160, {"defaults": {}, "one trunk": ONE_TRUNK}),
+    PpoSetting(
+        "responses up to 160",
+        160,
+        {"defaults": {}, "one trunk": ONE_TRUNK, "compiled layers": COMPILED},
+    ),
 )
 
 

@@ -6,13 +6,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rlhf_core.functional.advantages import generalized_advantages
 from rlhf_core.functional.whitening import whiten
-from rlhf_core.tokenization import TokenBatch, TokenIds, pack_grouped_responses
+from rlhf_core.tokenization import TokenBatch, TokenIds, evenly, pack_grouped_responses
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,10 @@ class Rollout:
         return pack_grouped_responses(prompts, groups).to(self.mask.device)
 
     def micro_batches(self, rows: Sequence[int], *, budget: int) -> list[list[int]]:
-        """Cut ``rows`` into runs of at most ``budget`` tokens; a longer row is a run of its own."""
+        """Cut ``rows`` into even runs within ``budget`` tokens, each of one row at least."""
+        return evenly(partial(self._filled, rows), budget=budget)
+
+    def _filled(self, rows: Sequence[int], budget: int) -> list[list[int]]:
         runs: list[list[int]] = []
         used = 0
         for row in rows:

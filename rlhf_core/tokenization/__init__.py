@@ -18,6 +18,7 @@ from rlhf_core.tokenization.pack import (
     pack_responses,
 )
 from rlhf_core.tokenization.render import Renderer, make_renderer
+from rlhf_core.tokenization.runs import evenly
 
 __all__ = [
     "PreferenceBatch",
@@ -28,6 +29,7 @@ __all__ = [
     "TokenizedPair",
     "TokenizedPrompt",
     "as_token_ids",
+    "evenly",
     "group_by_prompt",
     "load_tokenizer",
     "make_renderer",

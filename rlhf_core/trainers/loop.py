@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from rlhf_core.config import OptimizerConfig
 from rlhf_core.errors import DivergedError
 from rlhf_core.functional.schedule import learning_rate_factor
 from rlhf_core.ports import Tracker
+from rlhf_core.tokenization import evenly
 from rlhf_core.trainers.checkpoint import Checkpoint, CheckpointStore
 from rlhf_core.trainers.state import (
     Tensors,
@@ -175,7 +177,13 @@ def plan_batches(
 def split_by_tokens(
     items: Sequence[Item], num_tokens: Callable[[Item], int], *, budget: int
 ) -> list[list[Item]]:
-    """Cut ``items`` into runs of at most ``budget`` tokens; a longer item is a run of its own."""
+    """Cut ``items`` into even runs within ``budget``; a longer item is a run of its own."""
+    return evenly(partial(_filled, items, num_tokens), budget=budget)
+
+
+def _filled(
+    items: Sequence[Item], num_tokens: Callable[[Item], int], budget: int
+) -> list[list[Item]]:
     runs: list[list[Item]] = []
     used = 0
     for item in items:

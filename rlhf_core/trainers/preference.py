@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_core.errors import DataError
 from rlhf_core.models import device_of
-from rlhf_core.tokenization import PreferenceBatch, TokenizedPair, pack_pairs
+from rlhf_core.tokenization import PreferenceBatch, TokenizedPair, evenly, pack_pairs
 from rlhf_core.trainers.loop import plan_batches
 
 LENGTH_TOLERANCE = 0.1
@@ -30,7 +31,11 @@ def plan_pair_batches(
 def split_pairs_by_tokens(
     pairs: Sequence[TokenizedPair], *, budget: int
 ) -> list[list[TokenizedPair]]:
-    """Cut pairs into runs of at most ``budget`` tokens; what pairs share is counted once."""
+    """Cut pairs into even runs within ``budget`` tokens; what pairs share is counted once."""
+    return evenly(partial(_filled, pairs), budget=budget)
+
+
+def _filled(pairs: Sequence[TokenizedPair], budget: int) -> list[list[TokenizedPair]]:
     runs: list[list[TokenizedPair]] = []
     used, seen = 0, set[bytes]()
     for pair in pairs:
