@@ -60,7 +60,7 @@ def _supervised(name: str, section: str, best: str, bounds: tuple[float, float, 
 
 
 COMPILED_PPO = "compiled layers"
-SMALL_PPO = "micro-batches of 768 tokens"
+SMALL_PPO = "micro-batches of 512 tokens"
 SHORT, LONG = "responses up to 64", "responses up to 160"
 GOALS = [
     *_supervised("SFT", "sft", "grouped by length, 8 x 8", (3.3, 1.7, 0.40)),

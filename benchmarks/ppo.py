@@ -49,7 +49,7 @@ SETTINGS = (
             "defaults": {},
             "one trunk": ONE_TRUNK,
             "compiled layers": COMPILED,
-            "micro-batches of 768 tokens": {"micro_batch_tokens": 768},
+            "micro-batches of 512 tokens": {"micro_batch_tokens": 512},
         },
     ),
     PpoSetting(
