@@ -162,14 +162,14 @@ class PpoConfig(Section):
         # Against the default and not as set or unset: settings that were written out and read
         # again have every key, and a file that extends another can only put a key back.
         changed = [
-            f"{name} {value} (leave it at {default})"
+            f"{name} {value} (its default is {default})"
             for name in OF_A_VALUE_FUNCTION
             if (value := getattr(self, name)) != (default := type(self).model_fields[name].default)
         ]
         if changed:
             raise ValueError(
                 f"advantages {self.advantages} has no value function that would read "
-                + ", ".join(changed)
+                f"{', '.join(changed)}: leave that out"
             )
         return self
 
