@@ -39,14 +39,14 @@ check: $(STAMP) ## Lint, types, import contracts and the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not slow and not gpu' -n 2 --dist loadgroup
+	$(BIN)/pytest -m 'not slow and not gpu' -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: $(STAMP) ## Everything: lint, types, contracts, all tests, the demo included
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not gpu' -n 3 --dist loadgroup
+	$(BIN)/pytest -m 'not gpu' -n 3 --dist loadgroup --no-loadscope-reorder
 
 run: $(STAMP) ## The shipped demo, from raw data to a promoted model
 	$(BIN)/rlhf run configs/demo.yaml

@@ -3,10 +3,10 @@
 raw data -> prepare -> SFT -> gate -> reward model + judge -> gate -> policy -> gate -> champion
 """
 
-from prefect import flow
 from prefect.states import Completed
 
 from flows.artifacts import file_report, show_outcome
+from flows.definition import flow
 from flows.inputs import (
     EvaluateInputs,
     PipelineInputs,

@@ -32,3 +32,29 @@ def mlflow_home(tmp_path, monkeypatch, fresh_database):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("RLHF_TRACKING_PATIENCE", "3")
     return tmp_path
+
+
+LONGEST_FIRST = ("outages", "served", "small_demo", "faults", "data_versions")
+"""Groups that take minutes, most of them waiting: with one of them left for the end, all the other
+workers would have nothing to do meanwhile."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Share fixtures and start the longest first.
+
+    Tests of one module go to one worker, so that what its fixtures make is made once; those of
+    ``tests/flows`` share a Prefect server as well.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            flows = "flows" if item.path.parent.name == "flows" else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(flows))
+    items.sort(key=_turn)
+
+
+def _turn(item):
+    (group,) = item.get_closest_marker("xdist_group").args
+    if group in LONGEST_FIRST:
+        return LONGEST_FIRST.index(group)
+    return len(LONGEST_FIRST) + (item.get_closest_marker("slow") is None)

@@ -46,7 +46,7 @@ def validate_prepared_pairs(frame: "pd.DataFrame", docs: Path | None = None) -> 
 
 
 def validate_prepared_prompts(frame: "pd.DataFrame", docs: Path | None = None) -> ValidationReport:
-    """Check that over all prepared files no prompt is on both sides of the split."""
+    """Check that over all prepared files no dialogue is on both sides of the split."""
     return _validate("prepared prompts", frame, _prompt_checks(), docs)
 
 
@@ -115,9 +115,9 @@ def _prepared_checks() -> Sequence[Check]:
             gxe.ExpectColumnValuesToBeBetween(column="probability", min_value=0.5, max_value=1),
         ),
         Check(
-            "a prompt is in one half only",
+            "a dialogue is in one half only",
             "block",
-            ExpectOneValuePerGroup(column_A="prompt_key", column_B="half"),
+            ExpectOneValuePerGroup(column_A="dialogue_key", column_B="half"),
         ),
     )
 
@@ -130,9 +130,9 @@ def _prompt_checks() -> Sequence[Check]:
     return (
         Check("rows exist", "block", gxe.ExpectTableRowCountToBeBetween(min_value=1)),
         Check(
-            "a prompt is on one side only",
+            "a dialogue is on one side only",
             "block",
-            ExpectOneValuePerGroup(column_A="prompt_key", column_B="side"),
+            ExpectOneValuePerGroup(column_A="dialogue_key", column_B="side"),
         ),
     )
 

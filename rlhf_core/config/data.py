@@ -152,9 +152,10 @@ class DataConfig(Section):
     version: str | None = Field(default=None, pattern=f"^{VERSION_NAME}$")
     """A published dataset version to use instead of preparing one: ``data-v3``."""
     heldout_fraction: Fraction = 0.1
-    """Share of prompts kept for held-out evaluation, split by prompt."""
+    """Share of dialogues kept for held-out evaluation. A dialogue is what opens with one system
+    message and first user turn; its prompts stay together."""
     judge_fraction: Fraction = 0.5
-    """Share of preference prompts that train the judge instead of the reward model."""
+    """Share of the preferences' dialogues that train the judge instead of the reward model."""
     max_unusable_fraction: Fraction = 0.2
     """Blank, identical or voteless rows are set aside one by one; a larger share than this means
     the file itself is broken, and stops the run."""

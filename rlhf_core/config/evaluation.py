@@ -28,7 +28,7 @@ class GateConfig(Section):
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Two-sided level of the interval whose bound is tested."""
     min_samples: Count = 100
-    """Fewer samples than this is HOLD, whatever the bound says."""
+    """Fewer independent samples (dialogues) than this is HOLD, whatever the bound says."""
 
     @field_validator("metric")
     @classmethod
@@ -126,7 +126,7 @@ class EvaluationConfig(Section):
     """How models are judged."""
 
     num_prompts: Count = 300
-    """Held-out prompts answered by the policy and by SFT, at most."""
+    """Held-out prompts answered by the policy and by SFT, at most; one of a dialogue."""
     temperature: NonNegative = 0.7
     """Sampling temperature of the answers compared; 0 is greedy, and then no KL is measured."""
     max_new_tokens: Count | None = None

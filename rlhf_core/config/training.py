@@ -60,7 +60,8 @@ class ComputeConfig(Section):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     compile_layers: bool = False
-    """Run decoder layers through ``torch.compile``; the first steps then take much longer."""
+    """Run decoder layers through ``torch.compile``: faster and smaller steps after a first one
+    that takes some ten seconds longer. Needs a C++ compiler."""
     lora: LoraConfig | None = None
     """Train adapters only; they are merged into the weights at the end."""
 

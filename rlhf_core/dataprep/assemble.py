@@ -8,14 +8,22 @@ from tqdm import tqdm
 
 from rlhf_core.dataprep.files import iterate_records
 from rlhf_core.dataprep.intake import Intake
-from rlhf_core.dataprep.keys import Key, conversation_key, response_key, source_name
-from rlhf_core.dataprep.near import PromptIndex, prompt_text, signature
+from rlhf_core.dataprep.keys import (
+    DialogueKey,
+    Key,
+    dialogue_key,
+    prompt_keys,
+    response_key,
+    source_name,
+)
+from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.outputs import PreparedFiles
+from rlhf_core.dataprep.prompt_index import PromptIndex, prompt_signatures
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.resolve import resolve
 from rlhf_core.dataprep.rows import Reason, SetAside, prompt_problem
 from rlhf_core.dataprep.rules import Problem, RowRules
-from rlhf_core.dataprep.split import PromptSplitter, Side
+from rlhf_core.dataprep.split import DialogueSplitter, Side
 from rlhf_core.schema import (
     Comparison,
     Conversation,
@@ -32,26 +40,26 @@ class Workbench:
 
     files: PreparedFiles
     quarantine: Quarantine
-    splitter: PromptSplitter
+    splitter: DialogueSplitter
     rules: RowRules
     heldout: PromptIndex | None
     """Held-out prompts to compare training prompts with; None where nearness does not matter."""
 
     def gives_away(self, prompt: Conversation, side: Side) -> bool:
-        """Tell whether a training prompt is nearly a held-out one."""
+        """Tell whether a training prompt, or how it opens, is nearly that of a held-out one."""
         if side == "heldout" or self.heldout is None:
             return False
-        return self.heldout.near(signature(prompt_text(prompt)))
+        return self.heldout.near(prompt_signatures(prompt))
 
 
-def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Key, PreferencePair]]:
-    """Write every comparison that stays as a pair, and yield it with its prompt's key."""
+def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Entry, PreferencePair]]:
+    """Write every comparison that stays as a pair, and yield it with its entry."""
     records = zip(intake.entries, iterate_records(intake.spill, Comparison), strict=True)
     progress = tqdm(
         records, total=len(intake.entries), desc="writing pairs", unit=" rows", disable=None
     )
     for number, (entry, item) in enumerate(progress):
-        side = bench.splitter.side(entry.prompt)
+        side = bench.splitter.side(entry.dialogue)
         if entry.reason is not None:
             row = SetAside(
                 entry.reason,
@@ -66,20 +74,20 @@ def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Key, Prefere
         if number in intake.pooled:
             item = item.model_copy(update={"votes": intake.pooled[number]})
         pair = resolve(item, entry.a_beats_b)
-        bench.files.add_pair(pair, entry.prompt, bench.splitter.half(entry.prompt), side)
+        bench.files.add_pair(pair, entry.dialogue, bench.splitter.half(entry.dialogue), side)
         bench.quarantine.keep("preferences")
-        yield entry.prompt, pair
+        yield entry, pair
 
 
 def write_demonstrations(rows: Iterable[tuple[int, Demonstration]], bench: Workbench) -> None:
     """Write the demonstrations of a file of their own."""
     seen: set[Key] = set()
     for line, item in tqdm(rows, desc="demonstrations", unit=" rows", disable=None):
-        key = conversation_key(item.prompt)
+        key, dialogue = prompt_keys(item.prompt)
         whole = key + response_key(item.response)
-        side = bench.splitter.side(key)
+        side = bench.splitter.side(dialogue)
         problem = _demonstration_problem(item, bench)
-        if problem is None and key in bench.splitter.reserved:
+        if problem is None and dialogue in bench.splitter.reserved:
             problem = "prompt_is_heldout", ""
         elif problem is None and whole in seen:
             problem = "exact_duplicate", ""
@@ -90,12 +98,12 @@ def write_demonstrations(rows: Iterable[tuple[int, Demonstration]], bench: Workb
             bench.quarantine.add("demonstrations", row)
             continue
         seen.add(whole)
-        bench.files.add_demonstration(item, key, side)
+        bench.files.add_demonstration(item, dialogue, side)
         bench.quarantine.keep("demonstrations")
 
 
 def write_derived(
-    pairs: Iterable[tuple[Key, PreferencePair]],
+    pairs: Iterable[tuple[Entry, PreferencePair]],
     bench: Workbench,
     *,
     demonstrations: bool,
@@ -107,7 +115,8 @@ def write_derived(
     too long to be answered is set aside as any other.
     """
     seen: set[Key] = set()
-    for key, pair in pairs:
+    for entry, pair in pairs:
+        key, dialogue = entry.prompt, entry.dialogue
         whole = key + response_key(pair.chosen)
         if demonstrations and whole not in seen:
             seen.add(whole)
@@ -117,19 +126,21 @@ def write_derived(
                 response=pair.chosen,
                 source=pair.source,
             )
-            bench.files.add_demonstration(demonstration, key, bench.splitter.side(key))
-        side = bench.splitter.prompt_side(key)
+            bench.files.add_demonstration(demonstration, dialogue, bench.splitter.side(dialogue))
+        side = bench.splitter.prompt_side(dialogue)
         if prompts and key not in seen and side is not None:
             seen.add(key)
-            _write_derived_prompt(pair, key, side, bench)
+            _write_derived_prompt(pair, dialogue, side, bench)
 
 
-def _write_derived_prompt(pair: PreferencePair, key: Key, side: Side, bench: Workbench) -> None:
+def _write_derived_prompt(
+    pair: PreferencePair, dialogue: DialogueKey, side: Side, bench: Workbench
+) -> None:
     """Write a pair's prompt, unless an answer would find no room behind it."""
     prompt = Prompt(prompt_id=pair.comparison_id, prompt=pair.prompt)
     problem = bench.rules.room_problem(prompt.prompt)
     if problem is None:
-        bench.files.add_prompt(prompt, key, side)
+        bench.files.add_prompt(prompt, dialogue, side)
         bench.quarantine.keep("prompts_of_pairs")
     else:
         row = _aside(problem, pair.source, 0, prompt, prompt.prompt_id)
@@ -140,9 +151,9 @@ def write_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench: Workben
     """Write the prompts to sample from; call it once pairs and demonstrations are written."""
     seen: set[Key] = set()
     for line, item in tqdm(rows, desc="prompts", unit=" rows", disable=None):
-        key = conversation_key(item.prompt)
+        key, dialogue = prompt_keys(item.prompt)
         problem = _prompt_problem(item, bench)
-        side = bench.splitter.prompt_side(key)
+        side = bench.splitter.prompt_side(dialogue)
         if problem is None and key in seen:
             problem = "exact_duplicate", ""
         elif problem is None and side is not None and bench.gives_away(item.prompt, side):
@@ -153,26 +164,27 @@ def write_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench: Workben
             bench.quarantine.add("prompts", row)
             continue
         seen.add(key)
-        bench.files.add_prompt(item, key, side)
+        bench.files.add_prompt(item, dialogue, side)
         bench.quarantine.keep("prompts")
 
 
 def write_heldout_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench: Workbench) -> None:
-    """Write the prompts only evaluation reads; the splitter reserves them: call it first."""
-    reserved = bench.splitter.reserved
+    """Write the prompts only evaluation reads; their dialogues are reserved: call it first."""
+    seen: set[Key] = set()
     for line, item in rows:
-        key = conversation_key(item.prompt)
+        key, dialogue = prompt_keys(item.prompt)
         problem = _prompt_problem(item, bench)
-        if problem is None and key in reserved:
+        if problem is None and key in seen:
             problem = "exact_duplicate", ""
         if problem is not None:
             row = _aside(problem, source_name(path), line, item, item.prompt_id)
             bench.quarantine.add("heldout_prompts", row)
             continue
-        reserved.add(key)
+        seen.add(key)
+        bench.splitter.reserved.add(dialogue)
         if bench.heldout is not None:
-            bench.heldout.add(key, signature(prompt_text(item.prompt)))
-        bench.files.add_prompt(item, key, "heldout")
+            bench.heldout.add(prompt_signatures(item.prompt))
+        bench.files.add_prompt(item, dialogue, "heldout")
         bench.quarantine.keep("heldout_prompts")
 
 
@@ -181,9 +193,8 @@ def index_heldout(prompts: Iterable[Conversation], bench: Workbench) -> None:
     if bench.heldout is None:
         return
     for prompt in prompts:
-        key = conversation_key(prompt)
-        if bench.splitter.side(key) == "heldout":
-            bench.heldout.add(key, signature(prompt_text(prompt)))
+        if bench.splitter.side(dialogue_key(prompt)) == "heldout":
+            bench.heldout.add(prompt_signatures(prompt))
 
 
 def _demonstration_problem(item: Demonstration, bench: Workbench) -> Problem | None:

@@ -18,7 +18,7 @@ from rlhf_core.dataprep.clusters import (
     numbered,
     proportion,
 )
-from rlhf_core.dataprep.keys import Key, conversation_key
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.schema import Estimate, PreferencePair
 
@@ -50,10 +50,10 @@ and parts one of which a text must hold, for those are quick to look for."""
 class StyleCounter:
     """Counts style habits and words of chosen and rejected responses, pair by pair."""
 
-    prompts: dict[Key, int] = field(default_factory=dict)
-    """Prompt to number, of the pairs below."""
+    dialogues: dict[DialogueKey, int] = field(default_factory=dict)
+    """Dialogue to number, of the pairs below."""
     told: dict[str, tuple["array[int]", "array[int]"]] = field(default_factory=dict)
-    """Style to the prompts of the pairs where one response has it alone, and 1 where that one was
+    """Style to the dialogues of the pairs where one response has it alone, and 1 where that one was
     chosen, else 0."""
     chosen_words: Counter[str] = field(default_factory=Counter)
     """Word to chosen responses that hold it."""
@@ -65,9 +65,9 @@ class StyleCounter:
         for name in STYLES:
             in_chosen = _has_style(name, chosen)
             if in_chosen != _has_style(name, rejected):
-                key = conversation_key(pair.prompt)
-                prompts, wins = self.told.setdefault(name, (array("q"), array("b")))
-                prompts.append(self.prompts.setdefault(key, len(self.prompts)))
+                key = dialogue_key(pair.prompt)
+                dialogues, wins = self.told.setdefault(name, (array("q"), array("b")))
+                dialogues.append(self.dialogues.setdefault(key, len(self.dialogues)))
                 wins.append(in_chosen)
         self.chosen_words.update(set(_WORD.findall(chosen)))
         self.rejected_words.update(set(_WORD.findall(rejected)))
@@ -76,8 +76,8 @@ class StyleCounter:
         """Share of pairs that the response with a habit wins, where the other lacks it."""
         told = {name: self.told[name] for name in STYLES if name in self.told}
         return {
-            name: proportion(np.array(wins, dtype=np.float64), np.array(prompts))
-            for name, (prompts, wins) in told.items()
+            name: proportion(np.array(wins, dtype=np.float64), np.array(dialogues))
+            for name, (dialogues, wins) in told.items()
         }
 
     def telling_words(self) -> dict[str, list[tuple[str, float]]]:
@@ -117,13 +117,13 @@ def _has_style(name: str, text: str) -> bool:
 def length_win_estimate(entries: Sequence[Entry]) -> Estimate:
     """Share of pairs that the longer response wins; equal lengths count one half."""
     differences = _winner_differences(entries)
-    return proportion((np.sign(differences) + 1) / 2, _prompts(entries))
+    return proportion((np.sign(differences) + 1) / 2, _dialogues(entries))
 
 
 def first_win_estimate(entries: Sequence[Entry]) -> Estimate:
     """Share of pairs that the first response shown wins; one half where order has no say."""
     won = np.array([entry.a_beats_b > 0.5 for entry in entries], dtype=np.float64)
-    return proportion(won, _prompts(entries))
+    return proportion(won, _dialogues(entries))
 
 
 def length_auc_estimate(entries: Sequence[Entry], seed: int) -> Estimate:
@@ -137,14 +137,14 @@ def length_auc_estimate(entries: Sequence[Entry], seed: int) -> Estimate:
         0.5 where length says nothing, 1 where it says everything; of at most 5,000 pairs.
     """
     rows = np.random.default_rng(seed).permutation(len(entries))[:MAX_ROWS]
-    differences, prompts = _winner_differences(entries)[rows], _prompts(entries)[rows]
+    differences, dialogues = _winner_differences(entries)[rows], _dialogues(entries)[rows]
 
     def length_auc(drawn: Ints) -> float:
         sample = differences[drawn]
         winners = np.repeat([True, False], len(sample))
         return auc(np.concatenate([sample, -sample]), winners)
 
-    return bootstrap(length_auc, prompts, seed)
+    return bootstrap(length_auc, dialogues, seed)
 
 
 def label_by_length(entries: Sequence[Entry]) -> list[tuple[float, float, int]]:
@@ -167,6 +167,6 @@ def _winner_differences(entries: Sequence[Entry]) -> Floats:
     return differences
 
 
-def _prompts(entries: Sequence[Entry]) -> Ints:
-    """[N] number of each entry's prompt."""
-    return numbered(entry.prompt for entry in entries)
+def _dialogues(entries: Sequence[Entry]) -> Ints:
+    """[N] number of each entry's dialogue."""
+    return numbered(entry.dialogue for entry in entries)

@@ -1,7 +1,7 @@
-"""Intervals of numbers made of pairs of which some belong together: those on one prompt.
+"""Intervals of numbers made of pairs of which some belong together: those of one dialogue.
 
 The pairs of a ranked list come from a few decisions: 36 pairs of nine responses are no 36
-observations. Whole prompts are what varies from one dataset to the next.
+observations. Whole dialogues are what varies from one dataset to the next.
 """
 
 import math

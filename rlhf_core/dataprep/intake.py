@@ -13,12 +13,13 @@ from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.dataprep.frames import FrameBuilder, batched, excerpt
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.ledger import Entry, enter
-from rlhf_core.dataprep.near import PromptIndex, SignatureTable, near_repeats, prompt_text
+from rlhf_core.dataprep.near import near_repeats
 from rlhf_core.dataprep.pooling import Ballot, votes_once
+from rlhf_core.dataprep.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.rows import UNNAMED, SetAside
 from rlhf_core.dataprep.rules import RowRules
-from rlhf_core.dataprep.split import PromptSplitter
+from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.dataprep.votes import VoteTable
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Comparison
@@ -49,8 +50,8 @@ class Intake:
     entries: list[Entry] = field(default_factory=list)
     votes: VoteTable = field(default_factory=VoteTable)
     columns: FrameBuilder = field(default_factory=lambda: FrameBuilder(RAW_COLUMNS))
-    signatures: tuple[SignatureTable, SignatureTable] | None = None
-    """Of both responses together and of the prompt; None where near repeats do not matter."""
+    signatures: RowSignatures | None = None
+    """None where near repeats do not matter."""
     pooled: dict[int, Ballot] = field(default_factory=dict)
     """Row to all votes on its pair, where other rows gave it theirs."""
     num_rows: int = 0
@@ -74,9 +75,7 @@ class Intake:
         self.votes.add(len(self.entries), item.votes)
         self.entries.append(entry)
         if self.signatures is not None:
-            first, second = sorted((item.response_a, item.response_b))
-            self.signatures[0].add(f"{first}\n{second}")
-            self.signatures[1].add(prompt_text(item.prompt))
+            self.signatures.add(item, entry.prompt, entry.dialogue)
         self.columns.add(
             item.comparison_id,
             item.source,
@@ -149,30 +148,33 @@ def set_aside_near_repeats(intake: Intake, threshold: float) -> None:
     if intake.signatures is None:
         return
     staying = [row for row, entry in enumerate(intake.entries) if entry.reason is None]
-    tables = [table.array()[staying] for table in intake.signatures]
+    both = intake.signatures.responses, intake.signatures.prompts
+    tables = [table.array()[staying] for table in both]
     for row, earlier in near_repeats(tables, threshold).items():
         original = intake.entries[staying[earlier]]
         intake.entries[staying[row]].set_aside("near_duplicate", f"of {original.place}")
 
 
-def set_aside_near_heldout(intake: Intake, heldout: PromptIndex, splitter: PromptSplitter) -> None:
-    """Set aside training pairs whose prompt is nearly a held-out one.
+def set_aside_near_heldout(
+    intake: Intake, heldout: PromptIndex, splitter: DialogueSplitter
+) -> None:
+    """Set aside training pairs whose prompt, or how it opens, is nearly that of a held-out one.
 
     The held-out prompts of the pairs that stay join those of the other files in ``heldout``.
     """
-    if intake.signatures is None:
+    signatures = intake.signatures
+    if signatures is None:
         return
-    prompts = intake.signatures[1].array()
     train: dict[Key, list[int]] = {}
     for row, entry in enumerate(intake.entries):
         if entry.reason is not None:
             continue
-        if splitter.side(entry.prompt) == "heldout":
-            heldout.add(entry.prompt, prompts[row])
+        if splitter.side(entry.dialogue) == "heldout":
+            heldout.add(signatures.of_prompt(row, entry.dialogue))
         else:
             train.setdefault(entry.prompt, []).append(row)
     for rows in train.values():
-        if heldout.near(prompts[rows[0]]):
+        if heldout.near(signatures.of_prompt(rows[0], intake.entries[rows[0]].dialogue)):
             for row in rows:
                 intake.entries[row].set_aside("prompt_near_heldout")
 

@@ -4,11 +4,14 @@ import hashlib
 import re
 import unicodedata
 from pathlib import Path
+from typing import NewType
 
 from rlhf_core.schema import Conversation
 
 Key = bytes
 """16 bytes; equal keys mean equal normalised texts."""
+DialogueKey = NewType("DialogueKey", Key)
+"""Of all prompts that open alike: the turns of one dialogue, each asked as a prompt of its own."""
 
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Thai, Lao, Burmese, Khmer, kana and Chinese characters: no spaces stand between their words."""
@@ -42,6 +45,28 @@ def conversation_key(conversation: Conversation) -> Key:
     return text_key(
         "\x1e".join(f"{turn.role}\x1f{normalise(turn.content)}" for turn in conversation)
     )
+
+
+def opening(conversation: Conversation) -> Conversation:
+    """Return what every later turn of a dialogue repeats: system messages and first user turn."""
+    for place, turn in enumerate(conversation):
+        if turn.role == "user":
+            before = (earlier for earlier in conversation[:place] if earlier.role == "system")
+            return (*before, turn)
+    return conversation
+
+
+def dialogue_key(conversation: Conversation) -> DialogueKey:
+    """Return the key of the dialogue that a prompt is part of; of one turn, the prompt's own."""
+    return DialogueKey(conversation_key(opening(conversation)))
+
+
+def prompt_keys(conversation: Conversation) -> tuple[Key, DialogueKey]:
+    """Return the keys of a prompt and of its dialogue; most have one turn and are read once."""
+    start, prompt = opening(conversation), conversation_key(conversation)
+    if len(start) == len(conversation):
+        return prompt, DialogueKey(prompt)
+    return prompt, DialogueKey(conversation_key(start))
 
 
 def response_key(text: str) -> Key:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from rlhf_core.dataprep.keys import Key, conversation_key, response_keys, text_key
+from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_keys, text_key
 from rlhf_core.dataprep.rows import Reason, comparison_problem
 from rlhf_core.dataprep.votes import Floats, decide
 from rlhf_core.schema import Comparison
@@ -14,6 +14,8 @@ class Entry:
     """One comparison in the ledger."""
 
     prompt: Key
+    dialogue: DialogueKey
+    """Of the prompt; what is split, and what intervals count as one."""
     pair: Key
     """The prompt with its two responses, whichever comes first."""
     a_first: bool
@@ -43,11 +45,12 @@ class Entry:
 
 def enter(item: Comparison) -> Entry:
     """Return the ledger's entry of one comparison, screened on its own."""
-    prompt = conversation_key(item.prompt)
+    prompt, dialogue = prompt_keys(item.prompt)
     key_a, key_b = response_keys(item.response_a, item.response_b)
     first, second = sorted((key_a, key_b))
     return Entry(
         prompt=prompt,
+        dialogue=dialogue,
         pair=text_key((prompt + first + second).hex()),
         a_first=key_a == first,
         source=item.source,
@@ -72,8 +75,8 @@ def apply_votes(entries: Sequence[Entry], probabilities: Floats) -> None:
             entry.set_aside("tie")
 
 
-def set_aside_reserved(entries: Sequence[Entry], reserved: Set[Key]) -> None:
-    """Set aside every comparison whose prompt belongs to the held-out file."""
+def set_aside_reserved(entries: Sequence[Entry], reserved: Set[DialogueKey]) -> None:
+    """Set aside every comparison whose dialogue belongs to the held-out file."""
     for entry in entries:
-        if entry.prompt in reserved:
-            entry.set_aside("prompt_is_heldout")
+        if entry.dialogue in reserved:
+            entry.set_aside("prompt_is_heldout", "its first turn is that of a held-out prompt")

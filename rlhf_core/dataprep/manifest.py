@@ -30,7 +30,7 @@ class Manifest(Record):
     """Version of the dataset: over the prepared files' sha256, in name order."""
     files: dict[str, FileFacts]
     split: str = ""
-    """Rule by which prompts were split; empty in datasets that are older than this field."""
+    """Rule by which dialogues were split; empty in datasets that are older than this field."""
     longest_prompt: int = 0
     """Tokens of the longest prompt to sample from; 0 where tokens were not looked at."""
     shortest_left_out: int | None = None
@@ -70,7 +70,7 @@ def write_manifest(
         fingerprint: of all that decided them.
         num_rows: rows of each file.
         room: tokens of the longest prompt kept and of the shortest left out.
-        split: rule by which prompts were split.
+        split: rule by which dialogues were split.
     """
     files = {}
     for name in FILE_NAMES:

@@ -11,8 +11,7 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
-from rlhf_core.dataprep.keys import UNSPACED, Key, bare, normalise
-from rlhf_core.schema import Conversation
+from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
 
 NUM_PERMUTATIONS = 64
 """Standard error of a similarity of 0.8: 0.05."""
@@ -23,7 +22,7 @@ _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dt
 _PRIME = np.uint64((1 << 61) - 1)
 _HASH_BITS = np.uint64((1 << 32) - 1)
 """The permutations of ``datasketch``: (a h + b) modulo a Mersenne prime, lower 32 bits."""
-_WEIGHTS = (0.1, 0.9)
+WEIGHTS = (0.1, 0.9)
 """Of false candidates and of misses, when bands are chosen."""
 _LARGE_BUCKET = 256
 """Candidates that are compared each with each; more of them are split first."""
@@ -34,15 +33,10 @@ Signature = NDArray[np.uint32]
 
 def signature(text: str) -> Signature:
     """Return the MinHash signature of a text's word triples."""
-    a, b = _empty().permutations
+    a, b = empty_sketch().permutations
     permuted = (_shingles(text)[:, None] * a + b) % _PRIME & _HASH_BITS
     values: Signature = permuted.min(axis=0).astype(np.uint32)
     return values
-
-
-def prompt_text(prompt: Conversation) -> str:
-    """Return the text a prompt is compared by: all its turns."""
-    return "\n".join(turn.content for turn in prompt)
 
 
 def similarity(first: Signature, second: Signature) -> float:
@@ -101,29 +95,6 @@ def near_repeats(tables: Sequence[NDArray[np.uint32]], threshold: float) -> dict
     return repeats
 
 
-class PromptIndex:
-    """Held-out prompts, ready to be asked whether a training prompt gives one away."""
-
-    def __init__(self, threshold: float) -> None:
-        """Ask for prompts at least this similar."""
-        self._threshold = threshold
-        self._lsh = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=_WEIGHTS)
-        self._signatures: dict[Key, Signature] = {}
-
-    def add(self, key: Key, hashed: Signature) -> None:
-        """Add the signature of a held-out prompt."""
-        if key not in self._signatures:
-            self._lsh.insert(key, _sketch(hashed))
-            self._signatures[key] = hashed
-
-    def near(self, hashed: Signature) -> bool:
-        """Tell whether a prompt, by its signature, is nearly one of the held-out prompts."""
-        return any(
-            similarity(hashed, self._signatures[key]) >= self._threshold
-            for key in self._lsh.query(_sketch(hashed))
-        )
-
-
 class _WordHashes(dict[str, int]):
     """Hash of a bare word, remembered: most words of a text were met before."""
 
@@ -137,14 +108,8 @@ class _WordHashes(dict[str, int]):
 _HASHES = _WordHashes()
 
 
-def _sketch(hashed: Signature) -> MinHash:
-    sketch = _empty().copy()
-    sketch.hashvalues = hashed.astype(np.uint64)
-    return sketch
-
-
 @cache
-def _empty() -> MinHash:
+def empty_sketch() -> MinHash:
     """A sketch of nothing, to copy: drawing the permutations costs more than a text."""
     return MinHash(NUM_PERMUTATIONS)
 
@@ -169,7 +134,7 @@ def _words(text: str) -> list[str]:
 
 def _bands(threshold: float) -> tuple[int, int]:
     """Return (bands, rows) that miss little; false candidates cost a comparison and no more."""
-    lsh = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=_WEIGHTS)
+    lsh = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=WEIGHTS)
     return lsh.b, lsh.r
 
 

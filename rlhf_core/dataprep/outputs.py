@@ -8,7 +8,7 @@ from typing import IO
 import pyarrow as pa
 
 from rlhf_core.dataprep.frames import FrameBuilder, excerpt
-from rlhf_core.dataprep.keys import Key
+from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.split import Half, Side
 from rlhf_core.schema import Demonstration, PreferencePair, Prompt, Record
 
@@ -30,7 +30,7 @@ PAIR_FILES = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
 PAIR_COLUMNS = pa.schema(
     [
         ("comparison_id", pa.string()),
-        ("prompt_key", pa.string()),
+        ("dialogue_key", pa.string()),
         ("half", pa.string()),
         ("chosen", pa.string()),
         ("rejected", pa.string()),
@@ -42,7 +42,7 @@ PROMPT_COLUMNS = pa.schema(
         ("row_id", pa.string()),
         ("file", pa.string()),
         ("side", pa.string()),
-        ("prompt_key", pa.string()),
+        ("dialogue_key", pa.string()),
     ]
 )
 
@@ -61,30 +61,32 @@ class PreparedFiles:
         self.pairs = FrameBuilder(PAIR_COLUMNS)
         self.prompts = FrameBuilder(PROMPT_COLUMNS)
 
-    def add_pair(self, pair: PreferencePair, key: Key, half: Half, side: Side) -> None:
+    def add_pair(self, pair: PreferencePair, dialogue: DialogueKey, half: Half, side: Side) -> None:
         """Write a preference pair."""
-        self._write(f"{half}_{side}", pair, pair.comparison_id, key, side)
+        self._write(f"{half}_{side}", pair, pair.comparison_id, dialogue, side)
         self.pairs.add(
             pair.comparison_id,
-            key.hex(),
+            dialogue.hex(),
             half,
             excerpt(pair.chosen),
             excerpt(pair.rejected),
             pair.probability,
         )
 
-    def add_demonstration(self, item: Demonstration, key: Key, side: Side) -> None:
+    def add_demonstration(self, item: Demonstration, dialogue: DialogueKey, side: Side) -> None:
         """Write a demonstration."""
-        self._write(f"demonstrations_{side}", item, item.demonstration_id, key, side)
+        self._write(f"demonstrations_{side}", item, item.demonstration_id, dialogue, side)
 
-    def add_prompt(self, item: Prompt, key: Key, side: Side) -> None:
+    def add_prompt(self, item: Prompt, dialogue: DialogueKey, side: Side) -> None:
         """Write a prompt."""
-        self._write(f"prompts_{side}", item, item.prompt_id, key, side)
+        self._write(f"prompts_{side}", item, item.prompt_id, dialogue, side)
 
-    def _write(self, name: str, record: Record, row_id: str, key: Key, side: Side) -> None:
+    def _write(
+        self, name: str, record: Record, row_id: str, dialogue: DialogueKey, side: Side
+    ) -> None:
         self._streams[name].write(record.model_dump_json().encode() + b"\n")
         self.num_rows[name] += 1
-        self.prompts.add(row_id, name, side, key.hex())
+        self.prompts.add(row_id, name, side, dialogue.hex())
 
     def __enter__(self) -> "PreparedFiles":
         return self

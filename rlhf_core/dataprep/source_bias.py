@@ -55,9 +55,9 @@ def source_estimates(entries: Sequence[Entry], seed: int) -> dict[str, Estimate]
 
     Returns:
         ``source_label_auc``: area under the curve of telling from a pair's source alone whether its
-        first response wins, by the source's record on the other half of the prompts; 0.5 where the
-        source says nothing. ``source_length_share``: share of the variance of response length that
-        the source explains (omega squared); 0 where it explains none.
+        first response wins, by the source's record on the other half of the dialogues; 0.5 where
+        the source says nothing. ``source_length_share``: share of the variance of response length
+        that the source explains (omega squared); 0 where it explains none.
     """
     counts = Counter(entry.source for entry in entries)
     names = sorted(name for name, count in counts.items() if count >= MIN_PAIRS)
@@ -67,25 +67,25 @@ def source_estimates(entries: Sequence[Entry], seed: int) -> dict[str, Estimate]
     rows = [entry for entry in entries if entry.source in number]
     source = np.array([number[row.source] for row in rows])
     won = np.array([row.a_beats_b > 0.5 for row in rows])
-    half = np.array([unit_interval(seed, "source", row.prompt) < 0.5 for row in rows])
+    half = np.array([unit_interval(seed, "source", row.dialogue) < 0.5 for row in rows])
     length = np.array([sum(row.num_chars) / 2 for row in rows])
     record = _record(source, won, half, len(names))
     some = np.random.default_rng(seed).permutation(len(rows))[:MAX_ROWS]
     source, won, length, record = source[some], won[some], length[some], record[some]
-    prompts = numbered(rows[place].prompt for place in some)
+    dialogues = numbered(rows[place].dialogue for place in some)
     found = {}
     if 0 < won.sum() < len(won):
         found["source_label_auc"] = bootstrap(
-            lambda drawn: auc(record[drawn], won[drawn]), prompts, seed
+            lambda drawn: auc(record[drawn], won[drawn]), dialogues, seed
         )
     found["source_length_share"] = bootstrap(
-        lambda drawn: _omega_squared(length[drawn], source[drawn], len(names)), prompts, seed
+        lambda drawn: _omega_squared(length[drawn], source[drawn], len(names)), dialogues, seed
     )
     return found
 
 
 def _record(source: Ints, won: NDArray[np.bool_], half: NDArray[np.bool_], size: int) -> Floats:
-    """How often a wins in a row's source, over the prompts of the other half."""
+    """How often a wins in a row's source, over the dialogues of the other half."""
     record = np.empty(len(source))
     for side in (True, False):
         other = half != side

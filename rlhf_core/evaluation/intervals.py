@@ -80,7 +80,7 @@ def estimate_clustered(
 ) -> Estimate:
     """Mean of values of which some belong together: whole clusters are resampled.
 
-    Three pairs of one prompt are not three independent samples; ``num_samples`` of the result is
+    Three pairs of one dialogue are not three independent samples; ``num_samples`` of the result is
     the number of clusters.
 
     Args:

@@ -30,7 +30,7 @@ class ScoredPairs:
     """Tokens of the response, EOS included."""
     rejected_lengths: Array
     clusters: NDArray[np.int64]
-    """Pairs of one prompt share a number: they are not independent samples."""
+    """Pairs of one dialogue share a number: they are not independent samples."""
 
     @property
     def margins(self) -> Array:

@@ -25,7 +25,7 @@ def prepare_training(model: nn.Module, compute: ComputeConfig, *, seed: int) -> 
         seed: of the adapters' random numbers; the global generator is left alone.
 
     Raises:
-        ConfigError: bfloat16 on a processor without it.
+        ConfigError: bfloat16 on a processor without it, or compiled layers without a compiler.
         ModelError: an adapter fits no layer of the model.
     """
     set_precision(model, compute)
@@ -34,6 +34,7 @@ def prepare_training(model: nn.Module, compute: ComputeConfig, *, seed: int) -> 
     if compute.lora is not None:
         model = _add_adapters(unwrapped(model), compute.lora, seed=seed)
     if compute.compile_layers:
+        _require_compiler()
         for layer in _decoder_layers(model):
             layer.compile(dynamic=True)
     return model.train()
@@ -147,3 +148,16 @@ def _require_bfloat16(device: torch.device) -> None:
         supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if not supported:
         raise ConfigError(f"compute.precision: this {device.type} has no bfloat16; use float32")
+
+
+def _require_compiler() -> None:
+    """The first step would end in a traceback, minutes after the settings were read."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "compute.compile_layers: no C++ compiler was found; install g++ or set it to false"
+        ) from error

@@ -24,7 +24,7 @@ class DatasetRef(Record):
 
 
 class DatasetSplits(Record):
-    """What ``prepare`` made. No prompt appears in more than one of train, held-out and test."""
+    """What ``prepare`` made. No dialogue appears on both sides, train and held-out."""
 
     directory: Path
     sha256: str
@@ -33,7 +33,7 @@ class DatasetSplits(Record):
     """DVC's md5 of the directory."""
     git_revision: str | None
     split: str = ""
-    """Rule by which prompts were split: what is held out here is held out in every dataset of the
+    """Rule by which dialogues were split: what is held out here is held out in every dataset of the
     same rule. Empty in datasets that do not say."""
     demonstrations_train: DatasetRef
     demonstrations_heldout: DatasetRef

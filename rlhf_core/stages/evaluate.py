@@ -8,9 +8,11 @@ import numpy as np
 
 from rlhf_core.adapters.tracking import StageRun
 from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.clusters import numbered
 from rlhf_core.dataprep.files import read_records
+from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.evaluation.comparison import policy_breakdown, policy_metrics
-from rlhf_core.evaluation.intervals import estimate_mean, estimate_ratio
+from rlhf_core.evaluation.intervals import cluster_sums, estimate_clustered, estimate_ratio
 from rlhf_core.evaluation.preference_metrics import (
     accuracy_by_length,
     fit_length_rival,
@@ -27,7 +29,7 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.compare import compare_with_sft, write_samples
-from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.stages.examples import TurnOf, tokenize_records
 from rlhf_core.stages.scored_pairs import heldout_pairs, score_pairs
 from rlhf_core.stages.scoring import response_logprobs
 from rlhf_core.stages.verdict import (
@@ -62,25 +64,28 @@ def evaluate_sft(
     """
     started = time.monotonic()
     with evaluation_run(config, splits, context, run, sft=model) as run:
+        renderer = model_renderer(model.path)
         examples = tokenize_records(
             read_records(splits.demonstrations_heldout, Demonstration),
-            model_renderer(model.path).demonstration,
-            length=attrgetter("num_tokens"),
+            lambda row: TurnOf(dialogue_key(row.prompt), renderer.demonstration(row)),
+            length=attrgetter("tokens.num_tokens"),
             max_length=config.model.max_length,
             set_aside=context.stage_directory("sft") / "set-aside-evaluation.jsonl",
         )
         logprobs = response_logprobs(
             load_causal(model.path, device=config.model.device),
-            [example.prompt_ids for example in examples],
-            [example.response_ids for example in examples],
+            [example.tokens.prompt_ids for example in examples],
+            [example.tokens.response_ids for example in examples],
             budget=config.evaluation.micro_batch_tokens,
         )
         nll = np.array([-float(row.double().sum()) for row in logprobs])
         lengths = np.array([float(len(row)) for row in logprobs])
         plans = metric_plans(config, "sft")
+        dialogues = numbered(example.dialogue for example in examples)
+        nats, tokens = cluster_sums(nll, dialogues), cluster_sums(lengths, dialogues)
         metrics = {
-            "sft/heldout_nll": estimate_ratio(nll, lengths, plans("sft/heldout_nll")),
-            "sft/response_nll": estimate_mean(nll, plans("sft/response_nll")),
+            "sft/heldout_nll": estimate_ratio(nats, tokens, plans("sft/heldout_nll")),
+            "sft/response_nll": estimate_clustered(nll, dialogues, plans("sft/response_nll")),
         }
         report = EvaluationReport(stage="sft", model=model, metrics=metrics)
         return conclude(config, "sft", report, run, started)
@@ -122,7 +127,8 @@ def evaluate_reward(
             splits.judge_heldout if is_judge else splits.reward_heldout,
         )
         rival = fit_length_rival(
-            [len(pair.chosen_ids) for pair in train], [len(pair.rejected_ids) for pair in train]
+            [len(pair.tokens.chosen_ids) for pair in train],
+            [len(pair.tokens.rejected_ids) for pair in train],
         )
         pairs = score_pairs(config, model, heldout)
         plans = metric_plans(config, role)

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from rlhf_core.dataprep.files import write_records
+from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Record
 
@@ -13,6 +15,14 @@ logger = logging.getLogger(__name__)
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 Tokenized = TypeVar("Tokenized")
+
+
+@dataclass(frozen=True, slots=True)
+class TurnOf(Generic[Tokenized]):
+    """A record as tokens, with its dialogue: rows of one dialogue are no independent samples."""
+
+    dialogue: DialogueKey
+    tokens: Tokenized
 
 
 class SetAside(Record):

@@ -10,6 +10,7 @@ from rlhf_core.adapters import data_docs, validation
 from rlhf_core.config import DataConfig, PipelineConfig
 from rlhf_core.dataprep import assemble
 from rlhf_core.dataprep.assemble import Workbench
+from rlhf_core.dataprep.dialogues import DialogueFacts, dialogue_facts
 from rlhf_core.dataprep.intake import (
     Intake,
     set_aside_near_heldout,
@@ -18,14 +19,14 @@ from rlhf_core.dataprep.intake import (
 )
 from rlhf_core.dataprep.ledger import apply_votes, set_aside_reserved
 from rlhf_core.dataprep.manifest import write_manifest
-from rlhf_core.dataprep.near import PromptIndex, SignatureTable
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.pictures import draw_pictures
 from rlhf_core.dataprep.pooling import pool_votes
+from rlhf_core.dataprep.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.rules import TokenCheck, make_rules
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
-from rlhf_core.dataprep.split import PromptSplitter
+from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.dataprep.votes import MODELS, reliability
 from rlhf_core.schema import ValidationReport
 from rlhf_core.stages import prepare_checks as checks
@@ -76,8 +77,7 @@ def build(
     intake.spill.unlink()
     checks.require_balance(quarantine, intake)
     checks.require_pairs(intake, subject, data.min_pairs, failures / QUARANTINE)
-    checks.require_filled(files, subject)
-    _validate_prepared(data, files, validator)
+    dialogues = _validate_prepared(data, files, work, validator)
     agreement = describe_agreement(intake, data.votes, config.seed)
     checks.require_agreement(agreement, subject, data.min_alpha)
     found, pictures = measure(config, work, intake, agreement)
@@ -88,6 +88,7 @@ def build(
     manifest = write_manifest(work, fingerprint, files.num_rows, room, bench.splitter.rule)
     sections = {
         "files": inputs.raw_files(data),
+        "dialogues": {kind: facts.as_json() for kind, facts in dialogues.items()},
         "agreement": agreement.as_json(),
         "measurements": found.as_json(),
         "gates": [result.model_dump(mode="json") for result in gates],
@@ -103,7 +104,7 @@ def _workbench(
     token_check: TokenCheck | None,
 ) -> Workbench:
     data = config.data
-    splitter = PromptSplitter(
+    splitter = DialogueSplitter(
         seed=config.seed,
         heldout_fraction=data.heldout_fraction,
         judge_fraction=data.judge_fraction,
@@ -136,7 +137,7 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> None:
 def _read(data: DataConfig, bench: Workbench, spill: Path) -> Intake:
     intake = Intake(spill)
     if bench.heldout is not None:
-        intake.signatures = SignatureTable(), SignatureTable()
+        intake.signatures = RowSignatures()
     source_rows = bench.quarantine.source_rows.setdefault("preferences", Counter())
     sources = inputs.raw_sources(data).values()
     rows = chain.from_iterable(read_comparisons(source, source_rows) for source in sources)
@@ -198,10 +199,17 @@ def _validate_raw(data: DataConfig, intake: Intake, validator: Validator) -> Non
     validator.require(report, inputs.name_sources(data), frame, intake.spill)
 
 
-def _validate_prepared(data: DataConfig, files: PreparedFiles, validator: Validator) -> None:
-    for check, columns in (
-        (validation.validate_prepared_pairs, files.pairs),
-        (validation.validate_prepared_prompts, files.prompts),
-    ):
-        frame = columns.take_frame()
-        validator.require(check(frame, validator.docs), str(data.output), frame)
+def _validate_prepared(
+    data: DataConfig, files: PreparedFiles, work: Path, validator: Validator
+) -> dict[str, DialogueFacts]:
+    """Check what was written, and return how it falls into dialogues."""
+    frame = files.prompts.take_frame()
+    dialogues = dialogue_facts(frame, work)
+    checks.require_filled(files, dialogues, inputs.name_sources(data))
+    checks.warn_of_large_dialogues(dialogues, data)
+    report = validation.validate_prepared_prompts(frame, validator.docs)
+    validator.require(report, str(data.output), frame)
+    frame = files.pairs.take_frame()
+    report = validation.validate_prepared_pairs(frame, validator.docs)
+    validator.require(report, str(data.output), frame)
+    return dialogues

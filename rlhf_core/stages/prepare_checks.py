@@ -1,5 +1,6 @@
 """What preparation insists on; each failure is one line, with the rows in question kept."""
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,10 +8,11 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_core.config import GateConfig
+from rlhf_core.config import DataConfig, GateConfig
+from rlhf_core.dataprep.dialogues import DialogueFacts
 from rlhf_core.dataprep.files import atomic_file, read_lines
 from rlhf_core.dataprep.intake import Intake
-from rlhf_core.dataprep.outputs import PreparedFiles
+from rlhf_core.dataprep.outputs import PAIR_FILES, PreparedFiles
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.errors import DataError, MissingMetricError
 from rlhf_core.evaluation.gates import judge_estimate
@@ -19,6 +21,8 @@ from rlhf_core.stages.prepare_report import AgreementReport
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 
 def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
@@ -119,14 +123,43 @@ def require_pairs(intake: Intake, subject: str, min_pairs: int, quarantine: Path
     )
 
 
-def require_filled(files: PreparedFiles, subject: str) -> None:
+def require_filled(
+    files: PreparedFiles, dialogues: Mapping[str, DialogueFacts], subject: str
+) -> None:
     """Refuse a split that leaves a prepared file empty."""
     empty = [name for name, num_rows in files.num_rows.items() if not num_rows]
-    if empty:
-        raise DataError(
-            f"{subject}: no rows for {', '.join(empty)}; give more rows, or other values of"
-            " data.heldout_fraction and data.judge_fraction"
-        )
+    if not empty:
+        return
+    kind = "pairs" if set(empty) & set(PAIR_FILES) else empty[0].rsplit("_", 1)[0]
+    found = dialogues.get(kind)
+    why = "" if found is None else f": {_lumps(kind, found)}"
+    raise DataError(
+        f"{subject}: no rows for {', '.join(empty)}{why}; give more dialogues, leave out a first"
+        " turn that different ones share, or change data.heldout_fraction or data.judge_fraction"
+    )
+
+
+def warn_of_large_dialogues(dialogues: Mapping[str, DialogueFacts], data: DataConfig) -> None:
+    """Log where one dialogue alone has more rows than a side of the split should have."""
+    shares = (data.heldout_fraction, data.judge_fraction)
+    smallest = min(part for share in shares for part in (share, 1 - share) if part > 0)
+    told: set[str] = set()
+    for kind, found in sorted(dialogues.items(), key=lambda item: item[0] != "pairs"):
+        if found.largest > smallest * found.rows and found.opening not in told:
+            told.add(found.opening)
+            logger.warning(
+                "large_dialogue %s; sides and halves differ from the shares asked for; where"
+                " different dialogues share that turn, leave it out",
+                _lumps(kind, found),
+            )
+
+
+def _lumps(kind: str, found: DialogueFacts) -> str:
+    dialogues = "one dialogue" if found.dialogues == 1 else f"{found.dialogues} dialogues"
+    return (
+        f"the {found.rows} {kind} are {dialogues}, the largest of {found.largest}, which begins"
+        f" {found.opening!r}, and a dialogue lies whole on one side"
+    )
 
 
 def require_balance(quarantine: Quarantine, intake: Intake) -> None:

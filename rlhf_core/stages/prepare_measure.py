@@ -12,9 +12,9 @@ from rlhf_core.dataprep import bias
 from rlhf_core.dataprep.files import iterate_records
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.ledger import Entry
-from rlhf_core.dataprep.near import prompt_text
 from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.dataprep.pictures import PictureData
+from rlhf_core.dataprep.prompt_index import prompt_text
 from rlhf_core.dataprep.shift import PromptSample, prompt_shift
 from rlhf_core.dataprep.source_bias import SourceFacts, source_estimates, source_facts
 from rlhf_core.dataprep.sources import read_prompts

@@ -47,7 +47,7 @@ def train_reward(
         sft: the model whose trunk it starts from.
         context: where the run keeps its files.
         role: ``reward`` is what PPO optimises; ``judge`` decides promotion and never trains a
-            policy. The two see disjoint prompts and start from different heads.
+            policy. The two see disjoint dialogues and start from different heads.
     """
     started = time.monotonic()
     directory = context.stage_directory(role)

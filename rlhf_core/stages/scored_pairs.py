@@ -6,11 +6,13 @@ from typing import Literal
 import numpy as np
 
 from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.clusters import numbered
 from rlhf_core.dataprep.files import read_records
+from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.evaluation.preference_metrics import ScoredPairs
 from rlhf_core.models import load_scalar
 from rlhf_core.schema import DatasetRef, ModelRef, PreferencePair, RunContext
-from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.stages.examples import TurnOf, tokenize_records
 from rlhf_core.stages.scoring import response_scores
 from rlhf_core.tokenization import Renderer, TokenizedPair
 
@@ -21,30 +23,30 @@ def heldout_pairs(
     context: RunContext,
     role: Literal["reward", "judge"],
     source: DatasetRef,
-) -> list[TokenizedPair]:
+) -> list[TurnOf[TokenizedPair]]:
     """Read prepared pairs as tokens; those that do not fit are set aside by reason."""
     return tokenize_records(
         read_records(source, PreferencePair),
-        renderer.pair,
-        length=attrgetter("num_tokens"),
+        lambda pair: TurnOf(dialogue_key(pair.prompt), renderer.pair(pair)),
+        length=attrgetter("tokens.num_tokens"),
         max_length=config.model.max_length,
         set_aside=context.stage_directory(role) / f"set-aside-{source.path.stem}.jsonl",
     )
 
 
-def score_pairs(config: PipelineConfig, model: ModelRef, pairs: list[TokenizedPair]) -> ScoredPairs:
-    """Score both sides of every pair; pairs of one prompt form a cluster."""
+def score_pairs(
+    config: PipelineConfig, model: ModelRef, pairs: list[TurnOf[TokenizedPair]]
+) -> ScoredPairs:
+    """Score both sides of every pair; pairs of one dialogue form a cluster."""
     budget = config.evaluation.micro_batch_tokens
     scorer = load_scalar(model.path, device=config.model.device)
-    prompts = [pair.prompt_ids for pair in pairs]
-    chosen, rejected = [pair.chosen_ids for pair in pairs], [pair.rejected_ids for pair in pairs]
-    numbers = {
-        key: number for number, key in enumerate(dict.fromkeys(p.tobytes() for p in prompts))
-    }
+    prompts = [pair.tokens.prompt_ids for pair in pairs]
+    chosen = [pair.tokens.chosen_ids for pair in pairs]
+    rejected = [pair.tokens.rejected_ids for pair in pairs]
     return ScoredPairs(
         chosen_scores=response_scores(scorer, prompts, chosen, budget=budget),
         rejected_scores=response_scores(scorer, prompts, rejected, budget=budget),
         chosen_lengths=np.array([float(len(ids)) for ids in chosen]),
         rejected_lengths=np.array([float(len(ids)) for ids in rejected]),
-        clusters=np.array([numbers[prompt.tobytes()] for prompt in prompts]),
+        clusters=numbered(pair.dialogue for pair in pairs),
     )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.comparison import Answers
 from rlhf_core.evaluation.intervals import Array
@@ -114,6 +115,8 @@ def choose_prompts(
 ) -> list[Prompt]:
     """Draw at most ``count`` prompts that fit, keeping their order; the same draw for one seed.
 
+    Of each dialogue one is drawn: its turns are no independent samples.
+
     Raises:
         DataError: none fits.
     """
@@ -123,10 +126,11 @@ def choose_prompts(
             f"none of {len(prompts)} held-out prompts fits into {longest} tokens; "
             "raise model.max_length"
         )
-    if len(fitting) <= count:
-        return fitting
-    chosen = sorted(random.Random(seed).sample(range(len(fitting)), count))
-    return [fitting[index] for index in chosen]
+    order = random.Random(seed).sample(range(len(fitting)), len(fitting))
+    drawn: dict[DialogueKey, int] = {}
+    for index in order:
+        drawn.setdefault(dialogue_key(fitting[index].prompt), index)
+    return [fitting[index] for index in sorted(list(drawn.values())[:count])]
 
 
 def fits(prompt: Prompt, renderer: Renderer, longest: int) -> bool:

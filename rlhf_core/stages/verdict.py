@@ -127,8 +127,8 @@ def doubts_about_data(splits: DatasetSplits, models: Iterable[ModelRef]) -> tupl
         same_rule = splits.split and tags.get("rlhf.dataset_split") == splits.split
         if trained_on is not None and trained_on != splits.sha256 and not same_rule:
             doubts.append(
-                f"{model.uri} was trained on dataset {trained_on[:12]}, whose prompts were split "
-                f"by another rule than those of {splits.sha256[:12]}; what is held out here may "
+                f"{model.uri} was trained on dataset {trained_on[:12]}, which was split "
+                f"by another rule than {splits.sha256[:12]}; what is held out here may "
                 "have trained it."
             )
     return tuple(doubts)

@@ -24,7 +24,7 @@ def make_docs(folder: Path) -> Path:
             "row_id": [FOREIGN, "2", "3"],
             "file": ["reward_train", "prompts_heldout", "reward_train"],
             "side": ["train", "heldout", "train"],
-            "prompt_key": [FOREIGN, FOREIGN, "q"],
+            "dialogue_key": [FOREIGN, FOREIGN, "q"],
         }
     )
     write_index(folder, "Data checks", [validate_prepared_prompts(frame, folder)])
@@ -86,11 +86,11 @@ def page():
 @pytest.mark.browser
 def test_a_person_finds_the_failed_check_and_follows_it(docs, page):
     page.goto((docs / "index.html").as_uri())
-    row = page.locator("tr", has_text="a prompt is on one side only")
+    row = page.locator("tr", has_text="a dialogue is on one side only")
     assert row.locator(".failed").is_visible()
     assert "2 of 3 rows fail" in row.inner_text()
     row.get_by_role("link").click()
-    page.get_by_text("a prompt is on one side only").first.wait_for()
+    page.get_by_text("a dialogue is on one side only").first.wait_for()
     page.get_by_role("cell", name=FOREIGN, exact=True).first.wait_for()
     page.get_by_role("link", name="Home").click()
     page.get_by_role("heading", name="Data checks").wait_for()

@@ -30,7 +30,7 @@ def raw(**changes) -> pd.DataFrame:
 def pairs(**changes) -> pd.DataFrame:
     columns = {
         "comparison_id": [f"c{i}" for i in range(4)],
-        "prompt_key": ["p0", "p0", "p1", "p2"],
+        "dialogue_key": ["p0", "p0", "p1", "p2"],
         "half": ["reward", "reward", "judge", "judge"],
         "chosen": ["x"] * 4,
         "rejected": ["y"] * 4,
@@ -88,7 +88,7 @@ def test_a_warning_does_not_stop():
         ({"chosen": ["y"]}, "chosen differs from rejected", ("c0",)),
         ({"rejected": [" "]}, "rejected is not blank", ("c0",)),
         ({"probability": [0.4]}, "the winner is more probable than not", ("c0",)),
-        ({"half": ["judge"]}, "a prompt is in one half only", ("c0", "c1")),
+        ({"half": ["judge"]}, "a dialogue is in one half only", ("c0", "c1")),
     ],
 )
 def test_prepared_pairs_must_hold_without_exception(changes, name, ids):
@@ -103,10 +103,12 @@ def test_a_leak_is_found():
             "row_id": ["1", "2", "3"],
             "file": ["reward_train", "prompts_heldout", "reward_train"],
             "side": ["train", "heldout", "train"],
-            "prompt_key": ["p", "p", "q"],
+            "dialogue_key": ["p", "p", "q"],
         }
     )
-    assert failed(validate_prepared_prompts(frame)) == {"a prompt is on one side only": ("1", "2")}
+    assert failed(validate_prepared_prompts(frame)) == {
+        "a dialogue is on one side only": ("1", "2")
+    }
     assert validate_prepared_prompts(frame[1:]).passed
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_core.dataprep import bias
+from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.schema import Message, PreferencePair
 
@@ -15,8 +16,10 @@ NUMBERS = itertools.count()
 
 def entry(num_chars: tuple[int, int], a_wins: bool, prompt: str | None = None) -> Entry:
     """By default each on a prompt of its own."""
+    key = (prompt or str(next(NUMBERS))).encode()
     return Entry(
-        prompt=(prompt or str(next(NUMBERS))).encode(),
+        prompt=key,
+        dialogue=DialogueKey(key),
         pair=b"",
         a_first=True,
         source="s",

@@ -2,7 +2,15 @@
 
 import pytest
 
-from rlhf_core.dataprep.keys import normalise, response_key, response_keys
+from rlhf_core.dataprep.keys import (
+    conversation_key,
+    dialogue_key,
+    normalise,
+    prompt_keys,
+    response_key,
+    response_keys,
+)
+from rlhf_core.schema import Message
 
 
 @pytest.mark.parametrize(
@@ -28,3 +36,49 @@ def test_two_responses_are_told_apart_by_what_differs():
     first, second = response_keys("Paris", "paris")
     assert first != second
     assert response_keys("paris\n", " Paris") == (second, first)
+
+
+ASKED = (("user", "When does it open?"),)
+ANSWERED = (*ASKED, ("assistant", "At nine."), ("user", "And on Sunday?"))
+
+
+def chat(*turns):
+    return tuple(Message(role=role, content=content) for role, content in turns)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ANSWERED,
+        (*ASKED, ("assistant", "At ten."), ("user", "Why?")),
+        (*ASKED, ("system", "Be brief."), ("user", "Please.")),
+        (("assistant", "Good morning!"), *ASKED),
+        (("user", " when DOES it\nopen? "), *ANSWERED[1:]),
+    ],
+)
+def test_a_dialogue_is_known_by_how_it_opens(other):
+    assert dialogue_key(chat(*other)) == dialogue_key(chat(*ASKED))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (("user", "When does it close?"), *ANSWERED[1:]),
+        (("system", "Be brief."), *ASKED),
+        (("system", "Be kind."), *ASKED),
+    ],
+)
+def test_another_first_turn_or_system_message_is_another_dialogue(other):
+    keys = {dialogue_key(chat(*turns)) for turns in (ASKED, (("system", "Hm."), *ASKED), other)}
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize("turns", [ASKED, ANSWERED, (("system", "Be brief."), *ANSWERED), ()])
+def test_both_keys_of_a_prompt_are_those_it_has_one_by_one(turns):
+    prompt = chat(*turns)
+    assert prompt_keys(prompt) == (conversation_key(prompt), dialogue_key(prompt))
+
+
+def test_a_prompt_of_one_turn_is_its_own_dialogue():
+    prompt, dialogue = prompt_keys(chat(*ASKED))
+    assert prompt == dialogue

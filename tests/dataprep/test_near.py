@@ -7,12 +7,12 @@ import pytest
 
 from rlhf_core.dataprep import near
 from rlhf_core.dataprep.near import (
-    PromptIndex,
     SignatureTable,
     near_repeats,
     signature,
     similarity,
 )
+from rlhf_core.dataprep.prompt_index import PromptIndex
 
 WORDS = [f"word{i}" for i in range(3_000)]
 
@@ -113,7 +113,7 @@ def test_short_answers_to_many_prompts_are_compared_by_their_prompts(monkeypatch
 
 def test_a_training_prompt_that_gives_a_heldout_one_away_is_told():
     index = PromptIndex(0.8)
-    index.add(b"1", signature(text(1)))
-    index.add(b"1", signature(text(1)))
-    assert index.near(signature(text(1) + " please"))
-    assert not index.near(signature(text(2)))
+    index.add([signature(text(1))])
+    index.add([signature(text(1))])
+    assert index.near([signature(text(1) + " please")])
+    assert not index.near([signature(text(2))])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rlhf_core.dataprep.keys import text_key
+from rlhf_core.dataprep.keys import DialogueKey, text_key
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.source_bias import source_estimates, source_facts
 
@@ -15,6 +15,7 @@ def entries(source: str, *, first_wins: float, mean_chars: float, num_rows=400, 
         rows.append(
             Entry(
                 prompt=text_key(f"{source} {number}"),
+                dialogue=DialogueKey(text_key(f"{source} {number}")),
                 pair=b"",
                 a_first=True,
                 source=source,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -13,20 +14,20 @@ ROOT = Path(__file__).parents[2]
 RLHF = Path(sys.executable).with_name("rlhf")
 
 ROWS = {
-    "comparisons.jsonl": 2_000,
-    "demonstrations.jsonl": 800,
-    "prompts.jsonl": 800,
-    "heldout_prompts.jsonl": 600,
+    "comparisons.jsonl": 1_200,
+    "demonstrations.jsonl": 400,
+    "prompts.jsonl": 400,
+    "heldout_prompts.jsonl": 300,
 }
 """Of the shipped files, in a workspace that has not the whole of them."""
 SMALL = {
     "sft.num_epochs": "1",
     "reward.num_epochs": "1",
-    "policy.num_iterations": "6",
+    "policy.num_iterations": "4",
     "policy.rollout_batch_size": "32",
     "evaluation.num_prompts": "48",
     "evaluation.num_resamples": "200",
-    # Six iterations prove that every part works, not that the policy is better.
+    # Four iterations prove that every part works, not that the policy is better.
     "gates.sft": "[{metric: sft/heldout_nll, at_most: 9.0, min_samples: 20}]",
     "gates.reward": "[{metric: reward/heldout_accuracy, at_least: 0.3, min_samples: 20}]",
     "gates.policy": "[{metric: policy/win_rate, at_least: 0.05, min_samples: 20}]",
@@ -45,6 +46,8 @@ class Workspace:
     """A folder with the repository's data and configs, and nothing else in it."""
 
     path: Path
+    prefect_home: ClassVar[Path]
+    """One for all: making the tables of Prefect's database takes longer than a small stage."""
 
     def rlhf(
         self, *arguments: str, check: int | None = 0, env: dict[str, str] | None = None
@@ -55,7 +58,7 @@ class Workspace:
             for name, value in os.environ.items()
             if not name.startswith(("MLFLOW_", "PREFECT_"))
         }
-        environment |= {"PREFECT_HOME": str(self.path / ".prefect"), "COLUMNS": "160"}
+        environment |= {"PREFECT_HOME": str(self.prefect_home), "COLUMNS": "160"}
         environment |= env or {}
         done = subprocess.run(
             [str(RLHF), *arguments], cwd=self.path, env=environment, text=True, capture_output=True
@@ -89,6 +92,11 @@ def make_workspace(path: Path, *, whole: bool = False) -> Workspace:
     for name in links:
         (path / name).symlink_to(ROOT / name)
     return Workspace(path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    Workspace.prefect_home = tmp_path_factory.mktemp("prefect")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from tests.flows.registered import check_runs, check_versions
 from tests.flows.served import Served
 from tests.flows.tiny import CONFIG, make_tiny, weights_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("outages")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
 ROOM_BYTES = 256 * 1024
 """Enough for settings and references, too little for a checkpoint."""

@@ -5,9 +5,12 @@ from uuid import uuid4
 import anyio
 import pytest
 import sqlalchemy as sa
+from jsonschema import Draft202012Validator, SchemaError
+from prefect.utilities.schema_tools import validation
 from sqlalchemy.exc import OperationalError
 
 from flows.mended_prefect import (
+    check_forms_once,
     leave_runs_that_have_not_ended,
     lock_before_reading,
     report_a_death_once,
@@ -160,3 +163,41 @@ def test_a_death_is_reported_once(monkeypatch):
     reported.clear()
     asyncio.run(report())
     assert reported == ["Failed to submit flow run to infrastructure: OSError"]
+
+
+FORM = {"properties": {"a": {"$ref": "#/definitions/A"}}, "definitions": {"A": {"type": "integer"}}}
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Schemas that were really checked, by either of the two validators of Prefect's server."""
+    parts = []
+
+    def listening(check):
+        def check_schema(schema, **options):
+            parts.append(schema)
+            check(schema, **options)
+
+        return check_schema
+
+    for validator in (Draft202012Validator, validation._VALIDATOR):
+        monkeypatch.setattr(validator, "check_schema", listening(validator.check_schema))
+    check_forms_once()
+    return parts
+
+
+def test_a_form_is_checked_once_and_what_is_filled_in_every_time(checked):
+    for _ in range(3):
+        validation.validate({"a": 1}, FORM, raise_on_error=True)
+    other = {**FORM, "properties": {"b": {"$ref": "#/definitions/A"}}}
+    validation.validate({"b": 1}, other, raise_on_error=True)
+    assert len(checked) == 3, "the definition and two forms"
+    with pytest.raises(validation.ValidationError, match="not of type 'integer'"):
+        validation.validate({"a": "one"}, FORM, raise_on_error=True)
+
+
+@pytest.mark.parametrize("wrong", [{"type": 7}, {"definitions": {"A": {"type": 7}}}])
+def test_a_form_that_is_no_schema_is_refused_every_time(checked, wrong):
+    for _ in range(2):
+        with pytest.raises(SchemaError):
+            Draft202012Validator.check_schema(wrong)

@@ -13,10 +13,16 @@ from tests.flows.test_served import CONFIG, EVERY_STAGE, SETTINGS
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("outages")]
 
+ANSWER_SECONDS = 20
+"""How long Prefect's clients wait for an answer here; a minute by default."""
+
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    made = Served.prepare(tmp_path_factory.mktemp("outages") / "work")
+    made = Served.prepare(
+        tmp_path_factory.mktemp("outages") / "work",
+        PREFECT_API_REQUEST_TIMEOUT=str(ANSWER_SECONDS),
+    )
     (made.path / "config.yaml").write_text(CONFIG.replace("approval: person", "approval: gates"))
     made.up()
     yield made
@@ -52,10 +58,10 @@ def restart(served):
 
 
 def fall_silent(served):
-    """Connections are taken and nothing is answered, for a minute."""
+    """Connections are taken and nothing is answered, for longer than a client waits."""
     server = served.servers.children["prefect"].pid
     os.kill(server, signal.SIGSTOP)
-    time.sleep(60)
+    time.sleep(ANSWER_SECONDS + 5)
     os.kill(server, signal.SIGCONT)
     assert served.servers.children["prefect"].pid == server
 

@@ -154,19 +154,9 @@ def test_an_answer_after_the_time_limit_does_not_promote(served, approved):
     assert served.calls() == ["evaluate"]
 
 
-def test_an_answer_is_remembered_when_promotion_fails_after_it(served, approved):
-    run = served.run(approved)["name"].split()[1]
-    again = served.trigger("rlhf-pipeline/manual", inputs={"run": run, "repeat_from": "evaluate"})
-    served.wait(again, "PAUSED")
-    (served.path / "fail-promote").touch()
-    served.resume(again, decision="PROMOTE", reviewer="the reviewer", comment="reads well")
-    assert "promote broke" in served.wait(again)["state"]["message"]
-    served.retry(again)
-    assert served.wait(again)["state"]["name"] == "Completed"
-    assert served.calls() == ["evaluate", "promote", "promote"]
-
-
-def test_a_question_that_was_taken_away_is_asked_again(served, approved):
+def test_a_question_taken_away_is_asked_again_and_its_answer_outlives_a_failed_promotion(
+    served, approved
+):
     run = served.run(approved)["name"].split()[1]
     again = served.trigger("rlhf-pipeline/manual", inputs={"run": run, "repeat_from": "evaluate"})
     served.wait(again, "PAUSED")
@@ -174,9 +164,12 @@ def test_a_question_that_was_taken_away_is_asked_again(served, approved):
     assert served.wait(again)["state"]["type"] == "CANCELLED"
     served.retry(again)
     served.wait(again, "PAUSED")
+    (served.path / "fail-promote").touch()
     served.resume(again, decision="PROMOTE", reviewer="the reviewer", comment="reads well")
+    assert "promote broke" in served.wait(again)["state"]["message"]
+    served.retry(again)
     assert served.wait(again)["state"]["name"] == "Completed"
-    assert served.calls() == ["evaluate", "promote"]
+    assert served.calls() == ["evaluate", "promote", "promote"]
 
 
 def test_a_new_dataset_version_starts_the_pipeline_on_it(served):

@@ -78,6 +78,12 @@ def test_bfloat16_without_support_is_refused(llama_directory, monkeypatch):
         prepare_training(load_causal(llama_directory), ComputeConfig(precision="bfloat16"), seed=0)
 
 
+def test_compiled_layers_without_a_compiler_are_refused(llama_directory, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("a-compiler-nobody-has",))
+    with pytest.raises(ConfigError, match="compile_layers: no C\\+\\+ compiler"):
+        prepare_training(load_causal(llama_directory), ComputeConfig(compile_layers=True), seed=0)
+
+
 def test_adapters_start_at_the_reference_and_switch_off(model_directory):
     model = load_causal(model_directory)
     with torch.no_grad():

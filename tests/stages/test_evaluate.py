@@ -7,12 +7,15 @@ from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.config.metric_names import metrics_of
-from rlhf_core.dataprep.files import read_records
+from rlhf_core.dataprep.files import read_records, write_records
+from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
-from rlhf_core.schema import Demonstration, ModelRef
+from rlhf_core.schema import Demonstration, Message, ModelRef, PreferencePair, Prompt
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
 from rlhf_core.stages.scoring import score_texts
+
+KINDS = {"demonstrations": Demonstration, "prompts": Prompt}
 
 
 def judged(config, splits, models, context):
@@ -185,6 +188,9 @@ def test_a_policy_is_compared_with_the_sft_model_it_set_out_from(
         ("", "", True),
         ("seed 0, held out 0.1", "seed 0, held out 0.1", False),
         ("seed 0, held out 0.1", "seed 1, held out 0.1", True),
+        # Once split prompt by prompt: a dialogue held out here may have trained it.
+        ("seed 0, held out 0.1, judge 0.5", DialogueSplitter(0, 0.1, 0.5).rule, True),
+        (DialogueSplitter(0, 0.1, 0.5).rule, DialogueSplitter(0, 0.1, 0.5).rule, False),
     ],
 )
 def test_models_that_may_have_trained_on_what_is_held_out_hold_the_policy(
@@ -235,3 +241,35 @@ def test_control_tokens_spelled_out_in_letters_do_not_stop_the_judge(four_models
         budget=500,
     )  # fmt: skip
     assert plain.tolist() == spelled.tolist()
+
+
+def with_a_second_turn(splits):
+    """Every held-out row twice: as the first turn of its dialogue, and as the second."""
+    answered = (
+        Message(role="assistant", content="At nine."),
+        Message(role="user", content="And on Sunday?"),
+    )
+    changed = {}
+    for name in ("demonstrations", "reward", "judge", "prompts"):
+        source = getattr(splits, f"{name}_heldout")
+        rows = read_records(source, KINDS.get(name, PreferencePair))
+        rows += [row.model_copy(update={"prompt": (*row.prompt, *answered)}) for row in rows]
+        changed[f"{name}_heldout"] = source.model_copy(
+            update={"num_rows": write_records(source.path, rows)}
+        )
+    return splits.model_copy(update=changed)
+
+
+def test_the_turns_of_a_dialogue_count_as_one_sample(
+    four_models, stage_config, stage_context, small_splits
+):
+    splits = with_a_second_turn(small_splits)
+    sft = evaluate_sft(stage_config(), splits, four_models["sft"], stage_context)
+    reward = evaluate_reward(stage_config(), splits, four_models["reward"], stage_context)
+    policy = judged(stage_config(), splits, four_models, stage_context)
+    for result in (sft, reward, policy):
+        for name, metric in result.report.metrics.items():
+            assert metric.num_samples == 12, name
+    rows = read_records(policy.report.samples, ComparedAnswer)
+    assert len({row.prompt[0] for row in rows}) == len(rows) == 12
+    assert {len(row.prompt) for row in rows} == {1, 3}

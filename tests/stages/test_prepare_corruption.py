@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.keys import conversation_key
-from rlhf_core.dataprep.split import PromptSplitter
+from rlhf_core.dataprep.keys import dialogue_key
+from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.schema import Message
 from rlhf_core.stages.prepare import prepare_data
 
@@ -64,8 +64,8 @@ def row(rng: random.Random, number: int) -> dict:
 
 def side(prompt: str) -> str:
     """The side of the split that a prompt falls on in this test."""
-    splitter = PromptSplitter(seed=0, heldout_fraction=HELDOUT, judge_fraction=0.5)
-    return splitter.side(conversation_key((Message(role="user", content=prompt),)))
+    splitter = DialogueSplitter(seed=0, heldout_fraction=HELDOUT, judge_fraction=0.5)
+    return splitter.side(dialogue_key((Message(role="user", content=prompt),)))
 
 
 class Corrupter:

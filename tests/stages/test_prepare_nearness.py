@@ -7,7 +7,8 @@ import pytest
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.files import read_records
-from rlhf_core.dataprep.near import prompt_text, signature, similarity
+from rlhf_core.dataprep.near import signature, similarity
+from rlhf_core.dataprep.prompt_index import prompt_text
 from rlhf_core.schema import PreferencePair, Prompt
 from rlhf_core.stages.prepare import prepare_data
 
