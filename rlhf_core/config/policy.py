@@ -1,4 +1,4 @@
-"""Settings of policy optimisation: PPO, each with its source, or DPO."""
+"""Settings of policy optimisation: PPO, RLOO and GRPO, each with its source, or DPO."""
 
 from typing import Annotated, Literal
 
@@ -38,6 +38,18 @@ class KlWatchConfig(Section):
     """After so many interventions the next one stops the run."""
 
 
+OF_A_VALUE_FUNCTION = (
+    "share_trunk",
+    "value_learning_rate",
+    "critic_warmup_iterations",
+    "value_clip_eps",
+    "value_coef",
+    "gamma",
+    "gae_lambda",
+)
+"""Settings that nothing reads where advantages need no value function."""
+
+
 class PpoConfig(Section):
     """Policy optimisation with PPO (Schulman et al. 2017; Ziegler et al. 2019).
 
@@ -50,6 +62,11 @@ class PpoConfig(Section):
 
     algorithm: Literal["ppo"] = "ppo"
     """Which of the two: these are the settings of PPO."""
+    advantages: Literal["gae", "rloo", "grpo"] = "gae"
+    """What a response is measured against: ``gae`` asks a value model; ``rloo`` takes the mean of
+    the other responses to its prompt (Ahmadian et al. 2024, arXiv:2402.14740), ``grpo`` the mean
+    of all of them, in standard deviations (Shao et al. 2024, arXiv:2402.03300). Those two need no
+    value model and ``responses_per_prompt`` of at least 2."""
     optimizer: Annotated[OptimizerConfig, filled_with(PPO_OPTIMIZER)] = PPO_OPTIMIZER
     value_learning_rate: Positive | None = None
     """Learning rate of the value model, same schedule; None takes the policy's."""
@@ -65,7 +82,8 @@ class PpoConfig(Section):
     """Responses sampled per iteration."""
     responses_per_prompt: Count = 1
     """Responses to each prompt of an iteration; their prompt is computed once, so more are
-    cheaper, and the batch sees fewer prompts."""
+    cheaper, and the batch sees fewer prompts. With ``rloo`` and ``grpo`` the group that a response
+    is measured against."""
     num_epochs: Count = 4
     """Passes over each rollout batch (Ziegler 2019; Schulman 2017)."""
     num_minibatches: Count = 4
@@ -91,8 +109,9 @@ class PpoConfig(Section):
     """Discount per token (Ziegler 2019)."""
     gae_lambda: Fraction = 0.95
     """Bias against variance of the advantages (Schulman 2016, equation 16; Ziegler 2019)."""
-    whiten_advantages: bool = True
-    """To mean 0 and deviation 1 over the response tokens of the whole batch (Huang 2024)."""
+    whiten_advantages: bool | None = None
+    """To mean 0 and deviation 1 over the response tokens of the whole batch; None does so with
+    ``gae`` (Huang 2024), and not with ``rloo`` and ``grpo``, whose papers do not."""
     kl_placement: Literal["reward", "loss"] = "reward"
     """Subtract the KL from each token's reward (Ziegler 2019, equation 2), or add it to the
     policy's loss (Shao et al. 2024, arXiv:2402.03300)."""
@@ -132,6 +151,29 @@ class PpoConfig(Section):
     """Iterations between checkpoints."""
 
     @model_validator(mode="after")
+    def _critic_free_is_so_throughout(self) -> "PpoConfig":
+        if self.needs_values:
+            return self
+        if self.responses_per_prompt < 2:
+            raise ValueError(
+                f"advantages {self.advantages} compares the responses to one prompt: it needs "
+                f"responses_per_prompt of at least 2 (4, say), found {self.responses_per_prompt}"
+            )
+        # Against the default and not as set or unset: settings that were written out and read
+        # again have every key, and a file that extends another can only put a key back.
+        changed = [
+            f"{name} {value} (its default is {default})"
+            for name in OF_A_VALUE_FUNCTION
+            if (value := getattr(self, name)) != (default := type(self).model_fields[name].default)
+        ]
+        if changed:
+            raise ValueError(
+                f"advantages {self.advantages} has no value function that would read "
+                f"{', '.join(changed)}: leave that out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> "PpoConfig":
         if self.rollout_batch_size % (self.num_minibatches * self.responses_per_prompt):
             raise ValueError(
@@ -144,14 +186,38 @@ class PpoConfig(Section):
             )
         if self.kl_watch.action == "raise_kl_coef" and self.kl_coef == 0:
             raise ValueError("kl_watch cannot raise a kl_coef of 0")
+        return self
+
+    @model_validator(mode="after")
+    def _critic_is_whole(self) -> "PpoConfig":
         if self.share_trunk and self.value_learning_rate is None:
             raise ValueError(
                 "share_trunk needs a value_learning_rate (1e-3, say): its value head starts at 0, "
                 "and the policy's learning rate would leave it there"
             )
-        if self.critic_warmup_iterations >= self.num_iterations:
+        if self.warmup_iterations >= self.num_iterations:
             raise ValueError("critic_warmup_iterations leaves no iteration for the policy")
         return self
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether there is a value function at all."""
+        return self.advantages == "gae"
+
+    @property
+    def needs_value_model(self) -> bool:
+        """Whether the value function is a model of its own."""
+        return self.needs_values and not self.share_trunk
+
+    @property
+    def warmup_iterations(self) -> int:
+        """First iterations in which the policy stands still."""
+        return self.critic_warmup_iterations if self.needs_values else 0
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are whitened over the batch."""
+        return self.needs_values if self.whiten_advantages is None else self.whiten_advantages
 
 
 class DpoConfig(SupervisedConfig):

@@ -1,7 +1,14 @@
+"""How much better than expected: against a value function, or against the group of a prompt."""
+
 import torch
 from torch import Tensor
 
+from rlhf_core.errors import ShapeError
 from rlhf_core.functional.shapes import require_same_shape
+
+GROUP_EPS = 1e-4
+"""Added to a group's standard deviation, in the unit of the returns. Far above the rounding of
+float32 scores, so that returns which differ by rounding alone give advantages near 0 and not 1."""
 
 
 def generalized_advantages(
@@ -39,3 +46,64 @@ def generalized_advantages(
         next_value = values[:, t]
         advantages[:, t] = next_advantage
     return advantages
+
+
+def leave_one_out_advantages(returns: Tensor) -> Tensor:
+    """Return of each response less the mean return of the other responses to its prompt (RLOO).
+
+        A_bi = R_bi - 1 / (G - 1) * sum_{j != i} R_bj
+
+    Unbiased, for the baseline of a response does not depend on it; G / (G - 1) times its distance
+    from the mean of all. Kool et al. (2019), "Buy 4 REINFORCE samples, get a baseline for free!";
+    Ahmadian et al. (2024), arXiv:2402.14740, the RLOO estimator, where G is k.
+
+    Args:
+        returns: [B, G] return of each of G >= 2 responses to each of B prompts.
+
+    Returns:
+        [B, G] advantages in the unit of ``returns``; exactly 0.0 where a group's are all equal.
+
+    Raises:
+        ShapeError: ``returns`` is not [B, G] with at least two responses a prompt.
+    """
+    shifted = _from_first_of_group(returns)
+    others = shifted.sum(dim=1, keepdim=True) - shifted
+    return shifted - others / (returns.shape[1] - 1)
+
+
+def group_relative_advantages(returns: Tensor) -> Tensor:
+    """Return of each response in standard deviations from its group's mean (GRPO).
+
+        A_bi = (R_bi - mean_b) / (std_b + 1e-4),   std_b = sqrt(mean_j (R_bj - mean_b)^2)
+
+    Shao et al. (2024), arXiv:2402.03300, section 4.1.2 (outcome supervision). The paper leaves
+    open which deviation; this one divides by G and not G - 1, as ``masked_variance`` does, for the
+    group is all there is to normalise and no sample of it: the mean square of its advantages is 1.
+    Dividing by G - 1 would make them all sqrt(1 - 1 / G) as large. Either way a prompt whose
+    responses hardly differ weighs as much as one where much is at stake, a bias towards prompts
+    that are nearly settled (Liu et al. 2025, "Dr. GRPO", arXiv:2503.20783), which
+    ``leave_one_out_advantages`` does not have.
+
+    Args:
+        returns: [B, G] return of each of G >= 2 responses to each of B prompts.
+
+    Returns:
+        [B, G] advantages, dimensionless, at most sqrt(G - 1) from 0; exactly 0.0 where a group's
+        returns are all equal.
+
+    Raises:
+        ShapeError: ``returns`` is not [B, G] with at least two responses a prompt.
+    """
+    shifted = _from_first_of_group(returns)
+    centered = shifted - shifted.mean(dim=1, keepdim=True)
+    std = centered.square().mean(dim=1, keepdim=True).sqrt()
+    return centered / (std + GROUP_EPS)
+
+
+def _from_first_of_group(returns: Tensor) -> Tensor:
+    """Shift groups by their first return, so that equal ones are exactly 0 before any mean."""
+    if returns.dim() != 2 or returns.shape[1] < 2:
+        raise ShapeError(
+            f"expected returns [B, G] of at least 2 responses a prompt, got {tuple(returns.shape)}"
+        )
+    return returns - returns[:, :1]

@@ -4,13 +4,14 @@
 ``mask`` means nothing. Masks come from lengths, never from token ids, so PAD plays no part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from rlhf_core.errors import ConfigError
 from rlhf_core.functional.advantages import generalized_advantages
 from rlhf_core.functional.whitening import whiten
 from rlhf_core.tokenization import TokenBatch, TokenIds, evenly, pack_grouped_responses
@@ -72,15 +73,15 @@ class Rollout:
 
 @dataclass(frozen=True, eq=False)
 class ScoredRollout:
-    """A rollout with what the frozen models and the value model say about it."""
+    """A rollout with what the frozen models and the value function say about it."""
 
     rollout: Rollout
     old_logprobs: Tensor
     """[B, T] log-probabilities that importance ratios refer to, nats."""
     ref_logprobs: Tensor
     """[B, T] under the reference, nats."""
-    values: Tensor
-    """[B, T] value estimate before each token."""
+    values: Tensor | None
+    """[B, T] value estimate before each token; None where there is no value function."""
     scores: Tensor
     """[B] reward-model scores as they came."""
 
@@ -92,18 +93,30 @@ class Experience:
     rollout: Rollout
     old_logprobs: Tensor
     ref_logprobs: Tensor
-    values: Tensor
-    """[B, T] value estimates at the time of the rollout."""
+    values: Tensor | None
+    """[B, T] value estimates at the time of the rollout; None where there is no value function."""
     advantages: Tensor
     """[B, T] whitened over the batch where the settings say so."""
     returns: Tensor
-    """[B, T] advantages before whitening + values."""
+    """[B, T] advantages before whitening + values; without a value function the return of the whole
+    response at each of its tokens."""
 
     def at(self, rows: Sequence[int], *fields: Tensor) -> tuple[Tensor, ...]:
         """Take [B, T] ``fields`` at the response tokens of ``rows``: [M] each, as ``pack`` does."""
         index = torch.as_tensor(rows, device=self.rollout.mask.device)
         mask = self.rollout.mask[index]
         return tuple(field[index][mask] for field in fields)
+
+
+def require_values(values: Tensor | None) -> Tensor:
+    """Return ``values``.
+
+    Raises:
+        ConfigError: nobody gave any.
+    """
+    if values is None:
+        raise ConfigError("neither a value model nor the policy's value head gives values")
+    return values
 
 
 def build_experience(
@@ -124,8 +137,11 @@ def build_experience(
         gamma: discount per token.
         gae_lambda: see ``generalized_advantages``.
         whiten_advantages: whiten over all response tokens of the batch; returns are not.
+
+    Raises:
+        ConfigError: there are no values.
     """
-    mask, values = scored.rollout.mask, scored.values
+    mask, values = scored.rollout.mask, require_values(scored.values)
     advantages = generalized_advantages(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
     return Experience(
         rollout=scored.rollout,
@@ -134,4 +150,39 @@ def build_experience(
         values=values,
         advantages=whiten(advantages, mask) if whiten_advantages else advantages,
         returns=advantages + values,
+    )
+
+
+def build_group_experience(
+    scored: ScoredRollout,
+    rewards: Tensor,
+    estimator: Callable[[Tensor], Tensor],
+    *,
+    group_size: int,
+    whiten_advantages: bool,
+) -> Experience:
+    """Turn rewards into advantages within the group of each prompt; no value is read.
+
+        R = sum_t rewards_t,   advantages_t = estimator(R of the group)
+
+    A response is one action: all of its tokens get its advantage.
+
+    Args:
+        scored: the rollout; the G responses to a prompt follow one another.
+        rewards: [B, T] reward of each response token, 0.0 elsewhere.
+        estimator: from returns [B / G, G] to advantages of that shape.
+        group_size: G.
+        whiten_advantages: whiten over all response tokens of the batch.
+    """
+    mask = scored.rollout.mask
+    returns = rewards.sum(dim=1)
+    by_response = estimator(returns.view(-1, group_size)).view(-1, 1)
+    advantages = torch.where(mask, by_response, 0.0)
+    return Experience(
+        rollout=scored.rollout,
+        old_logprobs=scored.old_logprobs,
+        ref_logprobs=scored.ref_logprobs,
+        values=None,
+        advantages=whiten(advantages, mask) if whiten_advantages else advantages,
+        returns=torch.where(mask, returns[:, None], 0.0),
     )

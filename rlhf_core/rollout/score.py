@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlhf_core.errors import ConfigError
 from rlhf_core.rollout.decode import Sampling, decode
 from rlhf_core.rollout.experience import Rollout, ScoredRollout
 from rlhf_core.tokenization import TokenBatch, TokenIds
@@ -47,7 +46,7 @@ class Scorers:
     ref_logprobs: Callable[[TokenBatch], Tensor]
     """[M] log-probabilities under the reference, nats."""
     values: Callable[[TokenBatch], Tensor] | None
-    """[M] value before each token; None where the rollout has them already."""
+    """[M] value before each token; None where the rollout has them or nobody needs them."""
     old_logprobs: Callable[[TokenBatch], Tensor] | None
     """[M] log-probabilities that importance ratios refer to; None takes the sampler's."""
 
@@ -59,9 +58,6 @@ def score_rollout(rollout: Rollout, scorers: Scorers, *, budget: int) -> ScoredR
         rollout: what was sampled.
         scorers: the models.
         budget: tokens per forward pass; does not change the result.
-
-    Raises:
-        ConfigError: nobody gives values.
     """
     asked = {"scores": scorers.scores, "ref_logprobs": scorers.ref_logprobs}
     if scorers.values is not None:
@@ -79,13 +75,10 @@ def score_rollout(rollout: Rollout, scorers: Scorers, *, budget: int) -> ScoredR
     scores = joined.pop("scores")
     blank = torch.zeros_like(rollout.logprobs)
     padded = {name: blank.masked_scatter(rollout.mask, column) for name, column in joined.items()}
-    values = padded.get("values", rollout.values)
-    if values is None:
-        raise ConfigError("neither a value model nor the policy's value head gives values")
     return ScoredRollout(
         rollout=rollout,
         old_logprobs=padded.get("old_logprobs", rollout.logprobs),
         ref_logprobs=padded["ref_logprobs"],
-        values=values,
+        values=padded.get("values", rollout.values),
         scores=scores,
     )

@@ -124,9 +124,9 @@ def _optimize_ppo(task: _Task) -> FitSummary:
             # With LoRA the policy without its adapters is the reference: no second copy.
             reference=None if settings.compute.lora else load_causal(task.sft.path, device=device),
             reward_model=load_scalar(task.reward.path, device=device),
-            value_model=None
-            if settings.share_trunk
-            else load_scalar(task.reward.path, device=device),
+            value_model=load_scalar(task.reward.path, device=device)
+            if settings.needs_value_model
+            else None,
         ),
         _ppo_data(task.config, settings, task.splits, task.renderer, task.directory),
         settings=settings,

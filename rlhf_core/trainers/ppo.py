@@ -38,7 +38,7 @@ def fit_ppo(
     run: TrainingRun,
     on_checkpoint: Callable[[int], None] = lambda iteration: None,
 ) -> FitSummary:
-    """Train ``models.policy`` and ``models.value_model`` in place.
+    """Train ``models.policy`` in place, and ``models.value_model`` where there is one.
 
     An iteration samples a response to each prompt; has reward model, reference and value model
     judge it; turns scores and KL into advantages; and takes epochs of clipped steps. Every detail
@@ -90,7 +90,7 @@ def fit_ppo(
             keeper.roll_back()
         else:
             experience, scores, moments = prepare_experience(scored, state, settings)
-            metrics |= experience_metrics(experience, scores)
+            metrics |= experience_metrics(experience, scores, settings.responses_per_prompt)
             metrics |= learner.update(experience, state)
             state = replace(state, score_moments=moments)
         watch.lap("update")
@@ -176,10 +176,7 @@ def _watch_the_end(learner: Learner, keeper: _Keeper, state: PpoState) -> PpoSta
 def _next_state(state: PpoState, metrics: Metrics, settings: PpoConfig) -> PpoState:
     kl_coef = state.kl_coef
     # While the critic warms up the policy stands still: its KL of 0 says nothing.
-    if (
-        settings.kl_controller == "adaptive"
-        and state.iteration >= settings.critic_warmup_iterations
-    ):
+    if settings.kl_controller == "adaptive" and state.iteration >= settings.warmup_iterations:
         kl_coef = adapt_kl_coef(
             kl_coef,
             observed_kl=metrics["kl"],
@@ -217,10 +214,10 @@ def _fingerprint(models: PpoModels, data: PpoData, settings: PpoConfig, seed: in
 
 
 def _require_ready(models: PpoModels, data: PpoData, settings: PpoConfig) -> None:
-    if settings.share_trunk != (models.value_model is None):
+    if settings.needs_value_model != (models.value_model is not None):
         raise ConfigError(
-            f"policy.share_trunk is {settings.share_trunk}: a value model is needed exactly where "
-            "the trunk is not shared"
+            f"policy.advantages is {settings.advantages} and policy.share_trunk is "
+            f"{settings.share_trunk}: a value model is needed exactly with gae and no shared trunk"
         )
     if models.reference is None and settings.compute.lora is None:
         raise ConfigError("without policy.compute.lora PPO needs a reference model of its own")

@@ -1,19 +1,34 @@
 """The first half of a PPO iteration: prompts to responses to advantages."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from rlhf_core.config import PpoConfig
 from rlhf_core.errors import DivergedError
+from rlhf_core.functional.advantages import group_relative_advantages, leave_one_out_advantages
 from rlhf_core.functional.rewards import penalize_unfinished, scale_scores, token_rewards
 from rlhf_core.functional.running_moments import RunningMoments, update_moments
 from rlhf_core.rollout.decode import Sampling
-from rlhf_core.rollout.experience import Experience, Rollout, ScoredRollout, build_experience
+from rlhf_core.rollout.experience import (
+    Experience,
+    Rollout,
+    ScoredRollout,
+    build_experience,
+    build_group_experience,
+)
 from rlhf_core.rollout.sampling import sequence_uniforms
 from rlhf_core.rollout.score import sample_rollout, score_rollout
 from rlhf_core.trainers.ppo_learner import Learner, PpoData
 from rlhf_core.trainers.ppo_state import PpoState, draw
 from rlhf_core.trainers.ppo_update import KL_ESTIMATORS
+
+GROUP_ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "rloo": leave_one_out_advantages,
+    "grpo": group_relative_advantages,
+}
+"""Estimators that need no value function, by their name in the settings."""
 
 
 def collect_rollout(learner: Learner, data: PpoData, *, iteration: int) -> Rollout:
@@ -61,13 +76,22 @@ def prepare_experience(
         scored.rollout.mask,
         kl_coef=state.kl_coef if settings.kl_placement == "reward" else 0.0,
     )
-    experience = build_experience(
-        scored,
-        rewards,
-        gamma=settings.gamma,
-        gae_lambda=settings.gae_lambda,
-        whiten_advantages=settings.whiten_advantages,
-    )
+    if settings.needs_values:
+        experience = build_experience(
+            scored,
+            rewards,
+            gamma=settings.gamma,
+            gae_lambda=settings.gae_lambda,
+            whiten_advantages=settings.whitens,
+        )
+    else:
+        experience = build_group_experience(
+            scored,
+            rewards,
+            GROUP_ADVANTAGES[settings.advantages],
+            group_size=settings.responses_per_prompt,
+            whiten_advantages=settings.whitens,
+        )
     return experience, scores, moments
 
 
@@ -94,11 +118,11 @@ def shape_scores(
 
 def _require_finite(scored: ScoredRollout, iteration: int) -> None:
     mask = scored.rollout.mask
-    for name, values in (
+    for name, found in (
         ("policy log-probability", scored.old_logprobs[mask]),
         ("reference log-probability", scored.ref_logprobs[mask]),
-        ("value", scored.values[mask]),
+        ("value", None if scored.values is None else scored.values[mask]),
         ("reward-model score", scored.scores),
     ):
-        if not bool(torch.isfinite(values).all()):
+        if found is not None and not bool(torch.isfinite(found).all()):
             raise DivergedError(f"iteration {iteration}: a {name} is not finite")

@@ -1,6 +1,6 @@
-"""Who learns in PPO: a policy and a value model, each with an optimiser of its own."""
+"""Who learns in PPO: a policy and, with GAE, a value function; each with its own optimiser."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -43,7 +43,7 @@ from rlhf_core.trainers.state import (
 
 @dataclass(frozen=True)
 class PpoModels:
-    """The four roles. Policy and value model are trained in place."""
+    """The roles. Policy and value model are trained in place."""
 
     policy: nn.Module
     reference: nn.Module | None
@@ -51,10 +51,11 @@ class PpoModels:
     reward_model: nn.Module
     """Frozen."""
     value_model: nn.Module | None
-    """Starts as a copy of the reward model; None where the policy has a value head instead."""
+    """Starts as a copy of the reward model; None where the policy has a value head instead, or
+    where advantages need no values."""
 
     def prepared(self, compute: ComputeConfig, *, seed: int) -> "PpoModels":
-        """Make all four ready as ``compute`` says; ``finish`` undoes it in place.
+        """Make all of them ready as ``compute`` says; ``finish`` undoes it in place.
 
         The frozen ones compute in the precision of the trained ones: a reference that rounds
         differently would show a KL where there is none.
@@ -91,27 +92,35 @@ class PpoData:
 
 
 class Learner:
-    """Policy and value function with an optimiser each; both learn from the same experience."""
+    """Policy and value function with an optimiser each; both learn from the same experience.
+
+    With RLOO and GRPO there is no value function: the policy learns alone.
+    """
 
     def __init__(self, models: PpoModels, data: PpoData, settings: PpoConfig, *, seed: int) -> None:
         self.models, self.data, self.settings, self.seed = models, data, settings, seed
         steps = settings.num_epochs * settings.num_minibatches
-        value_rate = settings.value_learning_rate or settings.optimizer.learning_rate
-        value_model = models.value_model or fresh_value_head(models.policy)
-        self.value_head = value_of_hidden(value_model) if models.value_model is None else None
-        for model in (models.policy, value_model):
-            switch_off_dropout(model)
         self.on_cpu = device_of(models.policy).type == "cpu"
+        switch_off_dropout(models.policy)
         self.policy = Optimization(
             models.policy,
             settings.optimizer,
-            total_steps=steps * (settings.num_iterations - settings.critic_warmup_iterations),
+            total_steps=steps * (settings.num_iterations - settings.warmup_iterations),
         )
+        self.value: Optimization | None = None
+        self.value_head: Callable[[Tensor], Tensor] | None = None
+        if not settings.needs_values:
+            return
+        value_model = models.value_model or fresh_value_head(models.policy)
+        switch_off_dropout(value_model)
+        value_rate = settings.value_learning_rate or settings.optimizer.learning_rate
         self.value = Optimization(
             value_model,
             settings.optimizer.model_copy(update={"learning_rate": value_rate}),
             total_steps=steps * settings.num_iterations,
         )
+        if models.value_model is None:
+            self.value_head = value_of_hidden(value_model)
 
     def scorers(self) -> Scorers:
         """Who is asked about a rollout."""
@@ -140,7 +149,9 @@ class Learner:
             seed=self.seed,
         )
         update = Update(experience, minibatches, settings, state.kl_coef, self._mix_demonstrations)
-        frozen = state.iteration < settings.critic_warmup_iterations
+        if self.value is None:
+            return update_policy(self.policy, update)
+        frozen = state.iteration < settings.warmup_iterations
         if self.value_head is not None:
             return update_shared(self.policy, self.value, update, policy_frozen=frozen)
         if frozen:
@@ -154,11 +165,10 @@ class Learner:
         return {name: value for part in metrics for name, value in part.items()}
 
     def tensors(self) -> Tensors:
-        """Weights and moments of both models, for a checkpoint."""
-        named = (("policy", self.policy), ("value", self.value))
+        """Weights and moments of all that learns, for a checkpoint."""
         return {
             name: tensor
-            for prefix, optimization in named
+            for prefix, optimization in self._learning().items()
             for name, tensor in (
                 *model_tensors(optimization.model, f"{prefix}-model").items(),
                 *optimizer_tensors(optimization.optimizer, f"{prefix}-optimizer").items(),
@@ -167,14 +177,17 @@ class Learner:
 
     def steps(self) -> dict[str, int]:
         """Steps taken by each optimiser."""
-        return {"policy": self.policy.step, "value": self.value.step}
+        return {prefix: optimization.step for prefix, optimization in self._learning().items()}
 
     def load(self, tensors: Tensors, *, steps: dict[str, int]) -> None:
         """Put back what ``tensors`` gave, and stand at ``steps`` of the schedules."""
-        for prefix, optimization in (("policy", self.policy), ("value", self.value)):
+        for prefix, optimization in self._learning().items():
             load_model_tensors(optimization.model, tensors, f"{prefix}-model")
             load_optimizer_tensors(optimization.optimizer, tensors, f"{prefix}-optimizer")
             optimization.step = steps[prefix]
+
+    def _learning(self) -> dict[str, Optimization]:
+        return {"policy": self.policy} | ({} if self.value is None else {"value": self.value})
 
     def _without_adapter(self, batch: TokenBatch) -> Tensor:
         with adapters_off(self.models.policy):

@@ -4,6 +4,7 @@ import time
 
 from torch import Tensor
 
+from rlhf_core.functional.advantages import GROUP_EPS
 from rlhf_core.functional.kl import kl_k1
 from rlhf_core.functional.ppo import explained_variance
 from rlhf_core.functional.whitening import masked_mean
@@ -51,18 +52,42 @@ def rollout_metrics(scored: ScoredRollout) -> Metrics:
     }
 
 
-def experience_metrics(experience: Experience, scores: Tensor) -> Metrics:
+def experience_metrics(experience: Experience, scores: Tensor, group_size: int) -> Metrics:
     """What the policy is about to learn from.
 
     ``score_mean`` and ``score_std`` are of the final scores, penalty and scaling included.
     """
+    of_scores = {
+        "score_mean": float(scores.mean()),
+        "score_std": float(scores.std(correction=0)),
+    }
+    if experience.values is None:
+        return of_scores | group_metrics(experience, group_size)
     mask = experience.rollout.mask
     values, returns = experience.values[mask], experience.returns[mask]
     return {
-        "score_mean": float(scores.mean()),
-        "score_std": float(scores.std(correction=0)),
+        **of_scores,
         "return_mean": float(returns.mean()),
         "return_std": float(returns.std(correction=0)),
         "value_mean": float(values.mean()),
         "explained_variance": float(explained_variance(values, returns)),
+    }
+
+
+def group_metrics(experience: Experience, group_size: int) -> Metrics:
+    """What there is to tell the responses to one prompt apart by.
+
+    ``return_mean`` and ``return_std`` are over the responses of the batch; ``group_return_std`` is
+    the standard deviation within a group, averaged over groups: what the policy learns from.
+    ``zero_advantage_fraction`` is the share of groups it learns nothing from: their returns are
+    equal, but for rounding (``GROUP_EPS``).
+    """
+    returns = experience.returns[:, 0]  # a response has at least one token
+    groups = returns.view(-1, group_size)
+    settled = groups.amax(dim=1) - groups.amin(dim=1) <= GROUP_EPS
+    return {
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std(correction=0)),
+        "group_return_std": float(groups.std(dim=1, correction=0).mean()),
+        "zero_advantage_fraction": float(settled.float().mean()),
     }

@@ -17,7 +17,7 @@ from rlhf_core.functional.ppo import (
     logprob_mismatch,
 )
 from rlhf_core.models import hidden_states, losses_from_hidden, token_values
-from rlhf_core.rollout.experience import Experience
+from rlhf_core.rollout.experience import Experience, require_values
 from rlhf_core.tokenization import TokenBatch
 from rlhf_core.trainers.loop import Optimization, shuffled
 
@@ -213,7 +213,7 @@ def update_value(optimization: Optimization, update: Update) -> Metrics:
 def value_terms(values: Tensor, update: Update, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Loss per response token of ``rows`` from values [M], and whether each left the clip range."""
     experience, clip_eps = update.experience, update.settings.value_clip_eps
-    old, returns = experience.at(rows, experience.values, experience.returns)
+    old, returns = experience.at(rows, require_values(experience.values), experience.returns)
     loss = clipped_value_loss(values, old, returns, clip_eps=clip_eps)
     return loss, (values.detach() - old).abs() > clip_eps
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlhf_core.config import PipelineConfig, config_digest, load_config
 from rlhf_core.errors import ConfigError
@@ -136,6 +137,53 @@ def test_a_shared_trunk_must_say_how_fast_its_value_head_learns(minimal):
     load_config(minimal, {"policy.share_trunk": "true", "policy.value_learning_rate": "0.001"})
 
 
+CRITIC_FREE = {"policy.responses_per_prompt": "4"}
+
+
+@pytest.mark.parametrize("advantages", ["rloo", "grpo"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("share_trunk", "true"),
+        ("value_learning_rate", "0.001"),
+        ("critic_warmup_iterations", "1"),
+        ("value_clip_eps", "0.1"),
+        ("value_coef", "0.5"),
+        ("gamma", "0.9"),
+        ("gae_lambda", "0.9"),
+    ],
+)
+def test_what_only_a_value_function_reads_is_refused_where_there_is_none(
+    advantages, key, value, minimal
+):
+    changes = {"policy.advantages": advantages, **CRITIC_FREE}
+    with pytest.raises(ConfigError) as raised:
+        load_config(minimal, {**changes, f"policy.{key}": value})
+    said = str(raised.value)
+    assert (
+        f"policy.ppo: advantages {advantages} has no value function that would read {key}" in said
+    )
+    assert "\n" not in said
+    # Written out, every key is there with its default; and so a file that extends may put it back.
+    config = load_config(minimal, changes)
+    assert PipelineConfig.model_validate_json(config.model_dump_json()) == config
+    default = yaml.safe_dump(getattr(config.policy, key)).splitlines()[0]
+    assert load_config(minimal, {**changes, f"policy.{key}": default}) == config
+
+
+@pytest.mark.parametrize("advantages", ["rloo", "grpo"])
+def test_critic_free_advantages_need_a_group_and_are_not_whitened_by_themselves(
+    advantages, minimal
+):
+    changes = {"policy.advantages": advantages}
+    with pytest.raises(ConfigError, match=r"responses_per_prompt of at least 2 .*, found 1"):
+        load_config(minimal, changes)
+    policy = load_config(minimal, {**changes, **CRITIC_FREE, "policy.num_iterations": "1"}).policy
+    assert (policy.whitens, policy.warmup_iterations, policy.needs_value_model) == (False, 0, False)
+    asked = {**changes, **CRITIC_FREE, "policy.whiten_advantages": "true"}
+    assert load_config(minimal, asked).policy.whitens
+
+
 @pytest.mark.parametrize("confidence", ["0.95", "0.999"])
 def test_an_interval_needs_resamples_beyond_its_ends(minimal, confidence):
     needed = {"0.95": 80, "0.999": 4_000}[confidence]
@@ -237,7 +285,8 @@ DOCUMENTED = {
     "kl_horizon": 10_000,
     "gamma": 1.0,
     "gae_lambda": 0.95,
-    "whiten_advantages": True,
+    "advantages": "gae",
+    "whitens": True,
     "scale_scores": False,
     "clip_scores": None,
     "value_clip_eps": 0.2,

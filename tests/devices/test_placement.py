@@ -62,7 +62,9 @@ def test_a_trainer_stays_on_the_models_device(stage, moved, causal_directory, tm
     assert np.isfinite(tracker.series("policy/loss" if stage == "dpo" else f"{stage}/loss")).all()
 
 
-@pytest.mark.parametrize("variant", ["default", "shared-trunk", "kl-as-loss-and-ptx"])
+@pytest.mark.parametrize(
+    "variant", ["default", "shared-trunk", "kl-as-loss-and-ptx", "rloo-adaptive-kl-and-ptx"]
+)
 def test_ppo_stays_on_the_models_device(variant, moved, causal_directory, tmp_path):
     short = {"num_iterations": 2, "num_epochs": 1, "max_new_tokens": 4, "micro_batch_tokens": 500}
     changes = {**VARIANTS[variant], **short, "recompute_old_logprobs": variant == "default"}

@@ -48,9 +48,11 @@ class Begun(Exception):
     """Training would begin here."""
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_ppo_starts_from_sft_and_its_value_model_from_the_reward_model(
-    lora, stage_config, small_splits, saved_models, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("lora", "advantages"), [(False, "gae"), (True, "gae"), (False, "rloo"), (True, "grpo")]
+)
+def test_ppo_starts_from_sft_and_its_value_model_if_any_from_the_reward_model(
+    lora, advantages, stage_config, small_splits, saved_models, tmp_path, monkeypatch
 ):
     seen = []
 
@@ -61,7 +63,8 @@ def test_ppo_starts_from_sft_and_its_value_model_from_the_reward_model(
     monkeypatch.setattr(policy, "fit_ppo", begin)
     config = stage_config()
     compute = ComputeConfig(lora=LoraConfig(rank=2) if lora else None)
-    settings = config.policy.model_copy(update={"compute": compute})
+    changes = {"compute": compute, "advantages": advantages, "responses_per_prompt": 4}
+    settings = config.policy.model_copy(update=changes)
     (sft, _), (reward, _) = saved_models["sft"], saved_models["reward"]
     task = policy._Task(
         config.model_copy(update={"policy": settings}), small_splits,
@@ -72,8 +75,11 @@ def test_ppo_starts_from_sft_and_its_value_model_from_the_reward_model(
     with pytest.raises(Begun):
         policy._optimize_ppo(task)
     (models,) = seen
-    assert models.value_model is not models.reward_model
-    assert equal(models.value_model, models.reward_model)
+    if advantages == "gae":
+        assert models.value_model is not models.reward_model
+        assert equal(models.value_model, models.reward_model)
+    else:
+        assert models.value_model is None
     assert equal(models.reward_model, load_scalar(reward))
     assert equal(models.policy, load_causal(sft))
     assert models.reference is None if lora else equal(models.reference, models.policy)

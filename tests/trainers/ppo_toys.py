@@ -48,13 +48,13 @@ def reward_directory(causal: Path, directory: Path) -> Path:
     return directory
 
 
-def toy_models(causal: Path, work: Path, *, share_trunk=False, lora=False) -> PpoModels:
+def toy_models(causal: Path, work: Path, *, value_model=True, lora=False) -> PpoModels:
     rewards = reward_directory(causal, work / "reward")
     return PpoModels(
         policy=load_causal(causal),
         reference=None if lora else load_causal(causal),
         reward_model=load_scalar(rewards),
-        value_model=None if share_trunk else load_scalar(rewards),
+        value_model=load_scalar(rewards) if value_model else None,
     )
 
 
@@ -77,9 +77,18 @@ def toy_settings(**changes) -> PpoConfig:
         ),
         "kl_watch": KlWatchConfig(max_kl_per_token=None),
     }
+    if changes.get("advantages", "gae") != "gae":
+        del common["critic_warmup_iterations"]
     return PpoConfig(**{**common, **changes})
 
 
+RLOO = {"advantages": "rloo", "responses_per_prompt": 4}
+GRPO = {
+    "advantages": "grpo",
+    "responses_per_prompt": 4,
+    "kl_placement": "loss",
+    "kl_estimator": "k3",
+}
 ONE_TRUNK = {"share_trunk": True, "value_learning_rate": 1e-2}
 VARIANTS = {
     "default": {},
@@ -97,6 +106,14 @@ VARIANTS = {
     "lora-and-checkpointing": {
         "compute": ComputeConfig(lora=LoraConfig(rank=4), gradient_checkpointing=True)
     },
+    "rloo-adaptive-kl-and-ptx": {
+        **RLOO,
+        "kl_controller": "adaptive",
+        "target_kl": 0.5,
+        "ptx_coef": 0.1,
+        "scale_scores": True,
+    },
+    "grpo-and-lora": {**GRPO, "compute": ComputeConfig(lora=LoraConfig(rank=4))},
 }
 """Settings that take the trainer through every branch."""
 
@@ -109,7 +126,10 @@ def train_ppo(causal: Path, work: Path, tracker=None, models=None, **changes):
     """Train in ``work``; return summary, models and the policy's sha256."""
     settings = toy_settings(**changes)
     models = models or toy_models(
-        causal, work, share_trunk=settings.share_trunk, lora=settings.compute.lora is not None
+        causal,
+        work,
+        value_model=settings.needs_value_model,
+        lora=settings.compute.lora is not None,
     )
     store = CheckpointStore(work / "checkpoints")
     summary = fit_ppo(

@@ -29,7 +29,7 @@ def nothing_mixed():
 
 def learner_for(causal, work, **changes):
     settings = toy_settings(**changes)
-    models = toy_models(causal, work, share_trunk=settings.share_trunk)
+    models = toy_models(causal, work, value_model=settings.needs_value_model)
     with torch.no_grad():  # a reference of its own, so that the KL is not zero
         for parameter in models.reference.parameters():
             parameter.mul_(1.1)
@@ -193,15 +193,20 @@ def test_losses_and_gradients_equal_those_of_a_plain_padded_ppo(
     assert largest_relative_gap(mine, theirs) < 1e-4
 
 
-@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize(
+    ("advantages", "group"), [("gae", 1), ("gae", 4), ("rloo", 4), ("grpo", 4)]
+)
 @pytest.mark.parametrize("placement", ["reward", "loss"])
-def test_micro_batches_do_not_change_a_gradient(group, placement, causal_directory, tmp_path):
+def test_micro_batches_do_not_change_a_gradient(
+    advantages, group, placement, causal_directory, tmp_path
+):
     results = []
     for budget in (1, 25, 70, 100_000):
         learner = learner_for(
             causal_directory,
             tmp_path,
             micro_batch_tokens=budget,
+            advantages=advantages,
             responses_per_prompt=group,
             kl_placement=placement,
             kl_estimator="k3",

@@ -20,12 +20,12 @@ NEST = """
 import json, os, sys
 from pathlib import Path
 import torch
-from tests.trainers.ppo_toys import train_ppo
+from tests.trainers.ppo_toys import RLOO, train_ppo
 from tests.trainers.toys import train_stage
 
 def train(trainer, causal, work):
-    if trainer == "ppo":
-        return train_ppo(Path(causal), Path(work))[2]
+    if trainer in ("ppo", "rloo"):
+        return train_ppo(Path(causal), Path(work), **(RLOO if trainer == "rloo" else {}))[2]
     return train_stage(trainer, Path(causal), Path(work), checkpoint_every=2)[2]
 
 for line in sys.stdin:
@@ -76,7 +76,8 @@ def nest():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("trainer", "threads"), [("sft", 1), ("reward", 1), ("dpo", 1), ("ppo", 1), ("ppo", 2)]
+    ("trainer", "threads"),
+    [("sft", 1), ("reward", 1), ("dpo", 1), ("ppo", 1), ("ppo", 2), ("rloo", 1)],
 )
 def test_sigkill_at_random_moments_does_not_change_the_weights(
     trainer, threads, nest, causal_directory, tmp_path
