@@ -96,7 +96,8 @@ def packed_attention(
     if options.get("cu_seqlens") is None:
         return _unpacked(module, query, key, value, attention_mask, options)
     states = _States(query, key, value)
-    if query.is_cuda or options.get("softcap") is not None or query.shape[-1] != value.shape[-1]:
+    plain = options.get("softcap") is None and query.shape[-1] == value.shape[-1]
+    if query.device.type != "cpu" or not plain:
         return _by_parts(states, options), None
     # Half-precision attention is several times slower than float32 on a CPU, backwards most of all.
     with torch.autocast("cpu", enabled=False):
