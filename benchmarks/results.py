@@ -33,9 +33,7 @@ COMMANDS = {
 def keep(section: str, row: str, values: Values) -> None:
     """Replace one row of a section, say what it is, and write the page again."""
     found = read()
-    entry = found.setdefault(section, {"rows": {}})
-    entry["machine"] = machine()
-    entry["rows"][row] = values
+    found.setdefault(section, {"rows": {}})["rows"][row] = {**values, "machine": machine()}
     PATH.write_text(json.dumps(found, indent=1) + "\n")
     print(row, json.dumps(values), flush=True)
     write_page(found)
@@ -161,11 +159,17 @@ def table(columns: tuple[str, ...], rows: list[list[str]]) -> list[str]:
 
 
 def section(name: str, entry: dict) -> list[str]:
-    """Lines of one section: the command, the machine, the table."""
+    """Lines of one section: the command, the machines, the table."""
     columns, to_row = TABLES[name]
-    lines = [f"## {TITLES[name]}", "", f"`{COMMANDS[name]}` on {entry['machine']}.", ""]
     rows = {row: values for row, values in entry["rows"].items() if not row.startswith("note: ")}
-    lines += table(columns, [to_row(row, values) for row, values in rows.items()])
+    machines = list(dict.fromkeys(values["machine"] for values in rows.values()))
+    where = "; ".join(f"({number}) {name}" for number, name in enumerate(machines, 1))
+    cells = [
+        [*to_row(row, values), str(machines.index(values["machine"]) + 1)]
+        for row, values in rows.items()
+    ]
+    lines = [f"## {TITLES[name]}", "", f"`{COMMANDS[name]}` on {where}.", ""]
+    lines += table((*columns, "machine"), cells)
     notes = [values["text"] for row, values in entry["rows"].items() if row.startswith("note: ")]
     return [*lines, *(line for note in notes for line in ("", note)), ""]
 
