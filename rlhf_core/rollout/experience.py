@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -143,14 +143,7 @@ def build_experience(
     """
     mask, values = scored.rollout.mask, require_values(scored.values)
     advantages = generalized_advantages(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
-    return Experience(
-        rollout=scored.rollout,
-        old_logprobs=scored.old_logprobs,
-        ref_logprobs=scored.ref_logprobs,
-        values=values,
-        advantages=whiten(advantages, mask) if whiten_advantages else advantages,
-        returns=advantages + values,
-    )
+    return _experience(scored, advantages, advantages + values, whiten_advantages)
 
 
 def build_group_experience(
@@ -178,11 +171,19 @@ def build_group_experience(
     returns = rewards.sum(dim=1)
     by_response = estimator(returns.view(-1, group_size)).view(-1, 1)
     advantages = torch.where(mask, by_response, 0.0)
+    returns = torch.where(mask, returns[:, None], 0.0)
+    return _experience(replace(scored, values=None), advantages, returns, whiten_advantages)
+
+
+def _experience(
+    scored: ScoredRollout, advantages: Tensor, returns: Tensor, whiten_advantages: bool
+) -> Experience:
+    mask = scored.rollout.mask
     return Experience(
         rollout=scored.rollout,
         old_logprobs=scored.old_logprobs,
         ref_logprobs=scored.ref_logprobs,
-        values=None,
+        values=scored.values,
         advantages=whiten(advantages, mask) if whiten_advantages else advantages,
-        returns=torch.where(mask, returns[:, None], 0.0),
+        returns=returns,
     )
