@@ -94,6 +94,7 @@ def test_a_pass_that_reads_everything_follows_one_that_does_not(llama_directory)
 def test_recomputed_and_compiled_layers_give_the_same_gradients(llama_directory, compute):
     model, batch = load_causal(llama_directory), shared_prompts()
     expected = gradients(model, batch, read_everywhere)
+    torch.compiler.reset()  # what another test compiled would be taken, and nothing counted
     torch._dynamo.utils.counters.clear()
     model = prepare_training(model, ComputeConfig(**compute), seed=0)
     for _ in range(2):
