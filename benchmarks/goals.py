@@ -77,6 +77,8 @@ GOALS = [
     Goal("PPO, one trunk, memory", "ppo", f"{SHORT} | one trunk", memory, 0.5, at_least=False),
     Goal("PPO update over the floor", "ppo", f"{SHORT} | {PLAIN}", update_over_floor, 2.5, False),
     Goal("PPO update over the floor", "ppo", f"{LONG} | {PLAIN}", update_over_floor, 2.5, False),
+    Goal("GRPO, time", "grpo", f"{SHORT} | {PLAIN}", speed, 1.0),
+    Goal("GRPO, time", "grpo", f"{LONG} | {PLAIN}", speed, 1.0),
     Goal(
         "head memory, vocabulary 131,072",
         "head",

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,9 @@ class PpoSetting:
     max_new_tokens: int
     ours: dict[str, dict[str, object]]
     size: Size = field(default_factory=Size)
+    script: str = "ppo_peer.py"
+    longest: str = "response_length"
+    """What the peer calls the longest response."""
 
 
 COMPILED: dict[str, object] = {"compute": {"compile_layers": True}}
@@ -69,20 +73,31 @@ def replay(peer: Path) -> str:
     Raises:
         SystemExit: further than rounding.
     """
+    theirs, ours = answers(peer, "ppo_peer.py", {})
+    count = sum(len(row) for row in ours["advantages"])
+    # The peer whitens with n - 1 where we divide by n; the loss is proportional to the advantages.
+    ours["policy_loss"] *= ((count - 1) / count) ** 0.5
+    return agreement(theirs, ours, ("kl", "score", "entropy", "policy_loss", "value_loss"))
+
+
+def answers(peer: Path, script: str, options: dict[str, object], *, group: int = 1) -> list[dict]:
+    """Replay one iteration on the peer's ``script`` and on ours with ``options``."""
     size = Size(hidden=64, layers=2, heads=2, vocabulary=512)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_work(folder, size, mean_length=MEAN_LENGTH)
-        write_replay(folder, size, length=24)
-        theirs = _answer(peer, "ppo_peer.py", folder)
-        ours = _answer(Path(sys.executable), "ppo_ours.py", folder)
-    count = sum(len(row) for row in ours["advantages"])
-    # The peer whitens with n - 1 where we divide by n; the loss is proportional to the advantages.
-    ours["policy_loss"] *= ((count - 1) / count) ** 0.5
-    gaps = {
-        name: abs(ours[name] - theirs[name])
-        for name in ("kl", "score", "entropy", "policy_loss", "value_loss")
-    }
+        write_replay(folder, size, length=24, group=group)
+        sides = ((peer, script, {}), (Path(sys.executable), "ppo_ours.py", options))
+        return [_answer(*side, folder) for side in sides]
+
+
+def agreement(theirs: dict, ours: dict, names: tuple[str, ...]) -> str:
+    """Say how far apart the two are in ``names`` and in the advantages.
+
+    Raises:
+        SystemExit: further than rounding.
+    """
+    gaps = {name: abs(ours[name] - theirs[name]) for name in names}
     gaps["advantages"] = max(
         abs(one - other)
         for row, other_row in zip(ours["advantages"], theirs["advantages"], strict=True)
@@ -93,9 +108,9 @@ def replay(peer: Path) -> str:
     return ", ".join(f"{name} {gap:.0e}" for name, gap in gaps.items())
 
 
-def _answer(python: Path, script: str, folder: Path) -> dict:
+def _answer(python: Path, script: str, options: dict[str, object], folder: Path) -> dict:
     run = subprocess.run(
-        [str(python), str(HERE / script), "replay", str(folder), "{}"],
+        [str(python), str(HERE / script), "replay", str(folder), json.dumps(options)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -107,20 +122,26 @@ def _answer(python: Path, script: str, folder: Path) -> dict:
 
 def compare(setting: PpoSetting, peer: Path, rounds: int, warm_up: int) -> dict[str, dict]:
     """Time one setting; name of ours to what it came to."""
+    longest = {"max_new_tokens": setting.max_new_tokens}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_work(folder, setting.size, mean_length=MEAN_LENGTH)
-        longest = {"max_new_tokens": setting.max_new_tokens}
         variants = [{**longest, **options} for options in setting.ours.values()]
-        turns = Turns(peer, ("ppo_peer.py", "ppo_ours.py"), "time", folder)
-        with turns.start({"response_length": setting.max_new_tokens}, variants):
+        turns = Turns(peer, (setting.script, "ppo_ours.py"), "time", folder)
+        with turns.start({setting.longest: setting.max_new_tokens}, variants):
             theirs, *ours = (answers[warm_up:] for answers in turns.take(warm_up + rounds))
             rates = turns.sides[-1].rates()
     found = {}
     for (name, options), answers in zip(setting.ours.items(), ours, strict=True):
         tokens, seconds = median(answers, "tokens"), median(answers, "cpu")
         shares = _shares(answers)
-        least = floor(setting.size, tokens, rates, one_trunk="share_trunk" in options)
+        least = floor(
+            setting.size,
+            tokens,
+            rates,
+            one_trunk="share_trunk" in options,
+            group=options.get("responses_per_prompt", 1),
+        )
         found[name] = {
             **ratio_and_memory(theirs, answers),
             "tokens_per_second": tokens / seconds,
@@ -137,25 +158,36 @@ def _shares(answers: list[Answer]) -> dict[str, float]:
     return {"generate": generate, "score": score, "update": 1 - generate - score}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", type=Path, default=PEER, help="python with TRL 1.12")
+def measure(
+    section: str,
+    settings: Sequence[PpoSetting],
+    usage: str | None,
+    work: tuple[Callable[[Path], str], str],
+    peer: Path,
+) -> None:
+    """Replay, then time what the command line asks for, and keep it in ``section``.
+
+    ``work`` holds the replay and what both sides do, in words; ``peer`` is the default.
+    """
+    parser = argparse.ArgumentParser(
+        description=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peer", type=Path, default=peer, help="python with the peer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=1, help="iterations that do not count")
     parser.add_argument("--setting", action="append", help="only this one; may be repeated")
     parser.add_argument("--ours", action="append", help="only this of ours; may be repeated")
     arguments = parser.parse_args()
-    agreement = replay(arguments.peer)
-    text = (
-        f"64 prompts of 32 to 64 tokens, {EPOCHS} epochs of {MINIBATCHES} minibatches. "
-        f"The same responses replayed into both, largest differences: {agreement}."
-    )
-    keep("ppo", "note: work", {"text": text})
-    for setting in chosen(SETTINGS, arguments.setting, arguments.ours):
+    replay_both, words = work
+    replayed = "The same responses replayed into both, largest differences: "
+    text = f"{words} {replayed}{replay_both(arguments.peer)}."
+    keep(section, "note: work", {"text": text})
+    for setting in chosen(settings, arguments.setting, arguments.ours):
         found = compare(setting, arguments.peer, arguments.rounds, arguments.warm_up)
         for name, values in found.items():
-            keep("ppo", f"{setting.name} | {name}", values)
+            keep(section, f"{setting.name} | {name}", values)
 
 
 if __name__ == "__main__":
-    main()
+    described = f"64 prompts of 32 to 64 tokens, {EPOCHS} epochs of {MINIBATCHES} minibatches."
+    measure("ppo", SETTINGS, __doc__, (replay, described), PEER)

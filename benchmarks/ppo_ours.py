@@ -29,6 +29,7 @@ OPTIONS = json.loads(sys.argv[3])
 torch.set_num_threads(OPTIONS.pop("threads", 1))
 
 from rlhf_core.config import OptimizerConfig, PpoConfig  # noqa: E402
+from rlhf_core.functional.advantages import GROUP_EPS  # noqa: E402
 from rlhf_core.models import load_causal, load_scalar, token_logprobs  # noqa: E402
 from rlhf_core.rollout.experience import Rollout  # noqa: E402
 from rlhf_core.rollout.score import score_rollout  # noqa: E402
@@ -36,7 +37,7 @@ from rlhf_core.tokenization import TokenizedPrompt, as_token_ids  # noqa: E402
 from rlhf_core.trainers.checkpoint import CheckpointStore  # noqa: E402
 from rlhf_core.trainers.loop import TrainingRun  # noqa: E402
 from rlhf_core.trainers.ppo import PpoData, PpoModels, fit_ppo  # noqa: E402
-from rlhf_core.trainers.ppo_experience import prepare_experience  # noqa: E402
+from rlhf_core.trainers.ppo_experience import GROUP_ADVANTAGES, prepare_experience  # noqa: E402
 from rlhf_core.trainers.ppo_learner import Learner  # noqa: E402
 from rlhf_core.trainers.ppo_metrics import rollout_metrics  # noqa: E402
 from rlhf_core.trainers.ppo_state import PpoState  # noqa: E402
@@ -93,11 +94,12 @@ def settings(**options: object) -> PpoConfig:
 
 def read_models(folder: Path, configured: PpoConfig) -> PpoModels:
     reference = "reference" if (folder / "reference").exists() else "causal"
+    apart = configured.needs_value_model
     return PpoModels(
         policy=load_causal(folder / "causal"),
         reference=load_causal(folder / reference),
         reward_model=load_scalar(folder / "scalar"),
-        value_model=None if configured.share_trunk else load_scalar(folder / "scalar"),
+        value_model=load_scalar(folder / "scalar") if apart else None,
     )
 
 
@@ -105,18 +107,32 @@ def read_data(folder: Path) -> PpoData:
     return PpoData([TokenizedPrompt("", as_token_ids(ids)) for ids in read_prompts(folder)], EOS)
 
 
+REPLAYED = {"num_minibatches": 1, "num_iterations": 1, "missing_eos_penalty": None}
+
+
+def with_sample_deviation(returns: torch.Tensor) -> torch.Tensor:
+    """GRPO's advantages as the peer takes them: the deviation divides by G - 1."""
+    centered = returns - returns.mean(dim=1, keepdim=True)
+    return centered / (returns.std(dim=1, keepdim=True) + GROUP_EPS)
+
+
 def replay(folder: Path) -> dict[str, object]:
     """Run one iteration on given responses; return what comes out."""
+    GROUP_ADVANTAGES["grpo"] = with_sample_deviation
     responses = read_responses(folder)
-    configured = settings(num_minibatches=1, num_iterations=1, missing_eos_penalty=None)
+    configured = settings(**{**REPLAYED, **OPTIONS})
     optimizer = {"learning_rate": REPLAY_LEARNING_RATE, "schedule": "constant"}
-    # The peer never clips gradients.
+    # The peer's PPO never clips gradients.
     optimizer = configured.optimizer.model_copy(update={**optimizer, "max_grad_norm": 1e9})
     configured = configured.model_copy(update={"optimizer": optimizer})
     learner = Learner(read_models(folder, configured), read_data(folder), configured, seed=0)
     shape = (len(responses), len(responses[0]))
     blank = Rollout(
-        prompts=[prompt.prompt_ids for prompt in learner.data.prompts],
+        prompts=[
+            prompt.prompt_ids
+            for prompt in learner.data.prompts
+            for _ in range(configured.responses_per_prompt)
+        ],
         responses=[as_token_ids(ids) for ids in responses],
         logprobs=torch.zeros(shape),
         mask=torch.ones(shape, dtype=torch.bool),
@@ -129,12 +145,10 @@ def replay(folder: Path) -> dict[str, object]:
     state = PpoState(kl_coef=KL_COEF)
     experience, scores, _ = prepare_experience(scored, state, configured)
     metrics = rollout_metrics(scored) | learner.update(experience, state)
-    names = ("kl", "policy_loss", "value_loss", "clip_fraction", "entropy")
-    return {
-        "advantages": (experience.returns - experience.values).tolist(),
-        "score": float(scores.mean()),
-        **{name: metrics[name] for name in names},
-    }
+    advantages = experience.advantages  # of the peer too: before they are whitened, if they are
+    if experience.values is not None:
+        advantages = experience.returns - experience.values
+    return {**metrics, "advantages": advantages.tolist(), "score": float(scores.mean())}
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ PROMPT_TOKENS = (32, 64)
 """Shortest and longest prompt."""
 NUM_PROMPTS = 512
 BATCH, EPOCHS, MINIBATCHES = 64, 4, 4
+GROUP = 4
+"""Responses to a prompt in GRPO, out of the batch."""
 REPLAY_LEARNING_RATE = 1e-3
 """Large enough that the last epochs meet another policy than the first."""
 LEARNING_RATE, ADAM_EPS, KL_COEF, VALUE_COEF = 1e-12, 1e-5, 0.05, 0.1
@@ -62,16 +64,18 @@ def _calibrate(
         low, high = (scale, high) if found < probability else (low, scale)
 
 
-def write_replay(folder: Path, size: Size, *, length: int) -> None:
+def write_replay(folder: Path, size: Size, *, length: int, group: int = 1) -> None:
     """Write responses of full ``length`` without EOS, and a reference that is not the policy.
+
+    Each prompt has ``group`` responses, one after the other.
 
     Full length, for there the two sides mean the same: after an EOS the peer puts the score on the
     position behind it, together with the value of that position.
     """
     generator = np.random.default_rng(1)
-    prompts = read_prompts(folder)[:BATCH]
+    prompts = read_prompts(folder)[: BATCH // group]
     (folder / "prompts.json").write_text(json.dumps(prompts))
-    responses = generator.integers(4, size.vocabulary, (len(prompts), length)).tolist()
+    responses = generator.integers(4, size.vocabulary, (BATCH, length)).tolist()
     (folder / "responses.json").write_text(json.dumps(responses))
     model = AutoModelForCausalLM.from_pretrained(folder / "causal", dtype=torch.float32)
     with torch.no_grad():
@@ -81,7 +85,7 @@ def write_replay(folder: Path, size: Size, *, length: int) -> None:
 
 
 def read_responses(folder: Path) -> list[list[int]] | None:
-    """Return the responses to replay, one per prompt, or None where both sides sample."""
+    """Return the responses to replay, or None where both sides sample."""
     path = folder / "responses.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -101,7 +105,14 @@ class Floor:
     update: float
 
 
-def floor(size: Size, response_tokens: float, rates: dict[str, float], *, one_trunk: bool) -> Floor:
+def floor(
+    size: Size,
+    response_tokens: float,
+    rates: dict[str, float],
+    *,
+    one_trunk: bool = False,
+    group: int = 1,
+) -> Floor:
     """What the work of an iteration cannot be done without, nothing padded, nothing repeated.
 
     Every token once through the policy while sampling, once through reference, reward model and
@@ -109,26 +120,32 @@ def floor(size: Size, response_tokens: float, rates: dict[str, float], *, one_tr
     twice; the output head, and what the last layer does for a token beyond its key and value, only
     where the hidden state is read. Sampling also reads all weights and the keys
     and values of every live row for each new token, whichever takes longer. With one trunk the
-    values come from the policy's hidden states.
+    values come from the policy's hidden states; in groups there are none, and the responses to one
+    prompt share it.
 
     Args:
         size: of the models.
         response_tokens: of one iteration.
         rates: operations (``rate``) and bytes (``bandwidth``) a second of this machine.
         one_trunk: the policy has a value head.
+        group: responses to each prompt; more than one needs no value function.
     """
     prompt_length, response_length = sum(PROMPT_TOKENS) / 2, response_tokens / BATCH
     length = prompt_length + response_length
     weights = size.layers * size.weights_per_layer
-    trunk = 2.0 * BATCH * length * (weights + length * size.hidden * size.layers)
-    trunk -= 2.0 * BATCH * prompt_length * size.weights_of_reading
+    num_prompts = BATCH / group
+    prompt_tokens = num_prompts * prompt_length
+    pairs = BATCH * length**2 - (BATCH - num_prompts) * prompt_length**2
+    trunk = 2.0 * (prompt_tokens + response_tokens) * weights
+    trunk += 2.0 * pairs * size.hidden * size.layers
+    trunk -= 2.0 * prompt_tokens * size.weights_of_reading
     read_once = 2.0 * (response_tokens - BATCH) * size.weights_of_reading
     head = 2.0 * response_tokens * size.vocabulary * size.hidden
     steps = 2 * response_length  # the longest response; a lower bound on how often weights are read
     context = prompt_length + response_length / 2
     cache = 2.0 * response_tokens * context * size.layers * size.hidden
     read = 4.0 * (steps * (weights + size.vocabulary * size.hidden) + cache)
-    trained, scored = (1, 2) if one_trunk else (2, 3)
+    trained, scored = (1, 2) if one_trunk or group > 1 else (2, 3)
     return Floor(
         generate=max((trunk + head) / rates["rate"], read / rates["bandwidth"]),
         score=(scored * trunk - read_once + head) / rates["rate"],

@@ -17,6 +17,7 @@ TITLES = {
     "reward": "Reward-model step",
     "dpo": "DPO step",
     "ppo": "PPO iteration",
+    "grpo": "GRPO iteration",
     "head": "Memory of the output head",
     "scaling": "Growth of an SFT step",
 }
@@ -25,6 +26,7 @@ COMMANDS = {
     "reward": "python benchmarks/compare.py reward",
     "dpo": "python benchmarks/compare.py dpo",
     "ppo": "python benchmarks/ppo.py",
+    "grpo": "python benchmarks/grpo.py",
     "head": "python benchmarks/head.py",
     "scaling": "python benchmarks/scaling.py",
 }
@@ -121,19 +123,21 @@ SUPERVISED = (
     (*COMMON, "our tokens/s", "time over the floor", "loss differs by"),
     supervised_row,
 )
+PPO = (
+    (
+        *COMMON,
+        "response tokens/s",
+        "share of generation / scoring / update",
+        "time over the floor: generation / scoring / update",
+    ),
+    ppo_row,
+)
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[str, Values], list[str]]]] = {
     "sft": SUPERVISED,
     "reward": SUPERVISED,
     "dpo": SUPERVISED,
-    "ppo": (
-        (
-            *COMMON,
-            "response tokens/s",
-            "share of generation / scoring / update",
-            "time over the floor: generation / scoring / update",
-        ),
-        ppo_row,
-    ),
+    "ppo": PPO,
+    "grpo": PPO,
     "head": (("logits", "memory added", "processor time", "loss"), head_row),
     "scaling": (
         (

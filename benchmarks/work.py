@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -79,13 +79,15 @@ def write_models(folder: Path, size: Size) -> None:
     config.num_labels, config.reward_shift = 1, 0.0
     scalar = LlamaForSequenceClassification(config)
     scalar.model.load_state_dict(causal.model.state_dict())
-    words = {f"w{index}": index for index in range(size.vocabulary)}
+    # A special token is found inside of words too: "w1" would be in "w17".
+    special = ("<pad>", "<s>", "</s>", "<unk>")
+    words = (*special, *(f"w{index}" for index in range(len(special), size.vocabulary)))
+    known = {word: index for index, word in enumerate(words)}
+    by_word = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    by_word.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w3")),
-        pad_token="w0",
-        bos_token="w1",
-        eos_token="w2",
-        unk_token="w3",
+        tokenizer_object=by_word,
+        **dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True)),
         chat_template="{% for m in messages %}{{ m.content }}{% endfor %}",
     )
     transformers_logging.disable_progress_bar()
