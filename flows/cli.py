@@ -44,7 +44,7 @@ def run(
 ) -> None:
     """Run the whole pipeline: prepare, SFT, reward model and judge, policy, gates, promotion.
 
-    Needs no server: without PREFECT_API_URL it uses Prefect's ephemeral one, without
+    Needs no server: without PREFECT_API_URL it starts one of its own, without
     MLFLOW_TRACKING_URI a SQLite file here. Exit status 1 if a gate says HOLD or REJECT.
     """
     begin(log_level)

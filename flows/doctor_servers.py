@@ -42,7 +42,9 @@ def check_prefect() -> Iterator[Finding]:
     """Look at the configured Prefect server: pools, deployments, and workers that listen."""
     url = load_settings().prefect_api_url
     if url is None:
-        yield Finding(what="prefect", healthy=True, found="ephemeral: PREFECT_API_URL is not set")
+        yield Finding(
+            what="prefect", healthy=True, found="one for each command: PREFECT_API_URL is not set"
+        )
         return
     where = without_credentials(url)
     if problem := problem_of(url):

@@ -1,25 +1,32 @@
-"""Flows in this process against Prefect's ephemeral server."""
+"""Flows in this process against a server of its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flows.temporary_server import end_with_this_process
+from flows.temporary_server import temporary_server
 from rlhf_core.adapters.settings import load_settings
 
 
 @contextmanager
 def in_this_process() -> Iterator[None]:
-    """Run the block's flows without heartbeats unless a Prefect server is configured.
+    """Run the block's flows against a server that ends with it, unless one is configured.
 
-    The temporary server that Prefect starts then ends with this process, killed or not.
-    Only a server that outlives the process can notice that heartbeats stop, and ending the
-    heartbeat thread costs each flow a second.
+    There are no heartbeats then: only a server that outlives the process can notice that they
+    stop, and ending the heartbeat thread costs each flow a second.
     """
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
     if load_settings().prefect_api_url:
         yield
         return
-    end_with_this_process()
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield
+    with temporary_server() as server:
+        from prefect.settings import (
+            PREFECT_API_URL,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+            temporary_settings,
+        )
+
+        import flows.pipeline  # noqa: F401 - takes seconds, in which the server starts
+
+        with temporary_settings(
+            {PREFECT_API_URL: server.wait(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+        ):
+            yield

@@ -1,16 +1,23 @@
-"""Prefect's server for one command: ``python -m flows.temporary_server PORT``.
+"""Prefect's server for one command: ``python -m flows.temporary_server``.
 
 It ends when its standard input does: with the command that started it, however that one ends.
-Prefect's own temporary server lives on for ever when the command is killed.
+Prefect's own temporary server lives on for ever when the command is killed, may take the port of
+another command's, and has every client import the whole server.
 """
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
 
 from rlhf_core.adapters.settings import child_environment
+from rlhf_core.errors import OrchestrationError
 
 MARKS = {
     "PREFECT_UI_ENABLED": "0",
@@ -18,23 +25,55 @@ MARKS = {
     "PREFECT__SERVER_FINAL": "1",
 }
 """What Prefect itself tells its temporary server."""
+HOST = "127.0.0.1"
 STOP_SECONDS = 10.0
 
 
-def end_with_this_process() -> None:
-    """Let temporary servers that Prefect starts from here end with this process."""
-    from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import get_current_settings
+class TemporaryServer:
+    """A server that is starting; its port takes connections from the first moment."""
 
-    def start(server: SubprocessASGIServer) -> "subprocess.Popen[bytes]":
-        settings = get_current_settings()
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows.temporary_server", str(server.port)],
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.temporary_server"],
             stdin=subprocess.PIPE,
-            env=child_environment() | MARKS | settings.to_environment_variables(exclude_unset=True),
+            stdout=subprocess.PIPE,
+            env=child_environment() | MARKS,
         )
+        assert self.process.stdout is not None
+        with self.process.stdout as answer:
+            self.port = answer.readline().decode().strip()
 
-    SubprocessASGIServer._run_uvicorn_command = start  # type: ignore[method-assign,assignment]
+    def wait(self) -> str:
+        """Wait until the server answers; returns the address of its API.
+
+        Raises:
+            OrchestrationError: it ended instead.
+        """
+        url = f"http://{HOST}:{self.port}/api"
+        try:
+            requests.get(f"{url}/health", timeout=None).raise_for_status()
+        except requests.RequestException as error:
+            raise OrchestrationError(
+                "Prefect's temporary server did not start; what it said stands above. "
+                "`rlhf doctor` checks the set-up"
+            ) from error
+        return url
+
+    def end(self) -> None:
+        """Let it end, and wait for that."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@contextmanager
+def temporary_server() -> Iterator[TemporaryServer]:
+    """Start a server that ends with the block, or with this process if that is killed."""
+    server = TemporaryServer()
+    try:
+        yield server
+    finally:
+        server.end()
 
 
 def _end_with_input() -> None:
@@ -45,20 +84,20 @@ def _end_with_input() -> None:
     last_resort.start()
 
 
-def main(port: int) -> None:
-    """Serve until told to stop or left alone."""
+def main() -> None:
+    """Say which port it is, then serve until told to stop or left alone."""
+    listening = socket.create_server((HOST, 0))
+    sys.stdout.write(f"{listening.getsockname()[1]}\n")
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on
     threading.Thread(target=_end_with_input, daemon=True).start()
     import uvicorn
 
-    uvicorn.run(
-        "prefect.server.api.server:create_app",
-        factory=True,
-        host="127.0.0.1",
-        port=port,
-        log_level="error",
-        lifespan="on",
+    config = uvicorn.Config(
+        "prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on"
     )
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

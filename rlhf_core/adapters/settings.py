@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = Field(default_factory=_embedded_tracking_uri)
     """MLflow server or database; the default is SQLite in the working directory."""
     prefect_api_url: str | None = None
-    """Prefect server; None runs flows against Prefect's ephemeral one."""
+    """Prefect server; None runs flows against one that ends with the command."""
     prefect_api_auth_string: SecretStr | None = None
     """``user:password`` of a Prefect server that asks for them."""
     prefect_api_key: SecretStr | None = None

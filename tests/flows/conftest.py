@@ -10,10 +10,10 @@ from tests.flows.tiny import STAGES, Workplace
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory):
     """One temporary Prefect server for all tests of this folder: starting it is slow."""
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120), in_this_process():
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        with in_this_process():
+            yield
 
 
 @pytest.fixture

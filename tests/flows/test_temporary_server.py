@@ -1,4 +1,4 @@
-"""The server Prefect starts for one command leaves with it, even if it is killed."""
+"""The server of one command answers at once, and leaves with it, even if the command is killed."""
 
 import signal
 import subprocess
@@ -7,18 +7,18 @@ import sys
 import psutil
 import pytest
 
+from flows.temporary_server import temporary_server
+from rlhf_core.errors import OrchestrationError
 from tests.flows.served import ROOT
 
 CODE = """
 import time
 from flows.environment import prepare_environment
 prepare_environment()
-from flows.local import in_this_process
-with in_this_process():
-    from prefect.server.api.server import SubprocessASGIServer
-    server = SubprocessASGIServer()
-    server.start()
-    print(server.server_process.pid, flush=True)
+from flows.temporary_server import temporary_server
+with temporary_server() as server:
+    assert server.wait().endswith("/api")
+    print(server.process.pid, flush=True)
     {end}
 """
 
@@ -39,3 +39,14 @@ def test_a_temporary_server_ends_with_its_command(end, tmp_path):
     command.wait()
     _, alive = psutil.wait_procs([server], timeout=300)
     assert not alive
+
+
+def test_a_server_that_does_not_start_is_said_in_one_line(tmp_path, monkeypatch):
+    database = f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/prefect.db"
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", database)
+    with (
+        temporary_server() as server,
+        pytest.raises(OrchestrationError, match="temporary server did not start"),
+    ):
+        server.wait()
+    assert server.process.poll() is not None
