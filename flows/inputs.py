@@ -61,7 +61,8 @@ class PipelineInputs(Record):
     run: Run = None
     repeat_from: StageName | None = Field(
         default=None,
-        description="Do this stage and all that follow again, even those that had finished.",
+        description="Do this stage and all that follow again; finished ones before it stand as they"
+        " are.",
     )
 
 

