@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from flows.temporary_server import temporary_server
 from rlhf_core.adapters.settings import load_settings
 
+FLUSH_SECONDS = 10.0
+
 
 @contextmanager
 def in_this_process() -> Iterator[None]:
@@ -29,4 +31,16 @@ def in_this_process() -> Iterator[None]:
         with temporary_settings(
             {PREFECT_API_URL: server.wait(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
         ):
-            yield
+            try:
+                yield
+            finally:
+                _send_what_is_left()
+
+
+def _send_what_is_left() -> None:
+    """Give the server the last logs and events: at the end of the process it is gone."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=FLUSH_SECONDS)
