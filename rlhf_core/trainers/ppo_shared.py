@@ -67,8 +67,8 @@ def update_shared(
             value_loss, moved = value_terms(values, update, micro)
             total = update.settings.value_coef * value_loss.sum()
             if not policy_frozen:
-                terms = policy_terms(policy.model, hidden, batch, update, micro)
-                total = total + terms.total
+                policy_loss, terms = policy_terms(policy.model, hidden, batch, update, micro)
+                total = total + policy_loss
                 policy_parts.append(terms)
             (total / num_tokens).backward()
             value_parts.append((value_loss.detach(), moved))

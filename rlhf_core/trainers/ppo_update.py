@@ -56,8 +56,6 @@ class Update:
 class PolicyTerms:
     """What a pass over response tokens showed of the policy: [M] each, with no gradient."""
 
-    total: Tensor
-    """[] sum of the losses; the one that has a gradient, until it is joined."""
     losses: Tensor
     logprobs: Tensor
     old_logprobs: Tensor
@@ -133,16 +131,20 @@ def accumulate_policy_gradient(
     for micro in update.micro_batches(rows):
         batch = update.experience.rollout.pack(micro)
         hidden = hidden_states(optimization.model, batch, batch.predictor_positions)
-        terms = policy_terms(optimization.model, hidden, batch, update, micro)
-        (terms.total / num_tokens).backward()
+        total, terms = policy_terms(optimization.model, hidden, batch, update, micro)
+        (total / num_tokens).backward()
         parts.append(terms)
     return join_terms(parts)
 
 
 def policy_terms(
     model: nn.Module, hidden: Tensor, batch: TokenBatch, update: Update, rows: Sequence[int]
-) -> PolicyTerms:
-    """Losses of the response tokens of ``rows``, packed in ``batch``; hidden states are [M, H]."""
+) -> tuple[Tensor, PolicyTerms]:
+    """Losses of the response tokens of ``rows``, packed in ``batch``; hidden states are [M, H].
+
+    Returns:
+        [] their sum, the one that has a gradient, and what the pass showed.
+    """
     experience, settings = update.experience, update.settings
     old, ref, advantages, sampled = experience.at(
         rows,
@@ -161,13 +163,12 @@ def policy_terms(
         return loss
 
     seen = losses_from_hidden(model, hidden, batch, loss_of, settings.temperature)
-    return PolicyTerms(seen.total, seen.losses, seen.logprobs, old, sampled, seen.entropy)
+    return seen.total, PolicyTerms(seen.losses, seen.logprobs, old, sampled, seen.entropy)
 
 
 def join_terms(parts: Sequence[PolicyTerms]) -> PolicyTerms:
-    """Join micro-batches into their minibatch; the gradient is left behind."""
+    """Join micro-batches into their minibatch."""
     return PolicyTerms(
-        total=torch.stack([part.total.detach() for part in parts]).sum(),
         losses=torch.cat([part.losses for part in parts]),
         logprobs=torch.cat([part.logprobs for part in parts]),
         old_logprobs=torch.cat([part.old_logprobs for part in parts]),
