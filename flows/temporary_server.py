@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO, cast
 
 import requests
 
@@ -39,8 +40,7 @@ class TemporaryServer:
             stdout=subprocess.PIPE,
             env=child_environment() | MARKS,
         )
-        assert self.process.stdout is not None
-        with self.process.stdout as answer:
+        with cast(IO[bytes], self.process.stdout) as answer:
             self.port = answer.readline().decode().strip()
 
     def wait(self) -> str:
@@ -61,8 +61,7 @@ class TemporaryServer:
 
     def end(self) -> None:
         """Let it end, and wait for that."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        cast(IO[bytes], self.process.stdin).close()
         self.process.wait()
 
 
