@@ -1,0 +1,137 @@
+"""Votes as they come in: a file for each labeler, to which every answer is added and synced."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pydantic import ValidationError
+
+from rlhf_core.dataprep.files import atomic_file, describe, write_records
+from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.schema import Record, Vote
+
+FOLDER = "votes"
+_ASKED = "asked.json"
+_BALLOTS = "ballots.jsonl"
+
+
+class Ballot(Record):
+    """What one labeler said about one pair."""
+
+    comparison_id: str
+    votes: tuple[Vote, ...] = ()
+    """None where no answer could be read."""
+    problem: str = ""
+    """Why there is no vote."""
+    order_dependent: bool | None = None
+    """AI judges: whether the verdict changed with the order of the responses."""
+    answers: tuple[str, ...] = ()
+    """AI judges: what was said, in the order it was asked."""
+
+
+class BallotBox:
+    """The ballots of one labeler on one collection."""
+
+    def __init__(self, collection: Path, labeler: str) -> None:
+        """Name the box; nothing is made yet."""
+        self.path = collection / FOLDER / _plain(labeler) / _BALLOTS
+
+    def read(self) -> list[Ballot]:
+        """Return what is in it. A last line that is not whole is no ballot yet."""
+        if not self.path.is_file():
+            return []
+        whole, _, _ = self.path.read_bytes().rpartition(b"\n")
+        return [self._ballot(line, number) for number, line in enumerate(whole.splitlines(), 1)]
+
+    @contextmanager
+    def opened(self, asked: Mapping[str, object]) -> Iterator["OpenBox"]:
+        """Open it for more ballots. One at a time: the caller holds the collection's lock.
+
+        Args:
+            asked: settings that decide the answers; those of one box are asked alike.
+
+        Raises:
+            ConfigError: the ballots in it were asked for otherwise.
+        """
+        self._require_same_question(asked)
+        self._drop_torn_line()
+        with self.path.open("ab") as stream:
+            yield OpenBox(stream)
+
+    def replace(self, ballots: Iterable[Ballot]) -> None:
+        """Put in exactly these: what a server says now replaces what it said before."""
+        write_records(self.path, ballots)
+
+    def _ballot(self, line: bytes, number: int) -> Ballot:
+        try:
+            return Ballot.model_validate_json(line)
+        except ValidationError as error:
+            raise DataError(
+                f"{self.path}, line {number}: not a ballot: {describe(error)}"
+            ) from error
+
+    def _require_same_question(self, asked: Mapping[str, object]) -> None:
+        path = self.path.with_name(_ASKED)
+        text = json.dumps(asked, indent=2, sort_keys=True, ensure_ascii=False)
+        if not path.is_file():
+            with atomic_file(path) as stream:
+                stream.write(text.encode())
+        elif (before := path.read_text(encoding="utf-8")) != text:
+            then = json.loads(before)
+            changed = sorted(
+                key for key in {*then, *asked} if then.get(key) != json.loads(text).get(key)
+            )
+            raise ConfigError(
+                f"feedback.labeler: the votes in {self.path.parent} were asked for with other"
+                f" settings (changed: {', '.join(changed)}); give the same ones, or delete that"
+                " folder to ask for all of them again"
+            )
+
+    def _drop_torn_line(self) -> None:
+        """Take away the end of a ballot whose writer was killed."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb+") as stream:
+            content = stream.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                stream.truncate(whole)
+
+
+class OpenBox:
+    """Takes ballots one by one; each is on the disk before the next is asked for."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def add(self, ballot: Ballot) -> None:
+        """Add one, and wait until the disk has it."""
+        self._stream.write(ballot.model_dump_json().encode() + b"\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+
+def all_votes(collection: Path) -> dict[str, tuple[Vote, ...]]:
+    """Return the votes on each comparison, of all labelers in name order.
+
+    Who voted twice on a pair through different boxes counts once: the first box wins.
+    """
+    found: dict[str, dict[str, Vote]] = {}
+    for path in sorted((collection / FOLDER).glob(f"*/{_BALLOTS}")):
+        for ballot in BallotBox(collection, path.parent.name).read():
+            votes = found.setdefault(ballot.comparison_id, {})
+            for vote in ballot.votes:
+                votes.setdefault(vote.annotator, vote)
+    return {name: tuple(votes.values()) for name, votes in found.items() if votes}
+
+
+def _plain(labeler: str) -> str:
+    """Return a folder name for a labeler, whose own name may hold slashes and colons."""
+    plain = "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in labeler)
+    if plain == labeler:
+        return plain
+    return f"{plain}-{hashlib.sha256(labeler.encode()).hexdigest()[:6]}"

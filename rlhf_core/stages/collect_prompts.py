@@ -1,0 +1,92 @@
+"""Which prompts a collection asks: users' own before training's, and never a held-out one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.files import read_records
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
+from rlhf_core.dataprep.sources import read_prompts
+from rlhf_core.errors import DataError
+from rlhf_core.feedback.collection import SamplingSettings
+from rlhf_core.schema import (
+    DatasetSplits,
+    Demonstration,
+    ModelRef,
+    PreferencePair,
+    Prompt,
+)
+from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.stages.scoring import choose_prompts, fits
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPrompts:
+    """Prompts to answer, and how many of the file were left out."""
+
+    prompts: list[Prompt]
+    num_read: int
+    heldout: int
+    unfitting: int
+
+
+def prompt_file(config: PipelineConfig, splits: DatasetSplits) -> Path:
+    """Return the file to draw from: the collection's own, what users send, or what trains."""
+    feedback = config.feedback_settings()
+    named = {
+        "feedback.prompts": feedback.prompts,
+        "data.prompts.production_path": config.data.prompts.production_path,
+    }
+    for key, path in named.items():
+        if path is not None:
+            if not path.is_file():
+                raise DataError(f"{path}: no such file; {key} must name an existing file")
+            return path
+    return splits.prompts_train.path
+
+
+def draw_prompts(
+    path: Path, splits: DatasetSplits, models: Sequence[ModelRef], settings: SamplingSettings
+) -> AskedPrompts:
+    """Draw the prompts that are asked; none of a held-out dialogue, all within every model.
+
+    Raises:
+        DataError: none is left.
+    """
+    prompts = [prompt for _, prompt in read_prompts(path)]
+    heldout = _heldout_dialogues(splits)
+    open_ones = [prompt for prompt in prompts if dialogue_key(prompt.prompt) not in heldout]
+    if not open_ones:
+        raise DataError(
+            f"{path}: all {len(prompts)} prompts are of held-out dialogues; name others in"
+            " feedback.prompts"
+        )
+    renderers = [model_renderer(model.path) for model in models]
+    room = settings.max_prompt_tokens
+    fitting = [prompt for prompt in open_ones if all(fits(prompt, r, room) for r in renderers)]
+    chosen = choose_prompts(
+        fitting or open_ones,
+        renderers[0],
+        count=settings.num_prompts,
+        longest=room,
+        seed=derived_seed(settings.seed, "collect prompts"),
+    )
+    return AskedPrompts(
+        prompts=chosen,
+        num_read=len(prompts),
+        heldout=len(prompts) - len(open_ones),
+        unfitting=len(open_ones) - len(fitting),
+    )
+
+
+def _heldout_dialogues(splits: DatasetSplits) -> set[DialogueKey]:
+    """Keys of all dialogues that evaluation reads."""
+    records: list[Prompt | Demonstration | PreferencePair] = [
+        *read_records(splits.prompts_heldout, Prompt),
+        *read_records(splits.demonstrations_heldout, Demonstration),
+        *read_records(splits.reward_heldout, PreferencePair),
+        *read_records(splits.judge_heldout, PreferencePair),
+    ]
+    return {dialogue_key(record.prompt) for record in records}
