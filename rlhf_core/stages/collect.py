@@ -25,7 +25,7 @@ from rlhf_core.feedback.collection import (
 from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import Comparison, DatasetSplits, ModelRef, Prompt
 from rlhf_core.stages.collect_answers import AnswerPairs, answer_twice
-from rlhf_core.stages.collect_prompts import draw_prompts, prompt_file
+from rlhf_core.stages.collect_prompts import draw_prompts, heldout_dialogues, prompt_file
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +56,11 @@ def collect_pairs(
         if model.kind != "causal":
             raise ModelError(f"{model.uri}: a {model.kind} model gives no answers; name a policy")
     prompts, settings = prompt_file(config, splits), _sampling(config)
+    heldout = heldout_dialogues(splits)
     parts = {
         "models": " ".join(model.sha256 for model in models),
         "prompts": sha256_of(prompts),
-        "dataset": splits.sha256,
+        "heldout": "".join(sorted(key.hex() for key in heldout)),
         "settings": settings.model_dump_json(),
     }
     folder = feedback.output / fingerprint_of(parts)[:_ID_LENGTH]
@@ -68,7 +69,7 @@ def collect_pairs(
             logger.info("collection_reused folder=%s", folder)
             return CollectedPairs(collection=read_collection(folder)[0], folder=folder)
         with replacing_directory(folder) as work:
-            asked = draw_prompts(prompts, splits, models, settings)
+            asked = draw_prompts(prompts, heldout, models, settings)
             answers = answer_twice(models, asked.prompts, settings, device=config.model.device)
             comparisons, origins = _on_sides(folder.name, models, asked.prompts, answers, settings)
             write_records(work / PAIRS, comparisons)

@@ -1,6 +1,6 @@
 """Which prompts a collection asks: users' own before training's, and never a held-out one."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +48,20 @@ def prompt_file(config: PipelineConfig, splits: DatasetSplits) -> Path:
 
 
 def draw_prompts(
-    path: Path, splits: DatasetSplits, models: Sequence[ModelRef], settings: SamplingSettings
+    path: Path, heldout: Set[DialogueKey], models: Sequence[ModelRef], settings: SamplingSettings
 ) -> AskedPrompts:
-    """Draw the prompts that are asked; none of a held-out dialogue, all within every model.
+    """Draw the prompts that are asked: within every model, one of a dialogue.
+
+    Args:
+        path: file of prompts.
+        heldout: dialogues that are left out.
+        models: all of them get the prompts.
+        settings: of the collection.
 
     Raises:
         DataError: none is left.
     """
     prompts = [prompt for _, prompt in read_prompts(path)]
-    heldout = _heldout_dialogues(splits)
     open_ones = [prompt for prompt in prompts if dialogue_key(prompt.prompt) not in heldout]
     if not open_ones:
         raise DataError(
@@ -81,7 +86,7 @@ def draw_prompts(
     )
 
 
-def _heldout_dialogues(splits: DatasetSplits) -> set[DialogueKey]:
+def heldout_dialogues(splits: DatasetSplits) -> set[DialogueKey]:
     """Keys of all dialogues that evaluation reads."""
     records: list[Prompt | Demonstration | PreferencePair] = [
         *read_records(splits.prompts_heldout, Prompt),
