@@ -12,6 +12,7 @@ class SimulatedLabelerConfig(Section):
     """Votes of a function at once: the demo's annotators, or a rule of your own."""
 
     kind: Literal["simulated"] = "simulated"
+    """A function of the settings votes at once."""
     annotators: str
     """``module:function``: takes a ``random.Random``, the prompt and both responses, and returns
     votes."""
@@ -24,6 +25,7 @@ class AiLabelerConfig(Section):
     """
 
     kind: Literal["ai"] = "ai"
+    """A language model votes, by a constitution."""
     url: str = Field(pattern=r"^https?://")
     """Address below which ``chat/completions`` is: ``http://HOST:8000/v1``."""
     model: str = Field(min_length=1)
@@ -59,6 +61,7 @@ class LabelStudioLabelerConfig(Section):
     """Votes of people in Label Studio. The token is the environment's ``LABEL_STUDIO_API_KEY``."""
 
     kind: Literal["label_studio"] = "label_studio"
+    """People vote, when they come to it."""
     url: str = Field(pattern=r"^https?://")
     """Address of the server."""
     project: Count | None = None

@@ -25,7 +25,12 @@ from rlhf_core.feedback.collection import (
 from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import Comparison, DatasetSplits, ModelRef, Prompt
 from rlhf_core.stages.collect_answers import AnswerPairs, answer_twice
-from rlhf_core.stages.collect_prompts import draw_prompts, heldout_dialogues, prompt_file
+from rlhf_core.stages.collect_prompts import (
+    AskedPrompts,
+    draw_prompts,
+    heldout_dialogues,
+    prompt_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,29 +76,17 @@ def collect_pairs(
         with replacing_directory(folder) as work:
             asked = draw_prompts(prompts, heldout, models, settings)
             answers = answer_twice(models, asked.prompts, settings, device=config.model.device)
-            comparisons, origins = _on_sides(folder.name, models, asked.prompts, answers, settings)
-            write_records(work / PAIRS, comparisons)
+            pairs, origins = _on_sides(folder.name, models, asked.prompts, answers, settings)
+            write_records(work / PAIRS, pairs)
             write_records(work / ORIGINS, origins)
             found = Collection(
                 collection_id=folder.name,
-                models=tuple(
-                    SampledModel(uri=model.uri, version=model.version, sha256=model.sha256)
-                    for model in models
-                ),
+                models=tuple(map(_sampled, models)),
                 prompts=str(prompts),
                 prompts_sha256=parts["prompts"],
                 dataset_sha256=splits.sha256,
                 settings=settings,
-                counts=Counts(
-                    prompts=asked.num_read,
-                    heldout=asked.heldout,
-                    unfitting=asked.unfitting,
-                    asked=len(asked.prompts),
-                    resampled=answers.resampled,
-                    indistinct=len(asked.prompts) - len(comparisons),
-                    unfinished=answers.unfinished,
-                    pairs=len(comparisons),
-                ),
+                counts=_counted(asked, answers, len(pairs)),
                 pairs_sha256=sha256_of(work / PAIRS),
                 git_commit=git_revision(Path()),
             )
@@ -111,6 +104,23 @@ def _sampling(config: PipelineConfig) -> SamplingSettings:
         max_prompt_tokens=config.model.max_length - longest,
         max_resamples=feedback.max_resamples,
         seed=feedback.seed,
+    )
+
+
+def _sampled(model: ModelRef) -> SampledModel:
+    return SampledModel(uri=model.uri, version=model.version, sha256=model.sha256)
+
+
+def _counted(asked: AskedPrompts, answers: AnswerPairs, num_pairs: int) -> Counts:
+    return Counts(
+        prompts=asked.num_read,
+        heldout=asked.heldout,
+        unfitting=asked.unfitting,
+        asked=len(asked.prompts),
+        resampled=answers.resampled,
+        indistinct=len(asked.prompts) - num_pairs,
+        unfinished=answers.unfinished,
+        pairs=num_pairs,
     )
 
 

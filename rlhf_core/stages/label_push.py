@@ -51,7 +51,8 @@ def push_labels(config: PipelineConfig, reference: str) -> PushResult:
             result = _ask_judge(folder, pairs, feedback, feedback.labeler)
         else:
             result = _send(folder, pairs, feedback, feedback.labeler)
-    logger.info("labels_pushed collection=%s asked=%d", result.collection_id, result.asked)
+    labeler, asked = feedback.labeler.kind, result.asked
+    logger.info("labels_pushed collection=%s labeler=%s asked=%d", folder.name, labeler, asked)
     return result
 
 
