@@ -197,11 +197,8 @@ def _show_pulled(result: "PullResult") -> None:
     from flows.data_cli import show_published
     from flows.tables import show_line
 
-    by_votes = "; ".join(
-        f"{pairs:,} pairs have {votes} votes" if votes else f"{pairs:,} pairs wait for a vote"
-        for votes, pairs in sorted(result.pairs_by_votes.items())
-    )
-    show_line(f"collection {result.collection_id}: {by_votes}")
+    by_votes = ", ".join(f"{votes}: {pairs:,}" for votes, pairs in result.pairs_by_votes.items())
+    show_line(f"collection {result.collection_id}: pairs by number of votes: {by_votes}")
     if result.alpha is not None:
         show_line(f"Krippendorff's alpha: {_interval(result.alpha)}")
     for judge, alpha in result.judges.items():
@@ -214,7 +211,7 @@ def _show_pulled(result: "PullResult") -> None:
             f"votes on published pairs that came later and change nothing: {result.late_votes:,}"
         )
     show_line(
-        f"pairs with {result.votes_per_pair} votes or more: {result.ready:,} new,"
+        f"pairs with the votes they need ({result.votes_per_pair}): {result.ready:,} new,"
         f" {result.published_before:,} published before"
     )
     if result.output is not None:

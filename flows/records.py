@@ -66,4 +66,5 @@ class LabelsResult(Record):
             return None
         if self.pulled.published_before == self.pulled.pairs:
             return None
-        return f"{collection}: no new pair has {self.pulled.votes_per_pair} votes yet; then {again}"
+        needed = self.pulled.votes_per_pair
+        return f"{collection}: no new pair has the votes it needs ({needed}) yet; later {again}"

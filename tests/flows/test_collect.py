@@ -122,7 +122,7 @@ def test_people_are_waited_for_by_another_run_with_the_collection(
             " then run rlhf-collect again with collection abc"
         )
         early = collect_flow(settings, CollectInputs(collection="abc"))
-        assert "no new pair has 1 votes yet" in early.next_step
+        assert "no new pair has the votes it needs (1) yet" in early.next_step
         studio.annotate(2, 1, "left")
         second = collect_flow(settings, CollectInputs(collection="abc"))
     assert [pair.comparison_id for pair in batches[0]] == ["abc-00002"]
@@ -136,7 +136,7 @@ def test_what_a_worker_runs_says_what_it_waits_for(asked, batches, with_feedback
         with_feedback(SIMULATED, votes_per_pair=4), CollectInputs(), return_state=True
     )
     assert (state.name, state.type.value) == ("WAITING", "COMPLETED")
-    assert state.message.startswith("abc: no new pair has 4 votes yet; then run rlhf-collect again")
+    assert state.message.startswith("abc: no new pair has the votes it needs (4) yet")
     assert not batches
 
 
@@ -190,7 +190,7 @@ def test_the_three_commands_go_from_a_model_to_a_version(
     assert "publish it with: rlhf data add batch.jsonl" in written
     assert not batches
     said = rlhf("label", "pull", "abc", config)
-    assert "pairs with 3 votes or more: 6 new, 0 published before" in said
+    assert "pairs with the votes they need (3): 6 new, 0 published before" in said
     assert "train on it: rlhf run CONFIG --set data.version=data-v7" in said
     assert [event for event, _ in sent] == ["rlhf.data-version"]
     assert "nothing new to publish" in rlhf("label", "pull", "abc", config)
