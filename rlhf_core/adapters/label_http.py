@@ -82,7 +82,7 @@ class LabelServer:
             wait = max(pause * random.uniform(0.5, 1.0), _asked_to_wait(answer))
             late = time.monotonic() - started + wait > self._patience
             if late or not repeat or self._stopped.is_set():
-                gave_up = f" (asked for {self._patience:g} s)" if late and repeat else ""
+                gave_up = f" (patience_seconds {self._patience:g})" if late and repeat else ""
                 raise LabelError(
                     f"{self.place}: {problem}{gave_up}; repeat the command to go on from here"
                 )

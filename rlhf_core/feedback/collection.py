@@ -52,7 +52,7 @@ class Counts(Record):
     heldout: int = Field(ge=0)
     """Left out because their dialogue is held out in the dataset."""
     unfitting: int = Field(ge=0)
-    """Left out because they cannot be rendered, or leave no room for an answer."""
+    """Drawn and left out because they cannot be rendered, or leave no room for an answer."""
     asked: int = Field(ge=0)
     resampled: int = Field(ge=0)
     """Asked more than once, because both answers were the same or one was empty."""

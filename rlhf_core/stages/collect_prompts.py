@@ -1,5 +1,6 @@
 """Which prompts a collection asks: users' own before training's, and never a held-out one."""
 
+import random
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed
-from rlhf_core.stages.scoring import choose_prompts, fits
+from rlhf_core.stages.scoring import fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +70,29 @@ def draw_prompts(
             " feedback.prompts"
         )
     renderers = [model_renderer(model.path) for model in models]
-    room = settings.max_prompt_tokens
-    fitting = [prompt for prompt in open_ones if all(fits(prompt, r, room) for r in renderers)]
-    chosen = choose_prompts(
-        fitting or open_ones,
-        renderers[0],
-        count=settings.num_prompts,
-        longest=room,
-        seed=derived_seed(settings.seed, "collect prompts"),
-    )
+    seed = derived_seed(settings.seed, "collect prompts")
+    drawn: dict[DialogueKey, int] = {}
+    unfitting = 0
+    for index in random.Random(seed).sample(range(len(open_ones)), len(open_ones)):
+        key = dialogue_key(open_ones[index].prompt)
+        if len(drawn) == settings.num_prompts:
+            break
+        if key in drawn:
+            continue
+        if all(fits(open_ones[index], one, settings.max_prompt_tokens) for one in renderers):
+            drawn[key] = index
+        else:
+            unfitting += 1
+    if not drawn:
+        raise DataError(
+            f"{path}: none of {len(open_ones)} prompts fits into {settings.max_prompt_tokens}"
+            " tokens; raise model.max_length, or lower feedback.max_new_tokens"
+        )
     return AskedPrompts(
-        prompts=chosen,
+        prompts=[open_ones[index] for index in sorted(drawn.values())],
         num_read=len(prompts),
         heldout=len(prompts) - len(open_ones),
-        unfitting=len(open_ones) - len(fitting),
+        unfitting=unfitting,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from rlhf_core.adapters.label_studio import LabelStudio, open_label_studio
+from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.config import FeedbackConfig, LabelStudioLabelerConfig
 from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.errors import ConfigError, DataError
@@ -46,7 +47,7 @@ def send_tasks(
         sent = _remembered(folder, settings)
         if sent is None:
             project = _project(server, folder.name, len(pairs), feedback, settings)
-            sent = SentTasks(url=settings.url, project=project)
+            sent = SentTasks(url=server.place, project=project)
         ids = {pair.comparison_id for pair in pairs}
         there = {data.get(ID): number for number, data in server.tasks(sent.project)}
         known = sent.tasks | {name: there[name] for name in ids & there.keys()}
@@ -109,7 +110,7 @@ def _remembered(folder: Path, settings: LabelStudioLabelerConfig) -> SentTasks |
         return None
     sent = SentTasks.model_validate_json(path.read_bytes())
     elsewhere = settings.project not in (None, sent.project)
-    if sent.url != settings.url or elsewhere:
+    if sent.url != without_credentials(settings.url).rstrip("/") or elsewhere:
         raise ConfigError(
             f"feedback.labeler: {folder.name} was sent to project {sent.project} of {sent.url};"
             f" name that, or delete {path} to send it again"

@@ -123,7 +123,8 @@ def choose_prompts(
     fitting = [prompt for prompt in prompts if fits(prompt, renderer, longest)]
     if not fitting:
         raise DataError(
-            f"none of {len(prompts)} prompts fits into {longest} tokens; raise model.max_length"
+            f"none of {len(prompts)} held-out prompts fits into {longest} tokens; "
+            "raise model.max_length"
         )
     order = random.Random(seed).sample(range(len(fitting)), len(fitting))
     drawn: dict[DialogueKey, int] = {}

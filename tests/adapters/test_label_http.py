@@ -61,7 +61,7 @@ def test_an_endpoint_that_stays_lost_is_given_up_in_one_line():
     with serving(chat) as url, pytest.raises(LabelError) as lost:
         ask(url, patience_seconds=0.2)
     assert str(lost.value) == (
-        f"{url}/v1: /chat/completions answers 503: starting (asked for 0.2 s);"
+        f"{url}/v1: /chat/completions answers 503: starting (patience_seconds 0.2);"
         " repeat the command to go on from here"
     )
     with pytest.raises(LabelError, match="ConnectError"):
