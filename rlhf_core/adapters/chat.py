@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rlhf_core.adapters.label_http import Bearer, LabelServer
+from rlhf_core.adapters.label_http import FixedKey, LabelServer, readable_key
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import AiLabelerConfig
 from rlhf_core.errors import LabelError
@@ -41,13 +41,13 @@ class ChatEndpoint:
         answer = self._server.request("POST", "chat/completions", json=body)
         try:
             content = answer["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError) as error:
+            num_tokens = int((answer.get("usage") or {}).get("total_tokens") or 0)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise LabelError(
                 f"{self._server.place}: expected choices with a message, found {str(answer)[:200]}"
             ) from error
-        usage = answer.get("usage") or {}
         with self._lock:
-            self.num_tokens += int(usage.get("total_tokens") or 0)
+            self.num_tokens += num_tokens
         return str(content or "")
 
     def stop(self) -> None:
@@ -61,7 +61,7 @@ def open_chat(settings: AiLabelerConfig) -> Iterator[ChatEndpoint]:
     key = load_settings().rlhf_judge_api_key
     with LabelServer(
         settings.url,
-        auth=None if key is None else Bearer(key.get_secret_value()),
+        auth=key and FixedKey("Bearer", readable_key("RLHF_JUDGE_API_KEY", key)),
         timeout=settings.timeout_seconds,
         patience=settings.patience_seconds,
     ) as server:

@@ -9,9 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 import httpx
+from pydantic import SecretStr
 
 from rlhf_core.adapters.settings import without_credentials
-from rlhf_core.errors import LabelError
+from rlhf_core.errors import ConfigError, LabelError
 
 logger = logging.getLogger(__name__)
 
@@ -21,16 +22,28 @@ _BUSY = 429
 _EXCERPT = 200
 
 
-class Bearer(httpx.Auth):
+class FixedKey(httpx.Auth):
     """A key that is sent as it is."""
 
-    def __init__(self, key: str) -> None:
-        self._key = key
+    def __init__(self, scheme: str, key: str) -> None:
+        self._value = f"{scheme} {key}"
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Put the key on the request."""
-        request.headers["Authorization"] = f"Bearer {self._key}"
+        request.headers["Authorization"] = self._value
         yield request
+
+
+def readable_key(variable: str, key: SecretStr) -> str:
+    """Return a key without the line break that a file of secrets often ends with.
+
+    Raises:
+        ConfigError: no header can hold it. The error of the client would show it.
+    """
+    text = key.get_secret_value().strip()
+    if not (text.isascii() and text.isprintable()):
+        raise ConfigError(f"{variable}: expected one line of ASCII; set the key again")
+    return text
 
 
 class LabelServer:

@@ -6,9 +6,10 @@ from typing import Any
 
 import httpx
 
-from rlhf_core.adapters.label_http import LabelServer
-from rlhf_core.adapters.settings import load_settings
+from rlhf_core.adapters.label_http import FixedKey, LabelServer, readable_key
+from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.config import LabelStudioLabelerConfig
+from rlhf_core.dataprep.files import shorten
 from rlhf_core.errors import ConfigError, LabelError
 
 _PAGE = 500
@@ -33,7 +34,8 @@ class LabelStudio:
     def find_project(self, title: str) -> int | None:
         """Return the number of the oldest project with exactly this title, if there is one."""
         answer = self._get("api/projects", title=title, page_size=_PAGE)
-        found = [_number(item) for item in answer["results"] if item["title"] == title]
+        with self._understanding(answer):
+            found = [_number(item) for item in answer["results"] if item["title"] == title]
         return min(found, default=None)
 
     def require_project(self, project: int) -> None:
@@ -59,17 +61,21 @@ class LabelStudio:
             "label_config": form,
             "maximum_annotations": votes_per_task,
         }
-        return _number(self._server.request("POST", "api/projects/", json=body, repeat=False))
+        answer = self._server.request("POST", "api/projects/", json=body, repeat=False)
+        with self._understanding(answer):
+            return _number(answer)
 
     def tasks(self, project: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield number and data of every task."""
         page, seen = 1, 0
         while True:
             answer = self._get("api/tasks", project=project, page=page, page_size=_PAGE)
-            for task in answer["tasks"]:
-                yield _number(task), task["data"]
-            page, seen = page + 1, seen + len(answer["tasks"])
-            if seen >= answer["total"] or not answer["tasks"]:
+            with self._understanding(answer):
+                found = [(_number(task), dict(task["data"])) for task in answer["tasks"]]
+                total = int(answer["total"])
+            yield from found
+            page, seen = page + 1, seen + len(found)
+            if seen >= total or not found:
                 return
 
     def add_tasks(self, project: int, data: Sequence[dict[str, Any]]) -> list[int]:
@@ -81,7 +87,8 @@ class LabelStudio:
             json=[{"data": item} for item in data],
             repeat=False,
         )
-        numbers: list[int] = answer.get("task_ids", [])
+        with self._understanding(answer):
+            numbers = list(map(int, answer["task_ids"]))
         if len(numbers) != len(data):
             raise LabelError(
                 f"{self.place}: {len(data)} tasks sent, the server tells of {len(numbers)};"
@@ -91,8 +98,19 @@ class LabelStudio:
 
     def annotated_tasks(self, project: int) -> list[dict[str, Any]]:
         """Return the JSON export: all tasks that somebody has answered or skipped."""
-        tasks: list[dict[str, Any]] = self._get(f"api/projects/{project}/export", exportType="JSON")
-        return tasks
+        answer = self._get(f"api/projects/{project}/export", exportType="JSON")
+        with self._understanding(answer):
+            return list(map(dict, answer))
+
+    @contextmanager
+    def _understanding(self, answer: object) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, TypeError, ValueError) as error:
+            raise LabelError(
+                f"{self.place}: not what Label Studio answers: {shorten(answer)}; is this the"
+                " address of another server?"
+            ) from error
 
     def _get(self, path: str, **params: object) -> Any:
         return self._server.request("GET", path, params=params)
@@ -113,7 +131,7 @@ def open_label_studio(settings: LabelStudioLabelerConfig) -> Iterator[LabelStudi
         )
     with LabelServer(
         settings.url,
-        auth=_auth(settings.url, key.get_secret_value()),
+        auth=_auth(settings.url, readable_key("LABEL_STUDIO_API_KEY", key)),
         timeout=settings.timeout_seconds,
         patience=settings.patience_seconds,
     ) as server:
@@ -124,19 +142,7 @@ def _auth(url: str, token: str) -> httpx.Auth:
     """Personal access tokens are JSON web tokens, of three parts; the older ones are not."""
     if token.count(".") == 2:
         return PersonalToken(url, token)
-    return LegacyToken(token)
-
-
-class LegacyToken(httpx.Auth):
-    """A token of the kind that new organisations have switched off."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Put the token on the request."""
-        request.headers["Authorization"] = f"Token {self._token}"
-        yield request
+    return FixedKey("Token", token)
 
 
 class PersonalToken(httpx.Auth):
@@ -161,8 +167,15 @@ class PersonalToken(httpx.Auth):
             raise LabelError(
                 f"LABEL_STUDIO_API_KEY: the server refuses the token ({answer.text[:200]})"
             )
-        if answer.is_success:
-            self._access = answer.json()["access"]
+        if not answer.is_success:
+            return  # the refusal stands for the answer, and is asked again where it may pass
+        try:
+            self._access = str(answer.json()["access"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise LabelError(
+                f"{without_credentials(self._exchange)} answers no token; is the url of"
+                " feedback.labeler that of Label Studio?"
+            ) from error
         request.headers["Authorization"] = f"Bearer {self._access}"
         yield request
 

@@ -76,6 +76,7 @@ def test_an_endpoint_that_stays_lost_is_given_up_in_one_line():
         ((301, "moved", {"Location": "/v2"}), "answers 301"),
         ((200, "<html>"), "answers no JSON: <html>; is this the address of the API"),
         ((200, {"choices": []}), "expected choices with a message"),
+        ((200, [1]), "expected choices with a message"),
     ],
 )
 def test_a_refusal_is_told_at_once(answer, says, monkeypatch):
@@ -159,3 +160,58 @@ def test_an_import_whose_answer_was_lost_is_not_sent_again(monkeypatch):
         with pytest.raises(LabelError, match="502: lost; repeat the command"):
             studio.add_tasks(number, [{"n": 1}])
     assert (app.imports, len(app.tasks)) == (1, 1)
+
+
+@pytest.mark.parametrize("variable", ["RLHF_JUDGE_API_KEY", "LABEL_STUDIO_API_KEY"])
+@pytest.mark.parametrize("key", ["very\nsecret", "very-sécret"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch, variable, key):
+    monkeypatch.setenv(variable, key)
+    opened = {
+        "RLHF_JUDGE_API_KEY": open_chat(ai("http://127.0.0.1:9")),
+        "LABEL_STUDIO_API_KEY": studio_at("http://127.0.0.1:9"),
+    }[variable]
+    with pytest.raises(ConfigError, match=f"{variable}: expected one line of ASCII") as refused:
+        opened.__enter__()
+    assert key not in str(refused.value)
+
+
+def test_a_line_break_after_a_key_is_no_part_of_it(monkeypatch):
+    monkeypatch.setenv("RLHF_JUDGE_API_KEY", "secret\n")
+    chat = Chat(lambda messages: "fine")
+    with serving(chat) as url:
+        ask(url)
+    assert chat.keys == {"Bearer secret"}
+
+
+@pytest.mark.parametrize(
+    ("exchange", "says"),
+    [
+        ((404, "<html>Not Found</html>"), "/api/token/refresh answers 404"),
+        ((200, "<html>hello"), "/api/token/refresh answers no token; is the url of"),
+        ((200, {"detail": "hello"}), "/api/token/refresh answers no token; is the url of"),
+    ],
+)
+def test_another_server_than_label_studio_is_told_at_once(monkeypatch, exchange, says):
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "a.good.token")
+    with (
+        serving(lambda *_: exchange) as url,
+        studio_at(url, patience_seconds=0.1) as studio,
+        pytest.raises(LabelError, match=says),
+    ):
+        studio.find_project("x")
+
+
+@pytest.mark.parametrize("content", [[], {"other": 1}, None, {"results": 3, "tasks": 3}])
+def test_answers_of_another_form_are_told_in_one_line(monkeypatch, content):
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0123abcd")
+    with serving(lambda *_: (200, content)) as url, studio_at(url) as studio:
+        asked = (
+            lambda: studio.find_project("x"),
+            lambda: studio.make_project("x", "", "", 1),
+            lambda: list(studio.tasks(1)),
+            lambda: studio.add_tasks(1, [{}]),
+            lambda: studio.annotated_tasks(1),
+        )
+        for ask_for in asked[: 4 if content == [] else 5]:
+            with pytest.raises(LabelError, match=r"not what .* answers"):
+                ask_for()

@@ -42,7 +42,7 @@ def serving(app):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.app = app
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
