@@ -61,7 +61,7 @@ def open_chat(settings: AiLabelerConfig) -> Iterator[ChatEndpoint]:
     key = load_settings().rlhf_judge_api_key
     with LabelServer(
         settings.url,
-        auth=key and FixedKey("Bearer", readable_key("RLHF_JUDGE_API_KEY", key)),
+        auth=None if key is None else FixedKey("Bearer", readable_key("RLHF_JUDGE_API_KEY", key)),
         timeout=settings.timeout_seconds,
         patience=settings.patience_seconds,
     ) as server:

@@ -1,17 +1,14 @@
-"""Votes as they come in: a file for each labeler, to which every answer is added and synced."""
+"""Votes as they come in: a journal for each labeler."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-from pydantic import ValidationError
-
-from rlhf_core.dataprep.files import atomic_file, describe, write_records
-from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.dataprep.files import atomic_file, write_records
+from rlhf_core.errors import ConfigError
+from rlhf_core.feedback.journal import Keep, appending, read_journal
 from rlhf_core.schema import Record, Vote
 
 FOLDER = "votes"
@@ -42,13 +39,10 @@ class BallotBox:
 
     def read(self) -> list[Ballot]:
         """Return what is in it. A last line that is not whole is no ballot yet."""
-        if not self.path.is_file():
-            return []
-        whole, _, _ = self.path.read_bytes().rpartition(b"\n")
-        return [self._ballot(line, number) for number, line in enumerate(whole.splitlines(), 1)]
+        return read_journal(self.path, Ballot)
 
     @contextmanager
-    def opened(self, asked: Mapping[str, object]) -> Iterator["OpenBox"]:
+    def opened(self, asked: Mapping[str, object]) -> Iterator[Keep]:
         """Open it for more ballots. One at a time: the caller holds the collection's lock.
 
         Args:
@@ -58,21 +52,12 @@ class BallotBox:
             ConfigError: the ballots in it were asked for otherwise.
         """
         self._require_same_question(asked)
-        self._drop_torn_line()
-        with self.path.open("ab") as stream:
-            yield OpenBox(stream)
+        with appending(self.path) as keep:
+            yield keep
 
     def replace(self, ballots: Iterable[Ballot]) -> None:
         """Put in exactly these: what a server says now replaces what it said before."""
         write_records(self.path, ballots)
-
-    def _ballot(self, line: bytes, number: int) -> Ballot:
-        try:
-            return Ballot.model_validate_json(line)
-        except ValidationError as error:
-            raise DataError(
-                f"{self.path}, line {number}: not a ballot: {describe(error)}"
-            ) from error
 
     def _require_same_question(self, asked: Mapping[str, object]) -> None:
         path = self.path.with_name(_ASKED)
@@ -90,29 +75,6 @@ class BallotBox:
                 f" settings (changed: {', '.join(changed)}); give the same ones, or delete that"
                 " folder to ask for all of them again"
             )
-
-    def _drop_torn_line(self) -> None:
-        """Take away the end of a ballot whose writer was killed."""
-        if not self.path.is_file():
-            return
-        with self.path.open("rb+") as stream:
-            content = stream.read()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                stream.truncate(whole)
-
-
-class OpenBox:
-    """Takes ballots one by one; each is on the disk before the next is asked for."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-
-    def add(self, ballot: Ballot) -> None:
-        """Add one, and wait until the disk has it."""
-        self._stream.write(ballot.model_dump_json().encode() + b"\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
 
 
 def all_votes(collection: Path) -> dict[str, tuple[Vote, ...]]:

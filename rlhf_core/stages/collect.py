@@ -43,7 +43,8 @@ def collect_pairs(
     """Sample two different answers to each of some prompts.
 
     The same models, prompts, settings and seed give the same bytes. A collection that is there is
-    verified and used as it is; a kill leaves either none or a whole one.
+    verified and used as it is; a kill leaves either none or a whole one, and a journal of answers
+    that the next call goes on from.
 
     Args:
         config: settings, with a ``feedback`` section.
@@ -73,9 +74,12 @@ def collect_pairs(
         if (folder / MANIFEST).is_file():
             logger.info("collection_reused folder=%s", folder)
             return CollectedPairs(collection=read_collection(folder)[0], folder=folder)
+        journal = folder.with_name(f".{folder.name}.answers.jsonl")
         with replacing_directory(folder) as work:
             asked = draw_prompts(prompts, heldout, models, settings)
-            answers = answer_twice(models, asked.prompts, settings, device=config.model.device)
+            answers = answer_twice(
+                models, asked.prompts, settings, device=config.model.device, journal=journal
+            )
             pairs, origins = _on_sides(folder.name, models, asked.prompts, answers, settings)
             write_records(work / PAIRS, pairs)
             write_records(work / ORIGINS, origins)
@@ -91,6 +95,7 @@ def collect_pairs(
                 git_commit=git_revision(Path()),
             )
             (work / MANIFEST).write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        journal.unlink(missing_ok=True)
     return CollectedPairs(collection=found, folder=folder)
 
 

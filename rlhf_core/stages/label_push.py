@@ -70,9 +70,9 @@ def _simulate(
     annotators = load_annotators(settings.annotators)
     box = BallotBox(folder, settings.kind)
     missing = _without_ballot(pairs, box)
-    with box.opened({"annotators": settings.annotators, "seed": feedback.seed}) as opened:
+    with box.opened({"annotators": settings.annotators, "seed": feedback.seed}) as keep:
         for pair in tqdm(missing, desc="votes", unit=" pairs", disable=None):
-            opened.add(simulate(annotators, pair, feedback.seed))
+            keep(simulate(annotators, pair, feedback.seed))
     return PushResult(
         collection_id=folder.name,
         labeler=settings.kind,
@@ -90,7 +90,7 @@ def _ask_judge(
     missing = _without_ballot(pairs, box)
     decides = ("model", "principles", "principles_per_pair", "temperature", "max_tokens")
     asked = {**settings.model_dump(mode="json", include=set(decides)), "seed": feedback.seed}
-    with box.opened({**asked, "instructions": INSTRUCTIONS}) as opened, open_chat(settings) as chat:
+    with box.opened({**asked, "instructions": INSTRUCTIONS}) as keep, open_chat(settings) as chat:
         judge = Judge(
             chat.ask,
             annotator=judge_name(settings),
@@ -105,7 +105,7 @@ def _ask_judge(
                 done = as_completed(futures)
                 num_there = len(pairs) - len(missing)
                 for future in tqdm(done, "votes", len(pairs), initial=num_there, disable=None):
-                    opened.add(future.result())
+                    keep(future.result())
             except BaseException:
                 chat.stop()
                 pool.shutdown(cancel_futures=True)

@@ -1,8 +1,11 @@
 """Votes are on the disk one by one, and only whole ones count."""
 
+import errno
+import os
+
 import pytest
 
-from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.errors import ConfigError, DataError, StorageError
 from rlhf_core.feedback.ballots import Ballot, BallotBox, all_votes
 from rlhf_core.schema import Vote
 
@@ -12,9 +15,9 @@ def ballot(name, choice="a", annotator="ann"):
 
 
 def fill(folder, labeler, ballots, asked=None):
-    with BallotBox(folder, labeler).opened(asked or {"seed": 0}) as opened:
+    with BallotBox(folder, labeler).opened(asked or {"seed": 0}) as keep:
         for one in ballots:
-            opened.add(one)
+            keep(one)
 
 
 def test_a_ballot_that_a_kill_cut_short_is_none_and_gives_way_to_the_next(tmp_path):
@@ -28,8 +31,8 @@ def test_a_ballot_that_a_kill_cut_short_is_none_and_gives_way_to_the_next(tmp_pa
 
 
 def test_ballots_are_there_before_the_box_is_closed(tmp_path):
-    with BallotBox(tmp_path, "ann").opened({}) as opened:
-        opened.add(ballot("1"))
+    with BallotBox(tmp_path, "ann").opened({}) as keep:
+        keep(ballot("1"))
         assert BallotBox(tmp_path, "ann").read() == [ballot("1")]
 
 
@@ -44,7 +47,7 @@ def test_a_broken_line_is_named(tmp_path):
     fill(tmp_path, "ann", [ballot("1")])
     path = BallotBox(tmp_path, "ann").path
     path.write_text("{}\n" + path.read_text())
-    with pytest.raises(DataError, match=r"ballots.jsonl, line 1: not a ballot"):
+    with pytest.raises(DataError, match=r"ballots.jsonl, line 1: not a Ballot"):
         BallotBox(tmp_path, "ann").read()
 
 
@@ -60,3 +63,16 @@ def test_votes_of_all_labelers_come_together_and_nobody_counts_twice(tmp_path):
 def test_labelers_whose_names_look_alike_on_disk_have_a_box_each(tmp_path):
     fill(tmp_path, "ai:x/y", [ballot("1")])
     assert BallotBox(tmp_path, "ai:x:y").read() == []
+
+
+def test_a_full_disk_is_told_in_one_line_and_what_was_kept_stays(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fill(tmp_path, "ann", [ballot("1")])
+    box = BallotBox(tmp_path, "ann")
+    with box.opened({"seed": 0}) as keep:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match=r"ballots.jsonl cannot be written: No space left"):
+            keep(ballot("2"))
+    assert box.read()[0] == ballot("1")

@@ -22,10 +22,10 @@ def test_a_pull_that_was_killed_after_publishing_adds_nothing_twice(
     box = BallotBox(collection, "ann")
 
     def vote(*numbers):
-        with box.opened({}) as opened:
+        with box.opened({}) as keep:
             for number in numbers:
                 votes = (Vote(annotator="ann", choice="b"),)
-                opened.add(Ballot(comparison_id=f"abc-0000{number}", votes=votes))
+                keep(Ballot(comparison_id=f"abc-0000{number}", votes=votes))
 
     def killed(*_):
         raise KeyboardInterrupt

@@ -35,10 +35,10 @@ def batches(monkeypatch, tmp_path):
 def vote(folder, labeler, **choices):
     """Let ``labeler`` vote: p3="a" is a vote for the first answer of pair 3."""
     box = BallotBox(folder, labeler)
-    with box.opened({}) as opened:
+    with box.opened({}) as keep:
         for name, choice in choices.items():
             one = Vote(annotator=labeler, choice=choice)
-            opened.add(Ballot(comparison_id=f"abc-0000{name[1:]}", votes=(one,)))
+            keep(Ballot(comparison_id=f"abc-0000{name[1:]}", votes=(one,)))
 
 
 def ids(batch):

@@ -90,19 +90,32 @@ def test_a_collection_that_is_there_is_used_and_one_that_was_changed_refused(
         collect_pairs(feedback_config(), splits, [models["policy"]])
 
 
-def test_a_collection_that_was_stopped_leaves_nothing_and_comes_out_the_same(
-    feedback_config, splits, models, monkeypatch
+@pytest.mark.parametrize("stopped_at", [1, 5])
+def test_a_collection_that_was_stopped_goes_on_and_comes_out_the_same(
+    feedback_config, splits, models, monkeypatch, tmp_path, stopped_at
 ):
-    def stopped(*_):
-        raise KeyboardInterrupt
+    sample, asked = collect_answers.sample_responses, []
 
-    config = feedback_config()
-    with monkeypatch.context() as patched:
-        patched.setattr("rlhf_core.stages.collect._on_sides", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            collect_pairs(config, splits, [models["policy"]])
+    def stopping(*arguments, **settings):
+        asked.append(settings["seed"])
+        if len(asked) == stopped_at:
+            raise KeyboardInterrupt
+        return sample(*arguments, **settings)
+
+    both = [models["policy"], models["sft"]]
+    whole = files_of(collect_pairs(feedback_config(max_resamples=0), splits, both))
+    monkeypatch.setattr(collect_answers, "_AT_ONCE", 3)  # 8 prompts: three parts of each model
+    monkeypatch.setattr(collect_answers, "sample_responses", stopping)
+    config = feedback_config(output=str(tmp_path / "elsewhere"), max_resamples=0)
+    with pytest.raises(KeyboardInterrupt):
+        collect_pairs(config, splits, both)
+    (journal,) = config.feedback.output.glob(".*.answers.jsonl")
+    with journal.open("a") as stream:
+        stream.write('{"answers":[{"text":"cut by the ki')
     assert not [path for path in config.feedback.output.iterdir() if path.is_dir()]
-    assert collect_pairs(config, splits, [models["policy"]]).collection.counts.pairs == 8
+    assert files_of(collect_pairs(config, splits, both)) == whole
+    assert len(asked) == 6 + 1  # the one that was stopped, again
+    assert not journal.exists()
 
 
 def test_prompts_are_the_collections_own_then_the_users_then_those_of_training(
