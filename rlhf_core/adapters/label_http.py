@@ -12,13 +12,15 @@ import httpx
 from pydantic import SecretStr
 
 from rlhf_core.adapters.settings import without_credentials
-from rlhf_core.errors import ConfigError, LabelError
+from rlhf_core.errors import ConfigError, LabelError, QuestionRefusedError
 
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 _BUSY = 429
+_UNFIT = (400, 413, 422)
+"""Answers that are about what was sent, and not about who sends."""
 _EXCERPT = 200
 
 
@@ -85,16 +87,19 @@ class LabelServer:
             repeat: False for what would be done twice if only its answer was lost.
 
         Raises:
+            QuestionRefusedError: this one request is refused.
             LabelError: the server refuses, stays busy or lost, or answers with something else.
         """
         started, pause = time.monotonic(), FIRST_PAUSE_SECONDS
         while True:
+            if self._stopped.is_set():
+                raise LabelError(f"{self.place}: not asked any more; repeat the command to go on")
             answer, problem = self._try(method, path, json, params)
             if answer is not None and not _may_pass(answer):
                 return self._content(answer)
             wait = max(pause * random.uniform(0.5, 1.0), _asked_to_wait(answer))
             late = time.monotonic() - started + wait > self._patience
-            if late or not repeat or self._stopped.is_set():
+            if late or not repeat:
                 gave_up = f" (patience_seconds {self._patience:g})" if late and repeat else ""
                 raise LabelError(
                     f"{self.place}: {problem}{gave_up}; repeat the command to go on from here"
@@ -135,7 +140,8 @@ class LabelServer:
             advice = (
                 "; check the key in the environment" if answer.status_code in (401, 403) else ""
             )
-            raise LabelError(
+            kind = QuestionRefusedError if answer.status_code in _UNFIT else LabelError
+            raise kind(
                 f"{self.place}: {path} answers {answer.status_code}: {_excerpt(answer)}{advice}"
             )
         try:

@@ -34,17 +34,18 @@ Give your reasons in a few sentences. Then end with one line that is exactly one
 [[TIE]] if neither is better"""
 
 _QUESTION = """\
-<conversation>
+<conversation {mark}>
 {conversation}
-</conversation>
+</conversation {mark}>
 
-<response A>
+<response A {mark}>
 {first}
-</response A>
+</response A {mark}>
 
-<response B>
+<response B {mark}>
 {second}
-</response B>"""
+</response B {mark}>"""
+"""``mark`` is the pair's id, which no response can know: none can end itself and begin another."""
 
 _AGAIN = "Your answer does not end with a verdict. End with one line: [[A]], [[B]] or [[TIE]]."
 _EXCERPT = 80
@@ -130,7 +131,9 @@ def _question(
     pair: Comparison, principles: Sequence[str], first: str, second: str
 ) -> tuple[Message, ...]:
     conversation = "\n\n".join(f"{turn.role}: {turn.content}" for turn in pair.prompt)
-    asked = _QUESTION.format(conversation=conversation, first=first, second=second)
+    asked = _QUESTION.format(
+        mark=pair.comparison_id, conversation=conversation, first=first, second=second
+    )
     listed = "\n".join(f"- {principle}" for principle in principles)
     return (
         Message(role="system", content=INSTRUCTIONS.format(principles=listed)),

@@ -1,7 +1,8 @@
 """Ask for votes on a collection: simulated annotators and AI judges at once, people for later."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +16,8 @@ from rlhf_core.config import (
     SimulatedLabelerConfig,
 )
 from rlhf_core.dataprep.publish import exclusive
-from rlhf_core.feedback.ballots import FOLDER, BallotBox
+from rlhf_core.errors import LabelError, QuestionRefusedError
+from rlhf_core.feedback.ballots import FOLDER, Ballot, BallotBox
 from rlhf_core.feedback.collection import find_collection, read_collection
 from rlhf_core.feedback.judge import INSTRUCTIONS, Judge
 from rlhf_core.feedback.results import PushResult
@@ -24,6 +26,9 @@ from rlhf_core.schema import Comparison
 from rlhf_core.stages.label_people import send_tasks
 
 logger = logging.getLogger(__name__)
+
+_REFUSALS = 10
+"""Pairs refused one after the other that stop a push: no pair is at fault then."""
 
 
 def push_labels(config: PipelineConfig, reference: str) -> PushResult:
@@ -100,17 +105,43 @@ def _ask_judge(
             seed=feedback.seed,
         )
         with ThreadPoolExecutor(max_workers=settings.concurrency) as pool:
-            futures = [pool.submit(judge.compare, pair) for pair in missing]
+            futures = {pool.submit(judge.compare, pair): pair for pair in missing}
             try:
-                done = as_completed(futures)
                 num_there = len(pairs) - len(missing)
-                for future in tqdm(done, "votes", len(pairs), initial=num_there, disable=None):
-                    keep(future.result())
+                ballots = _as_they_come(futures)
+                for ballot in tqdm(ballots, "votes", len(pairs), initial=num_there, disable=None):
+                    keep(ballot)
             except BaseException:
                 chat.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
     return _judged(folder, box, pairs, len(missing), settings, chat.num_tokens)
+
+
+def _as_they_come(futures: Mapping[Future[Ballot], Comparison]) -> Iterator[Ballot]:
+    """Yield ballots; a pair that is refused where others are answered is one without a vote.
+
+    Raises:
+        LabelError: too many are refused one after the other, or all.
+    """
+    refused: list[Ballot] = []
+    answered = False
+    for future in as_completed(futures):
+        try:
+            ballot = future.result()
+        except QuestionRefusedError as error:
+            name = futures[future].comparison_id
+            refused.append(Ballot(comparison_id=name, problem=str(error)))
+            if len(refused) == _REFUSALS:
+                raise
+            continue
+        answered = True
+        yield from refused
+        refused.clear()
+        yield ballot
+    if refused and not answered:
+        raise LabelError(refused[-1].problem)
+    yield from refused
 
 
 def _judged(

@@ -1,6 +1,7 @@
 """Servers that label, in a thread of the test: a chat endpoint, and Label Studio as seen."""
 
 import json
+import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -75,9 +76,13 @@ class Chat:
 
 def shown(messages):
     """The two responses of a question, in the order they are shown."""
-    text = messages[1]["content"]
-    first = text.split("<response A>\n")[1].split("\n</response A>")[0]
-    return first, text.split("<response B>\n")[1].split("\n</response B>")[0]
+    found = re.fullmatch(
+        r"<conversation (.+?)>\n.*\n</conversation \1>\n\n<response A \1>\n(.*)\n</response A \1>"
+        r"\n\n<response B \1>\n(.*)\n</response B \1>",
+        messages[1]["content"],
+        re.DOTALL,
+    )
+    return found[2], found[3]
 
 
 def prefers_longer(messages):

@@ -84,7 +84,7 @@ def test_a_push_that_lost_the_judge_goes_on_with_what_is_missing(collection, con
     def failing(method, path, query, body, headers):
         seen.append(body)
         if len(seen) > 5:
-            return 400, {"error": "out of credit"}
+            return 402, {"error": "out of credit"}
         return chat(method, path, query, body, headers)
 
     labeler = {**JUDGE, "concurrency": 1}
@@ -96,6 +96,39 @@ def test_a_push_that_lost_the_judge_goes_on_with_what_is_missing(collection, con
         result = push_labels(configured({**labeler, "url": f"{url}/v1"}), "abc")
     assert (result.before, result.asked) == (2, 4)
     assert BallotBox(collection, "ai:tiny/judge").read()[:2] == kept
+
+
+def test_a_pair_that_is_too_long_for_the_judge_holds_up_no_other(collection, configured):
+    chat = Chat(prefers_longer)
+
+    def short_sighted(method, path, query, body, headers):
+        if "Question 1?" in body["messages"][1]["content"]:
+            return 400, {"error": {"message": "maximum context length is 4096 tokens"}}
+        return chat(method, path, query, body, headers)
+
+    with serving(short_sighted) as url:
+        config = configured({**JUDGE, "url": f"{url}/v1"})
+        result = push_labels(config, "abc")
+        again = push_labels(config, "abc")
+    assert (result.asked, result.without_vote, again.asked) == (6, 1, 0)
+    (refused,) = (one for one in BallotBox(collection, "ai:tiny/judge").read() if not one.votes)
+    assert refused.comparison_id == "abc-00001"
+    assert "maximum context length" in refused.problem
+
+
+@pytest.mark.parametrize("size", [6, 30])
+def test_a_judge_that_refuses_every_pair_is_told_and_asked_again(tmp_path, configured, size):
+    folder = make_collection(tmp_path / "collected", size)
+    seen = []
+
+    def refusing(*request):
+        seen.append(request)
+        return 400, {"error": "unknown parameter"}
+
+    with serving(refusing) as url, pytest.raises(LabelError, match="answers 400: unknown param"):
+        push_labels(configured({**JUDGE, "url": f"{url}/v1"}), "abc")
+    assert len(seen) < 20
+    assert not BallotBox(folder, "ai:tiny/judge").read()
 
 
 def test_another_constitution_is_not_mixed_into_the_votes(collection, configured):
