@@ -1,16 +1,13 @@
 """Simulated annotators: a function that votes at once, named in the settings."""
 
-import importlib
 import random
 from collections.abc import Callable, Iterable
 
-from rlhf_core.errors import ConfigError
+from rlhf_core.config.functions import load_function
 from rlhf_core.feedback.ballots import Ballot
 from rlhf_core.schema import Comparison, Conversation, Vote
 
 Annotators = Callable[[random.Random, Conversation, str, str], Iterable[Vote]]
-
-_KEY = "feedback.labeler.annotators"
 
 
 def load_annotators(spec: str) -> Annotators:
@@ -19,16 +16,7 @@ def load_annotators(spec: str) -> Annotators:
     Raises:
         ConfigError: there is no such module or function.
     """
-    module, _, function = spec.partition(":")
-    if not module or not function:
-        raise ConfigError(f"{_KEY}: expected module:function, found {spec!r}")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{_KEY}: {spec}: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"{_KEY}: {spec} is not a function")
-    annotators: Annotators = found
+    annotators: Annotators = load_function("feedback.labeler.annotators", spec)
     return annotators
 
 

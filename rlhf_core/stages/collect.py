@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_core.adapters.versioning import git_revision
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.files import sha256_of, write_records
+from rlhf_core.dataprep.files import atomic_file, sha256_of, write_records
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.dataprep.publish import exclusive, replacing_directory
 from rlhf_core.errors import DataError, ModelError
@@ -94,7 +94,8 @@ def collect_pairs(
                 pairs_sha256=sha256_of(work / PAIRS),
                 git_commit=git_revision(Path()),
             )
-            (work / MANIFEST).write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            with atomic_file(work / MANIFEST) as stream:
+                stream.write(found.model_dump_json(indent=2).encode() + b"\n")
         journal.unlink(missing_ok=True)
     return CollectedPairs(collection=found, folder=folder)
 

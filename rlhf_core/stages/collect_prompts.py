@@ -64,6 +64,8 @@ def draw_prompts(
     """
     prompts = [prompt for _, prompt in read_prompts(path)]
     open_ones = [prompt for prompt in prompts if dialogue_key(prompt.prompt) not in heldout]
+    if not prompts:
+        raise DataError(f"{path}: no prompts in it; name another file in feedback.prompts")
     if not open_ones:
         raise DataError(
             f"{path}: all {len(prompts)} prompts are of held-out dialogues; name others in"

@@ -135,6 +135,9 @@ def test_prompts_are_the_collections_own_then_the_users_then_those_of_training(
     own = feedback_config(production, prompts=str(prompts("own")))
     assert asked(collect_pairs(own, splits, policy)) == ["A own question?"]
     gone = feedback_config(prompts=str(tmp_path / "gone.jsonl"))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match=r"empty.jsonl: no prompts in it"):
+        collect_pairs(feedback_config(prompts=str(tmp_path / "empty.jsonl")), splits, policy)
     with pytest.raises(DataError, match=r"gone.jsonl: no such file; feedback.prompts must name"):
         collect_pairs(gone, splits, policy)
 
