@@ -214,7 +214,7 @@ def _show_pulled(result: "PullResult") -> None:
         f"pairs with the votes they need ({result.votes_per_pair}): {result.ready:,} new,"
         f" {result.published_before:,} published before"
     )
-    if result.output is not None:
+    if result.output is not None and result.ready:
         show_line(f"batch: {result.output}; publish it with: rlhf data add {result.output}")
     elif result.published is not None:
         show_published(result.published)

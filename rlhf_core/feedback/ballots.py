@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_core.dataprep.files import atomic_file, write_records
+from rlhf_core.dataprep.files import atomic_file, parse_object, write_records
 from rlhf_core.errors import ConfigError
 from rlhf_core.feedback.journal import Keep, appending, read_journal
 from rlhf_core.schema import Record, Vote
@@ -66,7 +66,7 @@ class BallotBox:
             with atomic_file(path) as stream:
                 stream.write(text.encode())
         elif (before := path.read_text(encoding="utf-8")) != text:
-            then = json.loads(before)
+            then = parse_object(before, where=str(path))
             changed = sorted(
                 key for key in {*then, *asked} if then.get(key) != json.loads(text).get(key)
             )

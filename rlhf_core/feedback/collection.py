@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from rlhf_core.dataprep.files import describe, read_records, sha256_of
+from rlhf_core.dataprep.files import AnyRecord, describe, read_records, sha256_of
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Record
 
@@ -106,14 +106,22 @@ def read_collection(folder: Path) -> tuple[Collection, list[Comparison]]:
     Raises:
         DataError: the pairs are no longer those that were collected.
     """
-    path = folder / MANIFEST
-    try:
-        found = Collection.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise DataError(f"{path}: not a collection's manifest: {describe(error)}") from error
+    found = read_record(folder / MANIFEST, Collection)
     if sha256_of(folder / PAIRS) != found.pairs_sha256:
         raise DataError(
             f"{folder / PAIRS}: not what {MANIFEST} says; votes would be given to other pairs."
             " Bring the file back, or delete the folder and collect again"
         )
     return found, read_records(folder / PAIRS, Comparison)
+
+
+def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
+    """Return the one record that a file of a collection holds.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path}: not a {kind.__name__}: {describe(error)}") from error

@@ -11,6 +11,7 @@ from rlhf_core.config import FeedbackConfig, LabelStudioLabelerConfig
 from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.feedback.ballots import BallotBox
+from rlhf_core.feedback.collection import read_record
 from rlhf_core.feedback.people import FORM, ID, ballots_of, task_of
 from rlhf_core.schema import Comparison, Record
 
@@ -48,6 +49,8 @@ def send_tasks(
         if sent is None:
             project = _project(server, folder.name, len(pairs), feedback, settings)
             sent = SentTasks(url=server.place, project=project)
+        else:
+            server.require_project(sent.project)  # somebody may have deleted it
         ids = {pair.comparison_id for pair in pairs}
         there = {data.get(ID): number for number, data in server.tasks(sent.project)}
         known = sent.tasks | {name: there[name] for name in ids & there.keys()}
@@ -80,7 +83,7 @@ def fetch_votes(
         )
     with open_label_studio(settings) as server:
         tasks = server.annotated_tasks(sent.project)
-        place = server.page_of(sent.project)
+    place = f"Label Studio project {sent.project}"
     ballots = ballots_of(tasks, {pair.comparison_id: pair for pair in pairs}, place)
     BallotBox(folder, settings.kind).replace(ballots)
 
@@ -108,7 +111,7 @@ def _remembered(folder: Path, settings: LabelStudioLabelerConfig) -> SentTasks |
     path = folder / SENT
     if not path.is_file():
         return None
-    sent = SentTasks.model_validate_json(path.read_bytes())
+    sent = read_record(path, SentTasks)
     elsewhere = settings.project not in (None, sent.project)
     if sent.url != without_credentials(settings.url).rstrip("/") or elsewhere:
         raise ConfigError(

@@ -223,6 +223,29 @@ def test_tasks_can_be_added_to_a_project_of_ones_own(collection, configured):
     assert len(app.projects) == 1
 
 
+def test_a_project_that_was_deleted_on_the_server_is_told(collection, configured):
+    app = LabelStudio()
+    with serving(app) as url:
+        config = configured({"kind": "label_studio", "url": url})
+        push_labels(config, "abc")
+        app.projects.clear()
+        with pytest.raises(LabelError, match="404: No Project matches the given query"):
+            push_labels(config, "abc")
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "label_studio.json", "votes/simulated/asked.json"]
+)
+def test_a_broken_file_of_the_collection_is_named(collection, configured, name):
+    labeler = {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:collect_votes"}
+    if name.startswith("label"):
+        labeler = {"kind": "label_studio", "url": "http://127.0.0.1:9"}
+    (collection / name).parent.mkdir(parents=True, exist_ok=True)
+    (collection / name).write_text('{"url":')
+    with pytest.raises(DataError, match=rf"{name}: "):
+        push_labels(configured(labeler), "abc")
+
+
 def test_the_votes_file_says_what_was_asked(collection, configured):
     with serving(Chat(prefers_longer)) as url:
         push_labels(configured({**JUDGE, "url": f"{url}/v1"}), "abc")

@@ -186,6 +186,10 @@ def test_the_three_commands_go_from_a_model_to_a_version(
     assert "simulated: 6 pairs asked about now, 0 before, of 6" in rlhf(
         "label", "push", "abc", config
     )
+    none = rlhf("label", "pull", "abc", config, "--output", "none.jsonl", "--set",
+                "feedback.votes_per_pair=9")  # fmt: skip
+    assert "nothing new to publish" in none
+    assert "rlhf data add" not in none
     written = rlhf("label", "pull", "abc", config, "--output", "batch.jsonl")
     assert "publish it with: rlhf data add batch.jsonl" in written
     assert not batches
