@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from rlhf_core.adapters.label_http import FixedKey, LabelServer, readable_key
-from rlhf_core.adapters.settings import load_settings, without_credentials
+from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import LabelStudioLabelerConfig
 from rlhf_core.dataprep.files import shorten
 from rlhf_core.errors import ConfigError, LabelError
@@ -173,7 +173,7 @@ class PersonalToken(httpx.Auth):
             self._access = str(answer.json()["access"])
         except (ValueError, KeyError, TypeError) as error:
             raise LabelError(
-                f"{without_credentials(self._exchange)} answers no token; is the url of"
+                f"{self._exchange} answers no token; is the url of"
                 " feedback.labeler that of Label Studio?"
             ) from error
         request.headers["Authorization"] = f"Bearer {self._access}"

@@ -1,11 +1,21 @@
 """How pairs of answers are collected from a model, and who says which is better."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from rlhf_core.config.base import Count, NonNegative, Positive, Section
+
+Server = TypeVar("Server", "AiLabelerConfig", "LabelStudioLabelerConfig")
+
+
+def _refuse_credentials(section: Server) -> Server:
+    """Settings are logged with every run, so a password in them would be too."""
+    if "@" in urlsplit(section.url).netloc:
+        raise ValueError("url: no user and password in it; keys are environment variables")
+    return section
 
 
 class SimulatedLabelerConfig(Section):
@@ -47,6 +57,8 @@ class AiLabelerConfig(Section):
     patience_seconds: NonNegative = 300.0
     """How long a busy or lost endpoint is asked again before the push stops."""
 
+    _no_credentials = model_validator(mode="after")(_refuse_credentials)
+
     @model_validator(mode="after")
     def _enough_principles(self) -> "AiLabelerConfig":
         drawn = self.principles_per_pair or 1
@@ -70,6 +82,8 @@ class LabelStudioLabelerConfig(Section):
     """How long one answer of the server is waited for."""
     patience_seconds: NonNegative = 60.0
     """How long a busy or lost server is asked again before the command stops."""
+
+    _no_credentials = model_validator(mode="after")(_refuse_credentials)
 
 
 LabelerConfig = Annotated[

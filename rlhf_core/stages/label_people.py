@@ -6,7 +6,6 @@ from pathlib import Path
 from pydantic import Field
 
 from rlhf_core.adapters.label_studio import LabelStudio, open_label_studio
-from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.config import FeedbackConfig, LabelStudioLabelerConfig
 from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.errors import ConfigError, DataError
@@ -113,7 +112,7 @@ def _remembered(folder: Path, settings: LabelStudioLabelerConfig) -> SentTasks |
         return None
     sent = read_record(path, SentTasks)
     elsewhere = settings.project not in (None, sent.project)
-    if sent.url != without_credentials(settings.url).rstrip("/") or elsewhere:
+    if sent.url != settings.url.rstrip("/") or elsewhere:
         raise ConfigError(
             f"feedback.labeler: {folder.name} was sent to project {sent.project} of {sent.url};"
             f" name that, or delete {path} to send it again"

@@ -358,3 +358,11 @@ def test_wrong_feedback_settings_are_refused(minimal, key, value, says):
     changes = {"feedback.labeler": JUDGE, f"feedback.{key}": value}
     with pytest.raises(ConfigError, match=says):
         load_config(minimal, changes)
+
+
+@pytest.mark.parametrize("labeler", [JUDGE, "{kind: label_studio, url: 'http://labels'}"])
+def test_a_password_in_an_address_is_refused_and_not_shown(minimal, labeler):
+    changes = {"feedback.labeler": labeler, "feedback.labeler.url": "https://ann:secret@host/v1"}
+    with pytest.raises(ConfigError, match="url: no user and password in it") as refused:
+        load_config(minimal, changes)
+    assert "secret" not in str(refused.value)
