@@ -99,8 +99,10 @@ class LabelServer:
                 return self._content(answer)
             wait = max(pause * random.uniform(0.5, 1.0), _asked_to_wait(answer))
             late = time.monotonic() - started + wait > self._patience
-            if late or not repeat:
-                gave_up = f" (patience_seconds {self._patience:g})" if late and repeat else ""
+            # What is too many was not done; whether what was lost was, nobody knows.
+            again = repeat or (answer is not None and answer.status_code == _BUSY)
+            if late or not again:
+                gave_up = f" (patience_seconds {self._patience:g})" if late and again else ""
                 raise LabelError(
                     f"{self.place}: {problem}{gave_up}; repeat the command to go on from here"
                 )

@@ -156,7 +156,7 @@ def test_an_import_whose_answer_was_lost_is_not_sent_again(monkeypatch):
     app = LabelStudio()
     with serving(app) as url, studio_at(url) as studio:
         number = studio.make_project("abc", "", "<View/>", 1)
-        app.trouble = ["lose the answer"]
+        app.trouble = [(429, {"detail": "slowly"}), "lose the answer"]
         with pytest.raises(LabelError, match="502: lost; repeat the command"):
             studio.add_tasks(number, [{"n": 1}])
     assert (app.imports, len(app.tasks)) == (1, 1)
