@@ -94,10 +94,14 @@ def collect_pairs(
                 pairs_sha256=sha256_of(work / PAIRS),
                 git_commit=git_revision(Path()),
             )
-            with atomic_file(work / MANIFEST) as stream:
-                stream.write(found.model_dump_json(indent=2).encode() + b"\n")
+            _write_manifest(work, found)
         journal.unlink(missing_ok=True)
     return CollectedPairs(collection=found, folder=folder)
+
+
+def _write_manifest(folder: Path, collection: Collection) -> None:
+    with atomic_file(folder / MANIFEST) as stream:
+        stream.write(collection.model_dump_json(indent=2).encode() + b"\n")
 
 
 def _sampling(config: PipelineConfig) -> SamplingSettings:
