@@ -6,11 +6,18 @@ from rlhf_core.dataprep.files import read_records, sha256_of, write_records
 from rlhf_core.errors import ConfigError, DataError, ModelError
 from rlhf_core.feedback.collection import ORIGINS, PAIRS, Origin
 from rlhf_core.rollout.sample import SampledResponse
-from rlhf_core.schema import Comparison, Message, ModelRef, Prompt
+from rlhf_core.schema import Comparison, Demonstration, Message, ModelRef, PreferencePair, Prompt
 from rlhf_core.stages import collect_answers
 from rlhf_core.stages.collect import collect_pairs
 
 SIMULATED = {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:collect_votes"}
+
+HELDOUT = {
+    "prompts_heldout": Prompt,
+    "demonstrations_heldout": Demonstration,
+    "reward_heldout": PreferencePair,
+    "judge_heldout": PreferencePair,
+}
 
 
 @pytest.fixture
@@ -158,6 +165,19 @@ def test_prompts_of_held_out_dialogues_are_never_asked(feedback_config, splits, 
     write_records(path, heldout)
     with pytest.raises(DataError, match="all 4 prompts are of held-out dialogues"):
         collect_pairs(feedback_config(path), splits, [models["policy"]])
+
+
+@pytest.mark.parametrize("name", HELDOUT)
+def test_a_dialogue_is_held_out_in_whichever_file(
+    feedback_config, splits, small_splits, models, tmp_path, name
+):
+    ref = getattr(small_splits, name)
+    path = tmp_path / "production.jsonl"
+    prompts = {row.prompt for row in read_records(ref, HELDOUT[name])}
+    write_records(path, [Prompt(prompt_id=str(i), prompt=one) for i, one in enumerate(prompts)])
+    mixed = splits.model_copy(update={name: ref})
+    with pytest.raises(DataError, match=rf"all {len(prompts)} prompts are of held-out dialogues"):
+        collect_pairs(feedback_config(path), mixed, [models["policy"]])
 
 
 def test_at_most_so_many_prompts_are_drawn_and_those_too_long_left_out(
