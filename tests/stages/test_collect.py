@@ -169,15 +169,17 @@ def test_prompts_of_held_out_dialogues_are_never_asked(feedback_config, splits, 
 
 @pytest.mark.parametrize("name", HELDOUT)
 def test_a_dialogue_is_held_out_in_whichever_file(
-    feedback_config, splits, small_splits, models, tmp_path, name
+    feedback_config, small_splits, models, tmp_path, name
 ):
     ref = getattr(small_splits, name)
     path = tmp_path / "production.jsonl"
     prompts = {row.prompt for row in read_records(ref, HELDOUT[name])}
     write_records(path, [Prompt(prompt_id=str(i), prompt=one) for i, one in enumerate(prompts)])
-    mixed = splits.model_copy(update={name: ref})
+    (tmp_path / "none.jsonl").touch()
+    none = ref.model_copy(update={"path": tmp_path / "none.jsonl", "num_rows": 0})
+    alone = small_splits.model_copy(update={other: none for other in HELDOUT if other != name})
     with pytest.raises(DataError, match=rf"all {len(prompts)} prompts are of held-out dialogues"):
-        collect_pairs(feedback_config(path), mixed, [models["policy"]])
+        collect_pairs(feedback_config(path), alone, [models["policy"]])
 
 
 def test_at_most_so_many_prompts_are_drawn_and_those_too_long_left_out(
