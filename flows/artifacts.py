@@ -9,7 +9,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from flows import bindings
 from flows.lost_server import at_the_cost_of_a_warning
 from flows.opening import is_deployed
-from flows.records import PipelineResult
+from flows.records import LabelsResult, PipelineResult
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RlhfError
 from rlhf_core.schema import DatasetSplits, Estimate, ModelRef, Record, RunContext, StageResult
@@ -33,6 +33,11 @@ def show_handed(stage: str, handed: Record, config: PipelineConfig, context: Run
 def show_outcome(result: PipelineResult) -> None:
     """Publish how a pipeline run ended and where its page lies, if a worker runs it."""
     _publish("pipeline-outcome", lambda: _outcome(result))
+
+
+def show_labels(result: LabelsResult) -> None:
+    """Publish how far a collection has come, if a worker runs this."""
+    _publish("collect-outcome", lambda: _labels(result))
 
 
 def file_report(directory: Path, decided: StageResult) -> tuple[Path, str | None]:
@@ -143,6 +148,23 @@ def _dataset(splits: DatasetSplits, config: PipelineConfig, context: RunContext)
         )
     )
     return text, [(docs, "data docs")] if docs else []
+
+
+def _labels(result: LabelsResult) -> Page:
+    pushed, pulled = result.pushed, result.pulled
+    lines = [f"# collection `{pushed.collection_id}`", f"{pushed.pairs} pairs, {pushed.labeler}"]
+    if pulled is not None:
+        by_votes = (f"| {votes} | {pairs} |" for votes, pairs in pulled.pairs_by_votes.items())
+        lines += ["\n| votes | pairs |\n|---|---|", *by_votes, ""]
+        if pulled.alpha is not None:
+            lines.append(f"Krippendorff's alpha: {_estimate(pulled.alpha)}\n")
+        for judge, alpha in pulled.judges.items():
+            lines.append(f"`{judge}` against people: {_estimate(alpha)}\n")
+        if pulled.published is not None:
+            lines.append(f"**{pulled.published.version.version}**: {pulled.ready} new pairs")
+    if result.next_step is not None:
+        lines.append(f"Next: {result.next_step}")
+    return "\n".join(lines), [(pushed.place, "label studio")] if pushed.place else []
 
 
 def _estimate(estimate: Estimate) -> str:

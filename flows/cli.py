@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import typer
 
-from flows import model_cli, server_cli, stage_cli
+from flows import collect_cli, model_cli, server_cli, stage_cli
 from flows.options import (
     ConfigPath,
     JsonOption,
@@ -69,6 +69,7 @@ def run(
 
 
 stage_cli.add_to(app)
+collect_cli.add_to(app)
 model_cli.add_to(app)
 server_cli.add_to(app)
 if find_spec("flows.data_cli"):

@@ -9,8 +9,7 @@ from flows.options import JsonOption, begin, write_json
 
 if TYPE_CHECKING:
     from rlhf_core.config import SourceConfig
-    from rlhf_core.stages.data_publish import BatchResult
-    from rlhf_core.stages.data_versions import DataVersion
+    from rlhf_core.schema import BatchResult, DataVersion
 
 data_app = typer.Typer(
     name="data",
@@ -81,7 +80,7 @@ def add(
         split=split,
         revision=revision,
     )
-    _show_published(publish(source, min_kept_fraction=min_kept_fraction), json_file)
+    _finish(publish(source, min_kept_fraction=min_kept_fraction), json_file)
 
 
 @data_app.command("publish", epilog="Example: rlhf data publish")
@@ -90,7 +89,7 @@ def publish_command(min_kept_fraction: KeepOption = 1.0, json_file: JsonOption =
     begin("info")
     from rlhf_core.stages.data_publish import publish
 
-    _show_published(publish(None, min_kept_fraction=min_kept_fraction), json_file)
+    _finish(publish(None, min_kept_fraction=min_kept_fraction), json_file)
 
 
 @data_app.command(epilog="Example: rlhf data log")
@@ -185,12 +184,19 @@ def _mapping(option: str, shape: str, pairs: list[str] | None) -> dict[str, str]
     return mapping
 
 
-def _show_published(result: "BatchResult", json_file: Path | None) -> None:
-    from flows.events import announce_dataset
+def _finish(result: "BatchResult", json_file: Path | None) -> None:
+    from flows.events import announce_published
+
+    write_json(result, json_file)
+    show_published(result)
+    announce_published(result)
+
+
+def show_published(result: "BatchResult") -> None:
+    """Print what a new version is and how to train on it."""
     from flows.tables import show_line
 
     version = result.version.version
-    write_json(result, json_file)
     _show_versions([result.version])
     for reason, count in result.set_aside.items():
         kept = f"data/raw/set-aside/{result.version.batch}"
@@ -198,14 +204,6 @@ def _show_published(result: "BatchResult", json_file: Path | None) -> None:
     if not result.branch_moved:
         show_line(f"local changes kept your branch where it was; then: git merge {version}")
     show_line(f"train on it: rlhf run CONFIG --set data.version={version}")
-    announce_dataset(
-        result.version.sha256,
-        str(result.directory),
-        version=version,
-        dvc_md5=result.version.dvc_md5,
-        commit=result.version.commit,
-        batch=result.version.batch,
-    )
 
 
 def _show_versions(versions: "list[DataVersion]") -> None:

@@ -7,7 +7,7 @@ from prefect.events import emit_event
 
 from flows.lost_server import at_the_cost_of_a_warning
 from rlhf_core.adapters.settings import load_settings
-from rlhf_core.schema import RunContext
+from rlhf_core.schema import BatchResult, RunContext
 
 
 def announce(event: str, context: RunContext, **payload: str | None) -> None:
@@ -32,6 +32,19 @@ def announce_dataset(sha256: str, directory: str, **payload: str | None) -> None
     """
     emit(
         "rlhf.data-version", resource=f"rlhf.dataset.{sha256[:12]}", directory=directory, **payload
+    )
+
+
+def announce_published(published: BatchResult) -> None:
+    """Tell the Prefect server of a version as `rlhf data add`, or a pull of labels, made it."""
+    version = published.version
+    announce_dataset(
+        version.sha256,
+        str(published.directory),
+        version=version.version,
+        dvc_md5=version.dvc_md5,
+        commit=version.commit,
+        batch=version.batch,
     )
 
 

@@ -120,6 +120,26 @@ class PromoteInputs(Record):
     force: Force = False
 
 
+class CollectInputs(Record):
+    """Which models are asked for pairs of answers, or which collection is gone on with."""
+
+    collection: str | None = Field(
+        default=None,
+        description="Collection to go on with, by its id: asks for the votes that are missing and "
+        "brings back those there are. Empty samples a new one.",
+    )
+    model: str | None = Field(
+        default=None,
+        description="Model that answers every prompt twice, as models:/NAME/VERSION, "
+        "models:/NAME@ALIAS or a directory. Empty: the policy's champion.",
+    )
+    against: str | None = Field(
+        default=None,
+        description="A second model: then each of the two answers once. Empty: there is none.",
+    )
+    dataset: Dataset = None
+
+
 StageInputs = (
     PrepareInputs | SftInputs | RewardInputs | PolicyInputs | EvaluateInputs | PromoteInputs
 )

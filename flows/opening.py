@@ -23,7 +23,7 @@ def open_context(
     Raises:
         ConfigError: neither settings nor an existing run were given, or they disagree.
     """
-    _label_process()
+    label_process()
     if settings is None and run is None:
         raise ConfigError("give settings to start a run with, or a run to go on with")
     if settings is None:
@@ -40,7 +40,7 @@ def name_of_run() -> str:
     inputs = flow_run.parameters.get("inputs")
     given = inputs if isinstance(inputs, dict) else vars(inputs)
     kind = given.get("role") or str(flow_run.flow_name).removeprefix("rlhf-")
-    run = str(given.get("run") or _name_after_flow_run() or "")
+    run = str(given.get("run") or given.get("collection") or _name_after_flow_run() or "")
     return f"{kind} {run.rsplit('/', 1)[-1]}"
 
 
@@ -66,15 +66,7 @@ def is_deployed() -> bool:
     return bool(current and current.flow_run and current.flow_run.deployment_id)
 
 
-def _name_after_flow_run() -> str | None:
-    current = FlowRunContext.get()
-    flow = current.flow_run if current else None
-    if flow is None or flow.created is None:
-        return None
-    return f"{flow.created:%Y%m%d-%H%M%S}-{str(flow.id)[-4:]}"
-
-
-def _label_process() -> None:
+def label_process() -> None:
     """Write on the flow run which process works on it, so that its death can be noticed."""
     current = FlowRunContext.get()
     if current is None or current.flow_run is None:
@@ -84,3 +76,11 @@ def _label_process() -> None:
         get_client(sync_client=True) as client,
     ):
         client.update_flow_run_labels(current.flow_run.id, {PROCESS_LABEL: process_name()})
+
+
+def _name_after_flow_run() -> str | None:
+    current = FlowRunContext.get()
+    flow = current.flow_run if current else None
+    if flow is None or flow.created is None:
+        return None
+    return f"{flow.created:%Y%m%d-%H%M%S}-{str(flow.id)[-4:]}"

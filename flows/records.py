@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from rlhf_core.feedback.results import CollectedPairs, PullResult, PushResult
 from rlhf_core.schema import (
     DatasetSplits,
     ModelRef,
@@ -43,3 +44,27 @@ class PipelineResult(Record):
     """One self-contained HTML page about the run."""
     report_url: str | None = None
     """Where a browser finds the page; None where nobody serves it."""
+
+
+class LabelsResult(Record):
+    """How far one run of `rlhf-collect` brought a collection."""
+
+    collected: CollectedPairs | None
+    """What was sampled; None where the run went on with a collection."""
+    pushed: PushResult
+    pulled: PullResult | None
+    """None where people have to vote first."""
+
+    @property
+    def next_step(self) -> str | None:
+        """What somebody has to do before there is a version; None where there is one."""
+        collection = self.pushed.collection_id
+        again = f"run rlhf-collect again with collection {collection}"
+        if self.pulled is None:
+            return f"people label {self.pushed.pairs} pairs at {self.pushed.place}; then {again}"
+        if self.pulled.published is not None:
+            return None
+        if self.pulled.published_before == self.pulled.pairs:
+            return None
+        needed = self.pulled.votes_per_pair
+        return f"{collection}: no new pair has the votes it needs ({needed}) yet; later {again}"

@@ -18,12 +18,14 @@ def dataset_reference(splits: DatasetSplits) -> str:
     return f"{splits.directory}@{splits.sha256}"
 
 
-def find_dataset(config: PipelineConfig, context: RunContext, given: str | None) -> DatasetSplits:
+def find_dataset(
+    config: PipelineConfig, context: RunContext | None, given: str | None
+) -> DatasetSplits:
     """Return the dataset a stage reads.
 
     Args:
         config: settings of the run.
-        context: the run.
+        context: the run; None where there is none.
         given: ``data-vN``, ``DIRECTORY`` or ``DIRECTORY@SHA256``; None takes what the run prepared,
             if it is still there.
 
@@ -31,7 +33,7 @@ def find_dataset(config: PipelineConfig, context: RunContext, given: str | None)
         DataError: the directory holds another version than the reference asks for.
     """
     if given is None:
-        saved = saved_result(context, "prepare", DatasetSplits)
+        saved = saved_result(context, "prepare", DatasetSplits) if context else None
         if saved is None:
             return bindings.prepare_data(config)
         given = dataset_reference(saved)
@@ -43,8 +45,8 @@ def find_dataset(config: PipelineConfig, context: RunContext, given: str | None)
         raise DataError(
             f"{directory}: holds dataset {splits.sha256[:12]}, expected {sha256[:12]}; it was "
             f"prepared again since. Repeat the run on it (repeat_from: prepare, or `rlhf prepare "
-            f"CONFIG --run-id {context.run_id} --force`), start a new one, or bring the old "
-            "version back with dvc"
+            f"CONFIG --run-id {context.run_id if context else 'ID'} --force`), start a new one, or "
+            "bring the old version back with dvc"
         )
     return splits
 

@@ -59,6 +59,14 @@ class RegistryError(RlhfError, RuntimeError):
     """The model registry or tracking server does not answer, or lacks what was asked for."""
 
 
+class LabelError(RlhfError, RuntimeError):
+    """Who should label does not answer, or refuses: a label server, or an AI judge's endpoint."""
+
+
+class QuestionRefusedError(LabelError):
+    """One question is refused as such: it is too long, most often. Others may be answered."""
+
+
 class StorageError(RlhfError, OSError):
     """A file cannot be written; the message names it."""
 

@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     """What a proxy before the Prefect server wants to see, as JSON."""
     hf_token: SecretStr | None = None
     """Hugging Face hub token, for gated models."""
+    rlhf_judge_api_key: SecretStr | None = None
+    """Key of the endpoint of an AI judge; None sends none."""
+    label_studio_api_key: SecretStr | None = None
+    """Token of Label Studio: a personal access token, or a legacy one."""
     rlhf_tracking_patience: float = Field(default=300.0, gt=0)
     """Seconds a lost MLflow server is waited for before the stage stops."""
 

@@ -69,7 +69,8 @@ def open_run(
     patience = load_settings().rlhf_tracking_patience
     lineage = {name: value for name, value in tags.items() if name.startswith("rlhf.")}
     run = StageRun(opened, lineage, resumed=resumed, patience=patience)
-    run.log_params(_flatten(config.model_dump(mode="json")))
+    # A parameter is written once; ``feedback`` may change while a run is gone on with.
+    run.log_params(_flatten(config.model_dump(mode="json", exclude={"feedback"})))
     try:
         yield run
         run.flush()

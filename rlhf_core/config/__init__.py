@@ -17,6 +17,13 @@ from rlhf_core.config.evaluation import (
     GatesConfig,
     MonitorsConfig,
 )
+from rlhf_core.config.feedback import (
+    AiLabelerConfig,
+    FeedbackConfig,
+    LabelerConfig,
+    LabelStudioLabelerConfig,
+    SimulatedLabelerConfig,
+)
 from rlhf_core.config.load import config_digest, load_config
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.pipeline import PipelineConfig
@@ -33,16 +40,20 @@ from rlhf_core.config.training import (
 
 __all__ = [
     "VERSION_NAME",
+    "AiLabelerConfig",
     "CleaningConfig",
     "ComputeConfig",
     "DataConfig",
     "DemonstrationsConfig",
     "DpoConfig",
     "EvaluationConfig",
+    "FeedbackConfig",
     "GateConfig",
     "GatedStage",
     "GatesConfig",
     "KlWatchConfig",
+    "LabelStudioLabelerConfig",
+    "LabelerConfig",
     "LoraConfig",
     "ModelConfig",
     "MonitorsConfig",
@@ -55,6 +66,7 @@ __all__ = [
     "RewardConfig",
     "Section",
     "SftConfig",
+    "SimulatedLabelerConfig",
     "SourceConfig",
     "SupervisedConfig",
     "VotesConfig",

@@ -14,13 +14,16 @@ from rlhf_core.errors import ConfigError
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+_ALTERNATIVES = ("algorithm", "kind")
+"""Keys that say which of several sections one is."""
+
 
 def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> PipelineConfig:
     """Read ``path``, apply dotted ``overrides``, validate once.
 
     A file may begin with ``extends: other.yaml`` (relative to itself) and then says only what
-    differs: sections merge key by key, except that a section whose ``algorithm`` changes is
-    replaced, for its settings belong to the other algorithm.
+    differs: sections merge key by key, except that a section whose ``algorithm`` or ``kind``
+    changes is replaced, for its settings belong to the other one.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value breaks its
@@ -45,8 +48,11 @@ def _in_words(problem: "ErrorDetails") -> str:
 
 
 def config_digest(config: PipelineConfig) -> str:
-    """Return the sha256 of the configuration's canonical JSON."""
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+    """Return the sha256 of the canonical JSON of all that decides a run.
+
+    Not of ``feedback``: no stage of a run reads it.
+    """
+    return hashlib.sha256(config.model_dump_json(exclude={"feedback"}).encode()).hexdigest()
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def _read_extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    if "algorithm" in change and change["algorithm"] != base.get("algorithm"):
+    if any(name in change and change[name] != base.get(name) for name in _ALTERNATIVES):
         return change
     merged = dict(base)
     for key, value in change.items():

@@ -7,11 +7,13 @@ from pydantic import Field, model_validator
 from rlhf_core.config.base import Section
 from rlhf_core.config.data import DataConfig
 from rlhf_core.config.evaluation import GATED_STAGES, EvaluationConfig, GatesConfig
+from rlhf_core.config.feedback import FeedbackConfig
 from rlhf_core.config.metric_names import metrics_of
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.policy import PolicyConfig, PpoConfig
 from rlhf_core.config.promotion import PromotionConfig
 from rlhf_core.config.training import RewardConfig, SftConfig
+from rlhf_core.errors import ConfigError
 
 
 class PipelineConfig(Section):
@@ -34,6 +36,8 @@ class PipelineConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig
     promotion: PromotionConfig = PromotionConfig()
+    feedback: FeedbackConfig | None = None
+    """How pairs of the model's answers are collected and labelled; None where nobody does."""
 
     @model_validator(mode="after")
     def _prompt_and_response_fit(self) -> "PipelineConfig":
@@ -76,6 +80,19 @@ class PipelineConfig(Section):
     def judge_settings(self) -> RewardConfig:
         """Return what the judge trains with."""
         return self.judge or self.reward
+
+    def feedback_settings(self) -> FeedbackConfig:
+        """Return how pairs are collected and labelled.
+
+        Raises:
+            ConfigError: the configuration does not say.
+        """
+        if self.feedback is None:
+            raise ConfigError(
+                "feedback: no such section in the configuration; it says how pairs are collected"
+                " and who labels them, docs/feedback.md shows one"
+            )
+        return self.feedback
 
     def answer_length(self) -> int:
         """Return the longest answer that evaluation samples, in tokens."""

@@ -1,10 +1,10 @@
 """An outside measure of answers, for reports only: no gate and no training ever reads it."""
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 
-from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.config.functions import load_function
+from rlhf_core.errors import DataError
 from rlhf_core.schema import Conversation
 
 Rater = Callable[[Conversation, str], dict[str, float]]
@@ -18,16 +18,7 @@ def load_rater(spec: str) -> Rater:
     Raises:
         ConfigError: there is no such module or function.
     """
-    module, _, function = spec.partition(":")
-    if not module or not function:
-        raise ConfigError(f"evaluation.rater: expected module:function, found {spec!r}")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"evaluation.rater: {spec}: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"evaluation.rater: {spec} is not a function")
-    rater: Rater = found
+    rater: Rater = load_function("evaluation.rater", spec)
     return rater
 
 

@@ -37,11 +37,12 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
     temperature: float,
     seed: int,
     batch_size: int = 64,
+    first_stream: int = 0,
 ) -> list[SampledResponse]:
     """Answer every conversation once, in order.
 
-    The answer to prompt i depends on ``seed``, i and the prompt, not on ``batch_size`` or on the
-    other prompts.
+    The answer to prompt i depends on ``seed``, ``first_stream + i`` and the prompt, not on
+    ``batch_size`` or on the other prompts.
 
     Args:
         model: causal model.
@@ -51,6 +52,7 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
         temperature: divides the logits; 0 takes the most probable token.
         seed: of the random numbers.
         batch_size: prompts decoded together.
+        first_stream: number of the first prompt, where these are a part of more.
 
     Raises:
         DataError: a prompt cannot be rendered.
@@ -61,7 +63,7 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
     responses: list[SampledResponse] = []
     for start in range(0, len(prompts), batch_size):
         part = [renderer.prompt_ids(prompt) for prompt in prompts[start : start + batch_size]]
-        streams = range(start, start + len(part))
+        streams = range(first_stream + start, first_stream + start + len(part))
         decoded = decode(
             model,
             part,

@@ -30,12 +30,15 @@ from rlhf_core.schema.text import (
     Role,
     Vote,
 )
+from rlhf_core.schema.versions import BatchResult, DataVersion
 
 __all__ = [
+    "BatchResult",
     "CheckResult",
     "Choice",
     "Comparison",
     "Conversation",
+    "DataVersion",
     "DatasetRef",
     "DatasetSplits",
     "Demonstration",

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rlhf_core.adapters import dvc_versions, versioning
 from rlhf_core.config import SourceConfig
-from rlhf_core.dataprep.files import atomic_file, sha256_of, write_records
+from rlhf_core.dataprep.files import atomic_file, md5_of, sha256_of, write_records
 from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.errors import DataError
@@ -85,6 +85,21 @@ def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedB
 def batch_names(clone: Path) -> list[str]:
     """Return the names of the batch files in a repository, in order."""
     return sorted(path.name for path in (clone / BATCHES).glob("batch-*.jsonl"))
+
+
+def version_with(batch: Path, root: Path, versions: Iterable[tuple[str, str]]) -> str | None:
+    """Return the version that came with exactly these rows, if there is one.
+
+    Args:
+        batch: rows in canonical form.
+        root: of the repository.
+        versions: name and file name of the batch of each version.
+    """
+    digest = md5_of(batch)
+    for version, name in versions:
+        if digest in versioning.git("show", f"{version}:{BATCHES / name}.dvc", cwd=root):
+            return version
+    return None
 
 
 def check_out_batch(root: Path, name: str) -> None:

@@ -10,13 +10,12 @@ from rlhf_core.adapters import dvc_versions, versioning
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.publish import exclusive
 from rlhf_core.errors import DataError
-from rlhf_core.schema import DatasetSplits, Record
+from rlhf_core.schema import BatchResult, DatasetSplits, DataVersion
 from rlhf_core.stages import data_batches
 from rlhf_core.stages.data_batches import AddedBatch
 from rlhf_core.stages.data_diff import compare_datasets
 from rlhf_core.stages.data_versions import (
     LOCAL,
-    DataVersion,
     bring_back,
     find_version,
     keep_dataset,
@@ -28,19 +27,6 @@ logger = logging.getLogger(__name__)
 
 _STAGE = "prepare"
 _FAILED = f"{dvc_versions.PREPARED}-failed"
-
-
-class BatchResult(Record):
-    """What ``publish`` did."""
-
-    version: DataVersion
-    directory: Path
-    """Where its dataset lies on this machine."""
-    set_aside: dict[str, int]
-    """Rows of the batch that its reader could not use, by reason; kept in ``data/raw/set-aside``
-    under the name of the batch."""
-    branch_moved: bool
-    """False where local changes kept the checked-out branch from moving to the new commit."""
 
 
 def publish(

@@ -4,40 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
-from pydantic import Field
-
 from rlhf_core.adapters import dvc_versions, versioning
 from rlhf_core.adapters.registry import find_version as find_model_version
 from rlhf_core.dataprep.publish import exclusive
 from rlhf_core.errors import DataError
-from rlhf_core.schema import DatasetSplits, Record
+from rlhf_core.schema import DatasetSplits, DataVersion
 from rlhf_core.stages.data_diff import DatasetDiff, compare_datasets
 
 LOCAL = Path(".rlhf/data")
 """Below the repository's root: datasets of versions, each in a folder named by its digest."""
-
-
-class DataVersion(Record):
-    """One published dataset version."""
-
-    version: str
-    commit: str
-    date: str
-    batch: str | None
-    """The annotation batch that came with it."""
-    rows: int = Field(ge=0)
-    """Comparisons read."""
-    pairs: int = Field(ge=0)
-    """Preference pairs prepared."""
-    alpha: float | None
-    """Krippendorff's alpha over all votes."""
-    came: int = Field(ge=0)
-    """Pairs that the version before did not have."""
-    went: int = Field(ge=0)
-    relabelled: int = Field(ge=0)
-    """Pairs whose winner changed."""
-    sha256: str
-    dvc_md5: str
 
 
 def list_versions(directory: Path = Path()) -> list[DataVersion]:

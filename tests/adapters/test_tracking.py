@@ -185,6 +185,23 @@ def test_changed_settings_do_not_go_on_in_the_old_run(mlflow_home, config, conte
     assert mlflow_client().get_run(old.run_id).info.status == "KILLED"
 
 
+def test_labels_asked_for_otherwise_do_not_stand_in_the_way_of_a_run(mlflow_home, config, context):
+    """MLflow takes a parameter once; a changed ``feedback`` would have refused the resumed run."""
+    simulated = {"labeler": {"kind": "simulated", "annotators": "a:b"}}
+    asked = [
+        type(config).model_validate(
+            {**config.model_dump(), "feedback": {**simulated, "seed": seed}}
+        )
+        for seed in range(2)
+    ]
+    with open_run(asked[0], context, "sft", inputs={}) as old:
+        pass
+    mlflow_client().update_run(old.run_id, status="RUNNING")  # as SIGKILL leaves it
+    with open_run(asked[1], context, "sft", inputs={}) as again:
+        assert again.resumed
+    assert again.run_id == old.run_id
+
+
 KILLED = """
     import os, sys, time
     from pathlib import Path

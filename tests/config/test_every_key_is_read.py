@@ -9,7 +9,10 @@ from rlhf_core.config import PipelineConfig, Section
 from tests.config.reads import Code, declared, sections
 
 ROOT = Path(__file__).parents[2]
-ALIASES = {"PolicyConfig": ("PpoConfig", "DpoConfig")}
+ALIASES = {
+    "PolicyConfig": ("PpoConfig", "DpoConfig"),
+    "LabelerConfig": ("SimulatedLabelerConfig", "AiLabelerConfig", "LabelStudioLabelerConfig"),
+}
 VALIDATORS = ("field_validator", "model_validator")
 
 

@@ -316,3 +316,53 @@ def test_the_defaults_of_ppo_are_those_of_its_sources(minimal):
 def test_a_moment_that_never_fades_is_refused(minimal, name):
     with pytest.raises(ConfigError, match=f"{name}: Input should be less than 1"):
         load_config(minimal, {f"policy.optimizer.{name}": "1.0"})
+
+
+JUDGE = "{kind: ai, url: 'http://judge/v1', model: m, principles: [Be kind.]}"
+
+
+def test_feedback_decides_nothing_of_a_run(minimal):
+    """Stages are done once for a digest: labels asked for otherwise must not repeat them."""
+    plain = load_config(minimal)
+    labelled = load_config(minimal, {"feedback.labeler": JUDGE})
+    assert config_digest(labelled) == config_digest(plain)
+    assert config_digest(load_config(minimal, {"seed": "1"})) != config_digest(plain)
+    older = plain.model_dump(mode="json", exclude={"feedback"})
+    assert PipelineConfig.model_validate(older) == plain
+
+
+def test_extends_replaces_a_labeler_whose_kind_changes(minimal):
+    minimal.write_text(minimal.read_text() + f"feedback: {{seed: 3, labeler: {JUDGE}}}\n")
+    child = minimal.parent / "child.yaml"
+    child.write_text(
+        "extends: minimal.yaml\nfeedback: {labeler: {kind: label_studio, url: 'http://labels'}}\n"
+    )
+    feedback = load_config(child).feedback
+    assert (feedback.seed, feedback.labeler.kind) == (3, "label_studio")
+    child.write_text("extends: minimal.yaml\nfeedback: {labeler: {concurrency: 9}}\n")
+    assert load_config(child).feedback.labeler.concurrency == 9
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("labeler.kind", "crowd", "'crowd'"),
+        ("labeler.principles", "[]", "at least 1 item"),
+        ("labeler.principles_per_pair", "2", "principles_per_pair 2, but there are 1 principles"),
+        ("labeler.url", "judge:8000", "should match pattern"),
+        ("temperature", "0", "greater than 0"),
+        ("votes_per_pair", "0", "greater than or equal to 1"),
+    ],
+)
+def test_wrong_feedback_settings_are_refused(minimal, key, value, says):
+    changes = {"feedback.labeler": JUDGE, f"feedback.{key}": value}
+    with pytest.raises(ConfigError, match=says):
+        load_config(minimal, changes)
+
+
+@pytest.mark.parametrize("labeler", [JUDGE, "{kind: label_studio, url: 'http://labels'}"])
+def test_a_password_in_an_address_is_refused_and_not_shown(minimal, labeler):
+    changes = {"feedback.labeler": labeler, "feedback.labeler.url": "https://ann:secret@host/v1"}
+    with pytest.raises(ConfigError, match="url: no user and password in it") as refused:
+        load_config(minimal, changes)
+    assert "secret" not in str(refused.value)

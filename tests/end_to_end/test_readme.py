@@ -25,6 +25,7 @@ NEEDS_MORE = {
     "configs/stories-hh.yaml": "covered by test_real_input",
     "--run-id ID": "covered by test_small_demo",
     "--set policy.kl_coef": "every training command here runs with --set",
+    "rlhf label pull": "covered by tests of labels: needs a repository",
     "rlhf data": "covered by tests of data versions: needs a repository",
     "data.version=": "covered by tests of data versions: needs a repository",
     "configs/demo-reward-hacking.yaml": "covered by test_shipped_variants",
@@ -41,10 +42,10 @@ def test_command_works_as_written(small_run, command):
     for part, reason in NEEDS_MORE.items():
         if part in command:
             pytest.skip(f"{part}: {reason}")
-    arguments = [
-        {"RUN": "first", "ID": "first", "...": "When does the castle open?"}.get(part, part)
-        for part in shlex.split(command)[1:]
-    ]
+    stands_for = {"RUN": "first", "ID": "first", "...": "When does the castle open?"}
+    if "COLLECTION" in command:
+        stands_for["COLLECTION"] = collected(small_run)
+    arguments = [stands_for.get(part, part) for part in shlex.split(command)[1:]]
     if arguments[0] in TRAINS and "--run-id" not in arguments:
         own = re.sub(r"\W+", "-", " ".join(arguments)).strip("-")
         arguments += ["--run-id", own]
@@ -53,6 +54,12 @@ def test_command_works_as_written(small_run, command):
     if arguments[0] == "rollback":
         promote_twice(small_run)
     small_run.rlhf(*arguments)
+
+
+def collected(work):
+    """Return the name of a collection; it is made once."""
+    work.rlhf("collect", "configs/demo.yaml", "--json", "collected.json")
+    return work.read("collected.json")["collection"]["collection_id"]
 
 
 def promote_twice(work):

@@ -56,6 +56,8 @@ def test_text_is_what_the_tokens_say_without_the_end_mark(speaker):
 def test_batch_size_does_not_change_an_answer(speaker):
     together = ask(speaker, batch_size=64)
     assert [a.token_ids for a in ask(speaker, batch_size=2)] == [a.token_ids for a in together]
+    later = ask(speaker, QUESTIONS[2:], first_stream=2)
+    assert [a.token_ids for a in later] == [a.token_ids for a in together[2:]]
     assert len({a.token_ids for a in together}) == len(QUESTIONS)
 
 

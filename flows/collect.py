@@ -1,0 +1,66 @@
+"""The loop back to data: sample pairs -> label -> new dataset version, which starts the pipeline.
+
+Every step finds what it did before and goes on from there, so that a Retry of the flow repeats
+nothing.
+"""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from flows import bindings, feedback_bindings
+from flows.artifacts import show_labels
+from flows.definition import flow
+from flows.events import announce_published
+from flows.inputs import CollectInputs
+from flows.opening import is_deployed, label_process, name_of_run
+from flows.records import LabelsResult
+from flows.references import find_dataset
+from flows.run_settings import RunSettings
+from rlhf_core.config import PipelineConfig
+from rlhf_core.feedback.results import CollectedPairs
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@flow(name="rlhf-collect", flow_run_name=name_of_run)
+def collect_flow(settings: RunSettings, inputs: CollectInputs) -> LabelsResult:
+    """Sample pairs, ask for votes, publish what has enough; people's votes come by a later run."""
+    label_process()
+    config = settings.load()
+    collected = None if inputs.collection else _step("sample", sample_pairs)(config, inputs)
+    collection = str(collected.folder) if collected else str(inputs.collection)
+    pushed = _step("push", feedback_bindings.push_labels)(config, collection)
+    pulled = None
+    if collected is None or not pushed.waits:
+        pulled = _step("pull", feedback_bindings.pull_labels)(config, collection)
+        if pulled.published is not None:
+            announce_published(pulled.published)
+    return _conclude(LabelsResult(collected=collected, pushed=pushed, pulled=pulled))
+
+
+def sample_pairs(config: PipelineConfig, inputs: CollectInputs) -> CollectedPairs:
+    """Sample the pairs of a new collection; one that is there is used as it is."""
+    config.feedback_settings()  # its absence is said before anything is looked for
+    first = inputs.model or f"models:/{config.project}-policy@champion"
+    names = [first, *([inputs.against] if inputs.against else [])]
+    models = [bindings.resolve_model(name) for name in names]
+    splits = find_dataset(config, None, inputs.dataset)
+    return feedback_bindings.collect_pairs(config, splits, models)
+
+
+def _step(name: str, work: Callable[P, R]) -> Callable[P, R]:
+    """Give a step its place in the run's graph. Each knows itself what is done: no cache."""
+    return task(name=name, cache_policy=NO_CACHE)(work)
+
+
+def _conclude(result: LabelsResult) -> LabelsResult:
+    """Show the outcome where a worker runs this; one without a version names what is missing."""
+    show_labels(result)
+    if is_deployed() and result.next_step is not None:
+        return Completed(name="WAITING", message=result.next_step, data=result)  # type: ignore[return-value]
+    return result

@@ -1,0 +1,178 @@
+"""Requests to those who label: JSON over HTTP, asked again while a server is busy or lost."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from rlhf_core.adapters.settings import without_credentials
+from rlhf_core.errors import ConfigError, LabelError, QuestionRefusedError
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+_BUSY = 429
+_UNFIT = (400, 413, 422)
+"""Answers that are about what was sent, and not about who sends."""
+_EXCERPT = 200
+
+
+class FixedKey(httpx.Auth):
+    """A key that is sent as it is."""
+
+    def __init__(self, scheme: str, key: str) -> None:
+        self._value = f"{scheme} {key}"
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Put the key on the request."""
+        request.headers["Authorization"] = self._value
+        yield request
+
+
+def readable_key(variable: str, key: SecretStr) -> str:
+    """Return a key without the line break that a file of secrets often ends with.
+
+    Raises:
+        ConfigError: no header can hold it. The error of the client would show it.
+    """
+    text = key.get_secret_value().strip()
+    if not (text.isascii() and text.isprintable()):
+        raise ConfigError(f"{variable}: expected one line of ASCII; set the key again")
+    return text
+
+
+class LabelServer:
+    """One server, with its credentials; may be used from several threads."""
+
+    def __init__(
+        self, url: str, *, auth: httpx.Auth | None, timeout: float, patience: float
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            url: address that paths are appended to.
+            auth: who asks; None where the server does not want to know.
+            timeout: seconds one answer is waited for.
+            patience: seconds after the first failure of a request to give up.
+        """
+        self.url = url.rstrip("/")
+        self.place = without_credentials(self.url)
+        self._client = httpx.Client(auth=auth, timeout=timeout)
+        self._patience = patience
+        self._stopped = threading.Event()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: Mapping[str, Any] | None = None,
+        repeat: bool = True,
+    ) -> Any:
+        """Send a request and return the JSON of its answer.
+
+        Args:
+            method: of HTTP.
+            path: below the server's address.
+            json: body.
+            params: what follows the question mark.
+            repeat: False for what would be done twice if only its answer was lost.
+
+        Raises:
+            QuestionRefusedError: this one request is refused.
+            LabelError: the server refuses, stays busy or lost, or answers with something else.
+        """
+        started, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+        while True:
+            if self._stopped.is_set():
+                raise LabelError(f"{self.place}: not asked any more; repeat the command to go on")
+            answer, problem = self._try(method, path, json, params)
+            if answer is not None and not _may_pass(answer):
+                return self._content(answer)
+            wait = max(pause * random.uniform(0.5, 1.0), _asked_to_wait(answer))
+            late = time.monotonic() - started + wait > self._patience
+            # What is too many was not done; whether what was lost was, nobody knows.
+            again = repeat or (answer is not None and answer.status_code == _BUSY)
+            if late or not again:
+                gave_up = f" (patience_seconds {self._patience:g})" if late and again else ""
+                raise LabelError(
+                    f"{self.place}: {problem}{gave_up}; repeat the command to go on from here"
+                )
+            logger.warning("label_server_lost where=%s retry_in_seconds=%.1f", self.place, wait)
+            self._stopped.wait(wait)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def stop(self) -> None:
+        """Let requests that wait for another attempt end at once."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Let go of its connections."""
+        self._client.close()
+
+    def __enter__(self) -> "LabelServer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _try(
+        self, method: str, path: str, json: Any, params: Mapping[str, Any] | None
+    ) -> tuple[httpx.Response | None, str]:
+        """Return the answer, if there is one, and what to say if it is the last."""
+        try:
+            answer = self._client.request(method, f"{self.url}/{path}", json=json, params=params)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise LabelError(f"{self.place}: not an address: {error}") from error
+        except httpx.HTTPError as error:
+            return None, f"{type(error).__name__}: {without_credentials(str(error))}"
+        return answer, f"/{path} answers {answer.status_code}: {_excerpt(answer)}"
+
+    def _content(self, answer: httpx.Response) -> Any:
+        path = answer.request.url.path
+        if not answer.is_success:  # nor a redirect: a POST would not survive it
+            advice = (
+                "; check the key in the environment" if answer.status_code in (401, 403) else ""
+            )
+            kind = QuestionRefusedError if answer.status_code in _UNFIT else LabelError
+            raise kind(
+                f"{self.place}: {path} answers {answer.status_code}: {_excerpt(answer)}{advice}"
+            )
+        try:
+            return answer.json() if answer.content else None
+        except ValueError as error:
+            raise LabelError(
+                f"{self.place}: {path} answers no JSON: {_excerpt(answer)}; is this the address of"
+                " the API?"
+            ) from error
+
+
+def _may_pass(answer: httpx.Response) -> bool:
+    return answer.status_code == _BUSY or answer.is_server_error
+
+
+def _asked_to_wait(answer: httpx.Response | None) -> float:
+    """Return the seconds that a busy server names in ``Retry-After``."""
+    named = answer.headers.get("retry-after", "") if answer is not None else ""
+    return float(named) if named.isdigit() else 0.0
+
+
+def _excerpt(answer: httpx.Response) -> str:
+    """Return what an answer says, the part meant for people where it has one."""
+    text = answer.text
+    with suppress(ValueError):
+        content = answer.json()
+        if isinstance(content, dict):
+            said = [
+                content[key] for key in ("detail", "error", "validation_errors") if content.get(key)
+            ]
+            text = "; ".join(map(str, said)) or text
+    return " ".join(text.split())[:_EXCERPT] or "nothing"

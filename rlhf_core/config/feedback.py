@@ -1,0 +1,116 @@
+"""How pairs of answers are collected from a model, and who says which is better."""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from rlhf_core.config.base import Count, NonNegative, Positive, Section
+
+Server = TypeVar("Server", "AiLabelerConfig", "LabelStudioLabelerConfig")
+
+
+def _refuse_credentials(section: Server) -> Server:
+    """Settings are logged with every run, so a password in them would be too."""
+    if "@" in urlsplit(section.url).netloc:
+        raise ValueError("url: no user and password in it; keys are environment variables")
+    return section
+
+
+class SimulatedLabelerConfig(Section):
+    """Votes of a function at once: the demo's annotators, or a rule of your own."""
+
+    kind: Literal["simulated"] = "simulated"
+    """A function of the settings votes at once."""
+    annotators: str
+    """``module:function``: takes a ``random.Random``, the prompt and both responses, and returns
+    votes."""
+
+
+class AiLabelerConfig(Section):
+    """Votes of a language model behind an OpenAI-compatible chat endpoint.
+
+    The key, if it wants one, is the environment's ``RLHF_JUDGE_API_KEY``.
+    """
+
+    kind: Literal["ai"] = "ai"
+    """A language model votes, by a constitution."""
+    url: str = Field(pattern=r"^https?://")
+    """Address below which ``chat/completions`` is: ``http://HOST:8000/v1``."""
+    model: str = Field(min_length=1)
+    """Name of the model at the endpoint; its votes are by ``ai:<model>``."""
+    principles: tuple[str, ...] = Field(min_length=1)
+    """The constitution: what makes a response better, a sentence each."""
+    principles_per_pair: Count | None = None
+    """How many principles are drawn for each pair; None shows all of them."""
+    temperature: NonNegative | None = 0.0
+    """Sampling temperature of the judge; None leaves it to the endpoint."""
+    max_tokens: Count | None = 512
+    """Longest answer of the judge, its reasons included; None leaves it to the endpoint."""
+    max_attempts: Count = 3
+    """How often one question is asked until the answer ends with a verdict."""
+    concurrency: Count = 4
+    """Pairs asked about at once."""
+    timeout_seconds: Positive = 120.0
+    """How long one answer is waited for."""
+    patience_seconds: NonNegative = 300.0
+    """How long a busy or lost endpoint is asked again before the push stops."""
+
+    _no_credentials = model_validator(mode="after")(_refuse_credentials)
+
+    @model_validator(mode="after")
+    def _enough_principles(self) -> "AiLabelerConfig":
+        drawn = self.principles_per_pair or 1
+        if drawn > len(self.principles):
+            raise ValueError(
+                f"principles_per_pair {drawn}, but there are {len(self.principles)} principles"
+            )
+        return self
+
+
+class LabelStudioLabelerConfig(Section):
+    """Votes of people in Label Studio. The token is the environment's ``LABEL_STUDIO_API_KEY``."""
+
+    kind: Literal["label_studio"] = "label_studio"
+    """People vote, when they come to it."""
+    url: str = Field(pattern=r"^https?://")
+    """Address of the server."""
+    project: Count | None = None
+    """Number of a project to add the tasks to; None makes one for each collection."""
+    timeout_seconds: Positive = 60.0
+    """How long one answer of the server is waited for."""
+    patience_seconds: NonNegative = 60.0
+    """How long a busy or lost server is asked again before the command stops."""
+
+    _no_credentials = model_validator(mode="after")(_refuse_credentials)
+
+
+LabelerConfig = Annotated[
+    SimulatedLabelerConfig | AiLabelerConfig | LabelStudioLabelerConfig,
+    Field(discriminator="kind"),
+]
+
+
+class FeedbackConfig(Section):
+    """Pairs of a model's own answers, and their labels. No part of what trains a run."""
+
+    prompts: Path | None = None
+    """Prompts to answer; None takes ``data.prompts.production_path``, and without that the training
+    prompts of the prepared dataset. Held-out dialogues of the dataset are never asked."""
+    num_prompts: Count = 200
+    """Prompts answered, at most; one of a dialogue."""
+    temperature: Positive = 1.0
+    """Sampling temperature of the responses."""
+    max_new_tokens: Count | None = None
+    """Longest response, in tokens; None takes what evaluation takes."""
+    max_resamples: int = Field(default=3, ge=0)
+    """How often a pair of equal or empty responses is drawn again before its prompt is left out."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the prompts drawn, the responses and their sides; another one makes another collection."""
+    output: Path = Path("data/collected")
+    """Folder of all collections, one sub-folder each."""
+    votes_per_pair: Count = 1
+    """Votes that a pair needs to become part of a dataset version."""
+    labeler: LabelerConfig
+    """Who votes: ``simulated`` annotators, an ``ai`` judge, or people in ``label_studio``."""

@@ -1,0 +1,70 @@
+"""How far those who voted on a collection agree: all of them, and each AI judge with people."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rlhf_core.dataprep.against_rest import CONFIDENCE, against_rest
+from rlhf_core.dataprep.agreement import alpha_estimate
+from rlhf_core.dataprep.votes import VoteTable
+from rlhf_core.schema import Estimate, Vote
+
+AI = "ai:"
+"""How the names of AI judges begin."""
+
+
+def votes_alpha(
+    votes: Sequence[Sequence[Vote]], *, num_resamples: int, seed: int
+) -> Estimate | None:
+    """Return Krippendorff's alpha over all votes; None where it is not defined.
+
+    Args:
+        votes: on each comparison.
+        num_resamples: bootstrap resamples.
+        seed: of the resampling.
+    """
+    if not votes:
+        return None
+    counts = _table(votes).counts(len(votes))
+    return alpha_estimate(counts, num_resamples=num_resamples, seed=seed)
+
+
+def judges_against_people(
+    votes: Sequence[Sequence[Vote]], *, num_resamples: int, seed: int
+) -> Mapping[str, Estimate]:
+    """Return alpha between each AI judge and people, over the pairs both voted on.
+
+    Args:
+        votes: on each comparison.
+        num_resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Returns:
+        By judge; one that shares no pair with people, or none on which answers differ, is left out.
+    """
+    judges = sorted({v.annotator for each in votes for v in each if v.annotator.startswith(AI)})
+    found = {}
+    for judge in judges:
+        own = [
+            [v for v in each if v.annotator == judge or not v.annotator.startswith(AI)]
+            for each in votes
+        ]
+        table = _table(own)
+        rest = against_rest(table, [""] * len(own), num_resamples=num_resamples, seed=seed)
+        place = table.names[judge]
+        if not np.isnan(rest.alpha[place]):
+            found[judge] = Estimate(
+                value=float(rest.alpha[place]),
+                low=float(rest.low[place]),
+                high=float(rest.high[place]),
+                num_samples=int(rest.num_shared[place]),
+                confidence=CONFIDENCE,
+            )
+    return found
+
+
+def _table(votes: Sequence[Sequence[Vote]]) -> VoteTable:
+    table = VoteTable()
+    for number, each in enumerate(votes):
+        table.add(number, each)
+    return table

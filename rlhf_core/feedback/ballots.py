@@ -1,0 +1,99 @@
+"""Votes as they come in: a journal for each labeler."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlhf_core.dataprep.files import atomic_file, parse_object, write_records
+from rlhf_core.errors import ConfigError
+from rlhf_core.feedback.journal import Keep, appending, read_journal
+from rlhf_core.schema import Record, Vote
+
+FOLDER = "votes"
+_ASKED = "asked.json"
+_BALLOTS = "ballots.jsonl"
+
+
+class Ballot(Record):
+    """What one labeler said about one pair."""
+
+    comparison_id: str
+    votes: tuple[Vote, ...] = ()
+    """None where no answer could be read."""
+    problem: str = ""
+    """Why there is no vote."""
+    order_dependent: bool | None = None
+    """AI judges: whether the verdict changed with the order of the responses."""
+    answers: tuple[str, ...] = ()
+    """AI judges: what was said, in the order it was asked."""
+
+
+class BallotBox:
+    """The ballots of one labeler on one collection."""
+
+    def __init__(self, collection: Path, labeler: str) -> None:
+        """Name the box; nothing is made yet."""
+        self.path = collection / FOLDER / _plain(labeler) / _BALLOTS
+
+    def read(self) -> list[Ballot]:
+        """Return what is in it. A last line that is not whole is no ballot yet."""
+        return read_journal(self.path, Ballot)
+
+    @contextmanager
+    def opened(self, asked: Mapping[str, object]) -> Iterator[Keep]:
+        """Open it for more ballots. One at a time: the caller holds the collection's lock.
+
+        Args:
+            asked: settings that decide the answers; those of one box are asked alike.
+
+        Raises:
+            ConfigError: the ballots in it were asked for otherwise.
+        """
+        self._require_same_question(asked)
+        with appending(self.path) as keep:
+            yield keep
+
+    def replace(self, ballots: Iterable[Ballot]) -> None:
+        """Put in exactly these: what a server says now replaces what it said before."""
+        write_records(self.path, ballots)
+
+    def _require_same_question(self, asked: Mapping[str, object]) -> None:
+        path = self.path.with_name(_ASKED)
+        text = json.dumps(asked, indent=2, sort_keys=True, ensure_ascii=False)
+        if not path.is_file():
+            with atomic_file(path) as stream:
+                stream.write(text.encode())
+        elif (before := path.read_text(encoding="utf-8")) != text:
+            then = parse_object(before, where=str(path))
+            changed = sorted(
+                key for key in {*then, *asked} if then.get(key) != json.loads(text).get(key)
+            )
+            raise ConfigError(
+                f"feedback.labeler: the votes in {self.path.parent} were asked for with other"
+                f" settings (changed: {', '.join(changed)}); give the same ones, or delete that"
+                " folder to ask for all of them again"
+            )
+
+
+def all_votes(collection: Path) -> dict[str, tuple[Vote, ...]]:
+    """Return the votes on each comparison, of all labelers in name order.
+
+    Who voted twice on a pair through different boxes counts once: the first box wins.
+    """
+    found: dict[str, dict[str, Vote]] = {}
+    for path in sorted((collection / FOLDER).glob(f"*/{_BALLOTS}")):
+        for ballot in BallotBox(collection, path.parent.name).read():
+            votes = found.setdefault(ballot.comparison_id, {})
+            for vote in ballot.votes:
+                votes.setdefault(vote.annotator, vote)
+    return {name: tuple(votes.values()) for name, votes in found.items() if votes}
+
+
+def _plain(labeler: str) -> str:
+    """Return a folder name for a labeler, whose own name may hold slashes and colons."""
+    plain = "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in labeler)
+    if plain == labeler:
+        return plain
+    return f"{plain}-{hashlib.sha256(labeler.encode()).hexdigest()[:6]}"

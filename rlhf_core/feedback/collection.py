@@ -1,0 +1,127 @@
+"""A collection: pairs of answers that wait for votes, and where they come from."""
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from rlhf_core.dataprep.files import AnyRecord, describe, read_records, sha256_of
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Comparison, Record
+
+MANIFEST = "manifest.json"
+PAIRS = "pairs.jsonl"
+ORIGINS = "origins.jsonl"
+
+
+class SampledModel(Record):
+    """One of the models whose answers are compared."""
+
+    uri: str
+    version: str
+    sha256: str
+    """Over its weight file."""
+
+
+class Origin(Record):
+    """Which model gave which answer of a pair; those who vote do not see it."""
+
+    comparison_id: str
+    prompt_id: str
+    model_a: str
+    """URI of the model that gave the first response."""
+    model_b: str
+
+
+class SamplingSettings(Record):
+    """What decided the answers, besides models and prompts."""
+
+    num_prompts: int
+    """Asked for; there may be fewer."""
+    temperature: float
+    max_new_tokens: int
+    max_prompt_tokens: int
+    max_resamples: int
+    seed: int
+
+
+class Counts(Record):
+    """What became of the prompts."""
+
+    prompts: int = Field(ge=0)
+    """In the file."""
+    heldout: int = Field(ge=0)
+    """Left out because their dialogue is held out in the dataset."""
+    unfitting: int = Field(ge=0)
+    """Drawn and left out because they cannot be rendered, or leave no room for an answer."""
+    asked: int = Field(ge=0)
+    resampled: int = Field(ge=0)
+    """Asked more than once, because both answers were the same or one was empty."""
+    indistinct: int = Field(ge=0)
+    """Left out because they stayed so."""
+    unfinished: int = Field(ge=0)
+    """Responses in the pairs that were cut at ``max_new_tokens``."""
+    pairs: int = Field(ge=0)
+
+
+class Collection(Record):
+    """Lies in the collection's folder as ``manifest.json``."""
+
+    collection_id: str
+    """Digest of models, prompts, settings and seed: the same ones make the same collection."""
+    models: tuple[SampledModel, ...]
+    """One that answered twice, or two that answered once each."""
+    prompts: str
+    """File they were drawn from."""
+    prompts_sha256: str
+    dataset_sha256: str
+    """Dataset whose held-out dialogues were left alone."""
+    settings: SamplingSettings
+    counts: Counts
+    pairs_sha256: str
+    git_commit: str | None
+    """Of the code that sampled."""
+
+
+def find_collection(reference: str, output: Path) -> Path:
+    """Return the folder of a collection.
+
+    Args:
+        reference: its id, or the folder itself.
+        output: folder of all collections.
+
+    Raises:
+        DataError: there is no such collection; names those there are.
+    """
+    for folder in (output / reference, Path(reference).absolute()):
+        if (folder / MANIFEST).is_file():
+            return folder
+    known = sorted(path.parent.name for path in output.glob(f"*/{MANIFEST}"))
+    listing = ", ".join(known) or "none yet; `rlhf collect CONFIG` makes one"
+    raise DataError(f"{reference}: no such collection in {output}; known: {listing}")
+
+
+def read_collection(folder: Path) -> tuple[Collection, list[Comparison]]:
+    """Return a collection's manifest and its pairs, in order.
+
+    Raises:
+        DataError: the pairs are no longer those that were collected.
+    """
+    found = read_record(folder / MANIFEST, Collection)
+    if sha256_of(folder / PAIRS) != found.pairs_sha256:
+        raise DataError(
+            f"{folder / PAIRS}: not what {MANIFEST} says; votes would be given to other pairs."
+            " Bring the file back, or delete the folder and collect again"
+        )
+    return found, read_records(folder / PAIRS, Comparison)
+
+
+def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
+    """Return the one record that a file of a collection holds.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path}: not a {kind.__name__}: {describe(error)}") from error

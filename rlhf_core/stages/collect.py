@@ -1,0 +1,180 @@
+"""Sample pairs of answers for people, or an AI judge, to compare."""
+
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_core.adapters.versioning import git_revision
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.files import atomic_file, sha256_of, write_records
+from rlhf_core.dataprep.manifest import fingerprint_of
+from rlhf_core.dataprep.publish import exclusive, replacing_directory
+from rlhf_core.errors import DataError, ModelError
+from rlhf_core.feedback.collection import (
+    MANIFEST,
+    ORIGINS,
+    PAIRS,
+    Collection,
+    Counts,
+    Origin,
+    SampledModel,
+    SamplingSettings,
+    read_collection,
+)
+from rlhf_core.feedback.results import CollectedPairs
+from rlhf_core.schema import Comparison, DatasetSplits, ModelRef, Prompt
+from rlhf_core.stages.collect_answers import AnswerPairs, answer_twice
+from rlhf_core.stages.collect_prompts import (
+    AskedPrompts,
+    draw_prompts,
+    heldout_dialogues,
+    prompt_file,
+)
+
+logger = logging.getLogger(__name__)
+
+_ID_LENGTH = 12
+
+
+def collect_pairs(
+    config: PipelineConfig, splits: DatasetSplits, models: Sequence[ModelRef]
+) -> CollectedPairs:
+    """Sample two different answers to each of some prompts.
+
+    The same models, prompts, settings and seed give the same bytes. A collection that is there is
+    verified and used as it is; a kill leaves either none or a whole one, and a journal of answers
+    that the next call goes on from.
+
+    Args:
+        config: settings, with a ``feedback`` section.
+        splits: dataset whose training prompts are asked where the settings name no others, and
+            whose held-out dialogues are asked in no case.
+        models: one that answers twice, or two that answer once each.
+
+    Raises:
+        ConfigError: there is no ``feedback`` section.
+        DataError: no prompt is left, or no pair.
+        ModelError: a model is no causal one.
+    """
+    feedback = config.feedback_settings()
+    for model in models:
+        if model.kind != "causal":
+            raise ModelError(f"{model.uri}: a {model.kind} model gives no answers; name a policy")
+    prompts, settings = prompt_file(config, splits), _sampling(config)
+    heldout = heldout_dialogues(splits)
+    parts = {
+        "models": " ".join(model.sha256 for model in models),
+        "prompts": sha256_of(prompts),
+        "heldout": "".join(sorted(key.hex() for key in heldout)),
+        "settings": settings.model_dump_json(),
+    }
+    folder = feedback.output / fingerprint_of(parts)[:_ID_LENGTH]
+    with exclusive(folder):
+        if (folder / MANIFEST).is_file():
+            logger.info("collection_reused folder=%s", folder)
+            return CollectedPairs(collection=read_collection(folder)[0], folder=folder)
+        journal = folder.with_name(f".{folder.name}.answers.jsonl")
+        with replacing_directory(folder) as work:
+            asked = draw_prompts(prompts, heldout, models, settings)
+            answers = answer_twice(
+                models, asked.prompts, settings, device=config.model.device, journal=journal
+            )
+            pairs, origins = _on_sides(folder.name, models, asked.prompts, answers, settings)
+            write_records(work / PAIRS, pairs)
+            write_records(work / ORIGINS, origins)
+            found = Collection(
+                collection_id=folder.name,
+                models=tuple(map(_sampled, models)),
+                prompts=str(prompts),
+                prompts_sha256=parts["prompts"],
+                dataset_sha256=splits.sha256,
+                settings=settings,
+                counts=_counted(asked, answers, len(pairs)),
+                pairs_sha256=sha256_of(work / PAIRS),
+                git_commit=git_revision(Path()),
+            )
+            _write_manifest(work, found)
+        journal.unlink(missing_ok=True)
+    return CollectedPairs(collection=found, folder=folder)
+
+
+def _write_manifest(folder: Path, collection: Collection) -> None:
+    with atomic_file(folder / MANIFEST) as stream:
+        stream.write(collection.model_dump_json(indent=2).encode() + b"\n")
+
+
+def _sampling(config: PipelineConfig) -> SamplingSettings:
+    feedback = config.feedback_settings()
+    longest = feedback.max_new_tokens or config.answer_length()
+    return SamplingSettings(
+        num_prompts=feedback.num_prompts,
+        temperature=feedback.temperature,
+        max_new_tokens=longest,
+        max_prompt_tokens=config.model.max_length - longest,
+        max_resamples=feedback.max_resamples,
+        seed=feedback.seed,
+    )
+
+
+def _sampled(model: ModelRef) -> SampledModel:
+    return SampledModel(uri=model.uri, version=model.version, sha256=model.sha256)
+
+
+def _counted(asked: AskedPrompts, answers: AnswerPairs, num_pairs: int) -> Counts:
+    return Counts(
+        prompts=asked.num_read,
+        heldout=asked.heldout,
+        unfitting=asked.unfitting,
+        asked=len(asked.prompts),
+        resampled=answers.resampled,
+        indistinct=len(asked.prompts) - num_pairs,
+        unfinished=answers.unfinished,
+        pairs=num_pairs,
+    )
+
+
+def _on_sides(
+    name: str,
+    models: Sequence[ModelRef],
+    prompts: Sequence[Prompt],
+    answers: AnswerPairs,
+    settings: SamplingSettings,
+) -> tuple[list[Comparison], list[Origin]]:
+    """Return the pairs, each answer on a side drawn for it, and apart from them whose it is.
+
+    Raises:
+        DataError: there is none.
+    """
+    comparisons: list[Comparison] = []
+    origins: list[Origin] = []
+    for prompt, pair in zip(prompts, answers.pairs, strict=True):
+        if pair is None:
+            continue
+        number = len(comparisons) + 1
+        row_id = f"{name}-{number:05d}"
+        sides = [(pair[0].text, models[0].uri), (pair[1].text, models[-1].uri)]
+        random.Random(f"{settings.seed}:{row_id}").shuffle(sides)
+        (first, model_a), (second, model_b) = sides
+        comparisons.append(
+            Comparison(
+                comparison_id=row_id,
+                prompt=prompt.prompt,
+                response_a=first,
+                response_b=second,
+                votes=(),
+                source=f"collected-{name}",
+                line=number,
+            )
+        )
+        origins.append(
+            Origin(
+                comparison_id=row_id, prompt_id=prompt.prompt_id, model_a=model_a, model_b=model_b
+            )
+        )
+    if not comparisons:
+        raise DataError(
+            f"none of {len(prompts)} prompts got two different answers; raise"
+            " feedback.temperature, or name another model in --against"
+        )
+    return comparisons, origins

@@ -1,0 +1,68 @@
+"""Sides are shown in an order of their own, and votes come back about the pair's."""
+
+import pytest
+
+from rlhf_core.errors import DataError
+from rlhf_core.feedback.people import ballots_of, task_of
+from tests.feedback.conftest import make_pair
+from tests.feedback.servers import LabelStudio
+
+PAIRS = {pair.comparison_id: pair for pair in map(make_pair, range(1, 31))}
+
+
+@pytest.fixture
+def studio():
+    server = LabelStudio()
+    server.add(1, [{"data": task_of(pair, 0)} for pair in PAIRS.values()])
+    return server
+
+
+def side_of(task, response):
+    return "left" if task["data"]["response_a"] == response else "right"
+
+
+def read(studio):
+    return ballots_of(studio.tasks.values(), PAIRS, "http://x/projects/1")
+
+
+def test_about_half_of_the_sides_are_changed_and_always_the_same(studio):
+    changed = sum(
+        task["data"]["response_a"] != PAIRS[task["data"]["comparison_id"]].response_a
+        for task in studio.tasks.values()
+    )
+    assert 5 < changed < 25
+    assert all(task_of(pair, 0) == task_of(pair, 0) for pair in PAIRS.values())
+    assert any(task_of(pair, 0) != task_of(pair, 1) for pair in PAIRS.values())
+
+
+def test_a_vote_is_for_the_response_that_was_clicked_on_whatever_side(studio):
+    for number, task in studio.tasks.items():
+        pair = PAIRS[task["data"]["comparison_id"]]
+        studio.annotate(number, 7, side_of(task, pair.response_b))
+        studio.annotate(number, 8, "tie")
+    for ballot in read(studio):
+        assert [(vote.annotator, vote.choice) for vote in ballot.votes] == [
+            ("7", "b"),
+            ("8", "tie"),
+        ]
+        assert ballot.votes[0].seconds == 12.5
+
+
+def test_a_skipped_task_has_no_vote(studio):
+    studio.annotate(1, 7, None)
+    studio.annotate(1, 8, "left", result=[])
+    assert read(studio)[0].votes == ()
+
+
+def test_tasks_of_others_in_the_project_are_passed_over(studio):
+    studio.add(1, [{"data": {"text": "something else"}}, {"data": task_of(make_pair(99), 0)}])
+    studio.annotate(31, 7, "left")
+    studio.annotate(32, 7, "left")
+    assert len(read(studio)) == len(PAIRS)
+
+
+def test_a_task_whose_text_was_edited_is_refused(studio):
+    studio.tasks[3]["data"]["response_a"] += " indeed"
+    studio.annotate(3, 7, "left")
+    with pytest.raises(DataError, match=r"projects/1, line 3: the task shows other responses"):
+        read(studio)
