@@ -2,21 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from flows.temporary_server import temporary_server
 from rlhf_core.adapters.settings import load_settings
 
 FLUSH_SECONDS = 10.0
+_HAS_SERVER = ContextVar("has_server", default=False)
+"""Whether a block around this one has started a server."""
 
 
 @contextmanager
 def in_this_process() -> Iterator[None]:
-    """Run the block's flows against a server that ends with it, unless one is configured.
+    """Run the block's flows against a server that ends with it, unless there is one already.
 
     There are no heartbeats then: only a server that outlives the process can notice that they
     stop, and ending the heartbeat thread costs each flow a second.
     """
-    if load_settings().prefect_api_url:
+    if load_settings().prefect_api_url or _HAS_SERVER.get():
         yield
         return
     with temporary_server() as server:
@@ -31,9 +34,11 @@ def in_this_process() -> Iterator[None]:
         with temporary_settings(
             {PREFECT_API_URL: server.wait(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
         ):
+            served = _HAS_SERVER.set(True)
             try:
                 yield
             finally:
+                _HAS_SERVER.reset(served)
                 _send_what_is_left()
 
 

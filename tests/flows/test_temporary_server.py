@@ -7,6 +7,7 @@ import sys
 import psutil
 import pytest
 
+from flows import local
 from flows.temporary_server import temporary_server
 from rlhf_core.errors import OrchestrationError
 from tests.flows.served import ROOT
@@ -15,6 +16,7 @@ CODE = """
 import time
 from flows.environment import prepare_environment
 prepare_environment()
+from flows import local
 from flows.temporary_server import temporary_server
 with temporary_server() as server:
     assert server.wait().endswith("/api")
@@ -50,3 +52,9 @@ def test_a_server_that_does_not_start_is_said_in_one_line(tmp_path, monkeypatch)
     ):
         server.wait()
     assert server.process.poll() is not None
+
+
+def test_blocks_within_each_other_share_one_server(prefect_server, monkeypatch):
+    monkeypatch.setattr(local, "temporary_server", None)
+    with local.in_this_process():
+        pass
