@@ -15,7 +15,7 @@ from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import ModelRef, Prompt, Record
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
-from rlhf_core.trainers.loop import Progress
+from rlhf_core.trainers.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from tqdm import tqdm
-
 from rlhf_core.adapters.chat import open_chat
 from rlhf_core.config import (
     AiLabelerConfig,
@@ -24,6 +22,7 @@ from rlhf_core.feedback.results import PushResult
 from rlhf_core.feedback.simulated import load_annotators, simulate
 from rlhf_core.schema import Comparison
 from rlhf_core.stages.label_people import send_tasks
+from rlhf_core.trainers.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +75,11 @@ def _simulate(
     box = BallotBox(folder, settings.kind)
     missing = _without_ballot(pairs, box)
     with box.opened({"annotators": settings.annotators, "seed": feedback.seed}) as keep:
-        for pair in tqdm(missing, desc="votes", unit=" pairs", disable=None):
+        progress = Progress("votes", total=len(pairs), done=len(pairs) - len(missing))
+        for pair in missing:
             keep(simulate(annotators, pair, feedback.seed))
+            progress.advance({})
+        progress.close()
     return PushResult(
         collection_id=folder.name,
         labeler=settings.kind,
@@ -104,17 +106,19 @@ def _ask_judge(
             max_attempts=settings.max_attempts,
             seed=feedback.seed,
         )
+        progress = Progress("votes", total=len(pairs), done=len(pairs) - len(missing))
         with ThreadPoolExecutor(max_workers=settings.concurrency) as pool:
             futures = {pool.submit(judge.compare, pair): pair for pair in missing}
             try:
-                num_there = len(pairs) - len(missing)
-                ballots = _as_they_come(futures)
-                for ballot in tqdm(ballots, "votes", len(pairs), initial=num_there, disable=None):
+                for ballot in _as_they_come(futures):
                     keep(ballot)
+                    progress.advance({})
             except BaseException:
                 chat.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
+            finally:
+                progress.close()
     return _judged(folder, box, pairs, len(missing), settings, chat.num_tokens)
 
 

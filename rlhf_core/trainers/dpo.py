@@ -11,7 +11,7 @@ from rlhf_core.functional.dpo import dpo_loss, implicit_rewards
 from rlhf_core.models import finish_training, prepare_training, token_logprobs
 from rlhf_core.models.compute import precision
 from rlhf_core.tokenization import PreferenceBatch, TokenizedPair
-from rlhf_core.trainers.loop import FitSummary, Optimization, Progress, TrainingRun, at_start
+from rlhf_core.trainers.loop import FitSummary, Optimization, TrainingRun, at_start
 from rlhf_core.trainers.preference import (
     PairMeasures,
     join_measures,
@@ -20,6 +20,7 @@ from rlhf_core.trainers.preference import (
     plan_pair_batches,
     require_pairs,
 )
+from rlhf_core.trainers.progress import Progress
 from rlhf_core.trainers.state import run_fingerprint
 
 

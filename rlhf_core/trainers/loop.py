@@ -1,8 +1,6 @@
-"""What every training loop does the same way: one optimiser step, its batches, its progress."""
+"""What every training loop does the same way: one optimiser step, its batches."""
 
 import logging
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from rlhf_core.config import OptimizerConfig
 from rlhf_core.errors import DivergedError
@@ -30,8 +27,6 @@ from rlhf_core.trainers.state import (
 )
 
 logger = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_LOG_LINES = 15.0
 
 Item = TypeVar("Item")
 
@@ -194,30 +189,3 @@ def _filled(
         runs[-1].append(item)
         used += size
     return runs
-
-
-class Progress:
-    """A bar on a terminal; a log line now and then everywhere else."""
-
-    def __init__(self, description: str, *, total: int, done: int) -> None:
-        self.description, self.total, self.done = description, total, done
-        self.last_line = time.monotonic()
-        self.bar = tqdm(
-            total=total, initial=done, desc=description, disable=not sys.stderr.isatty()
-        )
-
-    def advance(self, metrics: Mapping[str, float]) -> None:
-        """Count one step and show ``metrics``."""
-        self.done += 1
-        shown = {name.split("/")[-1]: f"{value:.4g}" for name, value in metrics.items()}
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
-        due = time.monotonic() - self.last_line > SECONDS_BETWEEN_LOG_LINES
-        if self.bar.disable and (due or self.done == self.total):
-            self.last_line = time.monotonic()
-            line = " ".join(f"{name}={value}" for name, value in shown.items())
-            logger.info("%s step=%d of=%d %s", self.description, self.done, self.total, line)
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self.bar.close()

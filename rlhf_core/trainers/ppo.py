@@ -8,7 +8,7 @@ from itertools import chain
 from rlhf_core.config import PpoConfig
 from rlhf_core.errors import ConfigError, DataError, KlLimitError
 from rlhf_core.functional.kl import adapt_kl_coef
-from rlhf_core.trainers.loop import FitSummary, Progress, TrainingRun, at_start
+from rlhf_core.trainers.loop import FitSummary, TrainingRun, at_start
 from rlhf_core.trainers.ppo_experience import collect_rollout, judge_rollout, prepare_experience
 from rlhf_core.trainers.ppo_learner import Learner, PpoData, PpoModels
 from rlhf_core.trainers.ppo_metrics import (
@@ -18,6 +18,7 @@ from rlhf_core.trainers.ppo_metrics import (
     rollout_metrics,
 )
 from rlhf_core.trainers.ppo_state import PpoState, find_kl_spike, intervene
+from rlhf_core.trainers.progress import Progress
 from rlhf_core.trainers.state import load_random, random_tensors, random_values, run_fingerprint
 
 __all__ = ["PpoData", "PpoModels", "fit_ppo"]

@@ -19,7 +19,6 @@ from rlhf_core.tokenization import PreferenceBatch, TokenizedExample, TokenizedP
 from rlhf_core.trainers.loop import (
     FitSummary,
     Optimization,
-    Progress,
     TrainingRun,
     at_start,
     split_by_tokens,
@@ -32,6 +31,7 @@ from rlhf_core.trainers.preference import (
     plan_pair_batches,
     require_pairs,
 )
+from rlhf_core.trainers.progress import Progress
 from rlhf_core.trainers.state import run_fingerprint
 
 

@@ -17,12 +17,12 @@ from rlhf_core.trainers.checkpoint import Checkpoint
 from rlhf_core.trainers.loop import (
     FitSummary,
     Optimization,
-    Progress,
     TrainingRun,
     at_start,
     plan_batches,
     split_by_tokens,
 )
+from rlhf_core.trainers.progress import Progress
 from rlhf_core.trainers.state import Tensors, load_model_tensors, model_tensors, run_fingerprint
 
 

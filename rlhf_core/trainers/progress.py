@@ -1,0 +1,39 @@
+"""How far long work is."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOG_LINES = 15.0
+
+
+class Progress:
+    """A bar on a terminal; a log line now and then everywhere else."""
+
+    def __init__(self, description: str, *, total: int, done: int) -> None:
+        self.description, self.total, self.done = description, total, done
+        self.last_line = time.monotonic()
+        self.bar = tqdm(
+            total=total, initial=done, desc=description, disable=not sys.stderr.isatty()
+        )
+
+    def advance(self, metrics: Mapping[str, float]) -> None:
+        """Count one step and show ``metrics``."""
+        self.done += 1
+        shown = {name.split("/")[-1]: f"{value:.4g}" for name, value in metrics.items()}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+        due = time.monotonic() - self.last_line > SECONDS_BETWEEN_LOG_LINES
+        if self.bar.disable and (due or self.done == self.total):
+            self.last_line = time.monotonic()
+            line = " ".join(f"{name}={value}" for name, value in shown.items())
+            logger.info("%s step=%d of=%d %s", self.description, self.done, self.total, line)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.bar.close()
