@@ -9,6 +9,7 @@ from flows.options import (
     ConfigPath,
     DatasetOption,
     JsonOption,
+    KeepOption,
     LogLevel,
     Overrides,
     begin,
@@ -115,15 +116,7 @@ def pull(
             "--output", metavar="FILE", help="Only write the batch here; publish nothing."
         ),
     ] = None,
-    min_kept_fraction: Annotated[
-        float,
-        typer.Option(
-            "--min-kept-fraction",
-            min=0.0,
-            max=1.0,
-            help="Refuse a version with fewer rows than this share of the last one's.",
-        ),
-    ] = 1.0,
+    min_kept_fraction: KeepOption = 1.0,
     overrides: Overrides = None,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.options import JsonOption, begin, write_json
+from flows.options import JsonOption, KeepOption, begin, write_json
 
 if TYPE_CHECKING:
     from rlhf_core.config import SourceConfig
@@ -19,15 +19,6 @@ data_app = typer.Typer(
 
 VersionArgument = Annotated[
     str, typer.Argument(metavar="VERSION", help="data-vN", show_default=False)
-]
-KeepOption = Annotated[
-    float,
-    typer.Option(
-        "--min-kept-fraction",
-        min=0.0,
-        max=1.0,
-        help="Refuse a version with fewer rows than this share of the last one's.",
-    ),
 ]
 _MAX_SHOWN = 20
 

@@ -31,6 +31,15 @@ RunIdOption = Annotated[
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result record here.")
 ]
+KeepOption = Annotated[
+    float,
+    typer.Option(
+        "--min-kept-fraction",
+        min=0.0,
+        max=1.0,
+        help="Refuse a version with fewer rows than this share of the last one's.",
+    ),
+]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Repeat the stage even if nothing changed.")
 ]
