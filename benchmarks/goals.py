@@ -68,6 +68,7 @@ GOALS = [
     *_supervised("DPO", "dpo", f"reference computed before, {GROUPED_PAIRS}", (3.7, 2.4, 0.42)),
     Goal("PPO, time", "ppo", f"{SHORT} | {PLAIN}", speed, 2.0),
     Goal("PPO, time", "ppo", f"{SHORT} | {COMPILED_PPO}", speed, 2.0),
+    Goal("PPO, time", "ppo", f"{SHORT} | {SMALL_PPO}", speed, 2.0),
     Goal("PPO, time", "ppo", f"{LONG} | {PLAIN}", speed, 3.0),
     Goal("PPO, time", "ppo", f"{LONG} | {COMPILED_PPO}", speed, 3.0),
     Goal("PPO, memory", "ppo", f"{SHORT} | {PLAIN}", memory, 0.5, at_least=False),

@@ -9,9 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import torch
 import worker
 from datasets import Dataset

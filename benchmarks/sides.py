@@ -12,6 +12,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 Answer = dict[str, float]
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+}
+"""Of every side: one thread, nothing fetched."""
 
 
 class Side:
@@ -21,11 +29,6 @@ class Side:
         self, python: Path, script: str, stage: str, folder: Path, options: dict[str, object]
     ) -> None:
         command = [str(python), str(HERE / script), stage, str(folder), json.dumps(options)]
-        threads = {
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
         self.log = (folder / f"{script}.log").open("a")
         self.process = subprocess.Popen(
             command,
@@ -33,7 +36,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env={**os.environ, **threads},
+            env={**os.environ, **ENVIRONMENT},
         )
         self.idle_mb = self._read()["idle_mb"]
 
