@@ -14,8 +14,7 @@ SOURCES = sorted(
 PRODUCT = [path for path in SOURCES if "tests" not in path.relative_to(ROOT).parts]
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base_utils", "manager", "core"}
 
-MAX_FILE_LINES = 250
-MAX_TEST_FILE_LINES = 400
+MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
 MAX_TRAINING_LOOP_LINES = 80
 
@@ -39,8 +38,7 @@ def body_lines(function):
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_a_file_fits_in_the_head(path):
-    most = MAX_FILE_LINES if path in PRODUCT else MAX_TEST_FILE_LINES
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= most
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
