@@ -14,9 +14,9 @@ export GX_ANALYTICS_ENABLED := false
 
 # Two test workers with two torch threads each on two cores spin against each other: a step can take
 # a hundred times longer.
-check test: export OMP_NUM_THREADS := 1
+check test nightly: export OMP_NUM_THREADS := 1
 
-.PHONY: help setup format check test run up down clean
+.PHONY: help setup format check test nightly run up down clean
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -39,14 +39,17 @@ check: $(STAMP) ## Lint, types, import contracts and the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not slow and not gpu' -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -m 'not slow and not nightly and not gpu' -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: $(STAMP) ## Everything: lint, types, contracts, all tests, the demo included
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not gpu' -n 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -m 'not nightly and not gpu' -n 3 --dist loadgroup --no-loadscope-reorder
+
+nightly: $(STAMP) ## What takes too long for every change: thousands of damaged inputs, a team's own servers
+	$(BIN)/pytest -m nightly -n 2 --dist loadgroup --no-loadscope-reorder
 
 run: $(STAMP) ## The shipped demo, from raw data to a promoted model
 	$(BIN)/rlhf run configs/demo.yaml
