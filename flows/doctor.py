@@ -30,6 +30,7 @@ def examine(config: Path | None) -> tuple[Finding, ...]:
             _mlflow,
             check_prefect,
             check_keeper,
+            _permissions,
             _telemetry,
             lambda: _settings(config),
         )
@@ -124,6 +125,21 @@ def _mlflow() -> Iterator[Finding]:
 
     where = without_credentials(load_settings().mlflow_tracking_uri)
     yield _attempt("mlflow", where, check_server, "start it, or set or unset MLFLOW_TRACKING_URI")
+
+
+def _permissions() -> Iterator[Finding]:
+    """Says which functions and which code of models this environment lets settings load."""
+    from rlhf_core.config import permissions
+
+    for what, read in (
+        ("functions settings may name", permissions.allowed_functions),
+        ("code of models that may run", permissions.trusted_code),
+    ):
+        try:
+            found, healthy = ", ".join(sorted(read())) or "none", True
+        except RlhfError as error:
+            found, healthy = str(error), False
+        yield Finding(what=what, healthy=healthy, found=found, mend="see docs/security.md")
 
 
 def _telemetry() -> Iterator[Finding]:

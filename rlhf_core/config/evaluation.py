@@ -142,7 +142,8 @@ class EvaluationConfig(Section):
     """Bins of equal width of the calibration error."""
     rater: str | None = None
     """``module:function`` of an outside measure for reports, never a gate or a training signal:
-    takes (prompt, response) and returns named scores. None where there is none."""
+    takes (prompt, response) and returns named scores. None where there is none. The worker's
+    RLHF_ALLOWED_FUNCTIONS lists what may be named."""
     monitors: MonitorsConfig = MonitorsConfig()
 
     def resamples_for(self, confidence: float) -> int:

@@ -25,7 +25,7 @@ class SimulatedLabelerConfig(Section):
     """A function of the settings votes at once."""
     annotators: str
     """``module:function``: takes a ``random.Random``, the prompt and both responses, and returns
-    votes."""
+    votes. The worker's RLHF_ALLOWED_FUNCTIONS lists what may be named."""
 
 
 class AiLabelerConfig(Section):

@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from rlhf_core.config.permissions import FUNCTIONS, allowed_functions
 from rlhf_core.errors import ConfigError
 
 
@@ -14,11 +15,16 @@ def load_function(key: str, spec: str) -> Any:
         spec: its value.
 
     Raises:
-        ConfigError: there is no such module or function.
+        ConfigError: this process may not load it, or there is no such module or function.
     """
     module, _, function = spec.partition(":")
     if not module or not function:
         raise ConfigError(f"{key}: expected module:function, found {spec!r}")
+    if spec not in allowed_functions():
+        raise ConfigError(
+            f"{key}: {spec} may not be loaded here: the environment of the worker, or of the "
+            f"command, lists what may; there set {FUNCTIONS}={spec} (several by commas)"
+        )
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

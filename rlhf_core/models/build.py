@@ -1,5 +1,6 @@
 """Pretrained models ready for packed batches, whatever their head is for."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rlhf_core.models.device import choose_device
 from rlhf_core.models.dropout import switch_off_dropout, without_dropout
 from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.models.unread import leave_out_unread
+from rlhf_core.tokenization.model_folder import loading_options, why_not_loaded
 
 
 def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none groups
@@ -45,6 +47,7 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
     """
     register_packed_attention()
     place = choose_device(device)
+    options = loading_options(base, revision)
     try:
         with quiet_transformers():
             config = without_dropout(base, revision)
@@ -52,14 +55,15 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
             model, loaded = auto_class.from_pretrained(
                 str(base),
                 config=config,
-                revision=revision or "main",
+                **options,
                 dtype=dtype,
                 attn_implementation=PACKED,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                weights_only=True,  # of a pickle, tensors alone
             )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{base}: cannot load {what}: {_reason(error)}") from error
+    except (OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{base}: cannot load {what}: {_reason(base, error)}") from error
     if problem := _incomplete(loaded, may_lack):
         raise ModelError(f"{base}: cannot load {what}: {problem}")
     model.to(place)
@@ -85,8 +89,9 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _reason(error: Exception) -> str:
+def _reason(base: str | Path, error: Exception) -> str:
     if isinstance(error, KeyError) and error.args == (PACKED,):
         return "its architecture has an attention of its own, which cannot run packed sequences"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next(iter(lines), type(error).__name__)
+    if isinstance(error, pickle.UnpicklingError):
+        return "its weights are a pickle that holds more than tensors; give them as safetensors"
+    return why_not_loaded(base, error)

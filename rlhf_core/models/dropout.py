@@ -5,6 +5,8 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
+from rlhf_core.tokenization.model_folder import loading_options
+
 NOISES = ("dropout", "layerdrop", "_pdrop")
 """Parts of the names under which configurations keep a probability of leaving something out."""
 
@@ -15,7 +17,9 @@ def without_dropout(base: str | Path, revision: str | None = None) -> PreTrained
     Some models (OPT, Starcoder 2, Falcon) have no dropout module: their layers keep the
     probability as a number and call the function, so it has to be gone before they are built.
     """
-    config: PreTrainedConfig = AutoConfig.from_pretrained(str(base), revision=revision or "main")
+    config: PreTrainedConfig = AutoConfig.from_pretrained(
+        str(base), **loading_options(base, revision)
+    )
     _silence(config)
     return config
 

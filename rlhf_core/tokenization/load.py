@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_core.errors import ModelError
+from rlhf_core.tokenization.model_folder import loading_options, why_not_loaded
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -49,10 +50,13 @@ def _load(base: str | Path, revision: str | None) -> PreTrainedTokenizerBase:
         raise ModelError(f"{base}: expected a model directory, found a file")
     elif directory.is_absolute() or len(directory.parts) > 2:
         raise ModelError(f"{base}: no such model directory")
+    options = loading_options(base, revision)
     try:
-        return AutoTokenizer.from_pretrained(str(base), revision=revision or "main")
+        return AutoTokenizer.from_pretrained(str(base), **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{base}: cannot load a tokenizer: {_first_line(error)}") from error
+        raise ModelError(
+            f"{base}: cannot load a tokenizer: {why_not_loaded(base, error)}"
+        ) from error
 
 
 def _read_template(base: str | Path, chat_template: Path | None) -> str:
@@ -67,7 +71,3 @@ def _read_template(base: str | Path, chat_template: Path | None) -> str:
         raise ModelError(
             f"model.chat_template: {chat_template}: cannot be read: {error}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

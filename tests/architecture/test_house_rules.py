@@ -18,7 +18,12 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
 MAX_TRAINING_LOOP_LINES = 80
 
-ENVIRONMENT = {"rlhf_core/adapters/settings.py", "flows/environment.py", "flows/servers.py"}
+ENVIRONMENT = {
+    "rlhf_core/adapters/settings.py",
+    "rlhf_core/config/permissions.py",
+    "flows/environment.py",
+    "flows/servers.py",
+}
 """Files that may touch the process environment: they prepare it for this process and its
 children."""
 

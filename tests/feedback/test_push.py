@@ -43,7 +43,9 @@ def test_simulated_annotators_vote_at_once_and_the_same_again(collection, config
         ("rlhf_core.demo.annotators:ANNOTATORS", "is not a function"),
     ],
 )
-def test_annotators_that_are_not_there_are_named(collection, configured, name, says):
+def test_annotators_that_are_not_there_are_named(collection, configured, name, says, monkeypatch):
+    if ":" in name:
+        monkeypatch.setenv("RLHF_ALLOWED_FUNCTIONS", name)
     with pytest.raises(ConfigError, match=f"feedback.labeler.annotators: .*{says}"):
         push_labels(configured({"kind": "simulated", "annotators": name}), "abc")
 

@@ -34,6 +34,7 @@ def stage_config(tmp_path, monkeypatch):
     """Gates that pass whatever is measured; a test replaces those it is about."""
     (tmp_path / "house_rater.py").write_text(RATER)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("RLHF_ALLOWED_FUNCTIONS", "house_rater:rate")
 
     def make(**gates) -> PipelineConfig:
         lenient = {

@@ -1,0 +1,156 @@
+"""A model folder is data: its code does not run unasked, and its names do not lead out of it."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from transformers import dynamic_module_utils
+
+from rlhf_core.errors import ConfigError, ModelError
+from rlhf_core.models import load_causal, load_scalar, save_model, scalar_from_causal
+from rlhf_core.tokenization import load_tokenizer
+from rlhf_core.tokenization.model_folder import code_sha256
+from tests.models.conftest import FakeTokenizer
+from tests.models.test_load import configure
+
+CONFIGURATION = """
+import os, pathlib
+from transformers import LlamaConfig
+
+pathlib.Path(os.environ["CODE_RAN"]).touch()
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+"""
+MODELING = """
+from transformers import LlamaForCausalLM
+from .configuration_own import OwnConfig
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+OWN = {
+    "model_type": "own",
+    "auto_map": {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForCausalLM": "modeling_own.OwnModel",
+    },
+}
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """The file that the model's code makes when it runs."""
+    monkeypatch.setenv("CODE_RAN", str(tmp_path / "ran"))
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail(f"asked: {asked}"))
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def own(llama_directory):
+    """A model whose classes only its folder knows."""
+    (llama_directory / "configuration_own.py").write_text(CONFIGURATION)
+    (llama_directory / "modeling_own.py").write_text(MODELING)
+    configure(llama_directory, **OWN)
+    return llama_directory
+
+
+@pytest.mark.parametrize(
+    "load", [load_causal, load_scalar, lambda folder: scalar_from_causal(folder, seed=0)]
+)
+def test_code_of_a_model_is_neither_asked_about_nor_run(own, ran, load):
+    with pytest.raises(ModelError) as caught:
+        load(own)
+    assert not ran.exists()
+    told = str(caught.value)
+    assert "\n" not in told
+    assert f"RLHF_TRUSTED_CODE={code_sha256(own)}" in told
+
+
+def test_code_of_a_tokenizer_is_neither_asked_about_nor_run(own, ran):
+    (own / "tokenizer.json").write_text("{}")
+    (own / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["configuration_own.OwnConfig", None]}})
+    )
+    with pytest.raises(ModelError, match="cannot load a tokenizer"):
+        load_tokenizer(own)
+    assert not ran.exists()
+
+
+def test_a_known_architecture_is_loaded_by_the_library_s_own_code(llama_directory, own, ran):
+    configure(own, model_type="llama")
+    load_causal(own)
+    assert not ran.exists()
+
+
+def test_code_whose_digest_the_environment_names_runs_and_no_other(own, ran, monkeypatch, tmp_path):
+    monkeypatch.setenv("RLHF_TRUSTED_CODE", code_sha256(own))
+    model = load_causal(own)
+    assert type(model).__name__ == "OwnModel"
+    assert ran.exists()
+    # What is saved from it carries the same code.
+    save_model(model, FakeTokenizer(), tmp_path / "again")
+    again = load_causal(tmp_path / "again")
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+    ran.unlink()
+    with (own / "modeling_own.py").open("a") as file:
+        file.write("\n# one line more\n")
+    with pytest.raises(ModelError, match="never run unasked"):
+        load_causal(own)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("named", ["true", "1", "*", "main", "abc123"])
+def test_code_is_not_trusted_without_naming_it(own, ran, monkeypatch, named):
+    monkeypatch.setenv("RLHF_TRUSTED_CODE", named)
+    with pytest.raises(ConfigError, match="RLHF_TRUSTED_CODE: expected the commit"):
+        load_causal(own)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("outside", ["../elsewhere.safetensors", "{}/elsewhere.safetensors", ""])
+def test_an_index_of_shards_does_not_lead_out_of_its_folder(llama_directory, outside):
+    shards = llama_directory.parent / "elsewhere.safetensors"
+    shutil.move(llama_directory / "model.safetensors", shards)
+    outside = outside.format(llama_directory.parent)
+    index = llama_directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": outside}}))
+    with pytest.raises(ModelError, match=r"weight_map names '.*', which is not inside the folder"):
+        load_causal(llama_directory)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "{", "\xff"]
+)
+def test_a_damaged_index_is_one_line(llama_directory, content):
+    (llama_directory / "model.safetensors.index.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ModelError, match="expected weight_map"):
+        load_causal(llama_directory)
+
+
+def test_an_adapter_alone_is_refused(llama_directory):
+    (llama_directory / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "/elsewhere"})
+    )
+    with pytest.raises(ModelError, match="an adapter names a base model outside its folder"):
+        load_causal(llama_directory)
+
+
+class NotATensor:
+    """What a file of weights has no use for."""
+
+
+def test_weights_in_a_pickle_are_read_as_tensors_alone(llama_directory):
+    model = load_causal(llama_directory)
+    (llama_directory / "model.safetensors").unlink()
+    torch.save(model.state_dict(), llama_directory / "pytorch_model.bin")
+    assert torch.equal(load_causal(llama_directory).lm_head.weight, model.lm_head.weight)
+
+    torch.save({"lm_head.weight": NotATensor()}, llama_directory / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="a pickle that holds more than tensors"):
+        load_causal(llama_directory)
