@@ -1,4 +1,4 @@
-"""Prefect's command line with four faults of 3.8 mended: ``python -m flows.mended_prefect``.
+"""Prefect's command line, mended and closed: ``python -m flows.mended_prefect``.
 
 Takes the arguments of ``prefect``; it matters for ``server start`` and ``worker start``.
 """
@@ -10,7 +10,13 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from inspect import signature
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from flows.environment import close_prefect
+from rlhf_core.config.permissions import FUNCTIONS, MODEL_CODE
+from rlhf_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -125,14 +131,91 @@ def report_a_death_once() -> None:
     ProcessWorker._propose_crashed_state = _propose_crashed_state  # type: ignore[method-assign, assignment]
 
 
+def answer_own_pages_only() -> None:
+    """Let a server that is started here refuse foreign names and pages.
+
+    Only what comes from the network is looked at: the server asks itself by a name of its own.
+    """
+    import uvicorn
+    from prefect.cli import _server_utils
+    from prefect.cli._utilities import exit_with_error
+
+    module = vars(_server_utils)
+    serve: Callable[..., None] = module["_run_in_foreground"]
+
+    def run_in_foreground(*arguments: Any, **options: Any) -> None:
+        given = signature(serve).bind(*arguments, **options).arguments
+        if given["workers"] != 1:
+            refuse_processes()
+        try:
+            closing, closed = close_prefect(given["port"])
+        except ConfigError as error:
+            exit_with_error(error, code=2)
+        module["uvicorn"] = SimpleNamespace(
+            run=lambda app, **others: uvicorn.run(closed(app), **others)
+        )
+        serve(**given | {"server_settings": given["server_settings"] | closing})
+
+    def refuse_processes(*arguments: Any, **options: Any) -> None:
+        exit_with_error(
+            "prefect server start: --background and --workers start processes of their own, which "
+            "foreign pages could reach; start one server, by `make up` or a service manager",
+            code=2,
+        )
+
+    module.update(_run_in_foreground=run_in_foreground, _run_in_background=refuse_processes)
+
+
+def let_the_server_pause_automations() -> None:
+    """Give the client by which Prefect's server pauses automations the token it asks for.
+
+    With CSRF protection the server refuses its own action: this client alone is made without.
+    """
+    from prefect.server.events.clients import PrefectServerEventsAPIClient
+    from prefect.settings import get_current_settings
+
+    make = PrefectServerEventsAPIClient.__init__
+
+    def __init__(
+        self: PrefectServerEventsAPIClient, additional_headers: dict[str, str] | None = None
+    ) -> None:
+        make(self, additional_headers or {})
+        closed = get_current_settings().server.api.csrf_protection_enabled
+        self._http_client.enable_csrf_support = closed
+
+    PrefectServerEventsAPIClient.__init__ = __init__  # type: ignore[method-assign]
+
+
+def keep_permissions() -> None:
+    """Let what a worker's environment allows hold for its runs, whatever a run's variables say.
+
+    A run form may set environment variables of the run's process; these are not among them.
+    """
+    from prefect.workers.base import BaseJobConfiguration
+
+    prepare = BaseJobConfiguration.prepare_for_flow_run
+
+    def prepare_for_flow_run(
+        self: BaseJobConfiguration, flow_run: "FlowRun", *others: Any, **options: Any
+    ) -> None:
+        prepare(self, flow_run, *others, **options)
+        for name in (FUNCTIONS, MODEL_CODE):
+            self.env.pop(name, None)
+
+    BaseJobConfiguration.prepare_for_flow_run = prepare_for_flow_run  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Do what ``prefect`` does with the same arguments."""
     if sys.argv[1:2] == ["server"]:
+        answer_own_pages_only()
         lock_before_reading()
         check_forms_once()
+        let_the_server_pause_automations()
     else:
         leave_runs_that_have_not_ended()
         report_a_death_once()
+        keep_permissions()
     from prefect.cli import app
 
     app()

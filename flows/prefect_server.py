@@ -5,6 +5,7 @@ import time
 from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
+from uuid import uuid4
 
 import requests
 
@@ -22,7 +23,11 @@ NO_ENTRY = (401, 403)
 """Answers of a server that is there and wants to know who asks."""
 ENTRY = "set PREFECT_API_AUTH_STRING to the server's user:password"
 
+FORBIDDEN = 403
+
 logger = logging.getLogger(__name__)
+_TOKENS: dict[str, dict[str, str]] = {}
+"""By server, what proves to one with CSRF protection that no foreign page asks."""
 
 
 def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
@@ -82,15 +87,30 @@ def ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
     Raises:
         requests.RequestException: no answer, or none that could be used.
     """
-    answer = requests.request(
+    answer = _send(url, path, body)
+    if answer.status_code == FORBIDDEN and "CSRF" in answer.text:
+        _TOKENS[url] = _fetch_token(url)
+        answer = _send(url, path, body)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def _send(url: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
+    return requests.request(
         "GET" if body is None else "POST",
         f"{url.rstrip('/')}/{path}",
         json=body,
-        headers=_introduction(),
+        headers=_introduction() | _TOKENS.get(url, {}),
         timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
     )
+
+
+def _fetch_token(url: str) -> dict[str, str]:
+    """Fetch what a POST has to bring where CSRF protection is on; it holds for an hour."""
+    client = str(uuid4())
+    answer = _send(url, f"csrf-token?client={client}", None)
     answer.raise_for_status()
-    return answer.json()
+    return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": answer.json()["token"]}
 
 
 def _introduction() -> dict[str, str]:

@@ -17,8 +17,9 @@ from typing import IO, cast
 
 import requests
 
+from flows.environment import close_prefect
 from rlhf_core.adapters.settings import child_environment
-from rlhf_core.errors import OrchestrationError
+from rlhf_core.errors import ConfigError, OrchestrationError
 
 MARKS = {
     "PREFECT_UI_ENABLED": "0",
@@ -90,11 +91,15 @@ def main() -> None:
     sys.stdout.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on
     threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        _, closed = close_prefect(listening.getsockname()[1])
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from error
     import uvicorn
+    from prefect.server.api.server import create_app
 
-    config = uvicorn.Config(
-        "prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on"
-    )
+    config = uvicorn.Config(closed(create_app()), log_level="error", lifespan="on")
     uvicorn.Server(config).run(sockets=[listening])
 
 

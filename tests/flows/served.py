@@ -97,12 +97,21 @@ class Served:
         """Call the API; a 503 is repeated, as Prefect's own clients do."""
 
         def answered():
-            answer = requests.request(method, f"{self.api}/{path}", json=body, timeout=300)
+            headers = self._token() if method != "GET" else {}
+            answer = requests.request(
+                method, f"{self.api}/{path}", json=body, headers=headers, timeout=300
+            )
             return None if answer.status_code == 503 else answer
 
         answer = until(answered, lambda: f"{path} without 503\n{self.logs()}")
         assert answer.ok, answer.text
         return answer.json() if answer.content else None
+
+    def _token(self):
+        """What the server's own page brings with everything that it changes."""
+        asked = requests.get(f"{self.api}/csrf-token", params={"client": "page"}, timeout=300)
+        token = asked.json()["token"] if asked.ok else ""
+        return {"Prefect-Csrf-Client": "page", "Prefect-Csrf-Token": token}
 
     def is_answering(self):
         try:
