@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flows.environment import STATE
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import PipelineConfig, PreparationConfig
 from rlhf_core.schema import (
     DatasetSplits,
     Message,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rlhf_core.stages.promote import Promotion, Rollback
 
 
-def prepare_data(config: PipelineConfig) -> DatasetSplits:
+def prepare_data(config: PreparationConfig) -> DatasetSplits:
     """Raw data to a validated dataset version."""
     from rlhf_core.stages.prepare import prepare_data as prepare
 
@@ -38,7 +38,7 @@ def read_splits(directory: Path) -> DatasetSplits:
     return read(directory)
 
 
-def prepare_fingerprint(config: PipelineConfig) -> str:
+def prepare_fingerprint(config: PreparationConfig) -> str:
     """Return what decides the dataset: raw files, settings, code."""
     from rlhf_core.stages.prepare import prepare_fingerprint as fingerprint
 

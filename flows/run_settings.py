@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
-from rlhf_core.config import PipelineConfig, load_config
+from rlhf_core.config import PipelineConfig, PreparationConfig, load_config, load_preparation
 from rlhf_core.config.base import say_limits
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Record
@@ -97,6 +97,17 @@ class RunSettings(Record):
         Raises:
             ConfigError: the file, a key or a value cannot be used.
         """
+        return load_config(self.file, self._changes())
+
+    def load_preparation(self) -> PreparationConfig:
+        """Read what preparation of data needs; the sections for training may be missing.
+
+        Raises:
+            ConfigError: as ``load``.
+        """
+        return load_preparation(self.file, self._changes())
+
+    def _changes(self) -> dict[str, str]:
         changes: dict[str, str] = {}
         if self.changes is not None:
             changes |= dict(_dotted(self.changes.model_dump(mode="json", exclude_none=True)))
@@ -105,7 +116,7 @@ class RunSettings(Record):
             if not (key and equals):
                 raise ConfigError(f"override {override!r}: expected KEY=VALUE")
             changes[key] = value
-        return load_config(self.file, changes)
+        return changes
 
 
 def _dotted(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

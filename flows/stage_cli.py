@@ -70,7 +70,7 @@ def prepare(
         # DVC calls this with no server and no run: data preparation belongs to neither.
         from flows import bindings
 
-        splits = bindings.prepare_data(settings.load())
+        splits = bindings.prepare_data(settings.load_preparation())
     else:
         from flows.inputs import PrepareInputs
         from flows.prefect_server import check_prefect

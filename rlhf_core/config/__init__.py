@@ -24,9 +24,9 @@ from rlhf_core.config.feedback import (
     LabelStudioLabelerConfig,
     SimulatedLabelerConfig,
 )
-from rlhf_core.config.load import config_digest, load_config
+from rlhf_core.config.load import config_digest, load_config, load_preparation
 from rlhf_core.config.model import ModelConfig
-from rlhf_core.config.pipeline import PipelineConfig
+from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
 from rlhf_core.config.policy import DpoConfig, KlWatchConfig, PolicyConfig, PpoConfig
 from rlhf_core.config.promotion import PromotionConfig
 from rlhf_core.config.training import (
@@ -61,6 +61,7 @@ __all__ = [
     "PipelineConfig",
     "PolicyConfig",
     "PpoConfig",
+    "PreparationConfig",
     "PromotionConfig",
     "PromptsConfig",
     "RewardConfig",
@@ -72,4 +73,5 @@ __all__ = [
     "VotesConfig",
     "config_digest",
     "load_config",
+    "load_preparation",
 ]

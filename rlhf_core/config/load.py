@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from rlhf_core.config.pipeline import PipelineConfig
+from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
 from rlhf_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _ALTERNATIVES = ("algorithm", "kind")
 """Keys that say which of several sections one is."""
+
+_Settings = TypeVar("_Settings", bound=PreparationConfig)
 
 
 def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> PipelineConfig:
@@ -29,11 +31,26 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Pipel
         ConfigError: the file is missing or not YAML, a key is unknown, or a value breaks its
             rule; names file and key.
     """
+    return _load(PipelineConfig, path, overrides)
+
+
+def load_preparation(
+    path: Path, overrides: Mapping[str, str] | None = None
+) -> PreparationConfig:
+    """Read what preparation of data needs, as ``load_config`` does; the rest may be missing.
+
+    Raises:
+        ConfigError: as ``load_config``; sections that are there are checked all the same.
+    """
+    return _load(PreparationConfig, path, overrides)
+
+
+def _load(kind: type[_Settings], path: Path, overrides: Mapping[str, str] | None) -> _Settings:
     raw = _read_extended(path, seen=())
     for dotted, value in (overrides or {}).items():
         _apply_override(raw, dotted, value)
     try:
-        return PipelineConfig.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
         problems = "; ".join(map(_in_words, error.errors(include_url=False)))
         raise ConfigError(f"{path}: {problems}") from error
@@ -42,6 +59,8 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Pipel
 def _in_words(problem: "ErrorDetails") -> str:
     """Key, what is wrong with it, and what was found, unless that is a whole section."""
     key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing" and len(problem["loc"]) == 1:
+        return f"{key}: no such section in the settings, and this command needs it"
     words = problem["msg"].removeprefix("Value error, ")
     found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
     return f"{key}: {words}{found}" if key else words + found

@@ -16,8 +16,11 @@ from rlhf_core.config.training import RewardConfig, SftConfig
 from rlhf_core.errors import ConfigError
 
 
-class PipelineConfig(Section):
-    """Everything that can change a result. Hosts and credentials are environment, not here."""
+class PreparationConfig(Section):
+    """What preparation of data needs: a file with ``data`` and ``model`` and no more will do.
+
+    The other sections may stand in the file and are checked as ever.
+    """
 
     project: str = Field(default="rlhf", pattern=r"^[a-z0-9][a-z0-9-]*$")
     """Prefix of the registered model names."""
@@ -31,16 +34,24 @@ class PipelineConfig(Section):
     reward: RewardConfig = RewardConfig()
     judge: RewardConfig | None = None
     """Settings of the judge; None takes those of ``reward``. It trains on its own half of data."""
-    policy: PolicyConfig
+    policy: PolicyConfig | None = None
     """Policy optimisation: PPO against the reward model, or DPO straight from the pairs."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    gates: GatesConfig
+    gates: GatesConfig | None = None
     promotion: PromotionConfig = PromotionConfig()
     feedback: FeedbackConfig | None = None
     """How pairs of the model's answers are collected and labelled; None where nobody does."""
 
+    def longest_prompt(self) -> int:
+        """Return how many tokens a prompt may have, so that its response still fits."""
+        if self.model.max_prompt_length is not None:
+            return self.model.max_prompt_length
+        if isinstance(self.policy, PpoConfig):
+            return self.model.max_length - self.policy.max_new_tokens
+        return self.model.max_length // 2
+
     @model_validator(mode="after")
-    def _prompt_and_response_fit(self) -> "PipelineConfig":
+    def _prompt_and_response_fit(self) -> "PreparationConfig":
         if isinstance(self.policy, PpoConfig):
             prompt, response = max(self.longest_prompt(), 1), self.policy.max_new_tokens
             if prompt + response > self.model.max_length:
@@ -50,6 +61,14 @@ class PipelineConfig(Section):
                     "(policy.max_new_tokens)"
                 )
         return self
+
+
+class PipelineConfig(PreparationConfig):
+    """Everything that can change a result. Hosts and credentials are environment, not here."""
+
+    policy: PolicyConfig
+    """Policy optimisation: PPO against the reward model, or DPO straight from the pairs."""
+    gates: GatesConfig
 
     @model_validator(mode="after")
     def _gates_can_be_measured(self) -> "PipelineConfig":
@@ -101,11 +120,3 @@ class PipelineConfig(Section):
         if isinstance(self.policy, PpoConfig):
             return self.policy.max_new_tokens
         return self.model.max_length - self.longest_prompt()
-
-    def longest_prompt(self) -> int:
-        """Return how many tokens a prompt may have, so that its response still fits."""
-        if self.model.max_prompt_length is not None:
-            return self.model.max_prompt_length
-        if isinstance(self.policy, PpoConfig):
-            return self.model.max_length - self.policy.max_new_tokens
-        return self.model.max_length // 2

@@ -9,7 +9,7 @@ import rlhf_core
 from rlhf_core.adapters import versioning
 from rlhf_core.adapters.data_docs import FOLDER as DOCS
 from rlhf_core.adapters.data_docs import find_docs
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import PreparationConfig
 from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import code_digest, fingerprint_of, read_manifest
 from rlhf_core.dataprep.publish import exclusive, replacing_directory
@@ -36,7 +36,7 @@ _CODE = (
 """What decides the output, for the same inputs and settings."""
 
 
-def prepare_data(config: PipelineConfig) -> DatasetSplits:
+def prepare_data(config: PreparationConfig) -> DatasetSplits:
     """Read, validate, resolve, deduplicate and split the raw data; replace the output as a whole.
 
     The same inputs under the same settings give the same bytes; an output that already holds
@@ -115,7 +115,7 @@ def read_splits(directory: Path, revision: str | None = None) -> DatasetSplits:
     )
 
 
-def _fingerprint(config: PipelineConfig) -> str:
+def _fingerprint(config: PreparationConfig) -> str:
     """Return the digest of all that decides the output: inputs, settings, tokenizer, code."""
     data = config.data
     settings = data.model_dump_json(exclude={"output", "version"})
@@ -132,7 +132,7 @@ def _fingerprint(config: PipelineConfig) -> str:
     return fingerprint_of(parts)
 
 
-def prepare_fingerprint(config: PipelineConfig) -> str:
+def prepare_fingerprint(config: PreparationConfig) -> str:
     """Return what decides the dataset: changed raw files, settings or code change it.
 
     Raises:

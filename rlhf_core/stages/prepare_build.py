@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.adapters import data_docs, validation
-from rlhf_core.config import DataConfig, PipelineConfig
+from rlhf_core.config import DataConfig, PreparationConfig
 from rlhf_core.dataprep import assemble
 from rlhf_core.dataprep.assemble import Workbench
 from rlhf_core.dataprep.dialogues import DialogueFacts, dialogue_facts
@@ -44,7 +44,7 @@ ANNOTATORS = "annotators.csv"
 
 
 def build(
-    config: PipelineConfig,
+    config: PreparationConfig,
     work: Path,
     fingerprint: str,
     failures: Path,
@@ -98,7 +98,7 @@ def build(
 
 
 def _workbench(
-    config: PipelineConfig,
+    config: PreparationConfig,
     files: PreparedFiles,
     quarantine: Quarantine,
     token_check: TokenCheck | None,

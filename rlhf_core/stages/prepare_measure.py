@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import PreparationConfig
 from rlhf_core.dataprep import bias
 from rlhf_core.dataprep.files import iterate_records
 from rlhf_core.dataprep.intake import Intake
@@ -56,7 +56,7 @@ class Measurements:
 
 
 def measure(
-    config: PipelineConfig, work: Path, intake: Intake, agreement: AgreementReport
+    config: PreparationConfig, work: Path, intake: Intake, agreement: AgreementReport
 ) -> tuple[Measurements, PictureData]:
     """Measure the dataset in ``work``, before it is published."""
     staying = [entry for entry in intake.entries if entry.reason is None]
@@ -98,7 +98,7 @@ def _read_pairs(
     )
 
 
-def _measure_shift(config: PipelineConfig, work: Path, found: Measurements) -> None:
+def _measure_shift(config: PreparationConfig, work: Path, found: Measurements) -> None:
     """Compare reward-model prompts with PPO's, and with production's where there is a file."""
     pairs = iterate_records(work / "reward_train.jsonl", PreferencePair)
     reward = _sample(pair.prompt for pair in pairs)

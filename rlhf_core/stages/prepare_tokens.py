@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_core.config import ModelConfig, PipelineConfig, PpoConfig
+from rlhf_core.config import ModelConfig, PreparationConfig, PpoConfig
 from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.dataprep.rules import TokenCheck
@@ -18,7 +18,7 @@ _TOKENIZER_FILES = ("token*", "special_tokens_map.json", "vocab*", "merges*", "s
 _PROBES = ("Where is the station?", "Who wrote this, and when?")
 
 
-def make_token_check(config: PipelineConfig) -> TokenCheck | None:
+def make_token_check(config: PreparationConfig) -> TokenCheck | None:
     """Load the tokenizer and return the check of rows; None where it is switched off.
 
     Raises:
@@ -36,7 +36,7 @@ def make_token_check(config: PipelineConfig) -> TokenCheck | None:
     return RowTokens(renderer, config.model.max_length, prompt_limit(config))
 
 
-def prompt_limit(config: PipelineConfig) -> int | None:
+def prompt_limit(config: PreparationConfig) -> int | None:
     """Most tokens a prompt to sample from may have; None where tokens or sampling play no part."""
     if not config.data.cleaning.tokens or not isinstance(config.policy, PpoConfig):
         return None
