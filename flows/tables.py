@@ -78,7 +78,12 @@ def show_preparation(report: Path) -> None:
     told = "not defined: no comparison has two votes, or all votes are the same"
     if alpha is not None:
         told = f"{alpha['value']:.3f} [{alpha['low']:.3f}, {alpha['high']:.3f}]"
-    show_line(f"Krippendorff's alpha: {told}")
+    show_line(f"Krippendorff's alpha of the votes trained on: {told}")
+    if by_heads := agreement.get("num_decided_by_heads"):  # older versions do not tell
+        show_line(
+            f"{agreement['method']}: {by_heads:,} comparisons by heads, for everybody who voted on"
+            " them has too few votes for a record (data.votes.min_votes)"
+        )
     careless = agreement["careless"][:_MAX_NAMED]
     if careless:
         names = ", ".join(f"{one['annotator']} ({', '.join(one['careless'])})" for one in careless)

@@ -102,13 +102,13 @@ class VotesConfig(Section):
     """How votes become preferences, and how annotators are watched."""
 
     method: Literal["majority", "dawid_skene", "mace"] = "majority"
-    """majority counts heads; the others weigh annotators by estimated reliability (crowd-kit)."""
+    """majority counts heads; the others weigh annotators by their record (docs/data.md)."""
     exclude: tuple[str, ...] = ()
     """Annotators whose votes do not count; one who never voted is an error."""
     num_resamples: int = Field(default=1_000, ge=80)
     """Bootstrap resamples behind the intervals of Krippendorff's alpha."""
     min_votes: Count = 20
-    """Annotators with fewer votes are not judged."""
+    """Annotators with fewer votes are not judged, nor weighed by a record of their own."""
     fast_fraction: Fraction = 0.25
     """An annotator whose median time is below this share of everyone's median is too fast."""
 

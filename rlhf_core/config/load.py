@@ -34,9 +34,7 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Pipel
     return _load(PipelineConfig, path, overrides)
 
 
-def load_preparation(
-    path: Path, overrides: Mapping[str, str] | None = None
-) -> PreparationConfig:
+def load_preparation(path: Path, overrides: Mapping[str, str] | None = None) -> PreparationConfig:
     """Read what preparation of data needs, as ``load_config`` does; the rest may be missing.
 
     Raises:

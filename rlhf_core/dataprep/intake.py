@@ -62,6 +62,8 @@ class Intake:
     """Votes left out because the configuration excludes the annotator, by name."""
     reliability: dict[str, float] = field(default_factory=dict)
     """Of each annotator, once it is decided who won."""
+    num_decided_by_heads: int | None = None
+    """Comparisons on which nobody with a record voted; None where heads decide all."""
 
     def add(self, item: Comparison, entry: Entry, num_repeated_votes: int = 0) -> None:
         """Keep one comparison and what is known of it.

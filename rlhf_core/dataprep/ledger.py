@@ -3,9 +3,12 @@
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_keys, text_key
 from rlhf_core.dataprep.rows import Reason, comparison_problem
-from rlhf_core.dataprep.votes import Floats, decide
+from rlhf_core.dataprep.votes import Floats, Ints, decide
 from rlhf_core.schema import Comparison
 
 
@@ -73,6 +76,23 @@ def apply_votes(entries: Sequence[Entry], probabilities: Floats) -> None:
         entry.a_beats_b = probability
         if is_tie:
             entry.set_aside("tie")
+
+
+def votes_to_train_on(entries: Sequence[Entry], counts: Ints) -> NDArray[np.bool_]:
+    """[N] whether the votes on a comparison are of those that training rests on.
+
+    They are where the comparison stays, and where people were split: to leave the split ones out
+    would make agreement of any votes, for with two a comparison no others stay. They are not where
+    most called it a tie, nor where the row went for another reason.
+
+    Args:
+        entries: all comparisons, once it is decided which stay.
+        counts: [N, 3] votes for a, b and tie.
+    """
+    is_split = counts[:, 0] + counts[:, 1] > counts[:, 2]
+    reasons = [entry.reason for entry in entries]
+    stays = np.array([reason is None for reason in reasons], dtype=bool)
+    return stays | (np.array([reason == "tie" for reason in reasons], dtype=bool) & is_split)
 
 
 def set_aside_reserved(entries: Sequence[Entry], reserved: Set[DialogueKey]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.rows import UNNAMED
-from rlhf_core.dataprep.votes import VoteTable
+from rlhf_core.dataprep.votes import CHOICES, VoteTable
 from rlhf_core.schema import Choice, Vote
 
 Ballot = tuple[Vote, ...]
@@ -79,8 +79,9 @@ def _as_in(head: Entry, entry: Entry, ballot: Ballot) -> Ballot:
 
 
 def _winner(ballot: Ballot) -> Choice:
-    a, b = (sum(vote.choice == side for vote in ballot) for side in ("a", "b"))
-    return "tie" if a == b else "a" if a > b else "b"
+    """By heads, as ``votes.decide`` has it."""
+    a, b, tie = (sum(vote.choice == side for vote in ballot) for side in CHOICES)
+    return "tie" if a == b or tie > max(a, b) else "a" if a > b else "b"
 
 
 def _contradict(ballots: Sequence[Ballot]) -> bool:

@@ -6,7 +6,7 @@ from rlhf_core.schema import Comparison, PreferencePair
 def resolve(item: Comparison, a_beats_b: float) -> PreferencePair:
     """Return the pair, with the winner's probability as its soft label.
 
-        agreement   = votes for the winner / (votes_a + votes_b)
+        agreement   = (votes for the winner + votes for a tie / 2) / all votes
         probability = max(a_beats_b, 1 - a_beats_b)
 
     Args:
@@ -17,7 +17,8 @@ def resolve(item: Comparison, a_beats_b: float) -> PreferencePair:
     a_won = a_beats_b > 0.5
     winner = "a" if a_won else "b"
     won = item.votes_a if a_won else item.votes_b
-    decided = item.votes_a + item.votes_b
+    num_votes = len(item.votes)
+    ties = num_votes - item.votes_a - item.votes_b
     strengths = [
         vote.strength for vote in item.votes if vote.choice == winner and vote.strength is not None
     ]
@@ -26,10 +27,10 @@ def resolve(item: Comparison, a_beats_b: float) -> PreferencePair:
         prompt=item.prompt,
         chosen=item.response_a if a_won else item.response_b,
         rejected=item.response_b if a_won else item.response_a,
-        agreement=won / decided if decided else 0.0,
+        agreement=(won + ties / 2) / num_votes,
         probability=max(a_beats_b, 1 - a_beats_b),
-        num_votes=len(item.votes),
-        tie_fraction=1 - decided / len(item.votes),
+        num_votes=num_votes,
+        tie_fraction=ties / num_votes,
         strength=sum(strengths) / len(strengths) if strengths else None,
         source=item.source,
         group=item.group,

@@ -7,7 +7,18 @@ from typing import Any, Literal
 from pydantic_core import to_json
 
 from rlhf_core.errors import DataError
-from rlhf_core.schema import Comparison, Conversation
+from rlhf_core.schema import UNNAMED, Comparison, Conversation, annotator_name
+
+__all__ = [
+    "UNNAMED",
+    "RawRow",
+    "Reason",
+    "SetAside",
+    "annotator_name",
+    "as_json",
+    "comparison_problem",
+    "prompt_problem",
+]
 
 Reason = Literal[
     "empty_prompt",
@@ -31,10 +42,6 @@ Reason = Literal[
     "too_long",
     "not_renderable",
 ]
-
-
-UNNAMED = "unnamed"
-"""Annotator of a vote whose source does not say who gave it. Two such votes are two people's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +103,6 @@ class SetAside:
 def as_json(value: object) -> str:
     """Return any value of a source as JSON; bytes, which Parquet may hold, in base64."""
     return to_json(value, serialize_unknown=True, bytes_mode="base64").decode()
-
-
-def annotator_name(value: object) -> str:
-    """Return the name of an annotator, 0 included; ``UNNAMED`` where the source has none."""
-    return UNNAMED if value is None or value == "" else str(value)
 
 
 def prompt_problem(prompt: Conversation) -> Reason | None:

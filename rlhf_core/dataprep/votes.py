@@ -1,23 +1,19 @@
-"""All votes of a dataset as columns, and the models that turn them into preferences."""
+"""All votes of a dataset as columns, how far each person's are right, and who wins."""
 
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from rlhf_core.dataprep.rows import UNNAMED
-from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Choice, Vote
 
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie")
 _CODES = {choice: code for code, choice in enumerate(CHOICES)}
 
-_MAX_UNNAMED_FRACTION = 0.5
-"""Where more votes name nobody, models of annotators would count heads under another name."""
+_COLUMNS = ("comparison", "annotator", "choice", "seconds", "strength")
 _LEVEL = 1e-9
 """Probabilities closer than this are level."""
 
@@ -69,10 +65,19 @@ class VoteTable:
         if not comparisons:
             return
         stays = ~np.isin(np.array(self.comparison, dtype=np.int64), comparisons)
-        for name in ("comparison", "annotator", "choice", "seconds", "strength"):
+        for name in _COLUMNS:
             column: array[Any] = getattr(self, name)
             kept = np.array(column)[stays]
             setattr(self, name, array(column.typecode, kept.tobytes()))
+
+    def only(self, stays: NDArray[np.bool_]) -> "VoteTable":
+        """Return the votes on the comparisons where ``stays`` [N] is True; all numbers stay."""
+        kept = replace(self)
+        for name in _COLUMNS:
+            column: array[Any] = getattr(self, name)
+            votes = np.array(column)[stays[np.array(self.comparison, dtype=np.int64)]]
+            setattr(kept, name, array(column.typecode, votes.tobytes()))
+        return kept
 
     def columns(self) -> tuple[Ints, Ints, Ints]:
         """Return [N] comparison, annotator and choice numbers."""
@@ -89,102 +94,46 @@ class VoteTable:
         return flat.reshape(num_comparisons, len(CHOICES))
 
 
-def majority(table: VoteTable, num_comparisons: int) -> Floats:
-    """Share of the votes for each answer: [num_comparisons, 3], rows of zeros without votes."""
-    counts = table.counts(num_comparisons)
-    shares: Floats = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return shares
-
-
-def dawid_skene(table: VoteTable, num_comparisons: int) -> Floats:
-    """Posterior of each answer where every annotator has a confusion matrix, fitted with EM.
-
-    Dawid & Skene (1979), Applied Statistics 28(1), through crowd-kit.
-
-    Returns:
-        [num_comparisons, 3] probabilities of a, b and tie; rows of zeros without votes.
-    """
-    return _fit(_crowdkit().DawidSkene(n_iter=100, tol=1e-5), table, num_comparisons)
-
-
-def mace(table: VoteTable, num_comparisons: int) -> Floats:
-    """Posterior of each answer where an annotator either knows it or answers from habit.
-
-    Hovy et al. (2013), Learning Whom to Trust with MACE, NAACL, through crowd-kit. Slower than
-    Dawid-Skene by an order of magnitude.
-
-    Returns:
-        As ``dawid_skene``.
-    """
-    return _fit(_crowdkit().MACE(n_restarts=2, random_state=0), table, num_comparisons)
-
-
-MODELS: dict[str, Callable[[VoteTable, int], Floats]] = {
-    "majority": majority,
-    "dawid_skene": dawid_skene,
-    "mace": mace,
-}
-
-
 def reliability(table: VoteTable, probabilities: Floats) -> dict[str, float]:
     """Probability that an annotator's answer is right: mean posterior of the answers given.
 
     Args:
-        table: all votes.
-        probabilities: [N, 3] of a, b and tie, from one of the models; by ``majority`` it is the
+        table: votes; who has none in it is left out.
+        probabilities: [N, 3] of a, b and tie, from a vote model; by ``majority`` it is the
             mean share of the votes for their answer, their own included.
     """
     comparison, annotator, choice = table.columns()
-    right = np.bincount(annotator, weights=probabilities[comparison, choice])
-    means = right / np.maximum(np.bincount(annotator), 1)
-    return dict(zip(table.names, means.tolist(), strict=False))
+    size = len(table.names)
+    right = np.bincount(annotator, weights=probabilities[comparison, choice], minlength=size)
+    num_votes = np.bincount(annotator, minlength=size)
+    return {
+        name: float(right[number] / num_votes[number])
+        for name, number in table.names.items()
+        if num_votes[number]
+    }
 
 
 def decide(probabilities: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Who wins, given the posterior of the three answers.
+    """Who wins, given the posterior of the three answers; a tie is half a win for each side.
 
-        P(a beats b) = P(a) / (P(a) + P(b))
+        P(a beats b) = (P(a) + P(tie) / 2) / (P(a) + P(b) + P(tie))
 
     Args:
         probabilities: [N, 3] of a, b and tie.
 
     Returns:
-        [N] P(a beats b), one half where neither has any mass; and [N] True where the comparison
+        [N] P(a beats b), one half where nothing has any mass; and [N] True where the comparison
         is a tie: a and b are level, or a tie is more probable than either.
     """
     a, b, tie = probabilities.T
-    decided = a + b
-    beats = np.divide(a, decided, out=np.full_like(a, 0.5), where=decided > 0)
-    return beats, (np.abs(a - b) < _LEVEL) | (tie > np.maximum(a, b))
+    # So that the same answers the other way round give the complement to the last bit.
+    mass = a + b + tie
+    lead = np.divide(a - b, mass, out=np.zeros_like(a), where=mass > 0)
+    better = (1 + np.abs(lead)) / 2
+    return np.where(lead < 0, 1 - better, better), (np.abs(a - b) < _LEVEL) | (
+        tie > np.maximum(a, b) + _LEVEL
+    )
 
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
-
-
-def _fit(model: Any, table: VoteTable, num_comparisons: int) -> Floats:
-    comparison, annotator, choice = table.columns()
-    probabilities = np.zeros((num_comparisons, len(CHOICES)))
-    if not len(comparison):
-        return probabilities
-    unnamed = float(np.mean(annotator == table.names.get(UNNAMED, -1)))
-    if unnamed > _MAX_UNNAMED_FRACTION:
-        raise ConfigError(
-            "data.votes.method: models of annotators weigh people by their record, and"
-            f" {unnamed:.0%} of the votes name nobody; name the annotators, or use majority"
-        )
-    model.fit(pd.DataFrame({"task": comparison, "worker": annotator, "label": choice}))
-    found = model.probas_.reindex(columns=range(len(CHOICES)), fill_value=0.0).fillna(0.0)
-    probabilities[found.index.to_numpy()] = found.to_numpy()
-    return probabilities
-
-
-def _crowdkit() -> Any:
-    try:
-        import crowdkit.aggregation as aggregation
-    except ImportError as error:
-        raise ConfigError(
-            "data.votes.method: models of annotators need crowd-kit;"
-            " pip install 'rlhf-pipeline[annotators]', or use majority"
-        ) from error
-    return aggregation

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.dataprep.rows import RawRow
+from rlhf_core.dataprep.rows import RawRow, SetAside
 from rlhf_core.dataprep.sources.label_studio import Wording, parse_comparisons
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.ballots import Ballot
@@ -69,6 +69,8 @@ def ballots_of(
             continue
         row = RawRow(Path(place), "label_studio", int(task["id"]), dict(task))
         (shown,) = parse_comparisons([row], _WORDING)
+        if isinstance(shown, SetAside):
+            raise DataError(f"{row.where}: {shown.reason}: {shown.detail}")
         votes = tuple(_as_collected(vote, shown, pair, row) for vote in shown.votes)
         found.append(Ballot(comparison_id=pair.comparison_id, votes=votes))
     return found

@@ -20,6 +20,7 @@ from rlhf_core.schema.results import (
     Verdict,
 )
 from rlhf_core.schema.text import (
+    UNNAMED,
     Choice,
     Comparison,
     Conversation,
@@ -29,10 +30,12 @@ from rlhf_core.schema.text import (
     Prompt,
     Role,
     Vote,
+    annotator_name,
 )
 from rlhf_core.schema.versions import BatchResult, DataVersion
 
 __all__ = [
+    "UNNAMED",
     "BatchResult",
     "CheckResult",
     "Choice",
@@ -59,4 +62,5 @@ __all__ = [
     "ValidationReport",
     "Verdict",
     "Vote",
+    "annotator_name",
 ]

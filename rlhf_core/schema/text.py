@@ -1,8 +1,8 @@
 """Texts that people wrote, asked or compared."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from rlhf_core.schema.base import Record
 
@@ -38,10 +38,30 @@ class Demonstration(Record):
     source: str = ""
 
 
+UNNAMED = "unnamed"
+"""Annotator of a vote whose source does not say who gave it. Two such votes are two people's."""
+
+
+def annotator_name(value: object) -> str:
+    """Return the name of an annotator, a number as text; ``UNNAMED`` where there is none.
+
+    White space around a name is no part of it, and what a table reads as 3.0 is 3.
+    """
+    if value is None or value != value:
+        return UNNAMED
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip() or UNNAMED
+
+
+def _name_of(value: object) -> object:
+    return annotator_name(value) if value is None or isinstance(value, str | int | float) else value
+
+
 class Vote(Record):
     """One person's (or judge's) verdict on one comparison."""
 
-    annotator: str
+    annotator: Annotated[str, BeforeValidator(_name_of)]
     choice: Choice
     strength: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """How much better, on the source's own scale; None where the source does not say."""
@@ -82,8 +102,8 @@ class PreferencePair(Record):
     chosen: str
     rejected: str
     agreement: float = Field(ge=0.0, le=1.0)
-    """Share of decided votes (ties left out) for ``chosen``; below one half where a vote model
-    trusts the few more than the many."""
+    """Share of the votes for ``chosen``, a tie being half a vote for each side; below one half
+    where a vote model trusts the few more than the many."""
     probability: float = Field(default=1.0, ge=0.5, le=1.0)
     """Probability that ``chosen`` is truly better, as the vote model estimates it (soft label)."""
     num_votes: int = Field(default=1, ge=1)

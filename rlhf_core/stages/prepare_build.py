@@ -6,6 +6,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rlhf_core.adapters import data_docs, validation
 from rlhf_core.config import DataConfig, PreparationConfig
 from rlhf_core.dataprep import assemble
@@ -27,7 +29,8 @@ from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.dataprep.rules import TokenCheck, make_rules
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
 from rlhf_core.dataprep.split import DialogueSplitter
-from rlhf_core.dataprep.votes import MODELS, reliability
+from rlhf_core.dataprep.vote_models import MODELS, decided_by_heads
+from rlhf_core.dataprep.votes import reliability
 from rlhf_core.schema import ValidationReport
 from rlhf_core.stages import prepare_checks as checks
 from rlhf_core.stages import prepare_inputs as inputs
@@ -150,8 +153,13 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
     """Votes to winners, and everything that takes two rows to see."""
     set_aside_reserved(intake.entries, bench.splitter.reserved)
     intake.pooled = pool_votes(intake.entries, intake.votes)
-    probabilities = MODELS[data.votes.method](intake.votes, len(intake.entries))
-    intake.reliability = reliability(intake.votes, probabilities)
+    # Votes on broken rows, as for a tie between equal answers, say nothing of a person's care.
+    sound = intake.votes.only(np.array([entry.reason is None for entry in intake.entries], bool))
+    method, size, min_votes = data.votes.method, len(intake.entries), data.votes.min_votes
+    probabilities = MODELS[method](sound, size, min_votes=min_votes)
+    if method != "majority":
+        intake.num_decided_by_heads = decided_by_heads(sound, size, min_votes)
+    intake.reliability = reliability(sound, probabilities)
     apply_votes(intake.entries, probabilities)
     if bench.heldout is not None and data.cleaning.near_duplicates is not None:
         set_aside_near_repeats(intake, data.cleaning.near_duplicates)

@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlhf_core.config import VotesConfig
 from rlhf_core.dataprep.against_rest import against_rest
 from rlhf_core.dataprep.agreement import alpha_estimate
 from rlhf_core.dataprep.annotators import AnnotatorFacts, annotator_facts
 from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.dataprep.intake import Intake
+from rlhf_core.dataprep.ledger import votes_to_train_on
 from rlhf_core.dataprep.manifest import Manifest
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.schema import Estimate, ValidationReport
@@ -23,10 +26,19 @@ class AgreementReport:
     """What the votes say of each other."""
 
     alpha: Estimate | None
+    """Of the votes that training rests on, see ``ledger.votes_to_train_on``."""
+    alpha_of_all: Estimate | None
+    """Of all votes, those on rows that were set aside with them."""
     by_source: dict[str, Estimate | None]
+    method: str
+    """How votes became preferences: ``data.votes.method``."""
+    num_decided_by_heads: int | None
+    """Comparisons on which nobody with ``data.votes.min_votes`` votes voted; None by majority."""
     annotators: list[AnnotatorFacts]
     """Most careless-looking first."""
     num_votes: int
+    """All, of which the next are what training rests on."""
+    num_votes_trained_on: int
     num_repeated_votes: int
     """Left out: the same person had given the same answer in the same row."""
     excluded_votes: dict[str, int]
@@ -37,8 +49,12 @@ class AgreementReport:
         careless = [facts for facts in self.annotators if facts.careless]
         return {
             "krippendorff_alpha": _estimate(self.alpha),
+            "krippendorff_alpha_of_all_votes": _estimate(self.alpha_of_all),
             "by_source": {name: _estimate(alpha) for name, alpha in self.by_source.items()},
+            "method": self.method,
+            "num_decided_by_heads": self.num_decided_by_heads,
             "num_votes": self.num_votes,
+            "num_votes_trained_on": self.num_votes_trained_on,
             "num_repeated_votes": self.num_repeated_votes,
             "excluded_votes": self.excluded_votes,
             "num_annotators": len(self.annotators),
@@ -48,19 +64,28 @@ class AgreementReport:
 
 
 def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> AgreementReport:
-    """Measure agreement overall, by source, and of each annotator with the rest."""
+    """Measure agreement overall, by source, and of each annotator with the rest.
+
+    Alpha is of the votes that training rests on; an annotator's record is of all their votes,
+    whatever became of the comparison.
+    """
     counts = intake.votes.counts(len(intake.entries))
     groups = [entry.group for entry in intake.entries]
     sources: dict[str, list[int]] = {}
-    for row, entry in enumerate(intake.entries):
-        sources.setdefault(entry.source, []).append(row)
+    trained_on = np.flatnonzero(votes_to_train_on(intake.entries, counts))
+    for row in trained_on.tolist():
+        sources.setdefault(intake.entries[row].source, []).append(row)
+
+    def alpha_of(rows: Sequence[int]) -> Estimate | None:
+        return alpha_estimate(counts[rows], [groups[row] for row in rows], **resampling)
+
     resampling = {"num_resamples": votes.num_resamples, "seed": seed}
     return AgreementReport(
-        alpha=alpha_estimate(counts, groups, **resampling),
-        by_source={
-            name: alpha_estimate(counts[rows], [groups[row] for row in rows], **resampling)
-            for name, rows in sources.items()
-        },
+        alpha=alpha_of(trained_on.tolist()),
+        alpha_of_all=alpha_estimate(counts, groups, **resampling),
+        by_source={name: alpha_of(rows) for name, rows in sources.items()},
+        method=votes.method,
+        num_decided_by_heads=intake.num_decided_by_heads,
         annotators=annotator_facts(
             intake.votes,
             against_rest(intake.votes, groups, **resampling),
@@ -69,6 +94,7 @@ def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> Agreeme
             fast_fraction=votes.fast_fraction,
         ),
         num_votes=int(counts.sum()),
+        num_votes_trained_on=int(counts[trained_on].sum()),
         num_repeated_votes=intake.num_repeated_votes,
         excluded_votes=dict(sorted(intake.excluded_votes.items())),
     )

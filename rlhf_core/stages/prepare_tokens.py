@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_core.config import ModelConfig, PreparationConfig, PpoConfig
+from rlhf_core.config import ModelConfig, PpoConfig, PreparationConfig
 from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.dataprep.rules import TokenCheck

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_core.config import PipelineConfig, config_digest, load_config
+from rlhf_core.config import PipelineConfig, config_digest, load_config, load_preparation
 from rlhf_core.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -366,3 +366,17 @@ def test_a_password_in_an_address_is_refused_and_not_shown(minimal, labeler):
     with pytest.raises(ConfigError, match="url: no user and password in it") as refused:
         load_config(minimal, changes)
     assert "secret" not in str(refused.value)
+
+
+def test_preparation_needs_model_and_data_alone(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text("model: {base: base}\ndata: {preferences: {path: rows.jsonl}}\n")
+    assert load_preparation(path).policy is None
+    with pytest.raises(ConfigError) as raised:
+        load_config(path)
+    assert "policy: no such section in the settings, and this command needs it" in str(raised.value)
+    assert "gates: no such section" in str(raised.value)
+    with pytest.raises(ConfigError, match=r"data\.prefs: Extra inputs are not permitted"):
+        load_preparation(path, {"data.prefs": "1"})
+    with pytest.raises(ConfigError, match=r"policy.*kl: Extra inputs"):
+        load_preparation(path, {"policy.algorithm": "ppo", "policy.kl": "1"})

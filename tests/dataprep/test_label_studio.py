@@ -48,7 +48,7 @@ def test_a_label_studio_export_is_read(tmp_path):
     path = write_json(tmp_path / "export.json", [task()])
     [item] = read(path, format="label_studio", columns=columns)
     assert [(v.annotator, v.choice, v.strength, v.seconds) for v in item.votes] == [
-        ("ann@example.org", "a", 2.0, 12.5),
+        ("3", "a", 2.0, 12.5),
         ("4", "tie", None, None),
     ]
     assert (item.comparison_id, item.line) == ("export-7", 1)
@@ -148,3 +148,59 @@ def test_an_export_with_bytes_that_are_no_text_is_refused(tmp_path):
     path.write_bytes(b'[{"id": 1}, {"id": "\xff"}]')
     with pytest.raises(DataError, match="after item 0: not UTF-8"):
         list(read_rows(path))
+
+
+def voted(number, annotation: int, side: str, **more) -> dict:
+    result = [{"type": "pairwise", "value": {"selected": side}}]
+    return {"id": annotation, "completed_by": number, "result": result, **more}
+
+
+def plain(annotations: list, number=7) -> dict:
+    data = {"prompt": f"Q{number}?", "response_a": "yes", "response_b": "no"}
+    return {"id": number, "data": data, "annotations": annotations}
+
+
+@pytest.mark.parametrize(
+    ("who", "name"),
+    [
+        (3, "3"),
+        ({"id": 3, "email": "ann@example.org"}, "3"),
+        ({"id": 3.0}, "3"),
+        ({"id": 0, "email": "ann@example.org"}, "0"),
+        ({"email": "ann@example.org"}, "ann@example.org"),
+        ({"id": None, "email": " "}, "unnamed"),
+        (None, "unnamed"),
+    ],
+)
+def test_a_person_is_known_by_the_id(tmp_path, who, name):
+    path = write_json(tmp_path / "export.json", [plain([voted(who, 1, "left")])])
+    [item] = read(path, format="label_studio")
+    assert [vote.annotator for vote in item.votes] == [name]
+
+
+def test_an_annotation_told_twice_is_one_vote_and_the_last_edit_counts(tmp_path):
+    first = voted(None, 1, "left", updated_at="2026-01-01T00:00:00Z")
+    edited = voted(None, 1, "right", updated_at="2026-01-02T00:00:00Z")
+    path = write_json(tmp_path / "export.json", [plain([edited, first, voted(None, 2, "left")])])
+    [item] = read(path, format="label_studio")
+    assert [vote.choice for vote in item.votes] == ["b", "a"]
+
+
+def test_annotations_of_a_storage_are_read_and_a_repeat_of_one_is_set_aside(tmp_path):
+    def stored(annotation: dict, number=7) -> dict:
+        task = plain([], number)
+        del task["annotations"]
+        return {**annotation, "task": task}
+
+    rows = [
+        stored(voted(None, 1, "left")),
+        stored(voted({"id": 4}, 2, "right")),
+        stored(voted(None, 1, "left")),
+        stored(voted(None, 1, "left"), number=8),
+    ]
+    path = tmp_path / "storage.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second, repeat, other_task = read(path, format="label_studio")
+    assert [vote.annotator for item in (first, second) for vote in item.votes] == ["unnamed", "4"]
+    assert (first.comparison_id, other_task.comparison_id) == ("storage-7", "storage-8")
+    assert (repeat.reason, repeat.line) == ("exact_duplicate", 3)

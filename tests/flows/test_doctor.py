@@ -144,7 +144,7 @@ def test_a_required_package_that_is_missing_is_named(gone, home, pinned):
     found = ailing(doctor._packages())["packages"]
     assert "mlflow is missing" in found
     assert "alembic" not in found
-    assert "crowd-kit" not in found
+    assert "moto" not in found
 
 
 def test_a_package_that_is_not_as_pinned_is_named(home):

@@ -1,8 +1,12 @@
 """Label Studio's JSON export of a pairwise project: one task a comparison, annotations are votes.
 
     {"id": 7, "data": {"prompt": ..., "response_a": ..., "response_b": ...},
-     "annotations": [{"completed_by": 3, "lead_time": 12.5, "was_cancelled": false,
+     "annotations": [{"id": 51, "completed_by": 3, "lead_time": 12.5, "was_cancelled": false,
                       "result": [{"type": "pairwise", "value": {"selected": "left"}}]}]}
+
+A storage of the server has one annotation a row instead, with its task inside (``{"id": 51,
+"result": [...], "task": {...}}``). A person is known by the id, whichever way ``completed_by``
+gives it. An annotation that is told again, with the same id, is no second vote.
 
 ``columns`` maps prompt and responses to the names ``data`` has, and ``choice`` and ``strength`` to
 the controls (``from_name``) that ask for them. Without a name the choice is the one pairwise
@@ -16,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_core.dataprep.files import shorten
-from rlhf_core.dataprep.rows import RawRow, annotator_name
+from rlhf_core.dataprep.rows import RawRow, SetAside, annotator_name, as_json
 from rlhf_core.dataprep.sources.messages import parse_conversation
 from rlhf_core.dataprep.sources.words import choice_of, knows_strength, parse_number, parse_strength
 from rlhf_core.errors import DataError
@@ -46,16 +50,22 @@ class _Answer:
     value: Any
 
 
-def parse_comparisons(rows: Iterable[RawRow], wording: Wording) -> Iterator[Comparison]:
+def parse_comparisons(rows: Iterable[RawRow], wording: Wording) -> Iterator[Comparison | SetAside]:
     """Yield one comparison a task; cancelled and unanswered annotations are no votes."""
-    for row in rows:
+    known: set[tuple[str, str]] = set()
+    for given in rows:
+        row = _with_task_outside(given)
         row.require("data", "annotations")
         task = _data(row, wording.columns)
         annotations = row.value["annotations"]
         if not isinstance(annotations, list):
             found = shorten(annotations)
             raise DataError(f"{row.where}: annotations: expected a list, found {found}")
-        votes = (_vote(row, annotation, wording) for annotation in annotations)
+        fresh = _told_first(row, annotations, known)
+        if annotations and not fresh:
+            yield SetAside.of(given, "exact_duplicate", "annotations that an earlier row has")
+            continue
+        votes = (_vote(row, annotation, wording) for annotation in fresh)
         number = row.value.get("id")
         yield Comparison(
             comparison_id=f"{row.source}-{row.line if number is None else number}",
@@ -66,6 +76,40 @@ def parse_comparisons(rows: Iterable[RawRow], wording: Wording) -> Iterator[Comp
             source=row.source,
             line=row.line,
         )
+
+
+def _with_task_outside(row: RawRow) -> RawRow:
+    """Turn an annotation with its task inside, as storages have it, into a task."""
+    task = row.value.get("task")
+    if not isinstance(task, dict) or "annotations" in row.value:
+        return row
+    annotation = {name: part for name, part in row.value.items() if name != "task"}
+    return replace(row, value={**task, "annotations": [annotation]})
+
+
+def _told_first(row: RawRow, annotations: list[Any], known: set[tuple[str, str]]) -> list[Any]:
+    """Return the annotations that no earlier row told, of one told twice here its last edit."""
+    latest: dict[object, Any] = {}
+    for place, annotation in enumerate(annotations):
+        number = annotation.get("id") if isinstance(annotation, dict) else None
+        key: object = ("nameless", place) if number is None else str(number)
+        before = latest.get(key)
+        if before is None or _edited(annotation) >= _edited(before):
+            latest[key] = annotation
+    texts = as_json(row.value["data"])
+    fresh = []
+    for key, annotation in latest.items():
+        if isinstance(key, str):
+            if (key, texts) in known:
+                continue
+            known.add((key, texts))
+        fresh.append(annotation)
+    return fresh
+
+
+def _edited(annotation: dict[str, Any]) -> str:
+    """When an annotation was last changed, as ISO 8601 text, whose order is that of time."""
+    return str(annotation.get("updated_at") or "")
 
 
 def _data(row: RawRow, columns: Mapping[str, str]) -> RawRow:
@@ -159,7 +203,8 @@ def _content(row: RawRow, answer: _Answer) -> Any:
 
 
 def _annotator(completed_by: Any) -> str:
-    """Exports name a person by id, or by an object with e-mail and id."""
+    """A person is the id; exports give it alone or in an object, beside an e-mail address."""
     if isinstance(completed_by, dict):
-        return annotator_name(completed_by.get("email") or completed_by.get("id"))
+        number = completed_by.get("id")
+        return annotator_name(completed_by.get("email") if number is None else number)
     return annotator_name(completed_by)
