@@ -123,6 +123,18 @@ def check_server() -> None:
     check()
 
 
+def check_access(config: PipelineConfig, *, patience: float | None = None) -> None:
+    """Refuse a run that MLflow would refuse later: no password, no permission, no place for files.
+
+    Args:
+        config: settings of the run.
+        patience: seconds a lost server is waited for; None takes the setting.
+    """
+    from rlhf_core.adapters.access import check_access as check
+
+    check(config.project, patience=patience)
+
+
 def check_inputs(config: PipelineConfig) -> None:
     """Refuse raw files that do not exist and a base model without tokenizer or chat template."""
     from rlhf_core.stages.preflight import check_inputs as check

@@ -56,6 +56,7 @@ def run(
     bindings.check_server()
     check_prefect()
     bindings.check_inputs(loaded)
+    bindings.check_access(loaded, patience=0)
     with resumable("run", settings, run_id) as run:
         from flows.inputs import PipelineInputs
         from flows.pipeline import rlhf_pipeline

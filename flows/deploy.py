@@ -23,13 +23,11 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
+from flows.environment import RELIED_ON, SILENT_RUNS, SILENT_SECONDS
+from flows.installation import STEP, describe_code, installed_code, module_entrypoint
 from flows.pools import FILE, read_pools
 from flows.prefect_server import START_SECONDS, check_prefect
 from rlhf_core.errors import RlhfError
-
-SILENT_SECONDS = 90
-"""A run that sends no heartbeat for so long is taken for dead; ``servers.HEARTBEAT_SECONDS`` is how
-often one is due."""
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")
@@ -79,8 +77,9 @@ def _as_people_left_it(client: SyncPrefectClient) -> Iterator[Path]:
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     names = DeploymentFilterName(any_=[item["name"] for item in content["deployments"]])
     found = client.read_deployments(deployment_filter=DeploymentFilter(name=names))
-    made = {(item.entrypoint, item.name): item for item in found}
+    made = {(module_entrypoint(item.entrypoint or ""), item.name): item for item in found}
     for deployment in content["deployments"]:
+        _run_by_any_installation(deployment)
         if known := made.get((deployment["entrypoint"], deployment["name"])):
             _keep_switches(client, deployment, known)
         else:
@@ -90,6 +89,16 @@ def _as_people_left_it(client: SyncPrefectClient) -> Iterator[Path]:
         path = Path(folder) / FILE.name
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         yield path
+
+
+def _run_by_any_installation(deployment: dict[str, Any]) -> None:
+    """Let a worker run it by its own code, and with what the product relies on, however started."""
+    deployment["entrypoint"] = module_entrypoint(deployment["entrypoint"])
+    step = {"code": installed_code(), "description": describe_code()}
+    deployment.setdefault("pull", [{STEP: step}])
+    pool = deployment["work_pool"] = dict(deployment.get("work_pool") or {})
+    variables = pool["job_variables"] = dict(pool.get("job_variables") or {})
+    variables["env"] = RELIED_ON | dict(variables.get("env") or {})
 
 
 def _keep_switches(
@@ -115,12 +124,11 @@ def _apply(file: Path) -> None:
 
 
 def _watch_heartbeats(client: SyncPrefectClient) -> None:
-    name = "rlhf: silent runs are crashed"
-    if client.read_automations_by_name(name):
+    if client.read_automations_by_name(SILENT_RUNS):
         return
     client.create_automation(
         AutomationCore(
-            name=name,
+            name=SILENT_RUNS,
             description=f"A run without a heartbeat for {SILENT_SECONDS} s has lost its process.",
             trigger=EventTrigger(
                 after={HEARTBEAT},

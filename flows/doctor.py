@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def examine(config: Path | None) -> tuple[Finding, ...]:
             _disk,
             _tools,
             _folders,
-            _mlflow,
+            lambda: _mlflow(config),
             check_prefect,
             check_keeper,
             _permissions,
@@ -119,12 +120,34 @@ def _folders() -> Iterator[Finding]:
         )
 
 
-def _mlflow() -> Iterator[Finding]:
+def _mlflow(config: Path | None = None) -> Iterator[Finding]:
+    from rlhf_core.adapters.access import check_access
     from rlhf_core.adapters.settings import load_settings, without_credentials
     from rlhf_core.adapters.tracking import check_server
 
+    project = _project(config)
     where = without_credentials(load_settings().mlflow_tracking_uri)
-    yield _attempt("mlflow", where, check_server, "start it, or set or unset MLFLOW_TRACKING_URI")
+    reached = _attempt(
+        "mlflow", where, check_server, "start it, or set or unset MLFLOW_TRACKING_URI"
+    )
+    yield reached
+    if reached.healthy and not load_settings().embedded:
+        yield _attempt(
+            f"mlflow writes ({project})",
+            "experiment, models and files",
+            lambda: check_access(project, patience=0),
+            "set what it names for commands and workers alike",
+        )
+
+
+def _project(config: Path | None) -> str:
+    """Return whose experiment and models are asked about; bad settings are told of elsewhere."""
+    from rlhf_core.config import PipelineConfig, load_config
+
+    with suppress(RlhfError):
+        if config is not None:
+            return load_config(config).project
+    return str(PipelineConfig.model_fields["project"].default)
 
 
 def _permissions() -> Iterator[Finding]:

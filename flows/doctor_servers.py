@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-import requests
-
+from flows.environment import HEARTBEAT_VARIABLE, SILENT_RUNS
 from flows.findings import Finding
+from flows.installation import STEP, describe_code, installed_code, module_entrypoint
 from flows.pools import read_pools
-from flows.prefect_server import ENTRY, ask, problem_of, refuses
+from flows.prefect_server import PrefectLostError, ask
 from flows.servers import LOGS, read_servers
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import RlhfError
@@ -46,28 +46,25 @@ def check_prefect() -> Iterator[Finding]:
             what="prefect", healthy=True, found="one for each command: PREFECT_API_URL is not set"
         )
         return
-    where = without_credentials(url)
-    if problem := problem_of(url):
+    try:
+        ask(url, "work_pools/filter", {"limit": 1})
+    except RlhfError as error:
+        mend = "start it (`make up`), or unset PREFECT_API_URL"
+        lost = isinstance(error, PrefectLostError)
         yield Finding(
             what="prefect",
             healthy=False,
-            found=f"{where} {problem}",
-            mend="start it (`make up`), or unset PREFECT_API_URL",
+            found=str(error),
+            mend=mend if lost else "set what it names for commands and workers alike",
         )
         return
-    yield Finding(what="prefect", healthy=True, found=where)
+    yield Finding(what="prefect", healthy=True, found=without_credentials(url))
     try:
         yield from _check_pools(url)
         yield from _check_deployments(url)
-    except (requests.RequestException, RlhfError) as error:
-        found = without_credentials(str(error))
-        yield Finding(what="prefect", healthy=False, found=found, mend=_mend(error))
-
-
-def _mend(error: Exception) -> str:
-    if isinstance(error, requests.RequestException) and refuses(error):
-        return ENTRY
-    return "rlhf deploy"
+        yield from _check_heartbeats(url)
+    except RlhfError as error:
+        yield Finding(what="prefect", healthy=False, found=str(error), mend="rlhf deploy")
 
 
 def _check_pools(url: str) -> Iterator[Finding]:
@@ -89,11 +86,49 @@ def _check_pools(url: str) -> Iterator[Finding]:
 
 
 def _check_deployments(url: str) -> Iterator[Finding]:
-    made = {f"{item['entrypoint']} {item['name']}" for item in ask(url, "deployments/filter", {})}
-    missing = [name for name in read_pools().deployments if name not in made]
+    found = ask(url, "deployments/filter", {})
+    made = {f"{module_entrypoint(item['entrypoint'])} {item['name']}": item for item in found}
+    missing = [name for name in read_pools().deployments if module_entrypoint(name) not in made]
     yield Finding(
         what="deployments",
         healthy=not missing,
         found="all of prefect.yaml" if not missing else f"missing: {', '.join(missing)}",
         mend="rlhf deploy",
+    )
+    steps = [step.get(STEP) for item in made.values() for step in item.get("pull_steps") or ()]
+    other = {step["description"] for step in steps if step and step["code"] != installed_code()}
+    yield Finding(
+        what="code",
+        healthy=not other,
+        found=f"deployed: {', '.join(sorted(other))}; here: {describe_code()}, which is other code"
+        if other
+        else f"{describe_code()}, as deployed",
+        mend="check out what was deployed, or `rlhf deploy` from here",
+    )
+
+
+def _check_heartbeats(url: str) -> Iterator[Finding]:
+    """Look whether runs speak up often enough for the automation that takes silent ones for dead.
+
+    What a deployment says counts for its runs, else what its worker was started with.
+    """
+    named = {"automations": {"name": {"any_": [SILENT_RUNS]}}}
+    watching = [item for item in ask(url, "automations/filter", named) if item["enabled"]]
+    if not watching:
+        return
+    within = min(item["trigger"]["within"] for item in watching)
+    seldom = []
+    for item in ask(url, "deployments/filter", {}):
+        variables = item.get("job_variables") or {}
+        seconds = (variables.get("env") or {}).get(HEARTBEAT_VARIABLE)
+        if str(item["entrypoint"]).startswith("flows") and (
+            seconds is None or 2 * float(seconds) > within
+        ):
+            seldom.append(f"{item['name']} of {item['entrypoint']}: {seconds or 'not said'}")
+    yield Finding(
+        what="heartbeats",
+        healthy=not seldom,
+        found=f"runs that are silent for {within:.0f} s are marked crashed; "
+        + (f"heartbeat of {'; '.join(seldom)}" if seldom else "all send theirs in time"),
+        mend=f"rlhf deploy: every deployment carries {HEARTBEAT_VARIABLE} then",
     )

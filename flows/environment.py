@@ -29,6 +29,26 @@ PAGES = ("PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_CORS_ALLOWED
 """Both names that Prefect gives each setting; it reads the first before the second."""
 ADDRESSES = ("PREFECT_API_URL", "PREFECT_UI_API_URL")
 
+HEARTBEAT_SECONDS = 30
+"""How often a run says that it lives."""
+SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
+"""A run that sends no heartbeat for so long is taken for dead."""
+SILENT_RUNS = "rlhf: silent runs are crashed"
+"""The automation that does so."""
+CLIENT_RETRIES = 7
+"""How often a worker or flow repeats a call to a lost Prefect server: about four minutes."""
+HEARTBEAT_VARIABLE = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+
+RELIED_ON = {
+    HEARTBEAT_VARIABLE: str(HEARTBEAT_SECONDS),
+    "PREFECT_CLIENT_MAX_RETRIES": str(CLIENT_RETRIES),
+    # What a server answers whose database is just restarting; 502 and 503 are repeated anyway.
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",
+}
+"""What commands, workers and every deployed flow run with, whoever starts them."""
+
+LOGGING = Path(__file__).with_name("logging.yml")
+"""How servers, workers and the flows they run write their lines."""
 STATE = Path(".rlhf")
 """Everything the project keeps for itself on this machine, in the working directory."""
 
@@ -37,9 +57,10 @@ def prepare_environment() -> None:
     """Fill in what is unset: no telemetry, Prefect's database in the working directory.
 
     Raises:
-        ConfigError: Prefect's folder cannot be made.
+        ConfigError: Prefect's folder cannot be made, or live runs would be taken for dead.
     """
     quiet_environment()
+    rely_on()
     for name, value in CALM.items():
         os.environ.setdefault(name, value)
     home = Path(os.environ.setdefault("PREFECT_HOME", str((STATE / "prefect").absolute())))
@@ -93,3 +114,45 @@ def _addresses() -> Iterator[tuple[str, str]]:
         parts = urlsplit(os.environ.get(name, ""))
         if parts.scheme in ("http", "https") and parts.hostname:
             yield parts.scheme, parts.netloc.rpartition("@")[2].lower()
+
+
+WORKER_FOLDER = "RLHF_WORKER_FOLDER"
+"""Variable that a worker hands to its flows: where it was started."""
+
+
+def worker_folder() -> Path:
+    """Return the folder in which a run works: its worker's, else that of the clone."""
+    given = os.environ.get(WORKER_FOLDER)
+    clone = Path(__file__).parent.parent
+    if given:
+        return Path(given)
+    return clone if (clone / "prefect.yaml").is_file() else Path.cwd()
+
+
+def prepare_service() -> None:
+    """Fill in what is unset for a server or worker, and for the flows it runs.
+
+    Raises:
+        ConfigError: a value would have live runs taken for dead.
+    """
+    quiet_environment()
+    rely_on()
+    os.environ.setdefault("PREFECT_LOGGING_SETTINGS_PATH", str(LOGGING))
+    os.environ[WORKER_FOLDER] = str(Path.cwd())
+
+
+def rely_on() -> None:
+    """Fill in what the product relies on.
+
+    Raises:
+        ConfigError: heartbeats would come so seldom that live runs are taken for dead.
+    """
+    for name, value in RELIED_ON.items():
+        if not os.environ.get(name):
+            os.environ[name] = value
+    found = os.environ[HEARTBEAT_VARIABLE]
+    if not (found.isdigit() and 0 < 2 * int(found) <= SILENT_SECONDS):
+        raise ConfigError(
+            f"{HEARTBEAT_VARIABLE}={found}: a run without a heartbeat for {SILENT_SECONDS} s is "
+            f"taken for dead; unset it, or set {HEARTBEAT_SECONDS} or less"
+        )

@@ -26,7 +26,7 @@ from flows.processes import (
     end_tree,
 )
 from flows.servers import HOST, LOGS, START_SECONDS, Servers, child_environment, write_servers
-from rlhf_core.errors import RlhfError
+from rlhf_core.errors import OrchestrationError, RlhfError
 
 logger = logging.getLogger("flows.keeper")
 
@@ -227,8 +227,8 @@ def _sweep(keeper: Keeper) -> None:
 
     try:
         mark_dead_runs(keeper.environment["PREFECT_API_URL"])
-    except requests.RequestException as error:
-        logger.warning("sweep_failed error=%s", type(error).__name__)
+    except OrchestrationError as error:
+        logger.warning("sweep_failed error=%s", error)
 
 
 def main(arguments: list[str]) -> int:

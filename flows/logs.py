@@ -27,7 +27,7 @@ def configure_logging(level: str) -> None:
             "formatters": {
                 "line": {
                     "format": "%(asctime)s %(levelname)-7s %(name)s %(message)s",
-                    "datefmt": "%H:%M:%S",
+                    "datefmt": "%Y-%m-%d %H:%M:%S%z",
                 }
             },
             "filters": {"once": {"()": FailureIsReportedOnce}},

@@ -8,11 +8,14 @@ from typing import TypeVar
 
 import httpx
 
+from flows.prefect_server import PrefectLostError, explain
+from rlhf_core.adapters.settings import load_settings, without_credentials
+
 Result = TypeVar("Result")
 
 PATIENCE_SECONDS = 240.0
 """About as long as a client that was once connected repeats a call; see
-``servers.CLIENT_RETRIES``."""
+``environment.CLIENT_RETRIES``."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 15.0
 
@@ -37,20 +40,23 @@ def patiently(what: str, call: Callable[[], Result]) -> Result:
     """Run ``call`` until the server answers, pausing ever longer, for about four minutes.
 
     Prefect's client repeats a refused connection only after its first success, so that a new one
-    fails at once where an older one would outlive a restart of the server.
+    fails at once where an older one would outlive a restart of the server. An answer of 500 and
+    above, which a server gives whose database is gone, is waited for alike.
 
     Args:
         what: said in the log line, e.g. ``reading_answers``.
         call: opens a client of its own, and must be safe to repeat.
 
     Raises:
-        httpx.TransportError: the server stayed lost.
+        OrchestrationError: the server refuses.
+        httpx.HTTPError: it stayed lost, or answered nothing but 500 and above.
     """
     started, pause = time.monotonic(), FIRST_PAUSE_SECONDS
     while True:
         try:
             return call()
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
+            _raise_what_stays(error)
             if time.monotonic() - started + pause > PATIENCE_SECONDS:
                 raise
             logger.warning(
@@ -61,3 +67,13 @@ def patiently(what: str, call: Callable[[], Result]) -> Result:
             )
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def _raise_what_stays(error: httpx.HTTPError) -> None:
+    """Raise what waiting does not mend: a refusal in one line, a wrong request as it is."""
+    explained = explain(error, without_credentials(load_settings().prefect_api_url or "its server"))
+    if isinstance(explained, PrefectLostError):
+        return
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code not in (401, 403):
+        raise error
+    raise explained from error

@@ -14,9 +14,9 @@ from inspect import signature
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from flows.environment import close_prefect
+from flows.environment import close_prefect, prepare_service
 from rlhf_core.config.permissions import FUNCTIONS, MODEL_CODE
-from rlhf_core.errors import ConfigError
+from rlhf_core.errors import ConfigError, RlhfError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -206,7 +206,12 @@ def keep_permissions() -> None:
 
 
 def main() -> None:
-    """Do what ``prefect`` does with the same arguments."""
+    """Do what ``prefect`` does with the same arguments, and with what the product relies on."""
+    try:
+        prepare_service()
+    except RlhfError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from error
     if sys.argv[1:2] == ["server"]:
         answer_own_pages_only()
         lock_before_reading()

@@ -5,6 +5,7 @@ raw data -> prepare -> SFT -> gate -> reward model + judge -> gate -> policy -> 
 
 from prefect.states import Completed
 
+from flows import bindings
 from flows.artifacts import file_report, show_outcome
 from flows.definition import flow
 from flows.inputs import (
@@ -38,6 +39,8 @@ from rlhf_core.stages.promote import Promotion
 def rlhf_pipeline(settings: RunSettings | None, inputs: PipelineInputs) -> PipelineResult:
     """Preference data in, champion or a reasoned refusal out. A gate that says no ends the run."""
     config, context = open_context(settings, inputs.run)
+    if is_deployed():
+        bindings.check_access(config)
     run = Progress(settings, config, context)
     run.repeat_from(inputs.repeat_from)
     return conclude(follow_diagram(run))

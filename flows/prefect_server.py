@@ -1,33 +1,32 @@
-"""Whether the configured Prefect server answers: asked before anything is made or trained."""
+"""Whether the configured Prefect server answers: asked before anything is made or trained.
+
+Prefect's own client asks, so that passwords, headers, certificates and CSRF tokens are those of the
+work that follows.
+"""
 
 import logging
 import time
-from base64 import b64encode
 from collections.abc import Mapping
-from typing import Any
-from uuid import uuid4
-
-import requests
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import OrchestrationError
 
-CONNECT_SECONDS = 3.0
+if TYPE_CHECKING:
+    import httpx
+
 ANSWER_SECONDS = 10.0
 FEW_SECONDS = 3.0
 """How long a command waits for a server that is just restarting."""
 START_SECONDS = 60.0
 """How long `rlhf deploy` waits for one that is just starting."""
 PAUSE_SECONDS = 0.5
-NO_ENTRY = (401, 403)
-"""Answers of a server that is there and wants to know who asks."""
-ENTRY = "set PREFECT_API_AUTH_STRING to the server's user:password"
-
-FORBIDDEN = 403
 
 logger = logging.getLogger(__name__)
-_TOKENS: dict[str, dict[str, str]] = {}
-"""By server, what proves to one with CSRF protection that no foreign page asks."""
+
+
+class PrefectLostError(OrchestrationError):
+    """Prefect did not answer this time, or with a fault of its own; a later attempt may succeed."""
 
 
 def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
@@ -38,88 +37,106 @@ def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
 
     Raises:
         OrchestrationError: it did not answer in all that time, or does not let us in; names the
-            address.
+            address and the variable.
     """
     url = load_settings().prefect_api_url
     if url is None:
         return
-    deadline, where = time.monotonic() + wait_seconds, without_credentials(url)
-    while problem := problem_of(url):
-        if time.monotonic() + PAUSE_SECONDS > deadline:
-            raise OrchestrationError(
-                f"Prefect at {where} {problem}; start it (`make up`), correct PREFECT_API_URL (it "
-                "ends with /api), or unset it to run without a server"
-            )
-        logger.info("prefect_not_yet url=%s problem=%r", where, problem)
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            ask(url, "work_pools/filter", {"limit": 1})
+            return
+        except PrefectLostError as error:
+            if time.monotonic() + PAUSE_SECONDS > deadline:
+                raise OrchestrationError(
+                    f"{error}; start it (`make up`), correct PREFECT_API_URL (it ends with /api), "
+                    "or unset it to run without a server"
+                ) from error
+            logger.info("prefect_not_yet problem=%r", str(error))
         time.sleep(PAUSE_SECONDS)
-    try:
-        ask(url, "work_pools/filter", {"limit": 1})
-    except requests.RequestException as error:
-        if refuses(error):
-            raise OrchestrationError(f"Prefect at {where} does not let us in; {ENTRY}") from error
-
-
-def problem_of(url: str) -> str | None:
-    """Ask the server at ``url`` once; None means that it is there."""
-    try:
-        answer = requests.get(
-            f"{url.rstrip('/')}/health", timeout=(CONNECT_SECONDS, ANSWER_SECONDS)
-        )
-    except requests.ConnectionError:
-        return "cannot be reached"
-    except requests.Timeout:
-        return f"did not answer within {ANSWER_SECONDS:.0f} s"
-    except requests.RequestException as error:
-        return f"cannot be asked ({type(error).__name__})"
-    if answer.ok or answer.status_code in NO_ENTRY:
-        return None
-    return f"answers {answer.status_code} to /health, expected 200"
-
-
-def refuses(error: requests.RequestException) -> bool:
-    """Return whether the server is there and lets only those in whom it knows."""
-    return error.response is not None and error.response.status_code in NO_ENTRY
 
 
 def ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-    """Ask the API at ``url``, introduced as Prefect's own client is: GET, with a body POST.
+    """Ask the API at ``url`` once, as Prefect's own client does: GET, with a body POST.
 
     Raises:
-        requests.RequestException: no answer, or none that could be used.
+        PrefectLostError: no answer, or one of 500 and above.
+        OrchestrationError: the server refuses, its certificate is not trusted, or it is no Prefect.
     """
-    answer = _send(url, path, body)
-    if answer.status_code == FORBIDDEN and "CSRF" in answer.text:
-        _TOKENS[url] = _fetch_token(url)
-        answer = _send(url, path, body)
-    answer.raise_for_status()
-    return answer.json()
+    import httpx
+
+    where = without_credentials(url)
+    try:
+        return _request(url, path, body).json()
+    except httpx.HTTPError as error:
+        raise explain(error, where) from error
+    except (httpx.InvalidURL, ValueError) as error:
+        raise OrchestrationError(
+            f"Prefect at {where} cannot be asked ({type(error).__name__}); correct PREFECT_API_URL "
+            "(it ends with /api)"
+        ) from error
 
 
-def _send(url: str, path: str, body: Mapping[str, Any] | None) -> requests.Response:
-    return requests.request(
-        "GET" if body is None else "POST",
-        f"{url.rstrip('/')}/{path}",
-        json=body,
-        headers=_introduction() | _TOKENS.get(url, {}),
-        timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
-    )
+def _request(url: str, path: str, body: Mapping[str, Any] | None) -> "httpx.Response":
+    from prefect import settings as names
+    from prefect.client.orchestration import get_client
+
+    ours = load_settings()
+    known = {
+        names.PREFECT_API_URL: url,
+        # Repeating is the caller's decision.
+        names.PREFECT_CLIENT_MAX_RETRIES: 0,
+        names.PREFECT_API_AUTH_STRING: ours.prefect_api_auth_string,
+        names.PREFECT_API_KEY: ours.prefect_api_key,
+        names.PREFECT_API_SSL_CERT_FILE: ours.prefect_api_ssl_cert_file,
+    }
+    given = {name: value for name, value in known.items() if value is not None}
+    with (
+        names.temporary_settings(given),
+        get_client(sync_client=True, httpx_settings={"timeout": ANSWER_SECONDS}) as client,
+    ):
+        method: Any = "GET" if body is None else "POST"
+        address: Any = f"/{path}"
+        return client.request(method, address, json=body)
 
 
-def _fetch_token(url: str) -> dict[str, str]:
-    """Fetch what a POST has to bring where CSRF protection is on; it holds for an hour."""
-    client = str(uuid4())
-    answer = _send(url, f"csrf-token?client={client}", None)
-    answer.raise_for_status()
-    return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": answer.json()["token"]}
+def explain(error: "httpx.HTTPError", where: str) -> OrchestrationError:
+    """Say in one line what an error of Prefect's client means: who was refused, or what failed.
+
+    Args:
+        error: what Prefect's client raised.
+        where: address, without credentials.
+
+    Returns:
+        A ``PrefectLostError`` where a later attempt may succeed.
+    """
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        return _explain_answer(error, where)
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return OrchestrationError(
+            f"Prefect at {where} shows a certificate that is not trusted ({error}); set "
+            "PREFECT_API_SSL_CERT_FILE to the file of your certificate authority"
+        )
+    if isinstance(error, httpx.TimeoutException):
+        return PrefectLostError(f"Prefect at {where} did not answer in time")
+    return PrefectLostError(f"Prefect at {where} cannot be reached ({error or type(error)})")
 
 
-def _introduction() -> dict[str, str]:
-    """Say who asks; a password comes before a key, as in Prefect's client."""
-    settings = load_settings()
-    headers = dict(settings.prefect_client_custom_headers)
-    if login := settings.prefect_api_auth_string:
-        coded = b64encode(login.get_secret_value().encode()).decode()
-        headers["Authorization"] = f"Basic {coded}"
-    elif key := settings.prefect_api_key:
-        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
-    return headers
+def _explain_answer(error: "httpx.HTTPStatusError", where: str) -> OrchestrationError:
+    status = error.response.status_code
+    if status in (401, 403):
+        login = load_settings().prefect_api_auth_string
+        user = login.get_secret_value().partition(":")[0] if login else ""
+        who = f"user {user!r}" if user else "a client without a password"
+        said = f": {' '.join(error.response.text.split())[:100]}" if status == 403 else ""
+        return OrchestrationError(
+            f"Prefect at {where} does not let {who} in ({status}{said}); set "
+            "PREFECT_API_AUTH_STRING to the server's user:password"
+        )
+    answers = f"Prefect at {where} answers {status} to {error.request.url.path}"
+    if status >= 500 or status in (408, 429):
+        return PrefectLostError(answers)
+    return OrchestrationError(f"{answers}; correct PREFECT_API_URL (it ends with /api)")

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 from pydantic import Field
 
-from flows.environment import STATE, prepare_environment
+from flows.environment import LOGGING, RELIED_ON, STATE, prepare_environment
 from flows.files import write_atomically
 from flows.pools import read_pools
 from flows.processes import KEPT_IN, STOP_SECONDS, Process, end_all, end_tree, kept_in
@@ -34,11 +34,6 @@ LOGS = STATE / "logs"
 START_SECONDS = 600.0
 KEEPER_STOP_SECONDS = 6 * STOP_SECONDS
 """The keeper ends its children one after the other."""
-HEARTBEAT_SECONDS = 30
-"""How often a run says that it lives; ``deploy.SILENT_SECONDS`` is what it is measured by."""
-CLIENT_RETRIES = 7
-"""How often a worker or flow repeats a call to a lost Prefect server: about four minutes."""
-
 LEASES = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
         "prefect.server.concurrency.lease_storage.filesystem"
@@ -235,11 +230,10 @@ def child_environment(prefect_port: int, mlflow_port: int) -> dict[str, str]:
         "PREFECT_API_URL": f"http://{HOST}:{prefect_port}/api",
         "PREFECT_LOCAL_STORAGE_PATH": str(prefect / "storage"),
         **LEASES,
-        "PREFECT_CLIENT_MAX_RETRIES": str(CLIENT_RETRIES),
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        **RELIED_ON,
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_LOGGING_LEVEL": "INFO",
-        "PREFECT_LOGGING_SETTINGS_PATH": str(Path(__file__).with_name("logging.yml")),
+        "PREFECT_LOGGING_SETTINGS_PATH": str(LOGGING),
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{mlflow_port}",
         # Not an argument: those of a process are shown to everybody on the machine. By default it
         # is the database that `rlhf run` uses without a server.

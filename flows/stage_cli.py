@@ -192,9 +192,10 @@ def _start(config: Path, overrides: list[str] | None, log_level: str) -> "RunSet
     from flows import bindings
     from flows.prefect_server import check_prefect
 
-    settings.load()
+    loaded = settings.load()
     bindings.check_server()
     check_prefect()
+    bindings.check_access(loaded, patience=0)
     return settings
 
 

@@ -41,7 +41,7 @@ def mark_dead_runs(api_url: str) -> list[str]:
         Names of the runs that were marked.
 
     Raises:
-        requests.RequestException: the server does not answer.
+        OrchestrationError: the server does not answer, or refuses.
     """
     runs = ask(
         api_url,

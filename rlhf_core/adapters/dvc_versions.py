@@ -4,10 +4,13 @@ A scratch clone shares the DVC cache of the user's repository and nothing else, 
 behind by a failed attempt cannot slip into a version, and the user's working tree stays as it is.
 """
 
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,10 +18,11 @@ from typing import Any
 
 import yaml
 
-from rlhf_core.adapters.versioning import dvc, git, repository_root
+from rlhf_core.adapters.versioning import dvc, git, repository_root, with_remedy
 from rlhf_core.config import VERSION_NAME
 from rlhf_core.errors import DataError
 
+_EMPTY_MD5 = hashlib.md5(b"", usedforsecurity=False).hexdigest()
 PREPARED = "data/prepared"
 """What the DVC stage ``prepare`` makes."""
 
@@ -40,6 +44,29 @@ def scratch_clone(root: Path, revision: str, target: Path) -> Iterator[Path]:
         yield clone
     finally:
         shutil.rmtree(clone, ignore_errors=True)
+
+
+def require_remote(root: Path) -> None:
+    """Try to write to the DVC remote, before the work that would be lost if that failed.
+
+    What is written is an object that any cache may hold: the empty file.
+
+    Raises:
+        DataError: there is no remote, it does not answer, or refuses; says why, in DVC's words.
+    """
+    from dvc.repo import Repo
+
+    for noisy in ("dvc", "dvc_objects", "aiobotocore", "botocore", "s3fs"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    try:
+        with Repo(str(root)) as repo, tempfile.NamedTemporaryFile() as empty:
+            store = repo.cloud.get_remote_odb()
+            target = store.oid_to_path(_EMPTY_MD5)
+            store.fs.makedirs(store.fs.parent(target), exist_ok=True)
+            store.fs.put_file(empty.name, target)
+    except Exception as error:  # a storage's library raises what it likes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"the DVC remote cannot be written: {with_remedy(reason)}") from error
 
 
 def publishing_base(root: Path) -> str:
@@ -153,7 +180,7 @@ def fetch_prepared(root: Path, revision: str, target: Path) -> Path:
     Call it inside ``exclusive(target)``, which also clears what a kill leaves.
     """
     with scratch_clone(root, revision, target) as clone:
-        dvc("pull", "--quiet", PREPARED, cwd=clone)
+        dvc("pull", PREPARED, cwd=clone)
         incoming = target.with_name(f".{target.name}.incoming.tmp")
         shutil.copytree(clone / PREPARED, incoming)
         return incoming
@@ -176,7 +203,7 @@ def tag_version(clone: Path, root: Path, paths: list[str], summary: dict[str, An
     git(*identity, "commit", "--quiet", "--allow-empty", "-m", title, cwd=clone)
     body = json.dumps(summary, indent=1, sort_keys=True)
     git(*identity, "tag", "-a", tag, "-m", title, "-m", body, cwd=clone)
-    dvc("push", "--quiet", cwd=clone)
+    dvc("push", cwd=clone)
     git("fetch", "--quiet", str(clone), f"refs/tags/{tag}:refs/tags/{tag}", cwd=root)
     return tag
 

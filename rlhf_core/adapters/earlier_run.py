@@ -39,7 +39,12 @@ def go_on_or_begin(
     return run, earlier is not None
 
 
-def _experiment_id(name: str) -> str:
+def experiment_id(name: str) -> str:
+    """Return the id of the project's experiment, which is made if there is none.
+
+    Raises:
+        RegistryError: it was deleted.
+    """
     client, settings = mlflow_client(), load_settings()
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
@@ -60,7 +65,7 @@ def _unfinished_run(config: PipelineConfig, tags: Mapping[str, str]) -> "Run | N
         f"tags.`{name}` = '{tags[name]}'" for name in ("rlhf.run_id", "rlhf.stage")
     )
     runs = client.search_runs(
-        [_experiment_id(config.project)],
+        [experiment_id(config.project)],
         f"{query} and attributes.status != 'FINISHED'",
         order_by=["attributes.start_time DESC"],
     )
@@ -79,7 +84,7 @@ def _noted_run(config: PipelineConfig, note: Path, tags: Mapping[str, str]) -> "
     if not note.exists():
         return None
     client, run_id = mlflow_client(), note.read_text(encoding="utf-8")
-    found = client.search_runs([_experiment_id(config.project)], f"attributes.run_id = '{run_id}'")
+    found = client.search_runs([experiment_id(config.project)], f"attributes.run_id = '{run_id}'")
     if not found or not _agrees(found[0], tags):
         return None
     client.update_run(run_id, status="RUNNING")
@@ -95,6 +100,4 @@ def _agrees(run: "Run", tags: Mapping[str, str]) -> bool:
 def _create_run(config: PipelineConfig, tags: Mapping[str, str]) -> "Run":
     client = mlflow_client()
     name = f"{tags['rlhf.run_id']} {tags['rlhf.stage']}"
-    run = client.create_run(_experiment_id(config.project), run_name=name, tags=dict(tags))
-    client.log_dict(run.info.run_id, config.model_dump(mode="json"), "config.yaml")
-    return run
+    return client.create_run(experiment_id(config.project), run_name=name, tags=dict(tags))

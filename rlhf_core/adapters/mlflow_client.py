@@ -1,6 +1,7 @@
 """How the project talks to MLflow: one client, one kind of error, one place that retries."""
 
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from rlhf_core.adapters.settings import (
     quiet_environment,
     without_credentials,
 )
+from rlhf_core.adapters.store_errors import explain_store_error
 from rlhf_core.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -58,29 +60,83 @@ def _client(uri: str) -> "MlflowClient":
 
 @contextmanager
 def registry_errors(what: str) -> Iterator[None]:
-    """Turn what MLflow raises into one line: ``LostServerError`` if a retry may help."""
+    """Turn what MLflow or its artifact store raises into one line.
+
+    Raises:
+        LostServerError: nobody answered, or with a fault of the server's own; a retry may help.
+        RegistryError: we were refused, or something is missing; the line says what to set.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        kind = LostServerError if _is_transient(error) else RegistryError
-        raise kind(f"{what}: {_first_line(error)}") from error
+        raise _explain(what, error, error.get_http_status_code()) from error
     except requests.RequestException as error:
-        raise LostServerError(f"{what}: {_first_line(error)}") from error
+        status = error.response.status_code if error.response is not None else None
+        raise _explain(what, error, status) from error
+    except Exception as error:
+        explained = explain_store_error(what, error)
+        if explained is None:
+            raise
+        lost, line = explained
+        raise (LostServerError if lost else RegistryError)(line) from error
 
 
-def _is_transient(error: Exception) -> bool:
-    code = str(getattr(error, "error_code", ""))
-    return code in {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"} or any(
-        sign in str(error)
-        for sign in ("API request to", "Connection", "Timed out", "database is locked")
-    )
+def _explain(what: str, error: Exception, status: int | None) -> RegistryError:
+    """Return the error to raise: what waiting does not mend names the variable instead."""
+    text, where = _first_line(error), without_credentials(load_settings().mlflow_tracking_uri)
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return RegistryError(
+            f"{what}: MLflow at {where} shows a certificate that is not trusted; set "
+            "MLFLOW_TRACKING_SERVER_CERT_PATH to the file of your certificate authority"
+        )
+    if status == 401:
+        return RegistryError(
+            f"{what}: MLflow at {where} does not let {_who()} in (401); set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if status == 403:
+        said = str(error).rpartition("Response body: ")[2].strip("'\" \n")[:100]
+        return RegistryError(
+            f"{what}: MLflow at {where} refuses {_who()} (403: {said}); have its administrator "
+            "give that user the permission EDIT or more, or name another one in "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    lost = _is_transient(error, status)
+    return (LostServerError if lost else RegistryError)(f"{what}: {text}")
+
+
+def _who() -> str:
+    """Name who asks, as MLflow's client says it to the server."""
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    name = read_mlflow_creds().username
+    return f"user {name!r}" if name else "a client without a user name"
+
+
+def _is_transient(error: Exception, status: int | None) -> bool:
+    """Return whether the server was not reached, or failed by itself."""
+    from mlflow.exceptions import RestException
+
+    text = str(error)
+    if "error code" in text and "API request to endpoint" in text and status is not None:
+        return _may_pass(status)
+    if isinstance(error, (RestException, requests.HTTPError)):
+        return status is not None and _may_pass(status)
+    if isinstance(error, requests.RequestException):
+        return True
+    signs = ("API request to", "Connection", "Timed out", "database is locked")
+    return status in (429, 503) or any(sign in text for sign in signs)
+
+
+def _may_pass(status: int) -> bool:
+    return status >= 500 or status in (408, 429)
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return without_credentials(lines[0])[:300]
+    return without_credentials(lines[0])[:400]
 
 
 def patiently(what: str, call: Callable[[], Result], *, patience: float | None = None) -> Result:
@@ -102,7 +158,8 @@ def patiently(what: str, call: Callable[[], Result], *, patience: float | None =
                 return call()
         except LostServerError as error:
             if time.monotonic() - started + pause > limit:
-                raise RegistryError(f"{error}; gave up after {limit:.0f} s") from error
+                waited = f"; gave up after {limit:.0f} s" if limit else ""
+                raise RegistryError(f"{error}{waited}") from error
             logger.warning("mlflow_lost what=%r retry_in_seconds=%.1f", what, pause)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -123,24 +180,40 @@ def check_server(settings: Settings | None = None) -> None:
 
 
 def _check_health(uri: str) -> None:
+    """Ask the server as MLflow's own client does, with its certificates and credentials."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
     advice = "start it (`make up`), or unset MLFLOW_TRACKING_URI to use a local file"
     where = without_credentials(uri)
     try:
-        answer = requests.get(
-            f"{uri.rstrip('/')}/health", timeout=(CONNECT_SECONDS, ANSWER_SECONDS)
-        )
-    except requests.ConnectionError as error:
-        raise RegistryError(f"MLflow at {where} cannot be reached; {advice}") from error
-    except requests.Timeout as error:
-        raise RegistryError(
-            f"MLflow at {where} did not answer within {ANSWER_SECONDS:.0f} s; {advice}"
+        with registry_errors("asking for its health"):
+            answer = http_request(
+                get_default_host_creds(uri),
+                "/health",
+                "GET",
+                timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+                max_retries=0,
+                raise_on_status=False,
+            )
+    except LostServerError as error:
+        raise LostServerError(
+            f"MLflow at {where} cannot be reached ({_cause(error)}); {advice}"
         ) from error
-    except requests.RequestException as error:
-        raise RegistryError(f"MLFLOW_TRACKING_URI={where}: {_first_line(error)}") from error
     if not answer.ok:
-        raise RegistryError(
+        kind = LostServerError if _may_pass(answer.status_code) else RegistryError
+        raise kind(
             f"MLflow at {where} answers {answer.status_code} to /health, expected 200; {advice}"
         )
+
+
+def _cause(error: Exception) -> str:
+    """Say in a word why nobody answered; what urllib3 says of it is long and names objects."""
+    text = str(error)
+    found = re.search(r"\[Errno -?\d+\] ([^'\")(]+)", text) or re.search(
+        r"(timed out|refused|timeout)", text
+    )
+    return found[1].strip() if found else text.rpartition("exception ")[2][:100]
 
 
 def _check_database(path: Path) -> None:

@@ -50,8 +50,16 @@ class Settings(BaseSettings):
     """``user:password`` of a Prefect server that asks for them."""
     prefect_api_key: SecretStr | None = None
     """The same for Prefect Cloud."""
-    prefect_client_custom_headers: dict[str, str] = Field(default_factory=dict)
-    """What a proxy before the Prefect server wants to see, as JSON."""
+    prefect_api_ssl_cert_file: str | None = None
+    """Certificate authority of the Prefect server, where the machine does not know it."""
+    mlflow_s3_endpoint_url: str | None = None
+    """Address of an object store that is not Amazon's own, for MLflow's files."""
+    aws_endpoint_url: str | None = None
+    """The same for every tool of AWS."""
+    aws_access_key_id: str | None = None
+    """Who asks the object store; said where it refuses."""
+    aws_profile: str | None = None
+    """The same, by the name of a profile."""
     hf_token: SecretStr | None = None
     """Hugging Face hub token, for gated models."""
     rlhf_judge_api_key: SecretStr | None = None

@@ -82,6 +82,13 @@ class StageRun:
         if self._lost_since is None:
             self._try_flush()
 
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        """Keep all settings with the run, as ``config.yaml``."""
+        patiently(
+            f"storing the settings of the {self.stage} run",
+            lambda: self._client.log_dict(self.run_id, dict(settings), "config.yaml"),
+        )
+
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings once, as text."""
         from mlflow.entities import Param

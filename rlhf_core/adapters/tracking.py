@@ -10,7 +10,6 @@ from typing import Any
 
 from rlhf_core.adapters.earlier_run import go_on_or_begin
 from rlhf_core.adapters.mlflow_client import (
-    LostServerError,
     check_server,
     mlflow_client,
     patiently,
@@ -69,9 +68,10 @@ def open_run(
     patience = load_settings().rlhf_tracking_patience
     lineage = {name: value for name, value in tags.items() if name.startswith("rlhf.")}
     run = StageRun(opened, lineage, resumed=resumed, patience=patience)
-    # A parameter is written once; ``feedback`` may change while a run is gone on with.
-    run.log_params(_flatten(config.model_dump(mode="json", exclude={"feedback"})))
     try:
+        run.log_settings(config.model_dump(mode="json"))
+        # A parameter is written once; ``feedback`` may change while a run is gone on with.
+        run.log_params(_flatten(config.model_dump(mode="json", exclude={"feedback"})))
         yield run
         run.flush()
     except KeyboardInterrupt:
@@ -88,17 +88,10 @@ def open_run(
 
 def _wait_for_server(what: str) -> None:
     """Wait for a server that is lost for a while; a database file is there or it is not."""
-
-    def check() -> None:
-        try:
-            check_server()
-        except RegistryError as error:
-            raise LostServerError(str(error)) from error
-
     if load_settings().embedded:
         check_server()
     else:
-        patiently(what, check)
+        patiently(what, check_server)
 
 
 def keep_file(run_id: str, path: Path, folder: str = "") -> str | None:

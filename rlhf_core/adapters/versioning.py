@@ -102,9 +102,28 @@ def _run(
     )
 
 
+_REMEDIES = {
+    "'dvc-s3'": "pip install 'rlhf-pipeline[s3]' (from a clone: pip install -e '.[s3]')",
+    "to locate credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "SignatureDoesNotMatch": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+}
+_COURTESY = "having any troubles?"
+"""How DVC ends what it says of an error it did not expect."""
+
+
+def with_remedy(reason: str) -> str:
+    """Return what a tool said of a storage, with what to set or install where that is known."""
+    known = (remedy for sign, remedy in _REMEDIES.items() if sign in reason)
+    remedy = next(known, None)
+    return f"{reason}; {remedy}" if remedy else reason
+
+
 def _reason(output: str) -> str:
-    """Return the line that says what went wrong: the first that calls itself an error."""
+    """Return what went wrong: the first line that calls itself an error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.lower().startswith(_COURTESY)]
     marked = [line for line in lines if line.lower().startswith(("error: ", "fatal: "))]
     found = (marked or lines[-1:] or ["no reason given"])[0]
-    return found.split(": ", 1)[-1] if marked else found
+    said = found.split(": ", 1)[-1] if marked else found
+    return with_remedy(said.removeprefix("unexpected error - "))

@@ -43,7 +43,7 @@ def pull_raw(clone: Path) -> None:
     """Bring every raw file under DVC: one that is missing would be left out silently."""
     known = sorted(str(path.relative_to(clone)) for path in (clone / RAW).rglob("*.dvc"))
     if known:
-        versioning.dvc("pull", "--quiet", *known, cwd=clone)
+        versioning.dvc("pull", *known, cwd=clone)
 
 
 def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedBatch:

@@ -51,6 +51,7 @@ def publish(
     root = versioning.repository_root(directory)
     scratch = root / LOCAL / "publish"
     with exclusive(scratch):
+        dvc_versions.require_remote(root)
         base = dvc_versions.publishing_base(root)
         with dvc_versions.scratch_clone(root, base, scratch) as clone:
             versions = list_versions(root)

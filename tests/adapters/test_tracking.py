@@ -276,7 +276,7 @@ def test_a_server_that_never_answers_is_given_up_within_ten_seconds(monkeypatch)
         silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
-        with pytest.raises(RegistryError, match="did not answer within 5 s"):
+        with pytest.raises(RegistryError, match="timed out"):
             check_server()
         assert time.monotonic() - started < 10
 

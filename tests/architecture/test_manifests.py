@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.environment import CLIENT_RETRIES, HEARTBEAT_SECONDS
 from flows.pools import read_pools
-from flows.servers import CLIENT_RETRIES, HEARTBEAT_SECONDS, LEASES
+from flows.servers import LEASES
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))

@@ -11,6 +11,7 @@ import pytest
 
 from flows import doctor
 from flows.doctor_servers import check_keeper, check_prefect
+from flows.environment import HEARTBEAT_VARIABLE, RELIED_ON
 from flows.pools import read_pools
 from flows.processes import Process
 from flows.servers import Servers, write_servers
@@ -32,7 +33,7 @@ def prefect(home, monkeypatch):
     """A Prefect server that is all right; a test takes something away from its answers."""
     deployments = [name.split(" ") for name in SHIPPED.deployments]
     answers = {
-        "/api/health": True,
+        "/api/automations/filter": [],
         "/api/work_pools/filter": [{"name": pool} for pool in SHIPPED.limits],
         "/api/deployments/filter": [{"entrypoint": e, "name": n} for e, n in deployments],
     }
@@ -84,6 +85,17 @@ def test_a_pool_that_nobody_made_or_listens_to_is_named(prefect):
     }
 
 
+def test_deployments_that_do_not_say_how_often_their_runs_speak_up_are_named(prefect):
+    """The automation would take their runs for dead."""
+    prefect["/api/automations/filter"] = [{"enabled": True, "trigger": {"within": 90}}]
+    assert "not said" in ailing(check_prefect())["heartbeats"]
+    for deployment in prefect["/api/deployments/filter"]:
+        deployment["job_variables"] = {"env": RELIED_ON}
+    assert ailing(check_prefect()) == {}
+    prefect["/api/deployments/filter"][0]["job_variables"] = {"env": {HEARTBEAT_VARIABLE: "180"}}
+    assert "180" in ailing(check_prefect())["heartbeats"]
+
+
 def test_a_missing_deployment_is_named(prefect):
     prefect["/api/deployments/filter"].pop(0)
     assert ailing(check_prefect()) == {"deployments": f"missing: {SHIPPED.deployments[0]}"}
@@ -100,9 +112,9 @@ def test_a_server_that_asks_for_a_password_gets_it_or_the_mend_names_the_variabl
     prefect, monkeypatch
 ):
     prefect["login"] = "Basic " + base64.b64encode(b"team:SECRET").decode()
-    (_, refused) = check_prefect()
+    (refused,) = check_prefect()
     assert "401" in refused.found
-    assert "PREFECT_API_AUTH_STRING" in refused.mend
+    assert "PREFECT_API_AUTH_STRING" in refused.found
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "team:SECRET")
     assert ailing(check_prefect()) == {}
 
@@ -115,7 +127,7 @@ def test_passwords_in_addresses_are_not_shown(prefect, home, monkeypatch):
     address = os.environ["PREFECT_API_URL"].replace("://", "://user:SECRET@")
     monkeypatch.setenv("PREFECT_API_URL", address)
     assert "SECRET" not in shown()
-    del prefect["/api/work_pools/filter"]
+    prefect.pop("/api/work_pools/filter")
     assert "404" in shown()
     assert "SECRET" not in shown()
     monkeypatch.setenv("PREFECT_API_URL", "http://user:SECRET@127.0.0.1:1/api")

@@ -14,8 +14,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Scheduled
 
 from flows import lost_server, promotion, remote
+from flows.environment import CLIENT_RETRIES
 from flows.lost_server import PATIENCE_SECONDS, patiently
-from flows.servers import CLIENT_RETRIES
+from rlhf_core.errors import OrchestrationError
 
 NUM_REFUSALS = 3
 
@@ -73,6 +74,45 @@ def test_a_server_that_stays_lost_is_given_up_after_about_four_minutes(clock):
     assert sum(2**attempt for attempt in range(1, CLIENT_RETRIES + 1)) == pytest.approx(
         PATIENCE_SECONDS, rel=0.1
     ), "a client that was connected once gives up at about the same time"
+
+
+def answering(status):
+    """What Prefect's client raises where the server answers with the status."""
+    request = httpx.Request("POST", "http://prefect/api/flow_runs/filter")
+    return httpx.HTTPStatusError(
+        f"answered {status}", request=request, response=httpx.Response(status, request=request)
+    )
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 408, 429])
+def test_a_server_whose_database_is_gone_is_waited_for_alike(clock, status):
+    answers = iter([answering(status), answering(status), "answer"])
+
+    def call():
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patiently("asking", call) == "answer"
+    assert clock == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "said"),
+    [
+        (401, OrchestrationError, "set PREFECT_API_AUTH_STRING"),
+        (403, OrchestrationError, "403"),
+        (409, httpx.HTTPStatusError, "answered 409"),
+    ],
+)
+def test_what_waiting_does_not_mend_is_not_waited_for(clock, status, kind, said):
+    def call():
+        raise answering(status)
+
+    with pytest.raises(kind, match=said):
+        patiently("asking", call)
+    assert clock == []
 
 
 def test_other_errors_are_not_repeated(clock):

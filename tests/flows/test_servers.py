@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from flows import servers
-from flows.deploy import SILENT_SECONDS
+from flows.environment import HEARTBEAT_SECONDS, SILENT_SECONDS
 from flows.keeper import _mlflow
 from flows.processes import KEPT_IN, Process, StopAskedError, StopSignals, end_tree
 from flows.servers import (
-    HEARTBEAT_SECONDS,
     HOST,
     STATE,
     Servers,
