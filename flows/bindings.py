@@ -15,6 +15,7 @@ from rlhf_core.schema import (
     Message,
     ModelRef,
     RunContext,
+    StageName,
     StageResult,
     Verdict,
 )
@@ -109,11 +110,33 @@ def promote_policy(config: PipelineConfig, result: StageResult, context: RunCont
     return promote(config, result, context)
 
 
+def keep_record(config: PipelineConfig, context: RunContext, stage: StageName) -> None:
+    """Keep with MLflow what a stage handed on, for the other machines, unless it is kept."""
+    from rlhf_core.adapters.run_records import keep_record as keep
+
+    keep(config, context, stage)
+
+
+def keep_absence(config: PipelineConfig, context: RunContext, stage: StageName) -> None:
+    """Tell the other machines that a stage is to be done again."""
+    from rlhf_core.adapters.run_records import keep_absence as keep
+
+    keep(config, context, stage)
+
+
+def bring_records(project: str | None, context: RunContext) -> list[str]:
+    """Bring back what other machines did of a run; return stages that are to be done again."""
+    from rlhf_core.adapters.run_records import bring_records as bring
+
+    return bring(project, context)
+
+
 def resolve_model(uri: str) -> ModelRef:
     """Registry URI or directory to a model whose weights lie on this machine."""
     from rlhf_core.adapters.registry import resolve_model as resolve
 
-    return resolve(uri, cache=STATE / "models")
+    runs = PipelineConfig.model_fields["runs"].default
+    return resolve(uri, cache=STATE / "models", runs=runs)
 
 
 def check_server() -> None:

@@ -1,9 +1,12 @@
 """How a flow finds its run and its settings, the same for a person, a parent and a retry."""
 
+from typing import cast
+
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from flows import bindings
 from flows.lost_server import at_the_cost_of_a_warning
 from flows.run_settings import RunSettings
 from flows.runs import hold_stage, locate_run, open_run, set_aside, settings_of_run
@@ -28,11 +31,23 @@ def open_context(
         raise ConfigError("give settings to start a run with, or a run to go on with")
     if settings is None:
         context = locate_run(str(run), PipelineConfig.model_fields["runs"].default)
+        _bring_records(None, context)
         config = settings_of_run(context)
     else:
         config = settings.load()
-        context = open_run(config, run or _name_after_flow_run())
+        run = run or _name_after_flow_run()
+        if run is not None:
+            _bring_records(config.project, locate_run(run, config.runs))
+        context = open_run(config, run)
     return config, context.model_copy(update={"flow_run_id": flow_run.id})
+
+
+def _bring_records(project: str | None, context: RunContext) -> None:
+    """Bring back what other machines did of the run; what they withdrew is set aside here too."""
+    for stage in bindings.bring_records(project, context):
+        name = cast(StageName, stage)
+        with hold_stage(context, name):
+            set_aside(context, name)
 
 
 def name_of_run() -> str:
@@ -44,7 +59,7 @@ def name_of_run() -> str:
     return f"{kind} {run.rsplit('/', 1)[-1]}"
 
 
-def start_afresh_once(context: RunContext, stage: StageName) -> None:
+def start_afresh_once(config: PipelineConfig, context: RunContext, stage: StageName) -> None:
     """Set a finished stage aside because somebody asked for it; a retry of the flow run does not.
 
     The retry goes on from the checkpoint of the repeated stage instead.
@@ -57,6 +72,7 @@ def start_afresh_once(context: RunContext, stage: StageName) -> None:
         if mark.exists() and mark.read_text(encoding="utf-8") == str(flow_run.id):
             return
         set_aside(context, stage)
+        bindings.keep_absence(config, context, stage)
         mark.write_text(str(flow_run.id), encoding="utf-8")
 
 

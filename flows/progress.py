@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from prefect import Flow
 
+from flows import bindings
 from flows.inputs import StageInputs
 from flows.opening import is_deployed, start_afresh_once
 from flows.records import PipelineResult, StageTiming
@@ -52,6 +53,13 @@ class Progress:
         self._timings: list[StageTiming] = []
         self._kept: tuple[StageName, ...] = ()
 
+    @property
+    def reference(self) -> str:
+        """The run as its stages find it: by id on whatever machine, by folder where it has one."""
+        run = self.context.run_id
+        usual = self.context.directory == (self.config.runs / run).absolute()
+        return run if usual and is_deployed() else str(self.context.directory)
+
     def repeat_from(self, first: StageName | None) -> None:
         """Set ``first`` and all that follow aside, once for this flow run.
 
@@ -61,7 +69,7 @@ class Progress:
             return
         self._kept = ORDER[: ORDER.index(first)]
         for stage in ORDER[ORDER.index(first) :]:
-            start_afresh_once(self.context, stage)
+            start_afresh_once(self.config, self.context, stage)
 
     def stage(
         self, name: StageName, work: Flow[..., Handed], record: type[Handed], inputs: StageInputs
@@ -73,7 +81,11 @@ class Progress:
         if before is not None:
             handed = before
         elif is_deployed():
-            run_deployed_stage(name, work.name, inputs.model_dump(mode="json"))
+            settings = RunSettings(values=self.config.model_dump(mode="json"))
+            run_deployed_stage(
+                name, work.name, inputs.model_dump(mode="json"), settings.model_dump(mode="json")
+            )
+            bindings.bring_records(self.config.project, self.context)
             handed = self._saved(name, record)
         else:
             handed = work(self._settings, inputs)
@@ -87,8 +99,8 @@ class Progress:
         handed = saved_result(self.context, name, record)
         if handed is None:
             raise StageFailedError(
-                f"{name}: completed, but left no result in {self.context.directory}; do all "
-                "workers see the same folder?"
+                f"{name}: completed, but left no result in {self.context.directory} and none with "
+                "MLflow; do all workers have the same MLFLOW_TRACKING_URI, a server's?"
             )
         return handed
 

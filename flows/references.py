@@ -40,6 +40,8 @@ def find_dataset(
     if re.fullmatch(VERSION_NAME, given):
         return bindings.bring_back(given)
     directory, _, sha256 = given.partition("@")
+    if sha256 and not Path(directory).is_dir():
+        return _made_again(config, directory, sha256)
     splits = bindings.read_splits(Path(directory))
     if not splits.sha256.startswith(sha256):
         raise DataError(
@@ -47,6 +49,22 @@ def find_dataset(
             f"prepared again since. Repeat the run on it (repeat_from: prepare, or `rlhf prepare "
             f"CONFIG --run-id {context.run_id if context else 'ID'} --force`), start a new one, or "
             "bring the old version back with dvc"
+        )
+    return splits
+
+
+def _made_again(config: PipelineConfig, directory: str, sha256: str) -> DatasetSplits:
+    """Prepare on this machine what another one prepared: the same bytes from the same raw data.
+
+    Raises:
+        DataError: this clone's raw data make another dataset.
+    """
+    splits = bindings.prepare_data(config)
+    if not splits.sha256.startswith(sha256):
+        raise DataError(
+            f"{directory} is not on this machine, and its own raw data make dataset "
+            f"{splits.sha256[:12]}, expected {sha256[:12]}: bring the clones to the same commit "
+            "(git pull, dvc pull), or publish the data and set data.version"
         )
     return splits
 
@@ -66,9 +84,13 @@ def find_model(
 
 def _made_by_run(context: RunContext, role: ModelRole) -> ModelRef | None:
     if role == "policy":
-        return saved_result(context, "policy", ModelRef)
-    result = saved_result(context, role, StageResult)
-    return None if result is None else result.model
+        model = saved_result(context, "policy", ModelRef)
+    else:
+        result = saved_result(context, role, StageResult)
+        model = None if result is None else result.model
+    if model is not None and not model.path.is_dir():
+        return bindings.resolve_model(model.uri)  # trained on another machine
+    return model
 
 
 def _aliased(config: PipelineConfig, role: ModelRole) -> ModelRef:

@@ -28,9 +28,12 @@ class StageFailedError(RuntimeError):
     result_serializer="json",
     task_run_name="{stage}",
 )
-def run_deployed_stage(stage: str, flow_name: str, inputs: dict[str, Any]) -> str:
+def run_deployed_stage(
+    stage: str, flow_name: str, inputs: dict[str, Any], settings: dict[str, Any] | None = None
+) -> str:
     """Run ``<flow_name>/stage`` and wait for it; returns the id of its flow run.
 
+    Its settings go with it by value: its worker may have no file of them, nor the run's folder.
     The result is kept, so that a Retry of the pipeline does not come back to a finished stage.
     Each attempt of the pipeline starts the stage once at most. Before that it finds the stage runs
     that earlier attempts started from the same inputs, by their keys: one that is still running is
@@ -44,7 +47,7 @@ def run_deployed_stage(stage: str, flow_name: str, inputs: dict[str, Any]) -> st
     attempts = range(int(flow_run.run_count))
     keys = [f"{flow_run.id}:{stage}:{made_from}:{attempt}" for attempt in attempts]
     for key in dict.fromkeys([*_started(keys), keys[-1]]):
-        run = patiently("running_stage", partial(_see_through, flow_name, inputs, key))
+        run = patiently("running_stage", partial(_see_through, flow_name, inputs, settings, key))
         if run.state is not None and run.state.is_completed():
             return str(run.id)
         if run.state is not None:
@@ -52,11 +55,13 @@ def run_deployed_stage(stage: str, flow_name: str, inputs: dict[str, Any]) -> st
     raise StageFailedError(f"{stage}: {outcome}")
 
 
-def _see_through(flow_name: str, inputs: dict[str, Any], key: str) -> FlowRun:
+def _see_through(
+    flow_name: str, inputs: dict[str, Any], settings: dict[str, Any] | None, key: str
+) -> FlowRun:
     """Start the stage, or find what was started under the key, and wait until it has ended."""
     run = run_deployment(
         f"{flow_name}/stage",
-        parameters={"settings": None, "inputs": inputs},
+        parameters={"settings": settings, "inputs": inputs},
         timeout=None,
         poll_interval=POLL_SECONDS,
         idempotency_key=key,

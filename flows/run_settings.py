@@ -4,6 +4,7 @@
 can say, the form can say, with the same descriptions, types, choices and limits.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import or_
@@ -12,7 +13,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Optional, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from rlhf_core.config import PipelineConfig, PreparationConfig, load_config, load_preparation
@@ -91,12 +92,20 @@ class RunSettings(Record):
         description="The same in short: KEY=VALUE, for example policy.kl_coef=0.1. Wins over both.",
     )
 
+    values: dict[str, Any] | None = Field(
+        default=None,
+        description="All settings at once, as a pipeline hands them to its stages; nothing of the "
+        "above is read then.",
+    )
+
     def load(self) -> PipelineConfig:
         """Read the file with the changes.
 
         Raises:
             ConfigError: the file, a key or a value cannot be used.
         """
+        if self.values is not None:
+            return _whole(self.values)
         return load_config(self.file, self._changes())
 
     def load_preparation(self) -> PreparationConfig:
@@ -105,6 +114,8 @@ class RunSettings(Record):
         Raises:
             ConfigError: as ``load``.
         """
+        if self.values is not None:
+            return _whole(self.values)
         return load_preparation(self.file, self._changes())
 
     def _changes(self) -> dict[str, str]:
@@ -117,6 +128,15 @@ class RunSettings(Record):
                 raise ConfigError(f"override {override!r}: expected KEY=VALUE")
             changes[key] = value
         return changes
+
+
+def _whole(values: Mapping[str, Any]) -> PipelineConfig:
+    try:
+        return PipelineConfig.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"settings.values: {place}: {first['msg']}") from error
 
 
 def _dotted(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -78,7 +78,10 @@ def settings_of_run(context: RunContext) -> PipelineConfig:
     """
     path = context.directory / CONFIG
     if not path.exists():
-        raise ConfigError(f"{context.directory}: no such run; give settings to start a new one")
+        raise ConfigError(
+            f"{context.directory}: no such run here, and MLflow has no record of it; look at "
+            "MLFLOW_TRACKING_URI, or give settings to start a new run"
+        )
     return PipelineConfig.model_validate_json(path.read_text(encoding="utf-8"))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from flows import bindings
 from flows.artifacts import show_handed
 from flows.events import announce
 from flows.opening import start_afresh_once
@@ -43,7 +44,7 @@ def carry_out(
     """
     context, stage = work.context, work.stage
     if work.force:
-        start_afresh_once(context, stage)
+        start_afresh_once(work.config, context, stage)
 
     def compute_and_tell() -> Handed:
         handed = compute()
@@ -60,5 +61,6 @@ def carry_out(
     except KlLimitError as error:
         announce("rlhf.kl-spike", context, stage=stage, action=STOP, message=str(error))
         raise
+    bindings.keep_record(work.config, context, stage)
     show_handed(stage, handed, work.config, context)
     return handed

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
 from rlhf_core.adapters.model_files import local_model, version_files
 from rlhf_core.adapters.stage_run import StageRun
-from rlhf_core.errors import RegistryError
+from rlhf_core.errors import RegistryError, RlhfError
 from rlhf_core.schema import ModelKind, ModelRef
 
 if TYPE_CHECKING:
@@ -110,12 +110,13 @@ def _stored_model(run: StageRun, directory: Path, name: str, tags: Mapping[str, 
     return str(model.model_id)
 
 
-def resolve_model(reference: str, *, cache: Path) -> ModelRef:
+def resolve_model(reference: str, *, cache: Path, runs: Path | None = None) -> ModelRef:
     """Find a model by ``models:/name/3``, ``models:/name@alias`` or local folder.
 
     Args:
         reference: what a person or an earlier stage wrote.
         cache: folder for files that have to be downloaded from a server.
+        runs: folder of all runs: a model that was trained here is used where it lies.
 
     Raises:
         RegistryError: there is no such version or alias, or its weights are not those registered.
@@ -128,6 +129,8 @@ def resolve_model(reference: str, *, cache: Path) -> ModelRef:
         f"finding {reference}",
         lambda: mlflow_client().get_model_version_download_uri(version.name, str(version.version)),
     )
+    if own := _trained_here(version, runs):
+        return _model_ref(version, own)
     path = version_files(
         where,
         cache / version.name / str(version.version),
@@ -135,6 +138,23 @@ def resolve_model(reference: str, *, cache: Path) -> ModelRef:
         what=reference,
     )
     return _model_ref(version, path)
+
+
+def _trained_here(version: "ModelVersion", runs: Path | None) -> Path | None:
+    """Return the folder in which the version was trained, if it lies here with its weights."""
+    from rlhf_core.models.files import weights_sha256
+
+    run, stage = version.tags.get("rlhf.run_id"), version.tags.get("rlhf.stage")
+    if runs is None or not run or not stage:
+        return None
+    folder = (runs / run / stage / "model").resolve()
+    if not folder.is_dir():
+        return None
+    try:
+        same = weights_sha256(folder) == version.tags.get("rlhf.sha256")
+    except (OSError, RlhfError):
+        return None
+    return folder if same else None
 
 
 def find_version(reference: str) -> "ModelVersion":
