@@ -16,3 +16,13 @@ class Tracker(Protocol):
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Keep a file or folder with the run."""
+
+
+class CheckpointCopies(Protocol):
+    """Where checkpoints are kept besides the machine's own disk."""
+
+    def keep(self, checkpoint: Path) -> None:
+        """Copy a whole checkpoint; those before it may go."""
+
+    def bring(self, directory: Path, after: str) -> None:
+        """Bring the last copy into ``directory`` if it is later than the one named ``after``."""

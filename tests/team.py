@@ -25,12 +25,21 @@ def free_port():
 
 
 @contextmanager
-def running(command, folder, name, healthy, **environment):
-    """Run a server until the block ends; wait until ``healthy`` says so."""
+def running(command, folder, name, healthy, environment=None, **variables):
+    """Run a server until the block ends; wait until ``healthy`` says so.
+
+    Args:
+        command: program and arguments.
+        folder: where it runs, and where its log lies.
+        name: of the log.
+        healthy: asked again and again.
+        environment: all its variables; None takes those of this process.
+        variables: what it has besides.
+    """
     with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, **quiet_environment(), **environment},
+            env={**(environment or os.environ), **quiet_environment(), **variables},
         )  # fmt: skip
     try:
         deadline = time.monotonic() + START_SECONDS

@@ -94,6 +94,7 @@ def _noted_run(config: PipelineConfig, note: Path, tags: Mapping[str, str]) -> "
 def _agrees(run: "Run", tags: Mapping[str, str]) -> bool:
     """Whether a run has the same settings and inputs."""
     keys = [name for name in tags if name.startswith("rlhf.") and "git_" not in name]
+    keys = [name for name in keys if name != "rlhf.dataset_path"]  # a matter of the machine
     return all(run.data.tags.get(key) == tags[key] for key in keys)
 
 

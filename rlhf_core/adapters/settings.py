@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     """Key of the endpoint of an AI judge; None sends none."""
     label_studio_api_key: SecretStr | None = None
     """Token of Label Studio: a personal access token, or a legacy one."""
+    rlhf_share_checkpoints: bool = False
+    """Copy checkpoints to the MLflow server, so that another machine can go on from them."""
     rlhf_tracking_patience: float = Field(default=300.0, gt=0)
     """Seconds a lost MLflow server is waited for before the stage stops."""
 

@@ -2,11 +2,12 @@
 
 import json
 import logging
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_core.adapters.earlier_run import go_on_or_begin
 from rlhf_core.adapters.mlflow_client import (
@@ -22,9 +23,15 @@ from rlhf_core.config import PipelineConfig, config_digest
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageName
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
 __all__ = ["StageRun", "check_server", "open_run", "run_url", "stage_inputs"]
 
 logger = logging.getLogger(__name__)
+
+PLACE = "checkpoints.place"
+"""Tag of a stage's run: machine and folder that work on it."""
 
 
 def stage_inputs(splits: DatasetSplits | None = None, **models: ModelRef) -> dict[str, str]:
@@ -68,7 +75,9 @@ def open_run(
     patience = load_settings().rlhf_tracking_patience
     lineage = {name: value for name, value in tags.items() if name.startswith("rlhf.")}
     run = StageRun(opened, lineage, resumed=resumed, patience=patience)
+    _say_what_lies_elsewhere(opened, folder)
     try:
+        run.log_tags({PLACE: _place(folder)})
         run.log_settings(config.model_dump(mode="json"))
         # A parameter is written once; ``feedback`` may change while a run is gone on with.
         run.log_params(_flatten(config.model_dump(mode="json", exclude={"feedback"})))
@@ -92,6 +101,24 @@ def _wait_for_server(what: str) -> None:
         check_server()
     else:
         patiently(what, check_server)
+
+
+def _place(folder: Path) -> str:
+    return f"{socket.gethostname()}:{folder.absolute()}"
+
+
+def _say_what_lies_elsewhere(opened: "Run", folder: Path) -> None:
+    """Say why a stage that another machine has begun starts from the beginning here."""
+    before = opened.data.tags.get(PLACE)
+    if before in (None, _place(folder)) or load_settings().rlhf_share_checkpoints:
+        return
+    if not any((folder / "checkpoints").glob("step-*")):
+        logger.warning(
+            "starts_over: the checkpoints of this stage lie in %s and nowhere else; give the run "
+            "back to that machine to go on from them, or set RLHF_SHARE_CHECKPOINTS=true on all "
+            "machines to have them copied to MLflow",
+            before,
+        )
 
 
 def keep_file(run_id: str, path: Path, folder: str = "") -> str | None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rlhf_core.adapters.checkpoint_copies import copies_of
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.config import PipelineConfig
 from rlhf_core.stages.determinism import derived_seed
@@ -15,6 +16,8 @@ def training_run(config: PipelineConfig, role: str, run: StageRun, directory: Pa
         seed=derived_seed(config.seed, role),
         tracker=run,
         checkpoints=CheckpointStore(
-            directory / "checkpoints", before_save=run.send_before_checkpoint
+            directory / "checkpoints",
+            before_save=run.send_before_checkpoint,
+            copies=copies_of(run),
         ),
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlhf_core.errors import CheckpointError
 from rlhf_core.models.files import replace_directory, sync_tree
+from rlhf_core.ports import CheckpointCopies
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,12 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, directory: Path, *, keep: int = 2, before_save: Callable[[], None] | None = None
+        self,
+        directory: Path,
+        *,
+        keep: int = 2,
+        before_save: Callable[[], None] | None = None,
+        copies: CheckpointCopies | None = None,
     ) -> None:
         """Keep checkpoints in ``directory``.
 
@@ -49,8 +55,10 @@ class CheckpointStore:
             directory: made at the first checkpoint.
             keep: how many.
             before_save: called before each: what must not be lost with the steps it covers.
+            copies: where other machines find them; None keeps them on this one.
         """
         self.directory, self.keep, self._before_save = directory, keep, before_save
+        self._copies = copies
 
     def save(
         self,
@@ -90,6 +98,8 @@ class CheckpointStore:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._prune()
+        if self._copies is not None:
+            self._copies.keep(target)
 
     def latest(self, *, fingerprint: str) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None where there is none.
@@ -97,6 +107,10 @@ class CheckpointStore:
         Raises:
             CheckpointError: it belongs to a run with other settings, data or starting weights.
         """
+        if self._copies is not None:
+            self._copies.bring(
+                self.directory, max((path.name for path in self._steps()), default="")
+            )
         for path in reversed(self._steps()):
             try:
                 checkpoint, found = _read(path)

@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from flows.deploy import _as_people_left_it
+from flows.environment import RELIED_ON
+from flows.installation import STEP, installed_code, module_entrypoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +59,28 @@ def test_what_people_paused_or_switched_off_is_applied_as_they_left_it(server, a
     assert applied()["new-data"]["paused"] is True
     assert applied()["new-data"]["triggers"][0]["enabled"] is False
     assert applied()["manual"]["paused"] is False
+
+
+def test_a_deployment_runs_by_whatever_installation_has_its_code(server, applied):
+    """It names modules, no folder, and begins where its worker is, if the code is the same."""
+    for deployment in applied().values():
+        assert deployment["entrypoint"].startswith("flows.")
+        assert str(ROOT) not in yaml.safe_dump({**deployment, "pull": None})
+        (step,) = deployment["pull"]
+        assert step[STEP]["code"] == installed_code()
+
+
+def test_a_deployment_carries_what_its_runs_rely_on_whoever_starts_the_worker(server, applied):
+    for deployment in applied().values():
+        assert deployment["work_pool"]["job_variables"]["env"].items() >= RELIED_ON.items()
+    assert applied()["nightly"]["work_pool"]["work_queue_name"] == "pipelines"
+
+
+def test_what_was_deployed_by_file_is_known_by_module(server, applied):
+    """An older deployment keeps its switches when it is applied again."""
+    (nightly,) = (one for one in server.made if one.name == "nightly")
+    assert ":" in nightly.entrypoint
+    nightly.paused = True
+    assert applied()["nightly"]["paused"] is True
+    nightly.entrypoint = module_entrypoint(nightly.entrypoint)
+    assert applied()["nightly"]["paused"] is True

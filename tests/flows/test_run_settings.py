@@ -119,3 +119,17 @@ def test_an_optional_setting_and_one_of_a_list_say_their_limits():
     assert optional["description"].endswith("start and the end. (at least 1)")
     listed = schema["GateConfig"]["properties"]["confidence"]
     assert listed["description"].endswith("(more than 0, less than 1)")
+
+
+def test_settings_travel_by_value_to_a_machine_that_has_no_file_of_them(tmp_path, monkeypatch):
+    config = RunSettings(
+        file=Path(__file__).parents[2] / "configs/demo.yaml", overrides=("seed=7",)
+    ).load()
+    sent = RunSettings(values=config.model_dump(mode="json")).model_dump(mode="json")
+    monkeypatch.chdir(tmp_path)
+    assert RunSettings.model_validate(sent).load() == config
+
+
+def test_settings_by_value_that_cannot_be_used_are_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"settings\.values: seed"):
+        RunSettings(values={"seed": "none"}).load()

@@ -1,0 +1,86 @@
+"""Checkpoints kept with the stage's MLflow run as well: another machine goes on from the last one.
+
+Where ``RLHF_SHARE_CHECKPOINTS`` is set; a checkpoint holds weights and optimiser, so it costs three
+to four times the model's size, each time it is written.
+"""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from rlhf_core.adapters.mlflow_client import mlflow_client, patiently, registry_errors
+from rlhf_core.adapters.settings import load_settings
+from rlhf_core.adapters.stage_run import StageRun
+from rlhf_core.errors import RegistryError
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+KEPT = 2
+
+
+class CheckpointCopies:
+    """The copies of one stage's checkpoints; a ``ports.CheckpointCopies``."""
+
+    def __init__(self, run: StageRun) -> None:
+        self._run_id = run.run_id
+
+    def keep(self, checkpoint: Path) -> None:
+        """Copy a checkpoint, and drop all but the last two; a lost server costs a warning."""
+        try:
+            with registry_errors(f"copying {checkpoint.name}"):
+                client = mlflow_client()
+                client.log_artifacts(self._run_id, str(checkpoint), f"{FOLDER}/{checkpoint.name}")
+                for name in self._names()[:-KEPT]:
+                    self._delete(name)
+        except RegistryError as error:
+            logger.warning("checkpoint_not_copied checkpoint=%s %s", checkpoint.name, error)
+
+    def bring(self, directory: Path, after: str) -> None:
+        """Bring back the last copy, if it is later than ``after``.
+
+        Args:
+            directory: where the stage keeps its checkpoints.
+            after: name of the last one there; empty if there is none.
+        """
+        names = patiently("finding checkpoints", self._names)
+        if not names or names[-1] <= after:
+            return
+        from mlflow.artifacts import download_artifacts
+
+        def fetch(target: str) -> Path:
+            found = download_artifacts(
+                run_id=self._run_id,
+                artifact_path=f"{FOLDER}/{names[-1]}",
+                dst_path=target,
+                tracking_uri=load_settings().mlflow_tracking_uri,
+            )
+            return Path(found)
+
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".copy-", dir=directory) as folder:
+            found = patiently(f"bringing back {names[-1]}", lambda: fetch(folder))
+            shutil.rmtree(directory / names[-1], ignore_errors=True)
+            found.rename(directory / names[-1])
+        logger.info("checkpoint_brought checkpoint=%s", names[-1])
+
+    def _names(self) -> list[str]:
+        entries = mlflow_client().list_artifacts(self._run_id, FOLDER)
+        return sorted(Path(entry.path).name for entry in entries if entry.is_dir)
+
+    def _delete(self, name: str) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        run = mlflow_client().get_run(self._run_id)
+        store = get_artifact_repository(
+            run.info.artifact_uri, tracking_uri=load_settings().mlflow_tracking_uri
+        )
+        store.delete_artifacts(f"{FOLDER}/{name}")
+
+
+def copies_of(run: StageRun) -> CheckpointCopies | None:
+    """Return where a stage's checkpoints are copied to; None where nobody asked for it."""
+    settings = load_settings()
+    shared = settings.rlhf_share_checkpoints and not settings.embedded
+    return CheckpointCopies(run) if shared else None
