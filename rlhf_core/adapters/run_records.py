@@ -128,9 +128,8 @@ def _begin(config: PipelineConfig, context: RunContext) -> "Run":
     client = mlflow_client()
     tags = {"rlhf.run_id": context.run_id, "rlhf.stage": STAGE}
     name = f"{context.run_id} {STAGE}"
-    client.create_run(experiment_id(config.project), run_name=name, tags=tags)
-    run = _record_run(config.project, context)
-    assert run is not None, "it was just made"
+    made = client.create_run(experiment_id(config.project), run_name=name, tags=tags)
+    run = _record_run(config.project, context) or made
     client.log_text(run.info.run_id, config.model_dump_json(indent=2), CONFIG)
     client.set_terminated(run.info.run_id, "FINISHED")
     return run

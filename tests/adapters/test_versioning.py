@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlhf_core.adapters import versioning
+from rlhf_core.adapters.dvc_versions import require_remote
 from rlhf_core.adapters.versioning import directory_md5, git_revision
 from rlhf_core.dataprep.files import md5_of
+from rlhf_core.errors import DataError
 
 
 def call(*command: str, cwd: Path) -> str:
@@ -110,3 +113,61 @@ def test_compiled_files_are_no_change_of_the_code():
     compiled = "rlhf_core/dataprep/__pycache__/keys.cpython-311.pyc"
     answer = call(sys.executable, "-m", "dvc", "check-ignore", compiled, cwd=ROOT)
     assert answer.strip() == compiled
+
+
+@pytest.fixture
+def remote_repository(repository):
+    """A repository under DVC whose remote is an S3 that nobody has keys of."""
+    dvc("init", "--quiet", cwd=repository)
+    dvc("remote", "add", "--quiet", "-d", "s3", "s3://datasets/one", cwd=repository)
+    return repository
+
+
+NO_KEYS = {
+    "AWS_ACCESS_KEY_ID": "",
+    "AWS_SECRET_ACCESS_KEY": "",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_SHARED_CREDENTIALS_FILE": "none",
+    "AWS_CONFIG_FILE": "none",
+}
+
+
+def test_a_remote_without_keys_is_found_before_the_work_and_names_the_variables(
+    remote_repository, monkeypatch
+):
+    for name, value in NO_KEYS.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        require_remote(remote_repository)
+    (remote_repository / "data.txt").write_text("rows")
+    versioning.dvc("add", "data.txt", cwd=remote_repository)
+    with pytest.raises(DataError, match=r"^dvc .*Unable to locate credentials; set AWS_"):
+        versioning.dvc("push", cwd=remote_repository)
+
+
+def test_a_remote_whose_extra_is_missing_names_it(remote_repository, tmp_path, monkeypatch):
+    """As DVC says it in a process of its own; one that has loaded it cannot lose it again."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "dvc_s3.py").write_text("raise ModuleNotFoundError('no dvc_s3', name='dvc_s3')")
+    monkeypatch.setenv("PYTHONPATH", str(hidden))
+    (remote_repository / "data.txt").write_text("rows")
+    versioning.dvc("add", "data.txt", cwd=remote_repository)
+    with pytest.raises(DataError, match=r"requires 'dvc-s3'.*pip install 'rlhf-pipeline\[s3\]'"):
+        versioning.dvc("push", cwd=remote_repository)
+
+
+def test_a_remote_that_takes_files_is_given_an_object_that_every_cache_may_hold(
+    remote_repository, tmp_path
+):
+    store = tmp_path / "store"
+    dvc("remote", "modify", "s3", "url", str(store), cwd=remote_repository)
+    require_remote(remote_repository)
+    (kept,) = (path for path in store.rglob("*") if path.is_file())
+    assert kept.read_bytes() == b""
+    assert kept.relative_to(store).as_posix() == "files/md5/d4/1d8cd98f00b204e9800998ecf8427e"
+    require_remote(remote_repository)
+
+
+def test_dvc_without_a_reason_but_its_courtesy_is_said_so():
+    assert versioning._reason("\nHaving any troubles? Hit us up at ...\n") == "no reason given"

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,24 @@ def as_postgres(command, **options):
     )
 
 
+class Database(str):
+    """Where PostgreSQL listens, as it stands in addresses; it can go away and come back."""
+
+    def __new__(cls, address, stop, start):
+        made = super().__new__(cls, address)
+        made._stop, made._start = stop, start
+        return made
+
+    @contextmanager
+    def away(self):
+        """Stop it until the block ends."""
+        self._stop()
+        try:
+            yield
+        finally:
+            self._start()
+
+
 @pytest.fixture(scope="module")
 def postgres():
     """A server of its own on a free port, with a database each for Prefect and MLflow."""
@@ -41,14 +60,17 @@ def postgres():
     data, control = folder / "data", [BINARIES[-1] / "pg_ctl", "-D", folder / "data"]
     as_postgres([BINARIES[-1] / "initdb", "-D", data, "-U", "postgres", "-A", "trust"], cwd=folder)
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder}"
-    as_postgres(
-        [*control, "-w", "-t", "300", "-l", folder / "log", "-o", options, "start"], cwd=folder
-    )
+    begin = [*control, "-w", "-t", "300", "-l", folder / "log", "-o", options, "start"]
+    as_postgres(begin, cwd=folder)
     try:
         for name in ("prefect", "mlflow"):
             login = ["-h", "127.0.0.1", "-p", port, "-U", "postgres"]
             as_postgres([BINARIES[-1] / "createdb", *login, name], cwd=folder)
-        yield f"postgres@127.0.0.1:{port}"
+        yield Database(
+            f"postgres@127.0.0.1:{port}",
+            stop=lambda: as_postgres([*control, "-m", "fast", "stop"], cwd=folder),
+            start=lambda: as_postgres(begin, cwd=folder),
+        )
     finally:
         as_postgres([*control, "-m", "immediate", "stop"], cwd=folder)
         shutil.rmtree(folder)

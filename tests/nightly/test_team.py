@@ -8,9 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -47,6 +49,7 @@ class Machine:
             shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "prefect.yaml", path)
         make_tiny(path)
+        (path / ".rlhf").mkdir()
         self.path = path
         kept = {
             name: value
@@ -79,7 +82,7 @@ class Machine:
         )
 
     def logs(self):
-        return "\n".join(path.read_text()[-6000:] for path in self.path.glob("worker-*.log"))
+        return "\n".join(path.read_text()[-20000:] for path in self.path.glob("worker-*.log"))
 
 
 class Team:
@@ -235,3 +238,61 @@ def test_a_worker_of_other_code_is_refused_in_one_line(team, machines):
     assert state["type"] == "FAILED", state
     assert "this worker runs other code" in state["message"]
     assert "\n" not in state["message"]
+
+
+LONG = ["sft.num_epochs=100", "sft.checkpoint_every=20"]
+"""Long enough to be interrupted, with checkpoints on the way."""
+
+
+def test_a_restart_of_both_databases_in_the_middle_of_a_run_is_waited_for(
+    team,
+    machines,
+    postgres,  # noqa: F811 - the fixture
+):
+    first, second = machines
+    with first.worker("rlhf"), second.worker("rlhf-training"):
+        settings = {"file": CONFIG, "overrides": LONG}
+        run = team.start("rlhf-pipeline/manual", {"run": "outage"}, settings)
+        checkpoints = second.path / "runs/outage/sft/checkpoints"
+        until(lambda: any(checkpoints.glob("step-*")), "training has begun")
+        with postgres.away():
+            time.sleep(20)
+        state = team.wait(run, machines)
+    assert state["type"] == "COMPLETED", f"{state}\n{first.logs()}\n{second.logs()}"
+
+
+def test_a_third_machine_goes_on_from_the_last_checkpoint_of_one_that_is_gone(
+    team, machines, tmp_path
+):
+    first, second = machines
+    third = Machine(tmp_path / "third", team.addresses)
+    share = {"RLHF_SHARE_CHECKPOINTS": "true"}
+    settings = {"file": CONFIG, "overrides": LONG}
+    with first.worker("rlhf"):
+        with second.worker("rlhf-training", **share) as worker:
+            run = team.start("rlhf-pipeline/manual", {"run": "moved"}, settings)
+            checkpoints = second.path / "runs/moved/sft/checkpoints"
+            until(lambda: len(list(checkpoints.glob("step-*"))) > 1, "checkpoints were written")
+            pull_the_plug(worker)
+        assert team.wait(run, machines)["type"] == "FAILED", "no heartbeat, so it is crashed"
+        with third.worker("rlhf-training", **share):
+            team.ask(
+                "POST",
+                f"flow_runs/{run}/set_state",
+                {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": False},
+            )
+            until(
+                lambda: team.ask("GET", f"flow_runs/{run}")["state"]["type"] not in FINAL,
+                "the retry begins",
+            )
+            state = team.wait(run, [first, third])
+    assert state["type"] == "COMPLETED", f"{state}\n{first.logs()}\n{third.logs()}"
+    assert "checkpoint_brought" in third.logs()
+
+
+def pull_the_plug(worker):
+    """Kill a worker and all it has started, with no word to anybody."""
+    family = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family)
