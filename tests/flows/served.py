@@ -20,9 +20,9 @@ PATIENCE_SECONDS = 600
 """Nothing is asserted about speed: the machine may be busy with anything."""
 
 
-def until(condition, what):
+def until(condition, what, seconds=PATIENCE_SECONDS):
     """Ask again and again; return the first answer that is not empty."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         answer = condition()
         if answer:
