@@ -120,7 +120,9 @@ class Team:
             state = self.ask("GET", f"flow_runs/{run}")["state"]
             return state if state["type"] in states else None
 
-        logs = lambda: "\n".join(machine.logs() for machine in machines)
+        def logs():
+            return "\n".join(machine.logs() for machine in machines)
+
         return until(arrived, logs, seconds=NIGHT_SECONDS)
 
 
