@@ -9,7 +9,8 @@ from flows.options import JsonOption, KeepOption, begin, write_json
 
 if TYPE_CHECKING:
     from rlhf_core.config import SourceConfig
-    from rlhf_core.schema import BatchResult, DataVersion
+    from rlhf_core.dataprep.look import Found
+    from rlhf_core.schema import BatchResult, Comparison, DataVersion
 
 data_app = typer.Typer(
     name="data",
@@ -21,6 +22,7 @@ VersionArgument = Annotated[
     str, typer.Argument(metavar="VERSION", help="data-vN", show_default=False)
 ]
 _MAX_SHOWN = 20
+_MAX_TEXT = 100
 
 
 def _mapping_option(name: str, metavar: str, what: str) -> typer.models.OptionInfo:
@@ -34,7 +36,8 @@ def _mapping_option(name: str, metavar: str, what: str) -> typer.models.OptionIn
 def add(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="New comparisons with votes.")],
     file_format: Annotated[
-        str, typer.Option("--format", help="canonical, hh, pairs, ranked, flat or label_studio.")
+        str,
+        typer.Option("--format", help="What a row says, such as flat; `rlhf data look` tells."),
     ] = "canonical",
     column: Annotated[
         list[str] | None, _mapping_option("--column", "OURS=THEIRS", "Map a column")
@@ -72,6 +75,35 @@ def add(
         revision=revision,
     )
     _finish(publish(source, min_kept_fraction=min_kept_fraction), json_file)
+
+
+@data_app.command(epilog="Example: rlhf data look votes.csv")
+def look(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Comparisons of any shape.")],
+    join: Annotated[
+        Path | None, typer.Option("--join", metavar="FILE", help="A second file: texts, or votes.")
+    ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--on", metavar="COLUMN", help="Id that both files have; given twice, its two names."
+        ),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Say which shape a file has and what it would become, and write the settings for it."""
+    begin("warning")
+    from rlhf_core.config.data import JoinConfig
+    from rlhf_core.dataprep.look import look_at
+    from rlhf_core.errors import ConfigError
+
+    if (join is None) != (not on) or len(on or ()) > 2:
+        raise ConfigError("--join FILE and --on COLUMN go together; --on at most twice")
+    columns = on or [""]
+    joined = None if join is None else JoinConfig(path=join, on=(columns[0], columns[-1]))
+    found = look_at(file, joined)
+    write_json(found.record(), json_file)
+    _show_found(found)
 
 
 @data_app.command("publish", epilog="Example: rlhf data publish")
@@ -145,6 +177,46 @@ def get(
         splits = restore(version)
     show_splits(splits)
     show_line(f"files: {splits.directory}")
+
+
+def _show_found(found: "Found") -> None:
+    """Print the shape, what comes of it, some of it, and the settings to copy."""
+    import yaml
+
+    from flows.tables import show_line
+
+    show_line(f"shape: {found.shape} (format {found.settings['format']})")
+    show_line(
+        f"{found.rows:,} rows, {found.usable:,} usable: {found.num_comparisons:,} comparisons;"
+        f" votes for a {found.wins['a']:,}, for b {found.wins['b']:,}, ties {found.wins['tie']:,}"
+    )
+    for reason, count in found.set_aside.most_common():
+        show_line(f"set aside: {count:,} {reason}")
+    for column, count in sorted(found.unread.items()):
+        show_line(f"not read: column {column!r} of {count:,} rows")
+    for note in found.notes:
+        show_line(f"taken for granted: {note}")
+    for item in found.examples:
+        _show_example(item)
+    settings = yaml.safe_dump(found.settings, sort_keys=False, allow_unicode=True)
+    show_line("settings:")
+    show_line("data:\n  preferences:\n" + "".join(f"    {x}\n" for x in settings.splitlines()))
+
+
+def _show_example(item: "Comparison") -> None:
+    from flows.tables import show_line
+
+    show_line(f"example, line {item.line}:")
+    for turn in item.prompt:
+        show_line(f"  {turn.role}: {_begin(turn.content)}")
+    for side, text in (("a", item.response_a), ("b", item.response_b)):
+        votes = sum(vote.choice == side for vote in item.votes)
+        show_line(f"  -> {side} ({votes} votes): {_begin(text)}")
+
+
+def _begin(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 3] + "..."
 
 
 def _source(**settings: object) -> "SourceConfig":

@@ -1,17 +1,18 @@
 """Where raw data comes from and what preparation must find in it."""
 
 import math
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf_core.config.base import Count, Fraction, NonNegative, Section
 from rlhf_core.config.evaluation import GateConfig
 
 Choice = Literal["a", "b", "tie"]
 
-SourceFormat = Literal["canonical", "hh", "pairs", "ranked", "flat", "label_studio"]
+SourceFormat = Literal["canonical", "hh", "pairs", "ranked", "flat", "tree", "label_studio"]
 DemonstrationFormat = Literal["canonical", "hh", "messages"]
 
 VERSION_NAME = r"data-v[1-9]\d*"
@@ -50,11 +51,70 @@ DATA_CONFIDENCE = 0.95
 """Two-sided level of the intervals of these metrics."""
 
 
+WORDS_OF_TRUTH = {
+    "true": ("1", "yes", "on"),
+    "false": ("0", "no", "off"),
+    "1": ("true",),
+    "0": ("false",),
+    "yes": ("true",),
+    "no": ("false",),
+    "on": ("true",),
+    "off": ("false",),
+}
+"""What a truth value may stand as in data or settings; YAML reads yes and no as truth values."""
+
+
+def word_of(value: object) -> str:
+    """Return the one way in which a label is written: 0, 0.0 and "0.0" are ``0``."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        return value.strip()
+    try:
+        number = float(value)  # type: ignore[arg-type]
+        return str(int(number)) if number.is_integer() else str(number)
+    except (ValueError, TypeError, OverflowError):
+        return shortened(value)
+
+
+def shortened(value: object) -> str:
+    """Return a value that is no label as a message shows it."""
+    try:
+        return str(value)[:60]
+    except ValueError:  # Python writes no integer of more than 4,300 digits.
+        return f"a huge {type(value).__name__}"
+
+
+_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?")
+
+
+def _with_words(value: Any) -> Any:
+    """Take numbers and truth values as keys, as YAML has them."""
+    if not isinstance(value, dict):
+        return value
+    words: dict[Any, Any] = {}
+    for key, side in value.items():
+        word = key if isinstance(key, str) else word_of(key)
+        if words.get(word, side) != side:
+            raise ValueError(f"{word!r} is there twice, as {words[word]!r} and as {side!r}")
+        words[word] = side
+    return words
+
+
+class JoinConfig(Section):
+    """A second file whose rows complete those of the first: votes in one, texts in the other."""
+
+    path: Path
+    on: str | tuple[str, str]
+    """Column that both have, or its name in the first file and in the second."""
+
+
 class SourceConfig(Section):
     """One raw source of comparisons: a file, a folder of files, or a dataset of the hub.
 
     The container is told by the name (``.jsonl`` or ``.ndjson``, ``.json``, ``.parquet``, ``.csv``,
-    ``.tsv``, all but Parquet with ``.gz`` or ``.zst`` too), the meaning of a row by ``format``.
+    ``.tsv``, ``.xlsx``, all but Parquet and workbooks with ``.gz`` or ``.zst`` too), the meaning of
+    a row by ``format``. ``rlhf data look FILE`` writes these settings for a file.
     """
 
     path: Path
@@ -62,12 +122,25 @@ class SourceConfig(Section):
     format: SourceFormat = "canonical"
     """What a row says; docs/data.md describes each."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our name of a column to the source's, where they differ. With a mapping only the columns it
-    names are read."""
-    choices: dict[str, Choice] = Field(default_factory=dict)
-    """The source's words for the winning side, where they are not a, b and tie."""
-    strengths: dict[str, NonNegative] = Field(default_factory=dict)
-    """The source's words for how much better, as numbers."""
+    """Our name of a column to the source's, where they differ, or to a path into it, such as
+    ``input.messages``, ``output.0.content`` or ``completions.*.text``. The rest keep
+    their names."""
+    choices: Annotated[dict[str, Choice], BeforeValidator(_with_words)] = Field(
+        default_factory=dict
+    )
+    """The source's words or numbers for the winning side, where they are not a, b and tie."""
+    strengths: Annotated[dict[str, NonNegative], BeforeValidator(_with_words)] = Field(
+        default_factory=dict
+    )
+    """The source's words or numbers for how much better, as numbers."""
+    annotators: tuple[str, ...] = ()
+    """Columns that are people, each cell one's choice (format ``flat``)."""
+    join: JoinConfig | None = None
+    """A second file that completes the rows of this one."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Of delimited text; None finds it out from the header. With ``;`` numbers may be 1,5."""
+    sheet: str | None = None
+    """Of a workbook; None takes the first."""
     subset: str | None = None
     """Hub only: which configuration of a dataset that has several."""
     split: str = "train"

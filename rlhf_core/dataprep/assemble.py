@@ -79,10 +79,15 @@ def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Entry, Prefe
         yield entry, pair
 
 
-def write_demonstrations(rows: Iterable[tuple[int, Demonstration]], bench: Workbench) -> None:
+def write_demonstrations(
+    rows: Iterable[tuple[int, Demonstration | SetAside]], bench: Workbench
+) -> None:
     """Write the demonstrations of a file of their own."""
     seen: set[Key] = set()
     for line, item in tqdm(rows, desc="demonstrations", unit=" rows", disable=None):
+        if isinstance(item, SetAside):
+            bench.quarantine.add("demonstrations", item)
+            continue
         key, dialogue = prompt_keys(item.prompt)
         whole = key + response_key(item.response)
         side = bench.splitter.side(dialogue)
@@ -147,10 +152,15 @@ def _write_derived_prompt(
         bench.quarantine.add("prompts_of_pairs", row)
 
 
-def write_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench: Workbench) -> None:
+def write_prompts(
+    path: Path, rows: Iterable[tuple[int, Prompt | SetAside]], bench: Workbench
+) -> None:
     """Write the prompts to sample from; call it once pairs and demonstrations are written."""
     seen: set[Key] = set()
     for line, item in tqdm(rows, desc="prompts", unit=" rows", disable=None):
+        if isinstance(item, SetAside):
+            bench.quarantine.add("prompts", item)
+            continue
         key, dialogue = prompt_keys(item.prompt)
         problem = _prompt_problem(item, bench)
         side = bench.splitter.prompt_side(dialogue)
@@ -168,10 +178,15 @@ def write_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench: Workben
         bench.quarantine.keep("prompts")
 
 
-def write_heldout_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench: Workbench) -> None:
+def write_heldout_prompts(
+    path: Path, rows: Iterable[tuple[int, Prompt | SetAside]], bench: Workbench
+) -> None:
     """Write the prompts only evaluation reads; their dialogues are reserved: call it first."""
     seen: set[Key] = set()
     for line, item in rows:
+        if isinstance(item, SetAside):
+            bench.quarantine.add("heldout_prompts", item)
+            continue
         key, dialogue = prompt_keys(item.prompt)
         problem = _prompt_problem(item, bench)
         if problem is None and key in seen:
@@ -188,13 +203,17 @@ def write_heldout_prompts(path: Path, rows: Iterable[tuple[int, Prompt]], bench:
         bench.quarantine.keep("heldout_prompts")
 
 
-def index_heldout(prompts: Iterable[Conversation], bench: Workbench) -> None:
-    """Let the held-out ones among ``prompts`` guard against near repeats in training."""
+def index_heldout(
+    rows: Iterable[tuple[int, Demonstration | Prompt | SetAside]], bench: Workbench
+) -> None:
+    """Let the held-out prompts among ``rows`` guard against near repeats in training."""
     if bench.heldout is None:
         return
-    for prompt in prompts:
-        if bench.splitter.side(dialogue_key(prompt)) == "heldout":
-            bench.heldout.add(prompt_signatures(prompt))
+    for _, item in rows:
+        if isinstance(item, SetAside):
+            continue
+        if bench.splitter.side(dialogue_key(item.prompt)) == "heldout":
+            bench.heldout.add(prompt_signatures(item.prompt))
 
 
 def _demonstration_problem(item: Demonstration, bench: Workbench) -> Problem | None:

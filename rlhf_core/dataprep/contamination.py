@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlhf_core.dataprep.files import read_lines
 from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
+from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources.containers import read_rows
 from rlhf_core.errors import DataError
 
@@ -79,6 +80,8 @@ def _texts(path: Path, columns: Collection[str]) -> Iterator[str]:
         yield from (text for _, text in read_lines(path))
         return
     for row in read_rows(path):
+        if isinstance(row, SetAside):
+            raise DataError(f"{row.where}: {row.detail}")
         for name, value in row.value.items():
             if isinstance(value, str) and (name in columns if columns else _is_long(value)):
                 yield value

@@ -3,9 +3,11 @@
 import gzip
 import hashlib
 import io
+import json
 import os
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,17 +51,32 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def read_text(path: Path) -> Iterator[str]:
     """Yield every line with its line break; otherwise like ``read_lines``."""
+    for number, line in enumerate(read_raw_lines(path), 1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {number}: {not_utf8(error)}") from error
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Say in a message where text is no UTF-8."""
+    return (
+        f"not UTF-8 ({error.reason} at byte {error.start}); expected UTF-8 text; convert the file"
+        " first"
+    )
+
+
+def read_raw_lines(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of every line with its line break, without a byte order mark.
+
+    Raises:
+        DataError: the file is missing, or its compression is damaged; names the line.
+    """
     number = 0
     try:
         with _open_bytes(path) as stream:
             for number, line in enumerate(stream, 1):
-                text = line.removeprefix(_BOM) if number == 1 else line
-                yield text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start});"
-            " expected UTF-8 text; convert the file first"
-        ) from error
+                yield line.removeprefix(_BOM) if number == 1 else line
     except _BROKEN_GZIP as error:
         raise DataError(
             f"{path}, after line {number}: damaged gzip data ({error}); copy the file again"
@@ -82,25 +99,31 @@ def read_blocks(path: Path) -> Iterator[bytes]:
         raise DataError(f"{path}: damaged gzip data ({error}); copy the file again") from error
 
 
-def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield ``(line number, object)`` of a JSON-lines file.
-
-    Raises:
-        DataError: a line is not a JSON object; names file and line.
-    """
-    for number, text in read_lines(path):
-        yield number, parse_object(text, where=f"{path}, line {number}")
-
-
 def parse_object(text: str, *, where: str) -> dict[str, Any]:
-    """Parse one JSON object; ``where`` begins the message if it is none."""
+    """Parse one JSON object; ``where`` begins the message if it is none, or has a key twice."""
     try:
         value = from_json(text)
     except ValueError as error:
         raise DataError(f"{where}: broken JSON ({error}); expected one JSON object") from error
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    if (key := _key_twice(text)) is not None:
+        raise DataError(f"{where}: the key {shorten(key)} stands there twice; leave one of them")
     return value
+
+
+def _key_twice(text: str) -> str | None:
+    """Return a key that an object of valid JSON has twice; parsers keep the last one silently."""
+    twice: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        if len(pairs) > 1 and len({key for key, _ in pairs}) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            twice.append(next(key for key, count in counts.items() if count > 1))
+
+    # Numbers stay text: Python limits their length.
+    json.loads(text, object_pairs_hook=look, parse_int=str, parse_float=str)
+    return twice[0] if twice else None
 
 
 def read_records(source: DatasetRef | Path, kind: type[AnyRecord]) -> list[AnyRecord]:

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf_core.dataprep.files import read_blocks, shorten
+from rlhf_core.dataprep.files import read_blocks, read_raw_lines, shorten
 from rlhf_core.errors import DataError
 
 _BEGIN = 100
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NEAR_END = 16
 """What the end of a block broke off is complained about at most as far from it; texts aside."""
+_BRACKETS = re.compile(r'"(?:\\.|[^"\\])*"|[{}\[\]]', re.DOTALL)
 _SCANNER = json.JSONDecoder(parse_int=str, parse_float=str)
 """Finds where a value ends; numbers stay as they are written, for Python limits their length."""
 
@@ -39,6 +40,8 @@ def read_values(path: Path) -> Iterator[tuple[int, str]]:
             if text.next_sign() != ",":
                 break
             text.skip()
+            if text.next_sign() == "]":  # A comma behind the last value.
+                break
         text.require_end()
     except UnicodeDecodeError as error:
         raise DataError(
@@ -50,6 +53,17 @@ def read_values(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(
             f"{path}, after item {number}: broken JSON ({reason}); expected a list of objects"
         ) from error
+
+
+def begins_with_object(path: Path) -> bool:
+    """Tell whether the first line of a file is an object of its own, as in JSON lines."""
+    if not next(read_blocks(path), b"").lstrip().startswith(b"{"):
+        return False
+    first = next((line for line in read_raw_lines(path) if line.strip()), b"")
+    try:
+        return isinstance(json.loads(first, parse_int=str, parse_float=str), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class _Text:
@@ -84,11 +98,31 @@ class _Text:
                 _, end = _SCANNER.raw_decode(self._text, self._place)
             except json.JSONDecodeError as error:
                 near_end = len(self._text) - error.pos <= _NEAR_END
-                if not (near_end or "Unterminated" in error.msg) or not self._read_on():
+                if (near_end or "Unterminated" in error.msg) and self._read_on():
+                    continue
+                end = self._end_of_broken()
+                if not end:
                     raise
-            else:
-                start, self._place = self._place, end
-                return self._text[start:end]
+            start, self._place = self._place, end
+            return self._text[start:end]
+
+    def _end_of_broken(self) -> int:
+        """Return where an object that is no JSON ends, by its brackets; 0 where that is not told.
+
+        The text of such a value is yielded as it is, and whoever parses it finds it broken: one
+        row of an array, not the array.
+        """
+        if self._text[self._place : self._place + 1] not in ("{", "["):
+            return 0
+        while True:
+            depth = 0
+            for found in _BRACKETS.finditer(self._text, self._place):
+                sign = found[0]
+                depth += (sign in "{[") - (sign in "}]")
+                if depth == 0:
+                    return found.end() if sign in "}]" else 0
+            if not self._read_on():
+                return 0
 
     def require_end(self) -> None:
         """Refuse anything but one closing bracket."""

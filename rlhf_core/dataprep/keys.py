@@ -13,6 +13,8 @@ Key = bytes
 DialogueKey = NewType("DialogueKey", Key)
 """Of all prompts that open alike: the turns of one dialogue, each asked as a prompt of its own."""
 
+_SET_UP = ("system", "developer")
+"""Roles that say how to answer, before anybody asks."""
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Thai, Lao, Burmese, Khmer, kana and Chinese characters: no spaces stand between their words."""
 _MARKS = ".,;:!?…()[]{}\"'“”\u2018\u2019«»。、「」『』"
@@ -51,7 +53,7 @@ def opening(conversation: Conversation) -> Conversation:
     """Return what every later turn of a dialogue repeats: system messages and first user turn."""
     for place, turn in enumerate(conversation):
         if turn.role == "user":
-            before = (earlier for earlier in conversation[:place] if earlier.role == "system")
+            before = (earlier for earlier in conversation[:place] if earlier.role in _SET_UP)
             return (*before, turn)
     return conversation
 
@@ -99,7 +101,17 @@ def content_id(prefix: str, *parts: str) -> str:
 def source_name(path: Path) -> str:
     """Return the name a file's rows carry: ``helpful-base.test.jsonl.gz`` gives its first part."""
     name = path.name
-    for suffix in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv"):
+    for suffix in (
+        ".gz",
+        ".zst",
+        ".jsonl",
+        ".ndjson",
+        ".json",
+        ".parquet",
+        ".csv",
+        ".tsv",
+        ".xlsx",
+    ):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
     return name

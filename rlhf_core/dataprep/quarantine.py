@@ -1,14 +1,13 @@
 """Rows set aside, kept with their reason: one Parquet file, and the counts for the report."""
 
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhf_core.dataprep.rows import SetAside
+from rlhf_core.dataprep.rows import FileRows, SetAside
 
 SCHEMA = pa.schema(
     [
@@ -35,11 +34,13 @@ class Quarantine:
         self.kept: Counter[str] = Counter()
         self.source_rows: dict[str, Counter[str]] = {}
         """Rows as the files of an input have them, where one is not one comparison."""
+        self.files: dict[str, dict[str, FileRows]] = {}
+        """What became of the rows of each file of an input while they were read."""
 
     def add(self, dataset: str, row: SetAside) -> None:
         """Set a row of the input ``dataset`` aside."""
         self.reasons.setdefault(dataset, Counter())[row.reason] += 1
-        self._pending.append({"input": dataset, **asdict(row)})
+        self._pending.append({"input": dataset, **row.as_cells()})
         if len(self._pending) >= _BATCH:
             self._flush()
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.dataprep.rows import RawRow, SetAside
-from rlhf_core.dataprep.sources.label_studio import Wording, parse_comparisons
+from rlhf_core.dataprep.rows import Columns, RawRow, UnusableRow
+from rlhf_core.dataprep.sources.label_studio import Wording, comparison_of
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.ballots import Ballot
 from rlhf_core.schema import Choice, Comparison, Vote
@@ -67,10 +67,11 @@ def ballots_of(
         pair = pairs.get(str(data.get(ID))) if isinstance(data, dict) else None
         if pair is None:
             continue
-        row = RawRow(Path(place), "label_studio", int(task["id"]), dict(task))
-        (shown,) = parse_comparisons([row], _WORDING)
-        if isinstance(shown, SetAside):
-            raise DataError(f"{row.where}: {shown.reason}: {shown.detail}")
+        row = RawRow(Path(place), "label_studio", int(task["id"]), Columns(dict(task)), "task")
+        try:
+            shown = comparison_of(row, _WORDING, set())
+        except UnusableRow as error:
+            raise DataError(f"{row.where}: {error.detail}") from error
         votes = tuple(_as_collected(vote, shown, pair, row) for vote in shown.votes)
         found.append(Ballot(comparison_id=pair.comparison_id, votes=votes))
     return found

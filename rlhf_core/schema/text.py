@@ -6,7 +6,8 @@ from pydantic import BeforeValidator, Field
 
 from rlhf_core.schema.base import Record
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+"""Not every chat template renders all of them; where one does not, the row is set aside."""
 Choice = Literal["a", "b", "tie"]
 
 

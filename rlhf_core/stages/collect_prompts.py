@@ -62,7 +62,7 @@ def draw_prompts(
     Raises:
         DataError: none is left.
     """
-    prompts = [prompt for _, prompt in read_prompts(path)]
+    prompts = [prompt for _, prompt in read_prompts(path) if isinstance(prompt, Prompt)]
     open_ones = [prompt for prompt in prompts if dialogue_key(prompt.prompt) not in heldout]
     if not prompts:
         raise DataError(f"{path}: no prompts in it; name another file in feedback.prompts")

@@ -4,7 +4,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -128,6 +127,6 @@ def _usable(source: SourceConfig, aside: IO[bytes], reasons: Counter[str]) -> It
     for item in read_comparisons(source):
         if isinstance(item, SetAside):
             reasons[item.reason] += 1
-            aside.write(json.dumps(asdict(item), ensure_ascii=False).encode() + b"\n")
+            aside.write(json.dumps(item.as_cells(), ensure_ascii=False).encode() + b"\n")
         else:
             yield item

@@ -74,6 +74,7 @@ def build(
         _reserve_heldout(data, bench)
         intake = _read(data, bench, work / "spill.jsonl")
         checks.require_rows(intake, subject, failures / QUARANTINE)
+        checks.require_readable(quarantine, data.max_unusable_fraction, failures / QUARANTINE)
         _validate_raw(data, intake, validator)
         _decide(data, intake, bench)
         _write(data, intake, bench)
@@ -130,11 +131,9 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> None:
         assemble.write_heldout_prompts(path, read_prompts(path), bench)
     if bench.heldout is None:
         return
-    demonstrations = (item.prompt for _, item in read_demonstrations(data.demonstrations))
-    assemble.index_heldout(demonstrations, bench)
+    assemble.index_heldout(read_demonstrations(data.demonstrations), bench)
     if path is None and data.prompts.path is not None:
-        prompts = (item.prompt for _, item in read_prompts(data.prompts.path))
-        assemble.index_heldout(prompts, bench)
+        assemble.index_heldout(read_prompts(data.prompts.path), bench)
 
 
 def _read(data: DataConfig, bench: Workbench, spill: Path) -> Intake:
@@ -143,7 +142,8 @@ def _read(data: DataConfig, bench: Workbench, spill: Path) -> Intake:
         intake.signatures = RowSignatures()
     source_rows = bench.quarantine.source_rows.setdefault("preferences", Counter())
     sources = inputs.raw_sources(data).values()
-    rows = chain.from_iterable(read_comparisons(source, source_rows) for source in sources)
+    files = bench.quarantine.files.setdefault("preferences", {})
+    rows = chain.from_iterable(read_comparisons(source, source_rows, files) for source in sources)
     excluded = frozenset(data.votes.exclude)
     take_in(rows, intake, bench.quarantine, bench.rules, excluded=excluded)
     return intake

@@ -36,6 +36,17 @@ def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
         )
 
 
+def require_readable(quarantine: Quarantine, most: float, kept: Path) -> None:
+    """Refuse a file of which more than a share of the rows cannot be read at all."""
+    for path, counts in quarantine.files.get("preferences", {}).items():
+        if counts.num_faults > most * counts.rows:
+            raise DataError(
+                f"{path}: {counts.num_faults} of {counts.rows} rows cannot be read, more than"
+                f" data.max_unusable_fraction = {most:g}; the first: {counts.first_fault}; all of"
+                f" them are kept in {kept}"
+            )
+
+
 def require_passed(
     report: ValidationReport,
     subject: str,

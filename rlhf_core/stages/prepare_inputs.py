@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rlhf_core.config import DataConfig, SourceConfig
 from rlhf_core.dataprep.sources.containers import is_hub, source_files
+from rlhf_core.dataprep.sources.join import join_files
 from rlhf_core.errors import DataError
 
 _MAX_NAMED = 5
@@ -35,6 +36,7 @@ def raw_files(data: DataConfig) -> list[str]:
         file.as_posix()
         for source in raw_sources(data).values()
         for file in ([source.path] if is_hub(source.path) else source_files(source.path))
+        + join_files(source.join)
     ]
 
 
@@ -55,6 +57,11 @@ def require_paths(data: DataConfig) -> dict[str, Path]:
         key if key == "data.batches" else f"{key}.path": source.path
         for key, source in raw_sources(data).items()
         if not is_hub(source.path)
+    }
+    paths |= {
+        f"{key}.join.path": source.join.path
+        for key, source in raw_sources(data).items()
+        if source.join is not None
     }
     paths |= {
         "data.demonstrations.path": data.demonstrations.path,

@@ -107,7 +107,7 @@ def _measure_shift(config: PreparationConfig, work: Path, found: Measurements) -
     production = config.data.prompts.production_path
     if production is not None:
         others["production_shift_auc"] = _sample(
-            item.prompt for _, item in read_prompts(production)
+            item.prompt for _, item in read_prompts(production) if isinstance(item, Prompt)
         )
     for name, texts in others.items():
         shift = prompt_shift(reward, texts, config.seed)

@@ -140,6 +140,7 @@ def _inputs(quarantine: Quarantine) -> dict[str, dict[str, object]]:
             "kept": quarantine.kept[name],
             "set_aside": dict(sorted(quarantine.reasons.get(name, {}).items())),
             **_source_rows(quarantine, name),
+            **_files(quarantine, name),
         }
         for name in names
     }
@@ -148,6 +149,11 @@ def _inputs(quarantine: Quarantine) -> dict[str, dict[str, object]]:
 def _source_rows(quarantine: Quarantine, name: str) -> dict[str, dict[str, int]]:
     rows = quarantine.source_rows.get(name)
     return {"source_rows": dict(sorted(rows.items()))} if rows else {}
+
+
+def _files(quarantine: Quarantine, name: str) -> dict[str, Any]:
+    files = quarantine.files.get(name)
+    return {"files": {path: files[path].as_json() for path in sorted(files)}} if files else {}
 
 
 def _rounded(value: object) -> object:

@@ -13,14 +13,20 @@ import zstandard
 from rlhf_core.dataprep.files import (
     atomic_file,
     md5_of,
+    parse_object,
     read_lines,
-    read_objects,
     read_records,
     sha256_of,
     write_records,
 )
 from rlhf_core.errors import DataError, StorageError
 from rlhf_core.schema import DatasetRef, Message, Prompt
+
+
+def read_objects(path):
+    lines = read_lines(path)
+    return [(n, parse_object(text, where=f"{path}, line {n}")) for n, text in lines]
+
 
 PROMPTS = [
     Prompt(prompt_id=str(i), prompt=(Message(role="user", content=text),))
@@ -48,7 +54,7 @@ def test_compression_is_chosen_by_the_name(tmp_path, suffix):
     packed = {"": data, ".gz": gzip.compress(data), ".zst": zstandard.compress(data)}[suffix]
     path = tmp_path / f"rows.jsonl{suffix}"
     path.write_bytes(packed)
-    assert list(read_objects(path)) == [(1, {"a": 1}), (3, {"a": 2})]
+    assert read_objects(path) == [(1, {"a": 1}), (3, {"a": 2})]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +63,7 @@ def test_compression_is_chosen_by_the_name(tmp_path, suffix):
         ("x.jsonl", b'{"a": 1}\n{"a": \n', "line 2: broken JSON"),
         ("x.jsonl", b"[1]\n", "line 1: expected a JSON object, found list"),
         ("x.jsonl", b'{"a": "\\ud800"}\n', "line 1: broken JSON"),
+        ("x.jsonl", b'{"a": {"b": 1, "b": 2}}\n', "line 1: the key 'b' stands there twice"),
         ("x.jsonl", '{"a": "é"}\n'.encode("latin-1"), "line 1: not UTF-8"),
         ("x.jsonl", '{"a": 1}\n'.encode("utf-16"), "line 1: not UTF-8"),
         ("x.jsonl.gz", b"not gzip at all", "damaged gzip"),
@@ -69,7 +76,7 @@ def test_a_damaged_file_is_one_line_with_the_place(tmp_path, name, data, says):
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(DataError) as raised:
-        list(read_objects(path))
+        read_objects(path)
     assert str(path) in str(raised.value)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -9,6 +9,7 @@ import zstandard
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
 from rlhf_core.dataprep.files import write_records
+from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources import canonical, read_comparisons, read_demonstrations
 from rlhf_core.dataprep.sources import flat as flat_reader
 from rlhf_core.dataprep.sources.hub import hub_fingerprint, hub_name
@@ -55,7 +56,7 @@ def test_votes_of_many_annotators_with_renamed_columns(tmp_path, write_jsonl):
     path = write_jsonl("pairs.jsonl", [row])
     [item] = read(path, columns=columns)
     assert (item.comparison_id, item.source, len(item.votes)) == ("p1", "bottles", 2)
-    with pytest.raises(DataError, match="unknown column 'pair_id'"):
+    with pytest.raises(DataError, match="missing column 'votes'; found pair_id"):
         read(path)
     with pytest.raises(DataError, match="line 1: missing column 'voters'"):
         read(path, columns={**columns, "votes": "voters"})
@@ -149,9 +150,14 @@ def test_a_spreadsheet_is_read_through_its_column_mapping(spreadsheet, suffix):
 def test_a_wrong_cell_names_its_line(spreadsheet, line, says):
     with spreadsheet.open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(DataError) as raised:
-        read(spreadsheet, format="flat", columns=COLUMNS, choices=CHOICES)
-    assert says in str(raised.value)
+    if "broken CSV" in says:
+        with pytest.raises(DataError, match="line 7: broken CSV"):
+            read(spreadsheet, format="flat", columns=COLUMNS, choices=CHOICES)
+        return
+    items = read(spreadsheet, format="flat", columns=COLUMNS, choices=CHOICES)
+    [aside] = [item for item in items if isinstance(item, SetAside)]
+    assert says in f"line {aside.line}: {aside.detail}"
+    assert len(items) == 3
 
 
 def test_a_blank_choice_is_no_vote_and_the_comparison_stays(tmp_path):
@@ -248,11 +254,14 @@ def test_a_reader_that_loses_a_row_is_found_out(write_jsonl, monkeypatch, file_f
     }
     path = write_jsonl("rows.jsonl", rows[file_format])
     assert len(read(path, format=file_format)) == 2
-    module = {"canonical": canonical, "flat": flat_reader}[file_format]
-    whole = module.parse_comparisons
+    module, name = {
+        "canonical": (canonical, "comparisons_of"),
+        "flat": (flat_reader, "parse_comparisons"),
+    }[file_format]
+    whole = getattr(module, name)
     monkeypatch.setattr(
         module,
-        "parse_comparisons",
+        name,
         lambda *a: (item for item in whole(*a) if "lost" not in repr(item)),
     )
     with pytest.raises(DataError, match="2 rows read, but 1 came out or were set aside"):

@@ -2,96 +2,247 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from rlhf_core.config.data import DemonstrationsConfig, SourceConfig
-from rlhf_core.dataprep.rows import RawRow, SetAside
-from rlhf_core.dataprep.sources import canonical, flat, hh, label_studio, pairs, ranked
-from rlhf_core.dataprep.sources.containers import is_hub, read_rows, rename
+from rlhf_core.dataprep.rows import FileRows, RawRow, SetAside, attempt
+from rlhf_core.dataprep.sources import (
+    canonical,
+    chats,
+    flat,
+    hh,
+    label_studio,
+    pairs,
+    ranked,
+    trees,
+)
+from rlhf_core.dataprep.sources.columns import renamed
+from rlhf_core.dataprep.sources.containers import is_hub, read_rows
 from rlhf_core.dataprep.sources.hub import read_hub_rows
+from rlhf_core.dataprep.sources.join import joined
+from rlhf_core.dataprep.sources.tables import Layout
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Demonstration, Prompt
 
-__all__ = ["read_comparisons", "read_demonstrations", "read_prompts"]
+__all__ = [
+    "parse_rows",
+    "read_comparisons",
+    "read_demonstrations",
+    "read_prompts",
+    "read_with_rows",
+    "rows_of",
+]
 
-_DEMONSTRATIONS = {
-    "canonical": canonical.parse_demonstrations,
-    "hh": hh.parse_demonstrations,
-    "messages": pairs.parse_demonstrations,
+Item = TypeVar("Item", Demonstration, Prompt)
+_DEMONSTRATIONS: dict[str, Callable[[RawRow], Demonstration]] = {
+    "canonical": canonical.demonstration_of,
+    "hh": hh.demonstration_of,
+    "messages": chats.demonstration_of,
 }
 
 
 def read_comparisons(
-    source: SourceConfig, source_rows: Counter[str] | None = None
+    source: SourceConfig,
+    source_rows: Counter[str] | None = None,
+    files: dict[str, FileRows] | None = None,
 ) -> Iterator[Comparison | SetAside]:
-    """Yield the comparisons of one source in its order.
+    """Yield the comparisons of one source in its order, and the rows that cannot be used.
 
     Args:
         source: where they lie and in which format.
         source_rows: receives the rows read of each file; a ranked list is one row and many
             comparisons, and a vote of a spreadsheet one row and part of a comparison.
+        files: receives what became of the rows of each file, by path.
 
     Raises:
-        DataError: the source cannot be read, or a row of it neither came out nor was set aside.
+        DataError: the source cannot be read, nothing in one of its files can be used, or a row of
+            it neither came out nor was set aside.
     """
-    nested = source.format == "label_studio"
-    columns = {} if nested else source.columns
-    if is_hub(source.path):
-        rows = rename(read_hub_rows(source), columns)
-    else:
-        rows = read_rows(source.path, columns)
+    for _, item in read_with_rows(source, source_rows, files):
+        yield item
+
+
+def read_with_rows(
+    source: SourceConfig,
+    source_rows: Counter[str] | None = None,
+    files: dict[str, FileRows] | None = None,
+) -> Iterator[tuple[int, Comparison | SetAside]]:
+    """Yield ``(number of rows behind it, item)``; otherwise like ``read_comparisons``.
+
+    The first comparison of a list stands for its row; the others have no row behind them.
+    """
     source_rows = Counter() if source_rows is None else source_rows
     num_before, num_accounted = source_rows.total(), 0
-    for num_rows, item in _parsed(source, _counted(rows, source_rows)):
+    own: dict[str, FileRows] = {}
+    unfound = set() if source.format == "label_studio" else set(source.columns)
+    rows = _counted(_finding(rows_of(source, own), unfound), source_rows, own)
+    for num_rows, item in parse_rows(source, rows, own):
         num_accounted += num_rows
-        yield item
-    # A ranked list makes many comparisons of one row.
+        yield num_rows, item
     num_read = source_rows.total() - num_before
-    if source.format != "ranked" and num_accounted != num_read:
+    if num_accounted != num_read:
         raise DataError(
             f"{source.path}: {num_read} rows read, but {num_accounted} came out or were set"
             f" aside; this is a defect of the {source.format} reader, please report it"
         )
+    if files is not None:
+        files.update(own)
+    _require_usable(own)
+    if unfound and num_read:
+        missing = ", ".join(f"{source.columns[ours]!r} (our {ours})" for ours in sorted(unfound))
+        raise DataError(f"{source.path}: columns: no row has {missing}; check the name")
 
 
-def _parsed(
-    source: SourceConfig, rows: Iterable[RawRow]
-) -> Iterator[tuple[int, Comparison | SetAside]]:
-    """Yield what a format makes of rows, each with the number of rows behind it."""
-    if source.format == "flat":
-        yield from flat.parse_comparisons(rows, source.choices, source.strengths)
-    else:
-        yield from ((1, item) for item in _parser(source)(rows))
-
-
-def _counted(rows: Iterable[RawRow], source_rows: Counter[str]) -> Iterator[RawRow]:
-    """Rows as they pass, counted before a format looks at them."""
+def _finding(rows: Iterable[RawRow | SetAside], unfound: set[str]) -> Iterator[RawRow | SetAside]:
+    """Rows as they pass; what any of them has leaves ``unfound``."""
     for row in rows:
-        source_rows[row.source] += 1
+        if unfound and isinstance(row, RawRow):
+            unfound.difference_update([name for name in unfound if name in row.value])
         yield row
 
 
-def read_demonstrations(source: DemonstrationsConfig) -> Iterator[tuple[int, Demonstration]]:
-    """Yield ``(line, demonstration)`` of the demonstrations' own file, if there is one."""
-    if source.path is not None:
-        yield from _DEMONSTRATIONS[source.format](read_rows(source.path, source.columns))
+def _require_usable(files: dict[str, FileRows]) -> None:
+    """Refuse a file of which no row can be used, because of at least one that cannot be read."""
+    for path, counts in files.items():
+        if counts.used or not counts.num_faults:
+            continue
+        if counts.rows == 1:
+            raise DataError(counts.first_fault)
+        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.set_aside.most_common())
+        raise DataError(
+            f"{path}: none of its {counts.rows} rows can be used ({reasons}); the first:"
+            f" {counts.first_fault}; `rlhf data look` tells which shape a file has"
+        )
 
 
-def read_prompts(path: Path) -> Iterator[tuple[int, Prompt]]:
-    """Yield ``(line, prompt)`` of a file of prompts."""
-    yield from canonical.parse_prompts(read_rows(path))
+def rows_of(source: SourceConfig, files: dict[str, FileRows]) -> Iterator[RawRow | SetAside]:
+    """Yield the rows of a source under our names."""
+    columns = {} if source.format == "label_studio" else source.columns
+    rows: Iterable[RawRow | SetAside]
+    if is_hub(source.path):
+        rows = read_hub_rows(source)
+    else:
+        rows = read_rows(source.path, layout=Layout(source.delimiter, source.sheet))
+    if source.join is not None:
+        rows = joined(rows, read_rows(source.join.path), source.join, files)
+    for row in rows:
+        yield renamed(row, columns) if isinstance(row, RawRow) else row
 
 
-def _parser(
-    source: SourceConfig,
-) -> Callable[[Iterable[RawRow]], Iterator[Comparison | SetAside]]:
-    plain: dict[str, Callable[[Iterable[RawRow]], Iterator[Comparison | SetAside]]] = {
-        "canonical": canonical.parse_comparisons,
-        "hh": hh.parse_comparisons,
-        "pairs": pairs.parse_comparisons,
-        "ranked": ranked.parse_comparisons,
-        "label_studio": lambda rows: label_studio.parse_comparisons(
-            rows, label_studio.Wording(source.columns, source.choices, source.strengths)
-        ),
+def _counted(
+    rows: Iterable[RawRow | SetAside], source_rows: Counter[str], files: dict[str, FileRows]
+) -> Iterator[RawRow | SetAside]:
+    """Rows as they pass, counted before a format looks at them."""
+    for row in rows:
+        source_rows[row.source] += 1
+        files.setdefault(str(row.path), FileRows()).rows += 1
+        yield row
+
+
+def parse_rows(
+    source: SourceConfig, rows: Iterable[RawRow | SetAside], files: dict[str, FileRows]
+) -> Iterator[tuple[int, Comparison | SetAside]]:
+    """Yield what a format makes of rows, each with the number of rows behind it.
+
+    Args:
+        source: format and wording; nothing is read.
+        rows: under our names.
+        files: by path of every row; receives what was set aside and what nothing looked at.
+    """
+    if source.format == "flat":
+        labels = flat.Labels(source.choices, source.strengths, source.annotators)
+        items = flat.parse_comparisons(_watched(rows, files), labels)
+    else:
+        items = _row_by_row(rows, _parser(source), files)
+    for num_rows, item in items:
+        if num_rows and isinstance(item, SetAside):
+            files[item.path].note_aside(item)
+        yield num_rows, item
+
+
+def _row_by_row(
+    rows: Iterable[RawRow | SetAside],
+    parse: Callable[[RawRow], Iterator[Comparison | SetAside]],
+    files: dict[str, FileRows],
+) -> Iterator[tuple[int, Comparison | SetAside]]:
+    for row in rows:
+        if isinstance(row, SetAside):
+            yield 1, row
+            continue
+        read = attempt(row, partial(_all_of, parse, row))
+        items = [read] if isinstance(read, SetAside) else read
+        _note_unread(row, files)
+        # A list makes many comparisons of one row; it is set aside only where all of them are.
+        items.sort(key=lambda item: isinstance(item, SetAside))
+        for number, item in enumerate(items):
+            yield int(number == 0), item
+
+
+def _all_of(
+    parse: Callable[[RawRow], Iterator[Comparison | SetAside]], row: RawRow
+) -> list[Comparison | SetAside]:
+    return list(parse(row))
+
+
+def _watched(
+    rows: Iterable[RawRow | SetAside], files: dict[str, FileRows]
+) -> Iterator[RawRow | SetAside]:
+    """Rows as they pass; what was read of each is known once the next is asked for."""
+    for row in rows:
+        yield row
+        if isinstance(row, RawRow):
+            _note_unread(row, files)
+
+
+def _note_unread(row: RawRow, files: dict[str, FileRows]) -> None:
+    files[str(row.path)].unread.update(row.value.unread())
+
+
+def _parser(source: SourceConfig) -> Callable[[RawRow], Iterator[Comparison | SetAside]]:
+    known: set[tuple[str, str]] = set()
+    wording = label_studio.Wording(source.columns, source.choices, source.strengths)
+    parsers: dict[str, Callable[[RawRow], Iterator[Comparison | SetAside]]] = {
+        "canonical": lambda row: canonical.comparisons_of(row, source.choices, source.strengths),
+        "hh": hh.comparisons_of,
+        "pairs": pairs.comparisons_of,
+        "ranked": ranked.comparisons_of,
+        "tree": trees.comparisons_of,
+        "label_studio": lambda row: iter([label_studio.comparison_of(row, wording, known)]),
     }
-    return plain[source.format]
+    return parsers[source.format]
+
+
+def read_demonstrations(
+    source: DemonstrationsConfig,
+) -> Iterator[tuple[int, Demonstration | SetAside]]:
+    """Yield ``(line, demonstration)`` of the demonstrations' own file, if there is one.
+
+    Rows that cannot be used come set aside.
+
+    Raises:
+        DataError: the file cannot be read, or nothing in it can be used.
+    """
+    if source.path is not None:
+        rows = read_rows(source.path, source.columns)
+        yield from _records(rows, _DEMONSTRATIONS[source.format])
+
+
+def read_prompts(path: Path) -> Iterator[tuple[int, Prompt | SetAside]]:
+    """Yield ``(line, prompt)`` of a file of prompts; like ``read_demonstrations``."""
+    yield from _records(read_rows(path), canonical.prompt_of)
+
+
+def _records(
+    rows: Iterable[RawRow | SetAside], parse: Callable[[RawRow], Item]
+) -> Iterator[tuple[int, Item | SetAside]]:
+    files: dict[str, FileRows] = {}
+    for row in rows:
+        counts = files.setdefault(str(row.path), FileRows())
+        counts.rows += 1
+        item = row if isinstance(row, SetAside) else attempt(row, partial(parse, row))
+        if isinstance(item, SetAside):
+            counts.note_aside(item)
+        yield row.line, item
+    _require_usable(files)

@@ -1,56 +1,83 @@
 """The project's own format: the fields of the records themselves.
 
 Two liberties: ``prompt`` may be plain text (one user turn), and ids may be left out. A null where a
-column may be left out is the same as none.
+column may be left out is the same as none. Columns that no record has are left unread.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from rlhf_core.dataprep.files import describe
 from rlhf_core.dataprep.keys import content_id
-from rlhf_core.dataprep.rows import RawRow, as_json
-from rlhf_core.errors import DataError
-from rlhf_core.schema import Comparison, Demonstration, Prompt, Record
+from rlhf_core.dataprep.rows import Columns, RawRow, UnusableRow, annotator_name, as_json
+from rlhf_core.dataprep.sources.columns import structured
+from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt
+from rlhf_core.dataprep.sources.words import choice_of, parse_strength
+from rlhf_core.schema import Choice, Comparison, Demonstration, Prompt, Record, Vote
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison]:
-    """Yield comparisons; each remembers its source and line, or those it came with."""
-    for row in rows:
-        value = _with_turns(row)
-        _give_id(value, "comparison_id", "prompt", "response_a", "response_b")
-        if not (value.get("source") and value.get("line")):
-            value["line"] = row.line
-        value["source"] = value.get("source") or row.source
-        yield _validated(Comparison, value, row)
+def comparisons_of(
+    row: RawRow, choices: Mapping[str, Choice], strengths: Mapping[str, float]
+) -> Iterator[Comparison]:
+    """Yield the comparison; it remembers its source and line, or those it came with."""
+    value = _columns(Comparison, row, "response_a", "response_b")
+    _give_id(value, "comparison_id", "prompt", "response_a", "response_b")
+    if not (value.get("source") and value.get("line")):
+        value["line"] = row.line
+    value["source"] = value.get("source") or row.source
+    votes = value.get("votes")
+    votes = structured(votes) if isinstance(votes, str) else votes
+    if isinstance(votes, list):
+        value["votes"] = [_vote(row, vote, choices, strengths) for vote in votes]
+    yield _validated(Comparison, value, row)
 
 
-def parse_demonstrations(rows: Iterable[RawRow]) -> Iterator[tuple[int, Demonstration]]:
-    """Yield ``(line, demonstration)``."""
-    for row in rows:
-        value = _with_turns(row)
-        _give_id(value, "demonstration_id", "prompt", "response")
-        value["source"] = value.get("source") or row.source
-        yield row.line, _validated(Demonstration, value, row)
+def demonstration_of(row: RawRow) -> Demonstration:
+    """Return a demonstration."""
+    value = _columns(Demonstration, row, "response")
+    _give_id(value, "demonstration_id", "prompt", "response")
+    value["source"] = value.get("source") or row.source
+    return _validated(Demonstration, value, row)
 
 
-def parse_prompts(rows: Iterable[RawRow]) -> Iterator[tuple[int, Prompt]]:
-    """Yield ``(line, prompt)``."""
-    for row in rows:
-        value = _with_turns(row)
-        _give_id(value, "prompt_id", "prompt")
-        yield row.line, _validated(Prompt, value, row)
+def prompt_of(row: RawRow) -> Prompt:
+    """Return a prompt."""
+    value = _columns(Prompt, row)
+    _give_id(value, "prompt_id", "prompt")
+    return _validated(Prompt, value, row)
 
 
-def _with_turns(row: RawRow) -> dict[str, Any]:
-    value = dict(row.value)
-    if isinstance(value.get("prompt"), str):
-        value["prompt"] = [{"role": "user", "content": value["prompt"]}]
+def _columns(kind: type[Record], row: RawRow, *answers: str) -> dict[str, Any]:
+    """Return the columns that the record has, its prompt as turns and its answers as text."""
+    value = {name: row.value[name] for name in kind.model_fields if name in row.value}
+    if value.get("prompt") is not None:
+        value["prompt"] = [turn.model_dump() for turn in parse_prompt(row)]
+    for name in answers:
+        if isinstance(value.get(name), list | dict):
+            value[name] = answer_of(value[name], name)[1]
     return value
+
+
+def _vote(
+    row: RawRow, vote: Any, choices: Mapping[str, Choice], strengths: Mapping[str, float]
+) -> Any:
+    """Return the fields that a vote has, in our words; what a source adds to them is its own."""
+    if not isinstance(vote, dict):
+        return vote
+    fields = {name: part for name, part in vote.items() if name in Vote.model_fields}
+    if choices and "choice" in fields:
+        fields["choice"] = choice_of(fields["choice"], choices)
+    if strengths:
+        cells = replace(row, value=Columns(fields))
+        fields["strength"] = parse_strength(cells, "strength", strengths)
+    if isinstance(fields.get("annotator"), int):
+        fields["annotator"] = annotator_name(fields["annotator"])
+    return fields
 
 
 def _give_id(value: dict[str, Any], column: str, *content: str) -> None:
@@ -66,6 +93,9 @@ def _validated(kind: type[AnyRecord], value: dict[str, Any], row: RawRow) -> Any
         return kind.model_validate(given)
     except ValidationError as error:
         columns = ", ".join(kind.model_fields)
-        raise DataError(
-            f"{row.where}: {describe(error)}; expected the columns {columns}"
+        for problem in error.errors(include_url=False):
+            if problem["type"] == "missing" and len(problem["loc"]) == 1:
+                row.require(str(problem["loc"][0]))
+        raise UnusableRow(
+            "unusable_value", f"{describe(error)}; expected the columns {columns}"
         ) from error

@@ -1,47 +1,92 @@
 """Files to rows, whatever the container: each row knows its file and line."""
 
-import csv
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.config.data import HUB
-from rlhf_core.dataprep.files import parse_object, read_objects, read_text
-from rlhf_core.dataprep.json_arrays import read_values
+from rlhf_core.dataprep.files import not_utf8, parse_object, read_raw_lines
+from rlhf_core.dataprep.json_arrays import begins_with_object, read_values
 from rlhf_core.dataprep.keys import source_name
-from rlhf_core.dataprep.rows import RawRow
+from rlhf_core.dataprep.rows import Columns, RawRow, SetAside, as_json
+from rlhf_core.dataprep.sources.columns import renamed
+from rlhf_core.dataprep.sources.tables import (
+    Broken,
+    Layout,
+    read_delimited,
+    read_workbook,
+)
 from rlhf_core.errors import DataError
 
 _COMPRESSED = (".gz", ".zst")
 _BATCH_ROWS = 1_000
-_MAX_FIELD = 2**31 - 1
+_NO_LAYOUT = Layout()
+
+Numbered = Iterator[tuple[int, dict[str, Any] | Broken]]
+"""Rows with their number, those that cannot be parsed among them."""
 
 
-def read_rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[RawRow]:
+@dataclass(frozen=True, slots=True)
+class _Container:
+    """How one kind of file is read, and what its rows are counted by."""
+
+    read: Callable[[Path, Layout], Numbered]
+    unit: str = "line"
+    is_table: bool = False
+    is_packed: bool = False
+
+
+def read_rows(
+    path: Path, columns: Mapping[str, str] | None = None, layout: Layout = _NO_LAYOUT
+) -> Iterator[RawRow | SetAside]:
     """Yield the rows of a file, or of all files of a folder in name order.
+
+    Rows that are no rows, such as a line that is no JSON, come set aside.
 
     Args:
         path: file or folder; the ending tells the container.
-        columns: our name to the source's name. Where given, no other column is read.
+        columns: our name to the source's name, or to a path into it; the others keep theirs.
+        layout: how a table is laid out, where that is not to be found out.
 
     Raises:
         DataError: nothing there, an unknown ending, or a damaged file; names file and line.
     """
     for file in source_files(path):
-        name = source_name(file)
-        for line, value in _reader(file)(file):
-            row = RawRow(file, name, line, value)
-            yield _renamed(row, columns) if columns else row
+        yield from _read_file(file, columns or {}, layout)
+
+
+def _read_file(
+    file: Path, columns: Mapping[str, str], layout: Layout
+) -> Iterator[RawRow | SetAside]:
+    name, container = source_name(file), _container(file)
+    found = layout.of(file) if container.is_table and not container.is_packed else layout
+    unit = "item" if file_is_array(file) else container.unit
+    decimal_comma = container.is_table and found.delimiter == ";"
+    for line, value in container.read(file, found):
+        if isinstance(value, Broken):
+            text = as_json(value.text)
+            yield SetAside("broken_row", name, line, text, "", value.why, str(file), unit)
+            continue
+        row = RawRow(
+            file,
+            name,
+            line,
+            Columns(value),
+            unit,
+            is_table=container.is_table,
+            decimal_comma=decimal_comma,
+        )
+        yield renamed(row, columns)
 
 
 def source_files(path: Path) -> list[Path]:
     """Return the files behind a source's path, in name order."""
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if _ending(file) in _READERS)
+    files = sorted(file for file in path.iterdir() if _ending(file) in _CONTAINERS)
     if not files:
-        endings = ", ".join(_READERS)
+        endings = ", ".join(_CONTAINERS)
         raise DataError(f"{path}: no data files in this folder; expected endings {endings}")
     return files
 
@@ -51,29 +96,20 @@ def is_hub(path: Path) -> bool:
     return path.parts[:1] == (HUB,)
 
 
-def rename(rows: Iterable[RawRow], columns: Mapping[str, str]) -> Iterator[RawRow]:
-    """Apply a column mapping to rows of any origin."""
-    return (_renamed(row, columns) if columns else row for row in rows)
-
-
-def _renamed(row: RawRow, columns: Mapping[str, str]) -> RawRow:
-    row.require(*columns.values())
-    value = {ours: row.value[theirs] for ours, theirs in columns.items()}
-    return RawRow(row.path, row.source, row.line, value)
-
-
-def _reader(path: Path) -> Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]:
-    reader = _READERS.get(_ending(path))
-    if reader is None:
+def _container(path: Path) -> _Container:
+    container = _CONTAINERS.get(_ending(path))
+    if container is None:
         raise DataError(
-            f"{path}: unknown ending; expected one of {', '.join(_READERS)},"
+            f"{path}: unknown ending; expected one of {', '.join(_CONTAINERS)},"
             " plain or with .gz or .zst"
         )
-    if reader is _read_parquet and path.suffix.lower() in _COMPRESSED:
+    if container.is_packed and path.suffix.lower() in _COMPRESSED:
+        kind = _ending(path)
         raise DataError(
-            f"{path}: Parquet is compressed inside; expected a plain .parquet file, unpack it first"
+            f"{path}: {'Parquet' if kind == '.parquet' else 'a workbook'} is compressed inside;"
+            f" expected a plain {kind} file, unpack it first"
         )
-    return reader
+    return container
 
 
 def _ending(path: Path) -> str:
@@ -82,13 +118,40 @@ def _ending(path: Path) -> str:
     return endings[-1] if endings else ""
 
 
-def _read_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSON array, as exports are."""
+def _read_lines(path: Path, _: Layout) -> Numbered:
+    """Rows of a file with one JSON object a line; blank lines are none."""
+    for number, line in enumerate(read_raw_lines(path), 1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield number, Broken(line.decode("utf-8", errors="replace"), not_utf8(error))
+            continue
+        if text.strip():
+            yield number, _parsed(text.rstrip("\r\n"))
+
+
+def _read_array(path: Path, layout: Layout) -> Numbered:
+    """Rows of a JSON array, as exports are; many files of that name have an object a line."""
+    if not file_is_array(path):
+        yield from _read_lines(path, layout)
+        return
     for number, text in read_values(path):
-        yield number, parse_object(text, where=f"{path}, item {number}")
+        yield number, _parsed(text)
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def file_is_array(path: Path) -> bool:
+    """Tell whether a file is one JSON array."""
+    return _ending(path) == ".json" and not begins_with_object(path)
+
+
+def _parsed(text: str) -> dict[str, Any] | Broken:
+    try:
+        return parse_object(text, where="")
+    except DataError as error:
+        return Broken(text, str(error).removeprefix(": "))
+
+
+def _read_parquet(path: Path, _: Layout) -> Numbered:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -111,42 +174,12 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
-def _read_table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(_MAX_FIELD)
-    reader = csv.reader(read_text(path), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    end = 0
-    try:
-        for cells in reader:
-            start, end = end + 1, reader.line_num
-            if not cells:
-                continue
-            if not header:
-                header = _header(cells, where=f"{path}, line {start}")
-            elif len(cells) != len(header):
-                raise DataError(
-                    f"{path}, line {start}: expected {len(header)}"
-                    " fields as in the header; quote fields that hold the delimiter or a line break"
-                )
-            else:
-                yield start, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: broken CSV ({error})") from error
-
-
-def _header(cells: list[str], *, where: str) -> list[str]:
-    """Return the names of the columns; of two with one name, one would be lost."""
-    twice = sorted(name for name, count in Counter(cells).items() if name and count > 1)
-    if twice:
-        raise DataError(f"{where}: columns with the same name: {', '.join(twice)}; rename them")
-    return cells
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
-    ".jsonl": read_objects,
-    ".ndjson": read_objects,
-    ".json": _read_array,
-    ".parquet": _read_parquet,
-    ".csv": lambda path: _read_table(path, ","),
-    ".tsv": lambda path: _read_table(path, "\t"),
+_CONTAINERS = {
+    ".jsonl": _Container(_read_lines),
+    ".ndjson": _Container(_read_lines),
+    ".json": _Container(_read_array),
+    ".parquet": _Container(_read_parquet, "row", is_packed=True),
+    ".csv": _Container(read_delimited, is_table=True),
+    ".tsv": _Container(read_delimited, is_table=True),
+    ".xlsx": _Container(read_workbook, "row", is_table=True, is_packed=True),
 }

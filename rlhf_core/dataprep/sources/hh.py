@@ -5,64 +5,43 @@ r"""HH-RLHF as published: two whole transcripts a row (Bai et al. 2022, arXiv:22
 The pair is a comparison only where both transcripts agree up to the last turn.
 """
 
-import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from rlhf_core.dataprep.keys import content_id
-from rlhf_core.dataprep.rows import RawRow, Reason, SetAside
+from rlhf_core.dataprep.rows import RawRow, Reason, UnusableRow
+from rlhf_core.dataprep.sources.messages import parse_transcript
 from rlhf_core.dataprep.sources.sides import decided_comparison
-from rlhf_core.schema import Comparison, Conversation, Demonstration, Message
+from rlhf_core.schema import Comparison, Conversation, Demonstration
 
 ANNOTATOR = "hh"
 """The one implied vote of every row is this annotator's."""
 
-_MARKER = re.compile(r"\n\n(Human|Assistant):")
-_ROLES: dict[str, Any] = {"Human": "user", "Assistant": "assistant"}
+
+def comparisons_of(row: RawRow) -> Iterator[Comparison]:
+    """Yield one comparison, with one vote for the published choice."""
+    texts = row.text("chosen"), row.text("rejected")
+    chosen, rejected = (parse_transcript(text) for text in texts)
+    problem = _problem(texts[0] == texts[1], chosen, rejected)
+    if problem is not None:
+        raise UnusableRow(problem, "")
+    yield decided_comparison(
+        chosen[:-1],
+        chosen[-1].content,
+        rejected[-1].content,
+        annotator=ANNOTATOR,
+        place=(row.source, row.line),
+    )
 
 
-def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison | SetAside]:
-    """Yield one comparison a row, with one vote for the published choice."""
-    for row in rows:
-        texts = row.text("chosen"), row.text("rejected")
-        chosen, rejected = (parse_transcript(text) for text in texts)
-        problem = _problem(texts[0] == texts[1], chosen, rejected)
-        if problem is not None:
-            yield SetAside.of(row, problem)
-            continue
-        yield decided_comparison(
-            chosen[:-1],
-            chosen[-1].content,
-            rejected[-1].content,
-            annotator=ANNOTATOR,
-            place=(row.source, row.line),
-        )
-
-
-def parse_demonstrations(rows: Iterable[RawRow]) -> Iterator[tuple[int, Demonstration]]:
-    """Yield the chosen transcripts as demonstrations of their last turn."""
-    for row in rows:
-        turns = parse_transcript(row.text("chosen"))
-        response = turns[-1].content if turns and turns[-1].role == "assistant" else ""
-        yield (
-            row.line,
-            Demonstration(
-                demonstration_id=content_id("hh", row.text("chosen")),
-                prompt=turns[:-1],
-                response=response,
-                source=row.source,
-            ),
-        )
-
-
-def parse_transcript(text: str) -> Conversation:
-    """Split a transcript into turns; empty when it does not begin with a speaker's mark."""
-    preamble, *rest = _MARKER.split(text)
-    if preamble.strip():
-        return ()
-    return tuple(
-        Message(role=_ROLES[speaker], content=content.strip())
-        for speaker, content in zip(rest[::2], rest[1::2], strict=True)
+def demonstration_of(row: RawRow) -> Demonstration:
+    """Return the chosen transcript as a demonstration of its last turn."""
+    turns = parse_transcript(row.text("chosen"))
+    response = turns[-1].content if turns and turns[-1].role == "assistant" else ""
+    return Demonstration(
+        demonstration_id=content_id("hh", row.text("chosen")),
+        prompt=turns[:-1],
+        response=response,
+        source=row.source,
     )
 
 

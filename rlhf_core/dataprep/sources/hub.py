@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.config.data import SourceConfig
-from rlhf_core.dataprep.rows import RawRow
+from rlhf_core.dataprep.rows import Columns, RawRow
 from rlhf_core.errors import DataError
 
 _PREFIX = "hf:/datasets/"
@@ -32,7 +32,7 @@ def read_hub_rows(source: SourceConfig) -> Iterator[RawRow]:
     """Yield the rows of one split."""
     name = hub_name(source.path).rsplit("/", 1)[-1]
     for number, row in enumerate(_dataset(source), 1):
-        yield RawRow(source.path, name, number, dict(row))
+        yield RawRow(source.path, name, number, Columns(row), "row")
 
 
 def hub_fingerprint(source: SourceConfig) -> str:

@@ -15,15 +15,14 @@ control the one whose choice is a word of strength. Both may be one control: "A 
 side under ``choices`` and a number under ``strengths``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_core.dataprep.files import shorten
-from rlhf_core.dataprep.rows import RawRow, SetAside, annotator_name, as_json
-from rlhf_core.dataprep.sources.messages import parse_conversation
+from rlhf_core.dataprep.rows import Columns, RawRow, UnusableRow, annotator_name, as_json
+from rlhf_core.dataprep.sources.messages import parse_prompt
 from rlhf_core.dataprep.sources.words import choice_of, knows_strength, parse_number, parse_strength
-from rlhf_core.errors import DataError
 from rlhf_core.schema import Choice, Comparison, Vote
 
 _COLUMNS = ("prompt", "response_a", "response_b")
@@ -50,32 +49,35 @@ class _Answer:
     value: Any
 
 
-def parse_comparisons(rows: Iterable[RawRow], wording: Wording) -> Iterator[Comparison | SetAside]:
-    """Yield one comparison a task; cancelled and unanswered annotations are no votes."""
-    known: set[tuple[str, str]] = set()
-    for given in rows:
-        row = _with_task_outside(given)
-        row.require("data", "annotations")
-        task = _data(row, wording.columns)
-        annotations = row.value["annotations"]
-        if not isinstance(annotations, list):
-            found = shorten(annotations)
-            raise DataError(f"{row.where}: annotations: expected a list, found {found}")
-        fresh = _told_first(row, annotations, known)
-        if annotations and not fresh:
-            yield SetAside.of(given, "exact_duplicate", "annotations that an earlier row has")
-            continue
-        votes = (_vote(row, annotation, wording) for annotation in fresh)
-        number = row.value.get("id")
-        yield Comparison(
-            comparison_id=f"{row.source}-{row.line if number is None else number}",
-            prompt=parse_conversation(task, "prompt"),
-            response_a=task.text("response_a"),
-            response_b=task.text("response_b"),
-            votes=tuple(vote for vote in votes if vote is not None),
-            source=row.source,
-            line=row.line,
-        )
+def comparison_of(row: RawRow, wording: Wording, known: set[tuple[str, str]]) -> Comparison:
+    """Return the comparison of a task; cancelled and unanswered annotations are no votes.
+
+    Args:
+        row: a task, or an annotation with its task inside.
+        wording: the source's names and words.
+        known: annotations of earlier rows, with what they are about; receives those of this one.
+    """
+    row = _with_task_outside(row)
+    row.require("data", "annotations")
+    task = _data(row, wording.columns)
+    annotations = row.value["annotations"]
+    if not isinstance(annotations, list):
+        found = shorten(annotations)
+        raise UnusableRow("unusable_value", f"annotations: expected a list, found {found}")
+    fresh = _told_first(row, annotations, known)
+    if annotations and not fresh:
+        raise UnusableRow("exact_duplicate", "annotations that an earlier row has")
+    votes = (_vote(row, annotation, wording) for annotation in fresh)
+    number = row.value.get("id")
+    return Comparison(
+        comparison_id=f"{row.source}-{row.line if number is None else number}",
+        prompt=parse_prompt(task),
+        response_a=task.text("response_a"),
+        response_b=task.text("response_b"),
+        votes=tuple(vote for vote in votes if vote is not None),
+        source=row.source,
+        line=row.line,
+    )
 
 
 def _with_task_outside(row: RawRow) -> RawRow:
@@ -83,8 +85,9 @@ def _with_task_outside(row: RawRow) -> RawRow:
     task = row.value.get("task")
     if not isinstance(task, dict) or "annotations" in row.value:
         return row
-    annotation = {name: part for name, part in row.value.items() if name != "task"}
-    return replace(row, value={**task, "annotations": [annotation]})
+    annotation = {name: row.value[name] for name in row.value if name != "task"}
+    row.value["task"]
+    return replace(row, value=Columns({**task, "annotations": [annotation]}))
 
 
 def _told_first(row: RawRow, annotations: list[Any], known: set[tuple[str, str]]) -> list[Any]:
@@ -115,17 +118,19 @@ def _edited(annotation: dict[str, Any]) -> str:
 def _data(row: RawRow, columns: Mapping[str, str]) -> RawRow:
     data = row.value["data"]
     if not isinstance(data, dict):
-        raise DataError(f"{row.where}: data: expected an object, found {shorten(data)}")
-    task = replace(row, value=data)
+        raise UnusableRow("unusable_value", f"data: expected an object, found {shorten(data)}")
+    task = replace(row, value=Columns(data))
     names = {column: columns.get(column, column) for column in _COLUMNS}
     task.require(*names.values())
     renamed = {ours: data[theirs] for ours, theirs in names.items()}
-    return replace(row, value=renamed)
+    return replace(row, value=Columns(renamed))
 
 
 def _vote(row: RawRow, annotation: Any, wording: Wording) -> Vote | None:
     if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
-        raise DataError(f"{row.where}: annotation without a result list: {shorten(annotation)}")
+        raise UnusableRow(
+            "unusable_value", f"annotation without a result list: {shorten(annotation)}"
+        )
     if annotation.get("was_cancelled"):
         return None
     answers = [_answer(row, result) for result in annotation["result"]]
@@ -138,18 +143,18 @@ def _vote(row: RawRow, annotation: Any, wording: Wording) -> Vote | None:
     how_much = None if strength is None else _content(row, strength)
     return Vote(
         annotator=_annotator(annotation.get("completed_by")),
-        choice=choice_of(row, word, wording.choices),
+        choice=choice_of(word, wording.choices),
         strength=parse_strength(
-            replace(row, value={"strength": how_much}), "strength", wording.strengths
+            replace(row, value=Columns({"strength": how_much})), "strength", wording.strengths
         ),
-        seconds=parse_number(replace(row, value=annotation), "lead_time"),
+        seconds=parse_number(replace(row, value=Columns(annotation)), "lead_time"),
     )
 
 
 def _answer(row: RawRow, result: Any) -> _Answer:
     value = result.get("value") if isinstance(result, dict) else None
     if not isinstance(value, dict):
-        raise DataError(f"{row.where}: result without a value: {shorten(result)}")
+        raise UnusableRow("unusable_value", f"result without a value: {shorten(result)}")
     kind = next((kind for kind in _KINDS if kind in value), "")
     return _Answer(str(result.get("from_name", "")), kind, value.get(kind))
 
@@ -177,9 +182,10 @@ def _is_strength(answer: _Answer, wording: Wording) -> bool:
 def _only(row: RawRow, found: list[_Answer], column: str) -> _Answer | None:
     if len(found) > 1:
         controls = ", ".join(answer.control or "without a name" for answer in found)
-        raise DataError(
-            f"{row.where}: several answers could be the {column} (controls {controls});"
-            f" name one control in columns: {{{column}: ...}}"
+        raise UnusableRow(
+            "unusable_value",
+            f"several answers could be the {column} (controls {controls});"
+            f" name one control in columns: {{{column}: ...}}",
         )
     return found[0] if found else None
 
@@ -195,9 +201,10 @@ def _content(row: RawRow, answer: _Answer) -> Any:
         return answer.value
     words = answer.value if isinstance(answer.value, list) else [answer.value]
     if len(words) > 1:
-        raise DataError(
-            f"{row.where}: control {answer.control!r}: expected one choice, found"
-            f" {len(words)}: {shorten(words)}"
+        raise UnusableRow(
+            "unusable_value",
+            f"control {answer.control!r}: expected one choice, found"
+            f" {len(words)}: {shorten(words)}",
         )
     return words[0] if words else None
 

@@ -1,49 +1,242 @@
-"""Prompts and responses in the shapes the field uses: plain text or lists of messages."""
+"""Prompts and answers in the shapes the field uses: text, transcripts, messages, or lists of them.
 
+Columns beside a prompt that belong to it are read with it: ``input`` (what an instruction is about)
+follows it in the user's turn, ``history`` (earlier rounds) goes before, ``system`` goes first.
+"""
+
+import re
 from typing import Any
 
-from rlhf_core.dataprep.rows import RawRow
-from rlhf_core.errors import DataError
+from rlhf_core.config.data import word_of
+from rlhf_core.dataprep.files import shorten
+from rlhf_core.dataprep.rows import RawRow, UnusableRow
+from rlhf_core.dataprep.sources.columns import structured
 from rlhf_core.schema import Conversation, Message
 
 _ROLES: dict[str, Any] = {
     "system": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "model": "assistant",
+    "bot": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "developer": "developer",
 }
-_FIELDS = (("role", "content"), ("from", "value"))
+_FIELDS = (("role", "content"), ("from", "value"), ("role", "text"), ("role", "value"))
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+_CALLS = ("tool_calls", "function_call")
+
+_MARKER = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
+_WHOLE = re.compile(r"\s*Human:.*?\n\r?\nAssistant:", re.DOTALL)
+"""How an answer begins that is the whole transcript."""
+_SPEAKERS: dict[str, Any] = {"Human": "user", "Assistant": "assistant"}
+
+
+def parse_transcript(text: str) -> Conversation:
+    """Split a transcript into turns; empty when it does not begin with a speaker's mark."""
+    preamble, *rest = _MARKER.split(text)
+    if preamble.strip():
+        return ()
+    return _turns(rest)
+
+
+def prompt_transcript(text: str) -> Conversation:
+    r"""Return the turns of a prompt that is a transcript; empty where it is none.
+
+    One that is begins with ``\n\nHuman:``, or with ``Human:`` and has an ``\n\nAssistant:`` too, or
+    ends with an ``\n\nAssistant:`` to be filled in; then what stands before the first mark is the
+    system's turn. The empty last mark is no turn.
+    """
+    preamble, *rest = _MARKER.split(text)
+    speakers = rest[::2]
+    if not speakers:
+        return ()
+    is_open = speakers[-1] == "Assistant" and not rest[-1].strip() and "Human" in speakers
+    is_marked = text.startswith(("\n\n", "\r\n\r\n")) or "Assistant" in speakers
+    if preamble.strip() and not is_open:
+        return ()
+    if not preamble.strip() and (speakers[0] != "Human" or not is_marked):
+        return ()
+    turns = _turns(rest[:-2] if is_open else rest)
+    return (Message(role="system", content=preamble.strip()), *turns) if preamble.strip() else turns
+
+
+def _turns(parts: list[str]) -> Conversation:
+    return tuple(
+        Message(role=_SPEAKERS[speaker], content=content.strip())
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    )
+
+
+def parse_prompt(row: RawRow) -> Conversation:
+    """Return the conversation to answer: the column ``prompt`` and what belongs to it."""
+    return with_context(row, parse_conversation(row, "prompt"))
 
 
 def parse_conversation(row: RawRow, column: str) -> Conversation:
-    """Return a column that holds text (one user turn) or a list of messages."""
+    """Return a column that holds text (one user turn or a transcript), a message, or several."""
     row.require(column)
-    value = row.value[column]
+    value = readable(row, row.value[column])
     if isinstance(value, str):
-        return (Message(role="user", content=value),)
-    return parse_messages(row, column)
+        return prompt_transcript(value) or (Message(role="user", content=value),)
+    if texts := _only_texts(value):
+        if len(texts) > 1:
+            raise UnusableRow(
+                "unusable_message", f"{column}: {len(texts)} texts, and no answers between them"
+            )
+        return (Message(role="user", content=texts[0]),)
+    return messages_of(value, column)
 
 
 def parse_messages(row: RawRow, column: str) -> Conversation:
     """Return a column that holds a list of messages."""
     row.require(column)
-    value = row.value[column]
+    return messages_of(readable(row, row.value[column]), column)
+
+
+def messages_of(value: Any, place: str) -> Conversation:
+    """Return the turns of a list of messages, or of a single one."""
+    if isinstance(value, dict):
+        return (_message(place, value),)
     if not isinstance(value, list):
-        raise DataError(
-            f"{row.where}: {column}: expected a list of messages, found {type(value).__name__}"
+        raise UnusableRow(
+            "unusable_value", f"{place}: expected a list of messages, found {type(value).__name__}"
         )
-    return tuple(_message(row, f"{column}.{number}", turn) for number, turn in enumerate(value))
+    return tuple(_message(f"{place}.{number}", turn) for number, turn in enumerate(value))
 
 
-def _message(row: RawRow, place: str, turn: object) -> Message:
-    if isinstance(turn, dict):
-        for role_field, content_field in _FIELDS:
-            role, content = turn.get(role_field), turn.get(content_field)
-            if isinstance(role, str) and isinstance(content, str) and role.lower() in _ROLES:
-                return Message(role=_ROLES[role.lower()], content=content)
-    raise DataError(
-        f"{row.where}: {place}: expected a message with role (one of {', '.join(_ROLES)})"
-        f" and content, found {repr(turn)[:80]}"
+def answer_of(value: Any, place: str) -> tuple[Conversation, str]:
+    """Return the turns before an answer (none for plain text) and the answer.
+
+    Raises:
+        UnusableRow: it is neither text nor messages that end with the assistant's.
+    """
+    if isinstance(value, str):
+        if not _WHOLE.match(value):
+            return (), value
+        turns = parse_transcript(value)
+    elif isinstance(value, list | dict):
+        turns = messages_of(value, place)
+    else:
+        found = type(value).__name__
+        raise UnusableRow("unusable_value", f"{place}: expected text or messages, found {found}")
+    if not turns or turns[-1].role != "assistant":
+        raise UnusableRow("malformed_transcript", f"{place}: no assistant turn at the end")
+    return turns[:-1], turns[-1].content
+
+
+def readable(row: RawRow, value: Any) -> Any:
+    """Return a cell's value: tables, and some exports, write lists of messages as text."""
+    if row.is_table and isinstance(value, int | float):
+        return word_of(value)  # A workbook makes numbers of texts such as 42.
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    inner = structured(value)
+    entries = inner if isinstance(inner, list) else [inner]
+    are_messages = bool(entries) and all(_is_message(entry) for entry in entries)
+    are_texts = row.is_table and isinstance(inner, list) and bool(_only_texts(inner))
+    return inner if are_messages or are_texts else value
+
+
+def _is_message(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    return any(role in entry and content in entry for role, content in _FIELDS)
+
+
+def _only_texts(value: Any) -> list[str]:
+    """Return a list's texts; none where it holds anything else."""
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return value
+    return []
+
+
+def texts_of(row: RawRow, column: str) -> list[str]:
+    """Return the texts of a column that is a list of texts; none where it is anything else."""
+    return _only_texts(readable(row, dict.get(row.value, column)))
+
+
+def with_context(row: RawRow, turns: Conversation) -> Conversation:
+    """Return a conversation with what stands in columns of its own: input, history, system."""
+    about = dict.get(row.value, "input")
+    if len(turns) == 1 and turns[0].role == "user" and isinstance(about, str):
+        row.value["input"]
+        if about.strip() and about.strip() != turns[0].content.strip():
+            turns = (Message(role="user", content=f"{turns[0].content}\n{about}"),)
+    history = readable(row, dict.get(row.value, "history"))
+    if isinstance(history, str) and row.is_table:
+        history = structured(history)
+    if isinstance(history, list):
+        row.value["history"]
+        turns = (*_earlier(history), *turns)
+    system = dict.get(row.value, "system")
+    if isinstance(system, str):
+        row.value["system"]
+        if system.strip() and (not turns or turns[0].role != "system"):
+            turns = (Message(role="system", content=system), *turns)
+    return turns
+
+
+def _earlier(rounds: list[Any]) -> Conversation:
+    """Return earlier rounds as turns: pairs of question and answer, or messages."""
+    turns: list[Message] = []
+    for number, entry in enumerate(rounds):
+        if isinstance(entry, list | tuple):
+            texts = _only_texts(list(entry))
+            if len(texts) != 2:
+                raise UnusableRow(
+                    "unusable_message",
+                    f"history.{number}: expected question and answer, found {shorten(entry)}",
+                )
+            turns += [
+                Message(role="user", content=texts[0]),
+                Message(role="assistant", content=texts[1]),
+            ]
+        else:
+            turns.append(_message(f"history.{number}", entry))
+    return tuple(turns)
+
+
+def _message(place: str, turn: object) -> Message:
+    if not isinstance(turn, dict):
+        raise _no_message(place, turn)
+    if call := next((name for name in _CALLS if turn.get(name)), None):
+        raise UnusableRow("unusable_message", f"{place}: a turn with {call}; a turn here is text")
+    for role_field, content_field in _FIELDS:
+        role, content = turn.get(role_field), turn.get(content_field)
+        if not isinstance(role, str) or role.lower() not in _ROLES or content is None:
+            continue
+        text = _joined(f"{place}.{content_field}", content)
+        if text is not None:
+            return Message(role=_ROLES[role.lower()], content=text)
+    raise _no_message(place, turn)
+
+
+def _joined(place: str, content: object) -> str | None:
+    """Return text, or the text parts of a list of parts one after the other."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    texts = []
+    for number, part in enumerate(content):
+        text = part.get("text") if isinstance(part, dict) else part
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in _TEXT_PARTS or not isinstance(text, str):
+            raise UnusableRow(
+                "unusable_message", f"{place}.{number}: expected text, found {shorten(part)}"
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _no_message(place: str, turn: object) -> UnusableRow:
+    return UnusableRow(
+        "unusable_message",
+        f"{place}: expected a message with role (one of {', '.join(_ROLES)}) and content, found"
+        f" {shorten(turn)}",
     )

@@ -2,24 +2,25 @@
 
     {"prompt": ..., "responses": ["best", "second", ...]}
     {"prompt": ..., "responses": [...], "ranks": [2, 1, 2], "annotator": "ann"}
+    {"prompt": ..., "responses": [...], "scores": [4.5, 9, 4.5]}
     {"prompt": ..., "responses": [...], "rankings": [{"annotator": "ann", "ranks": [...]}, ...]}
 
-Rank 1 is best; equal ranks are a tie; the distance of ranks is the strength. Rows of several
-annotators on the same responses are votes on the same comparisons. A null is the same as a column
-that is not there.
+Rank 1 is best, or the highest score; equal ones are a tie; their distance is the strength. Rows of
+several annotators on the same responses are votes on the same comparisons. A null is the same as a
+column that is not there. A response is text or a message.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
 from rlhf_core.dataprep.files import shorten
 from rlhf_core.dataprep.keys import content_id, conversation_key
-from rlhf_core.dataprep.rows import UNNAMED, RawRow, SetAside, annotator_name
-from rlhf_core.dataprep.sources.messages import parse_conversation
+from rlhf_core.dataprep.rows import UNNAMED, RawRow, UnusableRow, annotator_name
+from rlhf_core.dataprep.sources.columns import structured
+from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt
 from rlhf_core.dataprep.sources.words import finite_number
-from rlhf_core.errors import DataError
-from rlhf_core.schema import Choice, Comparison, Vote
+from rlhf_core.schema import Choice, Comparison, Conversation, Vote
 
 ANNOTATOR = "published"
 
@@ -27,61 +28,87 @@ Ranking = tuple[str, list[float]]
 """Annotator, and the rank of each response."""
 
 
-def parse_comparisons(rows: Iterable[RawRow]) -> Iterator[Comparison | SetAside]:
-    """Yield the comparisons of each list one after the other, all with one ``group``."""
-    for row in rows:
-        responses = _responses(row)
-        if len(responses) < 2:
-            yield SetAside.of(row, "too_few_responses", detail=f"{len(responses)} responses")
-            continue
-        prompt = parse_conversation(row, "prompt")
-        rankings = _rankings(row, len(responses))
-        group = content_id("list", conversation_key(prompt).hex(), *responses)
-        # The publisher's order says who won. So that the side cannot say it too, ids decide it.
-        ids = [content_id("side", group, text) for text in responses]
-        for pair in combinations(range(len(responses)), 2):
-            first, second = sorted(pair, key=lambda place: ids[place])
-            yield Comparison(
-                comparison_id=f"{group}-{pair[0]}-{pair[1]}",
-                prompt=prompt,
-                response_a=responses[first],
-                response_b=responses[second],
-                votes=tuple(_vote(ranking, first, second) for ranking in rankings),
-                source=row.source,
-                line=row.line,
-                group=group,
-            )
+def comparisons_of(row: RawRow) -> Iterator[Comparison]:
+    """Yield the comparisons of a list one after the other, all with one ``group``."""
+    responses = _responses(row)
+    if len(responses) < 2:
+        raise UnusableRow("too_few_responses", f"{len(responses)} responses")
+    rankings = _rankings(row, len(responses))
+    yield from all_pairs(parse_prompt(row), responses, rankings, (row.source, row.line))
+
+
+def all_pairs(
+    prompt: Conversation,
+    responses: Sequence[str],
+    rankings: Sequence[Ranking],
+    place: tuple[str, int],
+) -> Iterator[Comparison]:
+    """Yield every two of some responses as a comparison with the votes that rankings imply."""
+    group = content_id("list", conversation_key(prompt).hex(), *responses)
+    # The publisher's order says who won. So that the side cannot say it too, ids decide it.
+    ids = [content_id("side", group, text) for text in responses]
+    for pair in combinations(range(len(responses)), 2):
+        first, second = sorted(pair, key=lambda number: ids[number])
+        yield Comparison(
+            comparison_id=f"{group}-{pair[0]}-{pair[1]}",
+            prompt=prompt,
+            response_a=responses[first],
+            response_b=responses[second],
+            votes=tuple(_vote(ranking, first, second) for ranking in rankings),
+            source=place[0],
+            line=place[1],
+            group=group,
+        )
 
 
 def _responses(row: RawRow) -> list[str]:
     row.require("responses")
-    value = row.value["responses"]
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise DataError(f"{row.where}: responses: expected a list of texts, found {shorten(value)}")
-    return value
+    value = _list(row.value["responses"])
+    if not isinstance(value, list):
+        raise UnusableRow(
+            "unusable_value", f"responses: expected a list of texts, found {shorten(value)}"
+        )
+    if not all(isinstance(entry, str | dict) for entry in value):
+        raise UnusableRow(
+            "unusable_value", f"responses: expected a list of texts, found {shorten(value)}"
+        )
+    return [
+        entry if isinstance(entry, str) else answer_of(entry, f"responses.{number}")[1]
+        for number, entry in enumerate(value)
+    ]
+
+
+def _list(value: Any) -> Any:
+    """Return a list that a cell of a table writes as text, too."""
+    return structured(value) if isinstance(value, str) else value
 
 
 def _rankings(row: RawRow, length: int) -> list[Ranking]:
     if (several := row.value.get("rankings")) is not None:
         if not isinstance(several, list):
-            raise DataError(f"{row.where}: rankings: expected a list, found {shorten(several)}")
-        return [_ranking(row, entry, length, UNNAMED) for entry in several]
+            raise UnusableRow(
+                "unusable_value", f"rankings: expected a list, found {shorten(several)}"
+            )
+        return [_ranking(entry, "ranks", length, UNNAMED) for entry in several]
     if row.value.get("ranks") is not None:
-        return [_ranking(row, row.value, length, ANNOTATOR)]
-    return [(ANNOTATOR, [float(place) for place in range(1, length + 1)])]
+        return [_ranking(row.value, "ranks", length, ANNOTATOR)]
+    if row.value.get("scores") is not None:
+        annotator, scores = _ranking(row.value, "scores", length, ANNOTATOR)
+        return [(annotator, [-score for score in scores])]
+    return [(ANNOTATOR, [float(number) for number in range(1, length + 1)])]
 
 
-def _ranking(row: RawRow, entry: Any, length: int, nobody: str) -> Ranking:
+def _ranking(entry: Any, column: str, length: int, nobody: str) -> Ranking:
     """Return one ranking; ``nobody`` gave it where the source names no one."""
-    ranks = entry.get("ranks") if isinstance(entry, dict) else None
+    ranks = _list(entry.get(column)) if isinstance(entry, dict) else None
     if isinstance(ranks, list) and len(ranks) == length:
-        numbers = [finite_number(rank) for rank in ranks if isinstance(rank, int | float)]
-        places = [number for number in numbers if number is not None]
+        places = [number for rank in ranks if (number := finite_number(rank)) is not None]
         if len(places) == length:
             name = annotator_name(entry.get("annotator"))
             return nobody if name == UNNAMED else name, places
-    raise DataError(
-        f"{row.where}: ranks: expected {length} numbers, one a response, found {shorten(ranks)}"
+    raise UnusableRow(
+        "unusable_value",
+        f"{column}: expected {length} numbers, one a response, found {shorten(ranks)}",
     )
 
 

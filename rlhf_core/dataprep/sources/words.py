@@ -1,20 +1,33 @@
 """Words and numbers of a spreadsheet: which side won, how much better, how long it took."""
 
 import math
+import re
 from collections.abc import Mapping
 
+from rlhf_core.config.data import WORDS_OF_TRUTH, word_of
 from rlhf_core.dataprep.files import shorten
-from rlhf_core.dataprep.rows import RawRow
-from rlhf_core.errors import DataError
+from rlhf_core.dataprep.rows import RawRow, UnusableRow
 from rlhf_core.schema import Choice
 
 CHOICES: Mapping[str, Choice] = {
     "a": "a",
     "left": "a",
+    "first": "a",
+    "model_a": "a",
+    "response_a": "a",
+    "assistant_a": "a",
     "b": "b",
     "right": "b",
+    "second": "b",
+    "model_b": "b",
+    "response_b": "b",
+    "assistant_b": "b",
     "tie": "tie",
     "equal": "tie",
+    "draw": "tie",
+    "tie (bothbad)": "tie",
+    "bothbad": "tie",
+    "both_bad": "tie",
 }
 STRENGTHS: Mapping[str, float] = {
     "equal": 0.0,
@@ -28,27 +41,46 @@ STRENGTHS: Mapping[str, float] = {
 }
 
 
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+
+
 def parse_choice(row: RawRow, column: str, choices: Mapping[str, Choice]) -> Choice | None:
-    """Return the winning side a word names, the source's own words first; None for a blank cell."""
+    """Return the winning side a cell names, the source's own words first; None for a blank cell."""
     row.require(column)
     value = row.value[column]
-    if is_blank(value) and value not in choices:
+    if is_blank(value) and _known(value, choices) is None:
         return None
-    return choice_of(row, row.text(column), choices)
+    return choice_of(value, choices)
 
 
-def choice_of(row: RawRow, word: str, choices: Mapping[str, Choice]) -> Choice:
-    """Return the winning side ``word`` names."""
-    if word in choices:
-        return choices[word]
-    choice = None if choices else CHOICES.get(word.strip().lower())
-    if choice is None:
-        known = ", ".join(choices or CHOICES)
-        raise DataError(
-            f"{row.where}: unknown choice {shorten(word)}; expected one of {known},"
-            " or name it in choices"
-        )
-    return choice
+def choice_of(value: object, choices: Mapping[str, Choice]) -> Choice:
+    """Return the winning side that a word, a number or a truth value names.
+
+    A number is the same however it is written (0, 0.0, "0"), and a truth value also stands for 1
+    or 0. What numbers mean is for ``choices`` to say: publishers count from 0 and from 1, and 1 may
+    mean "the first is better" or "the second".
+    """
+    known = _known(value, choices or CHOICES)
+    if known is not None:
+        return known
+    is_number = not choices and (isinstance(value, bool) or finite_number(value) is not None)
+    named = ", ".join(choices or CHOICES)
+    told = f"a number may mean either side: say which in choices, as in {{{word_of(value)}: a}}"
+    raise UnusableRow(
+        "unusable_value",
+        f"unknown choice {shorten(value)}; "
+        + (told if is_number else f"expected one of {named}, or name it in choices"),
+    )
+
+
+def _known(value: object, choices: Mapping[str, Choice]) -> Choice | None:
+    if isinstance(value, str) and value in choices:
+        return choices[value]
+    word = word_of(value)
+    folded = {word_of(key).casefold(): side for key, side in choices.items()}
+    # Written as truth values in one place and as numbers in another, they are the same.
+    same = (word.casefold(), *WORDS_OF_TRUTH.get(word.casefold(), ()))
+    return next((folded[name] for name in same if name in folded), None)
 
 
 def parse_strength(row: RawRow, column: str, strengths: Mapping[str, float]) -> float | None:
@@ -59,6 +91,12 @@ def parse_strength(row: RawRow, column: str, strengths: Mapping[str, float]) -> 
     return parse_number(row, column)
 
 
+def parse_signed(row: RawRow, column: str) -> float | None:
+    """Return how much better either side is, a number of either sign without it."""
+    number = parse_score(row, column)
+    return None if number is None else abs(number)
+
+
 def knows_strength(value: object, strengths: Mapping[str, float]) -> bool:
     """Tell whether ``parse_strength`` makes something of a value."""
     number = finite_number(value)
@@ -66,9 +104,7 @@ def knows_strength(value: object, strengths: Mapping[str, float]) -> bool:
 
 
 def _strength_of(value: object, strengths: Mapping[str, float]) -> float | None:
-    if not isinstance(value, str):
-        return None
-    table, word = strengths or STRENGTHS, value.strip()
+    table, word = strengths or STRENGTHS, word_of(value)
     return table.get(word, table.get(word.lower()))
 
 
@@ -87,10 +123,14 @@ def _number(row: RawRow, column: str, least: float) -> float | None:
     value = row.value.get(column)
     if is_blank(value):
         return None
+    if row.decimal_comma and isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value.strip()):
+        value = value.replace(",", ".")
     number = finite_number(value)
     if number is None or number < least:
         bound = "" if least < 0 else f" >= {least:g}"
-        raise DataError(f"{row.where}: {column}: expected a number{bound}, found {shorten(value)}")
+        raise UnusableRow(
+            "unusable_value", f"{column}: expected a number{bound}, found {shorten(value)}"
+        )
     return number
 
 

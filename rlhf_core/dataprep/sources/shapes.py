@@ -1,0 +1,327 @@
+"""The shapes in which people publish comparisons, and the settings that read each.
+
+One place says them all: a shape is told by the columns it has, and read by one of the formats under
+``columns``, ``choices`` and ``strengths``. A new shape is an entry here and a row in docs/data.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_core.config.data import DemonstrationFormat, SourceFormat
+from rlhf_core.schema import Choice
+
+FIRST_IS_0: Mapping[str, Choice] = {"0": "a", "1": "b"}
+FIRST_IS_1: Mapping[str, Choice] = {"1": "a", "2": "b"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One shape: columns that tell it, and how it is read."""
+
+    name: str
+    has: tuple[str, ...]
+    """Columns, or paths into them, that every file of this shape has."""
+    format: SourceFormat
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Our names to theirs; those that a file lacks are left out."""
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    note: str = ""
+    """What the shape takes for granted."""
+
+    def settings(self, there: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings for a file that has the columns ``there``."""
+        columns = {
+            ours: theirs
+            for ours, theirs in self.columns.items()
+            if theirs.split(".")[0] in there or theirs in there
+        }
+        parts = {"format": self.format, "columns": columns, "choices": dict(self.choices)}
+        return {name: part for name, part in parts.items() if part}
+
+
+_OPEN_AI = {"chosen": "preferred_output", "rejected": "non_preferred_output"}
+_ARENA = {
+    "response_a": "conversation_a",
+    "response_b": "conversation_b",
+    "annotator": "judge",
+    "comparison_id": "question_id",
+}
+
+SHAPES: tuple[Shape, ...] = (
+    Shape(
+        "OpenAI preference",
+        ("input.messages", "preferred_output", "non_preferred_output"),
+        "pairs",
+        {"prompt": "input.messages", **_OPEN_AI},
+    ),
+    Shape(
+        "OpenAI preference, input as text",
+        ("input", "preferred_output", "non_preferred_output"),
+        "pairs",
+        {"prompt": "input", **_OPEN_AI},
+    ),
+    Shape(
+        "chat and rejected answer (ms-swift)",
+        ("messages", "rejected_response"),
+        "pairs",
+        {"chosen": "messages", "rejected": "rejected_response"},
+    ),
+    Shape(
+        "chat and rejected chat (ms-swift)",
+        ("messages", "rejected_messages"),
+        "pairs",
+        {"chosen": "messages", "rejected": "rejected_messages"},
+    ),
+    Shape(
+        "ShareGPT with chosen and rejected (LLaMA-Factory)",
+        ("conversations", "chosen", "rejected"),
+        "pairs",
+        {"prompt": "conversations"},
+    ),
+    Shape(
+        "instruction with chosen and rejected (Alpaca)",
+        ("instruction", "chosen", "rejected"),
+        "pairs",
+        {"prompt": "instruction"},
+    ),
+    Shape("chosen and rejected", ("prompt", "chosen", "rejected"), "pairs"),
+    Shape(
+        "chosen and rejected to a question",
+        ("question", "chosen", "rejected"),
+        "pairs",
+        {"prompt": "question"},
+    ),
+    Shape("HH-RLHF", ("chosen", "rejected"), "hh"),
+    Shape("chosen and rejected, the prompt within", ("chosen", "rejected"), "pairs"),
+    Shape(
+        "question with two answers, the first better",
+        ("question", "response_j", "response_k"),
+        "pairs",
+        {"prompt": "question", "chosen": "response_j", "rejected": "response_k"},
+    ),
+    Shape("Label Studio", ("data", "annotations"), "label_studio"),
+    Shape("our records", ("prompt", "response_a", "response_b", "votes"), "canonical"),
+    Shape(
+        "arena, one-hot winner",
+        ("conversation_a", "conversation_b", "winner_model_a", "winner_model_b"),
+        "flat",
+        {
+            **_ARENA,
+            "winner_a": "winner_model_a",
+            "winner_b": "winner_model_b",
+            "winner_tie": "winner_tie",
+        },
+    ),
+    Shape(
+        "arena",
+        ("conversation_a", "conversation_b", "winner"),
+        "flat",
+        {**_ARENA, "choice": "winner"},
+    ),
+    Shape(
+        "arena with answers, one-hot winner",
+        ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"),
+        "flat",
+        {
+            "winner_a": "winner_model_a",
+            "winner_b": "winner_model_b",
+            "winner_tie": "winner_tie",
+        },
+    ),
+    Shape(
+        "SHP",
+        ("history", "human_ref_A", "human_ref_B", "labels"),
+        "flat",
+        {
+            "prompt": "history",
+            "response_a": "human_ref_A",
+            "response_b": "human_ref_B",
+            "choice": "labels",
+        },
+        {"1": "a", "0": "b"},
+        "labels 1: the first is better, as its publisher says",
+    ),
+    Shape(
+        "PKU-SafeRLHF",
+        ("prompt", "response_0", "response_1", "better_response_id"),
+        "flat",
+        {"response_a": "response_0", "response_b": "response_1", "choice": "better_response_id"},
+        FIRST_IS_0,
+    ),
+    Shape(
+        "HelpSteer preference",
+        ("prompt", "response_1", "response_2", "preference_strength"),
+        "flat",
+        {
+            "response_a": "response_1",
+            "response_b": "response_2",
+            "preference": "preference_strength",
+        },
+        note="below 0 the first is better, as its publisher says",
+    ),
+    Shape(
+        "HelpSteer3 preference",
+        ("context", "response1", "response2", "overall_preference"),
+        "flat",
+        {
+            "prompt": "context",
+            "response_a": "response1",
+            "response_b": "response2",
+            "preference": "overall_preference",
+        },
+        note="below 0 the first is better, as its publisher says",
+    ),
+    Shape(
+        "summaries with a choice",
+        ("info.post", "summaries.1.text", "choice"),
+        "flat",
+        {
+            "prompt": "info.post",
+            "response_a": "summaries.0.text",
+            "response_b": "summaries.1.text",
+            "annotator": "worker",
+        },
+        FIRST_IS_0,
+    ),
+    Shape(
+        "WebGPT comparisons",
+        ("question.full_text", "answer_0", "answer_1", "score_0", "score_1"),
+        "flat",
+        {
+            "prompt": "question.full_text",
+            "response_a": "answer_0",
+            "response_b": "answer_1",
+            "score_a": "score_0",
+            "score_b": "score_1",
+        },
+    ),
+    Shape(
+        "UltraFeedback",
+        ("instruction", "completions.*.response", "completions.*.overall_score"),
+        "ranked",
+        {
+            "prompt": "instruction",
+            "responses": "completions.*.response",
+            "scores": "completions.*.overall_score",
+        },
+    ),
+    Shape(
+        "Nectar",
+        ("prompt", "answers.*.answer", "answers.*.rank"),
+        "ranked",
+        {"responses": "answers.*.answer", "ranks": "answers.*.rank"},
+    ),
+    Shape("ranked list", ("prompt", "responses"), "ranked"),
+    Shape("tree of ranked replies", ("prompt.replies",), "tree"),
+    Shape("tree of ranked replies", ("replies", "text"), "tree"),
+    Shape("tree of ranked replies", ("replies", "content"), "tree"),
+)
+"""The first that a file has is tried first."""
+
+PROMPTS = (
+    "prompt",
+    "instruction",
+    "question",
+    "query",
+    "context",
+    "post",
+    "history",
+    "input",
+    "messages",
+    "conversation",
+    "conversations",
+    "dialogue",
+    "user",
+)
+"""How a prompt's column may be called, the surest first."""
+LISTS = ("responses", "completions", "answers", "outputs", "candidates", "generations", "replies")
+"""How a column of several answers may be called."""
+TEXTS = ("text", "response", "answer", "completion", "content", "output", "message", "value")
+"""How the answer is called in the objects of such a list."""
+RANKS = ("rank", "ranking", "place", "position")
+SCORES = ("overall_score", "score", "rating", "reward", "overall", "points", "value")
+SIDES = (
+    ("response_a", "response_b"),
+    ("response_1", "response_2"),
+    ("response_0", "response_1"),
+    ("response1", "response2"),
+    ("answer_a", "answer_b"),
+    ("answer_1", "answer_2"),
+    ("answer_0", "answer_1"),
+    ("completion_a", "completion_b"),
+    ("completion_1", "completion_2"),
+    ("completion_0", "completion_1"),
+    ("output_a", "output_b"),
+    ("output_1", "output_2"),
+    ("output_0", "output_1"),
+    ("conversation_a", "conversation_b"),
+    ("model_a_response", "model_b_response"),
+    ("text_a", "text_b"),
+    ("human_ref_a", "human_ref_b"),
+    ("left", "right"),
+    ("first", "second"),
+    ("a", "b"),
+)
+"""How the columns of two responses may be called, letter case aside."""
+PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred", "dispreferred"),
+    ("preferred", "rejected"),
+    ("preferred_output", "non_preferred_output"),
+    ("better", "worse"),
+    ("accepted", "rejected"),
+    ("winner", "loser"),
+    ("good", "bad"),
+    ("positive", "negative"),
+    ("response", "rejected_response"),
+)
+"""How the columns of a winner and a loser may be called."""
+CHOSEN_BY = (
+    "choice",
+    "winner",
+    "preference",
+    "preferred",
+    "label",
+    "labels",
+    "vote",
+    "verdict",
+    "better",
+    "better_response",
+    "better_response_id",
+    "selected",
+    "annotation",
+    "answer",
+    "preference_strength",
+    "overall_preference",
+    "result",
+    "judgement",
+    "judgment",
+)
+"""How the column may be called that says who won."""
+OTHERS = {
+    "annotator": (
+        "annotator",
+        "annotator_id",
+        "worker",
+        "worker_id",
+        "judge",
+        "rater",
+        "who",
+        "user_id",
+    ),
+    "comparison_id": ("comparison_id", "pair_id", "question_id", "item_id", "id"),
+    "strength": ("strength", "margin", "confidence"),
+    "seconds": ("seconds", "duration", "lead_time"),
+    "system": ("system", "system_prompt"),
+}
+"""Further columns, and how they may be called."""
+
+DEMONSTRATION_SHAPES: tuple[tuple[str, tuple[str, ...], DemonstrationFormat], ...] = (
+    ("chat", ("messages",), "messages"),
+    ("chat (ShareGPT)", ("conversations",), "messages"),
+    ("prompt and completion", ("prompt", "completion"), "messages"),
+    ("instruction (Alpaca)", ("instruction", "output"), "messages"),
+    ("our records", ("prompt", "response"), "canonical"),
+)

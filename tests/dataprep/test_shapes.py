@@ -1,0 +1,356 @@
+"""Files as people have them: each shape is recognised, and the right side wins in every row."""
+
+import csv
+import json
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from rlhf_core.config import SourceConfig
+from rlhf_core.config.data import JoinConfig
+from rlhf_core.dataprep.look import look_at
+from rlhf_core.dataprep.rows import FileRows, SetAside
+from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Comparison
+
+NUM = 12
+
+
+def user(number: int) -> dict:
+    return {"role": "user", "content": f"Question {number}?"}
+
+
+def said(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def sides(number: int) -> tuple[str, str]:
+    """The two responses; the good one is the second of every third row."""
+    good, bad = f"good {number}", f"bad {number}"
+    return (bad, good) if number % 3 == 0 else (good, bad)
+
+
+def side(number: int, first="a", second="b"):
+    return second if number % 3 == 0 else first
+
+
+def plain(number: int, first: str = "response_a", second: str = "response_b", **more) -> dict:
+    one, two = sides(number)
+    return {"prompt": f"Question {number}?", first: one, second: two, **more}
+
+
+def chats(number: int) -> dict:
+    one, two = sides(number)
+    question = [user(number)]
+    return {
+        "conversation_a": [*question, said(one)],
+        "conversation_b": [*question, said(two)],
+        "winner": side(number, "model_a", "model_b"),
+    }
+
+
+def tree(number: int) -> dict:
+    answers = [
+        {"text": f"bad {number}", "role": "assistant", "rank": 1, "replies": []},
+        {"text": f"good {number}", "role": "assistant", "rank": 0, "replies": []},
+        {"text": f"unranked {number}", "role": "assistant", "rank": None, "replies": []},
+    ]
+    root = {"text": f"Question {number}?", "role": "prompter", "replies": answers}
+    return {"message_tree_id": str(number), "prompt": root}
+
+
+SHAPES = {
+    "transcript as prompt": lambda i: {
+        "prompt": f"\n\nHuman: Hello.\n\nAssistant: Yes?\n\nHuman: Question {i}?\n\nAssistant:",
+        "chosen": f" good {i}",
+        "rejected": f" bad {i}",
+    },
+    "input.messages": lambda i: {
+        "input": {"messages": [user(i)], "tools": []},
+        "preferred_output": [said(f"good {i}")],
+        "non_preferred_output": [said(f"bad {i}")],
+    },
+    "rejected_response": lambda i: {
+        "messages": [user(i), said(f"good {i}")],
+        "rejected_response": f"bad {i}",
+    },
+    "from and value": lambda i: {
+        "conversations": [{"from": "human", "value": f"Question {i}?"}],
+        "chosen": {"from": "gpt", "value": f"good {i}"},
+        "rejected": {"from": "gpt", "value": f"bad {i}"},
+    },
+    "single messages": lambda i: {
+        "prompt": [user(i)],
+        "chosen": said(f"good {i}"),
+        "rejected": said(f"bad {i}"),
+    },
+    "instruction": lambda i: {
+        "instruction": "Answer.",
+        "input": f"Question {i}?",
+        "chosen": f"good {i}",
+        "rejected": f"bad {i}",
+    },
+    "arena": chats,
+    "one-hot, logical": lambda i: plain(
+        i, winner_a=i % 3 != 0, winner_b=i % 3 == 0, winner_tie=False
+    ),
+    "one-hot, numbers": lambda i: plain(
+        i, winner_model_a=int(i % 3 != 0), winner_model_b=int(i % 3 == 0), winner_tie=0
+    ),
+    "scores": lambda i: plain(i, score_A=1 + 4 * (i % 3 != 0), score_B=2.5),
+    "SHP": lambda i: {
+        "history": f"Question {i}?",
+        "human_ref_A": sides(i)[0],
+        "human_ref_B": sides(i)[1],
+        "labels": side(i, 1, 0),
+    },
+    "signed": lambda i: plain(i, "response_1", "response_2", preference_strength=side(i, -2, 3)),
+    "numbers from 0": lambda i: plain(i, "response_0", "response_1", choice=side(i, 0, 1)),
+    "numbers from 1": lambda i: plain(i, "answer_1", "answer_2", winner=side(i, 1, 2)),
+    "truth values": lambda i: plain(i, a_is_better=i % 3 != 0),
+    "column names": lambda i: plain(
+        i, "Response 1", "Response 2", Preferred=side(i, "Response 1", "Response 2")
+    ),
+    "people": lambda i: plain(i, ann=side(i), bob=side(i), eve="tie" if i % 2 else ""),
+    "counts": lambda i: plain(i, votes_a=side(i, 3, 0), votes_b=2, votes_tie=1),
+    "lists of votes": lambda i: plain(
+        i, topic="x", labels=[{"annotator": who, "choice": side(i)} for who in ("ann", "bob")]
+    ),
+    "whole transcripts beside the prompt": lambda i: {
+        "prompt": f"\n\nHuman: Question {i}?\n\nAssistant:",
+        "chosen": f"\n\nHuman: Question {i}?\n\nAssistant: good {i}",
+        "rejected": f"\n\nHuman: Question {i}?\n\nAssistant: bad {i}",
+    },
+    "ranked list": lambda i: {
+        "prompt": f"Question {i}?",
+        "completions": [f"bad {i}", f"good {i}"],
+        "ranks": [2, 1],
+    },
+    "scored list": lambda i: {
+        "instruction": f"Question {i}?",
+        "completions": [
+            {"response": f"bad {i}", "overall_score": 3.5},
+            {"response": f"good {i}", "overall_score": 8},
+        ],
+    },
+    "lists of answers": lambda i: {
+        "prompt": f"Question {i}?",
+        "chosen": [f"good {i}", f"good too {i}"],
+        "rejected": [f"bad {i}"],
+    },
+    "tree": tree,
+}
+FLAT = ("one-hot, numbers", "scores", "SHP", "signed", "numbers from 1", "people", "counts")
+"""Shapes that a spreadsheet may have."""
+
+
+def write_table(path, rows: list[dict], delimiter: str = ",") -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_workbook(path, rows: list[dict]) -> None:
+    workbook = openpyxl.Workbook()
+    workbook.active.append(["Read the second sheet."])
+    sheet = workbook.create_sheet("Votes")
+    for cells in (list(rows[0]), *(list(row.values()) for row in rows)):
+        sheet.append(cells)
+    workbook.save(path)
+
+
+def winners(items) -> set[str]:
+    """First word of what won, over all comparisons."""
+    won = set()
+    for item in items:
+        assert isinstance(item, Comparison), item
+        texts = {1: item.response_a, -1: item.response_b, 0: "tie"}
+        difference = item.votes_a - item.votes_b
+        won.add(texts[(difference > 0) - (difference < 0)].split()[0])
+    return won
+
+
+def read_as_found(found) -> list:
+    """The comparisons under the settings, as a YAML file holds them."""
+    settings = yaml.safe_load(yaml.safe_dump(found.settings))
+    return list(read_comparisons(SourceConfig(**settings)))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+def test_a_shape_is_found_and_the_right_side_wins(tmp_path, name, ending):
+    rows = [SHAPES[name](i) for i in range(NUM)]
+    path = tmp_path / f"rows.{ending}"
+    if ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif ending == "json":
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    found = look_at(path)
+    assert (found.rows, found.usable) == (NUM, NUM)
+    items = read_as_found(found)
+    assert winners(items) == {"good"}
+    assert all("Question" in item.prompt[-1].content for item in items)
+
+
+@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("ending", ["csv", "semicolon.csv", "tsv", "xlsx"])
+def test_a_shape_is_the_same_in_a_spreadsheet(tmp_path, name, ending):
+    rows = [SHAPES[name](i) for i in range(NUM)]
+    path = tmp_path / f"rows.{ending}"
+    if ending == "xlsx":
+        write_workbook(path, rows)
+    else:
+        write_table(path, rows, {"csv": ",", "tsv": "\t"}.get(ending, ";"))
+    found = look_at(path)
+    assert (found.rows, found.usable) == (NUM, NUM)
+    assert winners(read_as_found(found)) == {"good"}
+
+
+@pytest.mark.parametrize(
+    "write", [repr, json.dumps, lambda turns: repr(turns).replace("}, {", "}\n {")]
+)
+def test_conversations_written_as_text_are_conversations(tmp_path, write):
+    rows = [chats(i) for i in range(NUM)]
+    for row in rows:
+        for name in ("conversation_a", "conversation_b"):
+            row[name] = write(row[name])
+    write_table(tmp_path / "arena.csv", rows)
+    found = look_at(tmp_path / "arena.csv")
+    assert winners(read_as_found(found)) == {"good"}
+
+
+def test_turns_written_as_two_lists_are_one_conversation(tmp_path):
+    row = {
+        "prompt": json.dumps(["Hello.", "Question?"]),
+        "response_a": json.dumps(["Yes?", "good"]),
+        "response_b": json.dumps(["Yes?", "bad"]),
+        "winner_model_a": 1,
+        "winner_model_b": 0,
+        "winner_tie": 0,
+    }
+    write_table(tmp_path / "rows.csv", [row])
+    [item] = read_as_found(look_at(tmp_path / "rows.csv"))
+    assert [turn.content for turn in item.prompt] == ["Hello.", "Yes?", "Question?"]
+    assert (item.response_a, item.votes_a) == ("good", 1)
+
+
+def test_a_published_file_is_found(shared_data):
+    found = look_at(shared_data / "hh" / "helpful-base.test.jsonl.gz")
+    assert (found.settings["format"], found.rows, found.usable) == ("hh", 2354, 2339)
+
+
+@pytest.mark.slow
+def test_published_votes_are_found(shared_data):
+    found = look_at(shared_data / "ukp_convarg1" / "pairs.jsonl.gz")
+    assert (found.rows, found.usable, found.wins.total()) == (16_927, 16_912, 84_370)
+    assert found.set_aside == {"identical_responses": 15}
+    assert found.unread == {"gold": 16_081, "topic": 16_927}
+
+
+def test_demonstrations_are_told_from_comparisons(write_jsonl):
+    path = write_jsonl("rows.jsonl", [{"messages": [user(1), said("good")]}])
+    with pytest.raises(DataError, match=r"demonstrations \(chat\).* format: messages"):
+        look_at(path)
+
+
+def test_a_workbook_may_hold_an_answer_as_a_number(tmp_path):
+    row = {"prompt": "Six by seven?", "response_a": 42, "response_b": 41.5, "choice": "a"}
+    write_workbook(tmp_path / "rows.xlsx", [row])
+    [item] = read_as_found(look_at(tmp_path / "rows.xlsx"))
+    assert (item.response_a, item.response_b) == ("42", "41.5")
+
+
+def test_what_may_mean_either_side_is_asked_and_not_guessed(write_jsonl):
+    rows = [plain(i, label=i % 2) for i in range(NUM)]
+    path = write_jsonl("rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"column 'label' holds '0', '1'.* say it in choices"):
+        look_at(path)
+    with pytest.raises(DataError, match="a number may mean either side"):
+        list(read_comparisons(SourceConfig(path=path, format="flat", columns={"choice": "label"})))
+    logical = write_jsonl("logical.jsonl", [plain(i, winner=i % 2 == 0) for i in range(NUM)])
+    with pytest.raises(DataError, match="column 'winner' holds 'true', 'false'"):
+        look_at(logical)
+
+
+def test_an_unknown_shape_names_the_columns(write_jsonl):
+    path = write_jsonl("rows.jsonl", [{"x": "1", "y": "2"}])
+    with pytest.raises(DataError, match=r"no shape that is known; found the columns x, y;"):
+        look_at(path)
+
+
+LABELS = {
+    "numbers": (0, 1),
+    "text": ("0", "1"),
+    "with a point": (0.0, 1.0),
+    "truth": (False, True),
+    "truth as text": ("False", "True"),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("written", ["{0: a, 1: b}", "{'0': a, '1': b}", "{false: a, true: b}"])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_a_number_names_a_side_however_it_is_written(tmp_path, labels, written, ending):
+    rows = [plain(i, label=side(i, *labels)) for i in range(NUM)]
+    path = tmp_path / f"rows.{ending}"
+    if ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif ending == "csv":
+        write_table(path, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    choices = yaml.safe_load(written)
+    source = SourceConfig(path=path, format="flat", columns={"choice": "label"}, choices=choices)
+    assert winners(read_comparisons(source)) == {"good"}
+
+
+def test_every_number_of_a_scale_may_be_mapped(write_jsonl):
+    path = write_jsonl("rows.jsonl", [plain(i, label=side(i, -3, 2)) for i in range(NUM)])
+    settings = """
+      format: flat
+      columns: {choice: label, strength: label}
+      choices: {-3: a, -2: a, -1: a, 0: tie, 1: b, 2: b, 3: b}
+    """
+    items = list(read_comparisons(SourceConfig(path=path, **yaml.safe_load(settings))))
+    assert winners(items) == {"good"}
+    assert {item.votes[0].strength for item in items} == {2, 3}
+
+
+def test_one_label_cannot_stand_for_two_sides():
+    with pytest.raises(ValueError, match="'0' is there twice, as 'a' and as 'b'"):
+        SourceConfig(path="x.csv", choices={0: "a", "0": "b"})
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_votes_and_texts_in_two_files_are_joined(tmp_path, write_jsonl, swapped):
+    texts = [{"item": i, **plain(i)} for i in range(NUM + 1)]
+    write_table(tmp_path / "texts.csv", texts)
+    votes = [{"id": i, "choice": side(i), "annotator": who} for i in range(NUM) for who in "xy"]
+    votes.append({"id": 99, "choice": "a", "annotator": "x"})
+    files = [write_jsonl("votes.jsonl", votes), tmp_path / "texts.csv"]
+    on = ["id", "item"]
+    if swapped:
+        files.reverse()
+        on.reverse()
+    join = JoinConfig(path=files[1], on=tuple(on))
+    found = look_at(files[0], join)
+    assert (found.usable, found.set_aside) == (2 * NUM, {"unmatched": 2})
+    counts: dict[str, FileRows] = {}
+    items = list(read_comparisons(SourceConfig(**found.settings), files=counts))
+    assert winners(item for item in items if isinstance(item, Comparison)) == {"good"}
+    assert [item.reason for item in items if isinstance(item, SetAside)] == ["unmatched"] * 2
+    by_name = {path.rpartition("/")[2]: (c.rows, c.used) for path, c in counts.items()}
+    assert by_name == {"votes.jsonl": (2 * NUM + 1, 2 * NUM), "texts.csv": (NUM + 1, NUM)}
+
+
+def test_a_join_that_joins_nothing_names_the_columns(tmp_path, write_jsonl):
+    one, two = (write_jsonl(f"{n}.jsonl", [{"id": n, "prompt": "Q?"}]) for n in ("one", "two"))
+    with pytest.raises(DataError, match="no id is in both files"):
+        look_at(one, JoinConfig(path=two, on="id"))
