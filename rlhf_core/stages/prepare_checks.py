@@ -42,8 +42,8 @@ def require_readable(quarantine: Quarantine, most: float, kept: Path) -> None:
         if counts.num_faults > most * counts.rows:
             raise DataError(
                 f"{path}: {counts.num_faults} of {counts.rows} rows cannot be read, more than"
-                f" data.max_unusable_fraction = {most:g}; the first: {counts.first_fault}; all of"
-                f" them are kept in {kept}"
+                f" data.max_unusable_fraction = {most:g}; the first: {counts.first_fault};"
+                f" reasons in {kept}"
             )
 
 

@@ -122,6 +122,7 @@ def write_report(
     report = {
         "sha256": manifest.sha256,
         "inputs": _inputs(quarantine),
+        "reading": _reading(quarantine),
         **sections,
         "splits": {name: facts.num_rows for name, facts in manifest.files.items()},
         "validation": [
@@ -140,7 +141,6 @@ def _inputs(quarantine: Quarantine) -> dict[str, dict[str, object]]:
             "kept": quarantine.kept[name],
             "set_aside": dict(sorted(quarantine.reasons.get(name, {}).items())),
             **_source_rows(quarantine, name),
-            **_files(quarantine, name),
         }
         for name in names
     }
@@ -151,9 +151,12 @@ def _source_rows(quarantine: Quarantine, name: str) -> dict[str, dict[str, int]]
     return {"source_rows": dict(sorted(rows.items()))} if rows else {}
 
 
-def _files(quarantine: Quarantine, name: str) -> dict[str, Any]:
-    files = quarantine.files.get(name)
-    return {"files": {path: files[path].as_json() for path in sorted(files)}} if files else {}
+def _reading(quarantine: Quarantine) -> dict[str, dict[str, Any]]:
+    """What became of the rows of each file, by input and path."""
+    return {
+        name: {path: files[path].as_json() for path in sorted(files)}
+        for name, files in sorted(quarantine.files.items())
+    }
 
 
 def _rounded(value: object) -> object:

@@ -64,5 +64,5 @@ def test_tasks_of_others_in_the_project_are_passed_over(studio):
 def test_a_task_whose_text_was_edited_is_refused(studio):
     studio.tasks[3]["data"]["response_a"] += " indeed"
     studio.annotate(3, 7, "left")
-    with pytest.raises(DataError, match=r"projects/1, line 3: the task shows other responses"):
+    with pytest.raises(DataError, match=r"projects/1, task 3: the task shows other responses"):
         read(studio)

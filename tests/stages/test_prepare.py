@@ -186,8 +186,8 @@ def all_tied(rows: list[dict]) -> list[dict]:
 
 
 BAD = [
-    ("broken line", lambda rows: [*rows, "{"], "line 401: broken JSON"),
-    ("missing column", lambda rows: [*rows, {"prompt": "x"}], "missing column 'response_a'"),
+    ("broken lines", lambda rows: [*rows, *["{"] * 101], "101 of 501 rows cannot be read, more"),
+    ("missing column", lambda _: [{"prompt": "x"}] * 400, "missing column 'response_a'"),
     ("nothing", lambda rows: [], "no rows"),
     ("all ties", all_tied, "no rows left of 400 rows"),
     ("too few", lambda rows: rows[:50], "45 pairs left of 50 rows, expected at least 100"),
@@ -227,6 +227,29 @@ def test_bad_input_is_one_line_and_leaves_the_old_dataset(config, tmp_path, name
         assert Path(message.rsplit("kept in ", 1)[1]).read_text().strip()
     if "reasons in" in message:
         assert pq.read_table(message.rsplit("reasons in ", 1)[1]).num_rows > 0
+
+
+def test_odd_rows_are_set_aside_and_every_row_of_the_file_is_accounted_for(config, tmp_path):
+    odd = ["{", '{"prompt": "x"}', '{"prompt": "x", "prompt": "y"}']
+    lines = [*map(json.dumps, comparisons()), *odd]
+    (tmp_path / "pairs.jsonl").write_text("".join(line + "\n" for line in lines))
+    report = json.loads(prepare_data(config).report.read_text())
+    read = report["reading"]["preferences"][str(tmp_path / "pairs.jsonl")]
+    assert read["rows"] == 403 == read["used"] + sum(read["set_aside"].values())
+    assert read["set_aside"] == {"broken_row": 2, "missing_column": 1}
+    preferences = report["inputs"]["preferences"]
+    assert (
+        preferences["rows"] == preferences["kept"] + sum(preferences["set_aside"].values()) == 403
+    )
+    table = pq.read_table(config.data.output / "quarantine.parquet").to_pylist()
+    kept = {row["line"]: row for row in table if row["line"] > 400}
+    assert {line: row["reason"] for line, row in kept.items()} == {
+        401: "broken_row",
+        402: "missing_column",
+        403: "broken_row",
+    }
+    assert "the key 'prompt' stands there twice" in kept[403]["detail"]
+    assert json.loads(kept[403]["row"]) == odd[2]
 
 
 def test_a_missing_file_is_named(config, tmp_path):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from rlhf_core.dataprep.files import describe
 from rlhf_core.dataprep.keys import content_id
-from rlhf_core.dataprep.rows import Columns, RawRow, UnusableRow, annotator_name, as_json
+from rlhf_core.dataprep.rows import Columns, RawRow, UnusableRow, as_json
 from rlhf_core.dataprep.sources.columns import structured
 from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt
 from rlhf_core.dataprep.sources.words import choice_of, parse_strength
@@ -75,8 +75,6 @@ def _vote(
     if strengths:
         cells = replace(row, value=Columns(fields))
         fields["strength"] = parse_strength(cells, "strength", strengths)
-    if isinstance(fields.get("annotator"), int):
-        fields["annotator"] = annotator_name(fields["annotator"])
     return fields
 
 
