@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from flows.own_pages import HOSTS, App, OwnPages, host_names
 from rlhf_core.adapters.settings import quiet_environment
+from rlhf_core.dataprep.files import keep_private
 from rlhf_core.errors import ConfigError
 
 CALM = {
@@ -65,7 +66,8 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
     home = Path(os.environ.setdefault("PREFECT_HOME", str((STATE / "prefect").absolute())))
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        keep_private(STATE, folder=True)
+        keep_private(home, folder=True)
     except OSError as error:
         raise ConfigError(
             f"{home}: Prefect's folder cannot be made ({error.strerror}); "

@@ -26,10 +26,13 @@ from flows.processes import (
     end_tree,
 )
 from flows.servers import HOST, LOGS, START_SECONDS, Servers, child_environment, write_servers
+from rlhf_core.dataprep.files import keep_private
 from rlhf_core.errors import OrchestrationError, RlhfError
 
 logger = logging.getLogger("flows.keeper")
 
+SERVERS = ("prefect", "mlflow")
+OWNER_ALONE = 0o077
 CHECK_SECONDS = 1.0
 SWEEP_SECONDS = 15.0
 FIRST_PAUSE_SECONDS = 1.0
@@ -54,10 +57,14 @@ class Keeper:
     def start(self, name: str, command: list[str]) -> None:
         """Start a child in its own session, its output appended to its own log."""
         self.commands[name] = command
+        log_file = LOGS / f"{name}.log"
+        keep_private(log_file)
         # A child that is started and not yet remembered would outlive everything.
-        with self.signals.undisturbed(), (LOGS / f"{name}.log").open("ab") as log:
+        with self.signals.undisturbed(), log_file.open("ab") as log:
             self.children[name] = subprocess.Popen(
                 command,
+                # Their databases are their owner's alone; runs and models are made as usual.
+                umask=OWNER_ALONE if name in SERVERS else -1,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -173,6 +180,8 @@ def _mlflow(port: int, environment: Mapping[str, str]) -> list[str]:
     """MLflow's server; it reads the database's address, which may hold a password, itself."""
     root = environment.get("MLFLOW_DEFAULT_ARTIFACT_ROOT", str(Path.cwd() / "mlartifacts"))
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
+    if "MLFLOW_AUTH_CONFIG_PATH" in environment:
+        command += ["--app-name", "basic-auth"]
     return [
         *command,
         *("--workers", "1", "--no-serve-artifacts", "--default-artifact-root", root),
@@ -204,6 +213,7 @@ def _deploy(keeper: Keeper) -> None:
         text=True,
         check=False,
     )
+    keep_private(LOGS / "deploy.log")
     (LOGS / "deploy.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
@@ -235,7 +245,7 @@ def main(arguments: list[str]) -> int:
     """Entry point of ``python -m flows.keeper PREFECT_PORT MLFLOW_PORT``."""
     prepare_environment()
     configure_logging("info")
-    LOGS.mkdir(parents=True, exist_ok=True)
+    keep_private(LOGS, folder=True)
     try:
         keep(int(arguments[0]), int(arguments[1]))
     except RlhfError as error:

@@ -23,6 +23,7 @@ from flows.environment import LOGGING, RELIED_ON, STATE, prepare_environment
 from flows.files import write_atomically
 from flows.pools import read_pools
 from flows.processes import KEPT_IN, STOP_SECONDS, Process, end_all, end_tree, kept_in
+from rlhf_core.dataprep.files import keep_private
 from rlhf_core.errors import RlhfError
 from rlhf_core.schema import Record
 
@@ -107,7 +108,8 @@ def start_servers(prefect_port: int | None, mlflow_port: int | None) -> Servers:
             )
         stop_servers()
         prefect, mlflow = choose_ports(prefect_port, mlflow_port)
-        LOGS.mkdir(parents=True, exist_ok=True)
+        keep_private(LOGS, folder=True)
+        keep_private(LOGS / "keeper.log")
         with (LOGS / "keeper.log").open("a") as log:
             keeper = subprocess.Popen(
                 [sys.executable, "-m", "flows.keeper", str(prefect), str(mlflow)],
@@ -235,6 +237,8 @@ def child_environment(prefect_port: int, mlflow_port: int) -> dict[str, str]:
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_SETTINGS_PATH": str(LOGGING),
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{mlflow_port}",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS")
+        or ",".join(f"{name}:*" for name in ("localhost", "127.0.0.1", "[[]::1]")),
         # Not an argument: those of a process are shown to everybody on the machine. By default it
         # is the database that `rlhf run` uses without a server.
         "MLFLOW_BACKEND_STORE_URI": os.environ.get("MLFLOW_BACKEND_STORE_URI")

@@ -19,6 +19,7 @@ from rlhf_core.adapters.settings import (
     without_credentials,
 )
 from rlhf_core.adapters.store_errors import explain_store_error
+from rlhf_core.dataprep.files import keep_private
 from rlhf_core.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def _client(uri: str) -> "MlflowClient":
     quiet_environment()
     from mlflow import MlflowClient
 
+    if uri.startswith("sqlite:///"):
+        _keep_private(Path(uri.removeprefix("sqlite:///")))
     for noisy in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with registry_errors(f"MLflow at {without_credentials(uri)}"):
@@ -216,9 +219,18 @@ def _cause(error: Exception) -> str:
     return found[1].strip() if found else text.rpartition("exception ")[2][:100]
 
 
+def _keep_private(database: Path) -> None:
+    """Settings, texts of runs and addresses are in it; SQLite makes its other files alike."""
+    try:
+        keep_private(database)
+    except OSError as error:
+        raise RegistryError(f"MLFLOW_TRACKING_URI: {database}: {error.strerror}") from error
+
+
 def _check_database(path: Path) -> None:
     if not path.parent.is_dir():
         raise RegistryError(f"MLFLOW_TRACKING_URI: folder {path.parent} does not exist")
+    _keep_private(path)
     try:
         connection = sqlite3.connect(path, timeout=CONNECT_SECONDS)
         try:

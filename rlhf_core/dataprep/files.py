@@ -188,6 +188,23 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def keep_private(path: Path, *, folder: bool = False) -> None:
+    """Make a file or folder readable by its owner alone, and make it where there is none.
+
+    What belongs to somebody else is left to them.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if folder:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    found = path.stat()
+    if found.st_uid == os.geteuid() and found.st_mode & 0o077:
+        path.chmod(found.st_mode & 0o700)
+
+
 def _is_about(error: OSError, temporary: Path) -> bool:
     """Return whether writing failed, and not what the writer read meanwhile.
 

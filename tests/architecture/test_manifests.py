@@ -1,6 +1,7 @@
 """Deployment files that no test runs are at least whole and point at what exists."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,60 @@ def test_the_image_leaves_local_state_out_and_keeps_the_versions():
             assert line in left_out, line
     assert {"data/prepared*", ".dvc/config.local"} <= set(left_out)
     assert not {".git", ".dvc", "data", "data/raw", "data/base"} & set(left_out)
+
+
+def pods():
+    """Every pod of the manifests and of the pools' job templates, by where it is written."""
+    for path in KUBERNETES:
+        for item in filter(None, yaml.safe_load_all(path.read_text())):
+            if item["kind"] in ("Deployment", "Job"):
+                yield f"{path.name} {item['metadata']['name']}", item["spec"]["template"]["spec"]
+    for path in sorted((ROOT / "deploy/kubernetes").glob("pool-*.json")):
+        job = json.loads(path.read_text())["job_configuration"]["job_manifest"]
+        yield path.name, job["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(("where", "pod"), pods(), ids=[where for where, _ in pods()])
+def test_no_container_runs_as_root_or_gains_rights(where, pod):
+    allowed = pod["securityContext"]
+    assert allowed["runAsNonRoot"] is True
+    assert allowed["runAsUser"] == allowed["runAsGroup"] == allowed["fsGroup"] == 1000
+    assert allowed["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"] + pod.get("initContainers", []):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_the_image_leaves_root_behind_once_it_is_made():
+    lines = (ROOT / "deploy/kubernetes/Dockerfile").read_text().splitlines()
+    assert lines[-1] == "USER 1000:1000"
+    assert "COPY --chown=1000:1000 . ." in lines
+
+
+def test_the_servers_of_a_cluster_answer_its_own_pods_alone():
+    made = yaml.safe_load_all((ROOT / "deploy/kubernetes/servers.yaml").read_text())
+    policies = [item["spec"] for item in made if item and item["kind"] == "NetworkPolicy"]
+    nobody, own = policies
+    assert nobody == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    (match,) = own["podSelector"]["matchExpressions"]
+    assert (match["key"], set(match["values"])) == ("app", {"prefect", "mlflow"})
+    (rule,) = own["ingress"]
+    assert rule["from"] == [{"podSelector": {}}]
+    assert {port["port"] for port in rule["ports"]} == {4200, 5000}
+
+
+def test_prefect_is_started_closed_everywhere():
+    unit = (ROOT / "deploy/systemd/rlhf-prefect.service").read_text()
+    assert "-m flows.mended_prefect server start" in unit
+    for file in KUBERNETES:
+        text = file.read_text()
+        assert "[prefect, server" not in text
+    servers = (ROOT / "deploy/kubernetes/servers.yaml").read_text()
+    assert "[python, -m, flows.mended_prefect, server, start" in servers
+
+
+@pytest.mark.parametrize("name", ["rlhf-prefect.service", "rlhf-mlflow.service"])
+def test_what_servers_write_is_their_user_s_alone(name):
+    assert "UMask=0077" in (ROOT / "deploy/systemd" / name).read_text()

@@ -12,6 +12,7 @@ import zstandard
 
 from rlhf_core.dataprep.files import (
     atomic_file,
+    keep_private,
     md5_of,
     parse_object,
     read_lines,
@@ -151,3 +152,18 @@ def test_what_the_writer_could_not_read_is_not_laid_to_the_file_it_writes(tmp_pa
 def test_the_error_survives_being_stored_with_a_run():
     made = StorageError.about(Path("x"), OSError(errno.ENOSPC, "full"))
     assert str(pickle.loads(pickle.dumps(made))) == str(made)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("before", [None, 0o644])
+def test_what_is_private_is_its_owner_s_alone_whether_it_was_there_or_not(tmp_path, folder, before):
+    path = tmp_path / "kept"
+    mode = 0o700 if folder else 0o600
+    if before is not None:
+        (path.mkdir if folder else path.touch)()
+        path.chmod(0o755 if folder else before)
+        if not folder:
+            path.write_text("as it was")
+    keep_private(path, folder=folder)
+    assert path.stat().st_mode & 0o777 == mode
+    assert folder or before is None or path.read_text() == "as it was"

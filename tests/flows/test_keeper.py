@@ -1,5 +1,6 @@
 """The process that owns servers and workers, and what must not end them."""
 
+import os
 import signal
 import subprocess
 from types import SimpleNamespace
@@ -83,3 +84,17 @@ def test_the_first_start_says_that_the_disk_is_full(keeper, monkeypatch):
     monkeypatch.setattr(module, "write_servers", refuse)
     with pytest.raises(StorageError, match="disk full"):
         keeper.start("worker", ["sleep", "600"])
+
+
+def test_what_servers_write_is_their_owner_s_alone_and_what_runs_make_is_not(keeper, tmp_path):
+    before = os.umask(0o022)
+    try:
+        for name in ("mlflow", "worker-rlhf"):
+            keeper.start(name, ["touch", f"by-{name}"])
+            keeper.children[name].wait()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("by-*")}
+    assert modes == {"by-mlflow": 0o600, "by-worker-rlhf": 0o644}
+    logs = {path.name: path.stat().st_mode & 0o777 for path in LOGS.glob("*.log")}
+    assert set(logs.values()) == {0o600}

@@ -201,3 +201,22 @@ def test_down_ends_what_belongs_to_nobody_any_more(tmp_path, monkeypatch):
     assert not is_gone(child)
     assert stop_servers() == ["orphans"]
     assert is_gone(child)
+
+
+def test_state_and_the_embedded_database_are_their_owner_s_alone(tmp_path):
+    (tmp_path / ".rlhf").mkdir(mode=0o755)
+    code = (
+        "import os; os.umask(0o022)\n"
+        "from flows.environment import prepare_environment\n"
+        "prepare_environment()\n"
+        "from rlhf_core.adapters.mlflow_client import mlflow_client\n"
+        "mlflow_client().create_experiment('one')\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
+    kept.pop("PREFECT_HOME", None)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=kept, check=True)
+    modes = {
+        str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777
+        for path in (tmp_path / ".rlhf", tmp_path / ".rlhf/prefect", tmp_path / "mlflow.db")
+    }
+    assert modes == {".rlhf": 0o700, ".rlhf/prefect": 0o700, "mlflow.db": 0o600}
