@@ -13,6 +13,7 @@ from flows.records import LabelsResult, PipelineResult
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RlhfError
 from rlhf_core.schema import DatasetSplits, Estimate, ModelRef, Record, RunContext, StageResult
+from rlhf_core.schema.shown import shown_code, shown_link, shown_markdown
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,8 @@ def _outcome(result: PipelineResult) -> Page:
     rows = [f"| {item.stage} | {item.seconds:.0f} |" for item in result.timings]
     text = "\n".join(
         (
-            f"# {result.verdict} (by {result.decided_by})",
-            *(f"- {reason}" for reason in result.reasons),
+            f"# {result.verdict} (by {shown_markdown(result.decided_by)})",
+            *(f"- {shown_markdown(reason)}" for reason in result.reasons),
             f"\n{report_line(result.report, result.report_url)}\n",
             "| stage | seconds |\n|---|---|",
             *rows,
@@ -85,7 +86,8 @@ def _outcome(result: PipelineResult) -> Page:
 
 def report_line(path: Path | None, url: str | None) -> str:
     """Return where the run's page is: a link where a browser can follow one, else the file."""
-    return f"[report]({url}), also `{path}`" if url else f"report: `{path}`"
+    file = shown_code(path)
+    return f"{shown_link('report', url)}, also {file}" if url else f"report: {file}"
 
 
 def _stage(stage: str, result: StageResult) -> Page:
@@ -96,18 +98,19 @@ def stage_page(stage: str, result: StageResult) -> str:
     """Return a page with the stage's verdict, gates and metrics."""
     decision = result.decision
     gates = [
-        f"| {gate.gate} | **{gate.verdict}** | {_estimate(gate.estimate)} | {gate.rule} |"
+        f"| {shown_markdown(gate.gate)} | **{gate.verdict}** | {_estimate(gate.estimate)} "
+        f"| {shown_markdown(gate.rule)} |"
         for gate in decision.results
     ]
     metrics = [
-        f"| {name} | {_estimate(estimate)} |"
+        f"| {shown_markdown(name)} | {_estimate(estimate)} |"
         for name, estimate in sorted(result.report.metrics.items())
     ]
     return "\n".join(
         (
             f"# {stage}: {decision.verdict}",
-            f"`{result.model.uri}`, [MLflow run]({result.tracking_url})",
-            *(f"- {reason}" for reason in decision.reasons),
+            f"{shown_code(result.model.uri)}, {shown_link('MLflow run', result.tracking_url)}",
+            *(f"- {shown_markdown(reason)}" for reason in decision.reasons),
             "\n| gate | verdict | measured | rule |\n|---|---|---|---|",
             *gates,
             "\n| metric | value |\n|---|---|",
@@ -121,11 +124,14 @@ def _model(stage: str, model: ModelRef) -> Page:
     address, metrics = bindings.tracked(model.run_id)
     text = "\n".join(
         (
-            f"# {stage}: `{model.uri}`",
-            f"weights sha256 `{model.sha256}`, [MLflow run]({address})",
+            f"# {stage}: {shown_code(model.uri)}",
+            f"weights sha256 `{model.sha256}`, {shown_link('MLflow run', address)}",
             "\nIts gates are those of the evaluation. What training measured last:",
             "\n| metric | value |\n|---|---|",
-            *(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())),
+            *(
+                f"| {shown_markdown(name)} | {value:.4g} |"
+                for name, value in sorted(metrics.items())
+            ),
         )
     )
     return text, [(address, "mlflow")]
@@ -134,15 +140,15 @@ def _model(stage: str, model: ModelRef) -> Page:
 def _dataset(splits: DatasetSplits, config: PipelineConfig, context: RunContext) -> Page:
     docs = bindings.show_dataset(config, splits, context)
     rows = [
-        f"| {part.path.stem} | {part.num_rows} | `{part.sha256[:12]}` |"
+        f"| {shown_markdown(part.path.stem)} | {part.num_rows} | `{part.sha256[:12]}` |"
         for part in (getattr(splits, name) for name in DatasetSplits.model_fields)
         if hasattr(part, "num_rows")
     ]
     text = "\n".join(
         (
             f"# dataset `{splits.sha256[:12]}`",
-            f"\nreport: `{splits.report.absolute()}`",
-            f"\n[data docs]({docs})\n" if docs else "",
+            f"\nreport: {shown_code(splits.report.absolute())}",
+            f"\n{shown_link('data docs', docs)}\n" if docs else "",
             "| file | rows | sha256 |\n|---|---|---|",
             *rows,
         )
@@ -152,18 +158,19 @@ def _dataset(splits: DatasetSplits, config: PipelineConfig, context: RunContext)
 
 def _labels(result: LabelsResult) -> Page:
     pushed, pulled = result.pushed, result.pulled
-    lines = [f"# collection `{pushed.collection_id}`", f"{pushed.pairs} pairs, {pushed.labeler}"]
+    labeler = shown_markdown(pushed.labeler)
+    lines = [f"# collection {shown_code(pushed.collection_id)}", f"{pushed.pairs} pairs, {labeler}"]
     if pulled is not None:
         by_votes = (f"| {votes} | {pairs} |" for votes, pairs in pulled.pairs_by_votes.items())
         lines += ["\n| votes | pairs |\n|---|---|", *by_votes, ""]
         if pulled.alpha is not None:
             lines.append(f"Krippendorff's alpha: {_estimate(pulled.alpha)}\n")
         for judge, alpha in pulled.judges.items():
-            lines.append(f"`{judge}` against people: {_estimate(alpha)}\n")
+            lines.append(f"{shown_code(judge)} against people: {_estimate(alpha)}\n")
         if pulled.published is not None:
             lines.append(f"**{pulled.published.version.version}**: {pulled.ready} new pairs")
     if result.next_step is not None:
-        lines.append(f"Next: {result.next_step}")
+        lines.append(f"Next: {shown_markdown(result.next_step)}")
     return "\n".join(lines), [(pushed.place, "label studio")] if pushed.place else []
 
 

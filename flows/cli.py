@@ -23,6 +23,7 @@ from flows.options import (
     write_json,
 )
 from rlhf_core.errors import RlhfError
+from rlhf_core.schema.shown import shown
 
 app = typer.Typer(
     name="rlhf",
@@ -82,5 +83,5 @@ def main() -> None:
     try:
         app()
     except RlhfError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
         raise SystemExit(2) from error

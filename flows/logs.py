@@ -3,6 +3,8 @@
 import logging
 import logging.config
 
+from rlhf_core.schema.shown import shown
+
 FLOW_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
 
@@ -12,6 +14,14 @@ class FailureIsReportedOnce(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return False for errors logged by Prefect's run engine."""
         return not (record.levelno >= logging.ERROR and record.name.startswith(FLOW_LOGGERS))
+
+
+class ShowingFormatter(logging.Formatter):
+    """Lines whose control characters are written out: what is logged may hold text from data."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line; a message of several lines stays one, so that none can be made up."""
+        return shown(super().formatMessage(record), keep="\t").replace("\\x0a", "\\n")
 
 
 def configure_logging(level: str) -> None:
@@ -26,7 +36,8 @@ def configure_logging(level: str) -> None:
             "disable_existing_loggers": False,
             "formatters": {
                 "line": {
-                    "format": "%(asctime)s %(levelname)-7s %(name)s %(message)s",
+                    "()": ShowingFormatter,
+                    "fmt": "%(asctime)s %(levelname)-7s %(name)s %(message)s",
                     "datefmt": "%Y-%m-%d %H:%M:%S%z",
                 }
             },

@@ -30,6 +30,7 @@ from flows.lost_server import patiently
 from flows.opening import is_deployed
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageResult, Verdict
+from rlhf_core.schema.shown import shown_code
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def _page(evaluated: StageResult, context: RunContext, deadline: datetime) -> st
         (
             report_line(path, url),  # first: the metrics below it are many
             stage_page("evaluate", evaluated),
-            f"Files: `{context.directory}`",
+            f"Files: {shown_code(context.directory)}",
             f"Without an answer by {deadline:%Y-%m-%d %H:%M} UTC the verdict is HOLD.",
         )
     )

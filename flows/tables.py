@@ -4,13 +4,15 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.pretty import Pretty
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from flows.findings import Finding
@@ -25,6 +27,7 @@ from rlhf_core.schema import (
     StageResult,
     Verdict,
 )
+from rlhf_core.schema.shown import shown
 
 if TYPE_CHECKING:
     from rlhf_core.adapters.lineage import Lineage
@@ -36,7 +39,23 @@ WIDE = 200
 _MAX_NAMED = 5
 """Careless-looking annotators on the terminal; the table has all."""
 
-console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
+
+class ShowingConsole(Console):
+    """A terminal that shows the control characters of texts: only its own styles are obeyed."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text with its control characters written out, before its width is taken."""
+        return super().render_str(shown(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield the segments of what is printed, every control character written out."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=shown(segment.text))
+
+
+console = ShowingConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def show_table(table: Table) -> None:

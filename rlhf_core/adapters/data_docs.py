@@ -14,6 +14,7 @@ from typing import Any
 
 from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.schema import ValidationReport
+from rlhf_core.schema.shown import shown
 
 INDEX = "index.html"
 FOLDER = "docs"
@@ -90,9 +91,9 @@ def write_page(folder: Path, suite: str, result: Any) -> Path:
 def write_index(folder: Path, title: str, reports: Sequence[ValidationReport]) -> Path:
     """Write the entrance: every check of every suite, with a link to the suite's page."""
     rows = [
-        f'<tr><td><a href="{page_name(report.suite)}">{html.escape(report.suite)}</a></td>'
-        f"<td>{html.escape(check.name)}</td>{_verdict(check.passed, check.severity)}"
-        f"<td>{html.escape(check.detail)}</td></tr>"
+        f'<tr><td><a href="{page_name(report.suite)}">{_text(report.suite)}</a></td>'
+        f"<td>{_text(check.name)}</td>{_verdict(check.passed, check.severity)}"
+        f"<td>{_text(check.detail)}</td></tr>"
         for report in reports
         for check in report.checks
     ]
@@ -123,12 +124,16 @@ def page_name(suite: str) -> str:
 def _escaped(value: Any) -> Any:
     """Return a result whose texts are shown and not obeyed: rows are other people's writing."""
     if isinstance(value, str):
-        return html.escape(value)
+        return html.escape(shown(value))
     if isinstance(value, dict):
         return {key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_escaped(item) for item in value)
     return value
+
+
+def _text(value: str) -> str:
+    return html.escape(shown(value))
 
 
 def _verdict(passed: bool, severity: str) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rlhf_core.schema.shown import shown_cell
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -130,7 +132,7 @@ def _save(
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([shown_cell(value) for value in row] for row in rows)
     figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure.subplots())

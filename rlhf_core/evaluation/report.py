@@ -16,6 +16,7 @@ from rlhf_core.schema import (
     StageResult,
     Verdict,
 )
+from rlhf_core.schema.shown import shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -90,6 +91,7 @@ def render_page(page: Page) -> str:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

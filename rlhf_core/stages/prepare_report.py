@@ -19,6 +19,7 @@ from rlhf_core.dataprep.ledger import votes_to_train_on
 from rlhf_core.dataprep.manifest import Manifest
 from rlhf_core.dataprep.quarantine import Quarantine
 from rlhf_core.schema import Estimate, ValidationReport
+from rlhf_core.schema.shown import shown_cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ def write_annotators(path: Path, annotators: Sequence[AnnotatorFacts]) -> None:
         writer.writeheader()
         for facts in annotators:
             row = {name: _rounded(value) for name, value in asdict(facts).items()}
-            writer.writerow({**row, "careless": " ".join(facts.careless)})
+            row["careless"] = " ".join(facts.careless)
+            writer.writerow({name: shown_cell(value) for name, value in row.items()})
 
 
 def write_report(
