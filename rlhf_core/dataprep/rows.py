@@ -213,11 +213,13 @@ def attempt(row: RawRow, read: Callable[[], Read]) -> Read | SetAside:
     try:
         return read()
     except UnusableRow as error:
-        return SetAside.of(row, error.reason, error.detail)
+        aside = SetAside.of(row, error.reason, error.detail)
     except ValidationError as error:
-        return SetAside.of(row, "unusable_value", describe(error))
+        aside = SetAside.of(row, "unusable_value", describe(error))
     except UnicodeEncodeError:
-        return SetAside.of(row, "unusable_value", "half of a surrogate pair in a text")
+        aside = SetAside.of(row, "unusable_value", "half of a surrogate pair in a text")
+    row.value.read.update(row.value)  # Reading stopped: what it would have looked at is not known.
+    return aside
 
 
 FAULTS: frozenset[str] = frozenset(get_args(Fault))

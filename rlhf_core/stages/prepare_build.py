@@ -78,6 +78,7 @@ def build(
         _validate_raw(data, intake, validator)
         _decide(data, intake, bench)
         _write(data, intake, bench)
+        checks.require_readable_others(quarantine, data, failures / QUARANTINE)
     intake.spill.unlink()
     checks.require_balance(quarantine, intake)
     checks.require_pairs(intake, subject, data.min_pairs, failures / QUARANTINE)

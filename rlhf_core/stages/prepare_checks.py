@@ -14,6 +14,7 @@ from rlhf_core.dataprep.files import atomic_file, read_lines
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.outputs import PAIR_FILES, PreparedFiles
 from rlhf_core.dataprep.quarantine import Quarantine
+from rlhf_core.dataprep.rows import FAULTS
 from rlhf_core.errors import DataError, MissingMetricError
 from rlhf_core.evaluation.gates import judge_estimate
 from rlhf_core.schema import Estimate, GateResult, ValidationReport
@@ -44,6 +45,24 @@ def require_readable(quarantine: Quarantine, most: float, kept: Path) -> None:
                 f"{path}: {counts.num_faults} of {counts.rows} rows cannot be read, more than"
                 f" data.max_unusable_fraction = {most:g}; the first: {counts.first_fault};"
                 f" reasons in {kept}"
+            )
+
+
+def require_readable_others(quarantine: Quarantine, data: DataConfig, kept: Path) -> None:
+    """Refuse other inputs than comparisons likewise."""
+    named = {
+        "demonstrations": data.demonstrations.path,
+        "prompts": data.prompts.path,
+        "heldout_prompts": data.prompts.heldout_path,
+    }
+    for name, path in named.items():
+        reasons = quarantine.reasons.get(name, Counter())
+        faults = sum(count for reason, count in reasons.items() if reason in FAULTS)
+        rows = quarantine.kept[name] + reasons.total()
+        if faults > data.max_unusable_fraction * rows:
+            raise DataError(
+                f"{path}: {faults} of {rows} rows cannot be read, more than"
+                f" data.max_unusable_fraction = {data.max_unusable_fraction:g}; reasons in {kept}"
             )
 
 

@@ -155,6 +155,15 @@ def test_a_mapping_renames_and_drops_nothing(write_jsonl):
     assert (item.votes[0].annotator, item.votes[0].strength) == ("ann", 2)
 
 
+def test_what_a_mapping_leads_into_is_read_and_a_row_set_aside_names_no_columns(write_jsonl):
+    row = {"prompt": "Q?", "responses": [{"text": "x", "rank": 1}, {"text": "y", "rank": 2}]}
+    columns = {"responses": "responses.*.text", "ranks": "responses.*.rank"}
+    path = write_jsonl("lists.jsonl", [row, {**row, "responses": 3}])
+    _, counts = read(path, "ranked", columns=columns)
+    assert counts.set_aside == {"missing_column": 1}
+    assert not counts.unread
+
+
 def test_a_mapping_that_no_row_knows_is_an_error(write_jsonl):
     row = {"prompt": "Q?", "response_a": "x", "response_b": "y", "choice": "a"}
     path = write_jsonl("flat.jsonl", [row, {**row, "who": "ann"}])

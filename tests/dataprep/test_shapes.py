@@ -277,6 +277,9 @@ def test_what_may_mean_either_side_is_asked_and_not_guessed(write_jsonl):
     logical = write_jsonl("logical.jsonl", [plain(i, winner=i % 2 == 0) for i in range(NUM)])
     with pytest.raises(DataError, match="column 'winner' holds 'true', 'false'"):
         look_at(logical)
+    signs = write_jsonl("signs.jsonl", [plain(i, label=side(i, -1, 1)) for i in range(NUM)])
+    with pytest.raises(DataError, match="column 'label' holds '-1', '1'"):
+        look_at(signs)
 
 
 def test_an_unknown_shape_names_the_columns(write_jsonl):

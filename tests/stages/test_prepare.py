@@ -252,6 +252,19 @@ def test_odd_rows_are_set_aside_and_every_row_of_the_file_is_accounted_for(confi
     assert json.loads(kept[403]["row"]) == odd[2]
 
 
+def test_demonstrations_of_which_too_many_cannot_be_read_stop_the_run(tmp_path):
+    write(tmp_path / "pairs.jsonl", comparisons())
+    rows = [json.dumps({"prompt": f"Question {i}?", "response": "yes"}) for i in range(40)]
+    path = tmp_path / "told.jsonl"
+    path.write_text("\n".join([*rows, *["{"] * 11]))
+    config = make_config(tmp_path, demonstrations={"path": str(path)})
+    with pytest.raises(DataError, match=r"told\.jsonl: 11 of 51 rows cannot be read, more than"):
+        prepare_data(config)
+    path.write_text("\n".join([*rows, "{"]))
+    report = json.loads(prepare_data(config).report.read_text())
+    assert report["inputs"]["demonstrations"]["set_aside"]["broken_row"] == 1
+
+
 def test_a_missing_file_is_named(config, tmp_path):
     (tmp_path / "pairs.jsonl").unlink()
     with pytest.raises(DataError, match=r"pairs\.jsonl: no such file"):

@@ -33,7 +33,7 @@ def renamed(row: RawRow, columns: Mapping[str, str]) -> RawRow:
     left = {
         f"{name} (the file's own)" if name in columns else name: value
         for name, value in original.items()
-        if name not in columns.values()
+        if name not in columns.values() and not (name in columns and name in read)
     }
     ours = {name: value for name, value in found.items() if value is not _MISSING}
     names = {name: theirs for name, theirs in columns.items() if name != theirs}

@@ -201,6 +201,9 @@ def _chosen(
     numbers = [finite_number(value) for value in table.values[choice]]
     signed = [number for number in numbers if number is not None]
     if len(signed) == len(numbers) and any(number < 0 for number in signed):
+        words = sorted({word_of(number) for number in signed})
+        if choice.lower() in ("label", "labels") and set(words) <= {"-1", "0", "1"}:
+            return Guess("a label", {}, question=_ask(choice, words))
         guess = _flat("signed preference", {**columns, "preference": choice, "strength": None})
         guess.notes.append(f"{choice} below 0 is taken to mean that {sides[0]} is better")
         return guess
