@@ -3,6 +3,7 @@
 Repeating it changes nothing but what has changed: what a person switched on or off stays so.
 """
 
+import logging
 import subprocess
 import sys
 import tempfile
@@ -10,14 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import DeploymentSchedule, StateType
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -28,6 +30,8 @@ from flows.installation import STEP, describe_code, installed_code, module_entry
 from flows.pools import FILE, read_pools
 from flows.prefect_server import START_SECONDS, check_prefect
 from rlhf_core.errors import RlhfError
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")
@@ -82,6 +86,7 @@ def _as_people_left_it(client: SyncPrefectClient) -> Iterator[Path]:
         _run_by_any_installation(deployment)
         if known := made.get((deployment["entrypoint"], deployment["name"])):
             _keep_switches(client, deployment, known)
+            _keep_settings(deployment, known)
         else:
             for schedule in deployment.get("schedules", ()):
                 schedule["active"] = False
@@ -111,6 +116,44 @@ def _keep_switches(
     for number, trigger in enumerate(deployment.get("triggers", ()), 1):
         name = trigger.setdefault("name", f"{known.name}__automation_{number}")
         trigger["enabled"] = enabled.get(name, trigger.get("enabled", True))
+
+
+def _keep_settings(deployment: dict[str, Any], known: DeploymentResponse) -> None:
+    """Write into a deployment the schedules and parameters that people have set on the server.
+
+    A schedule that the server does not have is added, switched off. What differs from the file is
+    named in the log.
+    """
+    shipped = {one.get("slug"): one for one in deployment.get("schedules", ())}
+    kept = [_as_configured(one) for one in known.schedules]
+    for one, made in zip(kept, known.schedules, strict=True):
+        wanted = shipped.pop(one.get("slug"), None)
+        if wanted is None:
+            one["active"] = made.active
+        if wanted is None or any(one.get(name) != value for name, value in wanted.items()):
+            logger.info("kept deployment=%s schedule=%r file=%r", known.name, one, wanted)
+    new = [{**one, "active": False} for one in shipped.values()]
+    if kept or new:
+        deployment["schedules"] = [*kept, *new]
+    wanted = deployment.get("parameters") or {}
+    if known.parameters != wanted:
+        logger.info(
+            "kept deployment=%s parameters=%r file=%r", known.name, known.parameters, wanted
+        )
+        deployment["parameters"] = known.parameters
+
+
+def _as_configured(made: DeploymentSchedule) -> dict[str, Any]:
+    """Return a schedule of the server as ``prefect.yaml`` would say it."""
+    found = made.schedule.model_dump(mode="json", exclude_none=True)
+    if "interval" in found:
+        found["interval"] = cast(IntervalSchedule, made.schedule).interval.total_seconds()
+    if found.get("day_or"):
+        del found["day_or"]  # Prefect's default
+    if made.slug:
+        # Whether it is on, the server remembers itself: somebody may switch it meanwhile.
+        found["slug"] = made.slug
+    return found | ({"parameters": made.parameters} if made.parameters else {})
 
 
 def _apply(file: Path) -> None:

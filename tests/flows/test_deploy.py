@@ -4,6 +4,8 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.schedules import CronSchedule
 
 from flows.deploy import _as_people_left_it
 from flows.environment import RELIED_ON
@@ -12,12 +14,24 @@ from flows.installation import STEP, installed_code, module_entrypoint
 ROOT = Path(__file__).parents[2]
 
 
+def made_from(schedule, slug="nightly", active=True):
+    cron = CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+    return DeploymentSchedule(schedule=cron, slug=slug, active=active)
+
+
 @pytest.fixture
 def server():
     """A server with everything deployed, as its client sees it."""
     shipped = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     made = [
-        SimpleNamespace(id=uuid4(), entrypoint=one["entrypoint"], name=one["name"], paused=False)
+        SimpleNamespace(
+            id=uuid4(),
+            entrypoint=one["entrypoint"],
+            name=one["name"],
+            paused=False,
+            parameters=one.get("parameters") or {},
+            schedules=[made_from(schedule) for schedule in one.get("schedules", ())],
+        )
         for one in shipped
     ]
     automations = {}
@@ -84,3 +98,13 @@ def test_what_was_deployed_by_file_is_known_by_module(server, applied):
     assert applied()["nightly"]["paused"] is True
     nightly.entrypoint = module_entrypoint(nightly.entrypoint)
     assert applied()["nightly"]["paused"] is True
+
+
+def test_schedules_and_parameters_that_people_set_are_applied_as_they_are(server, applied):
+    (nightly,) = (one for one in server.made if one.name == "nightly")
+    mine = {"cron": "30 4 * * 1", "timezone": "Europe/Berlin"}
+    nightly.schedules = [made_from(mine), made_from(mine, slug=None, active=False)]
+    nightly.parameters = {"settings": {"file": "mine.yaml"}}
+    found = applied()["nightly"]
+    assert found["schedules"] == [mine | {"slug": "nightly"}, mine | {"active": False}]
+    assert found["parameters"] == nightly.parameters
