@@ -92,6 +92,7 @@ def show_preparation(report: Path) -> None:
         reasons = ", ".join(f"{reason} {num:,}" for reason, num in counts)
         aside = f"; set aside: {reasons}" if reasons else ""
         show_line(f"{name}: {rows['rows']:,} rows, {rows['kept']:,} kept{aside}")
+    _show_near_dialogues(found.get("near_dialogues", {}))  # older versions do not tell
     agreement = found["agreement"]
     alpha = agreement["krippendorff_alpha"]
     told = "not defined: no comparison has two votes, or all votes are the same"
@@ -107,6 +108,26 @@ def show_preparation(report: Path) -> None:
     if careless:
         names = ", ".join(f"{one['annotator']} ({', '.join(one['careless'])})" for one in careless)
         show_line(f"look careless: {names}; everybody: {report.with_name('annotators.csv')}")
+
+
+def _show_near_dialogues(near: dict[str, Any]) -> None:
+    """Print what the split keeps together, beyond dialogues that open alike."""
+    if near.get("num_groups"):
+        show_line(
+            f"nearly equal first turns: {near['num_dialogues']:,} dialogues in"
+            f" {near['num_groups']:,} groups, each on one side; {near['num_kept_together']:,} would"
+            " have been on two"
+        )
+    if near.get("num_beside_heldout_file"):
+        show_line(
+            f"nearly equal to held-out prompts: {near['num_beside_heldout_file']:,} dialogues, held"
+            " out with them"
+        )
+    if near.get("num_too_large"):
+        show_line(
+            f"too many nearly equal first turns for one side: {near['num_dialogues_too_large']:,}"
+            f" dialogues in {near['num_too_large']:,} groups, each split by itself"
+        )
 
 
 def show_stage(name: str, result: StageResult) -> None:

@@ -229,6 +229,9 @@ class DataConfig(Section):
     message and first user turn; its prompts stay together."""
     judge_fraction: Fraction = 0.5
     """Share of the preferences' dialogues that train the judge instead of the reward model."""
+    near_dialogues: float | None = Field(default=0.7, gt=0, le=1)
+    """Jaccard similarity of word triples from which two first user turns are nearly equal; their
+    dialogues are kept on one side of the split and in one half. None looks for equal ones alone."""
     max_unusable_fraction: Fraction = 0.2
     """Blank, identical or voteless rows are set aside one by one; a larger share than this means
     the file itself is broken, and stops the run."""

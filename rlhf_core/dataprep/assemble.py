@@ -45,6 +45,12 @@ class Workbench:
     heldout: PromptIndex | None
     """Held-out prompts to compare training prompts with; None where nearness does not matter."""
 
+    def splitter_problem(self, dialogue: DialogueKey) -> Problem:
+        """Return why a prompt with no side is set aside."""
+        if dialogue in self.splitter.near.beside_reserved:
+            return "prompt_near_heldout", "its first turn is nearly that of a held-out prompt"
+        return "prompt_is_heldout", ""
+
     def gives_away(self, prompt: Conversation, side: Side) -> bool:
         """Tell whether a training prompt, or how it opens, is nearly that of a held-out one."""
         if side == "heldout" or self.heldout is None:
@@ -169,7 +175,7 @@ def write_prompts(
         elif problem is None and side is not None and bench.gives_away(item.prompt, side):
             problem = "prompt_near_heldout", ""
         if problem is not None or side is None:
-            problem = problem or ("prompt_is_heldout", "")
+            problem = problem or bench.splitter_problem(dialogue)
             row = _aside(problem, source_name(path), line, item, item.prompt_id)
             bench.quarantine.add("prompts", row)
             continue

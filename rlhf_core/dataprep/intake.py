@@ -14,6 +14,7 @@ from rlhf_core.dataprep.frames import FrameBuilder, batched, excerpt
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.ledger import Entry, enter
 from rlhf_core.dataprep.near import near_repeats
+from rlhf_core.dataprep.near_dialogues import Openings
 from rlhf_core.dataprep.pooling import Ballot, votes_once
 from rlhf_core.dataprep.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.quarantine import Quarantine
@@ -52,6 +53,8 @@ class Intake:
     columns: FrameBuilder = field(default_factory=lambda: FrameBuilder(RAW_COLUMNS))
     signatures: RowSignatures | None = None
     """None where near repeats do not matter."""
+    openings: Openings | None = None
+    """None where only equal dialogues are kept together."""
     pooled: dict[int, Ballot] = field(default_factory=dict)
     """Row to all votes on its pair, where other rows gave it theirs."""
     num_rows: int = 0
@@ -78,6 +81,8 @@ class Intake:
         self.entries.append(entry)
         if self.signatures is not None:
             self.signatures.add(item, entry.prompt, entry.dialogue)
+        if self.openings is not None and entry.reason is None:
+            self.openings.add(item.prompt, entry.dialogue)
         self.columns.add(
             item.comparison_id,
             item.source,

@@ -10,6 +10,8 @@ from functools import cache
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
 
@@ -24,6 +26,8 @@ _HASH_BITS = np.uint64((1 << 32) - 1)
 """The permutations of ``datasketch``: (a h + b) modulo a Mersenne prime, lower 32 bits."""
 WEIGHTS = (0.1, 0.9)
 """Of false candidates and of misses, when bands are chosen."""
+_HIGHEST = 0.95
+"""Nearer to 1 ``datasketch`` finds no bands; those of 0.95 miss nothing that is more similar."""
 _LARGE_BUCKET = 256
 """Candidates that are compared each with each; more of them are split first."""
 
@@ -84,7 +88,7 @@ def near_repeats(tables: Sequence[NDArray[np.uint32]], threshold: float) -> dict
         tables: [N, NUM_PERMUTATIONS] signatures of each part of a row, first the most telling.
         threshold: Jaccard similarity, in (0, 1].
     """
-    bands, rows = _bands(threshold)
+    bands, rows = bands_of(threshold)
     first = tables[0]
     repeats: dict[int, int] = {}
     for band in range(bands):
@@ -93,6 +97,30 @@ def near_repeats(tables: Sequence[NDArray[np.uint32]], threshold: float) -> dict
             for part in _parts(left, tables[1:], bands, rows):
                 _mark(part, tables, threshold, repeats)
     return repeats
+
+
+def linked(tables: Sequence[NDArray[np.uint32]], threshold: float) -> list[NDArray[np.int64]]:
+    """Return groups of two or more rows that pairs of near rows connect, rows in order.
+
+    Candidates and nearness are those of ``near_repeats``. In a bucket of very many candidates rows
+    are compared with those that no earlier row was near to, and not each with each.
+    """
+    bands, rows = bands_of(threshold)
+    num_rows = len(tables[0])
+    label = np.arange(num_rows)
+    for band in range(bands):
+        edges: list[NDArray[np.int64]] = []
+        for bucket in _buckets(tables[0][:, band * rows : (band + 1) * rows]):
+            for part in _parts(bucket, tables[1:], bands, rows):
+                if (label[part] != label[part[0]]).any():
+                    edges += _near_pairs(part, tables, threshold)
+                if edges and len(part) > _LARGE_BUCKET:  # other bands have most of it again
+                    label, edges = _connected(np.concatenate(edges), label), []
+        if edges:
+            label = _connected(np.concatenate(edges), label)
+    order = np.argsort(label, kind="stable")
+    ends = np.flatnonzero(np.diff(label[order])) + 1
+    return [group for group in np.split(order, ends) if len(group) > 1]
 
 
 class _WordHashes(dict[str, int]):
@@ -132,9 +160,9 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-def _bands(threshold: float) -> tuple[int, int]:
+def bands_of(threshold: float) -> tuple[int, int]:
     """Return (bands, rows) that miss little; false candidates cost a comparison and no more."""
-    lsh = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=WEIGHTS)
+    lsh = MinHashLSH(threshold=min(threshold, _HIGHEST), num_perm=NUM_PERMUTATIONS, weights=WEIGHTS)
     return lsh.b, lsh.r
 
 
@@ -159,6 +187,41 @@ def _parts(
             yield from _parts(bucket[part], tables[1:], bands, rows)
 
 
+def _near_pairs(
+    part: NDArray[np.int64], tables: Sequence[NDArray[np.uint32]], threshold: float
+) -> list[NDArray[np.int64]]:
+    """Return [E, 2] pairs of near rows, in a large part each row with the first it is near to."""
+    each_with_each = len(part) <= _LARGE_BUCKET
+    found, rest = [], part
+    while len(rest) > 1:
+        head, rest = rest[0], rest[1:]
+        near = _near_to(head, rest, tables, threshold)
+        found.append(np.column_stack((np.full(int(near.sum()), head), rest[near])))
+        if not each_with_each:
+            rest = rest[~near]
+    return found
+
+
+def _near_to(
+    head: int | np.int64,
+    rest: NDArray[np.int64],
+    tables: Sequence[NDArray[np.uint32]],
+    threshold: float,
+) -> NDArray[np.bool_]:
+    near = np.ones(len(rest), dtype=bool)
+    for table in tables:
+        near &= (table[rest] == table[head]).mean(axis=1) >= threshold
+    return near
+
+
+def _connected(edges: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N] labels of rows once the edges connect what had different ones."""
+    ends = label[edges]
+    graph = coo_matrix((np.ones(len(ends)), ends.T), shape=(len(label), len(label)))
+    merged: NDArray[np.int64] = connected_components(graph, directed=False)[1][label]
+    return merged
+
+
 def _mark(
     bucket: NDArray[np.int64],
     tables: Sequence[NDArray[np.uint32]],
@@ -169,9 +232,7 @@ def _mark(
     rest = np.array([row for row in bucket.tolist() if row not in repeats])
     while len(rest) > 1:
         head, rest = int(rest[0]), rest[1:]
-        near = np.ones(len(rest), dtype=bool)
-        for table in tables:
-            near &= (table[rest] == table[head]).mean(axis=1) >= threshold
+        near = _near_to(head, rest, tables, threshold)
         for row in rest[near].tolist():
             repeats[row] = head
         rest = rest[~near]

@@ -8,9 +8,9 @@ from datasketch import MinHash, MinHashLSH
 from rlhf_core.dataprep.keys import DialogueKey, Key, opening
 from rlhf_core.dataprep.near import (
     NUM_PERMUTATIONS,
-    WEIGHTS,
     Signature,
     SignatureTable,
+    bands_of,
     empty_sketch,
     signature,
     similarity,
@@ -61,7 +61,7 @@ class PromptIndex:
     def __init__(self, threshold: float) -> None:
         """Ask for prompts at least this similar."""
         self._threshold = threshold
-        self._lsh = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS, weights=WEIGHTS)
+        self._lsh = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=bands_of(threshold))
         self._signatures: dict[bytes, Signature] = {}
 
     def add(self, signatures: Iterable[Signature]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rlhf_core.dataprep.keys import DialogueKey, text_key, unit_interval
+from rlhf_core.dataprep.near_dialogues import NearDialogues
 
 Side = Literal["train", "heldout"]
 Half = Literal["reward", "judge"]
@@ -17,8 +18,9 @@ Half = Literal["reward", "judge"]
 class DialogueSplitter:
     """Assigns dialogues, each as a whole, to sides and halves.
 
-    The choice hashes the normalised opening with the seed, so rows added later move no other row,
-    and every file (demonstrations, pairs, prompts) gives the same dialogue the same side.
+    The choice hashes the normalised opening with the seed, so rows added later move no other row
+    but those that are nearly equal to them, and every file (demonstrations, pairs, prompts) gives
+    the same dialogue the same side.
     """
 
     seed: int
@@ -28,7 +30,12 @@ class DialogueSplitter:
     """Dialogues of the held-out prompt file: no other file may use them."""
     has_heldout_file: bool = False
     heldout_elsewhere: set[DialogueKey] = field(default_factory=set)
-    """Held-out dialogues of pairs and demonstrations, filled in by ``side``."""
+    """Held-out dialogues of pairs and demonstrations, filled in by ``side``; of near ones the one
+    that decides for them."""
+    near_threshold: float | None = None
+    """Similarity from which dialogues are kept together; None keeps only equal ones."""
+    near: NearDialogues = field(default_factory=NearDialogues)
+    """Filled in once all dialogues are known."""
 
     @property
     def rule(self) -> str:
@@ -40,20 +47,26 @@ class DialogueSplitter:
             f"by dialogue, seed {self.seed}, held out {self.heldout_fraction:g},"
             f" judge {self.judge_fraction:g}"
         )
+        if self.near_threshold is not None:
+            rule += f", near ones together from {self.near_threshold:g}"
         if self.has_heldout_file:
             rule += f", prompts {text_key(b''.join(sorted(self.reserved)).hex()).hex()[:12]}"
         return rule
 
     def side(self, key: DialogueKey) -> Side:
         """Return the side of a pair's or a demonstration's dialogue."""
-        if unit_interval(self.seed, "heldout", key) < self.heldout_fraction:
-            self.heldout_elsewhere.add(key)
+        deciding = self._deciding(key)
+        if (
+            key in self.near.beside_reserved
+            or unit_interval(self.seed, "heldout", deciding) < self.heldout_fraction
+        ):
+            self.heldout_elsewhere.add(deciding)
             return "heldout"
         return "train"
 
     def half(self, key: DialogueKey) -> Half:
         """Return whether the pairs of a dialogue train the reward model or the judge."""
-        chance = unit_interval(self.seed, "judge", key)
+        chance = unit_interval(self.seed, "judge", self._deciding(key))
         return "judge" if chance < self.judge_fraction else "reward"
 
     def prompt_side(self, key: DialogueKey) -> Side | None:
@@ -64,4 +77,19 @@ class DialogueSplitter:
         """
         if not self.has_heldout_file:
             return self.side(key)
-        return None if key in self.reserved or key in self.heldout_elsewhere else "train"
+        is_taken = key in self.reserved or self._deciding(key) in self.heldout_elsewhere
+        return None if is_taken or key in self.near.beside_reserved else "train"
+
+    def num_kept_together(self) -> int:
+        """Return how many groups of near dialogues would lie on two sides, or in two halves."""
+        places: dict[DialogueKey, set[tuple[bool, bool]]] = {}
+        for key, deciding in self.near.representative.items():
+            place = (
+                unit_interval(self.seed, "heldout", key) < self.heldout_fraction,
+                unit_interval(self.seed, "judge", key) < self.judge_fraction,
+            )
+            places.setdefault(deciding, set()).add(place)
+        return sum(len(found) > 1 for found in places.values())
+
+    def _deciding(self, key: DialogueKey) -> DialogueKey:
+        return self.near.representative.get(key, key)

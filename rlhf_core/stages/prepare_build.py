@@ -1,10 +1,11 @@
 """Fill a prepared directory: two passes over the comparisons, one over every other file."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,19 +20,22 @@ from rlhf_core.dataprep.intake import (
     set_aside_near_repeats,
     take_in,
 )
+from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.dataprep.ledger import apply_votes, set_aside_reserved
 from rlhf_core.dataprep.manifest import write_manifest
+from rlhf_core.dataprep.near_dialogues import Openings
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.pictures import draw_pictures
 from rlhf_core.dataprep.pooling import pool_votes
 from rlhf_core.dataprep.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.quarantine import Quarantine
+from rlhf_core.dataprep.rows import SetAside, prompt_problem
 from rlhf_core.dataprep.rules import TokenCheck, make_rules
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.dataprep.vote_models import MODELS, decided_by_heads
 from rlhf_core.dataprep.votes import reliability
-from rlhf_core.schema import ValidationReport
+from rlhf_core.schema import Conversation, Demonstration, Prompt, ValidationReport
 from rlhf_core.stages import prepare_checks as checks
 from rlhf_core.stages import prepare_inputs as inputs
 from rlhf_core.stages.prepare_measure import measure
@@ -71,11 +75,12 @@ def build(
     validator = Validator(docs=work / data_docs.FOLDER, failures=failures)
     with Quarantine(work / QUARANTINE) as quarantine, PreparedFiles(work) as files:
         bench = _workbench(config, files, quarantine, token_check)
-        _reserve_heldout(data, bench)
-        intake = _read(data, bench, work / "spill.jsonl")
+        openings = _reserve_heldout(data, bench)
+        intake = _read(data, bench, openings, work / "spill.jsonl")
         checks.require_rows(intake, subject, failures / QUARANTINE)
         checks.require_readable(quarantine, data.max_unusable_fraction, failures / QUARANTINE)
         _validate_raw(data, intake, validator)
+        _keep_near_together(data, intake, bench)
         _decide(data, intake, bench)
         _write(data, intake, bench)
         checks.require_readable_others(quarantine, data, failures / QUARANTINE)
@@ -94,12 +99,21 @@ def build(
     sections = {
         "files": inputs.raw_files(data),
         "dialogues": {kind: facts.as_json() for kind, facts in dialogues.items()},
+        "near_dialogues": _near_section(bench.splitter),
         "agreement": agreement.as_json(),
         "measurements": found.as_json(),
         "gates": [result.model_dump(mode="json") for result in gates],
     }
     write_report(work / REPORT, manifest, quarantine, sections, validator.reports)
     checks.require_gates(gates, data.gates, subject, failures / REPORT)
+
+
+def _near_section(splitter: DialogueSplitter) -> dict[str, Any]:
+    return {
+        "threshold": splitter.near_threshold,
+        "num_kept_together": splitter.num_kept_together(),
+        **splitter.near.as_json(),
+    }
 
 
 def _workbench(
@@ -114,6 +128,7 @@ def _workbench(
         heldout_fraction=data.heldout_fraction,
         judge_fraction=data.judge_fraction,
         has_heldout_file=data.prompts.heldout_path is not None,
+        near_threshold=data.near_dialogues,
     )
     threshold = data.cleaning.near_duplicates
     return Workbench(
@@ -125,20 +140,61 @@ def _workbench(
     )
 
 
-def _reserve_heldout(data: DataConfig, bench: Workbench) -> None:
-    """Learn which prompts are held out before any training row is written."""
+def _reserve_heldout(data: DataConfig, bench: Workbench) -> Openings | None:
+    """Learn which prompts are held out before any training row is written.
+
+    Returns:
+        How the dialogues of prompts and demonstrations open; None where nearness does not matter.
+    """
     path = data.prompts.heldout_path
     if path is not None:
         assemble.write_heldout_prompts(path, read_prompts(path), bench)
+    if data.near_dialogues is None:
+        return None
+    openings = Openings()
+    if path is not None:
+        for prompt in _prompts_of(read_prompts(path)):
+            if (dialogue := dialogue_key(prompt)) in bench.splitter.reserved:
+                openings.add(prompt, dialogue)
+    shown = _prompts_of(read_demonstrations(data.demonstrations))
+    for prompt in chain(shown, _prompts_to_sample_from(data)):
+        if prompt_problem(prompt) is None:
+            openings.add(prompt, dialogue_key(prompt))
+    return openings
+
+
+def _prompts_to_sample_from(data: DataConfig) -> Iterator[Conversation]:
+    return iter(()) if data.prompts.path is None else _prompts_of(read_prompts(data.prompts.path))
+
+
+def _prompts_of(
+    rows: Iterable[tuple[int, Demonstration | Prompt | SetAside]],
+) -> Iterator[Conversation]:
+    return (item.prompt for _, item in rows if not isinstance(item, SetAside))
+
+
+def _keep_near_together(data: DataConfig, intake: Intake, bench: Workbench) -> None:
+    """Let dialogues that open nearly alike share a side; then learn which are held out."""
+    splitter = bench.splitter
+    if intake.openings is not None and data.near_dialogues is not None:
+        shares = (data.heldout_fraction, data.judge_fraction)
+        smallest = min((part for s in shares for part in (s, 1 - s) if part > 0), default=1.0)
+        splitter.near = intake.openings.groups(
+            data.near_dialogues,
+            largest_fraction=smallest / 2,
+            reserved=splitter.reserved,
+            seed=splitter.seed,
+        )
+        intake.openings = None
     if bench.heldout is None:
         return
     assemble.index_heldout(read_demonstrations(data.demonstrations), bench)
-    if path is None and data.prompts.path is not None:
+    if data.prompts.heldout_path is None and data.prompts.path is not None:
         assemble.index_heldout(read_prompts(data.prompts.path), bench)
 
 
-def _read(data: DataConfig, bench: Workbench, spill: Path) -> Intake:
-    intake = Intake(spill)
+def _read(data: DataConfig, bench: Workbench, openings: Openings | None, spill: Path) -> Intake:
+    intake = Intake(spill, openings=openings)
     if bench.heldout is not None:
         intake.signatures = RowSignatures()
     source_rows = bench.quarantine.source_rows.setdefault("preferences", Counter())
