@@ -104,7 +104,7 @@ def read_models(folder: Path, configured: PpoConfig) -> PpoModels:
 
 
 def read_data(folder: Path) -> PpoData:
-    return PpoData([TokenizedPrompt("", as_token_ids(ids)) for ids in read_prompts(folder)], EOS)
+    return PpoData([TokenizedPrompt("", as_token_ids(ids)) for ids in read_prompts(folder)], [EOS])
 
 
 REPLAYED = {"num_minibatches": 1, "num_iterations": 1, "missing_eos_penalty": None}

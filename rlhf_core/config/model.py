@@ -1,11 +1,17 @@
 """The base model every stage starts from."""
 
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue, field_validator
 
 from rlhf_core.config.base import Count, Section
+
+_NOT_VARIABLES = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+)
+"""What every rendering passes itself."""
 
 
 class ModelConfig(Section):
@@ -16,7 +22,14 @@ class ModelConfig(Section):
     revision: str | None = None
     """Hub revision (branch, tag or commit); ignored for a directory."""
     chat_template: Path | None = None
-    """Jinja file used when the tokenizer has no chat template of its own; an error if both lack."""
+    """Jinja file that conversations are rendered with, in place of the tokenizer's own template; an
+    error if both lack."""
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Values of the template's variables, such as ``enable_thinking: false``; the template saved
+    with a model has them, so it says the same wherever it is used."""
+    template_date: date | None = None
+    """What a chat template that reads the clock takes for today, in every stage and in what is
+    saved; None means the day on which the dataset was prepared, as its manifest says."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models compute; ``auto`` is the GPU where there is one. Results are the same bits from
     run to run on one kind of device, not across kinds."""
@@ -25,3 +38,11 @@ class ModelConfig(Section):
     max_prompt_length: Count | None = Field(default=None)
     """Longest prompt PPO samples from and evaluation asks, in tokens; None means ``max_length``
     less ``policy.max_new_tokens`` (PPO), or half of it (DPO)."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _require_variables(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in kwargs:
+            if not name.isidentifier() or name.startswith("_") or name in _NOT_VARIABLES:
+                raise ValueError(f"{name!r} is no variable of a chat template that can be set")
+        return kwargs

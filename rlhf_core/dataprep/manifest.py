@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -27,7 +28,8 @@ class Manifest(Record):
     fingerprint: str
     """Over the bytes of all inputs, the settings that matter, and the code that prepared."""
     sha256: str
-    """Version of the dataset: over the prepared files' sha256, in name order."""
+    """Version of the dataset: over the prepared files' sha256, in name order, and the template's
+    date if it has one."""
     files: dict[str, FileFacts]
     split: str = ""
     """Rule by which dialogues were split; empty in datasets that are older than this field."""
@@ -35,6 +37,8 @@ class Manifest(Record):
     """Tokens of the longest prompt to sample from; 0 where tokens were not looked at."""
     shortest_left_out: int | None = None
     """Tokens of the shortest prompt that left no room to answer; None where all had room."""
+    template_date: date | None = None
+    """What a chat template that reads the clock takes for today; None where none reads it."""
 
     def holds_for(self, limit: int | None) -> bool:
         """Tell whether prompts of at most ``limit`` tokens are just those that are here."""
@@ -62,6 +66,7 @@ def write_manifest(
     num_rows: Mapping[str, int],
     room: tuple[int, int | None] = (0, None),
     split: str = "",
+    template_date: date | None = None,
 ) -> Manifest:
     """Digest the prepared files of ``directory`` and write the manifest beside them.
 
@@ -71,12 +76,16 @@ def write_manifest(
         num_rows: rows of each file.
         room: tokens of the longest prompt kept and of the shortest left out.
         split: rule by which dialogues were split.
+        template_date: what a chat template that reads the clock takes for today; it decides the
+            prompts, so it is part of the dataset's version.
     """
     files = {}
     for name in FILE_NAMES:
         path = directory / f"{name}.jsonl"
         files[name] = FileFacts(sha256=sha256_of(path), md5=md5_of(path), num_rows=num_rows[name])
     digest = hashlib.sha256("".join(files[name].sha256 for name in FILE_NAMES).encode())
+    if template_date is not None:
+        digest.update(template_date.isoformat().encode())
     manifest = Manifest(
         fingerprint=fingerprint,
         sha256=digest.hexdigest(),
@@ -84,6 +93,7 @@ def write_manifest(
         split=split,
         longest_prompt=room[0],
         shortest_left_out=room[1],
+        template_date=template_date,
     )
     with atomic_file(directory / NAME) as stream:
         stream.write(manifest.model_dump_json(indent=2).encode() + b"\n")

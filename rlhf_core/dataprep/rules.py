@@ -14,6 +14,8 @@ from rlhf_core.schema import Conversation
 
 Problem = tuple[Reason, str]
 """Reason and detail."""
+AT_FAULT = {"response a": "a", "response b": "b", "both responses": "both"}
+"""How the detail of a token problem begins that lies with responses, and which side is meant."""
 Row = tuple[Conversation, Sequence[str]]
 """Prompt and responses."""
 

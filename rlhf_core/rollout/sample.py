@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.models.compute import unwrapped
 from rlhf_core.rollout.decode import Decoded, Sampling, decode
 from rlhf_core.rollout.sampling import sequence_uniforms
 from rlhf_core.schema import Conversation
-from rlhf_core.tokenization import Renderer, make_renderer
+from rlhf_core.tokenization import Renderer, make_renderer, token_ids
 
 _DECODE_TOKENS = 65_536
 """As ``policy.decode_tokens`` by default."""
@@ -21,11 +22,11 @@ class SampledResponse:
 
     text: str
     token_ids: tuple[int, ...]
-    """Sampled tokens, EOS included where the answer ended by itself."""
+    """Sampled tokens, with that which ended the answer where it ended by itself."""
     logprobs: tuple[float, ...]
     """Log-probability of each token when it was drawn, nats."""
     finished: bool
-    """True where the answer ended with EOS, False where it was cut at ``max_new_tokens``."""
+    """True where the answer ended by itself, False where it was cut at ``max_new_tokens``."""
 
 
 def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none groups
@@ -58,8 +59,9 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
         DataError: a prompt cannot be rendered.
         ModelError: a prompt and its answer do not fit the model.
     """
-    renderer = make_renderer(tokenizer)
-    sampling = Sampling(temperature, [renderer.eos_id])
+    generation = getattr(unwrapped(model), "generation_config", None)
+    renderer = make_renderer(tokenizer, token_ids(getattr(generation, "eos_token_id", None)))
+    sampling = Sampling(temperature, renderer.end_ids)
     responses: list[SampledResponse] = []
     for start in range(0, len(prompts), batch_size):
         part = [renderer.prompt_ids(prompt) for prompt in prompts[start : start + batch_size]]

@@ -1,5 +1,6 @@
 """References that travel between stages: where bytes lie and how to prove they are the same."""
 
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,8 @@ class DatasetSplits(Record):
     split: str = ""
     """Rule by which dialogues were split: what is held out here is held out in every dataset of the
     same rule. Empty in datasets that do not say."""
+    template_date: date | None = None
+    """What a chat template that reads the clock takes for today, in every stage."""
     demonstrations_train: DatasetRef
     demonstrations_heldout: DatasetRef
     reward_train: DatasetRef

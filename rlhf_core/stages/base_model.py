@@ -1,5 +1,8 @@
 """The base model and its tokenizer, as the configuration names them."""
 
+import json
+import logging
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +13,47 @@ from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal
-from rlhf_core.tokenization import Renderer, load_tokenizer, make_renderer
+from rlhf_core.tokenization import (
+    Renderer,
+    TemplateChoice,
+    load_tokenizer,
+    make_renderer,
+    published_ends,
+    read_template,
+)
+from rlhf_core.tokenization.template import reads_clock
+
+logger = logging.getLogger(__name__)
+
+_BENDS_DECODING = (
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+    "min_length",
+    "min_new_tokens",
+    "stop_strings",
+    "exponential_decay_length_penalty",
+)
+"""Fields of generation_config.json that give greedy decoding another text."""
 
 
-def load_base(settings: ModelConfig) -> tuple[PreTrainedModel, Renderer]:
-    """Load what SFT starts from.
+def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTrainedModel, Renderer]:
+    """Load what SFT starts from; it stops where the renderer says, by its own files too.
+
+    Args:
+        settings: the model's.
+        day: recorded with the dataset, for a template that reads the clock.
 
     Raises:
         ModelError: no model, tokenizer or chat template; or ``max_length`` exceeds the model's.
     """
-    renderer = base_renderer(settings)
+    renderer = base_renderer(settings, day)
+    require_no_clock(renderer)
     model = load_causal(settings.base, revision=settings.revision, device=settings.device)
     positions = _num_positions(model)
     if positions is not None and settings.max_length > positions:
@@ -27,7 +61,7 @@ def load_base(settings: ModelConfig) -> tuple[PreTrainedModel, Renderer]:
             f"model.max_length is {settings.max_length}, but {settings.base} has "
             f"{positions} positions; lower model.max_length"
         )
-    highest = max(len(renderer.tokenizer) - 1, renderer.eos_id)
+    highest = max(len(renderer.tokenizer) - 1, *renderer.end_ids)
     embedding: Any = model.get_input_embeddings()
     rows = embedding.num_embeddings
     if highest >= rows:
@@ -35,7 +69,33 @@ def load_base(settings: ModelConfig) -> tuple[PreTrainedModel, Renderer]:
             f"{settings.base}: the tokenizer's highest token is {highest}, but the model embeds "
             f"{rows}; resize the model's embeddings, or take the tokenizer it was trained with"
         )
+    name_ends(model, renderer)
     return model, renderer
+
+
+def name_ends(model: PreTrainedModel, renderer: Renderer) -> None:
+    """Write into a model's configurations what ends a response, as they are saved with it.
+
+    Whatever generates from the saved files then stops where sampling stops here, and what only
+    bends the publisher's own decoding (a repetition penalty, say) is left out: the model is
+    trained and measured without.
+    """
+    ends = list(renderer.end_ids)
+    named = ends[0] if len(ends) == 1 else ends
+    for part in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
+        part.eos_token_id = named
+    if not model.can_generate():
+        return
+    generation = model.generation_config
+    generation.eos_token_id = named
+    if generation.pad_token_id is None:
+        pad = renderer.tokenizer.pad_token_id
+        generation.pad_token_id = renderer.turn_end_id if pad is None else pad
+    bent = [name for name in _BENDS_DECODING if getattr(generation, name, None)]
+    for name in bent:
+        setattr(generation, name, None)
+    if bent:
+        logger.warning("generation_config: left out: %s", ", ".join(bent))
 
 
 def _num_positions(model: PreTrainedModel) -> int | None:
@@ -52,27 +112,74 @@ def _num_positions(model: PreTrainedModel) -> int | None:
     return positions
 
 
-def base_renderer(settings: ModelConfig) -> Renderer:
-    """Load only the tokenizer of the base model."""
-    return make_renderer(
-        load_tokenizer(
-            settings.base, revision=settings.revision, chat_template=settings.chat_template
-        )
+def base_renderer(settings: ModelConfig, day: date | None = None) -> Renderer:
+    """Load only the tokenizer of the base model, with the template that the settings choose.
+
+    Args:
+        settings: the model's; its ``template_date`` goes before ``day``.
+        day: recorded with the dataset; None leaves a template that reads the clock to it.
+
+    Raises:
+        ModelError: no tokenizer or chat template, or they do not go together.
+    """
+    tokenizer = load_tokenizer(
+        settings.base,
+        revision=settings.revision,
+        choice=TemplateChoice(
+            settings.chat_template, settings.chat_template_kwargs, settings.template_date or day
+        ),
     )
+    return make_renderer(tokenizer, published_ends(settings.base, revision=settings.revision))
+
+
+def require_no_clock(renderer: Renderer) -> None:
+    """Refuse a chat template that would say something else tomorrow.
+
+    Raises:
+        ModelError: it reads the clock, and neither settings nor dataset say a date.
+    """
+    if reads_clock(renderer.tokenizer.chat_template):
+        raise ModelError(
+            "the chat template reads the clock and the dataset records no date for it (prepared"
+            " without data.cleaning.tokens, or by an older version): set model.template_date, such"
+            f" as {date.today().isoformat()}"
+        )
 
 
 def model_renderer(directory: Path) -> Renderer:
     """Load the tokenizer that was saved with one of our own models."""
-    return make_renderer(load_tokenizer(directory))
+    return make_renderer(load_tokenizer(directory), published_ends(directory))
 
 
 def base_digest(settings: ModelConfig) -> str:
-    """Return a digest of the base model: of every file of a folder, or of the hub's revision."""
+    """Return a digest of the base model: of every file of a folder, or of the hub's revision.
+
+    The chat template that the settings choose is part of it.
+
+    Raises:
+        ModelError: ``model.chat_template`` cannot be read.
+    """
     base = Path(settings.base)
     parts = {"base": settings.base, "revision": str(settings.revision)}
     if base.is_dir():
         files = sorted(path for path in base.rglob("*") if path.is_file())
         parts = {str(path.relative_to(base)): sha256_of(path) for path in files}
-    if settings.chat_template is not None and settings.chat_template.is_file():
+    return fingerprint_of(parts | template_parts(settings))
+
+
+def template_parts(settings: ModelConfig) -> dict[str, str]:
+    """What the settings say of the chat template, for a digest; empty where they say nothing.
+
+    Raises:
+        ModelError: ``model.chat_template`` cannot be read.
+    """
+    parts = {}
+    if settings.chat_template is not None:
+        read_template(settings.chat_template)
         parts["chat_template"] = sha256_of(settings.chat_template)
-    return fingerprint_of(parts)
+    if settings.chat_template_kwargs:
+        kwargs = json.dumps(settings.chat_template_kwargs, sort_keys=True)
+        parts["chat_template_kwargs"] = kwargs
+    if settings.template_date is not None:
+        parts["template_date"] = settings.template_date.isoformat()
+    return parts

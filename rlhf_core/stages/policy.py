@@ -25,7 +25,7 @@ from rlhf_core.schema import (
     Record,
     RunContext,
 )
-from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.base_model import model_renderer, name_ends
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.reward import load_pairs
@@ -77,6 +77,7 @@ def train_policy(
         run.log_dataset(splits)
         renderer = model_renderer(sft.path)
         policy = load_causal(sft.path, device=config.model.device)
+        name_ends(policy, renderer)
         optimize = _optimize_ppo if config.policy.algorithm == "ppo" else _optimize_dpo
         summary = optimize(_Task(config, splits, sft, reward, directory, run, policy, renderer))
         sha256 = save_model(policy, renderer.tokenizer, directory / "model")
@@ -224,4 +225,4 @@ def _ppo_data(
         if settings.ptx_coef > 0
         else []
     )
-    return PpoData(prompts=prompts, eos_id=renderer.eos_id, demonstrations=demonstrations)
+    return PpoData(prompts=prompts, end_ids=renderer.end_ids, demonstrations=demonstrations)

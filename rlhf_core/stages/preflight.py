@@ -1,7 +1,7 @@
 """What can be known to be wrong before anything is written or trained."""
 
 from rlhf_core.config import PipelineConfig
-from rlhf_core.stages.base_model import base_renderer
+from rlhf_core.stages.base_model import base_renderer, require_no_clock
 from rlhf_core.stages.prepare_inputs import require_paths
 
 
@@ -17,4 +17,6 @@ def check_inputs(config: PipelineConfig) -> None:
     """
     if config.data.version is None:
         require_paths(config.data)
-    base_renderer(config.model)
+    renderer = base_renderer(config.model)
+    if config.data.version is None and not config.data.cleaning.tokens:
+        require_no_clock(renderer)

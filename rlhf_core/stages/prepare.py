@@ -19,7 +19,7 @@ from rlhf_core.errors import DataError, RlhfError
 from rlhf_core.schema import DatasetRef, DatasetSplits
 from rlhf_core.stages import prepare_build, prepare_checks
 from rlhf_core.stages.prepare_inputs import raw_sources, require_paths
-from rlhf_core.stages.prepare_tokens import make_token_check, prompt_limit, tokenizer_digest
+from rlhf_core.stages.prepare_tokens import load_renderer, prompt_limit, tokenizer_digest
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +69,12 @@ def prepare_data(config: PreparationConfig) -> DatasetSplits:
             logger.info("prepared_data_reused output=%s", output)
             return read_splits(output)
         shutil.rmtree(failures, ignore_errors=True)
-        token_check = make_token_check(config)
+        renderer, day = load_renderer(config)
         with replacing_directory(output) as work:
             try:
-                prepare_build.build(config, work, fingerprint, failures, token_check)
+                prepare_build.build(
+                    config, work, fingerprint, failures, prepare_build.Rendering(renderer, day)
+                )
             except RlhfError:
                 for name in (prepare_build.QUARANTINE, prepare_build.REPORT, DOCS):
                     prepare_checks.keep(work / name, failures)
@@ -110,6 +112,7 @@ def read_splits(directory: Path, revision: str | None = None) -> DatasetSplits:
         dvc_md5=versioning.directory_md5(directory),
         git_revision=revision,
         split=manifest.split,
+        template_date=manifest.template_date,
         report=directory / prepare_build.REPORT,
         **references,
     )

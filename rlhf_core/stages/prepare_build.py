@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,9 +41,12 @@ from rlhf_core.stages import prepare_checks as checks
 from rlhf_core.stages import prepare_inputs as inputs
 from rlhf_core.stages.prepare_measure import measure
 from rlhf_core.stages.prepare_report import describe_agreement, write_annotators, write_report
+from rlhf_core.stages.prepare_tokens import describe_conversations, make_token_check
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from rlhf_core.tokenization import Renderer
 
 REPORT = "report.json"
 QUARANTINE = "quarantine.parquet"
@@ -50,12 +54,22 @@ PICTURES = "pictures"
 ANNOTATORS = "annotators.csv"
 
 
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """How conversations become tokens."""
+
+    renderer: "Renderer | None"
+    """None: tokens are not looked at."""
+    day: date | None
+    """What a chat template that reads the clock takes for today; None: it reads none."""
+
+
 def build(
     config: PreparationConfig,
     work: Path,
     fingerprint: str,
     failures: Path,
-    token_check: TokenCheck | None,
+    rendering: Rendering,
 ) -> None:
     """Prepare everything into the empty directory ``work``.
 
@@ -65,13 +79,14 @@ def build(
             the table of annotators and the manifest.
         fingerprint: of all inputs; goes into the manifest.
         failures: receives the rows behind a failed check.
-        token_check: what the base model's tokenizer says of a row; None leaves it out.
+        rendering: the base model's tokenizer and template.
 
     Raises:
         DataError: the input cannot be used.
         MissingMetricError: a gate asks for what was not measured.
     """
     data, subject = config.data, inputs.name_sources(config.data)
+    token_check = make_token_check(config, rendering.renderer)
     validator = Validator(docs=work / data_docs.FOLDER, failures=failures)
     with Quarantine(work / QUARANTINE) as quarantine, PreparedFiles(work) as files:
         bench = _workbench(config, files, quarantine, token_check)
@@ -95,9 +110,12 @@ def build(
     draw_pictures(pictures, files.num_rows, work / PICTURES)
     write_annotators(work / ANNOTATORS, agreement.annotators)
     room = (0, None) if token_check is None else token_check.room
-    manifest = write_manifest(work, fingerprint, files.num_rows, room, bench.splitter.rule)
+    manifest = write_manifest(
+        work, fingerprint, files.num_rows, room, bench.splitter.rule, rendering.day
+    )
     sections = {
         "files": inputs.raw_files(data),
+        "conversations": describe_conversations(config.model, rendering.renderer, rendering.day),
         "dialogues": {kind: facts.as_json() for kind, facts in dialogues.items()},
         "near_dialogues": _near_section(bench.splitter),
         "agreement": agreement.as_json(),

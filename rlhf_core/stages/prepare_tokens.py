@@ -1,6 +1,7 @@
 """Token-level checks: what the base model's tokenizer and chat template make of every row."""
 
 import sys
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,23 +15,47 @@ from rlhf_core.schema import Message
 if TYPE_CHECKING:
     from rlhf_core.tokenization import Renderer
 
-_TOKENIZER_FILES = ("token*", "special_tokens_map.json", "vocab*", "merges*", "spiece*", "*.jinja")
+_TOKENIZER_FILES = (
+    "generation_config.json",
+    "token*",
+    "special_tokens_map.json",
+    "vocab*",
+    "merges*",
+    "spiece*",
+    "*.jinja",
+)
 _PROBES = ("Where is the station?", "Who wrote this, and when?")
 
 
-def make_token_check(config: PreparationConfig) -> TokenCheck | None:
-    """Load the tokenizer and return the check of rows; None where it is switched off.
+def load_renderer(config: PreparationConfig) -> tuple["Renderer | None", date | None]:
+    """Load the tokenizer and the day its chat template takes for today.
+
+    Returns:
+        None without a renderer where tokens are not looked at. The day is None where the template
+        does not read the clock; else what the settings say, or today.
 
     Raises:
         ModelError: no tokenizer, or its chat template is broken.
     """
     if not config.data.cleaning.tokens:
-        return None
+        return None, config.model.template_date
     from rlhf_core.stages.base_model import base_renderer
+    from rlhf_core.tokenization.template import reads_clock
+
+    renderer, day = base_renderer(config.model), config.model.template_date
+    if day is None and reads_clock(renderer.tokenizer.chat_template):
+        day = date.today()
+        renderer = base_renderer(config.model, day)
+    require_sound_template(renderer)
+    return renderer, day
+
+
+def make_token_check(config: PreparationConfig, renderer: "Renderer | None") -> TokenCheck | None:
+    """Return the check of rows; None without a renderer."""
+    if renderer is None:
+        return None
     from rlhf_core.stages.prepare_token_rows import RowTokens
 
-    renderer = base_renderer(config.model)
-    require_sound_template(renderer)
     # The tokenizer's own warning about long texts; here they are counted and set aside.
     renderer.tokenizer.model_max_length = sys.maxsize
     return RowTokens(renderer, config.model.max_length, prompt_limit(config))
@@ -54,7 +79,7 @@ def require_sound_template(renderer: "Renderer") -> None:
     """
     from rlhf_core.schema import Demonstration
     from rlhf_core.tokenization import pack_examples
-    from rlhf_core.tokenization.render import apply_template
+    from rlhf_core.tokenization.template import apply_template
 
     tokenizer = renderer.tokenizer
     for probe in _PROBES:
@@ -73,8 +98,8 @@ def require_sound_template(renderer: "Renderer") -> None:
         item = Demonstration(demonstration_id="probe", prompt=(question,), response="Nobody knows.")
         batch = pack_examples([renderer.demonstration(item)])
         counted = batch.input_ids[batch.loss_mask].tolist()
-        if not counted or counted[-1] != renderer.eos_id:
-            raise ModelError("the EOS of a response does not count in the loss")
+        if not counted or counted[-1] != renderer.turn_end_id:
+            raise ModelError("the end of a response does not count in the loss")
 
 
 def tokenizer_digest(model: ModelConfig) -> str:
@@ -85,6 +110,42 @@ def tokenizer_digest(model: ModelConfig) -> str:
         files = {path for pattern in _TOKENIZER_FILES for path in base.glob(pattern)}
         parts = {path.name: sha256_of(path) for path in files if path.is_file()}
         parts["length"] = str(model.max_length)
-    if model.chat_template is not None and model.chat_template.is_file():
-        parts["chat_template"] = sha256_of(model.chat_template)
-    return fingerprint_of(parts)
+    from rlhf_core.stages.base_model import template_parts
+
+    return fingerprint_of(parts | template_parts(model))
+
+
+def describe_conversations(
+    model: ModelConfig, renderer: "Renderer | None", day: date | None
+) -> dict[str, object]:
+    """Return what the report says of the chat template and of where turns end."""
+    said: dict[str, object] = {
+        "template": "the tokenizer's own"
+        if model.chat_template is None
+        else str(model.chat_template)
+    }
+    if model.chat_template_kwargs:
+        said["chat_template_kwargs"] = model.chat_template_kwargs
+    if day is not None:
+        said["date"] = day.isoformat()
+    if renderer is None:
+        return said
+    names = renderer.tokenizer.convert_ids_to_tokens(list(renderer.end_ids))
+    turns = renderer.turns
+    return said | {
+        "replaces_own_template": replaces_own(model),
+        "turn_ends_with": turns.end,
+        "end_is_written_by_template": turns.is_written,
+        "sampling_stops_at": names,
+        "answers_open_with": turns.lead,
+    }
+
+
+def replaces_own(model: ModelConfig) -> bool:
+    """Tell whether ``model.chat_template`` takes the place of another that came with the model."""
+    if model.chat_template is None:
+        return False
+    from rlhf_core.tokenization import own_template, read_template
+
+    own = own_template(model.base, revision=model.revision)
+    return own not in (None, read_template(model.chat_template))

@@ -20,7 +20,7 @@ from rlhf_core.schema import (
     RunContext,
     StageResult,
 )
-from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.base_model import model_renderer, name_ends
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluate import evaluate_reward
 from rlhf_core.stages.examples import tokenize_records
@@ -58,6 +58,7 @@ def train_reward(
         renderer = model_renderer(sft.path)
         head, device = derived_seed(config.seed, role, "head"), config.model.device
         model = scalar_from_causal(sft.path, seed=head, device=device)
+        name_ends(model, renderer)
         load = partial(load_pairs, config, renderer, directory)
         summary = fit_reward_model(
             model,

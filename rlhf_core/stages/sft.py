@@ -37,7 +37,7 @@ def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext
     make_deterministic(config.seed)
     with open_run(config, context, "sft", inputs=stage_inputs(splits)) as run:
         run.log_dataset(splits)
-        model, renderer = load_base(config.model)
+        model, renderer = load_base(config.model, splits.template_date)
         load = partial(load_demonstrations, config, renderer, directory)
         summary = fit_sft(
             model,

@@ -8,7 +8,14 @@ from rlhf_core.tokenization.examples import (
     TokenizedPrompt,
     as_token_ids,
 )
-from rlhf_core.tokenization.load import load_tokenizer
+from rlhf_core.tokenization.load import (
+    TemplateChoice,
+    load_tokenizer,
+    own_template,
+    published_ends,
+    read_template,
+    token_ids,
+)
 from rlhf_core.tokenization.pack import (
     group_by_prompt,
     pack_examples,
@@ -23,6 +30,7 @@ from rlhf_core.tokenization.runs import evenly
 __all__ = [
     "PreferenceBatch",
     "Renderer",
+    "TemplateChoice",
     "TokenBatch",
     "TokenIds",
     "TokenizedExample",
@@ -33,9 +41,13 @@ __all__ = [
     "group_by_prompt",
     "load_tokenizer",
     "make_renderer",
+    "own_template",
     "pack_examples",
     "pack_grouped_responses",
     "pack_pairs",
     "pack_prompts",
     "pack_responses",
+    "published_ends",
+    "read_template",
+    "token_ids",
 ]

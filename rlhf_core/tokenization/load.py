@@ -1,11 +1,18 @@
 """Load a tokenizer and refuse one that cannot serve."""
 
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from rlhf_core.errors import ModelError
 from rlhf_core.tokenization.model_folder import loading_options, why_not_loaded
+from rlhf_core.tokenization.template import Template, with_date, with_variables
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -17,25 +24,95 @@ TOKENIZER_FILES = (
 )
 
 
+@dataclass(frozen=True)
+class TemplateChoice:
+    """What the settings say of the chat template; nothing: the tokenizer's own as it is."""
+
+    path: Path | None = None
+    """Jinja file; it is used even where the tokenizer has a template."""
+    variables: Mapping[str, object] = field(default_factory=dict)
+    """Values of the template's variables, such as ``enable_thinking``."""
+    day: date | None = None
+    """What a template that reads the clock takes for today; None leaves it the clock."""
+
+
 def load_tokenizer(
-    base: str | Path, *, revision: str | None = None, chat_template: Path | None = None
+    base: str | Path, *, revision: str | None = None, choice: TemplateChoice | None = None
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model directory or hub name, with a chat template.
+
+    Variables and date become part of the template, and so of what is saved with a model.
 
     Args:
         base: directory in ``save_pretrained`` layout, or a hub name.
         revision: hub revision; ignored for a directory.
-        chat_template: Jinja file for a tokenizer that has no template; one that has keeps its own.
+        choice: of the template; None takes the tokenizer's own.
 
     Raises:
-        ModelError: no tokenizer, no EOS token, or no chat template from either side.
+        ModelError: no tokenizer, no EOS token, no chat template from either side, or one that
+            never reads a variable it is given.
     """
-    tokenizer = _load(base, revision)
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = _read_template(base, chat_template)
+    tokenizer, choice = _load(base, revision), choice or TemplateChoice()
+    template = tokenizer.chat_template
+    if choice.path is not None:
+        own, template = template, read_template(choice.path)
+        if own not in (None, template):
+            logger.warning("chat_template=%s takes the place of that of %s", choice.path, base)
+    if template is None:
+        raise ModelError(
+            f"{base}: the tokenizer has no chat template; set model.chat_template to a Jinja file "
+            "(configs/templates/hh.jinja writes plain Human/Assistant turns)"
+        )
+    if choice.variables:
+        template = with_variables(template, choice.variables)
+    if choice.day is not None:
+        template = with_date(template, choice.day)
+    tokenizer.chat_template = template
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{base}: the tokenizer has no EOS token; responses could never end")
     return tokenizer
+
+
+def own_template(base: str | Path, *, revision: str | None = None) -> Template | None:
+    """Return the chat template that comes with a model; None where none does."""
+    found: Template | None = _load(base, revision).chat_template
+    return found
+
+
+def published_ends(base: str | Path, *, revision: str | None = None) -> tuple[int, ...]:
+    """Tokens at which a model's own files let sampling stop, ``eos_token_id`` in them.
+
+    That of generation_config.json; where there is none, that of config.json.
+    """
+    for load in (GenerationConfig.from_pretrained, AutoConfig.from_pretrained):
+        try:
+            found = load(str(base), **loading_options(base, revision))
+        except (OSError, ValueError, KeyError):  # whoever needs the file says what is wrong
+            continue
+        parts = [found, found.get_text_config()] if hasattr(found, "get_text_config") else [found]
+        for part in parts:
+            if ends := token_ids(getattr(part, "eos_token_id", None)):
+                return ends
+    return ()
+
+
+def token_ids(setting: int | Sequence[int] | None) -> tuple[int, ...]:
+    """One token, several or none, as transformers' configurations write them."""
+    if setting is None:
+        return ()
+    return (setting,) if isinstance(setting, int) else tuple(int(token) for token in setting)
+
+
+def read_template(path: Path) -> str:
+    """Read a Jinja file.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"model.chat_template: {path}: cannot be read: {error}") from error
 
 
 def _load(base: str | Path, revision: str | None) -> PreTrainedTokenizerBase:
@@ -56,18 +133,4 @@ def _load(base: str | Path, revision: str | None) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{base}: cannot load a tokenizer: {why_not_loaded(base, error)}"
-        ) from error
-
-
-def _read_template(base: str | Path, chat_template: Path | None) -> str:
-    if chat_template is None:
-        raise ModelError(
-            f"{base}: the tokenizer has no chat template; set model.chat_template to a Jinja file "
-            "(configs/templates/hh.jinja writes plain Human/Assistant turns)"
-        )
-    try:
-        return chat_template.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(
-            f"model.chat_template: {chat_template}: cannot be read: {error}"
         ) from error

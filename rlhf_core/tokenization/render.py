@@ -1,9 +1,10 @@
-"""Conversations to tokens and back: one BOS, one EOS, the same prompt tokens every time."""
+"""Conversations to tokens and back, as the model's publisher writes them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.errors import DataError, ModelError
@@ -15,29 +16,49 @@ from rlhf_core.tokenization.examples import (
     TokenizedPrompt,
     as_token_ids,
 )
+from rlhf_core.tokenization.template import apply_template
+from rlhf_core.tokenization.turns import ANSWERED, QUESTION, Turns, find_turns, with_answer
 
 ANCHOR = "\x01"
-"""Text put before a continuation while it is encoded, so that tokenizers which prepend a space to
-every string (SentencePiece's habit) do not put one between prompt and response."""
+"""Text put before a continuation while it is encoded or decoded, so that tokenizers which prepend
+a space to every string (SentencePiece's habit) do not put one there, nor take one away."""
+_SPOKEN = "One answer, in two sentences. Second: 7!"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A conversation rendered up to where the assistant speaks."""
+
+    conversation: Conversation
+    text: str
+    ids: TokenIds
 
 
 @dataclass(frozen=True)
 class Renderer:
     """A tokenizer with its chat template, probed once. Make one with ``make_renderer``.
 
-    A prompt is the template's text up to where the assistant speaks. A response is its own text
-    and EOS. Both are encoded apart, so the prompt's tokens never depend on the response.
+    A prompt is what ``apply_chat_template(add_generation_prompt=True)`` gives. A response is what
+    the template's whole rendering has after it, up to the token that ends the turn. Where the
+    template writes no such token, the tokenizer's EOS stands behind the answer.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    eos_id: int
-    bos_id: int | None
-    """None where the model uses no BOS."""
-    lead: str
-    """White space the template puts between its generation prompt and a response."""
+    turns: Turns
+    turn_end_id: int
+    """Ends every response in training."""
+    end_ids: tuple[int, ...]
+    """What stops sampling, lowest first: the end of a turn, EOS, and what the model's own files
+    name."""
     anchor_ids: tuple[int, ...]
     """Tokens of ``ANCHOR``; empty where the tokenizer needs no such care."""
-    special_tokens: tuple[str, ...]
+    shown: tuple[str, str] = ("", "")
+    """Text that a rendered answer has before and after what was said, once decoded."""
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Texts that nobody's words may hold: they would become control tokens."""
+        return self.turns.control_tokens
 
     def prompt(self, prompt: Prompt) -> TokenizedPrompt:
         """Tokens of a prompt up to the first token of the answer."""
@@ -47,89 +68,179 @@ class Renderer:
         self, demonstration: Demonstration, *, all_turns: bool = False
     ) -> TokenizedExample:
         """Tokens of a demonstration; ``all_turns`` lets earlier assistant turns count too."""
-        prompt_ids, prompt_mask = self.prompt_ids(demonstration.prompt), None
-        if all_turns:
-            prompt_mask = self._assistant_mask(demonstration.prompt, prompt_ids)
-        response_ids = self.response_ids(demonstration.response)
+        opened = self.open(demonstration.prompt)
+        prompt_mask = self._assistant_mask(opened) if all_turns else None
+        response_ids = self.answer_ids(opened, demonstration.response)
         return TokenizedExample(
-            demonstration.demonstration_id, prompt_ids, response_ids, prompt_mask
+            demonstration.demonstration_id, opened.ids, response_ids, prompt_mask
         )
 
     def pair(self, pair: PreferencePair) -> TokenizedPair:
         """Tokens of a pair; both responses follow the very same prompt tokens."""
+        opened = self.open(pair.prompt)
         return TokenizedPair(
             pair_id=pair.comparison_id,
-            prompt_ids=self.prompt_ids(pair.prompt),
-            chosen_ids=self.response_ids(pair.chosen),
-            rejected_ids=self.response_ids(pair.rejected),
+            prompt_ids=opened.ids,
+            chosen_ids=self.answer_ids(opened, pair.chosen),
+            rejected_ids=self.answer_ids(opened, pair.rejected),
             probability=pair.probability,
         )
 
     def prompt_ids(self, conversation: Conversation) -> TokenIds:
-        """Tokens of a conversation and the template's generation prompt; exactly one BOS.
+        """Tokens of ``apply_chat_template(conversation, add_generation_prompt=True)``.
 
         Raises:
-            DataError: a message holds the text of a special token, or the template refuses it.
+            DataError: a message would become a control token, or the template refuses it.
         """
-        text = self._prompt_text(conversation)
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        if self.bos_id is None:
-            return as_token_ids(ids)
-        if self.bos_id in ids:
-            raise DataError("the chat template writes BOS more than once")
-        return as_token_ids([self.bos_id, *ids])
+        return self.open(conversation).ids
+
+    def open(self, conversation: Conversation) -> Opened:
+        """Render a conversation up to the first token of the answer.
+
+        Raises:
+            DataError: as ``prompt_ids``.
+        """
+        for message in conversation:
+            self.refuse_unusable(message.content)
+        text = apply_template(self.tokenizer, conversation, generation_prompt=True)
+        return Opened(conversation, text, self.encode(text))
+
+    def answer_ids(self, opened: Opened, response: str) -> TokenIds:
+        """Tokens of a response, the end of the turn at its end and only there.
+
+        Raises:
+            DataError: it would become a control token; or prompt and response together are not
+                what the template's whole rendering gives.
+        """
+        return self.after_prompt(opened.ids, self.encode(self.answered_text(opened, response)))
+
+    def answered_text(self, opened: Opened, response: str) -> str:
+        """Text of prompt and response, up to the end of the turn if the template writes one.
+
+        Raises:
+            DataError: as ``answer_ids``.
+        """
+        self.refuse_unusable(response)
+        turns, answered = self.turns, with_answer(opened.conversation, response)
+        whole = apply_template(self.tokenizer, answered, generation_prompt=False)
+        if not whole.startswith(opened.text) or not whole.endswith(turns.closing):
+            raise DataError(
+                "with its answer the chat template writes this conversation in another way than "
+                "without"
+            )
+        body = whole[len(opened.text) : len(whole) - len(turns.closing)]
+        if response.strip() not in (body.strip(), body.removeprefix(turns.lead).strip()):
+            raise DataError("the chat template does not keep the answer as it is written")
+        return whole[: len(whole) - turns.num_left_off]
+
+    def after_prompt(self, prompt_ids: TokenIds, whole_ids: TokenIds) -> TokenIds:
+        """What ``whole_ids`` have after ``prompt_ids``; with the end of the turn.
+
+        Raises:
+            DataError: they do not begin with them; or hold that end anywhere else.
+        """
+        length = len(prompt_ids)
+        if not np.array_equal(whole_ids[:length], prompt_ids):
+            raise DataError(
+                "the answer's first letters join the prompt's last token: prompt and answer would "
+                "not be the tokens of the template's whole rendering"
+            )
+        rest = whole_ids[length:]
+        if not self.turns.is_written:
+            rest = np.append(rest, np.int32(self.turn_end_id))
+        if len(rest) == 0 or int(rest[-1]) != self.turn_end_id:
+            raise DataError("the response does not end in the token that ends a turn")
+        if np.isin(rest[:-1], self.end_ids).any():
+            raise DataError("the response holds a token that ends a turn")
+        return rest
 
     def response_ids(self, response: str) -> TokenIds:
-        """Tokens of a response, EOS at the end and nowhere else.
+        """Tokens of a response to a short question, the end of the turn at its end.
+
+        Unlike ``answer_ids`` it takes what a model said: an answer whose first letters would join
+        the prompt's last token stays apart from it, as it was sampled.
 
         Raises:
-            DataError: the response holds the text of a special token.
+            DataError: the response would become a control token.
         """
-        self._refuse_unusable_text(response)
-        return as_token_ids([*self._continuation(self.lead + response), self.eos_id])
+        try:
+            return self.answer_ids(self._question, response)
+        except DataError:
+            self.refuse_unusable(response)
+        turns = self.turns
+        text = turns.lead + response + (turns.gap if turns.is_written else "")
+        anchor = ANCHOR if self.anchor_ids else ""
+        ids = self.tokenizer.encode(anchor + text, add_special_tokens=False)
+        return as_token_ids([*ids[len(self.anchor_ids) :], self.turn_end_id])
 
     def response_text(self, ids: TokenIds | list[int]) -> str:
-        """Text of sampled response tokens: what follows EOS is dropped, special tokens too."""
-        kept = [int(token) for token in ids]
-        if self.eos_id in kept:
-            kept = kept[: kept.index(self.eos_id)]
-        text = self._decode([*self.anchor_ids, *kept])
-        return text[len(self._decode(list(self.anchor_ids))) :].removeprefix(self.lead)
+        """Text of sampled response tokens: what follows an end is dropped, special tokens too."""
+        tokens = [int(token) for token in ids]
+        ended = next((at for at, token in enumerate(tokens) if token in self.end_ids), None)
+        before, after = self.shown
+        text = self._decode(tokens[:ended]).removeprefix(before)
+        return text if ended is None else text.removesuffix(after)
 
-    def _decode(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text)
+    def encode(self, text: str) -> TokenIds:
+        """Tokens of a rendered conversation.
 
-    def _prompt_text(self, conversation: Conversation) -> str:
-        for message in conversation:
-            self._refuse_unusable_text(message.content)
-        text = apply_template(self.tokenizer, conversation, generation_prompt=True)
-        bos = self.tokenizer.bos_token
-        return text.removeprefix(bos) if self.bos_id is not None and bos else text
+        Raises:
+            DataError: it has more control tokens than are written in it, so the tokenizer reads
+                one where other letters stand.
+        """
+        ids = as_token_ids(self.tokenizer.encode(text, add_special_tokens=False))
+        self.refuse_forged(text, ids)
+        return ids
 
-    def _continuation(self, text: str) -> list[int]:
-        anchor = ANCHOR if self.anchor_ids else ""
-        ids: list[int] = self.tokenizer.encode(anchor + text, add_special_tokens=False)
-        return ids[len(self.anchor_ids) :]
+    def refuse_forged(self, text: str, ids: TokenIds) -> None:
+        """Refuse tokens with more control tokens than ``text`` has."""
+        written = len(self.turns.control_pattern.findall(text))
+        if int(np.isin(ids, self._control_ids).sum()) > written:
+            raise DataError("the tokenizer reads a special token where the text has other letters")
 
-    def _refuse_unusable_text(self, text: str) -> None:
+    def refuse_unusable(self, text: str) -> None:
+        """Refuse text that is no text, or that would become a control token."""
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise DataError("text holds half of a surrogate pair, which is no character")
-        for special in self.special_tokens:
-            if special in text:
-                raise DataError(f"text holds {special!r}, a special token of the tokenizer")
+        found = self.turns.control_pattern.search(text)
+        if found is not None:
+            raise DataError(f"text holds {found.group()!r}, a special token of the tokenizer")
 
-    def _assistant_mask(self, conversation: Conversation, prompt_ids: TokenIds) -> np.ndarray:
-        """[T] True on the tokens of earlier assistant turns, and on an EOS that ends one."""
-        text = self._prompt_text(conversation)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        spans = self._assistant_spans(conversation, text)
-        offset = len(prompt_ids) - len(encoded["input_ids"])
-        mask = np.zeros(len(prompt_ids), dtype=np.bool_)
+    @cached_property
+    def _question(self) -> Opened:
+        return self.open((QUESTION,))
+
+    @cached_property
+    def _control_ids(self) -> list[int]:
+        unknown = self.tokenizer.unk_token
+        names = [name for name in self.turns.control_tokens if name != unknown]
+        return [_id_of(self.tokenizer, name) for name in names]
+
+    def _decode(self, ids: list[int]) -> str:
+        anchored, alone = (
+            str(
+                self.tokenizer.decode(
+                    [*self.anchor_ids, *some],
+                    skip_special_tokens=True,
+                    clean_up_tokenization_spaces=False,
+                )
+            )
+            for some in (ids, [])
+        )
+        return anchored[len(alone) :]
+
+    def _assistant_mask(self, opened: Opened) -> np.ndarray:
+        """[T] True on the tokens of earlier assistant turns, and on what ends each."""
+        encoded = self.tokenizer(opened.text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = self._assistant_spans(opened.conversation, opened.text)
+        mask = np.zeros(len(opened.ids), dtype=np.bool_)
+        ends = self._control_ids
         for index, (start, end) in enumerate(encoded["offset_mapping"]):
-            mask[offset + index] = any(low <= start < end <= high for low, high in spans)
+            # A control token may take the white space behind it along.
+            within = start < end and encoded["input_ids"][index] in ends
+            mask[index] = any(
+                low <= start < high and (within or start < end <= high) for low, high in spans
+            )
         return mask
 
     def _assistant_spans(self, conversation: Conversation, text: str) -> list[tuple[int, int]]:
@@ -137,77 +248,74 @@ class Renderer:
         for turn, message in enumerate(conversation):
             if message.role != "assistant":
                 continue
-            start = len(self._prompt_text(conversation[:turn]))
-            end = text.find(message.content, start)
-            if end < 0 or text[start:end].strip():
+            stand_in = Message(role="assistant", content=ANSWERED)
+            other = apply_template(
+                self.tokenizer,
+                (*conversation[:turn], stand_in, *conversation[turn + 1 :]),
+                generation_prompt=True,
+            )
+            before, _, after = other.partition(ANSWERED)
+            end = len(text) - len(after)
+            body = text[len(before) : end]
+            if (
+                not text.startswith(before)
+                or not text.endswith(after)
+                or body.strip() != message.content.strip()
+            ):
                 raise DataError(
                     f"turn {turn}: the chat template does not keep assistant turns as written, so "
                     "they cannot be trained on; use loss on the response only"
                 )
-            end += len(message.content)
-            eos = str(self.tokenizer.eos_token)
-            spans.append((start, end + len(eos) if text.startswith(eos, end) else end))
+            opening = apply_template(self.tokenizer, conversation[:turn], generation_prompt=True)
+            start = len(before)
+            if before.startswith(opening):
+                start = len(opening)
+            mark = self.turns.earlier_end
+            spans.append((start, end + len(mark) if mark and after.startswith(mark) else end))
         return spans
 
 
-def make_renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer:
+def make_renderer(
+    tokenizer: PreTrainedTokenizerBase, published_ends: tuple[int, ...] = ()
+) -> Renderer:
     """Probe ``tokenizer`` and its chat template; see ``load_tokenizer`` for one with a template.
 
+    Args:
+        tokenizer: with a chat template and EOS.
+        published_ends: what the model's own files let stop sampling, ``eos_token_id`` of
+            generation_config.json.
+
     Raises:
-        ModelError: the template fails on a plain question, or text does not survive the round trip
-            through the tokenizer.
+        ModelError: the template fails on a plain question; the tokens of a prompt and an answer
+            are not those of the template's whole rendering; or text does not survive the round
+            trip through the tokenizer.
     """
+    turns = find_turns(tokenizer)
+    turn_end = _id_of(tokenizer, turns.end)
+    ends = {turn_end, int(tokenizer.eos_token_id), *published_ends}
     renderer = Renderer(
         tokenizer=tokenizer,
-        eos_id=int(tokenizer.eos_token_id),
-        bos_id=_bos_id(tokenizer),
-        lead=_lead(tokenizer),
+        turns=turns,
+        turn_end_id=turn_end,
+        end_ids=tuple(sorted(ends)),
         anchor_ids=_anchor_ids(tokenizer),
-        special_tokens=tuple(tokenizer.all_special_tokens),
-    )
-    _require_sound(renderer)
-    return renderer
-
-
-def apply_template(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, generation_prompt: bool
-) -> str:
-    """Return the template's text for a conversation.
-
-    Raises:
-        DataError: the template refuses the conversation (roles out of order, say).
-    """
-    messages = [{"role": message.role, "content": message.content} for message in conversation]
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation_prompt
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(message.role for message in conversation)
-        raise DataError(
-            f"the chat template refuses a conversation of ({roles}): {error}"
-        ) from error
-    return str(text)
-
-
-def _bos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """BOS where the model has one of its own; GPT-2's, which is also its EOS, starts no prompt."""
-    bos = tokenizer.bos_token_id
-    return None if bos is None or bos == tokenizer.eos_token_id else int(bos)
-
-
-def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
-    question, answer = (
-        Message(role="user", content="ping"),
-        Message(role="assistant", content="pong"),
     )
     try:
-        opening = apply_template(tokenizer, (question,), generation_prompt=True)
-        whole = apply_template(tokenizer, (question, answer), generation_prompt=False)
+        said = renderer.answer_ids(renderer.open((QUESTION,)), _SPOKEN)
     except DataError as error:
-        raise ModelError(f"the chat template fails on a question and an answer: {error}") from error
-    lead = whole.removeprefix(opening).split("pong")[0] if whole.startswith(opening) else ""
-    return lead if lead.isspace() else ""
+        raise ModelError(
+            f"the chat template and the tokenizer do not go together: {error}; set "
+            "model.chat_template to another template"
+        ) from error
+    before, found, after = renderer.response_text(said).partition(_SPOKEN)
+    if not found:
+        raise ModelError(f"text does not survive the tokenizer: {_SPOKEN!r} became {before!r}")
+    return replace(renderer, shown=(before, after))
+
+
+def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    index: Any = tokenizer.convert_tokens_to_ids(token)
+    return int(index)
 
 
 def _anchor_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -217,10 +325,3 @@ def _anchor_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     if anchored[: len(anchor)] != anchor or anchored[len(anchor) :] == plain:
         return ()
     return tuple(anchor)
-
-
-def _require_sound(renderer: Renderer) -> None:
-    probe = "One answer, in two sentences. Second: 7!"
-    back = renderer.response_text(renderer.response_ids(probe))
-    if back != probe:
-        raise ModelError(f"text does not survive the tokenizer: {probe!r} became {back!r}")

@@ -209,7 +209,7 @@ def _fingerprint(models: PpoModels, data: PpoData, settings: PpoConfig, seed: in
             for example in data.demonstrations
             for ids in (example.prompt_ids, example.response_ids)
         ),
-        [str(data.eos_id).encode()],
+        [",".join(map(str, data.end_ids)).encode()],
     )
     return run_fingerprint(settings, present, rows, seed=seed)
 

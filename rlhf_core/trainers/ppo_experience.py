@@ -41,7 +41,7 @@ def collect_rollout(learner: Learner, data: PpoData, *, iteration: int) -> Rollo
         learner.models.policy,
         [prompt.prompt_ids for prompt in prompts for _ in range(group)],
         uniforms=sequence_uniforms(seed, range(first, first + count), settings.max_new_tokens),
-        sampling=Sampling(settings.temperature, [data.eos_id], learner.value_head),
+        sampling=Sampling(settings.temperature, data.end_ids, learner.value_head),
         budget=settings.decode_tokens,
     )
 

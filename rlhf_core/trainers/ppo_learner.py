@@ -85,8 +85,8 @@ class PpoData:
     """What PPO learns from."""
 
     prompts: Sequence[TokenizedPrompt]
-    eos_id: int
-    """Ends a response."""
+    end_ids: Sequence[int]
+    """Any of these ends a response."""
     demonstrations: Sequence[TokenizedExample] = ()
     """For PPO-ptx; read where ``ptx_coef`` is above 0."""
 

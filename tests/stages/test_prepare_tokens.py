@@ -12,7 +12,7 @@ from rlhf_core.schema import Message
 from rlhf_core.stages.prepare_token_rows import RowTokens
 from rlhf_core.stages.prepare_tokens import require_sound_template
 from rlhf_core.tokenization import make_renderer
-from rlhf_core.tokenization.load import load_tokenizer
+from rlhf_core.tokenization.load import TemplateChoice, load_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -40,7 +40,7 @@ def renderer_for(base, tmp_path):
     def make(template: str):
         path = tmp_path / "template.jinja"
         path.write_text(template)
-        return make_renderer(load_tokenizer(base, chat_template=path))
+        return make_renderer(load_tokenizer(base, choice=TemplateChoice(path)))
 
     return make
 
@@ -85,7 +85,7 @@ def test_a_conversation_the_template_refuses_is_not_renderable(renderer_for):
             TEMPLATE.replace(
                 "{% for m in messages %}", "{% for m in messages if m.role == 'user' %}"
             ),
-            "does not show earlier assistant turns",
+            "does not show the assistant's turns",
         ),
         ("{{ messages[0].nothing.at_all }}", "the chat template fails"),
     ],
@@ -105,7 +105,7 @@ def renderers(base, tmp_path_factory):
     path = tmp_path_factory.mktemp("template") / "template.jinja"
     path.write_text(TEMPLATE)
     return [
-        make_renderer(load_tokenizer(base, chat_template=path)),
+        make_renderer(load_tokenizer(base, choice=TemplateChoice(path))),
         make_renderer(load_tokenizer(SHIPPED)),
     ]
 
@@ -121,15 +121,24 @@ def test_the_quick_way_says_what_the_renderer_says(renderers, texts):
     for renderer in renderers:
         tokens = RowTokens(renderer, 64, 32)
         assert tokens._backend is not None
-        slowly = [tokens._slowly(text) for text in texts]
-        assert tokens._encode(texts) == slowly
-        for text, found in zip(texts, slowly, strict=True):
+        opened = renderer.open(PROMPT)
+        quickly = tokens._encode([(opened, text) for text in texts])
+        tokens._backend = None
+        assert tokens._encode([(opened, text) for text in texts]) == quickly
+        for text, found in zip(texts, quickly, strict=True):
             if isinstance(found, int):
-                assert found == len(renderer.response_ids(text))
+                assert found == len(renderer.answer_ids(opened, text))
+            else:
+                assert found[0] == "not_renderable"
 
 
 def test_a_tokenizer_the_quick_way_does_not_know_is_asked_slowly(renderers, monkeypatch):
-    monkeypatch.setattr(RowTokens, "_quickly", lambda *_: [])
+    ids_of = RowTokens._ids_of
+
+    def wrong(self, texts):
+        return ids_of(self, [text if self._backend is None else text + "!" for text in texts])
+
+    monkeypatch.setattr(RowTokens, "_ids_of", wrong)
     tokens = RowTokens(renderers[1], 64, 32)
     assert tokens._backend is None
     assert tokens.rows([(PROMPT, ["On the mat."])]) == [None]
@@ -144,8 +153,17 @@ def test_a_prompt_must_survive_the_tokenizer_and_leave_room_to_answer(renderer_f
     assert reason == "too_long"
     assert detail.endswith("at most 40 leave room to answer")
     assert tokens.rows([(long, ["On the mat."])]) == [None]
-    shouting = renderer_for(TEMPLATE.replace("m.content", "m.content | upper"))
-    assert RowTokens(shouting, 200, 20).prompt(PROMPT) == (
+    cutting = renderer_for(TEMPLATE.replace("m.content", "m.content | truncate(25, true)"))
+    assert RowTokens(cutting, 200, 20).prompt(long) == (
         "not_renderable",
         "the prompt does not survive template and tokenizer",
     )
+
+
+def test_the_detail_says_which_of_two_responses_is_at_fault(renderer_for):
+    tokens = RowTokens(renderer_for(TEMPLATE), 60, 40)
+    long, short = "mat " * 40, "On the mat."
+    pairs = ((long, short), (short, long), (long, long), ("</s>", short))
+    found = tokens.rows([(PROMPT, pair) for pair in pairs])
+    begins = [problem[1].split(":")[0] for problem in found]
+    assert begins == ["response a", "response b", "both responses", "response a"]

@@ -119,7 +119,7 @@ VARIANTS = {
 
 
 def toy_data():
-    return PpoData(toy_prompts(), EOS, toy_examples(10))
+    return PpoData(toy_prompts(), [EOS], toy_examples(10))
 
 
 def train_ppo(causal: Path, work: Path, tracker=None, models=None, **changes):

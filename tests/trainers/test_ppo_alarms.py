@@ -233,7 +233,7 @@ def test_responses_that_never_end_all_score_minus_the_penalty(causal_directory, 
         models.policy.lm_head.weight[EOS] = 0.0
         models.policy.lm_head.weight.mul_(0.0)
         models.policy.model.norm.weight.zero_()
-    data = PpoData(toy_data().prompts, eos_id=10_000)
+    data = PpoData(toy_data().prompts, end_ids=[10_000])
     fit_ppo(
         models,
         data,
@@ -257,10 +257,10 @@ def test_settings_and_data_that_do_not_fit_are_refused(causal_directory, tmp_pat
     run = TrainingRun(0, ListTracker(), CheckpointStore(tmp_path / "checkpoints"))
     models = toy_models(causal_directory, tmp_path)
     with pytest.raises(DataError, match="no prompts"):
-        fit_ppo(models, PpoData([], EOS), settings=toy_settings(), run=run)
+        fit_ppo(models, PpoData([], [EOS]), settings=toy_settings(), run=run)
     with pytest.raises(ConfigError, match="ptx_coef"):
         fit_ppo(
-            models, PpoData(toy_data().prompts, EOS), settings=toy_settings(ptx_coef=1.0), run=run
+            models, PpoData(toy_data().prompts, [EOS]), settings=toy_settings(ptx_coef=1.0), run=run
         )
 
 
