@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,9 @@ def show_preparation(report: Path) -> None:
         aside = f"; set aside: {reasons}" if reasons else ""
         show_line(f"{name}: {rows['rows']:,} rows, {rows['kept']:,} kept{aside}")
     _show_near_dialogues(found.get("near_dialogues", {}))  # older versions do not tell
+
+    for line in _conversation_lines(found):
+        show_line(line)
     agreement = found["agreement"]
     alpha = agreement["krippendorff_alpha"]
     told = "not defined: no comparison has two votes, or all votes are the same"
@@ -130,9 +133,27 @@ def _show_near_dialogues(near: dict[str, Any]) -> None:
         )
 
 
+def _conversation_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Say with which template conversations become tokens, where turns end, and what was lost."""
+    said = report.get("conversations", {})
+    if "turn_ends_with" in said:
+        place = " in place of the model's own" if said["replaces_own_template"] else ""
+        day = f", read on {said['date']}" if "date" in said else ""
+        yield (
+            f"chat template: {said['template']}{place}{day}; a turn ends with"
+            f" {said['turn_ends_with']}, sampling stops at {', '.join(said['sampling_stops_at'])}"
+        )
+    yield from report.get("tokens", {}).get("uneven", ())
+
+
 def show_stage(name: str, result: StageResult) -> None:
     """Print one stage: every metric with its interval, every gate with its verdict."""
     model = result.model
+    for file, rows in result.report.rows.items():
+        if rows.left_out:
+            counts = ", ".join(f"{reason} {count:,}" for reason, count in rows.left_out.items())
+            uneven = f"; {rows.uneven}" if rows.uneven else ""
+            show_line(f"{file}: {rows.rows:,} rows, {rows.kept:,} kept; left out: {counts}{uneven}")
     table = Table("metric", "value", "interval", "n", title=f"{name}: {model.uri}")
     for metric, estimate in sorted(result.report.metrics.items()):
         table.add_row(metric, *_estimate_cells(estimate))

@@ -13,6 +13,7 @@ from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.dataprep.frames import FrameBuilder, batched, excerpt
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.ledger import Entry, enter
+from rlhf_core.dataprep.losses import TokenLosses
 from rlhf_core.dataprep.near import near_repeats
 from rlhf_core.dataprep.near_dialogues import Openings
 from rlhf_core.dataprep.pooling import Ballot, votes_once
@@ -57,6 +58,8 @@ class Intake:
     """None where only equal dialogues are kept together."""
     pooled: dict[int, Ballot] = field(default_factory=dict)
     """Row to all votes on its pair, where other rows gave it theirs."""
+    token_losses: TokenLosses = field(default_factory=TokenLosses)
+    """What tokens left out, by side and label."""
     num_rows: int = 0
     """Rows read, those the reader set aside included."""
     num_repeated_votes: int = 0
@@ -126,7 +129,7 @@ def take_in(
                     quarantine.add("preferences", item)
                 else:
                     kept.append(_without_votes_of(excluded, item, intake.excluded_votes))
-            for item, entry in zip(kept, _screen(kept, rules), strict=True):
+            for item, entry in zip(kept, _screen(kept, rules, intake.token_losses), strict=True):
                 votes = votes_once(item.votes)
                 num_repeated = len(item.votes) - len(votes)
                 once = item.model_copy(update={"votes": votes}) if num_repeated else item
@@ -139,14 +142,17 @@ def take_in(
         )
 
 
-def _screen(items: Sequence[Comparison], rules: RowRules) -> list[Entry]:
+def _screen(items: Sequence[Comparison], rules: RowRules, losses: TokenLosses) -> list[Entry]:
     """Enter comparisons; what is of no use by itself needs no rules."""
     entries = [enter(item) for item in items]
     sound = [entry.reason is None for entry in entries]
     rows = [(item.prompt, (item.response_a, item.response_b)) for item in compress(items, sound)]
-    for entry, problem in zip(compress(entries, sound), rules.problems(rows), strict=True):
+    sound_items = compress(items, sound)
+    found = zip(compress(entries, sound), sound_items, rules.problems(rows), strict=True)
+    for entry, item, problem in found:
         if problem is not None:
             entry.set_aside(*problem)
+            losses.add(problem, item)
     return entries
 
 

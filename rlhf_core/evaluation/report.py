@@ -105,6 +105,9 @@ def render_page(page: Page) -> str:
         headlines=[(metrics[name], text) for name, text in HEADLINES.items() if name in metrics],
         gate_rows=gate_rows,
         vices=vice_rows(page.results),
+        rows_left_out={
+            name: counts for result in page.results for name, counts in result.report.rows.items()
+        },
         verdict_class=verdict_class,
     )
 

@@ -46,6 +46,19 @@ class ValidationReport(Record):
         return all(check.passed for check in self.checks if check.severity == "block")
 
 
+class RowCounts(Record):
+    """Rows of one file that became tokens, and those that did not; they add up."""
+
+    rows: int = Field(ge=0)
+    kept: int = Field(ge=0)
+    left_out: dict[str, int] = Field(default_factory=dict)
+    """Reason to rows: ``too_long``, or ``not_renderable`` (it does not survive the tokenizer)."""
+    sides: dict[str, int] = Field(default_factory=dict)
+    """Of pairs left out, whose response it was: ``chosen``, ``rejected``, ``both``, ``prompt``."""
+    uneven: str = ""
+    """Says so where one side lost more than chance would have it; empty otherwise."""
+
+
 class EvaluationReport(Record):
     """Metrics of one model on held-out data."""
 
@@ -55,6 +68,8 @@ class EvaluationReport(Record):
     """``<stage>/<quantity>`` to estimate."""
     breakdown: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
     """``<tag>=<value>`` (for example ``style=terse``) to metrics over those prompts only."""
+    rows: dict[str, RowCounts] = Field(default_factory=dict)
+    """Stage and file to what tokenisation made of its rows, in training and evaluation."""
     samples: Path | None = None
     """JSON lines of prompts, responses and scores that the metrics were computed from."""
 

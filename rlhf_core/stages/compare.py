@@ -1,5 +1,6 @@
 """The policy and SFT answer the same held-out prompts; all who have a say score the answers."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.schema import Conversation, DatasetSplits, ModelRef, Prompt
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.stages.examples import note_rows
 from rlhf_core.stages.scoring import (
     as_answers,
     choose_prompts,
+    fits,
     response_logprobs_at,
     sampled_ids,
     score_texts,
@@ -29,7 +32,10 @@ from rlhf_core.tokenization import TokenIds
 
 
 def compare_with_sft(
-    config: PipelineConfig, splits: DatasetSplits, models: Mapping[str, ModelRef]
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    models: Mapping[str, ModelRef],
+    directory: Path,
 ) -> PairedAnswers:
     """Sample both models' answers and measure them.
 
@@ -40,14 +46,20 @@ def compare_with_sft(
         config: settings of the run.
         splits: dataset version.
         models: ``policy``, ``sft``, ``judge`` and, where there is one, ``reward``.
+        directory: where it is noted which prompts leave no room for an answer.
     """
     settings = config.evaluation
     renderer = model_renderer(models["sft"].path)
+    longest = config.model.max_length - config.answer_length()
+    candidates = read_records(splits.prompts_heldout, Prompt)
+    num_fitting = sum(fits(prompt, renderer, longest) for prompt in candidates)
+    no_room = Counter({"too_long": len(candidates) - num_fitting})
+    note_rows(directory / "set-aside-prompts_heldout.jsonl", num_fitting, +no_room)
     prompts = choose_prompts(
-        read_records(splits.prompts_heldout, Prompt),
+        candidates,
         renderer,
         count=settings.num_prompts,
-        longest=config.model.max_length - config.answer_length(),
+        longest=longest,
         seed=derived_seed(config.seed, "evaluation prompts"),
     )
     conversations = [prompt.prompt for prompt in prompts]

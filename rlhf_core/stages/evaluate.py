@@ -29,7 +29,7 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.compare import compare_with_sft, write_samples
-from rlhf_core.stages.examples import TurnOf, tokenize_records
+from rlhf_core.stages.examples import TurnOf, row_counts, tokenize_records
 from rlhf_core.stages.scored_pairs import heldout_pairs, score_pairs
 from rlhf_core.stages.scoring import response_logprobs
 from rlhf_core.stages.verdict import (
@@ -87,7 +87,12 @@ def evaluate_sft(
             "sft/heldout_nll": estimate_ratio(nats, tokens, plans("sft/heldout_nll")),
             "sft/response_nll": estimate_clustered(nll, dialogues, plans("sft/response_nll")),
         }
-        report = EvaluationReport(stage="sft", model=model, metrics=metrics)
+        report = EvaluationReport(
+            stage="sft",
+            model=model,
+            metrics=metrics,
+            rows=row_counts(context.stage_directory("sft")),
+        )
         return conclude(config, "sft", report, run, started)
 
 
@@ -144,6 +149,7 @@ def evaluate_reward(
                 group: {f"{role}/heldout_accuracy": accuracy}
                 for group, accuracy in by_length.items()
             },
+            rows=row_counts(context.stage_directory(role)),
         )
         return conclude(config, role, report, run, started)
 
@@ -185,15 +191,17 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
     upstream = {"policy": policy, "sft": sft, "judge": judge}
     upstream |= {"reward": reward} if reward else {}
     with evaluation_run(config, splits, context, run, **upstream) as run:
-        measured = compare_with_sft(config, splits, upstream)
+        directory = context.stage_directory("evaluate")
+        measured = compare_with_sft(config, splits, upstream, directory)
         plans = metric_plans(config, "policy")
-        samples = context.stage_directory("evaluate") / "samples.jsonl"
+        samples = directory / "samples.jsonl"
         write_samples(samples, measured)
         report = EvaluationReport(
             stage="policy",
             model=policy,
             metrics=policy_metrics(measured, config.evaluation.monitors, plans),
             breakdown=policy_breakdown(measured, plans),
+            rows=row_counts(context.stage_directory("policy"), context.stage_directory("evaluate")),
             samples=samples,
         )
         result = conclude(

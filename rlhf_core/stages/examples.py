@@ -1,15 +1,19 @@
 """Prepared records to token sequences; what does not fit the model is set aside with its reason."""
 
+import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from rlhf_core.dataprep.files import write_records
+from rlhf_core.dataprep.files import atomic_file, write_records
 from rlhf_core.dataprep.keys import DialogueKey
+from rlhf_core.dataprep.losses import uneven
 from rlhf_core.errors import DataError
-from rlhf_core.schema import Record
+from rlhf_core.schema import PreferencePair, Record, RowCounts
+from rlhf_core.tokenization import Renderer
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ def tokenize_records(
     length: Callable[[Tokenized], int],
     max_length: int,
     set_aside: Path,
+    at_fault: Callable[[AnyRecord], str] | None = None,
 ) -> list[Tokenized]:
     """Render ``records``; those too long or not renderable go to ``set_aside`` with the reason.
 
@@ -47,24 +52,31 @@ def tokenize_records(
         render: record to token sequences; ``DataError`` says why it cannot.
         length: tokens of a rendered record.
         max_length: most tokens that are kept.
-        set_aside: JSON lines of what was left out; written only if there is something.
+        set_aside: JSON lines of what was left out; written only if there is something. The counts
+            go to ``rows.json`` beside it (``row_counts``).
+        at_fault: says which response of a pair that is left out does not fit.
 
     Raises:
         DataError: nothing is left.
     """
     kept: list[Tokenized] = []
     left: list[SetAside] = []
+    reasons: Counter[str] = Counter()
+    sides: Counter[str] = Counter()
     for record in records:
         try:
             tokens = render(record)
+            why, reason = "too_long", f"{length(tokens)} tokens, at most {max_length} fit"
+            if length(tokens) <= max_length:
+                kept.append(tokens)
+                continue
         except DataError as error:
-            left.append(SetAside(reason=str(error), record=record.model_dump(mode="json")))
-            continue
-        if length(tokens) > max_length:
-            reason = f"{length(tokens)} tokens, at most {max_length} fit"
-            left.append(SetAside(reason=reason, record=record.model_dump(mode="json")))
-            continue
-        kept.append(tokens)
+            why, reason = "not_renderable", str(error)
+        left.append(SetAside(reason=reason, record=record.model_dump(mode="json")))
+        reasons[why] += 1
+        if at_fault is not None:
+            sides[at_fault(record)] += 1
+    note_rows(set_aside, len(kept), reasons, sides)
     if left:
         write_records(set_aside, left)
         logger.info("rows_set_aside=%d kept=%d file=%s", len(left), len(kept), set_aside)
@@ -74,3 +86,60 @@ def tokenize_records(
             "Raise model.max_length or give shorter texts"
         )
     return kept
+
+
+ROWS = "rows.json"
+
+
+def note_rows(
+    set_aside: Path, num_kept: int, reasons: Counter[str], sides: Counter[str] | None = None
+) -> None:
+    """Write down what became of a file's rows, for the report of the stage; again replaces it."""
+    sides = sides or Counter()
+    told = ""
+    if uneven(sides, "chosen", "rejected"):
+        told = (
+            f"of the pairs left out, the chosen response alone did not fit in {sides['chosen']} and"
+            f" the rejected alone in {sides['rejected']}: what is left is no fair sample"
+        )
+        logger.warning("rows_left_out_unevenly file=%s: %s", set_aside, told)
+    counts = RowCounts(
+        rows=num_kept + reasons.total(),
+        kept=num_kept,
+        left_out=dict(sorted(reasons.items())),
+        sides=dict(sorted(sides.items())),
+        uneven=told,
+    )
+    path = set_aside.with_name(ROWS)
+    noted = json.loads(path.read_bytes()) if path.is_file() else {}
+    noted[set_aside.stem.removeprefix("set-aside-")] = counts.model_dump(mode="json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as stream:
+        stream.write(json.dumps(noted, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def row_counts(*directories: Path) -> dict[str, RowCounts]:
+    """Return what stages noted of their rows, by ``<stage>/<file>``."""
+    return {
+        f"{directory.name}/{name}": RowCounts.model_validate(counts)
+        for directory in directories
+        if (directory / ROWS).is_file()
+        for name, counts in json.loads((directory / ROWS).read_bytes()).items()
+    }
+
+
+def pair_fault(renderer: Renderer, max_length: int, pair: PreferencePair) -> str:
+    """Say which response of a pair does not fit: chosen, rejected, both; or the prompt."""
+    try:
+        opened = renderer.open(pair.prompt)
+    except DataError:
+        return "prompt"
+    wrong = []
+    for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        try:
+            fits = len(opened.ids) + len(renderer.answer_ids(opened, response)) <= max_length
+        except DataError:
+            fits = False
+        if not fits:
+            wrong.append(side)
+    return wrong[0] if len(wrong) == 1 else "both"

@@ -1,5 +1,6 @@
 """Fill a prepared directory: two passes over the comparisons, one over every other file."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rlhf_core.tokenization import Renderer
+
+logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
 QUARANTINE = "quarantine.parquet"
@@ -105,6 +108,8 @@ def build(
     dialogues = _validate_prepared(data, files, work, validator)
     agreement = describe_agreement(intake, data.votes, config.seed)
     checks.require_agreement(agreement, subject, data.min_alpha)
+    for told in intake.token_losses.describe():
+        logger.warning("token_losses: %s", told)
     found, pictures = measure(config, work, intake, agreement)
     gates = checks.judge_dataset(found.metrics, data.gates)
     draw_pictures(pictures, files.num_rows, work / PICTURES)
@@ -120,6 +125,7 @@ def build(
         "near_dialogues": _near_section(bench.splitter),
         "agreement": agreement.as_json(),
         "measurements": found.as_json(),
+        "tokens": intake.token_losses.as_json(),
         "gates": [result.model_dump(mode="json") for result in gates],
     }
     write_report(work / REPORT, manifest, quarantine, sections, validator.reports)

@@ -23,7 +23,7 @@ from rlhf_core.schema import (
 from rlhf_core.stages.base_model import model_renderer, name_ends
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluate import evaluate_reward
-from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.stages.examples import pair_fault, tokenize_records
 from rlhf_core.stages.training_run import training_run
 from rlhf_core.tokenization import Renderer, TokenizedPair
 from rlhf_core.trainers.reward import fit_reward_model
@@ -97,4 +97,5 @@ def load_pairs(
         length=attrgetter("num_tokens"),
         max_length=config.model.max_length,
         set_aside=directory / f"set-aside-{source.path.stem}.jsonl",
+        at_fault=partial(pair_fault, renderer, config.model.max_length),
     )

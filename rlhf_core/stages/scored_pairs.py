@@ -1,5 +1,6 @@
 """Held-out pairs as a reward model scores them."""
 
+from functools import partial
 from operator import attrgetter
 from typing import Literal
 
@@ -12,7 +13,7 @@ from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.evaluation.preference_metrics import ScoredPairs
 from rlhf_core.models import load_scalar
 from rlhf_core.schema import DatasetRef, ModelRef, PreferencePair, RunContext
-from rlhf_core.stages.examples import TurnOf, tokenize_records
+from rlhf_core.stages.examples import TurnOf, pair_fault, tokenize_records
 from rlhf_core.stages.scoring import response_scores
 from rlhf_core.tokenization import Renderer, TokenizedPair
 
@@ -31,6 +32,7 @@ def heldout_pairs(
         length=attrgetter("tokens.num_tokens"),
         max_length=config.model.max_length,
         set_aside=context.stage_directory(role) / f"set-aside-{source.path.stem}.jsonl",
+        at_fault=partial(pair_fault, renderer, config.model.max_length),
     )
 
 

@@ -1,5 +1,6 @@
 """The first half of a PPO iteration: prompts to responses to advantages."""
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -23,6 +24,8 @@ from rlhf_core.rollout.score import sample_rollout, score_rollout
 from rlhf_core.trainers.ppo_learner import Learner, PpoData
 from rlhf_core.trainers.ppo_state import PpoState, draw
 from rlhf_core.trainers.ppo_update import KL_ESTIMATORS
+
+logger = logging.getLogger(__name__)
 
 GROUP_ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {
     "rloo": leave_one_out_advantages,
@@ -55,6 +58,8 @@ def judge_rollout(learner: Learner, rollout: Rollout, *, iteration: int) -> Scor
     budget = learner.settings.micro_batch_tokens
     scored = score_rollout(rollout, learner.scorers(), budget=budget)
     _require_finite(scored, iteration)
+    if iteration == 0 and not bool(rollout.finished.any()):
+        _tell_that_nothing_ends(rollout, learner)
     return scored
 
 
@@ -114,6 +119,22 @@ def shape_scores(
     if penalty is not None:
         scores = penalize_unfinished(scores, finished, penalty=penalty)
     return scores, moments
+
+
+def _tell_that_nothing_ends(rollout: Rollout, learner: Learner) -> None:
+    """Say at once that a run learns from the penalty alone; hours later it is dear to find out."""
+    settings = learner.settings
+    if settings.missing_eos_penalty is None:
+        return
+    logger.warning(
+        "missing_eos: none of the first %d responses ended within policy.max_new_tokens=%d (tokens"
+        " that end one: %s): all get the penalty, and the reward model's score counts for nothing."
+        " Train SFT longer, raise policy.max_new_tokens, or look whether the chat template ends"
+        " turns as the model was taught",
+        rollout.num_rows,
+        settings.max_new_tokens,
+        ", ".join(map(str, learner.data.end_ids)),
+    )
 
 
 def _require_finite(scored: ScoredRollout, iteration: int) -> None:

@@ -226,7 +226,7 @@ def test_a_last_update_that_leaves_no_numbers_is_not_kept(
     assert [path.name for path in kept] == ["step-000000000"]
 
 
-def test_responses_that_never_end_all_score_minus_the_penalty(causal_directory, tmp_path):
+def test_responses_that_never_end_all_score_minus_the_penalty(causal_directory, tmp_path, caplog):
     tracker = ListTracker()
     models = toy_models(causal_directory, tmp_path)
     with torch.no_grad():
@@ -243,6 +243,8 @@ def test_responses_that_never_end_all_score_minus_the_penalty(causal_directory, 
     assert tracker.series("policy/score_mean") == [-7.0, -7.0]
     assert tracker.series("policy/eos_fraction") == [0.0, 0.0]
     assert tracker.series("policy/response_length") == [8.0, 8.0]
+    [told] = [record.getMessage() for record in caplog.records if "missing_eos" in record.message]
+    assert "policy.max_new_tokens=8 (tokens that end one: 10000)" in told
 
 
 def test_settings_and_data_that_do_not_fit_are_refused(causal_directory, tmp_path):
