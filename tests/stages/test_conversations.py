@@ -215,14 +215,14 @@ def test_comparisons_left_out_for_tokens_name_the_label_that_loses_more(
 
 
 def test_preparation_counts_whose_answers_were_too_long(dated, tmp_path):
-    rows = comparisons(40)
+    rows = comparisons()
     for row in rows[1:16]:
         row["response_a"] = "Hello " * 300
         row["votes"] = [{"annotator": "w", "choice": "a"}]
     write(tmp_path / "pairs.jsonl", rows)
     report = json.loads(prepare_data(dated()).report.read_text())
     inputs = report["inputs"]["preferences"]
-    assert inputs["rows"] == 40 == inputs["kept"] + sum(inputs["set_aside"].values())
+    assert inputs["rows"] == 400 == inputs["kept"] + sum(inputs["set_aside"].values())
     assert report["tokens"]["by_side"] == {"a": 15}
     assert report["tokens"]["by_label"] == {"winner": 15}
     assert any("response of winner 15, of loser 0" in told for told in report["tokens"]["uneven"])

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from tokenizers import AddedToken, normalizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_core.errors import DataError, ModelError
-from rlhf_core.models import load_causal, save_model
+from rlhf_core.models import load_causal, nll_sum, save_model
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Demonstration, Message, PreferencePair
 from rlhf_core.stages.base_model import model_renderer, name_ends
-from rlhf_core.tokenization import load_tokenizer, make_renderer
+from rlhf_core.tokenization import load_tokenizer, make_renderer, pack_examples
 from tests.tokenization.families import FAMILIES, save_family
 
 QUESTION = (Message(role="user", content="Hello there"),)
@@ -139,8 +141,6 @@ def test_the_saved_model_stops_by_itself_and_says_the_same(family, tmp_path):
     name_ends(model, renderer)
     save_model(model, renderer.tokenizer, tmp_path / "saved")
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     for stops in (plain.config.eos_token_id, plain.generation_config.eos_token_id):
@@ -170,17 +170,17 @@ def teach_to_say(model, renderer, answer):
     example = renderer.demonstration(
         Demonstration(demonstration_id="d", prompt=QUESTION, response=answer)
     )
-    from rlhf_core.models import nll_sum
-    from rlhf_core.tokenization import pack_examples
-
     batch = pack_examples([example])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
-    for _ in range(60):
-        loss = nll_sum(model, batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    loss = nll_sum(model, batch)
+    for _ in range(400):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.5
+        loss = nll_sum(model, batch)
+        if loss.item() < 0.1:
+            return
+    raise AssertionError(f"not learned: {loss.item()}")
 
 
 @pytest.mark.parametrize(
@@ -210,14 +210,15 @@ def test_a_template_that_does_not_go_with_the_tokenizer_is_refused(template, say
 
 
 def test_a_text_that_the_tokenizer_reads_as_a_control_token_is_refused():
-    from tokenizers import normalizers
-
     tokenizer = FAMILIES["chatml-base"].tokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("(c)", "<|im_end|>")
-    tokenizer.backend_tokenizer.add_special_tokens(["<|im_end|>"])
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Replace("(c)", "<|stop|>")
+    backend.add_special_tokens([AddedToken("<|stop|>", normalized=True, special=True)])
     renderer = make_renderer(tokenizer)
-    ids = tokenizer.encode("a(c)b", add_special_tokens=False)
-    if renderer.turn_end_id not in ids:
-        pytest.skip("this tokenizer looks for added tokens before it normalizes")
+    assert tokenizer.convert_tokens_to_ids("<|stop|>") in tokenizer.encode("a(c)b")
     with pytest.raises(DataError, match="reads a special token"):
         renderer.prompt_ids((Message(role="user", content="a(c)b"),))
+    with pytest.raises(DataError, match="reads a special token"):
+        renderer.demonstration(
+            Demonstration(demonstration_id="d", prompt=QUESTION, response="a(c)b")
+        )
