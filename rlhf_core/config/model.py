@@ -4,10 +4,11 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, field_validator
 
 from rlhf_core.config.base import Count, Section
 
+TemplateValue = bool | int | float | str | list[str] | None
 _NOT_VARIABLES = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
 )
@@ -24,7 +25,7 @@ class ModelConfig(Section):
     chat_template: Path | None = None
     """Jinja file that conversations are rendered with, in place of the tokenizer's own template; an
     error if both lack."""
-    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    chat_template_kwargs: dict[str, TemplateValue] = Field(default_factory=dict)
     """Values of the template's variables, such as ``enable_thinking: false``; the template saved
     with a model has them, so it says the same wherever it is used."""
     template_date: date | None = None
@@ -41,7 +42,7 @@ class ModelConfig(Section):
 
     @field_validator("chat_template_kwargs")
     @classmethod
-    def _require_variables(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def _require_variables(cls, kwargs: dict[str, TemplateValue]) -> dict[str, TemplateValue]:
         for name in kwargs:
             if not name.isidentifier() or name.startswith("_") or name in _NOT_VARIABLES:
                 raise ValueError(f"{name!r} is no variable of a chat template that can be set")

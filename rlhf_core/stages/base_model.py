@@ -61,7 +61,7 @@ def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTraine
             f"model.max_length is {settings.max_length}, but {settings.base} has "
             f"{positions} positions; lower model.max_length"
         )
-    highest = max(len(renderer.tokenizer) - 1, *renderer.end_ids)
+    highest = max(len(renderer.tokenizer) - 1, renderer.turn_end_id)
     embedding: Any = model.get_input_embeddings()
     rows = embedding.num_embeddings
     if highest >= rows:

@@ -1,5 +1,6 @@
 """Conversations to tokens and back, as the model's publisher writes them."""
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from rlhf_core.tokenization.turns import ANSWERED, QUESTION, Turns, find_turns, 
 ANCHOR = "\x01"
 """Text put before a continuation while it is encoded or decoded, so that tokenizers which prepend
 a space to every string (SentencePiece's habit) do not put one there, nor take one away."""
+_HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 _SPOKEN = "One answer, in two sentences. Second: 7!"
 
 
@@ -200,7 +202,7 @@ class Renderer:
 
     def refuse_unusable(self, text: str) -> None:
         """Refuse text that is no text, or that would become a control token."""
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        if not text.isascii() and _HALF_OF_A_PAIR.search(text):
             raise DataError("text holds half of a surrogate pair, which is no character")
         found = self.turns.control_pattern.search(text)
         if found is not None:
