@@ -153,7 +153,7 @@ def test_a_prompt_must_survive_the_tokenizer_and_leave_room_to_answer(renderer_f
     assert reason == "too_long"
     assert detail.endswith("at most 40 leave room to answer")
     assert tokens.rows([(long, ["On the mat."])]) == [None]
-    cutting = renderer_for(TEMPLATE.replace("m.content", "m.content | truncate(25, true)"))
+    cutting = renderer_for(TEMPLATE.replace("m.content", "m.content | truncate(50, true)"))
     assert RowTokens(cutting, 200, 20).prompt(long) == (
         "not_renderable",
         "the prompt does not survive template and tokenizer",
