@@ -1,6 +1,5 @@
 """The base model and its tokenizer, as the configuration names them."""
 
-import json
 import logging
 from datetime import date
 from pathlib import Path
@@ -13,13 +12,13 @@ from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal
+from rlhf_core.stages.prepare_tokens import template_parts
 from rlhf_core.tokenization import (
     Renderer,
     TemplateChoice,
     load_tokenizer,
     make_renderer,
     published_ends,
-    read_template,
 )
 from rlhf_core.tokenization.template import reads_clock
 
@@ -165,21 +164,3 @@ def base_digest(settings: ModelConfig) -> str:
         files = sorted(path for path in base.rglob("*") if path.is_file())
         parts = {str(path.relative_to(base)): sha256_of(path) for path in files}
     return fingerprint_of(parts | template_parts(settings))
-
-
-def template_parts(settings: ModelConfig) -> dict[str, str]:
-    """What the settings say of the chat template, for a digest; empty where they say nothing.
-
-    Raises:
-        ModelError: ``model.chat_template`` cannot be read.
-    """
-    parts = {}
-    if settings.chat_template is not None:
-        read_template(settings.chat_template)
-        parts["chat_template"] = sha256_of(settings.chat_template)
-    if settings.chat_template_kwargs:
-        kwargs = json.dumps(settings.chat_template_kwargs, sort_keys=True)
-        parts["chat_template_kwargs"] = kwargs
-    if settings.template_date is not None:
-        parts["template_date"] = settings.template_date.isoformat()
-    return parts

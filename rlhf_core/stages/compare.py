@@ -28,7 +28,7 @@ from rlhf_core.stages.scoring import (
     sampled_ids,
     score_texts,
 )
-from rlhf_core.tokenization import TokenIds
+from rlhf_core.tokenization import Renderer, TokenIds
 
 
 def compare_with_sft(
@@ -52,9 +52,7 @@ def compare_with_sft(
     renderer = model_renderer(models["sft"].path)
     longest = config.model.max_length - config.answer_length()
     candidates = read_records(splits.prompts_heldout, Prompt)
-    num_fitting = sum(fits(prompt, renderer, longest) for prompt in candidates)
-    no_room = Counter({"too_long": len(candidates) - num_fitting})
-    note_rows(directory / "set-aside-prompts_heldout.jsonl", num_fitting, +no_room)
+    _note_room(candidates, renderer, longest, directory)
     prompts = choose_prompts(
         candidates,
         renderer,
@@ -90,6 +88,15 @@ def compare_with_sft(
         reference_nll=reference_nll,
         gold=_gold(settings.rater, conversations, texts),
     )
+
+
+def _note_room(
+    prompts: Sequence[Prompt], renderer: Renderer, longest: int, directory: Path
+) -> None:
+    """Write down how many prompts leave no room for an answer and so are never asked."""
+    num_fitting = sum(fits(prompt, renderer, longest) for prompt in prompts)
+    no_room = Counter({"too_long": len(prompts) - num_fitting})
+    note_rows(directory / "set-aside-prompts_heldout.jsonl", num_fitting, +no_room)
 
 
 def _sample(

@@ -1,5 +1,6 @@
 """Token-level checks: what the base model's tokenizer and chat template make of every row."""
 
+import json
 import sys
 from datetime import date
 from pathlib import Path
@@ -110,9 +111,29 @@ def tokenizer_digest(model: ModelConfig) -> str:
         files = {path for pattern in _TOKENIZER_FILES for path in base.glob(pattern)}
         parts = {path.name: sha256_of(path) for path in files if path.is_file()}
         parts["length"] = str(model.max_length)
-    from rlhf_core.stages.base_model import template_parts
-
     return fingerprint_of(parts | template_parts(model))
+
+
+def template_parts(settings: ModelConfig) -> dict[str, str]:
+    """What the settings say of the chat template, for a digest; empty where they say nothing.
+
+    Raises:
+        ModelError: ``model.chat_template`` cannot be read.
+    """
+    parts = {}
+    if settings.chat_template is not None:
+        try:
+            parts["chat_template"] = sha256_of(settings.chat_template)
+        except OSError as error:
+            raise ModelError(
+                f"model.chat_template: {settings.chat_template}: cannot be read: {error}"
+            ) from error
+    if settings.chat_template_kwargs:
+        kwargs = json.dumps(settings.chat_template_kwargs, sort_keys=True)
+        parts["chat_template_kwargs"] = kwargs
+    if settings.template_date is not None:
+        parts["template_date"] = settings.template_date.isoformat()
+    return parts
 
 
 def describe_conversations(

@@ -21,6 +21,8 @@ from tokenizers import (
     trainers,
 )
 
+from tests.tokenization import family_templates as chat
+
 TEXTS = [
     "Hello there, how are you? Human: Assistant: User: One answer, in two sentences. Second: 7!",
     "user\n\nassistant\n\nsystem\n\nThink first.\n\nThen answer: yes.\n",
@@ -134,153 +136,16 @@ class Family:
         )
 
 
-_CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-_QWEN_THINKING = (
-    "{% set last = namespace(user=0) %}"
-    "{% for m in messages %}{% if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}"
-    "{% endfor %}{% for m in messages %}"
-    "{% if m.role != 'assistant' %}"
-    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
-    "{% else %}{% set thought = '' %}{% set said = m.content %}"
-    "{% if '</think>' in said %}"
-    "{% set thought = said.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
-    "{% set said = said.split('</think>')[-1].lstrip('\n') %}{% endif %}"
-    "{% if loop.index0 > last.user and (loop.last or thought) %}"
-    "{{ '<|im_start|>assistant\n<think>\n' + thought + '\n</think>\n\n' + said }}"
-    "{% else %}{{ '<|im_start|>assistant\n' + said }}{% endif %}{{ '<|im_end|>\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}"
-    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
-)
-_QWEN_SYSTEM = (
-    "{% if messages[0].role != 'system' %}"
-    "{{ '<|im_start|>system\nHuman: Second<|im_end|>\n' }}{% endif %}" + _CHATML
-)
-_LLAMA2 = (
-    "{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}"
-    "{% set lead = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
-    "{% else %}{% set rest = messages %}{% set lead = '' %}{% endif %}"
-    "{% for m in rest %}"
-    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{% set said = lead + m.content if loop.index0 == 0 else m.content %}"
-    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + said.strip() + ' [/INST]' }}"
-    "{% else %}{{ ' ' + said.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
-_LLAMA3 = (
-    "{% for m in messages %}"
-    "{% set turn = '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + (m.content | trim)"
-    " + '<|eot_id|>' %}"
-    "{{ bos_token + turn if loop.first else turn }}{% endfor %}"
-    "{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-_LLAMA3_DATED = (
-    "{{- bos_token }}\n"
-    "{%- if not date_string is defined %}{%- if strftime_now is defined %}\n"
-    "    {%- set date_string = strftime_now('%d %b %Y') %}\n"
-    "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}\n"
-    "{%- if messages[0].role == 'system' %}{%- set first = messages[0].content | trim %}\n"
-    "    {%- set messages = messages[1:] %}\n"
-    "{%- else %}{%- set first = '' %}{%- endif %}\n"
-    "{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n' }}\n"
-    "{{- first + '<|eot_id|>' }}\n"
-    "{%- for m in messages %}\n"
-    "    {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim }}\n"
-    "    {{- '<|eot_id|>' }}\n"
-    "{%- endfor %}\n"
-    "{%- if add_generation_prompt %}\n"
-    "    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}\n"
-    "{%- endif %}\n"
-)
-_GEMMA = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}"
-    "{% set role = 'model' if m.role == 'assistant' else m.role %}"
-    "{{ '<start_of_turn>' + role + '\n' + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-_PHI3 = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
-)
-_MISTRAL1 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
-    "{% elif m.role == 'assistant' %}{{ m.content + eos_token }}"
-    "{% else %}{{ raise_exception('Only user and assistant roles') }}{% endif %}{% endfor %}"
-)
-_MISTRAL3 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}"
-    "{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}"
-    "{% else %}{{ raise_exception('Only user and assistant roles') }}{% endif %}{% endfor %}"
-)
-_ZEPHYR = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
-_VICUNA = (
-    "{{ bos_token + 'A chat.' }}{% for m in messages %}"
-    "{% if m.role == 'user' %}{{ ' USER: ' + m.content }}"
-    "{% elif m.role == 'assistant' %}{{ ' ASSISTANT: ' + m.content + eos_token }}"
-    "{% else %}{{ ' ' + m.content }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
-)
-_DEEPSEEK = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m.role == 'user' %}{{ '<|User|>' + m.content }}"
-    "{% elif m.role == 'assistant' %}{{ '<|Assistant|>' + m.content + eos_token }}"
-    "{% else %}{{ m.content + '\n\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
-)
-_COMMAND_R = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{{ '<|START_OF_TURN_TOKEN|>' + {'user': '<|USER_TOKEN|>', 'assistant': '<|CHATBOT_TOKEN|>',"
-    " 'system': '<|SYSTEM_TOKEN|>'}[m.role] + m.content.strip() + '<|END_OF_TURN_TOKEN|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"
-)
-_GRANITE = (
-    "{% for m in messages %}{{ '<|start_of_role|>' + m.role + '<|end_of_role|>' + m.content"
-    " + '<|end_of_text|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}"
-)
-_TULU = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}"
-    "{% if m.role == 'assistant' %}{{ eos_token if loop.last else eos_token + '\n' }}"
-    "{% else %}{{ '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
-_FALCON = (
-    "{% for m in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
-    "{{ {'user': 'User: ', 'assistant': 'Assistant: ', 'system': ''}[m.role] + m.content }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
-)
-_GLM = (
-    "{{ '[gMASK]<sop>' }}{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
-_JOINED = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}"
-    "{% if not loop.last %}{{ '<|sep|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|sep|><|assistant|>' }}{% endif %}"
-)
-
 _IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _HEADERS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
 FAMILIES: dict[str, Family] = {
     "chatml-base": Family(
-        _CHATML, _IM, eos="<|endoftext|>", turn_end="<|im_end|>", kind=gpt2_level
+        chat.CHATML, _IM, eos="<|endoftext|>", turn_end="<|im_end|>", kind=gpt2_level
     ),
     "qwen2-instruct": Family(
-        _QWEN_SYSTEM,
+        chat.QWEN_SYSTEM,
         _IM,
         eos="<|im_end|>",
         turn_end="<|im_end|>",
@@ -288,7 +153,7 @@ FAMILIES: dict[str, Family] = {
         stops=("<|im_end|>", "<|endoftext|>"),
     ),
     "qwen3-thinking": Family(
-        _QWEN_THINKING,
+        chat.QWEN_THINKING,
         _IM,
         eos="<|im_end|>",
         turn_end="<|im_end|>",
@@ -298,7 +163,7 @@ FAMILIES: dict[str, Family] = {
         lead="<think>\n\n</think>\n\n",
     ),
     "smollm": Family(
-        _CHATML,
+        chat.CHATML,
         _IM,
         bos="<|im_start|>",
         eos="<|im_end|>",
@@ -306,7 +171,7 @@ FAMILIES: dict[str, Family] = {
         pad="<|im_end|>",
     ),
     "llama2": Family(
-        _LLAMA2,
+        chat.LLAMA2,
         ("<s>", "</s>"),
         bos="<s>",
         eos="</s>",
@@ -316,7 +181,7 @@ FAMILIES: dict[str, Family] = {
         gap=" ",
     ),
     "llama3": Family(
-        _LLAMA3,
+        chat.LLAMA3,
         (*_HEADERS, "<|eot_id|>"),
         bos="<|begin_of_text|>",
         eos="<|end_of_text|>",
@@ -324,7 +189,7 @@ FAMILIES: dict[str, Family] = {
         stops=("<|end_of_text|>", "<|eot_id|>"),
     ),
     "llama3-dated": Family(
-        _LLAMA3_DATED,
+        chat.LLAMA3_DATED,
         (*_HEADERS, "<|eot_id|>", "<|eom_id|>"),
         bos="<|begin_of_text|>",
         eos="<|eot_id|>",
@@ -332,7 +197,7 @@ FAMILIES: dict[str, Family] = {
         stops=("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
     ),
     "gemma": Family(
-        _GEMMA,
+        chat.GEMMA,
         ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
         bos="<bos>",
         eos="<eos>",
@@ -342,7 +207,7 @@ FAMILIES: dict[str, Family] = {
         system=False,
     ),
     "phi3": Family(
-        _PHI3,
+        chat.PHI3,
         ("<s>", "<|endoftext|>", *_ROLES, "<|end|>"),
         bos="<s>",
         eos="<|endoftext|>",
@@ -353,7 +218,7 @@ FAMILIES: dict[str, Family] = {
         stops=("<|endoftext|>", "<|assistant|>", "<|end|>"),
     ),
     "mistral1": Family(
-        _MISTRAL1,
+        chat.MISTRAL1,
         ("<s>", "</s>"),
         bos="<s>",
         eos="</s>",
@@ -362,7 +227,7 @@ FAMILIES: dict[str, Family] = {
         system=False,
     ),
     "mistral3": Family(
-        _MISTRAL3,
+        chat.MISTRAL3,
         ("<s>", "</s>", "[INST]", "[/INST]"),
         bos="<s>",
         eos="</s>",
@@ -372,7 +237,7 @@ FAMILIES: dict[str, Family] = {
         lead=" ",
     ),
     "zephyr": Family(
-        _ZEPHYR,
+        chat.ZEPHYR,
         ("<s>", "</s>"),
         bos="<s>",
         eos="</s>",
@@ -381,7 +246,7 @@ FAMILIES: dict[str, Family] = {
         kind=space_prefixed,
     ),
     "vicuna": Family(
-        _VICUNA,
+        chat.VICUNA,
         ("<s>", "</s>"),
         bos="<s>",
         eos="</s>",
@@ -390,14 +255,14 @@ FAMILIES: dict[str, Family] = {
         lead=" ",
     ),
     "deepseek": Family(
-        _DEEPSEEK,
+        chat.DEEPSEEK,
         ("<|begin|>", "<|end|>", "<|User|>", "<|Assistant|>"),
         bos="<|begin|>",
         eos="<|end|>",
         turn_end="<|end|>",
     ),
     "command-r": Family(
-        _COMMAND_R,
+        chat.COMMAND_R,
         (
             "<PAD>",
             "<BOS_TOKEN>",
@@ -414,7 +279,7 @@ FAMILIES: dict[str, Family] = {
         turn_end="<|END_OF_TURN_TOKEN|>",
     ),
     "granite": Family(
-        _GRANITE,
+        chat.GRANITE,
         ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"),
         bos="<|end_of_text|>",
         eos="<|end_of_text|>",
@@ -422,7 +287,7 @@ FAMILIES: dict[str, Family] = {
         turn_end="<|end_of_text|>",
     ),
     "tulu": Family(
-        _TULU,
+        chat.TULU,
         ("<|endoftext|>", "<|pad|>"),
         bos="<|endoftext|>",
         eos="<|endoftext|>",
@@ -430,7 +295,7 @@ FAMILIES: dict[str, Family] = {
         turn_end="<|endoftext|>",
     ),
     "falcon-plain": Family(
-        _FALCON,
+        chat.FALCON,
         ("<|endoftext|>",),
         eos="<|endoftext|>",
         turn_end="<|endoftext|>",
@@ -438,7 +303,7 @@ FAMILIES: dict[str, Family] = {
         lead=" ",
     ),
     "glm": Family(
-        _GLM,
+        chat.GLM,
         ("<|endoftext|>", "[gMASK]", "<sop>", *_ROLES),
         eos="<|endoftext|>",
         pad="<|endoftext|>",
@@ -446,7 +311,7 @@ FAMILIES: dict[str, Family] = {
         stops=("<|endoftext|>", "<|user|>"),
     ),
     "joined-turns": Family(
-        _JOINED,
+        chat.JOINED,
         ("<|endoftext|>", "<|sep|>", *_ROLES),
         eos="<|endoftext|>",
         turn_end="<|sep|>",
