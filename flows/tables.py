@@ -93,7 +93,6 @@ def show_preparation(report: Path) -> None:
         aside = f"; set aside: {reasons}" if reasons else ""
         show_line(f"{name}: {rows['rows']:,} rows, {rows['kept']:,} kept{aside}")
     _show_near_dialogues(found.get("near_dialogues", {}))  # older versions do not tell
-
     for line in _conversation_lines(found):
         show_line(line)
     agreement = found["agreement"]
