@@ -120,14 +120,20 @@ class RunSettings(Record):
 
     def _changes(self) -> dict[str, str]:
         changes: dict[str, str] = {}
+        given: dict[str, str] = {}
         if self.changes is not None:
             changes |= dict(_dotted(self.changes.model_dump(mode="json", exclude_none=True)))
         for override in self.overrides:
             key, equals, value = override.partition("=")
             if not (key and equals):
                 raise ConfigError(f"override {override!r}: expected KEY=VALUE")
-            changes[key] = value
-        return changes
+            for other in given:
+                if other == key or other.startswith(f"{key}."):
+                    raise ConfigError(
+                        f"--set {override}: {other} is set to {given[other]} already; keep one"
+                    )
+            given[key] = value
+        return changes | given
 
 
 def _whole(values: Mapping[str, Any]) -> PipelineConfig:

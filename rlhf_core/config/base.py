@@ -1,9 +1,11 @@
 """The one base class of settings, and the ranges they share."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 LIMITS = {
     "minimum": "at least {}",
@@ -12,6 +14,10 @@ LIMITS = {
     "exclusiveMaximum": "less than {}",
     "pattern": "matching {}",
 }
+ABSURD = 2**32
+"""No setting is a number beyond this, and most are far below it."""
+_MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4_000
+"""What the usual file systems take: NAME_MAX, and PATH_MAX less what is added to a path."""
 
 
 def say_limits(schema: dict[str, Any]) -> None:
@@ -37,11 +43,37 @@ class Section(BaseModel):
     """Immutable; an unknown key is an error, so a typo cannot fall back to a default."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, json_schema_extra=say_limits
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra=say_limits,
+        allow_inf_nan=False,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_used(cls, value: object) -> object:
+        if isinstance(value, int | float) and abs(value) > ABSURD:
+            raise ValueError(f"no setting is a number beyond {ABSURD:,}")
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path):
+                _require_path(path)
+        return value
+
+
+def _require_path(path: Path) -> None:
+    """Refuse what no file can be called, before something asks the system about it."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError("a path holds no NUL character")
+    if len(encoded) > _MAX_PATH_BYTES or len(max(encoded.split(b"/"), key=len)) > _MAX_NAME_BYTES:
+        raise ValueError("longer than a path can be")
 
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Resamples = Annotated[int, Field(ge=1, le=1_000_000)]
+LearningRate = Annotated[float, Field(gt=0, le=10)]
+Temperature = Annotated[float, Field(ge=0, le=100)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlhf_core.config.base import Count, Fraction, NonNegative, Section
+from rlhf_core.config.base import Count, Fraction, NonNegative, Resamples, Section
 from rlhf_core.config.evaluation import GateConfig
 
 Choice = Literal["a", "b", "tie"]
@@ -178,7 +178,7 @@ class VotesConfig(Section):
     """majority counts heads; the others weigh annotators by their record (docs/data.md)."""
     exclude: tuple[str, ...] = ()
     """Annotators whose votes do not count; one who never voted is an error."""
-    num_resamples: int = Field(default=1_000, ge=80)
+    num_resamples: Annotated[Resamples, Field(ge=80)] = 1_000
     """Bootstrap resamples behind the intervals of Krippendorff's alpha."""
     min_votes: Count = 20
     """Annotators with fewer votes are not judged, nor weighed by a record of their own."""

@@ -2,13 +2,18 @@
 
 import math
 import re
-from typing import Literal, get_args
+from contextlib import suppress
+from typing import Any, Literal, Protocol, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_core.config.base import Count, NonNegative, Positive, Section
+from rlhf_core.config.base import Count, Positive, Resamples, Section, Temperature
 from rlhf_core.config.metric_names import is_taken
+from rlhf_core.errors import ConfigError
 
+_MAX_SECONDS = 5.0
+"""How long one phrase may look at one text: thousands of times what any honest one takes."""
+_MAX_PROBES, _PROBE_LENGTH = 12, 200
 _BEYOND_EACH_END = 2
 """Resamples that must lie beyond each end of an interval."""
 
@@ -86,13 +91,69 @@ def finds_anything(pattern: str) -> bool:
     """Say whether a regular expression finds something in every answer, and so tells nothing.
 
     Raises:
-        ValueError: it is not a regular expression.
+        ValueError: it is not a regular expression that ``compile_phrase`` takes.
     """
-    try:
-        compiled = re.compile(pattern, re.IGNORECASE)
-    except re.error as error:
-        raise ValueError(f"{pattern!r}: {error}") from error
+    compiled = compile_phrase(pattern)
     return any((found := compiled.search(text)) and not found.group() for text in ("", "a, b"))
+
+
+def compile_phrase(pattern: str) -> "Phrase":
+    r"""Return a phrase's regular expression, case ignored, that cannot hold an evaluation up.
+
+    RE2 matches it, whose time grows with the length of the text alone, whatever the pattern (Cox
+    2007, "Regular Expression Matching Can Be Simple And Fast"). Back-references, look-around, and
+    ``\b`` and ``\w`` beside letters of no English word are not RE2's: those patterns are matched
+    by backtracking with a limit of time.
+
+    Raises:
+        ValueError: it is not a regular expression, or takes exponential time on short texts.
+    """
+    import re2
+
+    options = re2.Options()
+    options.case_sensitive, options.log_errors = False, False
+    with suppress(re2.error):
+        if pattern.isascii() or not re.search(r"(?<!\\)(?:\\\\)*\\[bBwW]", pattern):
+            compiled: Phrase = re2.compile(pattern, options)
+            return compiled
+    return _Backtracking(pattern)
+
+
+class Phrase(Protocol):
+    """A compiled regular expression."""
+
+    def search(self, text: str) -> Any:
+        """Return a match, or None."""
+
+
+class _Backtracking:
+    """A pattern that RE2 does not take."""
+
+    def __init__(self, pattern: str) -> None:
+        import regex
+
+        try:
+            self._compiled = regex.compile(pattern, regex.IGNORECASE)
+        except regex.error as error:
+            raise ValueError(f"{pattern!r}: {error}") from error
+        letters = sorted({letter for letter in pattern if letter.isalnum()} | {" "})
+        for letter in letters[:_MAX_PROBES]:
+            self.search(letter * _PROBE_LENGTH + "\n")
+
+    def search(self, text: str) -> Any:
+        """Return a match, or None.
+
+        Raises:
+            ConfigError: it took longer than any phrase should.
+        """
+        try:
+            return self._compiled.search(text, timeout=_MAX_SECONDS)
+        except TimeoutError as error:
+            raise ConfigError(
+                f"evaluation.monitors.phrases: {self._compiled.pattern!r} takes exponential time: "
+                f"more than {_MAX_SECONDS:g} s for a text of {len(text):,} characters; write it "
+                "without repetitions inside repetitions"
+            ) from error
 
 
 class MonitorsConfig(Section):
@@ -101,9 +162,9 @@ class MonitorsConfig(Section):
     phrases: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Vice to regular expressions, case ignored. Added to the built-in ones (``flattery``,
     ``hedging``, ``refusal``, ``padding``); a new name is a new vice with a metric of its own."""
-    ngram: int = Field(default=3, ge=2)
+    ngram: int = Field(default=3, ge=2, le=100)
     """Words in a row that count as repeated or copied."""
-    opening_words: Count = 4
+    opening_words: int = Field(default=4, ge=1, le=100)
     """Words that make an opening or a closing; collapse is the share of the most common one."""
     long_factor: Positive = 1.5
     """An answer this many times as long as the other model's counts as overlong."""
@@ -127,18 +188,18 @@ class EvaluationConfig(Section):
 
     num_prompts: Count = 300
     """Held-out prompts answered by the policy and by SFT, at most; one of a dialogue."""
-    temperature: NonNegative = 0.7
+    temperature: Temperature = 0.7
     """Sampling temperature of the answers compared; 0 is greedy, and then no KL is measured."""
     max_new_tokens: Count | None = None
     """Longest answer compared, in tokens; None takes the policy's own setting, or, as DPO has none,
     what ``model.max_length`` leaves beside the prompt (half, without ``max_prompt_length``)."""
     micro_batch_tokens: Count = 16_384
     """Tokens per forward pass while scoring; bounds memory and does not change the result."""
-    num_resamples: Count = 2_000
+    num_resamples: Resamples = 2_000
     """Bootstrap resamples per interval; at least two of them must lie beyond each end."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Two-sided level of the intervals of metrics without a gate; a gated one has its gate's."""
-    num_calibration_bins: Count = 10
+    num_calibration_bins: int = Field(default=10, ge=1, le=1_000)
     """Bins of equal width of the calibration error."""
     rater: str | None = None
     """``module:function`` of an outside measure for reports, never a gate or a training signal:

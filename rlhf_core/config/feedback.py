@@ -6,8 +6,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from rlhf_core.config.base import Count, NonNegative, Positive, Section
+from rlhf_core.config.base import Count, Section, Temperature
 
+_DAY = 86_400.0
+Seconds = Annotated[float, Field(gt=0, le=_DAY)]
+Patience = Annotated[float, Field(ge=0, le=_DAY)]
 Server = TypeVar("Server", "AiLabelerConfig", "LabelStudioLabelerConfig")
 
 
@@ -44,17 +47,17 @@ class AiLabelerConfig(Section):
     """The constitution: what makes a response better, a sentence each."""
     principles_per_pair: Count | None = None
     """How many principles are drawn for each pair; None shows all of them."""
-    temperature: NonNegative | None = 0.0
+    temperature: Temperature | None = 0.0
     """Sampling temperature of the judge; None leaves it to the endpoint."""
     max_tokens: Count | None = 512
     """Longest answer of the judge, its reasons included; None leaves it to the endpoint."""
-    max_attempts: Count = 3
+    max_attempts: int = Field(default=3, ge=1, le=100)
     """How often one question is asked until the answer ends with a verdict."""
-    concurrency: Count = 4
+    concurrency: int = Field(default=4, ge=1, le=256)
     """Pairs asked about at once."""
-    timeout_seconds: Positive = 120.0
+    timeout_seconds: Seconds = 120.0
     """How long one answer is waited for."""
-    patience_seconds: NonNegative = 300.0
+    patience_seconds: Patience = 300.0
     """How long a busy or lost endpoint is asked again before the push stops."""
 
     _no_credentials = model_validator(mode="after")(_refuse_credentials)
@@ -78,9 +81,9 @@ class LabelStudioLabelerConfig(Section):
     """Address of the server."""
     project: Count | None = None
     """Number of a project to add the tasks to; None makes one for each collection."""
-    timeout_seconds: Positive = 60.0
+    timeout_seconds: Seconds = 60.0
     """How long one answer of the server is waited for."""
-    patience_seconds: NonNegative = 60.0
+    patience_seconds: Patience = 60.0
     """How long a busy or lost server is asked again before the command stops."""
 
     _no_credentials = model_validator(mode="after")(_refuse_credentials)
@@ -100,11 +103,11 @@ class FeedbackConfig(Section):
     prompts of the prepared dataset. Held-out dialogues of the dataset are never asked."""
     num_prompts: Count = 200
     """Prompts answered, at most; one of a dialogue."""
-    temperature: Positive = 1.0
+    temperature: Annotated[Temperature, Field(gt=0)] = 1.0
     """Sampling temperature of the responses."""
     max_new_tokens: Count | None = None
     """Longest response, in tokens; None takes what evaluation takes."""
-    max_resamples: int = Field(default=3, ge=0)
+    max_resamples: int = Field(default=3, ge=0, le=100)
     """How often a pair of equal or empty responses is drawn again before its prompt is left out."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the prompts drawn, the responses and their sides; another one makes another collection."""

@@ -1,19 +1,22 @@
 """One YAML file, validated once."""
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
+from rlhf_core.config.written import KeyPath, Places, read_written, shown
 from rlhf_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+_MAX_PROBLEMS = 8
 _ALTERNATIVES = ("algorithm", "kind")
 """Keys that say which of several sections one is."""
 
@@ -44,24 +47,43 @@ def load_preparation(path: Path, overrides: Mapping[str, str] | None = None) -> 
 
 
 def _load(kind: type[_Settings], path: Path, overrides: Mapping[str, str] | None) -> _Settings:
-    raw = _read_extended(path, seen=())
+    raw, places = _read_extended(path, seen=())
     for dotted, value in (overrides or {}).items():
-        _apply_override(raw, dotted, value)
+        _apply_override(raw, places, dotted, value)
     try:
-        return kind.model_validate(raw)
+        # Strictly: `true` is no number, and "yes" is not true. As JSON, for lists and paths are
+        # written as JSON writes them.
+        return kind.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
-        problems = "; ".join(map(_in_words, error.errors(include_url=False)))
-        raise ConfigError(f"{path}: {problems}") from error
+        problems = error.errors(include_url=False)
+        said = [_in_words(problem, path, raw, places) for problem in problems[:_MAX_PROBLEMS]]
+        if len(problems) > _MAX_PROBLEMS:
+            said.append(f"and {len(problems) - _MAX_PROBLEMS} more")
+        raise ConfigError("; ".join(said)) from error
 
 
-def _in_words(problem: "ErrorDetails") -> str:
-    """Key, what is wrong with it, and what was found, unless that is a whole section."""
-    key = ".".join(str(part) for part in problem["loc"])
+def _in_words(problem: "ErrorDetails", path: Path, raw: dict[str, Any], places: Places) -> str:
+    """Place, key, what is wrong with it, and what was found, unless that is a whole section."""
+    key = ".".join(shown(str(part)) for part in problem["loc"])
     if problem["type"] == "missing" and len(problem["loc"]) == 1:
-        return f"{key}: no such section in the settings, and this command needs it"
+        return f"{path}: {key}: no such section in the settings, and this command needs it"
     words = problem["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-    return f"{key}: {words}{found}" if key else words + found
+    has_section = isinstance(problem["input"], dict)
+    found = "" if has_section else f" (found {shown(repr(problem['input']))})"
+    place = places.get(_written_part(problem["loc"], raw)) or str(path)
+    if place.startswith("--set "):
+        place = f"{path}, {place}"
+    return f"{place}: {key}: {words}{found}" if key else f"{path}: {words}{found}"
+
+
+def _written_part(loc: tuple[str | int, ...], raw: Any) -> KeyPath:
+    """The part of a problem's address that is written down: no default, no name of a kind."""
+    at: KeyPath = ()
+    for part in loc:
+        within = range(len(raw)) if isinstance(raw, list) else raw
+        if isinstance(raw, dict | list) and part in within:
+            at, raw = (*at, part), raw[part]  # type: ignore[index]
+    return at
 
 
 def config_digest(config: PipelineConfig) -> str:
@@ -72,30 +94,34 @@ def config_digest(config: PipelineConfig) -> str:
     return hashlib.sha256(config.model_dump_json(exclude={"feedback"}).encode()).hexdigest()
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path) -> tuple[dict[str, Any], Places]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # a name with NUL in it is a ValueError
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    raw, places = read_written(text, str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")
-    return raw
+    return raw, places
 
 
-def _read_extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: extends itself through {' -> '.join(map(str, seen))}")
-    raw = _read_mapping(path)
+def _read_extended(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Places]:
+    raw, places = _read_mapping(path)
     parent = raw.pop("extends", None)
     if parent is None:
-        return raw
-    if not isinstance(parent, str):
-        raise ConfigError(f"{path}: extends: expected a file name, found {parent!r}")
-    return _merge(_read_extended(path.parent / parent, (*seen, path.resolve())), raw)
+        return raw, places
+    line = places["extends",]
+    if not isinstance(parent, str) or not parent:
+        raise ConfigError(f"{line}: extends: expected a file name, found {shown(repr(parent))}")
+    extended, chain = path.parent / parent, (*seen, os.path.realpath(path))
+    if os.path.realpath(extended) in chain:
+        raise ConfigError(f"{line}: {path} extends itself through {' -> '.join(chain)}")
+    if not os.path.exists(extended):  # takes any name, where Path.exists raises for a long one
+        raise ConfigError(f"{line}: extends: {shown(parent)}: no such configuration file")
+    base, base_places = _read_extended(extended, chain)
+    return _merge(base, raw), base_places | places
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -109,14 +135,14 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply_override(raw: dict[str, Any], dotted: str, value: str) -> None:
+def _apply_override(raw: dict[str, Any], places: Places, dotted: str, value: str) -> None:
     *parents, leaf = dotted.split(".")
     section = raw
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise ConfigError(f"--set {dotted}: {parent!r} is a value, not a section")
-    try:
-        section[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {dotted}={value}: not a YAML value") from error
+    where = f"--set {shown(dotted)}"
+    section[leaf], new = read_written(value, where, has_lines=False)
+    keys = (*parents, leaf)
+    places.update({(*keys, *path): place for path, place in new.items()})

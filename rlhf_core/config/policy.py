@@ -4,7 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_core.config.base import Count, Fraction, NonNegative, Positive, Section
+from rlhf_core.config.base import (
+    Count,
+    Fraction,
+    LearningRate,
+    NonNegative,
+    Positive,
+    Section,
+    Temperature,
+)
 from rlhf_core.config.training import (
     ComputeConfig,
     OptimizerConfig,
@@ -68,7 +76,7 @@ class PpoConfig(Section):
     of all of them, in standard deviations (Shao et al. 2024, arXiv:2402.03300). Those two need no
     value model and ``responses_per_prompt`` of at least 2."""
     optimizer: Annotated[OptimizerConfig, filled_with(PPO_OPTIMIZER)] = PPO_OPTIMIZER
-    value_learning_rate: Positive | None = None
+    value_learning_rate: LearningRate | None = None
     """Learning rate of the value model, same schedule; None takes the policy's."""
     num_iterations: Count = 100
     """Rounds of sample, score, update."""
@@ -97,7 +105,7 @@ class PpoConfig(Section):
     ``max_new_tokens``. More rows take turns; bounds memory and changes nothing but rounding."""
     max_new_tokens: Count = 64
     """Longest response, in tokens."""
-    temperature: Positive = 1.0
+    temperature: Annotated[Temperature, Field(gt=0)] = 1.0
     """Divides the logits while sampling and in every log-probability (Huang 2024)."""
     clip_eps: Positive = 0.2
     """The importance ratio is clipped to 1 plus or minus this (Schulman 2017, equation 7)."""

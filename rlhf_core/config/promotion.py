@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-from rlhf_core.config.base import Positive, Section
+from pydantic import Field
+
+from rlhf_core.config.base import Section
 
 
 class PromotionConfig(Section):
@@ -10,5 +12,5 @@ class PromotionConfig(Section):
 
     approval: Literal["gates", "person"] = "gates"
     """``gates``: their PROMOTE is enough. ``person``: the run waits until somebody agrees."""
-    wait_hours: Positive = 72.0
+    wait_hours: float = Field(default=72.0, gt=0, le=8_760)
     """How long it waits for a person; then the verdict is HOLD."""

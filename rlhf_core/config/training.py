@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlhf_core.config.base import Count, Fraction, NonNegative, Positive, Section
+from rlhf_core.config.base import Count, Fraction, LearningRate, NonNegative, Positive, Section
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -13,7 +13,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 class OptimizerConfig(Section):
     """AdamW with gradient clipping and a learning-rate schedule."""
 
-    learning_rate: Positive
+    learning_rate: LearningRate
     """Highest rate of the schedule."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Memory of the mean gradient."""
@@ -44,7 +44,7 @@ REWARD_OPTIMIZER = OptimizerConfig(learning_rate=1e-5)
 class LoraConfig(Section):
     """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
 
-    rank: Count = 16
+    rank: int = Field(default=16, ge=1, le=65_536)
     """Width of an adapter."""
     alpha: Positive = 32.0
     """The update is scaled by alpha / rank."""

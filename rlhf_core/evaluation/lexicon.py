@@ -5,7 +5,9 @@ so a phrase that belongs to the task (a polite closing) does no harm while its r
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+from rlhf_core.config.evaluation import Phrase, compile_phrase
 
 PHRASES: dict[str, tuple[str, ...]] = {
     "flattery": (
@@ -68,16 +70,24 @@ PHRASES: dict[str, tuple[str, ...]] = {
 """Vice to regular expressions, matched without regard to case against ``reading.plain``."""
 
 
-def compile_lexicon(extra: Mapping[str, Sequence[str]]) -> dict[str, list[re.Pattern[str]]]:
+def compile_lexicon(extra: Mapping[str, Sequence[str]]) -> dict[str, list[Phrase]]:
     """Patterns of every vice: the built-in phrases, and ``extra`` ones added to them.
 
     Each is compiled alone: joined, their groups would be renumbered and a stray ``|`` would empty
     the whole vice.
     """
     vices = dict.fromkeys((*PHRASES, *extra))
-    phrases = {vice: (*PHRASES.get(vice, ()), *extra.get(vice, ())) for vice in vices}
     return {
-        vice: [re.compile(phrase, re.IGNORECASE) for phrase in patterns]
-        for vice, patterns in phrases.items()
-        if patterns
+        vice: patterns
+        for vice in vices
+        if (
+            patterns := [
+                *_compiled(PHRASES.get(vice, ())),
+                *map(compile_phrase, extra.get(vice, ())),
+            ]
+        )
     }
+
+
+def _compiled(phrases: Sequence[str]) -> Iterator[Phrase]:
+    return (re.compile(phrase, re.IGNORECASE) for phrase in phrases)

@@ -6,7 +6,6 @@ between the policy's and SFT's answer to the same prompt, ``policy/<vice>_increa
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from rlhf_core.config import MonitorsConfig
+from rlhf_core.config.evaluation import Phrase
 from rlhf_core.evaluation.intervals import (
     DIFFERENCE,
     SHARE,
@@ -153,7 +153,7 @@ def _gap(
 Measure = Callable[[Sequence[str]], Sequence[float] | Array]
 
 
-def _mentions(patterns: Sequence[re.Pattern[str]], answers: Sequence[str]) -> list[float]:
+def _mentions(patterns: Sequence[Phrase], answers: Sequence[str]) -> list[float]:
     return [
         float(any(pattern.search(text) for pattern in patterns)) for text in map(plain, answers)
     ]

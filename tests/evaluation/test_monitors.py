@@ -223,7 +223,7 @@ def test_settings_add_phrases_and_whole_vices():
 @pytest.mark.parametrize(
     ("vice", "pattern", "why"),
     [
-        ("flattery", "(", "unterminated"),
+        ("flattery", "(", "missing \\)"),
         ("Bad Name", "x", "Bad Name"),
         ("flattery", "your majesty|", "matches any text"),
         ("flattery", r"\b", "matches any text"),
@@ -285,3 +285,10 @@ def test_duplicates_come_in_pairs_and_the_interval_knows_it():
 
 def prompts_as_answers(count):
     return tuple(f"reply {number}" for number in range(count))
+
+
+def test_phrases_of_ones_own_are_matched_in_linear_time():
+    """By RE2, which knows classes of letters; ``re`` does not."""
+    texts = AnswerTexts(((Message(role="user", content="Where?"),),), ("ÜBERALL.",), ("Uberall.",))
+    config = MonitorsConfig(phrases={"upselling": (r"(?:^|[^\pL])über\pL+",)})
+    assert [side[0] for side in vice_rates(texts, config)["upselling"]] == [1.0, 0.0]
