@@ -37,6 +37,7 @@ app = typer.Typer(
 
 @app.command(epilog="Example: rlhf run configs/demo.yaml --set policy.kl_coef=0.1")
 def run(
+    context: typer.Context,
     config: ConfigPath,
     overrides: Overrides = None,
     run_id: RunIdOption = None,
@@ -58,7 +59,7 @@ def run(
     check_prefect()
     bindings.check_inputs(loaded)
     bindings.check_access(loaded, patience=0)
-    with resumable("run", settings, run_id) as run:
+    with resumable(context, settings, run_id) as run:
         from flows.inputs import PipelineInputs
         from flows.pipeline import rlhf_pipeline
         from flows.tables import show_run, show_where

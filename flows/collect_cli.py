@@ -1,5 +1,6 @@
 """`rlhf collect`, `rlhf label push`, `rlhf label pull`: from a model's answers back to data."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,13 +83,17 @@ def collect(
     bindings.check_server()
     found = sample_pairs(settings, CollectInputs(model=model, against=against, dataset=dataset))
     write_json(found, json_file)
-    _show_collected(found, config)
+    _show_collected(found, config, overrides)
 
 
 @label_app.command(epilog="Example: rlhf label push 3f2a9c0d1b4e configs/demo.yaml")
 def push(
     collection: CollectionArgument,
     config: ConfigPath,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Ask again about pairs without a readable verdict, too."),
+    ] = False,
     overrides: Overrides = None,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
@@ -101,9 +106,9 @@ def push(
     settings = _load(config, overrides, log_level)
     from flows import feedback_bindings
 
-    result = feedback_bindings.push_labels(settings, collection)
+    result = feedback_bindings.push_labels(settings, collection, again=again)
     write_json(result, json_file)
-    _show_pushed(result, config)
+    _show_pushed(result, config, overrides)
 
 
 @label_app.command(epilog="Example: rlhf label pull 3f2a9c0d1b4e configs/demo.yaml")
@@ -144,7 +149,7 @@ def _load(config: Path, overrides: list[str] | None, log_level: str) -> "Pipelin
     return read_settings(config, overrides).load()
 
 
-def _show_collected(found: "CollectedPairs", config: Path) -> None:
+def _show_collected(found: "CollectedPairs", config: Path, overrides: list[str] | None) -> None:
     from flows.tables import show_line
 
     collection, counts = found.collection, found.collection.counts
@@ -159,10 +164,10 @@ def _show_collected(found: "CollectedPairs", config: Path) -> None:
         f"{counts.indistinct:,} left out because they stayed so; {counts.unfinished:,} answers cut"
     )
     show_line(f"files: {found.folder}")
-    show_line(f"next: rlhf label push {collection.collection_id} {config}")
+    show_line(f"next: {_next('push', collection.collection_id, config, overrides)}")
 
 
-def _show_pushed(result: "PushResult", config: Path) -> None:
+def _show_pushed(result: "PushResult", config: Path, overrides: list[str] | None) -> None:
     from flows.tables import show_line
 
     verb = "sent" if result.waits else "asked about"
@@ -176,14 +181,21 @@ def _show_pushed(result: "PushResult", config: Path) -> None:
         )
     if result.without_vote:
         show_line(
-            f"pairs without a readable verdict: {result.without_vote:,}; their reason is kept"
+            f"pairs without a readable verdict: {result.without_vote:,}; their reason is kept,"
+            " and --again asks about them again"
         )
     if result.tokens is not None:
         show_line(f"tokens of this push: {result.tokens:,}")
     if result.place is not None:
         show_line(f"people label at: {result.place}")
     when = "when there are votes" if result.waits else "next"
-    show_line(f"{when}: rlhf label pull {result.collection_id} {config}")
+    show_line(f"{when}: {_next('pull', result.collection_id, config, overrides)}")
+
+
+def _next(command: str, collection: str, config: Path, overrides: list[str] | None) -> str:
+    """Return what to type next, with the settings that were changed this time."""
+    changes = [word for change in overrides or () for word in ("--set", change)]
+    return shlex.join(["rlhf", "label", command, collection, str(config), *changes])
 
 
 def _show_pulled(result: "PullResult") -> None:

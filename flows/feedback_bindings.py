@@ -17,11 +17,11 @@ def collect_pairs(
     return collect(config, splits, models)
 
 
-def push_labels(config: PipelineConfig, collection: str) -> PushResult:
+def push_labels(config: PipelineConfig, collection: str, *, again: bool = False) -> PushResult:
     """Ask for the votes on a collection that were not asked for yet."""
     from rlhf_core.stages.label_push import push_labels as push
 
-    return push(config, collection)
+    return push(config, collection, again=again)
 
 
 def pull_labels(

@@ -1,6 +1,7 @@
 """Options and arguments the commands share, and what every command does first and last."""
 
 import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,14 +141,36 @@ def write_json(record: "BaseModel", path: Path | None) -> None:
         write_atomically(path, record.model_dump_json(indent=2) + "\n")
 
 
+def typed_again(context: typer.Context, **changes: str) -> str:
+    """Return the command line of the command that runs now, with every option that was given.
+
+    Args:
+        context: of the command.
+        changes: options that are to have another value, or to be there: ``run_id="one"``.
+    """
+    words = ["rlhf", *context.command_path.split()[1:]]
+    left = dict(changes)
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        given = context.params[name] if source and source.name == "COMMANDLINE" else None
+        value = left.pop(name, given)
+        if value in (None, False, (), [], ""):
+            continue
+        option = [] if parameter.param_type_name == "argument" else parameter.opts[:1]
+        for one in value if isinstance(value, list | tuple) else (value,):
+            words += option if one is True else [*option, str(getattr(one, "value", one))]
+    return shlex.join(words)
+
+
 @contextmanager
-def resumable(command: str, settings: "RunSettings", run_id: str | None) -> Iterator[str]:
+def resumable(typed: typer.Context, settings: "RunSettings", run_id: str | None) -> Iterator[str]:
     """Open the run, and say how to go on with it if the block does not finish.
 
     A run that this command began and that came to nothing leaves no folder.
 
     Args:
-        command: what is to be done with the run, as typed: ``run``, ``reward --role judge``.
+        typed: the command, as it was typed.
         settings: as the command line names them.
         run_id: the run to go on with, or the name of a new one.
     """
@@ -157,17 +180,23 @@ def resumable(command: str, settings: "RunSettings", run_id: str | None) -> Iter
     loaded = settings.load()
     is_new = run_id is None or not locate_run(run_id, loaded.runs).directory.exists()
     context = open_run(loaded, run_id)
-    changes = [word for override in settings.overrides for word in ("--set", override)]
-    words = ["rlhf", *command.split(), str(settings.file), *changes, "--run-id", context.run_id]
+    started = time.time()
+
+    def go_on() -> str:
+        # What --force sets aside is done by then; given again it would set this attempt aside too.
+        marks = context.directory.glob(".*.forced-by")
+        has_forced = any(mark.stat().st_mtime >= started for mark in marks)
+        return typed_again(typed, run_id=context.run_id, **({"force": ""} if has_forced else {}))
+
     try:
         with in_this_process():
             yield context.run_id
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped; go on with: {shlex.join(words)}", err=True)
+        typer.echo(f"\nstopped; go on with: {go_on()}", err=True)
         raise typer.Exit(130) from None
     except Exception as error:
         # A checkpoint is somebody's work, perhaps of a process that is at it now.
         refused = isinstance(error, RlhfError) and not isinstance(error, CheckpointError)
         if not (is_new and refused and discard_unstarted(context)):
-            typer.echo(f"not finished; go on with: {shlex.join(words)}", err=True)
+            typer.echo(f"not finished; go on with: {go_on()}", err=True)
         raise

@@ -1,5 +1,6 @@
 """`rlhf prepare`, `sft`, `reward`, `policy`, `evaluate`: one stage alone, inputs by reference."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -84,6 +85,7 @@ def prepare(
 
 
 def sft(
+    context: typer.Context,
     config: ConfigPath,
     dataset: DatasetOption = None,
     overrides: Overrides = None,
@@ -94,7 +96,7 @@ def sft(
 ) -> None:
     """Train the SFT model. Exit status 1 if its gate says no."""
     settings = _start(config, overrides, log_level)
-    with resumable("sft", settings, run_id) as run:
+    with resumable(context, settings, run_id) as run:
         from flows.inputs import SftInputs
         from flows.stages import sft_stage
 
@@ -103,6 +105,7 @@ def sft(
 
 
 def reward(
+    context: typer.Context,
     config: ConfigPath,
     role: RoleOption = Role.reward,
     dataset: DatasetOption = None,
@@ -115,7 +118,7 @@ def reward(
 ) -> None:
     """Train the reward model, or the judge. Exit status 1 if its gate says no."""
     settings = _start(config, overrides, log_level)
-    with resumable(f"reward --role {role.value}", settings, run_id) as run:
+    with resumable(context, settings, run_id) as run:
         from flows.inputs import RewardInputs
         from flows.stages import reward_stage
 
@@ -127,6 +130,7 @@ def reward(
 
 
 def policy(
+    context: typer.Context,
     config: ConfigPath,
     dataset: DatasetOption = None,
     sft: SftOption = None,
@@ -139,7 +143,7 @@ def policy(
 ) -> None:
     """Optimise the policy, with PPO or DPO as the settings say."""
     settings = _start(config, overrides, log_level)
-    with resumable("policy", settings, run_id) as run:
+    with resumable(context, settings, run_id) as run:
         from flows.inputs import PolicyInputs
         from flows.stages import policy_stage
 
@@ -151,10 +155,12 @@ def policy(
     from flows.tables import show_line, show_model
 
     show_model("policy", model)
-    show_line(f"next: rlhf evaluate {config} --run-id {run}")
+    changes = [word for change in overrides or () for word in ("--set", change)]
+    show_line("next: " + shlex.join(["rlhf", "evaluate", str(config), *changes, "--run-id", run]))
 
 
 def evaluate(
+    context: typer.Context,
     config: ConfigPath,
     dataset: DatasetOption = None,
     policy: PolicyOption = None,
@@ -169,7 +175,7 @@ def evaluate(
 ) -> None:
     """Compare the policy with SFT and apply the gates. Exit status 1 if they say no."""
     settings = _start(config, overrides, log_level)
-    with resumable("evaluate", settings, run_id) as run:
+    with resumable(context, settings, run_id) as run:
         from flows.inputs import EvaluateInputs
         from flows.stages import evaluate_stage
 

@@ -5,6 +5,7 @@ Prefect's own temporary server lives on for ever when the command is killed, may
 another command's, and has every client import the whole server.
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -99,9 +100,20 @@ def main() -> None:
         raise SystemExit(2) from error
     import uvicorn
     from prefect.server.api.server import create_app
+    from prefect.settings import get_current_settings
+
+    class OneAtATime(uvicorn.Server):
+        """Starts when no other is starting: Prefect's migrations do not exclude each other."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            home = get_current_settings().home
+            home.mkdir(parents=True, exist_ok=True)
+            with (home / ".starting.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                await super().startup(sockets)
 
     config = uvicorn.Config(closed(create_app()), log_level="error", lifespan="on")
-    uvicorn.Server(config).run(sockets=[listening])
+    OneAtATime(config).run(sockets=[listening])
 
 
 if __name__ == "__main__":

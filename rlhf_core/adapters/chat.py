@@ -1,15 +1,18 @@
 """A model behind an OpenAI-compatible chat endpoint: vLLM, llama.cpp, Ollama, hosted ones."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rlhf_core.adapters.label_http import FixedKey, LabelServer, readable_key
+from rlhf_core.adapters.label_http import FixedKey, LabelServer, readable_key, refusal_of
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import AiLabelerConfig
 from rlhf_core.errors import LabelError
 from rlhf_core.schema import Message
+
+_SPOKEN = ("text", "output_text", "refusal")
+NOTHING_SAID = "nothing was said"
 
 
 class ChatEndpoint:
@@ -39,20 +42,56 @@ class ChatEndpoint:
         if settings.max_tokens is not None:
             body["max_tokens"] = settings.max_tokens
         answer = self._server.request("POST", "chat/completions", json=body)
+        place = self._server.place
+        _refuse_errors(answer, place)
         try:
-            content = answer["choices"][0]["message"]["content"]
+            choice = answer["choices"][0]
+            _refuse_errors(choice, place)
+            text = _text_of(choice["message"])
             num_tokens = int((answer.get("usage") or {}).get("total_tokens") or 0)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise LabelError(
-                f"{self._server.place}: expected choices with a message, found {str(answer)[:200]}"
+                f"{place}: expected choices with a message, found {str(answer)[:200]}; repeat the"
+                " command to go on from here"
             ) from error
         with self._lock:
             self.num_tokens += num_tokens
-        return str(content or "")
+        if not text and choice.get("finish_reason") == "length":
+            text = f"({NOTHING_SAID}: max_tokens {settings.max_tokens} were used up before)"
+        return text
 
     def stop(self) -> None:
         """Let questions that wait for another attempt end at once."""
         self._server.stop()
+
+
+def _refuse_errors(answer: Any, place: str) -> None:
+    """Refuse an error that came with status 200, as gateways pass on those of others.
+
+    Raises:
+        LabelError: there is one; ``QuestionRefusedError`` where it is about the question.
+    """
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if error:
+        said = str(error.get("message") or error) if isinstance(error, dict) else str(error)
+        kind = refusal_of(said)
+        raise kind(f"{place}: answers with an error: {' '.join(said.split())[:200]}")
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    """Return what a message says: a text, a list of parts, or why nothing is said.
+
+    Reasoning, in parts or fields of its own, is not what it says.
+    """
+    content = message["content"] if "content" in message else message["refusal"]
+    if isinstance(content, list):
+        said = [
+            str(part.get("text") or part.get("refusal") or "") if isinstance(part, dict) else part
+            for part in content
+            if not isinstance(part, dict) or part.get("type") in (*_SPOKEN, None)
+        ]
+        content = "".join(map(str, said))
+    return str(content or message.get("refusal") or "")
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from rlhf_core.config import VERSION_NAME
 from rlhf_core.errors import DataError
 
 _EMPTY_MD5 = hashlib.md5(b"", usedforsecurity=False).hexdigest()
+_MADE = re.compile(rf"{VERSION_NAME}: ")
+"""Title of a commit that made a version, see ``tag_version``."""
 PREPARED = "data/prepared"
 """What the DVC stage ``prepare`` makes."""
 
@@ -77,8 +79,10 @@ def publishing_base(root: Path) -> str:
 
     Raises:
         DataError: each has commits the other lacks; a batch would be lost, and its number reused.
+            Or there are versions that this clone does not know, or cannot know.
     """
     tags = list_tags(root)
+    _require_all_versions(root, {tag for tag, _, _, _ in tags})
     if not tags:
         return "HEAD"
     latest = tags[-1][0]
@@ -90,6 +94,51 @@ def publishing_base(root: Path) -> str:
             f" first: git merge {latest}"
         )
     return latest if ahead else "HEAD"
+
+
+def _require_all_versions(root: Path, known: set[str]) -> None:
+    """Refuse to number a version where there may be one of that number already.
+
+    What versions there are say the tags here, the commits that made them, and the remotes' tags.
+
+    Raises:
+        DataError: one is unknown here, or a remote or a part of the history cannot be seen.
+    """
+    fetch = "git fetch --tags"
+    is_shallow = git("rev-parse", "--is-shallow-repository", cwd=root).strip() == "true"
+    if is_shallow:
+        fetch += " --unshallow"
+    titles = git("log", "--all", "--format=%s", cwd=root).splitlines()
+    made = {title.split(":")[0]: "a commit" for title in titles if _MADE.match(title)}
+    for remote in git("remote", cwd=root).split():
+        made |= dict.fromkeys(_remote_tags(root, remote), remote)
+    for version, where in sorted(made.items()):
+        if version not in known:
+            raise DataError(
+                f"{version} exists ({where} names it), and this clone does not have its tag: a new"
+                f" version could get the number of an old one; first: {fetch}"
+            )
+    if is_shallow:
+        raise DataError(
+            f"this clone is shallow, so nobody can tell which versions there are; first: {fetch}"
+        )
+
+
+def _remote_tags(root: Path, remote: str) -> list[str]:
+    """Return the versions that a remote has.
+
+    Raises:
+        DataError: it cannot be asked.
+    """
+    try:
+        listing = git("ls-remote", "--tags", "--refs", remote, "data-v*", cwd=root)
+    except DataError as error:
+        raise DataError(
+            f"{remote} cannot be asked which versions there are ({error}); bring it within reach,"
+            f" or, if it is gone for good: git remote remove {remote}"
+        ) from error
+    names = (line.rpartition("refs/tags/")[2] for line in listing.splitlines())
+    return [name for name in names if re.fullmatch(VERSION_NAME, name)]
 
 
 def list_files(root: Path, revision: str, folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.files import atomic_file
@@ -52,7 +52,11 @@ def experiment_id(name: str) -> str:
             raise RegistryError(f"MLflow experiment {name!r} is deleted; restore it or rename it")
         return str(experiment.experiment_id)
     location = settings.artifact_root.resolve().as_uri() if settings.embedded else None
-    return str(client.create_experiment(name, artifact_location=location))
+    create_unless_there(lambda: client.create_experiment(name, artifact_location=location))
+    made = client.get_experiment_by_name(name)
+    if made is None:
+        raise RegistryError(f"MLflow experiment {name!r} was deleted while it was made")
+    return str(made.experiment_id)
 
 
 def _unfinished_run(config: PipelineConfig, tags: Mapping[str, str]) -> "Run | None":

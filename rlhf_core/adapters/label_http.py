@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Generator, Mapping
@@ -18,9 +19,15 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-_BUSY = 429
+_BUSY, _TOO_LARGE = 429, 413
 _UNFIT = (400, 413, 422)
-"""Answers that are about what was sent, and not about who sends."""
+"""Answers that may be about what was sent, and not about who sends."""
+_TOO_LONG = re.compile(
+    r"context[ _](?:length|window|size)|maximum (?:input|prompt|sequence|model) length"
+    r"|too (?:long|large)|must (?:be|have) .*tokens|content[ _](?:filter|management)",
+    re.IGNORECASE,
+)
+_ACCOUNT = re.compile(r"budget|quota|credit|billing|balance|rate.?limit|payment", re.IGNORECASE)
 _EXCERPT = 200
 
 
@@ -142,10 +149,11 @@ class LabelServer:
             advice = (
                 "; check the key in the environment" if answer.status_code in (401, 403) else ""
             )
-            kind = QuestionRefusedError if answer.status_code in _UNFIT else LabelError
-            raise kind(
-                f"{self.place}: {path} answers {answer.status_code}: {_excerpt(answer)}{advice}"
-            )
+            said = _excerpt(answer)
+            kind = refusal_of(said) if answer.status_code in _UNFIT else LabelError
+            if answer.status_code == _TOO_LARGE:
+                kind = QuestionRefusedError
+            raise kind(f"{self.place}: {path} answers {answer.status_code}: {said}{advice}")
         try:
             return answer.json() if answer.content else None
         except ValueError as error:
@@ -153,6 +161,17 @@ class LabelServer:
                 f"{self.place}: {path} answers no JSON: {_excerpt(answer)}; is this the address of"
                 " the API?"
             ) from error
+
+
+def refusal_of(said: str) -> type[LabelError]:
+    """Return whose fault a refusal is, by its words: only a question too long or unfit is its own.
+
+    Budgets, permissions and settings come with the same statuses as a question that is too long
+    (litellm says 422 when a budget is used up); no pair may be lost to them.
+    """
+    if _TOO_LONG.search(said) and not _ACCOUNT.search(said):
+        return QuestionRefusedError
+    return LabelError
 
 
 def _may_pass(answer: httpx.Response) -> bool:

@@ -1,5 +1,6 @@
 """How the project talks to MLflow: one client, one kind of error, one place that retries."""
 
+import fcntl
 import logging
 import re
 import sqlite3
@@ -20,7 +21,7 @@ from rlhf_core.adapters.settings import (
 )
 from rlhf_core.adapters.store_errors import explain_store_error
 from rlhf_core.dataprep.files import keep_private
-from rlhf_core.errors import RegistryError
+from rlhf_core.errors import RegistryError, StorageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,6 +33,7 @@ ANSWER_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 15.0
 
+_FILE = "sqlite:///"
 logger = logging.getLogger(__name__)
 
 
@@ -57,8 +59,43 @@ def _client(uri: str) -> "MlflowClient":
         _keep_private(Path(uri.removeprefix("sqlite:///")))
     for noisy in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    with registry_errors(f"MLflow at {without_credentials(uri)}"):
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with registry_errors(f"MLflow at {without_credentials(uri)}"), _one_at_a_time(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        if uri.startswith(_FILE):
+            client.search_experiments(max_results=1)  # makes the tables, or brings them up to date
+        return client
+
+
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Let one process make the tables of a database file; the others wait for it.
+
+    MLflow's migrations do not exclude each other: of several commands that are the first in a
+    folder all but one would end in "duplicate column name".
+    """
+    if not uri.startswith(_FILE):
+        yield
+        return
+    path = Path(uri.removeprefix(_FILE))
+    name = path.with_name(f".{path.name}.lock")
+    try:
+        lock = name.open("w")
+    except OSError as error:
+        raise StorageError.about(name, error) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def create_unless_there(create: Callable[[], object]) -> None:
+    """Create something by name; that another process did so at the same moment is as good."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        create()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 @contextmanager
@@ -179,7 +216,7 @@ def check_server(settings: Settings | None = None) -> None:
     if uri.startswith(("http://", "https://")):
         _check_health(uri)
     elif settings.embedded:
-        _check_database(Path(uri.removeprefix("sqlite:///")))
+        _check_database(Path(uri.removeprefix(_FILE)))
 
 
 def _check_health(uri: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client, patiently
 from rlhf_core.adapters.model_files import local_model, version_files
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.errors import RegistryError, RlhfError
@@ -61,7 +61,7 @@ def _register(run: StageRun, directory: Path, name: str, tags: Mapping[str, str]
     version = _registered_version(name, tags)
     if version is None:
         if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
+            create_unless_there(lambda: client.create_registered_model(name))
         model_id = _stored_model(run, directory, name, tags)
         version = client.create_model_version(
             name,

@@ -21,6 +21,7 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
+    "GIT_TERMINAL_PROMPT": "0",
     "TOKENIZERS_PARALLELISM": "false",
     # MLflow's own client waits 120 s and retries 7 times; retrying is done once, in mlflow_client.
     # A repeat behind its back would make a second version where only the answer had been lost.

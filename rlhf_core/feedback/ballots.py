@@ -38,8 +38,9 @@ class BallotBox:
         self.path = collection / FOLDER / _plain(labeler) / _BALLOTS
 
     def read(self) -> list[Ballot]:
-        """Return what is in it. A last line that is not whole is no ballot yet."""
-        return read_journal(self.path, Ballot)
+        """Return the last ballot on each pair. A last line that is not whole is none yet."""
+        ballots = {one.comparison_id: one for one in read_journal(self.path, Ballot)}
+        return list(ballots.values())
 
     @contextmanager
     def opened(self, asked: Mapping[str, object]) -> Iterator[Keep]:

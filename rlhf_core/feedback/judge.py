@@ -48,6 +48,8 @@ _QUESTION = """\
 """``mark`` is the pair's id, which no response can know: none can end itself and begin another."""
 
 _AGAIN = "Your answer does not end with a verdict. End with one line: [[A]], [[B]] or [[TIE]]."
+_NOTHING = "(no answer)"
+"""Endpoints refuse an empty turn."""
 _EXCERPT = 80
 """Characters of an unreadable answer that are named as the reason."""
 
@@ -106,7 +108,8 @@ class Judge:
                 return _Asked(choice, answer)
             # The same question at temperature 0 would get the same answer.
             again = Message(role="user", content=_AGAIN)
-            messages = (*messages[:2], Message(role="assistant", content=answer), again)
+            said = Message(role="assistant", content=answer.strip() or _NOTHING)
+            messages = (*messages[:2], said, again)
         return _Asked(None, answer)
 
 

@@ -31,7 +31,8 @@ class PushResult(Record):
     place: str | None = None
     """Where people label."""
     without_vote: int = 0
-    """Pairs on which no answer could be read; they keep the reason and are not asked again."""
+    """Pairs on which no answer could be read; they keep the reason, and are asked again where
+    that is asked for."""
     order_dependent: float | None = None
     """AI judge: share of its votes that are ties because the verdict changed with the order."""
     tokens: int | None = None

@@ -30,7 +30,7 @@ _REFUSALS = 10
 """Pairs refused one after the other that stop a push: no pair is at fault then."""
 
 
-def push_labels(config: PipelineConfig, reference: str) -> PushResult:
+def push_labels(config: PipelineConfig, reference: str, *, again: bool = False) -> PushResult:
     """Ask for votes on the pairs of a collection that were not asked about yet.
 
     Every vote is on the disk before the next one counts, so that a killed push, repeated, asks only
@@ -39,6 +39,7 @@ def push_labels(config: PipelineConfig, reference: str) -> PushResult:
     Args:
         config: settings, with a ``feedback`` section.
         reference: id or folder of the collection.
+        again: ask an AI judge again about pairs on which its answer could not be read.
 
     Raises:
         ConfigError: there is no ``feedback`` section, or earlier votes were asked for otherwise.
@@ -52,7 +53,7 @@ def push_labels(config: PipelineConfig, reference: str) -> PushResult:
         if isinstance(feedback.labeler, SimulatedLabelerConfig):
             result = _simulate(folder, pairs, feedback, feedback.labeler)
         elif isinstance(feedback.labeler, AiLabelerConfig):
-            result = _ask_judge(folder, pairs, feedback, feedback.labeler)
+            result = _ask_judge(folder, pairs, feedback, feedback.labeler, again=again)
         else:
             result = _send(folder, pairs, feedback, feedback.labeler)
     labeler, asked = feedback.labeler.kind, result.asked
@@ -91,10 +92,15 @@ def _simulate(
 
 
 def _ask_judge(
-    folder: Path, pairs: list[Comparison], feedback: FeedbackConfig, settings: AiLabelerConfig
+    folder: Path,
+    pairs: list[Comparison],
+    feedback: FeedbackConfig,
+    settings: AiLabelerConfig,
+    *,
+    again: bool,
 ) -> PushResult:
     box = BallotBox(folder, judge_name(settings))
-    missing = _without_ballot(pairs, box)
+    missing = _without_ballot(pairs, box, again=again)
     decides = ("model", "principles", "principles_per_pair", "temperature", "max_tokens")
     asked = {**settings.model_dump(mode="json", include=set(decides)), "seed": feedback.seed}
     with box.opened({**asked, "instructions": INSTRUCTIONS}) as keep, open_chat(settings) as chat:
@@ -190,6 +196,8 @@ def _send(
     )
 
 
-def _without_ballot(pairs: list[Comparison], box: BallotBox) -> list[Comparison]:
-    there = {ballot.comparison_id for ballot in box.read()}
+def _without_ballot(
+    pairs: list[Comparison], box: BallotBox, *, again: bool = False
+) -> list[Comparison]:
+    there = {ballot.comparison_id for ballot in box.read() if ballot.votes or not again}
     return [pair for pair in pairs if pair.comparison_id not in there]

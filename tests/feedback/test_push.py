@@ -255,3 +255,73 @@ def test_the_votes_file_says_what_was_asked(collection, configured):
     asked = json.loads(path.read_text())
     assert asked["principles"] == ["Say more."]
     assert "[[TIE]]" in asked["instructions"]
+
+
+REFUSALS = [
+    (400, {"error": {"message": "Budget has been exceeded! Current cost: 10.1, Max budget: 10"}}),
+    (422, {"error": {"message": "ExceededBudget: over budget", "type": "budget_exceeded"}}),
+    (402, {"error": "Insufficient credits"}),
+    (403, {"error": "Key not allowed to access model"}),
+    (404, {"error": "no such model"}),
+    (429, {"error": {"message": "You exceeded your current quota"}}),
+    (503, {"error": "no backend"}),
+    (400, {"error": {"message": "quota of the context window tier used up"}}),
+    (200, {"error": {"message": "Provider returned error", "code": 502}}),
+    (200, {"choices": []}),
+    (200, {"choices": [{"error": {"message": "upstream"}, "message": {"content": ""}}]}),
+    (200, {"detail": "maintenance"}),
+    (200, "<html>sign in</html>"),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: str(refusal)[:40])
+def test_what_is_the_endpoints_fault_costs_no_pair(collection, configured, refusal):
+    chat, seen = Chat(prefers_longer), []
+
+    def failing(method, path, query, body, headers):
+        seen.append(body)
+        return refusal if len(seen) > 5 else chat(method, path, query, body, headers)
+
+    labeler = {**JUDGE, "concurrency": 1, "patience_seconds": 0.05}
+    box = BallotBox(collection, "ai:tiny/judge")
+    with serving(failing) as url, pytest.raises(LabelError) as raised:
+        push_labels(configured({**labeler, "url": f"{url}/v1"}), "abc")
+    assert "\n" not in str(raised.value)
+    assert [len(ballot.votes) for ballot in box.read()] == [1, 1]
+    with serving(chat) as url:
+        result = push_labels(configured({**labeler, "url": f"{url}/v1"}), "abc")
+    assert (result.before, result.asked, result.without_vote) == (2, 4, 0)
+
+
+def test_pairs_without_a_verdict_are_asked_again_where_that_is_wanted(collection, configured):
+    chat = Chat(lambda messages: "I cannot decide.")
+    with serving(chat) as url:
+        config = configured({**JUDGE, "url": f"{url}/v1", "max_attempts": 1})
+        assert push_labels(config, "abc").without_vote == 6
+        assert push_labels(config, "abc").asked == 0
+        chat.say = prefers_longer
+        result = push_labels(config, "abc", again=True)
+    assert (result.asked, result.without_vote) == (6, 0)
+    assert len(BallotBox(collection, "ai:tiny/judge").read()) == 6
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda text: [{"type": "text", "text": text}],
+        lambda text: [{"type": "reasoning", "text": "hm\n[[TIE]]"}, {"type": "text", "text": text}],
+        lambda text: [{"type": "output_text", "text": text[:5]}, text[5:]],
+    ],
+)
+def test_content_may_be_a_list_of_parts(collection, configured, wrap):
+    with serving(Chat(lambda messages: wrap(prefers_longer(messages)))) as url:
+        result = push_labels(configured({**JUDGE, "url": f"{url}/v1"}), "abc")
+    assert (result.without_vote, result.order_dependent) == (0, 0.0)
+
+
+def test_a_judge_that_says_nothing_is_asked_again_without_an_empty_turn(collection, configured):
+    chat = Chat(lambda messages: None if len(messages) == 2 else prefers_longer(messages))
+    with serving(chat) as url:
+        result = push_labels(configured({**JUDGE, "url": f"{url}/v1"}), "abc")
+    assert result.without_vote == 0
+    assert all(turn["content"] for body in chat.asked for turn in body["messages"])

@@ -1,7 +1,10 @@
 import json
+import os
+import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from rich.table import Table
@@ -232,3 +235,30 @@ def test_help_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_what_to_type_next_repeats_every_option(typed, stages, settings, config_path):
+    open_run(settings.load(), "one")
+    stages.failures["judge"] = KeyboardInterrupt()
+    given = ("--role", "judge", "--sft", "models:/x y/1", "--set", "seed=0",
+             "--log-level", "error", "--json", "out.json")  # fmt: skip
+    code, stderr = typed("reward", config_path, "--run-id", "one", *given)
+    assert code == 130
+    (line,) = (line for line in stderr.splitlines() if "go on with: " in line)
+    words = shlex.split(line.partition("go on with: ")[2])
+    assert words[:2] == ["rlhf", "reward"]
+    assert {*words[2:]} == {str(config_path), "--run-id", "one", *given}
+    for option in ("--role", "--sft", "--set", "--log-level", "--json", "--run-id"):
+        value = (*given, "--run-id", "one")
+        assert words[words.index(option) + 1] == value[value.index(option) + 1]
+
+
+def test_an_interruption_at_start_up_shows_no_traceback(tmp_path):
+    """Ctrl-C is pressed while the front door is imported."""
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "from flows.start import main; main()", "--help"],
+        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": f"{tmp_path}:."},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.strip()) == (130, "stopped")

@@ -1,5 +1,6 @@
 """The server of one command answers at once, and leaves with it, even if the command is killed."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -58,3 +59,20 @@ def test_blocks_within_each_other_share_one_server(prefect_server, monkeypatch):
     monkeypatch.setattr(local, "temporary_server", None)
     with local.in_this_process():
         pass
+
+
+@pytest.mark.slow
+def test_several_commands_may_be_the_first_in_a_folder(tmp_path):
+    """Prefect's database is made by one of their servers; the others wait for it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path)}
+    environment.pop("PREFECT_API_URL", None)
+    code = (
+        "from flows.temporary_server import temporary_server\n"
+        "with temporary_server() as server:\n    server.wait()\n"
+    )
+    commands = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    said = [command.communicate()[1].decode() for command in commands]
+    assert [command.returncode for command in commands] == [0] * 4, said

@@ -289,3 +289,38 @@ def test_a_model_leads_back_to_its_dataset_by_its_tags_alone(
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def clone_of(published, folder, *options):
+    call("git", "clone", "-q", *options, f"file://{published}", str(folder), cwd=published)
+    call("git", "config", "user.email", "bob@example.org", cwd=folder)
+    call("git", "config", "user.name", "Bob", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--no-tags"], r"data-v1 exists \(origin names it\).*first: git fetch --tags$"),
+        (["--depth=1", "--no-tags"], r"first: git fetch --tags --unshallow$"),
+        (["--depth=1"], r"first: git fetch --tags --unshallow$"),
+    ],
+)
+def test_a_clone_that_cannot_know_all_versions_gives_no_number(published, tmp_path, options, says):
+    with pytest.raises(DataError, match=says):
+        publishing_base(clone_of(published, tmp_path / "clone", *options))
+
+
+def test_the_history_itself_says_which_versions_there_are(published, tmp_path):
+    clone = clone_of(published, tmp_path / "clone", "--no-tags")
+    call("git", "remote", "remove", "origin", cwd=clone)
+    with pytest.raises(DataError, match=r"data-v1 exists \(a commit names it\)"):
+        publishing_base(clone)
+
+
+def test_a_full_clone_publishes_and_a_remote_out_of_reach_is_named(published, tmp_path):
+    clone = clone_of(published, tmp_path / "clone")
+    assert publishing_base(clone) == "HEAD"
+    call("git", "remote", "set-url", "origin", str(tmp_path / "gone"), cwd=clone)
+    with pytest.raises(DataError, match="origin cannot be asked which versions there are"):
+        publishing_base(clone)
