@@ -12,7 +12,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Optional, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
@@ -138,7 +137,7 @@ class RunSettings(Record):
 
 def _whole(values: Mapping[str, Any]) -> PipelineConfig:
     try:
-        return PipelineConfig.model_validate_json(json.dumps(values))
+        return PipelineConfig.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -150,4 +149,5 @@ def _dotted(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _dotted(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", yaml.safe_dump(value, default_flow_style=True).strip()
+            # JSON is YAML in which no text looks like a number.
+            yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False)

@@ -178,3 +178,10 @@ def test_a_file_that_extends_nothing_says_where_it_says_so(minimal):
     assert said == f"{minimal}, line 1: extends: nowhere.yaml: no such configuration file"
     minimal.write_text("extends: minimal.yaml\n")
     assert "extends itself" in refusal(minimal)
+
+
+@pytest.mark.parametrize("text", ["0o17", "1e5", "no", "010", "1:30", "null", "é 😀", "a: b", ""])
+def test_a_text_of_the_run_form_stays_the_text_it_is(minimal, text):
+    changes = {"data": {"preferences": {"split": text}}}
+    settings = RunSettings.model_validate({"file": minimal, "changes": changes})
+    assert settings.load().data.preferences.split == text

@@ -237,13 +237,17 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
-def test_what_to_type_next_repeats_every_option(typed, stages, settings, config_path):
+def test_what_to_type_next_repeats_every_option(typed, settings, config_path, monkeypatch):
     open_run(settings.load(), "one")
-    stages.failures["judge"] = KeyboardInterrupt()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.stages.reward_stage", interrupted)
     given = ("--role", "judge", "--sft", "models:/x y/1", "--set", "seed=0",
              "--log-level", "error", "--json", "out.json")  # fmt: skip
     code, stderr = typed("reward", config_path, "--run-id", "one", *given)
-    assert code == 130
+    assert code == 130, stderr
     (line,) = (line for line in stderr.splitlines() if "go on with: " in line)
     words = shlex.split(line.partition("go on with: ")[2])
     assert words[:2] == ["rlhf", "reward"]
