@@ -105,6 +105,7 @@ class JoinConfig(Section):
     """A second file whose rows complete those of the first: votes in one, texts in the other."""
 
     path: Path
+    """The second file."""
     on: str | tuple[str, str]
     """Column that both have, or its name in the first file and in the second."""
 
