@@ -34,6 +34,15 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 15.0
 
 _FILE = "sqlite:///"
+_RACES = (
+    "Giving up after",
+    "UNIQUE constraint failed",
+    "UniqueViolation",
+    "expected to delete",
+    "expected to update",
+)
+"""What MLflow says where two write the same version, alias or tag at once: one of them repeats."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -160,6 +169,8 @@ def _is_transient(error: Exception, status: int | None) -> bool:
     from mlflow.exceptions import RestException
 
     text = str(error)
+    if any(race in text for race in _RACES):
+        return True
     if "error code" in text and "API request to endpoint" in text and status is not None:
         return _may_pass(status)
     if isinstance(error, (RestException, requests.HTTPError)):

@@ -1,6 +1,7 @@
 """The model registry: complete versions only, found by name, alias or folder, moved by alias."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
+logger = logging.getLogger(__name__)
+
+UPSTREAM = "rlhf.upstream."
+"""Prefix of tags: the model that a version was made or judged with, by role."""
 CANDIDATE = "candidate"
 CHAMPION = "champion"
 PREVIOUS = "previous-champion"
@@ -179,6 +184,8 @@ def find_version(reference: str) -> "ModelVersion":
     )
     if not registered:
         raise RegistryError(f"{reference}: no model {name!r} is registered yet")
+    if alias in (CHAMPION, PREVIOUS) and _completed_release(name):
+        registered = [mlflow_client().get_registered_model(name)]
     aliases = {key: str(value) for key, value in registered[0].aliases.items()}
     if alias and alias not in aliases:
         raise RegistryError(
@@ -189,14 +196,49 @@ def find_version(reference: str) -> "ModelVersion":
     return patiently(f"finding {reference}", lambda: client.get_model_version(name, wanted))
 
 
+def _completed_release(name: str) -> bool:
+    """Complete a promotion or rollback that was killed; return whether there may have been one.
+
+    Who may only read goes on with the aliases as they are.
+    """
+    from rlhf_core.adapters.releases import project_of, settle
+
+    project = project_of(name)
+    if project is None:
+        return False
+    try:
+        settle(project)
+    except RegistryError as error:
+        logger.warning("release_not_completed project=%s error=%s", project, error)
+    return True
+
+
 def upstream_uris(reference: str) -> dict[str, str]:
     """Registered models that a version was made or judged with, by role."""
-    prefix = "rlhf.upstream."
     return {
-        name.removeprefix(prefix): uri
+        name.removeprefix(UPSTREAM): uri
         for name, uri in sorted(find_version(reference).tags.items())
-        if name.startswith(prefix) and uri.startswith("models:/")
+        if name.startswith(UPSTREAM) and uri.startswith("models:/")
     }
+
+
+def require_role(version: "ModelVersion", roles: Collection[str], why: str) -> None:
+    """Refuse a version that was trained as something else: what it is, its tags say, not its name.
+
+    Args:
+        version: entry of the registry.
+        roles: stages (``sft``, ``reward``, ``judge``, ``policy``) whose models will do.
+        why: end of the message, what to do or where the model was to be used.
+
+    Raises:
+        RegistryError: it is of another role, or was not trained here.
+    """
+    role = version.tags.get("rlhf.stage")
+    if role in roles:
+        return
+    uri = f"models:/{version.name}/{version.version}"
+    found = f"was trained as {role}" if role else "was not trained by this pipeline"
+    raise RegistryError(f"{uri} {found}, expected {' or '.join(roles)}: {why}")
 
 
 def _model_ref(version: "ModelVersion", path: Path) -> ModelRef:

@@ -1,21 +1,49 @@
 """The last stage: apply the decision that was recorded, and take it back.
 
-The champions of SFT, reward model and judge follow the policy's: the four together are one release.
+A policy and the SFT model, reward model and judge it was made and judged with are one release: they
+become champions together, and a rollback brings all of them back.
 """
 
+import logging
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
 
 from rlhf_core.adapters.approval import record_approval
-from rlhf_core.adapters.champion import (
-    alias_uris,
-    promote_to_champion,
-    recorded_verdict,
-    rollback,
+from rlhf_core.adapters.decision import recorded_verdict
+from rlhf_core.adapters.registry import (
+    CHAMPION,
+    PREVIOUS,
+    UPSTREAM,
+    find_version,
+    require_role,
 )
-from rlhf_core.adapters.registry import CHAMPION, PREVIOUS, find_version, upstream_uris
+from rlhf_core.adapters.releases import (
+    MOST_RELEASES,
+    Plan,
+    Release,
+    apply_newest,
+    champion_aliases,
+    lost_parts,
+    project_of,
+    record_move,
+    settle,
+    version_exists,
+    wanted_aliases,
+)
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import Record, RunContext, StageResult, Verdict
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
+
+_LEGACY_BEFORE = "rlhf.champion_before"
+"""Tag by which versions without a journal named the champion before them."""
 
 
 class Promotion(Record):
@@ -31,6 +59,8 @@ class Promotion(Record):
     previous_champion: str | None
     """What ``rlhf rollback`` would bring back."""
     reasons: tuple[str, ...]
+    by_hand: tuple[str, ...] = ()
+    """Aliases that somebody had moved in MLflow since the last release, and what became of them."""
 
 
 class Rollback(Record):
@@ -42,6 +72,25 @@ class Rollback(Record):
     """Champion now."""
     previous_champion: str | None
     """What a further rollback would bring back."""
+    lost: tuple[str, ...] = ()
+    """Releases that were passed over because a part of them was deleted."""
+    by_hand: tuple[str, ...] = ()
+    """Aliases that somebody had moved in MLflow since the last release, and what became of them."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is in force, as the journal and the aliases say."""
+
+    base: int
+    """Number of the journal's newest entry; 0 without a journal."""
+    current: Release | None
+    """The release in force; None if there is none, or somebody took its alias away."""
+    before: tuple[Release, ...]
+    """Those before it, the latest first."""
+    withdrawn: Release | None = None
+    """The release in force until its policy was deleted, or its alias taken away."""
+    by_hand: tuple[str, ...] = ()
 
 
 def promote_policy(config: PipelineConfig, result: StageResult, context: RunContext) -> Promotion:
@@ -93,52 +142,210 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
     """
     version = find_version(reference)
     uri = f"models:/{version.name}/{version.version}"
+    require_role(
+        version,
+        ("policy",),
+        "only a policy is promoted; its SFT model, reward model and judge become champions with it",
+    )
+    project = project_of(version.name)
+    if project is None:
+        raise RegistryError(f"{uri}: only versions of <project>-policy are promoted")
     verdict, reasons = recorded_verdict(uri)
     if verdict is None:
         raise RegistryError(f"{uri} has no verdict; run `rlhf evaluate` on it first")
-    before = alias_uris(version.name).get(CHAMPION)
+    before = _champion(project)
+    by_hand: tuple[str, ...] = ()
     if verdict == "PROMOTE":
+        release = release_of(version)
         if reviewer is not None:
             now = datetime.now(UTC)
             record_approval(uri, "PROMOTE", reviewer=reviewer, comment=comment, said_at=now)
-        promote_to_champion(uri)
-        _align_upstream(uri)
-    aliases = alias_uris(version.name)
+        words = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
+        by_hand = _make_champion(project, release, words)
+    aliases = champion_aliases(project)["policy"]
     return Promotion(
         model=uri,
         verdict=verdict,
-        moved=before != uri == aliases.get(CHAMPION),
-        champion=aliases.get(CHAMPION),
-        previous_champion=aliases.get(PREVIOUS),
+        moved=before != uri == _champion(project),
+        champion=_champion(project),
+        previous_champion=_policy_uri(project, aliases.get(PREVIOUS)),
         reasons=reasons,
+        by_hand=by_hand,
     )
 
 
+def _make_champion(project: str, release: Release, words: dict[str, str]) -> tuple[str, ...]:
+    seen = look_at(project)
+    if release == seen.current and not seen.by_hand:
+        return ()
+    chain = [release, *([seen.current] if seen.current else []), *seen.before]
+    if release == seen.current:
+        del chain[1]
+    record_move(project, _plan("promote", seen, chain), words | _note(seen))
+    apply_newest(project)
+    return seen.by_hand
+
+
 def rollback_policy(project: str) -> Rollback:
-    """Make the policy champion again that was so before the last promotion.
+    """Bring the release back that was in force before: the last one that still exists.
 
     Args:
         project: prefix of the registered model names.
 
     Raises:
-        RegistryError: there is no champion, or none before it.
+        RegistryError: there is no champion, or no release before it is left.
     """
-    name = f"{project}-policy"
-    was, now = rollback(name)
-    _align_upstream(f"models:/{name}/{now}")
+    seen = look_at(project)
+    was = seen.current or seen.withdrawn
+    if was is None and not seen.before:
+        raise RegistryError(f"models:/{project}-policy has no champion yet")
+    lost = [_loss(release) for release in (was,) if release and lost_parts(release)]
+    chain = list(seen.before)
+    while chain and (parts := lost_parts(chain[0])):
+        lost.append(_loss(chain.pop(0), parts))
+    if not chain:
+        gone = f"; {'; '.join(lost)}" if lost else ""
+        raise RegistryError(
+            f"models:/{project}-policy: nothing to roll back to: "
+            f"{was.policy if was else 'none'} is champion and no other before it is left{gone}"
+        )
+    record_move(project, _plan("rollback", seen, chain), _note(seen, lost))
+    apply_newest(project)
+    aliases = champion_aliases(project)["policy"]
     return Rollback(
-        was=f"models:/{name}/{was}",
-        champion=f"models:/{name}/{now}",
-        previous_champion=alias_uris(name).get(PREVIOUS),
+        was=was.policy if was else "none",
+        champion=chain[0].policy,
+        previous_champion=_policy_uri(project, aliases.get(PREVIOUS)),
+        lost=tuple(lost),
+        by_hand=seen.by_hand,
     )
 
 
-def _align_upstream(policy: str) -> None:
-    """Make the models that ``policy`` was made and judged with the champions of their names.
+def release_of(version: "ModelVersion") -> Release:
+    """Return the release a policy belongs to: what it was made and judged with, by its tags.
 
-    One without a PROMOTE of its own (a stage run by hand past its gate) stays what it is.
+    Raises:
+        RegistryError: a part is not registered, plays another role, or did not pass its gates.
     """
-    for uri in upstream_uris(policy).values():
-        verdict, _ = recorded_verdict(uri)
-        if verdict == "PROMOTE":
-            promote_to_champion(uri)
+    policy = f"models:/{version.name}/{version.version}"
+    parts = {role: version.tags.get(UPSTREAM + role) for role in ("sft", "reward", "judge")}
+    for role, uri in parts.items():
+        if uri is None:
+            continue
+        problem = _unfit(role, uri)
+        if problem:
+            raise RegistryError(
+                f"{policy} is no complete release: its {role} {uri} {problem}; only models that "
+                f"passed their gates become champions together. See `rlhf lineage {policy}`"
+            )
+    return Release(policy=policy, **parts)
+
+
+def _unfit(role: str, uri: str) -> str | None:
+    """Say why a version cannot be part of a release; None if it can."""
+    if not uri.startswith("models:/"):
+        return "is not registered"
+    if not version_exists(uri):
+        return "was deleted"
+    require_role(find_version(uri), (role,), f"it was used as {role}")
+    verdict, _ = recorded_verdict(uri)
+    return None if verdict == "PROMOTE" else f"has verdict {verdict or 'none'}"
+
+
+def look_at(project: str) -> Situation:
+    """Return what is in force, after completing what a killed command left half done.
+
+    What a person did to the aliases in MLflow since is taken as a fact, and named.
+    """
+    journal = settle(project)
+    aliases = champion_aliases(project)
+    champion = _policy_uri(project, aliases["policy"].get(CHAMPION))
+    previous = _policy_uri(project, aliases["policy"].get(PREVIOUS))
+    if journal.head is None:
+        return _without_journal(champion, previous)
+    base, releases = journal.head.number, journal.head.plan.releases
+    wanted = wanted_aliases(project, releases)
+    by_hand = tuple(
+        f"{alias} of {project}-{role} stood at {aliases[role].get(alias, 'none')}, its release "
+        f"says {number or 'none'}"
+        for (role, alias), number in wanted.items()
+        if aliases[role].get(alias) != number
+    )
+    # Whoever is moving aliases right now goes on until they are where the journal says.
+    if not by_hand or journal.appliers():
+        return Situation(base, releases[0], releases[1:])
+    logger.warning("aliases_moved_by_hand project=%s %s", project, "; ".join(by_hand))
+    before = releases[1:]
+    if previous != _policy_uri(project, wanted["policy", PREVIOUS]) and previous is not None:
+        before = _from(before, previous)
+    if champion is None:
+        return Situation(base, None, before, withdrawn=releases[0], by_hand=by_hand)
+    if champion != releases[0].policy:
+        current, *rest = _from(releases, champion)
+        return Situation(base, current, tuple(rest), by_hand=by_hand)
+    return Situation(base, releases[0], before, by_hand=by_hand)
+
+
+def _from(releases: tuple[Release, ...], policy: str) -> tuple[Release, ...]:
+    """Return the releases from that of a policy on; one that is not among them comes before all."""
+    for index, release in enumerate(releases):
+        if release.policy == policy:
+            return releases[index:]
+    return (_release_as_it_is(find_version(policy)), *releases)
+
+
+def _without_journal(champion: str | None, previous: str | None) -> Situation:
+    """Return what the aliases and tags of a registry without a journal say."""
+    current = None if champion is None else _release_as_it_is(find_version(champion))
+    before: list[Release] = []
+    if previous is None and champion is not None:
+        previous = _before(find_version(champion))
+    while previous not in (None, champion, *(release.policy for release in before)):
+        version = find_version(str(previous))
+        before.append(_release_as_it_is(version))
+        previous = _before(version)
+    return Situation(0, current, tuple(before))
+
+
+def _before(version: "ModelVersion") -> str | None:
+    number = version.tags.get(_LEGACY_BEFORE)
+    uri = f"models:/{version.name}/{number}"
+    return uri if number is not None and version_exists(uri) else None
+
+
+def _release_as_it_is(version: "ModelVersion") -> Release:
+    """Return the release of a policy that somebody made champion past the gates of its parts."""
+    parts = {
+        role: uri
+        for role in ("sft", "reward", "judge")
+        if (uri := version.tags.get(UPSTREAM + role)) and not _unfit(role, uri)
+    }
+    return Release(policy=f"models:/{version.name}/{version.version}", **parts)
+
+
+def _plan(action: Literal["promote", "rollback"], seen: Situation, chain: list[Release]) -> Plan:
+    return Plan(
+        token=uuid.uuid4().hex,
+        action=action,
+        base=seen.base,
+        releases=tuple(chain[:MOST_RELEASES]),
+    )
+
+
+def _note(seen: Situation, lost: Iterable[str] = ()) -> dict[str, str]:
+    """Return what the journal says of a move beside the plan."""
+    notes = {"moved_by_hand": "; ".join(seen.by_hand), "lost": "; ".join(lost)}
+    return {word: text for word, text in notes.items() if text}
+
+
+def _loss(release: Release, parts: Iterable[str] | None = None) -> str:
+    missing = ", ".join(lost_parts(release) if parts is None else parts)
+    return f"the release of {release.policy} is lost: {missing} was deleted"
+
+
+def _champion(project: str) -> str | None:
+    return _policy_uri(project, champion_aliases(project)["policy"].get(CHAMPION))
+
+
+def _policy_uri(project: str, number: str | None) -> str | None:
+    return None if number is None else f"models:/{project}-policy/{number}"

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from rlhf_core.adapters.champion import record_decision, recorded_verdict
+from rlhf_core.adapters.decision import record_decision, recorded_verdict
 from rlhf_core.adapters.registry import find_version, upstream_uris
 from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
 from rlhf_core.config import GatedStage, PipelineConfig

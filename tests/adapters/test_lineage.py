@@ -1,8 +1,9 @@
 import pytest
 
-from rlhf_core.adapters.champion import promote_to_champion, record_decision
 from rlhf_core.adapters.curves import read_curves
+from rlhf_core.adapters.decision import record_decision
 from rlhf_core.adapters.lineage import trace_lineage
+from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.errors import RegistryError
@@ -40,7 +41,7 @@ def chain(mlflow_home, config, context, splits, model_folder):
 
 
 def test_one_answer_goes_from_the_alias_to_the_dataset(chain, context, splits):
-    promote_to_champion(chain["policy"].uri)
+    mlflow_client().set_registered_model_alias("rlhf-policy", "champion", "1")
     lineage = trace_lineage("models:/rlhf-policy@champion")
     assert lineage.model == "models:/rlhf-policy/1"
     assert lineage.aliases == ("candidate", "champion")

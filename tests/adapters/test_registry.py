@@ -1,7 +1,7 @@
 import pytest
 
-from rlhf_core.adapters import champion, registry
-from rlhf_core.adapters.champion import promote_to_champion, record_decision, rollback
+from rlhf_core.adapters import registry
+from rlhf_core.adapters.decision import record_decision, recorded_verdict
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import register_model, resolve_model
 from rlhf_core.adapters.tracking import open_run
@@ -178,18 +178,7 @@ def test_killed_while_a_verdict_is_written_there_is_none(made, judged, monkeypat
         patch.setattr(client, "set_model_version_tag", killed)
         with pytest.raises(KeyboardInterrupt):
             judged(model, "REJECT")
-    with pytest.raises(RegistryError, match="has verdict none"):
-        promote_to_champion(model.uri)
-
-
-@pytest.mark.parametrize("verdict", ["HOLD", "REJECT", None])
-def test_only_a_recorded_promote_makes_a_champion(made, judged, verdict):
-    model = made()
-    if verdict:
-        judged(model, verdict)
-    with pytest.raises(RegistryError, match="only PROMOTE makes a champion"):
-        promote_to_champion(model.uri)
-    assert mlflow_client().get_model_version(NAME, "1").aliases == ["candidate"]
+    assert recorded_verdict(model.uri) == (None, ("because",))
 
 
 def test_a_retrained_version_does_not_inherit_a_verdict(made, judged):
@@ -197,59 +186,6 @@ def test_a_retrained_version_does_not_inherit_a_verdict(made, judged):
     assert "rlhf.verdict" not in mlflow_client().get_model_version(
         NAME, made(b"second", "one").version
     ).tags  # fmt: skip
-
-
-def aliases() -> dict[str, str]:
-    found = mlflow_client().get_registered_model(NAME).aliases
-    return {name: str(version) for name, version in found.items()}
-
-
-def test_promotion_moves_champion_and_rollback_walks_all_the_way_back(made, judged):
-    models = [made(str(i).encode(), f"run-{i}") for i in range(3)]
-    for model in models:
-        judged(model)
-    assert [promote_to_champion(model.uri) for model in models] == [None, "1", "2"]
-    assert promote_to_champion(models[2].uri) == "2"  # repeating it changes nothing
-    assert aliases() == {"candidate": "3", "champion": "3", "previous-champion": "2"}
-    assert rollback(NAME) == ("3", "2")
-    assert aliases() == {"candidate": "3", "champion": "2", "previous-champion": "1"}
-    assert rollback(NAME) == ("2", "1")
-    assert aliases() == {"candidate": "3", "champion": "1"}
-    with pytest.raises(RegistryError, match="nothing to roll back to"):
-        rollback(NAME)
-
-
-def test_a_rollback_that_was_killed_between_its_writes_is_finished(made, judged, monkeypatch):
-    for number in range(3):
-        model = made(str(number).encode(), f"run-{number}")
-        judged(model)
-        promote_to_champion(model.uri)
-    move = champion._set_alias
-
-    def killed(name, alias, version):
-        if alias == "previous-champion":
-            raise KeyboardInterrupt
-        move(name, alias, version)
-
-    monkeypatch.setattr(champion, "_set_alias", killed)
-    with pytest.raises(KeyboardInterrupt):
-        rollback(NAME)
-    monkeypatch.setattr(champion, "_set_alias", move)
-    assert aliases() == {"candidate": "3", "champion": "2", "previous-champion": "2"}
-    assert rollback(NAME) == ("2", "2")
-    assert aliases() == {"candidate": "3", "champion": "2", "previous-champion": "1"}
-
-
-def test_rollback_without_a_champion_says_so(made):
-    made()
-    with pytest.raises(RegistryError, match="has no champion yet"):
-        rollback(NAME)
-
-
-def test_a_local_folder_cannot_be_promoted(model_folder, mlflow_home):
-    folder, _ = model_folder()
-    with pytest.raises(RegistryError, match="expected models:/"):
-        promote_to_champion(str(folder))
 
 
 def test_alias_names_are_those_of_the_contract():

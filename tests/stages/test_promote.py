@@ -1,7 +1,8 @@
 import pytest
 
 from rlhf_core.adapters.approval import require_approval
-from rlhf_core.adapters.champion import alias_uris, record_decision
+from rlhf_core.adapters.decision import record_decision
+from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide
@@ -9,6 +10,7 @@ from rlhf_core.models.files import weights_sha256
 from rlhf_core.schema import Estimate, EvaluationReport, StageResult
 from rlhf_core.stages import promote
 from rlhf_core.stages.promote import promote_model, promote_policy, rollback_policy
+from tests.releases import champions
 
 WON = Estimate(value=0.7, low=0.65, high=0.75, num_samples=300)
 PASSED = {"policy": [{"metric": "policy/win_rate", "at_least": 0.6}]}
@@ -63,7 +65,7 @@ def test_promote_makes_the_policy_and_what_it_was_made_with_champions(
     assert promotion.champion == "models:/rlhf-policy/1"
     assert promotion.previous_champion is None
     for role in ("policy", "sft", "judge"):
-        assert alias_uris(f"rlhf-{role}")["champion"] == f"models:/rlhf-{role}/1"
+        assert champions(mlflow_client())[role] == f"models:/rlhf-{role}/1"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_anything_but_promote_moves_nothing(
     assert (promotion.verdict, promotion.moved, promotion.champion) == (verdict, False, None)
     assert promotion.reasons == result.decision.reasons
     for role in ("policy", "sft", "judge"):
-        assert "champion" not in alias_uris(f"rlhf-{role}")
+        assert role not in champions(mlflow_client())
 
 
 def test_a_later_evaluation_overtakes_an_earlier_decision(
@@ -95,7 +97,7 @@ def test_a_later_evaluation_overtakes_an_earlier_decision(
     judge_all(models, {"policy": []})
     with pytest.raises(RegistryError, match="said PROMOTE, the registry now says HOLD"):
         promote_policy(stage_config(), early, stage_context)
-    assert "champion" not in alias_uris("rlhf-policy")
+    assert champions(mlflow_client()) == {}
 
 
 def test_a_decision_about_other_weights_moves_nothing(
@@ -119,17 +121,18 @@ def test_a_model_no_gate_has_seen_cannot_be_promoted(release):
         promote_model("models:/rlhf-policy@candidate")
 
 
-def test_an_upstream_model_that_failed_its_gate_does_not_become_champion(
+def test_a_policy_whose_sft_model_failed_its_gate_since_is_refused(
     release, judge_all, stage_config, stage_context
 ):
     models = release()
-    result = judge_all({role: models[role] for role in ("sft", "judge", "policy")})
-    judge_all({"judge": models["judge"], "policy": models["policy"]})
+    result = judge_all(models)
     report = EvaluationReport(stage="sft", model=models["sft"], metrics={"sft/x": WON})
     with open_run(stage_config(), stage_context, "evaluate", inputs={"again": "1"}) as run:
         record_decision(decide((), report), report, run=run)
-    assert promote_policy(stage_config(), result, stage_context).moved
-    assert "champion" not in alias_uris("rlhf-sft")
+    with pytest.raises(RegistryError, match="its sft models:/rlhf-sft/1 has verdict HOLD"):
+        promote_policy(stage_config(), result, stage_context)
+    for role in ("policy", "sft", "judge"):
+        assert role not in champions(mlflow_client())
 
 
 def test_promoting_again_changes_nothing_and_rollback_needs_somewhere_to_go(
@@ -147,11 +150,11 @@ def test_an_approval_by_hand_is_recorded_before_champion_moves(release, judge_al
     judge_all(models)
     uri = models["policy"].uri
 
-    def killed(reference):
+    def killed(project, plan, words):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(promote, "promote_to_champion", killed)
+        patch.setattr(promote, "record_move", killed)
         with pytest.raises(KeyboardInterrupt):
             promote_model("models:/rlhf-policy@candidate", reviewer="Ann", comment="reads well")
     require_approval(uri, asked_for=True)
@@ -171,9 +174,9 @@ def test_rollback_brings_back_the_whole_release(release, judge_all, stage_config
     second = promote_policy(stage_config(), judge_all(release("second")), stage_context)
     assert second.champion == "models:/rlhf-policy/2"
     assert second.previous_champion == "models:/rlhf-policy/1"
-    assert alias_uris("rlhf-sft")["champion"] == "models:/rlhf-sft/2"
+    assert champions(mlflow_client())["sft"] == "models:/rlhf-sft/2"
     back = rollback_policy("rlhf")
     assert (back.was, back.champion) == ("models:/rlhf-policy/2", "models:/rlhf-policy/1")
     assert back.previous_champion is None
     for role in ("sft", "judge"):
-        assert alias_uris(f"rlhf-{role}")["champion"] == f"models:/rlhf-{role}/1"
+        assert champions(mlflow_client())[role] == f"models:/rlhf-{role}/1"

@@ -1,4 +1,4 @@
-"""What was decided about a version, and the aliases that follow from it."""
+"""What was decided about a version, written where people look and where promotion reads it."""
 
 import tempfile
 from collections.abc import Mapping
@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
-from rlhf_core.adapters.registry import CHAMPION, PREVIOUS, find_version
+from rlhf_core.adapters.registry import find_version
 from rlhf_core.adapters.stage_run import StageRun
-from rlhf_core.errors import RegistryError
 from rlhf_core.schema import EvaluationReport, ModelRef, PromotionDecision, Verdict
 
 if TYPE_CHECKING:
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
 VERDICT = "rlhf.verdict"
 GATE = "rlhf.gate."
-BEFORE = "rlhf.champion_before"
-"""Tag of a version: the version that was champion when this one became it."""
 
 
 def record_decision(
@@ -100,83 +97,3 @@ def recorded_verdict(reference: str) -> tuple[Verdict | None, tuple[str, ...]]:
     reasons = tuple(tags.get(VERDICT + "_reasons", "").splitlines())
     verdicts: dict[str | None, Verdict] = {"PROMOTE": "PROMOTE", "HOLD": "HOLD", "REJECT": "REJECT"}
     return verdicts.get(tags.get(VERDICT)), reasons
-
-
-def promote_to_champion(reference: str) -> str | None:
-    """Move ``champion`` to a version and ``previous-champion`` to the one before it.
-
-    Repeating it changes nothing. ``candidate`` stays on the newest version.
-
-    Returns:
-        The version that was champion before; None if there was none.
-
-    Raises:
-        RegistryError: the version is not registered, or its recorded verdict is not PROMOTE.
-    """
-    version = find_version(reference)
-    verdict, _ = recorded_verdict(reference)
-    if verdict != "PROMOTE":
-        raise RegistryError(
-            f"{reference} has verdict {verdict or 'none'}; only PROMOTE makes a champion. "
-            "Evaluate it first, or see its reasons with `rlhf lineage`"
-        )
-    return patiently(f"promoting {reference}", lambda: _promote(version))
-
-
-def _promote(version: "ModelVersion") -> str | None:
-    client, name, number = mlflow_client(), version.name, str(version.version)
-    champion = _alias(name, CHAMPION)
-    if champion == number:
-        return find_version(f"models:/{name}/{number}").tags.get(BEFORE)
-    if champion is not None:
-        # The way back is written first: a kill between the calls never loses it.
-        client.set_model_version_tag(name, number, BEFORE, champion)
-        client.set_registered_model_alias(name, PREVIOUS, champion)
-    client.set_registered_model_alias(name, CHAMPION, number)
-    return champion
-
-
-def rollback(name: str) -> tuple[str, str]:
-    """Move ``champion`` of a registered model back to ``previous-champion``.
-
-    ``previous-champion`` then moves to the one before, or goes if there was none. A rollback that
-    was killed in between left both on the same version: the next one finishes it.
-
-    Returns:
-        The version that was champion, and the one that is now.
-
-    Raises:
-        RegistryError: there is no champion, or none before it.
-    """
-    champion = str(find_version(f"models:/{name}@{CHAMPION}").version)
-    previous = _alias(name, PREVIOUS)
-    if previous is None:
-        raise RegistryError(
-            f"models:/{name}: nothing to roll back to: version {champion} is champion and no "
-            "other was before it"
-        )
-    earlier = find_version(f"models:/{name}/{previous}").tags.get(BEFORE)
-    patiently(f"rolling {name} back", lambda: _set_alias(name, CHAMPION, previous))
-    patiently(f"rolling {name} back", lambda: _set_alias(name, PREVIOUS, earlier))
-    return champion, previous
-
-
-def _set_alias(name: str, alias: str, version: str | None) -> None:
-    """Point ``alias`` at a version, or remove it."""
-    if version is None:
-        mlflow_client().delete_registered_model_alias(name, alias)
-    else:
-        mlflow_client().set_registered_model_alias(name, alias, version)
-
-
-def alias_uris(name: str) -> dict[str, str]:
-    """Return each alias of a registered model with the version it points at."""
-    aliases = patiently(
-        f"aliases of {name}", lambda: mlflow_client().get_registered_model(name).aliases
-    )
-    return {alias: f"models:/{name}/{version}" for alias, version in aliases.items()}
-
-
-def _alias(name: str, alias: str) -> str | None:
-    uri = alias_uris(name).get(alias)
-    return None if uri is None else uri.rsplit("/", 1)[1]

@@ -1,0 +1,384 @@
+"""Releases: models that are champions together, and the journal of every move from one to another.
+
+MLflow moves one alias a call, and whoever writes last wins. So a move is decided before the first
+alias moves, as a version of the registered model ``<project>-release``: the registry gives every
+version its number in one transaction, once, to whichever machine asks, and so puts all moves in
+order. Each says on top of which one it was planned; one that another overtook does not count, and
+whoever made it is told. The aliases are then made what the newest that counts says. Anybody may
+repeat that at any time, so the next command, or the sweep, completes what a kill left half done.
+"""
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+import psutil
+from pydantic import Field, ValidationError
+
+from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.registry import CHAMPION, PREVIOUS
+from rlhf_core.errors import RegistryError
+from rlhf_core.schema import Record
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+ROLES = ("sft", "reward", "judge", "policy")
+"""Models of a release; the policy's alias moves last, when all it was made with is in place."""
+SUFFIX = "-release"
+PLAN = "rlhf.release"
+"""Tag of a journal entry: the plan, as JSON. It is written with the entry and never changed."""
+STATE = "rlhf.release_state"
+DONE, OVERTAKEN = "done", "overtaken"
+APPLYING = "rlhf.applying."
+"""Prefix of tags of an entry: who is moving aliases now, ``host:pid:began|time``."""
+MOST_RELEASES = 50
+"""So far back the way to earlier releases is kept."""
+SILENCE = timedelta(minutes=10)
+"""A process of another machine that has been moving aliases for so long is taken for dead."""
+LATE_SECONDS = 2.0
+"""A request that a killed process had sent is waited for so long."""
+
+logger = logging.getLogger(__name__)
+
+
+class Release(Record):
+    """Versions that are champions together, each as ``models:/<name>/<version>``."""
+
+    policy: str
+    sft: str | None = None
+    reward: str | None = None
+    """None after DPO."""
+    judge: str | None = None
+
+    def parts(self) -> dict[str, str | None]:
+        """Return the version of each role, None where the release has none."""
+        return {role: getattr(self, role) for role in ROLES}
+
+
+class Plan(Record):
+    """A move, as it was decided."""
+
+    token: str
+    """Of the command that made it: a request that was sent twice counts once."""
+    action: Literal["promote", "rollback"]
+    base: int = Field(ge=0)
+    """Number of the entry in force when the move was planned; 0: none was."""
+    releases: tuple[Release, ...] = Field(min_length=1)
+    """The release that this puts in force, then those that rollbacks go back to."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version of the journal."""
+
+    number: int
+    plan: Plan
+    state: str | None
+    appliers: Mapping[str, str]
+    """Tag to value of everybody who is moving aliases for it, or was killed meanwhile."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """All entries, oldest first."""
+
+    project: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the registered model whose versions are the entries."""
+        return self.project + SUFFIX
+
+    def counting(self) -> list[Entry]:
+        """Return the entries that were not overtaken.
+
+        An entry counts if none that counts came between it and the one it was planned on. That
+        follows from what never changes, so everybody finds the same.
+        """
+        counting: list[Entry] = []
+        tokens: set[str] = set()
+        for entry in self.entries:
+            repeated = entry.plan.token in tokens
+            tokens.add(entry.plan.token)
+            if repeated or entry.state == OVERTAKEN:
+                continue
+            in_time = not counting or counting[-1].number <= entry.plan.base
+            if in_time or entry.state == DONE:
+                counting.append(entry)
+        return counting
+
+    @property
+    def head(self) -> Entry | None:
+        """The entry in force."""
+        counting = self.counting()
+        return counting[-1] if counting else None
+
+    def appliers(self) -> dict[tuple[int, str], str]:
+        """Return who is moving aliases: entry and tag to the tag's value."""
+        return {
+            (entry.number, tag): value
+            for entry in self.entries
+            for tag, value in entry.appliers.items()
+        }
+
+
+def project_of(name: str) -> str | None:
+    """Return the project of a registered model called ``<project>-<role>``; None for others."""
+    project, _, role = name.rpartition("-")
+    return project if project and role in ROLES else None
+
+
+def read_journal(project: str) -> Journal:
+    """Return the journal of a project; empty where no release was made with one."""
+    name = project + SUFFIX
+    found = patiently(
+        f"reading the releases of {project}",
+        lambda: list(mlflow_client().search_model_versions(f"name = '{name}'")),
+    )
+    entries = [entry for version in found if (entry := _entry(version)) is not None]
+    return Journal(project, tuple(sorted(entries, key=lambda entry: entry.number)))
+
+
+def _entry(version: "ModelVersion") -> Entry | None:
+    tags = dict(version.tags)
+    try:
+        plan = Plan.model_validate_json(tags.get(PLAN, ""))
+    except ValidationError:
+        logger.warning("not_a_release name=%s version=%s", version.name, version.version)
+        return None
+    appliers = {tag: value for tag, value in tags.items() if tag.startswith(APPLYING)}
+    return Entry(int(version.version), plan, tags.get(STATE), appliers)
+
+
+def record_move(project: str, plan: Plan, words: Mapping[str, str]) -> Entry:
+    """Write a move into the journal: from here on it is decided, or lost.
+
+    Args:
+        project: prefix of the registered model names.
+        plan: the move.
+        words: further tags, for people, without the prefix ``rlhf.``.
+
+    Raises:
+        RegistryError: another move was made since ``plan`` was; nothing moves by this one.
+    """
+    name, release = project + SUFFIX, plan.releases[0]
+    parts = {f"rlhf.{role}": uri or "none" for role, uri in release.parts().items()}
+    tags = {**parts, **{f"rlhf.{word}": text for word, text in words.items()}}
+    tags |= {"rlhf.action": plan.action, PLAN: plan.model_dump_json()}
+    by = f" by {words['approved_by']}" if words.get("approved_by") else ""
+    patiently(f"opening the journal {name}", lambda: _open_journal(name, project))
+    patiently(
+        f"recording the release of {release.policy}",
+        lambda: mlflow_client().create_model_version(
+            name, source=release.policy, tags=tags, description=f"{plan.action}{by}"
+        ),
+    )
+    journal = read_journal(project)
+    mine = next(entry for entry in journal.entries if entry.plan.token == plan.token)
+    if mine in journal.counting():
+        return mine
+    _tag(journal.name, mine.number, STATE, OVERTAKEN)
+    other = next(entry for entry in journal.counting() if entry.number > plan.base)
+    raise RegistryError(
+        f"nothing was moved: meanwhile another command made {other.plan.releases[0].policy} the "
+        f"champion ({other.plan.action}, models:/{name}/{other.number}); look at it, and repeat "
+        f"this {plan.action} if you still mean it"
+    )
+
+
+def _open_journal(name: str, project: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow_client()
+    if client.search_registered_models(f"name = '{name}'"):
+        return
+    text = (
+        f"The releases of {project}: each version names the models that became champions together "
+        "and who decided it. `rlhf promote` and `rlhf rollback` write it; nobody else should."
+    )
+    try:
+        client.create_registered_model(name, tags={"rlhf.kind": "releases"}, description=text)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def settle(project: str) -> Journal:
+    """Complete what a killed command left half done; return the journal.
+
+    Where every move is complete nothing is written: aliases that a person has moved since stay
+    where that person put them.
+    """
+    journal = read_journal(project)
+    killed = {key: who for key, who in journal.appliers().items() if _is_gone(who)}
+    if journal.head is None or (journal.head.state == DONE and not killed):
+        return journal
+    logger.info("release_completed project=%s number=%s", project, journal.head.number)
+    apply_newest(project)
+    if killed:
+        time.sleep(LATE_SECONDS)
+        apply_newest(project)
+        for number, tag in killed:
+            _untag(journal.name, number, tag)
+    return read_journal(project)
+
+
+def settle_all() -> list[str]:
+    """Complete what killed commands left half done, in every project; return those looked at."""
+    found = patiently(
+        "looking for releases",
+        lambda: list(mlflow_client().search_registered_models(f"name LIKE '%{SUFFIX}'")),
+    )
+    journals = [model.name for model in found if model.tags.get("rlhf.kind") == "releases"]
+    for name in journals:
+        settle(name.removesuffix(SUFFIX))
+    return journals
+
+
+def apply_newest(project: str) -> None:
+    """Make the aliases what the newest move says, until they are and no newer one is there.
+
+    Whoever does this says so before the first alias moves: a request of theirs that arrives late
+    could otherwise pass for a change that a person made.
+    """
+    head = read_journal(project).head
+    if head is None:
+        return
+    name, mine, first = project + SUFFIX, APPLYING + uuid.uuid4().hex[:8], head.number
+    _tag(name, first, mine, _this_process())
+    while True:
+        moved = _move_aliases(project, head.plan.releases)
+        newest = read_journal(project)
+        if newest.head is None or (not moved and newest.head.number == head.number):
+            break
+        head = newest.head
+    _untag(name, first, mine)
+    counting = newest.counting()
+    for entry in newest.entries:
+        if entry.state is None and entry.number <= head.number:
+            _tag(name, entry.number, STATE, DONE if entry in counting else OVERTAKEN)
+
+
+def _move_aliases(project: str, releases: tuple[Release, ...]) -> bool:
+    """Move every alias that is not where it belongs; return whether there was any."""
+    aliases, moved = champion_aliases(project), False
+    for (role, alias), wanted in wanted_aliases(project, releases).items():
+        if aliases[role].get(alias) != wanted:
+            moved = True
+            what = f"moving {alias} of {project}-{role}"
+            patiently(what, lambda r=role, a=alias, w=wanted: _set_alias(f"{project}-{r}", a, w))  # type: ignore[misc]
+    return moved
+
+
+def wanted_aliases(
+    project: str, releases: tuple[Release, ...]
+) -> dict[tuple[str, str], str | None]:
+    """Return where each role's aliases belong: a version number, None where they do not exist.
+
+    Args:
+        project: whose models; a part that belongs to another project has no alias here.
+        releases: the one in force, then those before it; of these the first that still exists.
+    """
+    before = next((release for release in releases[1:] if not lost_parts(release)), None)
+    wanted: dict[tuple[str, str], str | None] = {}
+    for alias, release in ((PREVIOUS, before), (CHAMPION, releases[0])):
+        for role in ROLES:
+            uri = None if release is None else release.parts()[role]
+            name, _, number = (uri or "").removeprefix("models:/").partition("/")
+            ours = uri is not None and name == f"{project}-{role}" and version_exists(uri)
+            wanted[role, alias] = number if ours else None
+    return wanted
+
+
+def champion_aliases(project: str) -> dict[str, dict[str, str]]:
+    """Return the aliases ``champion`` and ``previous-champion`` of each role, by version number."""
+    found: dict[str, dict[str, str]] = {}
+    for role in ROLES:
+        name = f"{project}-{role}"
+        models = patiently(
+            f"aliases of {name}",
+            lambda n=name: mlflow_client().search_registered_models(f"name = '{n}'"),  # type: ignore[misc]
+        )
+        aliases = models[0].aliases if models else {}
+        found[role] = {
+            alias: str(aliases[alias]) for alias in (CHAMPION, PREVIOUS) if alias in aliases
+        }
+    return found
+
+
+def lost_parts(release: Release) -> list[str]:
+    """Return the versions of a release that were deleted."""
+    return [uri for uri in release.parts().values() if uri is not None and not version_exists(uri)]
+
+
+def version_exists(uri: str) -> bool:
+    """Return whether the registry still has ``models:/<name>/<version>``."""
+    from mlflow.exceptions import MlflowException
+
+    name, _, number = uri.removeprefix("models:/").partition("/")
+
+    def look() -> bool:
+        try:
+            mlflow_client().get_model_version(name, number)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
+
+    return patiently(f"looking for {uri}", look)
+
+
+def _set_alias(name: str, alias: str, version: str | None) -> None:
+    """Point ``alias`` at a version, or remove it."""
+    if version is None:
+        mlflow_client().delete_registered_model_alias(name, alias)
+    else:
+        mlflow_client().set_registered_model_alias(name, alias, version)
+
+
+def _tag(name: str, number: int, tag: str, value: str) -> None:
+    patiently(
+        f"tagging models:/{name}/{number}",
+        lambda: mlflow_client().set_model_version_tag(name, str(number), tag, value),
+    )
+
+
+def _untag(name: str, number: int, tag: str) -> None:
+    """Take a tag away; somebody else may have done so."""
+    from mlflow.exceptions import MlflowException
+
+    def remove() -> None:
+        try:
+            mlflow_client().delete_model_version_tag(name, str(number), tag)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
+    patiently(f"tagging models:/{name}/{number}", remove)
+
+
+def _this_process() -> str:
+    began = int(psutil.Process().create_time())
+    return f"{socket.gethostname()}:{os.getpid()}:{began}|{datetime.now(UTC).isoformat()}"
+
+
+def _is_gone(who: str) -> bool:
+    """Return whether a process that is moving aliases has ended, or been silent for too long."""
+    process, _, said = who.partition("|")
+    host, _, rest = process.partition(":")
+    number, _, began = rest.partition(":")
+    if host != socket.gethostname():
+        return datetime.now(UTC) - datetime.fromisoformat(said) > SILENCE
+    try:
+        return int(psutil.Process(int(number)).create_time()) != int(began)
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,108 @@
+"""Releases in a real registry, without any training, and processes that fight over them."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+ROLES = ("sft", "reward", "judge", "policy")
+PROJECT = "rlhf"
+
+
+def register_release(client, *, without=(), verdicts=None, project=PROJECT):
+    """Register one version of each role, all of them past their gates; returns role to URI."""
+    made = {}
+    for role in ROLES:
+        if role in without:
+            continue
+        name = f"{project}-{role}"
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        tags = {"rlhf.stage": role, "rlhf.sha256": f"{role}-{len(made)}"}
+        tags["rlhf.verdict"] = (verdicts or {}).get(role, "PROMOTE")
+        if role == "policy":
+            tags |= {f"rlhf.upstream.{part}": uri for part, uri in made.items()}
+        version = client.create_model_version(name, source="s3://nowhere/model", tags=tags)
+        made[role] = f"models:/{name}/{version.version}"
+    return made
+
+
+def champions(client, alias="champion", project=PROJECT):
+    """Role to the URI that an alias points at; roles without one are left out."""
+    found = {}
+    for role in ROLES:
+        name = f"{project}-{role}"
+        models = client.search_registered_models(f"name = '{name}'")
+        if models and alias in models[0].aliases:
+            found[role] = f"models:/{name}/{models[0].aliases[alias]}"
+    return found
+
+
+def in_child(act, *arguments):
+    """Start a process that acts and ends with 0, or 2 where the product refuses."""
+    process = multiprocessing.get_context("fork").Process(target=_act, args=(act, *arguments))
+    process.start()
+    return process
+
+
+def _act(act, *arguments):
+    from rlhf_core.adapters import mlflow_client
+    from rlhf_core.errors import RlhfError
+
+    mlflow_client._client.cache_clear()  # connections are not for two processes
+    try:
+        act(*arguments)
+    except RlhfError:
+        os._exit(2)
+    os._exit(0)
+
+
+def fight(releases, dice, *, processes, killed):
+    """Promote and roll back at once, some killed at some moment; returns the exit statuses."""
+    from rlhf_core.stages.promote import promote_model, rollback_policy
+
+    children = []
+    for _ in range(processes):
+        if dice.random() < 0.3:
+            children.append(in_child(rollback_policy, PROJECT))
+        else:
+            children.append(in_child(promote_model, dice.choice(releases)["policy"]))
+    started = time.monotonic()
+    doomed = {child: dice.uniform(0.02, 1.0) for child in children[:killed]}
+    while doomed:
+        for child, moment in list(doomed.items()):
+            if time.monotonic() - started >= moment:
+                del doomed[child]
+                os.kill(child.pid, signal.SIGKILL)
+        time.sleep(0.005)
+    for child in children:
+        child.join()
+    return [child.exitcode for child in children]
+
+
+def fights(client, *, rounds, processes, killed, seed):
+    """Check, after each of many rounds and one later command, that nothing is mixed."""
+    from rlhf_core.adapters.releases import read_journal, settle
+
+    dice = random.Random(seed)
+    releases = [
+        register_release(client, without=("reward",) if n % 3 == 2 else ()) for n in range(5)
+    ]
+    known = {release["policy"]: release for release in releases}
+    ended = []
+    for _ in range(rounds):
+        ended += fight(releases, dice, processes=processes, killed=killed)
+        later = in_child(settle, PROJECT)
+        later.join()
+        assert later.exitcode == 0
+        now, before = champions(client), champions(client, "previous-champion")
+        assert not now or now == known[now["policy"]], now
+        assert not before or before == known[before["policy"]], before
+        assert not now or now != before
+        head = read_journal(PROJECT).head
+        if head is not None:
+            assert head.plan.releases[0].policy == now["policy"]
+            assert head.state == "done"
+            assert not read_journal(PROJECT).appliers()
+    return ended

@@ -1,0 +1,293 @@
+"""A release is one thing: promoted, rolled back, fought over, killed and completed as a whole."""
+
+import os
+import signal
+
+import pytest
+
+from rlhf_core.adapters import releases as journal
+from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.registry import find_version
+from rlhf_core.adapters.releases import apply_newest, read_journal, settle, settle_all
+from rlhf_core.errors import RegistryError
+from rlhf_core.stages.promote import promote_model, rollback_policy
+from tests.releases import champions, fights, in_child, register_release
+
+
+@pytest.fixture
+def client(mlflow_home):
+    return mlflow_client()
+
+
+def test_the_four_champions_move_and_come_back_together(client):
+    made = [register_release(client) for _ in range(3)]
+    for release in made:
+        assert promote_model(release["policy"]).moved
+        assert champions(client) == release
+    assert champions(client, "previous-champion") == made[1]
+    back = rollback_policy("rlhf")
+    assert (back.was, back.champion) == (made[2]["policy"], made[1]["policy"])
+    assert champions(client) == made[1]
+    assert champions(client, "previous-champion") == made[0]
+    assert rollback_policy("rlhf").previous_champion is None
+    assert champions(client) == made[0]
+    assert champions(client, "previous-champion") == {}
+    with pytest.raises(RegistryError, match="nothing to roll back to"):
+        rollback_policy("rlhf")
+
+
+def test_a_release_without_a_reward_model_takes_its_alias_away_and_rollback_brings_it_back(client):
+    ppo, dpo = register_release(client), register_release(client, without=("reward",))
+    promote_model(ppo["policy"])
+    promote_model(dpo["policy"])
+    assert champions(client) == dpo
+    assert champions(client, "previous-champion") == ppo
+    rollback_policy("rlhf")
+    assert champions(client) == ppo
+
+
+@pytest.mark.parametrize("role", ["sft", "reward", "judge"])
+@pytest.mark.parametrize("verdict", ["HOLD", "REJECT", ""])
+def test_a_release_with_a_part_that_was_not_promoted_is_refused(client, role, verdict):
+    promote_model(register_release(client)["policy"])
+    before = champions(client)
+    bad = register_release(client, verdicts={role: verdict})
+    with pytest.raises(RegistryError, match=f"its {role} models:/rlhf-{role}/2 has verdict"):
+        promote_model(bad["policy"], reviewer="Ann")
+    assert champions(client) == before
+    assert "rlhf.approval" not in find_version(bad["policy"]).tags
+
+
+def test_a_release_with_a_part_outside_the_registry_is_refused(client):
+    made = register_release(client)
+    client.set_model_version_tag("rlhf-policy", "1", "rlhf.upstream.sft", "runs/x/sft/model")
+    with pytest.raises(RegistryError, match="its sft runs/x/sft/model is not registered"):
+        promote_model(made["policy"])
+
+
+@pytest.mark.parametrize("role", ["sft", "reward", "judge"])
+def test_only_a_policy_is_promoted_whatever_its_registered_model_is_called(client, role):
+    made = register_release(client)
+    with pytest.raises(RegistryError, match=f"{made[role]} was trained as {role}, expected policy"):
+        promote_model(made[role])
+    client.set_model_version_tag("rlhf-policy", "1", "rlhf.stage", role)
+    with pytest.raises(RegistryError, match=f"was trained as {role}, expected policy"):
+        promote_model(made["policy"])
+    assert champions(client) == {}
+
+
+def test_who_planned_on_another_champion_is_told_and_moves_nothing(client, monkeypatch):
+    made = [register_release(client) for _ in range(3)]
+    promote_model(made[0]["policy"])
+    record = journal.record_move
+
+    def overtaken(project, plan, words):
+        monkeypatch.setattr("rlhf_core.stages.promote.record_move", record)
+        promote_model(made[1]["policy"])
+        return record(project, plan, words)
+
+    monkeypatch.setattr("rlhf_core.stages.promote.record_move", overtaken)
+    with pytest.raises(RegistryError, match=f"meanwhile another command made {made[1]['policy']}"):
+        promote_model(made[2]["policy"])
+    assert champions(client) == made[1]
+    assert champions(client, "previous-champion") == made[0]
+    states = [entry.state for entry in read_journal("rlhf").entries]
+    assert states == ["done", "done", "overtaken"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["promote", "rollback"])
+def test_killed_before_any_write_the_next_command_finds_one_release(client, action, monkeypatch):
+    monkeypatch.setattr(journal, "LATE_SECONDS", 0.0)
+    first, second = register_release(client), register_release(client)
+    third = register_release(client, without=("reward",))
+    promote_model(first["policy"])
+    promote_model(second["policy"])
+    wanted = third if action == "promote" else first
+    for writes in range(40):
+        child = in_child(_dying_at, writes, action, third["policy"])
+        child.join()
+        settle("rlhf")
+        now = champions(client)
+        assert now in (second, wanted), (writes, now)
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL
+        if now == wanted:
+            promote_model(second["policy"]) if action == "rollback" else rollback_policy("rlhf")
+        assert champions(client) == second
+        assert champions(client, "previous-champion") in (first, third, wanted)
+    assert writes > 8
+    assert champions(client) == wanted
+
+
+def _dying_at(writes, action, policy):
+    """Die right before a write to the registry, counted from 0."""
+    client, left = mlflow_client(), [writes]
+
+    def mortal(call):
+        def wrapped(*arguments, **options):
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return call(*arguments, **options)
+
+        return wrapped
+
+    for name in dir(client):
+        if name.startswith(("set_", "delete_", "create_")):
+            setattr(client, name, mortal(getattr(client, name)))
+    promote_model(policy) if action == "promote" else rollback_policy("rlhf")
+
+
+def test_looking_at_the_champion_completes_a_promotion_that_was_killed(client, monkeypatch):
+    first, second = register_release(client), register_release(client)
+    promote_model(first["policy"])
+
+    def killed(project):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlhf_core.stages.promote.apply_newest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            promote_model(second["policy"])
+    assert champions(client) == first
+    assert find_version("models:/rlhf-policy@champion").version == 2
+    assert champions(client) == second
+
+
+def test_the_sweep_completes_every_project(client, monkeypatch):
+    for project in ("rlhf", "other"):
+        made = register_release(client, project=project)
+        with monkeypatch.context() as patch:
+            patch.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
+            promote_model(made["policy"])
+        assert champions(client, project=project) == {}
+    assert sorted(settle_all()) == ["other-release", "rlhf-release"]
+    for project in ("rlhf", "other"):
+        assert len(champions(client, project=project)) == 4
+
+
+def test_a_deleted_champion_does_not_stop_a_rollback(client):
+    made = [register_release(client) for _ in range(3)]
+    for release in made:
+        promote_model(release["policy"])
+    client.delete_model_version("rlhf-policy", "3")
+    back = rollback_policy("rlhf")
+    assert back.champion == made[1]["policy"]
+    assert "models:/rlhf-policy/3 was deleted" in back.lost[0]
+    assert champions(client) == made[1]
+    assert champions(client, "previous-champion") == made[0]
+
+
+@pytest.mark.parametrize("role", ["policy", "sft", "judge"])
+def test_a_deleted_previous_champion_is_passed_over_and_named(client, role):
+    made = [register_release(client) for _ in range(3)]
+    for release in made:
+        promote_model(release["policy"])
+    client.delete_model_version(f"rlhf-{role}", "2")
+    back = rollback_policy("rlhf")
+    assert back.champion == made[0]["policy"]
+    assert f"models:/rlhf-{role}/2 was deleted" in back.lost[0]
+    assert champions(client) == made[0]
+    assert champions(client, "previous-champion") == {}
+
+
+def test_with_every_earlier_release_deleted_nothing_moves(client):
+    made = [register_release(client) for _ in range(2)]
+    for release in made:
+        promote_model(release["policy"])
+    client.delete_model_version("rlhf-policy", "1")
+    with pytest.raises(
+        RegistryError, match="no other before it is left; the release of models:/rl"
+    ):
+        rollback_policy("rlhf")
+    assert champions(client) == made[1]
+
+
+def test_aliases_taken_away_in_the_ui_do_not_stop_a_rollback(client):
+    made = [register_release(client) for _ in range(3)]
+    for release in made:
+        promote_model(release["policy"])
+    client.delete_registered_model_alias("rlhf-policy", "champion")
+    client.delete_registered_model_alias("rlhf-policy", "previous-champion")
+    back = rollback_policy("rlhf")
+    assert back.champion == made[1]["policy"]
+    assert any("champion of rlhf-policy stood at none" in note for note in back.by_hand)
+    assert champions(client) == made[1]
+    assert champions(client, "previous-champion") == made[0]
+
+
+def test_a_champion_that_a_person_chose_is_a_fact(client):
+    made = [register_release(client) for _ in range(4)]
+    for release in made[:3]:
+        promote_model(release["policy"])
+    client.set_registered_model_alias("rlhf-policy", "champion", "1")
+    settle("rlhf")
+    assert champions(client)["policy"] == made[0]["policy"]
+    promotion = promote_model(made[3]["policy"])
+    assert any("champion of rlhf-policy stood at 1" in note for note in promotion.by_hand)
+    assert champions(client) == made[3]
+    assert champions(client, "previous-champion") == made[0]
+    assert "stood at 1" in find_version("models:/rlhf-release/4").tags["rlhf.moved_by_hand"]
+
+
+def test_a_registry_from_before_the_journal_is_taken_over(client):
+    made = [register_release(client) for _ in range(4)]
+    for number, release in enumerate(made[:3], 1):
+        for role, uri in release.items():
+            client.set_registered_model_alias(f"rlhf-{role}", "champion", str(number))
+            if number > 1:
+                version = uri.rpartition("/")[2]
+                client.set_model_version_tag(
+                    f"rlhf-{role}", version, "rlhf.champion_before", str(number - 1)
+                )
+                client.set_registered_model_alias(
+                    f"rlhf-{role}", "previous-champion", str(number - 1)
+                )
+    promote_model(made[3]["policy"])
+    assert champions(client, "previous-champion") == made[2]
+    for release in reversed(made[:3]):
+        rollback_policy("rlhf")
+        assert champions(client) == release
+    with pytest.raises(RegistryError, match="nothing to roll back to"):
+        rollback_policy("rlhf")
+
+
+def test_rollback_without_a_champion_says_so(client):
+    register_release(client)
+    with pytest.raises(RegistryError, match="rlhf-policy has no champion yet"):
+        rollback_policy("rlhf")
+
+
+def test_the_journal_says_who_did_what(client):
+    made = [register_release(client) for _ in range(2)]
+    promote_model(made[0]["policy"], reviewer="Ann", comment="reads well")
+    promote_model(made[1]["policy"])
+    rollback_policy("rlhf")
+    tags = [find_version(f"models:/rlhf-release/{number}").tags for number in (1, 2, 3)]
+    assert [entry["rlhf.action"] for entry in tags] == ["promote", "promote", "rollback"]
+    assert tags[0]["rlhf.approved_by"] == "Ann"
+    assert tags[0]["rlhf.approval_comment"] == "reads well"
+    assert {tags[2][f"rlhf.{role}"] for role in made[0]} == set(made[0].values())
+
+
+def test_what_somebody_else_registered_under_the_journals_name_is_no_release(client):
+    made = register_release(client)
+    promote_model(made["policy"])
+    client.create_model_version("rlhf-release", source="s3://nowhere/x", tags={})
+    assert read_journal("rlhf").head.number == 1
+    apply_newest("rlhf")
+    assert champions(client) == made
+
+
+@pytest.mark.slow
+def test_commands_that_fight_end_in_one_release(client):
+    ended = fights(client, rounds=3, processes=4, killed=1, seed=1)
+    assert {0, -signal.SIGKILL} <= set(ended) <= {0, 2, -signal.SIGKILL}
+
+
+@pytest.mark.nightly
+def test_commands_that_fight_for_long_end_in_one_release(client):
+    ended = fights(client, rounds=40, processes=6, killed=2, seed=2)
+    assert {0, 2, -signal.SIGKILL} == set(ended)
