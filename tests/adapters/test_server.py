@@ -24,8 +24,9 @@ pytestmark = pytest.mark.slow
 class Server:
     """MLflow on a free port with a store of its own; can be stopped and started again."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, database=None):
         self.folder = folder
+        self.database = database or f"sqlite:///{folder}/mlflow.db"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -36,7 +37,7 @@ class Server:
         command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
             "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
+            "--backend-store-uri", self.database,
             "--artifacts-destination", str(self.folder / "artifacts"),
         ]  # fmt: skip
         with (self.folder / "server.log").open("ab") as log:
