@@ -14,6 +14,7 @@ from rlhf_core.schema import (
     DatasetSplits,
     Message,
     ModelRef,
+    ModelRole,
     RunContext,
     StageName,
     StageResult,
@@ -139,6 +140,13 @@ def resolve_model(uri: str) -> ModelRef:
     return resolve(uri, cache=STATE / "models", runs=runs)
 
 
+def check_role(uri: str, roles: tuple[ModelRole, ...], why: str) -> None:
+    """Refuse a model that was trained as something else."""
+    from rlhf_core.adapters.registry import check_role as check
+
+    check(uri, roles, why)
+
+
 def check_server() -> None:
     """Fail in one line now rather than in a traceback after an hour of training."""
     from rlhf_core.adapters.tracking import check_server as check
@@ -261,6 +269,7 @@ def sample_model(
     from rlhf_core.rollout.sample import sample_responses
     from rlhf_core.tokenization import load_tokenizer
 
+    check_role(uri, ("sft", "policy"), "only they answer prompts")
     directory = resolve_model(uri).path
     responses = sample_responses(
         load_causal(directory, device="auto"),

@@ -48,6 +48,8 @@ def sample_pairs(config: PipelineConfig, inputs: CollectInputs) -> CollectedPair
     config.feedback_settings()  # its absence is said before anything is looked for
     first = inputs.model or f"models:/{config.project}-policy@champion"
     names = [first, *([inputs.against] if inputs.against else [])]
+    for name in names:
+        bindings.check_role(name, ("sft", "policy"), "only they answer prompts")
     models = [bindings.resolve_model(name) for name in names]
     splits = find_dataset(config, None, inputs.dataset)
     return feedback_bindings.collect_pairs(config, splits, models)

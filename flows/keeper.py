@@ -232,12 +232,13 @@ def _watch(keeper: Keeper) -> None:
 
 
 def _sweep(keeper: Keeper) -> None:
-    """Mark runs whose process died; a server that is just restarting is asked again later."""
-    from flows.sweep import mark_dead_runs
+    """See to what killed processes left; a server that is just restarting is asked again later."""
+    from flows.sweep import complete_releases, mark_dead_runs
 
     try:
         mark_dead_runs(keeper.environment["PREFECT_API_URL"])
-    except OrchestrationError as error:
+        complete_releases(keeper.servers.mlflow_url, keeper.environment)
+    except (OrchestrationError, requests.RequestException) as error:
         logger.warning("sweep_failed error=%s", error)
 
 

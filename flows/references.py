@@ -2,15 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from flows import bindings
 from flows.runs import saved_result
 from rlhf_core.config import VERSION_NAME, PipelineConfig
 from rlhf_core.errors import DataError, RegistryError
-from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageResult
-
-ModelRole = Literal["sft", "reward", "judge", "policy"]
+from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record, RunContext, StageResult
 
 
 def dataset_reference(splits: DatasetSplits) -> str:
@@ -43,6 +41,9 @@ def find_dataset(
     if sha256 and not Path(directory).is_dir():
         return _made_again(config, directory, sha256)
     splits = bindings.read_splits(Path(directory))
+    kept = Path(f"{directory}-{sha256[:12]}")
+    if not splits.sha256.startswith(sha256) and kept.is_dir():
+        splits = bindings.read_splits(kept)  # a run from before each dataset had its own folder
     if not splits.sha256.startswith(sha256):
         raise DataError(
             f"{directory}: holds dataset {splits.sha256[:12]}, expected {sha256[:12]}; it was "
@@ -67,6 +68,18 @@ def _made_again(config: PipelineConfig, directory: str, sha256: str) -> DatasetS
             "(git pull, dvc pull), or publish the data and set data.version"
         )
     return splits
+
+
+def check_roles(inputs: Record) -> None:
+    """Refuse a model that was given as what it is not, before the run is opened or data prepared.
+
+    Raises:
+        RegistryError: a version was trained as something else; says as what.
+    """
+    for role in get_args(ModelRole):
+        given = getattr(inputs, role, None)
+        if given is not None:
+            bindings.check_role(given, (role,), f"it was given as {role}")
 
 
 def find_model(
@@ -96,8 +109,10 @@ def _made_by_run(context: RunContext, role: ModelRole) -> ModelRef | None:
 def _aliased(config: PipelineConfig, role: ModelRole) -> ModelRef:
     problems = []
     for alias in ("candidate", "champion"):
+        found = f"models:/{config.project}-{role}@{alias}"
         try:
-            return bindings.resolve_model(f"models:/{config.project}-{role}@{alias}")
+            bindings.check_role(found, (role,), f"it was looked up as {role}")
+            return bindings.resolve_model(found)
         except RegistryError as error:
             problems.append(str(error))
     command = "reward CONFIG --role judge" if role == "judge" else f"{role} CONFIG"

@@ -16,7 +16,7 @@ from flows.inputs import (
     SftInputs,
 )
 from flows.opening import name_of_run, open_context
-from flows.references import find_dataset, find_model
+from flows.references import check_roles, find_dataset, find_model
 from flows.run_settings import RunSettings
 from flows.runs import saved_result
 from flows.work import Work, carry_out
@@ -58,6 +58,7 @@ def sft_stage(settings: RunSettings | None, inputs: SftInputs) -> StageResult:
 @flow(name="rlhf-reward", flow_run_name=name_of_run)
 def reward_stage(settings: RunSettings | None, inputs: RewardInputs) -> StageResult:
     """Train the reward model, or the judge, on its own half of the preferences."""
+    check_roles(inputs)
     config, context = open_context(settings, inputs.run)
     splits = find_dataset(config, context, inputs.dataset)
     sft = find_model(config, context, "sft", inputs.sft)
@@ -71,6 +72,7 @@ def reward_stage(settings: RunSettings | None, inputs: RewardInputs) -> StageRes
 @flow(name="rlhf-policy", flow_run_name=name_of_run)
 def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> ModelRef:
     """Optimise the policy: PPO against the reward model, or DPO straight from the pairs."""
+    check_roles(inputs)
     config, context = open_context(settings, inputs.run)
     splits = find_dataset(config, context, inputs.dataset)
     sft = find_model(config, context, "sft", inputs.sft)
@@ -94,6 +96,7 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> ModelRef
 @flow(name="rlhf-evaluate", flow_run_name=name_of_run)
 def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> StageResult:
     """Compare the policy with SFT on held-out prompts, by the judge, and apply the gates."""
+    check_roles(inputs)
     config, context = open_context(settings, inputs.run)
     splits = find_dataset(config, context, inputs.dataset)
     models = {

@@ -1,4 +1,4 @@
-"""Runs whose process died without a word: found by process number and marked, so they can retry.
+"""What died without a word: runs, marked so that they can be retried, and half-done promotions.
 
 Prefect itself notices a dead run through missing heartbeats, after minutes and not at all where
 SQLite forbids the automation. On one machine the process table is the better witness.
@@ -7,12 +7,17 @@ SQLite forbids the automation. On one machine the process table is the better wi
 import logging
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import psutil
+import requests
 
 from flows.prefect_server import ask
+from rlhf_core.adapters.releases import APPLYING, PLAN, STATE, SUFFIX
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +27,8 @@ PATIENCE_SECONDS = {"RUNNING": 15.0, "CANCELLING": 60.0, "PENDING": 90.0}
 name, and a worker takes time to start a process."""
 
 
+ANSWER_SECONDS = 10.0
+"""How long MLflow may take to say which releases there are."""
 UNSTARTED_SECONDS = 600.0
 """How long a worker of this machine may take to start a process; one that was killed never will."""
 
@@ -112,3 +119,33 @@ def _is_gone(name: str, latest: float | None) -> bool:
         return bool(reused or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+
+
+def complete_releases(mlflow_url: str, environment: Mapping[str, str]) -> bool:
+    """Complete promotions and rollbacks that were killed, if there may be one; say whether.
+
+    A process of its own does it: MLflow's client would stay in this one's memory for good.
+
+    Args:
+        mlflow_url: of the server with the registry.
+        environment: of that process.
+
+    Raises:
+        requests.RequestException: the server does not answer.
+    """
+    address = f"{mlflow_url}/api/2.0/mlflow/model-versions/search"
+    wanted = {"filter": f"name LIKE '%{SUFFIX}'", "order_by": "last_updated_timestamp DESC"}
+    answer = requests.get(address, params=wanted, timeout=ANSWER_SECONDS)
+    answer.raise_for_status()
+    tags = [
+        {tag["key"] for tag in version.get("tags", ())}
+        for version in answer.json().get("model_versions", ())
+    ]
+    undone = any(
+        PLAN in keys and (STATE not in keys or any(key.startswith(APPLYING) for key in keys))
+        for keys in tags
+    )
+    if undone:
+        command = [sys.executable, "-m", "rlhf_core.adapters.releases"]
+        subprocess.run(command, env=dict(environment), check=False)
+    return undone

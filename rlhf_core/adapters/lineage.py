@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
 from rlhf_core.adapters.registry import find_version, upstream_uris
+from rlhf_core.adapters.releases import PLAN
 from rlhf_core.adapters.stage_run import run_url
+from rlhf_core.errors import RegistryError
 from rlhf_core.schema import Record
 
 if TYPE_CHECKING:
@@ -51,7 +53,11 @@ def trace_lineage(reference: str) -> Lineage:
     Raises:
         RegistryError: there is no such version, or one upstream was deleted.
     """
-    return _trace(find_version(reference))
+    version = find_version(reference)
+    if PLAN in version.tags:
+        policy = version.tags.get("rlhf.policy")
+        raise RegistryError(f"{reference} is a release and no model; its policy is {policy}")
+    return _trace(version)
 
 
 def _trace(version: "ModelVersion") -> Lineage:

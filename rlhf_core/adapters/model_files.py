@@ -20,6 +20,24 @@ def local_model(directory: Path) -> ModelRef:
     """
     from rlhf_core.models.files import weights_sha256
 
+    kind = folder_kind(directory)
+    return ModelRef(
+        name=directory.resolve().name,
+        version="local",
+        uri=str(directory),
+        path=directory.resolve(),
+        sha256=weights_sha256(directory),
+        kind=kind,
+        run_id="",
+    )
+
+
+def folder_kind(directory: Path) -> ModelKind:
+    """Return what the model in a folder computes; ``save_model`` writes a head's ``reward_shift``.
+
+    Raises:
+        ModelError: there is no such folder, or no model in it.
+    """
     config = directory / "config.json"
     if not config.is_file():
         found = "no config.json in it" if directory.is_dir() else "no such folder"
@@ -27,19 +45,6 @@ def local_model(directory: Path) -> ModelRef:
             f"{directory}: {found}; expected models:/<name>/<version>, models:/<name>@<alias> "
             "or a folder in save_pretrained layout"
         )
-    return ModelRef(
-        name=directory.resolve().name,
-        version="local",
-        uri=str(directory),
-        path=directory.resolve(),
-        sha256=weights_sha256(directory),
-        kind=_kind(config),
-        run_id="",
-    )
-
-
-def _kind(config: Path) -> ModelKind:
-    """A model of one label is a scalar model; ``save_model`` writes its ``reward_shift``."""
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

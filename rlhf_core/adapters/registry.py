@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client, patiently
-from rlhf_core.adapters.model_files import local_model, version_files
+from rlhf_core.adapters.model_files import folder_kind, local_model, version_files
 from rlhf_core.adapters.stage_run import StageRun
-from rlhf_core.errors import RegistryError, RlhfError
-from rlhf_core.schema import ModelKind, ModelRef
+from rlhf_core.errors import ModelError, RegistryError, RlhfError
+from rlhf_core.schema import ModelKind, ModelRef, ModelRole
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -184,9 +184,10 @@ def find_version(reference: str) -> "ModelVersion":
     )
     if not registered:
         raise RegistryError(f"{reference}: no model {name!r} is registered yet")
+    model = registered[0]
     if alias in (CHAMPION, PREVIOUS) and _completed_release(name):
-        registered = [mlflow_client().get_registered_model(name)]
-    aliases = {key: str(value) for key, value in registered[0].aliases.items()}
+        model = patiently(f"finding {reference}", lambda: client.get_registered_model(name))
+    aliases = {key: str(value) for key, value in model.aliases.items()}
     if alias and alias not in aliases:
         raise RegistryError(
             f"{reference}: {name} has no {alias} yet; aliases set: "
@@ -220,6 +221,28 @@ def upstream_uris(reference: str) -> dict[str, str]:
         for name, uri in sorted(find_version(reference).tags.items())
         if name.startswith(UPSTREAM) and uri.startswith("models:/")
     }
+
+
+def check_role(reference: str, roles: Collection[ModelRole], why: str) -> None:
+    """Refuse a model of another role before anything is done with it.
+
+    Args:
+        reference: registered model, or a folder. A folder does not say what it was trained as, only
+            what it computes: scores (``reward``, ``judge``) or text (``sft``, ``policy``).
+        roles: those that will do.
+        why: end of the message, what it was to be used as.
+
+    Raises:
+        RegistryError: there is no such version, or it is of another role.
+        ModelError: the folder holds no model, or one that computes something else.
+    """
+    if reference.startswith("models:/"):
+        require_role(find_version(reference), roles, why)
+        return
+    kind = folder_kind(Path(reference))
+    if kind not in {"scalar" if role in ("reward", "judge") else "causal" for role in roles}:
+        computes = {"scalar": "scores, and no text", "causal": "text, and no scores"}[kind]
+        raise ModelError(f"{reference} gives {computes}, expected {' or '.join(roles)}: {why}")
 
 
 def require_role(version: "ModelVersion", roles: Collection[str], why: str) -> None:

@@ -382,3 +382,7 @@ def _is_gone(who: str) -> bool:
         return int(psutil.Process(int(number)).create_time()) != int(began)
     except psutil.NoSuchProcess:
         return True
+
+
+if __name__ == "__main__":
+    settle_all()

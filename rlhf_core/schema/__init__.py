@@ -6,6 +6,7 @@ from rlhf_core.schema.references import (
     DatasetSplits,
     ModelKind,
     ModelRef,
+    ModelRole,
     RunContext,
     StageName,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "Message",
     "ModelKind",
     "ModelRef",
+    "ModelRole",
     "PreferencePair",
     "PromotionDecision",
     "Prompt",

@@ -10,6 +10,7 @@ from rlhf_core.schema.base import Record
 
 StageName = Literal["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
 ModelKind = Literal["causal", "scalar"]
+ModelRole = Literal["sft", "reward", "judge", "policy"]
 
 
 class DatasetRef(Record):

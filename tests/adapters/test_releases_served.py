@@ -1,14 +1,17 @@
 """Promotions and rollbacks at once against a real MLflow server, on SQLite and on PostgreSQL."""
 
+import os
 import signal
 from contextlib import nullcontext
 
 import pytest
 
+from flows.sweep import complete_releases
 from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.stages.promote import promote_model
 from tests.adapters.test_server import Server
 from tests.postgres import needs_postgres, running_postgres
-from tests.releases import fights
+from tests.releases import champions, fights, register_release
 
 
 @pytest.fixture(
@@ -24,6 +27,21 @@ def _served_client(request, tmp_path, monkeypatch):
             yield mlflow_client()
         finally:
             server.stop()
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_servers_completes_a_promotion_that_was_killed(served_client, monkeypatch):
+    first, second = register_release(served_client), register_release(served_client)
+    promote_model(first["policy"])
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    assert not complete_releases(uri, os.environ)
+    with monkeypatch.context() as patch:
+        patch.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
+        promote_model(second["policy"])
+    assert champions(served_client) == first
+    assert complete_releases(uri, os.environ)
+    assert champions(served_client) == second
+    assert not complete_releases(uri, os.environ)
 
 
 @pytest.mark.slow

@@ -40,10 +40,17 @@ class FakeStages:
 
     REPLACED = (
         *("prepare_data", "read_splits", "train_sft", "train_reward", "train_policy"),
-        *("evaluate_policy", "promote_policy", "resolve_model", "check_server", "check_inputs"),
+        *(
+            "evaluate_policy",
+            "promote_policy",
+            "check_role",
+            "resolve_model",
+            "check_server",
+            "check_inputs",
+        ),
         *("record_approval", "ask_approval", "require_approval", "write_report"),
         *("keep_with_run", "tracked", "show_dataset", "bring_back"),
-        *("base_digest", "prepare_fingerprint"),
+        *("base_digest", "prepare_fingerprint", "check_role"),
     )
 
     def __init__(self, directory):
@@ -62,6 +69,10 @@ class FakeStages:
         for name in self.REPLACED:
             monkeypatch.setattr(bindings, name, getattr(self, name))
         return self
+
+    def check_role(self, uri, roles, why):
+        if uri in self.models and self.models[uri].name.rpartition("-")[2] not in roles:
+            raise RegistryError(f"{uri}: {why}")
 
     def check_inputs(self, config):
         pass
