@@ -35,10 +35,12 @@ def open_run(config: PipelineConfig, run: str | None) -> RunContext:
     """Start a run's folder, or come back to one started with the same settings.
 
     Raises:
-        ConfigError: the run exists and was started with other settings; names the keys.
+        ConfigError: the run exists and was started with other settings; names the keys. Or its
+            folder is somebody else's.
     """
     context = locate_run(run or new_run_id(), config.runs)
     if not (context.directory / CONFIG).exists():
+        _require_unused(context.directory)
         context.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(context.directory / CONFIG, config.model_dump_json(indent=2))
         return context
@@ -50,6 +52,19 @@ def open_run(config: PipelineConfig, run: str | None) -> RunContext:
             "give the same ones, or start a new run"
         )
     return context
+
+
+def _require_unused(directory: Path) -> None:
+    """Refuse to make a run of a folder in which something lies that no run left there."""
+    if not directory.is_dir():
+        if directory.exists() or directory.is_symlink():
+            raise ConfigError(f"{directory}: is a file; give the run another id")
+        return
+    foreign = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+    if foreign:
+        raise ConfigError(
+            f"{directory}: no run, it holds {foreign[0]!r} and no {CONFIG}; give the run another id"
+        )
 
 
 def locate_run(run: str, runs: Path) -> RunContext:
@@ -82,7 +97,12 @@ def settings_of_run(context: RunContext) -> PipelineConfig:
             f"{context.directory}: no such run here, and MLflow has no record of it; look at "
             "MLFLOW_TRACKING_URI, or give settings to start a new run"
         )
-    return PipelineConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        return PipelineConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise ConfigError(
+            f"{path}: not the settings of a run; give the run another id, or start a new one"
+        ) from error
 
 
 @contextmanager

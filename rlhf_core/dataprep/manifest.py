@@ -100,11 +100,18 @@ def write_manifest(
     return manifest
 
 
+def find_manifest(directory: Path) -> Manifest | None:
+    """Return the manifest as it is written, whatever became of the files; None without one."""
+    try:
+        return Manifest.model_validate_json((directory / NAME).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValidationError):
+        return None
+
+
 def read_manifest(directory: Path) -> Manifest | None:
     """Return the manifest; None where there is none or the files are no longer what it says."""
-    try:
-        manifest = Manifest.model_validate_json((directory / NAME).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
+    manifest = find_manifest(directory)
+    if manifest is None:
         return None
     for name, facts in manifest.files.items():
         path = directory / f"{name}.jsonl"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_core.errors import DataError
+from rlhf_core.own_folders import immovable
 
 logger = logging.getLogger(__name__)
 
@@ -44,35 +44,45 @@ def exclusive(target: Path) -> Iterator[None]:
 def replacing_directory(target: Path) -> Iterator[Path]:
     """Give an empty directory to fill; on success it takes the place of ``target`` at once.
 
-    Call it inside ``exclusive(target)``. On an error ``target`` stays as it was.
+    Call it inside ``exclusive(target)``, after ``require_replaceable``. On an error ``target``
+    stays as it was.
 
     Raises:
         DataError: ``target`` is a mount point, which no file system lets be renamed.
     """
     if target.is_mount():  # said before hours of work, not after
-        raise _immovable(target, os.strerror(errno.EBUSY))
+        raise immovable(target, os.strerror(errno.EBUSY))
+    with working_directory(target) as work:
+        yield work
+        put_in_place(work, target)
+
+
+@contextmanager
+def working_directory(target: Path) -> Iterator[Path]:
+    """Give an empty directory beside ``target``; what is left there in the end is removed."""
     work = target.parent / f".{target.name}.{os.getpid()}.tmp"
     work.mkdir()
     try:
         yield work
-        for path in (*sorted(work.rglob("*")), work):
-            _sync(path)
-        try:
-            _replace(work, target)
-        except OSError as error:
-            if error.errno not in _MOUNTED:
-                raise
-            raise _immovable(target, os.strerror(error.errno)) from error
-        _sync(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _immovable(target: Path, reason: str) -> DataError:
-    return DataError(
-        f"{target}: cannot be replaced as a whole ({reason}): it is a mount point, or lies on"
-        f" another file system than {target.parent}; mount {target.parent} instead"
-    )
+def put_in_place(work: Path, target: Path) -> None:
+    """Let a complete directory take the place of ``target`` at once.
+
+    Raises:
+        DataError: ``target`` is a mount point.
+    """
+    for path in (*sorted(work.rglob("*")), work):
+        _sync(path)
+    try:
+        _replace(work, target)
+    except OSError as error:
+        if error.errno not in _MOUNTED:
+            raise
+        raise immovable(target, os.strerror(error.errno)) from error
+    _sync(target.parent)
 
 
 def _replace(work: Path, target: Path) -> None:

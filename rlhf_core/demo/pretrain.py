@@ -7,6 +7,7 @@ clock on a busy machine). Same seed, torch version and thread count, same weight
 """
 
 import logging
+import os
 import random
 import shutil
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from rlhf_core.demo.tokenizer import (
     train_tokenizer,
 )
 from rlhf_core.errors import DivergedError
+from rlhf_core.own_folders import OwnFolder, require_replaceable
 
 DEFAULT_DOCUMENTS = 100_000
 """One pass over this many documents, none of them seen twice."""
@@ -44,11 +46,17 @@ _LEARNING_RATE = 3e-3
 _WARMUP_FRACTION = 0.04
 _IGNORED = -100
 
+BASE = OwnFolder(
+    "the base model",
+    is_ours=lambda folder: (folder / "config.json").is_file() and any(folder.glob("*.safetensors")),
+)
+
 _log = logging.getLogger(__name__)
 
 
 def build_base(output: Path, *, seed: int, num_documents: int, num_threads: int) -> None:
     """Train tokenizer and model; replace ``output`` as a whole once both are done."""
+    require_replaceable(output, BASE)
     torch.set_num_threads(num_threads)
     torch.manual_seed(seed)
     documents = list(generate_documents(seed, num_documents))
@@ -57,8 +65,7 @@ def build_base(output: Path, *, seed: int, num_documents: int, num_threads: int)
     _log.info("parameters=%d documents=%d", model.num_parameters(), num_documents)
     sequences = [_encode(tokenizer, document) for document in documents]
     _pretrain(model, sequences, pad_id=SPECIAL_TOKENS.index(PAD), seed=seed)
-    temporary = output.with_name(output.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     shutil.rmtree(output, ignore_errors=True)

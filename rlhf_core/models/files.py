@@ -12,6 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_core.errors import ModelError
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.models.quiet import quiet_transformers
+from rlhf_core.own_folders import OwnFolder, require_replaceable
+
+MODEL = OwnFolder(
+    "the model",
+    is_ours=lambda folder: (folder / "config.json").is_file() and any(folder.glob("*.safetensors")),
+)
 
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> str:
@@ -21,8 +27,10 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
     crash leaves what was there before.
 
     Raises:
+        DataError: something else than a model stands there.
         ModelError: the disk is full or refuses.
     """
+    require_replaceable(directory, MODEL)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

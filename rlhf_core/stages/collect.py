@@ -23,6 +23,7 @@ from rlhf_core.feedback.collection import (
     read_collection,
 )
 from rlhf_core.feedback.results import CollectedPairs
+from rlhf_core.own_folders import OwnFolder, require_replaceable
 from rlhf_core.schema import Comparison, DatasetSplits, ModelRef, Prompt
 from rlhf_core.stages.collect_answers import AnswerPairs, answer_twice
 from rlhf_core.stages.collect_prompts import (
@@ -35,6 +36,7 @@ from rlhf_core.stages.collect_prompts import (
 logger = logging.getLogger(__name__)
 
 _ID_LENGTH = 12
+COLLECTION = OwnFolder("the collection", is_ours=lambda folder: (folder / MANIFEST).is_file())
 
 
 def collect_pairs(
@@ -70,6 +72,7 @@ def collect_pairs(
         "settings": settings.model_dump_json(),
     }
     folder = feedback.output / fingerprint_of(parts)[:_ID_LENGTH]
+    require_replaceable(folder, COLLECTION)
     with exclusive(folder):
         if (folder / MANIFEST).is_file():
             logger.info("collection_reused folder=%s", folder)

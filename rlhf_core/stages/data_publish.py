@@ -10,6 +10,7 @@ from rlhf_core.adapters import dvc_versions, versioning
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.publish import exclusive
 from rlhf_core.errors import DataError
+from rlhf_core.own_folders import require_replaceable
 from rlhf_core.schema import BatchResult, DatasetSplits, DataVersion
 from rlhf_core.stages import data_batches
 from rlhf_core.stages.data_batches import AddedBatch
@@ -21,7 +22,7 @@ from rlhf_core.stages.data_versions import (
     keep_dataset,
     list_versions,
 )
-from rlhf_core.stages.prepare import read_splits
+from rlhf_core.stages.prepare import FAILURES, read_splits
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def publish(
     """
     root = versioning.repository_root(directory)
     scratch = root / LOCAL / "publish"
+    require_replaceable(root / _FAILED, FAILURES)
     with exclusive(scratch):
         dvc_versions.require_remote(root)
         base = dvc_versions.publishing_base(root)

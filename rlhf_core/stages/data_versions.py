@@ -8,6 +8,7 @@ from rlhf_core.adapters import dvc_versions, versioning
 from rlhf_core.adapters.registry import find_version as find_model_version
 from rlhf_core.dataprep.publish import exclusive
 from rlhf_core.errors import DataError
+from rlhf_core.own_folders import require_replaceable
 from rlhf_core.schema import DatasetSplits, DataVersion
 from rlhf_core.stages.data_diff import DatasetDiff, compare_datasets
 
@@ -96,9 +97,10 @@ def _folder(root: Path, dvc_md5: str) -> Path:
 
 
 def _materialise(root: Path, commit: str, dvc_md5: str) -> DatasetSplits:
-    from rlhf_core.stages.prepare import read_splits
+    from rlhf_core.stages.prepare import DATASET, read_splits
 
     folder = _folder(root, dvc_md5)
+    require_replaceable(folder, DATASET)
     with exclusive(folder):
         if not folder.is_dir() or versioning.directory_md5(folder) != dvc_md5:
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.stages.base_model import base_renderer, require_no_clock
+from rlhf_core.stages.prepare import require_own_folders
 from rlhf_core.stages.prepare_inputs import require_paths
 
 
@@ -12,11 +13,12 @@ def check_inputs(config: PipelineConfig) -> None:
     (``data.version``) needs no raw file at all.
 
     Raises:
-        DataError: a raw file does not exist.
+        DataError: a raw file does not exist, or preparation would replace what it did not make.
         ModelError: the base model has no tokenizer, EOS or chat template.
     """
     if config.data.version is None:
         require_paths(config.data)
+        require_own_folders(config)
     renderer = base_renderer(config.model)
     if config.data.version is None and not config.data.cleaning.tokens:
         require_no_clock(renderer)

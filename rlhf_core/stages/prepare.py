@@ -1,5 +1,6 @@
 """Stage 1: raw files to a validated, split and versioned dataset."""
 
+import glob
 import logging
 import shutil
 from pathlib import Path
@@ -11,14 +12,28 @@ from rlhf_core.adapters.data_docs import FOLDER as DOCS
 from rlhf_core.adapters.data_docs import find_docs
 from rlhf_core.config import PreparationConfig
 from rlhf_core.dataprep.files import sha256_of
-from rlhf_core.dataprep.manifest import code_digest, fingerprint_of, read_manifest
-from rlhf_core.dataprep.publish import exclusive, replacing_directory
+from rlhf_core.dataprep.manifest import (
+    NAME,
+    Manifest,
+    code_digest,
+    find_manifest,
+    fingerprint_of,
+    read_manifest,
+)
+from rlhf_core.dataprep.outputs import FILE_NAMES
+from rlhf_core.dataprep.publish import (
+    exclusive,
+    put_in_place,
+    replacing_directory,
+    working_directory,
+)
 from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
 from rlhf_core.errors import DataError, RlhfError
+from rlhf_core.own_folders import RUNS, OwnFolder, require_replaceable
 from rlhf_core.schema import DatasetRef, DatasetSplits
 from rlhf_core.stages import prepare_build, prepare_checks
-from rlhf_core.stages.prepare_inputs import raw_sources, require_paths
+from rlhf_core.stages.prepare_inputs import named_paths, raw_sources, require_paths
 from rlhf_core.stages.prepare_tokens import load_renderer, prompt_limit, tokenizer_digest
 
 logger = logging.getLogger(__name__)
@@ -36,50 +51,153 @@ _CODE = (
 """What decides the output, for the same inputs and settings."""
 
 
-def prepare_data(config: PreparationConfig) -> DatasetSplits:
-    """Read, validate, resolve, deduplicate and split the raw data; replace the output as a whole.
+DIGITS = 12
+"""Of a digest in the name of a folder."""
+_KEPT_OF_FAILURE = (prepare_build.QUARANTINE, prepare_build.REPORT, DOCS, prepare_checks.FAILING)
+DATASET = OwnFolder(
+    what="the prepared dataset",
+    is_ours=lambda folder: find_manifest(folder) is not None,
+    names=(
+        *(f"{name}.jsonl" for name in FILE_NAMES),
+        *(NAME, prepare_build.REPORT, prepare_build.QUARANTINE, DOCS),
+        *(prepare_build.PICTURES, prepare_build.ANNOTATORS),
+    ),
+)
+FAILURES = OwnFolder(
+    what="the rows and reports of a preparation that fails",
+    is_ours=prepare_checks.is_marked_failed,
+    names=(*_KEPT_OF_FAILURE, prepare_checks.MARK),
+)
 
-    The same inputs under the same settings give the same bytes; an output that already holds
+
+def prepare_data(config: PreparationConfig) -> DatasetSplits:
+    """Read, validate, resolve, deduplicate and split the raw data into a folder of its own.
+
+    The folder lies beside the output and is named by the dataset's digest, so that no later
+    preparation takes it from under a run; the output itself is a copy of the newest, replaced as a
+    whole. The same inputs under the same settings give the same bytes; a folder that already holds
     them is verified and used as it is. Two preparations of one output wait for each other.
-    Data Docs are part of the output, in ``docs``.
+    Data Docs are part of the dataset, in ``docs``.
 
     With ``data.version`` set nothing is prepared: that published version is brought back into a
     folder of its own.
 
     Raises:
-        DataError: the input cannot be used. The output stays as it was; the rows in question, the
-            report and the Data Docs of this attempt are kept in ``<output>-failed``.
+        DataError: the output is not ours to replace, or the input cannot be used. The output stays
+            as it was; the rows in question, the report and the Data Docs of this attempt are kept
+            in ``<output>-failed``.
         MissingMetricError: a gate asks for what this data did not let be measured; kept likewise.
     """
     if config.data.version is not None:
         from rlhf_core.stages.data_versions import bring_back
 
         return bring_back(config.data.version)
+    require_own_folders(config)
     output = config.data.output
-    failures = output.with_name(f"{output.name}-failed")
     with exclusive(output):
         fingerprint = _fingerprint(config)
-        manifest = read_manifest(output)
-        if (
-            manifest is not None
-            and manifest.fingerprint == fingerprint
-            and manifest.holds_for(prompt_limit(config))
-            and find_docs(output) is not None
-        ):
-            logger.info("prepared_data_reused output=%s", output)
-            return read_splits(output)
-        shutil.rmtree(failures, ignore_errors=True)
-        renderer, day = load_renderer(config)
-        with replacing_directory(output) as work:
-            try:
-                prepare_build.build(
-                    config, work, fingerprint, failures, prepare_build.Rendering(renderer, day)
-                )
-            except RlhfError:
-                for name in (prepare_build.QUARANTINE, prepare_build.REPORT, DOCS):
-                    prepare_checks.keep(work / name, failures)
-                raise
-        return read_splits(output)
+        limit = prompt_limit(config)
+        _keep(output)
+        kept = _find_kept(output, fingerprint, limit)
+        if kept is None:
+            kept = _build(config, fingerprint)
+        else:
+            logger.info("prepared_data_reused dataset=%s", kept)
+        _show_newest(kept, output)
+        return read_splits(kept)
+
+
+def require_own_folders(config: PreparationConfig) -> None:
+    """Refuse settings by which preparation would replace what it did not make.
+
+    Raises:
+        DataError: ``data.output``, or the folder of failures beside it, is somebody else's.
+    """
+    data, base = config.data, Path(config.model.base)
+    spared = {key: path for key, path in named_paths(data).items() if path.exists()}
+    spared |= {"model.base": base} if base.exists() else {}
+    spared[RUNS] = config.runs
+    require_replaceable(data.output, DATASET, spared)
+    require_replaceable(failures_of(data.output), FAILURES, spared)
+
+
+def failures_of(output: Path) -> Path:
+    """Return the folder where a failed preparation of ``output`` keeps what it is about."""
+    return output.with_name(f"{output.name}-failed")
+
+
+def _build(config: PreparationConfig, fingerprint: str) -> Path:
+    """Prepare into a folder named by the dataset's digest; return it."""
+    output, failures = config.data.output, failures_of(config.data.output)
+    shutil.rmtree(failures, ignore_errors=True)
+    rendering = prepare_build.Rendering(*load_renderer(config))
+    with working_directory(output) as work:
+        try:
+            manifest = prepare_build.build(config, work, fingerprint, failures, rendering)
+        except RlhfError:
+            for name in (prepare_build.QUARANTINE, prepare_build.REPORT, DOCS):
+                prepare_checks.keep(work / name, failures)
+            prepare_checks.mark_failed(failures)
+            raise
+        kept = _folder_for(output, manifest)
+        put_in_place(work, kept)
+    return kept
+
+
+def _folder_for(output: Path, manifest: Manifest) -> Path:
+    """Return the folder of a dataset beside ``output``, named by the digest of its rows.
+
+    Where the same rows were made from something else, the name says from what as well.
+    """
+    folder = output.with_name(f"{output.name}-{manifest.sha256[:DIGITS]}")
+    there = find_manifest(folder)
+    if there is None or there.fingerprint == manifest.fingerprint:
+        require_replaceable(folder, DATASET)
+        return folder
+    return folder.with_name(f"{folder.name}-{manifest.fingerprint[:DIGITS]}")
+
+
+def _find_kept(output: Path, fingerprint: str, limit: int | None) -> Path | None:
+    """Return the folder of the dataset that was made from the same before, if it is whole."""
+    for folder in sorted(output.parent.glob(f"{glob.escape(output.name)}-*")):
+        manifest = find_manifest(folder)
+        if manifest is None or manifest.fingerprint != fingerprint:
+            continue
+        is_kept = folder == _folder_for(output, manifest)
+        if is_kept and manifest.holds_for(limit) and _is_whole(folder):
+            return folder
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    return find_docs(folder) is not None and read_manifest(folder) is not None
+
+
+def _keep(output: Path) -> None:
+    """Keep the dataset that lies in ``output`` in a folder of its own: a run may have begun on it.
+
+    It came by ``dvc pull`` or ``dvc checkout``, or from before datasets had such folders.
+    """
+    manifest = read_manifest(output)
+    if manifest is None or find_docs(output) is None:
+        return
+    folder = _folder_for(output, manifest)
+    if not _is_whole(folder):
+        _copy(output, folder)
+
+
+def _show_newest(kept: Path, output: Path) -> None:
+    """Make ``output`` a copy of a dataset, unless it is one.
+
+    No link: DVC takes ``output`` for a folder, and whoever edits it harms no run.
+    """
+    if find_manifest(output) != find_manifest(kept) or not _is_whole(output):
+        _copy(kept, output)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing_directory(target) as work:
+        shutil.copytree(source, work, dirs_exist_ok=True)
 
 
 def read_splits(directory: Path, revision: str | None = None) -> DatasetSplits:

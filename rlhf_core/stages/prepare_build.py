@@ -24,7 +24,7 @@ from rlhf_core.dataprep.intake import (
 )
 from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.dataprep.ledger import apply_votes, set_aside_reserved
-from rlhf_core.dataprep.manifest import write_manifest
+from rlhf_core.dataprep.manifest import Manifest, write_manifest
 from rlhf_core.dataprep.near_dialogues import Openings
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.pictures import draw_pictures
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
-QUARANTINE = "quarantine.parquet"
+QUARANTINE = checks.QUARANTINE
 PICTURES = "pictures"
 ANNOTATORS = "annotators.csv"
 
@@ -73,7 +73,7 @@ def build(
     fingerprint: str,
     failures: Path,
     rendering: Rendering,
-) -> None:
+) -> Manifest:
     """Prepare everything into the empty directory ``work``.
 
     Args:
@@ -83,6 +83,9 @@ def build(
         fingerprint: of all inputs; goes into the manifest.
         failures: receives the rows behind a failed check.
         rendering: the base model's tokenizer and template.
+
+    Returns:
+        What the manifest says.
 
     Raises:
         DataError: the input cannot be used.
@@ -130,6 +133,7 @@ def build(
     }
     write_report(work / REPORT, manifest, quarantine, sections, validator.reports)
     checks.require_gates(gates, data.gates, subject, failures / REPORT)
+    return manifest
 
 
 def _near_section(splitter: DialogueSplitter) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What preparation insists on; each failure is one line, with the rows in question kept."""
 
+import json
 import logging
 import shutil
 from collections import Counter
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
+
+QUARANTINE = "quarantine.parquet"
+FAILING = "failing-rows.jsonl"
+MARK = "failed.json"
+"""Manifest of a folder that holds what a failed preparation is about."""
 
 
 def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
@@ -90,7 +96,7 @@ def require_passed(
     kept = ""
     failing = frame[frame.columns[0]].isin(check.failing_ids)
     if failing.any():
-        path = failures / "failing-rows.jsonl"
+        path = failures / FAILING
         with atomic_file(path) as stream:
             if records is None:
                 text = frame[failing].to_json(orient="records", lines=True, force_ascii=False)
@@ -238,3 +244,19 @@ def keep(path: Path, directory: Path) -> None:
         shutil.copyfile(path, directory / path.name)
     elif path.is_dir():
         shutil.copytree(path, directory / path.name)
+
+
+def mark_failed(directory: Path) -> None:
+    """Write the manifest of a folder of failures, if there is anything in it."""
+    if directory.is_dir():
+        text = json.dumps({"rlhf": "failed preparation"})
+        (directory / MARK).write_text(text + "\n", encoding="utf-8")
+
+
+def is_marked_failed(directory: Path) -> bool:
+    """Return whether a folder is one of failures; older ones are known by their quarantine."""
+    try:
+        marked = json.loads((directory / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return (directory / QUARANTINE).is_file()
+    return isinstance(marked, dict) and "rlhf" in marked

@@ -53,6 +53,15 @@ def require_paths(data: DataConfig) -> dict[str, Path]:
     Raises:
         DataError: something does not; names the key, and DVC where that has the bytes.
     """
+    named = named_paths(data)
+    for key, path in named.items():
+        if not path.exists():
+            raise DataError(f"{path}: no such file; {_how_to_get(path, key)}")
+    return named
+
+
+def named_paths(data: DataConfig) -> dict[str, Path]:
+    """Return key and path of every input that is to lie on this machine."""
     paths: dict[str, Path | None] = {
         key if key == "data.batches" else f"{key}.path": source.path
         for key, source in raw_sources(data).items()
@@ -72,11 +81,7 @@ def require_paths(data: DataConfig) -> dict[str, Path]:
     paths |= {
         f"data.cleaning.contamination.{i}": p for i, p in enumerate(data.cleaning.contamination)
     }
-    named = {key: path for key, path in paths.items() if path is not None}
-    for key, path in named.items():
-        if not path.exists():
-            raise DataError(f"{path}: no such file; {_how_to_get(path, key)}")
-    return named
+    return {key: path for key, path in paths.items() if path is not None}
 
 
 def _how_to_get(path: Path, key: str) -> str:

@@ -92,7 +92,8 @@ class Workplace:
     def start_over(self, stage, rounds):
         """Take away what would make a finished stage a matter of looking it up."""
         if stage == "prepare":
-            (self.path / "data/prepared").rename(self.path / f"data/prepared-{rounds}")
+            for folder in (self.path / "data").glob("prepared*"):
+                folder.rename(folder.with_name(f"round-{rounds}-{folder.name}"))
         elif stage == "promote":
             self.client.delete_registered_model_alias("rlhf-policy", "champion")
 
