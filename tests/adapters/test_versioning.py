@@ -67,7 +67,8 @@ NO_MATTER = {
     "rlhf_core.adapters.versioning": "names what was prepared",
     "rlhf_core.functional": "imported by the models",
     "rlhf_core.models": "preparation loads no weights",
-    "rlhf_core.errors", "rlhf_core.own_folders": "words",
+    "rlhf_core.errors": "words",
+    "rlhf_core.own_folders": "says what may be replaced",
 }
 """What preparation imports and yet does not decide its bytes."""
 
