@@ -182,7 +182,8 @@ def main() -> None:
         folder.mkdir(parents=True)
         write_inputs(folder, options.pairs, options.seed)
         done.touch()
-    shutil.rmtree(folder / "prepared", ignore_errors=True)
+    for before in folder.glob("prepared*"):
+        shutil.rmtree(before)
     notes = time_phases()
     size = (folder / "pairs.jsonl").stat().st_size
     before, start, cpu = peak_gigabytes(), time.perf_counter(), time.process_time()

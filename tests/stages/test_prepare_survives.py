@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,8 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(starter, configs):
     shas.add(prepare(starter, first))
     rng, killed = random.Random(0), 0
     for attempt in range(NUM_KILLS):
+        for kept in output.parent.glob(f"{output.name}-*"):
+            shutil.rmtree(kept)  # else it would be found, and there would be nothing to do
         [pid] = starter.start(configs[(attempt + 1) % 2])
         time.sleep(duration * (attempt + rng.random()) / NUM_KILLS)
         kill(pid)
