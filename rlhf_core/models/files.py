@@ -16,7 +16,7 @@ from rlhf_core.own_folders import OwnFolder, require_replaceable
 
 MODEL = OwnFolder(
     "the model",
-    is_ours=lambda folder: (folder / "config.json").is_file() and any(folder.glob("*.safetensors")),
+    is_ours=lambda folder: any(folder.glob("*config.json")) and any(folder.glob("*.safetensors")),
 )
 
 
