@@ -247,7 +247,9 @@ def _unfit(role: str, uri: str) -> str | None:
         return "is not registered"
     if not version_exists(uri):
         return "was deleted"
-    require_role(find_version(uri), (role,), f"it was used as {role}")
+    trained_as = find_version(uri).tags.get("rlhf.stage")
+    if trained_as != role:
+        return f"was trained as {trained_as or 'something unknown'}"
     verdict, _ = recorded_verdict(uri)
     return None if verdict == "PROMOTE" else f"has verdict {verdict or 'none'}"
 

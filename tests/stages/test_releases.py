@@ -65,6 +65,13 @@ def test_a_release_with_a_part_outside_the_registry_is_refused(client):
         promote_model(made["policy"])
 
 
+def test_a_release_with_a_part_of_another_role_is_refused(client):
+    made = register_release(client)
+    client.set_model_version_tag("rlhf-policy", "1", "rlhf.upstream.judge", made["reward"])
+    with pytest.raises(RegistryError, match="its judge models:/rlhf-reward/1 was trained as rew"):
+        promote_model(made["policy"])
+
+
 @pytest.mark.parametrize("role", ["sft", "reward", "judge"])
 def test_only_a_policy_is_promoted_whatever_its_registered_model_is_called(client, role):
     made = register_release(client)
