@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rlhf_core.adapters.approval import record_approval
 from rlhf_core.adapters.decision import recorded_verdict
@@ -36,9 +36,6 @@ from rlhf_core.adapters.releases import (
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import Record, RunContext, StageResult, Verdict
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +153,7 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
     before = _champion(project)
     by_hand: tuple[str, ...] = ()
     if verdict == "PROMOTE":
-        release = release_of(version)
+        release = release_of(uri)
         if reviewer is not None:
             now = datetime.now(UTC)
             record_approval(uri, "PROMOTE", reviewer=reviewer, comment=comment, said_at=now)
@@ -221,14 +218,17 @@ def rollback_policy(project: str) -> Rollback:
     )
 
 
-def release_of(version: "ModelVersion") -> Release:
+def release_of(policy: str) -> Release:
     """Return the release a policy belongs to: what it was made and judged with, by its tags.
+
+    Args:
+        policy: ``models:/<name>/<version>``.
 
     Raises:
         RegistryError: a part is not registered, plays another role, or did not pass its gates.
     """
-    policy = f"models:/{version.name}/{version.version}"
-    parts = {role: version.tags.get(UPSTREAM + role) for role in ("sft", "reward", "judge")}
+    tags = find_version(policy).tags
+    parts = {role: tags.get(UPSTREAM + role) for role in ("sft", "reward", "judge")}
     for role, uri in parts.items():
         if uri is None:
             continue
@@ -293,36 +293,36 @@ def _from(releases: tuple[Release, ...], policy: str) -> tuple[Release, ...]:
     for index, release in enumerate(releases):
         if release.policy == policy:
             return releases[index:]
-    return (_release_as_it_is(find_version(policy)), *releases)
+    return (_release_as_it_is(policy), *releases)
 
 
 def _without_journal(champion: str | None, previous: str | None) -> Situation:
     """Return what the aliases and tags of a registry without a journal say."""
-    current = None if champion is None else _release_as_it_is(find_version(champion))
+    current = None if champion is None else _release_as_it_is(champion)
     before: list[Release] = []
     if previous is None and champion is not None:
-        previous = _before(find_version(champion))
+        previous = _before(champion)
     while previous not in (None, champion, *(release.policy for release in before)):
-        version = find_version(str(previous))
-        before.append(_release_as_it_is(version))
-        previous = _before(version)
+        before.append(_release_as_it_is(str(previous)))
+        previous = _before(str(previous))
     return Situation(0, current, tuple(before))
 
 
-def _before(version: "ModelVersion") -> str | None:
-    number = version.tags.get(_LEGACY_BEFORE)
-    uri = f"models:/{version.name}/{number}"
+def _before(policy: str) -> str | None:
+    number = find_version(policy).tags.get(_LEGACY_BEFORE)
+    uri = f"{policy.rpartition('/')[0]}/{number}"
     return uri if number is not None and version_exists(uri) else None
 
 
-def _release_as_it_is(version: "ModelVersion") -> Release:
+def _release_as_it_is(policy: str) -> Release:
     """Return the release of a policy that somebody made champion past the gates of its parts."""
+    tags = find_version(policy).tags
     parts = {
         role: uri
         for role in ("sft", "reward", "judge")
-        if (uri := version.tags.get(UPSTREAM + role)) and not _unfit(role, uri)
+        if (uri := tags.get(UPSTREAM + role)) and not _unfit(role, uri)
     }
-    return Release(policy=f"models:/{version.name}/{version.version}", **parts)
+    return Release(policy=policy, **parts)
 
 
 def _plan(action: Literal["promote", "rollback"], seen: Situation, chain: list[Release]) -> Plan:
