@@ -221,7 +221,7 @@ def test_bad_input_is_one_line_and_leaves_the_old_dataset(config, tmp_path, name
     assert "pairs.jsonl" in message
     assert says in message
     assert "\n" not in message
-    assert read_splits(config.data.output) == before
+    assert read_splits(config.data.output).sha256 == before.sha256
     assert not list(tmp_path.glob("*.tmp"))
     if "kept in" in message:
         assert Path(message.rsplit("kept in ", 1)[1]).read_text().strip()
