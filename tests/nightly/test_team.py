@@ -17,8 +17,9 @@ import pytest
 import requests
 
 from tests.flows.served import FINAL, until
-from tests.flows.test_served_postgres import BINARIES, postgres  # noqa: F401 - a fixture
+from tests.flows.test_served_postgres import postgres  # noqa: F401 - a fixture
 from tests.flows.tiny import CONFIG, TRAINED, make_tiny
+from tests.postgres import needs_postgres
 from tests.team import (
     ADMIN,
     Authority,
@@ -38,7 +39,7 @@ FRONT_DOOR = "from flows.cli import main; main()"
 pytestmark = [
     pytest.mark.nightly,
     pytest.mark.xdist_group("team"),
-    pytest.mark.skipif(not BINARIES, reason="no PostgreSQL server under /usr/lib/postgresql"),
+    needs_postgres,
 ]
 
 
