@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_core.adapters.versioning import git_revision
@@ -71,8 +71,7 @@ def collect_pairs(
         "heldout": "".join(sorted(key.hex() for key in heldout)),
         "settings": settings.model_dump_json(),
     }
-    folder = feedback.output / fingerprint_of(parts)[:_ID_LENGTH]
-    require_replaceable(folder, COLLECTION)
+    folder = _folder(feedback.output, parts)
     with exclusive(folder):
         if (folder / MANIFEST).is_file():
             logger.info("collection_reused folder=%s", folder)
@@ -100,6 +99,13 @@ def collect_pairs(
             _write_manifest(work, found)
         journal.unlink(missing_ok=True)
     return CollectedPairs(collection=found, folder=folder)
+
+
+def _folder(output: Path, parts: Mapping[str, str]) -> Path:
+    """Return the folder of the collection that is made from ``parts``, if it is not another's."""
+    folder = output / fingerprint_of(parts)[:_ID_LENGTH]
+    require_replaceable(folder, COLLECTION)
+    return folder
 
 
 def _write_manifest(folder: Path, collection: Collection) -> None:
