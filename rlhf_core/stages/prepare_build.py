@@ -41,7 +41,12 @@ from rlhf_core.schema import Conversation, Demonstration, Prompt, ValidationRepo
 from rlhf_core.stages import prepare_checks as checks
 from rlhf_core.stages import prepare_inputs as inputs
 from rlhf_core.stages.prepare_measure import measure
-from rlhf_core.stages.prepare_report import describe_agreement, write_annotators, write_report
+from rlhf_core.stages.prepare_report import (
+    AgreementReport,
+    describe_agreement,
+    write_annotators,
+    write_report,
+)
 from rlhf_core.stages.prepare_tokens import describe_conversations, make_token_check
 
 if TYPE_CHECKING:
@@ -109,10 +114,7 @@ def build(
     checks.require_balance(quarantine, intake)
     checks.require_pairs(intake, subject, data.min_pairs, failures / QUARANTINE)
     dialogues = _validate_prepared(data, files, work, validator)
-    agreement = describe_agreement(intake, data.votes, config.seed)
-    checks.require_agreement(agreement, subject, data.min_alpha)
-    for told in intake.token_losses.describe():
-        logger.warning("token_losses: %s", told)
+    agreement = _agreement(config, intake, subject)
     found, pictures = measure(config, work, intake, agreement)
     gates = checks.judge_dataset(found.metrics, data.gates)
     draw_pictures(pictures, files.num_rows, work / PICTURES)
@@ -134,6 +136,15 @@ def build(
     write_report(work / REPORT, manifest, quarantine, sections, validator.reports)
     checks.require_gates(gates, data.gates, subject, failures / REPORT)
     return manifest
+
+
+def _agreement(config: PreparationConfig, intake: Intake, subject: str) -> AgreementReport:
+    """Measure how far people agree, refuse too little of it, and tell what tokenisation left out."""
+    agreement = describe_agreement(intake, config.data.votes, config.seed)
+    checks.require_agreement(agreement, subject, config.data.min_alpha)
+    for told in intake.token_losses.describe():
+        logger.warning("token_losses: %s", told)
+    return agreement
 
 
 def _near_section(splitter: DialogueSplitter) -> dict[str, Any]:
