@@ -139,7 +139,7 @@ def build(
 
 
 def _agreement(config: PreparationConfig, intake: Intake, subject: str) -> AgreementReport:
-    """Measure how far people agree, refuse too little of it, and tell what tokenisation left out."""
+    """Measure how far people agree, refuse too little, and tell what tokenisation left out."""
     agreement = describe_agreement(intake, config.data.votes, config.seed)
     checks.require_agreement(agreement, subject, config.data.min_alpha)
     for told in intake.token_losses.describe():
