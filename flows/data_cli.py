@@ -115,6 +115,47 @@ def publish_command(min_kept_fraction: KeepOption = 1.0, json_file: JsonOption =
     _finish(publish(None, min_kept_fraction=min_kept_fraction), json_file)
 
 
+@data_app.command(epilog="Example: rlhf data withdraw --annotator w17")
+def withdraw(
+    annotator: Annotated[
+        list[str] | None,
+        typer.Option("--annotator", metavar="ID", help="Whose votes go; may be repeated."),
+    ] = None,
+    row: Annotated[
+        list[str] | None, typer.Option("--row", metavar="ID", help="Row that goes; repeatable.")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", metavar="NAME", help="Source whose rows all go; repeatable."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Publish a version without a person's votes, some rows or a source.
+
+    Says which earlier versions hold them and which registered models were made of those. They stay
+    where they are: docs/versions.md says how to remove them for good.
+    """
+    begin("info")
+    from flows.events import announce_published
+    from flows.tables import show_line
+    from rlhf_core.schema import Withdrawal
+    from rlhf_core.stages.data_withdraw import withdraw as take_out
+
+    wanted = Withdrawal(
+        annotators=tuple(annotator or ()), rows=tuple(row or ()), sources=tuple(source or ())
+    )
+    result = take_out(wanted)
+    write_json(result, json_file)
+    show_published(result.published)
+    for name, count in result.changed_rows.items():
+        show_line(f"{name}: {count:,} rows taken out or changed")
+    for version in result.versions:
+        models = ", ".join(result.models.get(version, ())) or "no registered model"
+        show_line(f"{version} still holds it; made from it: {models}")
+    show_line("earlier versions and their bytes stay; docs/versions.md: removing them for good")
+    announce_published(result.published)
+
+
 @data_app.command(epilog="Example: rlhf data log")
 def log() -> None:
     """List the versions: rows, agreement and what changed."""

@@ -11,11 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from flows.files import write_atomically
 from rlhf_core.config import PipelineConfig, config_digest
-from rlhf_core.errors import CheckpointError, ConfigError
+from rlhf_core.dataprep.files import read_record
+from rlhf_core.errors import CheckpointError, ConfigError, DataError
 from rlhf_core.schema import Record, RunContext, StageName
 
 logger = logging.getLogger(__name__)
@@ -98,10 +97,10 @@ def settings_of_run(context: RunContext) -> PipelineConfig:
             "MLFLOW_TRACKING_URI, or give settings to start a new run"
         )
     try:
-        return PipelineConfig.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        return read_record(path, PipelineConfig)
+    except DataError as error:
         raise ConfigError(
-            f"{path}: not the settings of a run; give the run another id, or start a new one"
+            f"{error}; the run's folder is damaged: bring the file back, or start a new run"
         ) from error
 
 
@@ -132,11 +131,10 @@ def saved_result(
     if not path.exists():
         return None
     try:
-        return record.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
+        return read_record(path, record)
+    except DataError as error:
         raise CheckpointError(
-            f"{path}: cannot be read as {record.__name__}; delete the folder "
-            f"{path.parent} to repeat the stage ({error.error_count()} problems)"
+            f"{error}; delete the folder {path.parent} to repeat the stage"
         ) from error
 
 

@@ -85,6 +85,20 @@ def versions_of(name: str) -> "list[ModelVersion]":
     return list(mlflow_client().search_model_versions(f"name = '{name}'"))
 
 
+def versions_trained_on(dvc_md5: str) -> list[str]:
+    """Return the model versions, of all names, that a dataset went into, as URIs.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    query = f"tags.`rlhf.dataset_dvc_md5` = '{dvc_md5}'"
+    found = patiently(
+        "looking for models of a dataset",
+        lambda: list(mlflow_client().search_model_versions(query, max_results=10_000)),
+    )
+    return sorted(f"models:/{version.name}/{version.version}" for version in found)
+
+
 def _registered_version(name: str, tags: Mapping[str, str]) -> "ModelVersion | None":
     """The version an earlier attempt of the same stage already made of the same weights."""
     query = f"name = '{name}' and tags.`rlhf.sha256` = '{tags['rlhf.sha256']}'"

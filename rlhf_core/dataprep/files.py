@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from rlhf_core.errors import DataError, StorageError
 from rlhf_core.schema import DatasetRef, Record
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
@@ -124,6 +125,20 @@ def _key_twice(text: str) -> str | None:
     # Numbers stay text: Python limits their length.
     json.loads(text, object_pairs_hook=look, parse_int=str, parse_float=str)
     return twice[0] if twice else None
+
+
+def read_record(path: Path, kind: type[AnyModel]) -> AnyModel:
+    """Return the one record that a file holds.
+
+    Raises:
+        DataError: it holds something else, or is no file.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise DataError(f"{path}: not a {kind.__name__}: {describe(error)}") from error
 
 
 def read_records(source: DatasetRef | Path, kind: type[AnyRecord]) -> list[AnyRecord]:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from rlhf_core.dataprep.files import AnyRecord, describe, read_records, sha256_of
+from rlhf_core.dataprep.files import read_record, read_records, sha256_of
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Record
 
@@ -113,15 +113,3 @@ def read_collection(folder: Path) -> tuple[Collection, list[Comparison]]:
             " Bring the file back, or delete the folder and collect again"
         )
     return found, read_records(folder / PAIRS, Comparison)
-
-
-def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
-    """Return the one record that a file of a collection holds.
-
-    Raises:
-        DataError: it holds something else.
-    """
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise DataError(f"{path}: not a {kind.__name__}: {describe(error)}") from error

@@ -12,6 +12,7 @@ from rlhf_core.errors import ModelError
 from rlhf_core.models.attention import PACKED, register_packed_attention
 from rlhf_core.models.device import choose_device
 from rlhf_core.models.dropout import switch_off_dropout, without_dropout
+from rlhf_core.models.memory import require_memory
 from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.models.unread import leave_out_unread
 from rlhf_core.tokenization.model_folder import loading_options, why_not_loaded
@@ -42,12 +43,13 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
 
     Raises:
         ConfigError: the device is not there.
-        ModelError: it cannot be loaded, or weights are missing: transformers would train random
-            numbers in their place.
+        ModelError: it cannot be loaded, does not fit into memory, or weights are missing:
+            transformers would train random numbers in their place.
     """
     register_packed_attention()
     place = choose_device(device)
     options = loading_options(base, revision)
+    require_memory(base, dtype, place)
     try:
         with quiet_transformers():
             config = without_dropout(base, revision)

@@ -34,7 +34,7 @@ from rlhf_core.schema.text import (
     Vote,
     annotator_name,
 )
-from rlhf_core.schema.versions import BatchResult, DataVersion
+from rlhf_core.schema.versions import BatchResult, DataVersion, Withdrawal, WithdrawalResult
 
 __all__ = [
     "UNNAMED",
@@ -66,5 +66,7 @@ __all__ = [
     "ValidationReport",
     "Verdict",
     "Vote",
+    "Withdrawal",
+    "WithdrawalResult",
     "annotator_name",
 ]

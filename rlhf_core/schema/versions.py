@@ -41,3 +41,26 @@ class BatchResult(Record):
     under the name of the batch."""
     branch_moved: bool
     """False where local changes kept the checked-out branch from moving to the new commit."""
+
+
+class Withdrawal(Record):
+    """What is to be taken out of the data."""
+
+    annotators: tuple[str, ...] = ()
+    """People whose votes go; a row without any vote left goes too."""
+    rows: tuple[str, ...] = ()
+    """Ids of rows that go."""
+    sources: tuple[str, ...] = ()
+    """Names of sources all of whose rows go."""
+
+
+class WithdrawalResult(Record):
+    """What a withdrawal did, and what was made of the data before."""
+
+    published: BatchResult
+    changed_rows: dict[str, int]
+    """Rows taken out or changed, by raw file."""
+    versions: tuple[str, ...]
+    """Earlier versions that hold the data; they stay in the history."""
+    models: dict[str, tuple[str, ...]]
+    """Registered models that were made from them, by version."""

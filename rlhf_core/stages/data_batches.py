@@ -1,6 +1,7 @@
 """Annotation batches under DVC: numbered files that only ever grow in number."""
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,8 @@ from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Record
+
+logger = logging.getLogger(__name__)
 
 RAW = Path("data/raw")
 BATCHES = RAW / "preferences"
@@ -103,9 +106,29 @@ def version_with(batch: Path, root: Path, versions: Iterable[tuple[str, str]]) -
 
 def check_out_batch(root: Path, name: str) -> None:
     """Bring the files of a batch into the working tree, where its commit is checked out."""
-    files = [str(folder / f"{name}.dvc") for folder in (BATCHES, SET_ASIDE)]
-    there = [file for file in files if (root / file).is_file()]
-    versioning.dvc("checkout", "--quiet", *there, cwd=root)
+    check_out(root, [str(folder / f"{name}.dvc") for folder in (BATCHES, SET_ASIDE)])
+
+
+def check_out(root: Path, files: Iterable[str], base: str = "HEAD") -> None:
+    """Make the working tree's data what DVC's files in it say.
+
+    Args:
+        root: of the repository.
+        files: DVC's files; the data of one that is gone goes too, unless somebody changed it.
+        base: a commit that still has those that are gone.
+    """
+    names = [name for name in files if name.endswith(".dvc")]
+    there = [name for name in names if (root / name).is_file()]
+    if there:
+        versioning.dvc("checkout", "--quiet", *there, cwd=root)
+    for name in names:
+        data = (root / name).with_suffix("")
+        if name in there or not data.is_file():
+            continue
+        if md5_of(data) in versioning.git("show", f"{base}:{name}", cwd=root):
+            data.unlink()
+        else:
+            logger.warning("%s: stays, for it was changed here; the version is without it", data)
 
 
 def require_batches(root: Path, latest: str, clone: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf_core.adapters import dvc_versions, versioning
@@ -31,7 +31,11 @@ _FAILED = f"{dvc_versions.PREPARED}-failed"
 
 
 def publish(
-    batch: SourceConfig | None, *, min_kept_fraction: float = 1.0, directory: Path = Path()
+    batch: SourceConfig | None,
+    *,
+    min_kept_fraction: float = 1.0,
+    directory: Path = Path(),
+    change: Callable[[Path], list[str]] | None = None,
 ) -> BatchResult:
     """Prepare, commit, push and tag the next version, with a new annotation batch or without.
 
@@ -43,6 +47,7 @@ def publish(
         min_kept_fraction: refuse a version with fewer rows than this share of the last one's;
             below one, a batch may be missing as well.
         directory: a place in the repository.
+        change: changes the raw files of the clone it gets; returns what git is to keep of that.
 
     Raises:
         DataError: the batch cannot be read, preparation refuses or passes over a batch, rows or a
@@ -58,17 +63,20 @@ def publish(
         with dvc_versions.scratch_clone(root, base, scratch) as clone:
             versions = list_versions(root)
             added = _fill(root, clone, batch, versions, min_kept_fraction)
+            kept = change(clone) if change else []
             _prepare(root, clone)
             prepared = read_splits(clone / dvc_versions.PREPARED)
             _require_read(prepared, clone, added, min_kept_fraction)
             summary = _summarise(root, prepared, added.name, versions)
             _require_rows(summary, versions, min_kept_fraction)
-            changed = ["dvc.lock", *added.files]
+            changed = ["dvc.lock", *added.files, *kept]
             tag = dvc_versions.tag_version(clone, root, changed, summary)
             folder = keep_dataset(root, prepared)
         moved = dvc_versions.advance_branch(root, tag)
         if moved and added.name:
             data_batches.check_out_batch(root, added.name)
+        if moved and kept:
+            data_batches.check_out(root, kept, f"{tag}^")
     logger.info("data_published version=%s pairs=%s", tag, summary["pairs"])
     return BatchResult(
         version=find_version(tag, directory),

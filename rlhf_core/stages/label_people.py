@@ -7,10 +7,9 @@ from pydantic import Field
 
 from rlhf_core.adapters.label_studio import LabelStudio, open_label_studio
 from rlhf_core.config import FeedbackConfig, LabelStudioLabelerConfig
-from rlhf_core.dataprep.files import atomic_file
+from rlhf_core.dataprep.files import atomic_file, read_record
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.feedback.ballots import BallotBox
-from rlhf_core.feedback.collection import read_record
 from rlhf_core.feedback.people import FORM, ID, ballots_of, task_of
 from rlhf_core.schema import Comparison, Record
 

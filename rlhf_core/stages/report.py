@@ -1,6 +1,5 @@
 """Gather what a run left behind, in its folder and in MLflow, into one HTML page."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from rlhf_core.adapters.curves import read_curves
 from rlhf_core.adapters.data_docs import INDEX, find_docs
 from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.config import GatedStage, PipelineConfig
-from rlhf_core.dataprep.files import atomic_file, read_records
-from rlhf_core.errors import ConfigError, RegistryError
+from rlhf_core.dataprep.files import atomic_file, parse_object, read_record, read_records
+from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot, length_plot
 from rlhf_core.evaluation.report import Page, Sample, render_page
 from rlhf_core.evaluation.samples import ComparedAnswer
@@ -58,9 +57,9 @@ def write_report(directory: Path) -> Path:
     settings_file = directory / "config.json"
     if not settings_file.is_file():
         raise ConfigError(f"{directory}: not a run, there is no config.json in it")
-    config = PipelineConfig.model_validate_json(settings_file.read_text(encoding="utf-8"))
+    config = read_record(settings_file, PipelineConfig)
     results = {
-        stage: StageResult.model_validate_json(path.read_text(encoding="utf-8"))
+        stage: read_record(path, StageResult)
         for stage in STAGES
         if (path := directory / stage / "result.json").is_file()
     }
@@ -179,8 +178,8 @@ def _comparison_figures(
 def _models(directory: Path, results: Mapping[str, StageResult]) -> dict[str, ModelRef]:
     """The model of every stage that trained one, for its training run."""
     models = {stage: result.model for stage, result in results.items() if stage in CURVES}
-    if saved := _saved(directory / "policy" / "result.json"):
-        models["policy"] = ModelRef.model_validate(saved)
+    if (saved := directory / "policy" / "result.json").is_file():
+        models["policy"] = read_record(saved, ModelRef)
     return models
 
 
@@ -219,12 +218,15 @@ def _lineage(results: Mapping[str, StageResult], notes: list[str]) -> dict[str, 
 
 
 def _splits(directory: Path) -> DatasetSplits | None:
-    saved = _saved(directory / "prepare" / "result.json")
-    return None if saved is None else DatasetSplits.model_validate(saved)
+    saved = directory / "prepare" / "result.json"
+    return read_record(saved, DatasetSplits) if saved.is_file() else None
 
 
 def _saved(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return parse_object(text, where=str(path))

@@ -91,6 +91,11 @@ def source_files(path: Path) -> list[Path]:
     return files
 
 
+def is_data_file(path: Path) -> bool:
+    """Tell whether a path is a file that ``read_rows`` reads."""
+    return _ending(path) in _CONTAINERS and path.is_file()
+
+
 def is_hub(path: Path) -> bool:
     """Tell whether a path names a dataset of the hub."""
     return path.parts[:1] == (HUB,)

@@ -1,0 +1,47 @@
+"""A damaged folder of a run is one line that says which file, and what to do."""
+
+import pytest
+
+from flows.runs import locate_run, open_run, saved_result, settings_of_run
+from rlhf_core.errors import CheckpointError, ConfigError, RlhfError
+from rlhf_core.schema import ModelRef
+from rlhf_core.stages.report import write_report
+
+DAMAGE = {
+    "empty": b"",
+    "cut": b'{"seed": 1',
+    "other": b'{"seed": []}',
+    "list": b"[1]",
+    "binary": b"\xff\x00\xfe",
+    "deep": b'{"a":' * 3_000,
+    "digits": b'{"seed": ' + b"9" * 5_000 + b"}",
+}
+
+
+def damage(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("content", [*DAMAGE.values(), None], ids=[*DAMAGE, "folder"])
+@pytest.mark.parametrize("name", ["config.json", "sft/result.json", "promote/result.json"])
+def test_a_damaged_file_of_a_run_is_named(settings, content, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = settings.load()
+    run = open_run(config, "one")
+    damage(run.directory / name, content)
+    if name == "config.json":
+        with pytest.raises(ConfigError, match=r"config\.json: .*damaged"):
+            settings_of_run(locate_run("one", config.runs))
+    elif name == "sft/result.json":
+        with pytest.raises(CheckpointError, match=r"result\.json: .*delete the folder"):
+            saved_result(run, "sft", ModelRef)
+    if content is not None and content != DAMAGE["other"]:  # a promotion is shown as it is
+        with pytest.raises(RlhfError) as raised:
+            write_report(run.directory)
+        assert name in str(raised.value)
+        assert "\n" not in str(raised.value)
