@@ -14,7 +14,7 @@ from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.rows import RawRow, SetAside, as_json
 from rlhf_core.dataprep.sources.containers import is_data_file, read_rows
 from rlhf_core.errors import DataError
-from rlhf_core.schema import Withdrawal, WithdrawalResult
+from rlhf_core.schema import Withdrawal, WithdrawalResult, annotator_name
 from rlhf_core.stages.data_batches import RAW
 from rlhf_core.stages.data_publish import publish
 
@@ -59,7 +59,7 @@ class Removal:
     """Takes rows and votes out of the raw files of a clone."""
 
     def __init__(self, withdrawal: Withdrawal) -> None:
-        self._annotators = set(withdrawal.annotators)
+        self._annotators = set(map(annotator_name, withdrawal.annotators))
         self._rows = set(withdrawal.rows)
         self._sources = set(withdrawal.sources)
         self.counts: dict[str, int] = {}
@@ -110,7 +110,7 @@ class Removal:
         source = str(row.value.get("source") or row.source)
         if source in self._sources or self._rows & set(_ids(row)):
             return None
-        if str(row.value.get("annotator")) in self._annotators:
+        if annotator_name(row.value.get("annotator")) in self._annotators:
             return None
         left = dict(row.value)
         for column in _VOTE_COLUMNS:
@@ -124,14 +124,14 @@ class Removal:
         return None if self._mentions(unread) else left
 
     def _is_by(self, vote: object) -> bool:
-        return isinstance(vote, dict) and str(vote.get("annotator")) in self._annotators
+        return isinstance(vote, dict) and annotator_name(vote.get("annotator")) in self._annotators
 
     def _mentions(self, value: object) -> bool:
         """Whether votes by the person lie deeper: an export, or a row that was set aside."""
         if isinstance(value, dict):
             named = (value.get("annotator"), value.get("completed_by"))
             people = {
-                str(one.get("id", one.get("email"))) if isinstance(one, dict) else str(one)
+                annotator_name(one.get("id", one.get("email")) if isinstance(one, dict) else one)
                 for one in named
             }
             return bool(people & self._annotators) or any(map(self._mentions, value.values()))

@@ -25,7 +25,7 @@ def root(tmp_path, mlflow_home):
     publish(None, directory=root)
     batch = rows(range(60, 90))
     batch[0]["votes"] = [{"annotator": "mallory", "choice": "a"}]  # her vote alone
-    batch[1]["votes"].append({"annotator": "mallory", "choice": "b"})
+    batch[1]["votes"].append({"annotator": " mallory", "choice": "b"})
     batch[2]["comparison_id"] = "r-62"
     file = write(tmp_path / "of-may.jsonl", batch)
     publish(SourceConfig(path=file), directory=root)
