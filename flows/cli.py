@@ -23,7 +23,6 @@ from flows.options import (
     write_json,
 )
 from rlhf_core.errors import RlhfError
-from rlhf_core.schema.shown import shown
 
 app = typer.Typer(
     name="rlhf",
@@ -84,5 +83,7 @@ def main() -> None:
     try:
         app()
     except RlhfError as error:
+        from rlhf_core.schema.shown import shown
+
         sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
         raise SystemExit(2) from error
