@@ -89,10 +89,11 @@ def packed_attention(
         [1, N, heads, D] and None (no attention weights).
 
     Raises:
-        ModelError: the layer asks for a kind of attention this one does not know (sinks).
+        ModelError: the layer asks for a kind of attention this one does not know (sinks); such
+            a model is not run packed.
     """
     if options.get("s_aux") is not None:
-        raise ModelError("this model's attention sinks are not supported by packed training")
+        raise ModelError("packed attention has no sinks")
     if options.get("cu_seqlens") is None:
         return _unpacked(module, query, key, value, attention_mask, options)
     states = _States(query, key, value)

@@ -1,5 +1,6 @@
 """Pretrained models ready for packed batches, whatever their head is for."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rlhf_core.models.device import choose_device
 from rlhf_core.models.dropout import switch_off_dropout, without_dropout
 from rlhf_core.models.memory import require_memory
 from rlhf_core.models.quiet import quiet_transformers
+from rlhf_core.models.text import freeze_towers, text_trunk
 from rlhf_core.models.unread import leave_out_unread
 from rlhf_core.tokenization.model_folder import loading_options, why_not_loaded
 
@@ -54,23 +56,17 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
         with quiet_transformers():
             config = without_dropout(base, revision)
             config.update(changes)
-            model, loaded = auto_class.from_pretrained(
-                str(base),
-                config=config,
-                **options,
-                dtype=dtype,
-                attn_implementation=PACKED,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                weights_only=True,  # of a pickle, tensors alone
+            model, loaded = _load(
+                auto_class, str(base), {**options, "config": config, "dtype": dtype}
             )
-    except (OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except (*_ATTENTION_REFUSED, OSError, SafetensorError, pickle.UnpicklingError) as error:
         raise ModelError(f"{base}: cannot load {what}: {_reason(base, error)}") from error
     if problem := _incomplete(loaded, may_lack):
         raise ModelError(f"{base}: cannot load {what}: {problem}")
     model.to(place)
     switch_off_dropout(model)
-    leave_out_unread(model)
+    leave_out_unread(text_trunk(model))
+    freeze_towers(model)
     built: PreTrainedModel = model
     return built
 
@@ -87,13 +83,30 @@ def _incomplete(loaded: dict[str, Any], may_lack: tuple[str, ...]) -> str | None
     return None
 
 
+def _load(auto_class: Any, base: str, options: dict[str, Any]) -> Any:
+    """Load with packed attention, or with the model's own where it takes no other."""
+    checks = {
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        "weights_only": True,  # of a pickle, tensors alone
+    }
+    try:
+        return auto_class.from_pretrained(
+            base, **copy.deepcopy(options), **checks, attn_implementation=PACKED
+        )
+    except _ATTENTION_REFUSED:
+        return auto_class.from_pretrained(base, **options, **checks)
+
+
+_ATTENTION_REFUSED = (AttributeError, ImportError, KeyError, TypeError, ValueError)
+"""What models raise at an attention implementation that they do not know, among other things."""
+
+
 def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _reason(base: str | Path, error: Exception) -> str:
-    if isinstance(error, KeyError) and error.args == (PACKED,):
-        return "its architecture has an attention of its own, which cannot run packed sequences"
     if isinstance(error, pickle.UnpicklingError):
         return "its weights are a pickle that holds more than tensors; give them as safetensors"
     return why_not_loaded(base, error)

@@ -1,6 +1,8 @@
 """Causal language models on packed batches; the transformers model stays the public object."""
 
-import torch
+import math
+from typing import Any
+
 from torch import Tensor, nn
 
 from rlhf_core.errors import ModelError
@@ -13,12 +15,13 @@ from rlhf_core.functional.head import (
 )
 from rlhf_core.functional.logits import LogitTransform
 from rlhf_core.models.compute import forward_precision, unwrapped
-from rlhf_core.models.unread import READ
+from rlhf_core.models.layout import trunk_states
+from rlhf_core.models.text import text_config
 from rlhf_core.tokenization.batches import TokenBatch
 
 
 def hidden_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None = None) -> Tensor:
-    """Final hidden states of a packed batch, after the last norm.
+    """Final hidden states of a batch, after the last norm, in its packed order.
 
     Args:
         model: a transformers model.
@@ -28,20 +31,8 @@ def hidden_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None 
     Returns:
         [M, H], or [N, H] without ``positions``.
     """
-    backbone: nn.Module = unwrapped(model).base_model
-    unused_mask = batch.input_ids.new_empty((1, 1, 1, 0), dtype=torch.bool)
     with forward_precision(model):
-        output = backbone(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            attention_mask=unused_mask,
-            use_cache=False,
-            cu_seqlens=batch.cu_seqlens,
-            parents=batch.parents,
-            **({} if positions is None else {READ: positions.unique()}),
-        )
-    states: Tensor = output.last_hidden_state[0]
-    return states if positions is None else states.index_select(0, positions)
+        return trunk_states(model, batch, positions)
 
 
 def token_logprobs(model: nn.Module, batch: TokenBatch, *, temperature: float = 1.0) -> Tensor:
@@ -102,12 +93,22 @@ def output_head(model: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 def logit_transform(model: nn.Module, temperature: float = 1.0) -> LogitTransform:
     """What the architecture does to its logits, as its configuration says."""
-    config = unwrapped(model).config
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
+    config = text_config(model)
+    scale = math.prod(_number(config, name) for name in _MULTIPLIERS)
+    # HyperCLOVA X multiplies by what the Granite family divides by under the same name.
+    multiplies = config.model_type.startswith("hyperclovax")
+    scale *= _number(config, "logits_scaling") ** (1 if multiplies else -1)
+    caps = (getattr(config, name, None) for name in _SOFTCAPS)
     return LogitTransform(
         scale=scale,
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=next((cap for cap in caps if cap is not None), None),
         temperature=temperature,
     )
+
+
+_MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def _number(config: Any, name: str) -> float:
+    return float(getattr(config, name, None) or 1.0)

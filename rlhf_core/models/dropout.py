@@ -7,8 +7,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from rlhf_core.tokenization.model_folder import loading_options
 
-NOISES = ("dropout", "layerdrop", "_pdrop")
-"""Parts of the names under which configurations keep a probability of leaving something out."""
+NOISES = ("dropout", "layerdrop", "_pdrop", "jitter_noise")
+"""Parts of the names under which configurations keep a probability of leaving something out, or a
+width of noise on what routers of experts see."""
 
 
 def without_dropout(base: str | Path, revision: str | None = None) -> PreTrainedConfig:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_core.models.build import build_model
-from rlhf_core.models.probe import require_packable, require_repeatable
+from rlhf_core.models.probe import choose_layout, require_known_head, require_repeatable
+from rlhf_core.models.text import CausalClass
 
 
 def load_causal(
@@ -16,7 +17,7 @@ def load_causal(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> PreTrainedModel:
-    """Load a causal model, dropout off for good, ready for packed batches.
+    """Load a causal model, dropout off for good, its layout chosen (``models.layout``).
 
     Args:
         base: directory in ``save_pretrained`` layout, or a hub name.
@@ -26,18 +27,18 @@ def load_causal(
 
     Raises:
         ConfigError: the device is not there.
-        ModelError: it cannot be loaded; its logits on a packed probe are not those of its own
-            forward pass (recurrent layers, a head this code does not know); or training mode
-            gives other numbers.
+        ModelError: it cannot be loaded; it is not causal, or has a head this code does not know;
+            or training mode gives other numbers.
     """
     model = build_model(
-        AutoModelForCausalLM,
+        CausalClass,
         base,
         "a causal language model",
         dtype=dtype,
         device=device,
         revision=revision,
     )
-    require_packable(model)
+    choose_layout(model)
+    require_known_head(model)
     require_repeatable(model)
     return model

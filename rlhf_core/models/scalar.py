@@ -20,11 +20,13 @@ from rlhf_core.errors import ModelError
 from rlhf_core.models.build import build_model
 from rlhf_core.models.causal import hidden_states
 from rlhf_core.models.compute import unwrapped
-from rlhf_core.models.probe import require_repeatable
+from rlhf_core.models.probe import choose_layout, require_repeatable
 from rlhf_core.models.quiet import quiet_transformers
+from rlhf_core.models.text import CausalClass, text_trunk
 from rlhf_core.tokenization.batches import TokenBatch
 
 _CAUSAL = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+_TRUNKS = modeling_auto.MODEL_MAPPING
 _CLASSIFIERS = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 
@@ -120,23 +122,59 @@ def set_reward_shift(model: nn.Module, shift: float) -> None:
 
 
 class _Classifier:
-    """As ``AutoModelForSequenceClassification``, for every causal architecture."""
+    """As ``AutoModelForSequenceClassification``, for every causal architecture.
+
+    Of a composite model the text trunk alone is taken: a score needs no towers.
+    """
 
     @staticmethod
     def from_pretrained(directory: str, *, config: PreTrainedConfig, **options: Any) -> Any:
-        kind = type(config)
-        if kind in _CAUSAL and kind not in _CLASSIFIERS:
-            AutoModelForSequenceClassification.register(kind, _generic(kind), exist_ok=True)
-        return AutoModelForSequenceClassification.from_pretrained(
-            directory, config=config, **options
-        )
+        text = config.get_text_config()
+        if text is config:
+            if type(config) in _CAUSAL or type(config) in _TRUNKS:
+                _classifier(config)
+            return AutoModelForSequenceClassification.from_pretrained(
+                directory, config=config, **options
+            )
+        kind = _classifier(text)
+        composite, loaded = CausalClass.from_pretrained(directory, config=config, **options)
+        trunk = text_trunk(composite)
+        trunk.config.num_labels = 1
+        with torch.device("meta"):
+            model = kind(trunk.config)
+        setattr(model, model.base_model_prefix, trunk)
+        model.score = nn.Linear(text.hidden_size, 1, bias=False, dtype=options["dtype"])
+        return model.eval(), loaded
 
 
-def _generic(kind: type[PreTrainedConfig]) -> type:
-    causal: Any = _CAUSAL[kind]
-    trunk = next(base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))
-    name = causal.__name__.removesuffix("ForCausalLM") + "ForSequenceClassification"
-    return type(name, (GenericForSequenceClassification, trunk), {"config_class": kind})
+def _classifier(config: PreTrainedConfig) -> Any:
+    """Return the sequence classifier of a text configuration; transformers' generic one if need be.
+
+    Raises:
+        ValueError: transformers has no trunk for the configuration either.
+    """
+    kind = type(config)
+    if kind in _CLASSIFIERS:
+        return _CLASSIFIERS[kind]
+    if kind not in _TRUNKS:
+        raise ValueError(f"{config.model_type} has no trunk that a scalar head could be put on")
+    with torch.device("meta"):
+        make: Any = (_CAUSAL if kind in _CAUSAL else _TRUNKS)[kind]
+        model = make(config)
+    trunk = text_trunk(model)
+    names = [name for name, child in model.named_children() if child is trunk]
+    prefix = names[0] if names else "model"
+    parent: Any = next(
+        base for base in type(model).__mro__ if base.__name__.endswith("PreTrainedModel")
+    )
+    name = type(model).__name__.removesuffix("ForCausalLM").removesuffix("Model")
+    name += "ForSequenceClassification"
+    # In a module of its own it would be custom code to transformers, which leaves the buffers of
+    # such code unwritten where a trunk computes them (Falcon H1).
+    fields = {"config_class": kind, "base_model_prefix": prefix, "__module__": parent.__module__}
+    generic = type(name, (GenericForSequenceClassification, parent), fields)
+    AutoModelForSequenceClassification.register(kind, generic, exist_ok=True)
+    return generic
 
 
 def _load(
@@ -156,6 +194,7 @@ def _load(
         num_labels=1,
     )
     scalar_head(model)
+    choose_layout(model)
     require_repeatable(model)
     _refuse_eos_as_pad(model)
     return model

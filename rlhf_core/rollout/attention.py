@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.attention import attending_by, packed_attention
-from rlhf_core.models.compute import forward_precision, unwrapped
+from rlhf_core.models.compute import forward_precision
+from rlhf_core.models.text import text_trunk
 
 DECODE = "rlhf_decode"
 """Name under which transformers knows this attention."""
 
 
 @contextmanager
-def decode_attention(model: nn.Module) -> Iterator[None]:
-    """Let ``model`` use this attention inside the block, and its own again after.
+def decoding(model: nn.Module) -> Iterator[None]:
+    """Make ``model`` ready to sample inside the block.
 
     In evaluation mode, for in training mode gradient checkpointing drops the cache; in the
     precision it is trained in; and uncompiled, for every step has another shape.
@@ -25,14 +26,17 @@ def decode_attention(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with (
-            attending_by(unwrapped(model), DECODE, attend_cached),
-            forward_precision(model),
-            torch.compiler.set_stance("force_eager"),
-        ):
+        with forward_precision(model), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def decode_attention(model: nn.Module) -> Iterator[None]:
+    """Let ``model`` sample by this attention inside the block, and use its own again after."""
+    with decoding(model), attending_by(text_trunk(model), DECODE, attend_cached):
+        yield
 
 
 def attend_cached(

@@ -1,8 +1,10 @@
-"""The decode loop: packed prompts in, one token per live row and step, finished rows leave."""
+"""The decode loop: prompts in, one token per live row and step, finished rows leave."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,8 +12,10 @@ from torch.nn import functional as F
 from rlhf_core.errors import DataError, DivergedError, ModelError
 from rlhf_core.models.causal import logit_transform, output_head
 from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.layout import OwnCache, by_length, layout_of
+from rlhf_core.models.text import text_config, text_trunk
 from rlhf_core.models.unread import READ
-from rlhf_core.rollout.attention import decode_attention
+from rlhf_core.rollout.attention import decode_attention, decoding
 from rlhf_core.rollout.kv_block import KvBlock
 from rlhf_core.rollout.sampling import greedy_tokens, sample_tokens
 from rlhf_core.tokenization import TokenIds, pack_prompts
@@ -74,59 +78,65 @@ def decode(
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     width = uniforms.shape[1]
     _require_room(model, lengths, width)
-    turns = _turns(lengths.tolist(), width, budget)
-    parts = [
-        _decode_together(model, prompts[turn], lengths[turn], uniforms[turn], sampling)
-        for turn in turns
-    ]
-    names = [field.name for field in fields(Decoded)]
-    return Decoded(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    out = _empty(len(prompts), width, unwrapped(model).device)
+    everyone = list(range(len(prompts)))
+    packed = layout_of(model).packed
+    for alike in [everyone] if packed else by_length(everyone, lengths.tolist()):
+        for turn in _turns(alike, lengths.tolist(), width, budget):
+            rows, own = torch.tensor(turn), [prompts[row] for row in turn]
+            if packed:
+                block = KvBlock(text_config(model), lengths[rows], width)
+                with decode_attention(model):
+                    _decode_together(
+                        _PackedReader(model, own, block), rows, uniforms, sampling, out
+                    )
+            else:
+                with decoding(model):
+                    _decode_together(_OwnReader(model, own), rows, uniforms, sampling, out)
+    return out
 
 
-def _turns(lengths: Sequence[int], width: int, budget: int) -> list[slice]:
+def _turns(rows: Sequence[int], lengths: Sequence[int], width: int, budget: int) -> list[list[int]]:
     """Cut rows into runs, one row at least, whose keys and values stay within ``budget``."""
-    turns: list[slice] = []
-    start, longest = 0, 0
-    for row, length in enumerate(lengths):
-        longest = max(longest, length)
-        if row > start and (row + 1 - start) * (longest + width) > budget:
-            turns.append(slice(start, row))
-            start, longest = row, length
-    return [*turns, slice(start, len(lengths))]
+    turns: list[list[int]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, lengths[row])
+        if not turns or (len(turns[-1]) + 1) * (longest + width) > budget:
+            turns.append([])
+            longest = lengths[row]
+        turns[-1].append(row)
+    return turns
 
 
 def _decode_together(
-    model: nn.Module,
-    prompts: Sequence[TokenIds],
-    lengths: Tensor,
+    reader: "_PackedReader | _OwnReader",
+    rows: Tensor,
     uniforms: Tensor,
     sampling: Sampling,
-) -> Decoded:
-    device, width = unwrapped(model).device, uniforms.shape[1]
+    out: Decoded,
+) -> None:
+    """Answer the prompts of ``rows``, which ``reader`` has, into their rows of ``out``."""
+    model, device, width = reader.model, out.tokens.device, uniforms.shape[1]
     uniforms, eos = uniforms.to(device), torch.tensor(list(sampling.eos_ids), device=device)
-    out = _empty(len(prompts), width, device)
-    rows = torch.arange(len(prompts))
-    block = KvBlock(unwrapped(model).config, lengths, width)
-    with decode_attention(model):
-        hidden = _read_prompts(model, prompts, block)
-        for step in range(width):
-            if sampling.value_head is not None:
-                out.values[rows, step] = sampling.value_head(hidden)
-            logits = _logits(model, hidden, sampling.temperature)
-            tokens, logprobs = _choose(logits, uniforms[rows, step], sampling.temperature)
-            if not bool(torch.isfinite(logprobs).all()):
-                raise DivergedError(f"sampling token {step + 1}: the model's logits are not finite")
-            out.tokens[rows, step], out.logprobs[rows, step] = tokens, logprobs
-            out.lengths[rows] += 1
-            ended = torch.isin(tokens, eos).cpu()
-            if ended.any():
-                out.finished[rows[ended]] = True
-                order = block.keep_rows((~ended).nonzero().squeeze(1))
-                rows, tokens = rows[order], tokens[order.to(device)]
-            if len(rows) == 0 or step + 1 == width:
-                break
-            hidden = _read_tokens(model, tokens, block)
-    return out
+    hidden = reader.read_prompts()
+    for step in range(width):
+        if sampling.value_head is not None:
+            out.values[rows, step] = sampling.value_head(hidden)
+        logits = _logits(model, hidden, sampling.temperature)
+        tokens, logprobs = _choose(logits, uniforms[rows, step], sampling.temperature)
+        if not bool(torch.isfinite(logprobs).all()):
+            raise DivergedError(f"sampling token {step + 1}: the model's logits are not finite")
+        out.tokens[rows, step], out.logprobs[rows, step] = tokens, logprobs
+        out.lengths[rows] += 1
+        ended = torch.isin(tokens, eos).cpu()
+        if ended.any():
+            out.finished[rows[ended]] = True
+            order = reader.keep_rows((~ended).nonzero().squeeze(1))
+            rows, tokens = rows[order], tokens[order.to(device)]
+        if len(rows) == 0 or step + 1 == width:
+            break
+        hidden = reader.read_tokens(tokens)
 
 
 def _empty(num_rows: int, width: int, device: torch.device) -> Decoded:
@@ -139,48 +149,76 @@ def _empty(num_rows: int, width: int, device: torch.device) -> Decoded:
     )
 
 
-def _read_prompts(model: nn.Module, prompts: Sequence[TokenIds], block: KvBlock) -> Tensor:
-    """Hidden state of each row's last prompt token: [B, H]. A repeated prompt is read once."""
-    keys = [prompt.tobytes() for prompt in prompts]
-    distinct = dict(zip(keys, prompts, strict=True))
-    number = {key: index for index, key in enumerate(distinct)}
-    source = torch.tensor([number[key] for key in keys])
-    device = unwrapped(model).device
-    batch = pack_prompts(list(distinct.values())).to(device)
-    block.begin_prompts(batch.cu_seqlens[source], device)
-    hidden = (
-        unwrapped(model)
-        .base_model(
+class _PackedReader:
+    """Reads packed prompts, then one token per live row, into a block that rows can leave."""
+
+    def __init__(self, model: nn.Module, prompts: Sequence[TokenIds], block: KvBlock) -> None:
+        self.model, self.prompts, self.block = model, prompts, block
+        self.keep_rows = block.keep_rows
+
+    def read_prompts(self) -> Tensor:
+        """Hidden state of each row's last prompt token: [B, H]. A repeated prompt is read once."""
+        keys = [prompt.tobytes() for prompt in self.prompts]
+        distinct = dict(zip(keys, self.prompts, strict=True))
+        number = {key: index for index, key in enumerate(distinct)}
+        source = torch.tensor([number[key] for key in keys])
+        device = unwrapped(self.model).device
+        batch = pack_prompts(list(distinct.values())).to(device)
+        self.block.begin_prompts(batch.cu_seqlens[source], device)
+        hidden = self._states(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
             attention_mask=batch.input_ids.new_empty((1, 1, 1, 0), dtype=torch.bool),
-            past_key_values=block,
-            use_cache=True,
             cu_seqlens=batch.cu_seqlens,
             parents=batch.parents,
             **{READ: batch.last_positions},
-        )
-        .last_hidden_state[0]
-    )
-    block.begin_decoding()
-    last: Tensor = hidden[batch.last_positions[source.to(device)]]
-    return last
+        )[0]
+        self.block.begin_decoding()
+        return hidden[batch.last_positions[source.to(device)]]
 
-
-def _read_tokens(model: nn.Module, tokens: Tensor, block: KvBlock) -> Tensor:
-    hidden: Tensor = (
-        unwrapped(model)
-        .base_model(
+    def read_tokens(self, tokens: Tensor) -> Tensor:
+        """Hidden state of the next token of every live row: [B, H]."""
+        hidden = self._states(
             input_ids=tokens[:, None],
-            position_ids=block.next_positions().to(tokens.device),
-            attention_mask=block.mask(),
-            past_key_values=block,
-            use_cache=True,
-        )
-        .last_hidden_state[:, 0]
-    )
-    block.advance()
-    return hidden
+            position_ids=self.block.next_positions().to(tokens.device),
+            attention_mask=self.block.mask(),
+        )[:, 0]
+        self.block.advance()
+        return hidden
+
+    def _states(self, **inputs: Any) -> Tensor:
+        trunk = text_trunk(self.model)
+        states: Tensor = trunk(
+            **inputs, past_key_values=self.block, use_cache=True
+        ).last_hidden_state
+        return states
+
+
+class _OwnReader:
+    """Reads prompts of one length with the model's own cache; rows that end are read on, unseen."""
+
+    def __init__(self, model: nn.Module, prompts: Sequence[TokenIds]) -> None:
+        self.model, self.prompts = model, prompts
+        self.cache = OwnCache(model, cached=layout_of(model).cached)
+        self.live = torch.arange(len(prompts))
+        self.last: Tensor
+
+    def read_prompts(self) -> Tensor:
+        """Hidden state of each row's last prompt token: [B, H]."""
+        tokens = torch.from_numpy(np.stack(self.prompts)).long().to(unwrapped(self.model).device)
+        self.last = tokens[:, -1].clone()
+        return self.cache.read(tokens)
+
+    def keep_rows(self, kept: Tensor) -> Tensor:
+        """Go on with live rows ``kept`` [K] alone."""
+        self.live = self.live[kept]
+        return kept
+
+    def read_tokens(self, tokens: Tensor) -> Tensor:
+        """Hidden state of the next token of every live row: [B, H]."""
+        live = self.live.to(tokens.device)
+        self.last[live] = tokens
+        return self.cache.read(self.last[:, None])[live]
 
 
 def _logits(model: nn.Module, hidden: Tensor, temperature: float) -> Tensor:

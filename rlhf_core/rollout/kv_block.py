@@ -153,7 +153,8 @@ class KvBlock(Cache):
         order[holes] = movers
         if len(holes):
             device = self.bias.device
-            for layer in self.blocks:
+            # A layer that reads the keys of another one never got any of its own.
+            for layer in (block for block in self.blocks if block.is_initialized):
                 layer.move_rows(movers.to(device), holes.to(device))
         self.window.num_rows = count
         self.starts = self.starts[order]

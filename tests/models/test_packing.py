@@ -94,13 +94,6 @@ def test_a_plain_call_with_padding_still_works(llama_directory):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_recurrent_architecture_is_refused(tmp_path):
-    config = hf.MambaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=2, state_size=4)
-    hf.MambaForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="Mamba"):
-        load_causal(tmp_path)
-
-
 def test_a_directory_without_a_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(ModelError, match="cannot load a causal language model") as caught:
         load_causal(tmp_path)
