@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rlhf_core.config.base import Count, Fraction, LearningRate, NonNegative, Positive, Section
 
@@ -41,6 +41,9 @@ SFT_OPTIMIZER = OptimizerConfig(learning_rate=2e-5)
 REWARD_OPTIMIZER = OptimizerConfig(learning_rate=1e-5)
 
 
+_EMBEDDINGS = ("lm_head", "embed_tokens", "embed_out", "embed_in", "wte", "wpe", "score")
+
+
 class LoraConfig(Section):
     """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
 
@@ -49,7 +52,19 @@ class LoraConfig(Section):
     alpha: Positive = 32.0
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the linear layers that get an adapter; the output head never does."""
+    """Names of the linear layers that get an adapter; embeddings and the output head never do."""
+
+    @field_validator("targets")
+    @classmethod
+    def _no_embeddings(cls, targets: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        """Refuse what is tied in many models: merging an adapter of one would change the other."""
+        for target in () if isinstance(targets, str) else targets:
+            if target.rsplit(".", 1)[-1] in _EMBEDDINGS:
+                raise ValueError(
+                    f"{target} is an embedding or an output head; adapters go on the linear layers "
+                    "between, take all-linear or their names"
+                )
+        return targets
 
 
 class ComputeConfig(Section):

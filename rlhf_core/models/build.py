@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.attention import PACKED, register_packed_attention
+from rlhf_core.models.compute import FILES, HALVES
 from rlhf_core.models.device import choose_device
 from rlhf_core.models.dropout import switch_off_dropout, without_dropout
 from rlhf_core.models.memory import require_memory
@@ -56,6 +57,7 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
         with quiet_transformers():
             config = without_dropout(base, revision)
             config.update(changes)
+            own_dtype = _file_dtype(base, config)
             model, loaded = _load(
                 auto_class, str(base), {**options, "config": config, "dtype": dtype}
             )
@@ -67,6 +69,8 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
     switch_off_dropout(model)
     leave_out_unread(text_trunk(model))
     freeze_towers(model)
+    if own_dtype in HALVES:
+        setattr(model, FILES, own_dtype)
     built: PreTrainedModel = model
     return built
 
@@ -81,6 +85,21 @@ def _incomplete(loaded: dict[str, Any], may_lack: tuple[str, ...]) -> str | None
         name, found, expected = mismatched[0]
         return f"{name} is {list(found)} in its files, but by config.json {list(expected)}"
     return None
+
+
+def _file_dtype(base: str | Path, config: Any) -> torch.dtype | None:
+    """Precision of the weights as they lie in the files; of a hub name, as config.json says."""
+    for file in sorted(Path(base).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - it is no mapping
+                part = weights.get_slice(name)
+                if part.get_dtype() in _DTYPES:
+                    return _DTYPES[part.get_dtype()]
+    dtype: torch.dtype | None = config.dtype or config.get_text_config().dtype
+    return dtype
+
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
 def _load(auto_class: Any, base: str, options: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from rlhf_core.functional.head import (
 )
 from rlhf_core.functional.logits import LogitTransform
 from rlhf_core.models.compute import forward_precision, unwrapped
+from rlhf_core.models.known_ids import num_known_ids
 from rlhf_core.models.layout import trunk_states
 from rlhf_core.models.text import text_config
 from rlhf_core.tokenization.batches import TokenBatch
@@ -81,14 +82,17 @@ def nll_sum(model: nn.Module, batch: TokenBatch) -> Tensor:
 
 
 def output_head(model: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight [V, H] and bias [V] (or None) of the language-model head."""
+    """Weight [V, H] and bias [V] (or None) of the language-model head, for the V known ids."""
     head = unwrapped(model).get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ModelError(
             f"the language-model head is a {type(head).__name__}; expected a plain linear layer "
             "(adapters on the head are not supported)"
         )
-    return head.weight, head.bias
+    known = num_known_ids(model)
+    if known is None or known >= len(head.weight):
+        return head.weight, head.bias
+    return head.weight[:known], None if head.bias is None else head.bias[:known]
 
 
 def logit_transform(model: nn.Module, temperature: float = 1.0) -> LogitTransform:

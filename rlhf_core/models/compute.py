@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,18 +44,23 @@ def prepare_training(model: nn.Module, compute: ComputeConfig, *, seed: int) -> 
 def finish_training(model: nn.Module) -> PreTrainedModel:
     """Merge adapters into the weights and switch off what ``prepare_training`` switched on.
 
+    Of a model whose files are of half precision the weights are rounded to it: what is measured
+    from here on is what is handed on.
+
     Returns:
         The transformers model that ``prepare_training`` was given, the same object.
     """
     for layer in _decoder_layers(model):
         layer._compiled_call_impl = None
     if hasattr(model, "merge_and_unload"):
+        keep_adapter(model)
         model = model.merge_and_unload()  # type: ignore[operator]
     inner = unwrapped(model)
     inner.activation_checkpointing_disable()
     clear_precision(inner)
     for parameter in inner.parameters():
         parameter.requires_grad_(True)
+    round_to_files(inner)
     inner.eval()
     return inner
 
@@ -115,6 +121,71 @@ def forward_precision(model: nn.Module) -> Iterator[None]:
         yield
 
 
+FILES = "_file_dtype"
+"""Attribute of a transformers model: half precision of the files it came from, if they have it."""
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def file_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the half precision that the model's files have; None for any other."""
+    dtype: torch.dtype | None = getattr(unwrapped(model), FILES, None)
+    return dtype
+
+
+@torch.no_grad()
+def round_to_files(model: nn.Module) -> None:
+    """Round the weights to the precision of the model's files, their own dtype kept."""
+    dtype = file_dtype(model)
+    for weight in [] if dtype is None else _of_files(model):
+        weight.copy_(weight.to(dtype))
+
+
+@contextmanager
+def as_in_files(model: nn.Module) -> Iterator[None]:
+    """Hold the weights in the dtype of the model's files inside, rounded, and as before after."""
+    dtype = file_dtype(model)
+    weights = [] if dtype is None else _of_files(model)
+    before = [weight.dtype for weight in weights]
+    try:
+        for weight in weights:
+            weight.data = weight.data.to(dtype)
+        yield
+    finally:
+        for weight, own in zip(weights, before, strict=True):
+            weight.data = weight.data.to(own)
+
+
+def _of_files(model: nn.Module) -> list[nn.Parameter]:
+    """Weights that are of half precision in the files; some an architecture always keeps whole."""
+    inner = unwrapped(model)
+    whole = [*(inner._keep_in_fp32_modules or ()), *(inner._keep_in_fp32_modules_strict or ())]
+    return [
+        weight
+        for name, weight in inner.named_parameters()
+        if weight.is_floating_point() and not any(part in name for part in whole)
+    ]
+
+
+ADAPTER = "_trained_adapter"
+"""Attribute of a transformers model: PEFT's configuration and tensors of what it took in."""
+
+
+def keep_adapter(model: nn.Module) -> None:
+    """Keep a copy of the adapters beside the weights they are about to be merged into."""
+    from peft import get_peft_model_state_dict
+
+    config: Any = model.peft_config["default"]
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)  # type: ignore[arg-type]
+    kept = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    inner = unwrapped(model)
+    config.task_type, config.inference_mode = "CAUSAL_LM", True
+    if (head := getattr(inner, "score", None)) is not None:
+        config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+        kept["base_model.model.score.weight"] = head.weight.detach().cpu().clone()
+    config.base_model_name_or_path = inner.name_or_path
+    setattr(inner, ADAPTER, (config, kept))
+
+
 def _decoder_layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
@@ -123,11 +194,12 @@ def _add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> nn.
     import peft
 
     head = getattr(model, "score", None)
+    _require_linear_targets(model, lora)
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
-        exclude_modules=None if head is None else ["score"],
+        exclude_modules=_left_out(model) or None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -139,6 +211,35 @@ def _add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> nn.
         # A fresh reward head has no good weights to adapt: it is trained whole.
         head.requires_grad_(True)
     return adapted
+
+
+def _left_out(model: PreTrainedModel) -> list[str]:
+    """Modules that get no adapter: a reward head, and the towers of a composite model."""
+    frozen = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad
+    ]
+    return [*frozen, *(["score"] if hasattr(model, "score") else [])]
+
+
+def _require_linear_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
+    """Refuse adapters on embeddings: where they are tied, merging one would change the other too.
+
+    Raises:
+        ConfigError: a target names an embedding or the output head.
+    """
+    head = None if hasattr(model, "score") else model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding) and module is not head:
+            continue
+        for target in () if isinstance(lora.targets, str) else lora.targets:
+            if name == target or name.endswith(f".{target}"):
+                raise ConfigError(
+                    f"compute.lora.targets: {target} is an embedding or the output head of "
+                    f"{type(model).__name__} ({name}); adapters go on the linear layers between, "
+                    "take all-linear or their names"
+                )
 
 
 def _require_bfloat16(device: torch.device) -> None:

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.errors import ModelError
-from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.compute import ADAPTER, as_in_files, unwrapped
+from rlhf_core.models.known_ids import suppress_unknown_ids
 from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.own_folders import OwnFolder, require_replaceable
 
@@ -19,9 +21,15 @@ MODEL = OwnFolder(
     is_ours=lambda folder: any(folder.glob("*config.json")) and any(folder.glob("*.safetensors")),
 )
 
+ADAPTER_FOLDER = "adapter"
+"""Below the model, where transformers does not look: beside the weights it would merge it again."""
+
 
 def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> str:
     """Write model and tokenizer in ``save_pretrained`` layout; return the weights' sha256.
+
+    The weights have the precision of the files that the model came from. Adapters that were merged
+    into it lie in ``adapter/`` in PEFT's layout, for the model that training started from.
 
     The files are written beside ``directory`` under a temporary name, synced, then renamed: a
     crash leaves what was there before.
@@ -35,8 +43,10 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), as_in_files(model):
+            suppress_unknown_ids(model)
             unwrapped(model).save_pretrained(temporary)
+        _save_adapter(model, temporary / ADAPTER_FOLDER)
         tokenizer.save_pretrained(temporary)
         digest = weights_sha256(temporary)
         sync_tree(temporary)
@@ -46,6 +56,16 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return digest
+
+
+def _save_adapter(model: nn.Module, directory: Path) -> None:
+    kept = getattr(unwrapped(model), ADAPTER, None)
+    if kept is None:
+        return
+    config, tensors = kept
+    directory.mkdir()
+    config.save_pretrained(directory)
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def weights_sha256(directory: Path) -> str:

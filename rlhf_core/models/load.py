@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf_core.models.build import build_model
+from rlhf_core.models.known_ids import limit_ids
 from rlhf_core.models.probe import choose_layout, require_known_head, require_repeatable
 from rlhf_core.models.text import CausalClass
 
@@ -38,6 +39,7 @@ def load_causal(
         device=device,
         revision=revision,
     )
+    limit_ids(model, base, revision)
     choose_layout(model)
     require_known_head(model)
     require_repeatable(model)

@@ -20,6 +20,7 @@ from rlhf_core.errors import ModelError
 from rlhf_core.models.build import build_model
 from rlhf_core.models.causal import hidden_states
 from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.known_ids import limit_ids
 from rlhf_core.models.probe import choose_layout, require_repeatable
 from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.models.text import CausalClass, text_trunk
@@ -194,6 +195,7 @@ def _load(
         num_labels=1,
     )
     scalar_head(model)
+    limit_ids(model, directory)
     choose_layout(model)
     require_repeatable(model)
     _refuse_eos_as_pad(model)

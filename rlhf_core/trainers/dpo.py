@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rlhf_core.config import DpoConfig
 from rlhf_core.functional.dpo import dpo_loss, implicit_rewards
 from rlhf_core.models import finish_training, prepare_training, token_logprobs
-from rlhf_core.models.compute import precision
+from rlhf_core.models.compute import file_dtype, precision
 from rlhf_core.tokenization import PreferenceBatch, TokenizedPair
 from rlhf_core.trainers.loop import FitSummary, Optimization, TrainingRun, at_start
 from rlhf_core.trainers.preference import (
@@ -91,8 +91,7 @@ def fit_dpo(
                 fingerprint=fingerprint,
             )
     progress.close()
-    final = objective.measure(heldout, heldout_ref).summary("policy", "heldout_")
-    finish_training(policy)
+    final = objective.finish(heldout, heldout_ref)
     run.tracker.log_metrics(final, step=len(plan))
     return FitSummary(num_steps=len(plan), metrics=final | at_start(first))
 
@@ -101,7 +100,8 @@ class DpoObjective:
     """The DPO loss of one policy under one setting."""
 
     def __init__(self, policy: nn.Module, settings: DpoConfig) -> None:
-        self.policy, self.budget, self.beta = policy, settings.micro_batch_tokens, settings.beta
+        self.policy: nn.Module = policy
+        self.budget, self.beta = settings.micro_batch_tokens, settings.beta
         self.label_smoothing, self.soft = settings.label_smoothing, settings.use_soft_labels
 
     def accumulate(
@@ -132,6 +132,18 @@ class DpoObjective:
             parts.append(PairMeasures(*self._apply(micro, ref_logprobs[start : start + len(run)])))
             start += len(run)
         return join_measures(parts)
+
+    def finish(self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor) -> dict[str, float]:
+        """End the policy's training and measure it, rounded where its files are of half precision.
+
+        Returns:
+            ``policy/heldout_*``.
+        """
+        rounds = file_dtype(self.policy) is not None
+        measures = None if rounds else self.measure(pairs, ref_logprobs)
+        self.policy = finish_training(self.policy)
+        measures = measures or self.measure(pairs, ref_logprobs)
+        return measures.summary("policy", "heldout_")
 
     def _apply(self, micro: PreferenceBatch, ref_logprobs: Tensor) -> tuple[Tensor, Tensor]:
         logprobs = _chosen_and_rejected(self.policy, micro)

@@ -10,7 +10,7 @@ from rlhf_core.errors import ConfigError, DataError, KlLimitError
 from rlhf_core.functional.kl import adapt_kl_coef
 from rlhf_core.trainers.loop import FitSummary, TrainingRun, at_start
 from rlhf_core.trainers.ppo_experience import collect_rollout, judge_rollout, prepare_experience
-from rlhf_core.trainers.ppo_learner import Learner, PpoData, PpoModels
+from rlhf_core.trainers.ppo_learner import Learner, PpoData, PpoModels, require_same_ids
 from rlhf_core.trainers.ppo_metrics import (
     Metrics,
     Stopwatch,
@@ -222,6 +222,7 @@ def _require_ready(models: PpoModels, data: PpoData, settings: PpoConfig) -> Non
         )
     if models.reference is None and settings.compute.lora is None:
         raise ConfigError("without policy.compute.lora PPO needs a reference model of its own")
+    require_same_ids(models)
     if not data.prompts:
         raise DataError("ppo: no prompts to sample from")
     if settings.ptx_coef > 0 and not data.demonstrations:

@@ -7,10 +7,12 @@ from functools import partial
 from torch import Tensor, nn
 
 from rlhf_core.config import ComputeConfig, PpoConfig
+from rlhf_core.errors import ModelError
 from rlhf_core.models import (
     device_of,
     finish_training,
     nll_sum,
+    output_head,
     prepare_training,
     sequence_scores,
     token_logprobs,
@@ -18,6 +20,7 @@ from rlhf_core.models import (
 )
 from rlhf_core.models.compute import adapters_off, clear_precision, set_precision
 from rlhf_core.models.dropout import switch_off_dropout
+from rlhf_core.models.known_ids import num_embeddings
 from rlhf_core.rollout.experience import Experience
 from rlhf_core.rollout.score import Scorers
 from rlhf_core.tokenization import TokenBatch, TokenizedExample, TokenizedPrompt, pack_examples
@@ -78,6 +81,26 @@ class PpoModels:
 
     def _frozen(self) -> list[nn.Module]:
         return [model for model in (self.reference, self.reward_model) if model is not None]
+
+
+def require_same_ids(models: PpoModels) -> None:
+    """Check that every model can read what the policy can write.
+
+    Raises:
+        ModelError: one has fewer embeddings; it would be asked for a row that it has not.
+    """
+    written = len(output_head(models.policy)[0])
+    others = {
+        "reference": models.reference,
+        "reward model": models.reward_model,
+        "value model": models.value_model,
+    }
+    for role, model in others.items():
+        if model is not None and num_embeddings(model) < written:
+            raise ModelError(
+                f"the {role} embeds {num_embeddings(model)} token ids, but the policy writes "
+                f"{written}; train it from the same SFT model, or one with the same tokenizer"
+            )
 
 
 @dataclass(frozen=True)

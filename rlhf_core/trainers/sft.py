@@ -12,6 +12,7 @@ from torch import nn
 from rlhf_core.config import SftConfig
 from rlhf_core.errors import DataError, DivergedError
 from rlhf_core.models import device_of, finish_training, nll_sum, prepare_training
+from rlhf_core.models.compute import file_dtype
 from rlhf_core.tokenization import TokenBatch, TokenizedExample, pack_examples
 from rlhf_core.trainers.checkpoint import Checkpoint
 from rlhf_core.trainers.loop import (
@@ -89,10 +90,13 @@ def fit_sft(
             )
     progress.close()
     best.restore(model)
-    finish_training(model)
+    final, finished = best.kept, finish_training(model)
+    if file_dtype(finished) is not None:  # rounded to what is handed on
+        final = heldout_nll(finished, heldout, budget=settings.micro_batch_tokens)
+        run.tracker.log_metrics({"sft/heldout_nll": final}, step=optimization.step)
     return FitSummary(
         num_steps=optimization.step,
-        metrics={"sft/heldout_nll": best.kept} | at_start({"sft/heldout_nll": best.first}),
+        metrics={"sft/heldout_nll": final} | at_start({"sft/heldout_nll": best.first}),
     )
 
 
