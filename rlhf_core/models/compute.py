@@ -174,8 +174,9 @@ def keep_adapter(model: nn.Module) -> None:
     """Keep a copy of the adapters beside the weights they are about to be merged into."""
     from peft import get_peft_model_state_dict
 
-    config: Any = model.peft_config["default"]
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)  # type: ignore[arg-type]
+    adapted: Any = model
+    config = adapted.peft_config["default"]
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     kept = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     inner = unwrapped(model)
     config.task_type, config.inference_mode = "CAUSAL_LM", True

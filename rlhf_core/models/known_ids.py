@@ -9,30 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoTokenizer
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.compute import unwrapped
-from rlhf_core.tokenization.model_folder import loading_options
+from rlhf_core.tokenization import tokenizer_beside
 
 _KNOWN = "_num_known_ids"
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 
 
 def limit_ids(model: nn.Module, base: str | Path, revision: str | None = None) -> None:
     """End the model's head after the last id of the tokenizer that lies beside its weights.
 
+    Special tokens may lie past the embeddings (Gemma 3's image token does in its text models): they
+    are never written, and no text becomes one.
+
     Raises:
-        ModelError: the tokenizer has ids for which the model has no embedding.
+        ModelError: ordinary tokens have no embedding, or the tokenizer cannot be loaded.
     """
-    known = _known_ids(base, revision)
-    rows = num_embeddings(model)
-    if known is not None and known > rows:
+    tokenizer = tokenizer_beside(base, revision=revision)
+    if tokenizer is None:
+        setattr(unwrapped(model), _KNOWN, None)
+        return
+    rows, ids = num_embeddings(model), set(tokenizer.get_vocab().values())
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    highest = max(ids - {number for number, token in added.items() if token.special}, default=-1)
+    if highest >= rows:
         raise ModelError(
-            f"{base}: the tokenizer's highest token is {known - 1}, but the model embeds {rows}; "
+            f"{base}: the tokenizer's highest token is {highest}, but the model embeds {rows}; "
             "resize the model's embeddings, or take the tokenizer it was trained with"
         )
-    setattr(unwrapped(model), _KNOWN, known)
+    setattr(unwrapped(model), _KNOWN, min(max(ids, default=rows - 1) + 1, rows))
 
 
 def num_known_ids(model: nn.Module) -> int | None:
@@ -53,13 +59,3 @@ def suppress_unknown_ids(model: nn.Module) -> None:
     head = inner.get_output_embeddings()
     if known is not None and head is not None and known < len(head.weight):
         inner.generation_config.suppress_tokens = list(range(known, len(head.weight)))
-
-
-def _known_ids(base: str | Path, revision: str | None) -> int | None:
-    if Path(base).is_dir() and not any((Path(base) / name).is_file() for name in _FILES):
-        return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(base), **loading_options(base, revision))
-    except Exception:
-        return None
-    return max(tokenizer.get_vocab().values(), default=-1) + 1 or None

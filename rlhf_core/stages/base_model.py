@@ -12,6 +12,7 @@ from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal
+from rlhf_core.models.known_ids import num_embeddings, num_known_ids
 from rlhf_core.stages.prepare_tokens import template_parts
 from rlhf_core.tokenization import (
     Renderer,
@@ -60,16 +61,23 @@ def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTraine
             f"model.max_length is {settings.max_length}, but {settings.base} has "
             f"{positions} positions; lower model.max_length"
         )
-    highest = max(len(renderer.tokenizer) - 1, renderer.turn_end_id)
-    embedding: Any = model.get_input_embeddings()
-    rows = embedding.num_embeddings
-    if highest >= rows:
-        raise ModelError(
-            f"{settings.base}: the tokenizer's highest token is {highest}, but the model embeds "
-            f"{rows}; resize the model's embeddings, or take the tokenizer it was trained with"
-        )
+    _require_embedded(model, renderer, settings.base)
     name_ends(model, renderer)
     return model, renderer
+
+
+def _require_embedded(model: PreTrainedModel, renderer: Renderer, base: str) -> None:
+    """Refuse a special token that the template writes and the model cannot read."""
+    tokenizer, rows = renderer.tokenizer, num_embeddings(model)
+    template = str(tokenizer.chat_template)
+    added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    written = {token for token, word in added.items() if word.content in template}
+    written |= {renderer.turn_end_id, tokenizer.bos_token_id or 0}
+    if max(written) >= rows:
+        raise ModelError(
+            f"{base}: the chat template writes token {max(written)}, but the model embeds {rows}; "
+            "resize the model's embeddings, or take the template it was trained with"
+        )
 
 
 def name_ends(model: PreTrainedModel, renderer: Renderer) -> None:
@@ -89,7 +97,10 @@ def name_ends(model: PreTrainedModel, renderer: Renderer) -> None:
     generation.eos_token_id = named
     if generation.pad_token_id is None:
         pad = renderer.tokenizer.pad_token_id
-        generation.pad_token_id = renderer.turn_end_id if pad is None else pad
+        unread = pad is None or pad >= num_embeddings(model)
+        generation.pad_token_id = renderer.turn_end_id if unread else pad
+    if min(generation.suppress_tokens or [0]) >= (num_known_ids(model) or 1):
+        generation.suppress_tokens = None  # ids of no token, written anew when it is saved
     bent = [name for name in _BENDS_DECODING if getattr(generation, name, None)]
     for name in bent:
         setattr(generation, name, None)

@@ -15,6 +15,7 @@ from rlhf_core.tokenization.load import (
     published_ends,
     read_template,
     token_ids,
+    tokenizer_beside,
 )
 from rlhf_core.tokenization.pack import (
     group_by_prompt,
@@ -50,4 +51,5 @@ __all__ = [
     "published_ends",
     "read_template",
     "token_ids",
+    "tokenizer_beside",
 ]

@@ -79,6 +79,20 @@ def own_template(base: str | Path, *, revision: str | None = None) -> Template |
     return found
 
 
+def tokenizer_beside(
+    base: str | Path, *, revision: str | None = None
+) -> PreTrainedTokenizerBase | None:
+    """Load a model's tokenizer as it is, with or without a template; None where a folder has none.
+
+    Raises:
+        ModelError: there is one, and it cannot be loaded.
+    """
+    directory = Path(base)
+    if directory.is_dir() and not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    return _load(base, revision)
+
+
 def published_ends(base: str | Path, *, revision: str | None = None) -> tuple[int, ...]:
     """Tokens at which a model's own files let sampling stop, ``eos_token_id`` in them.
 

@@ -168,7 +168,7 @@ def test_log_probabilities_sum_to_one_over_the_known_ids(tmp_path):
     model = load_causal(base(tmp_path / "base"))
     batch = pack_responses([ids(5, 6)] * KNOWN, [ids(token) for token in range(KNOWN)])
     logprobs = token_logprobs(model, batch)
-    assert float(logprobs.exp().sum()) == pytest.approx(1.0, abs=1e-5)
+    assert float(logprobs.detach().exp().sum()) == pytest.approx(1.0, abs=1e-5)
     logprobs[0].backward()
     assert torch.isfinite(model.lm_head.weight.grad).all()
 
@@ -188,3 +188,19 @@ def test_a_reward_model_that_cannot_read_what_the_policy_writes_is_refused(tmp_p
     reward = scalar_from_causal(tmp_path / "small", seed=0)
     with pytest.raises(ModelError, match="reward model embeds 40 token ids, but the policy writes"):
         require_same_ids(PpoModels(policy, policy, reward, None))
+
+
+def test_a_special_token_past_the_embeddings_is_never_written(tmp_path):
+    start = base(tmp_path / "base", num_ids=97)
+    with_image = tokenizer(97)
+    with_image.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    with_image.save_pretrained(start)
+    assert with_image.convert_tokens_to_ids("<image>") == 97
+    assert len(output_head(load_causal(start))[0]) == 97
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_said(tmp_path):
+    start = base(tmp_path / "base")
+    (start / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot load a tokenizer"):
+        load_causal(start)

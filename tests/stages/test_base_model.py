@@ -1,6 +1,7 @@
 """A base model whose tokenizer, length or positions cannot serve is refused before training."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import transformers as hf
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ModelError
+from rlhf_core.models import save_model
 from rlhf_core.stages.base_model import load_base
 from tests.demo.test_base import BASE
 
@@ -71,3 +73,30 @@ def test_of_longrope_only_the_positions_before_it_stretches_count(save):
     load_base(ModelConfig(base=base, max_length=64))
     with pytest.raises(ModelError, match="has 64 positions"):
         load_base(ModelConfig(base=base, max_length=65))
+
+
+def test_a_special_token_that_the_template_writes_has_to_be_embedded(save):
+    base = Path(save(hf.LlamaConfig(**SMALL)))
+    tokenizer = hf.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    beyond = tokenizer.convert_tokens_to_ids("<image>")
+    assert beyond == SMALL["vocab_size"]
+    tokenizer.save_pretrained(base)
+    load_base(ModelConfig(base=str(base), max_length=64))
+    tokenizer.chat_template = "<image>" + tokenizer.chat_template
+    tokenizer.save_pretrained(base)
+    with pytest.raises(ModelError, match=f"template writes token {beyond}, but the model embeds"):
+        load_base(ModelConfig(base=str(base), max_length=64))
+
+
+def test_a_model_of_ours_is_a_base_without_a_word_about_ids_of_no_token(save, tmp_path, caplog):
+    base = save(hf.LlamaConfig(**SMALL | {"vocab_size": SMALL["vocab_size"] + 40}))
+    model, renderer = load_base(ModelConfig(base=base, max_length=64))
+    save_model(model, renderer.tokenizer, tmp_path / "sft")
+    saved = hf.GenerationConfig.from_pretrained(tmp_path / "sft")
+    unknown = list(range(SMALL["vocab_size"], SMALL["vocab_size"] + 40))
+    assert saved.suppress_tokens == unknown
+    again, _ = load_base(ModelConfig(base=str(tmp_path / "sft"), max_length=64))
+    assert "left out" not in caplog.text
+    save_model(again, renderer.tokenizer, tmp_path / "again")
+    assert hf.GenerationConfig.from_pretrained(tmp_path / "again").suppress_tokens == unknown
