@@ -5,6 +5,7 @@ tokens, so they take no part in any distribution: the head ends before them, in 
 and sampling alike, and probabilities sum to 1 over the rest.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 from rlhf_core.errors import ModelError
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.tokenization import tokenizer_beside
+
+logger = logging.getLogger(__name__)
 
 _KNOWN = "_num_known_ids"
 
@@ -23,12 +26,18 @@ def limit_ids(model: nn.Module, base: str | Path, revision: str | None = None) -
     Special tokens may lie past the embeddings (Gemma 3's image token does in its text models): they
     are never written, and no text becomes one.
 
+    A tokenizer that cannot be loaded is told of and limits nothing: whoever needs it says more.
+
     Raises:
-        ModelError: ordinary tokens have no embedding, or the tokenizer cannot be loaded.
+        ModelError: ordinary tokens have no embedding.
     """
-    tokenizer = tokenizer_beside(base, revision=revision)
+    setattr(unwrapped(model), _KNOWN, None)
+    try:
+        tokenizer = tokenizer_beside(base, revision=revision)
+    except ModelError as error:
+        logger.warning("%s; ids past its vocabulary are not kept from being sampled", error)
+        return
     if tokenizer is None:
-        setattr(unwrapped(model), _KNOWN, None)
         return
     rows, ids = num_embeddings(model), set(tokenizer.get_vocab().values())
     added = getattr(tokenizer, "added_tokens_decoder", {})

@@ -199,8 +199,9 @@ def test_a_special_token_past_the_embeddings_is_never_written(tmp_path):
     assert len(output_head(load_causal(start))[0]) == 97
 
 
-def test_a_tokenizer_that_cannot_be_loaded_is_said(tmp_path):
+def test_a_tokenizer_that_cannot_be_loaded_is_said(tmp_path, caplog):
     start = base(tmp_path / "base")
     (start / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot load a tokenizer"):
-        load_causal(start)
+    assert len(output_head(load_causal(start))[0]) == 97
+    assert "cannot load a tokenizer" in caplog.text
+    assert "ids past its vocabulary are not kept from being sampled" in caplog.text
