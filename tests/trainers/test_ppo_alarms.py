@@ -51,10 +51,16 @@ def test_weights_that_are_not_numbers_stop_the_run_and_name_the_iteration(
         train_ppo(causal_directory, tmp_path, None, models)
 
 
+def _explosive(rate):
+    """Settings refuse such a rate; here it stands for whatever makes weights explode."""
+    constant = OptimizerConfig(schedule="constant", warmup_fraction=0.0)
+    return constant.model_copy(update={"learning_rate": rate})
+
+
 def test_a_policy_that_explodes_in_its_last_step_is_noticed_while_it_samples(
     causal_directory, tmp_path
 ):
-    explosive = OptimizerConfig(learning_rate=1e12, schedule="constant", warmup_fraction=0.0)
+    explosive = _explosive(1e12)
     with pytest.raises(DivergedError, match="sampling token 1: the model's logits are not finite"):
         train_ppo(
             causal_directory,
@@ -67,7 +73,7 @@ def test_a_policy_that_explodes_in_its_last_step_is_noticed_while_it_samples(
 
 
 def test_a_policy_that_explodes_stops_the_run(causal_directory, tmp_path):
-    explosive = OptimizerConfig(learning_rate=1e30, schedule="constant", warmup_fraction=0.0)
+    explosive = _explosive(1e30)
     with pytest.raises(DivergedError, match=r"step \d|iteration \d"):
         train_ppo(causal_directory, tmp_path, optimizer=explosive, value_learning_rate=1e-3)
 
