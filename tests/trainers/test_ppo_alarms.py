@@ -53,7 +53,7 @@ def test_weights_that_are_not_numbers_stop_the_run_and_name_the_iteration(
 
 def _explosive(rate):
     """Settings refuse such a rate; here it stands for whatever makes weights explode."""
-    constant = OptimizerConfig(schedule="constant", warmup_fraction=0.0)
+    constant = OptimizerConfig(learning_rate=1.0, schedule="constant", warmup_fraction=0.0)
     return constant.model_copy(update={"learning_rate": rate})
 
 
