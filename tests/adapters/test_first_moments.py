@@ -12,11 +12,11 @@ COMMAND = """
 import sys
 from types import SimpleNamespace
 import mlflow
-from rlhf_core.adapters.earlier_run import _experiment_id
+from rlhf_core.adapters.earlier_run import experiment_id
 from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client
 print("ready", flush=True)
 sys.stdin.readline()
-number = _experiment_id("rlhf")
+number = experiment_id("rlhf")
 create_unless_there(lambda: mlflow_client().create_registered_model("rlhf-sft"))
 print(number)
 """

@@ -207,6 +207,7 @@ def damaged(tmp_path_factory):
                 },
                 "output": str(folder / "prepared"),
                 "heldout_fraction": HELDOUT,
+                "near_dialogues": None,  # a prompt near a held-out one would be held out with it
                 "cleaning": {
                     "near_duplicates": 0.8,
                     "contamination": [str(folder / "benchmark.txt")],

@@ -47,6 +47,7 @@ def prepared(tmp_path_factory):
             "preferences": {"path": write(folder / "pairs.jsonl", rows)},
             "output": str(folder / "prepared"),
             "heldout_fraction": 0.3,
+            "near_dialogues": None,  # kept on one side, they would give nothing away
             "cleaning": {"tokens": False, "near_duplicates": THRESHOLD},
         },
     }
