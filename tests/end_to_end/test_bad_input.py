@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 
+import pyarrow.parquet as pq
 import pytest
 
 DEMO = "configs/demo.yaml"
@@ -36,13 +37,16 @@ def test_an_unknown_key_is_named_with_file_and_path(refused):
     assert "policy.ppo.clip_epz" in line
 
 
-def test_a_broken_line_is_named_by_number(refused, workspace):
+def test_a_broken_line_is_set_aside_by_its_number_and_stops_nothing(workspace):
     raw = (workspace.path / "data/raw/comparisons.jsonl").read_text().splitlines()
     raw[41] = raw[41][:50]
     broken = workspace.path / "broken.jsonl"
     broken.write_text("\n".join(raw))
-    line = refused("run", DEMO, "--set", f"data.preferences.path={broken}")
-    assert f"{broken}:42" in line or "line 42" in line
+    done = workspace.rlhf("prepare", DEMO, "--set", f"data.preferences.path={broken}")
+    assert "broken_row 1" in done.stdout
+    rows = pq.read_table(workspace.path / "data/prepared/quarantine.parquet").to_pylist()
+    [row] = [row for row in rows if row["reason"] == "broken_row"]
+    assert (row["source"], row["line"]) == ("broken", 42)
 
 
 def test_a_missing_column_is_named(refused, workspace):
