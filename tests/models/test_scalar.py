@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers as hf
 
-from rlhf_core.errors import ModelError
+from rlhf_core.errors import DataError, ModelError
 from rlhf_core.models import (
     load_scalar,
     save_model,
@@ -110,11 +110,20 @@ def test_saving_twice_gives_the_same_weights_file(llama_directory, tmp_path):
 
 def test_saving_over_an_old_model_replaces_it_whole(llama_directory, tmp_path):
     target = tmp_path / "model"
-    target.mkdir()
+    save_model(scalar_from_causal(llama_directory, seed=1), FakeTokenizer(), target)
     (target / "stale.safetensors").write_bytes(b"old")
     digest = save_model(scalar_from_causal(llama_directory, seed=0), FakeTokenizer(), target)
     assert weights_sha256(target) == digest
     assert not (target / "stale.safetensors").exists()
+
+
+def test_what_is_no_model_is_not_saved_over(llama_directory, tmp_path):
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    (papers / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match=r"holds 'thesis\.txt'"):
+        save_model(scalar_from_causal(llama_directory, seed=0), FakeTokenizer(), papers)
+    assert (papers / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_failed_save_leaves_the_old_model(llama_directory, tmp_path):
