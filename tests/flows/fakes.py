@@ -50,7 +50,7 @@ class FakeStages:
         ),
         *("record_approval", "ask_approval", "require_approval", "write_report"),
         *("keep_with_run", "tracked", "show_dataset", "bring_back"),
-        *("base_digest", "prepare_fingerprint", "check_role"),
+        *("base_digest", "prepare_fingerprint"),
     )
 
     def __init__(self, directory):
