@@ -24,7 +24,7 @@ from flows.files import write_atomically
 from flows.pools import read_pools
 from flows.processes import KEPT_IN, STOP_SECONDS, Process, end_all, end_tree, kept_in
 from rlhf_core.dataprep.files import keep_private
-from rlhf_core.errors import DataError, OrchestrationError, RlhfError
+from rlhf_core.errors import DataError, RlhfError
 from rlhf_core.schema import Record
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def read_servers() -> Servers | None:
     try:
         return read_record(STATE_FILE, Servers)
     except DataError as error:
-        raise OrchestrationError(f"{error}; delete it, and start again: rlhf up") from error
+        raise DataError(f"{error}; delete it, and start again: rlhf up") from error
 
 
 def known_servers() -> Servers | None:
