@@ -239,7 +239,7 @@ def describe(error: ValidationError) -> str:
         if problem["type"] == "missing":
             problems.append(f"missing column {place!r}")
         elif problem["type"] == "extra_forbidden":
-            problems.append(f"unknown column {place!r}")
+            problems.append(f"unknown column {shorten(place)}")
         else:
             problems.append(f"{place}: {problem['msg']}, found {shorten(problem['input'])}")
     return "; ".join(problems)

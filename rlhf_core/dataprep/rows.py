@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 Read = TypeVar("Read")
+_SHOWN = 600
+"""Characters of all column names that a message shows; a broken file may hold a book there."""
 Fault = Literal[
     "broken_row",
     "missing_column",
@@ -153,7 +155,9 @@ class RawRow:
 
     def found(self) -> str:
         """Return the columns that the source has, for a message."""
-        return ", ".join(self.value if self.original is None else self.original)
+        names = self.value if self.original is None else self.original
+        text = ", ".join(names)
+        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
     def text(self, column: str) -> str:
         """Return a column that must be there and hold text."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from rlhf_core.errors import ModelError
+from rlhf_core.errors import ModelError, RlhfError
 from rlhf_core.models.attention import PACKED, register_packed_attention
 from rlhf_core.models.compute import FILES, HALVES
 from rlhf_core.models.device import choose_device
@@ -61,7 +61,9 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
             model, loaded = _load(
                 auto_class, str(base), {**options, "config": config, "dtype": dtype}
             )
-    except (*_ATTENTION_REFUSED, OSError, SafetensorError, pickle.UnpicklingError) as error:
+    except RlhfError:
+        raise
+    except Exception as error:  # a damaged folder makes its libraries raise what they like
         raise ModelError(f"{base}: cannot load {what}: {_reason(base, error)}") from error
     if problem := _incomplete(loaded, may_lack):
         raise ModelError(f"{base}: cannot load {what}: {problem}")

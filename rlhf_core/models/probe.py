@@ -36,6 +36,7 @@ def choose_layout(model: PreTrainedModel) -> None:
     reason = _reason_against_packing(model, probe)
     if reason is None:
         set_layout(model, Layout())
+        _require_sound(model, hidden_states(model, probe))
         return
     _use_own_attention(model)
     set_layout(model, Layout(packed=False))
@@ -44,13 +45,12 @@ def choose_layout(model: PreTrainedModel) -> None:
         prefix = _own_states(model, probe.input_ids[:PREFIX])
         together = hidden_states(model, probe)[:PREFIX]
     except _FAILURES as error:
-        raise ModelError(
-            f"{type(model).__name__}: cannot run text alone: {_first(error)}"
-        ) from error
+        raise ModelError(f"{_called(model)}: cannot run text alone: {_first(error)}") from error
+    _require_sound(model, whole)
     for states in (whole[:PREFIX], together):
         if not _gap(states, prefix) < _tolerance(model):
             raise ModelError(
-                f"{type(model).__name__}: a token's hidden state changes with the tokens after it "
+                f"{_called(model)}: a token's hidden state changes with the tokens after it "
                 "(it attends both ways, or to whole blocks); answers cannot be trained token by "
                 "token; take a causal model"
             )
@@ -73,7 +73,7 @@ def require_known_head(model: PreTrainedModel) -> None:
         model
     ):
         raise ModelError(
-            f"{type(model).__name__}: its logits are not a linear layer on its last hidden states, "
+            f"{_called(model)}: its logits are not a linear layer on its last hidden states, "
             "scaled and soft-capped as config.json says; what it does to them is not known here"
         )
 
@@ -94,12 +94,12 @@ def require_repeatable(model: PreTrainedModel) -> None:
     try:
         passes = [hidden_states(model, probe) for _ in range(TRAINING_PASSES)]
     except _FAILURES as error:
-        raise ModelError(f"{type(model).__name__}: cannot be trained: {_first(error)}") from error
+        raise ModelError(f"{_called(model)}: cannot be trained: {_first(error)}") from error
     model.eval()
     gap = max(_gap(states, expected) for states in passes)
     if not gap < LOW_PRECISION:
         raise ModelError(
-            f"{type(model).__name__}: training mode does not repeat the numbers of evaluation mode "
+            f"{_called(model)}: training mode does not repeat the numbers of evaluation mode "
             f"(relative difference {gap:.1e}): some noise of the model cannot be switched off"
         )
 
@@ -181,6 +181,25 @@ def _gap(found: Tensor, expected: Tensor) -> float:
 
 def _first(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _called(model: PreTrainedModel) -> str:
+    name = type(model).__name__
+    return f"{model.name_or_path}: {name}" if getattr(model, "name_or_path", None) else name
+
+
+def _require_sound(model: PreTrainedModel, hidden: Tensor) -> None:
+    """Refuse a model that says nothing: its weights or its configuration are damaged."""
+    if not hidden.isfinite().all():
+        told = "NaN or infinite"
+    elif (hidden == hidden[0]).all():
+        told = "the same for every token"
+    else:
+        return
+    raise ModelError(
+        f"{_called(model)}: the hidden states of a probe are {told}; its weights or its"
+        " config.json are damaged"
+    )
 
 
 def _num_windows(model: PreTrainedModel) -> int:

@@ -5,7 +5,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.dataprep.files import sha256_of
@@ -139,7 +139,8 @@ def base_renderer(settings: ModelConfig, day: date | None = None) -> Renderer:
             settings.chat_template, settings.chat_template_kwargs, settings.template_date or day
         ),
     )
-    return make_renderer(tokenizer, published_ends(settings.base, revision=settings.revision))
+    ends = published_ends(settings.base, revision=settings.revision)
+    return _renderer(tokenizer, ends, settings.chat_template or settings.base)
 
 
 def require_no_clock(renderer: Renderer) -> None:
@@ -158,7 +159,17 @@ def require_no_clock(renderer: Renderer) -> None:
 
 def model_renderer(directory: Path) -> Renderer:
     """Load the tokenizer that was saved with one of our own models."""
-    return make_renderer(load_tokenizer(directory), published_ends(directory))
+    return _renderer(load_tokenizer(directory), published_ends(directory), directory)
+
+
+def _renderer(
+    tokenizer: PreTrainedTokenizerBase, ends: tuple[int, ...], origin: str | Path
+) -> Renderer:
+    """Probe a tokenizer with its template; an error says where the template comes from."""
+    try:
+        return make_renderer(tokenizer, ends)
+    except ModelError as error:
+        raise ModelError(f"{origin}: {error}") from error
 
 
 def base_digest(settings: ModelConfig) -> str:

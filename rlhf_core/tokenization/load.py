@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from rlhf_core.errors import ModelError
+from rlhf_core.errors import ModelError, RlhfError
 from rlhf_core.tokenization.model_folder import loading_options, why_not_loaded
 from rlhf_core.tokenization.template import Template, with_date, with_variables
 
@@ -101,7 +101,9 @@ def published_ends(base: str | Path, *, revision: str | None = None) -> tuple[in
     for load in (GenerationConfig.from_pretrained, AutoConfig.from_pretrained):
         try:
             found = load(str(base), **loading_options(base, revision))
-        except (OSError, ValueError, KeyError):  # whoever needs the file says what is wrong
+        except RlhfError:
+            raise
+        except Exception:  # whoever needs the file says what is wrong
             continue
         parts = [found, found.get_text_config()] if hasattr(found, "get_text_config") else [found]
         for part in parts:
@@ -144,7 +146,7 @@ def _load(base: str | Path, revision: str | None) -> PreTrainedTokenizerBase:
     options = loading_options(base, revision)
     try:
         return AutoTokenizer.from_pretrained(str(base), **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises Exception itself
         raise ModelError(
             f"{base}: cannot load a tokenizer: {why_not_loaded(base, error)}"
         ) from error

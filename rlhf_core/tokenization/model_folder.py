@@ -50,7 +50,8 @@ def why_not_loaded(base: str | Path, error: Exception) -> str:
     """Say in one line why transformers refused, and what to do where it was for code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "trust_remote_code" not in str(error):
-        return next(iter(lines), type(error).__name__)
+        said = next(iter(lines), type(error).__name__)
+        return " ".join(lines[:2]) if said.endswith(":") else said
     told = "it needs Python code of its own, which is never run unasked; if you have read it and"
     folder = Path(base)
     if folder.is_dir() and not any(_ELSEWHERE in name for name in _named_code(folder)):
