@@ -24,6 +24,8 @@ AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
+_SHOWN = 600
+"""Characters that a message shows of a list, of all columns of a row, say."""
 _BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -242,7 +244,13 @@ def describe(error: ValidationError) -> str:
             problems.append(f"unknown column {shorten(place)}")
         else:
             problems.append(f"{place}: {problem['msg']}, found {shorten(problem['input'])}")
-    return "; ".join(problems)
+    return listed(problems, "; ")
+
+
+def listed(names: Iterable[str], separator: str = ", ") -> str:
+    """Return all of them for a message, cut where a broken file has a book of them."""
+    text = separator.join(names)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def shorten(value: object) -> str:

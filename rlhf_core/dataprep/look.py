@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.config.data import JoinConfig, SourceConfig
+from rlhf_core.dataprep.files import listed
 from rlhf_core.dataprep.rows import FileRows, RawRow, SetAside, comparison_problem
 from rlhf_core.dataprep.sources import parse_rows, read_with_rows, rows_of
 from rlhf_core.dataprep.sources.columns import find, is_there, renamed
@@ -74,11 +75,11 @@ def look_at(path: Path, join: JoinConfig | None = None) -> Found:
     base = {"path": str(path)} | ({"join": join.model_dump(mode="json")} if join else {})
     best: tuple[float, Guess] | None = None
     questions: list[str] = []
-    columns = ""
+    columns: list[str] = []
     for place in _sheets(path):
         rows = list(islice(rows_of(SourceConfig(**base, **place), {}), _VALUES))
         sound = [row for row in rows if isinstance(row, RawRow)]
-        columns = columns or ", ".join(dict.fromkeys(name for row in sound for name in row.value))
+        columns = columns or list(dict.fromkeys(name for row in sound for name in row.value))
         for guess in _candidates(sound):
             guess.settings = {**base, **place, **guess.settings}
             if guess.question:
@@ -100,17 +101,18 @@ def _sheets(path: Path) -> list[dict[str, str]]:
     return [{"sheet": name} for name in names] if len(names) > 1 else [{}]
 
 
-def _unknown(path: Path, columns: str, questions: Sequence[str]) -> str:
+def _unknown(path: Path, columns: list[str], questions: Sequence[str]) -> str:
     if questions:
         return f"{path}: {questions[0]}"
+    shown = listed(columns)
     for name, has, format_ in DEMONSTRATION_SHAPES:
-        if set(has) <= set(columns.split(", ")):
+        if set(has) <= set(columns):
             return (
-                f"{path}: no comparisons but demonstrations ({name}); found the columns {columns};"
+                f"{path}: no comparisons but demonstrations ({name}); found the columns {shown};"
                 f" read them by data.demonstrations: {{path: {path}, format: {format_}}}"
             )
     return (
-        f"{path}: no shape that is known; found the columns {columns or 'none'}; map them with"
+        f"{path}: no shape that is known; found the columns {shown or 'none'}; map them with"
         " columns, see docs/data.md"
     )
 

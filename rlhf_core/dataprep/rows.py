@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from rlhf_core.dataprep.files import describe
+from rlhf_core.dataprep.files import describe, listed
 from rlhf_core.errors import DataError
 from rlhf_core.schema import UNNAMED, Comparison, Conversation, annotator_name
 
@@ -31,8 +31,6 @@ __all__ = [
 ]
 
 Read = TypeVar("Read")
-_SHOWN = 600
-"""Characters of all column names that a message shows; a broken file may hold a book there."""
 Fault = Literal[
     "broken_row",
     "missing_column",
@@ -155,9 +153,7 @@ class RawRow:
 
     def found(self) -> str:
         """Return the columns that the source has, for a message."""
-        names = self.value if self.original is None else self.original
-        text = ", ".join(names)
-        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        return listed(self.value if self.original is None else self.original)
 
     def text(self, column: str) -> str:
         """Return a column that must be there and hold text."""

@@ -60,7 +60,9 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
         ModelError: a prompt and its answer do not fit the model.
     """
     generation = getattr(unwrapped(model), "generation_config", None)
-    renderer = make_renderer(tokenizer, token_ids(getattr(generation, "eos_token_id", None)))
+    renderer = make_renderer(
+        tokenizer, token_ids(getattr(generation, "eos_token_id", None), "eos_token_id")
+    )
     sampling = Sampling(temperature, renderer.end_ids)
     responses: list[SampledResponse] = []
     for start in range(0, len(prompts), batch_size):

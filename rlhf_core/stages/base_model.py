@@ -20,6 +20,7 @@ from rlhf_core.tokenization import (
     load_tokenizer,
     make_renderer,
     published_ends,
+    token_ids,
 )
 from rlhf_core.tokenization.template import reads_clock
 
@@ -56,6 +57,8 @@ def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTraine
     require_no_clock(renderer)
     model = load_causal(settings.base, revision=settings.revision, device=settings.device)
     positions = _num_positions(model)
+    if positions is not None and positions < 1:
+        raise ModelError(f"{settings.base}: config.json gives it {positions} positions")
     if positions is not None and settings.max_length > positions:
         raise ModelError(
             f"model.max_length is {settings.max_length}, but {settings.base} has "
@@ -86,6 +89,9 @@ def name_ends(model: PreTrainedModel, renderer: Renderer) -> None:
     Whatever generates from the saved files then stops where sampling stops here, and what only
     bends the publisher's own decoding (a repetition penalty, say) is left out: the model is
     trained and measured without.
+
+    Raises:
+        ModelError: ``suppress_tokens`` of its generation_config.json are no tokens.
     """
     ends = list(renderer.end_ids)
     named = ends[0] if len(ends) == 1 else ends
@@ -99,7 +105,8 @@ def name_ends(model: PreTrainedModel, renderer: Renderer) -> None:
         pad = renderer.tokenizer.pad_token_id
         unread = pad is None or pad >= num_embeddings(model)
         generation.pad_token_id = renderer.turn_end_id if unread else pad
-    if min(generation.suppress_tokens or [0]) >= (num_known_ids(model) or 1):
+    suppressed = token_ids(generation.suppress_tokens, f"{model.name_or_path}: suppress_tokens")
+    if min(suppressed or [0]) >= (num_known_ids(model) or 1):
         generation.suppress_tokens = None  # ids of no token, written anew when it is saved
     bent = [name for name in _BENDS_DECODING if getattr(generation, name, None)]
     for name in bent:

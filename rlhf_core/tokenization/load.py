@@ -23,6 +23,8 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 
+_BEYOND_TOKENS = 2**31
+
 
 @dataclass(frozen=True)
 class TemplateChoice:
@@ -97,6 +99,9 @@ def published_ends(base: str | Path, *, revision: str | None = None) -> tuple[in
     """Tokens at which a model's own files let sampling stop, ``eos_token_id`` in them.
 
     That of generation_config.json; where there is none, that of config.json.
+
+    Raises:
+        ModelError: what is written there is no token.
     """
     for load in (GenerationConfig.from_pretrained, AutoConfig.from_pretrained):
         try:
@@ -107,16 +112,31 @@ def published_ends(base: str | Path, *, revision: str | None = None) -> tuple[in
             continue
         parts = [found, found.get_text_config()] if hasattr(found, "get_text_config") else [found]
         for part in parts:
-            if ends := token_ids(getattr(part, "eos_token_id", None)):
+            if ends := token_ids(getattr(part, "eos_token_id", None), f"{base}: eos_token_id"):
                 return ends
     return ()
 
 
-def token_ids(setting: int | Sequence[int] | None) -> tuple[int, ...]:
-    """One token, several or none, as transformers' configurations write them."""
+def token_ids(setting: object, where: str) -> tuple[int, ...]:
+    """One token, several or none, as transformers' configurations write them.
+
+    Args:
+        setting: as it is written.
+        where: begin of a message about it.
+
+    Raises:
+        ModelError: it is nothing of that.
+    """
     if setting is None:
         return ()
-    return (setting,) if isinstance(setting, int) else tuple(int(token) for token in setting)
+    tokens = tuple(setting) if isinstance(setting, Sequence) else (setting,)
+    if isinstance(setting, str) or not all(map(_is_token, tokens)):
+        raise ModelError(f"{where}: expected a token's number or a list, found {setting!r:.60}")
+    return tokens
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and abs(value) < _BEYOND_TOKENS
 
 
 def read_template(path: Path) -> str:

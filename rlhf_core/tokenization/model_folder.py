@@ -12,6 +12,9 @@ _NAMES_CODE = ("config.json", "tokenizer_config.json")
 _ELSEWHERE = "--"
 """Between repository and class, where ``auto_map`` names code that lies in another repository."""
 
+_UNMEANT = (ArithmeticError, AttributeError, LookupError, TypeError)
+"""Errors of libraries over values that they did not expect; the message alone says little."""
+
 
 def loading_options(base: str | Path, revision: str | None) -> dict[str, Any]:
     """Return the options with which every ``from_pretrained`` of ours is called.
@@ -50,8 +53,10 @@ def why_not_loaded(base: str | Path, error: Exception) -> str:
     """Say in one line why transformers refused, and what to do where it was for code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if "trust_remote_code" not in str(error):
-        said = next(iter(lines), type(error).__name__)
-        return " ".join(lines[:2]) if said.endswith(":") else said
+        said = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+        if said and not isinstance(error, _UNMEANT):
+            return said
+        return f"{type(error).__name__}: {said}".removesuffix(": ")
     told = "it needs Python code of its own, which is never run unasked; if you have read it and"
     folder = Path(base)
     if folder.is_dir() and not any(_ELSEWHERE in name for name in _named_code(folder)):

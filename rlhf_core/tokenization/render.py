@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_core.errors import DataError, ModelError
+from rlhf_core.errors import DataError, ModelError, RlhfError
 from rlhf_core.schema import Conversation, Demonstration, Message, PreferencePair, Prompt
 from rlhf_core.tokenization.examples import (
     TokenIds,
@@ -290,8 +290,20 @@ def make_renderer(
     Raises:
         ModelError: the template fails on a plain question; the tokens of a prompt and an answer
             are not those of the template's whole rendering; or text does not survive the round
-            trip through the tokenizer.
+            trip through the tokenizer; or the tokenizer fails on text.
     """
+    try:
+        return _probed(tokenizer, published_ends)
+    except RlhfError:
+        raise
+    except Exception as error:  # a value of its files that nothing looked at before
+        said = next(iter(str(error).splitlines()), "")
+        raise ModelError(
+            f"the tokenizer fails on a question and an answer: {type(error).__name__}: {said}"
+        ) from error
+
+
+def _probed(tokenizer: PreTrainedTokenizerBase, published_ends: tuple[int, ...]) -> Renderer:
     turns = find_turns(tokenizer)
     turn_end = _id_of(tokenizer, turns.end)
     ends = {turn_end, int(tokenizer.eos_token_id), *published_ends}

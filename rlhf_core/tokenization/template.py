@@ -10,7 +10,6 @@ from datetime import date, datetime, time
 
 import jinja2
 from jinja2 import meta, nodes
-from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -37,16 +36,19 @@ def apply_template(
 
     Raises:
         DataError: the template refuses the conversation (roles out of order, say).
+        ModelError: it is no Jinja template.
     """
     messages = [{"role": message.role, "content": message.content} for message in conversation]
     try:
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=generation_prompt
         )
-    except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+    except jinja2.TemplateSyntaxError as error:
+        raise _no_template(error) from error
+    except Exception as error:  # whatever an expression of the template raises
         roles = ", ".join(message.role for message in conversation)
         raise DataError(
-            f"the chat template refuses a conversation of ({roles}): {error}"
+            f"the chat template refuses a conversation of ({roles}): {' '.join(str(error).split())}"
         ) from error
     return str(text)
 
@@ -68,7 +70,11 @@ def variables_of(template: str) -> frozenset[str]:
     try:
         return frozenset(meta.find_undeclared_variables(environment.parse(template)))
     except jinja2.TemplateSyntaxError as error:
-        raise ModelError(f"the chat template is not valid Jinja: {error}") from error
+        raise _no_template(error) from error
+
+
+def _no_template(error: jinja2.TemplateSyntaxError) -> ModelError:
+    return ModelError(f"the chat template is not valid Jinja, line {error.lineno}: {error.message}")
 
 
 def with_variables(template: Template, variables: Mapping[str, object]) -> Template:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
+from rlhf_core.dataprep.look import look_at
 from rlhf_core.dataprep.rows import FileRows, SetAside
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
 from rlhf_core.errors import DataError
@@ -91,6 +92,26 @@ def test_a_file_without_a_usable_row_is_the_error(write_jsonl):
     path = write_jsonl("rows.jsonl", [{"prompt": "Q?"}] * 3)
     with pytest.raises(DataError, match=r"none of its 3 rows can be used \(missing_column 3\)"):
         read(path)
+
+
+@pytest.mark.parametrize("file_format", ["pairs", "canonical", "flat", "ranked", "hh"])
+@pytest.mark.parametrize("row", [{"9" * 5_000: 1}, dict.fromkeys(map(str, range(5_000)), 1)])
+def test_a_message_shows_no_book_of_column_names(write_jsonl, file_format, row):
+    with pytest.raises(DataError) as raised:
+        read(write_jsonl("rows.jsonl", [row]), file_format)
+    assert "missing column" in str(raised.value)
+    assert len(str(raised.value)) < 1_000
+
+
+def test_neither_does_what_is_said_of_a_table(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{'9' * 5_000},{'9' * 5_000}\n1,2\n")
+    with pytest.raises(DataError, match=r"columns with the same name: 9+\.\.\.; rename") as raised:
+        read(path)
+    assert len(str(raised.value)) < 1_000
+    path.write_text(f"{'9' * 5_000},b\n1,2\n")
+    with pytest.raises(DataError, match=r"no shape that is known; found the columns 9+\.\.\.; map"):
+        look_at(path)
 
 
 def test_a_byte_order_mark_line_ends_and_blank_lines_are_no_matter(tmp_path):

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import dynamic_module_utils
 
 from rlhf_core.errors import ConfigError, ModelError
 from rlhf_core.models import load_causal, load_scalar, save_model, scalar_from_causal
-from rlhf_core.tokenization import load_tokenizer
+from rlhf_core.tokenization import load_tokenizer, published_ends
 from rlhf_core.tokenization.model_folder import code_sha256
 from tests.models.conftest import FakeTokenizer
 from tests.models.test_load import configure
@@ -154,3 +155,68 @@ def test_weights_in_a_pickle_are_read_as_tensors_alone(llama_directory):
     torch.save({"lm_head.weight": NotATensor()}, llama_directory / "pytorch_model.bin")
     with pytest.raises(ModelError, match="a pickle that holds more than tensors"):
         load_causal(llama_directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_position_embeddings": "x"}, "Field 'max_position_embeddings' expected int"),
+        ({"rope_parameters": {"rope_type": "x"}}, "KeyError: 'x'"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"hidden_act": "x"}, "KeyError: 'x'"),
+        ({"dtype": "x"}, "AttributeError: module 'torch' has no attribute 'x'"),
+        ({"quantization_config": 3}, "AttributeError"),
+    ],
+)
+def test_a_configuration_that_a_library_fails_on_is_one_line(llama_directory, changes, said):
+    configure(llama_directory, **changes)
+    with pytest.raises(ModelError) as caught:
+        load_causal(llama_directory)
+    told = str(caught.value)
+    assert told.startswith(f"{llama_directory}: cannot load a causal language model: ")
+    assert said in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "[" * 50_000, '{"a": ' + "9" * 5_000 + "}"])
+def test_a_configuration_that_is_none_is_one_line(llama_directory, content):
+    (llama_directory / "config.json").write_text(content)
+    with pytest.raises(ModelError) as caught:
+        load_causal(llama_directory)
+    told = str(caught.value)
+    assert told.startswith(f"{llama_directory}: cannot load a causal language model: ")
+    assert len(told) < 1_000
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("load", [load_causal, lambda folder: scalar_from_causal(folder, seed=0)])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda name, weight: weight.fill_(torch.nan), "NaN or infinite"),
+        (lambda name, weight: weight[3].fill_(torch.inf) if "up" in name else 0, "NaN or infinite"),
+        (lambda name, weight: weight.zero_(), "the same for every token"),
+        (lambda name, weight: weight.fill_(1.0), "the same for every token"),
+    ],
+)
+def test_weights_that_say_nothing_are_damaged(llama_directory, load, change, said):
+    path = llama_directory / "model.safetensors"
+    tensors = load_file(path)
+    for name, weight in tensors.items():
+        change(name, weight)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=rf"of a probe are {said}; its weights or its config\.json"
+    ):
+        load(llama_directory)
+
+
+@pytest.mark.parametrize("ends", [{"a": 1}, "x", [10**30], [None], 1.5, [True]])
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_ends_that_are_no_tokens_are_refused(tmp_path, file, ends):
+    (tmp_path / file).write_text(json.dumps({"model_type": "llama", "eos_token_id": ends}))
+    if file == "config.json" and ends != [10**30]:  # transformers does not read it: no ends
+        assert published_ends(tmp_path) == ()
+        return
+    with pytest.raises(ModelError, match=r": eos_token_id: expected a token's number or a list"):
+        published_ends(tmp_path)

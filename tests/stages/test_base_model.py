@@ -1,5 +1,6 @@
 """A base model whose tokenizer, length or positions cannot serve is refused before training."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -100,3 +101,65 @@ def test_a_model_of_ours_is_a_base_without_a_word_about_ids_of_no_token(save, tm
     assert "left out" not in caplog.text
     save_model(again, renderer.tokenizer, tmp_path / "again")
     assert hf.GenerationConfig.from_pretrained(tmp_path / "again").suppress_tokens == unknown
+
+
+def put(folder, file, **values):
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def template(text):
+    return lambda folder: (folder / "chat_template.jinja").write_text(text)
+
+
+DAMAGES = {
+    "padding": (
+        lambda folder: put(folder, "tokenizer.json", padding=1e30),
+        "cannot load a tokenizer: invalid type: floating point",
+    ),
+    "positions": (
+        lambda folder: put(folder, "config.json", max_position_embeddings="x"),
+        "Field 'max_position_embeddings' expected int",
+    ),
+    "no position": (
+        lambda folder: put(folder, "config.json", max_position_embeddings=-1),
+        "config.json gives it -1 positions",
+    ),
+    "not closed": (
+        template("{% for m in messages %}\n{{ m.content }}"),
+        "the chat template is not valid Jinja, line 2: Unexpected end of template",
+    ),
+    "divides": (template("{{ 1 / 0 }}"), "refuses a conversation of (user): division by zero"),
+    "no end": (
+        template("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"),
+        "maximum recursion depth exceeded",
+    ),
+    "too large": (template("{{ 10.0 ** 1000 }}"), "refuses a conversation of (user)"),
+    "two lines": (template("{{ raise_exception('not\ntoday') }}"), "not today"),
+    "a list": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+        "cannot load a tokenizer: AttributeError: 'list' object",
+    ),
+    "length": (
+        lambda folder: put(folder, "tokenizer_config.json", model_max_length="x"),
+        "the tokenizer fails on a question and an answer: TypeError",
+    ),
+    "suppressed": (
+        lambda folder: put(folder, "generation_config.json", suppress_tokens="x"),
+        "suppress_tokens: expected a token's number or a list, found 'x'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_folder_is_one_line_that_names_it(tmp_path, kind):
+    folder = tmp_path / "base"
+    shutil.copytree(BASE, folder)
+    damage, said = DAMAGES[kind]
+    damage(folder)
+    with pytest.raises(ModelError) as caught:
+        load_base(ModelConfig(base=str(folder), max_length=64))
+    told = str(caught.value)
+    assert told.startswith(f"{folder}: ")
+    assert said in told
+    assert "\n" not in told

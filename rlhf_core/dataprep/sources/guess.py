@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_core.config.data import WORDS_OF_TRUTH, word_of
+from rlhf_core.dataprep.files import listed, shorten
 from rlhf_core.dataprep.sources import shapes
 from rlhf_core.dataprep.sources.columns import structured
 from rlhf_core.dataprep.sources.words import CHOICES, finite_number, is_blank
@@ -237,10 +238,10 @@ def label_choices(
 
 
 def _ask(column: str, words: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, words[:5]))
+    shown = listed(map(shorten, words[:5]))
     return (
-        f"column {column!r} holds {shown}: which of them mean a, b and tie cannot be told; say it"
-        f" in choices, as in choices: {{{words[0]}: a}}"
+        f"column {shorten(column)} holds {shown}: which of them mean a, b and tie cannot be told;"
+        f" say it in choices, as in choices: {{{words[0][:60]}: a}}"
     )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlhf_core.dataprep.files import shorten
+from rlhf_core.dataprep.files import listed, shorten
 from rlhf_core.dataprep.rows import Columns, RawRow, UnusableRow, annotator_name, as_json
 from rlhf_core.dataprep.sources.messages import parse_prompt
 from rlhf_core.dataprep.sources.words import choice_of, knows_strength, parse_number, parse_strength
@@ -181,7 +181,7 @@ def _is_strength(answer: _Answer, wording: Wording) -> bool:
 
 def _only(row: RawRow, found: list[_Answer], column: str) -> _Answer | None:
     if len(found) > 1:
-        controls = ", ".join(answer.control or "without a name" for answer in found)
+        controls = listed(answer.control or "without a name" for answer in found)
         raise UnusableRow(
             "unusable_value",
             f"several answers could be the {column} (controls {controls});"

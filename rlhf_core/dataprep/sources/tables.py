@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.dataprep.files import read_text
+from rlhf_core.dataprep.files import listed, read_text
 from rlhf_core.errors import DataError
 
 _MAX_FIELD = 2**31 - 1
@@ -114,7 +114,7 @@ def _header(cells: list[str], *, where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     twice = sorted(name for name, count in Counter(names).items() if name and count > 1)
     if twice:
-        raise DataError(f"{where}: columns with the same name: {', '.join(twice)}; rename them")
+        raise DataError(f"{where}: columns with the same name: {listed(twice)}; rename them")
     return names
 
 
@@ -154,7 +154,7 @@ def _sheet_rows(path: Path, sheet: str | None) -> Iterator[tuple[int, tuple[Any,
     try:
         names = workbook.sheetnames
         if sheet is not None and sheet not in names:
-            raise DataError(f"{path}: no sheet {sheet!r}; found {', '.join(names)}")
+            raise DataError(f"{path}: no sheet {sheet!r}; found {listed(names)}")
         rows = workbook[names[0] if sheet is None else sheet].iter_rows(values_only=True)
         yield from enumerate(rows, 1)
     except _BROKEN_WORKBOOK as error:
