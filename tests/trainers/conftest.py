@@ -7,8 +7,13 @@ import transformers as hf
 from tests.trainers.toys import toy_config
 
 
+def save_causal(folder):
+    """Save the tiny model below ``folder``; return where it lies."""
+    torch.manual_seed(0)
+    hf.LlamaForCausalLM(toy_config()).save_pretrained(folder / "causal")
+    return folder / "causal"
+
+
 @pytest.fixture
 def causal_directory(tmp_path):
-    torch.manual_seed(0)
-    hf.LlamaForCausalLM(toy_config()).save_pretrained(tmp_path / "causal")
-    return tmp_path / "causal"
+    return save_causal(tmp_path)
