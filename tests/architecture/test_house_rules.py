@@ -41,42 +41,58 @@ def body_lines(function):
     return function.end_lineno - (rest[0] if documented else first).lineno + 1
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_a_file_fits_in_the_head(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+def parsed(paths):
+    for path in paths:
+        yield name_of(path), ast.parse(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_a_function_fits_on_a_screen(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            loop = node.name.startswith("fit_")
-            most = MAX_TRAINING_LOOP_LINES if loop else MAX_FUNCTION_LINES
-            assert body_lines(node) <= most, f"{node.name}: {body_lines(node)} lines"
+def test_a_file_fits_in_the_head():
+    lines = {name_of(path): len(path.read_text("utf-8").splitlines()) for path in SOURCES}
+    assert {name: count for name, count in lines.items() if count > MAX_FILE_LINES} == {}
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_a_module_is_named_after_what_it_knows(path):
-    assert path.stem not in VAGUE
+def test_a_function_fits_on_a_screen():
+    too_long = [
+        f"{name}:{node.lineno} {node.name}: {body_lines(node)} lines"
+        for name, tree in parsed(PRODUCT)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and body_lines(node)
+        > (MAX_TRAINING_LOOP_LINES if node.name.startswith("fit_") else MAX_FUNCTION_LINES)
+    ]
+    assert too_long == []
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_nobody_prints_and_nobody_asserts(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        assert not isinstance(node, ast.Assert), f"line {node.lineno}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id != "print", f"line {node.lineno}"
+def test_a_module_is_named_after_what_it_knows():
+    assert [name_of(path) for path in PRODUCT if path.stem in VAGUE] == []
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_one_room_reads_the_environment(path):
-    if name_of(path) in ENVIRONMENT:
-        return
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            touched = f"{node.value.id}.{node.attr}"
-            assert touched not in {"os.environ", "os.getenv", "os.putenv"}, f"line {node.lineno}"
+def test_nobody_prints_and_nobody_asserts():
+    found = [
+        f"{name}:{node.lineno}"
+        for name, tree in parsed(PRODUCT)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert)
+        or (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+        )
+    ]
+    assert found == []
+
+
+def test_one_room_reads_the_environment():
+    found = [
+        f"{name}:{node.lineno}"
+        for name, tree in parsed(PRODUCT)
+        if name not in ENVIRONMENT
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and f"{node.value.id}.{node.attr}" in {"os.environ", "os.getenv", "os.putenv"}
+    ]
+    assert found == []
 
 
 def imported_by(statement):
