@@ -28,6 +28,7 @@ def examine(config: Path | None) -> tuple[Finding, ...]:
             _disk,
             _tools,
             _folders,
+            _threads,
             lambda: _mlflow(config),
             check_prefect,
             check_keeper,
@@ -118,6 +119,26 @@ def _folders() -> Iterator[Finding]:
             found="writable" if os.access(nearest, os.W_OK) else f"{nearest} is not writable",
             mend=f"chown or chmod {nearest}, or run from a directory you may write to",
         )
+
+
+def _threads() -> Iterator[Finding]:
+    """Says how many threads compute; more than there are cores wait for each other."""
+    import joblib
+
+    from rlhf_core.adapters.settings import load_settings, quiet_environment
+
+    quiet_environment()
+    settings, cores = load_settings(), joblib.cpu_count()
+    chosen = settings.omp_num_threads
+    healthy = chosen is None or not chosen.isdecimal() or int(chosen) <= cores
+    threads = "one thread a physical core" if chosen is None else f"OMP_NUM_THREADS={chosen}"
+    yield Finding(
+        what="threads",
+        healthy=healthy,
+        found=f"{threads}, {cores} cores for this process, "
+        f"OMP_WAIT_POLICY={settings.omp_wait_policy}",
+        mend="unset OMP_NUM_THREADS, or set it to at most the number of cores",
+    )
 
 
 def _mlflow(config: Path | None = None) -> Iterator[Finding]:

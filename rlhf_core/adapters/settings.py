@@ -30,6 +30,10 @@ QUIET = {
 }
 """What every process of the project runs with unless its environment says otherwise."""
 
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""OpenMP's threads spin at the end of every operation until the last has arrived, and hold the core
+that it needs where other programs run as well. Read when torch loads."""
+
 _CREDENTIALS = re.compile(
     r"(?<=://)(?:[^/\s]*@|(?<!http://)(?<!https://)[^:/\s]*:[^@\s]*@)",
 )
@@ -68,6 +72,10 @@ class Settings(BaseSettings):
     """Key of the endpoint of an AI judge; None sends none."""
     label_studio_api_key: SecretStr | None = None
     """Token of Label Studio: a personal access token, or a legacy one."""
+    omp_num_threads: str | None = None
+    """How many threads compute, where a person has chosen."""
+    omp_wait_policy: str | None = None
+    """What a thread does that waits for the others."""
     rlhf_share_checkpoints: bool = False
     """Copy checkpoints to the MLflow server, so that another machine can go on from them."""
     rlhf_tracking_patience: float = Field(default=300.0, gt=0)
@@ -101,9 +109,9 @@ def without_credentials(text: str) -> str:
 def quiet_environment() -> dict[str, str]:
     """Switch telemetry off for this process and return the variables for its children.
 
-    A variable that is already set keeps its value.
+    Its threads give their core up while they wait. A variable that is already set keeps its value.
     """
-    for name, value in QUIET.items():
+    for name, value in {**QUIET, **PATIENT_THREADS}.items():
         os.environ.setdefault(name, value)
     return {name: os.environ[name] for name in QUIET}
 

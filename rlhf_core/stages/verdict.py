@@ -12,7 +12,7 @@ from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.intervals import Plans, Resampling
 from rlhf_core.schema import DatasetSplits, EvaluationReport, ModelRef, RunContext, StageResult
-from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.stages.determinism import derived_seed, take_cores
 
 
 @contextmanager
@@ -27,6 +27,7 @@ def evaluation_run(
     if run is not None:
         yield run
         return
+    take_cores()
     with open_run(config, context, "evaluate", inputs=stage_inputs(splits, **models)) as own:
         own.log_dataset(splits)
         yield own

@@ -1,16 +1,20 @@
 """Training state to tensors and back: weights, optimiser moments, every random generator."""
 
 import hashlib
+import logging
 import random
 from collections.abc import Iterable
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from rlhf_core.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 
@@ -71,17 +75,23 @@ def random_tensors() -> Tensors:
 
 
 def random_values() -> dict[str, Any]:
-    """States of Python's and numpy's global generators, as JSON can hold them."""
+    """States of Python's and numpy's global generators, and how many threads compute."""
     version, numbers, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": [version, list(numbers), gauss],
         "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
+        "threads": torch.get_num_threads(),
     }
 
 
 def load_random(tensors: Tensors, values: dict[str, Any]) -> None:
-    """Put every generator back to where ``random_tensors`` and ``random_values`` found it."""
+    """Put every generator back to where ``random_tensors`` and ``random_values`` found it.
+
+    Sums are cut into one part a thread, so the number of threads goes back too, if there are cores
+    for it.
+    """
+    _compute_with(values.get("threads"))
     torch.set_rng_state(tensors["random.cpu"])
     for name, state in tensors.items():
         index = name.removeprefix("random.cuda")
@@ -107,3 +117,20 @@ def run_fingerprint(
         digest.update(len(row).to_bytes(8, "little"))
         digest.update(row)
     return digest.hexdigest()
+
+
+def _compute_with(threads: int | None) -> None:
+    """Take as many threads as a checkpoint was made with; None is one that does not say."""
+    found = torch.get_num_threads()
+    if threads is None or threads == found:
+        return
+    if threads > joblib.cpu_count():
+        logger.warning(
+            "this run computed with %d threads before, and goes on with %d, for there are no more "
+            "cores: its results may differ in the last bits",
+            threads,
+            found,
+        )
+        return
+    torch.set_num_threads(threads)
+    logger.info("threads=%d, as before the interruption", threads)

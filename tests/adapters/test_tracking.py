@@ -301,6 +301,15 @@ def test_telemetry_is_off_unless_a_person_says_otherwise(monkeypatch):
     assert variables["GX_ANALYTICS_ENABLED"] == "true"
 
 
+def test_waiting_threads_give_their_core_up_unless_a_person_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    quiet_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    quiet_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 def test_settings_are_read_when_asked_and_not_on_import(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

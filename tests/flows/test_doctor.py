@@ -148,6 +148,14 @@ def gone(home, monkeypatch):
     monkeypatch.setattr(metadata, "version", find)
 
 
+def test_more_threads_than_cores_are_named(home, monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert "8" in ailing(doctor._threads())["threads"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert ailing(doctor._threads()) == {}
+
+
 @pytest.mark.parametrize("pinned", [True, False])
 def test_a_required_package_that_is_missing_is_named(gone, home, pinned):
     """One of the pins may be missing: it belongs to something that not everybody installs."""

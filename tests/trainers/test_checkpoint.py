@@ -7,6 +7,7 @@ import resource
 import subprocess
 from contextlib import contextmanager
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -199,6 +200,24 @@ def test_every_generator_is_restored(store):
     saved = store.latest(fingerprint="f")
     load_random(saved.tensors, saved.values)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+def test_a_resumed_run_computes_with_as_many_threads(monkeypatch, caplog):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
+    try:
+        torch.set_num_threads(3)
+        tensors, values = random_tensors(), random_values()
+        torch.set_num_threads(1)
+        load_random(tensors, values)
+        assert torch.get_num_threads() == 3
+        load_random(tensors, {**values, "threads": 4})
+        assert torch.get_num_threads() == 3
+        assert "may differ in the last bits" in caplog.text
+        load_random(tensors, {name: values[name] for name in ("python", "numpy")})  # of old builds
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_fingerprint_knows_settings_seed_data_and_weights():

@@ -1,0 +1,33 @@
+import logging
+
+import joblib
+import pytest
+import torch
+
+from rlhf_core.stages.determinism import take_cores
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def test_no_more_threads_than_cores_that_this_process_may_use(monkeypatch, caplog):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr("rlhf_core.stages.determinism._TORCH_THREADS", 8)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
+    with caplog.at_level(logging.INFO):
+        take_cores()
+    assert torch.get_num_threads() == 3
+    assert "threads=3 usable_cores=3 OMP_WAIT_POLICY=PASSIVE" in caplog.text
+
+
+def test_a_chosen_number_of_threads_stays(monkeypatch, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
+    torch.set_num_threads(2)
+    take_cores()
+    assert torch.get_num_threads() == 2
