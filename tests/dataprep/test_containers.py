@@ -33,9 +33,19 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
 def test_a_parquet_value_beyond_python_is_one_clear_error(tmp_path, column):
     row = {"prompt": ["Q?"], "chosen": ["good"], "rejected": ["bad"], "when": column}
     pq.write_table(pa.table(row), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"after row 0: a value that Python cannot hold") as raised:
+    said = r"row 1: a value that Python cannot hold in column 'when'"
+    with pytest.raises(DataError, match=said) as raised:
         read(tmp_path / "rows.parquet", format="pairs")
     assert "\n" not in str(raised.value)
+
+
+def test_a_parquet_row_beyond_python_takes_no_other_row_along(tmp_path):
+    when = pa.array([1, 10**9, 2], pa.date32())
+    rows = {name: [name[0]] * 3 for name in ("prompt", "chosen", "rejected")} | {"when": when}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    _, aside, last = read(tmp_path / "rows.parquet", format="pairs")
+    assert (aside.reason, aside.line, last.line) == ("broken_row", 2, 3)
+    assert '"prompt' in aside.row.replace("\\", "")
 
 
 def test_packed_parquet_is_refused(tmp_path):

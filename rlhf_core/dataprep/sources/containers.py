@@ -1,12 +1,13 @@
 """Files to rows, whatever the container: each row knows its file and line."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_core.config.data import HUB
-from rlhf_core.dataprep.files import not_utf8, parse_object, read_raw_lines
+from rlhf_core.dataprep.files import not_utf8, parse_object, read_raw_lines, shorten
 from rlhf_core.dataprep.json_arrays import begins_with_object, read_values
 from rlhf_core.dataprep.keys import source_name
 from rlhf_core.dataprep.rows import Columns, RawRow, SetAside, as_json
@@ -166,17 +167,42 @@ def _read_parquet(path: Path, _: Layout) -> Numbered:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_BATCH_ROWS):
-                for row in batch.to_pylist():
+                for row in _python_rows(batch):
                     number += 1
                     yield number, row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{path}, after row {number}: damaged Parquet data ({first})") from error
-    except (ArithmeticError, LookupError, ValueError) as error:  # Dates beyond the year 9999, say.
-        raise DataError(
-            f"{path}, after row {number}: a value that Python cannot hold"
-            f" ({type(error).__name__}: {error}); leave its column out of the file"
-        ) from error
+
+
+_BEYOND_PYTHON = (ArithmeticError, LookupError, ValueError)
+"""What Arrow raises at dates beyond the year 9999, unknown time zones and text that is none."""
+
+
+def _python_rows(batch: Any) -> Iterator[dict[str, Any] | Broken]:
+    """Yield the rows of an Arrow batch; one that Python cannot hold does not take others along."""
+    try:
+        yield from batch.to_pylist()
+    except _BEYOND_PYTHON:
+        for number in range(batch.num_rows):
+            try:
+                [row] = batch.slice(number, 1).to_pylist()
+            except _BEYOND_PYTHON as error:
+                row = _broken_cells(batch.slice(number, 1), error)
+            yield row
+
+
+def _broken_cells(row: Any, error: Exception) -> Broken:
+    kept: dict[str, Any] = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        with suppress(*_BEYOND_PYTHON):
+            kept[name] = column[0].as_py()
+    lost = ", ".join(map(shorten, (name for name in row.schema.names if name not in kept)))
+    why = (
+        f"a value that Python cannot hold in column {lost} ({type(error).__name__}: {error}); leave"
+        " the column out of the file"
+    )
+    return Broken(as_json(kept), " ".join(why.split()))
 
 
 _CONTAINERS = {

@@ -3,13 +3,13 @@
 import csv
 import re
 import zipfile
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rlhf_core.dataprep.files import listed, read_text
+from rlhf_core.dataprep.files import listed, not_utf8, read_raw_lines, read_text
 from rlhf_core.errors import DataError
 
 _MAX_FIELD = 2**31 - 1
@@ -50,56 +50,204 @@ class Layout:
         return replace(self, delimiter=max(_DELIMITERS, key=lambda sign: counts[sign]))
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some whole lines of delimited text, and what they are."""
+
+    line: int
+    """Number of the first of them."""
+    text: str
+    row: dict[str, Any] | Broken | None
+    """None: the header, or a blank line."""
+
+
 def read_delimited(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, Any] | Broken]]:
     """Yield the rows of delimited text with the lines they begin on; blank lines are none.
 
     Raises:
-        DataError: two columns have one name, or a quote is never closed.
+        DataError: the header cannot be read, or has one name for two columns.
+    """
+    for piece in delimited_pieces(path, layout):
+        if piece.row is not None:
+            yield piece.line, piece.row
+
+
+def delimited_pieces(path: Path, layout: Layout) -> Iterator[Piece]:
+    """Yield delimited text in pieces that together are all of it.
+
+    A quote that is never closed takes the following rows into its field. Where most of those lines
+    are rows by themselves, they are read as rows again, and only what is before them is broken.
+
+    Raises:
+        DataError: as ``read_delimited``.
     """
     csv.field_size_limit(_MAX_FIELD)
-    lines = _Remembering(read_text(path))
-    reader = csv.reader(lines, delimiter=layout.delimiter or ",", strict=True)
+    records = _Records(path, layout.delimiter or ",")
     header: list[str] = []
-    while True:
-        start = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            if "unexpected end" in str(error) or not header:
-                raise DataError(f"{path}, line {start}: broken CSV ({error})") from error
-            yield start, Broken(lines.take(), f"broken CSV ({error})")
-            continue
-        text = lines.take()
-        if cells is None:
-            return
-        if not cells or (not header and _SEPARATOR_LINE.fullmatch(text)):
-            continue
-        if not header:
-            header = _header(cells, where=f"{path}, line {start}")
-        elif len(cells) != len(header):
-            yield start, Broken(text, _wrong_number(len(header), len(cells)))
+    while (record := records.read()) is not None:
+        where, problem = f"{path}, line {record.line}", record.undecoded or record.problem
+        if not header and problem:
+            raise DataError(f"{where}: {record.undecoded or records.opening(record)}")
+        if not record.cells and not problem:
+            yield Piece(record.line, record.text, None)
+        elif not header:
+            told = _SEPARATOR_LINE.fullmatch(record.text)
+            header = [] if told else _header(record.cells, where=where)
+            records.spaced = any(cell[:1].isspace() for cell in record.cells)
+            yield Piece(record.line, record.text, None)
+        elif not problem and len(record.cells) == len(header) and records.is_in_step(record):
+            records.spaced |= any(cell[:1].isspace() for cell in record.cells)
+            yield Piece(record.line, record.text, dict(zip(header, record.cells, strict=True)))
         else:
-            yield start, dict(zip(header, cells, strict=True))
+            yield from _broken(record, records, len(header))
 
 
-class _Remembering:
-    """Lines as a reader takes them, and the text of those since last asked."""
+def _broken(record: "_Record", records: "_Records", num_columns: int) -> Iterator[Piece]:
+    """Yield a record that is no row, or what is broken of it: the rest is read again."""
+    kinds = [records.kind_of(line, num_columns) for line in record.lines]
+    if (resumed := _first_row(kinds, record.is_cut)) is not None:
+        records.go_back(len(record.lines) - resumed)
+        text = "".join(record.lines[:resumed])
+        yield Piece(record.line, text, Broken(text, records.opening(record)))
+    elif record.is_cut:
+        # Whether these are rows or one long text cannot be told: each line counts as lost.
+        why = f"{records.opening(record)}; what follows cannot be told from text"
+        for number, line in enumerate(record.lines, record.line):
+            yield Piece(number, line, Broken(line, why) if line.strip() else None)
+    else:
+        why = "follows a broken row, and may be the rest of its text"
+        if record.problem:
+            why = f"broken CSV ({record.problem})"
+        elif len(record.cells) != num_columns:
+            why = _wrong_number(num_columns, len(record.cells))
+        yield Piece(record.line, record.text, Broken(record.text, record.undecoded or why))
 
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
-        self._taken: list[str] = []
 
-    def __iter__(self) -> "_Remembering":
+def _first_row(kinds: Sequence[str], is_cut: bool) -> int | None:
+    """Return which line of a broken record is a row again; None if it is one long text.
+
+    The line whose quote ends a text has that quote where no row has one.
+    """
+    inside = kinds[1:]
+    if inside.count("row") > inside.count("text"):
+        return 1 + inside.index("row")
+    if inside[-1:] != ["row"] or is_cut:
+        return None
+    return len(kinds) - kinds[::-1].index("text") if "text" in inside else 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What the reader took for one record."""
+
+    line: int
+    lines: list[str]
+    cells: list[str]
+    problem: str
+    """What the reader said of it; empty where nothing."""
+    undecoded: str
+    """Why bytes of it are no text; empty where they are."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the file ended inside a quote."""
+        return "unexpected end" in self.problem
+
+
+class _Records:
+    """Records of delimited text, and the way back to lines that were taken into one wrongly."""
+
+    def __init__(self, path: Path, delimiter: str) -> None:
+        self._lines = map(_decoded, read_raw_lines(path))
+        self._taken: list[tuple[str, str]] = []
+        self._again: deque[tuple[str, str]] = deque()
+        self._line = 1
+        self._out_of_step, self._has_rows = False, False
+        self._reader = csv.reader(self, delimiter=delimiter, strict=True)
+        sign, quoted = re.escape(delimiter), r'"[^"]*(?:""[^"]*)*'
+        self._opened = re.compile(rf'(?:\A|[\n{sign}]){quoted}(?P<closed>"|\Z)')
+        self._after_text = f'"{delimiter}'
+        self._fields, self._spaced_fields = (
+            re.compile(
+                rf'(?:(?:{quoted}"|{bare}){sign})*(?:{quoted}"|{bare}|(?P<open>{quoted}))\s*'
+            )
+            for bare in (rf'(?:[^"{sign}\s][^"{sign}\r\n]*)?', rf'[^"{sign}\r\n]*')
+        )
+        self.spaced = False
+        """Whether cells of rows begin with white space, as what follows a comma in a text does."""
+
+    def __iter__(self) -> "_Records":
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
-        self._taken.append(line)
-        return line
+        self._taken.append(self._again.popleft() if self._again else next(self._lines))
+        return self._taken[-1][0]
 
-    def take(self) -> str:
-        text, self._taken = "".join(self._taken), []
-        return text
+    def read(self) -> _Record | None:
+        """Return the next record, None at the end."""
+        first, cells, problem = self._line, [], ""
+        self._taken = []
+        try:
+            found = next(self._reader, None)
+            if found is None:
+                return None
+            cells = found
+        except csv.Error as error:
+            problem, self._out_of_step = str(error), True
+        self._line += len(self._taken)
+        undecoded = next((why for _, why in self._taken if why), "")
+        return _Record(first, [line for line, _ in self._taken], cells, problem, undecoded)
+
+    def go_back(self, count: int) -> None:
+        """Read the last lines of the newest record, ``count`` of them, once more."""
+        self._again.extendleft(reversed(self._taken[len(self._taken) - count :]))
+        self._line -= count
+
+    def kind_of(self, line: str, num_columns: int) -> Literal["row", "text", "blank"]:
+        """Tell what a line inside a record is by itself.
+
+        It is a row, or the first line of one, if a writer of CSV could have made it: no quote
+        inside a bare field, and no bare field that begins with a space where no row before has
+        such. Prose seldom is, and holds a quote only doubled.
+        """
+        if not line.strip():
+            return "blank"
+        found = (self._spaced_fields if self.spaced else self._fields).fullmatch(line)
+        if found is None or line.startswith(self._after_text):
+            return "text"
+        if found["open"] is not None:
+            return "row"
+        [cells] = csv.reader([line], delimiter=self._reader.dialect.delimiter)
+        return "row" if len(cells) == num_columns else "text"
+
+    def is_in_step(self, record: _Record) -> bool:
+        """Tell whether a record that has all its cells is a row, after a broken one too."""
+        in_doubt = self._out_of_step and self._has_rows
+        if in_doubt and self.kind_of(record.lines[0], len(record.cells)) != "row":
+            return False
+        self._out_of_step, self._has_rows = False, True
+        return True
+
+    def opening(self, record: _Record) -> str:
+        """Say what is broken in a record, and on which line its open quote stands."""
+        if len(record.lines) == 1 and not record.is_cut:
+            return f"broken CSV ({record.problem})"
+        places = [found for found in self._opened.finditer(record.text) if not found["closed"]]
+        at = places[0].start() + 1 if places else 0
+        line = record.line + record.text.count("\n", 0, at)
+        return f"broken CSV (the quote that opens on line {line} is never closed)"
+
+
+def _decoded(line: bytes) -> tuple[str, str]:
+    """Return a line's text, and why its bytes are none."""
+    try:
+        return line.decode("utf-8"), ""
+    except UnicodeDecodeError as error:
+        return line.decode("utf-8", errors="replace"), not_utf8(error)
 
 
 def _wrong_number(wanted: int, found: int) -> str:
