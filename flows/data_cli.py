@@ -10,7 +10,7 @@ from flows.options import JsonOption, KeepOption, begin, write_json
 if TYPE_CHECKING:
     from rlhf_core.config import SourceConfig
     from rlhf_core.dataprep.look import Found
-    from rlhf_core.schema import BatchResult, Comparison, DataVersion
+    from rlhf_core.schema import BatchResult, Comparison, DataVersion, Demonstration, Prompt
 
 data_app = typer.Typer(
     name="data",
@@ -79,7 +79,7 @@ def add(
 
 @data_app.command(epilog="Example: rlhf data look votes.csv")
 def look(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Comparisons of any shape.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Data of any shape.")],
     join: Annotated[
         Path | None, typer.Option("--join", metavar="FILE", help="A second file: texts, or votes.")
     ] = None,
@@ -226,11 +226,9 @@ def _show_found(found: "Found") -> None:
 
     from flows.tables import show_line
 
-    show_line(f"shape: {found.shape} (format {found.settings['format']})")
-    show_line(
-        f"{found.rows:,} rows, {found.usable:,} usable: {found.num_comparisons:,} comparisons;"
-        f" votes for a {found.wins['a']:,}, for b {found.wins['b']:,}, ties {found.wins['tie']:,}"
-    )
+    format_ = found.settings.get("format")
+    show_line(f"shape: {found.shape}" + (f" (format {format_})" if format_ else ""))
+    show_line(f"{found.rows:,} rows, {found.usable:,} usable: " + _told(found))
     for reason, count in found.set_aside.most_common():
         show_line(f"set aside: {count:,} {reason}")
     for column, count in sorted(found.unread.items()):
@@ -241,15 +239,31 @@ def _show_found(found: "Found") -> None:
         _show_example(item)
     settings = yaml.safe_dump(found.settings, sort_keys=False, allow_unicode=True)
     show_line("settings:")
-    show_line("data:\n  preferences:\n" + "".join(f"    {x}\n" for x in settings.splitlines()))
+    show_line(f"data:\n  {found.section}:\n" + "".join(f"    {x}\n" for x in settings.splitlines()))
 
 
-def _show_example(item: "Comparison") -> None:
+def _told(found: "Found") -> str:
+    """Return what comes of a file."""
+    if found.section != "preferences":
+        return f"{found.section}, no comparisons"
+    wins = found.wins
+    return (
+        f"{found.num_comparisons:,} comparisons; votes for a {wins['a']:,}, for b {wins['b']:,},"
+        f" ties {wins['tie']:,}"
+    )
+
+
+def _show_example(item: "Comparison | Demonstration | Prompt") -> None:
     from flows.tables import show_line
+    from rlhf_core.schema import Comparison, Demonstration
 
-    show_line(f"example, line {item.line}:")
+    show_line(f"example, line {item.line}:" if isinstance(item, Comparison) else "example:")
     for turn in item.prompt:
         show_line(f"  {turn.role}: {_begin(turn.content)}")
+    if isinstance(item, Demonstration):
+        show_line(f"  -> {_begin(item.response)}")
+    if not isinstance(item, Comparison):
+        return
     for side, text in (("a", item.response_a), ("b", item.response_b)):
         votes = sum(vote.choice == side for vote in item.votes)
         show_line(f"  -> {side} ({votes} votes): {_begin(text)}")

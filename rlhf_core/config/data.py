@@ -12,7 +12,9 @@ from rlhf_core.config.evaluation import GateConfig
 
 Choice = Literal["a", "b", "tie"]
 
-SourceFormat = Literal["canonical", "hh", "pairs", "ranked", "flat", "tree", "label_studio"]
+SourceFormat = Literal[
+    "canonical", "hh", "pairs", "ranked", "flat", "tree", "tree_messages", "label_studio"
+]
 DemonstrationFormat = Literal["canonical", "hh", "messages"]
 
 VERSION_NAME = r"data-v[1-9]\d*"

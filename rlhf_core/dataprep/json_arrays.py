@@ -1,15 +1,23 @@
-"""JSON arrays read value by value: an export is one value, and as a whole would fill memory."""
+"""JSON arrays read value by value: an export is one value, and as a whole would fill memory.
+
+The array may be the file or stand under a key of it, as in ``{"version": 1, "data": [...]}``.
+"""
 
 import codecs
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rlhf_core.dataprep.files import read_blocks, read_raw_lines, shorten
 from rlhf_core.errors import DataError
 
 _BEGIN = 100
+_WRAPPERS = frozenset(
+    ("data", "rows", "examples", "instances", "items", "records", "comparisons", "samples", "train")
+)
+"""How the list of an object is called that is a file and no row, where both are one line."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NEAR_END = 16
 """What the end of a block broke off is complained about at most as far from it; texts aside."""
@@ -22,17 +30,13 @@ def read_values(path: Path) -> Iterator[tuple[int, str]]:
     """Yield ``(number from 1, text)`` of every value of a JSON array, the text yet to be parsed.
 
     Raises:
-        DataError: the file is missing, damaged, not UTF-8, or not one array; names a value before
-            the place, the last one where the array itself is broken.
+        DataError: the file is missing, damaged, not UTF-8, or has no array or several; names a
+            value before the place, the last one where the array itself is broken.
     """
     text = _Text(path)
     number = 0
     try:
-        sign = text.next_sign()
-        if sign != "[":
-            advice = "; if each line is an object, name the file .jsonl" if sign == "{" else ""
-            raise DataError(f"{path}: expected a list of objects, found {text.begin()}{advice}")
-        text.skip()
+        key = _enter(text, path)
         while number or text.next_sign() != "]":
             value = text.take_value()
             number += 1
@@ -42,7 +46,13 @@ def read_values(path: Path) -> Iterator[tuple[int, str]]:
             text.skip()
             if text.next_sign() == "]":  # A comma behind the last value.
                 break
-        text.require_end()
+        text.require("]")
+        if key and (other := text.leave_object()):
+            raise DataError(
+                f"{path}: lists of objects under {key!r} and under {other!r}; expected one, write"
+                " each to a file of its own"
+            )
+        text.require("")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}, after item {number}: not UTF-8 ({error.reason}); expected UTF-8 text; convert"
@@ -55,15 +65,38 @@ def read_values(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
 
 
+def _enter(text: "_Text", path: Path) -> str:
+    """Go to the first value of the file's list, and return the key it has, if it has one."""
+    begin = text.begin()
+    is_object = text.next_sign() == "{"
+    key = text.enter_object() if is_object else ""
+    if is_object and not key:
+        advice = "; if each line is an object, name the file .jsonl"
+        raise DataError(f"{path}: expected a list of objects, found {begin}{advice}")
+    if not is_object and text.next_sign() != "[":
+        raise DataError(f"{path}: expected a list of objects, found {begin}")
+    if not is_object:
+        text.skip()
+    return key
+
+
 def begins_with_object(path: Path) -> bool:
     """Tell whether the first line of a file is an object of its own, as in JSON lines."""
     if not next(read_blocks(path), b"").lstrip().startswith(b"{"):
         return False
     first = next((line for line in read_raw_lines(path) if line.strip()), b"")
     try:
-        return isinstance(json.loads(first, parse_int=str, parse_float=str), dict)
+        value = json.loads(first, parse_int=str, parse_float=str)
     except (ValueError, RecursionError):
         return False
+    return isinstance(value, dict) and not _holds_rows(value)
+
+
+def _holds_rows(value: dict[str, Any]) -> bool:
+    """Tell a file that is one object on one line from a row: nothing but rows and words on them."""
+    lists = [name for name, part in value.items() if isinstance(part, list)]
+    rows = value[lists[0]] if len(lists) == 1 and lists[0] in _WRAPPERS else []
+    return bool(rows) and all(isinstance(row, dict) for row in rows)
 
 
 class _Text:
@@ -84,6 +117,7 @@ class _Text:
 
     def begin(self) -> str:
         """Return how the rest begins, as a message shows it."""
+        self.next_sign()
         return shorten(self._text[self._place :][:_BEGIN])
 
     def skip(self) -> None:
@@ -124,13 +158,50 @@ class _Text:
             if not self._read_on():
                 return 0
 
-    def require_end(self) -> None:
-        """Refuse anything but one closing bracket."""
-        for wanted in ("]", ""):
-            if self.next_sign() != wanted:
-                what = "the end of the list" if wanted else "nothing behind the list"
-                raise json.JSONDecodeError(f"Expecting {what}", self._text, self._place)
+    def enter_object(self) -> str:
+        """Go to the first object of the first list of objects, and return the list's key.
+
+        Empty where no key has such a list; then the object has been read.
+        """
+        sign = "{"
+        while sign in ("{", ","):
             self.skip()
+            if self.next_sign() == "}":
+                break
+            key: str = json.loads(self.take_value())
+            self.require(":")
+            if self.next_sign() != "[":
+                self.take_value()
+            elif self._enter_list():
+                return key
+            sign = self.next_sign()
+        return ""
+
+    def _enter_list(self) -> bool:
+        """Go to the first value of a list if it is an object; else behind the list."""
+        self.skip()
+        if self.next_sign() == "{":
+            return True
+        while self.next_sign() != "]":
+            self.take_value()
+            if self.next_sign() == ",":
+                self.skip()
+        self.skip()
+        return False
+
+    def leave_object(self) -> str:
+        """Read what follows a list in its object; return the key of a second list of objects."""
+        if self.next_sign() == "," and (key := self.enter_object()):
+            return key
+        self.require("}")
+        return ""
+
+    def require(self, wanted: str) -> None:
+        """Go past a sign, or the end where it is empty, and refuse anything else."""
+        if self.next_sign() != wanted:
+            what = {"]": "the end of the list", "": "nothing behind the list"}.get(wanted, wanted)
+            raise json.JSONDecodeError(f"Expecting {what}", self._text, self._place)
+        self.skip()
 
     def _read_on(self) -> bool:
         """Have at least twice as much at hand, so that a long value is not scanned too often."""

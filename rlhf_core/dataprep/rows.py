@@ -43,6 +43,7 @@ Fault = Literal[
 Reason = Literal[
     Fault,
     "unmatched",
+    "deleted_message",
     "empty_prompt",
     "prompt_not_by_user",
     "empty_response",

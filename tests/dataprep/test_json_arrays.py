@@ -94,3 +94,34 @@ def test_a_broken_value_is_found_before_the_rest_is_read(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 10_000_000
+
+
+ROWS = [{"prompt": "Question?", "chosen": "good", "rejected": "bad"}] * 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"version": 1, "tags": ["x", 1], "rows": ROWS, "end": {"a": [1]}}, indent=1),
+        json.dumps({"anything": ROWS}, indent=1),
+        json.dumps({"data": ROWS, "version": 2}),
+    ],
+)
+def test_the_rows_may_stand_under_a_key(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    assert [row.value for row in read_rows(path)] == ROWS
+
+
+def test_an_object_with_two_lists_of_rows_is_refused(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"train": ROWS, "test": ROWS}, indent=1))
+    with pytest.raises(DataError, match="lists of objects under 'train' and under 'test'"):
+        list(read_rows(path))
+
+
+def test_a_row_with_a_list_of_messages_is_a_row(tmp_path):
+    path = tmp_path / "rows.json"
+    row = {"messages": [{"role": "user", "content": "Question?"}], "chosen": "good"}
+    path.write_text(json.dumps(row))
+    assert [found.value for found in read_rows(path)] == [row]

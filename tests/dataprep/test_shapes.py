@@ -1,9 +1,7 @@
 """Files as people have them: each shape is recognised, and the right side wins in every row."""
 
-import csv
 import json
 
-import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,31 +14,18 @@ from rlhf_core.dataprep.rows import FileRows, SetAside
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison
-
-NUM = 12
-
-
-def user(number: int) -> dict:
-    return {"role": "user", "content": f"Question {number}?"}
-
-
-def said(text: str) -> dict:
-    return {"role": "assistant", "content": text}
-
-
-def sides(number: int) -> tuple[str, str]:
-    """The two responses; the good one is the second of every third row."""
-    good, bad = f"good {number}", f"bad {number}"
-    return (bad, good) if number % 3 == 0 else (good, bad)
-
-
-def side(number: int, first="a", second="b"):
-    return second if number % 3 == 0 else first
-
-
-def plain(number: int, first: str = "response_a", second: str = "response_b", **more) -> dict:
-    one, two = sides(number)
-    return {"prompt": f"Question {number}?", first: one, second: two, **more}
+from tests.dataprep.shape_helpers import (
+    NUM,
+    plain,
+    read_as_found,
+    said,
+    side,
+    sides,
+    user,
+    winners,
+    write_table,
+    write_workbook,
+)
 
 
 def chats(number: int) -> dict:
@@ -102,6 +87,32 @@ SHAPES = {
         i, winner_model_a=int(i % 3 != 0), winner_model_b=int(i % 3 == 0), winner_tie=0
     ),
     "scores": lambda i: plain(i, score_A=1 + 4 * (i % 3 != 0), score_B=2.5),
+    "scores that could be choices": lambda i: plain(i, score_a=side(i, 2, 0), score_b=1),
+    "winner by name": lambda i: plain(
+        i, model_a=f"m{i % 4}", model_b=f"M {i % 5}", winner=side(i, f"m{i % 4}", f"M {i % 5}")
+    ),
+    "winner by name, names of our own": lambda i: plain(
+        i, "answer_1", "answer_2", model_1="x", model_2=f"y-{i}", winner=side(i, "X", f"y-{i}")
+    ),
+    "verdicts": lambda i: plain(i, verdict=side(i, "[[A>>B]]", "[[B>A]]")),
+    "numbered people": lambda i: plain(
+        i, annotator_1=side(i, 1, 2), annotator_2=side(i, 1, 2), length_a=2, length_b=1, turn=2
+    ),
+    "best of a list, from 0": lambda i: {
+        "prompt": f"Question {i}?",
+        "responses": [f"good {i}" if k == i % 3 else f"bad {k} {i}" for k in range(3)],
+        "chosen": i % 3,
+    },
+    "best of a list, from 1": lambda i: {
+        "prompt": f"Question {i}?",
+        "answers": [f"good {i}" if k == i % 3 else f"bad {k} {i}" for k in range(3)],
+        "best": 1 + i % 3,
+    },
+    "best of a list, labels": lambda i: {
+        "prompt": f"Question {i}?",
+        "responses": [f"bad {i}", f"good {i}"],
+        "labels": [0, 1],
+    },
     "SHP": lambda i: {
         "history": f"Question {i}?",
         "human_ref_A": sides(i)[0],
@@ -144,41 +155,18 @@ SHAPES = {
     },
     "tree": tree,
 }
-FLAT = ("one-hot, numbers", "scores", "SHP", "signed", "numbers from 1", "people", "counts")
+FLAT = (
+    "one-hot, numbers",
+    "scores",
+    "scores that could be choices",
+    "winner by name",
+    "SHP",
+    "signed",
+    "numbers from 1",
+    "people",
+    "counts",
+)
 """Shapes that a spreadsheet may have."""
-
-
-def write_table(path, rows: list[dict], delimiter: str = ",") -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_workbook(path, rows: list[dict]) -> None:
-    workbook = openpyxl.Workbook()
-    workbook.active.append(["Read the second sheet."])
-    sheet = workbook.create_sheet("Votes")
-    for cells in (list(rows[0]), *(list(row.values()) for row in rows)):
-        sheet.append(cells)
-    workbook.save(path)
-
-
-def winners(items) -> set[str]:
-    """First word of what won, over all comparisons."""
-    won = set()
-    for item in items:
-        assert isinstance(item, Comparison), item
-        texts = {1: item.response_a, -1: item.response_b, 0: "tie"}
-        difference = item.votes_a - item.votes_b
-        won.add(texts[(difference > 0) - (difference < 0)].split()[0])
-    return won
-
-
-def read_as_found(found) -> list:
-    """The comparisons under the settings, as a YAML file holds them."""
-    settings = yaml.safe_load(yaml.safe_dump(found.settings))
-    return list(read_comparisons(SourceConfig(**settings)))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -252,12 +240,6 @@ def test_published_votes_are_found(shared_data):
     assert (found.rows, found.usable, found.wins.total()) == (16_927, 16_912, 84_370)
     assert found.set_aside == {"identical_responses": 15}
     assert found.unread == {"gold": 16_081, "topic": 16_927}
-
-
-def test_demonstrations_are_told_from_comparisons(write_jsonl):
-    path = write_jsonl("rows.jsonl", [{"messages": [user(1), said("good")]}])
-    with pytest.raises(DataError, match=r"demonstrations \(chat\).* format: messages"):
-        look_at(path)
 
 
 def test_a_workbook_may_hold_an_answer_as_a_number(tmp_path):

@@ -154,6 +154,8 @@ def parse_rows(
     if source.format == "flat":
         labels = flat.Labels(source.choices, source.strengths, source.annotators)
         items = flat.parse_comparisons(_watched(rows, files), labels)
+    elif source.format == "tree_messages":
+        items = trees.message_comparisons(_watched(rows, files))
     else:
         items = _row_by_row(rows, _parser(source), files)
     for num_rows, item in items:
@@ -215,34 +217,41 @@ def _parser(source: SourceConfig) -> Callable[[RawRow], Iterator[Comparison | Se
 
 
 def read_demonstrations(
-    source: DemonstrationsConfig,
+    source: DemonstrationsConfig, files: dict[str, FileRows] | None = None
 ) -> Iterator[tuple[int, Demonstration | SetAside]]:
     """Yield ``(line, demonstration)`` of the demonstrations' own file, if there is one.
 
-    Rows that cannot be used come set aside.
+    Rows that cannot be used come set aside. ``files`` receives what became of the rows of each
+    file, by path.
 
     Raises:
         DataError: the file cannot be read, or nothing in it can be used.
     """
     if source.path is not None:
         rows = read_rows(source.path, source.columns)
-        yield from _records(rows, _DEMONSTRATIONS[source.format])
+        yield from _records(rows, _DEMONSTRATIONS[source.format], files)
 
 
-def read_prompts(path: Path) -> Iterator[tuple[int, Prompt | SetAside]]:
+def read_prompts(
+    path: Path, files: dict[str, FileRows] | None = None
+) -> Iterator[tuple[int, Prompt | SetAside]]:
     """Yield ``(line, prompt)`` of a file of prompts; like ``read_demonstrations``."""
-    yield from _records(read_rows(path), canonical.prompt_of)
+    yield from _records(read_rows(path), canonical.prompt_of, files)
 
 
 def _records(
-    rows: Iterable[RawRow | SetAside], parse: Callable[[RawRow], Item]
+    rows: Iterable[RawRow | SetAside],
+    parse: Callable[[RawRow], Item],
+    files: dict[str, FileRows] | None,
 ) -> Iterator[tuple[int, Item | SetAside]]:
-    files: dict[str, FileRows] = {}
+    files = {} if files is None else files
     for row in rows:
         counts = files.setdefault(str(row.path), FileRows())
         counts.rows += 1
         item = row if isinstance(row, SetAside) else attempt(row, partial(parse, row))
         if isinstance(item, SetAside):
             counts.note_aside(item)
+        if isinstance(row, RawRow):
+            _note_unread(row, files)
         yield row.line, item
     _require_usable(files)

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from rlhf_core.dataprep.files import describe
 from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.rows import Columns, RawRow, UnusableRow, as_json
-from rlhf_core.dataprep.sources.columns import structured
+from rlhf_core.dataprep.sources.columns import renamed, structured
 from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt
+from rlhf_core.dataprep.sources.shapes import PROMPTS
 from rlhf_core.dataprep.sources.words import choice_of, parse_strength
 from rlhf_core.schema import Choice, Comparison, Demonstration, Prompt, Record, Vote
 
@@ -46,10 +47,13 @@ def demonstration_of(row: RawRow) -> Demonstration:
 
 
 def prompt_of(row: RawRow) -> Prompt:
-    """Return a prompt."""
-    value = _columns(Prompt, row)
+    """Return a prompt; its column may be called as people call it (``PROMPTS``)."""
+    other = next((name for name in PROMPTS if name in row.value), "prompt")
+    named = row if "prompt" in row.value else renamed(row, {"prompt": other})
+    value = _columns(Prompt, named)
+    row.value.read |= {other, *named.value.read}
     _give_id(value, "prompt_id", "prompt")
-    return _validated(Prompt, value, row)
+    return _validated(Prompt, value, named)
 
 
 def _columns(kind: type[Record], row: RawRow, *answers: str) -> dict[str, Any]:

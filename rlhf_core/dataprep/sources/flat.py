@@ -4,7 +4,8 @@ Columns: prompt, response_a, response_b; optional comparison_id, annotator, stre
 source. Who won stands in the first of these that a row has:
 
     (the columns that the setting ``annotators`` names)   each a person's choice
-    choice                                                a word, or what ``choices`` maps
+    choice                                                a word, what ``choices`` maps, or the
+                                                          name in ``model_a`` or ``model_b``
     winner_a, winner_b, winner_tie                        one of them is 1
     votes_a, votes_b, votes_tie                           how many voted so
     preference                                            -3 (a) to 3 (b), 0 a tie
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
+from rlhf_core.config.data import word_of
+from rlhf_core.dataprep.files import shorten
 from rlhf_core.dataprep.keys import content_id, conversation_key
 from rlhf_core.dataprep.rows import (
     UNNAMED,
@@ -133,7 +136,7 @@ def _votes(row: RawRow, labels: Labels) -> tuple[Vote, ...]:
     if labels.annotators:
         return _by_person(row, labels)
     if "choice" in row.value:
-        choice = parse_choice(row, "choice", labels.choices)
+        choice = _named(row, labels) or parse_choice(row, "choice", labels.choices)
         return _one_vote(row, choice, _strength(row, labels))
     if "winner_a" in row.value:
         return _one_vote(row, _one_hot(row), _strength(row, labels))
@@ -148,6 +151,25 @@ def _votes(row: RawRow, labels: Labels) -> tuple[Vote, ...]:
         f"missing column {row.called('choice')}, or winner_a, votes_a, preference or score_a and"
         f" the like; found {row.found()}",
     )
+
+
+def _named(row: RawRow, labels: Labels) -> Choice | None:
+    """Return the side whose model's name the choice is; None where it is no such name."""
+    word = word_of(row.value["choice"]).casefold()
+    if not word or word in map(str.casefold, labels.choices):
+        return None
+    sides: tuple[Choice, Choice] = ("a", "b")
+    names = [word_of(dict.get(row.value, f"model_{side}") or "").casefold() for side in sides]
+    won = [side for side, name in zip(sides, names, strict=True) if name == word]
+    if len(won) > 1:
+        raise UnusableRow(
+            "unusable_value",
+            f"{row.called('choice')}: both sides are called {shorten(word)}; which of them won"
+            " cannot be told",
+        )
+    if won:
+        row.value["model_a"], row.value["model_b"]
+    return won[0] if won else None
 
 
 def _one_vote(row: RawRow, choice: Choice | None, strength: float | None) -> tuple[Vote, ...]:

@@ -4,25 +4,23 @@ A guess names what it takes for granted; what could mean either side is no guess
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_core.config.data import WORDS_OF_TRUTH, word_of
-from rlhf_core.dataprep.files import listed, shorten
 from rlhf_core.dataprep.sources import shapes
 from rlhf_core.dataprep.sources.columns import structured
-from rlhf_core.dataprep.sources.words import CHOICES, finite_number, is_blank
+from rlhf_core.dataprep.sources.labels import MAX_WORDS, ask, label_choices, truth_choices
+from rlhf_core.dataprep.sources.words import CHOICES, finite_number
 from rlhf_core.schema import Choice
 
 _SUFFIXES = (("a", "b"), ("1", "2"), ("0", "1"), ("first", "second"), ("left", "right"))
-_TIE = re.compile(r"tie|tied|equal|same|both|neither|draw|no preference", re.IGNORECASE)
 _WON = ("winner", "wins", "win", "won", "best", "preferred", "is_better", "better")
 _VOTES = ("votes", "num_votes", "n_votes", "vote_count", "votes_for", "count", "num")
+_MODELS = ("model", "model_name", "system", "name", "policy", "source", "generator")
 _SCORED = ("score", "scores", "rating", "reward", "overall_score", "quality", "points")
 _VOTE = {"annotator", "choice"}
-_MAX_WORDS = 20
-"""Different values of a column of choices; more are no choices."""
 
 
 @dataclass(slots=True)
@@ -70,6 +68,17 @@ class Table:
                     )
                     return {"a": one, "b": two} | ({"tie": third} if third else {})
         return {}
+
+    def is_quantity(self, name: str) -> bool:
+        """Tell whether numbers of a column are no choices: ``turn``, ``length_a``, ``score 1``."""
+        if set(re.split(r"[^a-z]+", name.lower())) & set(shapes.QUANTITIES):
+            return True
+        parts = re.fullmatch(r"(.*?)([_ ]?)(a|b|0|1|2)", name, re.IGNORECASE)
+        if parts is None or not parts[1]:
+            return bool(re.match(r"[ab][_ ]", name, re.IGNORECASE))
+        stem = parts[1] + parts[2]
+        several = [self.find([f"{stem}{end}"]) is not None for end in "ab0123"]
+        return sum(several) == 2 and parts[1].lower() not in shapes.PEOPLE
 
 
 def _spellings(word: str, side: str) -> list[str]:
@@ -135,6 +144,7 @@ def _compared(table: Table, sides: tuple[str, str]) -> Iterator[Guess]:
     }
     columns |= _others(table, "annotator", "comparison_id", "seconds", "system")
     strength = _others(table, "strength")
+    taken: set[str] = set()
     for ours, words, name in (
         ("winner", _WON, "one-hot winner"),
         ("votes", _VOTES, "counts of votes"),
@@ -143,15 +153,34 @@ def _compared(table: Table, sides: tuple[str, str]) -> Iterator[Guess]:
         if found and all(_are_counts(table.values[theirs]) for theirs in found.values()):
             settled = {f"{ours}_{side}": theirs for side, theirs in found.items()}
             yield _flat(name, {**columns, **settled})
+            taken |= set(found.values())
     for name in shapes.CHOSEN_BY:
         choice = table.find([name])
-        if choice is not None and choice not in sides and _are_labels(table.values[choice]):
+        if choice is None or choice in sides or choice in taken:
+            continue
+        if (models := _models(table, choice)) is not None:
+            yield _flat("winner by its model's name", {**columns, **strength, **models})
+        elif _are_labels(table.values[choice]):
             yield _chosen(table, sides, choice, {**columns, **strength})
     yield from _by_name(table, sides, {**columns, **strength})
-    yield from _people(table, sides, columns)
     if found := table.sided(_SCORED, tie=False):
         settled = {f"score_{side}": theirs for side, theirs in found.items()}
         yield _flat("scores that decide", {**columns, **settled})
+        taken |= set(found.values())
+    yield from _people(table, sides, columns, taken)
+
+
+def _models(table: Table, choice: str) -> dict[str, str] | None:
+    """Return the columns of the two models' names, where ``choice`` names one of them."""
+    for word in _MODELS:
+        found = table.sided((word,), tie=False)
+        if not found:
+            continue
+        names = {word_of(v).casefold() for column in found.values() for v in table.values[column]}
+        words = {word_of(value).casefold() for value in table.values[choice]}
+        if words & names and all(word in names or word in CHOICES for word in words):
+            return {"choice": choice, "model_a": found["a"], "model_b": found["b"]}
+    return None
 
 
 def _voted(table: Table, sides: tuple[str, str]) -> Iterator[Guess]:
@@ -180,7 +209,7 @@ def _are_labels(values: Sequence[Any]) -> bool:
     if any(isinstance(value, list | dict) for value in values):
         return False
     return all(finite_number(value) is not None for value in values) or (
-        len({word_of(value) for value in values}) <= _MAX_WORDS
+        len({word_of(value) for value in values}) <= MAX_WORDS
     )
 
 
@@ -204,7 +233,7 @@ def _chosen(
     if len(signed) == len(numbers) and any(number < 0 for number in signed):
         words = sorted({word_of(number) for number in signed})
         if choice.lower() in ("label", "labels") and set(words) <= {"-1", "0", "1"}:
-            return Guess("a label", {}, question=_ask(choice, words))
+            return Guess("a label", {}, question=ask(choice, words))
         guess = _flat("signed preference", {**columns, "preference": choice, "strength": None})
         guess.notes.append(f"{choice} below 0 is taken to mean that {sides[0]} is better")
         return guess
@@ -215,90 +244,6 @@ def _chosen(
     guess.notes += [note] if note else []
     guess.question = question
     return guess
-
-
-def label_choices(
-    values: Sequence[Any], column: str, sides: tuple[str, str]
-) -> tuple[dict[str, Choice], str, str]:
-    """Return what the labels of a column mean, what that takes for granted, and what is unclear."""
-    words = sorted({word_of(value) for value in values if not is_blank(value)})
-    if len(words) > _MAX_WORDS:
-        return {}, "", f"{column} holds {len(words)} different values; expected a few choices"
-    if all(word.lower() in CHOICES for word in words):
-        return {}, "", ""
-    if all(word.lower() in ("true", "false") for word in words):
-        return _truth_choices(column, sides)
-    if all(finite_number(word) is not None for word in words):
-        return _number_choices(words, column, sides)
-    choices = {word: _side_of(word, sides) for word in words}
-    unknown = [word for word, side in choices.items() if side is None]
-    if unknown:
-        return {}, "", _ask(column, unknown)
-    return {word: side for word, side in choices.items() if side is not None}, "", ""
-
-
-def _ask(column: str, words: Sequence[str]) -> str:
-    shown = listed(map(shorten, words[:5]))
-    return (
-        f"column {shorten(column)} holds {shown}: which of them mean a, b and tie cannot be told;"
-        f" say it in choices, as in choices: {{{words[0][:60]}: a}}"
-    )
-
-
-def _truth_choices(column: str, sides: tuple[str, str]) -> tuple[dict[str, Choice], str, str]:
-    name = re.split(r"[^a-z0-9]+", column.lower())
-    for side, words in (("a", ("a", "1", "first", "left")), ("b", ("b", "2", "second", "right"))):
-        if any(word in name for word in words):
-            other: Choice = "b" if side == "a" else "a"
-            return {"true": side, "false": other}, "", ""  # type: ignore[dict-item]
-    return {}, "", _ask(column, ["true", "false"])
-
-
-def _number_choices(
-    words: Sequence[str], column: str, sides: tuple[str, str]
-) -> tuple[dict[str, Choice], str, str]:
-    """Return what numbers mean: the place of a response, from 0 or 1, the third a tie."""
-    found = set(words)
-    from_one = sides[0].lower().rstrip(")").endswith("1")
-    from_zero = sides[0].lower().endswith("0")
-    is_truth = column.lower() in ("label", "labels") and not (from_one or from_zero)
-    if found <= {"0", "1"} and (from_zero or not (is_truth or from_one)):
-        choices: dict[str, Choice] = {"0": "a", "1": "b"}
-        note = "" if from_zero else f"{column} 0 is taken to mean {sides[0]}, 1 {sides[1]}"
-        return choices, note, ""
-    if found <= {"1", "2"}:
-        return {"1": "a", "2": "b"}, f"{column} 1 is taken to mean {sides[0]}, 2 {sides[1]}", ""
-    if found <= {"0", "1", "2"} and not is_truth:
-        if from_one:
-            return {"1": "a", "2": "b", "0": "tie"}, f"{column} 0 is taken to mean a tie", ""
-        return {"0": "a", "1": "b", "2": "tie"}, f"{column} 2 is taken to mean a tie", ""
-    if found <= {"1", "2", "3"}:
-        return {"1": "a", "2": "b", "3": "tie"}, f"{column} 3 is taken to mean a tie", ""
-    return {}, "", _ask(column, words)
-
-
-def _side_of(word: str, sides: tuple[str, str]) -> Choice | None:
-    """Return the side a word names: the column of a response, or its end (``Answer 1``)."""
-    folded = word.lower()
-    if folded in CHOICES:
-        return CHOICES[folded]
-    for side, name in zip(("a", "b"), sides, strict=True):
-        if folded == name.lower():
-            return side  # type: ignore[return-value]
-    if _TIE.search(folded):
-        return "tie"
-    ends = re.split(r"[^a-z0-9]+", folded)
-    for one, two in (
-        ("a", "b"),
-        ("1", "2"),
-        ("first", "second"),
-        ("left", "right"),
-        ("1st", "2nd"),
-    ):
-        has = one in ends, two in ends
-        if has[0] != has[1]:
-            return "a" if has[0] else "b"
-    return None
 
 
 def _by_name(
@@ -313,35 +258,47 @@ def _by_name(
         named = {"a", "first", "left", "b", "second", "right"} & set(parts)
         says = {"better", "wins", "won", "preferred", "prefers", "prefer", "is", "best", "chosen"}
         if len(named) == 1 and says & set(parts):
-            choices, _, _ = _truth_choices(name, sides)
+            choices, _, _ = truth_choices(name, sides)
             yield _flat("one side won, or not", {**columns, "choice": name}, choices=choices)
 
 
 def _people(
-    table: Table, sides: tuple[str, str], columns: Mapping[str, str | None]
+    table: Table,
+    sides: tuple[str, str],
+    columns: Mapping[str, str | None],
+    taken: Collection[str],
 ) -> Iterator[Guess]:
-    """Yield the guess that several columns are people, each cell a choice of theirs."""
-    taken = {theirs for theirs in columns.values() if theirs}
-    people: list[str] = []
-    choices: dict[str, Choice] = {}
+    """Yield the guess that several columns are people, each cell a choice of theirs.
+
+    Numbers are choices only where no column has words, and none of them is a quantity.
+    """
+    claimed = {*taken, *(theirs for theirs in columns.values() if theirs)}
+    by_word: dict[str, dict[str, Choice]] = {}
+    by_number: dict[str, dict[str, Choice]] = {}
     for name, values in table.values.items():
-        if name in taken or "." in name or not values:
-            continue
-        if any(isinstance(value, list | dict | float) for value in values):
+        if name in claimed or "." in name or not _may_be_choices(values):
             continue
         meant, _, question = label_choices(values, name, sides)
         if question:
             continue
-        people.append(name)
-        choices |= meant
+        if any(finite_number(value) is None for value in values):
+            by_word[name] = meant
+        elif not table.is_quantity(name):
+            by_number[name] = meant
+    people = by_word if len(by_word) > 1 else by_number
     if len(people) > 1:
         kept = {ours: theirs for ours, theirs in columns.items() if ours != "annotator"}
-        guess = _flat("people as columns", kept, annotators=people, choices=choices)
+        choices = {word: side for meant in people.values() for word, side in meant.items()}
+        guess = _flat("people as columns", kept, annotators=list(people), choices=choices)
         if choices:
             words = {word_of(v).lower() for name in people for v in table.values[name]}
             known = {word: CHOICES[word] for word in words if word in CHOICES}
             guess.settings["choices"] = {**known, **choices}
         yield guess
+
+
+def _may_be_choices(values: Sequence[Any]) -> bool:
+    return bool(values) and not any(isinstance(value, list | dict | float) for value in values)
 
 
 def _lists(table: Table) -> Iterator[Guess]:
@@ -364,22 +321,57 @@ def _lists(table: Table) -> Iterator[Guess]:
             columns["responses"] = f"{column}.*.{text}"
             inside = [(f, f"{column}.*.{f}") for f in fields if f != text]
         else:
-            inside = [(path, path) for path in table.values if path != column]
-        yield _ranked(columns, inside)
+            inside = []
+        beside = [(path, path) for path in table.values if path != column]
+        lengths = [len(value) for value in lists if value]
+        yield _ranked(table, columns, [*inside, *beside], lengths)
 
 
-def _ranked(columns: dict[str, str | None], inside: Sequence[tuple[str, str]]) -> Guess:
-    """Return the guess with the ranks or scores that stand beside the answers."""
+def _ranked(
+    table: Table,
+    columns: dict[str, str | None],
+    found: Sequence[tuple[str, str]],
+    lengths: Sequence[int],
+) -> Guess:
+    """Return the guess with the ranks, scores or the best one's place that stand with answers."""
     for ours, names in (("ranks", shapes.RANKS), ("scores", shapes.SCORES)):
-        for wanted in names:
-            for name, path in inside:
-                if name.lower() in (wanted, f"{wanted}s"):
-                    columns[ours] = path
-                    return Guess(
-                        f"list with {ours}", {"format": "ranked", "columns": _renames(columns)}
-                    )
+        by_name = {
+            name.lower().removesuffix("s"): path
+            for name, path in reversed(found)
+            if name != "rankings" and (".*." in path or all(map(_as_list, table.values[path])))
+        }
+        for name in names:
+            if name in by_name or name.removesuffix("s") in by_name:
+                columns[ours] = by_name.get(name) or by_name[name.removesuffix("s")]
+                settings = {"format": "ranked", "columns": _renames(columns)}
+                return Guess(f"list with {ours}", settings)
     guess = Guess("ranked list", {"format": "ranked", "columns": _renames(columns)})
-    guess.notes.append("the answers are taken to stand best first")
+    if (best := table.find(shapes.BEST)) is not None and best != columns["prompt"]:
+        return _best(guess, best, table.values[best], lengths)
+    if "rankings" not in table.values:
+        guess.notes.append("the answers are taken to stand best first")
+    return guess
+
+
+def _best(guess: Guess, column: str, values: Sequence[Any], lengths: Sequence[int]) -> Guess:
+    """Return the guess that a column says which answer of a list is best, by its place."""
+    places = [finite_number(value) for value in values]
+    known = [place for place in places if place is not None and place.is_integer()]
+    largest = max(lengths, default=0)
+    if len(known) < len(places) or not known or min(known) < 0 or max(known) > largest:
+        guess.question = ask(column, sorted({word_of(value) for value in values}))
+        return guess
+    if min(known) > 0 and max(known) < largest:
+        guess.question = (
+            f"column {column!r} holds places of the best answer, and whether they count from 0 or"
+            f" from 1 cannot be told; say it in columns: {{best_index: {column}}}, or"
+            f" {{best_number: {column}}} where the first answer is 1"
+        )
+        return guess
+    ours = "best_index" if min(known) == 0 else "best_number"
+    guess.shape = "list with the best answer's place"
+    guess.settings["columns"] = {**guess.settings["columns"], ours: column}
+    guess.notes.append(f"{column} is taken to count from {0 if min(known) == 0 else 1}")
     return guess
 
 

@@ -3,11 +3,13 @@
     {"prompt": ..., "responses": ["best", "second", ...]}
     {"prompt": ..., "responses": [...], "ranks": [2, 1, 2], "annotator": "ann"}
     {"prompt": ..., "responses": [...], "scores": [4.5, 9, 4.5]}
+    {"prompt": ..., "responses": [...], "best_index": 1}
     {"prompt": ..., "responses": [...], "rankings": [{"annotator": "ann", "ranks": [...]}, ...]}
 
 Rank 1 is best, or the highest score; equal ones are a tie; their distance is the strength. Rows of
-several annotators on the same responses are votes on the same comparisons. A null is the same as a
-column that is not there. A response is text or a message.
+several annotators on the same responses are votes on the same comparisons. ``best_index`` (from 0)
+or ``best_number`` (from 1) names one answer that beats each of the others, of which nothing else is
+said. A null is the same as a column that is not there. A response is text or a message.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,7 @@ from rlhf_core.dataprep.keys import content_id, conversation_key
 from rlhf_core.dataprep.rows import UNNAMED, RawRow, UnusableRow, annotator_name
 from rlhf_core.dataprep.sources.columns import structured
 from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt
-from rlhf_core.dataprep.sources.words import finite_number
+from rlhf_core.dataprep.sources.words import finite_number, is_blank
 from rlhf_core.schema import Choice, Comparison, Conversation, Vote
 
 ANNOTATOR = "published"
@@ -33,8 +35,12 @@ def comparisons_of(row: RawRow) -> Iterator[Comparison]:
     responses = _responses(row)
     if len(responses) < 2:
         raise UnusableRow("too_few_responses", f"{len(responses)} responses")
-    rankings = _rankings(row, len(responses))
-    yield from all_pairs(parse_prompt(row), responses, rankings, (row.source, row.line))
+    best = _best(row, len(responses))
+    rankings = _rankings(row, len(responses)) if best is None else [_first(row, best, responses)]
+    pairs = all_pairs(parse_prompt(row), responses, rankings, (row.source, row.line))
+    for pair, numbers in zip(pairs, combinations(range(len(responses)), 2), strict=True):
+        if best is None or best in numbers:
+            yield pair
 
 
 def all_pairs(
@@ -81,6 +87,29 @@ def _responses(row: RawRow) -> list[str]:
 def _list(value: Any) -> Any:
     """Return a list that a cell of a table writes as text, too."""
     return structured(value) if isinstance(value, str) else value
+
+
+def _best(row: RawRow, length: int) -> int | None:
+    """Return the place, from 0, of the answer that a row says is best; None where it says none."""
+    for column, first in (("best_index", 0), ("best_number", 1)):
+        value = row.value.get(column)
+        if is_blank(value):
+            continue
+        number = finite_number(value)
+        if number is None or not number.is_integer() or not 0 <= number - first < length:
+            raise UnusableRow(
+                "unusable_value",
+                f"{column}: expected a number from {first} to {length - 1 + first}, one of the"
+                f" {length} responses, found {shorten(value)}",
+            )
+        return int(number) - first
+    return None
+
+
+def _first(row: RawRow, best: int, responses: Sequence[str]) -> Ranking:
+    name = annotator_name(row.value.get("annotator"))
+    ranks = [1.0 if number == best else 2.0 for number in range(len(responses))]
+    return ANNOTATOR if name == UNNAMED else name, ranks
 
 
 def _rankings(row: RawRow, length: int) -> list[Ranking]:

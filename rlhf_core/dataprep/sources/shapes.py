@@ -212,10 +212,10 @@ SHAPES: tuple[Shape, ...] = (
         "ranked",
         {"responses": "answers.*.answer", "ranks": "answers.*.rank"},
     ),
-    Shape("ranked list", ("prompt", "responses"), "ranked"),
     Shape("tree of ranked replies", ("prompt.replies",), "tree"),
     Shape("tree of ranked replies", ("replies", "text"), "tree"),
     Shape("tree of ranked replies", ("replies", "content"), "tree"),
+    Shape("trees, one message a row", ("message_id", "parent_id", "role"), "tree_messages"),
 )
 """The first that a file has is tried first."""
 
@@ -240,7 +240,39 @@ LISTS = ("responses", "completions", "answers", "outputs", "candidates", "genera
 TEXTS = ("text", "response", "answer", "completion", "content", "output", "message", "value")
 """How the answer is called in the objects of such a list."""
 RANKS = ("rank", "ranking", "place", "position")
-SCORES = ("overall_score", "score", "rating", "reward", "overall", "points", "value")
+SCORES = (
+    "overall_score",
+    "score",
+    "rating",
+    "reward",
+    "overall",
+    "points",
+    "value",
+    "label",
+    "is_chosen",
+    "is_best",
+    "vote",
+    "upvote",
+    "like",
+)
+BEST = (
+    "best_index",
+    "best_idx",
+    "best",
+    "best_response",
+    "best_answer",
+    "chosen",
+    "chosen_index",
+    "chosen_idx",
+    "preferred",
+    "preferred_index",
+    "choice",
+    "winner",
+    "selected",
+    "label",
+    "answer_index",
+)
+"""How the column may be called that says which answer of a list is best."""
 SIDES = (
     ("response_a", "response_b"),
     ("response_1", "response_2"),
@@ -300,6 +332,18 @@ CHOSEN_BY = (
     "judgment",
 )
 """How the column may be called that says who won."""
+PEOPLE = (
+    *("annotator", "crowd", "expert", "human", "judge", "labeler", "labeller", "person", "rater"),
+    *("reviewer", "user", "voter", "worker"),
+)
+"""How columns may be called that are people, with a number behind."""
+QUANTITIES = (
+    *("count", "counts", "day", "difficulty", "fold", "id", "idx", "index", "length", "len"),
+    *("level", "line", "month", "n", "num", "number", "points", "quality", "rank", "rating"),
+    *("round", "row", "score", "seconds", "seed", "split", "strength", "time", "tokens", "turn"),
+    *("turns", "version", "year"),
+)
+"""Parts of the names of columns whose numbers are no choices."""
 OTHERS = {
     "annotator": (
         "annotator",
@@ -318,10 +362,25 @@ OTHERS = {
 }
 """Further columns, and how they may be called."""
 
-DEMONSTRATION_SHAPES: tuple[tuple[str, tuple[str, ...], DemonstrationFormat], ...] = (
-    ("chat", ("messages",), "messages"),
-    ("chat (ShareGPT)", ("conversations",), "messages"),
-    ("prompt and completion", ("prompt", "completion"), "messages"),
-    ("instruction (Alpaca)", ("instruction", "output"), "messages"),
-    ("our records", ("prompt", "response"), "canonical"),
+DEMONSTRATION_SHAPES: tuple[
+    tuple[str, tuple[str, ...], DemonstrationFormat, Mapping[str, str]], ...
+] = (
+    ("chat", ("messages",), "messages", {}),
+    ("chat (ShareGPT)", ("conversations",), "messages", {}),
+    ("chat", ("conversation",), "messages", {}),
+    ("prompt and completion", ("prompt", "completion"), "messages", {}),
+    ("instruction (Alpaca)", ("instruction", "output"), "messages", {}),
+    (
+        "instruction with context (Dolly)",
+        ("instruction", "context", "response"),
+        "messages",
+        {"input": "context"},
+    ),
+    ("instruction and response", ("instruction", "response"), "messages", {}),
+    ("question and answer", ("question", "answer"), "messages", {}),
+    ("our records", ("prompt", "response"), "canonical", {}),
+    ("prompt and output", ("prompt", "output"), "messages", {}),
+    ("prompt and answer", ("prompt", "answer"), "messages", {}),
+    ("HH-RLHF transcripts", ("chosen",), "hh", {}),
 )
+"""Name, columns, format and renamed columns of files of demonstrations."""

@@ -141,6 +141,12 @@ def is_blank(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def truth_of(value: object) -> bool | None:
+    """Return the truth value that a cell says, by word or number; None where it says none."""
+    word = word_of(value).casefold()
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(word)
+
+
 def finite_number(value: object) -> float | None:
     """Return a number or its text as a float; None for all else, infinity and NaN included."""
     if not isinstance(value, int | float | str):

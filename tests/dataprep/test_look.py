@@ -1,0 +1,150 @@
+"""What a file is: comparisons, trees of them, demonstrations or prompts, and what is asked."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlhf_core.config import SourceConfig
+from rlhf_core.config.data import DemonstrationsConfig
+from rlhf_core.dataprep.look import look_at
+from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Comparison
+from tests.dataprep.shape_helpers import (
+    NUM,
+    plain,
+    read_as_found,
+    said,
+    user,
+    winners,
+    write_table,
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "section", "more"),
+    [
+        ({"messages": [user(1), said("good")]}, "demonstrations", {"format": "messages"}),
+        ({"instruction": "Question?", "output": "good"}, "demonstrations", {"format": "messages"}),
+        ({"question": "Question?", "answer": "good"}, "demonstrations", {"format": "messages"}),
+        (
+            {"instruction": "Answer.", "context": "Question?", "response": "good", "topic": "x"},
+            "demonstrations",
+            {"format": "messages", "columns": {"input": "context"}},
+        ),
+        ({"prompt": "Question?", "response": "good"}, "demonstrations", {"format": "canonical"}),
+        ({"prompt": "Question?", "topic": "x"}, "prompts", {}),
+        ({"messages": [user(1)]}, "prompts", {}),
+        ({"instruction": "Question?"}, "prompts", {}),
+    ],
+)
+def test_demonstrations_and_prompts_are_told_from_comparisons(write_jsonl, row, section, more):
+    path = write_jsonl("rows.jsonl", [row, row, {"x": 1}])
+    found = look_at(path)
+    assert found.record().model_dump() == {
+        "settings": {"path": str(path), **more},
+        "rows": 3,
+        "usable": 2,
+        "section": section,
+    }
+    assert "Question" in found.examples[0].prompt[-1].content
+    if section == "prompts":
+        items = list(read_prompts(path))
+    else:
+        items = list(read_demonstrations(DemonstrationsConfig(**found.settings)))
+    assert items[0][1].prompt == found.examples[0].prompt
+    assert found.unread == ({"topic": 2} if "topic" in row else {})
+
+
+def test_answers_without_a_winner_are_no_prompts(write_jsonl):
+    row = {"prompt": "Question?", "x": "this may be an answer", "y": "and this another one"}
+    with pytest.raises(DataError, match="no shape that is known; found the columns prompt, x, y"):
+        look_at(write_jsonl("rows.jsonl", [row]))
+
+
+def test_rows_in_which_nobody_won_change_no_shape(write_jsonl):
+    one_hot = [plain(i, winner_a=i % 4 == 1, winner_b=i % 4 == 3) for i in range(NUM)]
+    found = look_at(write_jsonl("one_hot.jsonl", one_hot))
+    assert (found.usable, found.set_aside) == (NUM // 2, {"no_votes": NUM // 2})
+    scores = [plain(i, score_a=None if i % 2 else 2, score_b=1) for i in range(NUM)]
+    found = look_at(write_jsonl("scores.jsonl", scores))
+    assert (found.usable, found.set_aside) == (NUM // 2, {"no_votes": NUM // 2})
+    assert found.wins == {"a": NUM // 2}
+
+
+def test_where_places_of_the_best_begin_is_asked(write_jsonl):
+    row = {"prompt": "Question?", "responses": ["one", "two", "three"]}
+    path = write_jsonl("rows.jsonl", [row | {"best": 1}, row | {"best": 2}])
+    with pytest.raises(DataError, match="whether they count from 0 or from 1 cannot be told"):
+        look_at(path)
+    for column, best in (("best_index", "two"), ("best_number", "one")):
+        source = SourceConfig(path=path, format="ranked", columns={column: "best"})
+        first = [item for item in read_comparisons(source) if item.line == 1]
+        wins = {item.response_a if item.votes_a else item.response_b for item in first}
+        assert (wins, len(first)) == ({best}, 2)
+
+
+def test_a_name_that_both_sides_have_is_no_winner(write_jsonl):
+    rows = [plain(i, model_a="x", model_b="x" if i == 0 else "y", winner="x") for i in range(NUM)]
+    found = look_at(write_jsonl("rows.jsonl", rows))
+    assert (found.usable, found.set_aside) == (NUM - 1, {"unusable_value": 1})
+
+
+def test_a_list_is_one_row_whichever_of_its_pairs_are_equal(write_jsonl):
+    rows = [{"prompt": "Question?", "responses": ["good", "good", "bad"]} for _ in range(NUM)]
+    found = look_at(write_jsonl("rows.jsonl", rows))
+    assert (found.rows, found.usable, found.num_comparisons) == (NUM, NUM, 2 * NUM)
+
+
+def message(number: str, parent: str | None, text: str, **more) -> dict:
+    role = "prompter" if more.get("rank") is None else "assistant"
+    more = {"deleted": False, "lang": "en", **more}
+    return {"message_id": number, "parent_id": parent, "role": role, "text": text, **more}
+
+
+MESSAGES = [
+    message("2", "1", "bad", rank=1.0),
+    message("1", None, "Question one?"),
+    message("3", "1", "good", rank=0.0),
+    message("4", "1", "worst, deleted", rank=2.0, deleted=True),
+    message("5", "3", "Question two?"),
+    message("6", "5", "good again", rank=0),
+    message("7", "5", "bad again", rank=1),
+    message("8", "4", "Question to what is deleted?"),
+    message("9", "nowhere", "Question to nobody?"),
+    message("7", "5", "told twice", rank=2),
+    message("10", None, "Question without answers?"),
+    message("11", None, "Spam?", review_result=False),
+]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_trees_are_built_of_messages_in_any_order(tmp_path, write_jsonl, ending):
+    names = dict.fromkeys(name for row in MESSAGES for name in row)
+    rows = [{name: row.get(name) for name in names} for row in MESSAGES]
+    path = tmp_path / f"rows.{ending}"
+    if ending == "jsonl":
+        write_jsonl("rows.jsonl", MESSAGES)
+    elif ending == "csv":
+        write_table(path, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    found = look_at(path)
+    assert (found.rows, found.usable, found.num_comparisons) == (12, 6, 2)
+    assert found.set_aside == {
+        "deleted_message": 2,
+        "unmatched": 2,
+        "conflicting_id": 1,
+        "too_few_responses": 1,
+    }
+    items = [item for item in read_as_found(found) if isinstance(item, Comparison)]
+    assert winners(items) == {"good"}
+    turns = [[turn.content for turn in item.prompt] for item in items]
+    assert turns == [["Question one?"], ["Question one?", "good", "Question two?"]]
+
+
+def test_messages_that_name_no_parent_are_no_trees(write_jsonl):
+    rows = [{"message_id": i, "role": "prompter", "text": "Question?"} for i in range(NUM)]
+    source = SourceConfig(path=write_jsonl("rows.jsonl", rows), format="tree_messages")
+    with pytest.raises(DataError, match="'parent_id': no row names a parent"):
+        list(read_comparisons(source))
