@@ -349,10 +349,15 @@ REFUSED: dict[str, Callable[[], hf.PreTrainedConfig]] = {
 """What no layout can honour; loading says why."""
 
 
+_LEAST_SPREAD = 1e-3
+
+
 def random_model(name: str, *, seed: int = 0, spread: float = 4.0) -> hf.PreTrainedModel:
     """Return a model of random weights, of the class its publisher's files would have.
 
-    ``spread`` multiplies the initial matrices, so that attention is not uniform.
+    ``spread`` multiplies the initial matrices, so that attention is not uniform. Embeddings that
+    begin at almost nothing (RWKV's, at 1e-4) get the size of the others': a step of Adam, ten times
+    as large, would make another model of one whose layers normalise them.
     """
     torch.manual_seed(seed)
     config = {**ARCHITECTURES, **REFUSED}[name]()
@@ -366,4 +371,7 @@ def random_model(name: str, *, seed: int = 0, spread: float = 4.0) -> hf.PreTrai
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.mul_(spread)
+        embeddings = model.get_input_embeddings().weight
+        if embeddings.std() < _LEAST_SPREAD:
+            embeddings.mul_(0.02 * spread / embeddings.std())
     return model.eval()

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rlhf_core.errors import ModelError
@@ -15,7 +16,7 @@ from rlhf_core.functional.head import (
 )
 from rlhf_core.functional.logits import LogitTransform
 from rlhf_core.models.compute import forward_precision, unwrapped
-from rlhf_core.models.known_ids import num_known_ids
+from rlhf_core.models.known_ids import ids_without_token, num_known_ids
 from rlhf_core.models.layout import trunk_states
 from rlhf_core.models.text import text_config
 from rlhf_core.tokenization.batches import TokenBatch
@@ -96,17 +97,19 @@ def output_head(model: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def logit_transform(model: nn.Module, temperature: float = 1.0) -> LogitTransform:
-    """What the architecture does to its logits, as its configuration says."""
+    """What the architecture does to its logits, by its configuration; ids without a token go."""
     config = text_config(model)
     scale = math.prod(_number(config, name) for name in _MULTIPLIERS)
     # HyperCLOVA X multiplies by what the Granite family divides by under the same name.
     multiplies = config.model_type.startswith("hyperclovax")
     scale *= _number(config, "logits_scaling") ** (1 if multiplies else -1)
+    gaps = ids_without_token(model)
     caps = (getattr(config, name, None) for name in _SOFTCAPS)
     return LogitTransform(
         scale=scale,
         softcap=next((cap for cap in caps if cap is not None), None),
         temperature=temperature,
+        left_out=torch.tensor(gaps, device=unwrapped(model).device) if gaps else None,
     )
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.compute import ADAPTER, as_in_files, unwrapped
+from rlhf_core.models.dropout import as_published
 from rlhf_core.models.known_ids import suppress_unknown_ids
 from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.own_folders import OwnFolder, require_replaceable
@@ -43,7 +44,7 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with quiet_transformers(), as_in_files(model):
+        with quiet_transformers(), as_in_files(model), as_published(unwrapped(model)):
             suppress_unknown_ids(model)
             unwrapped(model).save_pretrained(temporary)
         _save_adapter(model, temporary / ADAPTER_FOLDER)

@@ -2,7 +2,8 @@
 
 Embeddings are often padded to a round number of rows. The rows past the tokenizer's last id are no
 tokens, so they take no part in any distribution: the head ends before them, in training, scoring
-and sampling alike, and probabilities sum to 1 over the rest.
+and sampling alike, and probabilities sum to 1 over the rest. Ids below the last one that no token
+has, as where added tokens leave a gap behind the vocabulary, have probability 0.
 """
 
 import logging
@@ -18,6 +19,7 @@ from rlhf_core.tokenization import tokenizer_beside
 logger = logging.getLogger(__name__)
 
 _KNOWN = "_num_known_ids"
+_GAPS = "_ids_without_token"
 
 
 def limit_ids(model: nn.Module, base: str | Path, revision: str | None = None) -> None:
@@ -32,6 +34,7 @@ def limit_ids(model: nn.Module, base: str | Path, revision: str | None = None) -
         ModelError: ordinary tokens have no embedding.
     """
     setattr(unwrapped(model), _KNOWN, None)
+    setattr(unwrapped(model), _GAPS, ())
     try:
         tokenizer = tokenizer_beside(base, revision=revision)
     except ModelError as error:
@@ -47,7 +50,9 @@ def limit_ids(model: nn.Module, base: str | Path, revision: str | None = None) -
             f"{base}: the tokenizer's highest token is {highest}, but the model embeds {rows}; "
             "resize the model's embeddings, or take the tokenizer it was trained with"
         )
-    setattr(unwrapped(model), _KNOWN, min(max(ids, default=rows - 1) + 1, rows))
+    known = min(max(ids, default=rows - 1) + 1, rows)
+    setattr(unwrapped(model), _KNOWN, known)
+    setattr(unwrapped(model), _GAPS, tuple(sorted(set(range(known)) - ids)) if ids else ())
 
 
 def num_known_ids(model: nn.Module) -> int | None:
@@ -56,15 +61,27 @@ def num_known_ids(model: nn.Module) -> int | None:
     return known
 
 
+def ids_without_token(model: nn.Module) -> tuple[int, ...]:
+    """Return the ids below ``num_known_ids`` that no token has, in order."""
+    gaps: tuple[int, ...] = getattr(unwrapped(model), _GAPS, ())
+    return gaps
+
+
 def num_embeddings(model: nn.Module) -> int:
     """Return how many ids the model can read."""
     embedding: Any = unwrapped(model).get_input_embeddings()
     return int(embedding.weight.shape[0])
 
 
+def unknown_ids(model: nn.Module) -> list[int]:
+    """Return the ids within the head that no token has."""
+    known, head = num_known_ids(model), unwrapped(model).get_output_embeddings()
+    if known is None or head is None:
+        return []
+    return [*ids_without_token(model), *range(known, len(head.weight))]
+
+
 def suppress_unknown_ids(model: nn.Module) -> None:
     """Have ``generate`` leave them out too, by ``suppress_tokens`` of generation_config.json."""
-    inner, known = unwrapped(model), num_known_ids(model)
-    head = inner.get_output_embeddings()
-    if known is not None and head is not None and known < len(head.weight):
-        inner.generation_config.suppress_tokens = list(range(known, len(head.weight)))
+    if unknown := unknown_ids(model):
+        unwrapped(model).generation_config.suppress_tokens = unknown

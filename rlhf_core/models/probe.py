@@ -1,5 +1,7 @@
 """A few tokens through a fresh model: how it can run, and whether training may rely on it."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -69,9 +71,8 @@ def require_known_head(model: PreTrainedModel) -> None:
     weight, bias = output_head(model)
     raw = nn.functional.linear(hidden_states(model, probe)[:PREFIX], weight, bias)
     expected = model(input_ids=tokens, use_cache=False).logits[0].float()
-    if not _gap(logit_transform(model).forward(raw), expected[:, : len(weight)]) < _tolerance(
-        model
-    ):
+    transform = replace(logit_transform(model), left_out=None)
+    if not _gap(transform.forward(raw), expected[:, : len(weight)]) < _tolerance(model):
         raise ModelError(
             f"{_called(model)}: its logits are not a linear layer on its last hidden states, "
             "scaled and soft-capped as config.json says; what it does to them is not known here"

@@ -12,7 +12,7 @@ from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal
-from rlhf_core.models.known_ids import num_embeddings, num_known_ids
+from rlhf_core.models.known_ids import num_embeddings, unknown_ids
 from rlhf_core.stages.prepare_tokens import template_parts
 from rlhf_core.tokenization import (
     Renderer,
@@ -106,7 +106,7 @@ def name_ends(model: PreTrainedModel, renderer: Renderer) -> None:
         unread = pad is None or pad >= num_embeddings(model)
         generation.pad_token_id = renderer.turn_end_id if unread else pad
     suppressed = token_ids(generation.suppress_tokens, f"{model.name_or_path}: suppress_tokens")
-    if min(suppressed or [0]) >= (num_known_ids(model) or 1):
+    if set(suppressed or ()) <= set(unknown_ids(model)):
         generation.suppress_tokens = None  # ids of no token, written anew when it is saved
     bent = [name for name in _BENDS_DECODING if getattr(generation, name, None)]
     for name in bent:

@@ -5,9 +5,10 @@ import torch
 import transformers as hf
 
 from rlhf_core.errors import ModelError
-from rlhf_core.models import load_causal, scalar_from_causal
+from rlhf_core.models import load_causal, save_model, scalar_from_causal
 from rlhf_core.models.probe import require_repeatable
 from tests.models.conftest import _LLAMA, _SMALL
+from tests.models.test_handed_on import tokenizer
 
 WITH_DROPOUT = {
     # A function called by the layers, no module.
@@ -56,3 +57,39 @@ def test_noise_that_cannot_be_switched_off_is_refused(llama_directory):
     model.model.norm.register_forward_hook(shake)
     with pytest.raises(ModelError, match="training mode does not repeat"):
         require_repeatable(model)
+
+
+@torch.no_grad()
+def test_experts_that_share_a_token_share_it_in_every_mode(tmp_path):
+    torch.manual_seed(0)
+    config = hf.PhimoeConfig(
+        **_LLAMA, num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.5
+    )
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokens = torch.arange(5, 25)[None]
+    plain = hf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    expected = plain(input_ids=tokens, use_cache=False).logits
+    model = load_causal(tmp_path)
+    for mode in (False, True, True):
+        model.train(mode)
+        logits = model(input_ids=tokens, use_cache=False).logits
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    assert model.config.router_jitter_noise == 0.5
+
+
+@torch.no_grad()
+def test_weights_that_evaluation_mode_divides_are_saved_as_they_are(tmp_path):
+    torch.manual_seed(0)
+    config = hf.RwkvConfig(**_SMALL, hidden_size=32, num_hidden_layers=4, rescale_every=2)
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tokens = torch.arange(5, 25)[None]
+    plain = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
+    expected = plain(input_ids=tokens, use_cache=False).logits
+    model = load_causal(tmp_path / "base")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    logits = model.eval()(input_ids=tokens, use_cache=False).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-3)
+    save_model(model, tokenizer(), tmp_path / "saved")
+    saved = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32).eval()
+    assert saved.config.rescale_every == 2
+    assert all(torch.equal(weight, before[name]) for name, weight in saved.state_dict().items())

@@ -10,13 +10,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from benchmarks.architectures import random_model
+from benchmarks.architectures import VOCAB, random_model
 from rlhf_core.config import ComputeConfig, LoraConfig
 from rlhf_core.errors import ConfigError, ModelError
 from rlhf_core.models import (
     finish_training,
+    hidden_states,
     load_causal,
     load_scalar,
+    losses_from_hidden,
     output_head,
     prepare_training,
     save_model,
@@ -162,6 +164,39 @@ def test_ids_the_tokenizer_has_not_are_never_written(tmp_path):
         input_ids=tokens, do_sample=True, temperature=5.0, top_k=0, max_new_tokens=12
     )
     assert int(written.max()) < KNOWN
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gemma2"])
+def test_ids_below_the_last_that_no_token_has_are_never_written(tmp_path, name):
+    with_gap = tokenizer(60)
+    with_gap.backend_tokenizer.model = models.WordLevel(
+        {**{f"w{index}": index for index in range(60)}, "late": 80}, unk_token="w0"
+    )
+    random_model(name).save_pretrained(tmp_path)
+    with_gap.save_pretrained(tmp_path)
+    model = load_causal(tmp_path)
+    prompts = [ids(5, 6, index) for index in range(3, 51)]
+    decoded = decode(
+        model, prompts, uniforms=torch.rand(48, 12), sampling=Sampling(5.0, [2]), budget=10_000
+    )
+    rows = zip(decoded.tokens.tolist(), decoded.lengths.tolist(), strict=True)
+    written = {token for row, length in rows for token in row[:length]}
+    assert 80 in written
+    assert not written & set(range(60, 80))
+    every = [*range(60), 80]
+    batch = pack_responses([ids(5, 6)] * len(every), [ids(token) for token in every])
+    logprobs = token_logprobs(model, batch)
+    assert float(logprobs.detach().exp().sum()) == pytest.approx(1.0, abs=1e-5)
+    losses = losses_from_hidden(
+        model, hidden_states(model, batch, batch.predictor_positions), batch, lambda x, _: -x
+    )
+    torch.testing.assert_close(losses.logprobs, logprobs.detach())
+    assert torch.isfinite(losses.entropy).all()
+    (losses.total - logprobs.sum()).backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
+    save_model(model, with_gap, tmp_path / "saved")
+    plain = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert plain.generation_config.suppress_tokens == [*range(60, 80), *range(81, VOCAB)]
 
 
 def test_log_probabilities_sum_to_one_over_the_known_ids(tmp_path):
