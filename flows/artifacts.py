@@ -174,6 +174,8 @@ def _labels(result: LabelsResult) -> Page:
     return "\n".join(lines), [(pushed.place, "label studio")] if pushed.place else []
 
 
-def _estimate(estimate: Estimate) -> str:
+def _estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "not applicable"
     low, high = f"{estimate.low:.4g}", f"{estimate.high:.4g}"
     return f"{estimate.value:.4g} [{low}, {high}], n = {estimate.num_samples}"

@@ -90,7 +90,7 @@ def train_policy(
 def evaluate_policy(
     config: PipelineConfig, splits: DatasetSplits, models: dict[str, ModelRef], context: RunContext
 ) -> StageResult:
-    """``policy`` against ``sft`` on held-out prompts, by ``judge``; after PPO ``reward`` too."""
+    """``policy`` against ``sft`` and ``champion`` on held-out prompts, by ``judge``."""
     from rlhf_core.stages.evaluate import evaluate_policy as evaluate
 
     return evaluate(
@@ -100,6 +100,7 @@ def evaluate_policy(
         sft=models["sft"],
         reward=models.get("reward"),
         judge=models["judge"],
+        champion=models.get("champion"),
         context=context,
     )
 
@@ -130,6 +131,20 @@ def bring_records(project: str | None, context: RunContext) -> list[str]:
     from rlhf_core.adapters.run_records import bring_records as bring
 
     return bring(project, context)
+
+
+def bar_for(policy: ModelRef, project: str) -> str | None:
+    """Return the champion that a policy is held to; None where there is none."""
+    from rlhf_core.stages.promote import bar_for as find
+
+    return find(policy, project)
+
+
+def judge_of(policy: str) -> str | None:
+    """Return the judge of a policy's release."""
+    from rlhf_core.adapters.registry import upstream_uris
+
+    return upstream_uris(policy).get("judge")
 
 
 def resolve_model(uri: str) -> ModelRef:

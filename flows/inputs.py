@@ -43,7 +43,10 @@ RewardUri = Annotated[
 ]
 JudgeUri = Annotated[
     str | None,
-    Field(description="Judge of policy against SFT. Empty: as for sft."),
+    Field(
+        description="Judge of the answers. Empty: evaluation.judge of the settings, else the judge "
+        "of the champion's release, else as for sft."
+    ),
 ]
 PolicyUri = Annotated[str | None, Field(description="Policy to evaluate. Empty: as for sft.")]
 Role = Annotated[

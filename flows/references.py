@@ -6,7 +6,7 @@ from typing import get_args
 
 from flows import bindings
 from flows.runs import saved_result
-from rlhf_core.config import VERSION_NAME, PipelineConfig
+from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig
 from rlhf_core.errors import DataError, RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record, RunContext, StageResult
 
@@ -93,6 +93,26 @@ def find_model(
     if given is not None:
         return bindings.resolve_model(given)
     return _made_by_run(context, role) or _aliased(config, role)
+
+
+def find_champion(config: PipelineConfig, policy: ModelRef) -> ModelRef | None:
+    """Return the champion that ``policy`` has to beat; None where there is none yet."""
+    uri = bindings.bar_for(policy, config.project)
+    return None if uri is None else bindings.resolve_model(uri)
+
+
+def find_judge(
+    config: PipelineConfig, context: RunContext, champion: ModelRef | None, given: str | None
+) -> ModelRef:
+    """Return who decides: the judge given, the settings', or that of the champion's release.
+
+    One judge for one champion after the other keeps the measure the same; ``evaluation.judge``
+    names another, which then scores the champion's answers too.
+    """
+    named = given or config.evaluation.judge
+    if named is None and champion is not None and champion.uri.startswith("models:/"):
+        named = bindings.judge_of(champion.uri)
+    return find_model(config, context, "judge", None if named == OWN_JUDGE else named)
 
 
 def _made_by_run(context: RunContext, role: ModelRole) -> ModelRef | None:

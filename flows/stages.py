@@ -16,7 +16,13 @@ from flows.inputs import (
     SftInputs,
 )
 from flows.opening import name_of_run, open_context
-from flows.references import check_roles, find_dataset, find_model
+from flows.references import (
+    check_roles,
+    find_champion,
+    find_dataset,
+    find_judge,
+    find_model,
+)
 from flows.run_settings import RunSettings
 from flows.runs import saved_result
 from flows.work import Work, carry_out
@@ -95,15 +101,18 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> ModelRef
 
 @flow(name="rlhf-evaluate", flow_run_name=name_of_run)
 def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> StageResult:
-    """Compare the policy with SFT on held-out prompts, by the judge, and apply the gates."""
+    """Compare the policy with SFT and the champion on held-out prompts, and apply the gates."""
     check_roles(inputs)
     config, context = open_context(settings, inputs.run)
     splits = find_dataset(config, context, inputs.dataset)
+    policy = find_model(config, context, "policy", inputs.policy)
+    champion = find_champion(config, policy)
     models = {
-        "policy": find_model(config, context, "policy", inputs.policy),
+        "policy": policy,
         "sft": find_model(config, context, "sft", inputs.sft),
-        "judge": find_model(config, context, "judge", inputs.judge),
+        "judge": find_judge(config, context, champion, inputs.judge),
     }
+    models |= {"champion": champion} if champion else {}
     if config.policy.algorithm == "ppo":
         models["reward"] = find_model(config, context, "reward", inputs.reward)
     return carry_out(

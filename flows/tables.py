@@ -165,10 +165,7 @@ def show_gates(decision: PromotionDecision) -> None:
     """Print a row for every gate."""
     table = Table("gate", "verdict", "measured", "rule")
     for gate in decision.results:
-        value, interval, count = _estimate_cells(gate.estimate)
-        table.add_row(
-            gate.gate, _coloured(gate.verdict), f"{value} {interval}, n = {count}", gate.rule
-        )
+        table.add_row(gate.gate, _coloured(gate.verdict), _measured(gate.estimate), gate.rule)
     show_table(table)
 
 
@@ -255,6 +252,13 @@ def show_where(places: Mapping[str, str]) -> None:
     show_line("\nwhere to look")
     for what, where in places.items():
         show_line(f"  {what:<10} {where}")
+
+
+def _measured(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "not applicable"
+    value, interval, count = _estimate_cells(estimate)
+    return f"{value} {interval}, n = {count}"
 
 
 def _estimate_cells(estimate: Estimate) -> tuple[str, str, str]:

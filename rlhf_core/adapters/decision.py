@@ -1,5 +1,6 @@
 """What was decided about a version, written where people look and where promotion reads it."""
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 VERDICT = "rlhf.verdict"
 GATE = "rlhf.gate."
+COMPARED = "rlhf.compared_with_champion"
+"""Tag of a version: the champion its evaluation compared it with; ``NOBODY`` where none was."""
+NOBODY = "none"
+_LONGEST_KEY = 200
+"""Characters of a gate's name in a tag; MLflow takes keys of 250, without brackets and the like."""
 
 
 def record_decision(
@@ -50,15 +56,22 @@ def record_decision(
     _log_estimates(report, run, version)
     run.log_tags({VERDICT: decision.verdict})
     if version is not None:
-        tags = _decision_tags(decision, run)
+        tags = _decision_tags(decision, report, run)
         tags |= {f"rlhf.upstream.{role}": ref.uri for role, ref in (upstream or {}).items()}
         patiently(f"tagging {model.uri}", lambda: _tag_version(model, tags, decision.verdict))
 
 
-def _decision_tags(decision: PromotionDecision, run: StageRun) -> dict[str, str]:
+def _decision_tags(
+    decision: PromotionDecision, report: EvaluationReport, run: StageRun
+) -> dict[str, str]:
+    """Tags of a decision; of the slices, which are many, those that did not pass."""
     tags = {VERDICT + "_reasons": "\n".join(decision.reasons), VERDICT + "_run": run.run_id}
+    if report.stage == "policy":
+        tags[COMPARED] = report.champion or NOBODY
     for result in decision.results:
-        tags[GATE + result.gate] = f"{result.verdict}: {result.reason}"
+        if result.verdict != "PROMOTE" or result.gate in report.metrics or result.estimate is None:
+            key = re.sub(r"[^\w./\- :]", "-", result.gate)[:_LONGEST_KEY]
+            tags[GATE + key] = f"{result.verdict}: {result.reason}"
     return tags
 
 

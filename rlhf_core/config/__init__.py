@@ -11,6 +11,7 @@ from rlhf_core.config.data import (
     VotesConfig,
 )
 from rlhf_core.config.evaluation import (
+    OWN_JUDGE,
     EvaluationConfig,
     GateConfig,
     GatedStage,
@@ -39,6 +40,7 @@ from rlhf_core.config.training import (
 )
 
 __all__ = [
+    "OWN_JUDGE",
     "VERSION_NAME",
     "AiLabelerConfig",
     "CleaningConfig",

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_core.config.base import Count, Positive, Resamples, Section, Temperature
-from rlhf_core.config.metric_names import is_taken
+from rlhf_core.config.metric_names import SLICED_METRICS, is_taken
 from rlhf_core.errors import ConfigError
 
 _MAX_SECONDS = 5.0
@@ -16,6 +16,9 @@ _MAX_SECONDS = 5.0
 _MAX_PROBES, _PROBE_LENGTH = 12, 200
 _BEYOND_EACH_END = 2
 """Resamples that must lie beyond each end of an interval."""
+
+OWN_JUDGE = "run"
+"""``evaluation.judge`` for the judge that the run itself trained."""
 
 GatedStage = Literal["sft", "reward", "judge", "policy"]
 GATED_STAGES: tuple[GatedStage, ...] = get_args(GatedStage)
@@ -34,6 +37,8 @@ class GateConfig(Section):
     """Two-sided level of the interval whose bound is tested."""
     min_samples: Count = 100
     """Fewer independent samples (dialogues) than this is HOLD, whatever the bound says."""
+    slice: str | None = Field(default=None, pattern=r"^[^=]+=.+$")
+    """Only over some prompts or pairs, ``style=terse``; the report's breakdown names the slices."""
 
     @field_validator("metric")
     @classmethod
@@ -79,6 +84,11 @@ class GatesConfig(Section):
                 if not gate.metric.startswith(f"{stage}/"):
                     raise ValueError(
                         f"{stage}: gate on {gate.metric!r}: this stage measures {stage}/..."
+                    )
+                if gate.slice and gate.metric.partition("/")[2] not in SLICED_METRICS:
+                    raise ValueError(
+                        f"{stage}: {gate.metric} is not measured by slice; "
+                        f"{', '.join(SLICED_METRICS)} are"
                     )
                 if levels.setdefault(gate.metric, gate.confidence) != gate.confidence:
                     raise ValueError(
@@ -201,6 +211,10 @@ class EvaluationConfig(Section):
     """Two-sided level of the intervals of metrics without a gate; a gated one has its gate's."""
     num_calibration_bins: int = Field(default=10, ge=1, le=1_000)
     """Bins of equal width of the calibration error."""
+    judge: str | None = Field(default=None, pattern=r"^(run|models:/.+)$")
+    """Who decides between the answers: ``models:/NAME/VERSION``, or ``run`` for the judge that this
+    run trained. None: the judge of the champion's release, so that one measure goes on from one
+    champion to the next; without a champion the run's own."""
     rater: str | None = None
     """``module:function`` of an outside measure for reports, never a gate or a training signal:
     takes (prompt, response) and returns named scores. None where there is none. The worker's

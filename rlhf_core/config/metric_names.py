@@ -29,6 +29,11 @@ POLICY_METRICS = (
     "distinct_2",
 )
 """What ``evaluation.comparison`` measures of a policy beside its vices."""
+OVER_CHAMPION = "win_rate_over_champion"
+CHAMPION_METRICS = (OVER_CHAMPION, "length_ratio_over_champion", "champion_win_rate")
+"""Measured where there is a champion; a gate on one does not apply where there is none."""
+SLICED_METRICS = ("heldout_accuracy", "win_rate", "length_ratio", OVER_CHAMPION)
+"""Measured over the prompts or pairs of each slice as well."""
 PHRASE_VICES = ("flattery", "hedging", "refusal", "padding")
 """Vices seen by their phrases, to which settings may add."""
 COMPUTED_VICES = (
@@ -56,10 +61,17 @@ def metrics_of(stage: str, own_vices: Iterable[str]) -> frozenset[str]:
         names = PREFERENCE_METRICS
     else:
         vices = (*PHRASE_VICES, *COMPUTED_VICES, *own_vices)
-        names = (*POLICY_METRICS, *vices, *(f"{vice}_increase" for vice in vices))
+        names = (
+            *POLICY_METRICS,
+            *CHAMPION_METRICS,
+            *vices,
+            *(f"{vice}_increase" for vice in vices),
+        )
     return frozenset(f"{stage}/{name}" for name in names)
 
 
 def is_taken(vice: str) -> bool:
     """Say whether metrics of this vice would stand where others do, or read as an increase."""
-    return vice in (*COMPUTED_VICES, *POLICY_METRICS) or vice.endswith("_increase")
+    return vice in (*COMPUTED_VICES, *POLICY_METRICS, *CHAMPION_METRICS) or vice.endswith(
+        "_increase"
+    )

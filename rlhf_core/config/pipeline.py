@@ -6,7 +6,13 @@ from pydantic import Field, model_validator
 
 from rlhf_core.config.base import Section
 from rlhf_core.config.data import DataConfig
-from rlhf_core.config.evaluation import GATED_STAGES, EvaluationConfig, GatesConfig
+from rlhf_core.config.evaluation import (
+    GATED_STAGES,
+    EvaluationConfig,
+    GateConfig,
+    GatedStage,
+    GatesConfig,
+)
 from rlhf_core.config.feedback import FeedbackConfig
 from rlhf_core.config.metric_names import metrics_of
 from rlhf_core.config.model import ModelConfig
@@ -75,7 +81,13 @@ class PipelineConfig(PreparationConfig):
         own_vices = self.evaluation.monitors.phrases
         for stage in GATED_STAGES:
             measured = metrics_of(stage, own_vices) - self._left_out()
-            for gate in self.gates.of_stage(stage):
+            levels: dict[str, float] = {}
+            for gate in self.gates_of(stage):
+                if levels.setdefault(gate.metric, gate.confidence) != gate.confidence:
+                    raise ValueError(
+                        f"{gate.metric} is gated at two confidences, by gates.{stage} and by "
+                        "promotion; a metric has one"
+                    )
                 if gate.metric not in measured:
                     raise ValueError(
                         f"gates.{stage}: {gate.metric} is not measured with these settings; "
@@ -95,6 +107,11 @@ class PipelineConfig(PreparationConfig):
         greedy = ("policy/kl", "policy/kl_k3") if self.evaluation.temperature == 0.0 else ()
         no_reward = ("policy/reward_gain", "policy/proxy_gap")
         return frozenset((*greedy, *(() if isinstance(self.policy, PpoConfig) else no_reward)))
+
+    def gates_of(self, stage: GatedStage) -> tuple[GateConfig, ...]:
+        """Return all that a stage's model has to pass; for a policy that is the champion too."""
+        own = self.gates.of_stage(stage)
+        return (*own, *self.promotion.gates()) if stage == "policy" else own
 
     def judge_settings(self) -> RewardConfig:
         """Return what the judge trains with."""

@@ -1,12 +1,15 @@
-"""Policy and SFT on the same held-out prompts: every metric of the policy gate and its report."""
+"""Policy, SFT and champion on the same held-out prompts: every metric of the policy's report."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_core.config import MonitorsConfig
+from rlhf_core.errors import DataError
 from rlhf_core.evaluation.intervals import (
     DIFFERENCE,
     SHARE,
@@ -32,6 +35,8 @@ MAX_TAG_VALUES = 30
 
 Both = tuple[Array, Array]
 """The policy's values and SFT's, [n] each."""
+Rows = NDArray[np.int64]
+"""Numbers of rows."""
 Ratings = tuple[tuple[dict[str, float], ...], tuple[dict[str, float], ...]]
 
 
@@ -63,8 +68,14 @@ class PairedAnswers:
     """Nats of the policy's answer under SFT."""
     gold: Ratings | None
     """Ratings by the outside rater; None where there is none."""
+    champion: Answers | None = None
+    """The champion's answers; None where there is none to compare with."""
+    champion_judge: Array | None = None
+    """[n] the judge's scores of them."""
+    champion_gold: tuple[dict[str, float], ...] | None = None
+    """The outside rater's of them."""
 
-    @property
+    @cached_property
     def won(self) -> Array:
         """[n] outcome by the judge: 1, 0.5 or 0."""
         return self._outcomes(self.judge)
@@ -79,8 +90,32 @@ class PairedAnswers:
         policy, sft = self.gold or ((), ())
         return np.array([row[key] for row in policy]), np.array([row[key] for row in sft])
 
+    @cached_property
+    def won_over_champion(self) -> Array:
+        """[n] outcome of policy against champion by the judge."""
+        return self._against_champion(self.judge[0], self.policy.texts)
+
+    @property
+    def champion_won(self) -> Array:
+        """[n] outcome of champion against SFT by the judge."""
+        return 1.0 - self._against_champion(self.judge[1], self.sft.texts)
+
     def _outcomes(self, scores: Both) -> Array:
         return outcomes(*scores, policy_texts=self.policy.texts, sft_texts=self.sft.texts)
+
+    def _against_champion(self, scores: Array, texts: Sequence[str]) -> Array:
+        champion, champion_scores = self.compared_champion()
+        return outcomes(scores, champion_scores, policy_texts=texts, sft_texts=champion.texts)
+
+    def compared_champion(self) -> tuple[Answers, Array]:
+        """Return the champion's answers and the judge's scores of them.
+
+        Raises:
+            DataError: there is no champion.
+        """
+        if self.champion is None or self.champion_judge is None:
+            raise DataError("no champion answered these prompts")
+        return self.champion, self.champion_judge
 
 
 def policy_metrics(
@@ -94,6 +129,7 @@ def policy_metrics(
     )
     return {
         **_win_rates(measured, plans),
+        **_over_champion(measured, plans),
         **_lengths(measured, plans),
         **_distances(measured, plans),
         **_gains(measured, plans),
@@ -113,6 +149,28 @@ def _win_rates(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]:
             plans("policy/length_controlled_win_rate"),
         ),
     }
+
+
+def _over_champion(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]:
+    """How the policy does against the champion, prompt by prompt; nothing where there is none."""
+    if measured.champion is None:
+        return {}
+    over, ratio = "policy/win_rate_over_champion", "policy/length_ratio_over_champion"
+    metrics = {
+        over: win_rate(measured.won_over_champion, plans(over)),
+        ratio: estimate_ratio(measured.policy.lengths, measured.champion.lengths, plans(ratio)),
+        "policy/champion_win_rate": win_rate(
+            measured.champion_won, plans("policy/champion_win_rate")
+        ),
+    }
+    if measured.champion_gold is not None:
+        own = measured.gold_values(SCORE)[0]
+        other = np.array([row[SCORE] for row in measured.champion_gold])
+        won = outcomes(
+            own, other, policy_texts=measured.policy.texts, sft_texts=measured.champion.texts
+        )
+        metrics["gold/win_rate_over_champion"] = win_rate(won, plans("gold/win_rate_over_champion"))
+    return metrics
 
 
 def _lengths(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]:
@@ -188,9 +246,10 @@ def _exp(nats: float) -> float:
 
 
 def policy_breakdown(measured: PairedAnswers, plans: Plans) -> dict[str, dict[str, Estimate]]:
-    """Win rates and length for every value of every tag, e.g. ``style=terse``."""
+    """Win rates and length by slice: every value of every tag, every third by length."""
     breakdown: dict[str, dict[str, Estimate]] = {}
-    for name, rows in tag_groups(measured.prompts).items():
+    slices = tag_groups(measured.prompts) | length_groups(measured.prompts)
+    for name, rows in slices.items():
         metrics = {
             "policy/win_rate": win_rate(measured.won[rows], plans("policy/win_rate")),
             "policy/length_ratio": estimate_ratio(
@@ -199,13 +258,16 @@ def policy_breakdown(measured: PairedAnswers, plans: Plans) -> dict[str, dict[st
                 plans("policy/length_ratio"),
             ),
         }
+        if measured.champion is not None:
+            over = "policy/win_rate_over_champion"
+            metrics[over] = win_rate(measured.won_over_champion[rows], plans(over))
         if measured.gold is not None:
             metrics["gold/win_rate"] = win_rate(measured.gold_won[rows], plans("gold/win_rate"))
         breakdown[name] = metrics
     return breakdown
 
 
-def tag_groups(prompts: Sequence[Prompt]) -> dict[str, Array]:
+def tag_groups(prompts: Sequence[Prompt]) -> dict[str, Rows]:
     """``<tag>=<value>`` to the rows that carry it, for tags of at most ``MAX_TAG_VALUES``."""
     rows: dict[str, dict[str, list[int]]] = {}
     for index, prompt in enumerate(prompts):
@@ -217,3 +279,20 @@ def tag_groups(prompts: Sequence[Prompt]) -> dict[str, Array]:
         if len(rows[tag]) <= MAX_TAG_VALUES
         for value in sorted(rows[tag])
     }
+
+
+def length_groups(prompts: Sequence[Prompt]) -> dict[str, Rows]:
+    """Thirds of the prompts by their number of characters, to the rows in each.
+
+    Prompts of equal length share a third, so thirds may be uneven; one that is empty is left out.
+    """
+    lengths = np.array(
+        [sum(len(message.content) for message in prompt.prompt) for prompt in prompts]
+    )
+    first, second = np.quantile(lengths, [1 / 3, 2 / 3])
+    thirds = {
+        "prompt_length=short": lengths <= first,
+        "prompt_length=middle": (lengths > first) & (lengths <= second),
+        "prompt_length=long": lengths > second,
+    }
+    return {name: np.array(np.flatnonzero(rows)) for name, rows in thirds.items() if rows.any()}

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from rlhf_core.config import GateConfig
+from rlhf_core.config import GateConfig, PromotionConfig
+from rlhf_core.config.metric_names import CHAMPION_METRICS, OVER_CHAMPION
 from rlhf_core.errors import MissingMetricError
 from rlhf_core.evaluation.monitors import VICES
 from rlhf_core.schema import (
@@ -27,6 +28,19 @@ def apply_gate(gate: GateConfig, report: EvaluationReport) -> GateResult:
         MissingMetricError: the report lacks the metric, or measured it at another confidence. A
             gate never assumes a value.
     """
+    if report.champion is None and gate.metric.removeprefix("policy/") in CHAMPION_METRICS:
+        return GateResult(
+            gate=_name(gate),
+            verdict="PROMOTE",
+            estimate=None,
+            rule=_rule(gate),
+            reason=f"{_name(gate)}: not applicable, for there is no champion yet.",
+        )
+    if gate.slice is not None:
+        measured = report.breakdown.get(gate.slice, {})
+        if gate.metric not in measured:
+            return _unseen_slice(gate, report)
+        return judge_estimate(gate, measured[gate.metric])
     return judge_estimate(gate, report.metric(gate.metric))
 
 
@@ -42,22 +56,23 @@ def judge_estimate(gate: GateConfig, estimate: Estimate) -> GateResult:
             f"{_percent(gate.confidence)}; measure it again"
         )
     verdict, because = _judge(gate, estimate)
-    measured = (
-        f"{gate.metric} = {estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}] "
-        f"({_percent(estimate.confidence)}, n = {estimate.num_samples})"
-    )
     vice = _vice(gate, verdict)
     return GateResult(
-        gate=gate.metric,
+        gate=_name(gate),
         verdict=verdict,
         estimate=estimate,
         rule=_rule(gate),
-        reason=f"{vice}{measured}: {because}.",
+        reason=f"{vice}{_measured(gate, estimate)}: {because}.",
+        limit=gate.at_least if gate.at_least is not None else gate.at_most,
     )
 
 
 def decide(
-    gates: Sequence[GateConfig], report: EvaluationReport, *, doubts: Sequence[str] = ()
+    gates: Sequence[GateConfig],
+    report: EvaluationReport,
+    *,
+    doubts: Sequence[str] = (),
+    promotion: PromotionConfig | None = None,
 ) -> PromotionDecision:
     """Apply every gate, so that the decision names all failures and not only the first.
 
@@ -67,6 +82,7 @@ def decide(
         gates: of the stage.
         report: what was measured.
         doubts: why the measurement itself is not to be trusted; each holds the model back.
+        promotion: how a candidate is held to the champion slice by slice; None leaves slices out.
 
     Raises:
         MissingMetricError: a gate asks for what was not measured.
@@ -74,6 +90,8 @@ def decide(
     if not gates:
         doubts = (*doubts, "no gates are configured for this stage; nothing was asked.")
     results = tuple(apply_gate(gate, report) for gate in gates)
+    if promotion is not None and report.champion is not None:
+        results += slice_results(promotion, report)
     reasons: list[tuple[Verdict, str]] = [
         *((result.verdict, result.reason) for result in results),
         *(("HOLD", doubt) for doubt in doubts),
@@ -85,6 +103,59 @@ def decide(
         verdict=reasons[0][0],
         results=results,
         reasons=tuple(f"{verdict}: {reason}" for verdict, reason in reasons),
+    )
+
+
+def slice_results(promotion: PromotionConfig, report: EvaluationReport) -> tuple[GateResult, ...]:
+    """Hold a candidate to the champion in every slice that is large enough.
+
+    A slice passes if the lower bound reaches one half less the margin and the upper bound one half:
+    not much worse is shown, and worse is not. Small slices are noisy, so the margin is wide.
+    """
+    if promotion.slice_margin is None:
+        return ()
+    metric = f"policy/{OVER_CHAMPION}"
+    results = []
+    for name, measured in report.breakdown.items():
+        estimate = measured.get(metric)
+        if estimate is None or estimate.num_samples < promotion.min_slice_samples:
+            continue
+        gate = GateConfig(
+            metric=metric,
+            at_least=round(0.5 - promotion.slice_margin, 12),
+            confidence=promotion.confidence,
+            min_samples=promotion.min_slice_samples,
+            slice=name,
+        )
+        result = judge_estimate(gate, estimate)
+        rule = f"{result.rule} and upper bound >= 0.5"
+        if result.verdict == "PROMOTE" and estimate.high < 0.5:
+            told = f"{_measured(gate, estimate)}: the champion is better here."
+            result = result.model_copy(update={"verdict": "HOLD", "reason": told})
+        results.append(result.model_copy(update={"rule": rule}))
+    return tuple(results)
+
+
+def _unseen_slice(gate: GateConfig, report: EvaluationReport) -> GateResult:
+    """Nothing of a slice was held out: more data may decide."""
+    slices = ", ".join(report.breakdown) or "none"
+    return GateResult(
+        gate=_name(gate),
+        verdict="HOLD",
+        estimate=None,
+        rule=_rule(gate),
+        reason=f"{_name(gate)}: no held-out sample is in this slice; slices are {slices}.",
+    )
+
+
+def _name(gate: GateConfig) -> str:
+    return gate.metric if gate.slice is None else f"{gate.metric} [{gate.slice}]"
+
+
+def _measured(gate: GateConfig, estimate: Estimate) -> str:
+    return (
+        f"{_name(gate)} = {estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}] "
+        f"({_percent(estimate.confidence)}, n = {estimate.num_samples})"
     )
 
 

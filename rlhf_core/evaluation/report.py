@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.config import GateConfig
 from rlhf_core.evaluation.monitors import VICES
 from rlhf_core.schema import (
     Conversation,
@@ -23,6 +22,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 HEADLINES = {
     "policy/win_rate": "win rate over SFT, by the judge",
     "policy/length_controlled_win_rate": "the same at equal length",
+    "policy/win_rate_over_champion": "win rate over the champion, by the judge",
     "gold/win_rate": "win rate by the outside rater",
     "policy/kl": "KL from SFT, nats per response",
     "policy/length_ratio": "response length over SFT's",
@@ -45,6 +45,10 @@ class Sample:
     won: float
     scores: Mapping[str, tuple[float, float]]
     """Scorer to its scores of the policy's and SFT's answer."""
+    champion: str | None = None
+    """The champion's answer, where one was compared."""
+    champion_score: float | None = None
+    """Of the judge."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,6 @@ class Page:
     project: str
     results: Sequence[StageResult]
     """Stages in the order they ran; the last one decided."""
-    gates: Mapping[str, Sequence[GateConfig]]
-    """Stage to the gates its model had to pass."""
     promotion: Mapping[str, Any] | None
     figures: Mapping[str, Sequence[str]]
     """Section to pictures, as ``data:`` addresses."""
@@ -117,19 +119,18 @@ def verdict_class(verdict: Verdict) -> str:
     return verdict.lower()
 
 
-def gate_rows(
-    result: StageResult, gates: Sequence[GateConfig]
-) -> list[tuple[GateResult, Meter | None]]:
+def gate_rows(result: StageResult) -> list[tuple[GateResult, Meter | None]]:
     """Each gate's outcome with its meter; without one where the interval is open."""
-    return [
-        (outcome, _meter(outcome.estimate, gate))
-        for outcome, gate in zip(result.decision.results, gates, strict=True)
-    ]
+    return [(outcome, _meter(outcome)) for outcome in result.decision.results]
 
 
-def _meter(estimate: Estimate, gate: GateConfig) -> Meter | None:
-    limit = gate.at_least if gate.at_least is not None else gate.at_most
-    if limit is None or not all(map(math.isfinite, (estimate.low, estimate.high))):
+def _meter(outcome: GateResult) -> Meter | None:
+    estimate, limit = outcome.estimate, outcome.limit
+    if (
+        estimate is None
+        or limit is None
+        or not all(map(math.isfinite, (estimate.low, estimate.high)))
+    ):
         return None
     marks = (estimate.low, estimate.high, estimate.value, limit)
     low, high = min(marks), max(marks)

@@ -1,6 +1,7 @@
 """The sample file of an evaluation: what its metrics were computed from, a prompt a line."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import Field
 
@@ -27,6 +28,12 @@ class ComparedAnswer(Record):
     """Scorer (``judge``, ``reward``) to its scores of the policy's and SFT's answer."""
     gold: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """The outside rater's numbers for both."""
+    champion: str | None = None
+    """The champion's answer, where there is a champion."""
+    champion_score: float | None = None
+    """Of the judge."""
+    won_over_champion: float | None = None
+    """By the judge: 1 the policy, 0 the champion, 0.5 a tie."""
 
 
 def compared_answers(measured: PairedAnswers) -> Iterator[ComparedAnswer]:
@@ -55,7 +62,19 @@ def _row(measured: PairedAnswers, index: int) -> ComparedAnswer:
             if both is not None
         },
         gold={key: _at(measured.gold_values(key), index) for key in keys},
+        **_against_champion(measured, index),
     )
+
+
+def _against_champion(measured: PairedAnswers, index: int) -> dict[str, Any]:
+    if measured.champion is None:
+        return {}
+    champion, scores = measured.compared_champion()
+    return {
+        "champion": champion.texts[index],
+        "champion_score": float(scores[index]),
+        "won_over_champion": float(measured.won_over_champion[index]),
+    }
 
 
 def _at(both: tuple[Array, Array], index: int) -> tuple[float, float]:

@@ -72,6 +72,8 @@ class EvaluationReport(Record):
     """Stage and file to what tokenisation made of its rows, in training and evaluation."""
     samples: Path | None = None
     """JSON lines of prompts, responses and scores that the metrics were computed from."""
+    champion: str | None = None
+    """The champion that answered the same prompts; None where there was none to compare with."""
 
     def metric(self, name: str) -> Estimate:
         """Return the estimate called ``name``.
@@ -91,11 +93,15 @@ class GateResult(Record):
     """One gate applied to one report."""
 
     gate: str
+    """The metric, and the slice in brackets where it is gated over some prompts only."""
     verdict: Verdict
-    estimate: Estimate
+    estimate: Estimate | None
+    """None where the gate does not apply: it asks about a champion, and there is none."""
     rule: str
     """The rule in words, e.g. ``lower bound >= 0.6 (95%, n >= 300)``."""
     reason: str
+    limit: float | None = None
+    """The threshold; None in results of earlier builds."""
 
 
 class PromotionDecision(Record):

@@ -1,4 +1,4 @@
-"""The policy and SFT answer the same held-out prompts; all who have a say score the answers."""
+"""Policy, SFT and champion answer the same held-out prompts; who has a say scores the answers."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.files import read_records, write_records
-from rlhf_core.evaluation.comparison import PairedAnswers, Ratings
+from rlhf_core.evaluation.comparison import PairedAnswers
 from rlhf_core.evaluation.intervals import Array
 from rlhf_core.evaluation.rater import load_rater, rate_answers
 from rlhf_core.evaluation.samples import compared_answers
@@ -31,39 +31,41 @@ from rlhf_core.stages.scoring import (
 from rlhf_core.tokenization import Renderer, TokenIds
 
 
-def compare_with_sft(
+def compare_answers(
     config: PipelineConfig,
     splits: DatasetSplits,
     models: Mapping[str, ModelRef],
     directory: Path,
 ) -> PairedAnswers:
-    """Sample both models' answers and measure them.
+    """Sample the models' answers and measure them.
 
-    Both draw from the same random numbers, so a policy equal to SFT gives equal answers, and the
-    comparison is paired.
+    All draw from the same random numbers, so a policy equal to SFT gives equal answers, and the
+    comparisons are paired. Scorers read text, so a champion may have another tokenizer, template
+    or base model; it is asked only prompts that all of them can read.
 
     Args:
         config: settings of the run.
         splits: dataset version.
-        models: ``policy``, ``sft``, ``judge`` and, where there is one, ``reward``.
+        models: ``policy``, ``sft``, ``judge`` and, where there is one, ``reward``, ``champion``.
         directory: where it is noted which prompts leave no room for an answer.
     """
     settings = config.evaluation
     renderer = model_renderer(models["sft"].path)
+    asked = [models[role] for role in ("policy", "sft", "champion") if role in models]
     longest = config.model.max_length - config.answer_length()
     candidates = read_records(splits.prompts_heldout, Prompt)
     _note_room(candidates, renderer, longest, directory)
     prompts = choose_prompts(
         candidates,
-        renderer,
+        [renderer, *(model_renderer(model.path) for model in (models["judge"], *asked[2:]))],
         count=settings.num_prompts,
         longest=longest,
         seed=derived_seed(config.seed, "evaluation prompts"),
     )
     conversations = [prompt.prompt for prompt in prompts]
-    policy = _sample(config, models["policy"], conversations)
-    sft = _sample(config, models["sft"], conversations)
-    texts = [[answer.text for answer in answers] for answers in (policy, sft)]
+    answers = [_sample(config, model, conversations) for model in asked]
+    policy, sft, *others = answers
+    texts = [[answer.text for answer in model_answers] for model_answers in answers]
     scores = {
         role: score_texts(
             models[role].path,
@@ -78,6 +80,7 @@ def compare_with_sft(
     reference_nll, kl = _distances(
         config, models["sft"], [renderer.prompt_ids(prompt) for prompt in conversations], policy
     )
+    gold = _gold(settings.rater, conversations, texts)
     return PairedAnswers(
         prompts=tuple(prompts),
         policy=as_answers(policy),
@@ -86,7 +89,10 @@ def compare_with_sft(
         reward=(scores["reward"][0], scores["reward"][1]) if "reward" in scores else None,
         kl=kl,
         reference_nll=reference_nll,
-        gold=_gold(settings.rater, conversations, texts),
+        gold=None if gold is None else (gold[0], gold[1]),
+        champion=as_answers(others[0]) if others else None,
+        champion_judge=scores["judge"][2] if others else None,
+        champion_gold=gold[2] if gold is not None and others else None,
     )
 
 
@@ -143,12 +149,11 @@ def _distances(
 
 def _gold(
     rater: str | None, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
-) -> Ratings | None:
+) -> list[tuple[dict[str, float], ...]] | None:
     if rater is None:
         return None
     rate = load_rater(rater)
-    policy, sft = (rate_answers(rate, prompts, answers) for answers in texts)
-    return policy, sft
+    return [rate_answers(rate, prompts, answers) for answers in texts]
 
 
 def write_samples(path: Path, measured: PairedAnswers) -> None:

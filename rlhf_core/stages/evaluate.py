@@ -28,12 +28,13 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.stages.base_model import model_renderer
-from rlhf_core.stages.compare import compare_with_sft, write_samples
+from rlhf_core.stages.compare import compare_answers, write_samples
 from rlhf_core.stages.examples import TurnOf, row_counts, tokenize_records
 from rlhf_core.stages.scored_pairs import heldout_pairs, score_pairs
 from rlhf_core.stages.scoring import response_logprobs
 from rlhf_core.stages.verdict import (
     conclude,
+    doubts_about_champion,
     doubts_about_data,
     evaluation_run,
     metric_plans,
@@ -162,10 +163,11 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
     sft: ModelRef,
     reward: ModelRef | None,
     judge: ModelRef,
+    champion: ModelRef | None,
     context: RunContext,
     run: StageRun | None = None,
 ) -> StageResult:
-    """Compare the policy with SFT on held-out prompts and apply the policy gates.
+    """Compare the policy with SFT and the champion on held-out prompts and apply the gates.
 
     The judge decides who wins; one that did not pass its own gates cannot promote anybody. The
     training reward model is only watched, for the gap between the two. An outside rater, where
@@ -175,9 +177,10 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
         config: settings of the run.
         splits: dataset version.
         policy: the model that wants to be champion.
-        sft: what it has to beat, and its KL reference.
+        sft: its KL reference, and what it has to beat where there is no champion yet.
         reward: what it was optimised against; None after DPO.
         judge: reward model trained on the other half of the preferences.
+        champion: what is in use and has to be beaten; None where nothing is.
         context: where the run keeps its files.
         run: an open run to log to; None opens the evaluation's own.
 
@@ -190,9 +193,10 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
     require_own_reference(policy, sft)
     upstream = {"policy": policy, "sft": sft, "judge": judge}
     upstream |= {"reward": reward} if reward else {}
-    with evaluation_run(config, splits, context, run, **upstream) as run:
+    compared = upstream | ({"champion": champion} if champion else {})
+    with evaluation_run(config, splits, context, run, **compared) as run:
         directory = context.stage_directory("evaluate")
-        measured = compare_with_sft(config, splits, upstream, directory)
+        measured = compare_answers(config, splits, compared, directory)
         plans = metric_plans(config, "policy")
         samples = directory / "samples.jsonl"
         write_samples(samples, measured)
@@ -203,6 +207,7 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
             breakdown=policy_breakdown(measured, plans),
             rows=row_counts(context.stage_directory("policy"), context.stage_directory("evaluate")),
             samples=samples,
+            champion=champion.uri if champion else None,
         )
         result = conclude(
             config,
@@ -211,6 +216,9 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
             run,
             started,
             judge=judge,
-            doubts=doubts_about_data(splits, upstream.values()),
+            doubts=(
+                *doubts_about_data(splits, upstream.values()),
+                *doubts_about_champion(policy, champion),
+            ),
         )
     return result.model_copy(update={"stage": "evaluate"})

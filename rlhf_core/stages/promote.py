@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from rlhf_core.adapters.approval import record_approval
-from rlhf_core.adapters.decision import recorded_verdict
+from rlhf_core.adapters.decision import COMPARED, NOBODY, recorded_verdict
 from rlhf_core.adapters.registry import (
     CHAMPION,
     PREVIOUS,
@@ -35,7 +35,7 @@ from rlhf_core.adapters.releases import (
 )
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError
-from rlhf_core.schema import Record, RunContext, StageResult, Verdict
+from rlhf_core.schema import ModelRef, Record, RunContext, StageResult, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,36 @@ def promote_policy(config: PipelineConfig, result: StageResult, context: RunCont
     return promote_model(result.model.uri)
 
 
+def bar_for(policy: ModelRef, project: str) -> str | None:
+    """Return the champion that ``policy`` is to be compared with; None where there is none.
+
+    The champion itself, evaluated again, is held to what it was held to when it became champion.
+    """
+    current = look_at(project).current
+    champion = current.policy if current else None
+    if champion is None or champion != policy.uri:
+        return champion
+    compared = find_version(champion).tags.get(COMPARED, NOBODY)
+    return None if compared == NOBODY else compared
+
+
+def _require_compared(uri: str, champion: str | None) -> None:
+    """Refuse a candidate that was compared with another champion than the one in force.
+
+    Versions that were evaluated by builds before this rule do not say whom they were compared with.
+
+    Raises:
+        RegistryError: says which one, and what to do.
+    """
+    compared = find_version(uri).tags.get(COMPARED)
+    now = champion or NOBODY
+    if compared not in (None, now) and champion != uri:
+        raise RegistryError(
+            f"{uri} was compared with champion {compared}, and the champion is now {now}; "
+            f"evaluate it again: `rlhf evaluate CONFIG --policy {uri}`"
+        )
+
+
 def promote_model(reference: str, *, reviewer: str | None = None, comment: str = "") -> Promotion:
     """Apply the verdict that is recorded with a registered model.
 
@@ -175,6 +205,7 @@ def _make_champion(project: str, release: Release, words: dict[str, str]) -> tup
     seen = look_at(project)
     if release == seen.current and not seen.by_hand:
         return ()
+    _require_compared(release.policy, seen.current.policy if seen.current else None)
     chain = [release, *([seen.current] if seen.current else []), *seen.before]
     if release == seen.current:
         del chain[1]

@@ -71,7 +71,6 @@ def write_report(directory: Path) -> Path:
         run_id=directory.name,
         project=config.project,
         results=tuple(results.values()),
-        gates={stage: config.gates.of_stage(stage) for stage in GATED},
         promotion=_saved(directory / "promote" / "result.json"),
         figures={
             "Policy against SFT": _comparison_figures(results.get("evaluate"), rows, notes),
@@ -96,6 +95,9 @@ def pick_samples(rows: Sequence[ComparedAnswer]) -> dict[str, list[Sample]]:
     chosen = {
         "Clearest wins of the policy": [row for row in reversed(by_judge) if row.won == 1.0],
         "Clearest losses of the policy": [row for row in by_judge if row.won == 0.0],
+        "Clearest losses against the champion": sorted(
+            (row for row in rows if row.won_over_champion == 0.0), key=_champion_margin
+        ),
         "Liked more by its reward model, less by the judge": sorted(
             (row for row in rows if _disputed(row)), key=_judge_margin
         ),
@@ -109,6 +111,10 @@ def pick_samples(rows: Sequence[ComparedAnswer]) -> dict[str, list[Sample]]:
 def _judge_margin(row: ComparedAnswer) -> float:
     policy, sft = row.scores["judge"]
     return policy - sft
+
+
+def _champion_margin(row: ComparedAnswer) -> float:
+    return row.scores["judge"][0] - (row.champion_score or 0.0)
 
 
 def _disputed(row: ComparedAnswer) -> bool:
@@ -125,6 +131,8 @@ def _sample(row: ComparedAnswer) -> Sample:
         sft=row.sft,
         won=row.won,
         scores={**row.scores, **gold},
+        champion=row.champion,
+        champion_score=row.champion_score,
     )
 
 
@@ -151,7 +159,11 @@ def _comparison_figures(
     if result is None:
         return []
     figures: list[str] = []
-    names = {"judge": "policy/win_rate", "outside rater": "gold/win_rate"}
+    names = {
+        "judge": "policy/win_rate",
+        "judge, over the champion": "policy/win_rate_over_champion",
+        "outside rater": "gold/win_rate",
+    }
     by_tag = {
         tag.replace("=", ": ").replace("_", " "): {
             who: metrics[name] for who, name in names.items() if name in metrics

@@ -111,16 +111,32 @@ def readable_ids(renderer: Renderer, text: str) -> TokenIds:
 
 
 def choose_prompts(
-    prompts: Sequence[Prompt], renderer: Renderer, *, count: int, longest: int, seed: int
+    prompts: Sequence[Prompt],
+    renderers: Sequence[Renderer],
+    *,
+    count: int,
+    longest: int,
+    seed: int,
 ) -> list[Prompt]:
     """Draw at most ``count`` prompts that fit, keeping their order; the same draw for one seed.
 
     Of each dialogue one is drawn: its turns are no independent samples.
 
+    Args:
+        prompts: held-out prompts.
+        renderers: of all models that read them; a prompt has to fit each.
+        count: at most so many.
+        longest: tokens a prompt may have.
+        seed: of the draw.
+
     Raises:
         DataError: none fits.
     """
-    fitting = [prompt for prompt in prompts if fits(prompt, renderer, longest)]
+    fitting = [
+        prompt
+        for prompt in prompts
+        if all(fits(prompt, renderer, longest) for renderer in renderers)
+    ]
     if not fitting:
         raise DataError(
             f"none of {len(prompts)} held-out prompts fits into {longest} tokens; "

@@ -42,7 +42,7 @@ def metric_plans(config: PipelineConfig, stage: GatedStage) -> Plans:
             num_resamples=settings.num_resamples,
             seed=derived_seed(config.seed, "bootstrap"),
         ),
-        confidences={gate.metric: gate.confidence for gate in config.gates.of_stage(stage)},
+        confidences={gate.metric: gate.confidence for gate in config.gates_of(stage)},
     )
 
 
@@ -57,7 +57,7 @@ def conclude(  # noqa: PLR0913 - a verdict and all that it rests on
 ) -> StageResult:
     """Apply the stage's gates and write the verdict down before anyone hears it."""
     doubts += _doubts_about(judge) if judge else ()
-    decision = decide(config.gates.of_stage(stage), report, doubts=doubts)
+    decision = decide(config.gates_of(stage), report, doubts=doubts, promotion=config.promotion)
     record_decision(decision, report, run=run, upstream={"judge": judge} if judge else {})
     return StageResult(
         stage=stage,
@@ -133,6 +133,13 @@ def doubts_about_data(splits: DatasetSplits, models: Iterable[ModelRef]) -> tupl
                 "have trained it."
             )
     return tuple(doubts)
+
+
+def doubts_about_champion(policy: ModelRef, champion: ModelRef | None) -> tuple[str, ...]:
+    """Say so where the candidate is the champion over again: there is nothing to promote."""
+    if champion is None or policy.sha256 != champion.sha256:
+        return ()
+    return (f"{policy.uri} has the very weights of the champion {champion.uri}.",)
 
 
 def _is_registered(model: ModelRef) -> bool:

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from rlhf_core.config import MonitorsConfig
-from rlhf_core.config.metric_names import metrics_of
+from rlhf_core.config.metric_names import CHAMPION_METRICS, metrics_of
 from rlhf_core.evaluation.comparison import (
     Answers,
     PairedAnswers,
+    length_groups,
     policy_breakdown,
     policy_metrics,
     tag_groups,
@@ -54,6 +55,49 @@ def measured():
     )
 
 
+def beaten(measured, scores=None):
+    """A champion that the policy beats on three prompts of four, and loses to on the fourth."""
+    worse = np.where(np.arange(N) % 4 == 0, 1.0, -1.5)
+    return {
+        "champion": answers([f"It is {i}, said the champion." for i in range(N)]),
+        "champion_judge": measured.judge[0] + worse if scores is None else scores,
+        "champion_gold": tuple({"score": 0.5, "correctness": 1.0} for _ in range(N)),
+    }
+
+
+def test_the_policy_is_measured_against_the_champion_prompt_by_prompt(measured):
+    both = replace(measured, **beaten(measured))
+    metrics = policy_metrics(both, MonitorsConfig(), PLANS)
+    assert metrics["policy/win_rate_over_champion"].value == 0.75
+    assert metrics["policy/length_ratio_over_champion"].value == pytest.approx(9 / 7)
+    # The policy is 1 above SFT, the champion 1 above or 1.5 below the policy.
+    assert metrics["policy/champion_win_rate"].value == 0.25
+    assert metrics["gold/win_rate_over_champion"].value == 1.0
+    over = policy_breakdown(both, PLANS)
+    assert over["style=polite"]["policy/win_rate_over_champion"].value == 0.0
+    assert over["style=terse"]["policy/win_rate_over_champion"].value == 1.0
+
+
+def test_equal_texts_are_a_tie_with_the_champion_whatever_the_scores_say(measured):
+    twin = beaten(measured) | {"champion": measured.policy}
+    metrics = policy_metrics(replace(measured, **twin), MonitorsConfig(), PLANS)
+    assert metrics["policy/win_rate_over_champion"].value == 0.5
+
+
+def test_prompts_fall_into_thirds_by_length():
+    prompts = [
+        Prompt(prompt_id=f"p{i}", prompt=(Message(role="user", content="x" * (i + 1)),))
+        for i in range(9)
+    ]
+    thirds = {name: rows.tolist() for name, rows in length_groups(prompts).items()}
+    assert thirds == {
+        "prompt_length=short": [0, 1, 2],
+        "prompt_length=middle": [3, 4, 5],
+        "prompt_length=long": [6, 7, 8],
+    }
+    assert set(length_groups(prompts[:1] * 3)) == {"prompt_length=short"}
+
+
 def test_the_contracts_metrics_are_all_there(measured):
     metrics = policy_metrics(measured, MonitorsConfig(), PLANS)
     wanted = {
@@ -74,7 +118,10 @@ def test_what_is_measured_is_what_gates_may_ask_for(measured):
     monitors = MonitorsConfig(phrases={"upselling": ("buy now",)})
     names = policy_metrics(measured, monitors, PLANS)
     ours = {name for name in names if name.startswith("policy/")}
-    assert ours == metrics_of("policy", monitors.phrases)
+    champion = {f"policy/{name}" for name in CHAMPION_METRICS}
+    assert ours == metrics_of("policy", monitors.phrases) - champion
+    with_champion = policy_metrics(replace(measured, **beaten(measured)), monitors, PLANS)
+    assert champion <= with_champion.keys()
 
 
 def test_values_are_what_the_rows_say(measured):
@@ -106,7 +153,8 @@ def test_what_was_not_measured_is_absent_and_not_zero(measured):
 
 def test_tables_break_down_by_tags_but_not_by_labels_of_single_prompts(measured):
     breakdown = policy_breakdown(measured, PLANS)
-    assert list(breakdown) == ["style=polite", "style=terse"]
+    tags = [name for name in breakdown if not name.startswith("prompt_length=")]
+    assert tags == ["style=polite", "style=terse"]
     assert breakdown["style=terse"]["policy/win_rate"].num_samples == 30
     assert breakdown["style=polite"]["gold/win_rate"].value == 0.5
     assert tag_groups(measured.prompts)["style=polite"].tolist() == list(range(0, N, 4))

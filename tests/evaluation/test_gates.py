@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rlhf_core.config import GateConfig, GatesConfig
+from rlhf_core.config import GateConfig, GatesConfig, PromotionConfig
 from rlhf_core.errors import MissingMetricError
-from rlhf_core.evaluation.gates import apply_gate, decide
+from rlhf_core.evaluation.gates import apply_gate, decide, slice_results
 from rlhf_core.schema import Estimate, EvaluationReport, ModelRef
 
 MODEL = ModelRef(
@@ -166,3 +166,116 @@ def test_the_judge_is_asked_what_the_reward_model_is_asked_unless_told_otherwise
     own = gates(judge=[{"metric": "judge/heldout_accuracy", "at_least": 0.7}])
     assert own.of_stage("judge")[0].at_least == 0.7
     assert gates(judge=[]).of_stage("judge") == ()
+
+
+CHAMPION = "models:/rlhf-policy/3"
+
+
+def against_champion(low, high, slices=None, num_samples=60):
+    measured = report(win_rate=(0.6, 0.7), win_rate_over_champion=(low, high))
+    breakdown = {
+        name: report(num_samples, win_rate_over_champion=bounds).metrics
+        for name, bounds in (slices or {}).items()
+    }
+    return measured.model_copy(update={"champion": CHAMPION, "breakdown": breakdown})
+
+
+def held_to_champion(measured, **rule):
+    rule = PromotionConfig(**rule)
+    return decide((AT_LEAST, *rule.gates()), measured, promotion=rule)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.51, 0.6, "PROMOTE"), (0.5, 0.6, "HOLD"), (0.45, 0.55, "HOLD"), (0.3, 0.49, "REJECT")],
+)
+def test_a_candidate_has_to_be_better_than_the_champion(low, high, verdict):
+    """A lower bound of exactly one half proves nothing; better than SFT alone is not enough."""
+    assert held_to_champion(against_champion(low, high)).verdict == verdict
+
+
+def test_without_a_champion_its_gates_are_shown_as_not_applicable():
+    decision = held_to_champion(report(win_rate=(0.6, 0.7)))
+    assert decision.verdict == "PROMOTE"
+    shown = decision.results[-1]
+    assert shown.gate == "policy/win_rate_over_champion"
+    assert shown.estimate is None
+    assert "not applicable, for there is no champion" in shown.reason
+
+
+def test_with_a_champion_that_was_not_measured_nothing_is_assumed():
+    unmeasured = report(win_rate=(0.6, 0.7)).model_copy(update={"champion": CHAMPION})
+    with pytest.raises(MissingMetricError, match="win_rate_over_champion"):
+        held_to_champion(unmeasured)
+
+
+NOT_INFERIOR = {
+    "rule": "not_inferior",
+    "margin": 0.05,
+    "because": {"metric": "policy/length_ratio_over_champion", "at_most": 0.9},
+}
+
+
+@pytest.mark.parametrize(
+    ("low", "ratio", "verdict"),
+    [(0.45, (0.7, 0.9), "PROMOTE"), (0.44, (0.7, 0.9), "HOLD"), (0.45, (0.85, 0.95), "HOLD")],
+)
+def test_a_candidate_that_is_as_good_needs_a_reason(low, ratio, verdict):
+    measured = against_champion(low, 0.55)
+    metrics = measured.metrics | report(length_ratio_over_champion=ratio).metrics
+    decision = held_to_champion(measured.model_copy(update={"metrics": metrics}), **NOT_INFERIOR)
+    assert decision.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"rule": "not_inferior", "margin": 0.05},
+        {key: value for key, value in NOT_INFERIOR.items() if key != "margin"},
+        {"margin": 0.05},
+        {**NOT_INFERIOR, "because": {"metric": "sft/heldout_nll", "at_most": 1.0}},
+    ],
+)
+def test_half_a_rule_is_refused(rule):
+    with pytest.raises(ValidationError):
+        PromotionConfig(**rule)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "verdict"),
+    [
+        ((0.31, 0.6), "PROMOTE"),
+        ((0.29, 0.6), "HOLD"),
+        ((0.31, 0.49), "HOLD"),
+        ((0.1, 0.29), "REJECT"),
+    ],
+)
+def test_a_candidate_may_be_worse_than_the_champion_in_no_slice(bounds, verdict):
+    measured = against_champion(0.55, 0.6, {"style=terse": (0.5, 0.7), "style=odd": bounds})
+    decision = held_to_champion(measured)
+    assert decision.verdict == verdict
+    if verdict != "PROMOTE":
+        assert "[style=odd]" in decision.reasons[0]
+
+
+def test_small_slices_are_shown_and_hold_nobody_back():
+    measured = against_champion(0.55, 0.6, {"style=odd": (0.1, 0.2)}, num_samples=39)
+    assert slice_results(PromotionConfig(), measured) == ()
+    assert slice_results(PromotionConfig(slice_margin=None), against_champion(0.5, 0.6)) == ()
+
+
+def test_a_slice_can_be_gated():
+    gate = GateConfig(metric="policy/win_rate", at_least=0.5, slice="style=terse", min_samples=50)
+    slices = {"style=terse": report(60, win_rate=(0.45, 0.6)).metrics}
+    measured = report(win_rate=(0.6, 0.7)).model_copy(update={"breakdown": slices})
+    result = apply_gate(gate, measured)
+    assert (result.gate, result.verdict) == ("policy/win_rate [style=terse]", "HOLD")
+    unseen = apply_gate(gate.model_copy(update={"slice": "style=shouted"}), measured)
+    assert unseen.verdict == "HOLD"
+    assert "no held-out sample is in this slice; slices are style=terse" in unseen.reason
+
+
+def test_a_gate_on_a_slice_of_what_has_none_is_refused():
+    gate = {"metric": "policy/kl", "at_most": 8.0, "slice": "style=terse"}
+    with pytest.raises(ValidationError, match="policy/kl is not measured by slice"):
+        GatesConfig(sft=(), reward=(), policy=(gate,))

@@ -54,7 +54,6 @@ def page(**changes):
         "run_id": "20260101-000000-abcd",
         "project": "rlhf",
         "results": (result,),
-        "gates": {"policy": GATES},
         "promotion": None,
         "figures": {"Training": [curve_plot("loss", {"sft/loss": ((0, 1, 2), (3.0, 2.0, 1.5))})]},
         "samples": {},
@@ -116,14 +115,14 @@ def test_the_same_run_gives_the_same_bytes():
 
 def test_the_meter_places_interval_value_and_threshold_in_order():
     result = finished(GATES, win_rate=(0.5, 0.4, 0.55))
-    [(outcome, meter)] = gate_rows(result, GATES)
+    [(outcome, meter)] = gate_rows(result)
     assert outcome.gate == "policy/win_rate"
     assert 0 < meter.left < meter.value < meter.left + meter.width < meter.limit < 100
 
 
 def test_an_open_interval_has_no_meter():
     result = finished(GATES, win_rate=(0.5, 0.4, float("inf")))
-    assert gate_rows(result, GATES)[0][1] is None
+    assert gate_rows(result)[0][1] is None
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class FakeStages:
         ),
         *("record_approval", "ask_approval", "require_approval", "write_report"),
         *("keep_with_run", "tracked", "show_dataset", "bring_back"),
-        *("base_digest", "prepare_fingerprint"),
+        *("base_digest", "prepare_fingerprint", "bar_for", "judge_of"),
     )
 
     def __init__(self, directory):
@@ -62,6 +62,8 @@ class FakeStages:
         self.contexts = {}
         self.approvals = {}
         self.champion = None
+        self.judges = {}
+        self.compared = {}
         self.base = digest("base")
         self.raw = digest("raw")
 
@@ -142,7 +144,14 @@ class FakeStages:
         self._called("policy")
         return self._model("policy", context, sft.sha256, reward and reward.sha256)
 
+    def bar_for(self, policy, project):
+        return None if self.champion == policy.uri else self.champion
+
+    def judge_of(self, policy):
+        return self.judges.get(policy)
+
     def evaluate_policy(self, config, splits, models, context):
+        self.compared = models
         self._called("evaluate")
         return self._outcome("evaluate", models["policy"])
 

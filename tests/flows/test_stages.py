@@ -162,3 +162,51 @@ def test_promotion_alone_does_not_pass_by_the_person_who_was_asked(stages, confi
         promote_stage(asking, PromoteInputs(run="one"))
     stages.approvals[result.policy.uri] = "PROMOTE"
     assert promote_stage(asking, PromoteInputs(run="one")).moved
+
+
+def judge_that_decided(stages):
+    return stages.compared["judge"].uri
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "decides"),
+    [
+        ([], None, "models:/rlhf-judge/1"),
+        (["evaluation.judge=run"], None, "the run's own"),
+        (["evaluation.judge=models:/other-judge/1"], None, "models:/other-judge/1"),
+        ([], "models:/other-judge/1", "models:/other-judge/1"),
+    ],
+)
+def test_the_judge_of_the_champions_release_decides_until_another_is_named(
+    stages, config_path, asked, given, decides
+):
+    rlhf_pipeline(RunSettings(file=config_path), PipelineInputs(run="first"))
+    first = judge_that_decided(stages)
+    champion = stages.champion
+    stages.models[champion] = stages.compared["policy"]
+    stages.judges[champion] = first
+    stages.models["models:/other-judge/1"] = stages.compared["judge"].model_copy(
+        update={"uri": "models:/other-judge/1", "sha256": "e" * 64}
+    )
+    settings = RunSettings(file=config_path, overrides=("seed=1", *asked))
+    rlhf_pipeline(settings, PipelineInputs(run="second"))
+    assert stages.compared["champion"].uri == champion
+    own = stages.compared["judge"].uri
+    if given:
+        evaluate_stage(settings, EvaluateInputs(run="second", judge=given))
+    assert judge_that_decided(stages) == (own if decides == "the run's own" else decides)
+    assert first == "models:/rlhf-judge/1"
+    assert decides != "the run's own" or own != first
+
+
+def test_an_evaluation_is_repeated_when_the_champion_changed(stages, settings):
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    other = stages.models["models:/rlhf-policy/1"].model_copy(
+        update={"uri": "models:/other/1", "sha256": "f" * 64}
+    )
+    stages.models["models:/other/1"] = other
+    evaluate_stage(settings, EvaluateInputs(run="one"))
+    assert stages.calls.count("evaluate") == 1
+    stages.champion = "models:/other/1"
+    evaluate_stage(settings, EvaluateInputs(run="one"))
+    assert stages.calls.count("evaluate") == 2

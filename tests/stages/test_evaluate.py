@@ -23,7 +23,7 @@ def judged(config, splits, models, context):
     evaluate_sft(config, splits, models["sft"], context)
     for role in ("reward", "judge"):
         evaluate_reward(config, splits, models[role], context, role=role)
-    return evaluate_policy(config, splits, context=context, **models)
+    return evaluate_policy(config, splits, context=context, **{"champion": None, **models})
 
 
 def test_nll_is_that_of_transformers_itself(four_models, stage_config, stage_context, small_splits):
@@ -80,7 +80,8 @@ def test_a_policy_is_compared_judged_and_recorded(
     result = judged(stage_config(), small_splits, four_models, stage_context)
     assert (result.stage, result.report.stage) == ("evaluate", "policy")
     assert result.decision.verdict == "PROMOTE"
-    assert set(result.report.breakdown) == {"style=polite", "style=terse"}
+    thirds = {name for name in result.report.breakdown if name.startswith("prompt_length=")}
+    assert set(result.report.breakdown) - thirds == {"style=polite", "style=terse"}
     assert result.report.metrics["policy/kl_k3"].value > 0.0
     rows = read_records(result.report.samples, ComparedAnswer)
     assert len(rows) == 12
@@ -139,7 +140,8 @@ def test_the_same_models_give_the_same_report(
 def test_a_judge_without_a_verdict_can_promote_nobody(
     four_models, stage_config, stage_context, small_splits
 ):
-    result = evaluate_policy(stage_config(), small_splits, context=stage_context, **four_models)
+    models = {**four_models, "champion": None}
+    result = evaluate_policy(stage_config(), small_splits, context=stage_context, **models)
     assert result.decision.verdict == "HOLD"
     assert "has passed no gate" in result.decision.reasons[0]
 
@@ -159,7 +161,7 @@ def test_a_reward_model_is_no_judge(four_models, stage_config, stage_context, sm
     models = {**four_models, "judge": four_models["reward"]}
     with pytest.raises(RegistryError, match=r"the reward model .* was optimised against"):
         judged(stage_config(), small_splits, models, stage_context)
-    models["reward"] = None
+    models |= {"reward": None, "champion": None}
     with pytest.raises(RegistryError, match="was trained as reward, not as judge"):
         evaluate_policy(stage_config(), small_splits, context=stage_context, **models)
 
@@ -218,7 +220,7 @@ def test_greedy_answers_have_no_kl_and_dpo_has_no_reward_gain(
 
 
 def judged_without_reward(config, splits, models, context):
-    return evaluate_policy(config, splits, context=context, **models)
+    return evaluate_policy(config, splits, context=context, **{"champion": None, **models})
 
 
 def test_scores_do_not_depend_on_what_is_scored_beside_them(four_models, small_splits):
@@ -273,3 +275,31 @@ def test_the_turns_of_a_dialogue_count_as_one_sample(
     rows = read_records(policy.report.samples, ComparedAnswer)
     assert len({row.prompt[0] for row in rows}) == len(rows) == 12
     assert {len(row.prompt) for row in rows} == {1, 3}
+
+
+def test_the_champion_answers_the_same_prompts_and_is_scored_by_the_same_judge(
+    four_models, stage_config, stage_context, small_splits
+):
+    champion = four_models["sft"]
+    models = {**four_models, "champion": champion}
+    result = judged(stage_config(), small_splits, models, stage_context)
+    rows = read_records(result.report.samples, ComparedAnswer)
+    assert [row.champion for row in rows] == [row.sft for row in rows]  # one random stream
+    assert [row.champion_score for row in rows] == [row.scores["judge"][1] for row in rows]
+    metrics = result.report.metrics
+    assert metrics["policy/win_rate_over_champion"] == metrics["policy/win_rate"]
+    assert metrics["policy/champion_win_rate"].value == 0.5
+    assert result.report.champion == champion.uri
+    tags = mlflow_client().get_model_version("rlhf-policy", "1").tags
+    assert tags["rlhf.compared_with_champion"] == champion.uri
+
+
+def test_a_candidate_that_beats_sft_and_not_the_champion_is_held_back(
+    four_models, stage_config, stage_context, small_splits
+):
+    """Twelve prompts prove nothing over the champion, whatever they prove over SFT."""
+    models = {**four_models, "champion": four_models["policy"]}
+    decision = judged(stage_config(), small_splits, models, stage_context).decision
+    assert decision.verdict == "HOLD"
+    assert "win_rate_over_champion = 0.5" in "".join(decision.reasons)
+    assert "has the very weights of the champion" in "".join(decision.reasons)

@@ -9,7 +9,7 @@ from rlhf_core.evaluation.gates import decide
 from rlhf_core.models.files import weights_sha256
 from rlhf_core.schema import Estimate, EvaluationReport, StageResult
 from rlhf_core.stages import promote
-from rlhf_core.stages.promote import promote_model, promote_policy, rollback_policy
+from rlhf_core.stages.promote import bar_for, promote_model, promote_policy, rollback_policy
 from tests.releases import champions
 
 WON = Estimate(value=0.7, low=0.65, high=0.75, num_samples=300)
@@ -41,7 +41,8 @@ def judge_all(stage_config, stage_context):
         config = stage_config(**gates)
         for role, model in models.items():
             estimates = {"policy/win_rate": WON} if role == "policy" else {f"{role}/x": WON}
-            report = EvaluationReport(stage=role, model=model, metrics=estimates)
+            champion = bar_for(model, "rlhf") if role == "policy" else None
+            report = EvaluationReport(stage=role, model=model, metrics=estimates, champion=champion)
             asked = config.gates.policy if role == "policy" else ()
             decision = decide(asked, report)
             if role != "policy":
@@ -180,3 +181,31 @@ def test_rollback_brings_back_the_whole_release(release, judge_all, stage_config
     assert back.previous_champion is None
     for role in ("sft", "judge"):
         assert champions(mlflow_client())[role] == f"models:/rlhf-{role}/1"
+
+
+def test_a_candidate_compared_with_another_champion_has_to_be_evaluated_again(
+    release, judge_all, stage_config, stage_context
+):
+    """An approval may take days; meanwhile another model may have become champion."""
+    early, late = release("first"), release("second")
+    early_result = judge_all(early)
+    promote_policy(stage_config(), judge_all(late), stage_context)
+    with pytest.raises(
+        RegistryError, match=r"compared with champion none, .* is now models:/rlhf-poli"
+    ):
+        promote_policy(stage_config(), early_result, stage_context)
+    assert champions(mlflow_client())["policy"] == late["policy"].uri
+    assert promote_policy(stage_config(), judge_all(early), stage_context).moved
+
+
+def test_the_champion_itself_is_held_to_the_one_before_it(
+    release, judge_all, stage_config, stage_context
+):
+    """A retry of a run that has promoted must not compare the champion with itself."""
+    first, second = release("first"), release("second")
+    assert bar_for(first["policy"], "rlhf") is None
+    promote_policy(stage_config(), judge_all(first), stage_context)
+    assert bar_for(first["policy"], "rlhf") is None
+    assert bar_for(second["policy"], "rlhf") == first["policy"].uri
+    promote_policy(stage_config(), judge_all(second), stage_context)
+    assert bar_for(second["policy"], "rlhf") == first["policy"].uri

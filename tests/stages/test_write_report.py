@@ -23,7 +23,9 @@ def test_a_finished_run_becomes_one_page(four_models, stage_config, stage_contex
         "judge": evaluate_reward(
             config, small_splits, four_models["judge"], stage_context, role="judge"
         ),
-        "evaluate": evaluate_policy(config, small_splits, context=stage_context, **four_models),
+        "evaluate": evaluate_policy(
+            config, small_splits, context=stage_context, champion=None, **four_models
+        ),
         "policy": four_models["policy"],
     }
     for stage, result in results.items():
