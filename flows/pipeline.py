@@ -71,8 +71,9 @@ def follow_diagram(run: Progress) -> PipelineResult:
 
     policy = run.stage("policy", policy_stage, ModelRef, PolicyInputs(**here))
 
-    models = here | {"policy": policy.uri, "judge": judge.model.uri}
-    evaluated = run.stage("evaluate", evaluate_stage, StageResult, EvaluateInputs(**models))
+    # No judge is named: that of the champion's release decides, and without a champion this run's.
+    comparison = EvaluateInputs(**here, policy=policy.uri)
+    evaluated = run.stage("evaluate", evaluate_stage, StageResult, comparison)
     if not passed(evaluated):
         return run.ended(splits, evaluated)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 VERDICT = "rlhf.verdict"
 GATE = "rlhf.gate."
+EVALUATION = VERDICT + "_run"
+"""Tag of a version: the run that evaluated it."""
 COMPARED = "rlhf.compared_with_champion"
 """Tag of a version: the champion its evaluation compared it with; ``NOBODY`` where none was."""
 NOBODY = "none"
@@ -65,7 +67,7 @@ def _decision_tags(
     decision: PromotionDecision, report: EvaluationReport, run: StageRun
 ) -> dict[str, str]:
     """Tags of a decision; of the slices, which are many, those that did not pass."""
-    tags = {VERDICT + "_reasons": "\n".join(decision.reasons), VERDICT + "_run": run.run_id}
+    tags = {VERDICT + "_reasons": "\n".join(decision.reasons), EVALUATION: run.run_id}
     if report.stage == "policy":
         tags[COMPARED] = report.champion or NOBODY
     for result in decision.results:

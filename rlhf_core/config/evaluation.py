@@ -211,7 +211,7 @@ class EvaluationConfig(Section):
     """Two-sided level of the intervals of metrics without a gate; a gated one has its gate's."""
     num_calibration_bins: int = Field(default=10, ge=1, le=1_000)
     """Bins of equal width of the calibration error."""
-    judge: str | None = Field(default=None, pattern=r"^(run|models:/.+)$")
+    judge: str | None = Field(default=None, pattern=r"^run$|^models:/.+$")
     """Who decides between the answers: ``models:/NAME/VERSION``, or ``run`` for the judge that this
     run trained. None: the judge of the champion's release, so that one measure goes on from one
     champion to the next; without a champion the run's own."""

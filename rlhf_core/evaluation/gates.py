@@ -28,7 +28,7 @@ def apply_gate(gate: GateConfig, report: EvaluationReport) -> GateResult:
         MissingMetricError: the report lacks the metric, or measured it at another confidence. A
             gate never assumes a value.
     """
-    if report.champion is None and gate.metric.removeprefix("policy/") in CHAMPION_METRICS:
+    if report.champion is None and _asks_about_champion(gate):
         return GateResult(
             gate=_name(gate),
             verdict="PROMOTE",
@@ -76,7 +76,8 @@ def decide(
 ) -> PromotionDecision:
     """Apply every gate, so that the decision names all failures and not only the first.
 
-    The verdict is the worst of its parts; without gates it is HOLD, for nothing was asked.
+    The verdict is the worst of its parts; without gates of the stage's own it is HOLD, whatever is
+    asked about the champion.
 
     Args:
         gates: of the stage.
@@ -87,7 +88,7 @@ def decide(
     Raises:
         MissingMetricError: a gate asks for what was not measured.
     """
-    if not gates:
+    if all(_asks_about_champion(gate) for gate in gates):
         doubts = (*doubts, "no gates are configured for this stage; nothing was asked.")
     results = tuple(apply_gate(gate, report) for gate in gates)
     if promotion is not None and report.champion is not None:
@@ -146,6 +147,10 @@ def _unseen_slice(gate: GateConfig, report: EvaluationReport) -> GateResult:
         rule=_rule(gate),
         reason=f"{_name(gate)}: no held-out sample is in this slice; slices are {slices}.",
     )
+
+
+def _asks_about_champion(gate: GateConfig) -> bool:
+    return gate.metric.removeprefix("policy/") in CHAMPION_METRICS
 
 
 def _name(gate: GateConfig) -> str:

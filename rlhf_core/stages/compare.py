@@ -49,19 +49,9 @@ def compare_answers(
         models: ``policy``, ``sft``, ``judge`` and, where there is one, ``reward``, ``champion``.
         directory: where it is noted which prompts leave no room for an answer.
     """
-    settings = config.evaluation
-    renderer = model_renderer(models["sft"].path)
+    settings, renderer = config.evaluation, model_renderer(models["sft"].path)
     asked = [models[role] for role in ("policy", "sft", "champion") if role in models]
-    longest = config.model.max_length - config.answer_length()
-    candidates = read_records(splits.prompts_heldout, Prompt)
-    _note_room(candidates, renderer, longest, directory)
-    prompts = choose_prompts(
-        candidates,
-        [renderer, *(model_renderer(model.path) for model in (models["judge"], *asked[2:]))],
-        count=settings.num_prompts,
-        longest=longest,
-        seed=derived_seed(config.seed, "evaluation prompts"),
-    )
+    prompts = _choose(config, splits, renderer, [models["judge"], *asked[2:]], directory)
     conversations = [prompt.prompt for prompt in prompts]
     answers = [_sample(config, model, conversations) for model in asked]
     policy, sft, *others = answers
@@ -93,6 +83,26 @@ def compare_answers(
         champion=as_answers(others[0]) if others else None,
         champion_judge=scores["judge"][2] if others else None,
         champion_gold=gold[2] if gold is not None and others else None,
+    )
+
+
+def _choose(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    renderer: Renderer,
+    others: Sequence[ModelRef],
+    directory: Path,
+) -> list[Prompt]:
+    """Choose held-out prompts that SFT's renderer and all ``others`` can read."""
+    longest = config.model.max_length - config.answer_length()
+    candidates = read_records(splits.prompts_heldout, Prompt)
+    _note_room(candidates, renderer, longest, directory)
+    return choose_prompts(
+        candidates,
+        [renderer, *(model_renderer(model.path) for model in others)],
+        count=config.evaluation.num_prompts,
+        longest=longest,
+        seed=derived_seed(config.seed, "evaluation prompts"),
     )
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from rlhf_core.adapters.approval import record_approval
-from rlhf_core.adapters.decision import COMPARED, NOBODY, recorded_verdict
+from rlhf_core.adapters.decision import COMPARED, EVALUATION, NOBODY, recorded_verdict
 from rlhf_core.adapters.registry import (
     CHAMPION,
     PREVIOUS,
@@ -135,24 +135,28 @@ def bar_for(policy: ModelRef, project: str) -> str | None:
     if champion is None or champion != policy.uri:
         return champion
     compared = find_version(champion).tags.get(COMPARED, NOBODY)
-    return None if compared == NOBODY else compared
+    return compared if compared != NOBODY and version_exists(compared) else None
 
 
 def _require_compared(uri: str, champion: str | None) -> None:
     """Refuse a candidate that was compared with another champion than the one in force.
 
-    Versions that were evaluated by builds before this rule do not say whom they were compared with.
+    A verdict that no evaluation wrote says nothing of a comparison; who wrote it answers for it.
 
     Raises:
         RegistryError: says which one, and what to do.
     """
-    compared = find_version(uri).tags.get(COMPARED)
-    now = champion or NOBODY
-    if compared not in (None, now) and champion != uri:
-        raise RegistryError(
-            f"{uri} was compared with champion {compared}, and the champion is now {now}; "
-            f"evaluate it again: `rlhf evaluate CONFIG --policy {uri}`"
-        )
+    tags = find_version(uri).tags
+    compared = tags.get(COMPARED)
+    if compared == (champion or NOBODY) or champion == uri:
+        return
+    if compared is None and (champion is None or EVALUATION not in tags):
+        return
+    raise RegistryError(
+        f"{uri} was compared with champion {compared or 'none, by an earlier build'}, and the "
+        f"champion is now {champion or NOBODY}; evaluate it again: "
+        f"`rlhf evaluate CONFIG --policy {uri}`"
+    )
 
 
 def promote_model(reference: str, *, reviewer: str | None = None, comment: str = "") -> Promotion:

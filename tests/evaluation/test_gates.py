@@ -89,6 +89,15 @@ def test_without_gates_nobody_is_promoted():
     assert "no gates are configured" in decision.reasons[0]
 
 
+@pytest.mark.parametrize("champion", [None, "models:/rlhf-policy/1"])
+def test_the_champion_alone_is_no_list_of_gates(champion):
+    measured = report(win_rate=(0.9, 0.95), win_rate_over_champion=(0.9, 0.95))
+    measured = measured.model_copy(update={"champion": champion})
+    decision = decide(PromotionConfig().gates(), measured)
+    assert decision.verdict == "HOLD"
+    assert "no gates are configured" in decision.reasons[0]
+
+
 @pytest.mark.parametrize(
     ("win", "vice", "verdict"),
     [

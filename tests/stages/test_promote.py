@@ -209,3 +209,23 @@ def test_the_champion_itself_is_held_to_the_one_before_it(
     assert bar_for(second["policy"], "rlhf") == first["policy"].uri
     promote_policy(stage_config(), judge_all(second), stage_context)
     assert bar_for(second["policy"], "rlhf") == first["policy"].uri
+
+
+def test_a_candidate_of_an_earlier_build_has_to_be_compared_with_the_champion(
+    release, judge_all, stage_config, stage_context
+):
+    first, second = release("first"), release("second")
+    promote_policy(stage_config(), judge_all(first), stage_context)
+    result = judge_all(second)
+    mlflow_client().delete_model_version_tag("rlhf-policy", "2", "rlhf.compared_with_champion")
+    with pytest.raises(RegistryError, match=r"champion none, by an earlier build, and the champio"):
+        promote_policy(stage_config(), result, stage_context)
+    assert champions(mlflow_client())["policy"] == first["policy"].uri
+
+
+def test_a_bar_that_was_deleted_is_none(release, judge_all, stage_config, stage_context):
+    first, second = release("first"), release("second")
+    for models in (first, second):
+        promote_policy(stage_config(), judge_all(models), stage_context)
+    mlflow_client().delete_model_version("rlhf-policy", "1")
+    assert bar_for(second["policy"], "rlhf") is None
