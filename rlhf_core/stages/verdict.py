@@ -127,10 +127,13 @@ def doubts_about_data(splits: DatasetSplits, models: Iterable[ModelRef]) -> tupl
         trained_on = tags.get("rlhf.dataset_sha256")
         same_rule = splits.split and tags.get("rlhf.dataset_split") == splits.split
         if trained_on is not None and trained_on != splits.sha256 and not same_rule:
+            way_out = (
+                " evaluation.judge names another." if tags.get("rlhf.stage") == "judge" else ""
+            )
             doubts.append(
                 f"{model.uri} was trained on dataset {trained_on[:12]}, which was split "
                 f"by another rule than {splits.sha256[:12]}; what is held out here may "
-                "have trained it."
+                f"have trained it.{way_out}"
             )
     return tuple(doubts)
 

@@ -20,6 +20,10 @@ COMMANDS = sorted(
 )
 """Rolling back comes last: by then another run has been promoted."""
 TRAINS = ("run", "prepare", "sft", "reward", "policy", "evaluate")
+AS_GOOD = (
+    "{rule: not_inferior, margin: 0.49, min_samples: 20, slice_margin: null,"
+    " because: {metric: policy/win_rate, at_least: 0.05, min_samples: 20}}"
+)
 NEEDS_MORE = {
     # What only a person's own data or a running server can answer.
     "configs/stories-hh.yaml": "covered by test_real_input",
@@ -50,7 +54,9 @@ def test_command_works_as_written(small_run, command):
         own = re.sub(r"\W+", "-", " ".join(arguments)).strip("-")
         arguments += ["--run-id", own]
     if arguments[0] in TRAINS:
-        arguments += small_settings()
+        # Four iterations beat no champion: a whole run makes the first of a project.
+        project = {"project": Path(arguments[1]).stem} if arguments[0] == "run" else {}
+        arguments += small_settings(**project)
     if arguments[0] == "rollback":
         promote_twice(small_run)
     small_run.rlhf(*arguments)
@@ -66,4 +72,5 @@ def promote_twice(work):
     """Make sure that there is a champion before the champion."""
     previous = work.rlhf("lineage", "models:/rlhf-policy@previous-champion", check=None)
     if previous.returncode:
-        work.rlhf("run", "configs/demo.yaml", "--run-id", "another", *small_settings())
+        other = small_settings(**{"policy.kl_coef": "0.2"}, promotion=AS_GOOD)
+        work.rlhf("run", "configs/demo.yaml", "--run-id", "another", *other)

@@ -63,7 +63,10 @@ def test_a_finished_run_is_not_repeated(small_run):
 
 
 def test_the_same_settings_give_the_same_weights(small_run):
-    """The second run is the one of the README's command, if that was tested before."""
+    """The second run is the one of the README's command, if that was tested before.
+
+    It is of another project, for beside its equal, the champion, it would be held back.
+    """
     small_run.rlhf(
         "run",
         "configs/demo.yaml",
@@ -71,7 +74,7 @@ def test_the_same_settings_give_the_same_weights(small_run):
         "run-configs-demo-yaml",
         "--json",
         "second.json",
-        *small_settings(),
+        *small_settings(project="demo"),
     )
     first, second = small_run.read("first.json"), small_run.read("second.json")
     assert first["policy"]["sha256"] == second["policy"]["sha256"]
