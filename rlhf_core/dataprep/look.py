@@ -29,7 +29,8 @@ from rlhf_core.dataprep.sources import (
 )
 from rlhf_core.dataprep.sources.columns import find, is_there, renamed
 from rlhf_core.dataprep.sources.containers import is_hub, read_rows
-from rlhf_core.dataprep.sources.guess import Guess, Table, guesses
+from rlhf_core.dataprep.sources.guess import guesses
+from rlhf_core.dataprep.sources.observed import Guess, Table
 from rlhf_core.dataprep.sources.shapes import DEMONSTRATION_SHAPES, SHAPES
 from rlhf_core.dataprep.sources.tables import sheet_names
 from rlhf_core.dataprep.sources.words import is_blank

@@ -84,6 +84,13 @@ def test_where_places_of_the_best_begin_is_asked(write_jsonl):
         assert (wins, len(first)) == ({best}, 2)
 
 
+def test_a_number_of_each_answer_is_asked_about(write_jsonl):
+    answers = [{"text": f"{word} one", "xi": number} for word, number in (("bad", 3), ("good", 7))]
+    path = write_jsonl("rows.jsonl", [{"prompt": "Question?", "answers": answers}] * NUM)
+    with pytest.raises(DataError, match=r"the answers have answers\.\*\.xi, and whether the best"):
+        look_at(path)
+
+
 def test_a_name_that_both_sides_have_is_no_winner(write_jsonl):
     rows = [plain(i, model_a="x", model_b="x" if i == 0 else "y", winner="x") for i in range(NUM)]
     found = look_at(write_jsonl("rows.jsonl", rows))

@@ -94,6 +94,38 @@ SHAPES = {
     "winner by name, names of our own": lambda i: plain(
         i, "answer_1", "answer_2", model_1="x", model_2=f"y-{i}", winner=side(i, "X", f"y-{i}")
     ),
+    "winning response itself": lambda i: plain(i, preferred=f"good {i}"),
+    "choice in a column of any name": lambda i: plain(
+        i, "Response A", "Response B", Which=side(i, "Response A is better", "Response B is better")
+    ),
+    "ranks of sides": lambda i: plain(i, rank_a=side(i, 1, 2), rank_b=side(i, 2, 1)),
+    "objects with scores": lambda i: {
+        "prompt": f"Question {i}?",
+        "response_a": {"text": sides(i)[0], "score": side(i, 4, 1)},
+        "response_b": {"text": sides(i)[1], "score": 2},
+    },
+    "votes as words": lambda i: plain(i, votes=[side(i), side(i, "b", "a"), side(i)]),
+    "winner and loser by other names": lambda i: {
+        "x": f"Question {i}?",
+        "y_w": f"good {i}",
+        "y_l": f"bad {i}",
+    },
+    "winner and loser, the word behind": lambda i: {
+        "query": f"Question {i}?",
+        "response_chosen": f"good {i}",
+        "response_rejected": f"bad {i}",
+    },
+    "best first in output": lambda i: {
+        "instruction": f"Question {i}?",
+        "output": [f"good {i}", f"bad {i}"],
+    },
+    "answers with votes of readers": lambda i: {
+        "question": f"Question {i}?",
+        "answers": [
+            {"answer_id": 1, "text": f"bad {i}", "pm_score": 0},
+            {"answer_id": 2, "text": f"good {i}", "pm_score": 4},
+        ],
+    },
     "verdicts": lambda i: plain(i, verdict=side(i, "[[A>>B]]", "[[B>A]]")),
     "numbered people": lambda i: plain(
         i, annotator_1=side(i, 1, 2), annotator_2=side(i, 1, 2), length_a=2, length_b=1, turn=2

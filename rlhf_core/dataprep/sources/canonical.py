@@ -1,6 +1,7 @@
 """The project's own format: the fields of the records themselves.
 
-Two liberties: ``prompt`` may be plain text (one user turn), and ids may be left out. A null where a
+Liberties: ``prompt`` may be plain text (one user turn), ids may be left out, and a vote of nobody
+in particular may be its choice alone. A null where a
 column may be left out is the same as none. Columns that no record has are left unread.
 """
 
@@ -12,10 +13,10 @@ from pydantic import ValidationError
 
 from rlhf_core.dataprep.files import describe
 from rlhf_core.dataprep.keys import content_id
-from rlhf_core.dataprep.rows import Columns, RawRow, UnusableRow, as_json
+from rlhf_core.dataprep.rows import UNNAMED, Columns, RawRow, UnusableRow, as_json
+from rlhf_core.dataprep.sources.column_names import PROMPTS
 from rlhf_core.dataprep.sources.columns import renamed, structured
 from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt
-from rlhf_core.dataprep.sources.shapes import PROMPTS
 from rlhf_core.dataprep.sources.words import choice_of, parse_strength
 from rlhf_core.schema import Choice, Comparison, Demonstration, Prompt, Record, Vote
 
@@ -71,6 +72,8 @@ def _vote(
     row: RawRow, vote: Any, choices: Mapping[str, Choice], strengths: Mapping[str, float]
 ) -> Any:
     """Return the fields that a vote has, in our words; what a source adds to them is its own."""
+    if isinstance(vote, str | int) and not isinstance(vote, bool):
+        vote = {"annotator": UNNAMED, "choice": choice_of(vote, choices)}
     if not isinstance(vote, dict):
         return vote
     fields = {name: part for name, part in vote.items() if name in Vote.model_fields}

@@ -4,12 +4,14 @@ Columns: prompt, response_a, response_b; optional comparison_id, annotator, stre
 source. Who won stands in the first of these that a row has:
 
     (the columns that the setting ``annotators`` names)   each a person's choice
-    choice                                                a word, what ``choices`` maps, or the
-                                                          name in ``model_a`` or ``model_b``
+    choice                                                a word, what ``choices`` maps, the name
+                                                          in ``model_a`` or ``model_b``, or the
+                                                          winning response itself
     winner_a, winner_b, winner_tie                        one of them is 1
     votes_a, votes_b, votes_tie                           how many voted so
     preference                                            -3 (a) to 3 (b), 0 a tie
     score_a, score_b                                      the higher one won
+    rank_a, rank_b                                        the lower one won
 
 Rows that follow one another with the same comparison_id are votes on one comparison; where they do
 not, as in a file sorted by annotator, preparation pools them. Sheets are numbered from 1 each, so
@@ -34,6 +36,7 @@ from rlhf_core.dataprep.rows import (
 )
 from rlhf_core.dataprep.sources.sides import parse_sides
 from rlhf_core.dataprep.sources.words import (
+    CHOICES,
     choice_of,
     finite_number,
     is_blank,
@@ -145,7 +148,9 @@ def _votes(row: RawRow, labels: Labels) -> tuple[Vote, ...]:
     if "preference" in row.value:
         return _signed(row, labels)
     if "score_a" in row.value:
-        return _by_score(row)
+        return _by_number(row, "score")
+    if "rank_a" in row.value:
+        return _by_number(row, "rank")
     raise UnusableRow(
         "missing_column",
         f"missing column {row.called('choice')}, or winner_a, votes_a, preference or score_a and"
@@ -154,13 +159,22 @@ def _votes(row: RawRow, labels: Labels) -> tuple[Vote, ...]:
 
 
 def _named(row: RawRow, labels: Labels) -> Choice | None:
-    """Return the side whose model's name the choice is; None where it is no such name."""
+    """Return the side whose model's name, or whose response, the choice is; None for others."""
     word = word_of(row.value["choice"]).casefold()
     if not word or word in map(str.casefold, labels.choices):
         return None
     sides: tuple[Choice, Choice] = ("a", "b")
     names = [word_of(dict.get(row.value, f"model_{side}") or "").casefold() for side in sides]
     won = [side for side, name in zip(sides, names, strict=True) if name == word]
+    if not won and word not in CHOICES:
+        texts = [dict.get(row.value, f"response_{side}") for side in sides]
+        told = str(row.value["choice"]).strip()
+        won = [
+            side
+            for side, text in zip(sides, texts, strict=True)
+            if isinstance(text, str) and text.strip() == told
+        ]
+        return won[0] if len(won) == 1 else None
     if len(won) > 1:
         raise UnusableRow(
             "unusable_value",
@@ -241,10 +255,12 @@ def _signed(row: RawRow, labels: Labels) -> tuple[Vote, ...]:
     return _one_vote(row, choice, abs(number))
 
 
-def _by_score(row: RawRow) -> tuple[Vote, ...]:
-    row.require("score_b")
-    one, two = parse_score(row, "score_a"), parse_score(row, "score_b")
+def _by_number(row: RawRow, word: str) -> tuple[Vote, ...]:
+    """Return the vote for the higher score or the lower rank."""
+    row.require(f"{word}_b")
+    one, two = parse_score(row, f"{word}_a"), parse_score(row, f"{word}_b")
     if one is None or two is None:
         return ()
-    choice: Choice = "tie" if one == two else "a" if one > two else "b"
+    is_first = one > two if word == "score" else one < two
+    choice: Choice = "tie" if one == two else "a" if is_first else "b"
     return _one_vote(row, choice, finite_number(abs(one - two)))
