@@ -86,6 +86,29 @@ def test_several_annotators_may_rank_the_same_list_with_ties(write_jsonl):
     assert [(vote.annotator, vote.choice) for vote in item.votes] == [("x", "b"), ("y", "tie")]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"responses": ["bad", None, "good"], "ranks": [2, 3, 1]},
+        {"responses": ["bad", "unjudged", "good"], "scores": [2, None, 5]},
+        {"responses": ["bad", "unjudged", "good"], "scores": ["2", " ", "5"]},
+    ],
+)
+def test_an_answer_without_text_or_place_takes_part_in_nothing(write_jsonl, row):
+    path = write_jsonl("lists.jsonl", [{"prompt": "Q?", **row}])
+    [item] = read_comparisons(SourceConfig(path=path, format="ranked"))
+    assert {item.response_a, item.response_b} == {"good", "bad"}
+    assert (item.response_a if item.votes_a else item.response_b) == "good"
+
+
+def test_who_did_not_place_an_answer_did_not_compare_it(write_jsonl):
+    rankings = [{"annotator": "x", "ranks": [1, 2, 3]}, {"annotator": "y", "ranks": [1, None, 2]}]
+    row = {"prompt": "Q?", "responses": ["1", "2", "3"], "rankings": rankings}
+    items = read_comparisons(SourceConfig(path=write_jsonl("lists.jsonl", [row]), format="ranked"))
+    votes = {frozenset((item.response_a, item.response_b)): len(item.votes) for item in items}
+    assert votes == {frozenset("12"): 1, frozenset("13"): 2, frozenset("23"): 1}
+
+
 def test_a_ranked_list_with_other_ranks_than_responses_is_refused(write_jsonl):
     path = write_jsonl("r.jsonl", [{"prompt": "Q?", "responses": ["1", "2"], "ranks": [1]}])
     with pytest.raises(DataError, match="line 1: ranks: expected 2 numbers"):
@@ -212,7 +235,6 @@ def test_a_null_is_the_same_as_a_column_that_is_not_there(write_jsonl):
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"ranks": [1, float("nan")]}, "ranks: expected 2 numbers"),
         ({"ranks": [10**400, 1]}, "ranks: expected 2 numbers"),
         ({"rankings": [{"ranks": [1, float("inf")]}]}, "ranks: expected 2 numbers"),
     ],

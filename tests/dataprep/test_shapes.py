@@ -104,6 +104,10 @@ SHAPES = {
         "response_a": {"text": sides(i)[0], "score": side(i, 4, 1)},
         "response_b": {"text": sides(i)[1], "score": 2},
     },
+    "labels as words": lambda i: plain(
+        i, labels=[side(i, "A", "B"), side(i, "B", "A"), side(i, "A", "B")]
+    ),
+    "counts in an object": lambda i: plain(i, votes={"a": side(i, 3, 1), "b": 2, "tie": 0}),
     "votes as words": lambda i: plain(i, votes=[side(i), side(i, "b", "a"), side(i)]),
     "winner and loser by other names": lambda i: {
         "x": f"Question {i}?",

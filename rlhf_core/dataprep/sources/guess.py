@@ -160,7 +160,8 @@ def _voted(table: Table, sides: tuple[str, str]) -> Iterator[Guess]:
     for name, values in table.values.items():
         lists = [as_list(value) for value in values]
         votes = [vote for entries in lists for vote in entries or ()]
-        if votes and all(isinstance(vote, dict) and set(vote) >= _VOTE for vote in votes):
+        are_named = all(isinstance(vote, dict) and set(vote) >= _VOTE for vote in votes)
+        if votes and (are_named or all(_is_choice(vote) for vote in votes)):
             columns = {
                 "prompt": table.find(column_names.PROMPTS),
                 "response_a": sides[0],
@@ -178,6 +179,10 @@ def _are_responses(table: Table, sides: tuple[str, str], choice: str) -> bool:
         value.strip() for side in sides for value in table.values[side] if isinstance(value, str)
     }
     return len(told) > 0 and all(value.strip() in responses for value in told)
+
+
+def _is_choice(vote: Any) -> bool:
+    return isinstance(vote, str) and vote.strip().lower() in CHOICES
 
 
 def _flat(name: str, columns: Mapping[str, str | None], **more: Any) -> Guess:

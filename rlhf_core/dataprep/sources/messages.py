@@ -22,7 +22,10 @@ _ROLES: dict[str, Any] = {
     "gpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
     "observation": "tool",
     "developer": "developer",
 }

@@ -51,12 +51,20 @@ class Table:
             for sides in (*SUFFIXES, ("model_a", "model_b"), ("response_a", "response_b")):
                 names = [_spellings(word, side) for side in sides]
                 one, two = self.find(names[0]), self.find(names[1])
+                parent = self.find([word])
+                if one is None and parent is not None:
+                    one, two = (self._field(parent, side) for side in sides)
                 if one is not None and two is not None:
                     third = (
                         self.find([f"{word}_tie", f"tie_{word}", "tie", "ties"]) if tie else None
                     )
                     return {"a": one, "b": two} | ({"tie": third} if third else {})
         return {}
+
+    def _field(self, parent: str, name: str) -> str | None:
+        """Return the path of an object's field, letter case aside."""
+        wanted = f"{parent}.{name}".lower()
+        return next((path for path in self.values if path.lower() == wanted), None)
 
     def is_quantity(self, name: str) -> bool:
         """Tell whether numbers of a column are no choices: ``turn``, ``length_a``, ``score 1``."""

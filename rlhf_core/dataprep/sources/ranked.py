@@ -9,9 +9,11 @@
 Rank 1 is best, or the highest score; equal ones are a tie; their distance is the strength. Rows of
 several annotators on the same responses are votes on the same comparisons. ``best_index`` (from 0)
 or ``best_number`` (from 1) names one answer that beats each of the others, of which nothing else is
-said. A null is the same as a column that is not there. A response is text or a message.
+said. A null is the same as a column that is not there, and an answer whose place or score is null
+takes part in no comparison. A response is text or a message.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
@@ -32,15 +34,17 @@ Ranking = tuple[str, list[float]]
 
 def comparisons_of(row: RawRow) -> Iterator[Comparison]:
     """Yield the comparisons of a list one after the other, all with one ``group``."""
-    responses = _responses(row)
-    if len(responses) < 2:
-        raise UnusableRow("too_few_responses", f"{len(responses)} responses")
-    best = _best(row, len(responses))
-    rankings = _rankings(row, len(responses)) if best is None else [_first(row, best, responses)]
-    pairs = all_pairs(parse_prompt(row), responses, rankings, (row.source, row.line))
-    for pair, numbers in zip(pairs, combinations(range(len(responses)), 2), strict=True):
-        if best is None or best in numbers:
-            yield pair
+    every = _responses(row)
+    best = _best(row, len(every))
+    told = _rankings(row, len(every)) if best is None else [_first(row, best, every)]
+    known = [number for number, text in enumerate(every) if text is not None]
+    responses = [text for text in every if text is not None]
+    rankings = [(name, [ranks[number] for number in known]) for name, ranks in told]
+    pairs = list(all_pairs(parse_prompt(row), responses, rankings, (row.source, row.line)))
+    if not pairs:
+        placed = sum(any(not math.isnan(ranks[n]) for _, ranks in told) for n in known)
+        raise UnusableRow("too_few_responses", f"{placed} responses with text and place")
+    yield from pairs
 
 
 def all_pairs(
@@ -49,37 +53,45 @@ def all_pairs(
     rankings: Sequence[Ranking],
     place: tuple[str, int],
 ) -> Iterator[Comparison]:
-    """Yield every two of some responses as a comparison with the votes that rankings imply."""
+    """Yield every two of some responses as a comparison with the votes that rankings imply.
+
+    Whoever gave one of the two no place (NaN) did not compare them; neither did who gave both the
+    place behind all (infinity). Those that nobody compared are left out.
+    """
     group = content_id("list", conversation_key(prompt).hex(), *responses)
     # The publisher's order says who won. So that the side cannot say it too, ids decide it.
     ids = [content_id("side", group, text) for text in responses]
     for pair in combinations(range(len(responses)), 2):
         first, second = sorted(pair, key=lambda number: ids[number])
+        votes = tuple(_vote(one, first, second) for one in rankings if _compares(one, *pair))
+        if not votes:
+            continue
         yield Comparison(
             comparison_id=f"{group}-{pair[0]}-{pair[1]}",
             prompt=prompt,
             response_a=responses[first],
             response_b=responses[second],
-            votes=tuple(_vote(ranking, first, second) for ranking in rankings),
+            votes=votes,
             source=place[0],
             line=place[1],
             group=group,
         )
 
 
-def _responses(row: RawRow) -> list[str]:
+def _responses(row: RawRow) -> list[str | None]:
+    """Return the answers; None where an entry of the list is a null."""
     row.require("responses")
     value = _list(row.value["responses"])
     if not isinstance(value, list):
         raise UnusableRow(
             "unusable_value", f"responses: expected a list of texts, found {shorten(value)}"
         )
-    if not all(isinstance(entry, str | dict) for entry in value):
+    if not all(isinstance(entry, str | dict | None) for entry in value):
         raise UnusableRow(
             "unusable_value", f"responses: expected a list of texts, found {shorten(value)}"
         )
     return [
-        entry if isinstance(entry, str) else answer_of(entry, f"responses.{number}")[1]
+        answer_of(entry, f"responses.{number}")[1] if isinstance(entry, dict) else entry
         for number, entry in enumerate(value)
     ]
 
@@ -106,9 +118,9 @@ def _best(row: RawRow, length: int) -> int | None:
     return None
 
 
-def _first(row: RawRow, best: int, responses: Sequence[str]) -> Ranking:
+def _first(row: RawRow, best: int, responses: Sequence[str | None]) -> Ranking:
     name = annotator_name(row.value.get("annotator"))
-    ranks = [1.0 if number == best else 2.0 for number in range(len(responses))]
+    ranks = [1.0 if number == best else math.inf for number in range(len(responses))]
     return ANNOTATOR if name == UNNAMED else name, ranks
 
 
@@ -131,7 +143,8 @@ def _ranking(entry: Any, column: str, length: int, nobody: str) -> Ranking:
     """Return one ranking; ``nobody`` gave it where the source names no one."""
     ranks = _list(entry.get(column)) if isinstance(entry, dict) else None
     if isinstance(ranks, list) and len(ranks) == length:
-        places = [number for rank in ranks if (number := finite_number(rank)) is not None]
+        numbers = [math.nan if is_blank(rank) else finite_number(rank) for rank in ranks]
+        places = [number for number in numbers if number is not None]
         if len(places) == length:
             name = annotator_name(entry.get("annotator"))
             return nobody if name == UNNAMED else name, places
@@ -139,6 +152,11 @@ def _ranking(entry: Any, column: str, length: int, nobody: str) -> Ranking:
         "unusable_value",
         f"{column}: expected {length} numbers, one a response, found {shorten(ranks)}",
     )
+
+
+def _compares(ranking: Ranking, first: int, second: int) -> bool:
+    _, ranks = ranking
+    return not math.isnan(ranks[first] - ranks[second])
 
 
 def _vote(ranking: Ranking, first: int, second: int) -> Vote:
