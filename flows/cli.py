@@ -7,6 +7,7 @@ Only the standard library and typer are imported before a command is chosen.
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from typing import NoReturn
 
 import typer
 
@@ -23,6 +24,7 @@ from flows.options import (
     write_json,
 )
 from rlhf_core.errors import RlhfError
+from rlhf_core.full_disk import storage_error
 
 app = typer.Typer(
     name="rlhf",
@@ -79,11 +81,22 @@ if find_spec("flows.data_cli"):
 
 
 def main() -> None:
-    """Entry point: a deliberate error prints one line, a bug prints its traceback."""
+    """Entry point: a deliberate error, or a full disk, prints one line, a bug its traceback."""
     try:
         app()
     except RlhfError as error:
-        from rlhf_core.schema.shown import shown
+        _end(error)
+    except Exception as error:
+        from flows.files import places
 
-        sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
-        raise SystemExit(2) from error
+        full = storage_error(error, places())
+        if full is None:
+            raise
+        _end(full)
+
+
+def _end(error: RlhfError) -> NoReturn:
+    from rlhf_core.schema.shown import shown
+
+    sys.stderr.write(f"error: {shown(' '.join(str(error).split()))}\n")
+    raise SystemExit(2) from error

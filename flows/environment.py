@@ -75,6 +75,11 @@ def prepare_environment() -> None:
         ) from error
 
 
+def prefect_home() -> Path:
+    """Return the folder in which Prefect keeps what it knows on this machine."""
+    return Path(os.environ.get("PREFECT_HOME") or STATE / "prefect")
+
+
 def close_prefect(port: int) -> tuple[dict[str, str], Callable[[App], OwnPages]]:
     """Close the Prefect server that this process is about to start to foreign pages and names.
 

@@ -1,8 +1,15 @@
-"""Text files that are either whole or not there."""
+"""Text files that are either whole or not there, and where files are written."""
 
+import tempfile
 from pathlib import Path
 
 from rlhf_core.dataprep.files import atomic_file
+
+
+def places() -> tuple[Path, ...]:
+    """Return where commands and stages write, the likeliest first."""
+    here = ("runs", "data", "mlartifacts", "mlflow.db", ".rlhf", ".dvc/cache")
+    return (*map(Path, here), Path(tempfile.gettempdir()))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ Prefect's own temporary server lives on for ever when the command is killed, may
 another command's, and has every client import the whole server.
 """
 
+import errno
 import fcntl
 import os
 import signal
@@ -14,13 +15,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, cast
 
 import requests
 
-from flows.environment import close_prefect
+from flows.environment import close_prefect, prefect_home
 from rlhf_core.adapters.settings import child_environment
-from rlhf_core.errors import ConfigError, OrchestrationError
+from rlhf_core.errors import ConfigError, OrchestrationError, StorageError
+from rlhf_core.full_disk import room_at
 
 MARKS = {
     "PREFECT_UI_ENABLED": "0",
@@ -30,6 +33,8 @@ MARKS = {
 """What Prefect itself tells its temporary server."""
 HOST = "127.0.0.1"
 STOP_SECONDS = 10.0
+ROOM_BYTES = 16 * 1024**2
+"""Room for its database, which takes 5 MiB when it is new and grows with every run."""
 
 
 class TemporaryServer:
@@ -69,12 +74,23 @@ class TemporaryServer:
 
 @contextmanager
 def temporary_server() -> Iterator[TemporaryServer]:
-    """Start a server that ends with the block, or with this process if that is killed."""
+    """Start a server that ends with the block, or with this process if that is killed.
+
+    Raises:
+        StorageError: the disk of its database is full.
+    """
+    _require_room(prefect_home() / "prefect.db")
     server = TemporaryServer()
     try:
         yield server
     finally:
         server.end()
+
+
+def _require_room(database: Path) -> None:
+    """Refuse a disk on which Prefect's server would end in the middle of its migrations."""
+    if room_at(database) < ROOM_BYTES:
+        raise StorageError.about(database, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 def _end_with_input() -> None:

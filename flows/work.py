@@ -7,11 +7,13 @@ from typing import Generic, TypeVar
 from flows import bindings
 from flows.artifacts import show_handed
 from flows.events import announce
+from flows.files import places
 from flows.opening import start_afresh_once
 from flows.runs import run_once
 from flows.watching import STOP, watch_training
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import KlLimitError
+from rlhf_core.full_disk import told_in_one_line
 from rlhf_core.schema import Record, RunContext, StageName, StageResult
 
 Handed = TypeVar("Handed", bound=Record)
@@ -54,7 +56,7 @@ def carry_out(
         return handed
 
     try:
-        with watch_training(context, stage):
+        with told_in_one_line(places()), watch_training(context, stage):
             handed = run_once(
                 context, stage, made_from, compute_and_tell, record=work.record, reuse=work.reuse
             )

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Self
 
 _NO_SPACE = "free space there: old runs lie under runs/, artifacts under mlartifacts/"
+_TOO_LARGE = "raise the limit on the size of files (ulimit -f)"
 _NO_ENTRY = "choose a folder that you may write to, or have its owner changed"
 _ADVICE = {
     errno.ENOSPC: _NO_SPACE,
     errno.EDQUOT: _NO_SPACE,
+    errno.EFBIG: _TOO_LARGE,
     errno.EROFS: _NO_ENTRY,
     errno.EACCES: _NO_ENTRY,
     errno.EPERM: _NO_ENTRY,
@@ -70,12 +72,19 @@ class QuestionRefusedError(LabelError):
 class StorageError(RlhfError, OSError):
     """A file cannot be written; the message names it."""
 
+    path: Path | None = None
+    """What cannot be written."""
+    refusal: OSError | None = None
+    """What the system said."""
+
     @classmethod
     def about(cls, path: Path, error: OSError) -> Self:
         """Say which file, what the system said, and what to do about it."""
         cause = error.strerror or str(error) or type(error).__name__
         advice = _ADVICE.get(error.errno or 0, "mend the disk, or choose another folder")
-        return cls(f"{path} cannot be written: {cause}; {advice}, then repeat the command")
+        made = cls(f"{path} cannot be written: {cause}; {advice}, then repeat the command")
+        made.path, made.refusal = path, error
+        return made
 
 
 class OrchestrationError(RlhfError, RuntimeError):

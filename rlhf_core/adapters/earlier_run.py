@@ -8,7 +8,7 @@ from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.files import atomic_file
-from rlhf_core.errors import RegistryError
+from rlhf_core.errors import RegistryError, StorageError
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -34,8 +34,12 @@ def go_on_or_begin(
     earlier = _unfinished_run(config, tags) or _noted_run(config, note, tags)
     run = earlier or _create_run(config, tags)
     if folder.is_dir():
-        with atomic_file(note) as stream:
-            stream.write(run.info.run_id.encode())
+        try:
+            with atomic_file(note) as stream:
+                stream.write(run.info.run_id.encode())
+        except StorageError:
+            mlflow_client().set_terminated(run.info.run_id, "FAILED")
+            raise
     return run, earlier is not None
 
 

@@ -21,7 +21,8 @@ from rlhf_core.adapters.settings import (
 )
 from rlhf_core.adapters.store_errors import explain_store_error
 from rlhf_core.dataprep.files import keep_private
-from rlhf_core.errors import RegistryError, StorageError
+from rlhf_core.errors import RegistryError, RlhfError
+from rlhf_core.full_disk import refused_write, storage_error, writing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,8 +67,9 @@ def _client(uri: str) -> "MlflowClient":
 
     if uri.startswith("sqlite:///"):
         _keep_private(Path(uri.removeprefix("sqlite:///")))
-    for noisy in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Of a statement that fails it logs the traceback, and raises what registry_errors explains.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with registry_errors(f"MLflow at {without_credentials(uri)}"), _one_at_a_time(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if uri.startswith(_FILE):
@@ -87,10 +89,8 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
         return
     path = Path(uri.removeprefix(_FILE))
     name = path.with_name(f".{path.name}.lock")
-    try:
+    with writing(name):
         lock = name.open("w")
-    except OSError as error:
-        raise StorageError.about(name, error) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -113,23 +113,44 @@ def registry_errors(what: str) -> Iterator[None]:
 
     Raises:
         LostServerError: nobody answered, or with a fault of the server's own; a retry may help.
-        RegistryError: we were refused, or something is missing; the line says what to set.
+        RegistryError: we were refused, or something is missing; the line says what to set. Or the
+            disk of a server is full.
+        StorageError: a disk of this machine is full; names the file.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         yield
+    except RlhfError:
+        raise
     except MlflowException as error:
-        raise _explain(what, error, error.get_http_status_code()) from error
+        full = _explain_full(what, error)
+        raise full or _explain(what, error, error.get_http_status_code()) from error
     except requests.RequestException as error:
         status = error.response.status_code if error.response is not None else None
-        raise _explain(what, error, status) from error
+        raise _explain_full(what, error) or _explain(what, error, status) from error
     except Exception as error:
+        if local := storage_error(error, load_settings().mlflow_places):
+            raise local from error
         explained = explain_store_error(what, error)
         if explained is None:
             raise
         lost, line = explained
         raise (LostServerError if lost else RegistryError)(line) from error
+
+
+def _explain_full(what: str, error: Exception) -> RlhfError | None:
+    """Return the error to raise where MLflow's own disk is full: waiting does not mend that."""
+    settings, refusal = load_settings(), refused_write(error)
+    if refusal is None:
+        return None
+    if settings.embedded:
+        return storage_error(error, settings.mlflow_places)
+    return RegistryError(
+        f"{what}: MLflow at {without_credentials(settings.mlflow_tracking_uri)} cannot write:"
+        f" {refusal.strerror}; free space on its disk, or that of its database, then repeat the"
+        " command"
+    )
 
 
 def _explain(what: str, error: Exception, status: int | None) -> RegistryError:

@@ -1,7 +1,6 @@
 """Model folders of registered versions: used where they lie, or downloaded once and verified."""
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -9,6 +8,7 @@ from urllib.parse import unquote, urlparse
 from rlhf_core.adapters.mlflow_client import patiently
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.errors import ModelError, RegistryError
+from rlhf_core.full_disk import writing
 from rlhf_core.schema import ModelKind, ModelRef
 
 
@@ -83,18 +83,16 @@ def version_files(where: str, target: Path, *, sha256: str, what: str) -> Path:
 def _download(where: str, target: Path) -> None:
     from mlflow.artifacts import download_artifacts
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        files = download_artifacts(
-            artifact_uri=where,
-            dst_path=str(temporary),
-            tracking_uri=load_settings().mlflow_tracking_uri,
-        )
-        if not target.is_dir():
-            Path(files).rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            files = download_artifacts(
+                artifact_uri=where,
+                dst_path=temporary,
+                tracking_uri=load_settings().mlflow_tracking_uri,
+            )
+            if not target.is_dir():
+                Path(files).rename(target)
 
 
 def _require_weights(path: Path, *, sha256: str, what: str) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -89,7 +90,17 @@ class Settings(BaseSettings):
     @property
     def artifact_root(self) -> Path:
         """Where the embedded MLflow keeps files: ``mlartifacts`` beside its database."""
-        return Path(self.mlflow_tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+        return self._database.parent / "mlartifacts"
+
+    @property
+    def _database(self) -> Path:
+        return Path(self.mlflow_tracking_uri.removeprefix("sqlite:///"))
+
+    @property
+    def mlflow_places(self) -> tuple[Path, ...]:
+        """Where this process writes for MLflow: its database and files, and what is on its way."""
+        own = (self._database, self.artifact_root) if self.embedded else (Path("mlartifacts"),)
+        return (*own, Path(tempfile.gettempdir()))
 
 
 def load_settings() -> Settings:

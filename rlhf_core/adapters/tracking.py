@@ -20,7 +20,7 @@ from rlhf_core.adapters.settings import load_settings
 from rlhf_core.adapters.stage_run import StageRun, run_url
 from rlhf_core.adapters.versioning import git_revision
 from rlhf_core.config import PipelineConfig, config_digest
-from rlhf_core.errors import RegistryError
+from rlhf_core.errors import RegistryError, StorageError
 from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageName
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _terminate(run: StageRun, status: str) -> None:
         with registry_errors(f"closing the {run.stage} run"):
             run.send()
             mlflow_client().set_terminated(run.run_id, status)
-    except RegistryError as error:
+    except (RegistryError, StorageError) as error:
         logger.warning("run_not_closed run_id=%s %s", run.run_id, error)
 
 

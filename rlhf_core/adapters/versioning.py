@@ -1,5 +1,6 @@
 """DVC and git through their command lines: which bytes belong to which commit."""
 
+import errno
 import hashlib
 import json
 import os
@@ -71,7 +72,7 @@ def dvc(*arguments: str, cwd: Path, code: Path | None = None) -> str:
     """Run DVC, with its analytics off, and return what it printed.
 
     Args:
-        arguments: command and options.
+        arguments: command and options; not ``--quiet``, which keeps the reason of an error back.
         cwd: a place in the repository.
         code: folder whose Python packages the commands of a stage import before any installed
             ones; None leaves that as it is.
@@ -85,7 +86,8 @@ def dvc(*arguments: str, cwd: Path, code: Path | None = None) -> str:
 def _checked(command: list[str], cwd: Path, code: Path | None = None) -> str:
     answer = _run(command, cwd, code)
     if answer.returncode:
-        name = " ".join(["dvc" if "dvc" in command[:3] else "git", *command[-2:]])
+        tool, said = ("dvc", command[3:]) if "dvc" in command[:3] else ("git", command[1:])
+        name = " ".join([tool, *said[-2:]])
         raise DataError(f"{name}: {_reason(answer.stderr or answer.stdout)}")
     return answer.stdout
 
@@ -102,11 +104,19 @@ def _run(
     )
 
 
+_ROOM = (
+    "free space where the files of DVC and git lie: the repository, the cache (.dvc/cache unless"
+    " configured), the remote and the folder for temporary files"
+)
 _REMEDIES = {
     "'dvc-s3'": "pip install 'rlhf-pipeline[s3]' (from a clone: pip install -e '.[s3]')",
     "to locate credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "SignatureDoesNotMatch": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "disk is full": _ROOM,
+    os.strerror(errno.ENOSPC): _ROOM,
+    os.strerror(errno.EDQUOT): _ROOM,
+    os.strerror(errno.EFBIG): "raise the limit on the size of files (ulimit -f)",
 }
 _COURTESY = "having any troubles?"
 """How DVC ends what it says of an error it did not expect."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf_core.full_disk import writing
 from rlhf_core.own_folders import immovable
 
 logger = logging.getLogger(__name__)
@@ -28,9 +29,15 @@ def exclusive(target: Path) -> Iterator[None]:
     """Hold the one right to replace ``target``; waits for whoever holds it.
 
     The right ends with the process, however it ends. What a killed holder left is cleared.
+
+    Raises:
+        StorageError: the disk is full, or the folder takes no files.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
+    name = target.parent / f".{target.name}.lock"
+    with writing(name):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = name.open("w")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -59,13 +66,18 @@ def replacing_directory(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def working_directory(target: Path) -> Iterator[Path]:
-    """Give an empty directory beside ``target``; what is left there in the end is removed."""
+    """Give an empty directory beside ``target``; what is left there in the end is removed.
+
+    Raises:
+        StorageError: the disk takes no more of it; names the file.
+    """
     work = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with writing(target, work):
+        try:
+            work.mkdir()
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def put_in_place(work: Path, target: Path) -> None:

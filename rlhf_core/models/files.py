@@ -5,12 +5,12 @@ import os
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.errors import ModelError
+from rlhf_core.full_disk import writing
 from rlhf_core.models.compute import ADAPTER, as_in_files, unwrapped
 from rlhf_core.models.dropout import as_published
 from rlhf_core.models.known_ids import suppress_unknown_ids
@@ -37,25 +37,24 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
 
     Raises:
         DataError: something else than a model stands there.
-        ModelError: the disk is full or refuses.
+        StorageError: the disk is full or refuses; names the file.
     """
     require_replaceable(directory, MODEL)
-    directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with quiet_transformers(), as_in_files(model), as_published(unwrapped(model)):
-            suppress_unknown_ids(model)
-            unwrapped(model).save_pretrained(temporary)
-        _save_adapter(model, temporary / ADAPTER_FOLDER)
-        tokenizer.save_pretrained(temporary)
-        digest = weights_sha256(temporary)
-        sync_tree(temporary)
-        replace_directory(temporary, directory)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{directory}: the model cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(directory, temporary):
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with quiet_transformers(), as_in_files(model), as_published(unwrapped(model)):
+                suppress_unknown_ids(model)
+                unwrapped(model).save_pretrained(temporary)
+            _save_adapter(model, temporary / ADAPTER_FOLDER)
+            tokenizer.save_pretrained(temporary)
+            digest = weights_sha256(temporary)
+            sync_tree(temporary)
+            replace_directory(temporary, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return digest
 
 

@@ -79,7 +79,7 @@ def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedB
         paths.append(SET_ASIDE / name)
     else:
         (clone / SET_ASIDE / name).unlink()
-    versioning.dvc("add", "--quiet", *map(str, paths), cwd=clone)
+    versioning.dvc("add", *map(str, paths), cwd=clone)
     files = [f for path in paths for f in (f"{path}.dvc", str(path.parent / ".gitignore"))]
     return AddedBatch(name=name, set_aside=reasons, files=tuple(files))
 
@@ -120,7 +120,7 @@ def check_out(root: Path, files: Iterable[str], base: str = "HEAD") -> None:
     names = [name for name in files if name.endswith(".dvc")]
     there = [name for name in names if (root / name).is_file()]
     if there:
-        versioning.dvc("checkout", "--quiet", *there, cwd=root)
+        versioning.dvc("checkout", *there, cwd=root)
     for name in names:
         data = (root / name).with_suffix("")
         if name in there or not data.is_file():

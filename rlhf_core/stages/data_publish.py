@@ -107,7 +107,7 @@ def _prepare(root: Path, clone: Path) -> None:
     """Run preparation in the clone; what it says of a refusal is kept before the clone goes."""
     own_code = clone if (clone / "rlhf_core").is_dir() else None
     try:
-        versioning.dvc("repro", "--quiet", _STAGE, cwd=clone, code=own_code)
+        versioning.dvc("repro", _STAGE, cwd=clone, code=own_code)
     except DataError:
         if (clone / _FAILED).is_dir():
             with exclusive(root / dvc_versions.PREPARED):

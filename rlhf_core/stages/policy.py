@@ -31,7 +31,7 @@ from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.reward import load_pairs
 from rlhf_core.stages.scoring import fits
 from rlhf_core.stages.sft import load_demonstrations
-from rlhf_core.stages.training_run import training_run
+from rlhf_core.stages.training_run import require_memory, training_run
 from rlhf_core.tokenization import Renderer
 from rlhf_core.trainers.dpo import fit_dpo
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
@@ -72,6 +72,7 @@ def train_policy(
     """
     directory = context.stage_directory("policy")
     make_deterministic(config.seed)
+    _require_memory(config, sft, reward)
     upstream = {"sft": sft} | ({"reward": reward} if reward else {})
     with open_run(config, context, "policy", inputs=stage_inputs(splits, **upstream)) as run:
         run.log_dataset(splits)
@@ -89,6 +90,18 @@ def train_policy(
             sha256=sha256,
             tags={"algorithm": config.policy.algorithm, "num_steps": str(summary.num_steps)},
         )
+
+
+def _require_memory(config: PipelineConfig, sft: ModelRef, reward: ModelRef | None) -> None:
+    settings = config.policy
+    trained, read = {"policy": sft.path}, {}
+    if isinstance(settings, PpoConfig) and reward is not None:
+        read["reward"] = reward.path
+        if settings.compute.lora is None:
+            read["reference"] = sft.path
+        if settings.needs_value_model:
+            trained["value"] = reward.path
+    require_memory(config, settings.compute, trained=trained, read=read)
 
 
 @dataclass(frozen=True)

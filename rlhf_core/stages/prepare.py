@@ -29,7 +29,8 @@ from rlhf_core.dataprep.publish import (
 )
 from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
-from rlhf_core.errors import DataError, RlhfError
+from rlhf_core.errors import DataError, RlhfError, StorageError
+from rlhf_core.full_disk import writing
 from rlhf_core.own_folders import RUNS, OwnFolder, require_replaceable
 from rlhf_core.schema import DatasetRef, DatasetSplits
 from rlhf_core.stages import prepare_build, prepare_checks
@@ -133,15 +134,32 @@ def _build(config: PreparationConfig, fingerprint: str) -> Path:
     rendering = prepare_build.Rendering(*load_renderer(config))
     with working_directory(output) as work:
         try:
-            manifest = prepare_build.build(config, work, fingerprint, failures, rendering)
-        except RlhfError:
-            for name in (prepare_build.QUARANTINE, prepare_build.REPORT, DOCS):
-                prepare_checks.keep(work / name, failures)
-            prepare_checks.mark_failed(failures)
+            with writing(output, work):
+                manifest = prepare_build.build(config, work, fingerprint, failures, rendering)
+        except RlhfError as error:
+            _keep_failure(error, work, failures)
             raise
         kept = _folder_for(output, manifest)
         put_in_place(work, kept)
     return kept
+
+
+def _keep_failure(error: RlhfError, work: Path, failures: Path) -> None:
+    """Keep what a refusal of the data is about: all of it, or nothing where the disk is full.
+
+    Raises:
+        StorageError: the disk takes no more of it.
+    """
+    try:
+        if isinstance(error, StorageError):
+            raise error
+        with writing(failures):
+            for name in (prepare_build.QUARANTINE, prepare_build.REPORT, DOCS):
+                prepare_checks.keep(work / name, failures)
+            prepare_checks.mark_failed(failures)
+    except StorageError:
+        shutil.rmtree(failures, ignore_errors=True)
+        raise
 
 
 def _folder_for(output: Path, manifest: Manifest) -> Path:

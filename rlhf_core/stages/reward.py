@@ -24,7 +24,7 @@ from rlhf_core.stages.base_model import model_renderer, name_ends
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluate import evaluate_reward
 from rlhf_core.stages.examples import pair_fault, tokenize_records
-from rlhf_core.stages.training_run import training_run
+from rlhf_core.stages.training_run import require_memory, training_run
 from rlhf_core.tokenization import Renderer, TokenizedPair
 from rlhf_core.trainers.reward import fit_reward_model
 
@@ -53,6 +53,7 @@ def train_reward(
     directory = context.stage_directory(role)
     settings = config.reward if role == "reward" else config.judge_settings()
     make_deterministic(config.seed)
+    require_memory(config, settings.compute, trained={role: sft.path})
     with open_run(config, context, role, inputs=stage_inputs(splits, sft=sft)) as run:
         run.log_dataset(splits)
         renderer = model_renderer(sft.path)

@@ -15,7 +15,7 @@ from rlhf_core.stages.base_model import load_base
 from rlhf_core.stages.determinism import make_deterministic
 from rlhf_core.stages.evaluate import evaluate_sft
 from rlhf_core.stages.examples import tokenize_records
-from rlhf_core.stages.training_run import training_run
+from rlhf_core.stages.training_run import require_memory, training_run
 from rlhf_core.tokenization import Renderer, TokenizedExample
 from rlhf_core.trainers.sft import fit_sft
 
@@ -35,6 +35,7 @@ def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext
     started = time.monotonic()
     directory = context.stage_directory("sft")
     make_deterministic(config.seed)
+    require_memory(config, config.sft.compute, trained={"sft": config.model.base})
     with open_run(config, context, "sft", inputs=stage_inputs(splits)) as run:
         run.log_dataset(splits)
         model, renderer = load_base(config.model, splits.template_date)

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import socket
@@ -5,15 +6,19 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 
 import pytest
+from mlflow.exceptions import RestException
 
-from rlhf_core.adapters.mlflow_client import check_server, mlflow_client
+from rlhf_core.adapters.mlflow_client import check_server, mlflow_client, patiently
+from rlhf_core.adapters.registry import register_model, resolve_model
 from rlhf_core.adapters.settings import QUIET, load_settings, quiet_environment
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import config_digest
-from rlhf_core.errors import RegistryError
+from rlhf_core.errors import RegistryError, StorageError
 from rlhf_core.schema import ModelRef
+from tests.disks import no_larger_files
 
 
 def test_without_a_server_everything_lies_in_the_working_directory(mlflow_home, config, context):
@@ -148,6 +153,77 @@ def test_an_exception_marks_the_run_failed_and_the_retry_goes_on_in_it(
         assert second.resumed
     assert second.run_id == run_ids[0]
     assert mlflow_client().get_run(run_ids[0]).info.status == "FINISHED"
+
+
+def test_a_run_that_cannot_be_noted_is_not_left_running(mlflow_home, config, context, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    context.stage_directory("sft").mkdir(parents=True)
+    said = "mlflow-run cannot be written: No space left"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match=said), open_run(config, context, "sft", inputs={}):
+            pytest.fail("the stage was begun")
+    (experiment,) = mlflow_client().search_experiments(filter_string="name = 'rlhf'")
+    (run,) = mlflow_client().search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+    with open_run(config, context, "sft", inputs={}) as second:
+        assert second.run_id == run.info.run_id
+
+
+def test_a_full_disk_under_the_database_is_told_at_once(mlflow_home, config, context, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waiting makes no room"))
+    opened = partial(open_run, config, context, "sft", inputs={})
+    said = f"{mlflow_home / 'mlflow.db'} cannot be written: "
+    with pytest.raises(StorageError, match=said), no_larger_files(9_999), opened():
+        pytest.fail("the stage was begun")
+    with opened() as run:
+        assert mlflow_client().get_run(run.run_id).info.status == "RUNNING"
+
+
+def test_a_full_disk_under_the_files_is_told_and_the_model_stored_once_there_is_room(
+    mlflow_home, config, context, model_folder
+):
+    folder, sha256 = model_folder(bytes(4_000_000))
+
+    def store():
+        with open_run(config, context, "sft", inputs={}) as run:
+            run_ids.append(run.run_id)
+            return register_model(
+                run, directory=folder, name="rlhf-sft", kind="causal", sha256=sha256, tags={}
+            )
+
+    run_ids = []
+    said = r"mlartifacts/models/.*/model\.safetensors cannot be written: File too large"
+    with pytest.raises(StorageError, match=said), no_larger_files(3_000_000):
+        store()
+    assert mlflow_client().get_run(run_ids[0]).info.status == "FAILED"
+    model = store()
+    assert run_ids[0] == run_ids[1]
+    assert resolve_model(model.uri, cache=mlflow_home / "cache").sha256 == sha256
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "(sqlite3.OperationalError) database or disk is full",
+        '(psycopg2.errors.DiskFull) could not extend file "base/1": No space left on device',
+    ],
+)
+def test_a_server_whose_disk_is_full_is_named_and_not_waited_for(monkeypatch, answer):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ann:secret@mlflow.example.org")
+    error = RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": answer})
+
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waiting makes no room"))
+    said = (
+        "opening: MLflow at https://mlflow.example.org cannot write: No space left on device; free"
+    )
+    with pytest.raises(RegistryError, match=said):
+        patiently("opening", refuse)
 
 
 def test_a_finished_stage_run_again_gets_a_run_of_its_own(mlflow_home, config, context):

@@ -1,6 +1,7 @@
 """Digests and revisions against the real DVC and the real git."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from rlhf_core.adapters.dvc_versions import require_remote
 from rlhf_core.adapters.versioning import directory_md5, git_revision
 from rlhf_core.dataprep.files import md5_of
 from rlhf_core.errors import DataError
+from tests.disks import no_larger_files
 
 
 def call(*command: str, cwd: Path) -> str:
@@ -69,6 +71,7 @@ NO_MATTER = {
     "rlhf_core.models": "preparation loads no weights",
     "rlhf_core.errors": "words",
     "rlhf_core.own_folders": "says what may be replaced",
+    "rlhf_core.full_disk": "says which file a full disk does not take",
 }
 """What preparation imports and yet does not decide its bytes."""
 
@@ -114,6 +117,28 @@ def test_compiled_files_are_no_change_of_the_code():
     compiled = "rlhf_core/dataprep/__pycache__/keys.cpython-311.pyc"
     answer = call(sys.executable, "-m", "dvc", "check-ignore", compiled, cwd=ROOT)
     assert answer.strip() == compiled
+
+
+def test_what_dvc_says_of_a_full_disk_is_handed_on_with_what_to_do(repository, monkeypatch):
+    dvc("init", "--quiet", cwd=repository)
+    dvc("config", "--local", "core.site_cache_dir", str(repository / "site"), cwd=repository)
+    (repository / "rows.jsonl").write_bytes(os.urandom(3_000_000))
+    said = r"^dvc add rows\.jsonl: .*File too large.*; raise the limit on the size of files"
+    with pytest.raises(DataError, match=said), no_larger_files(2_000_000):
+        versioning.dvc("add", "rows.jsonl", cwd=repository)
+    versioning.dvc("add", "rows.jsonl", cwd=repository)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ERROR: failed to transfer 'ab' - [Errno 28] No space left on device: 'a' -> 'b'",
+        "ERROR: unexpected error - database or disk is full: database or disk is full",
+        "fatal: write error: Disk quota exceeded",
+    ],
+)
+def test_a_full_disk_under_dvc_or_git_says_where_to_make_room(said):
+    assert "free space where the files of DVC and git lie" in versioning._reason(said)
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shlex
@@ -186,6 +187,25 @@ def test_a_bug_shows_its_traceback(rlhf, stages, config_path):
     done = rlhf("run", config_path)
     assert done.exit_code == 1
     assert isinstance(done.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("arguments", [("run",), ("sample", "somewhere", "Hello")])
+def test_a_full_disk_is_one_line_whoever_was_writing(
+    stages, config_path, monkeypatch, capsys, arguments
+):
+    def fail(*arguments, **options):
+        raise full
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "from", None, "runs/one/model")
+    stages.failures["sft"] = full
+    monkeypatch.setattr(bindings, "sample_model", fail)
+    words = [*arguments, *([str(config_path)] if arguments == ("run",) else [])]
+    monkeypatch.setattr(sys, "argv", ["rlhf", *words])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert error.startswith("error: runs/one/model cannot be written: No space left on device; ")
 
 
 @pytest.mark.parametrize(

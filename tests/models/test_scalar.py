@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers as hf
 
-from rlhf_core.errors import DataError, ModelError
+from rlhf_core.errors import DataError, ModelError, StorageError
 from rlhf_core.models import (
     load_scalar,
     save_model,
@@ -129,11 +129,13 @@ def test_what_is_no_model_is_not_saved_over(llama_directory, tmp_path):
 def test_a_failed_save_leaves_the_old_model(llama_directory, tmp_path):
     class Broken:
         def save_pretrained(self, directory):
-            raise OSError("disk full")
+            raise Exception("No space left on device (os error 28)")  # as tokenizers say it
 
     model = scalar_from_causal(llama_directory, seed=0)
     digest = save_model(model, FakeTokenizer(), tmp_path / "model")
-    with pytest.raises(ModelError, match="cannot be written: disk full"):
+    with pytest.raises(
+        StorageError, match="model cannot be written: No space left on device; free"
+    ):
         save_model(model, Broken(), tmp_path / "model")
     assert weights_sha256(tmp_path / "model") == digest
     assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []

@@ -1,12 +1,16 @@
 """Where datasets lie: each in a folder of its own, the newest in the output as well."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from rlhf_core.errors import DataError
+from rlhf_core.errors import DataError, StorageError
+from rlhf_core.stages import prepare_checks
 from rlhf_core.stages.prepare import prepare_data, read_splits
+from tests.disks import no_larger_files
 from tests.stages.prepare_helpers import comparisons, make_config, write
 
 
@@ -162,3 +166,28 @@ def test_a_folder_of_failures_is_replaced_by_the_next_failure(config, tmp_path):
         assert (tmp_path / "prepared-failed/failed.json").is_file()
     prepare_data(config)
     assert not (tmp_path / "prepared-failed").exists()
+
+
+@pytest.mark.parametrize("num_bytes", [4_000, 40_000])
+def test_a_full_disk_leaves_nothing_and_the_next_preparation_is_whole(config, tmp_path, num_bytes):
+    said = r"prepared(/\S+)? cannot be written: File too large"
+    with pytest.raises(StorageError, match=said), no_larger_files(num_bytes):
+        prepare_data(config)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    splits = prepare_data(config)
+    assert read_splits(splits.directory) == splits
+
+
+def test_a_refusal_that_the_disk_does_not_take_leaves_no_half_of_it(config, tmp_path, monkeypatch):
+    def full(path, directory):
+        directory.mkdir(exist_ok=True)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_checks, "keep", full)
+        with pytest.raises(StorageError, match="prepared-failed cannot be written: No space left"):
+            prepare_data(with_data(config, min_pairs=10_000))
+    assert not (tmp_path / "prepared-failed").exists()
+    with pytest.raises(DataError, match=r"10,?000"):
+        prepare_data(with_data(config, min_pairs=10_000))
+    assert (tmp_path / "prepared-failed").is_dir()

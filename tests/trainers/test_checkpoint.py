@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import resource
 import subprocess
 from contextlib import contextmanager
 
@@ -14,7 +13,7 @@ import torch
 import transformers as hf
 
 from rlhf_core.config import OptimizerConfig
-from rlhf_core.errors import CheckpointError, ModelError
+from rlhf_core.errors import CheckpointError, StorageError
 from rlhf_core.models import save_model, weights_sha256
 from rlhf_core.trainers import checkpoint as module
 from rlhf_core.trainers.checkpoint import CheckpointStore
@@ -26,6 +25,7 @@ from rlhf_core.trainers.state import (
     random_values,
     run_fingerprint,
 )
+from tests.disks import no_larger_files
 
 
 @pytest.fixture
@@ -105,13 +105,8 @@ def tiny_disk(directory):
 
 @contextmanager
 def small_files_only(directory):
-    """No file of this process may grow beyond 100 kB."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
+    with no_larger_files(100_000):
         yield directory
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 FULL = {"tensors": torch.zeros(100_000)}, {"n": 2}
@@ -150,7 +145,9 @@ def test_a_model_that_does_not_fit_the_disk_leaves_what_was_there(tmp_path):
     )  # fmt: skip
     with small_files_only(tmp_path):
         digest = save_model(small, Tokenizer(), tmp_path / "model")
-        with pytest.raises(ModelError, match="model: the model cannot be written"):
+        with pytest.raises(
+            StorageError, match="cannot be written: File too large; raise the limit"
+        ):
             save_model(big, Tokenizer(), tmp_path / "model")
     assert weights_sha256(tmp_path / "model") == digest
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
