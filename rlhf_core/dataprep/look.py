@@ -29,7 +29,7 @@ from rlhf_core.dataprep.sources import (
 )
 from rlhf_core.dataprep.sources.columns import find, is_there, renamed
 from rlhf_core.dataprep.sources.containers import is_hub, read_rows
-from rlhf_core.dataprep.sources.guess import guesses
+from rlhf_core.dataprep.sources.guess import guesses, has_responses
 from rlhf_core.dataprep.sources.observed import Guess, Table
 from rlhf_core.dataprep.sources.shapes import DEMONSTRATION_SHAPES, SHAPES
 from rlhf_core.dataprep.sources.tables import sheet_names
@@ -115,11 +115,13 @@ def look_at(path: Path, join: JoinConfig | None = None) -> Found:
     best: tuple[float, Guess] | None = None
     questions: list[str] = []
     columns: list[str] = []
+    tables: list[Table] = []
     for place in _sheets(path):
         rows = list(islice(rows_of(SourceConfig(**base, **place), {}), _VALUES))
         sound = [row for row in rows if isinstance(row, RawRow)]
         columns = columns or list(dict.fromkeys(name for row in sound for name in row.value))
-        for guess in _candidates(sound):
+        tables.append(_table(sound))
+        for guess in _candidates(sound, tables[-1]):
             guess.settings = {**base, **place, **guess.settings}
             if guess.question:
                 questions.append(guess.question)
@@ -129,7 +131,9 @@ def look_at(path: Path, join: JoinConfig | None = None) -> Found:
                 best = fits, guess
     if best is not None:
         return _measure(best[1])
-    found = None if questions or join or is_hub(path) else _without_comparisons(path)
+    found = None
+    if not (questions or join or is_hub(path) or any(has_responses(table) for table in tables)):
+        found = _without_comparisons(path)
     if found is None:
         raise DataError(_unknown(path, columns, questions))
     return found
@@ -204,7 +208,7 @@ def _count(
     return found if found.usable else None
 
 
-def _candidates(rows: Sequence[RawRow]) -> list[Guess]:
+def _candidates(rows: Sequence[RawRow], table: Table) -> list[Guess]:
     """Return the shapes whose columns most rows have, then what names and values suggest."""
     there = dict.fromkeys(name for row in rows for name in row.value)
     known = [
@@ -212,7 +216,7 @@ def _candidates(rows: Sequence[RawRow]) -> list[Guess]:
         for shape in SHAPES
         if _share_with(rows[:_SAMPLE], shape.has) > 0.5
     ]
-    return [*known, *guesses(_table(rows))]
+    return [*known, *guesses(table)]
 
 
 def _share_with(rows: Sequence[RawRow], paths: Iterable[str]) -> float:

@@ -60,6 +60,9 @@ def test_answers_without_a_winner_are_no_prompts(write_jsonl):
     row = {"prompt": "Question?", "x": "this may be an answer", "y": "and this another one"}
     with pytest.raises(DataError, match="no shape that is known; found the columns prompt, x, y"):
         look_at(write_jsonl("rows.jsonl", [row]))
+    named = {"prompt": "Question?", "response_a": "good", "response_b": "bad"}
+    with pytest.raises(DataError, match="no shape that is known"):
+        look_at(write_jsonl("named.jsonl", [named]))
 
 
 def test_rows_in_which_nobody_won_change_no_shape(write_jsonl):

@@ -1,6 +1,7 @@
 """Files as people have them: each shape is recognised, and the right side wins in every row."""
 
 import json
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -98,6 +99,12 @@ SHAPES = {
     "choice in a column of any name": lambda i: plain(
         i, "Response A", "Response B", Which=side(i, "Response A is better", "Response B is better")
     ),
+    "numbers in a column of any name": lambda i: {
+        "Question": f"Question {i}?",
+        "Answer 1": sides(i)[0],
+        "Answer 2": sides(i)[1],
+        "Better answer": side(i, 1, 2),
+    },
     "ranks of sides": lambda i: plain(i, rank_a=side(i, 1, 2), rank_b=side(i, 2, 1)),
     "objects with scores": lambda i: {
         "prompt": f"Question {i}?",
@@ -221,6 +228,16 @@ def test_a_shape_is_found_and_the_right_side_wins(tmp_path, name, ending):
     items = read_as_found(found)
     assert winners(items) == {"good"}
     assert all("Question" in item.prompt[-1].content for item in items)
+
+
+def test_columns_of_bytes_and_of_decimals_are_texts_and_numbers(tmp_path):
+    rows = [plain(i, score_a=Decimal(side(i, 4, 1)), score_b=Decimal("2.5")) for i in range(NUM)]
+    texts = [name for name in rows[0] if not name.startswith("score")]
+    rows = [row | {name: row[name].encode() for name in texts} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    found = look_at(tmp_path / "rows.parquet")
+    assert (found.rows, found.usable) == (NUM, NUM)
+    assert winners(read_as_found(found)) == {"good"}
 
 
 @pytest.mark.parametrize("name", FLAT)

@@ -169,7 +169,7 @@ def _read_parquet(path: Path, _: Layout) -> Numbered:
             for batch in file.iter_batches(_BATCH_ROWS):
                 for row in _python_rows(batch):
                     number += 1
-                    yield number, row
+                    yield number, _with_texts(row)
     except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{path}, after row {number}: damaged Parquet data ({first})") from error
@@ -203,6 +203,22 @@ def _broken_cells(row: Any, error: Exception) -> Broken:
         " the column out of the file"
     )
     return Broken(as_json(kept), " ".join(why.split()))
+
+
+def _with_texts(row: dict[str, Any] | Broken) -> dict[str, Any] | Broken:
+    """Return a row whose bytes that are text are text: some writers do not say so of columns."""
+    if isinstance(row, Broken) or not any(isinstance(value, bytes) for value in row.values()):
+        return row
+    return {name: _decoded(value) for name, value in row.items()}
+
+
+def _decoded(value: Any) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
 
 
 _CONTAINERS = {

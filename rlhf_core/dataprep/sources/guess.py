@@ -19,6 +19,10 @@ _WON = ("winner", "wins", "win", "won", "best", "preferred", "is_better", "bette
 _VOTES = ("votes", "num_votes", "n_votes", "vote_count", "votes_for", "count", "num")
 _MODELS = ("model", "model_name", "system", "name", "policy", "source", "generator")
 _SCORED = ("score", "scores", "rating", "reward", "overall_score", "quality", "points")
+_SAYS = frozenset(
+    ("best", "better", "choice", "chosen", "prefer", "preferred", "preference", "vote", "winner")
+)
+"""Parts of the name of a column of numbers that says who won."""
 _VOTE = {"annotator", "choice"}
 
 
@@ -32,6 +36,11 @@ def guesses(table: Table) -> Iterator[Guess]:
     yield from guess_lists(table)
     if any(name.endswith(".replies") for name in table.values):
         yield Guess("tree of ranked replies", {"format": "tree"})
+
+
+def has_responses(table: Table) -> bool:
+    """Tell whether two columns are called like two responses, whoever won."""
+    return table.both(_names_of_pairs()) is not None or _sides(table) is not None
 
 
 def _names_of_pairs() -> list[tuple[str, str]]:
@@ -273,6 +282,10 @@ def _people(
         yield _ballots(table, people, columns)
     elif len(by_word) == 1:
         yield _chosen(table, sides, next(iter(by_word)), columns)
+    else:
+        for name in by_number:
+            if _SAYS & set(re.split(r"[^a-z]+", name.lower())):
+                yield _chosen(table, sides, name, columns)
 
 
 def _is_number(value: Any) -> bool:

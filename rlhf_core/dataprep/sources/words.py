@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 
 from rlhf_core.config.data import WORDS_OF_TRUTH, word_of
 from rlhf_core.dataprep.files import shorten
@@ -149,7 +150,7 @@ def truth_of(value: object) -> bool | None:
 
 def finite_number(value: object) -> float | None:
     """Return a number or its text as a float; None for all else, infinity and NaN included."""
-    if not isinstance(value, int | float | str):
+    if not isinstance(value, int | float | str | Decimal):
         return None
     try:
         number = float(value)
