@@ -187,7 +187,8 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> Openings | None:
     """
     path = data.prompts.heldout_path
     if path is not None:
-        assemble.write_heldout_prompts(path, read_prompts(path), bench)
+        files = bench.quarantine.files.setdefault("heldout_prompts", {})
+        assemble.write_heldout_prompts(path, read_prompts(path, files), bench)
     if data.near_dialogues is None:
         return None
     openings = Openings()
@@ -265,7 +266,9 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
 
 def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:
     """Write demonstrations, pairs and prompts; prompts last, for they yield to the others."""
-    assemble.write_demonstrations(read_demonstrations(data.demonstrations), bench)
+    files = bench.quarantine.files
+    demonstrations = files.setdefault("demonstrations", {})
+    assemble.write_demonstrations(read_demonstrations(data.demonstrations, demonstrations), bench)
     assemble.write_derived(
         assemble.write_pairs(intake, bench),
         bench,
@@ -273,7 +276,8 @@ def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:
         prompts=data.prompts.path is None,
     )
     if data.prompts.path is not None:
-        assemble.write_prompts(data.prompts.path, read_prompts(data.prompts.path), bench)
+        prompts = read_prompts(data.prompts.path, files.setdefault("prompts", {}))
+        assemble.write_prompts(data.prompts.path, prompts, bench)
 
 
 @dataclass(slots=True)

@@ -158,6 +158,7 @@ def _reading(quarantine: Quarantine) -> dict[str, dict[str, Any]]:
     return {
         name: {path: files[path].as_json() for path in sorted(files)}
         for name, files in sorted(quarantine.files.items())
+        if files
     }
 
 

@@ -140,7 +140,7 @@ def test_files_of_their_own_supply_demonstrations_and_prompts(config, tmp_path):
     write(tmp_path / "d.jsonl", [*demonstrations, demonstrations[0]])
     write(
         tmp_path / "p.jsonl",
-        [{"prompt": f"Question {i}?", "tags": {"style": "plain"}} for i in range(250)],
+        [{"prompt": f"Question {i}?", "tags": {"style": "plain"}, "x": "y"} for i in range(250)],
     )
     write(
         tmp_path / "h.jsonl",
@@ -153,7 +153,10 @@ def test_files_of_their_own_supply_demonstrations_and_prompts(config, tmp_path):
             prompts={"path": str(tmp_path / "p.jsonl"), "heldout_path": str(tmp_path / "h.jsonl")},
         )
     )
-    inputs = json.loads(splits.report.read_text())["inputs"]
+    report = json.loads(splits.report.read_text())
+    [read] = report["reading"]["prompts"].values()
+    assert (read["rows"], read["used"], read["unread_columns"]) == (250, 250, {"x": 250})
+    inputs = report["inputs"]
     assert inputs["demonstrations"]["set_aside"] == {
         "empty_response": 1,
         "exact_duplicate": 1,
