@@ -1,0 +1,102 @@
+"""What others rely on by name: commands, settings, and the functions of the core.
+
+Adding to it is one command, ``python -m tests.architecture.test_surface``. What goes, or takes
+another form, fails here: say it in the changelog, and let an old setting's error name its
+replacement.
+"""
+
+import ast
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from flows.cli import app
+from rlhf_core.config import PipelineConfig
+
+ROOT = Path(__file__).parents[2]
+LISTED = Path(__file__).with_name("surface.txt")
+OPEN_ROOMS = ("functional", "trainers", "rollout")
+"""Rooms whose public functions are used without an orchestrator; packages list their own."""
+
+
+def commands(command, name: str) -> Iterator[str]:
+    """Yield each command, and each of its options and arguments."""
+    if hasattr(command, "commands"):  # a group; of which click it is one, typer decides
+        for part, below in command.commands.items():
+            yield from commands(below, f"{name} {part}")
+        return
+    yield f"command {name}"
+    for parameter in command.params:
+        spelled = "/".join([*parameter.opts, *parameter.secondary_opts])
+        yield f"command {name} {'' if parameter.required else '[optional] '}{spelled}"
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield each setting with its default."""
+    for name, field in model.model_fields.items():
+        path, below = f"{prefix}{name}", list(models_in(field.annotation))
+        if below:
+            for section in below:
+                kind = section.model_fields.get("kind")
+                mark = f"[{kind.default}]" if kind is not None and len(below) > 1 else ""
+                yield from settings(section, f"{path}{mark}.")
+        elif field.default is PydanticUndefined and field.default_factory is None:
+            yield f"setting {path}"
+        elif field.default_factory is not None:
+            yield f"setting {path} = {field.default_factory()!r}"
+        else:
+            yield f"setting {path} = {field.default!r}"
+
+
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """Yield the sections that an annotation names, in unions and in lists too."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for part in typing.get_args(annotation):
+        yield from models_in(part)
+
+
+def functions() -> Iterator[str]:
+    """Yield the functions of the open rooms with their parameters, and what packages list."""
+    for room in OPEN_ROOMS:
+        for path in sorted((ROOT / "rlhf_core" / room).glob("*.py")):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                    given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                    names = ", ".join(argument.arg for argument in given)
+                    yield f"function {room}.{path.stem}.{node.name}({names})"
+    for room in ("config", "models", "schema", "tokenization"):
+        package = __import__(f"rlhf_core.{room}", fromlist=["__all__"])
+        yield from (f"name {room}.{name}" for name in package.__all__)
+
+
+def surface() -> list[str]:
+    everything = [
+        *commands(typer.main.get_command(app), "rlhf"),
+        *settings(PipelineConfig),
+        *functions(),
+    ]
+    return sorted(set(everything))
+
+
+def test_nothing_that_others_rely_on_went_or_changed():
+    gone = set(LISTED.read_text(encoding="utf-8").splitlines()) - set(surface())
+    assert sorted(gone) == []
+
+
+def test_what_is_new_is_listed():
+    new = set(surface()) - set(LISTED.read_text(encoding="utf-8").splitlines())
+    assert sorted(new) == [], "python -m tests.architecture.test_surface lists it"
+
+
+if __name__ == "__main__":
+    LISTED.write_text("\n".join(surface()) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{LISTED}: {len(surface())} lines\n")
