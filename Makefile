@@ -16,7 +16,7 @@ export GX_ANALYTICS_ENABLED := false
 # a hundred times longer.
 check test nightly: export OMP_NUM_THREADS := 1
 
-.PHONY: help setup format check test nightly run up down clean
+.PHONY: help setup format check test nightly docs run up down clean
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -50,6 +50,11 @@ test: $(STAMP) ## Everything: lint, types, contracts, all tests, the demo includ
 
 nightly: $(STAMP) ## What takes too long for every change: thousands of damaged inputs, a team's own servers
 	$(BIN)/pytest -m nightly -n 2 --dist loadgroup --no-loadscope-reorder
+
+docs: $(STAMP) ## The documentation as a site, in build/docs; a broken reference is an error
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo "build/docs/index.html"
 
 run: $(STAMP) ## The shipped demo, from raw data to a promoted model
 	$(BIN)/rlhf run configs/demo.yaml

@@ -1,14 +1,15 @@
 """RLOO and GRPO: the policy learns from groups of responses, and there is no critic anywhere."""
 
 import statistics
+from typing import get_args
 
 import pytest
 import torch
 
-from rlhf_core.config import KlWatchConfig, OptimizerConfig
+from rlhf_core.config import KlWatchConfig, OptimizerConfig, PpoConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.functional.advantages import GROUP_EPS
-from rlhf_core.trainers.ppo_experience import prepare_experience
+from rlhf_core.trainers.ppo_experience import GROUP_ADVANTAGES, prepare_experience
 from rlhf_core.trainers.ppo_state import PpoState
 from rlhf_core.trainers.ppo_update import accumulate_policy_gradient
 from tests.trainers.ppo_toys import GRPO, RLOO, toy_models, train_ppo
@@ -25,6 +26,12 @@ from tests.trainers.toys import ListTracker
 
 CRITIC_FREE = {"rloo": RLOO, "grpo": GRPO}
 KL_COEF = 0.3
+
+
+def test_every_name_in_the_settings_has_its_function():
+    names = set(get_args(PpoConfig.model_fields["advantages"].annotation)) - {"gae"}
+    assert set(GROUP_ADVANTAGES) == names
+    assert set(CRITIC_FREE) == names
 
 
 def whole_returns(scored, scores, kl_coef):
