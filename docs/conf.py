@@ -2,7 +2,11 @@
 
 import logging
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.config.reference import all_settings
 
 logging.getLogger("great_expectations").setLevel(logging.WARNING)
 
@@ -44,8 +48,34 @@ napoleon_numpy_docstring = False
 
 
 def setup(app: Any) -> None:
-    """Show docstrings as they read in the code."""
+    """Write the page of all settings, and show docstrings as they read in the code."""
+    app.connect("builder-inited", _write_settings)
     app.connect("autodoc-process-docstring", _as_in_the_code)
+
+
+def _write_settings(app: Any) -> None:
+    """Write ``settings.md``: a table for each section, made from the classes that read it."""
+    text = [
+        "# Every setting",
+        "",
+        "Made from the code. `rlhf config explain KEY` says the same in a terminal, and",
+        "`rlhf config show CONFIG` what is in force and where it was written. `[]` stands for an",
+        "item of a list, `*` for any name.",
+    ]
+    sections: dict[str, list[str]] = {}
+    for setting in all_settings(PipelineConfig):
+        heading = setting.key.rpartition(".")[0] or "top level"
+        if setting.only_with:
+            heading += f" ({setting.only_with})"
+        default, description = (
+            words.replace("``", "`").replace("|", r"\|")
+            for words in (setting.default, setting.description)
+        )
+        row = f"| `{setting.key}` | `{default}` | {description} |"
+        sections.setdefault(heading, []).append(row)
+    for heading, rows in sections.items():
+        text += ["", f"## {heading}", "", "| key | default | |", "|---|---|---|", *rows]
+    (Path(app.srcdir) / "settings.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 def _as_in_the_code(

@@ -5,13 +5,17 @@ Only the standard library and typer are imported before a command is chosen.
 """
 
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.util import find_spec
+<<<<<<< HEAD
 from typing import NoReturn
+=======
+from typing import Annotated
+>>>>>>> 2ff14e5 (rlhf config show and explain: what is in force, where it was written, what it means; an unknown key is told what it may stand for)
 
 import typer
 
-from flows import collect_cli, model_cli, server_cli, stage_cli
+from flows import collect_cli, config_cli, model_cli, server_cli, stage_cli
 from flows.options import (
     ConfigPath,
     JsonOption,
@@ -28,12 +32,25 @@ from rlhf_core.full_disk import storage_error
 
 app = typer.Typer(
     name="rlhf",
-    help="Preference data in, a language model out that is better by a measure it was not "
-    "trained on.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rlhf-pipeline {metadata.version('rlhf-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Preference data in, out a model that is better by a measure it was not trained on."""
 
 
 @app.command(epilog="Example: rlhf run configs/demo.yaml --set policy.kl_coef=0.1")
@@ -76,6 +93,7 @@ stage_cli.add_to(app)
 collect_cli.add_to(app)
 model_cli.add_to(app)
 server_cli.add_to(app)
+app.add_typer(config_cli.config_app, name="config")
 if find_spec("flows.data_cli"):
     app.add_typer(import_module("flows.data_cli").data_app, name="data")
 

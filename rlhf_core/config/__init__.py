@@ -25,7 +25,12 @@ from rlhf_core.config.feedback import (
     LabelStudioLabelerConfig,
     SimulatedLabelerConfig,
 )
-from rlhf_core.config.load import config_digest, load_config, load_preparation
+from rlhf_core.config.load import (
+    config_digest,
+    load_config,
+    load_preparation,
+    load_with_origins,
+)
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
 from rlhf_core.config.policy import DpoConfig, KlWatchConfig, PolicyConfig, PpoConfig
@@ -76,4 +81,5 @@ __all__ = [
     "config_digest",
     "load_config",
     "load_preparation",
+    "load_with_origins",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
+from rlhf_core.config.reference import KINDS, InForce, in_force, nearest
 from rlhf_core.config.written import KeyPath, Places, read_written, shown
 from rlhf_core.errors import ConfigError
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _MAX_PROBLEMS = 8
-_ALTERNATIVES = ("algorithm", "kind")
-"""Keys that say which of several sections one is."""
 
 _Settings = TypeVar("_Settings", bound=PreparationConfig)
 
@@ -34,7 +33,19 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Pipel
         ConfigError: the file is missing or not YAML, a key is unknown, or a value breaks its
             rule; names file and key.
     """
-    return _load(PipelineConfig, path, overrides)
+    return _load(PipelineConfig, path, overrides)[0]
+
+
+def load_with_origins(
+    path: Path, overrides: Mapping[str, str] | None = None
+) -> tuple[PipelineConfig, list[InForce]]:
+    """Load as ``load_config``, and say of each setting where its value comes from.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    config, places = _load(PipelineConfig, path, overrides)
+    return config, list(in_force(config, places))
 
 
 def load_preparation(path: Path, overrides: Mapping[str, str] | None = None) -> PreparationConfig:
@@ -43,17 +54,19 @@ def load_preparation(path: Path, overrides: Mapping[str, str] | None = None) -> 
     Raises:
         ConfigError: as ``load_config``; sections that are there are checked all the same.
     """
-    return _load(PreparationConfig, path, overrides)
+    return _load(PreparationConfig, path, overrides)[0]
 
 
-def _load(kind: type[_Settings], path: Path, overrides: Mapping[str, str] | None) -> _Settings:
+def _load(
+    kind: type[_Settings], path: Path, overrides: Mapping[str, str] | None
+) -> tuple[_Settings, Places]:
     raw, places = _read_extended(path, seen=())
     for dotted, value in (overrides or {}).items():
         _apply_override(raw, places, dotted, value)
     try:
         # Strictly: `true` is no number, and "yes" is not true. As JSON, for lists and paths are
         # written as JSON writes them.
-        return kind.model_validate_json(json.dumps(raw), strict=True)
+        return kind.model_validate_json(json.dumps(raw), strict=True), places
     except ValidationError as error:
         problems = error.errors(include_url=False)
         said = [_in_words(problem, path, raw, places) for problem in problems[:_MAX_PROBLEMS]]
@@ -64,16 +77,24 @@ def _load(kind: type[_Settings], path: Path, overrides: Mapping[str, str] | None
 
 def _in_words(problem: "ErrorDetails", path: Path, raw: dict[str, Any], places: Places) -> str:
     """Place, key, what is wrong with it, and what was found, unless that is a whole section."""
-    key = ".".join(shown(str(part)) for part in problem["loc"])
-    if problem["type"] == "missing" and len(problem["loc"]) == 1:
+    loc, written = problem["loc"], _written_part(problem["loc"], raw)
+    key = ".".join(shown(str(part)) for part in loc)
+    if problem["type"] == "missing" and len(loc) == 1:
         return f"{path}: {key}: no such section in the settings, and this command needs it"
     words = problem["msg"].removeprefix("Value error, ")
     has_section = isinstance(problem["input"], dict)
     found = "" if has_section else f" (found {shown(repr(problem['input']))})"
-    place = places.get(_written_part(problem["loc"], raw)) or str(path)
+    if problem["type"] == "extra_forbidden":
+        words, found = _unknown(".".join(map(str, written))), ""
+    place = places.get(written) or str(path)
     if place.startswith("--set "):
         place = f"{path}, {place}"
     return f"{place}: {key}: {words}{found}" if key else f"{path}: {words}{found}"
+
+
+def _unknown(key: str) -> str:
+    meant = nearest(key, PipelineConfig)
+    return "no such setting" + (f"; did you mean {meant}?" if meant else "")
 
 
 def _written_part(loc: tuple[str | int, ...], raw: Any) -> KeyPath:
@@ -125,7 +146,7 @@ def _read_extended(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], P
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    if any(name in change and change[name] != base.get(name) for name in _ALTERNATIVES):
+    if any(name in change and change[name] != base.get(name) for name in KINDS):
         return change
     merged = dict(base)
     for key, value in change.items():

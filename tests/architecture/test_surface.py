@@ -7,17 +7,14 @@ replacement.
 
 import ast
 import sys
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import typer
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from flows.cli import app
 from rlhf_core.config import PipelineConfig
+from rlhf_core.config.reference import all_settings
 
 ROOT = Path(__file__).parents[2]
 LISTED = Path(__file__).with_name("surface.txt")
@@ -37,31 +34,11 @@ def commands(command, name: str) -> Iterator[str]:
         yield f"command {name} {'' if parameter.required else '[optional] '}{spelled}"
 
 
-def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def settings() -> Iterator[str]:
     """Yield each setting with its default."""
-    for name, field in model.model_fields.items():
-        path, below = f"{prefix}{name}", list(models_in(field.annotation))
-        if below:
-            for section in below:
-                kind = section.model_fields.get("kind")
-                mark = f"[{kind.default}]" if kind is not None and len(below) > 1 else ""
-                yield from settings(section, f"{path}{mark}.")
-        elif field.default is PydanticUndefined and field.default_factory is None:
-            yield f"setting {path}"
-        elif field.default_factory is not None:
-            yield f"setting {path} = {field.default_factory()!r}"
-        else:
-            yield f"setting {path} = {field.default!r}"
-
-
-def models_in(annotation: object) -> Iterator[type[BaseModel]]:
-    """Yield the sections that an annotation names, in unions and in lists too."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        if issubclass(annotation, BaseModel):
-            yield annotation
-        return
-    for part in typing.get_args(annotation):
-        yield from models_in(part)
+    for setting in all_settings(PipelineConfig):
+        kind = f" ({setting.only_with})" if setting.only_with else ""
+        yield f"setting {setting.key} = {setting.default}{kind}"
 
 
 def functions() -> Iterator[str]:
@@ -81,7 +58,7 @@ def functions() -> Iterator[str]:
 def surface() -> list[str]:
     everything = [
         *commands(typer.main.get_command(app), "rlhf"),
-        *settings(PipelineConfig),
+        *settings(),
         *functions(),
     ]
     return sorted(set(everything))

@@ -40,10 +40,14 @@ def test_round_trips_through_json(minimal):
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("policy.clip_epz", "0.1", "policy.ppo.clip_epz: Extra inputs are not permitted"),
+        (
+            "policy.clip_epz",
+            "0.1",
+            "policy.ppo.clip_epz: no such setting; did you mean policy.clip_eps?",
+        ),
         ("policy.clip_eps", "-1", "policy.ppo.clip_eps: Input should be greater than 0"),
         ("policy.algorithm", "pppo", "policy: Input tag 'pppo'"),
-        ("sedd", "1", "sedd: Extra inputs are not permitted"),
+        ("sedd", "1", "sedd: no such setting; did you mean seed?"),
         (
             "data.gates",
             "[{metric: data/kripendorff_alpha, at_least: 0.3}]",
@@ -376,7 +380,7 @@ def test_preparation_needs_model_and_data_alone(tmp_path):
         load_config(path)
     assert "policy: no such section in the settings, and this command needs it" in str(raised.value)
     assert "gates: no such section" in str(raised.value)
-    with pytest.raises(ConfigError, match=r"data\.prefs: Extra inputs are not permitted"):
+    with pytest.raises(ConfigError, match=r"data\.prefs: no such setting"):
         load_preparation(path, {"data.prefs": "1"})
-    with pytest.raises(ConfigError, match=r"policy.*kl: Extra inputs"):
+    with pytest.raises(ConfigError, match=r"policy.*kl: no such setting"):
         load_preparation(path, {"policy.algorithm": "ppo", "policy.kl": "1"})

@@ -1,0 +1,138 @@
+"""Every setting there is, from the classes that read them; those in force, and their origin."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from rlhf_core.config.written import KeyPath, Places
+
+KINDS = ("algorithm", "kind")
+"""Keys that say which of several sections one is."""
+REQUIRED = "(required)"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of the settings file."""
+
+    key: str
+    """Dotted, as ``--set`` takes it; ``[]`` stands for an item of a list, ``*`` for any name."""
+    default: str
+    """As YAML writes it on one line, or ``(required)``."""
+    description: str
+    only_with: str = ""
+    """``algorithm: ppo`` where only one of several sections has it."""
+
+
+@dataclass(frozen=True)
+class InForce:
+    """What a setting is in one configuration."""
+
+    key: str
+    value: str
+    origin: str
+    """File and line, ``--set``, or ``default``."""
+
+
+def all_settings(section: type[BaseModel]) -> list[Setting]:
+    """Return every setting below a section, in the order of the code."""
+    return list(_below(section, None, "", ""))
+
+
+def _below(
+    section: type[BaseModel], usual: BaseModel | None, prefix: str, only_with: str
+) -> Iterator[Setting]:
+    """Yield the settings of a section; ``usual`` is what it is where nobody writes it."""
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{name}"
+        default = _default(field) if usual is None else getattr(usual, name)
+        inner = list(_sections(field.annotation))
+        if not inner or default is None:  # else its own settings say what it is by default
+            yield Setting(key, _written(default), _one_line(field.description), only_with)
+        for path, kind in inner:
+            label = next((word for word in KINDS if word in kind.model_fields), None)
+            several = len(inner) > 1 and label is not None
+            mark = (
+                f"{label}: {kind.model_fields[label].default}" if several and label else only_with
+            )
+            yield from _below(
+                kind, default if isinstance(default, kind) else None, f"{key}{path}.", mark
+            )
+
+
+def in_force(config: BaseModel, places: Places) -> Iterator[InForce]:
+    """Yield every setting of a configuration with its value and where that was written."""
+    for path, value in _leaves(config.model_dump(mode="json")):
+        yield InForce(".".join(map(str, path)), _yaml(value), places.get(path, "default"))
+
+
+def nearest(key: str, root: type[BaseModel]) -> str | None:
+    """Return the setting that an unknown key may stand for: misspelt, or in another section."""
+    plain = {setting.key for setting in all_settings(root) if not set("[]*") & set(setting.key)}
+    section, _, leaf = key.rpartition(".")
+    beside = [other for other in plain if other.rpartition(".")[0] == section]
+    if close := difflib.get_close_matches(key, beside, n=1, cutoff=0.75):
+        return close[0]
+    same = sorted(other for other in plain if other.rpartition(".")[2] == leaf)
+    if same:
+        return same[0] if len(same) == 1 else ", ".join(same[:3])
+    close = difflib.get_close_matches(key, sorted(plain), n=1, cutoff=0.75)
+    return close[0] if close else None
+
+
+def _sections(annotation: Any, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the sections an annotation names, with what stands for their place in a container."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield path, annotation
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _sections(part, path)
+    elif origin is Annotated:
+        yield from _sections(get_args(annotation)[0], path)
+    elif origin in (tuple, list):
+        yield from _sections(get_args(annotation)[0], f"{path}[]")
+    elif origin in (dict, Mapping):
+        yield from _sections(get_args(annotation)[1], f"{path}.*")
+
+
+def _default(field: FieldInfo) -> Any:
+    if field.is_required():
+        return PydanticUndefined
+    return field.get_default(call_default_factory=True, validated_data={})
+
+
+def _written(default: Any) -> str:
+    return REQUIRED if default is PydanticUndefined else _yaml(default)
+
+
+def _yaml(value: Any) -> str:
+    """Write a value on one line as JSON does, which is YAML; a plain text as it is."""
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str) and value and value.isprintable() and value.strip() == value:
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, item in enumerate(value):
+            yield from _leaves(item, (*path, index))
+    else:
+        yield path, value
