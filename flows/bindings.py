@@ -188,15 +188,15 @@ def check_inputs(config: PipelineConfig) -> None:
     check(config)
 
 
-def places(config: PipelineConfig, directory: Path) -> dict[str, str]:
-    """Where a person looks after a run: pages, files, commands."""
+def places(directory: Path, model: "ModelRef") -> dict[str, str]:
+    """Where a person looks after a run that ended with a model: pages, files, commands."""
     from rlhf_core.adapters.settings import load_settings, without_credentials
 
     settings = load_settings()
     mlflow = without_credentials(settings.mlflow_tracking_uri)
     found = {
         "MLflow": f"mlflow ui --backend-store-uri {mlflow}" if settings.embedded else mlflow,
-        "lineage": f"rlhf lineage models:/{config.project}-policy@candidate",
+        "lineage": f"rlhf lineage {model.uri}",
         "files": str(directory),
     }
     if settings.prefect_api_url:

@@ -85,7 +85,8 @@ def run(
         result = rlhf_pipeline(settings, PipelineInputs(run=run))
     write_json(result, json_file)
     show_run(result)
-    show_where({"report": str(result.report), **bindings.places(loaded, result.directory)})
+    places = bindings.places(result.directory, result.last_model)
+    show_where({"report": str(result.report), **places})
     raise typer.Exit(0 if result.verdict == "PROMOTE" else 1)
 
 

@@ -45,6 +45,11 @@ class PipelineResult(Record):
     report_url: str | None = None
     """Where a browser finds the page; None where nobody serves it."""
 
+    @property
+    def last_model(self) -> ModelRef:
+        """The policy, or the last model before a gate ended the run."""
+        return self.policy or list(self.stages.values())[-1].model
+
 
 class LabelsResult(Record):
     """How far one run of `rlhf-collect` brought a collection."""

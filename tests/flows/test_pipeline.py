@@ -39,6 +39,7 @@ def test_a_gate_that_says_no_ends_the_run_before_the_next_stage(stages, settings
     assert result.decided_by == stage
     assert result.reasons == (f"{stage}/quality says {verdict}",)
     assert result.promotion is None
+    assert (result.last_model == result.policy) is (stage == "evaluate")
 
 
 def test_dpo_needs_a_judge_and_no_reward_model(stages, config_path):
