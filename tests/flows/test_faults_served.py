@@ -13,7 +13,7 @@ from tests.flows.registered import check_runs, check_versions
 from tests.flows.served import ROOT, Served, until
 from tests.flows.tiny import CONFIG, make_tiny, weights_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("faults")]
 
 SEED = 5
 FLOW = "prefect.engine"

@@ -11,7 +11,7 @@ from flows.servers import STATE
 from tests.flows.served import Served, until
 from tests.flows.test_served import CONFIG, SETTINGS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("outages")]
+pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("outages")]
 
 ANSWER_SECONDS = 20
 """How long Prefect's clients wait for an answer here; a minute by default."""

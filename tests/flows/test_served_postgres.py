@@ -6,7 +6,7 @@ from tests.flows.served import Served, until
 from tests.flows.test_served import CONFIG, EVERY_STAGE, SETTINGS
 from tests.postgres import needs_postgres, running_postgres
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("outages"), needs_postgres]
+pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("outages"), needs_postgres]
 
 
 @pytest.fixture(scope="module")
