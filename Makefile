@@ -48,7 +48,7 @@ test: $(STAMP) ## Everything: lint, types, contracts, all tests, the demo includ
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m 'not nightly and not gpu' -n 3 --dist loadgroup --no-loadscope-reorder
 
-nightly: $(STAMP) ## What takes too long for every change: thousands of damaged inputs, a team's own servers
+nightly: $(STAMP) ## What takes too long for every change: damaged inputs, repeated kills, outages, a team's servers
 	$(BIN)/pytest -m nightly -n 2 --dist loadgroup --no-loadscope-reorder
 
 docs: $(STAMP) ## The documentation as a site, in build/docs; a broken reference is an error
