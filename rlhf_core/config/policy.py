@@ -70,11 +70,12 @@ class PpoConfig(Section):
 
     algorithm: Literal["ppo"] = "ppo"
     """Which of the two: these are the settings of PPO."""
-    advantages: Literal["gae", "rloo", "grpo"] = "gae"
+    advantages: Literal["gae", "rloo", "grpo", "dr_grpo"] = "gae"
     """What a response is measured against: ``gae`` asks a value model; ``rloo`` takes the mean of
     the other responses to its prompt (Ahmadian et al. 2024, arXiv:2402.14740), ``grpo`` the mean
-    of all of them, in standard deviations (Shao et al. 2024, arXiv:2402.03300). Those two need no
-    value model and ``responses_per_prompt`` of at least 2."""
+    of all of them, in standard deviations (Shao et al. 2024, arXiv:2402.03300), ``dr_grpo`` the
+    same without the division (Liu et al. 2025, arXiv:2503.20783). These three need no value model
+    and ``responses_per_prompt`` of at least 2."""
     optimizer: Annotated[OptimizerConfig, filled_with(PPO_OPTIMIZER)] = PPO_OPTIMIZER
     value_learning_rate: LearningRate | None = None
     """Learning rate of the value model, same schedule; None takes the policy's."""
@@ -90,8 +91,8 @@ class PpoConfig(Section):
     """Responses sampled per iteration."""
     responses_per_prompt: Count = 1
     """Responses to each prompt of an iteration; their prompt is computed once, so more are
-    cheaper, and the batch sees fewer prompts. With ``rloo`` and ``grpo`` the group that a response
-    is measured against."""
+    cheaper, and the batch sees fewer prompts. Without a value model the group that a response is
+    measured against."""
     num_epochs: Count = 4
     """Passes over each rollout batch (Ziegler 2019; Schulman 2017)."""
     num_minibatches: Count = 4
@@ -109,6 +110,9 @@ class PpoConfig(Section):
     """Divides the logits while sampling and in every log-probability (Huang 2024)."""
     clip_eps: Positive = 0.2
     """The importance ratio is clipped to 1 plus or minus this (Schulman 2017, equation 7)."""
+    clip_eps_high: Positive | None = None
+    """Clip at 1 plus this above, so that rare tokens can gain more; None is ``clip_eps`` (Yu et al.
+    2025, "DAPO", arXiv:2503.14476, section 3.1, which takes 0.28 over 0.2)."""
     value_clip_eps: Positive = 0.2
     """A new value counts up to this far from the old one (Huang 2024)."""
     value_coef: Positive = 0.1
@@ -119,7 +123,7 @@ class PpoConfig(Section):
     """Bias against variance of the advantages (Schulman 2016, equation 16; Ziegler 2019)."""
     whiten_advantages: bool | None = None
     """To mean 0 and deviation 1 over the response tokens of the whole batch; None does so with
-    ``gae`` (Huang 2024), and not with ``rloo`` and ``grpo``, whose papers do not."""
+    ``gae`` (Huang 2024), and not with the others, whose papers do not."""
     kl_placement: Literal["reward", "loss"] = "reward"
     """Subtract the KL from each token's reward (Ziegler 2019, equation 2), or add it to the
     policy's loss (Shao et al. 2024, arXiv:2402.03300)."""

@@ -94,10 +94,31 @@ def group_relative_advantages(returns: Tensor) -> Tensor:
     Raises:
         ShapeError: ``returns`` is not [B, G] with at least two responses a prompt.
     """
-    shifted = _from_first_of_group(returns)
-    centered = shifted - shifted.mean(dim=1, keepdim=True)
+    centered = centered_advantages(returns)
     std = centered.square().mean(dim=1, keepdim=True).sqrt()
     return centered / (std + GROUP_EPS)
+
+
+def centered_advantages(returns: Tensor) -> Tensor:
+    """Return of each response less the mean return of its group (Dr. GRPO).
+
+        A_bi = R_bi - mean_j R_bj
+
+    GRPO without the division by the deviation, so that prompts which are nearly settled weigh no
+    more than others; (G - 1) / G times ``leave_one_out_advantages``. Liu et al. (2025),
+    arXiv:2503.20783, section 3.2.
+
+    Args:
+        returns: [B, G] return of each of G >= 2 responses to each of B prompts.
+
+    Returns:
+        [B, G] advantages in the unit of ``returns``; exactly 0.0 where a group's are all equal.
+
+    Raises:
+        ShapeError: ``returns`` is not [B, G] with at least two responses a prompt.
+    """
+    shifted = _from_first_of_group(returns)
+    return shifted - shifted.mean(dim=1, keepdim=True)
 
 
 def _from_first_of_group(returns: Tensor) -> Tensor:

@@ -7,20 +7,27 @@ from rlhf_core.functional.shapes import require_same_shape
 
 
 def clipped_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_eps: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_eps: float,
+    clip_eps_high: float | None = None,
 ) -> Tensor:
     """Clipped surrogate objective of PPO, negated, one value per token.
 
         ratio = exp(logprobs - old_logprobs)
-        loss  = -min(ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps) * A)
+        loss  = -min(ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps_high) * A)
 
-    Schulman et al. (2017), arXiv:1707.06347, eq. 7.
+    Schulman et al. (2017), arXiv:1707.06347, eq. 7; with a higher ceiling Yu et al. (2025),
+    arXiv:2503.14476, section 3.1 ("clip-higher").
 
     Args:
         logprobs: any shape, sampled tokens under the policy being trained, nats.
         old_logprobs: same shape, the same tokens under the policy that sampled them.
         advantages: same shape, constants.
         clip_eps: > 0.
+        clip_eps_high: > 0; None is ``clip_eps``.
 
     Returns:
         Same shape. The caller divides by all response tokens of the minibatch.
@@ -30,7 +37,8 @@ def clipped_policy_loss(
     """
     require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     ratio = torch.exp(logprobs - old_logprobs)
-    clipped = ratio.clamp(1.0 - clip_eps, 1.0 + clip_eps)
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    clipped = ratio.clamp(1.0 - clip_eps, 1.0 + high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
@@ -62,15 +70,23 @@ def clipped_value_loss(
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
 
 
-def clipped_fraction(logprobs: Tensor, old_logprobs: Tensor, *, clip_eps: float) -> Tensor:
+def clipped_fraction(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    *,
+    clip_eps: float,
+    clip_eps_high: float | None = None,
+) -> Tensor:
     """Share of tokens whose importance ratio lies outside the clip range.
 
-        fraction = mean(|exp(logprobs - old_logprobs) - 1| > clip_eps)
+        moved    = exp(logprobs - old_logprobs) - 1
+        fraction = mean(moved < -clip_eps or moved > clip_eps_high)
 
     Args:
         logprobs: [N] sampled tokens under the policy being trained, nats.
         old_logprobs: [N] the same tokens under the policy that sampled them.
         clip_eps: > 0.
+        clip_eps_high: > 0; None is ``clip_eps``.
 
     Returns:
         Scalar, 0 to 1.
@@ -79,7 +95,9 @@ def clipped_fraction(logprobs: Tensor, old_logprobs: Tensor, *, clip_eps: float)
         ShapeError: the shapes differ.
     """
     require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs)
-    return (torch.expm1(logprobs - old_logprobs).abs() > clip_eps).float().mean()
+    moved = torch.expm1(logprobs - old_logprobs)
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    return ((moved < -clip_eps) | (moved > high)).float().mean()
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:

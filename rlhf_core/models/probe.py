@@ -193,7 +193,7 @@ def _require_sound(model: PreTrainedModel, hidden: Tensor) -> None:
     """Refuse a model that says nothing: its weights or its configuration are damaged."""
     if not hidden.isfinite().all():
         told = "NaN or infinite"
-    elif (hidden == hidden[0]).all():
+    elif (hidden == hidden[0]).all() and _tells_no_token_apart(model, hidden):
         told = "the same for every token"
     else:
         return
@@ -201,6 +201,12 @@ def _require_sound(model: PreTrainedModel, hidden: Tensor) -> None:
         f"{_called(model)}: the hidden states of a probe are {told}; its weights or its"
         " config.json are damaged"
     )
+
+
+def _tells_no_token_apart(model: PreTrainedModel, hidden: Tensor) -> bool:
+    """Whether no other tokens would do better than the few of the probe."""
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return not bool(hidden.any()) or bool((embedding == embedding[0]).all())
 
 
 def _num_windows(model: PreTrainedModel) -> int:

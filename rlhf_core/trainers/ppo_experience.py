@@ -8,7 +8,11 @@ from torch import Tensor
 
 from rlhf_core.config import PpoConfig
 from rlhf_core.errors import DivergedError
-from rlhf_core.functional.advantages import group_relative_advantages, leave_one_out_advantages
+from rlhf_core.functional.advantages import (
+    centered_advantages,
+    group_relative_advantages,
+    leave_one_out_advantages,
+)
 from rlhf_core.functional.rewards import penalize_unfinished, scale_scores, token_rewards
 from rlhf_core.functional.running_moments import RunningMoments, update_moments
 from rlhf_core.rollout.decode import Sampling
@@ -30,6 +34,7 @@ logger = logging.getLogger(__name__)
 GROUP_ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {
     "rloo": leave_one_out_advantages,
     "grpo": group_relative_advantages,
+    "dr_grpo": centered_advantages,
 }
 """Estimators that need no value function, by their name in the settings."""
 

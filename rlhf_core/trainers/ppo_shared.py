@@ -76,7 +76,7 @@ def update_shared(
         if policy_parts:
             seen = join_terms(policy_parts)
             first = first or require_first_ratio_one(seen, update.settings)
-            metrics |= seen.metrics(update.settings.clip_eps) | update.mix()
+            metrics |= seen.metrics(update.settings) | update.mix()
             metrics |= policy.apply(metrics["policy_loss"])
         steps.append(metrics)
     return {**mean_metrics(steps), **first}

@@ -62,9 +62,14 @@ class PolicyTerms:
     sampled_logprobs: Tensor
     entropy: Tensor
 
-    def metrics(self, clip_eps: float) -> Metrics:
+    def metrics(self, settings: PpoConfig) -> Metrics:
         """Health of a step, averaged over tokens."""
-        clipped = clipped_fraction(self.logprobs, self.old_logprobs, clip_eps=clip_eps)
+        clipped = clipped_fraction(
+            self.logprobs,
+            self.old_logprobs,
+            clip_eps=settings.clip_eps,
+            clip_eps_high=settings.clip_eps_high,
+        )
         return {
             "policy_loss": float(self.losses.mean()),
             "entropy": float(self.entropy.mean()),
@@ -113,7 +118,7 @@ def update_policy(optimization: Optimization, update: Update) -> Metrics:
     for rows in update.minibatches:
         seen = accumulate_policy_gradient(optimization, update, rows)
         first = first or require_first_ratio_one(seen, update.settings)
-        metrics = seen.metrics(update.settings.clip_eps) | update.mix()
+        metrics = seen.metrics(update.settings) | update.mix()
         steps.append(metrics | optimization.apply(metrics["policy_loss"]))
     return {**mean_metrics(steps), **first}
 
@@ -156,7 +161,11 @@ def policy_terms(
 
     def loss_of(logprobs: Tensor, part: slice) -> Tensor:
         loss = clipped_policy_loss(
-            logprobs, old[part], advantages[part], clip_eps=settings.clip_eps
+            logprobs,
+            old[part],
+            advantages[part],
+            clip_eps=settings.clip_eps,
+            clip_eps_high=settings.clip_eps_high,
         )
         if settings.kl_placement == "loss":
             loss = loss + update.kl_coef * KL_ESTIMATORS[settings.kl_estimator](logprobs, ref[part])

@@ -144,7 +144,7 @@ def test_a_shared_trunk_must_say_how_fast_its_value_head_learns(minimal):
 CRITIC_FREE = {"policy.responses_per_prompt": "4"}
 
 
-@pytest.mark.parametrize("advantages", ["rloo", "grpo"])
+@pytest.mark.parametrize("advantages", ["rloo", "grpo", "dr_grpo"])
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -175,7 +175,7 @@ def test_what_only_a_value_function_reads_is_refused_where_there_is_none(
     assert load_config(minimal, {**changes, f"policy.{key}": default}) == config
 
 
-@pytest.mark.parametrize("advantages", ["rloo", "grpo"])
+@pytest.mark.parametrize("advantages", ["rloo", "grpo", "dr_grpo"])
 def test_critic_free_advantages_need_a_group_and_are_not_whitened_by_themselves(
     advantages, minimal
 ):
@@ -297,6 +297,7 @@ DOCUMENTED = {
     "value_coef": 0.1,
     "num_epochs": 4,
     "clip_eps": 0.2,
+    "clip_eps_high": None,
     "critic_warmup_iterations": 2,
     "ptx_coef": 0.0,
     "max_ratio_error": 1e-4,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rlhf_core.errors import ShapeError
 from rlhf_core.functional.advantages import (
     GROUP_EPS,
+    centered_advantages,
     generalized_advantages,
     group_relative_advantages,
     leave_one_out_advantages,
@@ -102,7 +103,7 @@ def test_shapes_that_differ_are_refused():
         )
 
 
-ESTIMATORS = (leave_one_out_advantages, group_relative_advantages)
+ESTIMATORS = (leave_one_out_advantages, group_relative_advantages, centered_advantages)
 
 
 def test_leave_one_out_by_hand():
@@ -132,6 +133,8 @@ def by_definition(estimator, group):
             value - statistics.fmean(group[:index] + group[index + 1 :])
             for index, value in enumerate(group)
         ]
+    if estimator is centered_advantages:
+        return [value - statistics.fmean(group) for value in group]
     mean, std = statistics.fmean(group), statistics.pstdev(group)
     return [(value - mean) / (std + GROUP_EPS) for value in group]
 
@@ -158,6 +161,14 @@ def test_groups_are_measured_by_the_definition_each_alone(estimator, size, seed,
 def test_a_group_of_equal_returns_has_no_advantage_at_all(estimator, value, size):
     advantages = estimator(torch.full((2, size), value))
     assert torch.equal(advantages, torch.zeros(2, size))
+
+
+def test_centered_advantages_by_hand():
+    returns = torch.tensor([[1.0, 2.0, 6.0]])
+    assert centered_advantages(returns).tolist() == [[-2.0, -1.0, 3.0]]
+    torch.testing.assert_close(
+        centered_advantages(returns), leave_one_out_advantages(returns) * 2 / 3
+    )
 
 
 def test_rounding_of_equal_scores_is_not_blown_up_to_a_deviation():

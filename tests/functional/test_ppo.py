@@ -52,6 +52,31 @@ def test_policy_loss_equals_the_case_by_case_definition(log_ratio, advantage, cl
     assert loss.item() == pytest.approx(-objective, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [
+        (1.25, 2.0, -2.5),  # below the ceiling of 1.28
+        (1.5, 2.0, -2.56),  # gain capped at 1.28 * 2
+        (0.5, -2.0, 1.6),  # the floor stays at 0.8
+    ],
+)
+def test_a_higher_ceiling_by_hand(ratio, advantage, expected):
+    loss = clipped_policy_loss(
+        torch.tensor([math.log(ratio)]),
+        torch.tensor([0.0]),
+        torch.tensor([advantage]),
+        clip_eps=0.2,
+        clip_eps_high=0.28,
+    )
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_what_lies_between_the_two_bounds_is_not_clipped():
+    logprobs = torch.tensor([0.75, 0.85, 1.0, 1.25, 1.3]).log()
+    fraction = clipped_fraction(logprobs, torch.zeros(5), clip_eps=0.2, clip_eps_high=0.28)
+    assert fraction.item() == pytest.approx(0.4)
+
+
 def test_at_ratio_one_the_gradient_is_the_policy_gradient():
     logprobs = torch.tensor([-1.0, -2.0, -0.3], requires_grad=True)
     advantages = torch.tensor([0.7, -1.1, 2.0])

@@ -211,6 +211,20 @@ def test_weights_that_say_nothing_are_damaged(llama_directory, load, change, sai
         load(llama_directory)
 
 
+def test_a_model_that_hardly_tells_tokens_apart_is_none_the_less_one(llama_directory):
+    """Weights set by hand: a feature that one token has, and the probe may not hold it."""
+    path = llama_directory / "model.safetensors"
+    tensors = load_file(path)
+    for name, weight in tensors.items():
+        if "embed" in name:
+            weight.fill_(1.0)
+            weight[3] = 2.0
+        elif weight.dim() > 1:
+            weight.zero_()
+    save_file(tensors, path, metadata={"format": "pt"})
+    load_causal(llama_directory)
+
+
 @pytest.mark.parametrize("ends", [{"a": 1}, "x", [10**30], [None], 1.5, [True]])
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
 def test_ends_that_are_no_tokens_are_refused(tmp_path, file, ends):

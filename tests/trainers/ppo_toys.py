@@ -89,6 +89,7 @@ GRPO = {
     "kl_placement": "loss",
     "kl_estimator": "k3",
 }
+DR_GRPO = {**GRPO, "advantages": "dr_grpo", "clip_eps_high": 0.28}
 ONE_TRUNK = {"share_trunk": True, "value_learning_rate": 1e-2}
 VARIANTS = {
     "default": {},

@@ -12,7 +12,7 @@ from rlhf_core.functional.advantages import GROUP_EPS
 from rlhf_core.trainers.ppo_experience import GROUP_ADVANTAGES, prepare_experience
 from rlhf_core.trainers.ppo_state import PpoState
 from rlhf_core.trainers.ppo_update import accumulate_policy_gradient
-from tests.trainers.ppo_toys import GRPO, RLOO, toy_models, train_ppo
+from tests.trainers.ppo_toys import DR_GRPO, GRPO, RLOO, toy_models, train_ppo
 from tests.trainers.test_fit_ppo import Crash, CrashingTracker, policy_weights
 from tests.trainers.test_ppo_update import (
     PaddedPpo,
@@ -24,7 +24,7 @@ from tests.trainers.test_ppo_update import (
 )
 from tests.trainers.toys import ListTracker
 
-CRITIC_FREE = {"rloo": RLOO, "grpo": GRPO}
+CRITIC_FREE = {"rloo": RLOO, "grpo": GRPO, "dr_grpo": DR_GRPO}
 KL_COEF = 0.3
 
 
@@ -48,6 +48,8 @@ def advantages_by_definition(name, returns):
             others = group[:index] + group[index + 1 :]
             if name == "rloo":
                 advantages.append(own - statistics.fmean(others))
+            elif name == "dr_grpo":
+                advantages.append(own - statistics.fmean(group))
             else:
                 spread = statistics.pstdev(group) + GROUP_EPS
                 advantages.append((own - statistics.fmean(group)) / spread)

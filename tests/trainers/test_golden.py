@@ -19,7 +19,7 @@ from rlhf_core.rollout.experience import Rollout
 from rlhf_core.trainers import ppo_experience
 from tests.trainers import ppo_toys, toys
 from tests.trainers.conftest import save_causal
-from tests.trainers.ppo_toys import GRPO, ONE_TRUNK, RLOO
+from tests.trainers.ppo_toys import DR_GRPO, GRPO, ONE_TRUNK, RLOO
 from tests.trainers.toys import ListTracker
 
 KEPT = Path(__file__).with_name("golden")
@@ -34,7 +34,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-3, adam_eps=1e-3, warmup_fraction=0
 PPO_OPTIMIZER = OPTIMIZER.model_copy(update={"learning_rate": 3e-3})
 """With an epsilon that keeps steps in proportion to gradients: else those near 0 are mostly noise,
 which Adam makes as large as all others."""
-PPO = {"ppo": {}, "ppo-one-trunk": ONE_TRUNK, "rloo": RLOO, "grpo": GRPO}
+PPO = {"ppo": {}, "ppo-one-trunk": ONE_TRUNK, "rloo": RLOO, "grpo": GRPO, "dr-grpo": DR_GRPO}
 QUANTITIES = ("loss", "grad_norm", "kl", "approx_kl", "margin", "score_mean", "return_mean")
 
 
