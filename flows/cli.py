@@ -7,11 +7,7 @@ Only the standard library and typer are imported before a command is chosen.
 import sys
 from importlib import import_module, metadata
 from importlib.util import find_spec
-<<<<<<< HEAD
-from typing import NoReturn
-=======
-from typing import Annotated
->>>>>>> 2ff14e5 (rlhf config show and explain: what is in force, where it was written, what it means; an unknown key is told what it may stand for)
+from typing import Annotated, NoReturn
 
 import typer
 
