@@ -29,7 +29,7 @@ from flows.environment import RELIED_ON, SILENT_RUNS, SILENT_SECONDS
 from flows.installation import STEP, describe_code, installed_code, module_entrypoint
 from flows.pools import FILE, read_pools
 from flows.prefect_server import START_SECONDS, check_prefect
-from rlhf_core.errors import RlhfError
+from rlhf_core.errors import ConfigError, RlhfError
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def deploy(*, pool_type: str, watch_heartbeats: bool) -> None:
 
     Raises:
         OrchestrationError: the server did not answer for a minute.
+        ConfigError: a schedule of the file has no slug.
         RlhfError: the server refuses.
     """
     pools = read_pools()
@@ -84,9 +85,11 @@ def _as_people_left_it(client: SyncPrefectClient) -> Iterator[Path]:
     made = {(module_entrypoint(item.entrypoint or ""), item.name): item for item in found}
     for deployment in content["deployments"]:
         _run_by_any_installation(deployment)
+        _require_slugs(deployment)
         if known := made.get((deployment["entrypoint"], deployment["name"])):
             _keep_switches(client, deployment, known)
-            _keep_settings(deployment, known)
+            _keep_schedules(client, deployment, known)
+            _keep_parameters(deployment, known)
         else:
             for schedule in deployment.get("schedules", ()):
                 schedule["active"] = False
@@ -94,6 +97,15 @@ def _as_people_left_it(client: SyncPrefectClient) -> Iterator[Path]:
         path = Path(folder) / FILE.name
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         yield path
+
+
+def _require_slugs(deployment: dict[str, Any]) -> None:
+    for number, schedule in enumerate(deployment.get("schedules", ())):
+        if not schedule.get("slug"):
+            raise ConfigError(
+                f"{FILE}: deployment {deployment['name']}: schedules[{number}]: expected a slug, "
+                "by which it is found when it is deployed again; add e.g. `slug: weekly`"
+            )
 
 
 def _run_by_any_installation(deployment: dict[str, Any]) -> None:
@@ -118,29 +130,37 @@ def _keep_switches(
         trigger["enabled"] = enabled.get(name, trigger.get("enabled", True))
 
 
-def _keep_settings(deployment: dict[str, Any], known: DeploymentResponse) -> None:
-    """Write into a deployment the schedules and parameters that people have set on the server.
+def _keep_schedules(
+    client: SyncPrefectClient, deployment: dict[str, Any], known: DeploymentResponse
+) -> None:
+    """Leave the schedules of the server alone; add those that it lacks, switched off.
 
-    A schedule that the server does not have is added, switched off. What differs from the file is
-    named in the log.
+    What differs from the file is named in the log. Prefect leaves alone what it knows by a slug.
+    With one schedule that has none it would make all of the deployment's anew: switched on, with
+    no limit of runs. So that one is given a slug first.
     """
-    shipped = {one.get("slug"): one for one in deployment.get("schedules", ())}
-    kept = [_as_configured(one) for one in known.schedules]
-    for one, made in zip(kept, known.schedules, strict=True):
-        wanted = shipped.pop(one.get("slug"), None)
-        if wanted is None:
-            one["active"] = made.active
-        if wanted is None or any(one.get(name) != value for name, value in wanted.items()):
-            logger.info("kept deployment=%s schedule=%r file=%r", known.name, one, wanted)
-    new = [{**one, "active": False} for one in shipped.values()]
-    if kept or new:
-        deployment["schedules"] = [*kept, *new]
-    wanted = deployment.get("parameters") or {}
-    if known.parameters != wanted:
-        logger.info(
-            "kept deployment=%s parameters=%r file=%r", known.name, known.parameters, wanted
-        )
-        deployment["parameters"] = known.parameters
+    shipped = {one["slug"]: one for one in deployment.pop("schedules", ())}
+    for made in known.schedules:
+        if not made.slug:
+            _name_schedule(client, known, made)
+        found, wanted = _as_configured(made), shipped.pop(made.slug, None)
+        if wanted is None or any(found.get(name) != value for name, value in wanted.items()):
+            logger.info("kept deployment=%s schedule=%r file=%r", known.name, found, wanted)
+    if shipped:
+        deployment["schedules"] = [{**one, "active": False} for one in shipped.values()]
+
+
+def _name_schedule(
+    client: SyncPrefectClient, deployment: DeploymentResponse, made: DeploymentSchedule
+) -> None:
+    slug = f"schedule-{str(made.id)[:8]}"
+    client.request(
+        "PATCH",
+        "/deployments/{id}/schedules/{schedule_id}",
+        path_params={"id": deployment.id, "schedule_id": made.id},
+        json={"slug": slug},
+    )
+    logger.info("named deployment=%s schedule=%s", deployment.name, slug)
 
 
 def _as_configured(made: DeploymentSchedule) -> dict[str, Any]:
@@ -148,12 +168,17 @@ def _as_configured(made: DeploymentSchedule) -> dict[str, Any]:
     found = made.schedule.model_dump(mode="json", exclude_none=True)
     if "interval" in found:
         found["interval"] = cast(IntervalSchedule, made.schedule).interval.total_seconds()
-    if found.get("day_or"):
-        del found["day_or"]  # Prefect's default
-    if made.slug:
-        # Whether it is on, the server remembers itself: somebody may switch it meanwhile.
-        found["slug"] = made.slug
-    return found | ({"parameters": made.parameters} if made.parameters else {})
+    return found | {"slug": made.slug, "active": made.active, "parameters": made.parameters}
+
+
+def _keep_parameters(deployment: dict[str, Any], known: DeploymentResponse) -> None:
+    """Write into a deployment the parameters that people have set on the server; name them."""
+    wanted = deployment.get("parameters") or {}
+    if known.parameters != wanted:
+        logger.info(
+            "kept deployment=%s parameters=%r file=%r", known.name, known.parameters, wanted
+        )
+        deployment["parameters"] = known.parameters
 
 
 def _apply(file: Path) -> None:

@@ -5,26 +5,32 @@ Takes the arguments of ``prefect``; it matters for ``server start`` and ``worker
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from functools import lru_cache
 from inspect import signature
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from flows.environment import close_prefect, prepare_service
 from rlhf_core.config.permissions import FUNCTIONS, MODEL_CODE
 from rlhf_core.errors import ConfigError, RlhfError
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import WorkerFlowRunResponse
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 _WRITER: ContextVar["asyncio.Task[Any] | None"] = ContextVar("writer", default=None)
 
+PAGE = 200
+"""Most runs that Prefect's server returns at once."""
 _SECOND_REPORT = "Flow run infrastructure exited with non-zero status code"
 
 
@@ -110,6 +116,104 @@ def leave_runs_that_have_not_ended() -> None:
         return await submit(self, due)
 
     BaseWorker._submit_scheduled_flow_runs = _submit_scheduled_flow_runs  # type: ignore[method-assign]
+
+
+def make_up_for_missed_runs_once() -> None:
+    """Let a worker run what a schedule missed once, and not at all where it is switched off.
+
+    While no worker listens, every time of a schedule leaves a run that waits. Prefect runs them all
+    when a worker comes back, those of a schedule that was switched off meanwhile too.
+    """
+    from prefect.workers.base import BaseWorker
+
+    submit = BaseWorker._submit_scheduled_flow_runs
+
+    async def _submit_scheduled_flow_runs(
+        self: "BaseWorker[Any, Any, Any]", flow_run_response: "list[WorkerFlowRunResponse]"
+    ) -> "list[FlowRun]":
+        new = [
+            entry.flow_run
+            for entry in flow_run_response
+            if entry.flow_run.auto_scheduled
+            and entry.flow_run.id not in self._submitting_flow_run_ids
+        ]
+        dropped: set[UUID] = set()
+        for deployment in {run.deployment_id for run in new if run.deployment_id}:
+            dropped |= await _drop_missed(self.client, deployment, self._submitting_flow_run_ids)
+        kept = [entry for entry in flow_run_response if entry.flow_run.id not in dropped]
+        return await submit(self, kept)
+
+    BaseWorker._submit_scheduled_flow_runs = _submit_scheduled_flow_runs  # type: ignore[method-assign]
+
+
+async def _drop_missed(client: "PrefectClient", deployment: UUID, begun: set[UUID]) -> set[UUID]:
+    """Cancel a deployment's missed runs but the newest of each schedule that is on.
+
+    Args:
+        client: of the worker.
+        deployment: id.
+        begun: runs that the worker is starting; they are left alone.
+
+    Returns:
+        Those that must not start.
+    """
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Cancelled
+
+    try:
+        found = await client.read_deployment(deployment)
+    except ObjectNotFound:
+        return set()  # deleted meanwhile, and its runs with it
+    active = {} if found.paused else {one.id: one.active for one in found.schedules}
+    dropped: set[UUID] = set()
+    newest: dict[UUID | None, FlowRun] = {}
+    for run in await _missed(client, deployment):
+        # A schedule without a slug is made anew with every deploy, and has another id then.
+        known = run.created_by.id if run.created_by and run.created_by.id in active else None
+        later = newest.setdefault(known, run)
+        if not (active[known] if known else any(active.values())):
+            why = "missed, and its schedule is switched off since"
+        elif later is not run:
+            when = f"{later.next_scheduled_start_time:%Y-%m-%d %H:%M %Z}"
+            why = f"missed; the run of {when} replaces it"
+        else:
+            continue
+        if run.id not in begun:
+            await client.set_flow_run_state(run.id, Cancelled(name="Skipped", message=why))
+            dropped.add(run.id)
+    return dropped
+
+
+async def _missed(client: "PrefectClient", deployment: UUID) -> "list[FlowRun]":
+    """Return what a deployment's schedules made, is due and never began, the newest first."""
+    from prefect.client.schemas import filters, sorting
+
+    due = filters.FlowRunFilter(
+        deployment_id=filters.FlowRunFilterDeploymentId(any_=[deployment]),
+        state=filters.FlowRunFilterState(
+            name=filters.FlowRunFilterStateName(any_=["Scheduled", "Late"])
+        ),
+        next_scheduled_start_time=filters.FlowRunFilterNextScheduledStartTime(
+            before_=datetime.now(UTC)
+        ),
+    )
+    order = sorting.FlowRunSort.EXPECTED_START_TIME_DESC
+    found: list[FlowRun] = []
+    while page := await client.read_flow_runs(
+        flow_run_filter=due, sort=order, limit=PAGE, offset=len(found)
+    ):
+        found += page
+    return [run for run in found if _is_left_to_its_schedule(run)]
+
+
+def _is_left_to_its_schedule(run: "FlowRun") -> bool:
+    """Return whether nobody has begun the run, nor asked for it at another time."""
+    *_, day, time = (run.idempotency_key or "no time").split(" ")
+    try:
+        made_for = datetime.fromisoformat(f"{day} {time}")
+    except ValueError:
+        return False
+    return run.auto_scheduled and run.run_count == 0 and run.next_scheduled_start_time == made_for
 
 
 def report_a_death_once() -> None:
@@ -205,6 +309,15 @@ def keep_permissions() -> None:
     BaseJobConfiguration.prepare_for_flow_run = prepare_for_flow_run  # type: ignore[method-assign]
 
 
+def end_when_asked() -> None:
+    """Let a worker that a script started in the background end by SIGTERM.
+
+    It inherits from the shell that SIGINT is ignored, which is what Prefect turns a SIGTERM into.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main() -> None:
     """Do what ``prefect`` does with the same arguments, and with what the product relies on."""
     try:
@@ -218,6 +331,8 @@ def main() -> None:
         check_forms_once()
         let_the_server_pause_automations()
     else:
+        end_when_asked()
+        make_up_for_missed_runs_once()
         leave_runs_that_have_not_ended()
         report_a_death_once()
         keep_permissions()

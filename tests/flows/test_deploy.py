@@ -10,6 +10,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from flows.deploy import _as_people_left_it
 from flows.environment import RELIED_ON
 from flows.installation import STEP, installed_code, module_entrypoint
+from rlhf_core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,10 +35,13 @@ def server():
         )
         for one in shipped
     ]
-    automations = {}
+    automations, requests = {}, []
     return SimpleNamespace(
         made=made,
         automations=automations,
+        named=lambda name: next(one for one in made if one.name == name),
+        requests=requests,
+        request=lambda *asked, **how: requests.append(how),
         read_deployments=lambda deployment_filter: made,
         read_resource_related_automations=lambda resource: automations.get(resource, []),
     )
@@ -58,13 +62,13 @@ def applied(server, monkeypatch):
 
 def test_a_new_schedule_is_never_on_and_a_later_deploy_says_nothing_about_it(server, applied):
     """Switched off afterwards, it would be on for good where somebody was killed in between."""
-    assert "active" not in applied()["nightly"]["schedules"][0]
+    assert "schedules" not in applied()["nightly"]
     server.made.clear()
     assert applied()["nightly"]["schedules"][0]["active"] is False
 
 
 def test_what_people_paused_or_switched_off_is_applied_as_they_left_it(server, applied):
-    (new_data,) = (one for one in server.made if one.name == "new-data")
+    new_data = server.named("new-data")
     assert applied()["new-data"]["paused"] is False
     assert applied()["new-data"]["triggers"][0]["enabled"] is True
     new_data.paused = True
@@ -92,7 +96,7 @@ def test_a_deployment_carries_what_its_runs_rely_on_whoever_starts_the_worker(se
 
 def test_what_was_deployed_by_file_is_known_by_module(server, applied):
     """An older deployment keeps its switches when it is applied again."""
-    (nightly,) = (one for one in server.made if one.name == "nightly")
+    nightly = server.named("nightly")
     assert ":" in nightly.entrypoint
     nightly.paused = True
     assert applied()["nightly"]["paused"] is True
@@ -100,11 +104,36 @@ def test_what_was_deployed_by_file_is_known_by_module(server, applied):
     assert applied()["nightly"]["paused"] is True
 
 
-def test_schedules_and_parameters_that_people_set_are_applied_as_they_are(server, applied):
-    (nightly,) = (one for one in server.made if one.name == "nightly")
+def test_schedules_that_people_set_are_left_alone(server, applied, caplog):
+    """What is not mentioned, Prefect leaves alone, if all of a deployment's have a slug."""
+    nightly = server.named("nightly")
     mine = {"cron": "30 4 * * 1", "timezone": "Europe/Berlin"}
     nightly.schedules = [made_from(mine), made_from(mine, slug=None, active=False)]
+    with caplog.at_level("INFO"):
+        assert "schedules" not in applied()["nightly"]
+    added = nightly.schedules[1]
+    (asked,) = server.requests
+    assert asked["path_params"] == {"id": nightly.id, "schedule_id": added.id}
+    assert asked["json"] == {"slug": f"schedule-{str(added.id)[:8]}"}
+    assert caplog.text.count("'cron': '30 4 * * 1'") == 2, "both differ from the file"
+
+
+def test_parameters_that_people_set_are_applied_as_they_are(server, applied):
+    nightly = server.named("nightly")
     nightly.parameters = {"settings": {"file": "mine.yaml"}}
-    found = applied()["nightly"]
-    assert found["schedules"] == [mine | {"slug": "nightly"}, mine | {"active": False}]
-    assert found["parameters"] == nightly.parameters
+    assert applied()["nightly"]["parameters"] == nightly.parameters
+
+
+def test_a_schedule_of_the_file_that_the_server_lacks_is_added_switched_off(server, applied):
+    nightly = server.named("nightly")
+    nightly.schedules = [made_from({"cron": "0 5 * * *", "timezone": "UTC"}, slug="mine")]
+    (added,) = applied()["nightly"]["schedules"]
+    assert (added["slug"], added["active"]) == ("nightly", False)
+
+
+def test_a_schedule_of_the_file_without_a_slug_is_refused(applied, tmp_path, monkeypatch):
+    content = (ROOT / "prefect.yaml").read_text().replace("{slug: nightly, cron", "{cron")
+    (tmp_path / "prefect.yaml").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"nightly: schedules\[0\]: expected a slug"):
+        applied()

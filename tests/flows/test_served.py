@@ -2,7 +2,7 @@
 
 import os
 import signal
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from uuid import uuid4
 
@@ -237,9 +237,57 @@ def test_the_nightly_schedule_is_off_and_stays_as_people_set_it(served):
         lambda: [run for run in served.runs("rlhf-pipeline") if run["auto_scheduled"]],
         lambda: f"runs made by the scheduler\n{served.logs()}",
     )
+    mine = {"schedule": {"cron": "0 5 * * *"}, "active": False, "max_scheduled_runs": 3}
+    served.post(f"deployments/{nightly()['id']}/schedules", [mine])
     served.rlhf("deploy", PREFECT_API_URL=served.api)
-    assert nightly()["schedules"][0]["active"] is True
+    found = {one["slug"]: one for one in nightly()["schedules"]}
+    assert found.pop("nightly")["active"] is True
+    (added,) = found.values()
+    assert (added["active"], added["max_scheduled_runs"]) == (False, 3)
+    served.ask("DELETE", f"deployments/{nightly()['id']}/schedules/{added['id']}")
     switch(False)
+
+
+def test_missed_nights_are_made_up_for_once_and_not_after_the_schedule_was_switched_off(served):
+    deployment = served.get("deployments/name/rlhf-pipeline/nightly")
+    (schedule,) = deployment["schedules"]
+    one = f"deployments/{deployment['id']}/schedules/{schedule['id']}"
+    nights = {"min_runs": 5, "start_time": (datetime.now(UTC) - timedelta(days=5)).isoformat()}
+
+    def miss_five_nights():
+        """What the scheduler leaves where no worker listens."""
+        served.ask("PATCH", "work_pools/rlhf", {"is_paused": True})
+        served.ask("PATCH", one, {"active": True})
+        nights["end_time"] = datetime.now(UTC).isoformat()
+        served.post(f"deployments/{deployment['id']}/schedule", nights)
+
+    def what_came_of_them():
+        served.ask("PATCH", "work_pools/rlhf", {"is_paused": False})
+        now = datetime.now(UTC).isoformat()
+        due = lambda: [  # noqa: E731
+            run
+            for run in served.runs("rlhf-pipeline")
+            if run["auto_scheduled"] and run["expected_start_time"] < now
+        ]
+        until(
+            lambda: all(run["state"]["name"] not in ("Scheduled", "Late") for run in due()),
+            lambda: f"somebody looked at them\n{served.logs()}",
+        )
+        return due()
+
+    miss_five_nights()
+    came = what_came_of_them()
+    skipped = [run for run in came if run["state"]["name"] == "Skipped"]
+    assert len(skipped) == len(came) - 1 == 4
+    (begun,) = [run for run in came if run not in skipped]
+    assert begun["expected_start_time"] == max(run["expected_start_time"] for run in came)
+    served.cancel(begun["id"])
+    nights["start_time"] = (datetime.now(UTC) - timedelta(days=10)).isoformat()
+    miss_five_nights()
+    served.ask("PATCH", one, {"active": False})
+    came = what_came_of_them()
+    assert [run["id"] for run in came if run["state"]["name"] != "Skipped"] == [begun["id"]]
+    served.wait(begun["id"])
 
 
 def test_what_people_switched_off_a_redeploy_leaves_off(served):
