@@ -227,7 +227,7 @@ def test_the_doctor_is_content_on_both_and_names_a_wrong_password(machines, team
     with first.worker("rlhf"), second.worker("rlhf-training"):
         until(lambda: "no worker listens" not in first.rlhf("doctor", check=None), "workers")
         first.rlhf("doctor"), second.rlhf("doctor")
-        assert "401" in second.rlhf("doctor", check=1, MLFLOW_TRACKING_PASSWORD="WRONG")
+        assert "401" in second.rlhf("doctor", check=2, MLFLOW_TRACKING_PASSWORD="WRONG")
 
 
 def test_a_worker_of_other_code_is_refused_in_one_line(team, machines):
