@@ -1,12 +1,10 @@
 """A disk that fills up under a run on servers: the run says so, and goes on once there is room."""
 
-import shutil
-import subprocess
-
 import pytest
 from mlflow import MlflowClient
 
 from rlhf_core.models.files import weights_sha256
+from tests.disks import SmallDisk
 from tests.flows.registered import check_runs
 from tests.flows.served import Served
 from tests.flows.tiny import CONFIG, make_tiny
@@ -17,44 +15,32 @@ ROOM_BYTES = 256 * 1024
 """Enough for settings and references, too little for a checkpoint."""
 
 
-def mount(folder):
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    if shutil.which("mount") is None:
-        pytest.skip("a small disk cannot be mounted here: there is no mount")
     made = Served.prepare(
         tmp_path_factory.mktemp("full") / "work", fake_stages=False, OMP_NUM_THREADS="1"
     )
     make_tiny(made.path)
-    mount(made.path / "runs")
+    made.disk = SmallDisk(made.path / "runs")
     try:
         made.up()
         yield made
         made.down()
     finally:
-        subprocess.run(["umount", "--lazy", str(made.path / "runs")], check=True)
+        made.disk.take_away()
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(served, undisturbed):
     runs = served.path / "runs"
-    filler = runs / "filler"
-    filler.write_bytes(bytes(shutil.disk_usage(runs).free - ROOM_BYTES))
-    run = served.trigger("rlhf-sft/stage", settings={"file": CONFIG})
-    state = served.wait(run)["state"]
+    with served.disk.with_room(ROOM_BYTES):
+        run = served.trigger("rlhf-sft/stage", settings={"file": CONFIG})
+        state = served.wait(run)["state"]
     assert state["type"] == "FAILED", served.logs()
     assert "No space left on device" in state["message"]
     assert "make room" in state["message"]
     name = served.run(run)["name"].split()[1]
     assert not [path for path in (runs / name).rglob("*") if path.suffix in (".tmp", ".old")]
 
-    filler.unlink()
     served.retry(run)
     assert served.wait(run)["state"]["type"] == "COMPLETED", served.logs()
     assert weights_sha256(runs / name / "sft/model") == undisturbed.weights("run-1")["sft"]
