@@ -253,6 +253,7 @@ class DataConfig(Section):
                 raise ValueError(
                     f"gates: {gate.metric!r} is not measured; expected {', '.join(DATA_METRICS)}"
                 )
+            gate.require_some_fail()
             if not math.isclose(gate.confidence, DATA_CONFIDENCE):
                 raise ValueError(
                     f"gates: {gate.metric}: confidence {gate.confidence:g}, but datasets are"

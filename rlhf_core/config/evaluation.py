@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_core.config.base import Count, Positive, Resamples, Section, Temperature
-from rlhf_core.config.metric_names import SLICED_METRICS, is_taken
+from rlhf_core.config.metric_names import SLICED_METRICS, is_taken, range_of
 from rlhf_core.errors import ConfigError
 
 _MAX_SECONDS = 5.0
@@ -52,6 +52,24 @@ class GateConfig(Section):
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("give exactly one of at_least and at_most")
         return self
+
+    def require_some_fail(self) -> None:
+        """Refuse a gate that every model passes: it only looks as if something had been asked.
+
+        Raises:
+            ValueError: names the metric's range and the threshold.
+        """
+        low, high = range_of(self.metric)
+        always = (self.at_least is not None and self.at_least <= low) or (
+            self.at_most is not None and self.at_most >= high
+        )
+        if always:
+            asked = f"at_least {self.at_least:g}" if self.at_most is None else ""
+            asked = asked or f"at_most {self.at_most:g}"
+            raise ValueError(
+                f"{self.metric} lies between {low:g} and {high:g}, so a gate of {asked} cannot "
+                "fail; ask for more, or leave it out"
+            )
 
 
 class GatesConfig(Section):

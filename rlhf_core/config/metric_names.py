@@ -1,5 +1,6 @@
 """Names of what each stage measures, so that a gate on anything else is refused before training."""
 
+import math
 from collections.abc import Iterable
 
 SFT_METRICS = ("heldout_nll", "response_nll")
@@ -68,6 +69,32 @@ def metrics_of(stage: str, own_vices: Iterable[str]) -> frozenset[str]:
             *(f"{vice}_increase" for vice in vices),
         )
     return frozenset(f"{stage}/{name}" for name in names)
+
+
+_DIFFERENCES = ("accuracy_over_length",)
+_FROM_ZERO = (
+    *("heldout_nll", "response_nll", "response_length", "sft_response_length"),
+    *("length_ratio", "length_ratio_over_champion", "kl_k3"),
+)
+_ANYTHING = ("margin", "kl", "judge_gain", "reward_gain", "proxy_gap")
+_OF_DATA = {"krippendorff_alpha": (-1.0, 1.0)}
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """Return the least and the greatest value that ``<stage>/<quantity>`` can have.
+
+    What is not listed is a share: accuracies, win rates, areas under a curve, vices.
+    """
+    name = metric.partition("/")[2]
+    if name in _ANYTHING or name.startswith("style/"):
+        return -math.inf, math.inf
+    if name in _FROM_ZERO:
+        return 0.0, math.inf
+    if name == "reference_perplexity":
+        return 1.0, math.inf
+    if name in _DIFFERENCES or name.endswith("_increase"):
+        return -1.0, 1.0
+    return _OF_DATA.get(name, (0.0, 1.0))
 
 
 def is_taken(vice: str) -> bool:

@@ -93,6 +93,7 @@ class PipelineConfig(PreparationConfig):
                         f"gates.{stage}: {gate.metric} is not measured with these settings; "
                         f"measured are {', '.join(sorted(measured))}"
                     )
+                gate.require_some_fail()
                 needed = self.evaluation.resamples_for(gate.confidence)
                 if self.evaluation.num_resamples < needed:
                     raise ValueError(

@@ -219,7 +219,7 @@ def test_a_gate_needs_them_too_and_a_bound_that_binds(minimal):
 )
 def test_a_gate_on_what_is_not_measured_is_refused_before_training(minimal, gate, changes):
     stage = gate.partition("/")[0]
-    changes = {**changes, f"gates.{stage}": f"[{{metric: {gate}, at_most: 1.0}}]"}
+    changes = {**changes, f"gates.{stage}": f"[{{metric: {gate}, at_most: 0.9}}]"}
     with pytest.raises(ConfigError, match=f"{gate} is not measured .* {stage}/"):
         load_config(minimal, changes)
     own = {"evaluation.monitors.phrases": "{upselling: [buy now]}"}

@@ -39,8 +39,8 @@ SETTINGS = {
     "evaluation": {"num_prompts": 16, "num_resamples": 80, "max_new_tokens": 8},
     "gates": {
         "sft": [{"metric": "sft/heldout_nll", "at_most": 99.0, "min_samples": 1}],
-        "reward": [{"metric": "reward/heldout_accuracy", "at_least": 0.0, "min_samples": 1}],
-        "policy": [{"metric": "policy/win_rate", "at_least": 0.0, "min_samples": 1}],
+        "reward": [{"metric": "reward/accuracy_over_length", "at_least": -0.999, "min_samples": 1}],
+        "policy": [{"metric": "policy/kl", "at_least": -99.0, "min_samples": 1}],
     },
 }
 

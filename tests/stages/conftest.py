@@ -39,8 +39,8 @@ def stage_config(tmp_path, monkeypatch):
     def make(**gates) -> PipelineConfig:
         lenient = {
             "sft": [{"metric": "sft/heldout_nll", "at_most": 99.0, "min_samples": 5}],
-            "reward": [{"metric": "reward/heldout_accuracy", "at_least": 0.0, "min_samples": 5}],
-            "policy": [{"metric": "policy/win_rate", "at_least": 0.0, "min_samples": 5}],
+            "reward": [{"metric": "reward/heldout_accuracy", "at_least": 1e-9, "min_samples": 5}],
+            "policy": [{"metric": "policy/win_rate", "at_least": 1e-9, "min_samples": 5}],
         }
         return PipelineConfig.model_validate(
             {

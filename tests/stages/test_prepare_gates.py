@@ -24,8 +24,8 @@ def gate(metric: str, **bound) -> dict:
 
 def test_data_gates_pass_and_stand_in_the_report(config, tmp_path):
     gates = [
-        gate("data/krippendorff_alpha", at_least=-1.0),
-        gate("data/length_auc", at_most=1.0),
+        gate("data/krippendorff_alpha", at_least=-0.99),
+        gate("data/length_auc", at_most=0.99),
         gate("data/first_win_fraction", at_least=0.5),
     ]
     report = json.loads(prepare_data(make_config(tmp_path, gates=gates)).report.read_text())
@@ -37,7 +37,7 @@ def test_data_gates_pass_and_stand_in_the_report(config, tmp_path):
     [
         (gate("data/krippendorff_alpha", at_least=0.9), "REJECT"),
         (gate("data/first_win_fraction", at_most=0.6), "REJECT"),
-        (gate("data/length_win_fraction", at_least=0.0, min_samples=9_999), "HOLD"),
+        (gate("data/length_win_fraction", at_least=0.01, min_samples=9_999), "HOLD"),
     ],
 )
 def test_a_data_gate_that_does_not_pass_stops_and_keeps_the_old(config, tmp_path, refused, verdict):
@@ -53,7 +53,7 @@ def test_a_data_gate_that_does_not_pass_stops_and_keeps_the_old(config, tmp_path
 
 def test_a_gate_on_what_this_data_does_not_show_is_refused_and_all_is_kept(config, tmp_path):
     """No two sources here, so nothing was measured about them."""
-    gates = [gate("data/source_label_auc", at_most=0.6), gate("data/length_auc", at_most=1.0)]
+    gates = [gate("data/source_label_auc", at_most=0.6), gate("data/length_auc", at_most=0.99)]
     with pytest.raises(MissingMetricError, match="not measured on this data: data/source_label"):
         prepare_data(make_config(tmp_path, gates=gates))
     kept = json.loads((tmp_path / "prepared-failed" / "report.json").read_text())
