@@ -165,7 +165,8 @@ def show_gates(decision: PromotionDecision) -> None:
     """Print a row for every gate."""
     table = Table("gate", "verdict", "measured", "rule")
     for gate in decision.results:
-        table.add_row(gate.gate, _coloured(gate.verdict), _measured(gate.estimate), gate.rule)
+        name, rule = escape(gate.gate), escape(gate.rule)
+        table.add_row(name, _coloured(gate.verdict), _measured(gate.estimate), rule)
     show_table(table)
 
 

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from flows import bindings, events
 from flows.cli import app, main
 from flows.runs import hold_stage, open_run, settings_of_run
-from flows.tables import show_line, show_lineage, show_table
+from flows.tables import show_gates, show_line, show_lineage, show_table
 from rlhf_core.adapters.lineage import Lineage
 from rlhf_core.errors import CheckpointError, DataError
+from rlhf_core.schema import GateResult, PromotionDecision
 from rlhf_core.stages.promote import Promotion, Rollback
 
 
@@ -58,6 +59,17 @@ def test_a_table_that_goes_to_a_file_cuts_no_word_short(capsys):
     show_table(table)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "HOLD" in line]
     assert all(words in line for words in long_words)
+
+
+def test_a_gates_slice_is_shown_in_its_brackets_and_one_that_does_not_apply_as_such(capsys):
+    gate = GateResult(
+        gate="policy/win_rate [style=red]", verdict="PROMOTE", estimate=None, rule="r", reason="r"
+    )
+    decision = PromotionDecision.model_construct(results=(gate,))
+    show_gates(decision)
+    shown = capsys.readouterr().out
+    assert "[style=red]" in shown
+    assert "not applicable" in shown
 
 
 def test_a_path_that_looks_like_markup_is_shown_as_it_is(capsys):
