@@ -146,14 +146,18 @@ def withdraw(
     )
     result = take_out(wanted)
     write_json(result, json_file)
-    show_published(result.published)
+    if result.published:
+        show_published(result.published)
+    else:
+        show_line("no row holds it any more; nothing was published")
     for name, count in result.changed_rows.items():
         show_line(f"{name}: {count:,} rows taken out or changed")
     for version in result.versions:
         models = ", ".join(result.models.get(version, ())) or "no registered model"
         show_line(f"{version} still holds it; made from it: {models}")
     show_line("earlier versions and their bytes stay; docs/versions.md: removing them for good")
-    announce_published(result.published)
+    if result.published:
+        announce_published(result.published)
 
 
 @data_app.command(epilog="Example: rlhf data log")

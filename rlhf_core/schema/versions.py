@@ -57,7 +57,8 @@ class Withdrawal(Record):
 class WithdrawalResult(Record):
     """What a withdrawal did, and what was made of the data before."""
 
-    published: BatchResult
+    published: BatchResult | None
+    """None where the newest version is without it already."""
     changed_rows: dict[str, int]
     """Rows taken out or changed, by raw file."""
     versions: tuple[str, ...]

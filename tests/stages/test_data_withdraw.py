@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlhf_core.adapters.dvc_versions import prepared_md5
@@ -13,7 +15,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.schema import Withdrawal
 from rlhf_core.stages.data_publish import publish
 from rlhf_core.stages.data_withdraw import withdraw
-from tests.stages.data_helpers import call, make_repository, rows, write
+from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("data_versions")]
 RLHF = str(Path(sys.executable).parent / "rlhf")
@@ -51,8 +53,11 @@ def test_votes_go_and_versions_and_models_are_named(root):
     assert "mallory" not in raw_text(root)
     assert "mallory" not in (result.published.directory / "annotators.csv").read_text()
     assert not call("git", "status", "--porcelain", cwd=root)
-    with pytest.raises(DataError, match="no row there is of what is to be withdrawn"):
-        withdraw(Withdrawal(annotators=("mallory",)), directory=root)
+    again = withdraw(Withdrawal(annotators=("mallory",)), directory=root)
+    assert (again.published, again.changed_rows) == (None, {})
+    assert (again.versions, again.models) == (result.versions, result.models)
+    with pytest.raises(DataError, match="no row there, nor in any version, is of what is to be"):
+        withdraw(Withdrawal(annotators=("nobody",)), directory=root)
 
 
 def test_rows_and_sources_go_by_the_command_line(root, tmp_path):
@@ -67,9 +72,35 @@ def test_rows_and_sources_go_by_the_command_line(root, tmp_path):
     assert (again.version.version, again.version.batch) == ("data-v5", "batch-0002.jsonl")
 
 
-def test_a_container_that_cannot_be_rewritten_is_named(root):
-    (root / "data" / "raw" / "more.csv").write_text("annotator,choice\nw1,a\nmallory,b\n")
+def test_every_kind_of_file_is_rewritten_and_a_repeat_names_what_held_it(root):
+    raw = root / "data" / "raw"
+    votes = [{"annotator": name, "vote": "a", "n": n} for n, name in enumerate(["w1", "mallory"])]
+    pq.write_table(pa.Table.from_pylist(votes), raw / "more.parquet")
+    (raw / "more.csv").write_text("annotator,choice\nw1,a\nmallory,b\n")
+    dvc("add", "-q", "data/raw/more.parquet", cwd=root)
     call("git", "add", "-A", cwd=root)
     call("git", "commit", "-qm", "more", cwd=root)
-    with pytest.raises(DataError, match=r"data/raw/more\.csv, row \d+: holds .* JSON lines"):
-        withdraw(Withdrawal(annotators=("mallory",)), directory=root)
+    publish(None, directory=root)
+    result = withdraw(Withdrawal(annotators=("mallory",)), directory=root)
+    assert result.changed_rows == {
+        "data/raw/more.csv": 1,
+        "data/raw/more.parquet": 1,
+        "data/raw/preferences/batch-0001.jsonl": 2,
+    }
+    assert result.versions == ("data-v2", "data-v3")
+    assert (raw / "more.csv").read_text() == "annotator,choice\nw1,a\n"
+    assert pq.read_table(raw / "more.parquet").to_pylist() == votes[:1]
+    assert not call("git", "status", "--porcelain", cwd=root)
+    said = call(RLHF, "data", "withdraw", "--annotator", "mallory", cwd=root)
+    assert "no row holds it any more; nothing was published" in said
+    assert "data-v3 still holds it" in said
+
+
+def test_after_an_edit_by_hand_a_version_is_made_and_what_held_it_named(root):
+    batch = root / "data" / "raw" / "preferences" / "batch-0001.jsonl"
+    batch.write_text("".join(x for x in batch.open() if "mallory" not in x))
+    dvc("add", "-q", str(batch.relative_to(root)), cwd=root)
+    call("git", "commit", "-qam", "by hand", cwd=root)
+    result = withdraw(Withdrawal(annotators=("mallory",)), directory=root)
+    assert result.published.version.version == "data-v3"
+    assert (result.changed_rows, result.versions) == ({}, ("data-v2",))

@@ -85,7 +85,7 @@ def source_files(path: Path) -> list[Path]:
     """Return the files behind a source's path, in name order."""
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if _ending(file) in _CONTAINERS)
+    files = sorted(file for file in path.iterdir() if ending_of(file) in _CONTAINERS)
     if not files:
         endings = ", ".join(_CONTAINERS)
         raise DataError(f"{path}: no data files in this folder; expected endings {endings}")
@@ -94,7 +94,7 @@ def source_files(path: Path) -> list[Path]:
 
 def is_data_file(path: Path) -> bool:
     """Tell whether a path is a file that ``read_rows`` reads."""
-    return _ending(path) in _CONTAINERS and path.is_file()
+    return ending_of(path) in _CONTAINERS and path.is_file()
 
 
 def is_hub(path: Path) -> bool:
@@ -103,14 +103,14 @@ def is_hub(path: Path) -> bool:
 
 
 def _container(path: Path) -> _Container:
-    container = _CONTAINERS.get(_ending(path))
+    container = _CONTAINERS.get(ending_of(path))
     if container is None:
         raise DataError(
             f"{path}: unknown ending; expected one of {', '.join(_CONTAINERS)},"
             " plain or with .gz or .zst"
         )
     if container.is_packed and path.suffix.lower() in _COMPRESSED:
-        kind = _ending(path)
+        kind = ending_of(path)
         raise DataError(
             f"{path}: {'Parquet' if kind == '.parquet' else 'a workbook'} is compressed inside;"
             f" expected a plain {kind} file, unpack it first"
@@ -118,7 +118,8 @@ def _container(path: Path) -> _Container:
     return container
 
 
-def _ending(path: Path) -> str:
+def ending_of(path: Path) -> str:
+    """Return what names a file's kind of container, such as ``.csv`` of ``rows.csv.gz``."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     endings = [suffix for suffix in suffixes if suffix not in _COMPRESSED]
     return endings[-1] if endings else ""
@@ -147,7 +148,7 @@ def _read_array(path: Path, layout: Layout) -> Numbered:
 
 def file_is_array(path: Path) -> bool:
     """Tell whether a file is one JSON array."""
-    return _ending(path) == ".json" and not begins_with_object(path)
+    return ending_of(path) == ".json" and not begins_with_object(path)
 
 
 def _parsed(text: str) -> dict[str, Any] | Broken:
