@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from rlhf_core.dataprep.files import atomic_file, read_raw_lines
+from rlhf_core.dataprep.files import atomic_file, read_blocks, read_raw_lines
 from rlhf_core.dataprep.json_arrays import read_values
 from rlhf_core.dataprep.sources.containers import ending_of, file_is_array
 from rlhf_core.dataprep.sources.tables import Layout, delimited_pieces
@@ -51,17 +51,34 @@ def _write_lines(path: Path, changes: Changes, _: Layout) -> int:
 
 
 def _write_array(path: Path, changes: Changes) -> int:
+    begin, end = _around_array(path)
     rows = 0
     with _packed(path) as stream:
+        stream.write(begin.encode())
         for number, text in read_values(path):
             row = changes.get(number)
             if number in changes and row is None:
                 continue
-            stream.write(b",\n" if rows else b"[\n")
+            stream.write(b",\n" if rows else b"\n")
             stream.write((text if row is None else _as_json(row)).encode())
             rows += 1
-        stream.write(b"\n]\n" if rows else b"[]\n")
+        stream.write(f"\n{end}\n".encode())
     return rows
+
+
+def _around_array(path: Path) -> tuple[str, str]:
+    """Return what stands before and after the rows: their list may be under a key of an object."""
+    if not next(read_blocks(path), b"").lstrip().startswith(b"{"):
+        return "[", "]"
+    whole: dict[str, Any] = json.loads(b"".join(read_blocks(path)))
+    name = next(
+        name
+        for name, part in whole.items()
+        if isinstance(part, list) and part and isinstance(part[0], dict)
+    )
+    del whole[name]
+    inner = "".join(f"{json.dumps(key)}: {_as_json(part)}, " for key, part in whole.items())
+    return f"{{{inner}{json.dumps(name)}: [", "]}"
 
 
 def _write_delimited(path: Path, changes: Changes, layout: Layout) -> int:
@@ -180,5 +197,5 @@ def _compress(content: memoryview, stream: IO[bytes]) -> None:
         stream.write(pa.compress(content[at : at + _FRAME], codec="zstd", asbytes=True))
 
 
-def _as_json(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False)
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

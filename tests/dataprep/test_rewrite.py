@@ -49,8 +49,9 @@ def write(path, rows):
         as_workbook(path, rows)
         return path
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    kinds = {"rows.json": json.dumps(rows, indent=1), "rows.tsv": as_table(rows, "\t")}
-    text = as_table(rows, ";") if ".csv" in path.name else kinds.get(path.name, lines)
+    text = json.dumps(rows, indent=1) if path.name == "rows.json" else lines
+    if ".csv" in path.name or path.suffix == ".tsv":
+        text = as_table(rows, "\t" if path.suffix == ".tsv" else ";")
     packs = {".gz": gzip.compress, ".zst": zstandard.compress}
     path.write_bytes(packs.get(path.suffix, bytes)(text.encode()))
     return path
@@ -82,6 +83,15 @@ def test_text_that_does_not_change_stays_byte_for_byte(tmp_path, name):
     lines = path.read_bytes().splitlines(keepends=True)
     rewrite_rows(path, {last.line: None}, Layout())
     assert path.read_bytes() == b"".join(lines[: last.line - 1])
+
+
+def test_a_list_under_a_key_keeps_what_is_around_it(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"data": ROWS, "version": 1.5, "tags": ["x"]}, indent=1))
+    assert rewrite_rows(path, {1: None}, Layout()) == 5
+    assert rows_in(path) == ROWS[1:]
+    left = json.loads(path.read_text())
+    assert left == {"data": ROWS[1:], "version": 1.5, "tags": ["x"]}
 
 
 def test_parquet_keeps_its_types_and_compression(tmp_path):
