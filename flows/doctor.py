@@ -146,19 +146,36 @@ def _mlflow(config: Path | None = None) -> Iterator[Finding]:
     from rlhf_core.adapters.settings import load_settings, without_credentials
     from rlhf_core.adapters.tracking import check_server
 
-    project = _project(config)
-    where = without_credentials(load_settings().mlflow_tracking_uri)
+    project, settings = _project(config), load_settings()
+    where = without_credentials(settings.mlflow_tracking_uri)
     reached = _attempt(
         "mlflow", where, check_server, "start it, or set or unset MLFLOW_TRACKING_URI"
     )
     yield reached
-    if reached.healthy and not load_settings().embedded:
+    if not reached.healthy:
+        return
+    if not settings.embedded:
         yield _attempt(
             f"mlflow writes ({project})",
             "experiment, models and files",
             lambda: check_access(project, patience=0),
             "set what it names for commands and workers alike",
         )
+    database = Path(settings.mlflow_tracking_uri.removeprefix("sqlite:///"))
+    if not settings.embedded or database.stat().st_size:
+        yield _releases(project)
+
+
+def _releases(project: str) -> Finding:
+    """Says whether champions are one release, and what mends it where they are not."""
+    from rlhf_core.adapters.release_state import release_state
+
+    what = f"releases ({project})"
+    try:
+        state = release_state(project)
+    except RlhfError as error:
+        return Finding(what=what, healthy=False, found=str(error), mend="mend MLflow first")
+    return Finding(what=what, healthy=state.healthy, found=state.found, mend=state.mend)
 
 
 def _project(config: Path | None) -> str:

@@ -218,7 +218,7 @@ def settle(project: str) -> Journal:
     where that person put them.
     """
     journal = read_journal(project)
-    killed = {key: who for key, who in journal.appliers().items() if _is_gone(who)}
+    killed = {key: who for key, who in journal.appliers().items() if is_gone(who)}
     if journal.head is None or (journal.head.state == DONE and not killed):
         return journal
     logger.info("release_completed project=%s number=%s", project, journal.head.number)
@@ -371,7 +371,7 @@ def _this_process() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{began}|{datetime.now(UTC).isoformat()}"
 
 
-def _is_gone(who: str) -> bool:
+def is_gone(who: str) -> bool:
     """Return whether a process that is moving aliases has ended, or been silent for too long."""
     process, _, said = who.partition("|")
     host, _, rest = process.partition(":")

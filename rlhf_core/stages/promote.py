@@ -207,7 +207,7 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
 
 def _make_champion(project: str, release: Release, words: dict[str, str]) -> tuple[str, ...]:
     seen = look_at(project)
-    if release == seen.current and not seen.by_hand:
+    if release == seen.current and not seen.by_hand and seen.base:
         return ()
     _require_compared(release.policy, seen.current.policy if seen.current else None)
     chain = [release, *([seen.current] if seen.current else []), *seen.before]

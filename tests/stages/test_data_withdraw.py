@@ -95,12 +95,11 @@ def test_every_kind_of_file_is_rewritten_and_a_repeat_names_what_held_it(root):
     assert "no row holds it any more; nothing was published" in said
     assert "data-v3 still holds it" in said
 
-
-def test_after_an_edit_by_hand_a_version_is_made_and_what_held_it_named(root):
-    batch = root / "data" / "raw" / "preferences" / "batch-0001.jsonl"
-    batch.write_text("".join(x for x in batch.open() if "mallory" not in x))
+    # An edit by hand, published by the same command.
+    batch = raw / "preferences" / "batch-0001.jsonl"
+    batch.write_text("".join(line for line in batch.open() if "r-62" not in line))
     dvc("add", "-q", str(batch.relative_to(root)), cwd=root)
     call("git", "commit", "-qam", "by hand", cwd=root)
-    result = withdraw(Withdrawal(annotators=("mallory",)), directory=root)
-    assert result.published.version.version == "data-v3"
-    assert (result.changed_rows, result.versions) == ({}, ("data-v2",))
+    result = withdraw(Withdrawal(rows=("r-62",)), directory=root)
+    assert result.published.version.version == "data-v5"
+    assert (result.changed_rows, result.versions) == ({}, ("data-v2", "data-v3", "data-v4"))

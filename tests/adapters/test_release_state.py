@@ -1,0 +1,112 @@
+"""What the doctor says of releases, and that what it tells to do mends them."""
+
+import pytest
+
+from flows import doctor
+from rlhf_core.adapters import releases as journal
+from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.registry import find_version
+from rlhf_core.adapters.release_state import release_state
+from rlhf_core.stages.promote import promote_model, rollback_policy
+from tests.releases import champions, register_release
+
+
+@pytest.fixture
+def client(mlflow_home):
+    return mlflow_client()
+
+
+@pytest.fixture
+def made(client):
+    """Three releases, the last two of them promoted."""
+    found = [register_release(client) for _ in range(3)]
+    for release in found[1:]:
+        promote_model(release["policy"])
+    return found
+
+
+def ailing(said):
+    state = release_state("rlhf")
+    assert not state.healthy
+    assert said in state.found
+    assert "\n" not in state.found + state.mend
+    return state.mend
+
+
+def test_without_a_champion_there_is_nothing_to_mend(client, tmp_path, monkeypatch):
+    assert release_state("rlhf").found == "rlhf has no champion yet"
+    [finding] = [one for one in doctor._mlflow() if one.what.startswith("releases")]
+    assert finding.healthy
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert [finding.what for finding in doctor._mlflow()] == ["mlflow"]
+
+
+def test_champions_of_one_release_and_the_one_before_are_named(made):
+    state = release_state("rlhf")
+    assert state.healthy
+    for part in (*made[2].values(), f"previous-champion is {made[1]['policy']}"):
+        assert part in state.found
+
+
+@pytest.mark.parametrize("role", ["judge", "policy"])
+def test_an_alias_that_was_moved_by_hand_is_named_and_can_be_put_back(client, made, role):
+    client.set_registered_model_alias(f"rlhf-{role}", "champion", "1")
+    mend = ailing(f"moved by hand: champion of rlhf-{role} stands at 1, its release says 3")
+    assert mend.startswith(f"rlhf promote {made[2]['policy']} puts")
+    assert (f"rlhf promote {made[0]['policy']} makes" in mend) == (role == "policy")
+    promote_model(made[2]["policy"])
+    assert champions(client) == made[2]
+    assert release_state("rlhf").healthy
+
+
+def test_an_alias_that_was_taken_away_is_named(client, made):
+    client.delete_registered_model_alias("rlhf-sft", "previous-champion")
+    ailing("previous-champion of rlhf-sft stands at none, its release says 2")
+    promote_model(made[2]["policy"])
+    assert release_state("rlhf").healthy
+
+
+def test_a_deleted_version_of_the_release_in_force_is_named_and_rollback_mends_it(client, made):
+    client.delete_model_version("rlhf-judge", "3")
+    mend = ailing(f"models:/rlhf-judge/3 of the release of {made[2]['policy']} was deleted")
+    assert mend.startswith("rlhf rollback")
+    rollback_policy("rlhf")
+    assert champions(client) == made[1]
+    assert release_state("rlhf").healthy
+
+
+def test_a_deleted_version_of_the_release_before_is_named(client, made):
+    client.delete_model_version("rlhf-policy", "2")
+    mend = ailing("models:/rlhf-policy/2 was deleted, or moved by hand: previous-champion of")
+    assert mend.startswith(f"rlhf promote {made[2]['policy']}")
+    promote_model(made[2]["policy"])
+    assert "deleted since: models:/rlhf-policy/2" in release_state("rlhf").found
+
+
+def test_a_move_that_was_killed_is_half_done_and_one_that_goes_on_is_not(client, made, monkeypatch):
+    monkeypatch.setattr(journal, "LATE_SECONDS", 0.0)
+    with pytest.MonkeyPatch.context() as killed:
+        killed.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
+        promote_model(made[0]["policy"])
+    mend = ailing(f"promote to {made[0]['policy']} is half done")
+    assert mend.startswith("rlhf lineage models:/rlhf-policy@champion")
+    client.set_model_version_tag("rlhf-release", "3", "rlhf.applying.x", journal._this_process())
+    assert "is going on" in release_state("rlhf").found
+    client.delete_model_version_tag("rlhf-release", "3", "rlhf.applying.x")
+    assert find_version("models:/rlhf-policy@champion").aliases == ["champion"]
+    assert release_state("rlhf").healthy
+
+
+def test_champions_without_a_journal_are_compared_with_what_the_policy_was_made_with(client):
+    made = [register_release(client) for _ in range(2)]
+    for uri in made[1].values():
+        client.set_registered_model_alias(
+            *uri.removeprefix("models:/").split("/")[:1], "champion", "2"
+        )
+    assert release_state("rlhf").healthy
+    client.set_registered_model_alias("rlhf-judge", "champion", "1")
+    assert ailing("champions are not one release") == f"rlhf promote {made[1]['policy']}"
+    promote_model(made[1]["policy"])
+    assert champions(client) == made[1]
+    assert release_state("rlhf").healthy
