@@ -17,7 +17,7 @@ import psutil
 import requests
 
 from flows.prefect_server import ask
-from rlhf_core.adapters.releases import APPLYING, PLAN, STATE, SUFFIX
+from rlhf_core.adapters.releases import APPLYING, ENDED, PLAN, STATE, SUFFIX
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def complete_releases(mlflow_url: str, environment: Mapping[str, str]) -> bool:
     answer = requests.get(address, params=wanted, timeout=ANSWER_SECONDS)
     answer.raise_for_status()
     tags = [
-        {tag["key"] for tag in version.get("tags", ())}
+        {tag["key"] for tag in version.get("tags", ()) if tag.get("value") != ENDED}
         for version in answer.json().get("model_versions", ())
     ]
     undone = any(

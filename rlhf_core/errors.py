@@ -61,6 +61,10 @@ class RegistryError(RlhfError, RuntimeError):
     """The model registry or tracking server does not answer, or lacks what was asked for."""
 
 
+class SameMoveError(RegistryError):
+    """Another command moved to the same release at the same moment: what was wanted is in force."""
+
+
 class LabelError(RlhfError, RuntimeError):
     """Who should label does not answer, or refuses: a label server, or an AI judge's endpoint."""
 

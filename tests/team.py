@@ -134,3 +134,17 @@ def add_user(url, authority, name, password):
         f"{url}/api/2.0/mlflow/users/create", json=body, auth=ADMIN, verify=str(authority.file),
         timeout=60,
     ).raise_for_status()  # fmt: skip
+
+
+def permit(url, authority, name, user):
+    """Give a user the permission EDIT on a registered model."""
+    body = {
+        "username": user,
+        "resource_type": "registered_model",
+        "resource_id": name,
+        "permission": "EDIT",
+    }
+    requests.post(
+        f"{url}/api/3.0/mlflow/users/permissions/grant", json=body, auth=ADMIN,
+        verify=str(authority.file), timeout=60,
+    ).raise_for_status()  # fmt: skip

@@ -2,14 +2,21 @@
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.earlier_run import experiment_id
 from rlhf_core.adapters.mlflow_client import check_server, mlflow_client, patiently
+from rlhf_core.adapters.releases import ROLES, Release, champion_aliases, wanted_aliases
 from rlhf_core.adapters.settings import load_settings
+from rlhf_core.errors import RegistryError
 
-ROLES = ("sft", "reward", "judge", "policy")
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 MARK = "rlhf.project"
 """Tag by which the right to write is tried: on the experiment, and on every registered model."""
+NOTHING = "rlhf-nothing"
+"""Name of a tag and an alias that nobody has."""
 PROBE = "rlhf-access.txt"
 """File by which the right to keep files is tried; each trial replaces it."""
 
@@ -32,6 +39,49 @@ def check_access(project: str, *, patience: float | None = None) -> None:
     what = f"project {project!r}"
     patiently(f"opening {what}", lambda: _write_tags(project), patience=patience)
     patiently(f"keeping files of {what}", lambda: _write_file(project), patience=patience)
+
+
+def require_release_rights(project: str, releases: tuple[Release, ...] = ()) -> None:
+    """Ask MLflow, before a release moves, for every right that the move needs.
+
+    A server with users is asked by requests that need those rights and change nothing: taking away
+    a tag or an alias that is not there. MLflow tells a user's permissions only to who may manage.
+
+    Args:
+        project: prefix of the registered model names.
+        releases: the one that comes into force, then those before it; empty where it is not known
+            yet. Where one takes an alias away it needs more than where it moves it.
+
+    Raises:
+        RegistryError: one is missing; nothing has been changed.
+    """
+    if load_settings().embedded:
+        return
+    client = mlflow_client()
+    names = [f"{project}-{role}" for role in ROLES]
+    try:
+        for name in [*names, f"{project}-release"]:
+            what = f"moving a release, which changes {name}"
+            patiently(what, lambda n=name: _ask_to_change(client, n))  # type: ignore[misc]
+        for role in _without_alias(project, releases):
+            name = f"{project}-{role}"
+            what = f"moving a release, which takes an alias of {name} away (permission MANAGE)"
+            patiently(what, lambda n=name: client.delete_registered_model_alias(n, NOTHING))  # type: ignore[misc]
+    except RegistryError as error:
+        raise RegistryError(f"{error}; nothing was changed") from error
+
+
+def _without_alias(project: str, releases: tuple[Release, ...]) -> list[str]:
+    """Return the roles of which a move takes an alias away."""
+    if not releases:
+        return []
+    aliases, wanted = champion_aliases(project), wanted_aliases(project, releases)
+    return [role for (role, alias), to in wanted.items() if to is None and alias in aliases[role]]
+
+
+def _ask_to_change(client: "MlflowClient", name: str) -> None:
+    if client.search_registered_models(f"name = '{name}'"):
+        client.delete_registered_model_tag(name, NOTHING)
 
 
 def _write_tags(project: str) -> None:

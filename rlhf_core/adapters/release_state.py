@@ -111,7 +111,10 @@ def _or_keep(project: str, aliases: Aliases, current: Release) -> str:
     chosen = f"models:/{project}-policy/{number}"
     if number is None or chosen == current.policy:
         return " puts them where its release says"
-    return f" puts them back; rlhf promote {chosen} makes that one's release champion instead"
+    return (
+        f" once you have pointed {CHAMPION} of {project}-policy back at it in MLflow, or rlhf "
+        f"promote {chosen}: that one's release is champion then"
+    )
 
 
 def _whole(releases: tuple[Release, ...]) -> str:

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
 from rlhf_core.adapters.registry import CHAMPION, PREVIOUS
-from rlhf_core.errors import RegistryError
+from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import Record
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ STATE = "rlhf.release_state"
 DONE, OVERTAKEN = "done", "overtaken"
 APPLYING = "rlhf.applying."
 """Prefix of tags of an entry: who is moving aliases now, ``host:pid:began|time``."""
+ENDED = "ended"
+"""Its value where its writer may not take it away: MLflow lets only MANAGE delete."""
 MOST_RELEASES = 50
 """So far back the way to earlier releases is kept."""
 SILENCE = timedelta(minutes=10)
@@ -154,7 +156,8 @@ def _entry(version: "ModelVersion") -> Entry | None:
     except ValidationError:
         logger.warning("not_a_release name=%s version=%s", version.name, version.version)
         return None
-    appliers = {tag: value for tag, value in tags.items() if tag.startswith(APPLYING)}
+    found = {tag: value for tag, value in tags.items() if tag.startswith(APPLYING)}
+    appliers = {tag: value for tag, value in found.items() if value != ENDED}
     return Entry(int(version.version), plan, tags.get(STATE), appliers)
 
 
@@ -167,6 +170,7 @@ def record_move(project: str, plan: Plan, words: Mapping[str, str]) -> Entry:
         words: further tags, for people, without the prefix ``rlhf.``.
 
     Raises:
+        SameMoveError: the promotion in force is of the same release.
         RegistryError: another move was made since ``plan`` was; nothing moves by this one.
     """
     name, release = project + SUFFIX, plan.releases[0]
@@ -186,6 +190,12 @@ def record_move(project: str, plan: Plan, words: Mapping[str, str]) -> Entry:
     if mine in journal.counting():
         return mine
     _tag(journal.name, mine.number, STATE, OVERTAKEN)
+    newest = journal.counting()[-1]
+    if plan.action == "promote" == newest.plan.action and release == newest.plan.releases[0]:
+        raise SameMoveError(
+            f"another command made {release.policy} the champion at the same moment "
+            f"(models:/{name}/{newest.number})"
+        )
     other = next(entry for entry in journal.counting() if entry.number > plan.base)
     raise RegistryError(
         f"nothing was moved: meanwhile another command made {other.plan.releases[0].policy} the "
@@ -353,14 +363,16 @@ def _tag(name: str, number: int, tag: str, value: str) -> None:
 
 
 def _untag(name: str, number: int, tag: str) -> None:
-    """Take a tag away; somebody else may have done so."""
+    """Take a tag away, or mark it; somebody else may have done so."""
     from mlflow.exceptions import MlflowException
 
     def remove() -> None:
         try:
             mlflow_client().delete_model_version_tag(name, str(number), tag)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.get_http_status_code() == 403:
+                mlflow_client().set_model_version_tag(name, str(number), tag, ENDED)
+            elif error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
 
     patiently(f"tagging models:/{name}/{number}", remove)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from rlhf_core.adapters.access import require_release_rights
 from rlhf_core.adapters.approval import record_approval
 from rlhf_core.adapters.decision import COMPARED, EVALUATION, NOBODY, recorded_verdict
 from rlhf_core.adapters.registry import (
@@ -34,7 +35,7 @@ from rlhf_core.adapters.releases import (
     wanted_aliases,
 )
 from rlhf_core.config import PipelineConfig
-from rlhf_core.errors import RegistryError
+from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import ModelRef, Record, RunContext, StageResult, Verdict
 
 logger = logging.getLogger(__name__)
@@ -47,28 +48,25 @@ class Promotion(Record):
     """What promotion did to the aliases of a registered model."""
 
     model: str
-    """The model the decision was about."""
     verdict: Verdict
     moved: bool
     """True if this made the model champion; False if it was that already."""
     champion: str | None
-    """The champion after this; None if there is none."""
     previous_champion: str | None
     """What ``rlhf rollback`` would bring back."""
     reasons: tuple[str, ...]
     by_hand: tuple[str, ...] = ()
     """Aliases that somebody had moved in MLflow since the last release, and what became of them."""
+    also_by: str | None = None
+    """Says that another command made the same model champion at the same moment."""
 
 
 class Rollback(Record):
-    """What a rollback did."""
+    """What a rollback did: the champion it was, is now, and would be after one more."""
 
     was: str
-    """Champion before."""
     champion: str
-    """Champion now."""
     previous_champion: str | None
-    """What a further rollback would bring back."""
     lost: tuple[str, ...] = ()
     """Releases that were passed over because a part of them was deleted."""
     by_hand: tuple[str, ...] = ()
@@ -169,7 +167,7 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
         comment: why.
 
     Raises:
-        RegistryError: there is no such model, or no gate has been applied to it.
+        RegistryError: there is no such model, no gate has been applied to it, or MLflow refuses.
     """
     version = find_version(reference)
     uri = f"models:/{version.name}/{version.version}"
@@ -186,36 +184,48 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
         raise RegistryError(f"{uri} has no verdict; run `rlhf evaluate` on it first")
     before = _champion(project)
     by_hand: tuple[str, ...] = ()
+    also_by = None
     if verdict == "PROMOTE":
         release = release_of(uri)
-        if reviewer is not None:
-            now = datetime.now(UTC)
-            record_approval(uri, "PROMOTE", reviewer=reviewer, comment=comment, said_at=now)
+        require_release_rights(project)
         words = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
-        by_hand = _make_champion(project, release, words)
-    aliases = champion_aliases(project)["policy"]
+        try:
+            by_hand = _make_champion(project, release, words)
+        except SameMoveError as error:
+            also_by = str(error)
+            apply_newest(project)
     return Promotion(
         model=uri,
         verdict=verdict,
-        moved=before != uri == _champion(project),
+        moved=also_by is None and before != uri == _champion(project),
         champion=_champion(project),
-        previous_champion=_policy_uri(project, aliases.get(PREVIOUS)),
+        previous_champion=_policy_uri(project, champion_aliases(project)["policy"].get(PREVIOUS)),
         reasons=reasons,
         by_hand=by_hand,
+        also_by=also_by,
     )
 
 
 def _make_champion(project: str, release: Release, words: dict[str, str]) -> tuple[str, ...]:
     seen = look_at(project)
     if release == seen.current and not seen.by_hand and seen.base:
+        _approve(release.policy, words)
         return ()
     _require_compared(release.policy, seen.current.policy if seen.current else None)
     chain = [release, *([seen.current] if seen.current else []), *seen.before]
     if release == seen.current:
         del chain[1]
+    require_release_rights(project, tuple(chain))
+    _approve(release.policy, words)
     record_move(project, _plan("promote", seen, chain), words | _note(seen))
     apply_newest(project)
     return seen.by_hand
+
+
+def _approve(uri: str, words: dict[str, str]) -> None:
+    if words:
+        who = {"reviewer": words["approved_by"], "comment": words["approval_comment"]}
+        record_approval(uri, "PROMOTE", said_at=datetime.now(UTC), **who)
 
 
 def rollback_policy(project: str) -> Rollback:
@@ -227,6 +237,7 @@ def rollback_policy(project: str) -> Rollback:
     Raises:
         RegistryError: there is no champion, or no release before it is left.
     """
+    require_release_rights(project)
     seen = look_at(project)
     was = seen.current or seen.withdrawn
     if was is None and not seen.before:
@@ -241,6 +252,7 @@ def rollback_policy(project: str) -> Rollback:
             f"models:/{project}-policy: nothing to roll back to: "
             f"{was.policy if was else 'none'} is champion and no other before it is left{gone}"
         )
+    require_release_rights(project, tuple(chain))
     record_move(project, _plan("rollback", seen, chain), _note(seen, lost))
     apply_newest(project)
     aliases = champion_aliases(project)["policy"]

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from rlhf_core.adapters.access import check_access
+from rlhf_core.adapters.access import check_access, require_release_rights
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.releases import Release
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.errors import RegistryError
 from tests.team import (
@@ -16,6 +17,7 @@ from tests.team import (
     free_port,
     mlflow_with_users,
     object_store,
+    permit,
     running,
 )
 
@@ -94,6 +96,30 @@ def test_a_permission_that_is_missing_for_one_model_is_found_too(asked):
     sign_in(asked, "reader", "Reader-of-the-test-1")
     with pytest.raises(RegistryError, match="refuses user 'reader'"):
         check_access("mine", patience=600)
+
+
+def test_the_rights_to_move_a_release_are_asked_for_and_nothing_is_changed(with_users, asked):
+    url, authority = with_users
+    add_user(url, authority, "editor", "Editor-of-the-test-1")
+    sign_in(asked, *ADMIN)
+    client = mlflow_client()
+    client.create_registered_model("team-reward")
+    client.create_model_version("team-reward", source="s3://nowhere/model")
+    client.set_registered_model_alias("team-reward", "champion", "1")
+    permit(url, authority, "team-reward", "editor")
+    before = client.get_registered_model("team-reward")
+    sign_in(asked, "reader", "Reader-of-the-test-1")
+    with pytest.raises(
+        RegistryError, match=r"team-reward.*user 'reader' \(403.*nothing was changed"
+    ):
+        require_release_rights("team")
+    sign_in(asked, "editor", "Editor-of-the-test-1")
+    require_release_rights("team")
+    without_reward = (Release(policy="models:/elsewhere/1"),)
+    with pytest.raises(RegistryError, match=r"takes an alias of team-reward away .permission MANA"):
+        require_release_rights("team", without_reward)
+    after = client.get_registered_model("team-reward")
+    assert (after.tags, after.aliases) == (before.tags, before.aliases)
 
 
 def test_a_refusal_in_the_middle_of_the_work_is_not_repeated(asked):

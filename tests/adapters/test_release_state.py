@@ -53,10 +53,10 @@ def test_champions_of_one_release_and_the_one_before_are_named(made):
 def test_an_alias_that_was_moved_by_hand_is_named_and_can_be_put_back(client, made, role):
     client.set_registered_model_alias(f"rlhf-{role}", "champion", "1")
     mend = ailing(f"moved by hand: champion of rlhf-{role} stands at 1, its release says 3")
-    assert mend.startswith(f"rlhf promote {made[2]['policy']} puts")
-    assert (f"rlhf promote {made[0]['policy']} makes" in mend) == (role == "policy")
-    promote_model(made[2]["policy"])
-    assert champions(client) == made[2]
+    meant = made[0 if role == "policy" else 2]
+    assert f"rlhf promote {meant['policy']}" in mend
+    promote_model(meant["policy"])
+    assert champions(client) == meant
     assert release_state("rlhf").healthy
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from mlflow.exceptions import RestException
 
 from rlhf_core.adapters import releases as journal
 from rlhf_core.adapters.mlflow_client import mlflow_client
@@ -100,6 +101,58 @@ def test_who_planned_on_another_champion_is_told_and_moves_nothing(client, monke
     assert champions(client, "previous-champion") == made[0]
     states = [entry.state for entry in read_journal("rlhf").entries]
     assert states == ["done", "done", "overtaken"]
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_a_right_that_is_missing_is_said_before_anything_is_written(client, monkeypatch, asked):
+    first, second = register_release(client), register_release(client)
+    promote_model(first["policy"])
+    calls = []
+
+    def refuse(project, releases=()):
+        calls.append(releases)
+        if len(calls) == asked:
+            raise RegistryError("403; nothing was changed")
+
+    monkeypatch.setattr("rlhf_core.stages.promote.require_release_rights", refuse)
+    with pytest.raises(RegistryError, match="403"):
+        promote_model(second["policy"], reviewer="Ann")
+    assert "rlhf.approval" not in find_version(second["policy"]).tags
+    calls.clear()
+    with pytest.raises(RegistryError, match="403" if asked == 1 else "nothing to roll back to"):
+        rollback_policy("rlhf")
+    assert len(read_journal("rlhf").entries) == 1
+    assert champions(client) == first
+
+
+def test_who_may_not_take_a_tag_away_marks_it(client, monkeypatch):
+    def refuse(*arguments):
+        raise RestException({"error_code": "PERMISSION_DENIED", "message": "no"})
+
+    monkeypatch.setattr(type(client), "delete_model_version_tag", refuse)
+    promote_model(register_release(client)["policy"])
+    assert not read_journal("rlhf").appliers()
+    assert "ended" in client.get_model_version("rlhf-release", "1").tags.values()
+
+
+def test_who_promotes_what_another_command_promoted_at_the_same_moment_has_succeeded(
+    client, monkeypatch
+):
+    made = [register_release(client) for _ in range(2)]
+    promote_model(made[0]["policy"])
+    record = journal.record_move
+
+    def overtaken(project, plan, words):
+        monkeypatch.setattr("rlhf_core.stages.promote.record_move", record)
+        assert promote_model(made[1]["policy"]).moved
+        return record(project, plan, words)
+
+    monkeypatch.setattr("rlhf_core.stages.promote.record_move", overtaken)
+    found = promote_model(made[1]["policy"])
+    assert (found.moved, found.champion) == (False, made[1]["policy"])
+    assert "another command made models:/rlhf-policy/2 the champion at the same" in found.also_by
+    assert champions(client, "previous-champion") == made[0]
+    assert [entry.state for entry in read_journal("rlhf").entries] == ["done", "done", "overtaken"]
 
 
 @pytest.mark.slow
