@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_core.errors import DataError
 from rlhf_core.evaluation.intervals import SHARE, Array, Resampling, estimate_jackknife
 from rlhf_core.schema import Estimate
 
@@ -47,14 +46,16 @@ def distinct_share(texts: Sequence[str], plan: Resampling, *, n: int) -> Estimat
     Li et al. (2016), arXiv:1510.03055, section 5. Compare it only between sets of equal size: it
     falls as texts are added.
 
-    Raises:
-        DataError: no text has n words.
+    Where no text has n words the value is 0 and the interval open: nothing was seen.
     """
     grams = [ngrams(words_of(text), n) for text in texts]
     counts = Counter(gram for text in grams for gram in text)
     total = sum(counts.values())
     if not total:
-        raise DataError(f"no response has {n} words; variety cannot be measured")
+        low, high = SHARE
+        return Estimate(
+            value=0.0, low=low, high=high, num_samples=len(texts), confidence=plan.confidence
+        )
     value = len(counts) / total
     left = [_distinct_without(text, counts, total) for text in grams]
     return estimate_jackknife(value, left, plan, bounds=SHARE)

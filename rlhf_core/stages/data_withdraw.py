@@ -206,7 +206,7 @@ class Removal:
         if not pointer.is_file():
             return [name]
         if num_left:
-            versioning.dvc("add", "--quiet", name, cwd=clone)
+            versioning.dvc("add", name, cwd=clone)
         else:
             file.unlink()
             pointer.unlink()
@@ -297,7 +297,7 @@ def _look_into(
         data = clone / name.removesuffix(".dvc")
         if name.endswith(".dvc"):
             try:
-                versioning.dvc("pull", "--quiet", "--force", name, cwd=clone)
+                versioning.dvc("pull", "--force", name, cwd=clone)
             except DataError as error:
                 logger.warning("%s: may hold it, for its bytes are gone: %s", name, error)
                 found[name, digest] = True

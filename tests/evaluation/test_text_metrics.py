@@ -1,6 +1,5 @@
 import pytest
 
-from rlhf_core.errors import DataError
 from rlhf_core.evaluation.intervals import Resampling
 from rlhf_core.evaluation.text_metrics import (
     common_opening,
@@ -37,9 +36,9 @@ def test_distinct_by_hand_and_its_jackknife():
     assert estimate.high == 1.0
 
 
-def test_variety_of_nothing_cannot_be_measured():
-    with pytest.raises(DataError):
-        distinct_share(["one", ""], PLAN, n=2)
+def test_the_variety_of_single_words_is_open_and_ends_no_evaluation():
+    estimate = distinct_share(["one", ""], PLAN, n=2)
+    assert (estimate.low, estimate.high, estimate.num_samples) == (0.0, 1.0, 2)
 
 
 def test_openings_that_agree_are_found_and_order_does_not_matter():
