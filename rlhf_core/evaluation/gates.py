@@ -173,7 +173,8 @@ def _judge(gate: GateConfig, estimate: Estimate) -> tuple[Verdict, str]:
         return "HOLD", "the measurement is not a number"
     if gate.at_least is not None:
         limit, low, high = gate.at_least, estimate.low, estimate.high
-        near, far, side, wanted = "lower", "upper", "below", "at least"
+        wanted = "more than" if _is_next_above(limit) else "at least"
+        near, far, side = "lower", "upper", "below"
     else:
         # At most is at least on the mirrored interval.
         limit, low, high = -_at_most(gate), -estimate.high, -estimate.low
@@ -190,12 +191,17 @@ def _at_most(gate: GateConfig) -> float:
 
 
 def _rule(gate: GateConfig) -> str:
-    bound = (
-        f"lower bound >= {gate.at_least:g}"
-        if gate.at_least is not None
-        else f"upper bound <= {_at_most(gate):g}"
-    )
+    if gate.at_least is None:
+        bound = f"upper bound <= {_at_most(gate):g}"
+    else:
+        sign = ">" if _is_next_above(gate.at_least) else ">="
+        bound = f"lower bound {sign} {gate.at_least:g}"
     return f"{bound} ({_percent(gate.confidence)}, n >= {gate.min_samples})"
+
+
+def _is_next_above(limit: float) -> bool:
+    """Whether a limit is a round number's next neighbour: that number itself is not enough."""
+    return math.nextafter(float(f"{limit:g}"), math.inf) == limit
 
 
 def _vice(gate: GateConfig, verdict: Verdict) -> str:

@@ -200,7 +200,10 @@ def held_to_champion(measured, **rule):
 )
 def test_a_candidate_has_to_be_better_than_the_champion(low, high, verdict):
     """A lower bound of exactly one half proves nothing; better than SFT alone is not enough."""
-    assert held_to_champion(against_champion(low, high)).verdict == verdict
+    decision = held_to_champion(against_champion(low, high))
+    assert decision.verdict == verdict
+    rules = {result.gate: result.rule for result in decision.results}
+    assert rules["policy/win_rate_over_champion"].startswith("lower bound > 0.5 (")
 
 
 def test_without_a_champion_its_gates_are_shown_as_not_applicable():
