@@ -5,6 +5,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pygments.lexers import JsonLexer, TextLexer
+
 from rlhf_core.config import PipelineConfig
 from rlhf_core.config.reference import all_settings
 
@@ -49,6 +51,8 @@ napoleon_numpy_docstring = False
 
 def setup(app: Any) -> None:
     """Write the page of all settings, and show docstrings as they read in the code."""
+    app.add_lexer("jsonl", JsonLexer)
+    app.add_lexer("csv", TextLexer)
     app.connect("builder-inited", _write_settings)
     app.connect("autodoc-process-docstring", _as_in_the_code)
 

@@ -1,9 +1,8 @@
-import logging
-
 import joblib
 import pytest
 import torch
 
+from rlhf_core.stages import determinism
 from rlhf_core.stages.determinism import take_cores
 
 
@@ -14,18 +13,19 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_no_more_threads_than_cores_that_this_process_may_use(monkeypatch, caplog):
+def test_no_more_threads_than_cores_that_this_process_may_use(monkeypatch):
+    said = []
+    monkeypatch.setattr(determinism.logger, "info", lambda line, *words: said.append(line % words))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setattr("rlhf_core.stages.determinism._TORCH_THREADS", 8)
+    monkeypatch.setattr(determinism, "_TORCH_THREADS", 8)
     monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
-    with caplog.at_level(logging.INFO):
-        take_cores()
+    take_cores()
     assert torch.get_num_threads() == 3
-    assert "threads=3 usable_cores=3 OMP_WAIT_POLICY=PASSIVE" in caplog.text
+    assert said == ["threads=3 usable_cores=3 OMP_WAIT_POLICY=PASSIVE"]
 
 
-def test_a_chosen_number_of_threads_stays(monkeypatch, threads):
+def test_a_chosen_number_of_threads_stays(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
     torch.set_num_threads(2)
