@@ -28,9 +28,9 @@ def _as_postgres(command, **options):
 class Database(str):
     """Where PostgreSQL listens, as it stands in addresses; it can go away and come back."""
 
-    def __new__(cls, address, stop, start):
+    def __new__(cls, address, stop, start, dump):
         made = super().__new__(cls, address)
-        made._stop, made._start = stop, start
+        made._stop, made._start, made.dump = stop, start, dump
         return made
 
     @contextmanager
@@ -57,14 +57,17 @@ def running_postgres(*databases):
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder}"
     begin = [*control, "-w", "-t", "300", "-l", folder / "log", "-o", options, "start"]
     _as_postgres(begin, cwd=folder)
+    login = ["-h", "127.0.0.1", "-p", port, "-U", "postgres"]
     try:
         for name in databases:
-            login = ["-h", "127.0.0.1", "-p", port, "-U", "postgres"]
             _as_postgres([BINARIES[-1] / "createdb", *login, name], cwd=folder)
         yield Database(
             f"postgres@127.0.0.1:{port}",
             stop=lambda: _as_postgres([*control, "-m", "fast", "stop"], cwd=folder),
             start=lambda: _as_postgres(begin, cwd=folder),
+            dump=lambda name: (
+                _as_postgres([BINARIES[-1] / "pg_dump", *login, name], cwd=folder).stdout
+            ),
         )
     finally:
         _as_postgres([*control, "-m", "immediate", "stop"], cwd=folder)

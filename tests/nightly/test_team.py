@@ -222,6 +222,14 @@ def test_passwords_are_in_no_folder_and_no_log(night, machines):
                 assert LOGIN[1].encode() not in content, path
 
 
+def test_passwords_are_in_no_database(night, postgres):  # noqa: F811 - the fixture
+    for name, holds in (("mlflow", "rlhf-policy"), ("prefect", "rlhf-pipeline")):
+        text = postgres.dump(name)
+        assert holds in text
+        for password in (ADMIN[1], LOGIN[1]):
+            assert password not in text, name
+
+
 def test_the_doctor_is_content_on_both_and_names_a_wrong_password(machines, team):
     first, second = machines
     with first.worker("rlhf"), second.worker("rlhf-training"):
