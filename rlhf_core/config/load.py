@@ -139,7 +139,7 @@ def _read_extended(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], P
     extended, chain = path.parent / parent, (*seen, os.path.realpath(path))
     if os.path.realpath(extended) in chain:
         raise ConfigError(f"{line}: {path} extends itself through {' -> '.join(chain)}")
-    if not os.path.exists(extended):  # takes any name, where Path.exists raises for a long one
+    if not os.path.isfile(extended):  # takes any name, where Path.is_file raises for a long one
         raise ConfigError(f"{line}: extends: {shown(parent)}: no such configuration file")
     base, base_places = _read_extended(extended, chain)
     return _merge(base, raw), base_places | places

@@ -176,6 +176,8 @@ def test_a_file_that_extends_nothing_says_where_it_says_so(minimal):
     minimal.write_text("extends: nowhere.yaml\n")
     said = refusal(minimal)
     assert said == f"{minimal}, line 1: extends: nowhere.yaml: no such configuration file"
+    minimal.write_text("extends: ..\n")  # a folder
+    assert refusal(minimal) == f"{minimal}, line 1: extends: ..: no such configuration file"
     minimal.write_text("extends: minimal.yaml\n")
     assert "extends itself" in refusal(minimal)
 
