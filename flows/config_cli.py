@@ -45,7 +45,7 @@ def explain(
     begin("warning", uses_servers=False)
     from flows.tables import show_line
     from rlhf_core.config import PipelineConfig
-    from rlhf_core.config.reference import all_settings, nearest
+    from rlhf_core.config.reference import all_settings, say_unknown
     from rlhf_core.errors import ConfigError
 
     found = [
@@ -54,8 +54,7 @@ def explain(
         if not key or setting.key == key or setting.key.startswith((f"{key}.", f"{key}["))
     ]
     if not found:
-        meant = nearest(key, PipelineConfig)
-        raise ConfigError(f"{key}: no such setting" + (f"; did you mean {meant}?" if meant else ""))
+        raise ConfigError(f"{key}: {say_unknown(key, PipelineConfig)}")
     for setting in found:
         mark = f" ({setting.only_with})" if setting.only_with else ""
         show_line(f"{setting.key} = {setting.default}{mark}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
-from rlhf_core.config.reference import KINDS, InForce, in_force, nearest
+from rlhf_core.config.reference import KINDS, InForce, in_force, say_unknown
 from rlhf_core.config.written import KeyPath, Places, read_written, shown
 from rlhf_core.errors import ConfigError
 
@@ -85,16 +85,11 @@ def _in_words(problem: "ErrorDetails", path: Path, raw: dict[str, Any], places: 
     has_section = isinstance(problem["input"], dict)
     found = "" if has_section else f" (found {shown(repr(problem['input']))})"
     if problem["type"] == "extra_forbidden":
-        words, found = _unknown(".".join(map(str, written))), ""
+        words, found = say_unknown(".".join(map(str, written)), PipelineConfig), ""
     place = places.get(written) or str(path)
     if place.startswith("--set "):
         place = f"{path}, {place}"
     return f"{place}: {key}: {words}{found}" if key else f"{path}: {words}{found}"
-
-
-def _unknown(key: str) -> str:
-    meant = nearest(key, PipelineConfig)
-    return "no such setting" + (f"; did you mean {meant}?" if meant else "")
 
 
 def _written_part(loc: tuple[str | int, ...], raw: Any) -> KeyPath:

@@ -88,6 +88,12 @@ def nearest(key: str, root: type[BaseModel]) -> str | None:
     return close[0] if close else None
 
 
+def say_unknown(key: str, root: type[BaseModel]) -> str:
+    """Return what to say of a key that is no setting."""
+    meant = nearest(key, root)
+    return "no such setting" + (f"; did you mean {meant}?" if meant else "")
+
+
 def _sections(annotation: Any, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield the sections an annotation names, with what stands for their place in a container."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -29,13 +29,7 @@ def apply_gate(gate: GateConfig, report: EvaluationReport) -> GateResult:
             gate never assumes a value.
     """
     if report.champion is None and _asks_about_champion(gate):
-        return GateResult(
-            gate=_name(gate),
-            verdict="PROMOTE",
-            estimate=None,
-            rule=_rule(gate),
-            reason=f"{_name(gate)}: not applicable, for there is no champion yet.",
-        )
+        return _unmeasured(gate, "PROMOTE", "not applicable, for there is no champion yet")
     if gate.slice is not None:
         measured = report.breakdown.get(gate.slice, {})
         if gate.metric not in measured:
@@ -140,12 +134,16 @@ def slice_results(promotion: PromotionConfig, report: EvaluationReport) -> tuple
 def _unseen_slice(gate: GateConfig, report: EvaluationReport) -> GateResult:
     """Nothing of a slice was held out: more data may decide."""
     slices = ", ".join(report.breakdown) or "none"
+    return _unmeasured(gate, "HOLD", f"no held-out sample is in this slice; slices are {slices}")
+
+
+def _unmeasured(gate: GateConfig, verdict: Verdict, why: str) -> GateResult:
     return GateResult(
         gate=_name(gate),
-        verdict="HOLD",
+        verdict=verdict,
         estimate=None,
         rule=_rule(gate),
-        reason=f"{_name(gate)}: no held-out sample is in this slice; slices are {slices}.",
+        reason=f"{_name(gate)}: {why}.",
     )
 
 
