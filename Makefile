@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder
 
 # One place for every process started from here: no telemetry, no hub, no update checks.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -14,9 +15,9 @@ export GX_ANALYTICS_ENABLED := false
 
 # Two test workers with two torch threads each on two cores spin against each other: a step can take
 # a hundred times longer.
-check test nightly: export OMP_NUM_THREADS := 1
+check test quick-tests all-tests nightly: export OMP_NUM_THREADS := 1
 
-.PHONY: help setup format check test nightly docs run up down clean
+.PHONY: help setup format lint check test quick-tests all-tests nightly docs run up down clean
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -34,22 +35,29 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+lint: $(STAMP) ## Format, lint, types and import contracts
+	@echo "lint, types and import contracts:"
+	@failed=; for tool in 'ruff format --check .' 'ruff check .' mypy lint-imports; do \
+	  $(BIN)/$$tool || failed="$$failed  $$tool failed: read it above, after \"lint, types\"\n"; \
+	done; printf "$$failed" >&2; [ -z "$$failed" ]
+
+# Beside the tests, not before them: a wait of theirs costs nothing then. All of it is always shown.
+BESIDE := @$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint
+
 check: $(STAMP) ## Lint, types, import contracts and the quick tests
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not slow and not nightly and not gpu' -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BESIDE) quick-tests
 
 test: $(STAMP) ## Everything: lint, types, contracts, all tests, the demo included
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/pytest -m 'not nightly and not gpu' -n 3 --dist loadgroup --no-loadscope-reorder
+	$(BESIDE) all-tests
+
+quick-tests: $(STAMP)
+	+$(PYTEST) -m 'not slow and not nightly and not gpu' -n 2
+
+all-tests: $(STAMP)
+	+$(PYTEST) -m 'not nightly and not gpu' -n 3
 
 nightly: $(STAMP) ## What takes too long for every change: damaged inputs, repeated kills, outages, a team's servers
-	$(BIN)/pytest -m nightly -n 2 --dist loadgroup --no-loadscope-reorder
+	$(PYTEST) -m nightly -n 2
 
 docs: $(STAMP) ## The documentation as a site, in build/docs; a broken reference is an error
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
