@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -104,8 +105,23 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the environment as it is now."""
+    """Read the environment as it is now.
+
+    It is asked for at every call of the registry, hundreds of times in a promotion: checking the
+    same values again would take half of the time.
+    """
+    given = {name: value for name, value in os.environ.items() if name.lower() in _FIELDS}
+    folder = None if given.get("MLFLOW_TRACKING_URI") else Path.cwd()
+    return _checked(frozenset(given.items()), folder)
+
+
+@lru_cache(maxsize=8)
+def _checked(given: frozenset[tuple[str, str]], folder: Path | None) -> Settings:
+    """Return the settings of an environment and working directory, which are those of now."""
     return Settings()
+
+
+_FIELDS = frozenset(Settings.model_fields)
 
 
 def without_credentials(text: str) -> str:
