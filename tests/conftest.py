@@ -7,6 +7,7 @@ import pytest
 
 from flows.environment import CALM
 from rlhf_core.adapters.settings import quiet_environment
+from tests.forked import Forked
 
 # Before Prefect is imported by any test of any folder, for it reads its settings once.
 quiet_environment()
@@ -32,6 +33,24 @@ def mlflow_home(tmp_path, monkeypatch, fresh_database):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("RLHF_TRACKING_PATIENCE", "3")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory):
+    """Commands without their start-up."""
+    made = Forked(tmp_path_factory.mktemp("forked"))
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def forked_tools(forked):
+    """DVC, and what DVC runs, without their start-up."""
+    from rlhf_core.adapters import versioning
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(versioning, "_run", forked.instead_of(versioning._run))
+        yield forked
 
 
 LONGEST_FIRST = ("served", "small_demo", "faults", "outages", "data_versions")

@@ -3,33 +3,35 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from tests.forked import Forked
+
 ROOT = Path(__file__).parents[2]
-RLHF = Path(sys.executable).with_name("rlhf")
 
 ROWS = {
-    "comparisons.jsonl": 1_200,
-    "demonstrations.jsonl": 400,
-    "prompts.jsonl": 400,
+    "comparisons.jsonl": 600,
+    "demonstrations.jsonl": 240,
+    "prompts.jsonl": 240,
     "heldout_prompts.jsonl": 300,
 }
 """Of the shipped files, in a workspace that has not the whole of them."""
 SMALL = {
+    "data.votes.num_resamples": "80",
+    "data.gates": "[{metric: data/krippendorff_alpha, at_least: 0.1, min_samples: 100}]",
     "sft.num_epochs": "1",
     "reward.num_epochs": "1",
     "policy.num_iterations": "4",
-    "policy.rollout_batch_size": "32",
-    "evaluation.num_prompts": "48",
-    "evaluation.num_resamples": "200",
-    # Four iterations prove that every part works, not that the policy is better.
+    "policy.rollout_batch_size": "16",
+    "evaluation.num_prompts": "32",
+    "evaluation.num_resamples": "100",
+    # So few rows and steps prove that every part works, not that the policy is better.
     "gates.sft": "[{metric: sft/heldout_nll, at_most: 9.0, min_samples: 20}]",
-    "gates.reward": "[{metric: reward/heldout_accuracy, at_least: 0.3, min_samples: 20}]",
+    "gates.reward": "[{metric: reward/heldout_accuracy, at_least: 0.05, min_samples: 20}]",
     "gates.policy": "[{metric: policy/win_rate, at_least: 0.05, min_samples: 20}]",
 }
 
@@ -48,6 +50,7 @@ class Workspace:
     path: Path
     prefect_home: ClassVar[Path]
     """One for all: making the tables of Prefect's database takes longer than a small stage."""
+    commands: ClassVar[Forked]
 
     def rlhf(
         self, *arguments: str, check: int | None = 0, env: dict[str, str] | None = None
@@ -60,9 +63,7 @@ class Workspace:
         }
         environment |= {"PREFECT_HOME": str(self.prefect_home), "COLUMNS": "160"}
         environment |= env or {}
-        done = subprocess.run(
-            [str(RLHF), *arguments], cwd=self.path, env=environment, text=True, capture_output=True
-        )
+        done = self.commands.run("rlhf", *arguments, cwd=self.path, env=environment)
         if check is not None:
             assert done.returncode == check, (
                 f"rlhf {' '.join(arguments)} exited with {done.returncode}\n"
@@ -95,8 +96,9 @@ def make_workspace(path: Path, *, whole: bool = False) -> Workspace:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+def commands(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> None:
     Workspace.prefect_home = tmp_path_factory.mktemp("prefect")
+    Workspace.commands = forked
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ COMMANDS = sorted(
 )
 """Rolling back comes last: by then another run has been promoted."""
 TRAINS = ("run", "prepare", "sft", "reward", "policy", "evaluate")
+SECOND = "configs/demo-rloo.yaml"
+"""What is promoted after the first run, so that there is something to roll back to."""
 AS_GOOD = (
     "{rule: not_inferior, margin: 0.49, min_samples: 20, slice_margin: null,"
     " because: {metric: policy/win_rate, at_least: 0.05, min_samples: 20}}"
@@ -53,18 +55,23 @@ def test_command_works_as_written(small_run, command):
     if arguments[0] in TRAINS and "--run-id" not in arguments:
         own = re.sub(r"\W+", "-", " ".join(arguments)).strip("-")
         arguments += ["--run-id", own]
-    if arguments[0] in TRAINS:
-        # Four iterations beat no champion: a whole run makes the first of a project.
-        project = {"project": Path(arguments[1]).stem} if arguments[0] == "run" else {}
-        arguments += small_settings(**project)
+    if arguments[0] in (*TRAINS, "collect"):
+        arguments += small_settings(**where_promoted(*arguments))
     if arguments[0] == "rollback":
         promote_twice(small_run)
     small_run.rlhf(*arguments)
 
 
+def where_promoted(command, config, *_):
+    """Four iterations beat no champion: a whole run makes the first of a project, or is as good."""
+    if command != "run":
+        return {}
+    return {"promotion": AS_GOOD} if config == SECOND else {"project": Path(config).stem}
+
+
 def collected(work):
     """Return the name of a collection; it is made once."""
-    work.rlhf("collect", "configs/demo.yaml", "--json", "collected.json")
+    work.rlhf("collect", "configs/demo.yaml", "--json", "collected.json", *small_settings())
     return work.read("collected.json")["collection"]["collection_id"]
 
 
@@ -72,5 +79,5 @@ def promote_twice(work):
     """Make sure that there is a champion before the champion."""
     previous = work.rlhf("lineage", "models:/rlhf-policy@previous-champion", check=None)
     if previous.returncode:
-        other = small_settings(**{"policy.kl_coef": "0.2"}, promotion=AS_GOOD)
-        work.rlhf("run", "configs/demo.yaml", "--run-id", "another", *other)
+        other = small_settings(promotion=AS_GOOD)
+        work.rlhf("run", SECOND, "--run-id", "another", *other)

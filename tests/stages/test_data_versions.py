@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,17 +29,18 @@ from tests.stages.data_helpers import AUTHOR, call, dvc, make_repository, rows, 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("data_versions")]
 
 BASE = Path(__file__).parents[2] / "data" / "base"
-RLHF = str(Path(sys.executable).parent / "rlhf")
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
+def published(tmp_path_factory, forked_tools) -> Path:
     """Three versions: as it was, with a batch, with a batch and a label mended in the raw file."""
     folder = tmp_path_factory.mktemp("versions")
     root = make_repository(folder / "repository")
     publish(None, directory=root)
     batch = write(folder / "b1.jsonl", rows(range(60, 90)))
-    added = call(RLHF, "data", "add", str(batch), "--json", str(folder / "added.json"), cwd=root)
+    added = forked_tools.rlhf(
+        "data", "add", str(batch), "--json", str(folder / "added.json"), cwd=root
+    )
     assert "--set data.version=data-v2" in added
     assert "batch-0001.jsonl" in added
     mended = rows([0, 1, 2]) + rows([3], winner="b") + rows(range(4, 59))
@@ -187,21 +187,21 @@ def test_a_batch_that_is_not_here_is_never_left_out_silently(published, monkeypa
         batch.write_bytes(kept)
 
 
-def test_the_commands_print_what_was_done(published):
+def test_the_commands_print_what_was_done(published, forked_tools):
     """Whole words, whatever the terminal's width is taken to be."""
     added = json.loads((published.parent / "added.json").read_text())
     assert added["version"]["came"] == 30
     assert Path(added["directory"]).is_dir()
     narrow = {**os.environ, "COLUMNS": "60"}
-    log = call(RLHF, "data", "log", cwd=published, env=narrow)
+    log = forked_tools.rlhf("data", "log", cwd=published, env=narrow)
     for version in list_versions(published):
         assert version.version in log
         assert version.commit[:10] in log
         assert version.batch is None or version.batch in log
-    diff = call(RLHF, "data", "diff", "data-v2", "data-v3", cwd=published, env=narrow)
+    diff = forked_tools.rlhf("data", "diff", "data-v2", "data-v3", cwd=published, env=narrow)
     assert "5 came, 1 went, 1 changed their winner, 88 stayed" in diff
     assert "Question 90?" in diff
-    got = call(RLHF, "data", "get", "data-v1", cwd=published, env=narrow)
+    got = forked_tools.rlhf("data", "get", "data-v1", cwd=published, env=narrow)
     assert "reward_train" in got
     assert list_versions(published)[0].dvc_md5.removesuffix(".dir") in got
 

@@ -1,8 +1,7 @@
 """A person's data is withdrawn: the next version lacks it, and what was made of it is named."""
 
 import json
-import sys
-from pathlib import Path
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,20 +17,28 @@ from rlhf_core.stages.data_withdraw import withdraw
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("data_versions")]
-RLHF = str(Path(sys.executable).parent / "rlhf")
 
 
-@pytest.fixture
-def root(tmp_path, mlflow_home):
-    root = make_repository(tmp_path / "repository")
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, forked_tools):
+    """Two versions, the second with a batch of May."""
+    folder = tmp_path_factory.mktemp("published")
+    root = make_repository(folder / "repository")
     publish(None, directory=root)
     batch = rows(range(60, 90))
     batch[0]["votes"] = [{"annotator": "mallory", "choice": "a"}]  # her vote alone
     batch[1]["votes"].append({"annotator": " mallory", "choice": "b"})
     batch[2]["comparison_id"] = "r-62"
-    file = write(tmp_path / "of-may.jsonl", batch)
+    file = write(folder / "of-may.jsonl", batch)
     publish(SourceConfig(path=file), directory=root)
-    return root
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path, mlflow_home, published):
+    """The same as a folder of the test's own."""
+    shutil.copytree(published, tmp_path, symlinks=True, dirs_exist_ok=True)
+    return tmp_path / "repository"
 
 
 def raw_text(root):
@@ -60,19 +67,19 @@ def test_votes_go_and_versions_and_models_are_named(root):
         withdraw(Withdrawal(annotators=("nobody",)), directory=root)
 
 
-def test_rows_and_sources_go_by_the_command_line(root, tmp_path):
-    said = call(RLHF, "data", "withdraw", "--row", "r-62", "--json", "out.json", cwd=root)
+def test_rows_and_sources_go_by_the_command_line(root, tmp_path, forked_tools):
+    said = forked_tools.rlhf("data", "withdraw", "--row", "r-62", "--json", "out.json", cwd=root)
     assert "data-v2 still holds it; made from it: no registered model" in said
     result = json.loads((root / "out.json").read_text())
     assert result["published"]["version"]["rows"] == 89
     (root / "out.json").unlink()
-    call(RLHF, "data", "withdraw", "--source", "of-may", cwd=root)
+    forked_tools.rlhf("data", "withdraw", "--source", "of-may", cwd=root)
     assert not list((root / "data" / "raw" / "preferences").glob("batch-*"))
     again = publish(SourceConfig(path=write(tmp_path / "n.jsonl", rows([95]))), directory=root)
     assert (again.version.version, again.version.batch) == ("data-v5", "batch-0002.jsonl")
 
 
-def test_every_kind_of_file_is_rewritten_and_a_repeat_names_what_held_it(root):
+def test_every_kind_of_file_is_rewritten_and_a_repeat_names_what_held_it(root, forked_tools):
     raw = root / "data" / "raw"
     votes = [{"annotator": name, "vote": "a", "n": n} for n, name in enumerate(["w1", "mallory"])]
     pq.write_table(pa.Table.from_pylist(votes), raw / "more.parquet")
@@ -91,7 +98,7 @@ def test_every_kind_of_file_is_rewritten_and_a_repeat_names_what_held_it(root):
     assert (raw / "more.csv").read_text() == "annotator,choice\nw1,a\n"
     assert pq.read_table(raw / "more.parquet").to_pylist() == votes[:1]
     assert not call("git", "status", "--porcelain", cwd=root)
-    said = call(RLHF, "data", "withdraw", "--annotator", "mallory", cwd=root)
+    said = forked_tools.rlhf("data", "withdraw", "--annotator", "mallory", cwd=root)
     assert "no row holds it any more; nothing was published" in said
     assert "data-v3 still holds it" in said
 

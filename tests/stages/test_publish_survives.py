@@ -17,9 +17,9 @@ from rlhf_core.stages.data_versions import bring_back, list_versions
 from tests.stages.data_helpers import call, make_repository, rows, write
 
 RLHF = Path(sys.executable).with_name("rlhf")
-NUM_KILLS = 3
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_tools")]
+"""What looks at the versions afterwards is quick; what is killed is a real process."""
 
 
 @pytest.fixture
@@ -98,23 +98,24 @@ def test_what_a_kill_leaves_is_gone_after_the_next_call(repository, tmp_path):
     assert not list(versions.glob(".*.tmp"))
 
 
-def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repository):
+@pytest.mark.parametrize("num_kills", [1, pytest.param(4, marks=pytest.mark.nightly)])
+def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repository, num_kills):
     started = time.monotonic()
     assert add(repository, batch(repository, 0)).wait() == 0
     duration = time.monotonic() - started
     rng, killed = random.Random(0), 0
-    for number in range(1, NUM_KILLS + 1):
+    for number in range(1, num_kills + 1):
         process = add(repository, batch(repository, number))
-        time.sleep(duration * (number - 1 + rng.random()) / NUM_KILLS)
+        time.sleep(duration * (number - 1 + rng.random()) / num_kills)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
         for version in list_versions(repository):
             assert bring_back(version.version, repository).dvc_md5 == version.dvc_md5
     assert killed
-    for number in range(1, NUM_KILLS + 1):
+    for number in range(1, num_kills + 1):
         process = add(repository, batch(repository, number))
         _, stderr = process.communicate()
         assert process.returncode == 0 or "already there as batch-" in stderr
-    assert sorted(batches_of(repository)) == sorted(map(questions, range(NUM_KILLS + 1)))
-    assert list_versions(repository)[-1].rows == 60 + 10 * (NUM_KILLS + 1)
+    assert sorted(batches_of(repository)) == sorted(map(questions, range(num_kills + 1)))
+    assert list_versions(repository)[-1].rows == 60 + 10 * (num_kills + 1)

@@ -1,0 +1,251 @@
+"""`rlhf` and `dvc` without their start-up: forks of a process that has imported everything once.
+
+A command's own imports take several seconds of a processor; tests run a hundred commands. Here each
+is a fork with a working directory, an environment, standard streams and an exit code of its own, as
+the shell would start it. Tests that are about starting, signals or kills start real processes.
+
+``python -m tests.forked SOCKET FOLDER`` serves. An executable named ``rlhf`` in the folder asks it
+for a command on behalf of another process, DVC's stage for one.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rlhf_core.adapters.settings import child_environment
+
+ROOT = Path(__file__).parents[1]
+CLIENT = """#!{python} -ISs
+import json, os, socket, sys
+link = socket.socket(socket.AF_UNIX)
+link.connect({address!r})
+words = ["rlhf", *sys.argv[1:]]
+request = {{"arguments": words, "folder": os.getcwd(), "environment": dict(os.environ)}}
+data = json.dumps(request).encode()
+socket.send_fds(link, [len(data).to_bytes(8, "big")], [0, 1, 2])
+link.sendall(data)
+sys.exit(int(link.makefile().readline() or 70))
+"""
+"""``rlhf`` for other processes: passes its streams on and waits for the exit code."""
+
+
+class Commands:
+    """Has commands run by a server that is there."""
+
+    def __init__(self, address: str, folder: Path):
+        self.address, self.folder = address, folder
+
+    def run(self, *arguments, cwd, env) -> subprocess.CompletedProcess[str]:
+        """Run ``rlhf ...`` or ``dvc ...`` and return what ``subprocess.run`` would."""
+        request = {
+            "arguments": [str(argument) for argument in arguments],
+            "folder": str(cwd),
+            "environment": dict(env),
+        }
+        with (
+            tempfile.TemporaryFile() as stdout,
+            tempfile.TemporaryFile() as stderr,
+            open(os.devnull) as stdin,
+            self.connect() as link,
+        ):
+            data = json.dumps(request).encode()
+            streams = [stream.fileno() for stream in (stdin, stdout, stderr)]
+            socket.send_fds(link, [len(data).to_bytes(8, "big")], streams)
+            link.sendall(data)
+            status = int(link.makefile().readline())
+            texts = []
+            for stream in (stdout, stderr):
+                stream.seek(0)
+                texts.append(stream.read().decode())
+        return subprocess.CompletedProcess(arguments, status, *texts)
+
+    def rlhf(self, *arguments, cwd, env=None) -> str:
+        """Run ``rlhf`` and return what it printed; it must succeed."""
+        done = self.run("rlhf", *arguments, cwd=cwd, env=os.environ if env is None else env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def dvc(self, *arguments, cwd) -> subprocess.CompletedProcess[str]:
+        """Run ``dvc``; the ``rlhf`` of its stages is a fork as well."""
+        path = os.pathsep.join((str(self.folder), os.environ.get("PATH", os.defpath)))
+        return self.run("dvc", *arguments, cwd=cwd, env=child_environment() | {"PATH": path})
+
+    def connect(self):
+        """Return a connection to the server."""
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(self.address)
+        return link
+
+    def instead_of(self, start):
+        """Return what runs DVC here and hands other tools on to ``start``.
+
+        Where a commit brings code of its own, that is to be imported and not what is here.
+        """
+
+        def run(command, cwd, code=None):
+            if command[1:3] != ["-m", "dvc"] or (
+                code is not None and (code / "rlhf_core").exists()
+            ):
+                return start(command, cwd, code)
+            return self.dvc(*command[3:], cwd=cwd)
+
+        return run
+
+
+class Forked(Commands):
+    """The same with a server of its own, which starts with the first command."""
+
+    def __init__(self, folder: Path):
+        # Paths of sockets may have 107 characters, those of a test's folders have more.
+        self.home = tempfile.TemporaryDirectory(prefix="forked-")
+        super().__init__(f"{self.home.name}/socket", folder)
+        self.process = None
+
+    def start(self):
+        """Start the server, and put an ``rlhf`` that asks it into ``folder``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "tests.forked", self.address, str(self.folder)]
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "PREFECT_HOME": f"{self.home.name}/home",
+        }
+        log = (self.folder / "server.log").open("w")
+        self.process = subprocess.Popen(
+            command, env=environment, cwd=self.home.name, stdout=log, stderr=log
+        )
+        client = self.folder / "rlhf"
+        client.write_text(CLIENT.format(python=sys.executable, address=self.address))
+        client.chmod(0o755)
+
+    def connect(self):
+        if self.process is None:
+            self.start()
+        while not Path(self.address).exists():
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()
+            time.sleep(0.05)
+        return super().connect()
+
+    def end(self):
+        """No more commands."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+        self.home.cleanup()
+
+
+def load_everything():
+    """Import what commands import; nothing here may start a thread or open a connection."""
+    from flows.environment import prepare_environment
+
+    prepare_environment()
+    import dvc.cli
+    import dvc.commands
+    import dvc.repo
+    import great_expectations
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store
+    import peft
+    import prefect
+    import sklearn.linear_model
+    import transformers.models.auto.modeling_auto
+
+    import flows.cli
+    import flows.data_cli
+    import flows.local
+    import flows.pipeline
+    import flows.stages
+    import flows.tables
+    import rlhf_core.stages.evaluate
+    import rlhf_core.stages.policy
+    import rlhf_core.stages.prepare
+    import rlhf_core.stages.promote
+    import rlhf_core.stages.reward
+    import rlhf_core.stages.sft
+
+    return dvc, flows, great_expectations, mlflow, peft, prefect, rlhf_core, sklearn, transformers
+
+
+def become(request):
+    """Be one command, in a fork: never returns."""
+    status = 1
+    try:
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        sys.argv = list(request["arguments"])
+        status = _main(sys.argv[0])
+    except SystemExit as leaving:
+        code = leaving.code
+        status = code if isinstance(code, int) else int(code is not None)
+        if isinstance(code, str):
+            sys.stderr.write(code + "\n")
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _main(tool):
+    if tool == "dvc":
+        from dvc.cli import main
+
+        return main(sys.argv[1:])
+    import prefect.context
+
+    # Prefect read the environment when it was imported.
+    prefect.context.GLOBAL_SETTINGS_CONTEXT = prefect.context.root_settings_context()
+    from flows.start import main
+
+    main()
+    return 0
+
+
+def answer(link):
+    """Run the command that comes over a connection and send its exit code."""
+    size, streams, _, _ = socket.recv_fds(link, 8, 3)
+    data = b""
+    while len(data) < int.from_bytes(size, "big"):
+        data += link.recv(1 << 20)
+    child = os.fork()
+    if not child:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        link.close()
+        become(json.loads(data))
+    _, status = os.waitpid(child, 0)
+    link.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def serve(address, folder):
+    """Answer each connection in a fork, several at once."""
+    load_everything()
+    from rlhf_core.adapters import versioning
+
+    versioning._run = Commands(address, Path(folder)).instead_of(versioning._run)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{address}.new")
+    listener.listen(64)
+    os.rename(f"{address}.new", address)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        link, _ = listener.accept()
+        if not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            answer(link)
+            os._exit(0)
+        link.close()
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
