@@ -1,6 +1,7 @@
 """Promotions and rollbacks at once against a real MLflow server, on SQLite and on PostgreSQL."""
 
 import os
+import shutil
 import signal
 from contextlib import nullcontext
 
@@ -15,10 +16,12 @@ from tests.releases import champions, fights, register_release
 
 
 @pytest.fixture(
-    params=["sqlite", pytest.param("postgresql", marks=needs_postgres)], name="served_client"
+    params=["sqlite", pytest.param("postgresql", marks=[needs_postgres, pytest.mark.nightly])],
+    name="served_client",
 )
-def _served_client(request, tmp_path, monkeypatch):
+def _served_client(request, tmp_path, fresh_database, monkeypatch):
     there = running_postgres("mlflow") if request.param == "postgresql" else nullcontext()
+    shutil.copy(fresh_database, tmp_path / "mlflow.db")
     with there as address:
         server = Server(tmp_path, f"postgresql://{address}/mlflow" if address else None)
         server.start()

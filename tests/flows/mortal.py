@@ -10,6 +10,7 @@ right before that effect.
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -43,7 +44,9 @@ class Mortal:
             text=True,
         )
 
-    def rlhf(self, folder, *arguments, at_effect=0, after_seconds=0.0, may_end=(0,)):
+    def rlhf(
+        self, folder, *arguments, at_effect=0, after_seconds=0.0, largest_file=-1, may_end=(0,)
+    ):
         """Run a command; returns how it ended, its effects and its seconds.
 
         Args:
@@ -51,6 +54,7 @@ class Mortal:
             arguments: of the command line.
             at_effect: die right before this effect; 0 lives on.
             after_seconds: be killed after so long; 0 lives on.
+            largest_file: no file may grow beyond so many bytes; -1 is as large as it likes.
             may_end: statuses that are no surprise.
         """
         request = {
@@ -58,6 +62,7 @@ class Mortal:
             "arguments": arguments,
             "at_effect": at_effect,
             "after_seconds": after_seconds,
+            "largest_file": largest_file,
         }
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -173,6 +178,7 @@ def run_child(request, pipe, log):
         os.dup2(output.fileno(), 2)
     os.chdir(request["folder"])
     sys.argv = ["rlhf", *request["arguments"]]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], resource.RLIM_INFINITY))
     Effects(request["at_effect"], pipe).watch()
     status = 3
     with contextlib.suppress(SystemExit):

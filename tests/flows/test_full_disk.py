@@ -1,4 +1,7 @@
-"""A disk that fills up under a run on servers: the run says so, and goes on once there is room."""
+"""A disk that fills up under a run on servers: the run says so, and goes on once there is room.
+
+Without servers ``test_faults.py`` has it, at every change.
+"""
 
 import pytest
 from mlflow import MlflowClient
@@ -9,7 +12,7 @@ from tests.flows.registered import check_runs
 from tests.flows.served import Served
 from tests.flows.tiny import CONFIG, make_tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("faults")]
 
 ROOM_BYTES = 256 * 1024
 """Enough for settings and references, too little for a checkpoint."""

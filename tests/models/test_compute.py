@@ -43,7 +43,8 @@ LORA = ComputeConfig(lora=LoraConfig(rank=4, alpha=8.0))
     "compute",
     [
         ComputeConfig(gradient_checkpointing=True),
-        pytest.param(ComputeConfig(compile_layers=True), marks=pytest.mark.slow),
+        # At every change ``test_unread.py`` compiles layers, of a model with more to them.
+        pytest.param(ComputeConfig(compile_layers=True), marks=pytest.mark.nightly),
     ],
 )
 def test_saving_memory_or_time_changes_no_gradient(compute, llama_directory):

@@ -58,7 +58,14 @@ def test_first_ratio_is_one_in_every_iteration(variant, causal_directory, tmp_pa
     assert max(tracker.series("policy/logprob_mismatch")) < 1.0001
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+OFTEN = ("default", "rloo-adaptive-kl-and-ptx", "grpo-and-lora")
+"""Between them they keep everything that a checkpoint holds; the others are for the night."""
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.nightly) for name in VARIANTS],
+)
 def test_same_seed_same_weights_and_crashes_do_not_change_them(variant, causal_directory, tmp_path):
     whole = ListTracker()
     expected = train_ppo(causal_directory, tmp_path / "a", whole, **VARIANTS[variant])

@@ -77,7 +77,14 @@ def nest():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "threads"),
-    [("sft", 1), ("reward", 1), ("dpo", 1), ("ppo", 1), ("ppo", 2), ("rloo", 1)],
+    [
+        ("sft", 1),
+        pytest.param("reward", 1, marks=pytest.mark.nightly),
+        ("dpo", 1),
+        ("ppo", 1),
+        pytest.param("ppo", 2, marks=pytest.mark.nightly),
+        ("rloo", 1),
+    ],
 )
 def test_sigkill_at_random_moments_does_not_change_the_weights(
     trainer, threads, nest, causal_directory, tmp_path
