@@ -23,6 +23,8 @@ from rlhf_core.schema import (
 
 if TYPE_CHECKING:
     from rlhf_core.adapters.lineage import Lineage
+    from rlhf_core.adapters.required_gates import Requirement
+    from rlhf_core.config import RequiredGates
     from rlhf_core.stages.promote import Promotion, Rollback
 
 
@@ -267,6 +269,27 @@ def roll_back(project: str) -> "Rollback":
     from rlhf_core.stages.promote import rollback_policy
 
     return rollback_policy(project)
+
+
+def read_required_gates(path: Path) -> "RequiredGates":
+    """Read the file that says which gates a project requires."""
+    from rlhf_core.config.load import load_required_gates
+
+    return load_required_gates(path)
+
+
+def require_gates(project: str, gates: "RequiredGates", by: str) -> "Requirement":
+    """Ask these gates of every run of a project from now on."""
+    from rlhf_core.adapters.required_gates import require_gates as require
+
+    return require(project, gates, by=by)
+
+
+def requirement(project: str) -> "Requirement":
+    """Return the gates a project requires, and who set them."""
+    from rlhf_core.adapters.required_gates import requirement as find
+
+    return find(project)
 
 
 def trace_lineage(uri: str) -> "Lineage":

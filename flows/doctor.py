@@ -51,7 +51,7 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     """Look for what the project requires, and compare what is installed with the pinned set."""
-    wrong = [f"{name} is missing" for name in _required() if _installed(name) is None]
+    wrong = [f"{name} is missing" for name in _distributions() if _installed(name) is None]
     found = "all that is required; no constraints.txt here"
     if CONSTRAINTS.exists():
         lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
@@ -70,7 +70,7 @@ def _packages() -> Iterator[Finding]:
     )
 
 
-def _required() -> Iterator[str]:
+def _distributions() -> Iterator[str]:
     """Yield the project itself and the names of what it requires, without its extras."""
     yield DISTRIBUTION
     if _installed(DISTRIBUTION) is None:
@@ -164,6 +164,43 @@ def _mlflow(config: Path | None = None) -> Iterator[Finding]:
     database = Path(settings.mlflow_tracking_uri.removeprefix("sqlite:///"))
     if not settings.embedded or database.stat().st_size:
         yield _releases(project)
+        yield _required(project)
+        yield _looks(project)
+
+
+def _required(project: str) -> Finding:
+    """Says which gates the project requires of every run."""
+    from rlhf_core.adapters.required_gates import requirement
+
+    what = f"required gates ({project})"
+    try:
+        found = requirement(project)
+    except RlhfError as error:
+        mend = f"rlhf gates --require FILE --project {project}"
+        return Finding(what=what, healthy=False, found=str(error), mend=mend)
+    asked = "; ".join(gate for gates in found.gates.values() for gate in gates)
+    by = f" (set by {found.set_by})" if found.set_by else ""
+    return Finding(what=what, healthy=True, found=(asked or "none") + by)
+
+
+def _looks(project: str) -> Finding:
+    """Says how often the held-out prompts in use were looked at, and whether they are worn out."""
+    from rlhf_core.adapters.looks import sets_looked_at
+    from rlhf_core.evaluation.gates import RENEW, WORN_OUT, look_in_words, width_at
+
+    what = f"held-out prompts ({project})"
+    try:
+        looks = sets_looked_at(project)
+    except RlhfError as error:
+        return Finding(what=what, healthy=False, found=str(error), mend="mend MLflow first")
+    if not looks:
+        return Finding(what=what, healthy=True, found="not looked at yet")
+    return Finding(
+        what=what,
+        healthy=width_at(looks[0]) < WORN_OUT,
+        found=f"last was {look_in_words(looks[0])}",
+        mend=RENEW,
+    )
 
 
 def _releases(project: str) -> Finding:

@@ -17,6 +17,7 @@ def add_to(app: typer.Typer) -> None:
     for command, example in (
         (promote, "rlhf promote models:/rlhf-policy@candidate"),
         (rollback, "rlhf rollback"),
+        (gates, "rlhf gates --require required-gates.yaml"),
         (lineage, "rlhf lineage models:/rlhf-policy@champion"),
         (sample, 'rlhf sample models:/rlhf-policy@champion "When does the library open?"'),
         (report, "rlhf report 20260131-101500-3fa2"),
@@ -67,6 +68,38 @@ def rollback(
     bindings.check_server()
     record = bindings.roll_back(project)
     announce_champion(record.champion)
+    write_json(record, json_file)
+    show_record(record)
+
+
+def gates(
+    require: Annotated[
+        Path | None,
+        typer.Option(help="YAML file: stage to gates, as in the settings; `{}`: none."),
+    ] = None,
+    project: ProjectOption = "rlhf",
+    by: Annotated[
+        str | None, typer.Option(help="Who says so; default: the name you are logged in with.")
+    ] = None,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Show, or set, the gates a project requires: no run's settings leave them out or weaken them.
+
+    They are kept with the registered model ``<project>-release``: who may promote may set them.
+    """
+    begin(log_level)
+    import getpass
+
+    from flows import bindings
+    from flows.tables import show_record
+
+    wanted = None if require is None else bindings.read_required_gates(require)
+    bindings.check_server()
+    if wanted is None:
+        record = bindings.requirement(project)
+    else:
+        record = bindings.require_gates(project, wanted, by or getpass.getuser())
     write_json(record, json_file)
     show_record(record)
 

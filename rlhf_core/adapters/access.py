@@ -87,7 +87,7 @@ def _ask_to_change(client: "MlflowClient", name: str) -> None:
 def _write_tags(project: str) -> None:
     client = mlflow_client()
     client.set_experiment_tag(experiment_id(project), MARK, project)
-    for role in ROLES:
+    for role in (*ROLES, "looks"):
         name = f"{project}-{role}"
         if client.search_registered_models(f"name = '{name}'"):
             client.set_registered_model_tag(name, MARK, project)

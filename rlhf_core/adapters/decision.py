@@ -31,6 +31,7 @@ def record_decision(
     *,
     run: StageRun,
     upstream: Mapping[str, ModelRef] | None = None,
+    more_tags: Mapping[str, str] | None = None,
 ) -> None:
     """Write a verdict where people look: tags and metrics of the version, files of the run.
 
@@ -44,6 +45,7 @@ def record_decision(
         report: what it was decided from.
         run: the open run that measured it.
         upstream: further models the verdict rests on, by role (``judge``); lineage tags.
+        more_tags: further tags of the version.
     """
     with tempfile.TemporaryDirectory() as folder:
         for name, record in (("report", report), ("decision", decision)):
@@ -58,7 +60,7 @@ def record_decision(
     _log_estimates(report, run, version)
     run.log_tags({VERDICT: decision.verdict})
     if version is not None:
-        tags = _decision_tags(decision, report, run)
+        tags = _decision_tags(decision, report, run) | dict(more_tags or {})
         tags |= {f"rlhf.upstream.{role}": ref.uri for role, ref in (upstream or {}).items()}
         patiently(f"tagging {model.uri}", lambda: _tag_version(model, tags, decision.verdict))
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 from pydantic import Field, ValidationError
 
-from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client, patiently
 from rlhf_core.adapters.registry import CHAMPION, PREVIOUS
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import Record
@@ -178,7 +178,7 @@ def record_move(project: str, plan: Plan, words: Mapping[str, str]) -> Entry:
     tags = {**parts, **{f"rlhf.{word}": text for word, text in words.items()}}
     tags |= {"rlhf.action": plan.action, PLAN: plan.model_dump_json()}
     by = f" by {words['approved_by']}" if words.get("approved_by") else ""
-    patiently(f"opening the journal {name}", lambda: _open_journal(name, project))
+    patiently(f"opening the journal {name}", lambda: open_journal(name, project))
     patiently(
         f"recording the release of {release.policy}",
         lambda: mlflow_client().create_model_version(
@@ -204,9 +204,8 @@ def record_move(project: str, plan: Plan, words: Mapping[str, str]) -> Entry:
     )
 
 
-def _open_journal(name: str, project: str) -> None:
-    from mlflow.exceptions import MlflowException
-
+def open_journal(name: str, project: str) -> None:
+    """Make the registered model whose versions are the entries, unless it is there."""
     client = mlflow_client()
     if client.search_registered_models(f"name = '{name}'"):
         return
@@ -214,11 +213,8 @@ def _open_journal(name: str, project: str) -> None:
         f"The releases of {project}: each version names the models that became champions together "
         "and who decided it. `rlhf promote` and `rlhf rollback` write it; nobody else should."
     )
-    try:
-        client.create_registered_model(name, tags={"rlhf.kind": "releases"}, description=text)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    tags = {"rlhf.kind": "releases"}
+    create_unless_there(lambda: client.create_registered_model(name, tags=tags, description=text))
 
 
 def settle(project: str) -> Journal:

@@ -17,6 +17,7 @@ from rlhf_core.config.evaluation import (
     GatedStage,
     GatesConfig,
     MonitorsConfig,
+    RequiredGates,
 )
 from rlhf_core.config.feedback import (
     AiLabelerConfig,
@@ -71,6 +72,7 @@ __all__ = [
     "PreparationConfig",
     "PromotionConfig",
     "PromptsConfig",
+    "RequiredGates",
     "RewardConfig",
     "Section",
     "SftConfig",

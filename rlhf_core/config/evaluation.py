@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_core.config.base import Count, Positive, Resamples, Section, Temperature
-from rlhf_core.config.metric_names import SLICED_METRICS, is_taken, range_of
+from rlhf_core.config.metric_names import SLICED_METRICS, is_taken, metrics_of, range_of
 from rlhf_core.errors import ConfigError
 
 _MAX_SECONDS = 5.0
@@ -71,6 +71,72 @@ class GateConfig(Section):
                 "fail; ask for more, or leave it out"
             )
 
+    def asks_as_much_as(self, other: "GateConfig") -> bool:
+        """Say whether what passes this gate passes ``other``."""
+        if (self.metric, self.slice) != (other.metric, other.slice):
+            return False
+        if other.at_least is not None:
+            as_far = self.at_least is not None and self.at_least >= other.at_least
+        else:
+            limit = math.inf if other.at_most is None else other.at_most
+            as_far = self.at_most is not None and self.at_most <= limit
+        as_sure = self.confidence >= other.confidence and self.min_samples >= other.min_samples
+        return as_far and as_sure
+
+
+class RequiredGates(Section):
+    """Gates that a project asks of every run: no settings leave them out or weaken them."""
+
+    sft: tuple[GateConfig, ...] = ()
+    reward: tuple[GateConfig, ...] = ()
+    judge: tuple[GateConfig, ...] = ()
+    policy: tuple[GateConfig, ...] = ()
+
+    def of_stage(self, stage: GatedStage) -> tuple[GateConfig, ...]:
+        """Return what is asked of a stage's model."""
+        gates: tuple[GateConfig, ...] = getattr(self, stage)
+        return gates
+
+    def missing(self, stage: GatedStage, applied: tuple[GateConfig, ...]) -> tuple[GateConfig, ...]:
+        """Return the required gates that none of ``applied`` asks as much as."""
+        return tuple(
+            gate
+            for gate in self.of_stage(stage)
+            if not any(own.asks_as_much_as(gate) for own in applied)
+        )
+
+    def added_to(self, stage: GatedStage, own: tuple[GateConfig, ...]) -> tuple[GateConfig, ...]:
+        """Return a run's gates with those that are required and not among them.
+
+        A metric has one confidence: the highest that anybody asks.
+        """
+        gates = (*own, *self.missing(stage, own))
+        surest: dict[str, float] = {}
+        for gate in gates:
+            surest[gate.metric] = max(surest.get(gate.metric, 0.0), gate.confidence)
+        return tuple(gate.model_copy(update={"confidence": surest[gate.metric]}) for gate in gates)
+
+    @model_validator(mode="after")
+    def _measurable(self) -> "RequiredGates":
+        for stage in GATED_STAGES:
+            for gate in self.of_stage(stage):
+                if gate.metric not in metrics_of(stage, ()):
+                    known = ", ".join(sorted(metrics_of(stage, ())))
+                    raise ValueError(
+                        f"{stage}: every run has to measure {gate.metric}, and not all do; "
+                        f"measured are {known}"
+                    )
+                _require_sliced(stage, gate)
+                gate.require_some_fail()
+        return self
+
+
+def _require_sliced(stage: GatedStage, gate: GateConfig) -> None:
+    if gate.slice and gate.metric.partition("/")[2] not in SLICED_METRICS:
+        raise ValueError(
+            f"{stage}: {gate.metric} is not measured by slice; {', '.join(SLICED_METRICS)} are"
+        )
+
 
 class GatesConfig(Section):
     """Gates by stage. A stage without gates cannot be promoted."""
@@ -103,11 +169,7 @@ class GatesConfig(Section):
                     raise ValueError(
                         f"{stage}: gate on {gate.metric!r}: this stage measures {stage}/..."
                     )
-                if gate.slice and gate.metric.partition("/")[2] not in SLICED_METRICS:
-                    raise ValueError(
-                        f"{stage}: {gate.metric} is not measured by slice; "
-                        f"{', '.join(SLICED_METRICS)} are"
-                    )
+                _require_sliced(stage, gate)
                 if levels.setdefault(gate.metric, gate.confidence) != gate.confidence:
                     raise ValueError(
                         f"{stage}: {gate.metric} is gated at two confidences; a metric has one"
@@ -233,6 +295,10 @@ class EvaluationConfig(Section):
     """Who decides between the answers: ``models:/NAME/VERSION``, or ``run`` for the judge that this
     run trained. None: the judge of the champion's release, so that one measure goes on from one
     champion to the next; without a champion the run's own."""
+    topics: str | None = None
+    """What the intervals are about. None: new prompts about the same topics; every dialogue is a
+    sample. A tag (``intent``): new topics; prompts of one value are resampled together and count
+    once. ``near-duplicates``: the same, for groups of prompts that read nearly alike."""
     rater: str | None = None
     """``module:function`` of an outside measure for reports, never a gate or a training signal:
     takes (prompt, response) and returns named scores. None where there is none. The worker's

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from rlhf_core.config.base import Section
+from rlhf_core.config.evaluation import RequiredGates
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
 from rlhf_core.config.reference import KINDS, InForce, in_force, say_unknown
 from rlhf_core.config.written import KeyPath, Places, read_written, shown
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 _MAX_PROBLEMS = 8
 
-_Settings = TypeVar("_Settings", bound=PreparationConfig)
+_Settings = TypeVar("_Settings", bound=Section)
 
 
 def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> PipelineConfig:
@@ -55,6 +57,15 @@ def load_preparation(path: Path, overrides: Mapping[str, str] | None = None) -> 
         ConfigError: as ``load_config``; sections that are there are checked all the same.
     """
     return _load(PreparationConfig, path, overrides)[0]
+
+
+def load_required_gates(path: Path) -> RequiredGates:
+    """Read a file of gates by stage, written as under ``gates`` in the settings.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    return _load(RequiredGates, path, None)[0]
 
 
 def _load(

@@ -1,16 +1,18 @@
 """Dialogues that open nearly alike: kept on one side of the split, as if they were one."""
 
 import logging
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_core.dataprep.keys import DialogueKey, opening, unit_interval
+from rlhf_core.dataprep.clusters import numbered
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key, opening, unit_interval
 from rlhf_core.dataprep.near import SignatureTable, linked
-from rlhf_core.schema import Conversation
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Conversation, Prompt
 
 Ints = NDArray[np.int64]
 
@@ -97,6 +99,41 @@ class Openings:
             seed,
             [len(group) for group in too_large],
         )
+
+
+NEAR_DUPLICATES = "near-duplicates"
+_NEAR = 0.7
+"""Jaccard similarity of word triples, as ``data.near_dialogues`` has it by default."""
+
+
+def topic_numbers(prompts: Sequence[Prompt], key: str) -> Ints:
+    """Return a number for each prompt, equal ones for prompts on one topic.
+
+    Args:
+        prompts: whose topics are asked.
+        key: a tag, of which each value is a topic and a prompt without it one of its own; or
+            ``near-duplicates``, for dialogues that open nearly alike.
+
+    Raises:
+        DataError: no prompt has the tag.
+    """
+    dialogues = [dialogue_key(prompt.prompt) for prompt in prompts]
+    if key != NEAR_DUPLICATES:
+        if not any(key in prompt.tags for prompt in prompts):
+            tags = sorted({tag for prompt in prompts for tag in prompt.tags})
+            raise DataError(
+                f"evaluation.topics: no prompt has a tag {key!r}; tags are "
+                f"{', '.join(tags) or 'none'}, and {NEAR_DUPLICATES} needs none"
+            )
+        return numbered(
+            prompt.tags.get(key, dialogue)
+            for prompt, dialogue in zip(prompts, dialogues, strict=True)
+        )
+    openings = Openings()
+    for prompt, dialogue in zip(prompts, dialogues, strict=True):
+        openings.add(prompt.prompt, dialogue)
+    near = openings.groups(_NEAR, largest_fraction=1.0, reserved=frozenset(), seed=0)
+    return numbered(near.representative.get(dialogue, dialogue) for dialogue in dialogues)
 
 
 def _apart(group: Ints, tables: list[NDArray[np.uint32]], similarity: float) -> list[Ints]:

@@ -250,19 +250,20 @@ def policy_breakdown(measured: PairedAnswers, plans: Plans) -> dict[str, dict[st
     breakdown: dict[str, dict[str, Estimate]] = {}
     slices = tag_groups(measured.prompts) | length_groups(measured.prompts)
     for name, rows in slices.items():
+        here = plans.of_rows(rows)
         metrics = {
-            "policy/win_rate": win_rate(measured.won[rows], plans("policy/win_rate")),
+            "policy/win_rate": win_rate(measured.won[rows], here("policy/win_rate")),
             "policy/length_ratio": estimate_ratio(
                 measured.policy.lengths[rows],
                 measured.sft.lengths[rows],
-                plans("policy/length_ratio"),
+                here("policy/length_ratio"),
             ),
         }
         if measured.champion is not None:
             over = "policy/win_rate_over_champion"
-            metrics[over] = win_rate(measured.won_over_champion[rows], plans(over))
+            metrics[over] = win_rate(measured.won_over_champion[rows], here(over))
         if measured.gold is not None:
-            metrics["gold/win_rate"] = win_rate(measured.gold_won[rows], plans("gold/win_rate"))
+            metrics["gold/win_rate"] = win_rate(measured.gold_won[rows], here("gold/win_rate"))
         breakdown[name] = metrics
     return breakdown
 

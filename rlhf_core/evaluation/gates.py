@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from rlhf_core.config import GateConfig, PromotionConfig
 from rlhf_core.config.metric_names import CHAMPION_METRICS, OVER_CHAMPION
 from rlhf_core.errors import MissingMetricError
+from rlhf_core.evaluation.intervals import Resampling
 from rlhf_core.evaluation.monitors import VICES
 from rlhf_core.schema import (
     Estimate,
     EvaluationReport,
     GateResult,
+    Look,
     PromotionDecision,
     Verdict,
 )
@@ -52,7 +54,7 @@ def judge_estimate(gate: GateConfig, estimate: Estimate) -> GateResult:
     verdict, because = _judge(gate, estimate)
     vice = _vice(gate, verdict)
     return GateResult(
-        gate=_name(gate),
+        gate=gate_name(gate),
         verdict=verdict,
         estimate=estimate,
         rule=_rule(gate),
@@ -118,7 +120,7 @@ def slice_results(promotion: PromotionConfig, report: EvaluationReport) -> tuple
         gate = GateConfig(
             metric=metric,
             at_least=round(0.5 - promotion.slice_margin, 12),
-            confidence=promotion.confidence,
+            confidence=estimate.confidence,
             min_samples=promotion.min_slice_samples,
             slice=name,
         )
@@ -139,11 +141,11 @@ def _unseen_slice(gate: GateConfig, report: EvaluationReport) -> GateResult:
 
 def _unmeasured(gate: GateConfig, verdict: Verdict, why: str) -> GateResult:
     return GateResult(
-        gate=_name(gate),
+        gate=gate_name(gate),
         verdict=verdict,
         estimate=None,
         rule=_rule(gate),
-        reason=f"{_name(gate)}: {why}.",
+        reason=f"{gate_name(gate)}: {why}.",
     )
 
 
@@ -151,13 +153,39 @@ def _asks_about_champion(gate: GateConfig) -> bool:
     return gate.metric.removeprefix("policy/") in CHAMPION_METRICS
 
 
-def _name(gate: GateConfig) -> str:
+WORN_OUT = 2.0
+"""Intervals so many times as wide as at a first look: as if a quarter of the prompts were left."""
+RENEW = (
+    "give it held-out prompts of which most are new: another data.prompts.heldout_path, or new "
+    "data to split"
+)
+
+
+def width_at(look: Look) -> float:
+    """How many times as wide as at the first look the intervals of a gate at 95% are."""
+    return Resampling(share=look.share).widening
+
+
+def look_in_words(look: Look) -> str:
+    """Say which look it is, what that costs, and whether the set is worn out."""
+    width = width_at(look)
+    text = f"look {look.number} at held-out prompts {look.held_out[:12]}"
+    if look.number > 1:
+        text += (
+            f": intervals are {width:.2f} times as wide as at the first, as of "
+            f"{100 / width**2:.0f}% of the prompts"
+        )
+    return text + (f". The set is worn out; {RENEW}" if width >= WORN_OUT else "")
+
+
+def gate_name(gate: GateConfig) -> str:
+    """Return what a gate is called: its metric, and its slice in brackets."""
     return gate.metric if gate.slice is None else f"{gate.metric} [{gate.slice}]"
 
 
 def _measured(gate: GateConfig, estimate: Estimate) -> str:
     return (
-        f"{_name(gate)} = {estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}] "
+        f"{gate_name(gate)} = {estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}] "
         f"({_percent(estimate.confidence)}, n = {estimate.num_samples})"
     )
 
@@ -213,4 +241,4 @@ def _vice(gate: GateConfig, verdict: Verdict) -> str:
 
 
 def _percent(confidence: float) -> str:
-    return f"{100 * confidence:g}%"
+    return f"{round(100 * confidence, 6):.6g}%"

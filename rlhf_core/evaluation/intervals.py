@@ -1,9 +1,8 @@
 """Measured values with their uncertainty: the bootstrap, and what it cannot see."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +16,10 @@ Statistic = Callable[..., Array]
 """Takes columns of shape [..., n] and ``axis=-1``; returns [...]."""
 
 _FLOATS_AT_ONCE = 4_000_000
+_MAX_LEFT_OUT = 1_000
+"""Jackknife: of more rows than this, groups are left out and not single ones."""
+_ROWS_A_VALUE = 8
+"""Where so many rows share each value, it is drawn how often each value comes, and not each row."""
 UNBOUNDED = (-math.inf, math.inf)
 SHARE = (0.0, 1.0)
 DIFFERENCE = (-1.0, 1.0)
@@ -30,6 +33,26 @@ class Resampling:
     """Two-sided."""
     num_resamples: int = 2_000
     seed: int = 0
+    share: float = 1.0
+    """Part of the error 1 - ``confidence`` that may be made at this look at the held-out set."""
+    clusters: NDArray[np.int64] | None = field(default=None, compare=False)
+    """[n] number of each sample's topic: whole topics are resampled; None: samples are."""
+
+    @property
+    def level(self) -> float:
+        """Two-sided level of the interval, ``share`` considered."""
+        return self.confidence if self.share == 1.0 else 1.0 - (1.0 - self.confidence) * self.share
+
+    @property
+    def widening(self) -> float:
+        """How many times as wide the interval is as that of a first look.
+
+        The ratio of normal quantiles: tails so thin cannot be read off a few thousand resamples.
+        """
+        if self.share == 1.0:
+            return 1.0
+        ends = stats.norm.isf([(1.0 - self.level) / 2.0, (1.0 - self.confidence) / 2.0])
+        return float(ends[0] / ends[1])
 
 
 @dataclass(frozen=True)
@@ -45,21 +68,29 @@ class Plans:
         level = self.confidences.get(metric, self.default.confidence)
         return replace(self.default, confidence=level)
 
+    def of_rows(self, rows: NDArray[np.int64]) -> "Plans":
+        """Return the plans for some of the samples."""
+        if self.default.clusters is None:
+            return self
+        return replace(self, default=replace(self.default, clusters=self.default.clusters[rows]))
+
 
 def estimate_mean(
     values: ArrayLike, plan: Resampling, *, bounds: tuple[float, float] = UNBOUNDED
 ) -> Estimate:
-    """Mean of independent samples with a BCa bootstrap interval.
+    """Mean of samples with a BCa bootstrap interval.
 
     Args:
-        values: [n] one value per independent sample; differences for a paired comparison.
+        values: [n] one value per sample; differences for a paired comparison.
         plan: level, resamples, seed.
         bounds: range a single value can have, used when all values are equal.
 
     Raises:
         DataError: there are no values, or one is not finite.
     """
-    return estimate_statistic(_mean, [values], plan, bounds=bounds)
+    if plan.clusters is not None:
+        return estimate_clustered(values, plan.clusters, plan, bounds=bounds)
+    return estimate_sums(_ratio, [values, np.ones(np.size(values))], plan, bounds=bounds)
 
 
 def estimate_ratio(numerators: ArrayLike, denominators: ArrayLike, plan: Resampling) -> Estimate:
@@ -68,7 +99,10 @@ def estimate_ratio(numerators: ArrayLike, denominators: ArrayLike, plan: Resampl
     NLL per token (numerator: nats of a text, denominator: its tokens) and the length ratio of two
     models are of this kind.
     """
-    return estimate_statistic(_ratio, [numerators, denominators], plan)
+    columns = [numerators, denominators]
+    if plan.clusters is not None:
+        columns = [cluster_sums(column, plan.clusters) for column in columns]
+    return estimate_sums(_ratio, columns, plan)
 
 
 def estimate_clustered(
@@ -81,7 +115,8 @@ def estimate_clustered(
     """Mean of values of which some belong together: whole clusters are resampled.
 
     Three pairs of one dialogue are not three independent samples; ``num_samples`` of the result is
-    the number of clusters.
+    the number of clusters. Few clusters show less than the whole spread, so the interval is as much
+    wider as Student's t: Hesterberg (2015), section 3.3 (expanded percentile interval).
 
     Args:
         values: [n].
@@ -90,7 +125,45 @@ def estimate_clustered(
         bounds: range a single value can have.
     """
     sums, counts = cluster_sums(values, clusters), cluster_sums(np.ones(np.size(values)), clusters)
-    return estimate_statistic(_ratio, [sums, counts], plan, bounds=bounds)
+    estimate = estimate_sums(_ratio, [sums, counts], plan, bounds=bounds)
+    if sums.size == np.size(values) or sums.size == 1:
+        return estimate
+    return widened(estimate, _few_clusters(sums.size, plan), bounds)
+
+
+def _few_clusters(count: int, plan: Resampling) -> float:
+    """How much wider an interval of few clusters has to be: Student's t over the normal."""
+    tail = (1.0 - plan.level) / 2.0
+    ends = stats.t.isf(tail, count - 1) / stats.norm.isf(tail)
+    return float(ends * math.sqrt(count / (count - 1)))
+
+
+def estimate_sums(
+    statistic: Statistic,
+    columns: Sequence[ArrayLike],
+    plan: Resampling,
+    *,
+    bounds: tuple[float, float] = UNBOUNDED,
+    on_resamples: Statistic | None = None,
+) -> Estimate:
+    """A statistic of the sums of columns, with the interval of ``estimate_statistic``.
+
+    Sums take one row out in no time, so the cost grows with the number of rows and no faster.
+
+    Args:
+        statistic: takes each column's sum, [...] each, and returns [...].
+        columns: each [n], row i of all of them belonging to sample i.
+        plan: level, resamples, seed.
+        bounds: range of the statistic.
+        on_resamples: what estimates the same on resamples, where repeated rows make a difference.
+    """
+    data = _columns(columns)
+    totals = [column.sum() for column in data]
+    value = float(statistic(*totals))
+    with np.errstate(all="ignore"):
+        resamples = np.asarray((on_resamples or statistic)(*_resampled_sums(data, plan)))
+        left_out = statistic(*(total - column for total, column in zip(totals, data, strict=True)))
+    return _interval(value, resamples, left_out, plan, bounds, data[0].size)
 
 
 def cluster_sums(values: ArrayLike, clusters: ArrayLike) -> Array:
@@ -125,18 +198,16 @@ def estimate_statistic(
         DataError: no rows, columns of unequal length, or a value that is not finite.
     """
     data = _columns(columns)
-    num_samples = data[0].shape[0]
     value = float(statistic(*data, axis=-1))
-    low, high = (value, value) if num_samples == 1 else _bootstrap(statistic, data, plan)
-    if math.isclose(low, high, rel_tol=1e-12):
-        low, high = _constant_interval(value, num_samples, plan.confidence, bounds)
-    return Estimate(
-        value=value,
-        low=max(min(low, value), bounds[0]),
-        high=min(max(high, value), bounds[1]),
-        num_samples=num_samples,
-        confidence=plan.confidence,
-    )
+    with np.errstate(all="ignore"):
+        if plan.clusters is None:
+            resamples, left_out = _resampled_rows(statistic, data, plan), _left_out(statistic, data)
+            return _interval(value, resamples, left_out, plan, bounds, data[0].size)
+        members = _members(plan.clusters)
+        resamples, left_out = _resampled_clusters(statistic, data, members, plan)
+    estimate = _interval(value, resamples, left_out, plan, bounds, len(members))
+    few = len(members) < data[0].size and len(members) > 1
+    return widened(estimate, _few_clusters(len(members), plan), bounds) if few else estimate
 
 
 def estimate_jackknife(
@@ -157,16 +228,16 @@ def estimate_jackknife(
     """
     left = np.asarray(left_out, dtype=np.float64)
     error = float(np.sqrt((left.size - 1) / left.size * np.sum((left - left.mean()) ** 2)))
-    reach = error * float(stats.norm.ppf(0.5 + plan.confidence / 2.0))
+    reach = error * float(stats.norm.ppf(0.5 + plan.level / 2.0))
     low, high = value - reach, value + reach
     if error == 0.0:
-        low, high = _constant_interval(value, left.size, plan.confidence, bounds)
+        low, high = _constant_interval(value, left.size, plan.level, bounds)
     return Estimate(
         value=value,
         low=max(low, bounds[0]),
         high=min(high, bounds[1]),
         num_samples=left.size,
-        confidence=plan.confidence,
+        confidence=plan.level,
     )
 
 
@@ -189,27 +260,115 @@ def _columns(columns: Sequence[ArrayLike]) -> list[Array]:
     return data
 
 
-def _bootstrap(statistic: Statistic, data: list[Array], plan: Resampling) -> tuple[float, float]:
-    for method in ("BCa", "percentile"):
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            # BCa says when it is not defined; the percentile interval comes next.
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            interval = stats.bootstrap(
-                data,
-                statistic,
-                paired=True,
-                vectorized=True,
-                axis=-1,
-                n_resamples=plan.num_resamples,
-                batch=max(1, _FLOATS_AT_ONCE // data[0].size),
-                confidence_level=plan.confidence,
-                method=method,
-                rng=np.random.default_rng(plan.seed),
-            ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
-        if math.isfinite(low) and math.isfinite(high):
-            return low, high
-    raise DataError("the bootstrap gave no interval: the statistic is not finite on resamples")
+def _interval(
+    value: float,
+    resamples: Array,
+    left_out: Array,
+    plan: Resampling,
+    bounds: tuple[float, float],
+    num_samples: int,
+) -> Estimate:
+    """BCa interval from the resampled statistic and from it with each sample left out."""
+    low, high = (value, value) if num_samples == 1 else _ends(value, resamples, left_out, plan)
+    factor = plan.widening
+    if math.isclose(low, high, rel_tol=1e-12):
+        low, high = _constant_interval(value, num_samples, plan.level, bounds)
+        factor = 1.0
+    estimate = Estimate(
+        value=value,
+        low=max(min(low, value), bounds[0]),
+        high=min(max(high, value), bounds[1]),
+        num_samples=num_samples,
+        confidence=plan.level,
+    )
+    return estimate if factor == 1.0 else widened(estimate, factor, bounds)
+
+
+def _ends(value: float, resamples: Array, left_out: Array, plan: Resampling) -> tuple[float, float]:
+    """Efron (1987), equations 2.3 (ends), 3.9 (acceleration) and 4.1 (bias)."""
+    if not np.isfinite(resamples).all():
+        raise DataError("the bootstrap gave no interval: the statistic is not finite on resamples")
+    tails = np.array([(1.0 - plan.confidence) / 2.0, (1.0 + plan.confidence) / 2.0])
+    below = np.mean(resamples < value) / 2.0 + np.mean(resamples <= value) / 2.0
+    gaps = left_out.mean() - left_out
+    spread = float(np.sum(gaps**2))
+    with np.errstate(all="ignore"):
+        bias = float(stats.norm.ppf(below))
+        acceleration = float(np.sum(gaps**3)) / (6.0 * spread**1.5) if spread > 0.0 else math.nan
+        shifted = bias + stats.norm.ppf(tails)
+        corrected = stats.norm.cdf(bias + shifted / (1.0 - acceleration * shifted))
+    if not np.isfinite(corrected).all():
+        corrected = tails
+    low, high = np.quantile(resamples, corrected)
+    return float(low), float(high)
+
+
+def _resampled_sums(data: list[Array], plan: Resampling) -> list[Array]:
+    """Sums of resampled rows: [num_resamples] of each column."""
+    rng, size = np.random.default_rng(plan.seed), data[0].size
+    values, counts = np.unique(np.stack(data, axis=-1), axis=0, return_counts=True)
+    if len(counts) * _ROWS_A_VALUE <= size:
+        drawn = rng.multinomial(size, counts / size, size=plan.num_resamples)
+        return list((drawn @ values).T)
+    batch = max(1, _FLOATS_AT_ONCE // size)
+    sums: list[list[Array]] = [[] for _ in data]
+    for start in range(0, plan.num_resamples, batch):
+        rows = rng.integers(0, size, (min(batch, plan.num_resamples - start), size), dtype=np.int32)
+        for kept, column in zip(sums, data, strict=True):
+            kept.append(column[rows].sum(axis=-1))
+    return [np.concatenate(kept) for kept in sums]
+
+
+def _resampled_rows(statistic: Statistic, data: list[Array], plan: Resampling) -> Array:
+    rng, size = np.random.default_rng(plan.seed), data[0].size
+    batch = max(1, _FLOATS_AT_ONCE // size)
+    found = []
+    for start in range(0, plan.num_resamples, batch):
+        rows = rng.integers(0, size, (min(batch, plan.num_resamples - start), size))
+        found.append(statistic(*(column[rows] for column in data), axis=-1))
+    return np.concatenate(found)
+
+
+def _resampled_clusters(
+    statistic: Statistic, data: list[Array], members: list[NDArray[np.int64]], plan: Resampling
+) -> tuple[Array, Array]:
+    """The statistic of resampled clusters, which differ in size, and without each of them."""
+    rng, count = np.random.default_rng(plan.seed), len(members)
+
+    def of(chosen: NDArray[np.int64]) -> float:
+        rows = np.concatenate([members[cluster] for cluster in chosen])
+        return float(statistic(*(column[rows] for column in data), axis=-1))
+
+    found = [of(rng.integers(0, count, count)) for _ in range(plan.num_resamples)]
+    every = np.arange(count)
+    left = [of(np.delete(every, cluster)) for cluster in every] if count > 1 else [0.0]
+    return np.array(found), np.array(left)
+
+
+def _members(clusters: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return the rows of each cluster."""
+    _, index = np.unique(clusters, return_inverse=True)
+    order = np.argsort(index, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(index))[:-1])
+
+
+def _left_out(statistic: Statistic, data: list[Array]) -> Array:
+    """The statistic without each row; of many rows, without each of as many groups of them.
+
+    A group's sum has the skewness of its rows, so the acceleration stays what it is, and the cost
+    grows with the number of rows, not with its square.
+    """
+    size = data[0].size
+    if size == 1:
+        return np.zeros(1)
+    order = np.random.default_rng(0).permutation(size) if size > _MAX_LEFT_OUT else np.arange(size)
+    groups = np.array_split(order, min(size, _MAX_LEFT_OUT))
+    return np.array(
+        [
+            float(statistic(*(np.delete(column, group) for column in data), axis=-1))
+            for group in groups
+        ]
+    )
 
 
 def _constant_interval(
@@ -230,9 +389,5 @@ def _constant_interval(
     return low, high
 
 
-def _mean(values: Array, axis: int = -1) -> Array:
-    return np.asarray(values.mean(axis=axis))
-
-
-def _ratio(numerators: Array, denominators: Array, axis: int = -1) -> Array:
-    return np.asarray(numerators.sum(axis=axis) / denominators.sum(axis=axis))
+def _ratio(numerators: Array, denominators: Array) -> Array:
+    return np.asarray(numerators / denominators)

@@ -1,6 +1,8 @@
 """How well a reward model agrees with people on held-out pairs, beside its rival: length alone."""
 
+import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +17,7 @@ from rlhf_core.evaluation.intervals import (
     Resampling,
     cluster_sums,
     estimate_clustered,
-    estimate_statistic,
+    estimate_sums,
 )
 from rlhf_core.schema import Estimate
 
@@ -118,13 +120,16 @@ def preference_metrics(
 def calibration_error(
     margins: ArrayLike, clusters: ArrayLike, plan: Resampling, *, bins: int
 ) -> Estimate:
-    """Expected calibration error of the predicted winner.
+    """How far the predicted chance of the winner is off: a root mean square, without its noise.
 
-        confidence_i = sigmoid(|margin_i|), in [0.5, 1];  right_i = 1 if margin_i > 0
-        ECE = sum_b |sum_{i in b} (right_i - confidence_i)| / n
+        confidence_i = sigmoid(|margin_i|), in [0.5, 1];  r_i = right_i - confidence_i
+        error^2 = sum_b (n_b / n) * sum_{i != j in b, of other clusters} r_i r_j / n_b^2
 
-    with bins b of equal width. Naeini et al. (2015); Guo et al. (2017), arXiv:1706.04599, eq. 3.
-    Noise in a bin counts as error, so the estimate and its interval lean upwards for small n.
+    with bins b of equal width. Products of different samples have the squared gap of the bin as
+    their mean, so that a perfect model measures 0 on average whatever n; the squared sum itself
+    adds the noise of each bin. Brocker (2012), "Estimating reliability and resolution of
+    probability forecasts through decomposition of the empirical score"; Kumar et al. (2019),
+    arXiv:1909.10155, section 5. What falls below 0 by chance is 0.
 
     Args:
         margins: [n] score of chosen less score of rejected.
@@ -136,15 +141,30 @@ def calibration_error(
     confidence = 1.0 / (1.0 + np.exp(-np.abs(gaps)))
     residual = correctness(gaps) - confidence
     index = np.minimum(((confidence - 0.5) * 2.0 * bins).astype(np.int64), bins - 1)
-    columns = [cluster_sums(residual * (index == b), clusters) for b in range(bins)]
-    columns.append(cluster_sums(np.ones(len(gaps)), clusters))
-    return estimate_statistic(_binned_error, columns, plan, bounds=SHARE)
+    here = [index == b for b in range(bins) if (index == b).any()]
+    sums = [cluster_sums(residual * chosen, clusters) for chosen in here]
+    columns = [*sums, *(column**2 for column in sums)]
+    columns += [cluster_sums(chosen, clusters) for chosen in here]
+    squared = estimate_sums(
+        partial(_squared_error, own=1.0),
+        columns,
+        plan,
+        # A row that was drawn twice meets itself: its square is in the products once more.
+        on_resamples=partial(_squared_error, own=2.0),
+    )
+    roots = {name: _root(getattr(squared, name)) for name in ("value", "low", "high")}
+    return squared.model_copy(update=roots)
 
 
-def _binned_error(*columns: Array, axis: int = -1) -> Array:
-    *residuals, counts = columns
-    error = sum(np.abs(column.sum(axis=axis)) for column in residuals)
-    return np.asarray(error / counts.sum(axis=axis))
+def _squared_error(*columns: Array, own: float) -> Array:
+    """Sum over bins of (sum^2 - own * sum of squares) / (n_b * n)."""
+    sums, squares, counts = np.split(np.stack(np.broadcast_arrays(*columns)), 3)
+    products = (sums**2 - own * squares) / np.maximum(counts, 1.0)
+    return np.asarray(products.sum(axis=0) / counts.sum(axis=0))
+
+
+def _root(squared: float) -> float:
+    return math.sqrt(max(0.0, squared))
 
 
 def accuracy_by_length(pairs: ScoredPairs, *, prefix: str, plans: Plans) -> dict[str, Estimate]:

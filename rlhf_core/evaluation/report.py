@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_core.evaluation.gates import look_in_words
 from rlhf_core.evaluation.monitors import VICES
 from rlhf_core.schema import (
     Conversation,
@@ -111,6 +112,7 @@ def render_page(page: Page) -> str:
             name: counts for result in page.results for name, counts in result.report.rows.items()
         },
         verdict_class=verdict_class,
+        look_in_words=look_in_words,
     )
 
 

@@ -49,12 +49,17 @@ def distinct_share(texts: Sequence[str], plan: Resampling, *, n: int) -> Estimat
     Where no text has n words the value is 0 and the interval open: nothing was seen.
     """
     grams = [ngrams(words_of(text), n) for text in texts]
+    if plan.clusters is not None:
+        by_topic: dict[int, list[Ngram]] = {}
+        for topic, text in zip(plan.clusters.tolist(), grams, strict=True):
+            by_topic.setdefault(topic, []).extend(text)
+        grams = list(by_topic.values())
     counts = Counter(gram for text in grams for gram in text)
     total = sum(counts.values())
     if not total:
         low, high = SHARE
         return Estimate(
-            value=0.0, low=low, high=high, num_samples=len(texts), confidence=plan.confidence
+            value=0.0, low=low, high=high, num_samples=len(grams), confidence=plan.level
         )
     value = len(counts) / total
     left = [_distinct_without(text, counts, total) for text in grams]

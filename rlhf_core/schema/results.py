@@ -59,6 +59,38 @@ class RowCounts(Record):
     """Says so where one side lost more than chance would have it; empty otherwise."""
 
 
+class Look(Record):
+    """One look at a held-out set: how many came before decides how sure it has to be.
+
+    Of the error that a gate may make over all looks at a set, 1 - confidence, the first one may
+    make a half, as at its own end of the interval, and look k >= 2 the part 1 / (2 k (k - 1)) of
+    that half:
+
+        spent after k looks = (1 - confidence) (3 / 4 - 1 / (4 k))
+
+    However many looks there are, all together err no more often than 1 - confidence (union bound);
+    a quarter is kept for what bootstrap intervals miss beyond their level. Alpha spending: Lan &
+    DeMets (1983), "Discrete sequential boundaries for clinical trials"; as a series for tests
+    without end, Foster & Stine (2008), "Alpha-investing", section 3.
+    """
+
+    entry: str
+    """Where it is on record: ``models:/<project>-looks/<number>``."""
+    held_out: str
+    """sha256 of the held-out prompts."""
+    number: int = Field(ge=1)
+    """1 for the first look at the set."""
+    measured_by: str | None = None
+    """MLflow run that keeps what was measured; None while nothing was."""
+    sampling: str | None = None
+    """How the answers were drawn that were measured."""
+
+    @property
+    def share(self) -> float:
+        """Part of a first look's error that this one may make."""
+        return 1.0 if self.number == 1 else 1.0 / (2 * self.number * (self.number - 1))
+
+
 class EvaluationReport(Record):
     """Metrics of one model on held-out data."""
 
@@ -74,6 +106,10 @@ class EvaluationReport(Record):
     """JSON lines of prompts, responses and scores that the metrics were computed from."""
     champion: str | None = None
     """The champion that answered the same prompts; None where there was none to compare with."""
+    look: Look | None = None
+    """Which look at the held-out prompts it was; None where looks are not counted."""
+    units: str = ""
+    """What counts as one sample, and what the intervals are about."""
 
     def metric(self, name: str) -> Estimate:
         """Return the estimate called ``name``.

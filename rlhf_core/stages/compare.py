@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.clusters import Ints
 from rlhf_core.dataprep.files import read_records, write_records
+from rlhf_core.dataprep.near_dialogues import topic_numbers
 from rlhf_core.evaluation.comparison import PairedAnswers
 from rlhf_core.evaluation.intervals import Array
 from rlhf_core.evaluation.rater import load_rater, rate_answers
@@ -169,3 +171,37 @@ def _gold(
 def write_samples(path: Path, measured: PairedAnswers) -> None:
     """Write what the metrics were computed from, one prompt a line."""
     write_records(path, compared_answers(measured))
+
+
+def sampling(config: PipelineConfig) -> str:
+    """Return all that decides which prompts are asked and how answers are drawn, in words."""
+    settings = config.evaluation
+    return (
+        f"seed {config.seed}, {settings.num_prompts} prompts at most, temperature "
+        f"{settings.temperature:g}, {config.answer_length()} of {config.model.max_length} tokens"
+    )
+
+
+def topics_of(
+    config: PipelineConfig, splits: DatasetSplits, prompts: Sequence[Prompt]
+) -> tuple[Ints | None, str]:
+    """Return the number of each prompt's topic, None where prompts are the units, and it in words.
+
+    Raises:
+        DataError: no prompt has the tag that the settings name.
+    """
+    key = config.evaluation.topics
+    if key is None:
+        return None, (
+            f"Units are dialogues: {len(prompts)} prompts, one of each. Intervals are about new "
+            "prompts on the topics of these, and say less about new topics."
+        )
+    training = read_records(splits.prompts_train, Prompt)
+    numbers = topic_numbers([*prompts, *training], key)
+    own, theirs = numbers[: len(prompts)], numbers[len(prompts) :]
+    seen = int(np.isin(own, theirs).sum())
+    return own, (
+        f"Units are topics ({key}): {len(np.unique(own))} of them in {len(prompts)} prompts, each "
+        f"resampled whole. Intervals are about new topics; {seen} of the prompts are on a topic "
+        "that training prompts have too."
+    )

@@ -1,16 +1,19 @@
 """Held-out measurement of each stage's model, and its gates."""
 
 import time
+from collections.abc import Mapping
 from operator import attrgetter
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from rlhf_core.adapters.looks import finish_look, measured_before, take_look
 from rlhf_core.adapters.tracking import StageRun
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.clusters import numbered
 from rlhf_core.dataprep.files import read_records
-from rlhf_core.dataprep.keys import dialogue_key
+from rlhf_core.dataprep.keys import conversation_key, dialogue_key
 from rlhf_core.evaluation.comparison import policy_breakdown, policy_metrics
 from rlhf_core.evaluation.intervals import cluster_sums, estimate_clustered, estimate_ratio
 from rlhf_core.evaluation.preference_metrics import (
@@ -24,11 +27,12 @@ from rlhf_core.schema import (
     Demonstration,
     EvaluationReport,
     ModelRef,
+    Prompt,
     RunContext,
     StageResult,
 )
 from rlhf_core.stages.base_model import model_renderer
-from rlhf_core.stages.compare import compare_answers, write_samples
+from rlhf_core.stages.compare import compare_answers, sampling, topics_of, write_samples
 from rlhf_core.stages.examples import TurnOf, row_counts, tokenize_records
 from rlhf_core.stages.scored_pairs import heldout_pairs, score_pairs
 from rlhf_core.stages.scoring import response_logprobs
@@ -195,30 +199,58 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
     upstream |= {"reward": reward} if reward else {}
     compared = upstream | ({"champion": champion} if champion else {})
     with evaluation_run(config, splits, context, run, **compared) as run:
-        directory = context.stage_directory("evaluate")
-        measured = compare_answers(config, splits, compared, directory)
-        plans = metric_plans(config, "policy")
-        samples = directory / "samples.jsonl"
-        write_samples(samples, measured)
-        report = EvaluationReport(
-            stage="policy",
-            model=policy,
-            metrics=policy_metrics(measured, config.evaluation.monitors, plans),
-            breakdown=policy_breakdown(measured, plans),
-            rows=row_counts(context.stage_directory("policy"), context.stage_directory("evaluate")),
-            samples=samples,
-            champion=champion.uri if champion else None,
+        report = _look(config, splits, compared, context.stage_directory("evaluate"), run)
+        report = report.model_copy(
+            update={
+                "model": policy,
+                "rows": row_counts(
+                    context.stage_directory("policy"), context.stage_directory("evaluate")
+                ),
+                "champion": champion.uri if champion else None,
+            }
         )
-        result = conclude(
-            config,
-            "policy",
-            report,
-            run,
-            started,
-            judge=judge,
-            doubts=(
-                *doubts_about_data(splits, upstream.values()),
-                *doubts_about_champion(policy, champion),
-            ),
-        )
+        doubts = doubts_about_data(splits, upstream.values())
+        doubts += doubts_about_champion(policy, champion)
+        result = conclude(config, "policy", report, run, started, judge=judge, doubts=doubts)
+        if report.look:
+            finish_look(report.look, run, sampling(config))
     return result.model_copy(update={"stage": "evaluate"})
+
+
+def _look(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    models: Mapping[str, ModelRef],
+    directory: Path,
+    run: StageRun,
+) -> EvaluationReport:
+    """Put a look on record, then measure; what the same look measured before, stands.
+
+    The answers may be drawn again as they were, to ask more of them; drawn by another seed, or
+    more of them, they would be a second chance for the same weights.
+    """
+    heldout = read_records(splits.prompts_heldout, Prompt)
+    look = take_look(
+        config.project,
+        splits.prompts_heldout,
+        (conversation_key(prompt.prompt) for prompt in heldout),
+        models={role: models[role] for role in ("policy", "judge", "champion") if role in models},
+        run=run,
+    )
+    samples = directory / "samples.jsonl"
+    if look.measured_by is not None and look.sampling != sampling(config):
+        return measured_before(look, samples)
+    look = look.model_copy(update={"measured_by": None, "sampling": None})
+    measured = compare_answers(config, splits, models, directory)
+    write_samples(samples, measured)
+    topics, units = topics_of(config, splits, measured.prompts)
+    plans = metric_plans(config, "policy", look=look, topics=topics)
+    return EvaluationReport(
+        stage="policy",
+        model=models["policy"],
+        metrics=policy_metrics(measured, config.evaluation.monitors, plans),
+        breakdown=policy_breakdown(measured, plans),
+        samples=samples,
+        look=look,
+        units=units,
+    )

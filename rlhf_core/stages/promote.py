@@ -34,6 +34,7 @@ from rlhf_core.adapters.releases import (
     version_exists,
     wanted_aliases,
 )
+from rlhf_core.adapters.required_gates import require_applied
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import ModelRef, Record, RunContext, StageResult, Verdict
@@ -187,6 +188,7 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
     also_by = None
     if verdict == "PROMOTE":
         release = release_of(uri)
+        require_applied(project, release.parts())
         require_release_rights(project)
         words = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
         try:

@@ -6,12 +6,22 @@ from contextlib import contextmanager
 
 from rlhf_core.adapters.decision import record_decision, recorded_verdict
 from rlhf_core.adapters.registry import find_version, upstream_uris
+from rlhf_core.adapters.required_gates import APPLIED, applied_tag, required_gates
 from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
-from rlhf_core.config import GatedStage, PipelineConfig
+from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
+from rlhf_core.dataprep.clusters import Ints
 from rlhf_core.errors import RegistryError
-from rlhf_core.evaluation.gates import decide
+from rlhf_core.evaluation.gates import decide, gate_name, look_in_words
 from rlhf_core.evaluation.intervals import Plans, Resampling
-from rlhf_core.schema import DatasetSplits, EvaluationReport, ModelRef, RunContext, StageResult
+from rlhf_core.schema import (
+    DatasetSplits,
+    EvaluationReport,
+    Look,
+    ModelRef,
+    PromotionDecision,
+    RunContext,
+    StageResult,
+)
 from rlhf_core.stages.determinism import derived_seed, take_cores
 
 
@@ -33,16 +43,52 @@ def evaluation_run(
         yield own
 
 
-def metric_plans(config: PipelineConfig, stage: GatedStage) -> Plans:
-    """How each metric's interval is made: a gated one at the confidence of its gate."""
-    settings = config.evaluation
+def gates_asked(
+    config: PipelineConfig, stage: GatedStage, look: Look | None = None
+) -> tuple[GateConfig, ...]:
+    """Return the gates a model is held to: the run's and those its project requires.
+
+    Args:
+        config: settings of the run.
+        stage: whose model is measured.
+        look: at a set that was looked at before; each gate is then as much surer.
+    """
+    asked = required_gates(config.project).added_to(stage, config.gates_of(stage))
+    if look is None:
+        return asked
+    levels = [Resampling(gate.confidence, share=look.share).level for gate in asked]
+    return tuple(
+        gate.model_copy(update={"confidence": level})
+        for gate, level in zip(asked, levels, strict=True)
+    )
+
+
+def metric_plans(
+    config: PipelineConfig,
+    stage: GatedStage,
+    *,
+    look: Look | None = None,
+    topics: Ints | None = None,
+) -> Plans:
+    """How each metric's interval is made: a gated one at the confidence of its gate.
+
+    Args:
+        config: settings of the run.
+        stage: whose model is measured.
+        look: at the held-out set; None where looks are not counted.
+        topics: [n] number of each prompt's topic, which are resampled whole; None: prompts are.
+    """
+    settings, asked = config.evaluation, gates_asked(config, stage)
+    needed = (settings.resamples_for(gate.confidence) for gate in asked)
     return Plans(
         default=Resampling(
             confidence=settings.confidence,
-            num_resamples=settings.num_resamples,
+            num_resamples=max(settings.num_resamples, *needed, 0),
             seed=derived_seed(config.seed, "bootstrap"),
+            share=look.share if look else 1.0,
+            clusters=topics,
         ),
-        confidences={gate.metric: gate.confidence for gate in config.gates_of(stage)},
+        confidences={gate.metric: gate.confidence for gate in asked},
     )
 
 
@@ -57,8 +103,14 @@ def conclude(  # noqa: PLR0913 - a verdict and all that it rests on
 ) -> StageResult:
     """Apply the stage's gates and write the verdict down before anyone hears it."""
     doubts += _doubts_about(judge) if judge else ()
-    decision = decide(config.gates_of(stage), report, doubts=doubts, promotion=config.promotion)
-    record_decision(decision, report, run=run, upstream={"judge": judge} if judge else {})
+    decision = decide(
+        gates_asked(config, stage, report.look), report, doubts=doubts, promotion=config.promotion
+    )
+    decision = _marked(decision, required_gates(config.project).of_stage(stage))
+    decision = _with_look(decision, report.look)
+    asked = applied_tag(gates_asked(config, stage))
+    upstream = {"judge": judge} if judge else {}
+    record_decision(decision, report, run=run, upstream=upstream, more_tags={APPLIED: asked})
     return StageResult(
         stage=stage,
         model=report.model,
@@ -67,6 +119,32 @@ def conclude(  # noqa: PLR0913 - a verdict and all that it rests on
         seconds=time.monotonic() - started,
         tracking_url=run.url,
     )
+
+
+def _marked(decision: PromotionDecision, required: tuple[GateConfig, ...]) -> PromotionDecision:
+    """Say of each gate that the project requires it, where it does."""
+    names = {gate_name(gate) for gate in required}
+    results = tuple(
+        result.model_copy(update={"rule": f"{result.rule}, required by the project"})
+        if result.gate in names
+        else result
+        for result in decision.results
+    )
+    return decision.model_copy(update={"results": results})
+
+
+def _with_look(decision: PromotionDecision, look: Look | None) -> PromotionDecision:
+    """Say which look it was, where it was not the first or not a new one."""
+    said = []
+    if look is not None and look.measured_by is not None:
+        said.append(
+            f"the same weights were measured on these held-out prompts before ({look.entry}, "
+            f"{look.sampling}); that measurement stands, another seed or size is no new evidence"
+        )
+    if look is not None and look.number > 1:
+        said.append(look_in_words(look))
+    reasons = (*decision.reasons, *(f"{decision.verdict}: {text}." for text in said))
+    return decision.model_copy(update={"reasons": reasons})
 
 
 def require_independent_judge(judge: ModelRef, policy: ModelRef, reward: ModelRef | None) -> None:

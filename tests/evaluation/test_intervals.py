@@ -68,6 +68,85 @@ def test_a_higher_confidence_gives_a_wider_interval():
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
+@pytest.mark.parametrize("draw", ["exponential", "normal"])
+def test_ends_are_those_of_scipy(draw):
+    values = getattr(np.random.default_rng(0), draw)(size=300)
+    ends = stats.bootstrap(
+        [values], np.mean, n_resamples=999, method="BCa", rng=np.random.default_rng(3)
+    ).confidence_interval
+    estimate = estimate_mean(values, PLAN)
+    assert (estimate.low, estimate.high) == pytest.approx((ends.low, ends.high), rel=1e-9)
+
+
+def test_few_different_values_are_drawn_by_how_often_each_comes():
+    """Wins, losses and ties of many prompts: the same distribution, in no time."""
+    won = np.random.default_rng(0).choice([0.0, 0.5, 1.0], p=[0.3, 0.2, 0.5], size=400)
+    estimate = estimate_mean(won, Resampling(num_resamples=9_999), bounds=SHARE)
+    error = won.std() / 20.0
+    assert estimate.low == pytest.approx(won.mean() - 1.96 * error, abs=0.1 * error)
+    assert estimate.high == pytest.approx(won.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_a_statistic_of_more_rows_than_are_left_out_one_by_one_has_the_same_interval():
+    values = np.random.default_rng(0).exponential(size=1_500)
+
+    def mean(column, axis=-1):
+        return column.mean(axis=axis)
+
+    by_groups = estimate_statistic(mean, [values], PLAN)
+    one_by_one = estimate_mean(values, PLAN)
+    width = one_by_one.high - one_by_one.low
+    assert by_groups.low == pytest.approx(one_by_one.low, abs=0.02 * width)
+    assert by_groups.high == pytest.approx(one_by_one.high, abs=0.02 * width)
+
+
+def test_whole_topics_are_resampled():
+    """Twenty prompts on each of 50 topics are no thousand independent ones."""
+    rng = np.random.default_rng(0)
+    topics = np.repeat(np.arange(50), 20)
+    plain = by_topic = 0
+    for trial in range(150):
+        values = 0.3 * rng.normal(size=50)[topics] + rng.normal(size=1_000)
+        plan = Resampling(num_resamples=200, seed=trial)
+        alone = estimate_mean(values, plan)
+        whole = estimate_mean(values, Resampling(num_resamples=200, seed=trial, clusters=topics))
+        plain += alone.low <= 0.0 <= alone.high
+        by_topic += whole.low <= 0.0 <= whole.high
+        assert whole.num_samples == 50
+    assert plain / 150 < 0.85
+    assert 0.9 <= by_topic / 150 <= 0.99
+
+
+def test_any_statistic_can_be_of_topics():
+    values = np.random.default_rng(0).normal(size=60)
+    topics = np.repeat(np.arange(30), 2)
+
+    def mean(column, axis=-1):
+        return column.mean(axis=axis)
+
+    plan = Resampling(num_resamples=400, seed=3, clusters=topics)
+    general, sums = estimate_statistic(mean, [values], plan), estimate_mean(values, plan)
+    assert general.num_samples == sums.num_samples == 30
+    assert general.low == pytest.approx(sums.low, abs=0.03)
+    assert general.high == pytest.approx(sums.high, abs=0.03)
+
+
+def test_plans_of_a_slice_keep_its_topics():
+    topics = np.array([5, 5, 7, 8])
+    plans = Plans(default=Resampling(clusters=topics), confidences={})
+    assert plans.of_rows(np.array([0, 2]))("policy/win_rate").clusters.tolist() == [5, 7]
+
+
+def test_a_later_look_is_surer():
+    values = np.random.default_rng(0).normal(size=200)
+    first, tenth = (estimate_mean(values, Resampling(share=share)) for share in (1.0, 1 / 90))
+    assert tenth.confidence == pytest.approx(1 - 0.05 / 90)
+    wider = stats.norm.isf(0.025 / 90) / stats.norm.isf(0.025)
+    assert tenth.value - tenth.low == pytest.approx(wider * (first.value - first.low))
+    never = estimate_mean(np.zeros(100), Resampling(share=1 / 90), bounds=SHARE)
+    assert never.high == pytest.approx(stats.beta.ppf(1 - 0.025 / 90, 1, 100))  # Clopper-Pearson
+
+
 def test_all_wins_do_not_make_certainty():
     estimate = estimate_mean(np.ones(100), PLAN, bounds=SHARE)
     assert (estimate.value, estimate.high) == (1.0, 1.0)

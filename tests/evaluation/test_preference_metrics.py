@@ -92,10 +92,35 @@ def test_pairs_of_one_prompt_count_once():
 
 
 def test_calibration_error_by_hand():
-    # One bin. Confidences sigmoid(1) four times, three right: |3 - 4 sigmoid(1)| / 4.
-    sigmoid = 1.0 / (1.0 + math.exp(-1.0))
-    estimate = calibration_error([1.0, 1.0, 1.0, -1.0], np.arange(4), PLAN, bins=1)
-    assert estimate.value == pytest.approx(abs(0.75 - sigmoid))
+    # One bin. Residuals of three pairs that are right and one that is wrong: the products of all
+    # twelve ordered pairs of different ones, over n squared.
+    confidence = 1.0 / (1.0 + math.exp(-2.0))
+    right, wrong = 1.0 - confidence, -confidence
+    margins = [2.0] * 9 + [-2.0]
+    products = 9 * 8 * right * right + 2 * 9 * right * wrong
+    estimate = calibration_error(margins, np.arange(10), PLAN, bins=1)
+    assert estimate.value == pytest.approx(math.sqrt(max(0.0, products)) / 10)
+    margins = [2.0] * 5 + [-2.0] * 5
+    products = 5 * 4 * (right**2 + wrong**2) + 2 * 25 * right * wrong
+    estimate = calibration_error(margins, np.arange(10), PLAN, bins=1)
+    assert estimate.value == pytest.approx(math.sqrt(products) / 10)
+
+
+def test_a_perfectly_calibrated_model_is_not_rejected():
+    """The plain error is 0.06 on average at n = 300, and beyond 0.05 as a whole 9% of the time."""
+    rng = np.random.default_rng(0)
+    squares, rejected = [], 0
+    for trial in range(100):
+        strength = rng.normal(scale=1.5, size=300)
+        wins = rng.random(300) < 1.0 / (1.0 + np.exp(-strength))
+        margins = np.where(wins, strength, -strength)
+        estimate = calibration_error(
+            margins, np.arange(300), Resampling(num_resamples=80, seed=trial), bins=10
+        )
+        squares.append(estimate.value)
+        rejected += estimate.low > 0.05
+    assert np.mean(squares) < 0.03
+    assert rejected == 0
 
 
 def test_a_calibrated_model_has_little_error_and_an_overconfident_one_much():
