@@ -104,11 +104,9 @@ def promote_policy(config: PipelineConfig, result: StageResult, context: RunCont
     Raises:
         RegistryError: the registry holds another verdict than ``result``, or does not answer.
     """
-    expected = f"{config.project}-policy"
+    expected, uri = f"{config.project}-policy", result.model.uri
     if result.model.name != expected:
-        raise RegistryError(
-            f"run {context.run_id}: {result.model.uri} is not a version of {expected}"
-        )
+        raise RegistryError(f"run {context.run_id}: {uri} is not a version of {expected}")
     registered = find_version(result.model.uri).tags.get("rlhf.sha256")
     if registered != result.model.sha256:
         raise RegistryError(

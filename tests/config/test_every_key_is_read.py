@@ -47,8 +47,12 @@ def without_validators(path):
     return tree
 
 
-BY_NAME = {("GatesConfig", stage) for stage in ("sft", "reward", "policy", "judge")}
-"""``GatesConfig.of_stage`` reads the key that its argument names."""
+BY_NAME = {
+    (kind, stage)
+    for kind in ("GatesConfig", "RequiredGates")
+    for stage in ("sft", "reward", "policy", "judge")
+}
+"""``of_stage`` reads the key that its argument names."""
 OPTIONAL = {("PreparationConfig", "policy"), ("PreparationConfig", "gates")}
 """Preparation lets them be missing; what reads them is read in ``PipelineConfig``."""
 

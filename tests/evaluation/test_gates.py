@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from rlhf_core.config import GateConfig, GatesConfig, PromotionConfig
 from rlhf_core.errors import MissingMetricError
-from rlhf_core.evaluation.gates import apply_gate, decide, slice_results
-from rlhf_core.schema import Estimate, EvaluationReport, ModelRef
+from rlhf_core.evaluation.gates import apply_gate, decide, look_in_words, slice_results
+from rlhf_core.schema import Estimate, EvaluationReport, Look, ModelRef
 
 MODEL = ModelRef(
     name="rlhf-policy", version="7", uri="models:/rlhf-policy/7", path=Path("m"), sha256="s",
@@ -291,3 +291,23 @@ def test_a_gate_on_a_slice_of_what_has_none_is_refused():
     gate = {"metric": "policy/kl", "at_most": 8.0, "slice": "style=terse"}
     with pytest.raises(ValidationError, match="policy/kl is not measured by slice"):
         GatesConfig(sft=(), reward=(), policy=(gate,))
+
+
+@pytest.mark.parametrize(("number", "worn"), [(1, False), (2, False), (17, False), (18, True)])
+def test_a_set_is_worn_out_when_intervals_are_twice_as_wide(number, worn):
+    look = Look(entry="models:/rlhf-looks/1", held_out="h" * 64, number=number)
+    said = look_in_words(look)
+    assert ("The set is worn out; give it held-out prompts" in said) is worn
+    assert said.startswith(f"look {number} at held-out prompts hhhh")
+    assert ("times as wide" in said) is (number > 1)
+
+
+def test_simulated_decisions_keep_what_they_promise():
+    """A few of the trials, so with more room than the benchmark's own bounds."""
+    from benchmarks.decisions import measure
+
+    found = {what: value for what, value, _ in measure(scale=0.04)}
+    promoted = found["campaigns of 30 nights with a false promotion"]
+    assert int(promoted.split(" ")[0]) <= 5, promoted
+    assert found["champions replaced by one that loses 55:45"] == "0 of 40"
+    assert float(found["power at true 0.6, n = 500, look 1"].split("%")[0]) > 50

@@ -190,3 +190,24 @@ def test_a_killed_keeper_and_its_dead_child_are_named(home):
     children = {"prefect": alive, "worker-rlhf": gone}
     write_servers(Servers(prefect_port=1, mlflow_port=2, keeper=gone, children=children))
     assert set(ailing(check_keeper())) == {"keeper", "process worker-rlhf"}
+
+
+def test_required_gates_and_looks_are_told(home):
+    from rlhf_core.adapters.mlflow_client import mlflow_client
+    from rlhf_core.adapters.required_gates import require_gates
+    from rlhf_core.config import GateConfig, RequiredGates
+
+    gate = GateConfig(metric="policy/win_rate", at_least=0.55)
+    require_gates("rlhf", RequiredGates(policy=(gate,)), by="Ada")
+    client = mlflow_client()
+    client.create_registered_model("rlhf-looks")
+    for number in range(18):
+        tags = {"rlhf.question": f"q{number}", "rlhf.held_out": "h" * 64}
+        client.create_model_version("rlhf-looks", source="file:///nowhere", tags=tags)
+    found = {finding.what: finding for finding in doctor._mlflow()}
+    required = found["required gates (rlhf)"]
+    assert required.found.startswith("policy/win_rate at_least 0.55 (set by Ada, ")
+    looks = found["held-out prompts (rlhf)"]
+    assert not looks.healthy
+    assert "look 18" in looks.found
+    assert "of which most are new" in looks.mend
