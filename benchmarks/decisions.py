@@ -16,7 +16,8 @@ import numpy as np
 
 from rlhf_core.config import GateConfig, PromotionConfig
 from rlhf_core.evaluation.gates import decide
-from rlhf_core.evaluation.intervals import SHARE, Array, Resampling, estimate_mean
+from rlhf_core.evaluation.intervals import SHARE, Resampling, estimate_mean
+from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.win_rate import win_rate
 from rlhf_core.schema import EvaluationReport, Look, ModelRef
 

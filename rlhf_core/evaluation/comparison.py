@@ -10,14 +10,7 @@ from numpy.typing import NDArray
 
 from rlhf_core.config import MonitorsConfig
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import (
-    DIFFERENCE,
-    SHARE,
-    Array,
-    Plans,
-    estimate_mean,
-    estimate_ratio,
-)
+from rlhf_core.evaluation.intervals import DIFFERENCE, SHARE, Plans, estimate_mean, estimate_ratio
 from rlhf_core.evaluation.monitors import (
     AnswerTexts,
     gain,
@@ -26,6 +19,7 @@ from rlhf_core.evaluation.monitors import (
     vice_rates,
 )
 from rlhf_core.evaluation.rater import SCORE
+from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.text_metrics import distinct_share
 from rlhf_core.evaluation.win_rate import length_controlled_win_rate, outcomes, win_rate
 from rlhf_core.schema import Estimate, Prompt

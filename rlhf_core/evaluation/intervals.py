@@ -1,7 +1,7 @@
 """Measured values with their uncertainty: the bootstrap, and what it cannot see."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,17 +9,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from rlhf_core.errors import DataError
+from rlhf_core.evaluation.resampling import (
+    Array,
+    Statistic,
+    left_out_rows,
+    resampled_clusters,
+    resampled_rows,
+    resampled_sums,
+)
 from rlhf_core.schema import Estimate
 
-Array = NDArray[np.float64]
-Statistic = Callable[..., Array]
-"""Takes columns of shape [..., n] and ``axis=-1``; returns [...]."""
-
-_FLOATS_AT_ONCE = 4_000_000
-_MAX_LEFT_OUT = 1_000
-"""Jackknife: of more rows than this, groups are left out and not single ones."""
-_ROWS_A_VALUE = 8
-"""Where so many rows share each value, it is drawn how often each value comes, and not each row."""
 UNBOUNDED = (-math.inf, math.inf)
 SHARE = (0.0, 1.0)
 DIFFERENCE = (-1.0, 1.0)
@@ -161,7 +160,9 @@ def estimate_sums(
     totals = [column.sum() for column in data]
     value = float(statistic(*totals))
     with np.errstate(all="ignore"):
-        resamples = np.asarray((on_resamples or statistic)(*_resampled_sums(data, plan)))
+        resamples = np.asarray(
+            (on_resamples or statistic)(*resampled_sums(data, plan.num_resamples, plan.seed))
+        )
         left_out = statistic(*(total - column for total, column in zip(totals, data, strict=True)))
     return _interval(value, resamples, left_out, plan, bounds, data[0].size)
 
@@ -201,13 +202,15 @@ def estimate_statistic(
     value = float(statistic(*data, axis=-1))
     with np.errstate(all="ignore"):
         if plan.clusters is None:
-            resamples, left_out = _resampled_rows(statistic, data, plan), _left_out(statistic, data)
-            return _interval(value, resamples, left_out, plan, bounds, data[0].size)
-        members = _members(plan.clusters)
-        resamples, left_out = _resampled_clusters(statistic, data, members, plan)
-    estimate = _interval(value, resamples, left_out, plan, bounds, len(members))
-    few = len(members) < data[0].size and len(members) > 1
-    return widened(estimate, _few_clusters(len(members), plan), bounds) if few else estimate
+            resamples, left_out = (
+                resampled_rows(statistic, data, plan.num_resamples, plan.seed),
+                left_out_rows(statistic, data),
+            )
+            return bca_interval(value, resamples, left_out, plan, bounds, data[0].size)
+        resamples, left_out = resampled_clusters(
+            statistic, data, plan.clusters, plan.num_resamples, plan.seed
+        )
+    return bca_interval(value, resamples, left_out, plan, bounds, data[0].size)
 
 
 def estimate_jackknife(
@@ -260,6 +263,32 @@ def _columns(columns: Sequence[ArrayLike]) -> list[Array]:
     return data
 
 
+def bca_interval(
+    value: float,
+    resamples: Array,
+    left_out: Array,
+    plan: Resampling,
+    bounds: tuple[float, float],
+    num_rows: int,
+) -> Estimate:
+    """BCa interval of any statistic from what it was on resamples, of rows or of whole topics.
+
+    Args:
+        value: on all rows.
+        resamples: [num_resamples] on each resample.
+        left_out: [units] without each row, or without each topic.
+        plan: level; topics, if those were resampled.
+        bounds: range of the statistic.
+        num_rows: rows there are; where topics are fewer, few show less than the whole spread.
+    """
+    if plan.clusters is None:
+        return _interval(value, resamples, left_out, plan, bounds, num_rows)
+    count = left_out.size
+    estimate = _interval(value, resamples, left_out, plan, bounds, count)
+    few = 1 < count < num_rows
+    return widened(estimate, _few_clusters(count, plan), bounds) if few else estimate
+
+
 def _interval(
     value: float,
     resamples: Array,
@@ -301,74 +330,6 @@ def _ends(value: float, resamples: Array, left_out: Array, plan: Resampling) -> 
         corrected = tails
     low, high = np.quantile(resamples, corrected)
     return float(low), float(high)
-
-
-def _resampled_sums(data: list[Array], plan: Resampling) -> list[Array]:
-    """Sums of resampled rows: [num_resamples] of each column."""
-    rng, size = np.random.default_rng(plan.seed), data[0].size
-    values, counts = np.unique(np.stack(data, axis=-1), axis=0, return_counts=True)
-    if len(counts) * _ROWS_A_VALUE <= size:
-        drawn = rng.multinomial(size, counts / size, size=plan.num_resamples)
-        return list((drawn @ values).T)
-    batch = max(1, _FLOATS_AT_ONCE // size)
-    sums: list[list[Array]] = [[] for _ in data]
-    for start in range(0, plan.num_resamples, batch):
-        rows = rng.integers(0, size, (min(batch, plan.num_resamples - start), size), dtype=np.int32)
-        for kept, column in zip(sums, data, strict=True):
-            kept.append(column[rows].sum(axis=-1))
-    return [np.concatenate(kept) for kept in sums]
-
-
-def _resampled_rows(statistic: Statistic, data: list[Array], plan: Resampling) -> Array:
-    rng, size = np.random.default_rng(plan.seed), data[0].size
-    batch = max(1, _FLOATS_AT_ONCE // size)
-    found = []
-    for start in range(0, plan.num_resamples, batch):
-        rows = rng.integers(0, size, (min(batch, plan.num_resamples - start), size))
-        found.append(statistic(*(column[rows] for column in data), axis=-1))
-    return np.concatenate(found)
-
-
-def _resampled_clusters(
-    statistic: Statistic, data: list[Array], members: list[NDArray[np.int64]], plan: Resampling
-) -> tuple[Array, Array]:
-    """The statistic of resampled clusters, which differ in size, and without each of them."""
-    rng, count = np.random.default_rng(plan.seed), len(members)
-
-    def of(chosen: NDArray[np.int64]) -> float:
-        rows = np.concatenate([members[cluster] for cluster in chosen])
-        return float(statistic(*(column[rows] for column in data), axis=-1))
-
-    found = [of(rng.integers(0, count, count)) for _ in range(plan.num_resamples)]
-    every = np.arange(count)
-    left = [of(np.delete(every, cluster)) for cluster in every] if count > 1 else [0.0]
-    return np.array(found), np.array(left)
-
-
-def _members(clusters: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return the rows of each cluster."""
-    _, index = np.unique(clusters, return_inverse=True)
-    order = np.argsort(index, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(index))[:-1])
-
-
-def _left_out(statistic: Statistic, data: list[Array]) -> Array:
-    """The statistic without each row; of many rows, without each of as many groups of them.
-
-    A group's sum has the skewness of its rows, so the acceleration stays what it is, and the cost
-    grows with the number of rows, not with its square.
-    """
-    size = data[0].size
-    if size == 1:
-        return np.zeros(1)
-    order = np.random.default_rng(0).permutation(size) if size > _MAX_LEFT_OUT else np.arange(size)
-    groups = np.array_split(order, min(size, _MAX_LEFT_OUT))
-    return np.array(
-        [
-            float(statistic(*(np.delete(column, group) for column in data), axis=-1))
-            for group in groups
-        ]
-    )
 
 
 def _constant_interval(

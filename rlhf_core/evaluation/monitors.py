@@ -17,7 +17,6 @@ from rlhf_core.config.evaluation import Phrase
 from rlhf_core.evaluation.intervals import (
     DIFFERENCE,
     SHARE,
-    Array,
     Plans,
     Resampling,
     estimate_mean,
@@ -26,6 +25,7 @@ from rlhf_core.evaluation.intervals import (
 )
 from rlhf_core.evaluation.lexicon import compile_lexicon
 from rlhf_core.evaluation.reading import plain, scripts, units
+from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.text_metrics import (
     common_opening,
     copied_share,

@@ -12,13 +12,13 @@ from rlhf_core.evaluation.intervals import (
     DIFFERENCE,
     SHARE,
     UNBOUNDED,
-    Array,
     Plans,
     Resampling,
     cluster_sums,
     estimate_clustered,
     estimate_sums,
 )
+from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import Estimate
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from rlhf_core.evaluation.comparison import PairedAnswers
-from rlhf_core.evaluation.intervals import Array
+from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import Conversation, Record
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_core.evaluation.intervals import SHARE, Array, Resampling, estimate_jackknife
+from rlhf_core.evaluation.intervals import SHARE, Resampling, estimate_jackknife
+from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import Estimate
 
 Ngram = tuple[str, ...]

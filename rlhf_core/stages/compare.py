@@ -12,8 +12,8 @@ from rlhf_core.dataprep.clusters import Ints
 from rlhf_core.dataprep.files import read_records, write_records
 from rlhf_core.dataprep.near_dialogues import topic_numbers
 from rlhf_core.evaluation.comparison import PairedAnswers
-from rlhf_core.evaluation.intervals import Array
 from rlhf_core.evaluation.rater import load_rater, rate_answers
+from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.samples import compared_answers
 from rlhf_core.functional.kl import kl_k1, kl_k3
 from rlhf_core.models import load_causal

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.comparison import Answers
-from rlhf_core.evaluation.intervals import Array
+from rlhf_core.evaluation.resampling import Array
 from rlhf_core.models import (
     device_of,
     hidden_states,

@@ -106,6 +106,7 @@ def test_a_stage_that_found_no_room_goes_on_once_there_is(undisturbed):
     assert "cannot be written" in last
     assert "then repeat the command" in last
     undisturbed.carry_out("sft", "run-2")
-    assert weights_sha256(undisturbed.path / "runs/run-2/sft/model") == (
-        undisturbed.weights("run-1")["sft"]
+    assert (
+        weights_sha256(undisturbed.path / "runs/run-2/sft/model")
+        == (undisturbed.weights("run-1")["sft"])
     )
