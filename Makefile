@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder
 
+# pip compiles on one core, and every architecture that transformers knows.
+SELDOM := '/(tests?|moto|transformers/models)/'
+
 # One place for every process started from here: no telemetry, no hub, no update checks.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := true
@@ -28,7 +31,8 @@ $(STAMP): constraints.txt pyproject.toml
 	  { echo "error: Python 3.11 or newer is needed; found $$($(PYTHON) -V). Set PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m compileall -q -j 0 -x $(SELDOM) $(VENV)/lib >/dev/null || true  # some are templates
 	@touch $@
 
 format: $(STAMP) ## Format and fix what can be fixed
