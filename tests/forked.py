@@ -8,6 +8,7 @@ the shell would start it. Tests that are about starting, signals or kills start 
 for a command on behalf of another process, DVC's stage for one.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -189,7 +191,10 @@ def become(request):
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
+        # What a process does at its end: threads are waited for, servers of its own are stopped.
         with contextlib.suppress(Exception):
+            threading._shutdown()
+            atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)

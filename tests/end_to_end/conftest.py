@@ -76,7 +76,7 @@ class Workspace:
         return json.loads((self.path / name).read_text())
 
 
-def make_workspace(path: Path, *, whole: bool = False) -> Workspace:
+def make_workspace(path: Path, *, whole: bool = False, rows: dict[str, int] = ROWS) -> Workspace:
     """Link configs and base model into ``path``, and put the raw data beside them.
 
     The first rows of each file will do where it matters that everything works, not how well.
@@ -87,8 +87,8 @@ def make_workspace(path: Path, *, whole: bool = False) -> Workspace:
         links.append("data/raw")
     else:
         (path / "data/raw").mkdir()
-        for name, rows in ROWS.items():
-            lines = (ROOT / "data/raw" / name).read_text().splitlines(keepends=True)[:rows]
+        for name, number in rows.items():
+            lines = (ROOT / "data/raw" / name).read_text().splitlines(keepends=True)[:number]
             (path / "data/raw" / name).write_text("".join(lines))
     for name in links:
         (path / name).symlink_to(ROOT / name)

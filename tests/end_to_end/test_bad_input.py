@@ -7,7 +7,11 @@ import socket
 import pyarrow.parquet as pq
 import pytest
 
+from tests.end_to_end.conftest import small_settings
+
 DEMO = "configs/demo.yaml"
+
+pytestmark = pytest.mark.xdist_group("small_demo")
 
 
 @pytest.fixture
@@ -42,7 +46,8 @@ def test_a_broken_line_is_set_aside_by_its_number_and_stops_nothing(workspace):
     raw[41] = raw[41][:50]
     broken = workspace.path / "broken.jsonl"
     broken.write_text("\n".join(raw))
-    done = workspace.rlhf("prepare", DEMO, "--set", f"data.preferences.path={broken}")
+    settings = small_settings(**{"data.preferences.path": str(broken)})
+    done = workspace.rlhf("prepare", DEMO, *settings)
     assert "broken_row 1" in done.stdout
     rows = pq.read_table(workspace.path / "data/prepared/quarantine.parquet").to_pylist()
     [row] = [row for row in rows if row["reason"] == "broken_row"]

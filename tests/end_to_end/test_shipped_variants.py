@@ -5,9 +5,13 @@ import re
 import pytest
 
 from rlhf_core.evaluation.monitors import VICES
-from tests.end_to_end.conftest import SMALL
+from tests.end_to_end.conftest import ROWS, SMALL, make_workspace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("small_demo")]
+
+
+EXPLOITABLE = {"comparisons.jsonl": 1_200, "demonstrations.jsonl": 400, "prompts.jsonl": 400}
+"""A reward model that has learnt from fewer rows likes no vice yet."""
 
 
 def _few(**more: str) -> list[str]:
@@ -31,7 +35,8 @@ def test_dpo_reaches_a_decision_without_a_reward_model(workspace):
     assert result["verdict"] == "PROMOTE"
 
 
-def test_the_reward_hacking_recipe_is_refused_by_its_gates(workspace):
+def test_the_reward_hacking_recipe_is_refused_by_its_gates(tmp_path):
+    workspace = make_workspace(tmp_path / "work", rows=ROWS | EXPLOITABLE)
     few = {
         "sft.num_epochs": "1",
         "reward.num_epochs": "1",
@@ -39,9 +44,11 @@ def test_the_reward_hacking_recipe_is_refused_by_its_gates(workspace):
         "policy.rollout_batch_size": "32",
         "evaluation.num_prompts": "300",
     }
-    gates = {key: value for key, value in SMALL.items() if key in ("gates.sft", "gates.reward")}
+    kept = ("data.votes.num_resamples", "data.gates", "gates.sft", "gates.reward")
     settings = [
-        part for key, value in (gates | few).items() for part in ("--set", f"{key}={value}")
+        part
+        for key, value in ({key: SMALL[key] for key in kept} | few).items()
+        for part in ("--set", f"{key}={value}")
     ]
     done = workspace.rlhf(
         "run", "configs/demo-reward-hacking.yaml", "--json", "hack.json", *settings, check=1

@@ -8,7 +8,11 @@ from rlhf_core.stages import label_pull
 from rlhf_core.stages.data_versions import bring_back, list_versions
 from tests.stages.data_helpers import make_repository
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_tools")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("data_versions"),
+    pytest.mark.usefixtures("forked_tools"),
+]
 
 SIMULATED = {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:collect_votes"}
 

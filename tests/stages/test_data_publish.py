@@ -16,7 +16,11 @@ from rlhf_core.stages.data_publish import publish
 from rlhf_core.stages.data_versions import bring_back
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_tools")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("data_versions"),
+    pytest.mark.usefixtures("forked_tools"),
+]
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,7 +18,11 @@ from tests.stages.data_helpers import call, make_repository, rows, write
 
 RLHF = Path(sys.executable).with_name("rlhf")
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_tools")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("data_versions"),
+    pytest.mark.usefixtures("forked_tools"),
+]
 """What looks at the versions afterwards is quick; what is killed is a real process."""
 
 
