@@ -17,6 +17,24 @@ def prefect_server(tmp_path_factory):
 
 
 @pytest.fixture
+def without_engine(request, monkeypatch):
+    """The test's flows as plain functions: what they decide needs no run in Prefect.
+
+    ``test_pipeline.py`` has some of it with Prefect's engine, the served tests have all of it.
+    """
+    from flows import pipeline, stages
+
+    for name in ("prepare", "sft", "reward", "policy", "evaluate", "promote"):
+        plain = getattr(stages, f"{name}_stage").fn
+        for module in (stages, pipeline, request.module):
+            if hasattr(module, f"{name}_stage"):
+                monkeypatch.setattr(module, f"{name}_stage", plain)
+    whole = pipeline.rlhf_pipeline.fn
+    for module in (pipeline, request.module):
+        monkeypatch.setattr(module, "rlhf_pipeline", whole, raising=module is pipeline)
+
+
+@pytest.fixture
 def stages(tmp_path, monkeypatch, prefect_server):
     """Fake stages in an empty working directory."""
     monkeypatch.chdir(tmp_path)

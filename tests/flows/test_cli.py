@@ -22,7 +22,7 @@ from rlhf_core.stages.promote import Promotion, Rollback
 
 
 @pytest.fixture
-def rlhf(stages, config_path):
+def rlhf(stages, config_path, without_engine):
     """Run a command as typed; returns exit code, stdout, stderr."""
 
     def run(*arguments):

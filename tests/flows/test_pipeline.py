@@ -29,6 +29,7 @@ def test_stages_know_the_flow_run_that_drives_them(stages, settings):
     assert len(ids) == len(stages.contexts)
 
 
+@pytest.mark.usefixtures("without_engine")
 @pytest.mark.parametrize("verdict", ["HOLD", "REJECT"])
 @pytest.mark.parametrize("stage", ["sft", "reward", "judge", "evaluate"])
 def test_a_gate_that_says_no_ends_the_run_before_the_next_stage(stages, settings, stage, verdict):
@@ -60,6 +61,7 @@ def test_a_resumed_run_repeats_only_what_had_not_finished(stages, settings):
     assert [timing.reused for timing in result.timings] == [True] * 4 + [False] * 3
 
 
+@pytest.mark.usefixtures("without_engine")
 def test_what_finished_before_the_repeated_stage_stands_as_it_is(stages, settings, monkeypatch):
     run(settings)
     monkeypatch.setattr(bindings, "prepare_fingerprint", lambda config: "other raw data")
@@ -68,6 +70,7 @@ def test_what_finished_before_the_repeated_stage_stands_as_it_is(stages, setting
     assert [timing.reused for timing in again.timings] == [True] * 5 + [False] * 2
 
 
+@pytest.mark.usefixtures("without_engine")
 def test_an_unfinished_stage_before_the_repeated_one_is_done(stages, settings):
     stages.failures["policy"] = DataError("no rows")
     with pytest.raises(DataError):
@@ -76,6 +79,7 @@ def test_an_unfinished_stage_before_the_repeated_one_is_done(stages, settings):
     assert stages.calls == EVERY_STAGE[:5] + EVERY_STAGE[4:]
 
 
+@pytest.mark.usefixtures("without_engine")
 def test_a_run_cannot_be_resumed_with_other_settings(stages, settings, config_path):
     run(settings)
     other = RunSettings(file=config_path, overrides=("policy.kl_coef=0.5",))
@@ -95,6 +99,7 @@ def prepare_again(stages, monkeypatch):
     return run
 
 
+@pytest.mark.usefixtures("without_engine")
 def test_a_dataset_prepared_again_meanwhile_is_refused(stages, settings, prepare_again):
     run(settings)
     prepare_again()
@@ -102,6 +107,7 @@ def test_a_dataset_prepared_again_meanwhile_is_refused(stages, settings, prepare
         run(settings)
 
 
+@pytest.mark.usefixtures("without_engine")
 def test_a_stage_alone_refuses_data_that_its_run_did_not_prepare(stages, settings, prepare_again):
     run(settings)
     prepare_again()

@@ -16,6 +16,8 @@ from flows.runs import hold_stage, open_run
 from flows.stages import evaluate_stage, prepare_stage, promote_stage, reward_stage, sft_stage
 from rlhf_core.errors import CheckpointError, DivergedError, KlLimitError, RegistryError
 
+pytestmark = pytest.mark.usefixtures("without_engine")
+
 
 def test_a_stage_alone_takes_the_registrys_candidate(stages, settings):
     sft = sft_stage(settings, SftInputs(run="one"))
