@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import suppress
+from uuid import uuid4
 
 import pytest
 
@@ -11,20 +12,33 @@ from rlhf_core.adapters.registry import register_model, resolve_model
 from rlhf_core.adapters.run_records import bring_records, keep_absence, keep_record
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.schema import RunContext
-from tests.adapters.test_server import server  # noqa: F401 - a fixture
+from tests.adapters.test_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_server")]
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, fresh_database):
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "mlflow.db").write_bytes(fresh_database.read_bytes())
+    made = Server(folder)
+    made.start()
+    yield made
+    made.stop()
+
+
 @pytest.fixture
-def machines(server, tmp_path, monkeypatch):  # noqa: F811 - the fixture
-    """Go to one of two clones at two paths; returns the run's context there."""
+def machines(server, tmp_path, monkeypatch):
+    """Go to one of two clones at two paths; returns the context there, of a run of the test's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("RLHF_TRACKING_PATIENCE", "60")
+    run = f"run-{uuid4().hex[:8]}"
 
     def go_to(name):
         home = tmp_path / name / "clone"
         home.mkdir(parents=True, exist_ok=True)
         monkeypatch.chdir(home)
-        return RunContext(run_id="run-1", directory=home / "runs" / "run-1")
+        return RunContext(run_id=run, directory=home / "runs" / run)
 
     return go_to
 

@@ -35,7 +35,15 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+OFTEN = ("recurrent", "composite", "sinks")
+"""Hybrid and convolutional layers are in the tests of crashes below."""
+
+
+@pytest.fixture(
+    params=[
+        kind if kind in OFTEN else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS
+    ]
+)
 def name(request):
     return KINDS[request.param]
 
@@ -71,8 +79,15 @@ def test_gradients_are_those_of_plain_transformers_on_a_padded_batch(name, tmp_p
     assert checked > 8
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("name", ["qwen3-next", "gemma3"])
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        ("qwen3-next", False),
+        ("gemma3", True),
+        pytest.param("qwen3-next", True, marks=pytest.mark.nightly),
+        pytest.param("gemma3", False, marks=pytest.mark.nightly),
+    ],
+)
 def test_sft_that_crashed_ends_in_the_same_bits(name, lora, tmp_path):
     random_model(name).save_pretrained(tmp_path / "base")
     settings = SftConfig(

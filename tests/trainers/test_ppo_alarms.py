@@ -319,7 +319,7 @@ def test_bfloat16_needs_the_old_logprobs_from_the_trainer(recompute, causal_dire
     assert not any(hasattr(model, PRECISION) for model in vars(models).values())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # at every change test_unread has the gradients of compiled layers
 def test_compiled_layers_give_the_same_run_to_rounding(causal_directory, tmp_path):
     eager, compiled = ListTracker(), ListTracker()
     train_ppo(causal_directory, tmp_path / "a", eager, num_iterations=3)
