@@ -15,6 +15,18 @@ from flows.servers import STATE, Servers
 ROOT = Path(__file__).parents[2]
 RLHF = Path(sys.executable).with_name("rlhf")
 FAKES = Path(__file__).parent / "fake_site"
+CONFIG = """
+model: {base: base}
+data: {preferences: {path: raw.jsonl}}
+policy: {algorithm: ppo}
+promotion: {approval: person, wait_hours: 24}
+gates:
+  sft: [{metric: sft/heldout_nll, at_most: 2.0}]
+  reward: [{metric: reward/heldout_accuracy, at_least: 0.6}]
+  policy: [{metric: policy/win_rate, at_least: 0.55}]
+"""
+SETTINGS = {"file": "config.yaml"}
+EVERY_STAGE = ["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 PATIENCE_SECONDS = 600
 """Nothing is asserted about speed: the machine may be busy with anything."""

@@ -8,8 +8,7 @@ import pytest
 
 from flows.processes import kept_in
 from flows.servers import STATE
-from tests.flows.served import Served, until
-from tests.flows.test_served import CONFIG, SETTINGS
+from tests.flows.served import CONFIG, SETTINGS, Served, until
 
 pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("outages")]
 
@@ -17,7 +16,7 @@ ANSWER_SECONDS = 20
 """How long Prefect's clients wait for an answer here; a minute by default."""
 STAGES = ["prepare", "sft", "reward"]
 """What a pipeline does here: the reward model's gate says no. All of its stages are in
-``test_served.py``.
+``tests/served``.
 """
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.flows.served import Served, until
-from tests.flows.test_served import CONFIG, EVERY_STAGE, SETTINGS
+from tests.flows.served import CONFIG, EVERY_STAGE, SETTINGS, Served, until
 from tests.postgres import needs_postgres, running_postgres
 
 pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("outages"), needs_postgres]

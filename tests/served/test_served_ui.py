@@ -8,8 +8,7 @@ from flows.inputs import PipelineInputs
 from flows.promotion import Approval
 from flows.run_settings import RunSettings
 from tests.browser.pages import Prefect
-from tests.flows.served import ROOT, Served
-from tests.flows.test_served import CONFIG
+from tests.flows.served import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("served")]
 
@@ -17,14 +16,8 @@ PICTURES = ROOT / "artifacts/ui"
 
 
 @pytest.fixture(scope="module")
-def ui(page, tmp_path_factory):
-    served = Served.prepare(tmp_path_factory.mktemp("browser") / "work")
-    (served.path / "configs").unlink()
-    (served.path / "configs").mkdir()
-    (served.path / "configs/demo-approval.yaml").write_text(CONFIG)
-    served.rlhf("up", "--prefect-port", "0", "--mlflow-port", "0")
-    yield Prefect(page, served)
-    served.rlhf("down")
+def ui(page, served):
+    return Prefect(page, served)
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +31,23 @@ def form(ui):
 
 @pytest.fixture(scope="module")
 def failed(ui, form):
-    """A run that was started from the form and whose SFT broke; returns its id."""
-    (ui.served.path / "fail-sft").touch()
+    """A run that was started from the form and whose preparation broke; returns its id."""
+    (ui.served.path / "fail-prepare").touch()
     run = ui.submit()
     assert ui.served.wait(run)["state"]["type"] == "FAILED"
     return run
 
 
 @pytest.fixture(scope="module")
-def suspended(ui, failed):
-    """The same run, retried by a click, waiting for a person."""
-    ui.open_run(failed)
-    ui.shoot(PICTURES / "failed-run.png")
-    ui.served.calls()
-    ui.retry(failed)
-    ui.served.wait(failed, "PAUSED")
-    return failed
+def suspended(ui, approved):
+    """A pipeline that waits for a person; all of its stages are in ``test_served.py``."""
+    run = ui.served.run(approved)
+    if run["state"]["type"] == "PAUSED":
+        return approved
+    inputs = {"run": run["name"].split()[1], "repeat_from": "evaluate"}
+    again = ui.served.trigger("rlhf-pipeline/manual", inputs=inputs)
+    ui.served.wait(again, "PAUSED")
+    return again
 
 
 def test_the_run_form_says_what_each_field_is(form):
@@ -64,19 +58,29 @@ def test_the_run_form_says_what_each_field_is(form):
 
 def test_a_failed_run_offers_retry_and_says_what_broke(ui, failed):
     ui.open_run(failed)
+    ui.shoot(PICTURES / "failed-run.png")
     assert ui.page.get_by_role("button", name="Retry", exact=True).is_visible()
-    assert "sft broke" in ui.page.inner_text("body")
+    assert "prepare broke" in ui.page.inner_text("body")
 
 
-def test_retry_repeats_what_failed_and_follows(ui, suspended):
-    assert ui.served.calls() == ["sft", "reward", "judge", "policy", "evaluate"]
+def test_retry_repeats_what_failed_and_follows(ui, failed):
+    (ui.served.path / "verdict-sft").write_text("REJECT")  # nothing follows it
+    ui.open_run(failed)
+    ui.served.calls()
+    ui.retry(failed)
+    assert ui.served.wait(failed)["state"]["name"] == "REJECT"
+    (ui.served.path / "verdict-sft").unlink()
+    assert ui.served.calls() == ["prepare", "sft"]
+
+
+def test_a_run_that_waits_for_a_person_says_so(ui, suspended):
     ui.open_run(suspended)
     ui.shoot(PICTURES / "run-graph.png")
     assert "Suspended" in ui.page.inner_text("body")
 
 
 def test_a_stage_shows_its_gates_as_an_artifact(ui, suspended):
-    (stage,) = ui.served.runs("rlhf-evaluate")
+    *_, stage = ui.served.runs("rlhf-evaluate")
     ui.open_run(stage["id"])
     ui.page.get_by_text("Artifacts", exact=True).click()
     ui.page.get_by_text("evaluate-result").first.click()

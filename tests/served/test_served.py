@@ -11,53 +11,9 @@ import pytest
 
 from flows.doctor_servers import check_keeper, check_prefect
 from flows.servers import Servers
-from tests.flows.served import Served, until
+from tests.flows.served import SETTINGS, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]
-
-CONFIG = """
-model: {base: base}
-data: {preferences: {path: raw.jsonl}}
-policy: {algorithm: ppo}
-promotion: {approval: person, wait_hours: 24}
-gates:
-  sft: [{metric: sft/heldout_nll, at_most: 2.0}]
-  reward: [{metric: reward/heldout_accuracy, at_least: 0.6}]
-  policy: [{metric: policy/win_rate, at_least: 0.55}]
-"""
-SETTINGS = {"file": "config.yaml"}
-EVERY_STAGE = ["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    made = Served.prepare(tmp_path_factory.mktemp("served") / "work", training_pool="gpu")
-    (made.path / "config.yaml").write_text(CONFIG)
-    made.up()
-    yield made
-    made.down()
-
-
-@pytest.fixture(scope="module")
-def approved(served):
-    """A pipeline whose policy stage broke once, and evaluation after it, retried each time."""
-    (served.path / "fail-policy").touch()
-    (served.path / "fail-evaluate").touch()
-    run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
-    broken = served.wait(run)
-    assert broken["state"]["type"] == "FAILED"
-    assert "policy broke" in broken["state"]["message"]
-    assert served.calls() == EVERY_STAGE[:5]
-    served.retry(run)
-    broken = served.wait(run)
-    assert broken["state"]["type"] == "FAILED"
-    assert served.calls() == ["policy", "evaluate"], "each was started once by this attempt"
-    served.retry(run)
-    waiting = served.wait(run, "PAUSED")
-    assert waiting["state"]["name"] == "Suspended"
-    assert '"decision": "ASKED"' in (served.path / "approval.json").read_text()
-    assert served.calls() == ["evaluate"]
-    return run
 
 
 def test_retry_of_a_failed_pipeline_repeats_only_what_failed_and_follows(served, approved):
@@ -221,15 +177,27 @@ def test_a_run_killed_with_its_worker_is_marked_and_the_worker_comes_back(served
     assert served.servers.children["worker-gpu"].pid != worker.pid
 
 
-def test_the_nightly_schedule_is_off_and_stays_as_people_set_it(served):
+def test_what_people_set_a_redeploy_leaves_as_it_is(served):
+    """A person who stopped the runs on new data had them again after the next `make up`."""
+
     def nightly():
         return served.get("deployments/name/rlhf-pipeline/nightly")
 
+    def new_data():
+        return served.get("deployments/name/rlhf-pipeline/new-data")
+
+    def automation():
+        (found,) = served.get(f"automations/related-to/prefect.deployment.{new_data()['id']}")
+        return found
+
     def switch(active):
-        """Turn the schedule's switch in the UI."""
-        (schedule,) = nightly()["schedules"]
+        """Turn the switches of the schedule and of the runs on new data."""
+        (schedule,) = [one for one in nightly()["schedules"] if one["slug"] == "nightly"]
         path = f"deployments/{nightly()['id']}/schedules/{schedule['id']}"
         served.ask("PATCH", path, {"active": active})
+        served.ask("PATCH", f"automations/{automation()['id']}", {"enabled": not active})
+        pause = "pause_deployment" if active else "resume_deployment"
+        served.post(f"deployments/{new_data()['id']}/{pause}", {})
 
     assert nightly()["schedules"][0]["active"] is False
     switch(True)
@@ -244,8 +212,12 @@ def test_the_nightly_schedule_is_off_and_stays_as_people_set_it(served):
     assert found.pop("nightly")["active"] is True
     (added,) = found.values()
     assert (added["active"], added["max_scheduled_runs"]) == (False, 3)
+    assert (automation()["enabled"], new_data()["paused"]) == (False, True)
     served.ask("DELETE", f"deployments/{nightly()['id']}/schedules/{added['id']}")
     switch(False)
+    served.rlhf("deploy", PREFECT_API_URL=served.api)
+    assert nightly()["schedules"][0]["active"] is False
+    assert (automation()["enabled"], new_data()["paused"]) == (True, False)
 
 
 def test_missed_nights_are_made_up_for_once_and_not_after_the_schedule_was_switched_off(served):
@@ -290,28 +262,7 @@ def test_missed_nights_are_made_up_for_once_and_not_after_the_schedule_was_switc
     served.wait(begun["id"])
 
 
-def test_what_people_switched_off_a_redeploy_leaves_off(served):
-    """A person who stopped the runs on new data had them again after the next `make up`."""
-
-    def new_data():
-        return served.get("deployments/name/rlhf-pipeline/new-data")
-
-    def automation():
-        (found,) = served.get(f"automations/related-to/prefect.deployment.{new_data()['id']}")
-        return found
-
-    served.ask("PATCH", f"automations/{automation()['id']}", {"enabled": False})
-    served.post(f"deployments/{new_data()['id']}/pause_deployment", {})
-    served.rlhf("deploy", PREFECT_API_URL=served.api)
-    assert automation()["enabled"] is False
-    assert new_data()["paused"] is True
-    served.ask("PATCH", f"automations/{automation()['id']}", {"enabled": True})
-    served.post(f"deployments/{new_data()['id']}/resume_deployment", {})
-    served.rlhf("deploy", PREFECT_API_URL=served.api)
-    assert automation()["enabled"] is True
-    assert new_data()["paused"] is False
-
-
+@pytest.mark.nightly  # at every change test_mended_prefect has the transactions that would lock
 def test_eight_runs_on_two_workers_do_not_lock_the_database(served):
     runs = [served.trigger("rlhf-sft/stage", settings=SETTINGS) for _ in range(4)]
     runs += [served.trigger("rlhf-prepare/stage", settings=SETTINGS) for _ in range(4)]

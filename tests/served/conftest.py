@@ -1,0 +1,50 @@
+"""One set of servers for all that people do: through the API and in the pages."""
+
+import shutil
+
+import pytest
+
+from tests.browser.pages import open_page, require_chromium
+from tests.flows.served import CONFIG, EVERY_STAGE, ROOT, SETTINGS, Served
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A page of a headless Chromium."""
+    require_chromium()
+    with open_page() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="package")
+def served(tmp_path_factory):
+    made = Served.prepare(tmp_path_factory.mktemp("served") / "work", training_pool="gpu")
+    (made.path / "config.yaml").write_text(CONFIG)
+    (made.path / "configs").unlink()
+    shutil.copytree(ROOT / "configs", made.path / "configs")
+    (made.path / "configs/demo-approval.yaml").write_text(CONFIG)
+    made.up()
+    yield made
+    made.down()
+
+
+@pytest.fixture(scope="package")
+def approved(served):
+    """A pipeline whose policy stage broke once, and evaluation after it, retried each time."""
+    (served.path / "fail-policy").touch()
+    (served.path / "fail-evaluate").touch()
+    run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
+    broken = served.wait(run)
+    assert broken["state"]["type"] == "FAILED"
+    assert "policy broke" in broken["state"]["message"]
+    assert served.calls() == EVERY_STAGE[:5]
+    served.retry(run)
+    broken = served.wait(run)
+    assert broken["state"]["type"] == "FAILED"
+    assert served.calls() == ["policy", "evaluate"], "each was started once by this attempt"
+    served.retry(run)
+    waiting = served.wait(run, "PAUSED")
+    assert waiting["state"]["name"] == "Suspended"
+    assert '"decision": "ASKED"' in (served.path / "approval.json").read_text()
+    assert served.calls() == ["evaluate"]
+    return run
