@@ -1,11 +1,18 @@
 """A model behind an OpenAI-compatible chat endpoint: vLLM, llama.cpp, Ollama, hosted ones."""
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rlhf_core.adapters.label_http import FixedKey, LabelServer, readable_key, refusal_of
+from rlhf_core.adapters.label_http import (
+    FixedKey,
+    LabelServer,
+    SystemRoleRefusedError,
+    readable_key,
+    refusal_of,
+)
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import AiLabelerConfig
 from rlhf_core.errors import LabelError
@@ -13,6 +20,8 @@ from rlhf_core.schema import Message
 
 _SPOKEN = ("text", "output_text", "refusal")
 NOTHING_SAID = "nothing was said"
+_REASONED = re.compile(r".*?</think(?:ing)?>", re.DOTALL)
+_REASONING = re.compile(r"\s*<think(?:ing)?>")
 
 
 class ChatEndpoint:
@@ -22,15 +31,29 @@ class ChatEndpoint:
         self._server = server
         self._settings = settings
         self._lock = threading.Lock()
+        self._system_role = True
         self.num_tokens = 0
         """Of all questions and answers so far, where the endpoint counts them."""
 
     def ask(self, messages: Sequence[Message]) -> str:
-        """Return the model's answer to a conversation.
+        """Return the model's answer to a conversation, without its reasoning.
+
+        Where the model's template knows no system role, instructions go into the user's turn, from
+        the first refusal on.
 
         Raises:
             LabelError: the endpoint refuses, stays lost, or answers in another form.
         """
+        if self._system_role:
+            try:
+                return self._ask(messages)
+            except SystemRoleRefusedError:
+                if messages[0].role != "system":
+                    raise
+                self._system_role = False
+        return self._ask(_without_system(messages))
+
+    def _ask(self, messages: Sequence[Message]) -> str:
         settings = self._settings
         body: dict[str, Any] = {
             "model": settings.model,
@@ -65,6 +88,15 @@ class ChatEndpoint:
         self._server.stop()
 
 
+def _without_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """Put the instructions before what the user says first."""
+    if len(messages) < 2 or messages[0].role != "system":
+        return messages
+    first = messages[1]
+    said = f"{messages[0].content}\n\n{first.content}"
+    return (first.model_copy(update={"content": said}), *messages[2:])
+
+
 def _refuse_errors(answer: Any, place: str) -> None:
     """Refuse an error that came with status 200, as gateways pass on those of others.
 
@@ -83,7 +115,9 @@ def _text_of(message: Mapping[str, Any]) -> str:
 
     Reasoning, in parts or fields of its own, is not what it says.
     """
-    content = message["content"] if "content" in message else message["refusal"]
+    if not message.keys() & {"content", "refusal", "reasoning", "reasoning_content"}:
+        raise KeyError("content")
+    content = message.get("content")
     if isinstance(content, list):
         said = [
             str(part.get("text") or part.get("refusal") or "") if isinstance(part, dict) else part
@@ -91,7 +125,13 @@ def _text_of(message: Mapping[str, Any]) -> str:
             if not isinstance(part, dict) or part.get("type") in (*_SPOKEN, None)
         ]
         content = "".join(map(str, said))
-    return str(content or message.get("refusal") or "")
+    text = str(content or message.get("refusal") or "")
+    # A block at the start alone is reasoning: an answer may quote one. Where the prompt's end opens
+    # it, only its end is in the text; one that was cut has none, and nothing was said after it.
+    if _REASONING.match(text) or ("</think" in text and "<think" not in text):
+        ended = _REASONED.match(text)
+        text = text[ended.end() :].lstrip() if ended else ""
+    return text
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import suppress
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -28,7 +30,20 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 _ACCOUNT = re.compile(r"budget|quota|credit|billing|balance|rate.?limit|payment", re.IGNORECASE)
+_NO_SYSTEM = re.compile(
+    r"system role|role\W{1,3}system|system (?:message|prompt)s? (?:is|are|not)"
+    r"|roles must alternate",
+    re.IGNORECASE,
+)
 _EXCERPT = 200
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_EPOCH = 1e9
+"""A reset of more seconds than this is a point in time and no wait; a thousand times it, in ms."""
+
+
+class SystemRoleRefusedError(LabelError):
+    """The model's template knows no system role."""
 
 
 class FixedKey(httpx.Auth):
@@ -151,6 +166,8 @@ class LabelServer:
             )
             said = _excerpt(answer)
             kind = refusal_of(said) if answer.status_code in _UNFIT else LabelError
+            if kind is LabelError and _NO_SYSTEM.search(answer.text):
+                kind = SystemRoleRefusedError
             if answer.status_code == _TOO_LARGE:
                 kind = QuestionRefusedError
             raise kind(f"{self.place}: {path} answers {answer.status_code}: {said}{advice}")
@@ -171,17 +188,79 @@ def refusal_of(said: str) -> type[LabelError]:
     """
     if _TOO_LONG.search(said) and not _ACCOUNT.search(said):
         return QuestionRefusedError
-    return LabelError
+    return SystemRoleRefusedError if _NO_SYSTEM.search(said) else LabelError
 
 
 def _may_pass(answer: httpx.Response) -> bool:
-    return answer.status_code == _BUSY or answer.is_server_error
+    """Say whether the same request may succeed later, be the trouble in a status or in a 200."""
+    if answer.is_success:
+        return _passing_code(answer)
+    # Some servers answer 500 where a template raises.
+    lasting = _NO_SYSTEM.search(answer.text)
+    return answer.status_code == _BUSY or (answer.is_server_error and not lasting)
+
+
+def _passing_code(answer: httpx.Response) -> bool:
+    """Whether a 200 holds an error with a code of those that pass, as gateways send them on."""
+    with suppress(ValueError):
+        content = answer.json()
+        error = content.get("error") if isinstance(content, dict) else None
+        code = str(error.get("code")) if isinstance(error, dict) else ""
+        return code == str(_BUSY) or (len(code) == 3 and code.isdigit() and code[0] == "5")
+    return False
 
 
 def _asked_to_wait(answer: httpx.Response | None) -> float:
-    """Return the seconds that a busy server names in ``Retry-After``."""
-    named = answer.headers.get("retry-after", "") if answer is not None else ""
-    return float(named) if named.isdigit() else 0.0
+    """Return the seconds that a busy server names.
+
+    ``Retry-After`` in seconds or as a date (RFC 9110, section 10.2.3), else, of one that is too
+    busy, when its limit is reset: ``x-ratelimit-reset...`` as seconds, a duration like ``1m30s``
+    or a point in time, or ``ratelimit-reset`` in seconds. 0 where nothing readable is named.
+    """
+    if answer is None:
+        return 0.0
+    headers = answer.headers
+    asked = headers.get("retry-after", "")
+    named = _seconds(asked)
+    named = _date(asked) if named is None else named
+    if named is not None or answer.status_code != _BUSY:
+        return named or 0.0
+    resets = {
+        name: wait
+        for name, text in headers.items()
+        if "ratelimit-reset" in name and (wait := _seconds(text)) is not None
+    }
+    used_up = [
+        wait
+        for name, wait in resets.items()
+        if headers.get(name.replace("reset", "remaining")) == "0"
+    ]
+    return max(used_up or resets.values(), default=0.0)
+
+
+def _seconds(text: str) -> float | None:
+    """Read a number of seconds, a duration with units, or a point in time after 2001."""
+    text = text.strip()
+    parts = _DURATION.findall(text)
+    if parts and "".join(map("".join, parts)) == text:
+        return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        return None
+    number = float(text)
+    if number < _EPOCH:
+        return number
+    return max(0.0, (number / 1_000 if number > 1_000 * _EPOCH else number) - time.time())
+
+
+def _date(text: str) -> float | None:
+    """Read the seconds until an HTTP date; 0 where it is past."""
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    # An HTTP date is in GMT, also in the form that does not say so.
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, moment.timestamp() - time.time())
 
 
 def _excerpt(answer: httpx.Response) -> str:
