@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_core.config import GateConfig, PromotionConfig
+from rlhf_core.evaluation.corrected import corrected_mean
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.intervals import SHARE, Resampling, estimate_mean
 from rlhf_core.evaluation.resampling import Array
@@ -92,6 +93,29 @@ def power(rng: np.random.Generator, scale: float, *, look: int, truth: float) ->
     return what, f"{100 * passed / trials:.1f}% of {trials:,}", wanted
 
 
+def people(rng: np.random.Generator, scale: float, *, corrected: bool) -> Row:
+    """Coverage of what people prefer, by a judge of accuracy 0.72 that likes a style.
+
+    30% of the prompts bring an answer of the policy in that style; there the judge always prefers
+    it. People prefer the policy's answers 45 times in 100, and 200 of the prompts have a vote.
+    """
+    trials, covered, truth = max(1, int(2_000 * scale)), 0, 0.45
+    for _ in range(trials):
+        liked = _won(rng, truth)
+        right = rng.random(PROMPTS) < 0.72
+        judged = np.where(rng.random(PROMPTS) < 0.3, 1.0, np.where(right, liked, 1.0 - liked))
+        plan = Resampling(num_resamples=RESAMPLES, seed=int(rng.integers(2**31)))
+        votes = np.full(PROMPTS, np.nan)
+        asked = rng.permutation(PROMPTS)[:200]
+        votes[asked] = liked[asked]
+        estimate = corrected_mean(judged, votes, plan) if corrected else win_rate(judged, plan)
+        covered += estimate.low <= truth <= estimate.high
+    name = "corrected by 200 votes" if corrected else "by the judge alone"
+    found = f"{100 * covered / trials:.1f}% of {trials:,}"
+    wanted = "at least 93%" if corrected else ""
+    return f"coverage of people's preference, biased judge, {name}", found, wanted
+
+
 def topics(rng: np.random.Generator, scale: float, *, whole: bool) -> Row:
     """Coverage of the win rate on new topics: 50 topics of 20 prompts, each with its own rate."""
     trials, numbers = max(1, int(1_000 * scale)), np.repeat(np.arange(50), 20)
@@ -135,6 +159,8 @@ CASES: tuple[Callable[[np.random.Generator, float], Row], ...] = (
     lambda rng, scale: power(rng, scale, look=1, truth=0.6),
     lambda rng, scale: power(rng, scale, look=5, truth=0.65),
     lambda rng, scale: power(rng, scale, look=30, truth=0.65),
+    lambda rng, scale: people(rng, scale, corrected=False),
+    lambda rng, scale: people(rng, scale, corrected=True),
     lambda rng, scale: topics(rng, scale, whole=False),
     lambda rng, scale: topics(rng, scale, whole=True),
 )
