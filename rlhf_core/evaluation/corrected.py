@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import SHARE, Array, Resampling
+from rlhf_core.evaluation.intervals import SHARE, Resampling
+from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import Estimate
 
 MIN_LABELS = 10
