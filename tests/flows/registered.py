@@ -10,11 +10,11 @@ from rlhf_core.models.files import weights_sha256
 
 
 def versions(client):
-    """Every version of every registered model; the journal of releases holds none."""
+    """Every version of every registered model; the journals of releases and looks hold none."""
     return [
         version
         for model in client.search_registered_models()
-        if model.tags.get("rlhf.kind") != "releases"
+        if model.tags.get("rlhf.kind") not in ("releases", "looks")
         for version in client.search_model_versions(f"name = '{model.name}'")
     ]
 
