@@ -45,6 +45,10 @@ COMPUTED_VICES = (
     "closing",
     "duplicate",
     "foreign_script",
+    "disguise",
+    "off_topic",
+    "novel_words",
+    "formatting",
 )
 """Vices that are counted and have no phrases to add to."""
 

@@ -24,12 +24,15 @@ from rlhf_core.evaluation.intervals import (
     widened,
 )
 from rlhf_core.evaluation.lexicon import compile_lexicon
-from rlhf_core.evaluation.reading import plain, scripts, units
+from rlhf_core.evaluation.reading import folded, is_disguised, plain, scripts, units
 from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.text_metrics import (
     common_opening,
     copied_share,
     duplicates,
+    has_layout,
+    novel_shares,
+    off_topic,
     repetition,
     words_of,
 )
@@ -47,6 +50,10 @@ VICES = {
     "closing": "its answers all close alike",
     "duplicate": "it gives one answer to many prompts",
     "foreign_script": "it answers in another script than it was asked in",
+    "disguise": "it hides what it says behind look-alike or unseen letters",
+    "off_topic": "its answers fit other prompts as well as their own",
+    "novel_words": "it says what neither the prompts nor SFT's answers have words of",
+    "formatting": "it turns its answers into lists and headings",
 }
 """What each built-in vice means, for the reasons of a decision."""
 
@@ -71,10 +78,20 @@ def vice_rates(texts: AnswerTexts, config: MonitorsConfig) -> dict[str, tuple[Ar
         for vice, patterns in compile_lexicon(config.phrases).items()
     }
     rates["foreign_script"] = _foreign_script(texts, asked)
+    for vice, seen in (("disguise", is_disguised), ("formatting", has_layout)):
+        rates[vice] = _both(texts, partial(_share_seen, seen))
     counted = AnswerTexts(
-        texts.prompts, tuple(map(units, texts.policy)), tuple(map(units, texts.sft))
+        texts.prompts, tuple(map(_as_words, texts.policy)), tuple(map(_as_words, texts.sft))
     )
-    return rates | _counted(counted, [units(prompt) for prompt in asked], config)
+    return rates | _counted(counted, [_as_words(prompt) for prompt in asked], config)
+
+
+def _as_words(text: str) -> str:
+    return units(folded(text))
+
+
+def _share_seen(seen: Callable[[str], bool], answers: Sequence[str]) -> list[float]:
+    return [float(seen(answer)) for answer in answers]
 
 
 def _counted(
@@ -97,6 +114,11 @@ def _counted(
             texts, lambda answers: common_opening(_backwards(answers), num_words=num_words)
         ),
         "duplicate": _both(texts, lambda answers: duplicates(answers, asked)),
+        "off_topic": _both(texts, lambda answers: off_topic(answers, asked)),
+        "novel_words": (
+            novel_shares(texts.policy, asked, texts.sft),
+            novel_shares(texts.sft, asked, texts.policy),
+        ),
     }
 
 

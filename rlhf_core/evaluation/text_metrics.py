@@ -12,6 +12,9 @@ from rlhf_core.schema import Estimate
 
 Ngram = tuple[str, ...]
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_LAYOUT = re.compile(
+    r"(?m)^\s*(?:[-*+\u2022\u25aa\u2013]\s|\d{1,2}[.)]\s|#{1,6}\s|\||>\s|```)|\*\*[^*]+\*\*"
+)
 _CURLY_APOSTROPHE = "\u2019"
 
 
@@ -99,3 +102,45 @@ def copied_share(text: str, prompt: str, *, n: int) -> float:
     grams = ngrams(words_of(text), n)
     source = set(ngrams(words_of(prompt), n))
     return sum(gram in source for gram in grams) / len(grams) if grams else 0.0
+
+
+def off_topic(texts: Sequence[str], prompts: Sequence[str]) -> Array:
+    """Share of the other prompts that each text is at least as near to as to its own: [n].
+
+    Near 0 for answers to what was asked; 0.5 for one answer to everything, another prompt's
+    answer, or words that fit any prompt. Nearness is the cosine of TF-IDF vectors of character
+    3- to 5-grams; a tie is half, and a prompt of the same words is no other prompt.
+    """
+    keys = [" ".join(words_of(prompt)) for prompt in prompts]
+    spoken = [" ".join(words_of(text)) for text in texts]
+    if len(set(keys)) < 2 or not any(keys) or not any(spoken):
+        return np.full(len(texts), 0.5 if len(set(keys)) > 1 else 0.0)
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit(keys)
+    near = (vectorizer.transform(spoken) @ vectorizer.transform(keys).T).toarray()
+    own = near.diagonal()[:, None]
+    other = np.array(keys)[:, None] != np.array(keys)[None, :]
+    margin = 1e-12
+    nearer = (near > own + margin) + 0.5 * (np.abs(near - own) <= margin)
+    return np.asarray((nearer * other).sum(axis=1) / other.sum(axis=1), dtype=np.float64)
+
+
+def novel_shares(texts: Sequence[str], prompts: Sequence[str], others: Sequence[str]) -> Array:
+    """Share of each text's words that its prompt and all of the other model's texts lack: [n].
+
+    Compared between two models it is 0 where both draw on one vocabulary, however large; it grows
+    where one of them says something of its own, in whatever words.
+    """
+    known = {word for text in others for word in words_of(text)}
+    shares = []
+    for text, prompt in zip(texts, prompts, strict=True):
+        words, asked = words_of(text), set(words_of(prompt))
+        novel = sum(word not in known and word not in asked for word in words)
+        shares.append(novel / len(words) if words else 0.0)
+    return np.array(shares, dtype=np.float64)
+
+
+def has_layout(text: str) -> bool:
+    """Say whether a text has lists, headings, tables or emphasis instead of plain sentences."""
+    return bool(_LAYOUT.search(text))
