@@ -7,13 +7,12 @@ nothing.
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from prefect import task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from flows import bindings, feedback_bindings
 from flows.artifacts import show_labels
-from flows.definition import flow
 from flows.events import announce_published
 from flows.inputs import CollectInputs
 from flows.opening import is_deployed, label_process, name_of_run

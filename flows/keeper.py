@@ -1,4 +1,11 @@
-"""The process that owns the servers and workers: starts, watches, restarts and ends them."""
+"""The process that owns the servers and workers: starts, watches, restarts and ends them.
+
+supervisor and circus start, watch and restart too, but begin anew after they were killed: their
+children live on, hold the ports and are nobody's, while `rlhf up` finds and ends them by the folder
+in their environment. Ready servers, free ports written for later commands, pools, deployments and
+the sweep of dead runs would stay ours beside them; under systemd (``deploy/systemd``) none of this
+module runs.
+"""
 
 import logging
 import os

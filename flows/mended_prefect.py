@@ -4,14 +4,12 @@ Takes the arguments of ``prefect``; it matters for ``server start`` and ``worker
 """
 
 import asyncio
-import json
 import signal
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import lru_cache
 from inspect import signature
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -42,6 +40,9 @@ def lock_before_reading() -> None:
     makes SQLite wait. The Late service, state changes and heartbeats all do so. With the lock taken
     first, writers queue up instead. A transaction inside another one of the same task is left as
     it is: it would wait for its own outer one.
+
+    Of Prefect 3.9.1; no thread asks for it. The nearest, https://github.com/PrefectHQ/prefect/pull/13867,
+    opened fewer transactions and left their kind as it was.
     """
     from prefect.server.database.configurations import AioSqliteConfiguration
 
@@ -65,64 +66,13 @@ def lock_before_reading() -> None:
     AioSqliteConfiguration.begin_transaction = begin_transaction  # type: ignore[method-assign]
 
 
-def check_forms_once() -> None:
-    """Let Prefect's server remember which schemas are valid ones, definition by definition.
-
-    It checks a deployment's form twice when it is deployed and again with every run that is
-    started. For the form of our settings that takes half a second each time, in which the server
-    answers nobody. All forms have the same definitions.
-    """
-    from jsonschema import Draft202012Validator
-    from prefect.utilities.schema_tools import validation
-
-    for validator in (Draft202012Validator, validation._VALIDATOR):
-        validator.check_schema = _remembering(validator.check_schema)
-
-
-def _remembering(check: Callable[..., None]) -> Callable[..., None]:
-    @lru_cache(maxsize=1024)
-    def check_part(text: str) -> None:
-        check(json.loads(text))
-
-    def check_schema(schema: Any, **options: Any) -> None:
-        if options or not isinstance(schema, dict):
-            return check(schema, **options)
-        definitions = schema.get("definitions")
-        if not isinstance(definitions, dict):
-            definitions = {}
-        for part in (*definitions.values(), {**schema, "definitions": {}}):
-            check_part(json.dumps(part, sort_keys=True))
-        return None
-
-    return check_schema
-
-
-def leave_runs_that_have_not_ended() -> None:
-    """Let a worker leave a run alone that still holds a place, until the place is free.
-
-    A run that is retried or resumed while its last process is just ending is due again before its
-    worker has let go of it. The worker then fails with "this borrower is already holding one of
-    this CapacityLimiter's tokens", and takes all its other runs down with it.
-    """
-    from prefect.workers.base import BaseWorker
-
-    submit = BaseWorker._submit_scheduled_flow_runs
-
-    async def _submit_scheduled_flow_runs(
-        self: "BaseWorker[Any, Any, Any]", flow_run_response: "list[WorkerFlowRunResponse]"
-    ) -> "list[FlowRun]":
-        held = set(self._limiter.statistics().borrowers) if self._limiter else set()
-        due = [entry for entry in flow_run_response if entry.flow_run.id not in held]
-        return await submit(self, due)
-
-    BaseWorker._submit_scheduled_flow_runs = _submit_scheduled_flow_runs  # type: ignore[method-assign]
-
-
 def make_up_for_missed_runs_once() -> None:
     """Let a worker run what a schedule missed once, and not at all where it is switched off.
 
     While no worker listens, every time of a schedule leaves a run that waits. Prefect runs them all
     when a worker comes back, those of a schedule that was switched off meanwhile too.
+
+    Waits for https://github.com/PrefectHQ/prefect/issues/15886 (only the newest of the late runs).
     """
     from prefect.workers.base import BaseWorker
 
@@ -221,6 +171,9 @@ def report_a_death_once() -> None:
 
     What starts the process has said so at once. Somebody who retried the run in between would see
     the retry crash: the second report does not ask what has happened since.
+
+    Of Prefect 3.9.1. https://github.com/PrefectHQ/prefect/pull/18453 would have asked whether the
+    run is still running; it was closed without being merged, and no other thread was found.
     """
     from prefect.workers.process import ProcessWorker
 
@@ -239,6 +192,9 @@ def answer_own_pages_only() -> None:
     """Let a server that is started here refuse foreign names and pages.
 
     Only what comes from the network is looked at: the server asks itself by a name of its own.
+
+    No thread asks for names or WebSockets; CORS has had settings since
+    https://github.com/PrefectHQ/prefect/issues/15074, and they are used.
     """
     import uvicorn
     from prefect.cli import _server_utils
@@ -274,6 +230,9 @@ def let_the_server_pause_automations() -> None:
     """Give the client by which Prefect's server pauses automations the token it asks for.
 
     With CSRF protection the server refuses its own action: this client alone is made without.
+
+    Waits for a client like the one that https://github.com/PrefectHQ/prefect/pull/18157 mended for
+    https://github.com/PrefectHQ/prefect/issues/18045: that one cancels, this one pauses.
     """
     from prefect.server.events.clients import PrefectServerEventsAPIClient
     from prefect.settings import get_current_settings
@@ -294,6 +253,8 @@ def keep_permissions() -> None:
     """Let what a worker's environment allows hold for its runs, whatever a run's variables say.
 
     A run form may set environment variables of the run's process; these are not among them.
+
+    A rule of this product: Prefect means job variables to win, and no thread asks otherwise.
     """
     from prefect.workers.base import BaseJobConfiguration
 
@@ -313,6 +274,10 @@ def end_when_asked() -> None:
     """Let a worker that a script started in the background end by SIGTERM.
 
     It inherits from the shell that SIGINT is ignored, which is what Prefect turns a SIGTERM into.
+
+    So since https://github.com/PrefectHQ/prefect/pull/9530. No thread reports it; it can go when
+    workers start in the background by themselves
+    (https://github.com/PrefectHQ/prefect/issues/12109).
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -328,12 +293,10 @@ def main() -> None:
     if sys.argv[1:2] == ["server"]:
         answer_own_pages_only()
         lock_before_reading()
-        check_forms_once()
         let_the_server_pause_automations()
     else:
         end_when_asked()
         make_up_for_missed_runs_once()
-        leave_runs_that_have_not_ended()
         report_a_death_once()
         keep_permissions()
     from prefect.cli import app

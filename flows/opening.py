@@ -1,5 +1,6 @@
 """How a flow finds its run and its settings, the same for a person, a parent and a retry."""
 
+import re
 from typing import cast
 
 from prefect.client.orchestration import get_client
@@ -14,6 +15,9 @@ from flows.sweep import PROCESS_LABEL, process_name
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import RunContext, StageName
+
+_GENERATED_NAME = re.compile("[a-z]+-[a-z]+")
+"""Prefect, and its run form, call a run that nobody named by two words, like ``wise-otter``."""
 
 
 def open_context(
@@ -51,7 +55,9 @@ def _bring_records(project: str | None, context: RunContext) -> None:
 
 
 def name_of_run() -> str:
-    """Return the flow run's name: what it is and which run it belongs to."""
+    """Return the flow run's name: what a person typed, else what it is and its run."""
+    if (typed := str(flow_run.name or "")) and not _GENERATED_NAME.fullmatch(typed):
+        return typed
     inputs = flow_run.parameters.get("inputs")
     given = inputs if isinstance(inputs, dict) else vars(inputs)
     kind = given.get("role") or str(flow_run.flow_name).removeprefix("rlhf-")

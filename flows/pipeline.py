@@ -3,11 +3,11 @@
 raw data -> prepare -> SFT -> gate -> reward model + judge -> gate -> policy -> gate -> champion
 """
 
+from prefect import flow
 from prefect.states import Completed
 
 from flows import bindings
 from flows.artifacts import file_report, show_outcome
-from flows.definition import flow
 from flows.inputs import (
     EvaluateInputs,
     PipelineInputs,

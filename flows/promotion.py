@@ -12,6 +12,7 @@ from functools import partial
 from typing import Literal, cast
 from uuid import UUID
 
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, FlowRunInput, State
 from prefect.client.schemas.responses import SetStateStatus
@@ -24,7 +25,6 @@ from pydantic import Field, ValidationError
 
 from flows import bindings
 from flows.artifacts import file_report, report_line, stage_page
-from flows.definition import flow
 from flows.files import write_atomically
 from flows.lost_server import patiently
 from flows.opening import is_deployed

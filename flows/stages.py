@@ -4,8 +4,9 @@ A stage finds its inputs, runs once for the same inputs, and hands on a record. 
 thresholds are the core's.
 """
 
+from prefect import flow
+
 from flows import bindings
-from flows.definition import flow
 from flows.events import announce
 from flows.inputs import (
     EvaluateInputs,

@@ -3,11 +3,9 @@ from pathlib import Path
 
 import pytest
 from prefect.utilities.callables import parameter_schema
-from pydantic import ValidationError
 
 from flows.pools import read_pools
-from flows.run_settings import RunSettings, SettingChanges
-from rlhf_core.config import PipelineConfig
+from flows.run_settings import RunSettings
 from rlhf_core.config.base import LIMITS
 from rlhf_core.errors import ConfigError
 
@@ -46,10 +44,28 @@ def test_short_overrides_win_over_the_form(config_path):
     assert settings.load().seed == 2
 
 
-@pytest.mark.parametrize("wrong", [{"seed": -1}, {"sed": 1}, {"policy": {"kl_coef": -0.1}}])
-def test_limits_and_names_are_enforced_when_the_form_is_sent(config_path, wrong):
-    with pytest.raises(ValidationError):
-        changed(config_path, **wrong)
+WRONG = [
+    ("changes", {"seed": -1}, "seed: "),
+    ("changes", {"sed": 1}, "did you mean seed?"),
+    ("changes", {"policy": {"kl_coef": -0.1}}, "--set policy.kl_coef: "),
+    ("overrides", ["policy.kl_cof=0.1"], "did you mean policy.kl_coef?"),
+    ("overrides", ["policy.kl_coef=much"], "--set policy.kl_coef: "),
+]
+
+
+@pytest.mark.parametrize(("field", "wrong", "said"), WRONG)
+def test_a_wrong_setting_is_one_line_that_names_it(config_path, field, wrong, said):
+    with pytest.raises(ConfigError) as refused:
+        RunSettings.model_validate({"file": config_path, field: wrong}).load()
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_was_left_empty_in_the_form_of_an_earlier_build_stays_as_the_file_says(config_path):
+    empty = {"seed": None, "policy": {"kl_coef": 0.25, "optimizer": None}}
+    plain = RunSettings(file=config_path).load()
+    policy = plain.policy.model_copy(update={"kl_coef": 0.25})
+    assert changed(config_path, **empty) == plain.model_copy(update={"policy": policy})
 
 
 def test_an_override_without_value_is_refused(config_path):
@@ -86,17 +102,6 @@ def limits_in(schema):
         yield from limits_in(one)
 
 
-def names_in(model):
-    schema = model.model_json_schema()
-    return {name for name, _ in settings_in(schema, schema["$defs"])}
-
-
-def test_the_form_can_say_everything_the_settings_can():
-    assert names_in(SettingChanges) == names_in(PipelineConfig)
-    assert "policy.optimizer.learning_rate" in names_in(SettingChanges)
-    assert "gates.sft.min_samples" in names_in(SettingChanges)
-
-
 @pytest.mark.parametrize("entrypoint", FORMS)
 def test_a_form_describes_every_field_and_says_its_limits(entrypoint):
     """Prefect's form enforces limits and shows descriptions alone."""
@@ -113,12 +118,12 @@ def test_a_form_describes_every_field_and_says_its_limits(entrypoint):
             assert all(limit in said for limit in limits_in(setting)), f"{name}.{field}: {words}"
 
 
-def test_an_optional_setting_and_one_of_a_list_say_their_limits():
-    schema = RunSettings.model_json_schema()["$defs"]
-    optional = schema["SftChanges"]["properties"]["evaluate_every"]
-    assert optional["description"].endswith("start and the end. (at least 1)")
-    listed = schema["GateConfig"]["properties"]["confidence"]
-    assert listed["description"].endswith("(more than 0, less than 1)")
+def test_the_form_is_a_file_lines_and_inputs():
+    """Prefect's server checks a form with every run; one of all settings took half a second."""
+    from flows.pipeline import rlhf_pipeline
+
+    schema = parameter_schema(rlhf_pipeline.fn).model_dump()
+    assert set(schema["definitions"]) == {"RunSettings", "PipelineInputs"}
 
 
 def test_settings_travel_by_value_to_a_machine_that_has_no_file_of_them(tmp_path, monkeypatch):
