@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.config import PipelineConfig
-from rlhf_core.stages import prepare, prepare_build
+from rlhf_core.stages import prepare
+from rlhf_core.stages.preparation import build as prepare_build
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["the", "of", "and", "to", "is", "in", "that", "it", "for", "you", "with", "as", "are"]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_core.dataprep.against_rest import against_rest
-from rlhf_core.dataprep.agreement import alpha_estimate
-from rlhf_core.dataprep.annotators import annotator_facts
-from rlhf_core.dataprep.vote_models import MODELS, decided_by_heads
-from rlhf_core.dataprep.votes import CHOICES, VoteTable, decide
+from rlhf_core.dataprep.votes.against_rest import against_rest
+from rlhf_core.dataprep.votes.agreement import alpha_estimate
+from rlhf_core.dataprep.votes.annotators import annotator_facts
+from rlhf_core.dataprep.votes.vote_models import MODELS, decided_by_heads
+from rlhf_core.dataprep.votes.vote_table import CHOICES, VoteTable, decide
 from rlhf_core.schema import Vote
 
 NUM_RESAMPLES = 2_000

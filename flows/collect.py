@@ -11,16 +11,16 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from flows import bindings, feedback_bindings
-from flows.artifacts import show_labels
-from flows.events import announce_published
-from flows.inputs import CollectInputs
-from flows.opening import is_deployed, label_process, name_of_run
-from flows.records import LabelsResult
-from flows.references import find_dataset
-from flows.run_settings import RunSettings
 from rlhf_core.config import PipelineConfig
 from rlhf_core.feedback.results import CollectedPairs
+from rlhf_flows.engine import bindings, feedback_bindings
+from rlhf_flows.engine.artifacts import show_labels
+from rlhf_flows.engine.events import announce_published
+from rlhf_flows.engine.inputs import CollectInputs
+from rlhf_flows.engine.opening import is_deployed, label_process, name_of_run
+from rlhf_flows.engine.records import LabelsResult
+from rlhf_flows.engine.references import find_dataset
+from rlhf_flows.engine.run_settings import RunSettings
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -6,9 +6,11 @@ raw data -> prepare -> SFT -> gate -> reward model + judge -> gate -> policy -> 
 from prefect import flow
 from prefect.states import Completed
 
-from flows import bindings
-from flows.artifacts import file_report, show_outcome
-from flows.inputs import (
+from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
+from rlhf_core.stages.promote import Promotion
+from rlhf_flows.engine import bindings
+from rlhf_flows.engine.artifacts import file_report, show_outcome
+from rlhf_flows.engine.inputs import (
     EvaluateInputs,
     PipelineInputs,
     PolicyInputs,
@@ -17,13 +19,13 @@ from flows.inputs import (
     RewardInputs,
     SftInputs,
 )
-from flows.opening import is_deployed, name_of_run, open_context
-from flows.progress import Progress, passed
-from flows.promotion import ask_person
-from flows.records import PipelineResult
-from flows.references import dataset_reference
-from flows.run_settings import RunSettings
-from flows.stages import (
+from rlhf_flows.engine.opening import is_deployed, name_of_run, open_context
+from rlhf_flows.engine.progress import Progress, passed
+from rlhf_flows.engine.records import PipelineResult
+from rlhf_flows.engine.references import dataset_reference
+from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.promotion import ask_person
+from rlhf_flows.stages import (
     evaluate_stage,
     policy_stage,
     prepare_stage,
@@ -31,8 +33,6 @@ from flows.stages import (
     reward_stage,
     sft_stage,
 )
-from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
-from rlhf_core.stages.promote import Promotion
 
 
 @flow(name="rlhf-pipeline", flow_run_name=name_of_run)

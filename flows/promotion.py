@@ -23,14 +23,14 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Failed
 from pydantic import Field, ValidationError
 
-from flows import bindings
-from flows.artifacts import file_report, report_line, stage_page
-from flows.files import write_atomically
-from flows.lost_server import patiently
-from flows.opening import is_deployed
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageResult, Verdict
 from rlhf_core.schema.shown import shown_code
+from rlhf_flows.engine import bindings
+from rlhf_flows.engine.artifacts import file_report, report_line, stage_page
+from rlhf_flows.engine.files import write_atomically
+from rlhf_flows.engine.lost_server import patiently
+from rlhf_flows.engine.opening import is_deployed
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,13 @@ thresholds are the core's.
 
 from prefect import flow
 
-from flows import bindings
-from flows.events import announce
-from flows.inputs import (
+from rlhf_core.config import config_digest
+from rlhf_core.errors import RegistryError
+from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
+from rlhf_core.stages.promote import Promotion
+from rlhf_flows.engine import bindings
+from rlhf_flows.engine.events import announce
+from rlhf_flows.engine.inputs import (
     EvaluateInputs,
     PolicyInputs,
     PrepareInputs,
@@ -16,21 +20,17 @@ from flows.inputs import (
     RewardInputs,
     SftInputs,
 )
-from flows.opening import name_of_run, open_context
-from flows.references import (
+from rlhf_flows.engine.opening import name_of_run, open_context
+from rlhf_flows.engine.references import (
     check_roles,
     find_champion,
     find_dataset,
     find_judge,
     find_model,
 )
-from flows.run_settings import RunSettings
-from flows.runs import saved_result
-from flows.work import Work, carry_out
-from rlhf_core.config import config_digest
-from rlhf_core.errors import RegistryError
-from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
-from rlhf_core.stages.promote import Promotion
+from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs import saved_result
+from rlhf_flows.engine.work import Work, carry_out
 
 
 @flow(name="rlhf-prepare", flow_run_name=name_of_run)

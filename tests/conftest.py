@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from flows.environment import CALM
 from rlhf_core.adapters.settings import quiet_environment
+from rlhf_flows.engine.environment import CALM
 from tests.forked import Forked
 
 # Before Prefect is imported by any test of any folder, for it reads its settings once.

@@ -144,7 +144,7 @@ class Forked(Commands):
 
 def load_everything():
     """Import what commands import; nothing here may start a thread or open a connection."""
-    from flows.environment import prepare_environment
+    from rlhf_flows.engine.environment import prepare_environment
 
     prepare_environment()
     import dvc.cli
@@ -158,20 +158,30 @@ def load_everything():
     import sklearn.linear_model
     import transformers.models.auto.modeling_auto
 
-    import flows.cli
-    import flows.data_cli
-    import flows.local
-    import flows.pipeline
-    import flows.stages
-    import flows.tables
     import rlhf_core.stages.evaluate
     import rlhf_core.stages.policy
     import rlhf_core.stages.prepare
     import rlhf_core.stages.promote
     import rlhf_core.stages.reward
     import rlhf_core.stages.sft
+    import rlhf_flows.commands.cli
+    import rlhf_flows.commands.data
+    import rlhf_flows.commands.tables
+    import rlhf_flows.engine.local
+    import rlhf_flows.pipeline
+    import rlhf_flows.stages
 
-    return dvc, flows, great_expectations, mlflow, peft, prefect, rlhf_core, sklearn, transformers
+    return (
+        dvc,
+        rlhf_flows,
+        great_expectations,
+        mlflow,
+        peft,
+        prefect,
+        rlhf_core,
+        sklearn,
+        transformers,
+    )
 
 
 def become(request):
@@ -209,7 +219,7 @@ def _main(tool):
 
     # Prefect read the environment when it was imported.
     prefect.context.GLOBAL_SETTINGS_CONTEXT = prefect.context.root_settings_context()
-    from flows.start import main
+    from rlhf_flows.commands.start import main
 
     main()
     return 0

@@ -13,7 +13,7 @@ import safetensors.numpy
 import sqlalchemy
 
 from rlhf_core.errors import DataError, StorageError
-from rlhf_core.full_disk import fullest, refused_write, told_in_one_line, writing
+from rlhf_core.storage.full_disk import fullest, refused_write, told_in_one_line, writing
 from tests.disks import no_larger_files
 
 BIG = 400_000

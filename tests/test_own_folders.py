@@ -5,7 +5,7 @@ import os
 import pytest
 
 from rlhf_core.errors import DataError
-from rlhf_core.own_folders import RUNS, OwnFolder, require_replaceable
+from rlhf_core.storage.own_folders import RUNS, OwnFolder, require_replaceable
 
 OURS = OwnFolder("the dataset", lambda folder: (folder / "ours").is_file(), ("ours", "rows"))
 

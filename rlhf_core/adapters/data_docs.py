@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.schema import ValidationReport
 from rlhf_core.schema.shown import shown
+from rlhf_core.storage.records import atomic_file
 
 INDEX = "index.html"
 FOLDER = "docs"

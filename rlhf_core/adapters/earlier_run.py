@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.errors import RegistryError, StorageError
+from rlhf_core.storage.records import atomic_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -9,8 +9,8 @@ import httpx
 from rlhf_core.adapters.label_http import FixedKey, LabelServer, readable_key
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import LabelStudioLabelerConfig
-from rlhf_core.dataprep.files import shorten
 from rlhf_core.errors import ConfigError, LabelError
+from rlhf_core.storage.records import shorten
 
 _PAGE = 500
 """Tasks listed at once."""

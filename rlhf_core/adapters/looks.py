@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client, patiently
 from rlhf_core.adapters.stage_run import StageRun
-from rlhf_core.dataprep.files import read_record
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import DatasetRef, EvaluationReport, Look, ModelRef
+from rlhf_core.storage.records import read_record
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -20,9 +20,9 @@ from rlhf_core.adapters.settings import (
     without_credentials,
 )
 from rlhf_core.adapters.store_errors import explain_store_error
-from rlhf_core.dataprep.files import keep_private
 from rlhf_core.errors import RegistryError, RlhfError
-from rlhf_core.full_disk import refused_write, storage_error, writing
+from rlhf_core.storage.full_disk import refused_write, storage_error, writing
+from rlhf_core.storage.records import keep_private
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

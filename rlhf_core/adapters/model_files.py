@@ -8,8 +8,8 @@ from urllib.parse import unquote, urlparse
 from rlhf_core.adapters.mlflow_client import patiently
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.errors import ModelError, RegistryError
-from rlhf_core.full_disk import writing
 from rlhf_core.schema import ModelKind, ModelRef
+from rlhf_core.storage.full_disk import writing
 
 
 def local_model(directory: Path) -> ModelRef:

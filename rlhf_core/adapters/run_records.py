@@ -15,8 +15,8 @@ from rlhf_core.adapters.earlier_run import experiment_id
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.files import atomic_file
 from rlhf_core.schema import RunContext, StageName
+from rlhf_core.storage.records import atomic_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

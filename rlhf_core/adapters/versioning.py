@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf_core.adapters.settings import child_environment
-from rlhf_core.dataprep.files import md5_of
 from rlhf_core.errors import DataError
+from rlhf_core.storage.records import md5_of
 
 
 def directory_md5(directory: Path) -> str:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rlhf_core.dataprep.files import iterate_records
+from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, prompt_signatures
+from rlhf_core.dataprep.cleaning.quarantine import Quarantine
+from rlhf_core.dataprep.cleaning.rules import Problem, RowRules
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.keys import (
     DialogueKey,
@@ -18,12 +20,9 @@ from rlhf_core.dataprep.keys import (
 )
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.outputs import PreparedFiles
-from rlhf_core.dataprep.prompt_index import PromptIndex, prompt_signatures
-from rlhf_core.dataprep.quarantine import Quarantine
-from rlhf_core.dataprep.resolve import resolve
-from rlhf_core.dataprep.rows import Reason, SetAside, prompt_problem
-from rlhf_core.dataprep.rules import Problem, RowRules
+from rlhf_core.dataprep.sources.rows import Reason, SetAside, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter, Side
+from rlhf_core.dataprep.votes.resolve import resolve
 from rlhf_core.schema import (
     Comparison,
     Conversation,
@@ -32,6 +31,7 @@ from rlhf_core.schema import (
     Prompt,
     Record,
 )
+from rlhf_core.storage.records import iterate_records
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,22 +9,22 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
-from rlhf_core.dataprep.files import atomic_file
-from rlhf_core.dataprep.frames import FrameBuilder, batched, excerpt
+from rlhf_core.dataprep.cleaning.near import near_repeats
+from rlhf_core.dataprep.cleaning.near_dialogues import Openings
+from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
+from rlhf_core.dataprep.cleaning.quarantine import Quarantine
+from rlhf_core.dataprep.cleaning.rules import RowRules
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.ledger import Entry, enter
-from rlhf_core.dataprep.losses import TokenLosses
-from rlhf_core.dataprep.near import near_repeats
-from rlhf_core.dataprep.near_dialogues import Openings
-from rlhf_core.dataprep.pooling import Ballot, votes_once
-from rlhf_core.dataprep.prompt_index import PromptIndex, RowSignatures
-from rlhf_core.dataprep.quarantine import Quarantine
-from rlhf_core.dataprep.rows import UNNAMED, SetAside
-from rlhf_core.dataprep.rules import RowRules
+from rlhf_core.dataprep.measures.frames import FrameBuilder, batched, excerpt
+from rlhf_core.dataprep.measures.losses import TokenLosses
+from rlhf_core.dataprep.sources.rows import UNNAMED, SetAside
 from rlhf_core.dataprep.split import DialogueSplitter
-from rlhf_core.dataprep.votes import VoteTable
+from rlhf_core.dataprep.votes.pooling import Ballot, votes_once
+from rlhf_core.dataprep.votes.vote_table import VoteTable
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Comparison
+from rlhf_core.storage.records import atomic_file
 
 _ROWS_AT_ONCE = 512
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_keys, text_key
-from rlhf_core.dataprep.rows import Reason, comparison_problem
-from rlhf_core.dataprep.votes import Floats, Ints, decide
+from rlhf_core.dataprep.sources.rows import Reason, comparison_problem
+from rlhf_core.dataprep.votes.vote_table import Floats, Ints, decide
 from rlhf_core.schema import Comparison
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from rlhf_core.dataprep.files import atomic_file, md5_of, sha256_of
 from rlhf_core.dataprep.outputs import FILE_NAMES
 from rlhf_core.schema import Record
+from rlhf_core.storage.records import atomic_file, md5_of, sha256_of
 
 NAME = "manifest.json"
 

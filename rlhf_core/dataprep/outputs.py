@@ -7,8 +7,8 @@ from typing import IO
 
 import pyarrow as pa
 
-from rlhf_core.dataprep.frames import FrameBuilder, excerpt
 from rlhf_core.dataprep.keys import DialogueKey
+from rlhf_core.dataprep.measures.frames import FrameBuilder, excerpt
 from rlhf_core.dataprep.split import Half, Side
 from rlhf_core.schema import Demonstration, PreferencePair, Prompt, Record
 

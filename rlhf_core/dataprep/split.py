@@ -7,8 +7,8 @@ they split one by one, training would have seen half of what is held out.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlhf_core.dataprep.cleaning.near_dialogues import NearDialogues
 from rlhf_core.dataprep.keys import DialogueKey, text_key, unit_interval
-from rlhf_core.dataprep.near_dialogues import NearDialogues
 
 Side = Literal["train", "heldout"]
 Half = Literal["reward", "judge"]

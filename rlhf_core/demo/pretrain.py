@@ -31,7 +31,7 @@ from rlhf_core.demo.tokenizer import (
     train_tokenizer,
 )
 from rlhf_core.errors import DivergedError
-from rlhf_core.own_folders import OwnFolder, require_replaceable
+from rlhf_core.storage.own_folders import OwnFolder, require_replaceable
 
 DEFAULT_DOCUMENTS = 100_000
 """One pass over this many documents, none of them seen twice."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rlhf_core.dataprep.against_rest import CONFIDENCE, against_rest
-from rlhf_core.dataprep.agreement import alpha_estimate
-from rlhf_core.dataprep.votes import VoteTable
+from rlhf_core.dataprep.votes.against_rest import CONFIDENCE, against_rest
+from rlhf_core.dataprep.votes.agreement import alpha_estimate
+from rlhf_core.dataprep.votes.vote_table import VoteTable
 from rlhf_core.schema import Estimate, Vote
 
 AI = "ai:"

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_core.dataprep.files import atomic_file, parse_object, write_records
 from rlhf_core.errors import ConfigError
-from rlhf_core.feedback.journal import Keep, appending, read_journal
 from rlhf_core.schema import Record, Vote
+from rlhf_core.storage.journal import Keep, appending, read_journal
+from rlhf_core.storage.records import atomic_file, parse_object, write_records
 
 FOLDER = "votes"
 _ASKED = "asked.json"

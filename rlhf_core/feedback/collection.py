@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from rlhf_core.dataprep.files import read_record, read_records, sha256_of
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Record
+from rlhf_core.storage.records import read_record, read_records, sha256_of
 
 MANIFEST = "manifest.json"
 PAIRS = "pairs.jsonl"

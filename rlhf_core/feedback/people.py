@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.dataprep.rows import Columns, RawRow, UnusableRow
 from rlhf_core.dataprep.sources.label_studio import Wording, comparison_of
+from rlhf_core.dataprep.sources.rows import Columns, RawRow, UnusableRow
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.ballots import Ballot
 from rlhf_core.schema import Choice, Comparison, Vote

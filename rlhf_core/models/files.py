@@ -10,12 +10,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.errors import ModelError
-from rlhf_core.full_disk import writing
 from rlhf_core.models.compute import ADAPTER, as_in_files, unwrapped
 from rlhf_core.models.dropout import as_published
 from rlhf_core.models.known_ids import suppress_unknown_ids
 from rlhf_core.models.quiet import quiet_transformers
-from rlhf_core.own_folders import OwnFolder, require_replaceable
+from rlhf_core.storage.full_disk import writing
+from rlhf_core.storage.own_folders import OwnFolder, require_replaceable
 
 MODEL = OwnFolder(
     "the model",

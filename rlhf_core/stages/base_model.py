@@ -8,12 +8,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal
 from rlhf_core.models.known_ids import num_embeddings, unknown_ids
-from rlhf_core.stages.prepare_tokens import template_parts
+from rlhf_core.stages.preparation.tokens import template_parts
+from rlhf_core.storage.records import sha256_of
 from rlhf_core.tokenization import (
     Renderer,
     TemplateChoice,

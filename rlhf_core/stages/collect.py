@@ -7,9 +7,7 @@ from pathlib import Path
 
 from rlhf_core.adapters.versioning import git_revision
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.files import atomic_file, sha256_of, write_records
 from rlhf_core.dataprep.manifest import fingerprint_of
-from rlhf_core.dataprep.publish import exclusive, replacing_directory
 from rlhf_core.errors import DataError, ModelError
 from rlhf_core.feedback.collection import (
     MANIFEST,
@@ -23,15 +21,17 @@ from rlhf_core.feedback.collection import (
     read_collection,
 )
 from rlhf_core.feedback.results import CollectedPairs
-from rlhf_core.own_folders import OwnFolder, require_replaceable
 from rlhf_core.schema import Comparison, DatasetSplits, ModelRef, Prompt
-from rlhf_core.stages.collect_answers import AnswerPairs, answer_twice
-from rlhf_core.stages.collect_prompts import (
+from rlhf_core.stages.labels.answers import AnswerPairs, answer_twice
+from rlhf_core.stages.labels.prompts import (
     AskedPrompts,
     draw_prompts,
     heldout_dialogues,
     prompt_file,
 )
+from rlhf_core.storage.folders import exclusive, replacing_directory
+from rlhf_core.storage.own_folders import OwnFolder, require_replaceable
+from rlhf_core.storage.records import atomic_file, sha256_of, write_records
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,8 @@ import numpy as np
 from rlhf_core.adapters.looks import finish_look, measured_before, take_look
 from rlhf_core.adapters.tracking import StageRun
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.clusters import numbered
-from rlhf_core.dataprep.files import read_records
 from rlhf_core.dataprep.keys import conversation_key, dialogue_key
+from rlhf_core.dataprep.measures.clusters import numbered
 from rlhf_core.evaluation.comparison import policy_breakdown, policy_metrics
 from rlhf_core.evaluation.intervals import cluster_sums, estimate_clustered, estimate_ratio
 from rlhf_core.evaluation.preference_metrics import (
@@ -32,11 +31,10 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.stages.base_model import model_renderer
-from rlhf_core.stages.compare import compare_answers, sampling, topics_of, write_samples
-from rlhf_core.stages.examples import TurnOf, row_counts, tokenize_records
-from rlhf_core.stages.scored_pairs import heldout_pairs, score_pairs
-from rlhf_core.stages.scoring import response_logprobs
-from rlhf_core.stages.verdict import (
+from rlhf_core.stages.evaluation.compare import compare_answers, sampling, topics_of, write_samples
+from rlhf_core.stages.evaluation.scored_pairs import heldout_pairs, score_pairs
+from rlhf_core.stages.evaluation.scoring import response_logprobs
+from rlhf_core.stages.evaluation.verdict import (
     conclude,
     doubts_about_champion,
     doubts_about_data,
@@ -45,6 +43,8 @@ from rlhf_core.stages.verdict import (
     require_independent_judge,
     require_own_reference,
 )
+from rlhf_core.stages.examples import TurnOf, row_counts, tokenize_records
+from rlhf_core.storage.records import read_records
 
 
 def evaluate_sft(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from rlhf_core.dataprep.files import atomic_file, write_records
 from rlhf_core.dataprep.keys import DialogueKey
-from rlhf_core.dataprep.losses import uneven
+from rlhf_core.dataprep.measures.losses import uneven
 from rlhf_core.errors import DataError
 from rlhf_core.schema import PreferencePair, Record, RowCounts
+from rlhf_core.storage.records import atomic_file, write_records
 from rlhf_core.tokenization import Renderer
 
 logger = logging.getLogger(__name__)

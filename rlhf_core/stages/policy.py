@@ -13,7 +13,6 @@ from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import DpoConfig, PipelineConfig, PpoConfig
-from rlhf_core.dataprep.files import read_records, write_records
 from rlhf_core.errors import ConfigError
 from rlhf_core.models import load_causal, load_scalar, save_model
 from rlhf_core.rollout.sample import sample_responses
@@ -27,11 +26,12 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.base_model import model_renderer, name_ends
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.evaluation.scoring import fits
 from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.reward import load_pairs
-from rlhf_core.stages.scoring import fits
 from rlhf_core.stages.sft import load_demonstrations
 from rlhf_core.stages.training_run import require_memory, training_run
+from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import Renderer
 from rlhf_core.trainers.dpo import fit_dpo
 from rlhf_core.trainers.loop import FitSummary, TrainingRun

@@ -2,8 +2,8 @@
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.stages.base_model import base_renderer, require_no_clock
+from rlhf_core.stages.preparation.inputs import require_paths
 from rlhf_core.stages.prepare import require_own_folders
-from rlhf_core.stages.prepare_inputs import require_paths
 
 
 def check_inputs(config: PipelineConfig) -> None:

@@ -11,7 +11,6 @@ from rlhf_core.adapters import versioning
 from rlhf_core.adapters.data_docs import FOLDER as DOCS
 from rlhf_core.adapters.data_docs import find_docs
 from rlhf_core.config import PreparationConfig
-from rlhf_core.dataprep.files import sha256_of
 from rlhf_core.dataprep.manifest import (
     NAME,
     Manifest,
@@ -21,27 +20,31 @@ from rlhf_core.dataprep.manifest import (
     read_manifest,
 )
 from rlhf_core.dataprep.outputs import FILE_NAMES
-from rlhf_core.dataprep.publish import (
+from rlhf_core.dataprep.sources.containers import is_hub, source_files
+from rlhf_core.dataprep.sources.hub import hub_fingerprint
+from rlhf_core.errors import DataError, RlhfError, StorageError
+from rlhf_core.schema import DatasetRef, DatasetSplits
+from rlhf_core.stages.preparation import build as prepare_build
+from rlhf_core.stages.preparation import checks as prepare_checks
+from rlhf_core.stages.preparation.inputs import named_paths, raw_sources, require_paths
+from rlhf_core.stages.preparation.tokens import load_renderer, prompt_limit, tokenizer_digest
+from rlhf_core.storage.folders import (
     exclusive,
     put_in_place,
     replacing_directory,
     working_directory,
 )
-from rlhf_core.dataprep.sources.containers import is_hub, source_files
-from rlhf_core.dataprep.sources.hub import hub_fingerprint
-from rlhf_core.errors import DataError, RlhfError, StorageError
-from rlhf_core.full_disk import writing
-from rlhf_core.own_folders import RUNS, OwnFolder, require_replaceable
-from rlhf_core.schema import DatasetRef, DatasetSplits
-from rlhf_core.stages import prepare_build, prepare_checks
-from rlhf_core.stages.prepare_inputs import named_paths, raw_sources, require_paths
-from rlhf_core.stages.prepare_tokens import load_renderer, prompt_limit, tokenizer_digest
+from rlhf_core.storage.full_disk import writing
+from rlhf_core.storage.own_folders import RUNS, OwnFolder, require_replaceable
+from rlhf_core.storage.records import sha256_of
 
 logger = logging.getLogger(__name__)
 
 _CODE = (
     "dataprep/**/*.py",
-    "stages/prepare*.py",
+    "stages/prepare.py",
+    "stages/preparation/*.py",
+    "storage/*.py",
     "tokenization/*.py",
     "schema/text.py",
     "adapters/validation.py",
@@ -90,7 +93,7 @@ def prepare_data(config: PreparationConfig) -> DatasetSplits:
         MissingMetricError: a gate asks for what this data did not let be measured; kept likewise.
     """
     if config.data.version is not None:
-        from rlhf_core.stages.data_versions import bring_back
+        from rlhf_core.stages.versions.versions import bring_back
 
         return bring_back(config.data.version)
     require_own_folders(config)

@@ -9,7 +9,6 @@ from typing import Literal
 from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.files import read_records
 from rlhf_core.models import save_model, scalar_from_causal
 from rlhf_core.schema import (
     DatasetRef,
@@ -25,6 +24,7 @@ from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluate import evaluate_reward
 from rlhf_core.stages.examples import pair_fault, tokenize_records
 from rlhf_core.stages.training_run import require_memory, training_run
+from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer, TokenizedPair
 from rlhf_core.trainers.reward import fit_reward_model
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.files import read_records
 from rlhf_core.models import save_model
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, RunContext, StageResult
 from rlhf_core.stages.base_model import load_base
@@ -16,6 +15,7 @@ from rlhf_core.stages.determinism import make_deterministic
 from rlhf_core.stages.evaluate import evaluate_sft
 from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.training_run import require_memory, training_run
+from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer, TokenizedExample
 from rlhf_core.trainers.sft import fit_sft
 

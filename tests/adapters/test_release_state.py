@@ -2,12 +2,12 @@
 
 import pytest
 
-from flows import doctor
 from rlhf_core.adapters import releases as journal
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import find_version
 from rlhf_core.adapters.release_state import release_state
 from rlhf_core.stages.promote import promote_model, rollback_policy
+from rlhf_flows.commands import doctor
 from tests.releases import champions, register_release
 
 

@@ -12,8 +12,8 @@ import yaml
 from rlhf_core.adapters import versioning
 from rlhf_core.adapters.dvc_versions import require_remote
 from rlhf_core.adapters.versioning import directory_md5, git_revision
-from rlhf_core.dataprep.files import md5_of
 from rlhf_core.errors import DataError
+from rlhf_core.storage.records import md5_of
 from tests.disks import no_larger_files
 
 
@@ -70,8 +70,8 @@ NO_MATTER = {
     "rlhf_core.functional": "imported by the models",
     "rlhf_core.models": "preparation loads no weights",
     "rlhf_core.errors": "words",
-    "rlhf_core.own_folders": "says what may be replaced",
-    "rlhf_core.full_disk": "says which file a full disk does not take",
+    "rlhf_core.storage.own_folders": "says what may be replaced",
+    "rlhf_core.storage.full_disk": "says which file a full disk does not take",
 }
 """What preparation imports and yet does not decide its bytes."""
 
@@ -105,12 +105,12 @@ def test_dvc_knows_all_code_that_decides_the_dataset():
         done.add(module)
         file = file_of(module)
         in_stages = module.startswith("rlhf_core.stages.")
-        if not in_stages or "prepare" in module:  # others are asked for a published version
+        if not in_stages or "prepar" in module:  # others are asked for a published version
             todo |= imports_of(module)
         assert file.name == "__init__.py" or any(file.is_relative_to(path) for path in known), (
             module
         )
-    assert "rlhf_core.dataprep.votes" in done
+    assert "rlhf_core.dataprep.votes.vote_table" in done
 
 
 def test_compiled_files_are_no_change_of_the_code():

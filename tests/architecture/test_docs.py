@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rlhf_core.config import load_config
-from rlhf_core.dataprep.look import look_at
+from rlhf_core.dataprep.sources.look import look_at
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md")]

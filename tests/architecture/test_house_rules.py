@@ -21,8 +21,8 @@ MAX_TRAINING_LOOP_LINES = 80
 ENVIRONMENT = {
     "rlhf_core/adapters/settings.py",
     "rlhf_core/config/permissions.py",
-    "flows/environment.py",
-    "flows/servers.py",
+    "flows/engine/environment.py",
+    "flows/servers/servers.py",
 }
 """Files that may touch the process environment: they prepare it for this process and its
 children."""
@@ -114,11 +114,11 @@ def test_settings_and_records_load_without_the_heavy_libraries(room):
 
 def test_the_front_door_loads_without_the_heavy_libraries():
     heavy = {"torch", "transformers", "prefect", "mlflow", "numpy", "pandas", "pydantic"}
-    assert not imported_by("import flows.cli") & heavy
+    assert not imported_by("import rlhf_flows.commands.cli") & heavy
 
 
 def test_flows_load_without_torch_and_mlflow():
-    assert not imported_by("import flows.pipeline") & {"torch", "transformers", "mlflow"}
+    assert not imported_by("import rlhf_flows.pipeline") & {"torch", "transformers", "mlflow"}
 
 
 def test_data_rooms_load_without_torch():
@@ -130,3 +130,18 @@ def test_rooms_import_only_downwards():
         [Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_flows_are_imported_by_the_name_they_are_installed_under():
+    """A clone has a folder ``flows``; imported by that name, its modules would exist twice."""
+    found = [
+        f"{name}:{node.lineno}"
+        for name, tree in parsed(SOURCES)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+        if str(module).split(".")[0] == "flows"
+    ]
+    assert found == []

@@ -9,7 +9,7 @@ from jsonpatch import JsonPatch
 from prefect.server.schemas.actions import WorkPoolUpdate
 from prefect.utilities.templating import apply_values
 
-from flows.pools import read_pools
+from rlhf_flows.servers.pools import read_pools
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/kubernetes"

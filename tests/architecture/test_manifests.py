@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.environment import CLIENT_RETRIES, HEARTBEAT_SECONDS
-from flows.pools import read_pools
-from flows.servers import LEASES
+from rlhf_flows.engine.environment import CLIENT_RETRIES, HEARTBEAT_SECONDS
+from rlhf_flows.servers.pools import read_pools
+from rlhf_flows.servers.servers import LEASES
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
@@ -151,12 +151,12 @@ def test_the_servers_of_a_cluster_answer_its_own_pods_alone():
 
 def test_prefect_is_started_closed_everywhere():
     unit = (ROOT / "deploy/systemd/rlhf-prefect.service").read_text()
-    assert "-m flows.mended_prefect server start" in unit
+    assert "-m rlhf_flows.servers.mended_prefect server start" in unit
     for file in KUBERNETES:
         text = file.read_text()
         assert "[prefect, server" not in text
     servers = (ROOT / "deploy/kubernetes/servers.yaml").read_text()
-    assert "[python, -m, flows.mended_prefect, server, start" in servers
+    assert "[python, -m, rlhf_flows.servers.mended_prefect, server, start" in servers
 
 
 @pytest.mark.parametrize("name", ["rlhf-prefect.service", "rlhf-mlflow.service"])

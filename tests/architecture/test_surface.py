@@ -12,9 +12,9 @@ from pathlib import Path
 
 import typer
 
-from flows.cli import app
 from rlhf_core.config import PipelineConfig
 from rlhf_core.config.reference import all_settings
+from rlhf_flows.commands.cli import app
 
 ROOT = Path(__file__).parents[2]
 LISTED = Path(__file__).with_name("surface.txt")

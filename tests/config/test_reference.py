@@ -3,9 +3,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
 from rlhf_core.config import PipelineConfig, load_with_origins
 from rlhf_core.config.reference import REQUIRED, all_settings, nearest
+from rlhf_flows.commands.cli import app
 
 BASE = """\
 project: demo

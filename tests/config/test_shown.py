@@ -109,7 +109,7 @@ def test_an_address_of_the_web_becomes_a_link():
 
 
 def test_the_terminal_shows_control_characters(capsys, monkeypatch):
-    from flows import tables
+    from rlhf_flows.commands import tables
 
     monkeypatch.setattr(tables, "console", tables.ShowingConsole(width=60, highlight=False))
     tables.show_line("\x1b]0;title\x07 and \u202eback")
@@ -123,7 +123,7 @@ def test_the_terminal_shows_control_characters(capsys, monkeypatch):
 
 
 def test_a_line_of_the_log_stays_one_line(caplog):
-    from flows.logs import ShowingFormatter
+    from rlhf_flows.engine.logs import ShowingFormatter
 
     formatter = ShowingFormatter("%(levelname)s %(message)s")
     record = logging.LogRecord("a", logging.INFO, "f", 1, "from=%s", ("\x1b[2J\nERROR no",), None)
@@ -131,8 +131,8 @@ def test_a_line_of_the_log_stays_one_line(caplog):
 
 
 def test_tables_of_annotators_hold_no_formula(tmp_path):
-    from rlhf_core.dataprep.annotators import AnnotatorFacts
-    from rlhf_core.stages.prepare_report import write_annotators
+    from rlhf_core.dataprep.votes.annotators import AnnotatorFacts
+    from rlhf_core.stages.preparation.report import write_annotators
 
     fields = dict.fromkeys(AnnotatorFacts.__dataclass_fields__)
     facts = AnnotatorFacts(**fields | {"annotator": "=HYPERLINK(1)", "careless": ()})

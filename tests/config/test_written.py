@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
-from flows.run_settings import RunSettings
 from rlhf_core.config import load_config
 from rlhf_core.config.written import read_written
 from rlhf_core.errors import ConfigError
+from rlhf_flows.engine.run_settings import RunSettings
 
 MINIMAL = """\
 model: {base: some/model}

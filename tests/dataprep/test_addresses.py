@@ -6,7 +6,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_core.dataprep.addresses import without_addresses
+from rlhf_core.dataprep.cleaning.addresses import without_addresses
 
 
 @given(st.text(alphabet="aw.:/ \n\u3000(", max_size=40))

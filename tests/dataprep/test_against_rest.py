@@ -4,8 +4,8 @@ import krippendorff
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep.against_rest import against_rest
-from rlhf_core.dataprep.votes import CHOICES, VoteTable
+from rlhf_core.dataprep.votes.against_rest import against_rest
+from rlhf_core.dataprep.votes.vote_table import CHOICES, VoteTable
 from rlhf_core.schema import Vote
 
 

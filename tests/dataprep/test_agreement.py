@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from rlhf_core.config import VotesConfig
-from rlhf_core.dataprep.agreement import (
+from rlhf_core.dataprep.intake import Intake
+from rlhf_core.dataprep.ledger import enter
+from rlhf_core.dataprep.votes.agreement import (
     _sums_by_group,
     alpha_estimate,
     alphas,
     krippendorff_alpha,
 )
-from rlhf_core.dataprep.intake import Intake
-from rlhf_core.dataprep.ledger import enter
 from rlhf_core.schema import Comparison, Message, Vote
-from rlhf_core.stages.prepare_report import describe_agreement
+from rlhf_core.stages.preparation.report import describe_agreement
 
 
 def by_definition(units: list[list[str]]) -> float:

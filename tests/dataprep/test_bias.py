@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep import bias
 from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.measures import bias
 from rlhf_core.schema import Message, PreferencePair
 
 NUMBERS = itertools.count()

@@ -8,9 +8,9 @@ import pytest
 
 from rlhf_core.config import SourceConfig
 from rlhf_core.config.data import DATA_METRICS, SourceFormat
-from rlhf_core.dataprep.bias import STYLES
-from rlhf_core.dataprep.rows import Reason
+from rlhf_core.dataprep.measures.bias import STYLES
 from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.dataprep.sources.rows import Reason
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(jsonl|json|csv) (\w+)\n(.*?)```", PAGE, re.DOTALL)

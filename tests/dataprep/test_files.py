@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from rlhf_core.dataprep.files import (
+from rlhf_core.errors import DataError, StorageError
+from rlhf_core.schema import DatasetRef, Message, Prompt
+from rlhf_core.storage.records import (
     atomic_file,
     keep_private,
     md5_of,
@@ -20,8 +22,6 @@ from rlhf_core.dataprep.files import (
     sha256_of,
     write_records,
 )
-from rlhf_core.errors import DataError, StorageError
-from rlhf_core.schema import DatasetRef, Message, Prompt
 
 
 def read_objects(path):

@@ -8,12 +8,12 @@ import pytest
 import zstandard
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
-from rlhf_core.dataprep.files import write_records
-from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources import canonical, read_comparisons, read_demonstrations
 from rlhf_core.dataprep.sources import flat as flat_reader
 from rlhf_core.dataprep.sources.hub import hub_fingerprint, hub_name
+from rlhf_core.dataprep.sources.rows import SetAside
 from rlhf_core.errors import DataError
+from rlhf_core.storage.records import write_records
 
 CANONICAL = {
     "prompt": [{"role": "user", "content": "Q?"}],

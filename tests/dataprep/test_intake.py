@@ -3,12 +3,12 @@
 import pytest
 
 from rlhf_core.config import VotesConfig
+from rlhf_core.dataprep.cleaning.quarantine import Quarantine
+from rlhf_core.dataprep.cleaning.rules import RowRules
 from rlhf_core.dataprep.intake import Intake, take_in
-from rlhf_core.dataprep.quarantine import Quarantine
-from rlhf_core.dataprep.rules import RowRules
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Comparison, Message, Vote
-from rlhf_core.stages.prepare_report import describe_agreement
+from rlhf_core.stages.preparation.report import describe_agreement
 
 
 def taken_in(folder, *ballots: str, excluded: frozenset[str]) -> Intake:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf_core.dataprep import files
-from rlhf_core.dataprep.json_arrays import read_values
 from rlhf_core.dataprep.sources.containers import read_rows
+from rlhf_core.dataprep.sources.json_arrays import read_values
 from rlhf_core.errors import DataError
+from rlhf_core.storage import records as files
 
 QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 VALUES = st.recursive(

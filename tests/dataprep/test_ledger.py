@@ -5,10 +5,10 @@ import random
 import pytest
 
 from rlhf_core.dataprep.ledger import apply_votes, enter, set_aside_reserved
-from rlhf_core.dataprep.pooling import pool_votes
-from rlhf_core.dataprep.resolve import resolve
-from rlhf_core.dataprep.vote_models import majority
-from rlhf_core.dataprep.votes import VoteTable
+from rlhf_core.dataprep.votes.pooling import pool_votes
+from rlhf_core.dataprep.votes.resolve import resolve
+from rlhf_core.dataprep.votes.vote_models import majority
+from rlhf_core.dataprep.votes.vote_table import VoteTable
 from rlhf_core.schema import Comparison, Message, Vote
 
 

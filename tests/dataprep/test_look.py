@@ -6,8 +6,8 @@ import pytest
 
 from rlhf_core.config import SourceConfig
 from rlhf_core.config.data import DemonstrationsConfig
-from rlhf_core.dataprep.look import look_at
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
+from rlhf_core.dataprep.sources.look import look_at
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison
 from tests.dataprep.shape_helpers import (

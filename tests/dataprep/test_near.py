@@ -5,14 +5,14 @@ import random
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep import near
-from rlhf_core.dataprep.near import (
+from rlhf_core.dataprep.cleaning import near
+from rlhf_core.dataprep.cleaning.near import (
     SignatureTable,
     near_repeats,
     signature,
     similarity,
 )
-from rlhf_core.dataprep.prompt_index import PromptIndex
+from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex
 
 WORDS = [f"word{i}" for i in range(3_000)]
 

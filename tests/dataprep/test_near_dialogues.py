@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
+from rlhf_core.dataprep.cleaning.near import SignatureTable, linked
+from rlhf_core.dataprep.cleaning.near_dialogues import NearDialogues, Openings
 from rlhf_core.dataprep.keys import dialogue_key
-from rlhf_core.dataprep.near import SignatureTable, linked
-from rlhf_core.dataprep.near_dialogues import NearDialogues, Openings
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.schema import Message
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
-from rlhf_core.dataprep.look import look_at
-from rlhf_core.dataprep.rows import FileRows, SetAside
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
+from rlhf_core.dataprep.sources.look import look_at
+from rlhf_core.dataprep.sources.rows import FileRows, SetAside
 from rlhf_core.errors import DataError
 
 GOOD = {"prompt": "Q?", "chosen": "good", "rejected": "bad"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_core.dataprep.rows import SetAside
+from rlhf_core.dataprep.sources.rows import SetAside
 from rlhf_core.errors import DataError
 from tests.dataprep.test_formats import GOOD, TURNS, read, winner
 

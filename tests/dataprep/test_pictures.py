@@ -2,7 +2,7 @@
 
 import csv
 
-from rlhf_core.dataprep.pictures import PictureData, draw_pictures
+from rlhf_core.dataprep.measures.pictures import PictureData, draw_pictures
 
 DATA = PictureData(
     chosen_lengths=[10, 20, 30, 200],

@@ -5,10 +5,10 @@ import itertools
 
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.ledger import apply_votes, enter
-from rlhf_core.dataprep.pooling import pool_votes, votes_once
 from rlhf_core.dataprep.sources import read_comparisons
-from rlhf_core.dataprep.vote_models import majority
-from rlhf_core.dataprep.votes import VoteTable
+from rlhf_core.dataprep.votes.pooling import pool_votes, votes_once
+from rlhf_core.dataprep.votes.vote_models import majority
+from rlhf_core.dataprep.votes.vote_table import VoteTable
 from rlhf_core.schema import Comparison, Message, Vote
 
 NAMES = {"a": "a", "b": "b", "t": "tie"}

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_core.dataprep import publish
-from rlhf_core.dataprep.publish import exclusive, replacing_directory
 from rlhf_core.errors import DataError
+from rlhf_core.storage import folders as publish
+from rlhf_core.storage.folders import exclusive, replacing_directory
 
 SWAP = """
 import itertools, sys
 from pathlib import Path
-from rlhf_core.dataprep.publish import exclusive, replacing_directory
+from rlhf_core.storage.folders import exclusive, replacing_directory
 target = Path(sys.argv[1])
 for version in itertools.count():
     with exclusive(target), replacing_directory(target) as work:

@@ -10,12 +10,12 @@ import pytest
 import zstandard
 
 from rlhf_core.config import SourceConfig
-from rlhf_core.dataprep.rewrite import rewrite_rows
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.sources.containers import read_rows
+from rlhf_core.dataprep.sources.rewrite import rewrite_rows
 from rlhf_core.dataprep.sources.tables import Layout
 from rlhf_core.schema import Withdrawal
-from rlhf_core.stages.data_withdraw import Removal
+from rlhf_core.stages.versions.withdraw import Removal
 
 ROWS = [
     {

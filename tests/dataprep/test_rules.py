@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.config import CleaningConfig
-from rlhf_core.dataprep.contamination import read_benchmark
-from rlhf_core.dataprep.language import KNOWN, UNKNOWN, other_language
-from rlhf_core.dataprep.personal import find_personal_data
-from rlhf_core.dataprep.rules import make_rules
+from rlhf_core.dataprep.cleaning.contamination import read_benchmark
+from rlhf_core.dataprep.cleaning.language import KNOWN, UNKNOWN, other_language
+from rlhf_core.dataprep.cleaning.personal import find_personal_data
+from rlhf_core.dataprep.cleaning.rules import make_rules
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.schema import Message
 

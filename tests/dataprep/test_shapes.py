@@ -10,9 +10,9 @@ import yaml
 
 from rlhf_core.config import SourceConfig
 from rlhf_core.config.data import JoinConfig
-from rlhf_core.dataprep.look import look_at
-from rlhf_core.dataprep.rows import FileRows, SetAside
 from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.dataprep.sources.look import look_at
+from rlhf_core.dataprep.sources.rows import FileRows, SetAside
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison
 from tests.dataprep.shape_helpers import (

@@ -2,7 +2,7 @@
 
 import random
 
-from rlhf_core.dataprep.shift import PromptSample, prompt_shift
+from rlhf_core.dataprep.measures.shift import PromptSample, prompt_shift
 
 COMMON = ["where", "when", "how", "is", "the", "can", "you", "tell", "me", "please"]
 

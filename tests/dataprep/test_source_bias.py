@@ -4,7 +4,7 @@ import numpy as np
 
 from rlhf_core.dataprep.keys import DialogueKey, text_key
 from rlhf_core.dataprep.ledger import Entry
-from rlhf_core.dataprep.source_bias import source_estimates, source_facts
+from rlhf_core.dataprep.measures.source_bias import source_estimates, source_facts
 
 
 def entries(source: str, *, first_wins: float, mean_chars: float, num_rows=400, seed=0):

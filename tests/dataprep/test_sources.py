@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
-from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources import hh, read_demonstrations, read_prompts
 from rlhf_core.dataprep.sources import read_comparisons as read_source
+from rlhf_core.dataprep.sources.rows import SetAside
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.config import SourceConfig
-from rlhf_core.dataprep.rows import SetAside
 from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.dataprep.sources.rows import SetAside
 from rlhf_core.dataprep.sources.tables import Broken, Layout, delimited_pieces
 from rlhf_core.errors import DataError
 

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep.vote_models import MODELS, dawid_skene, decided_by_heads, mace, majority
-from rlhf_core.dataprep.votes import CHOICES, VoteTable, decide
+from rlhf_core.dataprep.votes.vote_models import (
+    MODELS,
+    dawid_skene,
+    decided_by_heads,
+    mace,
+    majority,
+)
+from rlhf_core.dataprep.votes.vote_table import CHOICES, VoteTable, decide
 from rlhf_core.schema import Vote
 
 MODELS_OF_ANNOTATORS = ("dawid_skene", "mace")

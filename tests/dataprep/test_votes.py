@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep.against_rest import against_rest
-from rlhf_core.dataprep.annotators import AnnotatorFacts, annotator_facts
-from rlhf_core.dataprep.vote_models import MODELS, dawid_skene, majority
-from rlhf_core.dataprep.votes import CHOICES, VoteTable, decide, reliability
+from rlhf_core.dataprep.votes.against_rest import against_rest
+from rlhf_core.dataprep.votes.annotators import AnnotatorFacts, annotator_facts
+from rlhf_core.dataprep.votes.vote_models import MODELS, dawid_skene, majority
+from rlhf_core.dataprep.votes.vote_table import CHOICES, VoteTable, decide, reliability
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Vote
 

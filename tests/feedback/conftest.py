@@ -3,7 +3,6 @@ import yaml
 
 from rlhf_core.adapters import label_http
 from rlhf_core.config import load_config
-from rlhf_core.dataprep.files import sha256_of, write_records
 from rlhf_core.feedback.collection import (
     MANIFEST,
     ORIGINS,
@@ -15,6 +14,7 @@ from rlhf_core.feedback.collection import (
     SamplingSettings,
 )
 from rlhf_core.schema import Comparison, Message
+from rlhf_core.storage.records import sha256_of, write_records
 
 SETTINGS = {
     "model": {"base": "base"},

@@ -4,8 +4,8 @@ import pytest
 
 from rlhf_core.feedback.ballots import Ballot, BallotBox
 from rlhf_core.schema import Vote
-from rlhf_core.stages import label_pull
-from rlhf_core.stages.data_versions import bring_back, list_versions
+from rlhf_core.stages.labels import pull as label_pull
+from rlhf_core.stages.versions.versions import bring_back, list_versions
 from tests.stages.data_helpers import make_repository
 
 pytestmark = [

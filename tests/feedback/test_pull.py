@@ -2,13 +2,13 @@
 
 import pytest
 
-from rlhf_core.dataprep.files import read_records
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.ballots import Ballot, BallotBox
 from rlhf_core.schema import BatchResult, Comparison, DataVersion, Vote
-from rlhf_core.stages import label_pull
-from rlhf_core.stages.label_pull import pull_labels
-from rlhf_core.stages.label_push import push_labels
+from rlhf_core.stages.labels import pull as label_pull
+from rlhf_core.stages.labels.pull import pull_labels
+from rlhf_core.stages.labels.push import push_labels
+from rlhf_core.storage.records import read_records
 from tests.feedback.conftest import make_collection
 from tests.feedback.servers import LabelStudio, serving
 

@@ -13,7 +13,7 @@ import pytest
 
 from rlhf_core.errors import ConfigError, DataError, LabelError
 from rlhf_core.feedback.ballots import BallotBox
-from rlhf_core.stages.label_push import push_labels
+from rlhf_core.stages.labels.push import push_labels
 from tests.feedback.conftest import make_collection
 from tests.feedback.servers import Chat, LabelStudio, prefers_longer, serving, shown
 
@@ -153,7 +153,7 @@ def test_a_killed_push_asks_only_for_what_is_missing(collection, configured, tmp
     box = BallotBox(collection, "ai:tiny/judge")
     with serving(chat) as url:
         config = configured({**JUDGE, "url": f"{url}/v1", "concurrency": 1})
-        code = "from flows.cli import main; main()"
+        code = "from rlhf_flows.commands.cli import main; main()"
         command = [sys.executable, "-c", code, "label", "push", "abc", "config.yaml"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         push = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
@@ -193,7 +193,7 @@ def test_people_get_a_project_with_a_task_for_each_pair(collection, configured):
 
 @pytest.mark.parametrize("lost", ["project", "import", "state"])
 def test_nothing_is_sent_twice_whatever_was_lost(collection, configured, monkeypatch, lost):
-    monkeypatch.setattr("rlhf_core.stages.label_people._AT_ONCE", 2)
+    monkeypatch.setattr("rlhf_core.stages.labels.people._AT_ONCE", 2)
     app = LabelStudio()
     with serving(app) as url:
         config = configured({"kind": "label_studio", "url": url})

@@ -9,10 +9,10 @@ import time
 import httpx
 import pytest
 
-from rlhf_core.dataprep.files import read_records
 from rlhf_core.schema import Comparison
-from rlhf_core.stages.label_pull import pull_labels
-from rlhf_core.stages.label_push import push_labels
+from rlhf_core.stages.labels.pull import pull_labels
+from rlhf_core.stages.labels.push import push_labels
+from rlhf_core.storage.records import read_records
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def test_people_vote_on_the_server_and_their_votes_come_back(
 ):
     url, token = server
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", token)
-    monkeypatch.setattr("rlhf_core.stages.label_people._AT_ONCE", 4)
+    monkeypatch.setattr("rlhf_core.stages.labels.people._AT_ONCE", 4)
     config = configured({"kind": "label_studio", "url": url})
     first = push_labels(config, "abc")
     assert (first.asked, first.before) == (6, 0)

@@ -1,7 +1,7 @@
 import pytest
 
-from flows.local import in_this_process
-from flows.run_settings import RunSettings
+from rlhf_flows.engine.local import in_this_process
+from rlhf_flows.engine.run_settings import RunSettings
 from tests.flows.fakes import FakeStages
 from tests.flows.mortal import Mortal
 from tests.flows.tiny import STAGES, Workplace
@@ -22,7 +22,7 @@ def without_engine(request, monkeypatch):
 
     ``test_pipeline.py`` has some of it with Prefect's engine, the served tests have all of it.
     """
-    from flows import pipeline, stages
+    from rlhf_flows import pipeline, stages
 
     for name in ("prepare", "sft", "reward", "policy", "evaluate", "promote"):
         plain = getattr(stages, f"{name}_stage").fn

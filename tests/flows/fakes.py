@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-from flows import bindings
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import (
     DatasetRef,
@@ -17,6 +16,7 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.stages.promote import Promotion
+from rlhf_flows.engine import bindings
 
 FILES = [
     name for name, field in DatasetSplits.model_fields.items() if field.annotation is DatasetRef

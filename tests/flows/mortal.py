@@ -142,18 +142,13 @@ def _writes(path, mode, flags):
 
 def load_everything():
     """Import what the stages import, and take Prefect's engine away from them."""
-    from flows.environment import prepare_environment
+    from rlhf_flows.engine.environment import prepare_environment
 
     prepare_environment()
     import great_expectations
     import mlflow.store.tracking.sqlalchemy_store
     import sklearn.linear_model
 
-    import flows.cli
-    import flows.data_cli
-    import flows.local
-    import flows.stages
-    import flows.tables
     import rlhf_core.adapters.approval
     import rlhf_core.stages.evaluate
     import rlhf_core.stages.policy
@@ -161,17 +156,22 @@ def load_everything():
     import rlhf_core.stages.promote
     import rlhf_core.stages.reward
     import rlhf_core.stages.sft  # noqa: F401
+    import rlhf_flows.commands.cli
+    import rlhf_flows.commands.data
+    import rlhf_flows.commands.tables
+    import rlhf_flows.engine.local
+    import rlhf_flows.stages
 
     for stage in STAGES:
         name = f"{stage}_stage"
-        setattr(flows.stages, name, getattr(flows.stages, name).fn)
-    flows.local.in_this_process = contextlib.nullcontext
-    return flows.cli.main, great_expectations, mlflow, sklearn
+        setattr(rlhf_flows.stages, name, getattr(rlhf_flows.stages, name).fn)
+    rlhf_flows.engine.local.in_this_process = contextlib.nullcontext
+    return rlhf_flows.commands.cli.main, great_expectations, mlflow, sklearn
 
 
 def run_child(request, pipe, log):
     """Be one command."""
-    from flows.cli import main
+    from rlhf_flows.commands.cli import main
 
     with log.open("a") as output:
         os.dup2(output.fileno(), 1)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import requests
 
-from flows.processes import kept_in
-from flows.servers import STATE, Servers
+from rlhf_flows.servers.processes import kept_in
+from rlhf_flows.servers.servers import STATE, Servers
 
 ROOT = Path(__file__).parents[2]
 RLHF = Path(sys.executable).with_name("rlhf")
@@ -54,7 +54,7 @@ class Served:
     def prepare(cls, path, *, fake_stages=True, training_pool=None, **variables):
         """Make the folder: the project's flows and settings, everything else its own."""
         path.mkdir(parents=True)
-        for name in ("flows", "configs"):
+        for name in ("flows", "rlhf_flows", "configs"):
             (path / name).symlink_to(ROOT / name)
         shipped = (ROOT / "prefect.yaml").read_text()
         if training_pool:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from flows import artifacts
-from flows.artifacts import file_report, report_line, show_handed, show_outcome
-from flows.inputs import PipelineInputs
-from flows.pipeline import rlhf_pipeline
 from rlhf_core.schema import RunContext
+from rlhf_flows.engine import artifacts
+from rlhf_flows.engine.artifacts import file_report, report_line, show_handed, show_outcome
+from rlhf_flows.engine.inputs import PipelineInputs
+from rlhf_flows.pipeline import rlhf_pipeline
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
-from flows import bindings, events
-from flows.cli import app, main
-from flows.runs import hold_stage, open_run, settings_of_run
-from flows.tables import show_gates, show_line, show_lineage, show_table
 from rlhf_core.adapters.lineage import Lineage
 from rlhf_core.errors import CheckpointError, DataError
 from rlhf_core.schema import GateResult, PromotionDecision
 from rlhf_core.stages.promote import Promotion, Rollback
+from rlhf_flows.commands.cli import app, main
+from rlhf_flows.commands.tables import show_gates, show_line, show_lineage, show_table
+from rlhf_flows.engine import bindings, events
+from rlhf_flows.engine.runs import hold_stage, open_run, settings_of_run
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_prefect_server_that_is_not_there_is_one_line_and_exit_2_and_nothing_i
     typed, stages, config_path, tmp_path, monkeypatch, command
 ):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setattr("flows.prefect_server.PAUSE_SECONDS", 60.0)
+    monkeypatch.setattr("rlhf_flows.servers.prefect_server.PAUSE_SECONDS", 60.0)
     code, stderr = typed(command, config_path, "--run-id", "one")
     assert code == 2
     assert stderr.count("\n") == 1
@@ -112,7 +112,7 @@ def test_a_deliberate_error_is_one_line_and_exit_2(typed, stages, config_path, t
     stages.failures["prepare"] = DataError("x.jsonl:3: not JSON")
     code, stderr = typed("run", config_path)
     assert code == 2
-    assert [line for line in stderr.splitlines() if "flows.progress" not in line] == [
+    assert [line for line in stderr.splitlines() if "rlhf_flows.engine.progress" not in line] == [
         "error: x.jsonl:3: not JSON"
     ]
     assert list((tmp_path / "runs").iterdir()) == []
@@ -259,7 +259,7 @@ def test_prepare_says_what_came_of_the_rows_and_how_far_they_agree(rlhf, stages,
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['rlhf', '--help']\n"
-        "from flows.cli import main\n"
+        "from rlhf_flows.commands.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'mlflow', 'prefect', 'transformers', 'pandas', 'great_expectations',"
@@ -275,7 +275,7 @@ def test_what_to_type_next_repeats_every_option(typed, settings, config_path, mo
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.stages.reward_stage", interrupted)
+    monkeypatch.setattr("rlhf_flows.stages.reward_stage", interrupted)
     given = ("--role", "judge", "--sft", "models:/x y/1", "--set", "seed=0",
              "--log-level", "error", "--json", "out.json")  # fmt: skip
     code, stderr = typed("reward", config_path, "--run-id", "one", *given)
@@ -293,7 +293,7 @@ def test_an_interruption_at_start_up_shows_no_traceback(tmp_path):
     """Ctrl-C is pressed while the front door is imported."""
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
     done = subprocess.run(
-        [sys.executable, "-c", "from flows.start import main; main()", "--help"],
+        [sys.executable, "-c", "from rlhf_flows.commands.start import main; main()", "--help"],
         cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": f"{tmp_path}:."},
         capture_output=True, text=True,
     )  # fmt: skip

@@ -6,17 +6,18 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flows import collect, events, feedback_bindings, opening
-from flows.cli import app, main
-from flows.collect import collect_flow
-from flows.inputs import CollectInputs
-from flows.run_settings import RunSettings
 from rlhf_core.config import config_digest
-from rlhf_core.dataprep.files import read_records
 from rlhf_core.errors import ConfigError, RegistryError
 from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import BatchResult, Comparison, DataVersion
-from rlhf_core.stages import label_pull
+from rlhf_core.stages.labels import pull as label_pull
+from rlhf_core.storage.records import read_records
+from rlhf_flows import collect
+from rlhf_flows.collect import collect_flow
+from rlhf_flows.commands.cli import app, main
+from rlhf_flows.engine import events, feedback_bindings, opening
+from rlhf_flows.engine.inputs import CollectInputs
+from rlhf_flows.engine.run_settings import RunSettings
 from tests.feedback.conftest import make_collection
 from tests.feedback.servers import LabelStudio, serving
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from flows.runs import locate_run, open_run, saved_result, settings_of_run
 from rlhf_core.errors import CheckpointError, ConfigError, RlhfError
 from rlhf_core.schema import ModelRef
-from rlhf_core.stages.report import write_report
+from rlhf_core.stages.evaluation.report import write_report
+from rlhf_flows.engine.runs import locate_run, open_run, saved_result, settings_of_run
 
 DAMAGE = {
     "empty": b"",

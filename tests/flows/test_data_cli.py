@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app, main
 from rlhf_core.config import SourceConfig
-from rlhf_core.stages import data_publish, data_versions
-from rlhf_core.stages.data_diff import ChangedPair, DatasetDiff
+from rlhf_core.stages.versions import publish as data_publish
+from rlhf_core.stages.versions import versions as data_versions
+from rlhf_core.stages.versions.diff import ChangedPair, DatasetDiff
+from rlhf_flows.commands.cli import app, main
 
 
 class Published(Exception):

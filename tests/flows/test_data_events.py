@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows import events
-from flows.data_cli import data_app
-from rlhf_core.stages import data_publish
-from rlhf_core.stages.data_publish import BatchResult
-from rlhf_core.stages.data_versions import DataVersion
+from rlhf_core.stages.versions import publish as data_publish
+from rlhf_core.stages.versions.publish import BatchResult
+from rlhf_core.stages.versions.versions import DataVersion
+from rlhf_flows.commands.data import data_app
+from rlhf_flows.engine import events
 
 RESULT = BatchResult(
     version=DataVersion(

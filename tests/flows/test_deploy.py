@@ -7,10 +7,10 @@ import yaml
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule
 
-from flows.deploy import _as_people_left_it
-from flows.environment import RELIED_ON
-from flows.installation import STEP, installed_code, module_entrypoint
 from rlhf_core.errors import ConfigError
+from rlhf_flows.engine.environment import RELIED_ON
+from rlhf_flows.servers.deploy import _as_people_left_it
+from rlhf_flows.servers.installation import STEP, installed_code, module_entrypoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,7 +82,7 @@ def test_what_people_paused_or_switched_off_is_applied_as_they_left_it(server, a
 def test_a_deployment_runs_by_whatever_installation_has_its_code(server, applied):
     """It names modules, no folder, and begins where its worker is, if the code is the same."""
     for deployment in applied().values():
-        assert deployment["entrypoint"].startswith("flows.")
+        assert deployment["entrypoint"].startswith("rlhf_flows.")
         assert str(ROOT) not in yaml.safe_dump({**deployment, "pull": None})
         (step,) = deployment["pull"]
         assert step[STEP]["code"] == installed_code()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import doctor
-from flows.doctor_servers import check_keeper, check_prefect
-from flows.environment import HEARTBEAT_VARIABLE, RELIED_ON
-from flows.pools import read_pools
-from flows.processes import Process
-from flows.servers import Servers, write_servers
+from rlhf_flows.commands import doctor
+from rlhf_flows.commands.doctor_servers import check_keeper, check_prefect
+from rlhf_flows.engine.environment import HEARTBEAT_VARIABLE, RELIED_ON
+from rlhf_flows.servers.pools import read_pools
+from rlhf_flows.servers.processes import Process
+from rlhf_flows.servers.servers import Servers, write_servers
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = read_pools(ROOT / "prefect.yaml")

@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from flows.environment import (
+from rlhf_core.errors import ConfigError
+from rlhf_flows.engine.environment import (
     HEARTBEAT_VARIABLE,
     RELIED_ON,
     SILENT_SECONDS,
@@ -11,7 +12,6 @@ from flows.environment import (
     rely_on,
     worker_folder,
 )
-from rlhf_core.errors import ConfigError
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from flows.files import write_atomically
 from rlhf_core.errors import StorageError
+from rlhf_flows.engine.files import write_atomically
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])

@@ -5,9 +5,14 @@ from uuid import uuid4
 import pytest
 from prefect.exceptions import Abort
 
-from flows import installation
-from flows.environment import WORKER_FOLDER
-from flows.installation import describe_code, installed_code, module_entrypoint, work_here
+from rlhf_flows.engine.environment import WORKER_FOLDER
+from rlhf_flows.servers import installation
+from rlhf_flows.servers.installation import (
+    describe_code,
+    installed_code,
+    module_entrypoint,
+    work_here,
+)
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def test_a_run_of_other_code_is_failed_in_one_line_without_a_traceback(run):
 
 def test_the_digest_is_that_of_the_sources_wherever_they_lie(tmp_path, monkeypatch):
     def digest_of(content, place):
-        for room in ("flows", "rlhf_core"):
+        for room in ("rlhf_flows", "rlhf_core"):
             (tmp_path / place / room).mkdir(parents=True)
             (tmp_path / place / room / "__init__.py").write_text(content)
         core = SimpleNamespace(__file__=str(tmp_path / place / "rlhf_core" / "__init__.py"))
@@ -52,5 +57,5 @@ def test_the_digest_is_that_of_the_sources_wherever_they_lie(tmp_path, monkeypat
 
 
 def test_an_entry_point_is_a_path_of_modules():
-    assert module_entrypoint("flows/stages.py:sft_stage") == "flows.stages.sft_stage"
-    assert module_entrypoint("flows.stages.sft_stage") == "flows.stages.sft_stage"
+    assert module_entrypoint("flows/stages.py:sft_stage") == "rlhf_flows.stages.sft_stage"
+    assert module_entrypoint("rlhf_flows.stages.sft_stage") == "rlhf_flows.stages.sft_stage"

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import keeper as module
-from flows.keeper import Keeper
-from flows.processes import StopSignals
-from flows.servers import LOGS, read_servers
 from rlhf_core.errors import StorageError
+from rlhf_flows.servers import keeper as module
+from rlhf_flows.servers.keeper import Keeper
+from rlhf_flows.servers.processes import StopSignals
+from rlhf_flows.servers.servers import LOGS, read_servers
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Scheduled
 
-from flows import lost_server, promotion, remote
-from flows.environment import CLIENT_RETRIES
-from flows.lost_server import PATIENCE_SECONDS, patiently
 from rlhf_core.errors import OrchestrationError
+from rlhf_flows import promotion
+from rlhf_flows.engine import lost_server, remote
+from rlhf_flows.engine.environment import CLIENT_RETRIES
+from rlhf_flows.engine.lost_server import PATIENCE_SECONDS, patiently
 
 NUM_REFUSALS = 3
 

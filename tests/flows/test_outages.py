@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from flows.processes import kept_in
-from flows.servers import STATE
+from rlhf_flows.servers.processes import kept_in
+from rlhf_flows.servers.servers import STATE
 from tests.flows.served import CONFIG, SETTINGS, Served, until
 
 pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("outages")]

@@ -12,11 +12,11 @@ import requests
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from flows import environment
-from flows.own_pages import OwnPages
-from flows.prefect_server import ask
-from flows.temporary_server import temporary_server
 from rlhf_core.errors import ConfigError
+from rlhf_flows.engine import environment
+from rlhf_flows.servers.own_pages import OwnPages
+from rlhf_flows.servers.prefect_server import ask
+from rlhf_flows.servers.temporary_server import temporary_server
 from tests.flows.served import ROOT, until
 
 SELF = "127.0.0.1:4200"
@@ -165,7 +165,15 @@ def server(tmp_path_factory):
     path = tmp_path_factory.mktemp("closed")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "flows.mended_prefect", "server", "start", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "rlhf_flows.servers.mended_prefect",
+        "server",
+        "start",
+        "--port",
+        str(port),
+    ]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with (path / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -224,7 +232,7 @@ def test_a_server_that_would_be_open_is_not_started(arguments, variables, says, 
         [
             sys.executable,
             "-m",
-            "flows.mended_prefect",
+            "rlhf_flows.servers.mended_prefect",
             "server",
             "start",
             "--port",

@@ -1,11 +1,11 @@
 import pytest
 
-from flows import bindings
-from flows.inputs import PipelineInputs, SftInputs
-from flows.pipeline import rlhf_pipeline
-from flows.run_settings import RunSettings
-from flows.stages import sft_stage
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
+from rlhf_flows.engine import bindings
+from rlhf_flows.engine.inputs import PipelineInputs, SftInputs
+from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.pipeline import rlhf_pipeline
+from rlhf_flows.stages import sft_stage
 
 EVERY_STAGE = ["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
 
@@ -118,7 +118,7 @@ def test_a_stage_alone_refuses_data_that_its_run_did_not_prepare(stages, setting
 
 
 def test_two_processes_cannot_work_on_one_stage(stages, settings):
-    from flows.runs import hold_stage, open_run
+    from rlhf_flows.engine.runs import hold_stage, open_run
 
     context = open_run(settings.load(), "one")
     with hold_stage(context, "sft"), pytest.raises(CheckpointError, match="another process"):

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.pools import read_pools
 from rlhf_core.errors import ConfigError
+from rlhf_flows.servers.pools import read_pools
 
 SHIPPED = Path(__file__).parents[2] / "prefect.yaml"
 

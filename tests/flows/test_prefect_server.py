@@ -15,10 +15,10 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows import deploy
-from flows.prefect_server import check_prefect
-from flows.sweep import mark_dead_runs
 from rlhf_core.errors import OrchestrationError
+from rlhf_flows.engine.sweep import mark_dead_runs
+from rlhf_flows.servers import deploy
+from rlhf_flows.servers.prefect_server import check_prefect
 
 ROOT = Path(__file__).parents[2]
 LOGIN = f"Basic {b64encode(b'team:SECRET').decode()}"

@@ -9,9 +9,9 @@ import pytest
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.states import Completed, Paused, Running, Scheduled
 
-from flows import promotion
-from flows.run_settings import RunSettings
 from rlhf_core.schema import RunContext
+from rlhf_flows import promotion
+from rlhf_flows.engine.run_settings import RunSettings
 from tests.flows.fakes import FakeStages
 
 ACCEPT, REJECT = SetStateStatus.ACCEPT, SetStateStatus.REJECT

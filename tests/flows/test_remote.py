@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from prefect.states import Completed, Failed
 
-from flows import remote
-from flows.remote import StageFailedError, run_deployed_stage
+from rlhf_flows.engine import remote
+from rlhf_flows.engine.remote import StageFailedError, run_deployed_stage
 
 SFT = {"sft": "models:/rlhf-sft/1"}
 

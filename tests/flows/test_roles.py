@@ -2,16 +2,16 @@
 
 import pytest
 
-from flows import bindings
-from flows.collect import sample_pairs
-from flows.inputs import CollectInputs, EvaluateInputs, PolicyInputs, RewardInputs
-from flows.references import find_model
-from flows.run_settings import RunSettings
-from flows.stages import evaluate_stage, policy_stage, reward_stage
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.config.feedback import FeedbackConfig
 from rlhf_core.errors import ModelError, RegistryError
 from rlhf_core.schema import RunContext
+from rlhf_flows.collect import sample_pairs
+from rlhf_flows.engine import bindings
+from rlhf_flows.engine.inputs import CollectInputs, EvaluateInputs, PolicyInputs, RewardInputs
+from rlhf_flows.engine.references import find_model
+from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.stages import evaluate_stage, policy_stage, reward_stage
 from tests.flows.tiny import CONFIG, make_tiny
 from tests.releases import register_release
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from prefect.utilities.callables import parameter_schema
 
-from flows.pools import read_pools
-from flows.run_settings import RunSettings
 from rlhf_core.config.base import LIMITS
 from rlhf_core.errors import ConfigError
+from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.servers.pools import read_pools
 
 DEPLOYED = {
     name.split()[0] for name in read_pools(Path(__file__).parents[2] / "prefect.yaml").deployments
@@ -120,7 +120,7 @@ def test_a_form_describes_every_field_and_says_its_limits(entrypoint):
 
 def test_the_form_is_a_file_lines_and_inputs():
     """Prefect's server checks a form with every run; one of all settings took half a second."""
-    from flows.pipeline import rlhf_pipeline
+    from rlhf_flows.pipeline import rlhf_pipeline
 
     schema = parameter_schema(rlhf_pipeline.fn).model_dump()
     assert set(schema["definitions"]) == {"RunSettings", "PipelineInputs"}

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import servers
-from flows.environment import HEARTBEAT_SECONDS, SILENT_SECONDS
-from flows.keeper import _mlflow
-from flows.processes import KEPT_IN, Process, StopAskedError, StopSignals, end_tree
-from flows.servers import (
+from rlhf_core.errors import ConfigError, RlhfError
+from rlhf_flows.engine.environment import HEARTBEAT_SECONDS, SILENT_SECONDS
+from rlhf_flows.servers import servers
+from rlhf_flows.servers.keeper import _mlflow
+from rlhf_flows.servers.processes import KEPT_IN, Process, StopAskedError, StopSignals, end_tree
+from rlhf_flows.servers.servers import (
     HOST,
     STATE,
     Servers,
@@ -24,7 +25,6 @@ from flows.servers import (
     stop_servers,
     write_servers,
 )
-from rlhf_core.errors import ConfigError, RlhfError
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_state_and_the_embedded_database_are_their_owner_s_alone(tmp_path):
     (tmp_path / ".rlhf").mkdir(mode=0o755)
     code = (
         "import os; os.umask(0o022)\n"
-        "from flows.environment import prepare_environment\n"
+        "from rlhf_flows.engine.environment import prepare_environment\n"
         "prepare_environment()\n"
         "from rlhf_core.adapters.mlflow_client import mlflow_client\n"
         "mlflow_client().create_experiment('one')\n"

@@ -1,8 +1,9 @@
 import pytest
 
-from flows import stages as flow_stages
-from flows import work
-from flows.inputs import (
+from rlhf_core.errors import CheckpointError, DivergedError, KlLimitError, RegistryError
+from rlhf_flows import stages as flow_stages
+from rlhf_flows.engine import work
+from rlhf_flows.engine.inputs import (
     EvaluateInputs,
     PipelineInputs,
     PrepareInputs,
@@ -10,11 +11,10 @@ from flows.inputs import (
     RewardInputs,
     SftInputs,
 )
-from flows.pipeline import rlhf_pipeline
-from flows.run_settings import RunSettings
-from flows.runs import hold_stage, open_run
-from flows.stages import evaluate_stage, prepare_stage, promote_stage, reward_stage, sft_stage
-from rlhf_core.errors import CheckpointError, DivergedError, KlLimitError, RegistryError
+from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs import hold_stage, open_run
+from rlhf_flows.pipeline import rlhf_pipeline
+from rlhf_flows.stages import evaluate_stage, prepare_stage, promote_stage, reward_stage, sft_stage
 
 pytestmark = pytest.mark.usefixtures("without_engine")
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from flows import sweep
+from rlhf_flows.engine import sweep
 
 HOST = socket.gethostname()
 

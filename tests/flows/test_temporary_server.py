@@ -8,17 +8,17 @@ import sys
 import psutil
 import pytest
 
-from flows import local
-from flows.temporary_server import temporary_server
 from rlhf_core.errors import OrchestrationError
+from rlhf_flows.engine import local
+from rlhf_flows.servers.temporary_server import temporary_server
 from tests.flows.served import ROOT
 
 CODE = """
 import time
-from flows.environment import prepare_environment
+from rlhf_flows.engine.environment import prepare_environment
 prepare_environment()
 from flows import local
-from flows.temporary_server import temporary_server
+from rlhf_flows.servers.temporary_server import temporary_server
 with temporary_server() as server:
     assert server.wait().endswith("/api")
     print(server.process.pid, flush=True)
@@ -67,7 +67,7 @@ def test_several_commands_may_be_the_first_in_a_folder(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path)}
     environment.pop("PREFECT_API_URL", None)
     code = (
-        "from flows.temporary_server import temporary_server\n"
+        "from rlhf_flows.servers.temporary_server import temporary_server\n"
         "with temporary_server() as server:\n    server.wait()\n"
     )
     commands = [

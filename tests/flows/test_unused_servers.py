@@ -5,10 +5,10 @@ import os
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.options import begin
-from flows.processes import Process
-from flows.servers import STATE_FILE, Servers, write_servers
+from rlhf_flows.commands.cli import app
+from rlhf_flows.commands.options import begin
+from rlhf_flows.servers.processes import Process
+from rlhf_flows.servers.servers import STATE_FILE, Servers, write_servers
 
 PREFECT = "PREFECT_API_URL=http://127.0.0.1:4300/api"
 MLFLOW = "MLFLOW_TRACKING_URI=http://127.0.0.1:5100"
@@ -57,6 +57,6 @@ def test_a_record_that_cannot_be_read_stops_no_command(begun, capsys):
 @pytest.mark.parametrize(("command", "warned"), [(("data", "log"), True), (("down",), False)])
 def test_only_commands_with_a_use_for_servers_warn(begun, monkeypatch, command, warned):
     begun()
-    monkeypatch.setattr("flows.servers.stop_servers", lambda: [])
+    monkeypatch.setattr("rlhf_flows.servers.servers.stop_servers", lambda: [])
     done = CliRunner().invoke(app, command)
     assert ("servers run here" in done.stderr) is warned

@@ -2,10 +2,10 @@ import logging
 
 import pytest
 
-from flows import artifacts, events, opening, watching
-from flows.artifacts import show_handed
-from flows.watching import ProgressFromLogs, watch_training
 from rlhf_core.schema import RunContext
+from rlhf_flows.engine import artifacts, events, opening, watching
+from rlhf_flows.engine.artifacts import show_handed
+from rlhf_flows.engine.watching import ProgressFromLogs, watch_training
 
 trainer = logging.getLogger("rlhf_core.trainers.ppo")
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 LOGIN = ("team", "Team-of-the-test-1")
 NIGHT_SECONDS = 6 * 3600
 """Nothing is asserted about speed."""
-FRONT_DOOR = "from flows.cli import main; main()"
+FRONT_DOOR = "from rlhf_flows.commands.cli import main; main()"
 
 pytestmark = [
     pytest.mark.nightly,
@@ -48,7 +48,7 @@ class Machine:
 
     def __init__(self, path, addresses):
         path.mkdir(parents=True)
-        for name in ("flows", "rlhf_core"):
+        for name in ("rlhf_flows", "rlhf_core"):
             shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "prefect.yaml", path)
         make_tiny(path)
@@ -75,7 +75,7 @@ class Machine:
 
     def worker(self, pool, **variables):
         """A worker of the pool until the block ends, started as the documents say."""
-        command = [sys.executable, "-m", "flows.mended_prefect", "worker", "start"]
+        command = [sys.executable, "-m", "rlhf_flows.servers.mended_prefect", "worker", "start"]
         return running(
             [*command, "--pool", pool, "--limit", "3", "--name", f"{self.path.name}@{pool}"],
             self.path,
@@ -147,7 +147,7 @@ def team(tmp_path_factory, postgres):  # noqa: F811 - the fixture
             )
         )
         port = free_port()
-        prefect = [sys.executable, "-m", "flows.mended_prefect", "server", "start"]
+        prefect = [sys.executable, "-m", "rlhf_flows.servers.mended_prefect", "server", "start"]
         servers.enter_context(
             running(
                 [*prefect, "--host", "127.0.0.1", "--port", str(port)],

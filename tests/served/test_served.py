@@ -9,8 +9,8 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from flows.doctor_servers import check_keeper, check_prefect
-from flows.servers import Servers
+from rlhf_flows.commands.doctor_servers import check_keeper, check_prefect
+from rlhf_flows.servers.servers import Servers
 from tests.flows.served import SETTINGS, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from flows.inputs import PipelineInputs
-from flows.promotion import Approval
-from flows.run_settings import RunSettings
+from rlhf_flows.engine.inputs import PipelineInputs
+from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.promotion import Approval
 from tests.browser.pages import Prefect
 from tests.flows.served import ROOT
 

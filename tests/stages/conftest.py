@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.files import read_records, write_records
 from rlhf_core.schema import (
     DatasetRef,
     DatasetSplits,
@@ -16,6 +15,7 @@ from rlhf_core.schema import (
     Prompt,
     RunContext,
 )
+from rlhf_core.storage.records import read_records, write_records
 
 BASE = Path(__file__).parents[2] / "data" / "base"
 NUM_ROWS = 12

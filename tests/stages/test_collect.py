@@ -2,13 +2,13 @@
 
 import pytest
 
-from rlhf_core.dataprep.files import read_records, sha256_of, write_records
 from rlhf_core.errors import ConfigError, DataError, ModelError
 from rlhf_core.feedback.collection import ORIGINS, PAIRS, Origin
 from rlhf_core.rollout.sample import SampledResponse
 from rlhf_core.schema import Comparison, Demonstration, Message, ModelRef, PreferencePair, Prompt
-from rlhf_core.stages import collect_answers
 from rlhf_core.stages.collect import collect_pairs
+from rlhf_core.stages.labels import answers as collect_answers
+from rlhf_core.storage.records import read_records, sha256_of, write_records
 
 SIMULATED = {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:collect_votes"}
 

@@ -8,7 +8,7 @@ import pytest
 from rlhf_core.adapters import versioning
 from rlhf_core.config import SourceConfig
 from rlhf_core.errors import DataError
-from rlhf_core.stages.data_batches import add_batch
+from rlhf_core.stages.versions.batches import add_batch
 from tests.stages.data_helpers import rows, write
 
 

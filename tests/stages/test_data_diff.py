@@ -3,9 +3,9 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from rlhf_core.dataprep.files import write_records
 from rlhf_core.schema import Message, PreferencePair
-from rlhf_core.stages.data_diff import compare_datasets
+from rlhf_core.stages.versions.diff import compare_datasets
+from rlhf_core.storage.records import write_records
 
 
 def dataset(folder: Path, chosen: str, rejected: str) -> SimpleNamespace:

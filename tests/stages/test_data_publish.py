@@ -12,8 +12,8 @@ import pytest
 
 from rlhf_core.config import SourceConfig
 from rlhf_core.errors import DataError
-from rlhf_core.stages.data_publish import publish
-from rlhf_core.stages.data_versions import bring_back
+from rlhf_core.stages.versions.publish import publish
+from rlhf_core.stages.versions.versions import bring_back
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 
 pytestmark = [
@@ -124,7 +124,7 @@ def test_local_changes_keep_the_branch_but_not_the_version(repository, tmp_path)
 
 def test_a_version_is_prepared_by_the_code_of_its_commit(repository):
     """Not by what lies in the working tree, or is installed."""
-    for package in ("rlhf_core", "flows"):
+    for package in ("rlhf_core", "rlhf_flows"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, repository / package, ignore=ignored)
     stage = repository / "rlhf_core" / "stages" / "prepare.py"

@@ -12,18 +12,18 @@ from rlhf_core.adapters.dvc_versions import commit_of, publishing_base
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import find_version as find_model
 from rlhf_core.config import SourceConfig, load_config
-from rlhf_core.dataprep.files import read_records
 from rlhf_core.errors import DataError
 from rlhf_core.schema import PreferencePair, RunContext
-from rlhf_core.stages.data_publish import publish
-from rlhf_core.stages.data_versions import (
+from rlhf_core.stages.prepare import prepare_data
+from rlhf_core.stages.versions.publish import publish
+from rlhf_core.stages.versions.versions import (
     bring_back,
     compare,
     list_versions,
     restore,
     restore_for_model,
 )
-from rlhf_core.stages.prepare import prepare_data
+from rlhf_core.storage.records import read_records
 from tests.stages.data_helpers import AUTHOR, call, dvc, make_repository, rows, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("data_versions")]

@@ -12,8 +12,8 @@ from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.config import SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Withdrawal
-from rlhf_core.stages.data_publish import publish
-from rlhf_core.stages.data_withdraw import withdraw
+from rlhf_core.stages.versions.publish import publish
+from rlhf_core.stages.versions.withdraw import withdraw
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("data_versions")]

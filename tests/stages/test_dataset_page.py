@@ -4,7 +4,7 @@ from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.config import ModelConfig, PipelineConfig
 from rlhf_core.schema import DatasetRef, DatasetSplits, RunContext
 from rlhf_core.stages.base_model import base_digest
-from rlhf_core.stages.dataset_page import show_dataset
+from rlhf_core.stages.versions.dataset_page import show_dataset
 
 
 @pytest.fixture

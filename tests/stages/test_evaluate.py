@@ -7,13 +7,13 @@ from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.config.metric_names import metrics_of
-from rlhf_core.dataprep.files import read_records, write_records
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import Demonstration, Message, ModelRef, PreferencePair, Prompt
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
-from rlhf_core.stages.scoring import score_texts
+from rlhf_core.stages.evaluation.scoring import score_texts
+from rlhf_core.storage.records import read_records, write_records
 
 KINDS = {"demonstrations": Demonstration, "prompts": Prompt}
 

@@ -6,11 +6,11 @@ from rlhf_core.adapters.looks import read_looks, sets_looked_at
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.required_gates import require_gates
 from rlhf_core.config import GateConfig, RequiredGates
-from rlhf_core.dataprep.files import read_records
 from rlhf_core.errors import DataError, RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
 from rlhf_core.stages.promote import promote_model
+from rlhf_core.storage.records import read_records
 
 
 def judged(config, splits, models, context):

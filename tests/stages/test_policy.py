@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from rlhf_core.config import ComputeConfig, LoraConfig
-from rlhf_core.dataprep.files import read_records
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.schema import Message, Prompt
 from rlhf_core.stages import policy
 from rlhf_core.stages.base_model import base_renderer
+from rlhf_core.storage.records import read_records
 
 
 def test_a_watched_prompt_that_leaves_no_room_for_an_answer_is_passed_over(

@@ -10,12 +10,12 @@ import pytest
 
 from rlhf_core.adapters.versioning import directory_md5
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.files import md5_of, read_records, sha256_of
 from rlhf_core.dataprep.keys import conversation_key
 from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, PreferencePair, Prompt
 from rlhf_core.stages.prepare import prepare_data, read_splits
+from rlhf_core.storage.records import md5_of, read_records, sha256_of
 from tests.stages.prepare_helpers import comparisons, make_config, write
 
 KINDS = {

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_core.dataprep.files import read_records
+from rlhf_core.dataprep.cleaning.near import signature, similarity
 from rlhf_core.dataprep.keys import DialogueKey, conversation_key, normalise
-from rlhf_core.dataprep.near import signature, similarity
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetSplits, Demonstration, Message, PreferencePair, Prompt
 from rlhf_core.stages.prepare import prepare_data
+from rlhf_core.storage.records import read_records
 from tests.stages.prepare_helpers import make_config, write
 
 KINDS = {

@@ -3,9 +3,9 @@
 import json
 import random
 
-from rlhf_core.dataprep.files import iterate_records
 from rlhf_core.schema import Demonstration, PreferencePair, Prompt
 from rlhf_core.stages.prepare import prepare_data
+from rlhf_core.storage.records import iterate_records
 from tests.stages.prepare_helpers import make_config, write
 
 WORDS = "amber birch cedar delta ember flint grove haven inlet jetty knoll ledge marsh north"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from rlhf_core.errors import ModelError
 from rlhf_core.schema import Message
-from rlhf_core.stages.prepare_token_rows import RowTokens
-from rlhf_core.stages.prepare_tokens import require_sound_template
+from rlhf_core.stages.preparation.token_rows import RowTokens
+from rlhf_core.stages.preparation.tokens import require_sound_template
 from rlhf_core.tokenization import make_renderer
 from rlhf_core.tokenization.load import TemplateChoice, load_tokenizer
 

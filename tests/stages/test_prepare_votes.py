@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from rlhf_core.dataprep.files import iterate_records
 from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.schema import PreferencePair
 from rlhf_core.stages.prepare import prepare_data
+from rlhf_core.storage.records import iterate_records
 from tests.stages.prepare_helpers import comparisons, make_config, write
 
 

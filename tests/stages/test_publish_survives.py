@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.adapters.dvc_versions import list_tags
-from rlhf_core.stages.data_versions import bring_back, list_versions
+from rlhf_core.stages.versions.versions import bring_back, list_versions
 from tests.stages.data_helpers import call, make_repository, rows, write
 
 RLHF = Path(sys.executable).with_name("rlhf")

@@ -10,7 +10,7 @@ from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import Estimate, EvaluationReport, Message, ModelRef, StageResult
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
-from rlhf_core.stages.report import NUM_SAMPLES, _draw, pick_samples, write_report
+from rlhf_core.stages.evaluation.report import NUM_SAMPLES, _draw, pick_samples, write_report
 
 NO_GATES = GatesConfig(sft=(), reward=(), policy=())
 
@@ -44,7 +44,7 @@ def test_a_finished_run_becomes_one_page(four_models, stage_config, stage_contex
 
 
 def test_a_report_needs_no_torch():
-    code = "import sys, rlhf_core.stages.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, rlhf_core.stages.evaluation.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -88,7 +88,7 @@ def test_pictures_that_all_fail_leave_a_page(tmp_path, stage_config, monkeypatch
     (tmp_path / "config.json").write_text(
         stage_config().model_copy(update={"gates": NO_GATES}).model_dump_json()
     )
-    monkeypatch.setattr("rlhf_core.stages.report.interval_plot", None)
+    monkeypatch.setattr("rlhf_core.stages.evaluation.report.interval_plot", None)
     assert "No picture of" in write_report(tmp_path).read_text()
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from rlhf_core.config.data import DemonstrationsConfig, SourceConfig
-from rlhf_core.dataprep.rows import FileRows, RawRow, SetAside, attempt
 from rlhf_core.dataprep.sources import (
     canonical,
     chats,
@@ -22,6 +21,7 @@ from rlhf_core.dataprep.sources.columns import renamed
 from rlhf_core.dataprep.sources.containers import is_hub, read_rows
 from rlhf_core.dataprep.sources.hub import read_hub_rows
 from rlhf_core.dataprep.sources.join import joined
+from rlhf_core.dataprep.sources.rows import FileRows, RawRow, SetAside, attempt
 from rlhf_core.dataprep.sources.tables import Layout
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Demonstration, Prompt

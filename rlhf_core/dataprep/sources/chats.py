@@ -6,13 +6,13 @@
 {"instruction": ..., "input": ..., "output": ...}
 """
 
-from rlhf_core.dataprep.rows import RawRow, UnusableRow
 from rlhf_core.dataprep.sources.messages import (
     answer_of,
     parse_conversation,
     parse_messages,
     with_context,
 )
+from rlhf_core.dataprep.sources.rows import RawRow, UnusableRow
 from rlhf_core.schema import Conversation, Demonstration
 
 _CHATS = ("messages", "conversations", "conversation")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rlhf_core.dataprep.rows import Columns, RawRow
+from rlhf_core.dataprep.sources.rows import Columns, RawRow
 
 _MISSING = object()
 _PARENTHESES = re.compile(r"\}\s*\n\s*\{")

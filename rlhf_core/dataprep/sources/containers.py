@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.config.data import HUB
-from rlhf_core.dataprep.files import not_utf8, parse_object, read_raw_lines, shorten
-from rlhf_core.dataprep.json_arrays import begins_with_object, read_values
 from rlhf_core.dataprep.keys import source_name
-from rlhf_core.dataprep.rows import Columns, RawRow, SetAside, as_json
 from rlhf_core.dataprep.sources.columns import renamed
+from rlhf_core.dataprep.sources.json_arrays import begins_with_object, read_values
+from rlhf_core.dataprep.sources.rows import Columns, RawRow, SetAside, as_json
 from rlhf_core.dataprep.sources.tables import (
     Broken,
     Layout,
@@ -19,6 +18,7 @@ from rlhf_core.dataprep.sources.tables import (
     read_workbook,
 )
 from rlhf_core.errors import DataError
+from rlhf_core.storage.records import not_utf8, parse_object, read_raw_lines, shorten
 
 _COMPRESSED = (".gz", ".zst")
 _BATCH_ROWS = 1_000

@@ -24,9 +24,8 @@ from functools import partial
 from itertools import groupby
 
 from rlhf_core.config.data import word_of
-from rlhf_core.dataprep.files import shorten
 from rlhf_core.dataprep.keys import content_id, conversation_key
-from rlhf_core.dataprep.rows import (
+from rlhf_core.dataprep.sources.rows import (
     UNNAMED,
     RawRow,
     SetAside,
@@ -47,6 +46,7 @@ from rlhf_core.dataprep.sources.words import (
     parse_strength,
 )
 from rlhf_core.schema import Choice, Comparison, Conversation, Vote
+from rlhf_core.storage.records import shorten
 
 _SIDES: tuple[Choice, ...] = ("a", "b", "tie")
 _MAX_VOTES = 100_000

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_core.config.data import SourceConfig
-from rlhf_core.dataprep.rows import Columns, RawRow
+from rlhf_core.dataprep.sources.rows import Columns, RawRow
 from rlhf_core.errors import DataError
 
 _PREFIX = "hf:/datasets/"

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf_core.config.data import JoinConfig, word_of
-from rlhf_core.dataprep.rows import Columns, FileRows, RawRow, SetAside
+from rlhf_core.dataprep.sources.rows import Columns, FileRows, RawRow, SetAside
 from rlhf_core.errors import DataError
 
 

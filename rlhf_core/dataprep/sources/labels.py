@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_core.config.data import word_of
-from rlhf_core.dataprep.files import listed, shorten
 from rlhf_core.dataprep.sources.words import CHOICES, finite_number, is_blank
 from rlhf_core.schema import Choice
+from rlhf_core.storage.records import listed, shorten
 
 MAX_WORDS = 20
 """Different values of a column of choices; more are no choices."""

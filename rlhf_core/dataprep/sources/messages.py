@@ -8,10 +8,10 @@ import re
 from typing import Any
 
 from rlhf_core.config.data import word_of
-from rlhf_core.dataprep.files import shorten
-from rlhf_core.dataprep.rows import RawRow, UnusableRow
 from rlhf_core.dataprep.sources.columns import structured
+from rlhf_core.dataprep.sources.rows import RawRow, UnusableRow
 from rlhf_core.schema import Conversation, Message
+from rlhf_core.storage.records import shorten
 
 _ROLES: dict[str, Any] = {
     "system": "system",

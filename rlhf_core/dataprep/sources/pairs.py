@@ -11,8 +11,8 @@ from itertools import product
 from typing import Any
 
 from rlhf_core.dataprep.keys import content_id, conversation_key
-from rlhf_core.dataprep.rows import RawRow, SetAside, UnusableRow
 from rlhf_core.dataprep.sources.messages import readable, texts_of
+from rlhf_core.dataprep.sources.rows import RawRow, SetAside, UnusableRow
 from rlhf_core.dataprep.sources.sides import decided_comparison, parse_sides
 from rlhf_core.dataprep.sources.words import finite_number, parse_score, parse_strength
 from rlhf_core.schema import Comparison

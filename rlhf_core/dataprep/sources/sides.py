@@ -3,7 +3,6 @@
 from typing import Any
 
 from rlhf_core.dataprep.keys import content_id, conversation_key
-from rlhf_core.dataprep.rows import RawRow, UnusableRow
 from rlhf_core.dataprep.sources.messages import (
     answer_of,
     parse_conversation,
@@ -12,6 +11,7 @@ from rlhf_core.dataprep.sources.messages import (
     texts_of,
     with_context,
 )
+from rlhf_core.dataprep.sources.rows import RawRow, UnusableRow
 from rlhf_core.schema import Choice, Comparison, Conversation, Message, Vote
 
 

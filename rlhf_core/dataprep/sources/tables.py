@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_core.dataprep.files import listed, not_utf8, read_raw_lines, read_text
 from rlhf_core.errors import DataError
+from rlhf_core.storage.records import listed, not_utf8, read_raw_lines, read_text
 
 _MAX_FIELD = 2**31 - 1
 _DELIMITERS = (",", ";", "\t", "|")

@@ -20,9 +20,9 @@ from functools import partial
 from typing import Any
 
 from rlhf_core.config.data import word_of
-from rlhf_core.dataprep.rows import RawRow, SetAside, UnusableRow, attempt
 from rlhf_core.dataprep.sources.messages import messages_of, readable
 from rlhf_core.dataprep.sources.ranked import ANNOTATOR, all_pairs
+from rlhf_core.dataprep.sources.rows import RawRow, SetAside, UnusableRow, attempt
 from rlhf_core.dataprep.sources.words import finite_number, is_blank, truth_of
 from rlhf_core.schema import Comparison, Conversation
 

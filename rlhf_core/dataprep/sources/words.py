@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from rlhf_core.config.data import WORDS_OF_TRUTH, word_of
-from rlhf_core.dataprep.files import shorten
-from rlhf_core.dataprep.rows import RawRow, UnusableRow
+from rlhf_core.dataprep.sources.rows import RawRow, UnusableRow
 from rlhf_core.schema import Choice
+from rlhf_core.storage.records import shorten
 
 CHOICES: Mapping[str, Choice] = {
     "a": "a",

@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Loads ``flows.bindings`` as it is and then replaces its functions."""
+    """Loads ``rlhf_flows.engine.bindings`` as it is and then replaces its functions."""
 
     def find_spec(self, name, path, target=None):
-        if name != "flows.bindings":
+        if name != "rlhf_flows.engine.bindings":
             return None
         self.real = importlib.machinery.PathFinder.find_spec(name, path)
         return importlib.machinery.ModuleSpec(name, self, origin=self.real.origin)

@@ -1,0 +1,231 @@
+"""`rlhf collect`, `rlhf label push`, `rlhf label pull`: from a model's answers back to data."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_flows.commands.options import (
+    ConfigPath,
+    DatasetOption,
+    JsonOption,
+    KeepOption,
+    LogLevel,
+    Overrides,
+    begin,
+    read_settings,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from rlhf_core.config import PipelineConfig
+    from rlhf_core.feedback.results import CollectedPairs, PullResult, PushResult
+    from rlhf_core.schema import Estimate
+
+label_app = typer.Typer(
+    name="label",
+    help="Votes on collected pairs: ask people or an AI judge, bring their votes back as data.",
+    no_args_is_help=True,
+)
+
+CollectionArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="COLLECTION", help="Id of a collection, or its folder.", show_default=False
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the front door."""
+    example = "rlhf collect configs/demo.yaml --set feedback.num_prompts=50"
+    app.command(epilog=f"Example: {example}")(collect)
+    app.add_typer(label_app)
+
+
+def collect(
+    config: ConfigPath,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Model that answers: models:/NAME/VERSION, models:/NAME@ALIAS or a directory; "
+            "default: the policy's champion.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="MODEL",
+            help="Another model: each of the two answers once, on a side drawn for each pair.",
+        ),
+    ] = None,
+    dataset: DatasetOption = None,
+    overrides: Overrides = None,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Sample two different answers to each of some prompts, for somebody to compare.
+
+    The prompts are those of the feedback section, else what users send
+    (data.prompts.production_path), else the training prompts; held-out dialogues are left out.
+    The same settings and seed make the same collection, so that a repeated command finds it;
+    --set feedback.seed=1 draws another one.
+    """
+    settings = _load(config, overrides, log_level)
+    from rlhf_flows.collect import sample_pairs
+    from rlhf_flows.engine import bindings
+    from rlhf_flows.engine.inputs import CollectInputs
+
+    bindings.check_server()
+    found = sample_pairs(settings, CollectInputs(model=model, against=against, dataset=dataset))
+    write_json(found, json_file)
+    _show_collected(found, config, overrides)
+
+
+@label_app.command(epilog="Example: rlhf label push 3f2a9c0d1b4e configs/demo.yaml")
+def push(
+    collection: CollectionArgument,
+    config: ConfigPath,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Ask again about pairs without a readable verdict, too."),
+    ] = False,
+    overrides: Overrides = None,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Ask for votes on the pairs, from whom feedback.labeler names.
+
+    Simulated annotators and an AI judge answer at once; people get tasks in Label Studio. A push
+    that was stopped, or is repeated, asks only for what is missing.
+    """
+    settings = _load(config, overrides, log_level)
+    from rlhf_flows.engine import feedback_bindings
+
+    result = feedback_bindings.push_labels(settings, collection, again=again)
+    write_json(result, json_file)
+    _show_pushed(result, config, overrides)
+
+
+@label_app.command(epilog="Example: rlhf label pull 3f2a9c0d1b4e configs/demo.yaml")
+def pull(
+    collection: CollectionArgument,
+    config: ConfigPath,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", metavar="FILE", help="Only write the batch here; publish nothing."
+        ),
+    ] = None,
+    min_kept_fraction: KeepOption = 1.0,
+    overrides: Overrides = None,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Publish the pairs that have enough votes as a new dataset version, as `rlhf data add` does.
+
+    A pair is published once, when it has feedback.votes_per_pair votes; the others wait for the
+    next pull.
+    """
+    settings = _load(config, overrides, log_level)
+    from rlhf_flows.engine import feedback_bindings
+    from rlhf_flows.engine.events import announce_published
+
+    result = feedback_bindings.pull_labels(
+        settings, collection, output=output, min_kept_fraction=min_kept_fraction
+    )
+    write_json(result, json_file)
+    _show_pulled(result)
+    if result.published is not None:
+        announce_published(result.published)
+
+
+def _load(config: Path, overrides: list[str] | None, log_level: str) -> "PipelineConfig":
+    begin(log_level)
+    return read_settings(config, overrides).load()
+
+
+def _show_collected(found: "CollectedPairs", config: Path, overrides: list[str] | None) -> None:
+    from rlhf_flows.commands.tables import show_line
+
+    collection, counts = found.collection, found.collection.counts
+    models = " and ".join(model.uri for model in collection.models)
+    show_line(f"collection {collection.collection_id}: {counts.pairs:,} pairs by {models}")
+    show_line(
+        f"prompts: {counts.prompts:,} in {collection.prompts}; left out {counts.heldout:,} of"
+        f" held-out dialogues and {counts.unfitting:,} that do not fit; {counts.asked:,} asked"
+    )
+    show_line(
+        f"answers: {counts.resampled:,} prompts asked again because both were alike, "
+        f"{counts.indistinct:,} left out because they stayed so; {counts.unfinished:,} answers cut"
+    )
+    show_line(f"files: {found.folder}")
+    show_line(f"next: {_next('push', collection.collection_id, config, overrides)}")
+
+
+def _show_pushed(result: "PushResult", config: Path, overrides: list[str] | None) -> None:
+    from rlhf_flows.commands.tables import show_line
+
+    verb = "sent" if result.waits else "asked about"
+    show_line(
+        f"{result.labeler}: {result.asked:,} pairs {verb} now, {result.before:,} before, of"
+        f" {result.pairs:,}"
+    )
+    if result.order_dependent is not None:
+        show_line(
+            f"verdicts that changed with the order, and count as ties: {result.order_dependent:.1%}"
+        )
+    if result.without_vote:
+        show_line(
+            f"pairs without a readable verdict: {result.without_vote:,}; their reason is kept,"
+            " and --again asks about them again"
+        )
+    if result.tokens is not None:
+        show_line(f"tokens of this push: {result.tokens:,}")
+    if result.place is not None:
+        show_line(f"people label at: {result.place}")
+    when = "when there are votes" if result.waits else "next"
+    show_line(f"{when}: {_next('pull', result.collection_id, config, overrides)}")
+
+
+def _next(command: str, collection: str, config: Path, overrides: list[str] | None) -> str:
+    """Return what to type next, with the settings that were changed this time."""
+    changes = [word for change in overrides or () for word in ("--set", change)]
+    return shlex.join(["rlhf", "label", command, collection, str(config), *changes])
+
+
+def _show_pulled(result: "PullResult") -> None:
+    from rlhf_flows.commands.data import show_published
+    from rlhf_flows.commands.tables import show_line
+
+    by_votes = ", ".join(f"{votes}: {pairs:,}" for votes, pairs in result.pairs_by_votes.items())
+    show_line(f"collection {result.collection_id}: pairs by number of votes: {by_votes}")
+    if result.alpha is not None:
+        show_line(f"Krippendorff's alpha: {_interval(result.alpha)}")
+    for judge, alpha in result.judges.items():
+        show_line(f"{judge} against people: alpha {_interval(alpha)}, n = {alpha.num_samples:,}")
+    if result.preferred:
+        votes = ", ".join(f"{name} {count:,}" for name, count in result.preferred.items())
+        show_line(f"votes by model: {votes}")
+    if result.late_votes:
+        show_line(
+            f"votes on published pairs that came later and change nothing: {result.late_votes:,}"
+        )
+    show_line(
+        f"pairs with the votes they need ({result.votes_per_pair}): {result.ready:,} new,"
+        f" {result.published_before:,} published before"
+    )
+    if result.output is not None and result.ready:
+        show_line(f"batch: {result.output}; publish it with: rlhf data add {result.output}")
+    elif result.published is not None:
+        show_published(result.published)
+    else:
+        show_line("nothing new to publish")
+
+
+def _interval(alpha: "Estimate") -> str:
+    return f"{alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}]"

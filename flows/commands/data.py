@@ -1,0 +1,348 @@
+"""`rlhf data`: dataset versions. Thin; prints what was done and where to look."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_flows.commands.options import JsonOption, KeepOption, begin, write_json
+
+if TYPE_CHECKING:
+    from rlhf_core.config import SourceConfig
+    from rlhf_core.dataprep.sources.look import Found
+    from rlhf_core.schema import BatchResult, Comparison, DataVersion, Demonstration, Prompt
+
+data_app = typer.Typer(
+    name="data",
+    help="Dataset versions: add annotations, look back, compare, bring back.",
+    no_args_is_help=True,
+)
+
+VersionArgument = Annotated[
+    str, typer.Argument(metavar="VERSION", help="data-vN", show_default=False)
+]
+_MAX_SHOWN = 20
+_MAX_TEXT = 100
+
+
+def _mapping_option(name: str, metavar: str, what: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        name, metavar=metavar, help=f"{what}; may be repeated."
+    )
+    return option
+
+
+@data_app.command(epilog="Example: rlhf data add votes.jsonl.gz")
+def add(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="New comparisons with votes.")],
+    file_format: Annotated[
+        str,
+        typer.Option("--format", help="What a row says, such as flat; `rlhf data look` tells."),
+    ] = "canonical",
+    column: Annotated[
+        list[str] | None, _mapping_option("--column", "OURS=THEIRS", "Map a column")
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        _mapping_option("--choice", "WORD=SIDE", "The source's word for a, b or tie"),
+    ] = None,
+    strength: Annotated[
+        list[str] | None,
+        _mapping_option("--strength", "WORD=N", "The source's word for how much better"),
+    ] = None,
+    subset: Annotated[
+        str | None, typer.Option("--subset", help="Which configuration of a dataset of the hub.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Of a dataset of the hub.")] = "train",
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")
+    ] = None,
+    min_kept_fraction: KeepOption = 1.0,
+    json_file: JsonOption = None,
+) -> None:
+    """Publish a batch of annotations: store, prepare, commit, push, tag data-vN."""
+    begin("info")
+    from rlhf_core.stages.versions.publish import publish
+
+    source = _source(
+        path=file,
+        format=file_format,
+        columns=_mapping("--column", "OURS=THEIRS", column),
+        choices=_mapping("--choice", "WORD=SIDE", choice),
+        strengths=_mapping("--strength", "WORD=N", strength),
+        subset=subset,
+        split=split,
+        revision=revision,
+    )
+    _finish(publish(source, min_kept_fraction=min_kept_fraction), json_file)
+
+
+@data_app.command(epilog="Example: rlhf data look votes.csv")
+def look(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Data of any shape.")],
+    join: Annotated[
+        Path | None, typer.Option("--join", metavar="FILE", help="A second file: texts, or votes.")
+    ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--on", metavar="COLUMN", help="Id that both files have; given twice, its two names."
+        ),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Say which shape a file has and what it would become, and write the settings for it."""
+    begin("warning")
+    from rlhf_core.config.data import JoinConfig
+    from rlhf_core.dataprep.sources.look import look_at
+    from rlhf_core.errors import ConfigError
+
+    if (join is None) != (not on) or len(on or ()) > 2:
+        raise ConfigError("--join FILE and --on COLUMN go together; --on at most twice")
+    columns = on or [""]
+    joined = None if join is None else JoinConfig(path=join, on=(columns[0], columns[-1]))
+    found = look_at(file, joined)
+    write_json(found.record(), json_file)
+    _show_found(found)
+
+
+@data_app.command("publish", epilog="Example: rlhf data publish")
+def publish_command(min_kept_fraction: KeepOption = 1.0, json_file: JsonOption = None) -> None:
+    """Publish the committed raw data as it is, with no new batch."""
+    begin("info")
+    from rlhf_core.stages.versions.publish import publish
+
+    _finish(publish(None, min_kept_fraction=min_kept_fraction), json_file)
+
+
+@data_app.command(epilog="Example: rlhf data withdraw --annotator w17")
+def withdraw(
+    annotator: Annotated[
+        list[str] | None,
+        typer.Option("--annotator", metavar="ID", help="Whose votes go; may be repeated."),
+    ] = None,
+    row: Annotated[
+        list[str] | None, typer.Option("--row", metavar="ID", help="Row that goes; repeatable.")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", metavar="NAME", help="Source whose rows all go; repeatable."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Publish a version without a person's votes, some rows or a source.
+
+    Says which earlier versions hold them and which registered models were made of those. They stay
+    where they are: docs/versions.md says how to remove them for good.
+    """
+    begin("info")
+    from rlhf_core.schema import Withdrawal
+    from rlhf_core.stages.versions.withdraw import withdraw as take_out
+    from rlhf_flows.commands.tables import show_line
+    from rlhf_flows.engine.events import announce_published
+
+    wanted = Withdrawal(
+        annotators=tuple(annotator or ()), rows=tuple(row or ()), sources=tuple(source or ())
+    )
+    result = take_out(wanted)
+    write_json(result, json_file)
+    if result.published:
+        show_published(result.published)
+    else:
+        show_line("no row holds it any more; nothing was published")
+    for name, count in result.changed_rows.items():
+        show_line(f"{name}: {count:,} rows taken out or changed")
+    for version in result.versions:
+        models = ", ".join(result.models.get(version, ())) or "no registered model"
+        show_line(f"{version} still holds it; made from it: {models}")
+    show_line("earlier versions and their bytes stay; docs/versions.md: removing them for good")
+    if result.published:
+        announce_published(result.published)
+
+
+@data_app.command(epilog="Example: rlhf data log")
+def log() -> None:
+    """List the versions: rows, agreement and what changed."""
+    begin("warning")
+    from rlhf_core.stages.versions.versions import list_versions
+    from rlhf_flows.commands.tables import show_line
+
+    versions = list_versions()
+    if versions:
+        _show_versions(versions)
+    else:
+        show_line("no version yet; publish one with `rlhf data publish`")
+
+
+@data_app.command(epilog="Example: rlhf data diff data-v1 data-v2")
+def diff(first: VersionArgument, second: VersionArgument, json_file: JsonOption = None) -> None:
+    """Say which pairs came, went and changed their winner between two versions."""
+    begin("warning")
+    from rich.table import Table
+    from rich.text import Text
+
+    from rlhf_core.stages.versions.versions import compare
+    from rlhf_flows.commands.tables import show_line, show_table
+
+    found = compare(first, second, limit=None if json_file else _MAX_SHOWN)
+    write_json(found, json_file)
+    table = Table("change", "pair", "source", "prompt", title=f"{first} to {second}")
+    for name, pairs in (("came", found.came), ("went", found.went), ("flip", found.relabelled)):
+        for pair in pairs[:_MAX_SHOWN]:
+            cells = (name, pair.comparison_id, pair.source, pair.prompt[:60])
+            table.add_row(*map(Text, cells))
+    show_table(table)
+    show_line(
+        f"{found.num_came:,} came, {found.num_went:,} went, {found.num_relabelled:,} changed their"
+        f" winner, {found.num_same:,} stayed; all of them: --json FILE"
+    )
+
+
+@data_app.command(epilog="Example: rlhf data get models:/rlhf-policy@champion")
+def get(
+    version: Annotated[
+        str,
+        typer.Argument(
+            metavar="VERSION",
+            help="data-vN; or a model, models:/NAME/VERSION or models:/NAME@ALIAS, for what it was"
+            " trained on; or a DVC md5.",
+        ),
+    ],
+) -> None:
+    """Bring a version back, byte for byte, into a folder of its own."""
+    begin("warning")
+    from rlhf_core.stages.versions.versions import bring_back, restore, restore_for_model
+    from rlhf_flows.commands.tables import show_line, show_splits
+
+    if version.startswith("data-v"):
+        splits = bring_back(version)
+    elif version.startswith("models:"):
+        splits = restore_for_model(version)
+    else:
+        splits = restore(version)
+    show_splits(splits)
+    show_line(f"files: {splits.directory}")
+
+
+def _show_found(found: "Found") -> None:
+    """Print the shape, what comes of it, some of it, and the settings to copy."""
+    import yaml
+
+    from rlhf_flows.commands.tables import show_line
+
+    format_ = found.settings.get("format")
+    show_line(f"shape: {found.shape}" + (f" (format {format_})" if format_ else ""))
+    show_line(f"{found.rows:,} rows, {found.usable:,} usable: " + _told(found))
+    for reason, count in found.set_aside.most_common():
+        show_line(f"set aside: {count:,} {reason}")
+    for column, count in sorted(found.unread.items()):
+        show_line(f"not read: column {column!r} of {count:,} rows")
+    for note in found.notes:
+        show_line(f"taken for granted: {note}")
+    for item in found.examples:
+        _show_example(item)
+    settings = yaml.safe_dump(found.settings, sort_keys=False, allow_unicode=True)
+    show_line("settings:")
+    show_line(f"data:\n  {found.section}:\n" + "".join(f"    {x}\n" for x in settings.splitlines()))
+
+
+def _told(found: "Found") -> str:
+    """Return what comes of a file."""
+    if found.section != "preferences":
+        return f"{found.section}, no comparisons"
+    wins = found.wins
+    return (
+        f"{found.num_comparisons:,} comparisons; votes for a {wins['a']:,}, for b {wins['b']:,},"
+        f" ties {wins['tie']:,}"
+    )
+
+
+def _show_example(item: "Comparison | Demonstration | Prompt") -> None:
+    from rlhf_core.schema import Comparison, Demonstration
+    from rlhf_flows.commands.tables import show_line
+
+    show_line(f"example, line {item.line}:" if isinstance(item, Comparison) else "example:")
+    for turn in item.prompt:
+        show_line(f"  {turn.role}: {_begin(turn.content)}")
+    if isinstance(item, Demonstration):
+        show_line(f"  -> {_begin(item.response)}")
+    if not isinstance(item, Comparison):
+        return
+    for side, text in (("a", item.response_a), ("b", item.response_b)):
+        votes = sum(vote.choice == side for vote in item.votes)
+        show_line(f"  -> {side} ({votes} votes): {_begin(text)}")
+
+
+def _begin(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 3] + "..."
+
+
+def _source(**settings: object) -> "SourceConfig":
+    from pydantic import ValidationError
+
+    from rlhf_core.config import SourceConfig
+    from rlhf_core.errors import ConfigError
+
+    try:
+        return SourceConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{place}: {first['msg']}, found {first['input']!r}") from error
+
+
+def _mapping(option: str, shape: str, pairs: list[str] | None) -> dict[str, str]:
+    """Return what the values of an option map; a word of the source may hold ``=`` itself."""
+    from rlhf_core.errors import ConfigError
+
+    mapping = {}
+    for pair in pairs or ():
+        ours_first = option == "--column"
+        key, sign, value = pair.partition("=") if ours_first else pair.rpartition("=")
+        if not (key and sign and value):
+            raise ConfigError(f"{option} {pair}: expected {shape}")
+        mapping[key] = value
+    return mapping
+
+
+def _finish(result: "BatchResult", json_file: Path | None) -> None:
+    from rlhf_flows.engine.events import announce_published
+
+    write_json(result, json_file)
+    show_published(result)
+    announce_published(result)
+
+
+def show_published(result: "BatchResult") -> None:
+    """Print what a new version is and how to train on it."""
+    from rlhf_flows.commands.tables import show_line
+
+    version = result.version.version
+    _show_versions([result.version])
+    for reason, count in result.set_aside.items():
+        kept = f"data/raw/set-aside/{result.version.batch}"
+        show_line(f"set aside while reading: {count} {reason}; kept in {kept}")
+    if not result.branch_moved:
+        show_line(f"local changes kept your branch where it was; then: git merge {version}")
+    show_line(f"train on it: rlhf run CONFIG --set data.version={version}")
+
+
+def _show_versions(versions: "list[DataVersion]") -> None:
+    from rich.table import Table
+
+    from rlhf_flows.commands.tables import show_table
+
+    table = Table("version", "date", "commit", "rows", "pairs", "alpha", "changed", "batch")
+    for item in versions:
+        table.add_row(
+            item.version,
+            item.date,
+            item.commit[:10],
+            f"{item.rows:,}",
+            f"{item.pairs:,}",
+            "-" if item.alpha is None else f"{item.alpha:.3f}",
+            f"+{item.came:,} -{item.went:,} ~{item.relabelled:,}",
+            item.batch or "-",
+        )
+    show_table(table)

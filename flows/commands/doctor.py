@@ -1,0 +1,275 @@
+"""`rlhf doctor`: look at everything a run needs, and say how to mend what is missing."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+from rlhf_core.errors import RlhfError
+from rlhf_flows.commands.doctor_servers import check_keeper, check_prefect
+from rlhf_flows.commands.findings import Finding
+
+MIN_FREE_GB = 5.0
+CONSTRAINTS = Path("constraints.txt")
+DISTRIBUTION = "rlhf-pipeline"
+
+
+def examine(config: Path | None) -> tuple[Finding, ...]:
+    """Check Python, packages, disk, tools, servers, workers, telemetry and, if given, settings."""
+    return tuple(
+        finding
+        for check in (
+            _python,
+            _packages,
+            _disk,
+            _tools,
+            _folders,
+            _threads,
+            lambda: _mlflow(config),
+            check_prefect,
+            check_keeper,
+            _permissions,
+            _telemetry,
+            lambda: _settings(config),
+        )
+        for finding in check()
+    )
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding(
+        what="python",
+        healthy=sys.version_info >= (3, 11),
+        found=f"{sys.version.split()[0]} at {sys.executable}",
+        mend="install Python 3.11 or newer and run `make setup PYTHON=/path/to/python`",
+    )
+
+
+def _packages() -> Iterator[Finding]:
+    """Look for what the project requires, and compare what is installed with the pinned set."""
+    wrong = [f"{name} is missing" for name in _distributions() if _installed(name) is None]
+    found = "all that is required; no constraints.txt here"
+    if CONSTRAINTS.exists():
+        lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+        pins = dict(line.split(";")[0].strip().split("==") for line in lines if "==" in line)
+        wrong += [
+            f"{name} {installed} (pinned {version})"
+            for name, version in pins.items()
+            if (installed := _installed(name)) not in (None, version)
+        ]
+        found = f"all that is required, by the {len(pins)} pins of {CONSTRAINTS}"
+    yield Finding(
+        what="packages",
+        healthy=not wrong,
+        found=", ".join(wrong) or found,
+        mend="make setup",
+    )
+
+
+def _distributions() -> Iterator[str]:
+    """Yield the project itself and the names of what it requires, without its extras."""
+    yield DISTRIBUTION
+    if _installed(DISTRIBUTION) is None:
+        return
+    for requirement in metadata.requires(DISTRIBUTION) or ():
+        name, _, marker = requirement.partition(";")
+        if "extra" not in marker:
+            yield re.split(r"[^\w.-]", name, maxsplit=1)[0]
+
+
+def _installed(name: str) -> str | None:
+    """Return the version without its build: torch is 2.13.0 whether it came as +cpu or not."""
+    try:
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    yield Finding(
+        what="disk",
+        healthy=free >= MIN_FREE_GB,
+        found=f"{free:.1f} GB free here",
+        mend=f"free at least {MIN_FREE_GB:.0f} GB: old runs lie under runs/, artifacts under "
+        "mlartifacts/",
+    )
+
+
+def _tools() -> Iterator[Finding]:
+    for tool, mend in (
+        ("git", "install git: the commit of every run is recorded"),
+        ("dvc", "make setup, or pip install dvc: dataset versions are kept with it"),
+    ):
+        where = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
+        yield Finding(what=tool, healthy=where is not None, found=where or "missing", mend=mend)
+
+
+def _folders() -> Iterator[Finding]:
+    for name in ("runs", "data/prepared", ".rlhf"):
+        folder = Path(name)
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        yield Finding(
+            what=f"folder {name}",
+            healthy=os.access(nearest, os.W_OK),
+            found="writable" if os.access(nearest, os.W_OK) else f"{nearest} is not writable",
+            mend=f"chown or chmod {nearest}, or run from a directory you may write to",
+        )
+
+
+def _threads() -> Iterator[Finding]:
+    """Says how many threads compute; more than there are cores wait for each other."""
+    import joblib
+
+    from rlhf_core.adapters.settings import load_settings, quiet_environment
+
+    quiet_environment()
+    settings, cores = load_settings(), joblib.cpu_count()
+    chosen = settings.omp_num_threads
+    healthy = chosen is None or not chosen.isdecimal() or int(chosen) <= cores
+    threads = "one thread a physical core" if chosen is None else f"OMP_NUM_THREADS={chosen}"
+    yield Finding(
+        what="threads",
+        healthy=healthy,
+        found=f"{threads}, {cores} cores for this process, "
+        f"OMP_WAIT_POLICY={settings.omp_wait_policy}",
+        mend="unset OMP_NUM_THREADS, or set it to at most the number of cores",
+    )
+
+
+def _mlflow(config: Path | None = None) -> Iterator[Finding]:
+    from rlhf_core.adapters.access import check_access
+    from rlhf_core.adapters.settings import load_settings, without_credentials
+    from rlhf_core.adapters.tracking import check_server
+
+    project, settings = _project(config), load_settings()
+    where = without_credentials(settings.mlflow_tracking_uri)
+    reached = _attempt(
+        "mlflow", where, check_server, "start it, or set or unset MLFLOW_TRACKING_URI"
+    )
+    yield reached
+    if not reached.healthy:
+        return
+    if not settings.embedded:
+        yield _attempt(
+            f"mlflow writes ({project})",
+            "experiment, models and files",
+            lambda: check_access(project, patience=0),
+            "set what it names for commands and workers alike",
+        )
+    database = Path(settings.mlflow_tracking_uri.removeprefix("sqlite:///"))
+    if not settings.embedded or database.stat().st_size:
+        yield _releases(project)
+        yield _required(project)
+        yield _looks(project)
+
+
+def _required(project: str) -> Finding:
+    """Says which gates the project requires of every run."""
+    from rlhf_core.adapters.required_gates import requirement
+
+    what = f"required gates ({project})"
+    try:
+        found = requirement(project)
+    except RlhfError as error:
+        mend = f"rlhf gates --require FILE --project {project}"
+        return Finding(what=what, healthy=False, found=str(error), mend=mend)
+    asked = "; ".join(gate for gates in found.gates.values() for gate in gates)
+    by = f" (set by {found.set_by})" if found.set_by else ""
+    return Finding(what=what, healthy=True, found=(asked or "none") + by)
+
+
+def _looks(project: str) -> Finding:
+    """Says how often the held-out prompts in use were looked at, and whether they are worn out."""
+    from rlhf_core.adapters.looks import sets_looked_at
+    from rlhf_core.evaluation.gates import RENEW, WORN_OUT, look_in_words, width_at
+
+    what = f"held-out prompts ({project})"
+    try:
+        looks = sets_looked_at(project)
+    except RlhfError as error:
+        return Finding(what=what, healthy=False, found=str(error), mend="mend MLflow first")
+    if not looks:
+        return Finding(what=what, healthy=True, found="not looked at yet")
+    return Finding(
+        what=what,
+        healthy=width_at(looks[0]) < WORN_OUT,
+        found=f"last was {look_in_words(looks[0])}",
+        mend=RENEW,
+    )
+
+
+def _releases(project: str) -> Finding:
+    """Says whether champions are one release, and what mends it where they are not."""
+    from rlhf_core.adapters.release_state import release_state
+
+    what = f"releases ({project})"
+    try:
+        state = release_state(project)
+    except RlhfError as error:
+        return Finding(what=what, healthy=False, found=str(error), mend="mend MLflow first")
+    return Finding(what=what, healthy=state.healthy, found=state.found, mend=state.mend)
+
+
+def _project(config: Path | None) -> str:
+    """Return whose experiment and models are asked about; bad settings are told of elsewhere."""
+    from rlhf_core.config import PipelineConfig, load_config
+
+    with suppress(RlhfError):
+        if config is not None:
+            return load_config(config).project
+    return str(PipelineConfig.model_fields["project"].default)
+
+
+def _permissions() -> Iterator[Finding]:
+    """Says which functions and which code of models this environment lets settings load."""
+    from rlhf_core.config import permissions
+
+    for what, read in (
+        ("functions settings may name", permissions.allowed_functions),
+        ("code of models that may run", permissions.trusted_code),
+    ):
+        try:
+            found, healthy = ", ".join(sorted(read())) or "none", True
+        except RlhfError as error:
+            found, healthy = str(error), False
+        yield Finding(what=what, healthy=healthy, found=found, mend="see docs/security.md")
+
+
+def _telemetry() -> Iterator[Finding]:
+    """Names what a person has switched on; unset variables are switched off by every command."""
+    from rlhf_core.adapters.settings import QUIET, quiet_environment
+
+    loud = [
+        f"{name}={value}" for name, value in quiet_environment().items() if value != QUIET[name]
+    ]
+    yield Finding(
+        what="telemetry",
+        healthy=not loud,
+        found="off" if not loud else ", ".join(loud),
+        mend="unset these variables: the project's own values switch telemetry off",
+    )
+
+
+def _settings(config: Path | None) -> Iterator[Finding]:
+    if config is None:
+        return
+    from rlhf_core.config import load_config
+    from rlhf_flows.engine import bindings
+
+    def check() -> None:
+        bindings.check_inputs(load_config(config))
+
+    yield _attempt(f"settings {config}", "data and base model are usable", check, "see README")
+
+
+def _attempt(what: str, found: str, check: Callable[[], None], mend: str) -> Finding:
+    try:
+        check()
+    except (RlhfError, ImportError) as error:
+        return Finding(what=what, healthy=False, found=str(error), mend=mend)
+    return Finding(what=what, healthy=True, found=found)

@@ -1,0 +1,174 @@
+"""`rlhf promote`, `rollback`, `lineage`, `sample`, `report`, `doctor`: look at models and runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf_flows.commands.options import JsonOption, LogLevel, ModelArgument, begin, write_json
+
+ProjectOption = Annotated[
+    str, typer.Option("--project", help="Prefix of the registered model names.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands that look at models and runs to the front door."""
+    for command, example in (
+        (promote, "rlhf promote models:/rlhf-policy@candidate"),
+        (rollback, "rlhf rollback"),
+        (gates, "rlhf gates --require required-gates.yaml"),
+        (lineage, "rlhf lineage models:/rlhf-policy@champion"),
+        (sample, 'rlhf sample models:/rlhf-policy@champion "When does the library open?"'),
+        (report, "rlhf report 20260131-101500-3fa2"),
+        (doctor, "rlhf doctor --config configs/demo.yaml"),
+    ):
+        app.command(epilog=f"Example: {example}")(command)
+
+
+def promote(
+    model: ModelArgument,
+    reviewer: Annotated[
+        str | None, typer.Option(help="Who approves; default: the name you are logged in with.")
+    ] = None,
+    comment: Annotated[str, typer.Option(help="Why; recorded with the model.")] = "rlhf promote",
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Apply the gates' decision to a registered policy: PROMOTE moves ``champion`` to it.
+
+    Your word counts as the approval where one is asked for, and replaces an earlier refusal.
+    Exit status 1 if the gates said HOLD or REJECT; nothing moves then.
+    """
+    begin(log_level)
+    import getpass
+
+    from rlhf_flows.commands.tables import show_record
+    from rlhf_flows.engine import bindings
+    from rlhf_flows.engine.events import announce_champion
+
+    bindings.check_server()
+    record = bindings.promote_model(model, reviewer or getpass.getuser(), comment)
+    if record.moved:
+        announce_champion(record.model)
+    write_json(record, json_file)
+    show_record(record)
+    raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)
+
+
+def rollback(
+    project: ProjectOption = "rlhf", json_file: JsonOption = None, log_level: LogLevel = "info"
+) -> None:
+    """Move ``champion`` back to the version it was before the last promotion."""
+    begin(log_level)
+    from rlhf_flows.commands.tables import show_record
+    from rlhf_flows.engine import bindings
+    from rlhf_flows.engine.events import announce_champion
+
+    bindings.check_server()
+    record = bindings.roll_back(project)
+    announce_champion(record.champion)
+    write_json(record, json_file)
+    show_record(record)
+
+
+def gates(
+    require: Annotated[
+        Path | None,
+        typer.Option(help="YAML file: stage to gates, as in the settings; `{}`: none."),
+    ] = None,
+    project: ProjectOption = "rlhf",
+    by: Annotated[
+        str | None, typer.Option(help="Who says so; default: the name you are logged in with.")
+    ] = None,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Show, or set, the gates a project requires: no run's settings leave them out or weaken them.
+
+    They are kept with the registered model ``<project>-release``: who may promote may set them.
+    """
+    begin(log_level)
+    import getpass
+
+    from rlhf_flows.commands.tables import show_record
+    from rlhf_flows.engine import bindings
+
+    wanted = None if require is None else bindings.read_required_gates(require)
+    bindings.check_server()
+    if wanted is None:
+        record = bindings.requirement(project)
+    else:
+        record = bindings.require_gates(project, wanted, by or getpass.getuser())
+    write_json(record, json_file)
+    show_record(record)
+
+
+def lineage(
+    model: ModelArgument, json_file: JsonOption = None, log_level: LogLevel = "info"
+) -> None:
+    """Show where a model comes from: dataset, runs, versions, gates, alias."""
+    begin(log_level)
+    from rlhf_flows.commands.tables import show_lineage
+    from rlhf_flows.engine import bindings
+
+    bindings.check_server()
+    record = bindings.trace_lineage(model)
+    write_json(record, json_file)
+    show_lineage(record)
+
+
+def sample(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(help="What the user says.", show_default=False)],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Responses.")] = 1,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")
+    ] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Print responses of a model to one prompt."""
+    begin(log_level)
+    from rlhf_flows.commands.tables import show_line
+    from rlhf_flows.engine import bindings
+
+    for response in bindings.sample_model(
+        model,
+        prompt,
+        count=count,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    ):
+        show_line(response)
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="Run id, a folder name under runs/.")],
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    log_level: LogLevel = "info",
+) -> None:
+    """Write one self-contained HTML page about a run."""
+    begin(log_level)
+    from rlhf_flows.commands.tables import show_line
+    from rlhf_flows.engine import bindings
+
+    show_line(f"report: {bindings.write_report(runs / run)}")
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Check what these settings need as well.")
+    ] = None,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Check the set-up and say how to mend what is wrong; exit status 2 if anything is."""
+    begin(log_level)
+    from rlhf_flows.commands.doctor import examine
+    from rlhf_flows.commands.tables import show_findings
+
+    findings = examine(config)
+    show_findings(findings)
+    raise typer.Exit(0 if all(finding.healthy for finding in findings) else 2)

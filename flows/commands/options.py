@@ -1,0 +1,202 @@
+"""Options and arguments the commands share, and what every command does first and last."""
+
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_core.errors import CheckpointError, RlhfError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from rlhf_flows.engine.run_settings import RunSettings
+
+ConfigPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="Settings, for example configs/demo.yaml.", show_default=False
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: policy.kl_coef=0.1"),
+]
+RunIdOption = Annotated[
+    str | None, typer.Option("--run-id", help="Go on with this run; finished stages are kept.")
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result record here.")
+]
+KeepOption = Annotated[
+    float,
+    typer.Option(
+        "--min-kept-fraction",
+        min=0.0,
+        max=1.0,
+        help="Refuse a version with fewer rows than this share of the last one's.",
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Repeat the stage even if nothing changed.")
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="data-vN|DIRECTORY[@SHA256]",
+        help="Published version or prepared folder; default: the run's, else the raw data.",
+    ),
+]
+LogLevel = Annotated[
+    str,
+    typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
+]
+
+
+def model_option(role: str) -> typer.models.OptionInfo:
+    """Return the option that names a model by reference."""
+    option: typer.models.OptionInfo = typer.Option(
+        f"--{role}",
+        metavar="MODEL",
+        help=f"{role} model: models:/NAME/VERSION, models:/NAME@ALIAS or a directory; "
+        "default: the run's, else the registry's candidate, else its champion.",
+    )
+    return option
+
+
+SftOption = Annotated[str | None, model_option("sft")]
+RewardOption = Annotated[str | None, model_option("reward")]
+JudgeOption = Annotated[str | None, model_option("judge")]
+PolicyOption = Annotated[str | None, model_option("policy")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="models:/NAME/VERSION, models:/NAME@ALIAS", show_default=False
+    ),
+]
+
+
+def begin(log_level: str, *, uses_servers: bool = True) -> None:
+    """Set environment and logging up; before anything heavy is imported.
+
+    Args:
+        log_level: of the project's own lines.
+        uses_servers: warn where servers run here that the command does not know of.
+    """
+    from rlhf_flows.engine.environment import prepare_environment
+    from rlhf_flows.engine.logs import configure_logging
+
+    levels = ("debug", "info", "warning", "error")
+    if log_level.lower() not in levels:
+        raise typer.BadParameter(f"--log-level {log_level!r}: expected one of {', '.join(levels)}")
+    prepare_environment()
+    configure_logging(log_level)
+    if uses_servers:
+        warn_of_unused_servers()
+
+
+def warn_of_unused_servers() -> None:
+    """Say which exports are missing where `rlhf up` runs here; nobody is switched to it unasked."""
+    from rlhf_flows.engine.environment import STATE
+
+    if not (STATE / "servers.json").exists():
+        return
+    from rlhf_core.adapters.settings import load_settings
+    from rlhf_flows.servers.servers import known_servers
+
+    servers, said = known_servers(), load_settings().model_fields_set
+    if servers is None or servers.keeper.find() is None:
+        return
+    exports = {
+        "prefect_api_url": f"{servers.prefect_url}/api",
+        "mlflow_tracking_uri": servers.mlflow_url,
+    }
+    missing = [f"{name.upper()}={url}" for name, url in exports.items() if name not in said]
+    if missing:
+        advice = f"export {' '.join(missing)}"
+        typer.echo(f"warning: servers run here and are not used; to use them: {advice}", err=True)
+
+
+def read_settings(config: Path, overrides: list[str] | None) -> "RunSettings":
+    """Return the settings that the command line names."""
+    from rlhf_flows.engine.run_settings import RunSettings
+
+    for override in overrides or []:
+        key, equals, _ = override.partition("=")
+        if not (key and equals):
+            raise typer.BadParameter(f"--set {override!r}: expected KEY=VALUE")
+    return RunSettings(file=config, overrides=tuple(overrides or ()))
+
+
+def write_json(record: "BaseModel", path: Path | None) -> None:
+    """Write the result record where ``--json`` asks for it."""
+    from rlhf_flows.engine.files import write_atomically
+
+    if path is not None:
+        write_atomically(path, record.model_dump_json(indent=2) + "\n")
+
+
+def typed_again(context: typer.Context, **changes: str) -> str:
+    """Return the command line of the command that runs now, with every option that was given.
+
+    Args:
+        context: of the command.
+        changes: options that are to have another value, or to be there: ``run_id="one"``.
+    """
+    words = ["rlhf", *context.command_path.split()[1:]]
+    left = dict(changes)
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        given = context.params[name] if source and source.name == "COMMANDLINE" else None
+        value = left.pop(name, given)
+        if value in (None, False, (), [], ""):
+            continue
+        option = [] if parameter.param_type_name == "argument" else parameter.opts[:1]
+        for one in value if isinstance(value, list | tuple) else (value,):
+            words += option if one is True else [*option, str(getattr(one, "value", one))]
+    return shlex.join(words)
+
+
+@contextmanager
+def resumable(typed: typer.Context, settings: "RunSettings", run_id: str | None) -> Iterator[str]:
+    """Open the run, and say how to go on with it if the block does not finish.
+
+    A run that this command began and that came to nothing leaves no folder.
+
+    Args:
+        typed: the command, as it was typed.
+        settings: as the command line names them.
+        run_id: the run to go on with, or the name of a new one.
+    """
+    from rlhf_flows.engine.local import in_this_process
+    from rlhf_flows.engine.runs import discard_unstarted, locate_run, open_run
+
+    loaded = settings.load()
+    is_new = run_id is None or not locate_run(run_id, loaded.runs).directory.exists()
+    context = open_run(loaded, run_id)
+    started = time.time()
+
+    def go_on() -> str:
+        # What --force sets aside is done by then; given again it would set this attempt aside too.
+        marks = context.directory.glob(".*.forced-by")
+        has_forced = any(mark.stat().st_mtime >= started for mark in marks)
+        return typed_again(typed, run_id=context.run_id, **({"force": ""} if has_forced else {}))
+
+    try:
+        with in_this_process():
+            yield context.run_id
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped; go on with: {go_on()}", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        # A checkpoint is somebody's work, perhaps of a process that is at it now.
+        refused = isinstance(error, RlhfError) and not isinstance(error, CheckpointError)
+        if not (is_new and refused and discard_unstarted(context)):
+            typer.echo(f"not finished; go on with: {go_on()}", err=True)
+        raise

@@ -1,0 +1,81 @@
+"""`rlhf up`, `down`, `deploy`: servers and workers on this machine, deployments on any server."""
+
+from typing import Annotated
+
+import typer
+
+from rlhf_flows.commands.options import LogLevel, begin
+
+PrefectPort = Annotated[
+    int | None,
+    typer.Option(
+        "--prefect-port", envvar="RLHF_PREFECT_PORT", help="Default: 4200, or a free one."
+    ),
+]
+MlflowPort = Annotated[
+    int | None,
+    typer.Option("--mlflow-port", envvar="RLHF_MLFLOW_PORT", help="Default: 5000, or a free one."),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the front door."""
+    for command, example in (
+        (up, "rlhf up --prefect-port 4300 --mlflow-port 5100"),
+        (down, "rlhf down"),
+        (deploy, "PREFECT_API_URL=https://prefect.example.org/api rlhf deploy"),
+    ):
+        app.command(epilog=f"Example: {example}")(command)
+
+
+def up(
+    prefect_port: PrefectPort = None,
+    mlflow_port: MlflowPort = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Start Prefect, MLflow and workers here, deploy every flow, print the addresses."""
+    begin(log_level, uses_servers=False)
+    from rlhf_flows.commands.tables import show_line
+    from rlhf_flows.servers.servers import LOGS, start_servers
+
+    servers = start_servers(prefect_port, mlflow_port)
+    show_line(f"Prefect  {servers.prefect_url}")
+    show_line(f"MLflow   {servers.mlflow_url}")
+    show_line(f"logs     {LOGS.absolute()}")
+    show_line("stop     make down")
+    show_line("\nto run `rlhf` commands against them:")
+    show_line(f"  export PREFECT_API_URL={servers.prefect_url}/api")
+    show_line(f"  export MLFLOW_TRACKING_URI={servers.mlflow_url}")
+
+
+def down(log_level: LogLevel = "info") -> None:
+    """End exactly what `rlhf up` started from this directory."""
+    begin(log_level, uses_servers=False)
+    from rlhf_flows.commands.tables import show_line
+    from rlhf_flows.servers.servers import stop_servers
+
+    ended = stop_servers()
+    show_line(f"ended: {', '.join(ended)}" if ended else "nothing was running")
+
+
+def deploy(
+    pool_type: Annotated[
+        str, typer.Option("--pool-type", help="Type of work pools that do not exist yet.")
+    ] = "process",
+    watch_heartbeats: Annotated[
+        bool, typer.Option(help="Mark runs without heartbeat as crashed; not on SQLite.")
+    ] = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Apply prefect.yaml to the server of PREFECT_API_URL: pools, deployments, automations."""
+    begin(log_level)
+    from rlhf_core.adapters.settings import load_settings, without_credentials
+    from rlhf_core.errors import ConfigError
+    from rlhf_flows.commands.tables import show_line
+    from rlhf_flows.servers.deploy import deploy as apply
+
+    url = load_settings().prefect_api_url
+    if url is None:
+        raise ConfigError("PREFECT_API_URL is not set; `make up` starts a server and deploys to it")
+    apply(pool_type=pool_type, watch_heartbeats=watch_heartbeats)
+    show_line(f"deployed to {without_credentials(url)}")

@@ -1,0 +1,216 @@
+"""`rlhf prepare`, `sft`, `reward`, `policy`, `evaluate`: one stage alone, inputs by reference."""
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_flows.commands.options import (
+    ConfigPath,
+    DatasetOption,
+    ForceOption,
+    JsonOption,
+    JudgeOption,
+    LogLevel,
+    Overrides,
+    PolicyOption,
+    RewardOption,
+    RunIdOption,
+    SftOption,
+    begin,
+    read_settings,
+    resumable,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from rlhf_core.schema import StageResult
+    from rlhf_flows.engine.run_settings import RunSettings
+
+
+class Role(StrEnum):
+    """What a reward model is for."""
+
+    reward = "reward"
+    judge = "judge"
+
+
+RoleOption = Annotated[
+    Role, typer.Option("--role", help="reward: what PPO optimises; judge: decides promotion.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the stage commands to the front door."""
+    for command, example in (
+        (prepare, "rlhf prepare configs/demo.yaml"),
+        (sft, "rlhf sft configs/demo.yaml --set sft.num_epochs=1"),
+        (reward, "rlhf reward configs/demo.yaml --sft models:/rlhf-sft@candidate --role judge"),
+        (policy, "rlhf policy configs/demo.yaml --sft models:/rlhf-sft/3"),
+        (evaluate, "rlhf evaluate configs/demo.yaml --policy models:/rlhf-policy@champion"),
+    ):
+        app.command(epilog=f"Example: {example}")(command)
+
+
+def prepare(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Validate the raw data and publish a dataset version."""
+    begin(log_level)
+    settings = read_settings(config, overrides)
+    from rlhf_flows.commands.tables import show_preparation, show_splits
+
+    if run_id is None:
+        # DVC calls this with no server and no run: data preparation belongs to neither.
+        from rlhf_flows.engine import bindings
+
+        splits = bindings.prepare_data(settings.load_preparation())
+    else:
+        from rlhf_flows.engine.inputs import PrepareInputs
+        from rlhf_flows.servers.prefect_server import check_prefect
+        from rlhf_flows.stages import prepare_stage
+
+        check_prefect()
+        splits = prepare_stage(settings, PrepareInputs(run=run_id, force=force))
+    write_json(splits, json_file)
+    show_splits(splits)
+    show_preparation(splits.report)
+
+
+def sft(
+    context: typer.Context,
+    config: ConfigPath,
+    dataset: DatasetOption = None,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Train the SFT model. Exit status 1 if its gate says no."""
+    settings = _start(config, overrides, log_level)
+    with resumable(context, settings, run_id) as run:
+        from rlhf_flows.engine.inputs import SftInputs
+        from rlhf_flows.stages import sft_stage
+
+        result = sft_stage(settings, SftInputs(run=run, dataset=dataset, force=force))
+    _finish("sft", result, json_file)
+
+
+def reward(
+    context: typer.Context,
+    config: ConfigPath,
+    role: RoleOption = Role.reward,
+    dataset: DatasetOption = None,
+    sft: SftOption = None,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Train the reward model, or the judge. Exit status 1 if its gate says no."""
+    settings = _start(config, overrides, log_level)
+    with resumable(context, settings, run_id) as run:
+        from rlhf_flows.engine.inputs import RewardInputs
+        from rlhf_flows.stages import reward_stage
+
+        result = reward_stage(
+            settings,
+            RewardInputs(run=run, dataset=dataset, sft=sft, role=role.value, force=force),
+        )
+    _finish(role.value, result, json_file)
+
+
+def policy(
+    context: typer.Context,
+    config: ConfigPath,
+    dataset: DatasetOption = None,
+    sft: SftOption = None,
+    reward: RewardOption = None,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Optimise the policy, with PPO or DPO as the settings say."""
+    settings = _start(config, overrides, log_level)
+    with resumable(context, settings, run_id) as run:
+        from rlhf_flows.engine.inputs import PolicyInputs
+        from rlhf_flows.stages import policy_stage
+
+        model = policy_stage(
+            settings,
+            PolicyInputs(run=run, dataset=dataset, sft=sft, reward=reward, force=force),
+        )
+    write_json(model, json_file)
+    from rlhf_flows.commands.tables import show_line, show_model
+
+    show_model("policy", model)
+    changes = [word for change in overrides or () for word in ("--set", change)]
+    show_line("next: " + shlex.join(["rlhf", "evaluate", str(config), *changes, "--run-id", run]))
+
+
+def evaluate(
+    context: typer.Context,
+    config: ConfigPath,
+    dataset: DatasetOption = None,
+    policy: PolicyOption = None,
+    sft: SftOption = None,
+    reward: RewardOption = None,
+    judge: JudgeOption = None,
+    overrides: Overrides = None,
+    run_id: RunIdOption = None,
+    force: ForceOption = False,
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Compare the policy with SFT and apply the gates. Exit status 1 if they say no."""
+    settings = _start(config, overrides, log_level)
+    with resumable(context, settings, run_id) as run:
+        from rlhf_flows.engine.inputs import EvaluateInputs
+        from rlhf_flows.stages import evaluate_stage
+
+        inputs = EvaluateInputs(
+            run=run,
+            dataset=dataset,
+            policy=policy,
+            sft=sft,
+            reward=reward,
+            judge=judge,
+            force=force,
+        )
+        result = evaluate_stage(settings, inputs)
+    _finish("evaluate", result, json_file)
+
+
+def _start(config: Path, overrides: list[str] | None, log_level: str) -> "RunSettings":
+    begin(log_level)
+    settings = read_settings(config, overrides)
+    from rlhf_flows.engine import bindings
+    from rlhf_flows.servers.prefect_server import check_prefect
+
+    loaded = settings.load()
+    bindings.check_server()
+    check_prefect()
+    bindings.check_access(loaded, patience=0)
+    return settings
+
+
+def _finish(name: str, result: "StageResult", json_file: Path | None) -> None:
+    """Print the stage and leave with the exit status its gates ask for."""
+    write_json(result, json_file)
+    from rlhf_flows.commands.tables import show_decision, show_stage
+
+    show_stage(name, result)
+    decision = result.decision
+    show_decision(decision.verdict, decision.reasons, name)
+    raise typer.Exit(0 if decision.verdict == "PROMOTE" else 1)

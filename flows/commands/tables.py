@@ -1,0 +1,274 @@
+"""What people see in the terminal: tables of metrics, gates, decisions and times."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
+from rich.pretty import Pretty
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from rlhf_core.adapters.data_docs import INDEX, find_docs
+from rlhf_core.schema import (
+    DatasetRef,
+    DatasetSplits,
+    Estimate,
+    ModelRef,
+    PromotionDecision,
+    StageResult,
+    Verdict,
+)
+from rlhf_core.schema.shown import shown
+from rlhf_flows.commands.findings import Finding
+from rlhf_flows.engine.records import PipelineResult, StageTiming
+
+if TYPE_CHECKING:
+    from rlhf_core.adapters.lineage import Lineage
+
+COLOUR: dict[Verdict, str] = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
+
+WIDE = 200
+"""Columns of what goes to a file or a pipe, which has no width of its own."""
+_MAX_NAMED = 5
+"""Careless-looking annotators on the terminal; the table has all."""
+
+
+class ShowingConsole(Console):
+    """A terminal that shows the control characters of texts: only its own styles are obeyed."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text with its control characters written out, before its width is taken."""
+        return super().render_str(shown(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield the segments of what is printed, every control character written out."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=shown(segment.text))
+
+
+console = ShowingConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+def show_table(table: Table) -> None:
+    """Print a table whose words are never cut short: folded where the terminal is narrow."""
+    for column in table.columns:
+        column.overflow = "fold"
+    console.print(table)
+
+
+def show_line(text: str) -> None:
+    """Print one line as it is: no markup, no wrapping, so that it can be copied."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def show_splits(splits: DatasetSplits) -> None:
+    """Print what preparation made."""
+    table = Table("file", "rows", "sha256", title=f"prepare: dataset {splits.sha256[:12]}")
+    for name in DatasetSplits.model_fields:
+        part = getattr(splits, name)
+        if isinstance(part, DatasetRef):
+            table.add_row(name, str(part.num_rows), part.sha256[:12])
+    show_table(table)
+    show_line(f"report: {splits.report}")
+    docs = find_docs(splits.directory)
+    if docs is not None:
+        show_line(f"data docs: {docs / INDEX}")
+
+
+def show_preparation(report: Path) -> None:
+    """Print what a dataset's report says first: rows, agreement, and who looks careless."""
+    found = json.loads(report.read_text(encoding="utf-8"))
+    for name, rows in found["inputs"].items():
+        counts = sorted(rows["set_aside"].items(), key=lambda item: -item[1])
+        reasons = ", ".join(f"{reason} {num:,}" for reason, num in counts)
+        aside = f"; set aside: {reasons}" if reasons else ""
+        show_line(f"{name}: {rows['rows']:,} rows, {rows['kept']:,} kept{aside}")
+    _show_near_dialogues(found.get("near_dialogues", {}))  # older versions do not tell
+    for line in _conversation_lines(found):
+        show_line(line)
+    agreement = found["agreement"]
+    alpha = agreement["krippendorff_alpha"]
+    told = "not defined: no comparison has two votes, or all votes are the same"
+    if alpha is not None:
+        told = f"{alpha['value']:.3f} [{alpha['low']:.3f}, {alpha['high']:.3f}]"
+    show_line(f"Krippendorff's alpha of the votes trained on: {told}")
+    if by_heads := agreement.get("num_decided_by_heads"):  # older versions do not tell
+        show_line(
+            f"{agreement['method']}: {by_heads:,} comparisons by heads, for everybody who voted on"
+            " them has too few votes for a record (data.votes.min_votes)"
+        )
+    careless = agreement["careless"][:_MAX_NAMED]
+    if careless:
+        names = ", ".join(f"{one['annotator']} ({', '.join(one['careless'])})" for one in careless)
+        show_line(f"look careless: {names}; everybody: {report.with_name('annotators.csv')}")
+
+
+def _show_near_dialogues(near: dict[str, Any]) -> None:
+    """Print what the split keeps together, beyond dialogues that open alike."""
+    if near.get("num_groups"):
+        show_line(
+            f"nearly equal first turns: {near['num_dialogues']:,} dialogues in"
+            f" {near['num_groups']:,} groups, each on one side; {near['num_kept_together']:,} would"
+            " have been on two"
+        )
+    if near.get("num_beside_heldout_file"):
+        show_line(
+            f"nearly equal to held-out prompts: {near['num_beside_heldout_file']:,} dialogues, held"
+            " out with them"
+        )
+    if near.get("num_too_large"):
+        show_line(
+            f"too many nearly equal first turns for one side: {near['num_dialogues_too_large']:,}"
+            f" dialogues in {near['num_too_large']:,} groups, each split by itself"
+        )
+
+
+def _conversation_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Say with which template conversations become tokens, where turns end, and what was lost."""
+    said = report.get("conversations", {})
+    if "turn_ends_with" in said:
+        place = " in place of the model's own" if said["replaces_own_template"] else ""
+        day = f", read on {said['date']}" if "date" in said else ""
+        yield (
+            f"chat template: {said['template']}{place}{day}; a turn ends with"
+            f" {said['turn_ends_with']}, sampling stops at {', '.join(said['sampling_stops_at'])}"
+        )
+    yield from report.get("tokens", {}).get("uneven", ())
+
+
+def show_stage(name: str, result: StageResult) -> None:
+    """Print one stage: every metric with its interval, every gate with its verdict."""
+    model = result.model
+    for file, rows in result.report.rows.items():
+        if rows.left_out:
+            counts = ", ".join(f"{reason} {count:,}" for reason, count in rows.left_out.items())
+            uneven = f"; {rows.uneven}" if rows.uneven else ""
+            show_line(f"{file}: {rows.rows:,} rows, {rows.kept:,} kept; left out: {counts}{uneven}")
+    table = Table("metric", "value", "interval", "n", title=f"{name}: {model.uri}")
+    for metric, estimate in sorted(result.report.metrics.items()):
+        table.add_row(metric, *_estimate_cells(estimate))
+    show_table(table)
+    show_gates(result.decision)
+    show_line(f"{name}: weights sha256 {model.sha256[:16]}, run {result.tracking_url}")
+
+
+def show_gates(decision: PromotionDecision) -> None:
+    """Print a row for every gate."""
+    table = Table("gate", "verdict", "measured", "rule")
+    for gate in decision.results:
+        name, rule = escape(gate.gate), escape(gate.rule)
+        table.add_row(name, _coloured(gate.verdict), _measured(gate.estimate), rule)
+    show_table(table)
+
+
+def show_model(name: str, model: ModelRef) -> None:
+    """Print where a model can be found."""
+    show_line(f"{name}: {model.uri}, weights sha256 {model.sha256[:16]}, files {model.path}")
+
+
+def show_record(record: BaseModel) -> None:
+    """Print a record field by field."""
+    console.print(Pretty(record.model_dump(mode="json"), expand_all=True))
+
+
+def show_lineage(lineage: "Lineage") -> None:
+    """Print a model, the data and gates behind it, and below it the models it was made from."""
+    console.print(_lineage_tree(lineage, "", seen=set()))
+
+
+def _lineage_tree(lineage: "Lineage", role: str, *, seen: set[str]) -> Tree:
+    aliases = f" [{', '.join(lineage.aliases)}]" if lineage.aliases else ""
+    tree = Tree(escape(f"{role}{lineage.model}{aliases}"))
+    if lineage.model in seen:
+        return tree
+    seen.add(lineage.model)
+    dirty = " with uncommitted changes" if lineage.git_dirty else ""
+    tree.add(f"verdict {_coloured(lineage.verdict) if lineage.verdict else 'none yet'}")  # type: ignore[arg-type]
+    for line in (
+        *(f"gate {reason}" for reason in lineage.gates.values()),
+        f"weights sha256 {lineage.sha256}",
+        f"data {lineage.dataset_path} sha256 {lineage.dataset_sha256}"
+        f" dvc md5 {lineage.dataset_dvc_md5}",
+        f"run {lineage.pipeline_run} {lineage.run_status} {lineage.tracking_url}",
+        f"code git {lineage.git_commit or 'not in a repository'}{dirty}",
+        f"config sha256 {lineage.config_sha256}",
+    ):
+        tree.add(escape(line))
+    for name, upstream in lineage.upstream.items():
+        tree.add(_lineage_tree(upstream, f"made with {name}: ", seen=seen))
+    return tree
+
+
+def show_findings(findings: Iterable[Finding]) -> None:
+    """Print what `rlhf doctor` found, and under every ailing line how to mend it."""
+    for finding in findings:
+        sign = "[green]ok  [/]" if finding.healthy else "[red]BAD [/]"
+        console.print(sign, end="")
+        show_line(f"{finding.what}: {finding.found}")
+        if not finding.healthy:
+            show_line(f"     mend: {finding.mend}")
+
+
+def show_decision(verdict: Verdict, reasons: Iterable[str], decided_by: str) -> None:
+    """Print the verdict and why."""
+    console.print(f"\ndecision: {_coloured(verdict)} (by the gates of {decided_by})")
+    for reason in reasons:
+        show_line(f"  - {reason}")
+
+
+def show_times(timings: Iterable[StageTiming]) -> None:
+    """Print how long each stage took."""
+    timings = tuple(timings)
+    table = Table("stage", "seconds", "", title="time")
+    for timing in timings:
+        note = "kept from before" if timing.reused else ""
+        table.add_row(timing.stage, f"{timing.seconds:.1f}", note)
+    table.add_row("total", f"{sum(timing.seconds for timing in timings):.1f}", "", style="bold")
+    show_table(table)
+
+
+def show_run(result: PipelineResult) -> None:
+    """Print the whole run: a table per stage, the times, the decision."""
+    show_splits(result.splits)
+    for name, stage in result.stages.items():
+        show_stage(name, stage)
+    show_times(result.timings)
+    show_decision(result.verdict, result.reasons, result.decided_by)
+    if result.promotion is not None:
+        before = result.promotion.previous_champion or "none"
+        show_line(f"  champion: {result.promotion.champion} (before: {before})")
+
+
+def show_where(places: Mapping[str, str]) -> None:
+    """Print where to look next."""
+    show_line("\nwhere to look")
+    for what, where in places.items():
+        show_line(f"  {what:<10} {where}")
+
+
+def _measured(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "not applicable"
+    value, interval, count = _estimate_cells(estimate)
+    return f"{value} {interval}, n = {count}"
+
+
+def _estimate_cells(estimate: Estimate) -> tuple[str, str, str]:
+    return (
+        f"{estimate.value:.4g}",
+        f"[{estimate.low:.4g}, {estimate.high:.4g}]",
+        str(estimate.num_samples),
+    )
+
+
+def _coloured(verdict: Verdict) -> str:
+    return f"[{COLOUR[verdict]}]{verdict}[/]"

@@ -1,0 +1,181 @@
+"""What a stage shows in the Prefect UI when it is done: tables of what was measured, and links."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import RlhfError
+from rlhf_core.schema import DatasetSplits, Estimate, ModelRef, Record, RunContext, StageResult
+from rlhf_core.schema.shown import shown_code, shown_link, shown_markdown
+from rlhf_flows.engine import bindings
+from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
+from rlhf_flows.engine.opening import is_deployed
+from rlhf_flows.engine.records import LabelsResult, PipelineResult
+
+logger = logging.getLogger(__name__)
+
+Page = tuple[str, Sequence[tuple[str, str]]]
+"""Markdown, and links as address and words."""
+
+
+def show_handed(stage: str, handed: Record, config: PipelineConfig, context: RunContext) -> None:
+    """Publish what a stage hands on, if a worker runs it."""
+    if isinstance(handed, StageResult):
+        _publish(f"{stage}-result", lambda: _stage(stage, handed))
+    elif isinstance(handed, DatasetSplits):
+        _publish("prepare-dataset", lambda: _dataset(handed, config, context))
+    elif isinstance(handed, ModelRef):
+        _publish(f"{stage}-model", lambda: _model(stage, handed))
+
+
+def show_outcome(result: PipelineResult) -> None:
+    """Publish how a pipeline run ended and where its page lies, if a worker runs it."""
+    _publish("pipeline-outcome", lambda: _outcome(result))
+
+
+def show_labels(result: LabelsResult) -> None:
+    """Publish how far a collection has come, if a worker runs this."""
+    _publish("collect-outcome", lambda: _labels(result))
+
+
+def file_report(directory: Path, decided: StageResult) -> tuple[Path, str | None]:
+    """Write the run's page; return its path and, if a worker runs this, its address in MLflow.
+
+    The page is kept with the MLflow run of the stage that decided. Without it there is the path.
+    """
+    path = bindings.write_report(directory)
+    if not is_deployed():
+        return path, None
+    run_id = decided.tracking_url.rsplit("/", 1)[-1]
+    try:
+        return path, bindings.keep_with_run(run_id, path)
+    except RlhfError as error:
+        logger.warning("report_not_kept path=%s error=%s", path, error)
+        return path, None
+
+
+def _publish(name: str, page: Callable[[], Page]) -> None:
+    """Publish a page and its links. One that cannot be shown costs a warning and no work."""
+    if not is_deployed():
+        return
+    with at_the_cost_of_a_warning(f"not_shown={name}"):
+        text, links = page()
+        create_markdown_artifact(text, key=name)
+        for address, words in links:
+            if address.startswith("http"):
+                key = f"{name.split('-')[0]}-{words.lower().replace(' ', '-')}"
+                create_link_artifact(address, link_text=words, key=key)
+
+
+def _outcome(result: PipelineResult) -> Page:
+    rows = [f"| {item.stage} | {item.seconds:.0f} |" for item in result.timings]
+    text = "\n".join(
+        (
+            f"# {result.verdict} (by {shown_markdown(result.decided_by)})",
+            *(f"- {shown_markdown(reason)}" for reason in result.reasons),
+            f"\n{report_line(result.report, result.report_url)}\n",
+            "| stage | seconds |\n|---|---|",
+            *rows,
+        )
+    )
+    return text, [(result.report_url, "report")] if result.report_url else []
+
+
+def report_line(path: Path | None, url: str | None) -> str:
+    """Return where the run's page is: a link where a browser can follow one, else the file."""
+    file = shown_code(path)
+    return f"{shown_link('report', url)}, also {file}" if url else f"report: {file}"
+
+
+def _stage(stage: str, result: StageResult) -> Page:
+    return stage_page(stage, result), [(result.tracking_url, "mlflow")]
+
+
+def stage_page(stage: str, result: StageResult) -> str:
+    """Return a page with the stage's verdict, gates and metrics."""
+    decision = result.decision
+    gates = [
+        f"| {shown_markdown(gate.gate)} | **{gate.verdict}** | {_estimate(gate.estimate)} "
+        f"| {shown_markdown(gate.rule)} |"
+        for gate in decision.results
+    ]
+    metrics = [
+        f"| {shown_markdown(name)} | {_estimate(estimate)} |"
+        for name, estimate in sorted(result.report.metrics.items())
+    ]
+    return "\n".join(
+        (
+            f"# {stage}: {decision.verdict}",
+            f"{shown_code(result.model.uri)}, {shown_link('MLflow run', result.tracking_url)}",
+            *(f"- {shown_markdown(reason)}" for reason in decision.reasons),
+            "\n| gate | verdict | measured | rule |\n|---|---|---|---|",
+            *gates,
+            "\n| metric | value |\n|---|---|",
+            *metrics,
+        )
+    )
+
+
+def _model(stage: str, model: ModelRef) -> Page:
+    """Page of a stage that is judged by a later one: what its training measured last."""
+    address, metrics = bindings.tracked(model.run_id)
+    text = "\n".join(
+        (
+            f"# {stage}: {shown_code(model.uri)}",
+            f"weights sha256 `{model.sha256}`, {shown_link('MLflow run', address)}",
+            "\nIts gates are those of the evaluation. What training measured last:",
+            "\n| metric | value |\n|---|---|",
+            *(
+                f"| {shown_markdown(name)} | {value:.4g} |"
+                for name, value in sorted(metrics.items())
+            ),
+        )
+    )
+    return text, [(address, "mlflow")]
+
+
+def _dataset(splits: DatasetSplits, config: PipelineConfig, context: RunContext) -> Page:
+    docs = bindings.show_dataset(config, splits, context)
+    rows = [
+        f"| {shown_markdown(part.path.stem)} | {part.num_rows} | `{part.sha256[:12]}` |"
+        for part in (getattr(splits, name) for name in DatasetSplits.model_fields)
+        if hasattr(part, "num_rows")
+    ]
+    text = "\n".join(
+        (
+            f"# dataset `{splits.sha256[:12]}`",
+            f"\nreport: {shown_code(splits.report.absolute())}",
+            f"\n{shown_link('data docs', docs)}\n" if docs else "",
+            "| file | rows | sha256 |\n|---|---|---|",
+            *rows,
+        )
+    )
+    return text, [(docs, "data docs")] if docs else []
+
+
+def _labels(result: LabelsResult) -> Page:
+    pushed, pulled = result.pushed, result.pulled
+    labeler = shown_markdown(pushed.labeler)
+    lines = [f"# collection {shown_code(pushed.collection_id)}", f"{pushed.pairs} pairs, {labeler}"]
+    if pulled is not None:
+        by_votes = (f"| {votes} | {pairs} |" for votes, pairs in pulled.pairs_by_votes.items())
+        lines += ["\n| votes | pairs |\n|---|---|", *by_votes, ""]
+        if pulled.alpha is not None:
+            lines.append(f"Krippendorff's alpha: {_estimate(pulled.alpha)}\n")
+        for judge, alpha in pulled.judges.items():
+            lines.append(f"{shown_code(judge)} against people: {_estimate(alpha)}\n")
+        if pulled.published is not None:
+            lines.append(f"**{pulled.published.version.version}**: {pulled.ready} new pairs")
+    if result.next_step is not None:
+        lines.append(f"Next: {shown_markdown(result.next_step)}")
+    return "\n".join(lines), [(pushed.place, "label studio")] if pushed.place else []
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "not applicable"
+    low, high = f"{estimate.low:.4g}", f"{estimate.high:.4g}"
+    return f"{estimate.value:.4g} [{low}, {high}], n = {estimate.num_samples}"

@@ -1,0 +1,108 @@
+"""How a flow finds its run and its settings, the same for a person, a parent and a retry."""
+
+import re
+from typing import cast
+
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import ConfigError
+from rlhf_core.schema import RunContext, StageName
+from rlhf_flows.engine import bindings
+from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
+from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs import hold_stage, locate_run, open_run, set_aside, settings_of_run
+from rlhf_flows.engine.sweep import PROCESS_LABEL, process_name
+
+_GENERATED_NAME = re.compile("[a-z]+-[a-z]+")
+"""Prefect, and its run form, call a run that nobody named by two words, like ``wise-otter``."""
+
+
+def open_context(
+    settings: RunSettings | None, run: str | None
+) -> tuple[PipelineConfig, RunContext]:
+    """Return the settings and folder of the run this flow works on.
+
+    Without a run a new one is named after the flow run, so that a retry finds it again.
+
+    Raises:
+        ConfigError: neither settings nor an existing run were given, or they disagree.
+    """
+    label_process()
+    if settings is None and run is None:
+        raise ConfigError("give settings to start a run with, or a run to go on with")
+    if settings is None:
+        context = locate_run(str(run), PipelineConfig.model_fields["runs"].default)
+        _bring_records(None, context)
+        config = settings_of_run(context)
+    else:
+        config = settings.load()
+        run = run or _name_after_flow_run()
+        if run is not None:
+            _bring_records(config.project, locate_run(run, config.runs))
+        context = open_run(config, run)
+    return config, context.model_copy(update={"flow_run_id": flow_run.id})
+
+
+def _bring_records(project: str | None, context: RunContext) -> None:
+    """Bring back what other machines did of the run; what they withdrew is set aside here too."""
+    for stage in bindings.bring_records(project, context):
+        name = cast(StageName, stage)
+        with hold_stage(context, name):
+            set_aside(context, name)
+
+
+def name_of_run() -> str:
+    """Return the flow run's name: what a person typed, else what it is and its run."""
+    if (typed := str(flow_run.name or "")) and not _GENERATED_NAME.fullmatch(typed):
+        return typed
+    inputs = flow_run.parameters.get("inputs")
+    given = inputs if isinstance(inputs, dict) else vars(inputs)
+    kind = given.get("role") or str(flow_run.flow_name).removeprefix("rlhf-")
+    run = str(given.get("run") or given.get("collection") or _name_after_flow_run() or "")
+    return f"{kind} {run.rsplit('/', 1)[-1]}"
+
+
+def start_afresh_once(config: PipelineConfig, context: RunContext, stage: StageName) -> None:
+    """Set a finished stage aside because somebody asked for it; a retry of the flow run does not.
+
+    The retry goes on from the checkpoint of the repeated stage instead.
+
+    Raises:
+        CheckpointError: another process is working on the stage; its folder stays where it is.
+    """
+    mark = context.directory / f".{stage}.forced-by"
+    with hold_stage(context, stage):
+        if mark.exists() and mark.read_text(encoding="utf-8") == str(flow_run.id):
+            return
+        set_aside(context, stage)
+        bindings.keep_absence(config, context, stage)
+        mark.write_text(str(flow_run.id), encoding="utf-8")
+
+
+def is_deployed() -> bool:
+    """Return whether a worker runs this flow, and not the command line."""
+    current = FlowRunContext.get()
+    return bool(current and current.flow_run and current.flow_run.deployment_id)
+
+
+def label_process() -> None:
+    """Write on the flow run which process works on it, so that its death can be noticed."""
+    current = FlowRunContext.get()
+    if current is None or current.flow_run is None:
+        return
+    with (
+        at_the_cost_of_a_warning("process_not_labelled"),
+        get_client(sync_client=True) as client,
+    ):
+        client.update_flow_run_labels(current.flow_run.id, {PROCESS_LABEL: process_name()})
+
+
+def _name_after_flow_run() -> str | None:
+    current = FlowRunContext.get()
+    flow = current.flow_run if current else None
+    if flow is None or flow.created is None:
+        return None
+    return f"{flow.created:%Y%m%d-%H%M%S}-{str(flow.id)[-4:]}"

@@ -1,0 +1,148 @@
+"""What a pipeline run has done so far: stages in order, with their results and times."""
+
+import logging
+import time
+from typing import TypeVar
+
+from prefect import Flow
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.schema import (
+    DatasetSplits,
+    ModelRef,
+    Record,
+    RunContext,
+    StageName,
+    StageResult,
+    Verdict,
+)
+from rlhf_core.stages.promote import Promotion
+from rlhf_flows.engine import bindings
+from rlhf_flows.engine.inputs import StageInputs
+from rlhf_flows.engine.opening import is_deployed, start_afresh_once
+from rlhf_flows.engine.records import PipelineResult, StageTiming
+from rlhf_flows.engine.remote import StageFailedError, run_deployed_stage
+from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs import RESULT, saved_result
+
+logger = logging.getLogger(__name__)
+
+Handed = TypeVar("Handed", bound=Record)
+
+ORDER: tuple[StageName, ...] = (
+    *("prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"),
+)
+
+
+def passed(result: StageResult) -> bool:
+    """Return whether every gate of the stage said PROMOTE."""
+    return result.decision.verdict == "PROMOTE"
+
+
+class Progress:
+    """Carries out stages and remembers what they handed on."""
+
+    def __init__(
+        self, settings: RunSettings | None, config: PipelineConfig, context: RunContext
+    ) -> None:
+        self.config = config
+        self.context = context
+        self._settings = settings
+        self._results: dict[StageName, StageResult] = {}
+        self._policy: ModelRef | None = None
+        self._timings: list[StageTiming] = []
+        self._kept: tuple[StageName, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """The run as its stages find it: by id on whatever machine, by folder where it has one."""
+        run = self.context.run_id
+        usual = self.context.directory == (self.config.runs / run).absolute()
+        return run if usual and is_deployed() else str(self.context.directory)
+
+    def repeat_from(self, first: StageName | None) -> None:
+        """Set ``first`` and all that follow aside, once for this flow run.
+
+        What finished before ``first`` stands as it is and starts no run of its own.
+        """
+        if first is None:
+            return
+        self._kept = ORDER[: ORDER.index(first)]
+        for stage in ORDER[ORDER.index(first) :]:
+            start_afresh_once(self.config, self.context, stage)
+
+    def stage(
+        self, name: StageName, work: Flow[..., Handed], record: type[Handed], inputs: StageInputs
+    ) -> Handed:
+        """Carry out one stage, here or by its deployment, and return what it hands on."""
+        started, clock = time.time(), time.perf_counter()
+        logger.info("stage=%s started run=%s", name, self.context.run_id)
+        before = saved_result(self.context, name, record) if name in self._kept else None
+        if before is not None:
+            handed = before
+        elif is_deployed():
+            settings = RunSettings(values=self.config.model_dump(mode="json"))
+            run_deployed_stage(
+                name, work.name, inputs.model_dump(mode="json"), settings.model_dump(mode="json")
+            )
+            bindings.bring_records(self.config.project, self.context)
+            handed = self._saved(name, record)
+        else:
+            handed = work(self._settings, inputs)
+        seconds = time.perf_counter() - clock
+        saved = self.context.stage_directory(name) / RESULT
+        reused = saved.exists() and saved.stat().st_mtime < started
+        self._remember(handed, StageTiming(stage=name, seconds=seconds, reused=reused))
+        return handed
+
+    def _saved(self, name: StageName, record: type[Handed]) -> Handed:
+        handed = saved_result(self.context, name, record)
+        if handed is None:
+            raise StageFailedError(
+                f"{name}: completed, but left no result in {self.context.directory} and none with "
+                "MLflow; do all workers have the same MLFLOW_TRACKING_URI, a server's?"
+            )
+        return handed
+
+    def _remember(self, handed: Record, timing: StageTiming) -> None:
+        name, verdict = timing.stage, "none"
+        if isinstance(handed, StageResult):
+            self._results[name] = handed
+            verdict = handed.decision.verdict
+        if name == "policy" and isinstance(handed, ModelRef):
+            self._policy = handed
+        self._timings.append(timing)
+        run, seconds = self.context.run_id, timing.seconds
+        logger.info("stage=%s finished run=%s seconds=%.1f verdict=%s", name, run, seconds, verdict)
+
+    def ended(
+        self,
+        splits: DatasetSplits,
+        decided: StageResult,
+        promotion: Promotion | None = None,
+        held: tuple[Verdict, str] | None = None,
+    ) -> PipelineResult:
+        """Return the run's outcome: the verdict of the stage that decided, or of a person.
+
+        Args:
+            splits: dataset version of the run.
+            decided: the last stage that had gates.
+            promotion: what promotion did, if it came to that.
+            held: verdict and reason of a person who was asked and did not approve.
+        """
+        last = next(name for name, result in self._results.items() if result is decided)
+        verdict, reasons = decided.decision.verdict, decided.decision.reasons
+        if held is not None:
+            verdict, reasons = held[0], (*reasons, held[1])
+        return PipelineResult(
+            run_id=self.context.run_id,
+            directory=self.context.directory,
+            verdict=verdict,
+            decided_by="promote" if held else last,
+            reasons=reasons,
+            splits=splits,
+            stages=self._results,
+            policy=self._policy,
+            promotion=promotion,
+            timings=tuple(self._timings),
+        )

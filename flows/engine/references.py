@@ -1,0 +1,142 @@
+"""References to the things themselves: datasets checked by digest, models by registry version."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig
+from rlhf_core.errors import DataError, RegistryError
+from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record, RunContext, StageResult
+from rlhf_flows.engine import bindings
+from rlhf_flows.engine.runs import saved_result
+
+
+def dataset_reference(splits: DatasetSplits) -> str:
+    """Return the reference that finds exactly this version again or fails."""
+    return f"{splits.directory}@{splits.sha256}"
+
+
+def find_dataset(
+    config: PipelineConfig, context: RunContext | None, given: str | None
+) -> DatasetSplits:
+    """Return the dataset a stage reads.
+
+    Args:
+        config: settings of the run.
+        context: the run; None where there is none.
+        given: ``data-vN``, ``DIRECTORY`` or ``DIRECTORY@SHA256``; None takes what the run prepared,
+            if it is still there.
+
+    Raises:
+        DataError: the directory holds another version than the reference asks for.
+    """
+    if given is None:
+        saved = saved_result(context, "prepare", DatasetSplits) if context else None
+        if saved is None:
+            return bindings.prepare_data(config)
+        given = dataset_reference(saved)
+    if re.fullmatch(VERSION_NAME, given):
+        return bindings.bring_back(given)
+    directory, _, sha256 = given.partition("@")
+    if sha256 and not Path(directory).is_dir():
+        return _made_again(config, directory, sha256)
+    splits = bindings.read_splits(Path(directory))
+    kept = Path(f"{directory}-{sha256[:12]}")
+    if not splits.sha256.startswith(sha256) and kept.is_dir():
+        splits = bindings.read_splits(kept)  # a run from before each dataset had its own folder
+    if not splits.sha256.startswith(sha256):
+        raise DataError(
+            f"{directory}: holds dataset {splits.sha256[:12]}, expected {sha256[:12]}; it was "
+            f"prepared again since. Repeat the run on it (repeat_from: prepare, or `rlhf prepare "
+            f"CONFIG --run-id {context.run_id if context else 'ID'} --force`), start a new one, or "
+            "bring the old version back with dvc"
+        )
+    return splits
+
+
+def _made_again(config: PipelineConfig, directory: str, sha256: str) -> DatasetSplits:
+    """Prepare on this machine what another one prepared: the same bytes from the same raw data.
+
+    Raises:
+        DataError: this clone's raw data make another dataset.
+    """
+    splits = bindings.prepare_data(config)
+    if not splits.sha256.startswith(sha256):
+        raise DataError(
+            f"{directory} is not on this machine, and its own raw data make dataset "
+            f"{splits.sha256[:12]}, expected {sha256[:12]}: bring the clones to the same commit "
+            "(git pull, dvc pull), or publish the data and set data.version"
+        )
+    return splits
+
+
+def check_roles(inputs: Record) -> None:
+    """Refuse a model that was given as what it is not, before the run is opened or data prepared.
+
+    Raises:
+        RegistryError: a version was trained as something else; says as what.
+    """
+    for role in get_args(ModelRole):
+        given = getattr(inputs, role, None)
+        if given is not None:
+            bindings.check_role(given, (role,), f"it was given as {role}")
+
+
+def find_model(
+    config: PipelineConfig, context: RunContext, role: ModelRole, given: str | None
+) -> ModelRef:
+    """Return the model that plays ``role``: the one given, the run's own, or the registry's.
+
+    Raises:
+        RegistryError: no reference was given and neither the run nor the registry has one.
+    """
+    if given is not None:
+        return bindings.resolve_model(given)
+    return _made_by_run(context, role) or _aliased(config, role)
+
+
+def find_champion(config: PipelineConfig, policy: ModelRef) -> ModelRef | None:
+    """Return the champion that ``policy`` has to beat; None where there is none yet."""
+    uri = bindings.bar_for(policy, config.project)
+    return None if uri is None else bindings.resolve_model(uri)
+
+
+def find_judge(
+    config: PipelineConfig, context: RunContext, champion: ModelRef | None, given: str | None
+) -> ModelRef:
+    """Return who decides: the judge given, the settings', or that of the champion's release.
+
+    One judge for one champion after the other keeps the measure the same; ``evaluation.judge``
+    names another, which then scores the champion's answers too.
+    """
+    named = given or config.evaluation.judge
+    if named is None and champion is not None and champion.uri.startswith("models:/"):
+        named = bindings.judge_of(champion.uri)
+    return find_model(config, context, "judge", None if named == OWN_JUDGE else named)
+
+
+def _made_by_run(context: RunContext, role: ModelRole) -> ModelRef | None:
+    if role == "policy":
+        model = saved_result(context, "policy", ModelRef)
+    else:
+        result = saved_result(context, role, StageResult)
+        model = None if result is None else result.model
+    if model is not None and not model.path.is_dir():
+        return bindings.resolve_model(model.uri)  # trained on another machine
+    return model
+
+
+def _aliased(config: PipelineConfig, role: ModelRole) -> ModelRef:
+    problems = []
+    for alias in ("candidate", "champion"):
+        found = f"models:/{config.project}-{role}@{alias}"
+        try:
+            bindings.check_role(found, (role,), f"it was looked up as {role}")
+            return bindings.resolve_model(found)
+        except RegistryError as error:
+            problems.append(str(error))
+    command = "reward CONFIG --role judge" if role == "judge" else f"{role} CONFIG"
+    raise RegistryError(
+        f"no {role} model to start from: run `rlhf {command}` first, or give one by reference "
+        f"({'; '.join(problems)})"
+    )

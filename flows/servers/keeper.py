@@ -1,0 +1,273 @@
+"""The process that owns the servers and workers: starts, watches, restarts and ends them.
+
+supervisor and circus start, watch and restart too, but begin anew after they were killed: their
+children live on, hold the ports and are nobody's, while `rlhf up` finds and ends them by the folder
+in their environment. Ready servers, free ports written for later commands, pools, deployments and
+the sweep of dead runs would stay ours beside them; under systemd (``deploy/systemd``) none of this
+module runs.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import requests
+
+from rlhf_core.errors import OrchestrationError, RlhfError
+from rlhf_core.storage.records import keep_private
+from rlhf_flows.engine.environment import prepare_environment
+from rlhf_flows.engine.logs import configure_logging
+from rlhf_flows.servers.pools import read_pools
+from rlhf_flows.servers.processes import (
+    STOP_SECONDS,
+    Process,
+    StopAskedError,
+    StopSignals,
+    adopt_orphans,
+    bury_adopted,
+    end_all,
+    end_tree,
+)
+from rlhf_flows.servers.servers import (
+    HOST,
+    LOGS,
+    START_SECONDS,
+    Servers,
+    child_environment,
+    write_servers,
+)
+
+logger = logging.getLogger("rlhf_flows.servers.keeper")
+
+SERVERS = ("prefect", "mlflow")
+OWNER_ALONE = 0o077
+CHECK_SECONDS = 1.0
+SWEEP_SECONDS = 15.0
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+class Keeper:
+    """Children by name, in the order they were started."""
+
+    def __init__(self, prefect_port: int, mlflow_port: int, signals: StopSignals) -> None:
+        self.signals = signals
+        self.environment = child_environment(prefect_port, mlflow_port)
+        self.servers = Servers(
+            prefect_port=prefect_port, mlflow_port=mlflow_port, keeper=Process.of(os.getpid())
+        )
+        self.commands: dict[str, list[str]] = {}
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.restart_after: dict[str, float] = {}
+        self.pauses: dict[str, float] = {}
+        self.recorded = False
+
+    def start(self, name: str, command: list[str]) -> None:
+        """Start a child in its own session, its output appended to its own log."""
+        self.commands[name] = command
+        log_file = LOGS / f"{name}.log"
+        keep_private(log_file)
+        # A child that is started and not yet remembered would outlive everything.
+        with self.signals.undisturbed(), log_file.open("ab") as log:
+            self.children[name] = subprocess.Popen(
+                command,
+                # Their databases are their owner's alone; runs and models are made as usual.
+                umask=OWNER_ALONE if name in SERVERS else -1,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+            self._remember()
+
+    def restart_dead(self) -> None:
+        """Start every child again that died; ever later if it keeps dying.
+
+        Where the disk is full the others live on, and the start or its record is tried again.
+        """
+        try:
+            self._restart_due()
+            if not self.recorded:
+                self._remember()
+        except OSError as error:
+            logger.warning("restart_put_off error=%s", error)
+
+    def _restart_due(self) -> None:
+        now = time.monotonic()
+        for name, child in list(self.children.items()):
+            if child.poll() is None:
+                continue
+            if name not in self.restart_after:
+                pause = self.pauses.get(name, FIRST_PAUSE_SECONDS)
+                self.restart_after[name] = now + pause
+                self.pauses[name] = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                logger.warning(
+                    "died=%s exit_code=%s restart_in_seconds=%.0f", name, child.returncode, pause
+                )
+            elif now >= self.restart_after[name]:
+                del self.restart_after[name]
+                self.start(name, self.commands[name])
+
+    def ready(self) -> None:
+        """Say that everything is up."""
+        self.servers = self.servers.model_copy(update={"ready": True})
+        self._remember()
+
+    def bury(self) -> None:
+        """Let adopted processes that ended go: flows whose worker was killed."""
+        bury_adopted(child.pid for child in self.children.values())
+
+    def end(self) -> None:
+        """End all children, the last started first: workers before the servers they talk to.
+
+        Then whatever they have left behind. One that cannot be ended keeps none of the others.
+        """
+        self.signals.ignore()
+        for name, child in reversed(self.children.items()):
+            if child.poll() is not None:
+                continue
+            try:
+                end_tree(Process.of(child.pid))
+                child.wait(timeout=STOP_SECONDS)
+                logger.info("ended=%s", name)
+            except (psutil.Error, OSError, subprocess.TimeoutExpired) as error:
+                logger.warning("not_ended=%s error=%s", name, error)
+        end_all(psutil.Process().children(recursive=True))
+
+    def _remember(self) -> None:
+        children = {
+            name: Process.of(child.pid)
+            for name, child in self.children.items()
+            if child.poll() is None
+        }
+        self.servers = self.servers.model_copy(update={"children": children})
+        self.recorded = False
+        write_servers(self.servers)
+        self.recorded = True
+
+
+def keep(prefect_port: int, mlflow_port: int) -> None:
+    """Start everything, then watch until told to stop."""
+    adopt_orphans()
+    keeper = Keeper(prefect_port, mlflow_port, StopSignals())
+    try:
+        pools = read_pools()
+        _start_servers(keeper)
+        _deploy(keeper)
+        for pool, limit in pools.limits.items():
+            keeper.start(f"worker-{pool}", _worker(pool, limit))
+        keeper.ready()
+        logger.info("ready prefect=%s mlflow=%s", prefect_port, mlflow_port)
+        _watch(keeper)
+    except StopAskedError:
+        logger.info("stop_asked")
+    finally:
+        keeper.end()
+
+
+def _start_servers(keeper: Keeper) -> None:
+    servers = keeper.servers
+    address = ("--host", HOST, "--port", str(servers.prefect_port))
+    keeper.start("prefect", _prefect("server", "start", *address))
+    keeper.start("mlflow", _mlflow(servers.mlflow_port, keeper.environment))
+    _wait_for(keeper, "prefect", f"{servers.prefect_url}/api/health")
+    _wait_for(keeper, "mlflow", f"{servers.mlflow_url}/health")
+
+
+def _prefect(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "rlhf_flows.servers.mended_prefect", *arguments]
+
+
+def _worker(pool: str, limit: int) -> list[str]:
+    name = f"{socket.gethostname()}@{pool}"
+    return _prefect("worker", "start", "--pool", pool, "--limit", str(limit), "--name", name)
+
+
+def _mlflow(port: int, environment: Mapping[str, str]) -> list[str]:
+    """MLflow's server; it reads the database's address, which may hold a password, itself."""
+    root = environment.get("MLFLOW_DEFAULT_ARTIFACT_ROOT", str(Path.cwd() / "mlartifacts"))
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
+    if "MLFLOW_AUTH_CONFIG_PATH" in environment:
+        command += ["--app-name", "basic-auth"]
+    return [
+        *command,
+        *("--workers", "1", "--no-serve-artifacts", "--default-artifact-root", root),
+    ]
+
+
+def _wait_for(keeper: Keeper, name: str, url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if keeper.children[name].poll() is not None:
+            raise RlhfError(f"{name} ended while starting; see {LOGS / name}.log")
+        try:
+            if requests.get(url, timeout=5).ok:
+                return
+        except requests.RequestException:
+            logger.debug("not_yet=%s", name)
+        time.sleep(0.3)
+    raise RlhfError(f"{name} at {url} did not become healthy; see {LOGS / name}.log")
+
+
+def _deploy(keeper: Keeper) -> None:
+    """Apply ``prefect.yaml``; SQLite cannot bear the automation that watches heartbeats."""
+    database = keeper.environment.get("PREFECT_SERVER_DATABASE_CONNECTION_URL", "sqlite")
+    watch = "--no-watch-heartbeats" if database.startswith("sqlite") else "--watch-heartbeats"
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("rlhf")), "deploy", watch],
+        env=keeper.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    keep_private(LOGS / "deploy.log")
+    (LOGS / "deploy.log").write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise RlhfError(f"rlhf deploy failed: {lines[-1]}; see {LOGS / 'deploy.log'}")
+
+
+def _watch(keeper: Keeper) -> None:
+    next_sweep = time.monotonic()
+    while True:
+        time.sleep(CHECK_SECONDS)
+        keeper.restart_dead()
+        keeper.bury()
+        if time.monotonic() >= next_sweep:
+            _sweep(keeper)
+            next_sweep = time.monotonic() + SWEEP_SECONDS
+
+
+def _sweep(keeper: Keeper) -> None:
+    """See to what killed processes left; a server that is just restarting is asked again later."""
+    from rlhf_flows.engine.sweep import complete_releases, mark_dead_runs
+
+    try:
+        mark_dead_runs(keeper.environment["PREFECT_API_URL"])
+        complete_releases(keeper.servers.mlflow_url, keeper.environment)
+    except (OrchestrationError, requests.RequestException) as error:
+        logger.warning("sweep_failed error=%s", error)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point of ``python -m rlhf_flows.servers.keeper PREFECT_PORT MLFLOW_PORT``."""
+    prepare_environment()
+    configure_logging("info")
+    keep_private(LOGS, folder=True)
+    try:
+        keep(int(arguments[0]), int(arguments[1]))
+    except RlhfError as error:
+        logger.error("error=%s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

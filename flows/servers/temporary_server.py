@@ -1,0 +1,136 @@
+"""Prefect's server for one command: ``python -m rlhf_flows.servers.temporary_server``.
+
+It ends when its standard input does: with the command that started it, however that one ends.
+Prefect's own temporary server lives on for ever when the command is killed, may take the port of
+another command's, and has every client import the whole server.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+import requests
+
+from rlhf_core.adapters.settings import child_environment
+from rlhf_core.errors import ConfigError, OrchestrationError, StorageError
+from rlhf_core.storage.full_disk import room_at
+from rlhf_flows.engine.environment import close_prefect, prefect_home
+
+MARKS = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+}
+"""What Prefect itself tells its temporary server."""
+HOST = "127.0.0.1"
+STOP_SECONDS = 10.0
+ROOM_BYTES = 16 * 1024**2
+"""Room for its database, which takes 5 MiB when it is new and grows with every run."""
+
+
+class TemporaryServer:
+    """A server that is starting; its port takes connections from the first moment."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rlhf_flows.servers.temporary_server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=child_environment() | MARKS,
+        )
+        with cast(IO[bytes], self.process.stdout) as answer:
+            self.port = answer.readline().decode().strip()
+
+    def wait(self) -> str:
+        """Wait until the server answers; returns the address of its API.
+
+        Raises:
+            OrchestrationError: it ended instead.
+        """
+        url = f"http://{HOST}:{self.port}/api"
+        try:
+            requests.get(f"{url}/health", timeout=None).raise_for_status()
+        except requests.RequestException as error:
+            raise OrchestrationError(
+                "Prefect's temporary server did not start; what it said stands above. "
+                "`rlhf doctor` checks the set-up"
+            ) from error
+        return url
+
+    def end(self) -> None:
+        """Let it end, and wait for that."""
+        cast(IO[bytes], self.process.stdin).close()
+        self.process.wait()
+
+
+@contextmanager
+def temporary_server() -> Iterator[TemporaryServer]:
+    """Start a server that ends with the block, or with this process if that is killed.
+
+    Raises:
+        StorageError: the disk of its database is full.
+    """
+    _require_room(prefect_home() / "prefect.db")
+    server = TemporaryServer()
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+def _require_room(database: Path) -> None:
+    """Refuse a disk on which Prefect's server would end in the middle of its migrations."""
+    if room_at(database) < ROOM_BYTES:
+        raise StorageError.about(database, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+
+def _end_with_input() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    last_resort = threading.Timer(STOP_SECONDS, os._exit, args=(1,))
+    last_resort.daemon = True
+    last_resort.start()
+
+
+def main() -> None:
+    """Say which port it is, then serve until told to stop or left alone."""
+    os.umask(0o077)  # its database is its owner's alone
+    listening = socket.create_server((HOST, 0))
+    sys.stdout.write(f"{listening.getsockname()[1]}\n")
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        _, closed = close_prefect(listening.getsockname()[1])
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from error
+    import uvicorn
+    from prefect.server.api.server import create_app
+    from prefect.settings import get_current_settings
+
+    class OneAtATime(uvicorn.Server):
+        """Starts when no other is starting: Prefect's migrations do not exclude each other."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            home = get_current_settings().home
+            home.mkdir(parents=True, exist_ok=True)
+            with (home / ".starting.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                await super().startup(sockets)
+
+    config = uvicorn.Config(closed(create_app()), log_level="error", lifespan="on")
+    OneAtATime(config).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    main()

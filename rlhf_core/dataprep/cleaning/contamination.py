@@ -1,0 +1,108 @@
+"""Rows that quote a benchmark: training on them would make its score meaningless."""
+
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
+from rlhf_core.dataprep.sources.containers import read_rows
+from rlhf_core.dataprep.sources.rows import SetAside
+from rlhf_core.errors import DataError
+from rlhf_core.storage.records import read_lines
+
+NUM_WORDS = 8
+"""A run of this many equal words counts as a quotation (Brown et al. 2020 use 13, GLaM 8)."""
+_NUM_CHARACTERS = 2 * NUM_WORDS
+"""So many in scripts that put no spaces between words, where a word has about two."""
+_ALL_KNOWN = b"\x01" * NUM_WORDS
+
+
+class Benchmark:
+    """The word runs of benchmark texts, ready to be looked for."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        """Index ``texts``; those shorter than ``NUM_WORDS`` words must match as a whole."""
+        self._runs: set[str] = set()
+        self._short: set[str] = set()
+        self._characters: set[str] = set()
+        for text in texts:
+            words = _words(text)
+            if len(words) < NUM_WORDS:
+                self._short.add(" ".join(words))
+            self._runs.update(_runs(words))
+            self._characters.update(_character_runs(text))
+        self._short.discard("")
+        self._words = {word for run in self._runs for word in run.split()}
+
+    def quoted_by(self, text: str) -> str | None:
+        """Return the run of words that ``text`` shares with a benchmark text, if any."""
+        if self._characters and not text.isascii():
+            for run in _character_runs(text):
+                if run in self._characters:
+                    return run
+        words = _words(text)
+        if len(words) < NUM_WORDS:
+            whole = " ".join(words)
+            return whole if whole in self._short else None
+        # No run can match before the first eight words in a row that a benchmark has at all.
+        known = bytes(map(self._words.__contains__, words))
+        start = known.find(_ALL_KNOWN)
+        if start < 0:
+            return None
+        return next((run for run in _runs(words[start:]) if run in self._runs), None)
+
+
+def read_benchmark(paths: Iterable[Path], columns: Collection[str] = ()) -> Benchmark:
+    """Read benchmark files: ``.txt`` has one text a line, other containers have rows.
+
+    Args:
+        paths: the files.
+        columns: columns of the rows that count, whatever their length. Without any, every text of
+            ``NUM_WORDS`` words or more counts: a column of answers ("yes", "4") would match rows
+            that know nothing of the benchmark.
+
+    Raises:
+        DataError: a file is missing, damaged or holds no text.
+    """
+    texts: list[str] = []
+    for path in paths:
+        found = list(_texts(path, columns))
+        if not found:
+            raise DataError(
+                f"{path}: no text to look for; expected benchmark questions, one a line or row;"
+                " name short ones in data.cleaning.contamination_columns"
+            )
+        texts += found
+    return Benchmark(texts)
+
+
+def _texts(path: Path, columns: Collection[str]) -> Iterator[str]:
+    if path.suffix.lower() == ".txt":
+        yield from (text for _, text in read_lines(path))
+        return
+    for row in read_rows(path):
+        if isinstance(row, SetAside):
+            raise DataError(f"{row.where}: {row.detail}")
+        for name, value in row.value.items():
+            if isinstance(value, str) and (name in columns if columns else _is_long(value)):
+                yield value
+
+
+def _is_long(text: str) -> bool:
+    return len(text.split()) >= NUM_WORDS or next(_character_runs(text), None) is not None
+
+
+def _words(text: str) -> list[str]:
+    return list(map(bare, normalise(text).split()))
+
+
+def _character_runs(text: str) -> Iterator[str]:
+    """Runs of characters of unspaced scripts, whatever stands between them."""
+    if text.isascii():
+        return
+    characters = "".join(UNSPACED.findall(normalise(text)))
+    for start in range(len(characters) - _NUM_CHARACTERS + 1):
+        yield characters[start : start + _NUM_CHARACTERS]
+
+
+def _runs(words: list[str]) -> Iterator[str]:
+    return (" ".join(words[i : i + NUM_WORDS]) for i in range(len(words) - NUM_WORDS + 1))

@@ -1,0 +1,170 @@
+"""Dialogues that open nearly alike: kept on one side of the split, as if they were one."""
+
+import logging
+from collections.abc import Sequence, Set
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_core.dataprep.cleaning.near import SignatureTable, linked
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key, opening, unit_interval
+from rlhf_core.dataprep.measures.clusters import numbered
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Conversation, Prompt
+
+Ints = NDArray[np.int64]
+
+logger = logging.getLogger(__name__)
+
+_STRICTER = (0.9, 1.0)
+"""Similarities that a group has to reach which is too large for one side."""
+_ALWAYS_FITS = 10
+"""Dialogues that a group may have, however few there are in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class NearDialogues:
+    """What is to be kept together."""
+
+    representative: dict[DialogueKey, DialogueKey] = field(default_factory=dict)
+    """Each dialogue of a group to the one whose key decides for all of them."""
+    beside_reserved: frozenset[DialogueKey] = frozenset()
+    """Dialogues in a group with one of the held-out prompt file, those of the file left out."""
+    num_groups: int = 0
+    num_dialogues: int = 0
+    """In those groups."""
+    largest: int = 0
+    num_too_large: int = 0
+    """Groups that no side could take whole; each dialogue of them is split by itself."""
+    num_dialogues_too_large: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the counts."""
+        found = asdict(self)
+        del found["representative"], found["beside_reserved"]
+        return {**found, "num_beside_heldout_file": len(self.beside_reserved)}
+
+
+class Openings:
+    """How dialogues open: the first user turn, and the system messages before it."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._place: dict[DialogueKey, int] = {}
+        self._turns, self._systems = SignatureTable(), SignatureTable()
+
+    def add(self, prompt: Conversation, dialogue: DialogueKey) -> None:
+        """Remember the dialogue that a prompt is part of."""
+        if dialogue in self._place:
+            return
+        self._place[dialogue] = len(self._place)
+        *before, turn = opening(prompt) or prompt
+        self._turns.add(turn.content)
+        self._systems.add("\n".join(earlier.content for earlier in before))
+
+    def groups(
+        self, threshold: float, *, largest_fraction: float, reserved: Set[DialogueKey], seed: int
+    ) -> NearDialogues:
+        """Group dialogues whose first turns, and system messages, are nearly equal.
+
+        Near of near is near: groups are what similar pairs connect. A group of more than
+        ``largest_fraction`` of all dialogues would upset the split, as that of questions made from
+        one template; it is taken apart at higher similarities, and at last dialogue by dialogue.
+
+        Args:
+            threshold: Jaccard similarity of word triples.
+            largest_fraction: of the dialogues, in the largest group.
+            reserved: dialogues of the held-out prompt file.
+            seed: draws which dialogue of a group decides for it.
+        """
+        keys = sorted(self._place)
+        rows = np.array([self._place[key] for key in keys], dtype=np.int64)
+        tables = [table.array()[rows] for table in (self._turns, self._systems)]
+        tables = [table for table in tables if (table != table[:1]).any()] or tables[:1]
+        limit = max(_ALWAYS_FITS, int(largest_fraction * len(keys)))
+        groups = linked(tables, threshold)
+        for similarity in (step for step in _STRICTER if step > threshold):
+            groups = [
+                part
+                for group in groups
+                for part in (_apart(group, tables, similarity) if len(group) > limit else [group])
+            ]
+        too_large = [group for group in groups if len(group) > limit]
+        _warn(too_large, limit)
+        return _describe(
+            [[keys[row] for row in group.tolist()] for group in groups if len(group) <= limit],
+            reserved,
+            seed,
+            [len(group) for group in too_large],
+        )
+
+
+NEAR_DUPLICATES = "near-duplicates"
+_NEAR = 0.7
+"""Jaccard similarity of word triples, as ``data.near_dialogues`` has it by default."""
+
+
+def topic_numbers(prompts: Sequence[Prompt], key: str) -> Ints:
+    """Return a number for each prompt, equal ones for prompts on one topic.
+
+    Args:
+        prompts: whose topics are asked.
+        key: a tag, of which each value is a topic and a prompt without it one of its own; or
+            ``near-duplicates``, for dialogues that open nearly alike.
+
+    Raises:
+        DataError: no prompt has the tag.
+    """
+    dialogues = [dialogue_key(prompt.prompt) for prompt in prompts]
+    if key != NEAR_DUPLICATES:
+        if not any(key in prompt.tags for prompt in prompts):
+            tags = sorted({tag for prompt in prompts for tag in prompt.tags})
+            raise DataError(
+                f"evaluation.topics: no prompt has a tag {key!r}; tags are "
+                f"{', '.join(tags) or 'none'}, and {NEAR_DUPLICATES} needs none"
+            )
+        return numbered(
+            prompt.tags.get(key, dialogue)
+            for prompt, dialogue in zip(prompts, dialogues, strict=True)
+        )
+    openings = Openings()
+    for prompt, dialogue in zip(prompts, dialogues, strict=True):
+        openings.add(prompt.prompt, dialogue)
+    near = openings.groups(_NEAR, largest_fraction=1.0, reserved=frozenset(), seed=0)
+    return numbered(near.representative.get(dialogue, dialogue) for dialogue in dialogues)
+
+
+def _apart(group: Ints, tables: list[NDArray[np.uint32]], similarity: float) -> list[Ints]:
+    return [group[part] for part in linked([table[group] for table in tables], similarity)]
+
+
+def _describe(
+    groups: list[list[DialogueKey]], reserved: Set[DialogueKey], seed: int, too_large: list[int]
+) -> NearDialogues:
+    representative: dict[DialogueKey, DialogueKey] = {}
+    for group in groups:
+        chosen = min(group, key=lambda key: unit_interval(seed, "near", key))
+        representative |= dict.fromkeys(group, chosen)
+    beside = {key for group in groups if not reserved.isdisjoint(group) for key in group} - reserved
+    return NearDialogues(
+        representative=representative,
+        beside_reserved=frozenset(beside),
+        num_groups=len(groups),
+        num_dialogues=len(representative),
+        largest=max(map(len, groups), default=0),
+        num_too_large=len(too_large),
+        num_dialogues_too_large=sum(too_large),
+    )
+
+
+def _warn(too_large: list[Ints], limit: int) -> None:
+    if too_large:
+        logger.warning(
+            "near_dialogues_too_large groups=%d dialogues=%d limit=%d; questions made from one"
+            " template look alike, and each of these is split by itself",
+            len(too_large),
+            sum(map(len, too_large)),
+            limit,
+        )

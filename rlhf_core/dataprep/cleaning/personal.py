@@ -1,0 +1,106 @@
+"""Personal data by rule: what looks like an e-mail address, a telephone number or a secret."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from rlhf_core.dataprep.cleaning.addresses import without_addresses
+
+_EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[a-z0-9-]{1,63}\.)+[a-z]{2,24}\b", re.IGNORECASE)
+_PHONE = re.compile(
+    r"(?<![\w.,/-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{1,4}\)[ .-]?)?"
+    r"\d{1,15}(?:[ .-]\d{1,12}){0,7}(?![\w/-])"
+)
+_DATE = re.compile(r"\b(?:\d{4}([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2\d{2,4})\b")
+_YEAR = re.compile("1[0-9]{3}|20[0-9]{2}")
+_ADDRESS_OF_A_MACHINE = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
+_BOOK = re.compile(r"ISBN(?:-1[03])?:?\s*$", re.IGNORECASE)
+_BARE = re.compile(r"1?[2-9]\d\d[2-9]\d{6}|0\d{9,10}")
+"""A number without a gap that is built as in North America, or dialled with a leading zero."""
+_SECRET = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|\bAKIA[0-9A-Z]{16}\b"
+    r"|\b(?:gh[pousr]|hf)_[A-Za-z0-9]{30,}\b"
+    r"|\bxox[abprs]-[A-Za-z0-9-]{10,}"
+    r"|\bsk-[A-Za-z0-9_-]{20,}"
+    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"
+)
+_SECRET_MARKS = ("PRIVATE KEY", "AKIA", "gh", "hf_", "xox", "sk-", "eyJ")
+"""What is quick to look for: each alternative of ``_SECRET`` has one."""
+_MIN_KEY = 32
+_KEY_LIKE = re.compile(r"(?<![\w/=+-])[A-Za-z0-9_+/=-]{32,200}(?![\w/=+-])")
+_MIN_DIGITS = 7
+_MIN_ENTROPY = 4.0
+"""Bits per character; prose and paths stay below, random keys above."""
+
+
+def find_personal_data(text: str, kinds: Iterable[str]) -> str | None:
+    """Return the first kind found in ``text``: ``email``, ``phone`` or ``secret``.
+
+    Rules, not a model: names and addresses pass, and a serial number may be taken for a telephone
+    number. The quarantine file shows what was caught.
+    """
+    for kind in kinds:
+        if _FINDERS[kind](text):
+            return kind
+    return None
+
+
+def _has_email(text: str) -> bool:
+    return "@" in text and _EMAIL.search(text) is not None
+
+
+def _has_phone(text: str) -> bool:
+    if sum(map(text.count, "0123456789")) < _MIN_DIGITS:
+        return False
+    text = _DATE.sub(" ", text)
+    return any(_is_phone(match, text) for match in _PHONE.finditer(text))
+
+
+def _is_phone(match: re.Match[str], text: str) -> bool:
+    """A number with a country or area code, or nine grouped digits that are nothing else."""
+    found = match.group()
+    groups = re.findall(r"\d+", found)
+    digits = "".join(groups)
+    if not _MIN_DIGITS <= len(digits) <= 15 or _ADDRESS_OF_A_MACHINE.fullmatch(found):
+        return False
+    if found.startswith(("+", "(")):
+        return True
+    if len(groups) == 1:
+        return _BARE.fullmatch(digits) is not None
+    if len(digits) < 9 or _is_book(digits, text[: match.start()]):
+        return False
+    if all(_YEAR.fullmatch(group) or len(group) < 3 for group in groups):
+        return digits.startswith("0") and all(len(group) == 2 for group in groups)
+    return 2 * len(groups) <= len(digits)
+
+
+def _is_book(digits: str, before: str) -> bool:
+    """Tell an ISBN: it is called one, or has 13 digits whose weighted sum ends in zero."""
+    if _BOOK.search(before[-12:]):
+        return True
+    weighted = sum(int(digit) * (1, 3)[place % 2] for place, digit in enumerate(digits))
+    return len(digits) == 13 and digits.startswith(("978", "979")) and weighted % 10 == 0
+
+
+def _has_secret(text: str) -> bool:
+    if any(mark in text for mark in _SECRET_MARKS) and _SECRET.search(text) is not None:
+        return True
+    if max(map(len, text.split()), default=0) < _MIN_KEY:
+        return False
+    return any(
+        _looks_random(match.group()) for match in _KEY_LIKE.finditer(without_addresses(text))
+    )
+
+
+def _looks_random(word: str) -> bool:
+    if not (any(c.isdigit() for c in word) and any(c.isalpha() for c in word)):
+        return False
+    counts = Counter(word).values()
+    entropy = -sum(n / len(word) * math.log2(n / len(word)) for n in counts)
+    is_hexadecimal = all(c in "0123456789abcdefABCDEF" for c in word)
+    return entropy >= (3.0 if is_hexadecimal else _MIN_ENTROPY)
+
+
+_FINDERS = {"email": _has_email, "phone": _has_phone, "secret": _has_secret}

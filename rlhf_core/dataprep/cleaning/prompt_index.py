@@ -1,0 +1,87 @@
+"""Which prompts nearly give a held-out one away: by all they say, or by how they open."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from datasketch import MinHash, MinHashLSH
+
+from rlhf_core.dataprep.cleaning.near import (
+    NUM_PERMUTATIONS,
+    Signature,
+    SignatureTable,
+    bands_of,
+    empty_sketch,
+    signature,
+    similarity,
+)
+from rlhf_core.dataprep.keys import DialogueKey, Key, opening
+from rlhf_core.schema import Comparison, Conversation
+
+
+def prompt_text(prompt: Conversation) -> str:
+    """Return the text a prompt is compared by: all its turns."""
+    return "\n".join(turn.content for turn in prompt)
+
+
+def prompt_signatures(prompt: Conversation) -> list[Signature]:
+    """Return what a prompt is known by: all of it and, where it has more turns, its opening."""
+    start = opening(prompt)
+    parts = [prompt] if len(start) == len(prompt) else [prompt, start]
+    return [signature(prompt_text(part)) for part in parts]
+
+
+class RowSignatures:
+    """Of comparisons: responses and prompt of each row, and the opening of each dialogue."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.responses, self.prompts = SignatureTable(), SignatureTable()
+        self._openings = SignatureTable()
+        self._opening_of: dict[DialogueKey, int] = {}
+
+    def add(self, item: Comparison, prompt: Key, dialogue: DialogueKey) -> None:
+        """Append a comparison, whose prompt and dialogue have these keys."""
+        first, second = sorted((item.response_a, item.response_b))
+        self.responses.add(f"{first}\n{second}")
+        self.prompts.add(prompt_text(item.prompt))
+        if dialogue != prompt and dialogue not in self._opening_of:
+            self._opening_of[dialogue] = len(self._opening_of)
+            self._openings.add(prompt_text(opening(item.prompt)))
+
+    def of_prompt(self, row: int, dialogue: DialogueKey) -> list[Signature]:
+        """Return what a prompt is known by: all of it and, where it has more turns, its opening."""
+        found = [self.prompts.array()[row]]
+        place = self._opening_of.get(dialogue)
+        return found if place is None else [*found, self._openings.array()[place]]
+
+
+class PromptIndex:
+    """Held-out prompts, ready to be asked whether a training prompt gives one away."""
+
+    def __init__(self, threshold: float) -> None:
+        """Ask for prompts at least this similar."""
+        self._threshold = threshold
+        self._lsh = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=bands_of(threshold))
+        self._signatures: dict[bytes, Signature] = {}
+
+    def add(self, signatures: Iterable[Signature]) -> None:
+        """Add a held-out prompt: the signatures of all of it and of its opening."""
+        for hashed in signatures:
+            key = hashed.tobytes()
+            if key not in self._signatures:
+                self._lsh.insert(key, _sketch(hashed))
+                self._signatures[key] = hashed
+
+    def near(self, signatures: Iterable[Signature]) -> bool:
+        """Tell whether a prompt, or how it opens, is nearly that of a held-out one."""
+        return any(
+            similarity(hashed, self._signatures[key]) >= self._threshold
+            for hashed in signatures
+            for key in self._lsh.query(_sketch(hashed))
+        )
+
+
+def _sketch(hashed: Signature) -> MinHash:
+    sketch = empty_sketch().copy()
+    sketch.hashvalues = hashed.astype(np.uint64)
+    return sketch

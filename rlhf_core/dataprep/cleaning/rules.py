@@ -1,0 +1,112 @@
+"""The cleaning rules that look at one row alone, switched on by the configuration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlhf_core.config.data import CleaningConfig
+from rlhf_core.dataprep.cleaning.contamination import Benchmark, read_benchmark
+from rlhf_core.dataprep.cleaning.language import KNOWN, other_language
+from rlhf_core.dataprep.cleaning.personal import find_personal_data
+from rlhf_core.dataprep.sources.rows import Reason
+from rlhf_core.errors import ConfigError
+from rlhf_core.schema import Conversation
+
+Problem = tuple[Reason, str]
+"""Reason and detail."""
+AT_FAULT = {"response a": "a", "response b": "b", "both responses": "both"}
+"""How the detail of a token problem begins that lies with responses, and which side is meant."""
+Row = tuple[Conversation, Sequence[str]]
+"""Prompt and responses."""
+
+
+class TokenCheck(Protocol):
+    """What a tokenizer says of rows."""
+
+    @property
+    def room(self) -> tuple[int, int | None]:
+        """Tokens of the longest prompt with room for an answer, and of the shortest without."""
+
+    def rows(self, rows: Sequence[Row]) -> list[Problem | None]:
+        """Return what is wrong with each row."""
+
+    def prompt(self, prompt: Conversation) -> Problem | None:
+        """Return what is wrong with a prompt to sample from."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowRules:
+    """Rules for single rows; the cheap ones are asked first."""
+
+    languages: frozenset[str] = frozenset()
+    personal_data: tuple[str, ...] = ()
+    benchmark: Benchmark | None = None
+    token_check: TokenCheck | None = None
+
+    def problems(self, rows: Sequence[Row]) -> list[Problem | None]:
+        """Return why each row is set aside, if so; many rows at once are cheaper."""
+        found = [self._words_problem(prompt, responses) for prompt, responses in rows]
+        if self.token_check is None:
+            return found
+        open_rows = [row for row, problem in zip(rows, found, strict=True) if problem is None]
+        rest = iter(self.token_check.rows(open_rows))
+        return [next(rest) if problem is None else problem for problem in found]
+
+    def problem(self, prompt: Conversation, responses: Sequence[str]) -> Problem | None:
+        """Return why one row is set aside, if so."""
+        return self.problems([(prompt, responses)])[0]
+
+    def prompt_problem(self, prompt: Conversation) -> Problem | None:
+        """Return why a prompt to sample from is set aside, if so."""
+        found = self._words_problem(prompt, ())
+        return found or self.room_problem(prompt)
+
+    def room_problem(self, prompt: Conversation) -> Problem | None:
+        """Return why a policy could not answer a prompt whose words are known to be sound."""
+        return self.token_check.prompt(prompt) if self.token_check else None
+
+    def _words_problem(self, prompt: Conversation, responses: Sequence[str]) -> Problem | None:
+        for text in (*(turn.content for turn in prompt), *responses):
+            if (found := self._text_problem(text)) is not None:
+                return found
+        return None
+
+    def _text_problem(self, text: str) -> Problem | None:
+        if self.languages and (language := other_language(text, self.languages)):
+            return "wrong_language", f"reads like {language}: {_excerpt(text)}"
+        if kind := find_personal_data(text, self.personal_data):
+            return "personal_data", kind
+        if self.benchmark and (run := self.benchmark.quoted_by(text)):
+            return "benchmark_contamination", f"quotes: {run}"
+        return None
+
+
+def make_rules(cleaning: CleaningConfig, token_check: TokenCheck | None) -> RowRules:
+    """Read what the rules need, once.
+
+    Raises:
+        ConfigError: a language is unknown.
+        DataError: a benchmark file cannot be read.
+    """
+    unknown = set(cleaning.languages) - KNOWN
+    if unknown:
+        raise ConfigError(
+            f"data.cleaning.languages: no rule for {', '.join(sorted(unknown))};"
+            f" known: {', '.join(sorted(KNOWN))}"
+        )
+    return RowRules(
+        languages=frozenset(cleaning.languages),
+        personal_data=cleaning.personal_data,
+        benchmark=_benchmark(cleaning),
+        token_check=token_check,
+    )
+
+
+def _benchmark(cleaning: CleaningConfig) -> Benchmark | None:
+    if not cleaning.contamination:
+        return None
+    return read_benchmark(cleaning.contamination, cleaning.contamination_columns)
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,172 @@
+"""Biases that poison a reward model: what predicts the label without reading the answer."""
+
+import math
+import re
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
+from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.measures.clusters import (
+    MAX_ROWS,
+    Floats,
+    Ints,
+    auc,
+    bootstrap,
+    numbered,
+    proportion,
+)
+from rlhf_core.schema import Estimate, PreferencePair
+
+_NUM_BINS = 10
+_MAX_WORDS = 15
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+STYLES: dict[str, tuple[re.Pattern[str], tuple[str, ...]]] = {
+    "list": (re.compile(r"^[^\S\n]*(?:[-*•]|\d+[.)])\s", re.MULTILINE), ("-", "*", "•", ".", ")")),
+    "exclamation": (re.compile("!"), ("!",)),
+    "question": (re.compile(r"\?"), ("?",)),
+    "hedge": (
+        re.compile(r"\b(?:perhaps|maybe|might|possibly|i think|i believe)\b"),
+        ("perhaps", "maybe", "might", "possibly", "i think", "i believe"),
+    ),
+    "apology": (re.compile(r"\b(?:sorry|apologi[sz]e)\b"), ("sorry", "apologi")),
+    "refusal": (
+        re.compile(r"\b(?:i can(?:no|')t|i am unable|i'm unable|i won't)\b"),
+        ("i can", "unable", "won't"),
+    ),
+    "flattery": (re.compile(r"\b(?:great|good|excellent|wonderful) question\b"), (" question",)),
+    "disclaimer": (re.compile(r"\bas an ai\b|\bi'm (?:just )?an ai\b"), ("an ai",)),
+}
+"""Habits of style that win votes without being better answers: what they look like in lower case,
+and parts one of which a text must hold, for those are quick to look for."""
+
+
+@dataclass(slots=True)
+class StyleCounter:
+    """Counts style habits and words of chosen and rejected responses, pair by pair."""
+
+    dialogues: dict[DialogueKey, int] = field(default_factory=dict)
+    """Dialogue to number, of the pairs below."""
+    told: dict[str, tuple["array[int]", "array[int]"]] = field(default_factory=dict)
+    """Style to the dialogues of the pairs where one response has it alone, and 1 where that one was
+    chosen, else 0."""
+    chosen_words: Counter[str] = field(default_factory=Counter)
+    """Word to chosen responses that hold it."""
+    rejected_words: Counter[str] = field(default_factory=Counter)
+
+    def add(self, pair: PreferencePair) -> None:
+        """Count one pair."""
+        chosen, rejected = pair.chosen.lower(), pair.rejected.lower()
+        for name in STYLES:
+            in_chosen = _has_style(name, chosen)
+            if in_chosen != _has_style(name, rejected):
+                key = dialogue_key(pair.prompt)
+                dialogues, wins = self.told.setdefault(name, (array("q"), array("b")))
+                dialogues.append(self.dialogues.setdefault(key, len(self.dialogues)))
+                wins.append(in_chosen)
+        self.chosen_words.update(set(_WORD.findall(chosen)))
+        self.rejected_words.update(set(_WORD.findall(rejected)))
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Share of pairs that the response with a habit wins, where the other lacks it."""
+        told = {name: self.told[name] for name in STYLES if name in self.told}
+        return {
+            name: proportion(np.array(wins, dtype=np.float64), np.array(dialogues))
+            for name, (dialogues, wins) in told.items()
+        }
+
+    def telling_words(self) -> dict[str, list[tuple[str, float]]]:
+        """Words that tell chosen from rejected, by z-score of their log-odds.
+
+            z = (log odds in chosen - log odds in rejected) / standard deviation
+
+        with the pooled counts as an informative Dirichlet prior; Monroe, Colaresi & Quinn (2008),
+        Fightin' Words, eq. 16 and 22.
+        """
+        chosen, rejected = self.chosen_words, self.rejected_words
+        pooled = chosen + rejected
+        total = pooled.total()
+        sizes = [(part, part.total()) for part in (chosen, rejected)]
+        scores = {}
+        for word, count in pooled.items():
+            prior = 100 * count / total
+            if count < 10 or count == total:  # Where there is one word, it tells nothing.
+                continue
+            odds = [
+                (part[word] + prior) / (size + 100 - part[word] - prior) for part, size in sizes
+            ]
+            deviation = math.sqrt(1 / (chosen[word] + prior) + 1 / (rejected[word] + prior))
+            scores[word] = math.log(odds[0] / odds[1]) / deviation
+        ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+        return {
+            "chosen": [item for item in ranked[:_MAX_WORDS] if item[1] > 0],
+            "rejected": [item for item in ranked[::-1][:_MAX_WORDS] if item[1] < 0],
+        }
+
+
+def _has_style(name: str, text: str) -> bool:
+    pattern, parts = STYLES[name]
+    return any(part in text for part in parts) and pattern.search(text) is not None
+
+
+def length_win_estimate(entries: Sequence[Entry]) -> Estimate:
+    """Share of pairs that the longer response wins; equal lengths count one half."""
+    differences = _winner_differences(entries)
+    return proportion((np.sign(differences) + 1) / 2, _dialogues(entries))
+
+
+def first_win_estimate(entries: Sequence[Entry]) -> Estimate:
+    """Share of pairs that the first response shown wins; one half where order has no say."""
+    won = np.array([entry.a_beats_b > 0.5 for entry in entries], dtype=np.float64)
+    return proportion(won, _dialogues(entries))
+
+
+def length_auc_estimate(entries: Sequence[Entry], seed: int) -> Estimate:
+    """How well length alone predicts the label: area under the ROC curve.
+
+    With D the winner's length less the loser's, over pairs i and j shown either way round:
+
+        AUC = P(D_i > -D_j) + P(D_i = -D_j) / 2
+
+    Returns:
+        0.5 where length says nothing, 1 where it says everything; of at most 5,000 pairs.
+    """
+    rows = np.random.default_rng(seed).permutation(len(entries))[:MAX_ROWS]
+    differences, dialogues = _winner_differences(entries)[rows], _dialogues(entries)[rows]
+
+    def length_auc(drawn: Ints) -> float:
+        sample = differences[drawn]
+        winners = np.repeat([True, False], len(sample))
+        return auc(np.concatenate([sample, -sample]), winners)
+
+    return bootstrap(length_auc, dialogues, seed)
+
+
+def label_by_length(entries: Sequence[Entry]) -> list[tuple[float, float, int]]:
+    """Return (mean length difference a - b, share that a wins, pairs) in bins of equal size."""
+    lengths = np.array([entry.num_chars for entry in entries], dtype=np.float64).reshape(-1, 2)
+    difference = lengths[:, 0] - lengths[:, 1]
+    won = np.array([entry.a_beats_b > 0.5 for entry in entries], dtype=np.float64)
+    order = np.argsort(difference, kind="stable")
+    return [
+        (float(difference[part].mean()), float(won[part].mean()), len(part))
+        for part in np.array_split(order, _NUM_BINS)
+        if len(part)
+    ]
+
+
+def _winner_differences(entries: Sequence[Entry]) -> Floats:
+    lengths = np.array([entry.num_chars for entry in entries], dtype=np.float64).reshape(-1, 2)
+    sign = np.array([1.0 if entry.a_beats_b > 0.5 else -1.0 for entry in entries])
+    differences: Floats = (lengths[:, 0] - lengths[:, 1]) * sign
+    return differences
+
+
+def _dialogues(entries: Sequence[Entry]) -> Ints:
+    """[N] number of each entry's dialogue."""
+    return numbered(entry.dialogue for entry in entries)

@@ -1,0 +1,207 @@
+"""Policy, SFT and champion answer the same held-out prompts; who has a say scores the answers."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.cleaning.near_dialogues import topic_numbers
+from rlhf_core.dataprep.measures.clusters import Ints
+from rlhf_core.evaluation.comparison import PairedAnswers
+from rlhf_core.evaluation.rater import load_rater, rate_answers
+from rlhf_core.evaluation.resampling import Array
+from rlhf_core.evaluation.samples import compared_answers
+from rlhf_core.functional.kl import kl_k1, kl_k3
+from rlhf_core.models import load_causal
+from rlhf_core.rollout.sample import SampledResponse, sample_responses
+from rlhf_core.schema import Conversation, DatasetSplits, ModelRef, Prompt
+from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.stages.evaluation.scoring import (
+    as_answers,
+    choose_prompts,
+    fits,
+    response_logprobs_at,
+    sampled_ids,
+    score_texts,
+)
+from rlhf_core.stages.examples import note_rows
+from rlhf_core.storage.records import read_records, write_records
+from rlhf_core.tokenization import Renderer, TokenIds
+
+
+def compare_answers(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    models: Mapping[str, ModelRef],
+    directory: Path,
+) -> PairedAnswers:
+    """Sample the models' answers and measure them.
+
+    All draw from the same random numbers, so a policy equal to SFT gives equal answers, and the
+    comparisons are paired. Scorers read text, so a champion may have another tokenizer, template
+    or base model; it is asked only prompts that all of them can read.
+
+    Args:
+        config: settings of the run.
+        splits: dataset version.
+        models: ``policy``, ``sft``, ``judge`` and, where there is one, ``reward``, ``champion``.
+        directory: where it is noted which prompts leave no room for an answer.
+    """
+    settings, renderer = config.evaluation, model_renderer(models["sft"].path)
+    asked = [models[role] for role in ("policy", "sft", "champion") if role in models]
+    prompts = _choose(config, splits, renderer, [models["judge"], *asked[2:]], directory)
+    conversations = [prompt.prompt for prompt in prompts]
+    answers = [_sample(config, model, conversations) for model in asked]
+    policy, sft, *others = answers
+    texts = [[answer.text for answer in model_answers] for model_answers in answers]
+    scores = {
+        role: score_texts(
+            models[role].path,
+            conversations,
+            texts,
+            budget=settings.micro_batch_tokens,
+            device=config.model.device,
+        )
+        for role in ("judge", "reward")
+        if role in models
+    }
+    reference_nll, kl = _distances(
+        config, models["sft"], [renderer.prompt_ids(prompt) for prompt in conversations], policy
+    )
+    gold = _gold(settings.rater, conversations, texts)
+    return PairedAnswers(
+        prompts=tuple(prompts),
+        policy=as_answers(policy),
+        sft=as_answers(sft),
+        judge=(scores["judge"][0], scores["judge"][1]),
+        reward=(scores["reward"][0], scores["reward"][1]) if "reward" in scores else None,
+        kl=kl,
+        reference_nll=reference_nll,
+        gold=None if gold is None else (gold[0], gold[1]),
+        champion=as_answers(others[0]) if others else None,
+        champion_judge=scores["judge"][2] if others else None,
+        champion_gold=gold[2] if gold is not None and others else None,
+    )
+
+
+def _choose(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    renderer: Renderer,
+    others: Sequence[ModelRef],
+    directory: Path,
+) -> list[Prompt]:
+    """Choose held-out prompts that SFT's renderer and all ``others`` can read."""
+    longest = config.model.max_length - config.answer_length()
+    candidates = read_records(splits.prompts_heldout, Prompt)
+    _note_room(candidates, renderer, longest, directory)
+    return choose_prompts(
+        candidates,
+        [renderer, *(model_renderer(model.path) for model in others)],
+        count=config.evaluation.num_prompts,
+        longest=longest,
+        seed=derived_seed(config.seed, "evaluation prompts"),
+    )
+
+
+def _note_room(
+    prompts: Sequence[Prompt], renderer: Renderer, longest: int, directory: Path
+) -> None:
+    """Write down how many prompts leave no room for an answer and so are never asked."""
+    num_fitting = sum(fits(prompt, renderer, longest) for prompt in prompts)
+    no_room = Counter({"too_long": len(prompts) - num_fitting})
+    note_rows(directory / "set-aside-prompts_heldout.jsonl", num_fitting, +no_room)
+
+
+def _sample(
+    config: PipelineConfig, model: ModelRef, prompts: Sequence[Conversation]
+) -> list[SampledResponse]:
+    return sample_responses(
+        load_causal(model.path, device=config.model.device),
+        model_renderer(model.path).tokenizer,
+        prompts,
+        max_new_tokens=config.answer_length(),
+        temperature=config.evaluation.temperature,
+        seed=derived_seed(config.seed, "evaluate"),
+    )
+
+
+def _distances(
+    config: PipelineConfig,
+    sft: ModelRef,
+    prompts: Sequence[TokenIds],
+    answers: Sequence[SampledResponse],
+) -> tuple[Array, tuple[Array, Array] | None]:
+    """Nats of each answer under SFT, and the k1 and k3 estimates of KL(policy || SFT).
+
+    The KL is between the two models at the temperature the answers were drawn at; it is a sum over
+    the tokens of a response, so its unit is nats per response. Greedy answers have none.
+    """
+    temperature = config.evaluation.temperature
+    plain, *tempered = response_logprobs_at(
+        load_causal(sft.path, device=config.model.device),
+        prompts,
+        sampled_ids(answers),
+        temperatures=[1.0, temperature] if temperature > 0 else [1.0],
+        budget=config.evaluation.micro_batch_tokens,
+    )
+    nll = np.array([-float(row.double().sum()) for row in plain])
+    if not tempered:
+        return nll, None
+    drawn = [torch.tensor(answer.logprobs, dtype=torch.float64) for answer in answers]
+    rows = [(own, other.double()) for own, other in zip(drawn, tempered[0], strict=True)]
+    k1 = np.array([float(kl_k1(own, other).sum()) for own, other in rows])
+    k3 = np.array([float(kl_k3(own, other).sum()) for own, other in rows])
+    return nll, (k1, k3)
+
+
+def _gold(
+    rater: str | None, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+) -> list[tuple[dict[str, float], ...]] | None:
+    if rater is None:
+        return None
+    rate = load_rater(rater)
+    return [rate_answers(rate, prompts, answers) for answers in texts]
+
+
+def write_samples(path: Path, measured: PairedAnswers) -> None:
+    """Write what the metrics were computed from, one prompt a line."""
+    write_records(path, compared_answers(measured))
+
+
+def sampling(config: PipelineConfig) -> str:
+    """Return all that decides which prompts are asked and how answers are drawn, in words."""
+    settings = config.evaluation
+    return (
+        f"seed {config.seed}, {settings.num_prompts} prompts at most, temperature "
+        f"{settings.temperature:g}, {config.answer_length()} of {config.model.max_length} tokens"
+    )
+
+
+def topics_of(
+    config: PipelineConfig, splits: DatasetSplits, prompts: Sequence[Prompt]
+) -> tuple[Ints | None, str]:
+    """Return the number of each prompt's topic, None where prompts are the units, and it in words.
+
+    Raises:
+        DataError: no prompt has the tag that the settings name.
+    """
+    key = config.evaluation.topics
+    if key is None:
+        return None, (
+            f"Units are dialogues: {len(prompts)} prompts, one of each. Intervals are about new "
+            "prompts on the topics of these, and say less about new topics."
+        )
+    training = read_records(splits.prompts_train, Prompt)
+    numbers = topic_numbers([*prompts, *training], key)
+    own, theirs = numbers[: len(prompts)], numbers[len(prompts) :]
+    seen = int(np.isin(own, theirs).sum())
+    return own, (
+        f"Units are topics ({key}): {len(np.unique(own))} of them in {len(prompts)} prompts, each "
+        f"resampled whole. Intervals are about new topics; {seen} of the prompts are on a topic "
+        "that training prompts have too."
+    )

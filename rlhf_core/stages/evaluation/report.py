@@ -1,0 +1,244 @@
+"""Gather what a run left behind, in its folder and in MLflow, into one HTML page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_core.adapters.curves import read_curves
+from rlhf_core.adapters.data_docs import INDEX, find_docs
+from rlhf_core.adapters.lineage import trace_lineage
+from rlhf_core.config import GatedStage, PipelineConfig
+from rlhf_core.errors import ConfigError, DataError, RegistryError
+from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot, length_plot
+from rlhf_core.evaluation.report import Page, Sample, render_page
+from rlhf_core.evaluation.samples import ComparedAnswer
+from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
+from rlhf_core.storage.records import atomic_file, parse_object, read_record, read_records
+
+REPORT = "report.html"
+NUM_SAMPLES = 8
+"""Samples shown of each kind."""
+
+STAGES = ("sft", "reward", "judge", "evaluate")
+GATED: tuple[GatedStage, ...] = ("sft", "reward", "judge", "policy")
+CURVES: dict[str, dict[str, tuple[str, ...]]] = {
+    "sft": {"SFT: nats per token": ("sft/loss", "sft/heldout_nll")},
+    "reward": {
+        "Reward model: loss, nats per pair": ("reward/loss", "reward/heldout_loss"),
+        "Reward model: accuracy": ("reward/accuracy", "reward/heldout_accuracy"),
+    },
+    "judge": {"Judge: accuracy": ("reward/accuracy", "reward/heldout_accuracy")},
+    "policy": {
+        "Policy: reward-model score": ("policy/reward_model_score",),
+        "Policy: KL from SFT, nats per response": ("policy/kl",),
+        "Policy: response length, tokens": ("policy/response_length",),
+        "Policy: entropy, nats per token": ("policy/entropy", "policy/sampled_entropy"),
+        "Policy: share of responses that end": ("policy/eos_fraction",),
+        "Policy: loss, nats per pair": ("policy/loss", "policy/heldout_loss"),
+        "Policy: accuracy on pairs": ("policy/accuracy", "policy/heldout_accuracy"),
+    },
+}
+"""Stage to picture to the metrics drawn in it; those that a run did not log are left out."""
+
+
+def write_report(directory: Path) -> Path:
+    """Write ``report.html`` into a run's folder.
+
+    Args:
+        directory: the run's folder, ``runs/<run id>``.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        ConfigError: the folder is not a run.
+        RegistryError: MLflow does not answer.
+    """
+    settings_file = directory / "config.json"
+    if not settings_file.is_file():
+        raise ConfigError(f"{directory}: not a run, there is no config.json in it")
+    config = read_record(settings_file, PipelineConfig)
+    results = {
+        stage: read_record(path, StageResult)
+        for stage in STAGES
+        if (path := directory / stage / "result.json").is_file()
+    }
+    notes: list[str] = []
+    rows = _compared(results.get("evaluate"))
+    splits = _splits(directory)
+    docs = find_docs(splits.directory) if splits else None
+    page = Page(
+        run_id=directory.name,
+        project=config.project,
+        results=tuple(results.values()),
+        promotion=_saved(directory / "promote" / "result.json"),
+        figures={
+            "Policy against SFT": _comparison_figures(results.get("evaluate"), rows, notes),
+            "Training": _training_figures(_models(directory, results), notes),
+        },
+        samples=pick_samples(rows),
+        lineage=_lineage(results, notes),
+        data=_saved(splits.report) if splits else None,
+        settings=config.model_dump_json(indent=2),
+        notes=tuple(notes),
+        data_docs=str(docs / INDEX) if docs else None,
+    )
+    target = directory / REPORT
+    with atomic_file(target) as stream:
+        stream.write(render_page(page).encode())
+    return target
+
+
+def pick_samples(rows: Sequence[ComparedAnswer]) -> dict[str, list[Sample]]:
+    """Choose answers worth reading; every choice is by the numbers, none by hand."""
+    by_judge = sorted(rows, key=_judge_margin)
+    chosen = {
+        "Clearest wins of the policy": [row for row in reversed(by_judge) if row.won == 1.0],
+        "Clearest losses of the policy": [row for row in by_judge if row.won == 0.0],
+        "Clearest losses against the champion": sorted(
+            (row for row in rows if row.won_over_champion == 0.0), key=_champion_margin
+        ),
+        "Liked more by its reward model, less by the judge": sorted(
+            (row for row in rows if _disputed(row)), key=_judge_margin
+        ),
+        "In the order of the prompts": list(rows),
+    }
+    return {
+        why: [_sample(row) for row in found[:NUM_SAMPLES]] for why, found in chosen.items() if found
+    }
+
+
+def _judge_margin(row: ComparedAnswer) -> float:
+    policy, sft = row.scores["judge"]
+    return policy - sft
+
+
+def _champion_margin(row: ComparedAnswer) -> float:
+    return row.scores["judge"][0] - (row.champion_score or 0.0)
+
+
+def _disputed(row: ComparedAnswer) -> bool:
+    policy, sft = row.scores.get("reward", (0.0, 0.0))
+    return policy > sft and row.won == 0.0
+
+
+def _sample(row: ComparedAnswer) -> Sample:
+    gold = {"gold": row.gold["score"]} if row.gold else {}
+    return Sample(
+        prompt=row.prompt,
+        tags=row.tags,
+        policy=row.policy,
+        sft=row.sft,
+        won=row.won,
+        scores={**row.scores, **gold},
+        champion=row.champion,
+        champion_score=row.champion_score,
+    )
+
+
+def _compared(result: StageResult | None) -> list[ComparedAnswer]:
+    if result is None or result.report.samples is None or not result.report.samples.is_file():
+        return []
+    return read_records(result.report.samples, ComparedAnswer)
+
+
+def _draw(
+    notes: list[str], plot: Callable[..., str], title: str, *data: Any, **how: Any
+) -> list[str]:
+    """Return one picture, or none and a note: the run has decided, and its page must not fail."""
+    try:
+        return [plot(title, *data, **how)]
+    except Exception as error:  # what matplotlib stumbles over has many types
+        notes.append(f"No picture of {title!r}: {type(error).__name__}: {error}")
+        return []
+
+
+def _comparison_figures(
+    result: StageResult | None, rows: Sequence[ComparedAnswer], notes: list[str]
+) -> list[str]:
+    if result is None:
+        return []
+    figures: list[str] = []
+    names = {
+        "judge": "policy/win_rate",
+        "judge, over the champion": "policy/win_rate_over_champion",
+        "outside rater": "gold/win_rate",
+    }
+    by_tag = {
+        tag.replace("=", ": ").replace("_", " "): {
+            who: metrics[name] for who, name in names.items() if name in metrics
+        }
+        for tag, metrics in {"all": result.report.metrics, **result.report.breakdown}.items()
+    }
+    title = "Win rate over SFT, by kind of prompt"
+    figures += _draw(notes, interval_plot, title, by_tag, neutral=0.5)
+    if rows:
+        lengths = {
+            "policy": [row.policy_length for row in rows],
+            "SFT": [row.sft_length for row in rows],
+        }
+        figures += _draw(notes, length_plot, "Response length, held-out prompts", lengths)
+    increases = {
+        name.removeprefix("policy/").removesuffix("_increase"): {"increase": estimate}
+        for name, estimate in result.report.metrics.items()
+        if name.endswith("_increase")
+    }
+    figures += _draw(notes, interval_plot, "Vices: increase over SFT", increases, neutral=0.0)
+    return figures
+
+
+def _models(directory: Path, results: Mapping[str, StageResult]) -> dict[str, ModelRef]:
+    """The model of every stage that trained one, for its training run."""
+    models = {stage: result.model for stage, result in results.items() if stage in CURVES}
+    if (saved := directory / "policy" / "result.json").is_file():
+        models["policy"] = read_record(saved, ModelRef)
+    return models
+
+
+def _training_figures(models: Mapping[str, ModelRef], notes: list[str]) -> list[str]:
+    figures: list[str] = []
+    for stage, pictures in CURVES.items():
+        if stage not in models or not models[stage].run_id:
+            continue
+        wanted = [name for names in pictures.values() for name in names]
+        try:
+            curves = read_curves(models[stage].run_id, wanted)
+        except RegistryError as error:
+            notes.append(f"No training curves of {stage}: {error}")
+            continue
+        for title, names in pictures.items():
+            shown = {name: curves[name] for name in names if name in curves}
+            if shown:
+                figures += _draw(notes, curve_plot, title, shown)
+        if {"policy/kl", "policy/reward_model_score"} <= curves.keys():
+            kl, score = curves["policy/kl"][1], curves["policy/reward_model_score"][1]
+            figures += _draw(notes, frontier_plot, "Policy: what the KL has bought", kl, score)
+    return figures
+
+
+def _lineage(results: Mapping[str, StageResult], notes: list[str]) -> dict[str, Any] | None:
+    if not results:
+        return None
+    model = list(results.values())[-1].model
+    if not model.uri.startswith("models:/"):
+        return None
+    try:
+        return trace_lineage(model.uri).model_dump()
+    except RegistryError as error:
+        notes.append(f"No lineage: {error}")
+        return None
+
+
+def _splits(directory: Path) -> DatasetSplits | None:
+    saved = directory / "prepare" / "result.json"
+    return read_record(saved, DatasetSplits) if saved.is_file() else None
+
+
+def _saved(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    return parse_object(text, where=str(path))

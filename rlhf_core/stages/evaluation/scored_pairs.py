@@ -1,0 +1,54 @@
+"""Held-out pairs as a reward model scores them."""
+
+from functools import partial
+from operator import attrgetter
+from typing import Literal
+
+import numpy as np
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.keys import dialogue_key
+from rlhf_core.dataprep.measures.clusters import numbered
+from rlhf_core.evaluation.preference_metrics import ScoredPairs
+from rlhf_core.models import load_scalar
+from rlhf_core.schema import DatasetRef, ModelRef, PreferencePair, RunContext
+from rlhf_core.stages.evaluation.scoring import response_scores
+from rlhf_core.stages.examples import TurnOf, pair_fault, tokenize_records
+from rlhf_core.storage.records import read_records
+from rlhf_core.tokenization import Renderer, TokenizedPair
+
+
+def heldout_pairs(
+    config: PipelineConfig,
+    renderer: Renderer,
+    context: RunContext,
+    role: Literal["reward", "judge"],
+    source: DatasetRef,
+) -> list[TurnOf[TokenizedPair]]:
+    """Read prepared pairs as tokens; those that do not fit are set aside by reason."""
+    return tokenize_records(
+        read_records(source, PreferencePair),
+        lambda pair: TurnOf(dialogue_key(pair.prompt), renderer.pair(pair)),
+        length=attrgetter("tokens.num_tokens"),
+        max_length=config.model.max_length,
+        set_aside=context.stage_directory(role) / f"set-aside-{source.path.stem}.jsonl",
+        at_fault=partial(pair_fault, renderer, config.model.max_length),
+    )
+
+
+def score_pairs(
+    config: PipelineConfig, model: ModelRef, pairs: list[TurnOf[TokenizedPair]]
+) -> ScoredPairs:
+    """Score both sides of every pair; pairs of one dialogue form a cluster."""
+    budget = config.evaluation.micro_batch_tokens
+    scorer = load_scalar(model.path, device=config.model.device)
+    prompts = [pair.tokens.prompt_ids for pair in pairs]
+    chosen = [pair.tokens.chosen_ids for pair in pairs]
+    rejected = [pair.tokens.rejected_ids for pair in pairs]
+    return ScoredPairs(
+        chosen_scores=response_scores(scorer, prompts, chosen, budget=budget),
+        rejected_scores=response_scores(scorer, prompts, rejected, budget=budget),
+        chosen_lengths=np.array([float(len(ids)) for ids in chosen]),
+        rejected_lengths=np.array([float(len(ids)) for ids in rejected]),
+        clusters=numbered(pair.dialogue for pair in pairs),
+    )

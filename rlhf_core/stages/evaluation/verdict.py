@@ -1,0 +1,236 @@
+"""From a report to a recorded verdict: what every evaluation does in the same way."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rlhf_core.adapters.decision import record_decision, recorded_verdict
+from rlhf_core.adapters.registry import find_version, upstream_uris
+from rlhf_core.adapters.required_gates import APPLIED, applied_tag, required_gates
+from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
+from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
+from rlhf_core.dataprep.measures.clusters import Ints
+from rlhf_core.errors import RegistryError
+from rlhf_core.evaluation.gates import decide, gate_name, look_in_words
+from rlhf_core.evaluation.intervals import Plans, Resampling
+from rlhf_core.schema import (
+    DatasetSplits,
+    EvaluationReport,
+    Look,
+    ModelRef,
+    PromotionDecision,
+    RunContext,
+    StageResult,
+)
+from rlhf_core.stages.determinism import derived_seed, take_cores
+
+
+@contextmanager
+def evaluation_run(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    context: RunContext,
+    run: StageRun | None,
+    **models: ModelRef,
+) -> Iterator[StageRun]:
+    """The training stage's run, or one of the evaluation's own with its inputs on record."""
+    if run is not None:
+        yield run
+        return
+    take_cores()
+    with open_run(config, context, "evaluate", inputs=stage_inputs(splits, **models)) as own:
+        own.log_dataset(splits)
+        yield own
+
+
+def gates_asked(
+    config: PipelineConfig, stage: GatedStage, look: Look | None = None
+) -> tuple[GateConfig, ...]:
+    """Return the gates a model is held to: the run's and those its project requires.
+
+    Args:
+        config: settings of the run.
+        stage: whose model is measured.
+        look: at a set that was looked at before; each gate is then as much surer.
+    """
+    asked = required_gates(config.project).added_to(stage, config.gates_of(stage))
+    if look is None:
+        return asked
+    levels = [Resampling(gate.confidence, share=look.share).level for gate in asked]
+    return tuple(
+        gate.model_copy(update={"confidence": level})
+        for gate, level in zip(asked, levels, strict=True)
+    )
+
+
+def metric_plans(
+    config: PipelineConfig,
+    stage: GatedStage,
+    *,
+    look: Look | None = None,
+    topics: Ints | None = None,
+) -> Plans:
+    """How each metric's interval is made: a gated one at the confidence of its gate.
+
+    Args:
+        config: settings of the run.
+        stage: whose model is measured.
+        look: at the held-out set; None where looks are not counted.
+        topics: [n] number of each prompt's topic, which are resampled whole; None: prompts are.
+    """
+    settings, asked = config.evaluation, gates_asked(config, stage)
+    needed = (settings.resamples_for(gate.confidence) for gate in asked)
+    return Plans(
+        default=Resampling(
+            confidence=settings.confidence,
+            num_resamples=max(settings.num_resamples, *needed, 0),
+            seed=derived_seed(config.seed, "bootstrap"),
+            share=look.share if look else 1.0,
+            clusters=topics,
+        ),
+        confidences={gate.metric: gate.confidence for gate in asked},
+    )
+
+
+def conclude(  # noqa: PLR0913 - a verdict and all that it rests on
+    config: PipelineConfig,
+    stage: GatedStage,
+    report: EvaluationReport,
+    run: StageRun,
+    started: float,
+    judge: ModelRef | None = None,
+    doubts: tuple[str, ...] = (),
+) -> StageResult:
+    """Apply the stage's gates and write the verdict down before anyone hears it."""
+    doubts += _doubts_about(judge) if judge else ()
+    decision = decide(
+        gates_asked(config, stage, report.look), report, doubts=doubts, promotion=config.promotion
+    )
+    decision = _marked(decision, required_gates(config.project).of_stage(stage))
+    decision = _with_look(decision, report.look)
+    asked = applied_tag(gates_asked(config, stage))
+    upstream = {"judge": judge} if judge else {}
+    record_decision(decision, report, run=run, upstream=upstream, more_tags={APPLIED: asked})
+    return StageResult(
+        stage=stage,
+        model=report.model,
+        report=report,
+        decision=decision,
+        seconds=time.monotonic() - started,
+        tracking_url=run.url,
+    )
+
+
+def _marked(decision: PromotionDecision, required: tuple[GateConfig, ...]) -> PromotionDecision:
+    """Say of each gate that the project requires it, where it does."""
+    names = {gate_name(gate) for gate in required}
+    results = tuple(
+        result.model_copy(update={"rule": f"{result.rule}, required by the project"})
+        if result.gate in names
+        else result
+        for result in decision.results
+    )
+    return decision.model_copy(update={"results": results})
+
+
+def _with_look(decision: PromotionDecision, look: Look | None) -> PromotionDecision:
+    """Say which look it was, where it was not the first or not a new one."""
+    said = []
+    if look is not None and look.measured_by is not None:
+        said.append(
+            f"the same weights were measured on these held-out prompts before ({look.entry}, "
+            f"{look.sampling}); that measurement stands, another seed or size is no new evidence"
+        )
+    if look is not None and look.number > 1:
+        said.append(look_in_words(look))
+    reasons = (*decision.reasons, *(f"{decision.verdict}: {text}." for text in said))
+    return decision.model_copy(update={"reasons": reasons})
+
+
+def require_independent_judge(judge: ModelRef, policy: ModelRef, reward: ModelRef | None) -> None:
+    """Refuse a judge that the policy was optimised against, or that was not trained as one.
+
+    Args:
+        judge: who is to decide.
+        policy: what is judged; the registry knows what it was optimised against.
+        reward: the reward model that this evaluation was given; None after DPO.
+
+    Raises:
+        RegistryError: says which model it is and what to do.
+    """
+    optimised = {reward.uri: reward.sha256} if reward else {}
+    if _is_registered(policy):
+        used = upstream_uris(policy.uri).get("reward")
+        optimised |= {used: find_version(used).tags.get("rlhf.sha256", "")} if used else {}
+    for uri, sha256 in optimised.items():
+        if judge.sha256 == sha256:
+            raise RegistryError(
+                f"the judge {judge.uri} is {uri}, the reward model {policy.uri} was optimised "
+                "against; its word proves nothing. Give a judge: `rlhf reward CONFIG --role judge`"
+            )
+    if _is_registered(judge):
+        stage = find_version(judge.uri).tags.get("rlhf.stage")
+        if stage != "judge":
+            raise RegistryError(
+                f"{judge.uri} was trained as {stage or 'something unknown'}, not as judge, on the "
+                "half of the preferences that policies learn from. Give a judge: "
+                "`rlhf reward CONFIG --role judge`"
+            )
+
+
+def require_own_reference(policy: ModelRef, sft: ModelRef) -> None:
+    """Refuse to compare a policy with another SFT model than the one it set out from.
+
+    A weak one would make any policy look good, and its KL would be from somewhere else.
+
+    Raises:
+        RegistryError: says which one belongs to the policy.
+    """
+    used = upstream_uris(policy.uri).get("sft") if _is_registered(policy) else None
+    if used and find_version(used).tags.get("rlhf.sha256") != sft.sha256:
+        raise RegistryError(
+            f"{policy.uri} was optimised from {used} and cannot be compared with {sft.uri}; "
+            f"give `--sft {used}`"
+        )
+
+
+def doubts_about_data(splits: DatasetSplits, models: Iterable[ModelRef]) -> tuple[str, ...]:
+    """Say which models may have trained on prompts that ``splits`` holds out.
+
+    What is held out depends on the rule of the split alone, not on the version of the dataset.
+    """
+    doubts = []
+    for model in models:
+        tags = find_version(model.uri).tags if _is_registered(model) else {}
+        trained_on = tags.get("rlhf.dataset_sha256")
+        same_rule = splits.split and tags.get("rlhf.dataset_split") == splits.split
+        if trained_on is not None and trained_on != splits.sha256 and not same_rule:
+            way_out = (
+                " evaluation.judge names another." if tags.get("rlhf.stage") == "judge" else ""
+            )
+            doubts.append(
+                f"{model.uri} was trained on dataset {trained_on[:12]}, which was split "
+                f"by another rule than {splits.sha256[:12]}; what is held out here may "
+                f"have trained it.{way_out}"
+            )
+    return tuple(doubts)
+
+
+def doubts_about_champion(policy: ModelRef, champion: ModelRef | None) -> tuple[str, ...]:
+    """Say so where the candidate is the champion over again: there is nothing to promote."""
+    if champion is None or policy.sha256 != champion.sha256:
+        return ()
+    return (f"{policy.uri} has the very weights of the champion {champion.uri}.",)
+
+
+def _is_registered(model: ModelRef) -> bool:
+    return model.uri.startswith("models:/")
+
+
+def _doubts_about(judge: ModelRef) -> tuple[str, ...]:
+    """Why a judge's word does not count: it has not passed the gates that are asked of it."""
+    verdict = recorded_verdict(judge.uri)[0] if _is_registered(judge) else None
+    if verdict == "PROMOTE":
+        return ()
+    found = f"has verdict {verdict}" if verdict else "has passed no gate"
+    return (f"the judge {judge.uri} {found}; a policy cannot be promoted on its word.",)

@@ -1,0 +1,109 @@
+"""Which prompts a collection asks: users' own before training's, and never a held-out one."""
+
+import random
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
+from rlhf_core.dataprep.sources import read_prompts
+from rlhf_core.errors import DataError
+from rlhf_core.feedback.collection import SamplingSettings
+from rlhf_core.schema import (
+    DatasetSplits,
+    Demonstration,
+    ModelRef,
+    PreferencePair,
+    Prompt,
+)
+from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.stages.evaluation.scoring import fits
+from rlhf_core.storage.records import read_records
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPrompts:
+    """Prompts to answer, and how many of the file were left out."""
+
+    prompts: list[Prompt]
+    num_read: int
+    heldout: int
+    unfitting: int
+
+
+def prompt_file(config: PipelineConfig, splits: DatasetSplits) -> Path:
+    """Return the file to draw from: the collection's own, what users send, or what trains."""
+    feedback = config.feedback_settings()
+    named = {
+        "feedback.prompts": feedback.prompts,
+        "data.prompts.production_path": config.data.prompts.production_path,
+    }
+    for key, path in named.items():
+        if path is not None:
+            if not path.is_file():
+                raise DataError(f"{path}: no such file; {key} must name an existing file")
+            return path
+    return splits.prompts_train.path
+
+
+def draw_prompts(
+    path: Path, heldout: Set[DialogueKey], models: Sequence[ModelRef], settings: SamplingSettings
+) -> AskedPrompts:
+    """Draw the prompts that are asked: within every model, one of a dialogue.
+
+    Args:
+        path: file of prompts.
+        heldout: dialogues that are left out.
+        models: all of them get the prompts.
+        settings: of the collection.
+
+    Raises:
+        DataError: none is left.
+    """
+    prompts = [prompt for _, prompt in read_prompts(path) if isinstance(prompt, Prompt)]
+    open_ones = [prompt for prompt in prompts if dialogue_key(prompt.prompt) not in heldout]
+    if not prompts:
+        raise DataError(f"{path}: no prompts in it; name another file in feedback.prompts")
+    if not open_ones:
+        raise DataError(
+            f"{path}: all {len(prompts)} prompts are of held-out dialogues; name others in"
+            " feedback.prompts"
+        )
+    renderers = [model_renderer(model.path) for model in models]
+    seed = derived_seed(settings.seed, "collect prompts")
+    drawn: dict[DialogueKey, int] = {}
+    unfitting = 0
+    for index in random.Random(seed).sample(range(len(open_ones)), len(open_ones)):
+        key = dialogue_key(open_ones[index].prompt)
+        if len(drawn) == settings.num_prompts:
+            break
+        if key in drawn:
+            continue
+        if all(fits(open_ones[index], one, settings.max_prompt_tokens) for one in renderers):
+            drawn[key] = index
+        else:
+            unfitting += 1
+    if not drawn:
+        raise DataError(
+            f"{path}: none of {len(open_ones)} prompts fits into {settings.max_prompt_tokens}"
+            " tokens; raise model.max_length, or lower feedback.max_new_tokens"
+        )
+    return AskedPrompts(
+        prompts=[open_ones[index] for index in sorted(drawn.values())],
+        num_read=len(prompts),
+        heldout=len(prompts) - len(open_ones),
+        unfitting=unfitting,
+    )
+
+
+def heldout_dialogues(splits: DatasetSplits) -> set[DialogueKey]:
+    """Keys of all dialogues that evaluation reads."""
+    records: list[Prompt | Demonstration | PreferencePair] = [
+        *read_records(splits.prompts_heldout, Prompt),
+        *read_records(splits.demonstrations_heldout, Demonstration),
+        *read_records(splits.reward_heldout, PreferencePair),
+        *read_records(splits.judge_heldout, PreferencePair),
+    ]
+    return {dialogue_key(record.prompt) for record in records}

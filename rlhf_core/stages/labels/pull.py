@@ -1,0 +1,168 @@
+"""Bring votes back: pairs that have enough of them become part of a new dataset version."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_core.adapters import dvc_versions, versioning
+from rlhf_core.config import LabelStudioLabelerConfig, PipelineConfig, SourceConfig
+from rlhf_core.feedback.agreement import judges_against_people, votes_alpha
+from rlhf_core.feedback.ballots import all_votes
+from rlhf_core.feedback.collection import ORIGINS, Origin, find_collection, read_collection
+from rlhf_core.feedback.results import PullResult
+from rlhf_core.schema import BatchResult, Comparison, Record
+from rlhf_core.stages.labels.people import fetch_votes
+from rlhf_core.stages.versions import batches as data_batches
+from rlhf_core.stages.versions.publish import publish
+from rlhf_core.stages.versions.versions import bring_back, find_version, list_versions
+from rlhf_core.storage.folders import exclusive
+from rlhf_core.storage.records import atomic_file, iterate_records, read_records, write_records
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED = "published"
+"""Folder of the batches that were published: ``0001.jsonl``, and its version in ``0001.json``."""
+
+
+class PublishedBatch(Record):
+    """Which version a batch of the collection became part of."""
+
+    version: str
+
+
+def pull_labels(
+    config: PipelineConfig,
+    reference: str,
+    *,
+    output: Path | None = None,
+    min_kept_fraction: float = 1.0,
+) -> PullResult:
+    """Publish the pairs of a collection that have enough votes by now, each once.
+
+    A pair is published when it has ``feedback.votes_per_pair`` votes, with all votes it has by
+    then; those that come later change nothing any more. Pairs with fewer wait for the next pull.
+
+    Args:
+        config: settings, with a ``feedback`` section.
+        reference: id or folder of the collection.
+        output: write the batch to this file, in canonical form, and publish nothing.
+        min_kept_fraction: as for ``publish``.
+
+    Raises:
+        ConfigError: there is no ``feedback`` section.
+        DataError: there is no such collection, or no version can be published.
+        LabelError: the label server does not answer.
+    """
+    feedback = config.feedback_settings()
+    folder = find_collection(reference, feedback.output)
+    pairs = read_collection(folder)[1]
+    with exclusive(folder / PUBLISHED):
+        if isinstance(feedback.labeler, LabelStudioLabelerConfig):
+            fetch_votes(folder, pairs, feedback.labeler)
+        recovered = None if output else _finish_interrupted(folder)
+        labelled = _labelled(folder, pairs)
+        before = _published(folder)
+        ready = [
+            pair
+            for pair in labelled
+            if pair.comparison_id not in before and len(pair.votes) >= feedback.votes_per_pair
+        ]
+        result = _measured(config, folder, labelled, before, len(ready))
+        if output is not None:
+            write_records(output, ready)
+            return result.model_copy(update={"output": output})
+        published = _publish(folder, ready, min_kept_fraction) if ready else recovered
+    return result.model_copy(update={"published": published})
+
+
+def _labelled(folder: Path, pairs: Sequence[Comparison]) -> list[Comparison]:
+    votes = all_votes(folder)
+    return [pair.model_copy(update={"votes": votes.get(pair.comparison_id, ())}) for pair in pairs]
+
+
+def _published(folder: Path) -> dict[str, int]:
+    """Return the pairs that are part of a version, and how many votes went with each."""
+    return {
+        pair.comparison_id: len(pair.votes)
+        for mark in sorted((folder / PUBLISHED).glob("*.json"))
+        for pair in iterate_records(mark.with_suffix(".jsonl"), Comparison)
+    }
+
+
+def _measured(
+    config: PipelineConfig,
+    folder: Path,
+    labelled: Sequence[Comparison],
+    before: dict[str, int],
+    num_ready: int,
+) -> PullResult:
+    votes = [pair.votes for pair in labelled if pair.votes]
+    num_resamples, seed = config.data.votes.num_resamples, config.seed
+    late = [
+        max(0, len(pair.votes) - before[pair.comparison_id])
+        for pair in labelled
+        if pair.comparison_id in before
+    ]
+    return PullResult(
+        collection_id=folder.name,
+        pairs=len(labelled),
+        pairs_by_votes=dict(sorted(Counter(len(pair.votes) for pair in labelled).items())),
+        votes_per_pair=config.feedback_settings().votes_per_pair,
+        published_before=len(before),
+        late_votes=sum(late),
+        ready=num_ready,
+        alpha=votes_alpha(votes, num_resamples=num_resamples, seed=seed),
+        judges=dict(judges_against_people(votes, num_resamples=num_resamples, seed=seed)),
+        preferred=_preferred(folder, labelled),
+    )
+
+
+def _preferred(folder: Path, labelled: Sequence[Comparison]) -> dict[str, int]:
+    """Count the votes for each of two models; nothing where one answered twice."""
+    origins = {row.comparison_id: row for row in read_records(folder / ORIGINS, Origin)}
+    if all(row.model_a == row.model_b for row in origins.values()):
+        return {}
+    found: Counter[str] = Counter()
+    for pair in labelled:
+        origin = origins[pair.comparison_id]
+        by_side = {"a": origin.model_a, "b": origin.model_b, "tie": "tie"}
+        found.update(by_side[vote.choice] for vote in pair.votes)
+    return dict(sorted(found.items()))
+
+
+def _publish(folder: Path, ready: Sequence[Comparison], min_kept_fraction: float) -> BatchResult:
+    """Publish a batch; what it holds is on the disk before, so that a kill loses no account."""
+    number = len(list((folder / PUBLISHED).glob("*.json"))) + 1
+    batch = folder / PUBLISHED / f"{number:04d}.jsonl"
+    write_records(batch, ready)
+    result = publish(SourceConfig(path=batch.absolute()), min_kept_fraction=min_kept_fraction)
+    _mark(batch, result.version.version)
+    return result
+
+
+def _mark(batch: Path, version: str) -> None:
+    with atomic_file(batch.with_suffix(".json")) as stream:
+        stream.write(PublishedBatch(version=version).model_dump_json().encode() + b"\n")
+
+
+def _finish_interrupted(folder: Path) -> BatchResult | None:
+    """Settle what a killed pull left: its batch is part of a version by now, or of none."""
+    for batch in sorted((folder / PUBLISHED).glob("*.jsonl")):
+        if batch.with_suffix(".json").is_file():
+            continue
+        root = versioning.repository_root(Path())
+        known = [(known.version, known.batch) for known in list_versions(root) if known.batch]
+        version = data_batches.version_with(batch, root, known)
+        if version is None:
+            batch.unlink()
+            continue
+        _mark(batch, version)
+        moved = dvc_versions.advance_branch(root, version)
+        return BatchResult(
+            version=find_version(version),
+            directory=bring_back(version).directory,
+            set_aside={},
+            branch_moved=moved,
+        )
+    return None

@@ -1,0 +1,155 @@
+"""Annotation batches under DVC: numbered files that only ever grow in number."""
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from pydantic import Field
+
+from rlhf_core.adapters import dvc_versions, versioning
+from rlhf_core.config import SourceConfig
+from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.dataprep.sources.rows import SetAside
+from rlhf_core.errors import DataError
+from rlhf_core.schema import Comparison, Record
+from rlhf_core.storage.records import atomic_file, md5_of, sha256_of, write_records
+
+logger = logging.getLogger(__name__)
+
+RAW = Path("data/raw")
+BATCHES = RAW / "preferences"
+"""Where annotation batches lie; ``data.batches`` of the configuration must name it."""
+SET_ASIDE = RAW / "set-aside"
+"""Under the batch's name, the rows of a batch that its reader could not use, as they came."""
+
+
+class AddedBatch(Record):
+    """What ``add_batch`` put into the repository."""
+
+    name: str | None = None
+    """File name of the batch; None where there was none."""
+    set_aside: dict[str, int] = Field(default_factory=dict)
+    """Rows its reader could not use, by reason."""
+    files: tuple[str, ...] = ()
+    """What git is to keep of it."""
+
+
+_BATCH = re.compile(r"batch-(\d{4,})\.jsonl\.dvc")
+
+
+def pull_raw(clone: Path) -> None:
+    """Bring every raw file under DVC: one that is missing would be left out silently."""
+    known = sorted(str(path.relative_to(clone)) for path in (clone / RAW).rglob("*.dvc"))
+    if known:
+        versioning.dvc("pull", *known, cwd=clone)
+
+
+def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedBatch:
+    """Write the batch in canonical form under the next number, and put it under DVC.
+
+    Args:
+        source: the new annotations. Rows keep the name of their file and their line in it.
+        clone: repository to add to, its raw files present.
+        taken: names of batch files whose numbers are not free, the repository's own aside.
+
+    Raises:
+        DataError: it cannot be read, holds no comparison, or is there already.
+    """
+    folder = clone / BATCHES
+    present = (path.name for path in folder.glob("*.dvc"))
+    numbers = [int(found[1]) for name in (*taken, *present) if (found := _BATCH.fullmatch(name))]
+    name = f"batch-{max(numbers, default=0) + 1:04d}.jsonl"
+    reasons: Counter[str] = Counter()
+    with atomic_file(clone / SET_ASIDE / name) as aside:
+        num_rows = write_records(folder / name, _usable(source, aside, reasons))
+    if not num_rows:
+        raise DataError(
+            f"{source.path}: no comparison to add; set aside: {dict(reasons) or 'none'}"
+        )
+    digest = sha256_of(folder / name)
+    for other in batch_names(clone):
+        if other != name and sha256_of(folder / other) == digest:
+            raise DataError(f"{source.path}: these rows are already there as {other}")
+    paths = [BATCHES / name]
+    if reasons:
+        paths.append(SET_ASIDE / name)
+    else:
+        (clone / SET_ASIDE / name).unlink()
+    versioning.dvc("add", *map(str, paths), cwd=clone)
+    files = [f for path in paths for f in (f"{path}.dvc", str(path.parent / ".gitignore"))]
+    return AddedBatch(name=name, set_aside=reasons, files=tuple(files))
+
+
+def batch_names(clone: Path) -> list[str]:
+    """Return the names of the batch files in a repository, in order."""
+    return sorted(path.name for path in (clone / BATCHES).glob("batch-*.jsonl"))
+
+
+def version_with(batch: Path, root: Path, versions: Iterable[tuple[str, str]]) -> str | None:
+    """Return the version that came with exactly these rows, if there is one.
+
+    Args:
+        batch: rows in canonical form.
+        root: of the repository.
+        versions: name and file name of the batch of each version.
+    """
+    digest = md5_of(batch)
+    for version, name in versions:
+        if digest in versioning.git("show", f"{version}:{BATCHES / name}.dvc", cwd=root):
+            return version
+    return None
+
+
+def check_out_batch(root: Path, name: str) -> None:
+    """Bring the files of a batch into the working tree, where its commit is checked out."""
+    check_out(root, [str(folder / f"{name}.dvc") for folder in (BATCHES, SET_ASIDE)])
+
+
+def check_out(root: Path, files: Iterable[str], base: str = "HEAD") -> None:
+    """Make the working tree's data what DVC's files in it say.
+
+    Args:
+        root: of the repository.
+        files: DVC's files; the data of one that is gone goes too, unless somebody changed it.
+        base: a commit that still has those that are gone.
+    """
+    names = [name for name in files if name.endswith(".dvc")]
+    there = [name for name in names if (root / name).is_file()]
+    if there:
+        versioning.dvc("checkout", *there, cwd=root)
+    for name in names:
+        data = (root / name).with_suffix("")
+        if name in there or not data.is_file():
+            continue
+        if md5_of(data) in versioning.git("show", f"{base}:{name}", cwd=root):
+            data.unlink()
+        else:
+            logger.warning("%s: stays, for it was changed here; the version is without it", data)
+
+
+def require_batches(root: Path, latest: str, clone: Path) -> None:
+    """Refuse a version that lacks a batch of the latest one.
+
+    Raises:
+        DataError: names the batch.
+    """
+    for name in dvc_versions.list_files(root, latest, BATCHES):
+        if _BATCH.fullmatch(name) and not (clone / BATCHES / name).is_file():
+            raise DataError(
+                f"{latest} has {name.removesuffix('.dvc')}, the checked-out branch does not; if it"
+                " is meant to go, allow it with --min-kept-fraction"
+            )
+
+
+def _usable(source: SourceConfig, aside: IO[bytes], reasons: Counter[str]) -> Iterator[Comparison]:
+    """Yield the comparisons of a source; write the other rows to ``aside`` and count them."""
+    for item in read_comparisons(source):
+        if isinstance(item, SetAside):
+            reasons[item.reason] += 1
+            aside.write(json.dumps(item.as_cells(), ensure_ascii=False).encode() + b"\n")
+        else:
+            yield item
