@@ -2,10 +2,12 @@
 
 import importlib
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from setuptools import find_packages
 
 from rlhf_flows.engine.environment import CLIENT_RETRIES, HEARTBEAT_SECONDS
 from rlhf_flows.servers.pools import read_pools
@@ -19,6 +21,13 @@ DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 
 def label(deployment):
     return f"{deployment['entrypoint'].rpartition(':')[2]}-{deployment['name']}"
+
+
+def test_a_wheel_installs_nothing_under_a_common_name():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = find_packages(str(ROOT), **settings["packages"]["find"])
+    assert {name.partition(".")[0] for name in packages} == {"rlhf_core", "rlhf_flows"}
+    assert {"rlhf_flows.commands", "rlhf_flows.engine", "rlhf_flows.servers"} <= set(packages)
 
 
 @pytest.mark.parametrize("path", KUBERNETES, ids=lambda path: path.name)
