@@ -1,6 +1,7 @@
 """Training curves, read back from the tracking server for a report."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
 
@@ -23,6 +24,21 @@ def read_curves(run_id: str, names: Sequence[str]) -> dict[str, Curve]:
             if len(steps) > 1:
                 curves[name] = (steps, values)
     return curves
+
+
+def run_span(run_id: str) -> tuple[datetime, timedelta]:
+    """Return when a run ended, or began where it has not ended, and how long it took.
+
+    Raises:
+        RegistryError: there is no such run, or MLflow does not answer.
+    """
+    client = mlflow_client()
+    info = patiently(f"reading run {run_id}", lambda: client.get_run(run_id).info)
+    end = info.end_time or info.start_time
+    return (
+        datetime.fromtimestamp(end / 1000, UTC),
+        timedelta(milliseconds=end - info.start_time),
+    )
 
 
 def _points(run_id: str, name: str) -> Curve:

@@ -60,7 +60,43 @@ def judge_estimate(gate: GateConfig, estimate: Estimate) -> GateResult:
         rule=_rule(gate),
         reason=f"{vice}{_measured(gate, estimate)}: {because}.",
         limit=gate.at_least if gate.at_least is not None else gate.at_most,
+        needed=_needed(gate, estimate) if verdict == "HOLD" else "",
     )
+
+
+FAR = 100
+"""So many times the samples are no advice: the value is on its threshold."""
+
+
+def _needed(gate: GateConfig, estimate: Estimate) -> str:
+    """Say how many samples would decide a gate that holds, from the width of its interval.
+
+    The end of the interval that has to cross the threshold lies d from the value, and the threshold
+    lies t from it; widths shrink with the square root of the number of samples, so n (d / t)^2
+    of them bring that end to the threshold, if the value stays.
+    """
+    low, value, high = estimate.low, estimate.value, estimate.high
+    limit = gate.at_least if gate.at_least is not None else _at_most(gate)
+    count = estimate.num_samples
+    name = gate_name(gate)
+    if not all(map(math.isfinite, (low, value, high))) or count == 0:
+        return f"{name}: at least {gate.min_samples} samples that can be measured"
+    margin = value - limit
+    reach = value - low if margin > 0 else high - value
+    if margin == 0 or reach > abs(margin) * math.sqrt(FAR):
+        return f"{name}: more samples decide little, its value is on the threshold {limit:g}"
+    needed = max(gate.min_samples, _rounded_up(count * (reach / margin) ** 2))
+    passes = (margin > 0) == (gate.at_least is not None)
+    return (
+        f"{name}: about {needed} samples in place of {count} would "
+        f"{'pass it' if passes else 'reject the model'}, if the value stays at {value:.3g}"
+    )
+
+
+def _rounded_up(count: float) -> int:
+    """To two digits, for it is a forecast."""
+    unit = 10 ** max(0, math.floor(math.log10(max(count, 1.0))) - 1)
+    return math.ceil(count / unit) * unit
 
 
 def decide(

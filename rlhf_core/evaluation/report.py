@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rlhf_core.evaluation.gates import look_in_words
 from rlhf_core.evaluation.monitors import VICES
+from rlhf_core.evaluation.samples import Standing
 from rlhf_core.schema import (
     Conversation,
     Estimate,
@@ -74,6 +76,14 @@ class Page:
     """What could not be shown, and why."""
     data_docs: str | None = None
     """Where the Data Docs of the dataset lie."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """When, with what and how long, label to text."""
+    standings: Sequence[Standing] = field(default_factory=tuple)
+    """The models side by side."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """``candidate``, ``SFT``, ``champion`` to what each is called; those that answered."""
+    needed: Sequence[str] = field(default_factory=tuple)
+    """What would decide where nothing is decided yet, in sentences."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ class Meter:
     width: float
     value: float
     limit: float
+    passes_above: bool
+    """True where the side above the threshold passes."""
 
 
 def render_page(page: Page) -> str:
@@ -98,7 +110,9 @@ def render_page(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "seconds": duration}
+    environment.filters |= {
+        "number": number, "interval": interval, "seconds": duration, "place": place,
+    }  # fmt: skip
     metrics = {
         name: value for result in page.results for name, value in result.report.metrics.items()
     }
@@ -106,6 +120,7 @@ def render_page(page: Page) -> str:
         page=page,
         decided=page.results[-1] if page.results else None,
         headlines=[(metrics[name], text) for name, text in HEADLINES.items() if name in metrics],
+        reasons=_told(page.results[-1]) if page.results else ([], []),
         gate_rows=gate_rows,
         vices=vice_rows(page.results),
         rows_left_out={
@@ -122,8 +137,32 @@ def verdict_class(verdict: Verdict) -> str:
 
 
 def gate_rows(result: StageResult) -> list[tuple[GateResult, Meter | None]]:
-    """Each gate's outcome with its meter; without one where the interval is open."""
-    return [(outcome, _meter(outcome)) for outcome in result.decision.results]
+    """Each gate's outcome with its meter, what failed first; no meter where the interval is open.
+
+    Gates that do not apply come last.
+    """
+    order = ("REJECT", "HOLD", "PROMOTE")
+    outcomes = sorted(
+        result.decision.results,
+        key=lambda outcome: (
+            order.index(outcome.verdict),
+            outcome.estimate is None,
+        ),
+    )
+    return [(outcome, _meter(outcome)) for outcome in outcomes]
+
+
+def _told(result: StageResult) -> tuple[list[str], list[str]]:
+    """Return the reasons that decided, without the verdict before them, and the others.
+
+    Where everything passed, nothing speaks against the model and the reasons are the others.
+    """
+    decisive: list[str] = []
+    others: list[str] = []
+    for reason in result.decision.reasons:
+        passed = reason.startswith("PROMOTE: ")
+        (others if passed else decisive).append(reason.removeprefix("PROMOTE: "))
+    return decisive, others
 
 
 def _meter(outcome: GateResult) -> Meter | None:
@@ -139,15 +178,16 @@ def _meter(outcome: GateResult) -> Meter | None:
     span = 1.24 * ((high - low) or 1.0)
     start = (low + high - span) / 2
 
-    def place(value: float) -> float:
+    def percent(value: float) -> float:
         return round(100.0 * (value - start) / span, 2)
 
-    left = place(estimate.low)
+    left = percent(estimate.low)
     return Meter(
         left=left,
-        width=max(0.6, round(place(estimate.high) - left, 2)),
-        value=place(estimate.value),
-        limit=place(limit),
+        width=max(0.6, round(percent(estimate.high) - left, 2)),
+        value=percent(estimate.value),
+        limit=percent(limit),
+        passes_above=not outcome.rule.startswith("upper"),
     )
 
 
@@ -168,6 +208,14 @@ def vice_rows(results: Sequence[StageResult]) -> list[tuple[str, str, Estimate, 
     return sorted(rows, key=lambda row: -row[3].value)
 
 
+def place(address: str) -> str:
+    """Name a run by its address, or by its id where that is no address others can follow."""
+    host = urlsplit(address).hostname if address.startswith(("http://", "https://")) else None
+    if host is None or host == "localhost" or host.startswith("127."):
+        return f"MLflow run {address.rsplit('/', 1)[-1]}"
+    return address
+
+
 def number(value: float) -> str:
     """Three or four significant digits, as a person writes them."""
     if not math.isfinite(value):
@@ -181,6 +229,8 @@ def interval(estimate: Estimate) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``75`` to ``1 min 15 s``."""
+    """``75`` to ``1 min 15 s``, ``7500`` to ``2 h 5 min``."""
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

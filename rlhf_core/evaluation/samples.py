@@ -1,6 +1,8 @@
 """The sample file of an evaluation: what its metrics were computed from, a prompt a line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from pydantic import Field
@@ -79,3 +81,65 @@ def _against_champion(measured: PairedAnswers, index: int) -> dict[str, Any]:
 
 def _at(both: tuple[Array, Array], index: int) -> tuple[float, float]:
     return float(both[0][index]), float(both[1][index])
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One quantity of the models that answered the same prompts, averaged over the prompts."""
+
+    text: str
+    policy: float
+    sft: float | None
+    champion: float | None
+    """None where it was not measured, or there is no champion."""
+
+
+def side_by_side(rows: Sequence[ComparedAnswer]) -> list[Standing]:
+    """Return what the models' answers were like, for reading; gates have intervals, this has none.
+
+    Args:
+        rows: of one evaluation, at least one.
+    """
+    crowned = [row for row in rows if row.champion is not None and row.champion_score is not None]
+
+    def mean(of: Callable[[ComparedAnswer], float]) -> float:
+        return fmean(of(row) for row in rows)
+
+    def mean_crowned(of: Callable[[ComparedAnswer], float]) -> float | None:
+        return fmean(of(row) for row in crowned) if crowned else None
+
+    found = [
+        Standing(
+            "wins against SFT, share of prompts", mean(lambda row: row.won), None,
+            mean_crowned(lambda row: _won(row.champion_score or 0.0, row.scores["judge"][1])),
+        ),
+        Standing(
+            "judge's score", mean(lambda row: row.scores["judge"][0]),
+            mean(lambda row: row.scores["judge"][1]),
+            mean_crowned(lambda row: row.champion_score or 0.0),
+        ),
+        Standing(
+            "letters in an answer", mean(lambda row: len(row.policy)),
+            mean(lambda row: len(row.sft)), mean_crowned(lambda row: len(row.champion or "")),
+        ),
+        Standing(
+            "tokens in an answer", mean(lambda row: row.policy_length),
+            mean(lambda row: row.sft_length), None,
+        ),
+        Standing(
+            "answers that ended by themselves", mean(lambda row: row.policy_finished),
+            mean(lambda row: row.sft_finished), None,
+        ),
+    ]  # fmt: skip
+    if all("score" in row.gold for row in rows):
+        found.append(
+            Standing(
+                "outside rater's score", mean(lambda row: row.gold["score"][0]),
+                mean(lambda row: row.gold["score"][1]), None,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _won(mine: float, theirs: float) -> float:
+    return 0.5 if mine == theirs else float(mine > theirs)

@@ -138,6 +138,8 @@ class GateResult(Record):
     reason: str
     limit: float | None = None
     """The threshold; None in results of earlier builds."""
+    needed: str = ""
+    """How many samples would decide it, in words; empty where it is decided."""
 
 
 class PromotionDecision(Record):

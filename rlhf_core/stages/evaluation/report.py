@@ -1,23 +1,26 @@
 """Gather what a run left behind, in its folder and in MLflow, into one HTML page."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.adapters.curves import read_curves
+from rlhf_core.adapters.curves import read_curves, run_span
 from rlhf_core.adapters.data_docs import INDEX, find_docs
 from rlhf_core.adapters.lineage import trace_lineage
-from rlhf_core.config import GatedStage, PipelineConfig
+from rlhf_core.config import GatedStage, PipelineConfig, config_digest
 from rlhf_core.errors import ConfigError, DataError, RegistryError
+from rlhf_core.evaluation.corrected import labels_needed
 from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot, length_plot
-from rlhf_core.evaluation.report import Page, Sample, render_page
-from rlhf_core.evaluation.samples import ComparedAnswer
+from rlhf_core.evaluation.report import Page, Sample, duration, render_page
+from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
 from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
 from rlhf_core.storage.records import atomic_file, parse_object, read_record, read_records
 
 REPORT = "report.html"
 NUM_SAMPLES = 8
 """Samples shown of each kind."""
+CHANGED = "Changed most from {}, for better or worse by the judge"
 
 STAGES = ("sft", "reward", "judge", "evaluate")
 GATED: tuple[GatedStage, ...] = ("sft", "reward", "judge", "policy")
@@ -67,21 +70,28 @@ def write_report(directory: Path) -> Path:
     rows = _compared(results.get("evaluate"))
     splits = _splits(directory)
     docs = find_docs(splits.directory) if splits else None
+    promotion, lineage = _saved(directory / "promote" / "result.json"), _lineage(results, notes)
+    models = _models(directory, results)
     page = Page(
         run_id=directory.name,
         project=config.project,
         results=tuple(results.values()),
-        promotion=_saved(directory / "promote" / "result.json"),
+        promotion=promotion,
         figures={
             "Policy against SFT": _comparison_figures(results.get("evaluate"), rows, notes),
-            "Training": _training_figures(_models(directory, results), notes),
+            "Training": _training_figures(models, notes),
         },
         samples=pick_samples(rows),
-        lineage=_lineage(results, notes),
+        lineage=lineage,
         data=_saved(splits.report) if splits else None,
         settings=config.model_dump_json(indent=2),
         notes=tuple(notes),
         data_docs=str(docs / INDEX) if docs else None,
+        facts=_facts(config, splits, lineage, promotion, results)
+        | _times(models, results.get("evaluate"), notes),
+        standings=side_by_side(rows) if rows else (),
+        models=_names(results),
+        needed=needed_to_decide(results),
     )
     target = directory / REPORT
     with atomic_file(target) as stream:
@@ -89,10 +99,111 @@ def write_report(directory: Path) -> Path:
     return target
 
 
+def _facts(
+    config: PipelineConfig,
+    splits: DatasetSplits | None,
+    lineage: Mapping[str, Any] | None,
+    promotion: Mapping[str, Any] | None,
+    results: Mapping[str, StageResult],
+) -> dict[str, str]:
+    """With what the run was made, label to text; what nothing is known of is left out."""
+    facts = {
+        "configuration": f"{config.policy.algorithm}, seed {config.seed}, "
+        f"settings {config_digest(config)[:12]}",
+    }
+    if lineage and lineage["git_commit"]:
+        changed = " with uncommitted changes" if lineage["git_dirty"] else ""
+        facts["commit"] = lineage["git_commit"][:12] + changed
+    if splits:
+        facts["dataset"] = splits.sha256[:12]
+    compared = results["evaluate"].report.champion if "evaluate" in results else None
+    facts["champion before"] = (promotion or {}).get("previous_champion") or compared or "none"
+    if promotion:
+        facts["champion now"] = promotion["champion"] or "none"
+    return facts
+
+
+def _times(
+    models: Mapping[str, ModelRef], evaluated: StageResult | None, notes: list[str]
+) -> dict[str, str]:
+    """When the last of the run's work ended, and how long all of it took."""
+    runs = [model.run_id for model in models.values()]
+    if evaluated is not None:
+        runs.append(evaluated.tracking_url.rsplit("/", 1)[-1])
+    try:
+        spans = [run_span(run) for run in dict.fromkeys(runs) if run]
+    except RegistryError as error:
+        notes.append(f"No date and total time: {error}")
+        return {}
+    if not spans:
+        return {}
+    ended = max(end for end, _ in spans)
+    total = sum((length for _, length in spans), timedelta()).total_seconds()
+    return {
+        "date": f"{ended:%Y-%m-%d %H:%M} UTC",
+        "total time": f"{duration(total)}, training and evaluation",
+    }
+
+
+def _names(results: Mapping[str, StageResult]) -> dict[str, str]:
+    evaluated = results.get("evaluate")
+    if evaluated is None:
+        return {}
+    names = {"candidate": evaluated.model.uri}
+    if "sft" in results:
+        names["SFT"] = results["sft"].model.uri
+    if evaluated.report.champion:
+        names["champion"] = evaluated.report.champion
+    return names
+
+
+WIN_RATES = ("policy/win_rate", "policy/win_rate_over_champion")
+
+
+def needed_to_decide(results: Mapping[str, StageResult]) -> list[str]:
+    """Say what would decide the stage that holds: so many samples, and so many people's votes.
+
+    Args:
+        results: stage to its result, in the order they ran.
+    """
+    if not results:
+        return []
+    last = list(results.values())[-1]
+    if last.decision.verdict != "HOLD":
+        return []
+    told = [outcome.needed for outcome in last.decision.results if outcome.needed]
+    judge = results["judge"].report.metrics if "judge" in results else {}
+    accuracy = judge.get("judge/heldout_accuracy")
+    for outcome in last.decision.results:
+        estimate, limit = outcome.estimate, outcome.limit
+        if not outcome.needed or outcome.gate not in WIN_RATES or not accuracy:
+            continue
+        if estimate is None or limit is None or estimate.value == limit:
+            continue
+        reach = abs(estimate.value - limit)
+        count = labels_needed(
+            reach, estimate.num_samples, accuracy=accuracy.value, confidence=estimate.confidence
+        )
+        votes = f"votes on about {count} of" if count else "not even votes on all"
+        told.append(
+            f"{outcome.gate}, asked of people: {votes} the {estimate.num_samples} judged pairs "
+            f"tell people's preference as exactly as that takes (+-{reach:.3f}), with a judge of "
+            f"accuracy {accuracy.value:.2f}"
+        )
+    return told
+
+
 def pick_samples(rows: Sequence[ComparedAnswer]) -> dict[str, list[Sample]]:
     """Choose answers worth reading; every choice is by the numbers, none by hand."""
     by_judge = sorted(rows, key=_judge_margin)
     chosen = {
+        CHANGED.format("the champion"): sorted(
+            (row for row in rows if row.champion_score is not None and row.champion != row.policy),
+            key=lambda row: -abs(_champion_margin(row)),
+        ),
+        CHANGED.format("SFT"): sorted(
+            (row for row in rows if row.sft != row.policy), key=lambda row: -abs(_judge_margin(row))
+        ),
         "Clearest wins of the policy": [row for row in reversed(by_judge) if row.won == 1.0],
         "Clearest losses of the policy": [row for row in by_judge if row.won == 0.0],
         "Clearest losses against the champion": sorted(
