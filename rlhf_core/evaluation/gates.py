@@ -95,7 +95,7 @@ def _needed(gate: GateConfig, estimate: Estimate) -> str:
 
 def _rounded_up(count: float) -> int:
     """To two digits, for it is a forecast."""
-    unit = 10 ** max(0, math.floor(math.log10(max(count, 1.0))) - 1)
+    unit = int(10 ** max(0, math.floor(math.log10(max(count, 1.0))) - 1))
     return math.ceil(count / unit) * unit
 
 

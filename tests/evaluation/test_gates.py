@@ -73,6 +73,27 @@ def test_what_is_not_known_never_promotes(bounds):
     assert apply_gate(AT_LEAST, report(win_rate=bounds)).verdict == "HOLD"
 
 
+@pytest.mark.parametrize(
+    ("gate", "bounds", "num_samples", "told"),
+    [
+        (AT_LEAST, (0.54, 0.64), 500, "about 790 samples in place of 500 would pass it"),
+        (AT_LEAST, (0.48, 0.58), 500, "about 3200 samples in place of 500 would reject the model"),
+        (AT_LEAST, (0.56, 0.64), 200, "about 300 samples in place of 200 would pass it"),
+        (AT_LEAST, (0.50, 0.60), 500, "more samples decide little"),
+        (AT_MOST, (0.0, 0.06), 500, "about 1200 samples in place of 500 would pass it"),
+        (AT_MOST, (0.04, 0.10), 500, "about 1200 samples in place of 500 would reject the model"),
+        (AT_LEAST, (math.nan, math.nan), 500, "at least 300 samples that can be measured"),
+        (AT_LEAST, (0.56, 0.64), 500, ""),
+        (AT_LEAST, (0.46, 0.54), 500, ""),
+    ],
+)
+def test_a_gate_that_holds_says_how_many_samples_would_decide_it(gate, bounds, num_samples, told):
+    name = gate.metric.removeprefix("policy/")
+    needed = apply_gate(gate, report(num_samples, **{name: bounds})).needed
+    assert bool(needed) == bool(told)
+    assert told in needed
+
+
 def test_a_metric_that_was_not_measured_raises_and_says_what_was():
     with pytest.raises(MissingMetricError, match=r"'policy/win_rate' was not .* policy/kl"):
         apply_gate(AT_LEAST, report(kl=(0.0, 1.0)))

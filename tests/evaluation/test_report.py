@@ -13,6 +13,7 @@ from rlhf_core.evaluation.report import (
     gate_rows,
     interval,
     number,
+    place,
     render_page,
 )
 from rlhf_core.schema import Estimate, EvaluationReport, Message, ModelRef, StageResult
@@ -120,6 +121,43 @@ def test_the_meter_places_interval_value_and_threshold_in_order():
     assert 0 < meter.left < meter.value < meter.left + meter.width < meter.limit < 100
 
 
+def test_the_side_that_passes_is_the_rules():
+    gates = (*GATES, GateConfig(metric="policy/kl", at_most=8.0))
+    rows = gate_rows(finished(gates, win_rate=(0.5, 0.4, 0.55), kl=(2.0, 1.0, 3.0)))
+    assert [meter.passes_above for _, meter in rows] == [True, False]
+
+
+def test_what_failed_is_shown_first_and_what_passed_is_not_among_the_reasons():
+    gates = (GateConfig(metric="policy/kl", at_most=8.0), *GATES)
+    result = finished(gates, win_rate=(0.62, 0.55, 0.7), kl=(2.0, 1.0, 3.0))
+    assert [outcome.verdict for outcome, _ in gate_rows(result)] == ["HOLD", "PROMOTE"]
+    html = render_page(page(results=(result,)))
+    banner = html[html.index('<div class="banner') : html.index("</ul>")]
+    assert "policy/win_rate" in banner
+    assert "policy/kl" not in banner
+
+
+def test_the_page_says_when_with_what_and_what_is_needed():
+    html = render_page(
+        page(facts={"total time": "2 h 5 min", "date": EVIL}, needed=("about 900 samples",))
+    )
+    for text in ("total time", "2 h 5 min", "&lt;script&gt;", "about 900 samples"):
+        assert text in html
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("sqlite:////w/mlflow.db/#/experiments/1/runs/42f7", "MLflow run 42f7"),
+        ("http://127.0.0.1:40001/#/experiments/1/runs/42f7", "MLflow run 42f7"),
+        ("http://localhost:5000/#/experiments/1/runs/42f7", "MLflow run 42f7"),
+        ("https://mlflow.example/#/experiments/1/runs/42f7",) * 2,
+    ],
+)
+def test_an_address_is_shown_where_others_can_follow_it(address, text):
+    assert place(address) == text
+
+
 def test_an_open_interval_has_no_meter():
     result = finished(GATES, win_rate=(0.5, 0.4, float("inf")))
     assert gate_rows(result)[0][1] is None
@@ -135,7 +173,7 @@ def test_numbers_read_well(value, text):
 
 def test_intervals_and_times_read_well():
     assert interval(estimate(0.5, 0.4, float("inf"))) == "[0.4, ∞]"
-    assert (duration(4.24), duration(75)) == ("4.2 s", "1 min 15 s")
+    assert [duration(4.24), duration(75), duration(7500)] == ["4.2 s", "1 min 15 s", "2 h 5 min"]
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_core.config import GatesConfig
+from rlhf_core.config import GateConfig, GatesConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.evaluation.gates import decide
-from rlhf_core.evaluation.samples import ComparedAnswer
+from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
 from rlhf_core.schema import Estimate, EvaluationReport, Message, ModelRef, StageResult
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
-from rlhf_core.stages.evaluation.report import NUM_SAMPLES, _draw, pick_samples, write_report
+from rlhf_core.stages.evaluation.report import (
+    NUM_SAMPLES,
+    _draw,
+    needed_to_decide,
+    pick_samples,
+    write_report,
+)
 
 NO_GATES = GatesConfig(sft=(), reward=(), policy=())
 
@@ -109,3 +115,54 @@ def test_samples_are_chosen_by_the_numbers():
     assert texts["Clearest losses of the policy"] == ["policy 3", "policy 2"]
     assert texts["Liked more by its reward model, less by the judge"] == ["policy 2"]
     assert len(pick_samples(rows * 9)["In the order of the prompts"]) == NUM_SAMPLES
+
+
+def test_the_models_stand_side_by_side():
+    rows = [row(0, 1.0, 0.0, 1.0), row(1, 3.0, 0.0, 1.0)]
+    assert all(standing.champion is None for standing in side_by_side(rows))
+    crowned = [
+        one.model_copy(update={"champion": "a champion", "champion_score": score})
+        for one, score in zip(rows, (2.0, 0.0), strict=True)
+    ]
+    found = {standing.text: standing for standing in side_by_side(crowned)}
+    wins, score = found["wins against SFT, share of prompts"], found["judge's score"]
+    assert (wins.policy, wins.champion) == (1.0, 0.75)  # one win, one tie
+    assert (score.policy, score.sft, score.champion) == (2.0, 0.0, 1.0)
+
+
+def test_the_answers_that_changed_most_come_first():
+    rows = [row(0, 0.1, 0.0, 1.0), row(1, -2.0, 0.0, 0.0), row(2, 1.0, 0.0, 1.0)]
+    rows.append(row(3, 9.0, 0.0, 1.0).model_copy(update={"policy": "sft"}))
+    why, samples = next(iter(pick_samples(rows).items()))
+    assert why.startswith("Changed most from SFT")
+    assert [sample.policy for sample in samples] == ["policy 1", "policy 2", "policy 0"]
+
+
+def held(stage, metric, estimate, gate):
+    model = ModelRef(
+        name="m", version="1", uri="file:m", path=Path("m"), sha256="s", kind="causal", run_id=""
+    )
+    report = EvaluationReport(stage=stage, model=model, metrics={metric: estimate})
+    return StageResult(
+        stage=stage, model=model, report=report, decision=decide((gate,), report), seconds=1.0,
+        tracking_url="",
+    )  # fmt: skip
+
+
+def test_a_held_win_rate_says_how_many_prompts_and_how_many_votes():
+    judge = held(
+        "judge", "judge/heldout_accuracy",
+        Estimate(value=0.8, low=0.75, high=0.85, num_samples=400),
+        GateConfig(metric="judge/heldout_accuracy", at_least=0.6),
+    )  # fmt: skip
+    gate = GateConfig(metric="policy/win_rate", at_least=0.5)
+    estimate = Estimate(value=0.55, low=0.49, high=0.61, num_samples=900)
+    policy = held("policy", "policy/win_rate", estimate, gate)
+    samples, votes = needed_to_decide({"judge": judge, "evaluate": policy})
+    assert "about 1300 samples in place of 900 would pass it" in samples
+    assert "votes on about 291 of the 900 judged pairs" in votes
+    assert needed_to_decide({"evaluate": policy}) == [samples]
+    assert needed_to_decide({"judge": judge}) == []
+    few = estimate.model_copy(update={"value": 0.51, "num_samples": 300})
+    policy = held("policy", "policy/win_rate", few, gate)
+    assert "not even votes on all" in needed_to_decide({"judge": judge, "evaluate": policy})[1]
