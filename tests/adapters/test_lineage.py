@@ -1,6 +1,8 @@
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
-from rlhf_core.adapters.curves import read_curves
+from rlhf_core.adapters.curves import read_curves, run_span
 from rlhf_core.adapters.decision import record_decision
 from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.adapters.mlflow_client import mlflow_client
@@ -76,3 +78,17 @@ def test_curves_come_back_in_order_and_single_points_are_no_curve(mlflow_home, c
         run.log_metrics({"sft/once": 1.0}, step=0)
     curves = read_curves(run.run_id, ["sft/loss", "sft/once", "sft/never"])
     assert curves == {"sft/loss": ((0, 1, 2), (0.0, -1.0, -2.0))}
+
+
+def test_a_run_says_when_it_ended_and_how_long_it_took(mlflow_home, config, context):
+    client, before = mlflow_client(), datetime.now(UTC) - timedelta(seconds=1)
+    with open_run(config, context, "evaluate", inputs={}) as run:
+        run_id = run.run_id
+        began, running = run_span(run_id)
+    info = client.get_run(run_id).info
+    ended, took = run_span(run_id)
+    assert before <= began <= ended <= datetime.now(UTC)
+    assert running == timedelta()
+    assert took == timedelta(milliseconds=info.end_time - info.start_time)
+    with pytest.raises(RegistryError):
+        run_span("0" * 32)

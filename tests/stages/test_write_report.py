@@ -158,11 +158,16 @@ def test_a_held_win_rate_says_how_many_prompts_and_how_many_votes():
     gate = GateConfig(metric="policy/win_rate", at_least=0.5)
     estimate = Estimate(value=0.55, low=0.49, high=0.61, num_samples=900)
     policy = held("policy", "policy/win_rate", estimate, gate)
-    samples, votes = needed_to_decide({"judge": judge, "evaluate": policy})
+    samples, votes = needed_to_decide({"judge": judge, "evaluate": policy}, "file:m")
     assert "about 1300 samples in place of 900 would pass it" in samples
     assert "votes on about 291 of the 900 judged pairs" in votes
-    assert needed_to_decide({"evaluate": policy}) == [samples]
-    assert needed_to_decide({"judge": judge}) == []
+    assert needed_to_decide({"evaluate": policy}, "file:m") == [samples]
+    assert needed_to_decide({"judge": judge}, "file:m") == []
+    another = "models:/rlhf-judge/1"
+    assert needed_to_decide({"judge": judge, "evaluate": policy}, another) == [samples]
     few = estimate.model_copy(update={"value": 0.51, "num_samples": 300})
     policy = held("policy", "policy/win_rate", few, gate)
-    assert "not even votes on all" in needed_to_decide({"judge": judge, "evaluate": policy})[1]
+    assert (
+        "not even votes on all"
+        in needed_to_decide({"judge": judge, "evaluate": policy}, "file:m")[1]
+    )

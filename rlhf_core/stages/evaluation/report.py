@@ -91,7 +91,7 @@ def write_report(directory: Path) -> Path:
         | _times(models, results.get("evaluate"), notes),
         standings=side_by_side(rows) if rows else (),
         models=_names(results),
-        needed=needed_to_decide(results),
+        needed=needed_to_decide(results, _judge_uri(lineage)),
     )
     target = directory / REPORT
     with atomic_file(target) as stream:
@@ -160,11 +160,18 @@ def _names(results: Mapping[str, StageResult]) -> dict[str, str]:
 WIN_RATES = ("policy/win_rate", "policy/win_rate_over_champion")
 
 
-def needed_to_decide(results: Mapping[str, StageResult]) -> list[str]:
+def _judge_uri(lineage: Mapping[str, Any] | None) -> str | None:
+    judge = lineage["upstream"].get("judge") if lineage else None
+    return str(judge["model"]) if judge else None
+
+
+def needed_to_decide(results: Mapping[str, StageResult], judge_uri: str | None) -> list[str]:
     """Say what would decide the stage that holds: so many samples, and so many people's votes.
 
     Args:
         results: stage to its result, in the order they ran.
+        judge_uri: who judged; votes are counted for the run's own judge alone, for the accuracy of
+            another (the judge of the champion's release) was measured on other pairs.
     """
     if not results:
         return []
@@ -172,8 +179,10 @@ def needed_to_decide(results: Mapping[str, StageResult]) -> list[str]:
     if last.decision.verdict != "HOLD":
         return []
     told = [outcome.needed for outcome in last.decision.results if outcome.needed]
-    judge = results["judge"].report.metrics if "judge" in results else {}
-    accuracy = judge.get("judge/heldout_accuracy")
+    judge = results.get("judge")
+    if judge is None or judge.model.uri != judge_uri:
+        return told
+    accuracy = judge.report.metrics.get("judge/heldout_accuracy")
     for outcome in last.decision.results:
         estimate, limit = outcome.estimate, outcome.limit
         if not outcome.needed or outcome.gate not in WIN_RATES or not accuracy:
