@@ -12,15 +12,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from rlhf_core.config import PipelineConfig
+from rlhf_core.errors import ConfigError
 from rlhf_core.feedback.results import CollectedPairs
+from rlhf_core.schema import StageResult
 from rlhf_flows.engine import bindings, feedback_bindings
 from rlhf_flows.engine.artifacts import show_labels
 from rlhf_flows.engine.events import announce_published
 from rlhf_flows.engine.inputs import CollectInputs
-from rlhf_flows.engine.opening import is_deployed, label_process, name_of_run
+from rlhf_flows.engine.opening import find_run, is_deployed, label_process, name_of_run
 from rlhf_flows.engine.records import LabelsResult
 from rlhf_flows.engine.references import find_dataset
 from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs import saved_result
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,6 +48,10 @@ def collect_flow(settings: RunSettings, inputs: CollectInputs) -> LabelsResult:
 def sample_pairs(config: PipelineConfig, inputs: CollectInputs) -> CollectedPairs:
     """Sample the pairs of a new collection; one that is there is used as it is."""
     config.feedback_settings()  # its absence is said before anything is looked for
+    if inputs.evaluation is not None:
+        return _evaluated_pairs(config, inputs, inputs.evaluation)
+    if inputs.pairs is not None or inputs.half_width is not None:
+        raise ConfigError("pairs and half_width are about an evaluation; name its run, too")
     first = inputs.model or f"models:/{config.project}-policy@champion"
     names = [first, *([inputs.against] if inputs.against else [])]
     for name in names:
@@ -52,6 +59,24 @@ def sample_pairs(config: PipelineConfig, inputs: CollectInputs) -> CollectedPair
     models = [bindings.resolve_model(name) for name in names]
     splits = find_dataset(config, None, inputs.dataset)
     return feedback_bindings.collect_pairs(config, splits, models)
+
+
+def _evaluated_pairs(config: PipelineConfig, inputs: CollectInputs, run: str) -> CollectedPairs:
+    """Draw pairs that the evaluation of a run judged."""
+    if inputs.model or inputs.against or inputs.dataset:
+        raise ConfigError(
+            "an evaluation has its own models and prompts; leave model, against and dataset out"
+        )
+    context = find_run(config, run)
+    evaluated = saved_result(context, "evaluate", StageResult)
+    if evaluated is None:
+        raise ConfigError(
+            f"run {context.run_id}: no evaluation in it; first: rlhf evaluate CONFIG --run-id "
+            f"{context.run_id}"
+        )
+    return feedback_bindings.collect_evaluated(
+        config, context.run_id, evaluated, pairs=inputs.pairs, half_width=inputs.half_width
+    )
 
 
 def _step(name: str, work: Callable[P, R]) -> Callable[P, R]:

@@ -10,7 +10,7 @@ from rlhf_core.config import config_digest
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
 from rlhf_core.stages.promote import Promotion
-from rlhf_flows.engine import bindings
+from rlhf_flows.engine import bindings, feedback_bindings
 from rlhf_flows.engine.events import announce
 from rlhf_flows.engine.inputs import (
     EvaluateInputs,
@@ -116,12 +116,15 @@ def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> Stag
     models |= {"champion": champion} if champion else {}
     if config.policy.algorithm == "ppo":
         models["reward"] = find_model(config, context, "reward", inputs.reward)
+    # Votes of people that came in since are new evidence: a finished evaluation decides again.
+    votes = feedback_bindings.votes_digest(saved_result(context, "evaluate", StageResult))
     return carry_out(
         Work(config, context, "evaluate", StageResult, force=inputs.force),
         {
             "settings": config_digest(config),
             "dataset": splits.sha256,
             **{role: model.sha256 for role, model in models.items()},
+            **({"votes": votes} if votes else {}),
         },
         lambda: bindings.evaluate_policy(config, splits, models, context),
     )

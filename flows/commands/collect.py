@@ -1,11 +1,13 @@
 """`rlhf collect`, `rlhf label push`, `rlhf label pull`: from a model's answers back to data."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlhf_core.errors import ConfigError
 from rlhf_flows.commands.options import (
     ConfigPath,
     DatasetOption,
@@ -20,6 +22,7 @@ from rlhf_flows.commands.options import (
 
 if TYPE_CHECKING:
     from rlhf_core.config import PipelineConfig
+    from rlhf_core.feedback.collection import Evaluated
     from rlhf_core.feedback.results import CollectedPairs, PullResult, PushResult
     from rlhf_core.schema import Estimate
 
@@ -63,6 +66,32 @@ def collect(
             help="Another model: each of the two answers once, on a side drawn for each pair.",
         ),
     ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluation",
+            metavar="RUN",
+            help="Ask about answers that the evaluation of this run judged: votes on them correct "
+            "the judge's win rate, and train nothing.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            "--pairs",
+            min=1,
+            metavar="N",
+            help="With --evaluation: pairs drawn at random; default: what --half-width needs.",
+        ),
+    ] = None,
+    half_width: Annotated[
+        float | None,
+        typer.Option(
+            "--half-width",
+            metavar="W",
+            help="With --evaluation: the corrected win rate is wanted this close; default: 0.05.",
+        ),
+    ] = None,
     dataset: DatasetOption = None,
     overrides: Overrides = None,
     json_file: JsonOption = None,
@@ -81,7 +110,17 @@ def collect(
     from rlhf_flows.engine.inputs import CollectInputs
 
     bindings.check_server()
-    found = sample_pairs(settings, CollectInputs(model=model, against=against, dataset=dataset))
+    if half_width is not None and not 0.0 < half_width < 0.5:
+        raise ConfigError(f"--half-width {half_width:g}: expected a number between 0 and 0.5")
+    inputs = CollectInputs(
+        model=model,
+        against=against,
+        dataset=dataset,
+        evaluation=evaluation,
+        pairs=pairs,
+        half_width=half_width,
+    )
+    found = sample_pairs(settings, inputs)
     write_json(found, json_file)
     _show_collected(found, config, overrides)
 
@@ -121,6 +160,15 @@ def pull(
             "--output", metavar="FILE", help="Only write the batch here; publish nothing."
         ),
     ] = None,
+    votes: Annotated[
+        Path | None,
+        typer.Option(
+            "--votes",
+            metavar="FILE",
+            help="Bring in votes from a file instead of asking a server: JSON lines of pair, "
+            "annotator and winner (a, b or tie).",
+        ),
+    ] = None,
     min_kept_fraction: KeepOption = 1.0,
     overrides: Overrides = None,
     json_file: JsonOption = None,
@@ -129,17 +177,17 @@ def pull(
     """Publish the pairs that have enough votes as a new dataset version, as `rlhf data add` does.
 
     A pair is published once, when it has feedback.votes_per_pair votes; the others wait for the
-    next pull.
+    next pull. Votes on the answers of an evaluation are kept with it and never published.
     """
     settings = _load(config, overrides, log_level)
     from rlhf_flows.engine import feedback_bindings
     from rlhf_flows.engine.events import announce_published
 
     result = feedback_bindings.pull_labels(
-        settings, collection, output=output, min_kept_fraction=min_kept_fraction
+        settings, collection, output=output, votes=votes, min_kept_fraction=min_kept_fraction
     )
     write_json(result, json_file)
-    _show_pulled(result)
+    _show_pulled(result, config, overrides)
     if result.published is not None:
         announce_published(result.published)
 
@@ -155,6 +203,11 @@ def _show_collected(found: "CollectedPairs", config: Path, overrides: list[str] 
     collection, counts = found.collection, found.collection.counts
     models = " and ".join(model.uri for model in collection.models)
     show_line(f"collection {collection.collection_id}: {counts.pairs:,} pairs by {models}")
+    if collection.evaluation is not None:
+        _show_needed(collection.evaluation, counts.indistinct)
+        show_line(f"files: {found.folder}")
+        show_line(f"next: {_next('push', collection.collection_id, config, overrides)}")
+        return
     show_line(
         f"prompts: {counts.prompts:,} in {collection.prompts}; left out {counts.heldout:,} of"
         f" held-out dialogues and {counts.unfitting:,} that do not fit; {counts.asked:,} asked"
@@ -165,6 +218,22 @@ def _show_collected(found: "CollectedPairs", config: Path, overrides: list[str] 
     )
     show_line(f"files: {found.folder}")
     show_line(f"next: {_next('push', collection.collection_id, config, overrides)}")
+
+
+def _show_needed(about: "Evaluated", alike: int) -> None:
+    """Say how many pairs need votes, and from what that was counted."""
+    from rlhf_flows.commands.tables import show_line
+
+    known = f"accuracy {about.accuracy:.2f}" if about.accuracy is not None else "unknown accuracy"
+    counted = f"a win rate within {about.half_width:g}, by a judge of {known}"
+    if about.needed is None:
+        show_line(f"labels needed for {counted}: more than the {about.judged:,} pairs it judged")
+    else:
+        show_line(f"labels needed for {counted}: {about.needed:,} of {about.judged:,} pairs")
+    show_line(
+        f"drawn at random (seed {about.seed}): {about.drawn:,}; {alike:,} of two equal answers are"
+        " ties and not asked about"
+    )
 
 
 def _show_pushed(result: "PushResult", config: Path, overrides: list[str] | None) -> None:
@@ -194,11 +263,15 @@ def _show_pushed(result: "PushResult", config: Path, overrides: list[str] | None
 
 def _next(command: str, collection: str, config: Path, overrides: list[str] | None) -> str:
     """Return what to type next, with the settings that were changed this time."""
+    return _line(("rlhf", "label", command, collection, str(config)), overrides)
+
+
+def _line(words: Sequence[str], overrides: list[str] | None) -> str:
     changes = [word for change in overrides or () for word in ("--set", change)]
-    return shlex.join(["rlhf", "label", command, collection, str(config), *changes])
+    return shlex.join([*words, *changes])
 
 
-def _show_pulled(result: "PullResult") -> None:
+def _show_pulled(result: "PullResult", config: Path, overrides: list[str] | None) -> None:
     from rlhf_flows.commands.data import show_published
     from rlhf_flows.commands.tables import show_line
 
@@ -211,6 +284,14 @@ def _show_pulled(result: "PullResult") -> None:
     if result.preferred:
         votes = ", ".join(f"{name} {count:,}" for name, count in result.preferred.items())
         show_line(f"votes by model: {votes}")
+    if result.evaluation is not None:
+        show_line(f"kept with the evaluation of run {result.evaluation}: {result.kept:,} pairs")
+        if result.kept:
+            again = _line(
+                ("rlhf", "evaluate", str(config), "--run-id", result.evaluation), overrides
+            )
+            show_line(f"decide again: {again}")
+        return
     if result.late_votes:
         show_line(
             f"votes on published pairs that came later and change nothing: {result.late_votes:,}"

@@ -136,6 +136,23 @@ class CollectInputs(Record):
         description="Model that answers every prompt twice, as models:/NAME/VERSION, "
         "models:/NAME@ALIAS or a directory. Empty: the policy's champion.",
     )
+    evaluation: str | None = Field(
+        default=None,
+        description="Run whose evaluated answers are asked about, instead of new ones: votes on "
+        "them correct the judge's win rate and train nothing.",
+    )
+    pairs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Pairs drawn at random from an evaluation. Empty: what half_width needs.",
+    )
+    half_width: float | None = Field(
+        default=None,
+        gt=0,
+        lt=0.5,
+        description="Of the corrected win rate's interval, from which the pairs needed are "
+        "counted. Empty: 0.05.",
+    )
     against: str | None = Field(
         default=None,
         description="A second model: then each of the two answers once. Empty: there is none.",

@@ -46,6 +46,18 @@ def open_context(
     return config, context.model_copy(update={"flow_run_id": flow_run.id})
 
 
+def find_run(config: PipelineConfig, run: str) -> RunContext:
+    """Return a run that is there, with what other machines did of it; its settings stay its own.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    context = locate_run(run, config.runs)
+    _bring_records(config.project, context)
+    settings_of_run(context)
+    return context
+
+
 def _bring_records(project: str | None, context: RunContext) -> None:
     """Bring back what other machines did of the run; what they withdrew is set aside here too."""
     for stage in bindings.bring_records(project, context):

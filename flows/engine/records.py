@@ -67,6 +67,11 @@ class LabelsResult(Record):
         again = f"run rlhf-collect again with collection {collection}"
         if self.pulled is None:
             return f"people label {self.pushed.pairs} pairs at {self.pushed.place}; then {again}"
+        if self.pulled.evaluation is not None and self.pulled.kept:
+            return (
+                f"{collection}: the evaluation has votes on {self.pulled.kept} pairs; decide again "
+                f"with rlhf evaluate CONFIG --run-id {self.pulled.evaluation}, or {again} for more"
+            )
         if self.pulled.published is not None:
             return None
         if self.pulled.published_before == self.pulled.pairs:

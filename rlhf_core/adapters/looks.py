@@ -26,6 +26,10 @@ SUFFIX = "-looks"
 QUESTION, HELD_OUT, SKETCH = "rlhf.question", "rlhf.held_out", "rlhf.held_out_sketch"
 MEASURED, SAMPLING = "rlhf.measured_by", "rlhf.sampling"
 """Tags of a look that came to an end: the run that keeps its report, and how answers were drawn."""
+VOTES, ROUNDS = "rlhf.votes.", "rlhf.votes_rounds"
+"""Tags of a look: for each collection, run and file of the votes on its answers; and the digests of
+the votes that were decided with, in order."""
+_VOTES_FOLDER = "votes"
 _SKETCH_SIZE = 128
 _SAME_SET = 0.5
 """A set of which this part of the prompts was looked at before has been looked at."""
@@ -118,14 +122,8 @@ def finish_look(look: Look, run: StageRun, sampling: str) -> None:
     """Say where the measurement lies: from here on it stands, whatever is sampled again."""
     if look.measured_by is not None:
         return
-    name, _, number = look.entry.removeprefix("models:/").partition("/")
     for tag, value in ((SAMPLING, sampling), (MEASURED, run.run_id)):
-        patiently(
-            f"tagging {look.entry}",
-            lambda tag=tag, value=value: mlflow_client().set_model_version_tag(  # type: ignore[misc]
-                name, number, tag, value
-            ),
-        )
+        _set_tag(look.entry, tag, value)
 
 
 def measured_before(look: Look, samples: Path) -> EvaluationReport:
@@ -150,6 +148,102 @@ def measured_before(look: Look, samples: Path) -> EvaluationReport:
                 "prompts: another seed is no new evidence"
             ) from error
     return report.model_copy(update={"samples": samples, "look": look})
+
+
+def find_look(entry: str) -> tuple[Look, dict[str, str]]:
+    """Return a look that is on record, and its tags.
+
+    Raises:
+        RegistryError: there is no such look, or nothing was measured at it yet.
+    """
+    tags = _tags(entry)
+    if MEASURED not in tags:
+        raise RegistryError(f"{entry}: nothing was measured at this look; evaluate first")
+    project = entry.removeprefix("models:/").partition(SUFFIX)[0]
+    entries = read_looks(project)
+    mine = next(one for one in entries if str(one.number) == entry.rpartition("/")[2])
+    look = Look(
+        entry=entry,
+        held_out=mine.held_out,
+        number=_number(entries, mine, mine.held_out, mine.sketch),
+        measured_by=tags[MEASURED],
+        sampling=tags.get(SAMPLING),
+    )
+    return look, tags
+
+
+def keep_votes(entry: str, name: str, votes: Path) -> str:
+    """Keep a file of votes on the answers of a look with the run that measured them.
+
+    Args:
+        entry: the look.
+        name: of the collection; its earlier votes no longer count, and stay with the run.
+        votes: file; its name tells its content apart.
+
+    Returns:
+        The MLflow run.
+
+    Raises:
+        RegistryError: nothing was measured at this look, or MLflow does not answer.
+    """
+    run_id = str(find_look(entry)[0].measured_by)
+    patiently(
+        f"keeping the votes of {name}",
+        lambda: mlflow_client().log_artifact(run_id, str(votes), _VOTES_FOLDER),
+    )
+    _set_tag(entry, VOTES + name, f"{run_id} {votes.name}")
+    return run_id
+
+
+def votes_digest(entry: str) -> str | None:
+    """Return what changes with the votes on the answers of a look; None where there are none."""
+    files = _vote_files(_tags(entry))
+    return hashlib.sha256(" ".join(files).encode()).hexdigest()[:12] if files else None
+
+
+def bring_votes(entry: str, folder: Path) -> list[Path]:
+    """Bring the files of votes on the answers of a look into a folder."""
+    found = []
+    for file in _vote_files(_tags(entry)):
+        run_id, _, name = file.partition(" ")
+        path = patiently(
+            f"reading the votes {name}",
+            lambda run_id=run_id, name=name: mlflow_client().download_artifacts(  # type: ignore[misc]
+                run_id, f"{_VOTES_FOLDER}/{name}", str(folder)
+            ),
+        )
+        found.append(Path(path))
+    return found
+
+
+def take_round(entry: str) -> int:
+    """Write down that these votes are decided with; return the how many-th ones they are."""
+    tags, digest = _tags(entry), str(votes_digest(entry))
+    rounds = tags.get(ROUNDS, "").split()
+    if digest not in rounds:
+        rounds.append(digest)
+        _set_tag(entry, ROUNDS, " ".join(rounds))
+    return rounds.index(digest) + 1
+
+
+def _vote_files(tags: Mapping[str, str]) -> list[str]:
+    return [tags[key] for key in sorted(tags) if key.startswith(VOTES)]
+
+
+def _tags(entry: str) -> dict[str, str]:
+    name, _, number = entry.removeprefix("models:/").partition("/")
+    found = patiently(
+        f"reading {entry}", lambda: mlflow_client().get_model_version(name, number).tags
+    )
+    return dict(found)
+
+
+def _set_tag(entry: str, key: str, value: str) -> None:
+    name, _, number = entry.removeprefix("models:/").partition("/")
+    patiently(
+        f"tagging {entry}",
+        lambda: mlflow_client().set_model_version_tag(name, number, key, value),
+    )
 
 
 def _number(entries: Sequence[Entry], mine: Entry, held_out: str, sketch: frozenset[int]) -> int:

@@ -30,6 +30,8 @@ POLICY_METRICS = (
     "distinct_2",
 )
 """What ``evaluation.comparison`` measures of a policy beside its vices."""
+CORRECTED = "win_rate_corrected"
+"""The judge's win rate corrected by people's votes; measured where there are votes."""
 OVER_CHAMPION = "win_rate_over_champion"
 CHAMPION_METRICS = (OVER_CHAMPION, "length_ratio_over_champion", "champion_win_rate")
 """Measured where there is a champion; a gate on one does not apply where there is none."""
@@ -68,6 +70,7 @@ def metrics_of(stage: str, own_vices: Iterable[str]) -> frozenset[str]:
         vices = (*PHRASE_VICES, *COMPUTED_VICES, *own_vices)
         names = (
             *POLICY_METRICS,
+            CORRECTED,
             *CHAMPION_METRICS,
             *vices,
             *(f"{vice}_increase" for vice in vices),
@@ -103,6 +106,9 @@ def range_of(metric: str) -> tuple[float, float]:
 
 def is_taken(vice: str) -> bool:
     """Say whether metrics of this vice would stand where others do, or read as an increase."""
-    return vice in (*COMPUTED_VICES, *POLICY_METRICS, *CHAMPION_METRICS) or vice.endswith(
-        "_increase"
-    )
+    return vice in (
+        *COMPUTED_VICES,
+        *POLICY_METRICS,
+        CORRECTED,
+        *CHAMPION_METRICS,
+    ) or vice.endswith("_increase")

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 from rlhf_core.config import GateConfig, PromotionConfig
-from rlhf_core.config.metric_names import CHAMPION_METRICS, OVER_CHAMPION
+from rlhf_core.config.metric_names import CHAMPION_METRICS, CORRECTED, OVER_CHAMPION
 from rlhf_core.errors import MissingMetricError
+from rlhf_core.evaluation.corrected import MIN_LABELS
 from rlhf_core.evaluation.intervals import Resampling
 from rlhf_core.evaluation.monitors import VICES
 from rlhf_core.schema import (
@@ -32,6 +33,8 @@ def apply_gate(gate: GateConfig, report: EvaluationReport) -> GateResult:
     """
     if report.champion is None and _asks_about_champion(gate):
         return _unmeasured(gate, "PROMOTE", "not applicable, for there is no champion yet")
+    if gate.metric == f"policy/{CORRECTED}" and gate.metric not in report.metrics:
+        return _unmeasured(gate, "HOLD", _without_votes(report))
     if gate.slice is not None:
         measured = report.breakdown.get(gate.slice, {})
         if gate.metric not in measured:
@@ -173,6 +176,16 @@ def _unseen_slice(gate: GateConfig, report: EvaluationReport) -> GateResult:
     """Nothing of a slice was held out: more data may decide."""
     slices = ", ".join(report.breakdown) or "none"
     return _unmeasured(gate, "HOLD", f"no held-out sample is in this slice; slices are {slices}")
+
+
+def _without_votes(report: EvaluationReport) -> str:
+    """Say which commands bring the votes that are missing."""
+    there = f"on {report.people.pairs} pairs" if report.people else "on none of the answers"
+    return (
+        f"not measured: there are votes {there}, expected at least {MIN_LABELS}; "
+        "`rlhf collect CONFIG --evaluation RUN` draws pairs, `rlhf label push` and `rlhf label "
+        "pull` bring people's votes on them, `rlhf evaluate CONFIG --run-id RUN` decides again"
+    )
 
 
 def _unmeasured(gate: GateConfig, verdict: Verdict, why: str) -> GateResult:

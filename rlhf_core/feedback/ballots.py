@@ -2,18 +2,28 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_core.errors import ConfigError
-from rlhf_core.schema import Record, Vote
+from pydantic import Field
+
+from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.schema import Choice, Comparison, Record, Vote
 from rlhf_core.storage.journal import Keep, appending, read_journal
-from rlhf_core.storage.records import atomic_file, parse_object, write_records
+from rlhf_core.storage.records import (
+    atomic_file,
+    iterate_records,
+    parse_object,
+    shorten,
+    write_records,
+)
 
 FOLDER = "votes"
 _ASKED = "asked.json"
 _BALLOTS = "ballots.jsonl"
+_FILE_BOX = "file"
+"""Labeler whose votes come from files."""
 
 
 class Ballot(Record):
@@ -76,6 +86,49 @@ class BallotBox:
                 f" settings (changed: {', '.join(changed)}); give the same ones, or delete that"
                 " folder to ask for all of them again"
             )
+
+
+class _FileVote(Record):
+    """A line of a file of votes."""
+
+    pair: str
+    """Its ``comparison_id``."""
+    annotator: str = Field(min_length=1)
+    winner: Choice
+
+
+def add_file_votes(collection: Path, path: Path, pairs: Sequence[Comparison]) -> None:
+    """Add the votes of a file, JSON lines of ``pair``, ``annotator`` and ``winner``.
+
+    Who voted on a pair by an earlier file is taken to have changed their mind.
+
+    Raises:
+        DataError: there is no such file, or a line is not about a pair of the collection, or one
+            annotator votes twice on a pair; names the line.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected JSON lines of pair, annotator and winner")
+    ids = {pair.comparison_id for pair in pairs}
+    box = BallotBox(collection, _FILE_BOX)
+    known = {one.comparison_id: {v.annotator: v for v in one.votes} for one in box.read()}
+    lines: dict[tuple[str, str], int] = {}
+    for number, vote in enumerate(iterate_records(path, _FileVote), 1):
+        if vote.pair not in ids:
+            raise DataError(
+                f"{path}, row {number}: no pair {shorten(vote.pair)} in collection "
+                f"{collection.name}; expected a comparison_id of its {len(ids)} pairs"
+            )
+        one = Vote(annotator=vote.annotator, choice=vote.winner)
+        before = lines.setdefault((vote.pair, one.annotator), number)
+        if before != number:
+            raise DataError(
+                f"{path}, row {number}: {shorten(one.annotator)} votes on {vote.pair} in row "
+                f"{before} already; expected one vote of an annotator on a pair"
+            )
+        known.setdefault(vote.pair, {})[one.annotator] = one
+    if not lines:
+        raise DataError(f"{path}: no votes in it")
+    box.replace(Ballot(comparison_id=name, votes=tuple(v.values())) for name, v in known.items())
 
 
 def all_votes(collection: Path) -> dict[str, tuple[Vote, ...]]:

@@ -11,6 +11,8 @@ from rlhf_core.storage.records import read_record, read_records, sha256_of
 MANIFEST = "manifest.json"
 PAIRS = "pairs.jsonl"
 ORIGINS = "origins.jsonl"
+ALIKE = "alike.jsonl"
+"""Of an evaluation: pairs drawn whose answers are equal, a tie without asking."""
 
 
 class SampledModel(Record):
@@ -63,6 +65,26 @@ class Counts(Record):
     pairs: int = Field(ge=0)
 
 
+class Evaluated(Record):
+    """The evaluation whose answers a collection asks about: its votes stay with it."""
+
+    run_id: str
+    """Pipeline run that evaluated."""
+    look: str
+    """Its look at the held-out prompts, ``models:/<project>-looks/<number>``."""
+    judged: int
+    """Pairs of answers that the judge compared."""
+    drawn: int
+    """Pairs drawn from them at random; those of two equal answers are not asked about."""
+    seed: int
+    half_width: float
+    """Of the corrected interval, which labels were counted for."""
+    accuracy: float | None
+    """The judge's on held-out pairs, as measured; None where that is not on record."""
+    needed: int | None
+    """Pairs that need votes for that half width; None where all of them are not enough."""
+
+
 class Collection(Record):
     """Lies in the collection's folder as ``manifest.json``."""
 
@@ -75,11 +97,14 @@ class Collection(Record):
     prompts_sha256: str
     dataset_sha256: str
     """Dataset whose held-out dialogues were left alone."""
-    settings: SamplingSettings
+    settings: SamplingSettings | None
+    """None where the answers are those of an evaluation."""
     counts: Counts
     pairs_sha256: str
     git_commit: str | None
     """Of the code that sampled."""
+    evaluation: Evaluated | None = None
+    """Where the answers are those of an evaluation."""
 
 
 def find_collection(reference: str, output: Path) -> Path:

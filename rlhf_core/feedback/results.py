@@ -64,3 +64,7 @@ class PullResult(Record):
     """File the batch was written to instead of being published."""
     published: BatchResult | None = None
     """The new version; None where nothing was published."""
+    evaluation: str | None = None
+    """Run whose evaluation keeps the votes, where the answers are its own: nothing is published."""
+    kept: int = 0
+    """Pairs with votes that it keeps, those of two equal answers included."""

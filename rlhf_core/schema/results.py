@@ -88,7 +88,32 @@ class Look(Record):
     @property
     def share(self) -> float:
         """Part of a first look's error that this one may make."""
-        return 1.0 if self.number == 1 else 1.0 / (2 * self.number * (self.number - 1))
+        return error_share(self.number)
+
+
+def error_share(number: int) -> float:
+    """Part of the first look's error that look ``number`` may make; see ``Look``."""
+    return 1.0 if number == 1 else 1.0 / (2 * number * (number - 1))
+
+
+class PeopleVotes(Record):
+    """People's votes on pairs of answers that the judge compared, as far as they were in."""
+
+    pairs: int = Field(ge=0)
+    """Samples whose outcome people gave, those with two equal answers included."""
+    votes: int = Field(ge=0)
+    by: tuple[str, ...]
+    """Who voted; AI judges, ``ai:<model>``, only where no person did."""
+    unmatched: int = Field(default=0, ge=0)
+    """Pairs with votes whose answers are not among the samples on record; they count for nothing."""
+    round: int = Field(default=1, ge=1)
+    """1 for the first decision with votes on these answers; more votes make a decision of their
+    own, which has to be surer, as a further look has."""
+
+    @property
+    def share(self) -> float:
+        """Part of the first decision's error that this one may make: the rule of ``Look``."""
+        return error_share(self.round)
 
 
 class EvaluationReport(Record):
@@ -110,6 +135,8 @@ class EvaluationReport(Record):
     """Which look at the held-out prompts it was; None where looks are not counted."""
     units: str = ""
     """What counts as one sample, and what the intervals are about."""
+    people: PeopleVotes | None = None
+    """Votes that the judge's win rate was corrected by; None where there are none."""
 
     def metric(self, name: str) -> Estimate:
         """Return the estimate called ``name``.

@@ -8,12 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_core.adapters.looks import finish_look, measured_before, take_look
+from rlhf_core.adapters.looks import finish_look, measured_before, take_look, votes_digest
 from rlhf_core.adapters.tracking import StageRun
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.keys import conversation_key, dialogue_key
 from rlhf_core.dataprep.measures.clusters import numbered
+from rlhf_core.errors import MissingMetricError
 from rlhf_core.evaluation.comparison import policy_breakdown, policy_metrics
+from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.intervals import cluster_sums, estimate_clustered, estimate_ratio
 from rlhf_core.evaluation.preference_metrics import (
     accuracy_by_length,
@@ -25,6 +27,7 @@ from rlhf_core.schema import (
     DatasetSplits,
     Demonstration,
     EvaluationReport,
+    Look,
     ModelRef,
     Prompt,
     RunContext,
@@ -32,6 +35,7 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluation.compare import compare_answers, sampling, topics_of, write_samples
+from rlhf_core.stages.evaluation.people import corrected_by_people
 from rlhf_core.stages.evaluation.scored_pairs import heldout_pairs, score_pairs
 from rlhf_core.stages.evaluation.scoring import response_logprobs
 from rlhf_core.stages.evaluation.verdict import (
@@ -39,6 +43,7 @@ from rlhf_core.stages.evaluation.verdict import (
     doubts_about_champion,
     doubts_about_data,
     evaluation_run,
+    gates_asked,
     metric_plans,
     require_independent_judge,
     require_own_reference,
@@ -227,7 +232,8 @@ def _look(
     """Put a look on record, then measure; what the same look measured before, stands.
 
     The answers may be drawn again as they were, to ask more of them; drawn by another seed, or
-    more of them, they would be a second chance for the same weights.
+    more of them, they would be a second chance for the same weights. Votes of people on them are
+    new evidence.
     """
     heldout = read_records(splits.prompts_heldout, Prompt)
     look = take_look(
@@ -238,9 +244,41 @@ def _look(
         run=run,
     )
     samples = directory / "samples.jsonl"
-    if look.measured_by is not None and look.sampling != sampling(config):
+    report = _standing(config, look, samples)
+    if report is None:
+        look = look.model_copy(update={"measured_by": None, "sampling": None})
+        report = _measured(config, splits, models, look, samples)
+    return corrected_by_people(config, splits, report)
+
+
+def _standing(config: PipelineConfig, look: Look, samples: Path) -> EvaluationReport | None:
+    """Return what was measured at this look before, if that is what is to be decided from.
+
+    It is where other answers would be drawn now, and where people have voted on those answers and
+    the gates ask nothing else of them.
+    """
+    if look.measured_by is None:
+        return None
+    if look.sampling != sampling(config):
         return measured_before(look, samples)
-    look = look.model_copy(update={"measured_by": None, "sampling": None})
+    if votes_digest(look.entry) is None:
+        return None
+    report = measured_before(look, samples)
+    try:
+        decide(gates_asked(config, "policy", look, report.people), report)
+    except MissingMetricError:
+        return None
+    return report
+
+
+def _measured(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    models: Mapping[str, ModelRef],
+    look: Look,
+    samples: Path,
+) -> EvaluationReport:
+    directory = samples.parent
     measured = compare_answers(config, splits, models, directory)
     write_samples(samples, measured)
     topics, units = topics_of(config, splits, measured.prompts)

@@ -9,20 +9,25 @@ from rlhf_core.adapters.registry import find_version, upstream_uris
 from rlhf_core.adapters.required_gates import APPLIED, applied_tag, required_gates
 from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
 from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
+from rlhf_core.config.metric_names import CORRECTED
 from rlhf_core.dataprep.measures.clusters import Ints
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide, gate_name, look_in_words
 from rlhf_core.evaluation.intervals import Plans, Resampling
+from rlhf_core.evaluation.people import votes_in_words
 from rlhf_core.schema import (
     DatasetSplits,
     EvaluationReport,
     Look,
     ModelRef,
+    PeopleVotes,
     PromotionDecision,
     RunContext,
     StageResult,
 )
 from rlhf_core.stages.determinism import derived_seed, take_cores
+
+WIN_RATE_CORRECTED = f"policy/{CORRECTED}"
 
 
 @contextmanager
@@ -44,7 +49,10 @@ def evaluation_run(
 
 
 def gates_asked(
-    config: PipelineConfig, stage: GatedStage, look: Look | None = None
+    config: PipelineConfig,
+    stage: GatedStage,
+    look: Look | None = None,
+    people: PeopleVotes | None = None,
 ) -> tuple[GateConfig, ...]:
     """Return the gates a model is held to: the run's and those its project requires.
 
@@ -52,11 +60,16 @@ def gates_asked(
         config: settings of the run.
         stage: whose model is measured.
         look: at a set that was looked at before; each gate is then as much surer.
+        people: whose votes correct the judge; their gate is surer each time they decide.
     """
     asked = required_gates(config.project).added_to(stage, config.gates_of(stage))
     if look is None:
         return asked
-    levels = [Resampling(gate.confidence, share=look.share).level for gate in asked]
+    shares = {WIN_RATE_CORRECTED: look.share * people.share} if people else {}
+    levels = [
+        Resampling(gate.confidence, share=shares.get(gate.metric, look.share)).level
+        for gate in asked
+    ]
     return tuple(
         gate.model_copy(update={"confidence": level})
         for gate, level in zip(asked, levels, strict=True)
@@ -103,11 +116,10 @@ def conclude(  # noqa: PLR0913 - a verdict and all that it rests on
 ) -> StageResult:
     """Apply the stage's gates and write the verdict down before anyone hears it."""
     doubts += _doubts_about(judge) if judge else ()
-    decision = decide(
-        gates_asked(config, stage, report.look), report, doubts=doubts, promotion=config.promotion
-    )
+    gates = gates_asked(config, stage, report.look, report.people)
+    decision = decide(gates, report, doubts=doubts, promotion=config.promotion)
     decision = _marked(decision, required_gates(config.project).of_stage(stage))
-    decision = _with_look(decision, report.look)
+    decision = _with_look(decision, report)
     asked = applied_tag(gates_asked(config, stage))
     upstream = {"judge": judge} if judge else {}
     record_decision(decision, report, run=run, upstream=upstream, more_tags={APPLIED: asked})
@@ -133,14 +145,16 @@ def _marked(decision: PromotionDecision, required: tuple[GateConfig, ...]) -> Pr
     return decision.model_copy(update={"results": results})
 
 
-def _with_look(decision: PromotionDecision, look: Look | None) -> PromotionDecision:
-    """Say which look it was, where it was not the first or not a new one."""
-    said = []
+def _with_look(decision: PromotionDecision, report: EvaluationReport) -> PromotionDecision:
+    """Say which look it was, where it was not the first or not a new one, and whose votes count."""
+    said, look = [], report.look
     if look is not None and look.measured_by is not None:
         said.append(
             f"the same weights were measured on these held-out prompts before ({look.entry}, "
             f"{look.sampling}); that measurement stands, another seed or size is no new evidence"
         )
+    if report.people is not None:
+        said.append(votes_in_words(report.people))
     if look is not None and look.number > 1:
         said.append(look_in_words(look))
     reasons = (*decision.reasons, *(f"{decision.verdict}: {text}." for text in said))

@@ -7,11 +7,20 @@ from pathlib import Path
 
 from rlhf_core.adapters import dvc_versions, versioning
 from rlhf_core.config import LabelStudioLabelerConfig, PipelineConfig, SourceConfig
+from rlhf_core.errors import DataError
 from rlhf_core.feedback.agreement import judges_against_people, votes_alpha
-from rlhf_core.feedback.ballots import all_votes
-from rlhf_core.feedback.collection import ORIGINS, Origin, find_collection, read_collection
+from rlhf_core.feedback.ballots import FOLDER, add_file_votes, all_votes
+from rlhf_core.feedback.collection import (
+    ORIGINS,
+    Collection,
+    Evaluated,
+    Origin,
+    find_collection,
+    read_collection,
+)
 from rlhf_core.feedback.results import PullResult
 from rlhf_core.schema import BatchResult, Comparison, Record
+from rlhf_core.stages.labels.evaluated import keep_with_evaluation
 from rlhf_core.stages.labels.people import fetch_votes
 from rlhf_core.stages.versions import batches as data_batches
 from rlhf_core.stages.versions.publish import publish
@@ -36,17 +45,20 @@ def pull_labels(
     reference: str,
     *,
     output: Path | None = None,
+    votes: Path | None = None,
     min_kept_fraction: float = 1.0,
 ) -> PullResult:
     """Publish the pairs of a collection that have enough votes by now, each once.
 
     A pair is published when it has ``feedback.votes_per_pair`` votes, with all votes it has by
     then; those that come later change nothing any more. Pairs with fewer wait for the next pull.
+    Votes on the answers of an evaluation stay with it, all there are, and are never published.
 
     Args:
         config: settings, with a ``feedback`` section.
         reference: id or folder of the collection.
         output: write the batch to this file, in canonical form, and publish nothing.
+        votes: file of votes to bring in instead of asking the label server.
         min_kept_fraction: as for ``publish``.
 
     Raises:
@@ -56,10 +68,20 @@ def pull_labels(
     """
     feedback = config.feedback_settings()
     folder = find_collection(reference, feedback.output)
-    pairs = read_collection(folder)[1]
+    collection, pairs = read_collection(folder)
+    if collection.evaluation is not None and output is not None:
+        raise DataError(
+            f"{folder.name}: votes on the answers of an evaluation correct its judge and train "
+            "nothing; leave --output out"
+        )
     with exclusive(folder / PUBLISHED):
-        if isinstance(feedback.labeler, LabelStudioLabelerConfig):
+        if votes is not None:
+            with exclusive(folder / FOLDER):
+                add_file_votes(folder, votes, pairs)
+        elif isinstance(feedback.labeler, LabelStudioLabelerConfig):
             fetch_votes(folder, pairs, feedback.labeler)
+        if collection.evaluation is not None:
+            return _kept(config, folder, collection, collection.evaluation)
         recovered = None if output else _finish_interrupted(folder)
         labelled = _labelled(folder, pairs)
         before = _published(folder)
@@ -74,6 +96,15 @@ def pull_labels(
             return result.model_copy(update={"output": output})
         published = _publish(folder, ready, min_kept_fraction) if ready else recovered
     return result.model_copy(update={"published": published})
+
+
+def _kept(
+    config: PipelineConfig, folder: Path, collection: Collection, about: Evaluated
+) -> PullResult:
+    labelled = _labelled(folder, read_collection(folder)[1])
+    kept = keep_with_evaluation(folder, collection, about, labelled)
+    found = _measured(config, folder, labelled, {}, 0)
+    return found.model_copy(update={"evaluation": about.run_id, "kept": kept})
 
 
 def _labelled(folder: Path, pairs: Sequence[Comparison]) -> list[Comparison]:
