@@ -272,7 +272,6 @@ def _line(words: Sequence[str], overrides: list[str] | None) -> str:
 
 
 def _show_pulled(result: "PullResult", config: Path, overrides: list[str] | None) -> None:
-    from rlhf_flows.commands.data import show_published
     from rlhf_flows.commands.tables import show_line
 
     by_votes = ", ".join(f"{votes}: {pairs:,}" for votes, pairs in result.pairs_by_votes.items())
@@ -286,12 +285,16 @@ def _show_pulled(result: "PullResult", config: Path, overrides: list[str] | None
         show_line(f"votes by model: {votes}")
     if result.evaluation is not None:
         show_line(f"kept with the evaluation of run {result.evaluation}: {result.kept:,} pairs")
-        if result.kept:
-            again = _line(
-                ("rlhf", "evaluate", str(config), "--run-id", result.evaluation), overrides
-            )
-            show_line(f"decide again: {again}")
-        return
+        words = ("rlhf", "evaluate", str(config), "--run-id", result.evaluation)
+        show_line(f"when there are enough: {_line(words, overrides)}")
+    else:
+        _show_published(result)
+
+
+def _show_published(result: "PullResult") -> None:
+    from rlhf_flows.commands.data import show_published
+    from rlhf_flows.commands.tables import show_line
+
     if result.late_votes:
         show_line(
             f"votes on published pairs that came later and change nothing: {result.late_votes:,}"

@@ -20,6 +20,7 @@ from rlhf_core.schema import (
     DatasetRef,
     DatasetSplits,
     Estimate,
+    GateResult,
     ModelRef,
     PromotionDecision,
     StageResult,
@@ -166,7 +167,7 @@ def show_gates(decision: PromotionDecision) -> None:
     table = Table("gate", "verdict", "measured", "rule")
     for gate in decision.results:
         name, rule = escape(gate.gate), escape(gate.rule)
-        table.add_row(name, _coloured(gate.verdict), _measured(gate.estimate), rule)
+        table.add_row(name, _coloured(gate.verdict), _measured(gate), rule)
     show_table(table)
 
 
@@ -255,10 +256,10 @@ def show_where(places: Mapping[str, str]) -> None:
         show_line(f"  {what:<10} {where}")
 
 
-def _measured(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "not applicable"
-    value, interval, count = _estimate_cells(estimate)
+def _measured(gate: GateResult) -> str:
+    if gate.estimate is None:
+        return gate.without_estimate
+    value, interval, count = _estimate_cells(gate.estimate)
     return f"{value} {interval}, n = {count}"
 
 

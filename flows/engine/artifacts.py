@@ -8,7 +8,15 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RlhfError
-from rlhf_core.schema import DatasetSplits, Estimate, ModelRef, Record, RunContext, StageResult
+from rlhf_core.schema import (
+    DatasetSplits,
+    Estimate,
+    GateResult,
+    ModelRef,
+    Record,
+    RunContext,
+    StageResult,
+)
 from rlhf_core.schema.shown import shown_code, shown_link, shown_markdown
 from rlhf_flows.engine import bindings
 from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
@@ -98,7 +106,7 @@ def stage_page(stage: str, result: StageResult) -> str:
     """Return a page with the stage's verdict, gates and metrics."""
     decision = result.decision
     gates = [
-        f"| {shown_markdown(gate.gate)} | **{gate.verdict}** | {_estimate(gate.estimate)} "
+        f"| {shown_markdown(gate.gate)} | **{gate.verdict}** | {_of_gate(gate)} "
         f"| {shown_markdown(gate.rule)} |"
         for gate in decision.results
     ]
@@ -174,8 +182,10 @@ def _labels(result: LabelsResult) -> Page:
     return "\n".join(lines), [(pushed.place, "label studio")] if pushed.place else []
 
 
-def _estimate(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "not applicable"
+def _of_gate(gate: GateResult) -> str:
+    return gate.without_estimate if gate.estimate is None else _estimate(gate.estimate)
+
+
+def _estimate(estimate: Estimate) -> str:
     low, high = f"{estimate.low:.4g}", f"{estimate.high:.4g}"
     return f"{estimate.value:.4g} [{low}, {high}], n = {estimate.num_samples}"

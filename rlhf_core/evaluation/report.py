@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from rlhf_core.evaluation.gates import look_in_words
 from rlhf_core.evaluation.monitors import VICES
+from rlhf_core.evaluation.people import votes_in_words
 from rlhf_core.evaluation.samples import Standing
 from rlhf_core.schema import (
     Conversation,
@@ -24,7 +25,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 HEADLINES = {
     "policy/win_rate": "win rate over SFT, by the judge",
-    "policy/length_controlled_win_rate": "the same at equal length",
+    "policy/win_rate_corrected": "the same, corrected by people's votes",
+    "policy/length_controlled_win_rate": "win rate over SFT at equal length",
     "policy/win_rate_over_champion": "win rate over the champion, by the judge",
     "gold/win_rate": "win rate by the outside rater",
     "policy/kl": "KL from SFT, nats per response",
@@ -128,6 +130,7 @@ def render_page(page: Page) -> str:
         },
         verdict_class=verdict_class,
         look_in_words=look_in_words,
+        votes_in_words=votes_in_words,
     )
 
 

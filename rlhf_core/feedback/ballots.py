@@ -88,7 +88,7 @@ class BallotBox:
             )
 
 
-class _FileVote(Record):
+class FileVote(Record):
     """A line of a file of votes."""
 
     pair: str
@@ -112,7 +112,7 @@ def add_file_votes(collection: Path, path: Path, pairs: Sequence[Comparison]) ->
     box = BallotBox(collection, _FILE_BOX)
     known = {one.comparison_id: {v.annotator: v for v in one.votes} for one in box.read()}
     lines: dict[tuple[str, str], int] = {}
-    for number, vote in enumerate(iterate_records(path, _FileVote), 1):
+    for number, vote in enumerate(iterate_records(path, FileVote), 1):
         if vote.pair not in ids:
             raise DataError(
                 f"{path}, row {number}: no pair {shorten(vote.pair)} in collection "

@@ -105,7 +105,7 @@ class PeopleVotes(Record):
     by: tuple[str, ...]
     """Who voted; AI judges, ``ai:<model>``, only where no person did."""
     unmatched: int = Field(default=0, ge=0)
-    """Pairs with votes whose answers are not among the samples on record; they count for nothing."""
+    """Pairs with votes whose answers are not among the samples on record: they do not count."""
     round: int = Field(default=1, ge=1)
     """1 for the first decision with votes on these answers; more votes make a decision of their
     own, which has to be surer, as a further look has."""
@@ -159,7 +159,8 @@ class GateResult(Record):
     """The metric, and the slice in brackets where it is gated over some prompts only."""
     verdict: Verdict
     estimate: Estimate | None
-    """None where the gate does not apply: it asks about a champion, and there is none."""
+    """None where the gate does not apply, for it asks about a champion and there is none, or where
+    nothing was measured yet."""
     rule: str
     """The rule in words, e.g. ``lower bound >= 0.6 (95%, n >= 300)``."""
     reason: str
@@ -167,6 +168,11 @@ class GateResult(Record):
     """The threshold; None in results of earlier builds."""
     needed: str = ""
     """How many samples would decide it, in words; empty where it is decided."""
+
+    @property
+    def without_estimate(self) -> str:
+        """What stands in the place of an estimate that there is none of."""
+        return "not applicable" if self.verdict == "PROMOTE" else "not measured"
 
 
 class PromotionDecision(Record):

@@ -1,12 +1,14 @@
 """Votes are on the disk one by one, and only whole ones count."""
 
 import errno
+import json
 import os
 
 import pytest
 
 from rlhf_core.errors import ConfigError, DataError, StorageError
-from rlhf_core.feedback.ballots import Ballot, BallotBox, all_votes
+from rlhf_core.feedback.ballots import Ballot, BallotBox, add_file_votes, all_votes
+from rlhf_core.feedback.collection import read_collection
 from rlhf_core.schema import Vote
 
 
@@ -76,3 +78,40 @@ def test_a_full_disk_is_told_in_one_line_and_what_was_kept_stays(tmp_path, monke
         with pytest.raises(StorageError, match=r"ballots.jsonl cannot be written: No space left"):
             keep(ballot("2"))
     assert box.read()[0] == ballot("1")
+
+
+def vote_file(folder, *rows):
+    path = folder / "votes.jsonl"
+    path.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows))
+    return path
+
+
+def test_a_file_brings_votes_and_a_later_one_changes_them(collection, tmp_path):
+    pairs = read_collection(collection)[1]
+    first = {"pair": "abc-00001", "annotator": "ann", "winner": "a"}
+    other = {"pair": "abc-00002", "annotator": "ann", "winner": "tie"}
+    add_file_votes(collection, vote_file(tmp_path, first, other), pairs)
+    more = {**first, "annotator": "bob"}
+    add_file_votes(collection, vote_file(tmp_path, {**first, "winner": "b"}, more), pairs)
+    found = {
+        name: {vote.annotator: vote.choice for vote in votes}
+        for name, votes in all_votes(collection).items()
+    }
+    assert found == {"abc-00001": {"ann": "b", "bob": "a"}, "abc-00002": {"ann": "tie"}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"pair": "abc-00099"}], "row 1: no pair 'abc-00099' in collection abc"),
+        ([{"winner": "left"}], "line 1: not a FileVote: winner"),
+        ([{}, {"winner": "b"}], "row 2: 'ann' votes on abc-00001 in row 1 already"),
+        ([], "no votes in it"),
+    ],
+)
+def test_a_file_of_votes_that_cannot_be_counted_is_refused(collection, tmp_path, rows, said):
+    pairs = read_collection(collection)[1]
+    vote = {"pair": "abc-00001", "annotator": "ann", "winner": "a"}
+    with pytest.raises(DataError, match=said):
+        add_file_votes(collection, vote_file(tmp_path, *({**vote, **row} for row in rows)), pairs)
+    assert all_votes(collection) == {}

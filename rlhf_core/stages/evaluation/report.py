@@ -281,6 +281,7 @@ def _comparison_figures(
     figures: list[str] = []
     names = {
         "judge": "policy/win_rate",
+        "judge, corrected by people": "policy/win_rate_corrected",
         "judge, over the champion": "policy/win_rate_over_champion",
         "outside rater": "gold/win_rate",
     }

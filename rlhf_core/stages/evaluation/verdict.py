@@ -151,7 +151,8 @@ def _with_look(decision: PromotionDecision, report: EvaluationReport) -> Promoti
     if look is not None and look.measured_by is not None:
         said.append(
             f"the same weights were measured on these held-out prompts before ({look.entry}, "
-            f"{look.sampling}); that measurement stands, another seed or size is no new evidence"
+            f"{look.sampling}); that measurement stands"
+            + ("" if report.people else ", another seed or size is no new evidence")
         )
     if report.people is not None:
         said.append(votes_in_words(report.people))
