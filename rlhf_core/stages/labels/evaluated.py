@@ -147,7 +147,10 @@ def _collected(
         if row.policy == row.sft
     ]
     if not asked:
-        raise DataError(f"all {len(rows)} pairs drawn are of two equal answers: nothing to ask")
+        raise DataError(
+            f"all {len(rows)} pairs drawn are of two equal answers: policy and SFT model answer "
+            "alike, so there is nothing to ask people about"
+        )
     with exclusive(folder):
         if (folder / MANIFEST).is_file():
             return CollectedPairs(collection=read_collection(folder)[0], folder=folder)
