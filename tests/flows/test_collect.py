@@ -214,3 +214,17 @@ def test_a_command_without_the_section_is_one_clear_line(stages, config_path, mo
         main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: feedback: no such section")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"pairs": 20}, "name its run, too"),
+        ({"evaluation": "one", "model": "models:/rlhf-sft/1"}, "leave model, against and dataset"),
+        ({"evaluation": "nowhere"}, "no such run"),
+    ],
+)
+def test_an_evaluation_is_asked_about_alone_and_has_to_be_there(asked, with_feedback, inputs, said):
+    with pytest.raises(ConfigError, match=said):
+        collect.sample_pairs(with_feedback(SIMULATED).load(), CollectInputs(**inputs))
+    assert asked == []
