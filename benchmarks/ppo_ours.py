@@ -29,18 +29,25 @@ OPTIONS = json.loads(sys.argv[3])
 torch.set_num_threads(OPTIONS.pop("threads", 1))
 
 from rlhf_core.config import OptimizerConfig, PpoConfig  # noqa: E402
-from rlhf_core.functional.advantages import GROUP_EPS  # noqa: E402
+from rlhf_core.functional.advantages import (  # noqa: E402
+    GROUP_ADVANTAGES,
+    GROUP_EPS,
+)
 from rlhf_core.models import load_causal, load_scalar, token_logprobs  # noqa: E402
-from rlhf_core.rollout.experience import Rollout  # noqa: E402
+from rlhf_core.rollout.experience import Rollout, rollout_metrics  # noqa: E402
 from rlhf_core.rollout.score import score_rollout  # noqa: E402
 from rlhf_core.tokenization import TokenizedPrompt, as_token_ids  # noqa: E402
 from rlhf_core.trainers.checkpoint import CheckpointStore  # noqa: E402
 from rlhf_core.trainers.loop import TrainingRun  # noqa: E402
-from rlhf_core.trainers.ppo import PpoData, PpoModels, fit_ppo  # noqa: E402
-from rlhf_core.trainers.ppo_experience import GROUP_ADVANTAGES, prepare_experience  # noqa: E402
+from rlhf_core.trainers.ppo import (  # noqa: E402
+    PpoData,
+    PpoModels,
+    fit_ppo,
+    learn,
+    prepare_experience,
+)
 from rlhf_core.trainers.ppo_learner import Learner  # noqa: E402
-from rlhf_core.trainers.ppo_metrics import rollout_metrics  # noqa: E402
-from rlhf_core.trainers.ppo_state import PpoState  # noqa: E402
+from rlhf_core.trainers.ppo_watch import PpoState  # noqa: E402
 
 
 class OneIterationAtATime:
@@ -144,7 +151,7 @@ def replay(folder: Path) -> dict[str, object]:
     scored = score_rollout(rollout, learner.scorers(), budget=4_096)
     state = PpoState(kl_coef=KL_COEF)
     experience, scores, _ = prepare_experience(scored, state, configured)
-    metrics = rollout_metrics(scored) | learner.update(experience, state)
+    metrics = rollout_metrics(scored) | learn(learner, experience, state)
     advantages = experience.advantages  # of the peer too: before they are whitened, if they are
     if experience.values is not None:
         advantages = experience.returns - experience.values

@@ -1,5 +1,7 @@
 """How much better than expected: against a value function, or against the group of a prompt."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -128,3 +130,11 @@ def _from_first_of_group(returns: Tensor) -> Tensor:
             f"expected returns [B, G] of at least 2 responses a prompt, got {tuple(returns.shape)}"
         )
     return returns - returns[:, :1]
+
+
+GROUP_ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "rloo": leave_one_out_advantages,
+    "grpo": group_relative_advantages,
+    "dr_grpo": centered_advantages,
+}
+"""Estimators that need no value function, by their name in the settings."""

@@ -1,5 +1,7 @@
 """Sampled estimators of KL(policy || reference) and the controller of its weight."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -97,3 +99,11 @@ def adapt_kl_coef(
     """
     error = min(max(observed_kl / target_kl - 1.0, -MAX_KL_ERROR), MAX_KL_ERROR)
     return kl_coef * (1.0 + error * num_samples / horizon)
+
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "k1": kl_k1,
+    "k2": kl_k2,
+    "k3": kl_k3,
+}
+"""Estimators per token by their name in the settings."""

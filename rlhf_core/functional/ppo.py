@@ -1,8 +1,12 @@
 """The two clipped losses of PPO and the numbers that tell whether it is healthy."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
 import torch
 from torch import Tensor
 
+from rlhf_core.functional.kl import kl_k3
 from rlhf_core.functional.shapes import require_same_shape
 
 
@@ -145,3 +149,35 @@ def logprob_mismatch(logprobs: Tensor, sampled_logprobs: Tensor) -> Tensor:
     """
     require_same_shape(logprobs=logprobs, sampled_logprobs=sampled_logprobs)
     return (logprobs - sampled_logprobs).abs().exp().mean()
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyTerms:
+    """What a pass over response tokens showed of the policy: [M] each, with no gradient."""
+
+    losses: Tensor
+    logprobs: Tensor
+    old_logprobs: Tensor
+    sampled_logprobs: Tensor
+    entropy: Tensor
+
+    def metrics(self, *, clip_eps: float, clip_eps_high: float | None) -> dict[str, float]:
+        """Health of a step, averaged over tokens."""
+        clipped = clipped_fraction(
+            self.logprobs,
+            self.old_logprobs,
+            clip_eps=clip_eps,
+            clip_eps_high=clip_eps_high,
+        )
+        return {
+            "policy_loss": float(self.losses.mean()),
+            "entropy": float(self.entropy.mean()),
+            "clip_fraction": float(clipped),
+            "approx_kl": float(kl_k3(self.old_logprobs, self.logprobs).mean()),
+        }
+
+    @classmethod
+    def joined(cls, parts: Sequence["PolicyTerms"]) -> "PolicyTerms":
+        """Join micro-batches into their minibatch."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))

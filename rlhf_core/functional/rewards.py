@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlhf_core.functional.running_moments import RunningMoments
+from rlhf_core.functional.running_moments import RunningMoments, update_moments
 from rlhf_core.functional.shapes import require_same_shape
 
 SCALE_EPS = 1e-8
@@ -78,3 +78,38 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -
     rewards = torch.where(mask, -kl_coef * kl, 0.0)
     last = mask.sum(dim=1, keepdim=True) - 1
     return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype))
+
+
+def shape_scores(
+    scores: Tensor,
+    finished: Tensor,
+    moments: RunningMoments,
+    *,
+    scale: bool,
+    clip: float | None,
+    missing_eos_penalty: float | None,
+) -> tuple[Tensor, RunningMoments]:
+    """Scale, clip, then put the penalty for missing EOS in place, so that it stays what it is.
+
+    Scores that the penalty replaces do not count in the running moments.
+
+    Args:
+        scores: [B] as the reward model gave them.
+        finished: [B] bool, True where the response ended with EOS.
+        moments: of all scores before.
+        scale: divide by the running standard deviation.
+        clip: > 0, largest absolute score after scaling; None clips nothing.
+        missing_eos_penalty: >= 0, minus this is the score of an unfinished response; None lets
+            the reward model's stand.
+
+    Returns:
+        [B] final scores, and the moments with this batch.
+    """
+    moments = update_moments(moments, scores if missing_eos_penalty is None else scores[finished])
+    if scale:
+        scores = scale_scores(scores, moments)
+    if clip is not None:
+        scores = scores.clamp(-clip, clip)
+    if missing_eos_penalty is not None:
+        scores = penalize_unfinished(scores, finished, penalty=missing_eos_penalty)
+    return scores, moments

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from rlhf_core.errors import ConfigError
-from rlhf_core.functional.advantages import generalized_advantages
-from rlhf_core.functional.whitening import whiten
+from rlhf_core.functional.advantages import GROUP_EPS, generalized_advantages
+from rlhf_core.functional.kl import kl_k1
+from rlhf_core.functional.ppo import explained_variance
+from rlhf_core.functional.whitening import masked_mean, whiten
 from rlhf_core.tokenization import TokenBatch, TokenIds, evenly, pack_grouped_responses
 
 
@@ -187,3 +189,64 @@ def _experience(
         advantages=whiten(advantages, mask) if whiten_advantages else advantages,
         returns=returns,
     )
+
+
+def rollout_metrics(scored: ScoredRollout) -> dict[str, float]:
+    """What the models say about a rollout, before anything is learned from it.
+
+    ``kl`` is in nats per response and ``kl_per_token`` in nats per token, both by the unbiased
+    estimator k1 whatever the reward uses; ``reward_model_score`` leaves the penalty for missing
+    EOS out; lengths are in tokens.
+    """
+    rollout, mask = scored.rollout, scored.rollout.mask
+    kl = kl_k1(scored.old_logprobs, scored.ref_logprobs)
+    num_tokens = int(mask.sum())
+    return {
+        "kl": float(kl[mask].sum()) / rollout.num_rows,
+        "kl_per_token": float(kl[mask].sum()) / num_tokens,
+        "reward_model_score": float(scored.scores.mean()),
+        "response_length": num_tokens / rollout.num_rows,
+        "eos_fraction": float(rollout.finished.float().mean()),
+        "sampled_entropy": -float(masked_mean(scored.old_logprobs, mask)),
+    }
+
+
+def experience_metrics(experience: Experience, scores: Tensor, group_size: int) -> dict[str, float]:
+    """What the policy is about to learn from.
+
+    ``score_mean`` and ``score_std`` are of the final scores, penalty and scaling included.
+    """
+    of_scores = {
+        "score_mean": float(scores.mean()),
+        "score_std": float(scores.std(correction=0)),
+    }
+    if experience.values is None:
+        return of_scores | group_metrics(experience, group_size)
+    mask = experience.rollout.mask
+    values, returns = experience.values[mask], experience.returns[mask]
+    return {
+        **of_scores,
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std(correction=0)),
+        "value_mean": float(values.mean()),
+        "explained_variance": float(explained_variance(values, returns)),
+    }
+
+
+def group_metrics(experience: Experience, group_size: int) -> dict[str, float]:
+    """What there is to tell the responses to one prompt apart by.
+
+    ``return_mean`` and ``return_std`` are over the responses of the batch; ``group_return_std`` is
+    the standard deviation within a group, averaged over groups: what the policy learns from.
+    ``zero_advantage_fraction`` is the share of groups it learns nothing from: their returns are
+    equal, but for rounding (``GROUP_EPS``).
+    """
+    returns = experience.returns[:, 0]  # a response has at least one token
+    groups = returns.view(-1, group_size)
+    settled = groups.amax(dim=1) - groups.amin(dim=1) <= GROUP_EPS
+    return {
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std(correction=0)),
+        "group_return_std": float(groups.std(dim=1, correction=0).mean()),
+        "zero_advantage_fraction": float(settled.float().mean()),
+    }

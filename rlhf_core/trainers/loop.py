@@ -1,6 +1,7 @@
 """What every training loop does the same way: one optimiser step, its batches."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -189,3 +190,27 @@ def _filled(
         runs[-1].append(item)
         used += size
     return runs
+
+
+def draw(items: Sequence[Item], *, drawn: int, count: int, seed: int) -> list[Item]:
+    """Next ``count`` items: each once in a shuffled order, then each again in another.
+
+    Args:
+        items: what to draw from, at least one.
+        drawn: how many were drawn before; the only state there is.
+        count: how many to draw.
+        seed: of the orders.
+    """
+    orders = {
+        epoch: shuffled(len(items), seed=seed, epoch=epoch)
+        for epoch in range(drawn // len(items), (drawn + count - 1) // len(items) + 1)
+    }
+    return [
+        items[orders[number // len(items)][number % len(items)]]
+        for number in range(drawn, drawn + count)
+    ]
+
+
+def mean_metrics(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Average each metric over the steps."""
+    return {name: math.fsum(step[name] for step in steps) / len(steps) for name in steps[0]}

@@ -1,34 +1,71 @@
-"""Proximal policy optimisation against a reward model, with a KL leash to the reference."""
+"""Proximal policy optimisation against a reward model, with a KL leash to the reference.
 
-import logging
-from collections.abc import Callable
+The file follows an iteration in its order: sample, score, advantages, clipped steps. Its
+equations are in ``functional/``, sampling and what it hands on in ``rollout/``; who learns and how
+that is kept in ``ppo_learner``; what stops a run in ``ppo_watch``.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
+from functools import partial
+
+import torch
+from torch import Tensor, nn
 
 from rlhf_core.config import PpoConfig
-from rlhf_core.errors import ConfigError, DataError, KlLimitError
-from rlhf_core.functional.kl import adapt_kl_coef
-from rlhf_core.trainers.loop import FitSummary, TrainingRun, at_start
-from rlhf_core.trainers.ppo_experience import collect_rollout, judge_rollout, prepare_experience
-from rlhf_core.trainers.ppo_learner import Learner, PpoData, PpoModels, require_same_ids
-from rlhf_core.trainers.ppo_metrics import (
-    Metrics,
-    Stopwatch,
+from rlhf_core.functional.advantages import GROUP_ADVANTAGES
+from rlhf_core.functional.kl import KL_ESTIMATORS
+from rlhf_core.functional.ppo import PolicyTerms, clipped_policy_loss, clipped_value_loss
+from rlhf_core.functional.rewards import shape_scores, token_rewards
+from rlhf_core.functional.running_moments import RunningMoments
+from rlhf_core.models import hidden_states, losses_from_hidden, token_values
+from rlhf_core.rollout.decode import Sampling
+from rlhf_core.rollout.experience import (
+    Experience,
+    Rollout,
+    ScoredRollout,
+    build_experience,
+    build_group_experience,
     experience_metrics,
+    require_values,
     rollout_metrics,
 )
-from rlhf_core.trainers.ppo_state import PpoState, find_kl_spike, intervene
-from rlhf_core.trainers.progress import Progress
-from rlhf_core.trainers.state import load_random, random_tensors, random_values, run_fingerprint
+from rlhf_core.rollout.sampling import sequence_uniforms
+from rlhf_core.rollout.score import sample_rollout, score_rollout
+from rlhf_core.tokenization import TokenBatch
+from rlhf_core.trainers.loop import (
+    FitSummary,
+    Optimization,
+    TrainingRun,
+    at_start,
+    draw,
+    mean_metrics,
+)
+from rlhf_core.trainers.parallel import side_by_side
+from rlhf_core.trainers.ppo_learner import (
+    Keeper,
+    Learner,
+    PpoData,
+    PpoModels,
+    Update,
+    fingerprint,
+    require_ready,
+    value_of_hidden,
+)
+from rlhf_core.trainers.ppo_watch import (
+    SHOWN,
+    Metrics,
+    PpoState,
+    find_kl_spike,
+    intervene,
+    next_state,
+    require_finite,
+    require_first_ratio_one,
+    warn_if_nothing_ends,
+)
+from rlhf_core.trainers.progress import Progress, Stopwatch
 
 __all__ = ["PpoData", "PpoModels", "fit_ppo"]
-
-logger = logging.getLogger(__name__)
-
-SUMMARIZED = ("score_mean", "kl", "kl_per_token", "response_length", "eos_fraction", "entropy")
-"""Metrics whose first and last values the summary holds."""
-SHOWN = ("score_mean", "kl", "response_length", "eos_fraction", "explained_variance")
-"""Metrics on the progress bar."""
 
 
 def fit_ppo(
@@ -67,10 +104,10 @@ def fit_ppo(
         DivergedError: not finite, the KL left its bounds, or sampler and trainer disagree.
         CheckpointError: the checkpoints belong to another run.
     """
-    _require_ready(models, data, settings)
+    require_ready(models, data, settings)
     models = models.prepared(settings.compute, seed=run.seed)
     learner = Learner(models, data, settings, seed=run.seed)
-    keeper = _Keeper(learner, run, _fingerprint(models, data, settings, run.seed))
+    keeper = Keeper(learner, run, fingerprint(models, data, settings, run.seed))
     state = keeper.resume() or PpoState(kl_coef=settings.kl_coef)
     progress = Progress("ppo", total=settings.num_iterations, done=state.iteration)
     while state.iteration < settings.num_iterations:
@@ -92,12 +129,12 @@ def fit_ppo(
         else:
             experience, scores, moments = prepare_experience(scored, state, settings)
             metrics |= experience_metrics(experience, scores, settings.responses_per_prompt)
-            metrics |= learner.update(experience, state)
+            metrics |= learn(learner, experience, state)
             state = replace(state, score_moments=moments)
         watch.lap("update")
         metrics |= {"kl_coef": state.kl_coef, "kl_interventions": float(state.num_interventions)}
         metrics |= watch.metrics(num_tokens=int(rollout.mask.sum()))
-        state = _next_state(state, metrics, settings)
+        state = next_state(state, metrics, settings)
         run.tracker.log_metrics(_named(metrics), step=state.iteration)
         progress.advance({name: metrics[name] for name in SHOWN if name in metrics})
     progress.close()
@@ -111,119 +148,252 @@ def fit_ppo(
     )
 
 
-class _Keeper:
-    """Saves the run, takes it up again, and returns the models to where they were in bounds."""
+def collect_rollout(learner: Learner, data: PpoData, *, iteration: int) -> Rollout:
+    """Answer the iteration's prompts; every response of a run has a random stream of its own."""
+    settings, seed = learner.settings, learner.seed
+    count, group = settings.rollout_batch_size, settings.responses_per_prompt
+    num_prompts, first = count // group, iteration * count
+    prompts = draw(data.prompts, drawn=iteration * num_prompts, count=num_prompts, seed=seed)
+    return sample_rollout(
+        learner.models.policy,
+        [prompt.prompt_ids for prompt in prompts for _ in range(group)],
+        uniforms=sequence_uniforms(seed, range(first, first + count), settings.max_new_tokens),
+        sampling=Sampling(settings.temperature, data.end_ids, learner.value_head),
+        budget=settings.decode_tokens,
+    )
 
-    def __init__(self, learner: Learner, run: TrainingRun, fingerprint: str) -> None:
-        self.learner, self.run, self.fingerprint = learner, run, fingerprint
-        self.saved_iteration: int | None = None
 
-    def save(self, state: PpoState) -> None:
-        """Keep everything the run depends on; saving again what was just resumed is skipped."""
-        if self.saved_iteration == state.iteration:
-            return
-        self.run.checkpoints.save(
-            state.iteration,
-            {**self.learner.tensors(), **random_tensors()},
-            {"state": state.values(), "steps": self.learner.steps(), **random_values()},
-            fingerprint=self.fingerprint,
+def judge_rollout(learner: Learner, rollout: Rollout, *, iteration: int) -> ScoredRollout:
+    """Ask every model about every response.
+
+    Raises:
+        DivergedError: one gave a score, value or log-probability that is not finite.
+    """
+    budget = learner.settings.micro_batch_tokens
+    scored = score_rollout(rollout, learner.scorers(), budget=budget)
+    require_finite(scored, iteration)
+    if iteration == 0:
+        warn_if_nothing_ends(rollout, learner.settings, learner.data.end_ids)
+    return scored
+
+
+def prepare_experience(
+    scored: ScoredRollout, state: PpoState, settings: PpoConfig
+) -> tuple[Experience, Tensor, RunningMoments]:
+    """Turn scores and KL into advantages.
+
+    Returns:
+        The experience, the final scores [B], and the running moments of the scores.
+    """
+    scores, moments = shape_scores(
+        scored.scores,
+        scored.rollout.finished,
+        state.score_moments,
+        scale=settings.scale_scores,
+        clip=settings.clip_scores,
+        missing_eos_penalty=settings.missing_eos_penalty,
+    )
+    kl = KL_ESTIMATORS[settings.kl_estimator](scored.old_logprobs, scored.ref_logprobs)
+    kl_coef = state.kl_coef if settings.kl_placement == "reward" else 0.0
+    rewards = token_rewards(scores, kl, scored.rollout.mask, kl_coef=kl_coef)
+    if settings.needs_values:
+        experience = build_experience(
+            scored,
+            rewards,
+            gamma=settings.gamma,
+            gae_lambda=settings.gae_lambda,
+            whiten_advantages=settings.whitens,
         )
-        self.saved_iteration = state.iteration
-
-    def resume(self) -> PpoState | None:
-        """Load the newest checkpoint into the models; None where there is none."""
-        checkpoint = self.run.checkpoints.latest(fingerprint=self.fingerprint)
-        if checkpoint is None:
-            return None
-        self.learner.load(checkpoint.tensors, steps=checkpoint.values["steps"])
-        load_random(checkpoint.tensors, checkpoint.values)
-        self.saved_iteration = checkpoint.step
-        logger.info("resume=ppo iteration=%d", checkpoint.step)
-        return PpoState.from_values(checkpoint.values["state"])
-
-    def roll_back(self) -> None:
-        """Give the models their last weights in bounds; schedules and prompts go on.
-
-        Raises:
-            KlLimitError: the policy was never in bounds.
-        """
-        checkpoint = self.run.checkpoints.latest(fingerprint=self.fingerprint)
-        if checkpoint is None:
-            raise KlLimitError("the policy was out of bounds from the start: nothing to return to")
-        self.learner.load(checkpoint.tensors, steps=self.learner.steps())
+    else:
+        experience = build_group_experience(
+            scored,
+            rewards,
+            GROUP_ADVANTAGES[settings.advantages],
+            group_size=settings.responses_per_prompt,
+            whiten_advantages=settings.whitens,
+        )
+    return experience, scores, moments
 
 
-def _watch_the_end(learner: Learner, keeper: _Keeper, state: PpoState) -> PpoState:
+def learn(learner: Learner, experience: Experience, state: PpoState) -> Metrics:
+    """Learn from one iteration; in the critic's warm-up the policy stays as it is."""
+    settings = learner.settings
+    rate = settings.optimizer.learning_rate * state.learning_rate_scale
+    learner.policy.settings = settings.optimizer.model_copy(update={"learning_rate": rate})
+    update = learner.plan(experience, state)
+    if learner.value is None:
+        return update_policy(learner.policy, update)
+    frozen = state.iteration < settings.warmup_iterations
+    if learner.value_head is not None:
+        return update_shared(learner.policy, learner.value, update, policy_frozen=frozen)
+    if frozen:
+        return update_value(learner.value, update)
+    metrics = side_by_side(
+        partial(update_policy, learner.policy, update),
+        partial(update_value, learner.value, update),
+        # A GPU gains nothing, and the compiler does not take work from two threads at once.
+        allowed=learner.on_cpu and not settings.compute.compile_layers,
+    )
+    return {name: value for part in metrics for name, value in part.items()}
+
+
+def update_policy(optimization: Optimization, update: Update) -> Metrics:
+    """Take one policy step per minibatch.
+
+    Returns:
+        Means over all steps, and what the first minibatch said about ratio and mismatch.
+
+    Raises:
+        DivergedError: not finite, or the first ratio is not 1, or sampler and trainer disagree.
+    """
+    first: Metrics = {}
+    steps: list[Metrics] = []
+    for rows in update.minibatches:
+        seen = accumulate_policy_gradient(optimization, update, rows)
+        first = first or require_first_ratio_one(seen, update.settings)
+        metrics = update.health(seen) | update.mix()
+        steps.append(metrics | optimization.apply(metrics["policy_loss"]))
+    return {**mean_metrics(steps), **first}
+
+
+def accumulate_policy_gradient(
+    optimization: Optimization, update: Update, rows: Sequence[int]
+) -> PolicyTerms:
+    """Add the gradient of the minibatch's policy loss.
+
+        loss = sum over its response tokens of (clipped surrogate [+ kl_coef * KL]) / their number
+
+    The denominator is the whole minibatch's, so micro-batches do not change the gradient.
+    """
+    num_tokens, parts = update.num_tokens(rows), []
+    for micro in update.micro_batches(rows):
+        batch = update.experience.rollout.pack(micro)
+        hidden = hidden_states(optimization.model, batch, batch.predictor_positions)
+        total, terms = policy_terms(optimization.model, hidden, batch, update, micro)
+        (total / num_tokens).backward()
+        parts.append(terms)
+    return PolicyTerms.joined(parts)
+
+
+def policy_terms(
+    model: nn.Module, hidden: Tensor, batch: TokenBatch, update: Update, rows: Sequence[int]
+) -> tuple[Tensor, PolicyTerms]:
+    """Losses of the response tokens of ``rows``, packed in ``batch``; hidden states are [M, H].
+
+    Returns:
+        [] their sum, the one that has a gradient, and what the pass showed.
+    """
+    experience, settings = update.experience, update.settings
+    old, ref, advantages, sampled = experience.at(
+        rows,
+        experience.old_logprobs,
+        experience.ref_logprobs,
+        experience.advantages,
+        experience.rollout.logprobs,
+    )
+
+    def loss_of(logprobs: Tensor, part: slice) -> Tensor:
+        loss = clipped_policy_loss(
+            logprobs,
+            old[part],
+            advantages[part],
+            clip_eps=settings.clip_eps,
+            clip_eps_high=settings.clip_eps_high,
+        )
+        if settings.kl_placement == "loss":
+            loss = loss + update.kl_coef * KL_ESTIMATORS[settings.kl_estimator](logprobs, ref[part])
+        return loss
+
+    seen = losses_from_hidden(model, hidden, batch, loss_of, settings.temperature)
+    return seen.total, PolicyTerms(seen.losses, seen.logprobs, old, sampled, seen.entropy)
+
+
+def update_value(optimization: Optimization, update: Update) -> Metrics:
+    """Take one step of the value model per minibatch."""
+    steps: list[Metrics] = []
+    for rows in update.minibatches:
+        num_tokens, parts = update.num_tokens(rows), []
+        for micro in update.micro_batches(rows):
+            values = token_values(optimization.model, update.experience.rollout.pack(micro))
+            loss, moved = value_terms(values, update, micro)
+            (update.settings.value_coef * loss.sum() / num_tokens).backward()
+            parts.append((loss.detach(), moved))
+        steps.append(value_step(optimization, parts))
+    return mean_metrics(steps)
+
+
+def value_terms(values: Tensor, update: Update, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Loss per response token of ``rows`` from values [M], and whether each left the clip range."""
+    experience, clip_eps = update.experience, update.settings.value_clip_eps
+    old, returns = experience.at(rows, require_values(experience.values), experience.returns)
+    loss = clipped_value_loss(values, old, returns, clip_eps=clip_eps)
+    return loss, (values.detach() - old).abs() > clip_eps
+
+
+def value_step(optimization: Optimization, parts: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
+    """Step on the gradients gathered from micro-batches with these ``value_terms``."""
+    loss = float(torch.cat([loss for loss, _ in parts]).mean())
+    taken = optimization.apply(loss)
+    return {
+        "value_loss": loss,
+        "value_clip_fraction": float(torch.cat([moved for _, moved in parts]).float().mean()),
+        "value_grad_norm": taken["grad_norm"],
+        "value_learning_rate": taken["learning_rate"],
+    }
+
+
+def update_shared(
+    policy: Optimization, head: Optimization, update: Update, *, policy_frozen: bool
+) -> Metrics:
+    """Take one step of trunk and value head per minibatch.
+
+        loss = policy loss + value_coef * value loss, each a mean over the minibatch's tokens
+
+    Both gradients meet in the trunk, which is the policy's; trunk and head are clipped and stepped
+    apart. In the critic's warm-up (``policy_frozen``) the head learns and the trunk stays.
+    """
+    first: Metrics = {}
+    steps: list[Metrics] = []
+    for rows in update.minibatches:
+        num_tokens = update.num_tokens(rows)
+        policy_parts, value_parts = [], []
+        for micro in update.micro_batches(rows):
+            batch = update.experience.rollout.pack(micro)
+            with torch.set_grad_enabled(not policy_frozen):
+                hidden = hidden_states(policy.model, batch, batch.predictor_positions)
+            value_loss, moved = value_terms(value_of_hidden(head.model)(hidden), update, micro)
+            total = update.settings.value_coef * value_loss.sum()
+            if not policy_frozen:
+                policy_loss, terms = policy_terms(policy.model, hidden, batch, update, micro)
+                total = total + policy_loss
+                policy_parts.append(terms)
+            (total / num_tokens).backward()
+            value_parts.append((value_loss.detach(), moved))
+        metrics = value_step(head, value_parts)
+        if policy_parts:
+            seen = PolicyTerms.joined(policy_parts)
+            first = first or require_first_ratio_one(seen, update.settings)
+            metrics |= update.health(seen) | update.mix()
+            metrics |= policy.apply(metrics["policy_loss"])
+        steps.append(metrics)
+    return {**mean_metrics(steps), **first}
+
+
+def _watch_the_end(learner: Learner, keeper: Keeper, state: PpoState) -> PpoState:
     """Look at the policy after the last update, on fresh prompts, before it is kept.
 
     ``stop`` stops and ``roll_back`` returns to the last weights in bounds. The other two actions
     have nothing left to act on: the spike is logged and counted, the weights stay.
-
-    Raises:
-        DivergedError: as ``intervene``, or something is not finite.
     """
     watch = learner.settings.kl_watch
     rollout = collect_rollout(learner, learner.data, iteration=state.iteration)
     metrics = rollout_metrics(judge_rollout(learner, rollout, iteration=state.iteration))
-    spike = find_kl_spike(watch, metrics)
-    if spike is None:
-        return state
-    state = intervene(state, watch, spike)
-    if watch.action == "roll_back":
-        keeper.roll_back()
+    if spike := find_kl_spike(watch, metrics):
+        state = intervene(state, watch, spike)
+        if watch.action == "roll_back":
+            keeper.roll_back()
     return state
-
-
-def _next_state(state: PpoState, metrics: Metrics, settings: PpoConfig) -> PpoState:
-    kl_coef = state.kl_coef
-    # While the critic warms up the policy stands still: its KL of 0 says nothing.
-    if settings.kl_controller == "adaptive" and state.iteration >= settings.warmup_iterations:
-        kl_coef = adapt_kl_coef(
-            kl_coef,
-            observed_kl=metrics["kl"],
-            target_kl=settings.target_kl,
-            num_samples=settings.rollout_batch_size,
-            horizon=settings.kl_horizon,
-        )
-    kept = {name: metrics[name] for name in SUMMARIZED if name in metrics}
-    return replace(
-        state,
-        kl_coef=kl_coef,
-        iteration=state.iteration + 1,
-        first_metrics=state.first_metrics or kept,
-        last_metrics=kept,
-    )
 
 
 def _named(metrics: Metrics) -> Metrics:
     return {f"policy/{name}": value for name, value in metrics.items()}
-
-
-def _fingerprint(models: PpoModels, data: PpoData, settings: PpoConfig, seed: int) -> str:
-    roles = (models.policy, models.reference, models.reward_model, models.value_model)
-    present = [role for role in roles if role is not None]
-    rows = chain(
-        (prompt.prompt_ids.tobytes() for prompt in data.prompts),
-        (
-            ids.tobytes()
-            for example in data.demonstrations
-            for ids in (example.prompt_ids, example.response_ids)
-        ),
-        [",".join(map(str, data.end_ids)).encode()],
-    )
-    return run_fingerprint(settings, present, rows, seed=seed)
-
-
-def _require_ready(models: PpoModels, data: PpoData, settings: PpoConfig) -> None:
-    if settings.needs_value_model != (models.value_model is not None):
-        raise ConfigError(
-            f"policy.advantages is {settings.advantages} and policy.share_trunk is "
-            f"{settings.share_trunk}: a value model is needed exactly with gae and no shared trunk"
-        )
-    if models.reference is None and settings.compute.lora is None:
-        raise ConfigError("without policy.compute.lora PPO needs a reference model of its own")
-    require_same_ids(models)
-    if not data.prompts:
-        raise DataError("ppo: no prompts to sample from")
-    if settings.ptx_coef > 0 and not data.demonstrations:
-        raise ConfigError("policy.ptx_coef is above 0, but there are no demonstrations to mix in")

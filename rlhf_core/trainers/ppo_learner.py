@@ -1,13 +1,17 @@
 """Who learns in PPO: a policy and, with GAE, a value function; each with its own optimiser."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from rlhf_core.config import ComputeConfig, PpoConfig
-from rlhf_core.errors import ModelError
+from rlhf_core.errors import ConfigError, DataError, KlLimitError, ModelError
+from rlhf_core.functional.ppo import PolicyTerms
 from rlhf_core.models import (
     device_of,
     finish_training,
@@ -24,24 +28,21 @@ from rlhf_core.models.known_ids import num_embeddings
 from rlhf_core.rollout.experience import Experience
 from rlhf_core.rollout.score import Scorers
 from rlhf_core.tokenization import TokenBatch, TokenizedExample, TokenizedPrompt, pack_examples
-from rlhf_core.trainers.loop import Optimization, split_by_tokens
-from rlhf_core.trainers.parallel import side_by_side
-from rlhf_core.trainers.ppo_shared import fresh_value_head, update_shared, value_of_hidden
-from rlhf_core.trainers.ppo_state import PpoState, draw
-from rlhf_core.trainers.ppo_update import (
-    Metrics,
-    Update,
-    plan_minibatches,
-    update_policy,
-    update_value,
-)
+from rlhf_core.trainers.loop import Optimization, TrainingRun, draw, shuffled, split_by_tokens
+from rlhf_core.trainers.ppo_watch import Metrics, PpoState
 from rlhf_core.trainers.state import (
     Tensors,
     load_model_tensors,
     load_optimizer_tensors,
+    load_random,
     model_tensors,
     optimizer_tensors,
+    random_tensors,
+    random_values,
+    run_fingerprint,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,59 @@ class PpoData:
     """For PPO-ptx; read where ``ptx_coef`` is above 0."""
 
 
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What one iteration's update works on."""
+
+    experience: Experience
+    minibatches: Sequence[Sequence[int]]
+    """Rows of each optimiser step."""
+    settings: PpoConfig
+    kl_coef: float
+    """Weight of the KL, read where it is a loss."""
+    mix: Callable[[], Metrics]
+    """Adds the gradients of other losses before each policy step and returns their metrics."""
+
+    def micro_batches(self, rows: Sequence[int]) -> list[list[int]]:
+        """Cut a minibatch by the token budget."""
+        return self.experience.rollout.micro_batches(rows, budget=self.settings.micro_batch_tokens)
+
+    def num_tokens(self, rows: Sequence[int]) -> int:
+        """Response tokens of a minibatch: what its losses are divided by."""
+        return int(self.experience.rollout.mask[torch.as_tensor(rows)].sum())
+
+    def health(self, seen: PolicyTerms) -> Metrics:
+        """What the policy's pass over a minibatch says about the step."""
+        clip_eps, clip_eps_high = self.settings.clip_eps, self.settings.clip_eps_high
+        return seen.metrics(clip_eps=clip_eps, clip_eps_high=clip_eps_high)
+
+
+def plan_minibatches(
+    num_rows: int, *, settings: PpoConfig, iteration: int, seed: int
+) -> list[list[int]]:
+    """Rows of every minibatch of an iteration; each epoch visits all rows in an order of its own.
+
+    The responses to one prompt stay together, so that their prompt is computed once.
+
+    Args:
+        num_rows: responses in the batch.
+        settings: epochs, minibatches, responses per prompt.
+        iteration: and ``seed``: what the orders depend on, besides the epoch.
+        seed: of the run.
+    """
+    group, size = settings.responses_per_prompt, num_rows // settings.num_minibatches
+    minibatches: list[list[int]] = []
+    for epoch in range(settings.num_epochs):
+        number = iteration * settings.num_epochs + epoch
+        order = [
+            prompt * group + response
+            for prompt in shuffled(num_rows // group, seed=seed, epoch=number)
+            for response in range(group)
+        ]
+        minibatches += [order[start : start + size] for start in range(0, num_rows, size)]
+    return minibatches
+
+
 class Learner:
     """Policy and value function with an optimiser each; both learn from the same experience.
 
@@ -160,32 +214,17 @@ class Learner:
             old_logprobs=own if self.settings.recompute_old_logprobs else None,
         )
 
-    def update(self, experience: Experience, state: PpoState) -> Metrics:
-        """Learn from one iteration; in the critic's warm-up the policy stays as it is."""
-        settings = self.settings
-        rate = settings.optimizer.learning_rate * state.learning_rate_scale
-        self.policy.settings = settings.optimizer.model_copy(update={"learning_rate": rate})
+    def plan(self, experience: Experience, state: PpoState) -> Update:
+        """Lay out the minibatches of an iteration."""
         minibatches = plan_minibatches(
             experience.rollout.num_rows,
-            settings=settings,
+            settings=self.settings,
             iteration=state.iteration,
             seed=self.seed,
         )
-        update = Update(experience, minibatches, settings, state.kl_coef, self._mix_demonstrations)
-        if self.value is None:
-            return update_policy(self.policy, update)
-        frozen = state.iteration < settings.warmup_iterations
-        if self.value_head is not None:
-            return update_shared(self.policy, self.value, update, policy_frozen=frozen)
-        if frozen:
-            return update_value(self.value, update)
-        metrics = side_by_side(
-            partial(update_policy, self.policy, update),
-            partial(update_value, self.value, update),
-            # A GPU gains nothing, and the compiler does not take work from two threads at once.
-            allowed=self.on_cpu and not settings.compute.compile_layers,
+        return Update(
+            experience, minibatches, self.settings, state.kl_coef, self.mix_demonstrations
         )
-        return {name: value for part in metrics for name, value in part.items()}
 
     def tensors(self) -> Tensors:
         """Weights and moments of all that learns, for a checkpoint."""
@@ -216,7 +255,7 @@ class Learner:
         with adapters_off(self.models.policy):
             return token_logprobs(self.models.policy, batch, temperature=self.settings.temperature)
 
-    def _mix_demonstrations(self) -> Metrics:
+    def mix_demonstrations(self) -> Metrics:
         """Add the gradient of PPO-ptx for the next demonstrations, as many as a minibatch's rows.
 
             loss = ptx_coef * mean NLL per response token
@@ -241,3 +280,103 @@ class Learner:
             (settings.ptx_coef * loss).backward()
             total += loss.item()
         return {"ptx_loss": total}
+
+
+def fresh_value_head(policy: nn.Module) -> nn.Linear:
+    """Return a head that values every state at 0, so that it draws nothing at random."""
+    weight, _ = output_head(policy)
+    head = nn.Linear(weight.shape[1], 1, device=weight.device, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def value_of_hidden(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the function from hidden states [M, H] to values [M], float32 under autocast too."""
+
+    def values(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            out: Tensor = head(hidden.float()).squeeze(-1)
+        return out
+
+    return values
+
+
+class Keeper:
+    """Saves the run, takes it up again, and returns the models to where they were in bounds."""
+
+    def __init__(self, learner: Learner, run: TrainingRun, fingerprint: str) -> None:
+        self.learner, self.run, self.fingerprint = learner, run, fingerprint
+        self.saved_iteration: int | None = None
+
+    def save(self, state: PpoState) -> None:
+        """Keep everything the run depends on; saving again what was just resumed is skipped."""
+        if self.saved_iteration == state.iteration:
+            return
+        self.run.checkpoints.save(
+            state.iteration,
+            {**self.learner.tensors(), **random_tensors()},
+            {"state": state.values(), "steps": self.learner.steps(), **random_values()},
+            fingerprint=self.fingerprint,
+        )
+        self.saved_iteration = state.iteration
+
+    def resume(self) -> PpoState | None:
+        """Load the newest checkpoint into the models; None where there is none."""
+        checkpoint = self.run.checkpoints.latest(fingerprint=self.fingerprint)
+        if checkpoint is None:
+            return None
+        self.learner.load(checkpoint.tensors, steps=checkpoint.values["steps"])
+        load_random(checkpoint.tensors, checkpoint.values)
+        self.saved_iteration = checkpoint.step
+        logger.info("resume=ppo iteration=%d", checkpoint.step)
+        return PpoState.from_values(checkpoint.values["state"])
+
+    def roll_back(self) -> None:
+        """Give the models their last weights in bounds; schedules and prompts go on.
+
+        Raises:
+            KlLimitError: the policy was never in bounds.
+        """
+        checkpoint = self.run.checkpoints.latest(fingerprint=self.fingerprint)
+        if checkpoint is None:
+            raise KlLimitError("the policy was out of bounds from the start: nothing to return to")
+        self.learner.load(checkpoint.tensors, steps=self.learner.steps())
+
+
+def fingerprint(models: PpoModels, data: PpoData, settings: PpoConfig, seed: int) -> str:
+    """Return what tells this run from another one, so that none takes up a stranger's files."""
+    roles = (models.policy, models.reference, models.reward_model, models.value_model)
+    present = [role for role in roles if role is not None]
+    rows = chain(
+        (prompt.prompt_ids.tobytes() for prompt in data.prompts),
+        (
+            ids.tobytes()
+            for example in data.demonstrations
+            for ids in (example.prompt_ids, example.response_ids)
+        ),
+        [",".join(map(str, data.end_ids)).encode()],
+    )
+    return run_fingerprint(settings, present, rows, seed=seed)
+
+
+def require_ready(models: PpoModels, data: PpoData, settings: PpoConfig) -> None:
+    """Check that the settings have all models and rows they ask for, before anything is sampled.
+
+    Raises:
+        ConfigError: a role, or the demonstrations of PPO-ptx, is missing.
+        DataError: there are no prompts.
+        ModelError: as ``require_same_ids``.
+    """
+    if settings.needs_value_model != (models.value_model is not None):
+        raise ConfigError(
+            f"policy.advantages is {settings.advantages} and policy.share_trunk is "
+            f"{settings.share_trunk}: a value model is needed exactly with gae and no shared trunk"
+        )
+    if models.reference is None and settings.compute.lora is None:
+        raise ConfigError("without policy.compute.lora PPO needs a reference model of its own")
+    require_same_ids(models)
+    if not data.prompts:
+        raise DataError("ppo: no prompts to sample from")
+    if settings.ptx_coef > 0 and not data.demonstrations:
+        raise ConfigError("policy.ptx_coef is above 0, but there are no demonstrations to mix in")

@@ -37,3 +37,22 @@ class Progress:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.bar.close()
+
+
+class Stopwatch:
+    """Wall time by phase."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """Book the time since the last call under ``seconds_<phase>``."""
+        now = time.perf_counter()
+        self.seconds[f"seconds_{phase}"] = now - self.last
+        self.last = now
+
+    def metrics(self, num_tokens: int) -> dict[str, float]:
+        """Seconds by phase, and sampled tokens per second over all of them."""
+        total = sum(self.seconds.values())
+        return {**self.seconds, "response_tokens_per_second": num_tokens / total}

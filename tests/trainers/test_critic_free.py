@@ -8,10 +8,9 @@ import torch
 
 from rlhf_core.config import KlWatchConfig, OptimizerConfig, PpoConfig
 from rlhf_core.errors import ConfigError
-from rlhf_core.functional.advantages import GROUP_EPS
-from rlhf_core.trainers.ppo_experience import GROUP_ADVANTAGES, prepare_experience
-from rlhf_core.trainers.ppo_state import PpoState
-from rlhf_core.trainers.ppo_update import accumulate_policy_gradient
+from rlhf_core.functional.advantages import GROUP_ADVANTAGES, GROUP_EPS
+from rlhf_core.trainers.ppo import accumulate_policy_gradient, prepare_experience
+from rlhf_core.trainers.ppo_watch import PpoState
 from tests.trainers.ppo_toys import DR_GRPO, GRPO, RLOO, toy_models, train_ppo
 from tests.trainers.test_fit_ppo import Crash, CrashingTracker, policy_weights
 from tests.trainers.test_ppo_update import (

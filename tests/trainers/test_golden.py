@@ -16,7 +16,7 @@ import torch
 
 from rlhf_core.config import OptimizerConfig
 from rlhf_core.rollout.experience import Rollout
-from rlhf_core.trainers import ppo_experience
+from rlhf_core.trainers import ppo
 from tests.trainers import ppo_toys, toys
 from tests.trainers.conftest import save_causal
 from tests.trainers.ppo_toys import DR_GRPO, GRPO, ONE_TRUNK, RLOO
@@ -56,7 +56,7 @@ def train(name, causal, work, monkeypatch, rollouts):
             monkeypatch.setattr(toys, load, in_float64(getattr(toys, load)))
         toys.train_stage(name, causal, work, tracker, num_epochs=3, optimizer=OPTIMIZER)
     else:
-        monkeypatch.setattr(ppo_experience, "sample_rollout", rollouts)
+        monkeypatch.setattr(ppo, "sample_rollout", rollouts)
         changes = {"num_iterations": NUM_STEPS, "optimizer": PPO_OPTIMIZER, **PPO[name]}
         ppo_toys.train_ppo(causal, work, tracker, **changes)
     rows = [(step, {key: metrics[key] for key in metrics if is_kept(key)})

@@ -6,25 +6,25 @@ import torch
 import transformers as hf
 
 from rlhf_core.errors import DivergedError
+from rlhf_core.functional.rewards import shape_scores
 from rlhf_core.functional.running_moments import RunningMoments
 from rlhf_core.models import hidden_states
 from rlhf_core.rollout.experience import Rollout
 from rlhf_core.rollout.score import score_rollout
-from rlhf_core.trainers.loop import Optimization
+from rlhf_core.trainers.loop import Optimization, draw
 from rlhf_core.trainers.parallel import side_by_side
-from rlhf_core.trainers.ppo_experience import collect_rollout, prepare_experience, shape_scores
-from rlhf_core.trainers.ppo_learner import Learner
-from rlhf_core.trainers.ppo_shared import update_shared
-from rlhf_core.trainers.ppo_state import PpoState, draw
-from rlhf_core.trainers.ppo_update import (
-    Update,
+from rlhf_core.trainers.ppo import (
     accumulate_policy_gradient,
-    plan_minibatches,
+    collect_rollout,
+    prepare_experience,
     update_policy,
+    update_shared,
     update_value,
     value_step,
     value_terms,
 )
+from rlhf_core.trainers.ppo_learner import Learner, Update, plan_minibatches
+from rlhf_core.trainers.ppo_watch import PpoState
 from tests.trainers.ppo_toys import ONE_TRUNK, toy_settings
 from tests.trainers.test_ppo_update import (
     ROWS,
@@ -309,7 +309,14 @@ def test_prompts_come_in_a_new_order_once_all_were_drawn():
 def test_scores_are_scaled_then_clipped_then_penalized():
     settings = toy_settings(scale_scores=True, clip_scores=1.0, missing_eos_penalty=3.0)
     scores, finished = torch.tensor([4.0, -2.0, 900.0]), torch.tensor([True, True, False])
-    shaped, moments = shape_scores(scores, finished, RunningMoments(), settings)
+    shaped, moments = shape_scores(
+        scores,
+        finished,
+        RunningMoments(),
+        scale=settings.scale_scores,
+        clip=settings.clip_scores,
+        missing_eos_penalty=settings.missing_eos_penalty,
+    )
     assert moments == RunningMoments(count=2, mean=1.0, sum_squares=18.0)  # std 3
     assert shaped.tolist() == pytest.approx([1.0, -2 / 3, -3.0])
 
@@ -317,7 +324,14 @@ def test_scores_are_scaled_then_clipped_then_penalized():
 def test_without_a_penalty_the_reward_model_judges_cut_texts_too():
     settings = toy_settings(missing_eos_penalty=None)
     scores, finished = torch.tensor([4.0, 9.0]), torch.tensor([True, False])
-    shaped, moments = shape_scores(scores, finished, RunningMoments(), settings)
+    shaped, moments = shape_scores(
+        scores,
+        finished,
+        RunningMoments(),
+        scale=settings.scale_scores,
+        clip=settings.clip_scores,
+        missing_eos_penalty=settings.missing_eos_penalty,
+    )
     assert shaped.tolist() == [4.0, 9.0]
     assert moments.count == 2
 

@@ -8,15 +8,14 @@ import transformers as hf
 from rlhf_core.models import token_values
 from rlhf_core.rollout.experience import Rollout
 from rlhf_core.rollout.score import score_rollout
-from rlhf_core.trainers.ppo_experience import collect_rollout, prepare_experience
-from rlhf_core.trainers.ppo_learner import Learner
-from rlhf_core.trainers.ppo_state import PpoState
-from rlhf_core.trainers.ppo_update import (
-    Update,
+from rlhf_core.trainers.ppo import (
     accumulate_policy_gradient,
-    plan_minibatches,
+    collect_rollout,
+    prepare_experience,
     value_terms,
 )
+from rlhf_core.trainers.ppo_learner import Learner, Update, plan_minibatches
+from rlhf_core.trainers.ppo_watch import PpoState
 from tests.trainers.ppo_toys import toy_data, toy_models, toy_settings
 from tests.trainers.toys import EOS
 
