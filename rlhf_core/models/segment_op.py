@@ -61,6 +61,8 @@ def units_of(cu_seqlens: Tensor, parents: Tensor) -> list[Unit]:
         if parent == NO_PARENT:
             units.append(Unit(length, 0, 0))
         elif parent == segment - 1:
+            # Right behind its prompt a response needs no copy of the prompt's keys: the causal
+            # mask of the two as one text is the mask it wants.
             units[-1] = units[-1]._replace(length=units[-1].length + length)
         else:
             units.append(Unit(length, unit_of[parent], lengths[parent]))
@@ -120,6 +122,7 @@ def _backward(
     units, (query, key, value) = units_of(*layout), states
     queries, keys, values = _split(units, query, key, value)
     given, outputs, denominators = _split(units, grad.transpose(1, 2), *attended)
+    # The kernel recomputes each softmax from its denominator: no [T, T] weights were kept.
     grads: list[tuple[Tensor, ...]] = []
     for index, unit in enumerate(units):
         mask = unit.mask(window, query)
@@ -136,6 +139,8 @@ def _backward(
             scale=scaling,
         )
         if unit.shared:
+            # Every response that read the prompt's keys adds to their gradient. The prompt's unit
+            # stands before its responses, so its own gradient is there already to be added to.
             for whole, part in zip(grads[unit.prompt][1:], of_keys, strict=True):
                 whole[:, :, : unit.shared] += part[:, :, : unit.shared]
         grads.append((of_query, *(part[:, :, unit.shared :] for part in of_keys)))
@@ -154,6 +159,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _like(states: Tensor) -> Tensor:
+    # The compiler trusts these strides: they have to be those ``_joined`` really returns.
     by_token = states.transpose(1, 2)
     return by_token.new_empty(by_token.shape).transpose(1, 2)
 

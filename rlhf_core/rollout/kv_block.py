@@ -51,16 +51,20 @@ class _BlockLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         keys, values = self.states
         if window.prompt is not None:
+            # Attention over the prompts takes the packed keys as they are; the block keeps a copy
+            # of them, row by row, for decoding.
             tokens, rows, columns = window.prompt
             keys[rows, :, columns] = key_states[0].transpose(0, 1)[tokens].to(keys.dtype)
             values[rows, :, columns] = value_states[0].transpose(0, 1)[tokens]
             return key_states, value_states
         keys[: window.num_rows, :, window.column] = key_states[:, :, 0]
         values[: window.num_rows, :, window.column] = value_states[:, :, 0]
+        # A view and not a copy: every layer reads all of it at every token.
         seen = (slice(window.num_rows), slice(None), slice(window.start, window.column + 1))
         return keys[seen], values[seen]
 
     def move_rows(self, source: Tensor, target: Tensor) -> None:
+        # Columns to the left nobody reads, those to the right are written before they are read.
         columns = slice(self.window.start, self.window.column)
         for states in self.states:
             states[target, :, columns] = states[source, :, columns]
@@ -112,6 +116,7 @@ class KvBlock(Cache):
         """
         lengths = self.prompt_end - self.starts
         rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        # Place of each token within its own prompt: its number among all, less where its row began.
         ends = lengths.cumsum(0)
         positions = torch.arange(int(ends[-1])) - (ends - lengths)[rows]
         places = (offsets[rows] + positions, rows, self.starts[rows] + positions)
@@ -146,6 +151,7 @@ class KvBlock(Cache):
         Returns:
             [K] int64: which old row now lies at each new index.
         """
+        # As few rows move as have to: the live ones must be the first of the block, in any order.
         count = len(kept)
         order = torch.arange(count)
         holes = order[~torch.isin(order, kept)]

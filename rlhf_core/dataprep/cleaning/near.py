@@ -112,6 +112,7 @@ def linked(tables: Sequence[NDArray[np.uint32]], threshold: float) -> list[NDArr
         edges: list[NDArray[np.int64]] = []
         for bucket in _buckets(tables[0][:, band * rows : (band + 1) * rows]):
             for part in _parts(bucket, tables[1:], bands, rows):
+                # A part that earlier bands have joined already can connect nothing more.
                 if (label[part] != label[part[0]]).any():
                     edges += _near_pairs(part, tables, threshold)
                 if edges and len(part) > _LARGE_BUCKET:  # other bands have most of it again
@@ -169,6 +170,7 @@ def bands_of(threshold: float) -> tuple[int, int]:
 def _buckets(band: NDArray[np.uint32]) -> Iterable[NDArray[np.int64]]:
     """Yield groups of two or more rows with equal content, rows in order."""
     band = np.ascontiguousarray(band)
+    # A row's band as one opaque value, so that sorting and comparing takes one step a row.
     keys = band.view(np.dtype((np.void, band.dtype.itemsize * band.shape[1]))).ravel()
     order = np.argsort(keys, kind="stable")
     ends = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
@@ -191,6 +193,8 @@ def _near_pairs(
     part: NDArray[np.int64], tables: Sequence[NDArray[np.uint32]], threshold: float
 ) -> list[NDArray[np.int64]]:
     """Return [E, 2] pairs of near rows, in a large part each row with the first it is near to."""
+    # Quadratic only where it is cheap. A row that is near to an earlier head is reached through it,
+    # so in a large part it need not become a head itself.
     each_with_each = len(part) <= _LARGE_BUCKET
     found, rest = [], part
     while len(rest) > 1:
@@ -216,6 +220,7 @@ def _near_to(
 
 def _connected(edges: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.int64]:
     """[N] labels of rows once the edges connect what had different ones."""
+    # A graph over labels and not rows: what earlier bands joined is one node by now.
     ends = label[edges]
     graph = coo_matrix((np.ones(len(ends)), ends.T), shape=(len(label), len(label)))
     merged: NDArray[np.int64] = connected_components(graph, directed=False)[1][label]

@@ -79,9 +79,11 @@ class Openings:
             reserved: dialogues of the held-out prompt file.
             seed: draws which dialogue of a group decides for it.
         """
+        # Sorted, so that groups do not depend on the order of the files.
         keys = sorted(self._place)
         rows = np.array([self._place[key] for key in keys], dtype=np.int64)
         tables = [table.array()[rows] for table in (self._turns, self._systems)]
+        # A part that is the same everywhere, no system message say, tells nothing apart.
         tables = [table for table in tables if (table != table[:1]).any()] or tables[:1]
         limit = max(_ALWAYS_FITS, int(largest_fraction * len(keys)))
         groups = linked(tables, threshold)
@@ -145,6 +147,7 @@ def _describe(
 ) -> NearDialogues:
     representative: dict[DialogueKey, DialogueKey] = {}
     for group in groups:
+        # By a draw of its own, so that who decides says nothing about the side it falls on.
         chosen = min(group, key=lambda key: unit_interval(seed, "near", key))
         representative |= dict.fromkeys(group, chosen)
     beside = {key for group in groups if not reserved.isdisjoint(group) for key in group} - reserved
