@@ -59,7 +59,7 @@ def follow_diagram(run: Progress) -> PipelineResult:
     here["sft"] = sft.model.uri
 
     judging = RewardInputs(**here, role="judge")
-    if config.policy.algorithm == "ppo":
+    if config.policy.needs_reward_model:
         reward = run.stage("reward", reward_stage, StageResult, RewardInputs(**here))
         if not passed(reward):
             return run.ended(splits, reward)

@@ -85,7 +85,7 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> ModelRef
     sft = find_model(config, context, "sft", inputs.sft)
     reward = (
         find_model(config, context, "reward", inputs.reward)
-        if config.policy.algorithm == "ppo"
+        if config.policy.needs_reward_model
         else None
     )
     return carry_out(
@@ -114,7 +114,7 @@ def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> Stag
         "judge": find_judge(config, context, champion, inputs.judge),
     }
     models |= {"champion": champion} if champion else {}
-    if config.policy.algorithm == "ppo":
+    if config.policy.needs_reward_model:
         models["reward"] = find_model(config, context, "reward", inputs.reward)
     # Votes of people that came in since are new evidence: a finished evaluation decides again.
     votes = feedback_bindings.votes_digest(saved_result(context, "evaluate", StageResult))

@@ -16,7 +16,7 @@ from rlhf_core.config.evaluation import (
 from rlhf_core.config.feedback import FeedbackConfig
 from rlhf_core.config.metric_names import metrics_of
 from rlhf_core.config.model import ModelConfig
-from rlhf_core.config.policy import PolicyConfig, PpoConfig
+from rlhf_core.config.policy import PolicyConfig
 from rlhf_core.config.promotion import PromotionConfig
 from rlhf_core.config.training import RewardConfig, SftConfig
 from rlhf_core.errors import ConfigError
@@ -52,14 +52,18 @@ class PreparationConfig(Section):
         """Return how many tokens a prompt may have, so that its response still fits."""
         if self.model.max_prompt_length is not None:
             return self.model.max_prompt_length
-        if isinstance(self.policy, PpoConfig):
-            return self.model.max_length - self.policy.max_new_tokens
-        return self.model.max_length // 2
+        sampled = self.sampled_tokens()
+        return self.model.max_length // 2 if sampled is None else self.model.max_length - sampled
+
+    def sampled_tokens(self) -> int | None:
+        """Return the longest response sampled in training; None where none is."""
+        return None if self.policy is None else self.policy.sampled_tokens
 
     @model_validator(mode="after")
     def _prompt_and_response_fit(self) -> "PreparationConfig":
-        if isinstance(self.policy, PpoConfig):
-            prompt, response = max(self.longest_prompt(), 1), self.policy.max_new_tokens
+        response = self.sampled_tokens()
+        if response is not None:
+            prompt = max(self.longest_prompt(), 1)
             if prompt + response > self.model.max_length:
                 raise ValueError(
                     f"model.max_length {self.model.max_length} has no room for a prompt of "
@@ -107,7 +111,7 @@ class PipelineConfig(PreparationConfig):
         """Metrics that greedy answers or a policy without a reward model do not have."""
         greedy = ("policy/kl", "policy/kl_k3") if self.evaluation.temperature == 0.0 else ()
         no_reward = ("policy/reward_gain", "policy/proxy_gap")
-        return frozenset((*greedy, *(() if isinstance(self.policy, PpoConfig) else no_reward)))
+        return frozenset((*greedy, *(() if self.policy.needs_reward_model else no_reward)))
 
     def gates_of(self, stage: GatedStage) -> tuple[GateConfig, ...]:
         """Return all that a stage's model has to pass; for a policy that is the champion too."""
@@ -135,6 +139,6 @@ class PipelineConfig(PreparationConfig):
         """Return the longest answer that evaluation samples, in tokens."""
         if self.evaluation.max_new_tokens is not None:
             return self.evaluation.max_new_tokens
-        if isinstance(self.policy, PpoConfig):
-            return self.policy.max_new_tokens
+        if self.policy.sampled_tokens is not None:
+            return self.policy.sampled_tokens
         return self.model.max_length - self.longest_prompt()

@@ -1,6 +1,6 @@
 """Settings of policy optimisation: PPO, RLOO and GRPO, each with its source, or DPO."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -70,6 +70,7 @@ class PpoConfig(Section):
 
     algorithm: Literal["ppo"] = "ppo"
     """Which of the two: these are the settings of PPO."""
+    needs_reward_model: ClassVar[bool] = True
     advantages: Literal["gae", "rloo", "grpo", "dr_grpo"] = "gae"
     """What a response is measured against: ``gae`` asks a value model; ``rloo`` takes the mean of
     the other responses to its prompt (Ahmadian et al. 2024, arXiv:2402.14740), ``grpo`` the mean
@@ -212,6 +213,11 @@ class PpoConfig(Section):
         return self
 
     @property
+    def sampled_tokens(self) -> int | None:
+        """Longest response sampled in training."""
+        return self.max_new_tokens
+
+    @property
     def needs_values(self) -> bool:
         """Whether there is a value function at all."""
         return self.advantages == "gae"
@@ -237,6 +243,9 @@ class DpoConfig(SupervisedConfig):
 
     algorithm: Literal["dpo"] = "dpo"
     """Which of the two: these are the settings of DPO."""
+    needs_reward_model: ClassVar[bool] = False
+    sampled_tokens: ClassVar[int | None] = None
+    """It samples nothing in training."""
     optimizer: Annotated[OptimizerConfig, filled_with(DPO_OPTIMIZER)] = DPO_OPTIMIZER
     beta: Positive = 0.1
     """How closely the policy is held to the reference: weight of the KL (Rafailov 2023)."""
@@ -246,4 +255,6 @@ class DpoConfig(SupervisedConfig):
     """Train towards ``PreferencePair.probability``; smoothing applies on top of it."""
 
 
+# What other rooms ask of an algorithm is an attribute here, and none compares its name:
+# ``needs_reward_model`` and ``sampled_tokens``. Its trainer is in ``stages/policy.py``.
 PolicyConfig = Annotated[PpoConfig | DpoConfig, Field(discriminator="algorithm")]

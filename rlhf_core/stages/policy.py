@@ -1,6 +1,6 @@
 """Stage 4: the policy. PPO against the reward model, or DPO straight from the pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -13,6 +13,7 @@ from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import DpoConfig, PipelineConfig, PpoConfig
+from rlhf_core.config.base import Section
 from rlhf_core.errors import ConfigError
 from rlhf_core.models import load_causal, load_scalar, save_model
 from rlhf_core.rollout.sample import sample_responses
@@ -79,8 +80,9 @@ def train_policy(
         renderer = model_renderer(sft.path)
         policy = load_causal(sft.path, device=config.model.device)
         name_ends(policy, renderer)
-        optimize = _optimize_ppo if config.policy.algorithm == "ppo" else _optimize_dpo
-        summary = optimize(_Task(config, splits, sft, reward, directory, run, policy, renderer))
+        summary = TRAINERS[type(config.policy)](
+            _Task(config, splits, sft, reward, directory, run, policy, renderer)
+        )
         sha256 = save_model(policy, renderer.tokenizer, directory / "model")
         return register_model(
             run,
@@ -164,6 +166,13 @@ def _optimize_dpo(task: _Task) -> FitSummary:
         settings=settings,
         run=task.training_run(),
     )
+
+
+TRAINERS: dict[type[Section], Callable[["_Task"], FitSummary]] = {
+    PpoConfig: _optimize_ppo,
+    DpoConfig: _optimize_dpo,
+}
+"""What trains by which settings: a new algorithm has its line here."""
 
 
 class AnswerWatcher:

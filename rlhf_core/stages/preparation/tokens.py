@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_core.config import ModelConfig, PpoConfig, PreparationConfig
+from rlhf_core.config import ModelConfig, PreparationConfig
 from rlhf_core.dataprep.cleaning.rules import TokenCheck
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
@@ -64,7 +64,7 @@ def make_token_check(config: PreparationConfig, renderer: "Renderer | None") -> 
 
 def prompt_limit(config: PreparationConfig) -> int | None:
     """Most tokens a prompt to sample from may have; None where tokens or sampling play no part."""
-    if not config.data.cleaning.tokens or not isinstance(config.policy, PpoConfig):
+    if not config.data.cleaning.tokens or config.sampled_tokens() is None:
         return None
     return config.longest_prompt()
 
