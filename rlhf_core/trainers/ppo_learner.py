@@ -223,7 +223,7 @@ class Learner:
             seed=self.seed,
         )
         return Update(
-            experience, minibatches, self.settings, state.kl_coef, self.mix_demonstrations
+            experience, minibatches, self.settings, state.kl_coef, self._mix_demonstrations
         )
 
     def tensors(self) -> Tensors:
@@ -255,7 +255,7 @@ class Learner:
         with adapters_off(self.models.policy):
             return token_logprobs(self.models.policy, batch, temperature=self.settings.temperature)
 
-    def mix_demonstrations(self) -> Metrics:
+    def _mix_demonstrations(self) -> Metrics:
         """Add the gradient of PPO-ptx for the next demonstrations, as many as a minibatch's rows.
 
             loss = ptx_coef * mean NLL per response token
