@@ -122,7 +122,8 @@ def _check_heartbeats(url: str) -> Iterator[Finding]:
     for item in ask(url, "deployments/filter", {}):
         variables = item.get("job_variables") or {}
         seconds = (variables.get("env") or {}).get(HEARTBEAT_VARIABLE)
-        if str(item["entrypoint"]).startswith("rlhf_flows") and (
+        # A module where `rlhf deploy` wrote it, a file where `prefect deploy` did.
+        if str(item["entrypoint"]).startswith(("rlhf_flows.", "flows.", "flows/")) and (
             seconds is None or 2 * float(seconds) > within
         ):
             seldom.append(f"{item['name']} of {item['entrypoint']}: {seconds or 'not said'}")

@@ -17,7 +17,7 @@ CODE = """
 import time
 from rlhf_flows.engine.environment import prepare_environment
 prepare_environment()
-from flows import local
+from rlhf_flows.engine import local
 from rlhf_flows.servers.temporary_server import temporary_server
 with temporary_server() as server:
     assert server.wait().endswith("/api")
