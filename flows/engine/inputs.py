@@ -144,14 +144,15 @@ class CollectInputs(Record):
     pairs: int | None = Field(
         default=None,
         ge=1,
-        description="Pairs drawn at random from an evaluation. Empty: what half_width needs.",
+        description="Pairs drawn at random from an evaluation. Empty: what half_width needs. "
+        "(at least 1)",
     )
     half_width: float | None = Field(
         default=None,
         gt=0,
         lt=0.5,
         description="Of the corrected win rate's interval, from which the pairs needed are "
-        "counted. Empty: 0.05.",
+        "counted. Empty: 0.05. (above 0, below 0.5)",
     )
     against: str | None = Field(
         default=None,
