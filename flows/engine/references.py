@@ -110,7 +110,7 @@ def find_judge(
     names another, which then scores the champion's answers too.
     """
     named = given or config.evaluation.judge
-    if named is None and champion is not None and champion.uri.startswith("models:/"):
+    if named is None and champion is not None and champion.registered:
         named = bindings.judge_of(champion.uri)
     return find_model(config, context, "judge", None if named == OWN_JUDGE else named)
 

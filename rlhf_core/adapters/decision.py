@@ -55,8 +55,7 @@ def record_decision(
     if report.samples is not None:
         run.log_artifact(report.samples, "evaluation")
     model = decision.model
-    registered = model.uri.startswith("models:/")
-    version = find_version(model.uri) if registered else None
+    version = find_version(model.uri) if model.registered else None
     _log_estimates(report, run, version)
     run.log_tags({VERDICT: decision.verdict})
     if version is not None:

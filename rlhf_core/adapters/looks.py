@@ -114,8 +114,7 @@ def sets_looked_at(project: str) -> list[Look]:
             held_out=entry.held_out,
             number=_number(entries, entry, entry.held_out, entry.sketch),
         )
-    newest = sorted(latest.values(), key=lambda look: -int(look.entry.rpartition("/")[2]))
-    return newest
+    return sorted(latest.values(), key=lambda look: -int(look.entry.rpartition("/")[2]))
 
 
 def finish_look(look: Look, run: StageRun, sampling: str) -> None:
@@ -258,11 +257,10 @@ def _write(name: str, policy: ModelRef, run: StageRun, tags: Mapping[str, str]) 
     client = mlflow_client()
     if client.search_model_versions(f"name = '{name}' and tags.`{QUESTION}` = '{tags[QUESTION]}'"):
         return  # the answer to an earlier attempt was lost
-    registered = policy.uri.startswith("models:/")
     client.create_model_version(
         name,
-        source=policy.uri if registered else client.get_run(run.run_id).info.artifact_uri,
-        run_id=None if registered else run.run_id,
+        source=policy.uri if policy.registered else client.get_run(run.run_id).info.artifact_uri,
+        run_id=None if policy.registered else run.run_id,
         tags=dict(tags),
         description=f"{policy.uri} on held-out prompts {tags[HELD_OUT][:12]}",
     )

@@ -6,10 +6,7 @@ import numpy as np
 
 from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.samples import ComparedAnswer
-from rlhf_core.schema import PeopleVotes, Record
-
-AI_VOTER = "ai:"
-"""How the names of AI judges begin."""
+from rlhf_core.schema import AI_JUDGE, PeopleVotes, Record
 
 
 class OutcomeVote(Record):
@@ -74,7 +71,7 @@ def people_outcomes(
 def votes_in_words(people: PeopleVotes) -> str:
     """Say how many votes there are, whose they are, and which decision with votes it is."""
     who = f"{len(people.by)} annotators"
-    if people.by and all(name.startswith(AI_VOTER) for name in people.by):
+    if people.by and all(name.startswith(AI_JUDGE) for name in people.by):
         who = f"{', '.join(people.by)} and no person"
     text = f"{people.votes} votes by {who} on {people.pairs} pairs of the judged answers"
     if people.unmatched:
@@ -94,9 +91,11 @@ def _answers(pair: ComparedAnswer | VotedPair) -> tuple[str, str, str]:
 def _of_people(known: Mapping[int, Mapping[str, float]]) -> dict[int, dict[str, float]]:
     """Leave AI judges out where there are people, and pairs that are then without votes."""
     names = {name for votes in known.values() for name in votes}
-    only_ai = all(name.startswith(AI_VOTER) for name in names)
+    only_ai = all(name.startswith(AI_JUDGE) for name in names)
     counted = {
-        index: {name: won for name, won in votes.items() if only_ai or name[:3] != AI_VOTER}
+        index: {
+            name: won for name, won in votes.items() if only_ai or not name.startswith(AI_JUDGE)
+        }
         for index, votes in known.items()
     }
     return {index: votes for index, votes in counted.items() if votes}

@@ -7,10 +7,7 @@ import numpy as np
 from rlhf_core.dataprep.votes.against_rest import CONFIDENCE, against_rest
 from rlhf_core.dataprep.votes.agreement import alpha_estimate
 from rlhf_core.dataprep.votes.vote_table import VoteTable
-from rlhf_core.schema import Estimate, Vote
-
-AI = "ai:"
-"""How the names of AI judges begin."""
+from rlhf_core.schema import AI_JUDGE, Estimate, Vote
 
 
 def votes_alpha(
@@ -42,11 +39,13 @@ def judges_against_people(
     Returns:
         By judge; one that shares no pair with people, or none on which answers differ, is left out.
     """
-    judges = sorted({v.annotator for each in votes for v in each if v.annotator.startswith(AI)})
+    judges = sorted(
+        {v.annotator for each in votes for v in each if v.annotator.startswith(AI_JUDGE)}
+    )
     found = {}
     for judge in judges:
         own = [
-            [v for v in each if v.annotator == judge or not v.annotator.startswith(AI)]
+            [v for v in each if v.annotator == judge or not v.annotator.startswith(AI_JUDGE)]
             for each in votes
         ]
         table = _table(own)

@@ -24,6 +24,7 @@ from rlhf_core.schema.results import (
     Verdict,
 )
 from rlhf_core.schema.text import (
+    AI_JUDGE,
     UNNAMED,
     Choice,
     Comparison,
@@ -39,6 +40,7 @@ from rlhf_core.schema.text import (
 from rlhf_core.schema.versions import BatchResult, DataVersion, Withdrawal, WithdrawalResult
 
 __all__ = [
+    "AI_JUDGE",
     "UNNAMED",
     "BatchResult",
     "CheckResult",

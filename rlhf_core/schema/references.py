@@ -69,6 +69,11 @@ class ModelRef(Record):
     run_id: str
     """MLflow run that logged it."""
 
+    @property
+    def registered(self) -> bool:
+        """Whether it is a version of the registry, and no folder."""
+        return self.uri.startswith("models:/")
+
 
 class RunContext(Record):
     """Where one pipeline run keeps its files; made once, handed to every stage."""

@@ -59,6 +59,10 @@ def _name_of(value: object) -> object:
     return annotator_name(value) if value is None or isinstance(value, str | int | float) else value
 
 
+AI_JUDGE = "ai:"
+"""How the names of AI judges begin, among annotators."""
+
+
 class Vote(Record):
     """One person's (or judge's) verdict on one comparison."""
 

@@ -341,7 +341,7 @@ def _lineage(results: Mapping[str, StageResult], notes: list[str]) -> dict[str, 
     if not results:
         return None
     model = list(results.values())[-1].model
-    if not model.uri.startswith("models:/"):
+    if not model.registered:
         return None
     try:
         return trace_lineage(model.uri).model_dump()

@@ -62,7 +62,13 @@ def gates_asked(
         look: at a set that was looked at before; each gate is then as much surer.
         people: whose votes correct the judge; their gate is surer each time they decide.
     """
-    asked = required_gates(config.project).added_to(stage, config.gates_of(stage))
+    required = required_gates(config.project)
+    return _surer(required.added_to(stage, config.gates_of(stage)), look, people)
+
+
+def _surer(
+    asked: tuple[GateConfig, ...], look: Look | None, people: PeopleVotes | None
+) -> tuple[GateConfig, ...]:
     if look is None:
         return asked
     shares = {WIN_RATE_CORRECTED: look.share * people.share} if people else {}
@@ -116,13 +122,13 @@ def conclude(  # noqa: PLR0913 - a verdict and all that it rests on
 ) -> StageResult:
     """Apply the stage's gates and write the verdict down before anyone hears it."""
     doubts += _doubts_about(judge) if judge else ()
-    gates = gates_asked(config, stage, report.look, report.people)
+    required = required_gates(config.project)
+    asked = required.added_to(stage, config.gates_of(stage))
+    gates = _surer(asked, report.look, report.people)
     decision = decide(gates, report, doubts=doubts, promotion=config.promotion)
-    decision = _marked(decision, required_gates(config.project).of_stage(stage))
-    decision = _with_look(decision, report)
-    asked = applied_tag(gates_asked(config, stage))
-    upstream = {"judge": judge} if judge else {}
-    record_decision(decision, report, run=run, upstream=upstream, more_tags={APPLIED: asked})
+    decision = _with_look(_marked(decision, required.of_stage(stage)), report)
+    upstream, tags = {"judge": judge} if judge else {}, {APPLIED: applied_tag(asked)}
+    record_decision(decision, report, run=run, upstream=upstream, more_tags=tags)
     return StageResult(
         stage=stage,
         model=report.model,
@@ -174,7 +180,7 @@ def require_independent_judge(judge: ModelRef, policy: ModelRef, reward: ModelRe
         RegistryError: says which model it is and what to do.
     """
     optimised = {reward.uri: reward.sha256} if reward else {}
-    if _is_registered(policy):
+    if policy.registered:
         used = upstream_uris(policy.uri).get("reward")
         optimised |= {used: find_version(used).tags.get("rlhf.sha256", "")} if used else {}
     for uri, sha256 in optimised.items():
@@ -183,7 +189,7 @@ def require_independent_judge(judge: ModelRef, policy: ModelRef, reward: ModelRe
                 f"the judge {judge.uri} is {uri}, the reward model {policy.uri} was optimised "
                 "against; its word proves nothing. Give a judge: `rlhf reward CONFIG --role judge`"
             )
-    if _is_registered(judge):
+    if judge.registered:
         stage = find_version(judge.uri).tags.get("rlhf.stage")
         if stage != "judge":
             raise RegistryError(
@@ -201,7 +207,7 @@ def require_own_reference(policy: ModelRef, sft: ModelRef) -> None:
     Raises:
         RegistryError: says which one belongs to the policy.
     """
-    used = upstream_uris(policy.uri).get("sft") if _is_registered(policy) else None
+    used = upstream_uris(policy.uri).get("sft") if policy.registered else None
     if used and find_version(used).tags.get("rlhf.sha256") != sft.sha256:
         raise RegistryError(
             f"{policy.uri} was optimised from {used} and cannot be compared with {sft.uri}; "
@@ -216,7 +222,7 @@ def doubts_about_data(splits: DatasetSplits, models: Iterable[ModelRef]) -> tupl
     """
     doubts = []
     for model in models:
-        tags = find_version(model.uri).tags if _is_registered(model) else {}
+        tags = find_version(model.uri).tags if model.registered else {}
         trained_on = tags.get("rlhf.dataset_sha256")
         same_rule = splits.split and tags.get("rlhf.dataset_split") == splits.split
         if trained_on is not None and trained_on != splits.sha256 and not same_rule:
@@ -238,13 +244,9 @@ def doubts_about_champion(policy: ModelRef, champion: ModelRef | None) -> tuple[
     return (f"{policy.uri} has the very weights of the champion {champion.uri}.",)
 
 
-def _is_registered(model: ModelRef) -> bool:
-    return model.uri.startswith("models:/")
-
-
 def _doubts_about(judge: ModelRef) -> tuple[str, ...]:
     """Why a judge's word does not count: it has not passed the gates that are asked of it."""
-    verdict = recorded_verdict(judge.uri)[0] if _is_registered(judge) else None
+    verdict = recorded_verdict(judge.uri)[0] if judge.registered else None
     if verdict == "PROMOTE":
         return ()
     found = f"has verdict {verdict}" if verdict else "has passed no gate"

@@ -112,8 +112,7 @@ def _sampled(model: ModelRef) -> SampledModel:
 
 def _reference_of(policy: ModelRef) -> SampledModel:
     """The SFT model that gave the other answers; of a policy in a folder it has no name."""
-    registered = policy.uri.startswith("models:/")
-    uri = upstream_uris(policy.uri).get("sft") if registered else None
+    uri = upstream_uris(policy.uri).get("sft") if policy.registered else None
     if uri is None:
         return SampledModel(uri="sft", version="", sha256="")
     version = find_version(uri)

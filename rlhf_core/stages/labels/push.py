@@ -19,7 +19,7 @@ from rlhf_core.feedback.collection import find_collection, read_collection
 from rlhf_core.feedback.judge import INSTRUCTIONS, Judge
 from rlhf_core.feedback.results import PushResult
 from rlhf_core.feedback.simulated import load_annotators, simulate
-from rlhf_core.schema import Comparison
+from rlhf_core.schema import AI_JUDGE, Comparison
 from rlhf_core.stages.labels.people import send_tasks
 from rlhf_core.storage.folders import exclusive
 from rlhf_core.trainers.progress import Progress
@@ -63,7 +63,7 @@ def push_labels(config: PipelineConfig, reference: str, *, again: bool = False) 
 
 def judge_name(settings: AiLabelerConfig) -> str:
     """Return the annotator that the judge's votes are by."""
-    return f"ai:{settings.model}"
+    return f"{AI_JUDGE}{settings.model}"
 
 
 def _simulate(
