@@ -1,5 +1,6 @@
 """Settings of Prefect and MLflow, and a real MLflow on SQLite, for every room that needs one."""
 
+import logging
 import os
 import shutil
 
@@ -13,6 +14,17 @@ from tests.forked import Forked
 quiet_environment()
 for name, value in CALM.items():
     os.environ.setdefault(name, value)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """What a command sets of logging in a test's own process ends with that test."""
+    loggers = [logging.getLogger(name) for name in (None, "rlhf_core", "rlhf_flows")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")
