@@ -19,9 +19,9 @@ from rlhf_flows.engine import bindings, feedback_bindings
 from rlhf_flows.engine.artifacts import show_labels
 from rlhf_flows.engine.events import announce_published
 from rlhf_flows.engine.inputs import CollectInputs
-from rlhf_flows.engine.opening import find_run, is_deployed, label_process, name_of_run
 from rlhf_flows.engine.records import LabelsResult
 from rlhf_flows.engine.references import find_dataset
+from rlhf_flows.engine.run_folder import find_run, is_deployed, label_process, name_of_run
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import saved_result
 

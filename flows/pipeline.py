@@ -19,10 +19,10 @@ from rlhf_flows.engine.inputs import (
     RewardInputs,
     SftInputs,
 )
-from rlhf_flows.engine.opening import is_deployed, name_of_run, open_context
 from rlhf_flows.engine.progress import Progress, passed
 from rlhf_flows.engine.records import PipelineResult
 from rlhf_flows.engine.references import dataset_reference
+from rlhf_flows.engine.run_folder import is_deployed, name_of_run, open_context
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.promotion import ask_person
 from rlhf_flows.stages import (

@@ -30,7 +30,7 @@ from rlhf_flows.engine import bindings
 from rlhf_flows.engine.artifacts import file_report, report_line, stage_page
 from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.engine.lost_server import patiently
-from rlhf_flows.engine.opening import is_deployed
+from rlhf_flows.engine.run_folder import is_deployed
 
 logger = logging.getLogger(__name__)
 

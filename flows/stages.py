@@ -20,7 +20,6 @@ from rlhf_flows.engine.inputs import (
     RewardInputs,
     SftInputs,
 )
-from rlhf_flows.engine.opening import name_of_run, open_context
 from rlhf_flows.engine.references import (
     check_roles,
     find_champion,
@@ -28,6 +27,7 @@ from rlhf_flows.engine.references import (
     find_judge,
     find_model,
 )
+from rlhf_flows.engine.run_folder import name_of_run, open_context
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import saved_result
 from rlhf_flows.engine.work import Work, carry_out

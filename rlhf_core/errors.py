@@ -85,7 +85,7 @@ class StorageError(RlhfError, OSError):
     def about(cls, path: Path, error: OSError) -> Self:
         """Say which file, what the system said, and what to do about it."""
         cause = error.strerror or str(error) or type(error).__name__
-        advice = _ADVICE.get(error.errno or 0, "mend the disk, or choose another folder")
+        advice = _ADVICE.get(error.errno or 0, "fix the disk, or choose another folder")
         made = cls(f"{path} cannot be written: {cause}; {advice}, then repeat the command")
         made.path, made.refusal = path, error
         return made

@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 
-from rlhf_core.adapters.settings import quiet_environment
-from rlhf_flows.engine.environment import CALM
+from rlhf_core.adapters.settings import set_environment_defaults
+from rlhf_flows.engine.environment import PREFECT_DEFAULTS
 from tests.forked import Forked
 
 # Before Prefect is imported by any test of any folder, for it reads its settings once.
-quiet_environment()
-for name, value in CALM.items():
+set_environment_defaults()
+for name, value in PREFECT_DEFAULTS.items():
     os.environ.setdefault(name, value)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import requests
 import trustme
 
-from rlhf_core.adapters.settings import quiet_environment
+from rlhf_core.adapters.settings import set_environment_defaults
 
 ADMIN = ("admin", "Admin-of-the-test-1")
 BUCKETS = ("artifacts", "datasets")
@@ -39,7 +39,7 @@ def running(command, folder, name, healthy, environment=None, **variables):
     with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=log, start_new_session=True,
-            env={**(environment or os.environ), **quiet_environment(), **variables},
+            env={**(environment or os.environ), **set_environment_defaults(), **variables},
         )  # fmt: skip
     try:
         deadline = time.monotonic() + START_SECONDS

@@ -13,7 +13,7 @@ import safetensors.numpy
 import sqlalchemy
 
 from rlhf_core.errors import DataError, StorageError
-from rlhf_core.storage.full_disk import fullest, refused_write, told_in_one_line, writing
+from rlhf_core.storage.full_disk import fullest, in_one_line, refused_write, writing
 from tests.disks import no_larger_files
 
 BIG = 400_000
@@ -88,7 +88,7 @@ def rust():
     ],
 )
 def test_a_full_disk_is_known_in_every_librarys_words(tmp_path, fail, file):
-    with pytest.raises(StorageError) as refusal, told_in_one_line([tmp_path]):
+    with pytest.raises(StorageError) as refusal, in_one_line([tmp_path]):
         fail()
     said = f"{file or tmp_path} cannot be written: No space left on device; free space there"
     assert str(refusal.value).startswith(said)
@@ -106,7 +106,7 @@ def test_a_full_disk_is_known_in_every_librarys_words(tmp_path, fail, file):
 )
 def test_other_errors_stay_what_they_are(tmp_path, error):
     assert refused_write(error) is None
-    for context in (told_in_one_line([tmp_path]), writing(tmp_path / "x")):
+    for context in (in_one_line([tmp_path]), writing(tmp_path / "x")):
         with pytest.raises(type(error)) as raised, context:
             raise error
         assert raised.value is error

@@ -233,8 +233,8 @@ def _show_found(found: "Found") -> None:
     format_ = found.settings.get("format")
     show_line(f"shape: {found.shape}" + (f" (format {format_})" if format_ else ""))
     show_line(f"{found.rows:,} rows, {found.usable:,} usable: " + _told(found))
-    for reason, count in found.set_aside.most_common():
-        show_line(f"set aside: {count:,} {reason}")
+    for reason, count in found.filtered.most_common():
+        show_line(f"filtered out: {count:,} {reason}")
     for column, count in sorted(found.unread.items()):
         show_line(f"not read: column {column!r} of {count:,} rows")
     for note in found.notes:
@@ -322,7 +322,7 @@ def show_published(result: "BatchResult") -> None:
     _show_versions([result.version])
     for reason, count in result.set_aside.items():
         kept = f"data/raw/set-aside/{result.version.batch}"
-        show_line(f"set aside while reading: {count} {reason}; kept in {kept}")
+        show_line(f"filtered out while reading: {count} {reason}; kept in {kept}")
     if not result.branch_moved:
         show_line(f"local changes kept your branch where it was; then: git merge {version}")
     show_line(f"train on it: rlhf run CONFIG --set data.version={version}")

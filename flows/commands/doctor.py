@@ -1,4 +1,4 @@
-"""`rlhf doctor`: look at everything a run needs, and say how to mend what is missing."""
+"""`rlhf doctor`: look at everything a run needs, and say how to fix what is missing."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from rlhf_core.errors import RlhfError
-from rlhf_flows.commands.doctor_servers import check_keeper, check_prefect
+from rlhf_flows.commands.doctor_servers import check_prefect, check_supervisor
 from rlhf_flows.commands.findings import Finding
 
 MIN_FREE_GB = 5.0
@@ -31,7 +31,7 @@ def examine(config: Path | None) -> tuple[Finding, ...]:
             _threads,
             lambda: _mlflow(config),
             check_prefect,
-            check_keeper,
+            check_supervisor,
             _permissions,
             _telemetry,
             lambda: _settings(config),
@@ -45,7 +45,7 @@ def _python() -> Iterator[Finding]:
         what="python",
         healthy=sys.version_info >= (3, 11),
         found=f"{sys.version.split()[0]} at {sys.executable}",
-        mend="install Python 3.11 or newer and run `make setup PYTHON=/path/to/python`",
+        fix="install Python 3.11 or newer and run `make setup PYTHON=/path/to/python`",
     )
 
 
@@ -66,7 +66,7 @@ def _packages() -> Iterator[Finding]:
         what="packages",
         healthy=not wrong,
         found=", ".join(wrong) or found,
-        mend="make setup",
+        fix="make setup",
     )
 
 
@@ -95,18 +95,18 @@ def _disk() -> Iterator[Finding]:
         what="disk",
         healthy=free >= MIN_FREE_GB,
         found=f"{free:.1f} GB free here",
-        mend=f"free at least {MIN_FREE_GB:.0f} GB: old runs lie under runs/, artifacts under "
+        fix=f"free at least {MIN_FREE_GB:.0f} GB: old runs lie under runs/, artifacts under "
         "mlartifacts/",
     )
 
 
 def _tools() -> Iterator[Finding]:
-    for tool, mend in (
+    for tool, fix in (
         ("git", "install git: the commit of every run is recorded"),
         ("dvc", "make setup, or pip install dvc: dataset versions are kept with it"),
     ):
         where = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
-        yield Finding(what=tool, healthy=where is not None, found=where or "missing", mend=mend)
+        yield Finding(what=tool, healthy=where is not None, found=where or "missing", fix=fix)
 
 
 def _folders() -> Iterator[Finding]:
@@ -117,7 +117,7 @@ def _folders() -> Iterator[Finding]:
             what=f"folder {name}",
             healthy=os.access(nearest, os.W_OK),
             found="writable" if os.access(nearest, os.W_OK) else f"{nearest} is not writable",
-            mend=f"chown or chmod {nearest}, or run from a directory you may write to",
+            fix=f"chown or chmod {nearest}, or run from a directory you may write to",
         )
 
 
@@ -125,9 +125,9 @@ def _threads() -> Iterator[Finding]:
     """Says how many threads compute; more than there are cores wait for each other."""
     import joblib
 
-    from rlhf_core.adapters.settings import load_settings, quiet_environment
+    from rlhf_core.adapters.settings import load_settings, set_environment_defaults
 
-    quiet_environment()
+    set_environment_defaults()
     settings, cores = load_settings(), joblib.cpu_count()
     chosen = settings.omp_num_threads
     healthy = chosen is None or not chosen.isdecimal() or int(chosen) <= cores
@@ -137,7 +137,7 @@ def _threads() -> Iterator[Finding]:
         healthy=healthy,
         found=f"{threads}, {cores} cores for this process, "
         f"OMP_WAIT_POLICY={settings.omp_wait_policy}",
-        mend="unset OMP_NUM_THREADS, or set it to at most the number of cores",
+        fix="unset OMP_NUM_THREADS, or set it to at most the number of cores",
     )
 
 
@@ -176,8 +176,8 @@ def _required(project: str) -> Finding:
     try:
         found = requirement(project)
     except RlhfError as error:
-        mend = f"rlhf gates --require FILE --project {project}"
-        return Finding(what=what, healthy=False, found=str(error), mend=mend)
+        fix = f"rlhf gates --require FILE --project {project}"
+        return Finding(what=what, healthy=False, found=str(error), fix=fix)
     asked = "; ".join(gate for gates in found.gates.values() for gate in gates)
     by = f" (set by {found.set_by})" if found.set_by else ""
     return Finding(what=what, healthy=True, found=(asked or "none") + by)
@@ -186,33 +186,33 @@ def _required(project: str) -> Finding:
 def _looks(project: str) -> Finding:
     """Says how often the held-out prompts in use were looked at, and whether they are worn out."""
     from rlhf_core.adapters.looks import sets_looked_at
-    from rlhf_core.evaluation.gates import RENEW, WORN_OUT, look_in_words, width_at
+    from rlhf_core.evaluation.gates import RENEW, WORN_OUT, describe_look, width_at
 
     what = f"held-out prompts ({project})"
     try:
         looks = sets_looked_at(project)
     except RlhfError as error:
-        return Finding(what=what, healthy=False, found=str(error), mend="mend MLflow first")
+        return Finding(what=what, healthy=False, found=str(error), fix="fix MLflow first")
     if not looks:
         return Finding(what=what, healthy=True, found="not looked at yet")
     return Finding(
         what=what,
         healthy=width_at(looks[0]) < WORN_OUT,
-        found=f"last was {look_in_words(looks[0])}",
-        mend=RENEW,
+        found=f"last was {describe_look(looks[0])}",
+        fix=RENEW,
     )
 
 
 def _releases(project: str) -> Finding:
-    """Says whether champions are one release, and what mends it where they are not."""
+    """Says whether champions are one release, and what fixes it where they are not."""
     from rlhf_core.adapters.release_state import release_state
 
     what = f"releases ({project})"
     try:
         state = release_state(project)
     except RlhfError as error:
-        return Finding(what=what, healthy=False, found=str(error), mend="mend MLflow first")
-    return Finding(what=what, healthy=state.healthy, found=state.found, mend=state.mend)
+        return Finding(what=what, healthy=False, found=str(error), fix="fix MLflow first")
+    return Finding(what=what, healthy=state.healthy, found=state.found, fix=state.fix)
 
 
 def _project(config: Path | None) -> str:
@@ -237,21 +237,23 @@ def _permissions() -> Iterator[Finding]:
             found, healthy = ", ".join(sorted(read())) or "none", True
         except RlhfError as error:
             found, healthy = str(error), False
-        yield Finding(what=what, healthy=healthy, found=found, mend="see docs/security.md")
+        yield Finding(what=what, healthy=healthy, found=found, fix="see docs/security.md")
 
 
 def _telemetry() -> Iterator[Finding]:
     """Names what a person has switched on; unset variables are switched off by every command."""
-    from rlhf_core.adapters.settings import QUIET, quiet_environment
+    from rlhf_core.adapters.settings import ENVIRONMENT_DEFAULTS, set_environment_defaults
 
     loud = [
-        f"{name}={value}" for name, value in quiet_environment().items() if value != QUIET[name]
+        f"{name}={value}"
+        for name, value in set_environment_defaults().items()
+        if value != ENVIRONMENT_DEFAULTS[name]
     ]
     yield Finding(
         what="telemetry",
         healthy=not loud,
         found="off" if not loud else ", ".join(loud),
-        mend="unset these variables: the project's own values switch telemetry off",
+        fix="unset these variables: the project's own values switch telemetry off",
     )
 
 
@@ -267,9 +269,9 @@ def _settings(config: Path | None) -> Iterator[Finding]:
     yield _attempt(f"settings {config}", "data and base model are usable", check, "see README")
 
 
-def _attempt(what: str, found: str, check: Callable[[], None], mend: str) -> Finding:
+def _attempt(what: str, found: str, check: Callable[[], None], fix: str) -> Finding:
     try:
         check()
     except (RlhfError, ImportError) as error:
-        return Finding(what=what, healthy=False, found=str(error), mend=mend)
+        return Finding(what=what, healthy=False, found=str(error), fix=fix)
     return Finding(what=what, healthy=True, found=found)

@@ -1,4 +1,4 @@
-"""The part of `rlhf doctor` that looks at servers: the keeper here, and Prefect wherever it is."""
+"""The part of `rlhf doctor` that looks at servers: the supervisor here, Prefect wherever it is."""
 
 from collections.abc import Iterator
 
@@ -14,27 +14,29 @@ from rlhf_flows.servers.servers import LOGS, read_servers
 RESTART = "make down, then make up"
 
 
-def check_keeper() -> Iterator[Finding]:
+def check_supervisor() -> Iterator[Finding]:
     """Look at what `rlhf up` started from this directory; nothing started is nothing wrong."""
     try:
         servers = read_servers()
     except (OSError, ValueError) as error:
         problem = f"its record cannot be read: {type(error).__name__}"
-        yield Finding(what="keeper", healthy=False, found=problem, mend=RESTART)
+        yield Finding(what="supervisor", healthy=False, found=problem, fix=RESTART)
         return
     if servers is None:
-        yield Finding(what="keeper", healthy=True, found="nothing was started here")
+        yield Finding(what="supervisor", healthy=True, found="nothing was started here")
         return
-    alive = servers.keeper.find() is not None
-    found = f"process {servers.keeper.pid}" if alive else "it was killed; nobody restarts what dies"
-    yield Finding(what="keeper", healthy=alive, found=found, mend=RESTART)
+    alive = servers.supervisor.find() is not None
+    found = (
+        f"process {servers.supervisor.pid}" if alive else "it was killed; nobody restarts what dies"
+    )
+    yield Finding(what="supervisor", healthy=alive, found=found, fix=RESTART)
     for name, child in servers.children.items():
         alive = child.find() is not None
         yield Finding(
             what=f"process {name}",
             healthy=alive,
             found=f"process {child.pid}" if alive else "it has ended",
-            mend=f"wait for the keeper to restart it, or see {LOGS / name}.log; then {RESTART}",
+            fix=f"wait for the supervisor to restart it, or see {LOGS / name}.log; then {RESTART}",
         )
 
 
@@ -49,13 +51,13 @@ def check_prefect() -> Iterator[Finding]:
     try:
         ask(url, "work_pools/filter", {"limit": 1})
     except RlhfError as error:
-        mend = "start it (`make up`), or unset PREFECT_API_URL"
+        fix = "start it (`make up`), or unset PREFECT_API_URL"
         lost = isinstance(error, PrefectLostError)
         yield Finding(
             what="prefect",
             healthy=False,
             found=str(error),
-            mend=mend if lost else "set what it names for commands and workers alike",
+            fix=fix if lost else "set what it names for commands and workers alike",
         )
         return
     yield Finding(what="prefect", healthy=True, found=without_credentials(url))
@@ -64,7 +66,7 @@ def check_prefect() -> Iterator[Finding]:
         yield from _check_deployments(url)
         yield from _check_heartbeats(url)
     except RlhfError as error:
-        yield Finding(what="prefect", healthy=False, found=str(error), mend="rlhf deploy")
+        yield Finding(what="prefect", healthy=False, found=str(error), fix="rlhf deploy")
 
 
 def _check_pools(url: str) -> Iterator[Finding]:
@@ -72,7 +74,7 @@ def _check_pools(url: str) -> Iterator[Finding]:
     for pool in read_pools().limits:
         if pool not in known:
             yield Finding(
-                what=f"pool {pool}", healthy=False, found="it does not exist", mend="rlhf deploy"
+                what=f"pool {pool}", healthy=False, found="it does not exist", fix="rlhf deploy"
             )
             continue
         workers = ask(url, f"work_pools/{pool}/workers/filter", {})
@@ -81,8 +83,8 @@ def _check_pools(url: str) -> Iterator[Finding]:
             what=f"pool {pool}",
             healthy=bool(online),
             found=f"workers: {', '.join(online)}" if online else "no worker listens",
-            mend="make up, or "
-            f"`python -m rlhf_flows.servers.mended_prefect worker start --pool {pool}`",
+            fix="make up, or "
+            f"`python -m rlhf_flows.servers.patched_prefect worker start --pool {pool}`",
         )
 
 
@@ -94,7 +96,7 @@ def _check_deployments(url: str) -> Iterator[Finding]:
         what="deployments",
         healthy=not missing,
         found="all of prefect.yaml" if not missing else f"missing: {', '.join(missing)}",
-        mend="rlhf deploy",
+        fix="rlhf deploy",
     )
     steps = [step.get(STEP) for item in made.values() for step in item.get("pull_steps") or ()]
     other = {step["description"] for step in steps if step and step["code"] != installed_code()}
@@ -104,7 +106,7 @@ def _check_deployments(url: str) -> Iterator[Finding]:
         found=f"deployed: {', '.join(sorted(other))}; here: {describe_code()}, which is other code"
         if other
         else f"{describe_code()}, as deployed",
-        mend="check out what was deployed, or `rlhf deploy` from here",
+        fix="check out what was deployed, or `rlhf deploy` from here",
     )
 
 
@@ -132,5 +134,5 @@ def _check_heartbeats(url: str) -> Iterator[Finding]:
         healthy=not seldom,
         found=f"runs that are silent for {within:.0f} s are marked crashed; "
         + (f"heartbeat of {'; '.join(seldom)}" if seldom else "all send theirs in time"),
-        mend=f"rlhf deploy: every deployment carries {HEARTBEAT_VARIABLE} then",
+        fix=f"rlhf deploy: every deployment carries {HEARTBEAT_VARIABLE} then",
     )

@@ -6,10 +6,10 @@ from rlhf_core.schema import Record
 
 
 class Finding(Record):
-    """What was looked at, and what to do where it ails."""
+    """What was looked at, and what to do where it is not healthy."""
 
     what: str
     healthy: bool
     found: str
-    mend: str = Field(default="")
+    fix: str = Field(default="")
     """What to do; empty when healthy."""

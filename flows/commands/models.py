@@ -164,7 +164,7 @@ def doctor(
     ] = None,
     log_level: LogLevel = "warning",
 ) -> None:
-    """Check the set-up and say how to mend what is wrong; exit status 2 if anything is."""
+    """Check the set-up and say how to fix what is wrong; exit status 2 if anything is."""
     begin(log_level)
     from rlhf_flows.commands.doctor import examine
     from rlhf_flows.commands.tables import show_findings

@@ -110,7 +110,7 @@ def warn_of_unused_servers() -> None:
     from rlhf_flows.servers.servers import known_servers
 
     servers, said = known_servers(), load_settings().model_fields_set
-    if servers is None or servers.keeper.find() is None:
+    if servers is None or servers.supervisor.find() is None:
         return
     exports = {
         "prefect_api_url": f"{servers.prefect_url}/api",
@@ -183,7 +183,7 @@ def resumable(typed: typer.Context, settings: "RunSettings", run_id: str | None)
     started = time.time()
 
     def go_on() -> str:
-        # What --force sets aside is done by then; given again it would set this attempt aside too.
+        # What --force archives is done by then; given again it would archive this attempt too.
         marks = context.directory.glob(".*.forced-by")
         has_forced = any(mark.stat().st_mtime >= started for mark in marks)
         return typed_again(typed, run_id=context.run_id, **({"force": ""} if has_forced else {}))

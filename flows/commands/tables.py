@@ -91,7 +91,7 @@ def show_preparation(report: Path) -> None:
     for name, rows in found["inputs"].items():
         counts = sorted(rows["set_aside"].items(), key=lambda item: -item[1])
         reasons = ", ".join(f"{reason} {num:,}" for reason, num in counts)
-        aside = f"; set aside: {reasons}" if reasons else ""
+        aside = f"; filtered out: {reasons}" if reasons else ""
         show_line(f"{name}: {rows['rows']:,} rows, {rows['kept']:,} kept{aside}")
     _show_near_dialogues(found.get("near_dialogues", {}))  # older versions do not tell
     for line in _conversation_lines(found):
@@ -210,13 +210,13 @@ def _lineage_tree(lineage: "Lineage", role: str, *, seen: set[str]) -> Tree:
 
 
 def show_findings(findings: Iterable[Finding]) -> None:
-    """Print what `rlhf doctor` found, and under every ailing line how to mend it."""
+    """Print what `rlhf doctor` found, and under every failing line how to fix it."""
     for finding in findings:
         sign = "[green]ok  [/]" if finding.healthy else "[red]BAD [/]"
         console.print(sign, end="")
         show_line(f"{finding.what}: {finding.found}")
         if not finding.healthy:
-            show_line(f"     mend: {finding.mend}")
+            show_line(f"     fix: {finding.fix}")
 
 
 def show_decision(verdict: Verdict, reasons: Iterable[str], decided_by: str) -> None:

@@ -20,8 +20,8 @@ from rlhf_core.schema import (
 from rlhf_core.schema.shown import shown_code, shown_link, shown_markdown
 from rlhf_flows.engine import bindings
 from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
-from rlhf_flows.engine.opening import is_deployed
 from rlhf_flows.engine.records import LabelsResult, PipelineResult
+from rlhf_flows.engine.run_folder import is_deployed
 
 logger = logging.getLogger(__name__)
 

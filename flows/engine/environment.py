@@ -10,12 +10,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import rlhf_flows
-from rlhf_core.adapters.settings import quiet_environment
+from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_core.errors import ConfigError
 from rlhf_core.storage.records import keep_private
 from rlhf_flows.servers.own_pages import HOSTS, App, OwnPages, host_names
 
-CALM = {
+PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "rlhf_core,rlhf_flows",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
@@ -61,9 +61,9 @@ def prepare_environment() -> None:
     Raises:
         ConfigError: Prefect's folder cannot be made, or live runs would be taken for dead.
     """
-    quiet_environment()
+    set_environment_defaults()
     rely_on()
-    for name, value in CALM.items():
+    for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     home = Path(os.environ.setdefault("PREFECT_HOME", str((STATE / "prefect").absolute())))
     try:
@@ -143,7 +143,7 @@ def prepare_service() -> None:
     Raises:
         ConfigError: a value would have live runs taken for dead.
     """
-    quiet_environment()
+    set_environment_defaults()
     rely_on()
     os.environ.setdefault("PREFECT_LOGGING_SETTINGS_PATH", str(LOGGING))
     os.environ[WORKER_FOLDER] = str(Path.cwd())

@@ -70,7 +70,7 @@ def patiently(what: str, call: Callable[[], Result]) -> Result:
 
 
 def _raise_what_stays(error: httpx.HTTPError) -> None:
-    """Raise what waiting does not mend: a refusal in one line, a wrong request as it is."""
+    """Raise what waiting does not fix: a refusal in one line, a wrong request as it is."""
     explained = explain(error, without_credentials(load_settings().prefect_api_url or "its server"))
     if isinstance(explained, PrefectLostError):
         return

@@ -19,9 +19,9 @@ from rlhf_core.schema import (
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.engine import bindings
 from rlhf_flows.engine.inputs import StageInputs
-from rlhf_flows.engine.opening import is_deployed, start_afresh_once
 from rlhf_flows.engine.records import PipelineResult, StageTiming
 from rlhf_flows.engine.remote import StageFailedError, run_deployed_stage
+from rlhf_flows.engine.run_folder import is_deployed, start_afresh_once
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import RESULT, saved_result
 
@@ -61,7 +61,7 @@ class Progress:
         return run if usual and is_deployed() else str(self.context.directory)
 
     def repeat_from(self, first: StageName | None) -> None:
-        """Set ``first`` and all that follow aside, once for this flow run.
+        """Archive ``first`` and all that follow, once for this flow run.
 
         What finished before ``first`` stands as it is and starts no run of its own.
         """

@@ -150,7 +150,7 @@ def run_once(
     """Return the stage's saved result if its inputs are the same, else compute and save it.
 
     The inputs are written before the work starts: a stage that was killed finds its own
-    checkpoints again, and one whose inputs changed finds an empty folder, the old one set aside.
+    checkpoints again, and one whose inputs changed finds an empty folder, the old one moved away.
 
     Args:
         context: the run.
@@ -169,7 +169,7 @@ def run_once(
     with hold_stage(context, stage):
         _clear_leftovers(directory)
         if stamp.exists() and stamp.read_text(encoding="utf-8") != key:
-            set_aside(context, stage)
+            archive_stage(context, stage)
         elif reuse and stamp.exists() and (before := saved_result(context, stage, record)):
             logger.info("stage=%s reused run=%s", stage, context.run_id)
             return before
@@ -192,7 +192,7 @@ def _clear_leftovers(directory: Path) -> None:
             path.unlink()
 
 
-def set_aside(context: RunContext, stage: StageName) -> None:
+def archive_stage(context: RunContext, stage: StageName) -> None:
     """Move a stage's folder out of the way, so that the stage starts from nothing; keep it."""
     directory = context.stage_directory(stage)
     if not directory.exists():
@@ -201,7 +201,7 @@ def set_aside(context: RunContext, stage: StageName) -> None:
     while (target := directory.with_name(f"{stage}.{number}")).exists():
         number += 1
     directory.rename(target)
-    logger.info("stage=%s set_aside=%s", stage, target)
+    logger.info("stage=%s archived=%s", stage, target)
 
 
 def discard_unstarted(context: RunContext) -> bool:

@@ -15,7 +15,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from rlhf_core.schema import RunContext
 from rlhf_flows.engine.events import announce
 from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
-from rlhf_flows.engine.opening import is_deployed
+from rlhf_flows.engine.run_folder import is_deployed
 
 TRAINERS = "rlhf_core.trainers"
 STEP = re.compile(r"\bstep=(\d+) of=(\d+)\b")

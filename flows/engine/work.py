@@ -7,12 +7,12 @@ from typing import Generic, TypeVar
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import KlLimitError
 from rlhf_core.schema import Record, RunContext, StageName, StageResult
-from rlhf_core.storage.full_disk import told_in_one_line
+from rlhf_core.storage.full_disk import in_one_line
 from rlhf_flows.engine import bindings
 from rlhf_flows.engine.artifacts import show_handed
 from rlhf_flows.engine.events import announce
 from rlhf_flows.engine.files import places
-from rlhf_flows.engine.opening import start_afresh_once
+from rlhf_flows.engine.run_folder import start_afresh_once
 from rlhf_flows.engine.runs import run_once
 from rlhf_flows.engine.watching import STOP, watch_training
 
@@ -48,7 +48,7 @@ def carry_out(
     if work.force:
         start_afresh_once(work.config, context, stage)
 
-    def compute_and_tell() -> Handed:
+    def compute_and_report() -> Handed:
         handed = compute()
         if isinstance(handed, StageResult) and handed.decision.verdict != "PROMOTE":
             verdict, reasons = handed.decision.verdict, "; ".join(handed.decision.reasons)
@@ -56,9 +56,9 @@ def carry_out(
         return handed
 
     try:
-        with told_in_one_line(places()), watch_training(context, stage):
+        with in_one_line(places()), watch_training(context, stage):
             handed = run_once(
-                context, stage, made_from, compute_and_tell, record=work.record, reuse=work.reuse
+                context, stage, made_from, compute_and_report, record=work.record, reuse=work.reuse
             )
     except KlLimitError as error:
         announce("rlhf.kl-spike", context, stage=stage, action=STOP, message=str(error))

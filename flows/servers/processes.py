@@ -68,7 +68,7 @@ def end_all(processes: Iterable[psutil.Process]) -> None:
 def kept_in(folder: str) -> list[psutil.Process]:
     """Return every process that was started for ``folder``, whoever its parent is by now.
 
-    A flow whose worker and keeper were killed belongs to nobody; its environment still tells.
+    A flow whose worker and supervisor were killed belongs to nobody; its environment still tells.
     """
     found = []
     for process in psutil.process_iter():
@@ -80,13 +80,13 @@ def kept_in(folder: str) -> list[psutil.Process]:
     return found
 
 
-def adopt_orphans() -> None:
+def become_subreaper() -> None:
     """Become the parent of every descendant whose own parent dies; Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_BECOME_PARENT_OF_ORPHANS, 1, 0, 0, 0)
 
 
-def bury_adopted(own: Iterable[int]) -> None:
+def reap_zombies(own: Iterable[int]) -> None:
     """Take note of the death of adopted processes, so that they do not stay as zombies.
 
     Args:

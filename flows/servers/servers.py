@@ -1,7 +1,7 @@
 """Prefect, MLflow and the workers on this machine: started together, ended together.
 
-One process, the keeper (``python -m rlhf_flows.servers.keeper``), owns them all: it restarts what
-dies and ends what it started. What runs where is written to ``.rlhf/servers.json``.
+One process, the supervisor (``python -m rlhf_flows.servers.supervisor``), owns them all: it
+restarts what dies and ends what it started. What runs where is written to ``.rlhf/servers.json``.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from rlhf_core.errors import DataError, RlhfError
 from rlhf_core.schema import Record
@@ -33,8 +33,8 @@ HOST = "127.0.0.1"
 STATE_FILE = STATE / "servers.json"
 LOGS = STATE / "logs"
 START_SECONDS = 600.0
-KEEPER_STOP_SECONDS = 6 * STOP_SECONDS
-"""The keeper ends its children one after the other."""
+SUPERVISOR_STOP_SECONDS = 6 * STOP_SECONDS
+"""The supervisor ends its children one after the other."""
 LEASES = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
         "prefect.server.concurrency.lease_storage.filesystem"
@@ -51,7 +51,8 @@ class Servers(Record):
 
     prefect_port: int = Field(ge=1, le=65535)
     mlflow_port: int = Field(ge=1, le=65535)
-    keeper: Process
+    supervisor: Process = Field(validation_alias=AliasChoices("supervisor", "keeper"))
+    """Called ``keeper`` by earlier builds, whose servers may still run."""
     children: dict[str, Process] = Field(default_factory=dict)
     ready: bool = False
 
@@ -106,7 +107,7 @@ def start_servers(prefect_port: int | None, mlflow_port: int | None) -> Servers:
     read_pools()
     with _alone():
         running = known_servers()
-        if running is not None and running.keeper.find():
+        if running is not None and running.supervisor.find():
             raise RlhfError(
                 f"the servers run already: Prefect {running.prefect_url}, "
                 f"MLflow {running.mlflow_url}; `make down` stops them"
@@ -114,10 +115,10 @@ def start_servers(prefect_port: int | None, mlflow_port: int | None) -> Servers:
         stop_servers()
         prefect, mlflow = choose_ports(prefect_port, mlflow_port)
         keep_private(LOGS, folder=True)
-        keep_private(LOGS / "keeper.log")
-        with (LOGS / "keeper.log").open("a") as log:
-            keeper = subprocess.Popen(
-                [sys.executable, "-m", "rlhf_flows.servers.keeper", str(prefect), str(mlflow)],
+        keep_private(LOGS / "supervisor.log")
+        with (LOGS / "supervisor.log").open("a") as log:
+            supervisor = subprocess.Popen(
+                [sys.executable, "-m", "rlhf_flows.servers.supervisor", str(prefect), str(mlflow)],
                 env={**os.environ, KEPT_IN: str(STATE.absolute())},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -125,7 +126,7 @@ def start_servers(prefect_port: int | None, mlflow_port: int | None) -> Servers:
                 start_new_session=True,
             )
         try:
-            return _wait_until_ready(keeper)
+            return _wait_until_ready(supervisor)
         except KeyboardInterrupt:
             stop_servers()
             raise
@@ -147,13 +148,13 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _wait_until_ready(keeper: "subprocess.Popen[bytes]") -> Servers:
+def _wait_until_ready(supervisor: "subprocess.Popen[bytes]") -> Servers:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         servers = read_servers()
-        if servers is not None and servers.keeper.pid == keeper.pid and servers.ready:
+        if servers is not None and servers.supervisor.pid == supervisor.pid and servers.ready:
             return servers
-        if keeper.poll() is not None:
+        if supervisor.poll() is not None:
             break
         time.sleep(0.2)
     stop_servers()
@@ -164,7 +165,7 @@ def _wait_until_ready(keeper: "subprocess.Popen[bytes]") -> Servers:
 
 
 def _last_error() -> str:
-    lines = (LOGS / "keeper.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = (LOGS / "supervisor.log").read_text(encoding="utf-8", errors="replace").splitlines()
     return lines[-1] if lines else "no log was written"
 
 
@@ -172,7 +173,7 @@ def stop_servers() -> list[str]:
     """End exactly what was started from this directory; returns the names of what was ended."""
     servers = known_servers()
     ended = _end_known(servers) if servers is not None else []
-    # What a killed keeper or worker left to nobody.
+    # What a killed supervisor or worker left to nobody.
     orphans = kept_in(str(STATE.absolute()))
     if orphans:
         end_all(orphans)
@@ -183,14 +184,14 @@ def stop_servers() -> list[str]:
 
 def _end_known(servers: Servers) -> list[str]:
     ended = []
-    keeper = servers.keeper.find()
-    if keeper is not None:
-        keeper.send_signal(signal.SIGTERM)
-        psutil.wait_procs([keeper], timeout=KEEPER_STOP_SECONDS)
-        ended.append("keeper")
-    # The keeper ends its children itself; these are left only if it was killed.
+    supervisor = servers.supervisor.find()
+    if supervisor is not None:
+        supervisor.send_signal(signal.SIGTERM)
+        psutil.wait_procs([supervisor], timeout=SUPERVISOR_STOP_SECONDS)
+        ended.append("supervisor")
+    # The supervisor ends its children itself; these are left only if it was killed.
     for name, child in servers.children.items():
-        if end_tree(child) or keeper is not None:
+        if end_tree(child) or supervisor is not None:
             ended.append(name)
     return ended
 

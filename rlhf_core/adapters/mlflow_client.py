@@ -16,7 +16,7 @@ import requests
 from rlhf_core.adapters.settings import (
     Settings,
     load_settings,
-    quiet_environment,
+    set_environment_defaults,
     without_credentials,
 )
 from rlhf_core.adapters.store_errors import explain_store_error
@@ -62,7 +62,7 @@ def mlflow_client() -> "MlflowClient":
 
 @lru_cache(maxsize=8)
 def _client(uri: str) -> "MlflowClient":
-    quiet_environment()
+    set_environment_defaults()
     from mlflow import MlflowClient
 
     if uri.startswith("sqlite:///"):
@@ -140,7 +140,7 @@ def registry_errors(what: str) -> Iterator[None]:
 
 
 def _explain_full(what: str, error: Exception) -> RlhfError | None:
-    """Return the error to raise where MLflow's own disk is full: waiting does not mend that."""
+    """Return the error to raise where MLflow's own disk is full: waiting does not fix that."""
     settings, refusal = load_settings(), refused_write(error)
     if refusal is None:
         return None
@@ -154,7 +154,7 @@ def _explain_full(what: str, error: Exception) -> RlhfError | None:
 
 
 def _explain(what: str, error: Exception, status: int | None) -> RegistryError:
-    """Return the error to raise: what waiting does not mend names the variable instead."""
+    """Return the error to raise: what waiting does not fix names the variable instead."""
     text, where = _first_line(error), without_credentials(load_settings().mlflow_tracking_uri)
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return RegistryError(

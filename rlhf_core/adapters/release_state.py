@@ -24,7 +24,7 @@ class ReleaseState:
 
     healthy: bool
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def release_state(project: str) -> ReleaseState:
@@ -47,7 +47,7 @@ def release_state(project: str) -> ReleaseState:
         return ReleaseState(
             healthy=False,
             found=f"{', '.join(lost)} of the release of {current.policy} was deleted",
-            mend=f"rlhf rollback --project {project}: the last release that is whole comes back",
+            fix=f"rlhf rollback --project {project}: the last release that is whole comes back",
         )
     by_hand = [
         f"{alias} of {project}-{role} stands at {aliases[role].get(alias, 'none')}, its release "
@@ -61,7 +61,7 @@ def release_state(project: str) -> ReleaseState:
         return ReleaseState(
             healthy=False,
             found=f"{why}: {'; '.join(by_hand)}",
-            mend=f"rlhf promote {current.policy}{_or_keep(project, aliases, current)}",
+            fix=f"rlhf promote {current.policy}{_or_keep(project, aliases, current)}",
         )
     return ReleaseState(healthy=True, found=_whole(releases))
 
@@ -79,7 +79,7 @@ def _moving(project: str, journal: Journal) -> ReleaseState | None:
     return ReleaseState(
         healthy=False,
         found=f"{goal} is half done: who made it is gone",
-        mend=f"rlhf lineage models:/{project}-policy@{CHAMPION}, as any command that asks for the "
+        fix=f"rlhf lineage models:/{project}-policy@{CHAMPION}, as any command that asks for the "
         "champion, completes it",
     )
 
@@ -91,7 +91,7 @@ def _without_journal(project: str, aliases: Aliases) -> ReleaseState:
         return ReleaseState(True, f"{project} has no champion yet")
     number = champions.pop("policy", None)
     policy = f"models:/{project}-policy/{number}"
-    mend = f"rlhf promote {policy}" if number else "rlhf promote MODEL, of the policy that you mean"
+    fix = f"rlhf promote {policy}" if number else "rlhf promote MODEL, of the policy that you mean"
     tags = find_version(policy).tags if number else {}
     made_with = {role: tags[UPSTREAM + role] for role in ROLES if UPSTREAM + role in tags}
     standing = {role: f"models:/{project}-{role}/{found}" for role, found in champions.items()}
@@ -101,7 +101,7 @@ def _without_journal(project: str, aliases: Aliases) -> ReleaseState:
     return ReleaseState(
         healthy=False,
         found=f"champions are not one release: {policy if number else 'no policy'}, beside {other}",
-        mend=mend,
+        fix=fix,
     )
 
 

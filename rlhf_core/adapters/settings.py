@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-QUIET = {
+ENVIRONMENT_DEFAULTS = {
     # MLflow wants the word "true"; Prefect and others accept it as well.
     "DO_NOT_TRACK": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -133,14 +133,14 @@ def without_credentials(text: str) -> str:
     return _CREDENTIALS.sub("", text)
 
 
-def quiet_environment() -> dict[str, str]:
+def set_environment_defaults() -> dict[str, str]:
     """Switch telemetry off for this process and return the variables for its children.
 
     Its threads give their core up while they wait. A variable that is already set keeps its value.
     """
-    for name, value in {**QUIET, **PATIENT_THREADS}.items():
+    for name, value in {**ENVIRONMENT_DEFAULTS, **PATIENT_THREADS}.items():
         os.environ.setdefault(name, value)
-    return {name: os.environ[name] for name in QUIET}
+    return {name: os.environ[name] for name in ENVIRONMENT_DEFAULTS}
 
 
 def request_repeatable_cublas() -> None:
@@ -156,7 +156,7 @@ def child_environment() -> dict[str, str]:
 
     DVC runs ``rlhf prepare`` by name; it must be the one beside this interpreter.
     """
-    quiet_environment()
+    set_environment_defaults()
     commands = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath)
     return {**os.environ, "PATH": f"{commands}{os.pathsep}{path}"}

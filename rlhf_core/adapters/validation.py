@@ -33,7 +33,7 @@ def validate_raw_comparisons(
 
     Args:
         frame: one row a comparison, with the columns of ``dataprep.intake.RAW_COLUMNS``.
-        tolerance: share of rows that may be unusable (they are set aside later, one by one)
+        tolerance: share of rows that may be unusable (they are filtered out later, one by one)
             before the file as a whole counts as broken.
         docs: folder for the Data Docs page; None writes none.
     """

@@ -193,7 +193,7 @@ PersonalData = Literal["email", "phone", "secret"]
 
 
 class CleaningConfig(Section):
-    """Rows to set aside beyond what is plainly broken. Each rule has its own reason."""
+    """Rows to filter out beyond what is plainly broken. Each rule has its own reason."""
 
     near_duplicates: float | None = Field(default=None, gt=0, le=1)
     """Jaccard similarity of word triples from which two pairs are the same, and from which a
@@ -205,9 +205,9 @@ class CleaningConfig(Section):
     languages: tuple[str, ...] = ()
     """ISO codes of the languages to keep; empty keeps all."""
     personal_data: tuple[PersonalData, ...] = ()
-    """Kinds of personal data whose rows are set aside."""
+    """Kinds of personal data whose rows are filtered out."""
     tokens: bool = True
-    """Render every row with the base model's tokenizer and chat template, and set aside what does
+    """Render every row with the base model's tokenizer and chat template, and filter out what does
     not fit ``model.max_length``."""
 
 
@@ -236,7 +236,7 @@ class DataConfig(Section):
     """Jaccard similarity of word triples from which two first user turns are nearly equal; their
     dialogues are kept on one side of the split and in one half. None looks for equal ones alone."""
     max_unusable_fraction: Fraction = 0.2
-    """Blank, identical or voteless rows are set aside one by one; a larger share than this means
+    """Blank, identical or voteless rows are filtered out one by one; a larger share than this means
     the file itself is broken, and stops the run."""
     min_pairs: Count = 100
     """Fewer resolved pairs than this stop the run."""

@@ -80,13 +80,17 @@ def _load(
         return kind.model_validate_json(json.dumps(raw), strict=True), places
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        said = [_in_words(problem, path, raw, places) for problem in problems[:_MAX_PROBLEMS]]
+        said = [
+            _describe_problem(problem, path, raw, places) for problem in problems[:_MAX_PROBLEMS]
+        ]
         if len(problems) > _MAX_PROBLEMS:
             said.append(f"and {len(problems) - _MAX_PROBLEMS} more")
         raise ConfigError("; ".join(said)) from error
 
 
-def _in_words(problem: "ErrorDetails", path: Path, raw: dict[str, Any], places: Places) -> str:
+def _describe_problem(
+    problem: "ErrorDetails", path: Path, raw: dict[str, Any], places: Places
+) -> str:
     """Place, key, what is wrong with it, and what was found, unless that is a whole section."""
     loc, written = problem["loc"], _written_part(problem["loc"], raw)
     key = ".".join(shown(str(part)) for part in loc)

@@ -35,7 +35,7 @@ class ModelConfig(Section):
     """Where models compute; ``auto`` is the GPU where there is one. Results are the same bits from
     run to run on one kind of device, not across kinds."""
     max_length: int = Field(default=512, ge=1, le=10_000_000)
-    """Longest prompt plus response, in tokens; longer rows are set aside by preparation."""
+    """Longest prompt plus response, in tokens; longer rows are filtered out by preparation."""
     max_prompt_length: Count | None = Field(default=None)
     """Longest prompt PPO samples from and evaluation asks, in tokens; None means ``max_length``
     less ``policy.max_new_tokens`` (PPO), or half of it (DPO)."""

@@ -1,4 +1,4 @@
-"""Second pass: what stays is resolved, split and written; what does not is set aside."""
+"""Second pass: what stays is resolved, split and written; what does not is filtered out."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from rlhf_core.dataprep.keys import (
 )
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.outputs import PreparedFiles
-from rlhf_core.dataprep.sources.rows import Reason, SetAside, prompt_problem
+from rlhf_core.dataprep.sources.rows import FilteredRow, Reason, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter, Side
 from rlhf_core.dataprep.votes.resolve import resolve
 from rlhf_core.schema import (
@@ -46,7 +46,7 @@ class Workbench:
     """Held-out prompts to compare training prompts with; None where nearness does not matter."""
 
     def splitter_problem(self, dialogue: DialogueKey) -> Problem:
-        """Return why a prompt with no side is set aside."""
+        """Return why a prompt with no side is filtered out."""
         if dialogue in self.splitter.near.beside_reserved:
             return "prompt_near_heldout", "its first turn is nearly that of a held-out prompt"
         return "prompt_is_heldout", ""
@@ -67,7 +67,7 @@ def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Entry, Prefe
     for number, (entry, item) in enumerate(progress):
         side = bench.splitter.side(entry.dialogue)
         if entry.reason is not None:
-            row = SetAside(
+            row = FilteredRow(
                 entry.reason,
                 item.source,
                 item.line or 0,
@@ -86,12 +86,12 @@ def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Entry, Prefe
 
 
 def write_demonstrations(
-    rows: Iterable[tuple[int, Demonstration | SetAside]], bench: Workbench
+    rows: Iterable[tuple[int, Demonstration | FilteredRow]], bench: Workbench
 ) -> None:
     """Write the demonstrations of a file of their own."""
     seen: set[Key] = set()
     for line, item in tqdm(rows, desc="demonstrations", unit=" rows", disable=None):
-        if isinstance(item, SetAside):
+        if isinstance(item, FilteredRow):
             bench.quarantine.add("demonstrations", item)
             continue
         key, dialogue = prompt_keys(item.prompt)
@@ -123,7 +123,7 @@ def write_derived(
     """Walk through ``pairs``; write their chosen responses and prompts where asked to.
 
     Derived rows are no input rows, so repeats are left out without a quarantine entry; a prompt
-    too long to be answered is set aside as any other.
+    too long to be answered is filtered out as any other.
     """
     seen: set[Key] = set()
     for entry, pair in pairs:
@@ -159,12 +159,12 @@ def _write_derived_prompt(
 
 
 def write_prompts(
-    path: Path, rows: Iterable[tuple[int, Prompt | SetAside]], bench: Workbench
+    path: Path, rows: Iterable[tuple[int, Prompt | FilteredRow]], bench: Workbench
 ) -> None:
     """Write the prompts to sample from; call it once pairs and demonstrations are written."""
     seen: set[Key] = set()
     for line, item in tqdm(rows, desc="prompts", unit=" rows", disable=None):
-        if isinstance(item, SetAside):
+        if isinstance(item, FilteredRow):
             bench.quarantine.add("prompts", item)
             continue
         key, dialogue = prompt_keys(item.prompt)
@@ -185,12 +185,12 @@ def write_prompts(
 
 
 def write_heldout_prompts(
-    path: Path, rows: Iterable[tuple[int, Prompt | SetAside]], bench: Workbench
+    path: Path, rows: Iterable[tuple[int, Prompt | FilteredRow]], bench: Workbench
 ) -> None:
     """Write the prompts only evaluation reads; their dialogues are reserved: call it first."""
     seen: set[Key] = set()
     for line, item in rows:
-        if isinstance(item, SetAside):
+        if isinstance(item, FilteredRow):
             bench.quarantine.add("heldout_prompts", item)
             continue
         key, dialogue = prompt_keys(item.prompt)
@@ -210,13 +210,13 @@ def write_heldout_prompts(
 
 
 def index_heldout(
-    rows: Iterable[tuple[int, Demonstration | Prompt | SetAside]], bench: Workbench
+    rows: Iterable[tuple[int, Demonstration | Prompt | FilteredRow]], bench: Workbench
 ) -> None:
     """Let the held-out prompts among ``rows`` guard against near repeats in training."""
     if bench.heldout is None:
         return
     for _, item in rows:
-        if isinstance(item, SetAside):
+        if isinstance(item, FilteredRow):
             continue
         if bench.splitter.side(dialogue_key(item.prompt)) == "heldout":
             bench.heldout.add(prompt_signatures(item.prompt))
@@ -234,6 +234,6 @@ def _prompt_problem(item: Prompt, bench: Workbench) -> Problem | None:
     return (reason, "") if reason else bench.rules.prompt_problem(item.prompt)
 
 
-def _aside(problem: Problem, source: str, line: int, item: Record, row_id: str) -> SetAside:
+def _aside(problem: Problem, source: str, line: int, item: Record, row_id: str) -> FilteredRow:
     reason, detail = problem
-    return SetAside(reason, source, line, item.model_dump_json(), row_id, detail)
+    return FilteredRow(reason, source, line, item.model_dump_json(), row_id, detail)

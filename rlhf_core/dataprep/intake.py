@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
-from rlhf_core.dataprep.cleaning.near import near_repeats
+from rlhf_core.dataprep.cleaning.near import near_duplicates
 from rlhf_core.dataprep.cleaning.near_dialogues import Openings
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
@@ -18,7 +18,7 @@ from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.ledger import Entry, enter
 from rlhf_core.dataprep.measures.frames import FrameBuilder, batched, excerpt
 from rlhf_core.dataprep.measures.losses import TokenLosses
-from rlhf_core.dataprep.sources.rows import UNNAMED, SetAside
+from rlhf_core.dataprep.sources.rows import UNNAMED, FilteredRow
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.dataprep.votes.pooling import Ballot, votes_once
 from rlhf_core.dataprep.votes.vote_table import VoteTable
@@ -61,7 +61,7 @@ class Intake:
     token_losses: TokenLosses = field(default_factory=TokenLosses)
     """What tokens left out, by side and label."""
     num_rows: int = 0
-    """Rows read, those the reader set aside included."""
+    """Rows read, those the reader filtered out included."""
     num_repeated_votes: int = 0
     """Votes left out because the same person gave the same answer before in the same row."""
     excluded_votes: Counter[str] = field(default_factory=Counter)
@@ -100,7 +100,7 @@ class Intake:
 
 
 def take_in(
-    items: Iterable[Comparison | SetAside],
+    items: Iterable[Comparison | FilteredRow],
     intake: Intake,
     quarantine: Quarantine,
     rules: RowRules,
@@ -112,7 +112,7 @@ def take_in(
     Args:
         items: what the readers yield.
         intake: empty; its ``spill`` receives the records for the second pass.
-        quarantine: receives what the readers set aside.
+        quarantine: receives what the readers filtered out.
         rules: cleaning rules for single rows.
         excluded: annotators whose votes are left out.
 
@@ -125,7 +125,7 @@ def take_in(
             intake.num_rows += len(batch)
             kept = []
             for item in batch:
-                if isinstance(item, SetAside):
+                if isinstance(item, FilteredRow):
                     quarantine.add("preferences", item)
                 else:
                     kept.append(_without_votes_of(excluded, item, intake.excluded_votes))
@@ -151,27 +151,25 @@ def _screen(items: Sequence[Comparison], rules: RowRules, losses: TokenLosses) -
     found = zip(compress(entries, sound), sound_items, rules.problems(rows), strict=True)
     for entry, item, problem in found:
         if problem is not None:
-            entry.set_aside(*problem)
+            entry.filter_out(*problem)
             losses.add(problem, item)
     return entries
 
 
-def set_aside_near_repeats(intake: Intake, threshold: float) -> None:
-    """Set aside pairs whose prompt and responses nearly repeat those of an earlier pair."""
+def filter_near_duplicates(intake: Intake, threshold: float) -> None:
+    """Filter out pairs whose prompt and responses nearly repeat those of an earlier pair."""
     if intake.signatures is None:
         return
     staying = [row for row, entry in enumerate(intake.entries) if entry.reason is None]
     both = intake.signatures.responses, intake.signatures.prompts
     tables = [table.array()[staying] for table in both]
-    for row, earlier in near_repeats(tables, threshold).items():
+    for row, earlier in near_duplicates(tables, threshold).items():
         original = intake.entries[staying[earlier]]
-        intake.entries[staying[row]].set_aside("near_duplicate", f"of {original.place}")
+        intake.entries[staying[row]].filter_out("near_duplicate", f"of {original.place}")
 
 
-def set_aside_near_heldout(
-    intake: Intake, heldout: PromptIndex, splitter: DialogueSplitter
-) -> None:
-    """Set aside training pairs whose prompt, or how it opens, is nearly that of a held-out one.
+def filter_near_heldout(intake: Intake, heldout: PromptIndex, splitter: DialogueSplitter) -> None:
+    """Filter out training pairs whose prompt, or how it opens, is nearly that of a held-out one.
 
     The held-out prompts of the pairs that stay join those of the other files in ``heldout``.
     """
@@ -189,7 +187,7 @@ def set_aside_near_heldout(
     for rows in train.values():
         if heldout.near(signatures.of_prompt(rows[0], intake.entries[rows[0]].dialogue)):
             for row in rows:
-                intake.entries[row].set_aside("prompt_near_heldout")
+                intake.entries[row].filter_out("prompt_near_heldout")
 
 
 def _without_votes_of(

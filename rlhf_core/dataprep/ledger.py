@@ -28,7 +28,7 @@ class Entry:
     num_chars: tuple[int, int]
     """Lengths of response a and response b."""
     reason: Reason | None
-    """Why the row is set aside; None while it stays."""
+    """Why the row is filtered out; None while it stays."""
     detail: str = ""
     a_beats_b: float = 0.5
     """Probability that response a is better."""
@@ -40,8 +40,8 @@ class Entry:
         """Source and line, for messages."""
         return f"{self.source}, line {self.line}"
 
-    def set_aside(self, reason: Reason, detail: str = "") -> None:
-        """Set the row aside, unless it already is."""
+    def filter_out(self, reason: Reason, detail: str = "") -> None:
+        """Filter the row out, unless it already is."""
         if self.reason is None:
             self.reason, self.detail = reason, detail
 
@@ -65,7 +65,7 @@ def enter(item: Comparison) -> Entry:
 
 
 def apply_votes(entries: Sequence[Entry], probabilities: Floats) -> None:
-    """Write down who wins; ties are set aside.
+    """Write down who wins; ties are filtered out.
 
     Args:
         entries: all comparisons.
@@ -75,7 +75,7 @@ def apply_votes(entries: Sequence[Entry], probabilities: Floats) -> None:
     for entry, probability, is_tie in zip(entries, beats.tolist(), tied.tolist(), strict=True):
         entry.a_beats_b = probability
         if is_tie:
-            entry.set_aside("tie")
+            entry.filter_out("tie")
 
 
 def votes_to_train_on(entries: Sequence[Entry], counts: Ints) -> NDArray[np.bool_]:
@@ -95,8 +95,8 @@ def votes_to_train_on(entries: Sequence[Entry], counts: Ints) -> NDArray[np.bool
     return stays | (np.array([reason == "tie" for reason in reasons], dtype=bool) & is_split)
 
 
-def set_aside_reserved(entries: Sequence[Entry], reserved: Set[DialogueKey]) -> None:
-    """Set aside every comparison whose dialogue belongs to the held-out file."""
+def filter_reserved(entries: Sequence[Entry], reserved: Set[DialogueKey]) -> None:
+    """Filter out every comparison whose dialogue belongs to the held-out file."""
     for entry in entries:
         if entry.dialogue in reserved:
-            entry.set_aside("prompt_is_heldout", "its first turn is that of a held-out prompt")
+            entry.filter_out("prompt_is_heldout", "its first turn is that of a held-out prompt")

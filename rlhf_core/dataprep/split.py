@@ -70,7 +70,7 @@ class DialogueSplitter:
         return "judge" if chance < self.judge_fraction else "reward"
 
     def prompt_side(self, key: DialogueKey) -> Side | None:
-        """Return the side of a prompt to sample from, by its dialogue; None sets it aside.
+        """Return the side of a prompt to sample from, by its dialogue; None filters it out.
 
         Where a file of held-out prompts exists, it alone supplies the held-out side, and a
         dialogue that some pair or demonstration holds out serves neither side.

@@ -53,7 +53,7 @@ _CONTRAST_FRACTION = 0.45
 
 
 def is_reserved(prompt: Conversation) -> bool:
-    """Whether ``prompt`` is set aside for evaluation: one in six, by its text alone."""
+    """Whether ``prompt`` is held out for evaluation: one in six, by its text alone."""
     text = "\x1f".join(f"{message.role}:{message.content}" for message in prompt)
     return hashlib.sha256(text.encode()).digest()[0] % _RESERVED_ONE_IN == 0
 

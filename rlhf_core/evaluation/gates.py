@@ -215,7 +215,7 @@ def width_at(look: Look) -> float:
     return Resampling(share=look.share).widening
 
 
-def look_in_words(look: Look) -> str:
+def describe_look(look: Look) -> str:
     """Say which look it is, what that costs, and whether the set is worn out."""
     width = width_at(look)
     text = f"look {look.number} at held-out prompts {look.held_out[:12]}"

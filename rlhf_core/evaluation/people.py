@@ -68,7 +68,7 @@ def people_outcomes(
     )
 
 
-def votes_in_words(people: PeopleVotes) -> str:
+def describe_votes(people: PeopleVotes) -> str:
     """Say how many votes there are, whose they are, and which decision with votes it is."""
     who = f"{len(people.by)} annotators"
     if people.by and all(name.startswith(AI_JUDGE) for name in people.by):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlhf_core.evaluation.gates import look_in_words
+from rlhf_core.evaluation.gates import describe_look
 from rlhf_core.evaluation.monitors import VICES
-from rlhf_core.evaluation.people import votes_in_words
+from rlhf_core.evaluation.people import describe_votes
 from rlhf_core.evaluation.samples import Standing
 from rlhf_core.schema import (
     Conversation,
@@ -129,8 +129,8 @@ def render_page(page: Page) -> str:
             name: counts for result in page.results for name, counts in result.report.rows.items()
         },
         verdict_class=verdict_class,
-        look_in_words=look_in_words,
-        votes_in_words=votes_in_words,
+        describe_look=describe_look,
+        describe_votes=describe_votes,
     )
 
 

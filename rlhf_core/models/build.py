@@ -14,10 +14,10 @@ from rlhf_core.models.attention import PACKED, register_packed_attention
 from rlhf_core.models.compute import FILES, HALVES
 from rlhf_core.models.device import choose_device
 from rlhf_core.models.dropout import switch_off_dropout, without_dropout
+from rlhf_core.models.last_layer import prune_last_layer
+from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.models.memory import require_memory
-from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.models.text import freeze_towers, text_trunk
-from rlhf_core.models.unread import leave_out_unread
 from rlhf_core.tokenization.model_folder import loading_options, why_not_loaded
 
 
@@ -54,7 +54,7 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
     options = loading_options(base, revision)
     require_memory(base, dtype, place)
     try:
-        with quiet_transformers():
+        with hide_transformers_output():
             config = without_dropout(base, revision)
             config.update(changes)
             own_dtype = _file_dtype(base, config)
@@ -69,7 +69,7 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
         raise ModelError(f"{base}: cannot load {what}: {problem}")
     model.to(place)
     switch_off_dropout(model)
-    leave_out_unread(text_trunk(model))
+    prune_last_layer(text_trunk(model))
     freeze_towers(model)
     if own_dtype in HALVES:
         setattr(model, FILES, own_dtype)

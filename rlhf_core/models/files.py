@@ -13,7 +13,7 @@ from rlhf_core.errors import ModelError
 from rlhf_core.models.compute import ADAPTER, as_in_files, unwrapped
 from rlhf_core.models.dropout import as_published
 from rlhf_core.models.known_ids import suppress_unknown_ids
-from rlhf_core.models.quiet import quiet_transformers
+from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.storage.full_disk import writing
 from rlhf_core.storage.own_folders import OwnFolder, require_replaceable
 
@@ -45,7 +45,7 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
     with writing(directory, temporary):
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
-            with quiet_transformers(), as_in_files(model), as_published(unwrapped(model)):
+            with hide_transformers_output(), as_in_files(model), as_published(unwrapped(model)):
                 suppress_unknown_ids(model)
                 unwrapped(model).save_pretrained(temporary)
             _save_adapter(model, temporary / ADAPTER_FOLDER)

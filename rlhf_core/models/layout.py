@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.last_layer import READ
 from rlhf_core.models.text import text_trunk
-from rlhf_core.models.unread import READ
 from rlhf_core.tokenization.batches import NO_PARENT, TokenBatch
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from rlhf_core.models.build import build_model
 from rlhf_core.models.causal import hidden_states
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.models.known_ids import limit_ids
+from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.models.probe import choose_layout, require_repeatable
-from rlhf_core.models.quiet import quiet_transformers
 from rlhf_core.models.text import CausalClass, text_trunk
 from rlhf_core.tokenization.batches import TokenBatch
 
@@ -50,7 +50,7 @@ def scalar_from_causal(
         dtype: of the weights.
         device: as ``model.device``; the head's numbers do not depend on it.
     """
-    with torch.random.fork_rng(devices=[]), quiet_transformers(reports=False):
+    with torch.random.fork_rng(devices=[]), hide_transformers_output(reports=False):
         model = _load(directory, dtype, device, may_lack=("score.weight",))
     generator = torch.Generator().manual_seed(seed)
     weight = scalar_head(model).weight

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from rlhf_core.errors import DataError, DivergedError, ModelError
 from rlhf_core.models.causal import logit_transform, output_head
 from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.last_layer import READ
 from rlhf_core.models.layout import OwnCache, by_length, layout_of
 from rlhf_core.models.text import text_config, text_trunk
-from rlhf_core.models.unread import READ
 from rlhf_core.rollout.attention import decode_attention, decoding
 from rlhf_core.rollout.kv_block import KvBlock
 from rlhf_core.rollout.sampling import greedy_tokens, sample_tokens

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 from rlhf_core.schema.base import Record
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-"""Not every chat template renders all of them; where one does not, the row is set aside."""
+"""Not every chat template renders all of them; where one does not, the row is filtered out."""
 Choice = Literal["a", "b", "tie"]
 
 

@@ -80,7 +80,7 @@ def evaluate_sft(
             lambda row: TurnOf(dialogue_key(row.prompt), renderer.demonstration(row)),
             length=attrgetter("tokens.num_tokens"),
             max_length=config.model.max_length,
-            set_aside=context.stage_directory("sft") / "set-aside-evaluation.jsonl",
+            filtered=context.stage_directory("sft") / "set-aside-evaluation.jsonl",
         )
         logprobs = response_logprobs(
             load_causal(model.path, device=config.model.device),

@@ -1,4 +1,4 @@
-"""Prepared records to token sequences; what does not fit the model is set aside with its reason."""
+"""Prepared records to token sequences; what does not fit is filtered out with its reason."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ class TurnOf(Generic[Tokenized]):
     tokens: Tokenized
 
 
-class SetAside(Record):
+class FilteredRow(Record):
     """A record the model cannot take."""
 
     reason: str
@@ -42,17 +42,17 @@ def tokenize_records(
     *,
     length: Callable[[Tokenized], int],
     max_length: int,
-    set_aside: Path,
+    filtered: Path,
     at_fault: Callable[[AnyRecord], str] | None = None,
 ) -> list[Tokenized]:
-    """Render ``records``; those too long or not renderable go to ``set_aside`` with the reason.
+    """Render ``records``; those too long or not renderable go to ``filtered`` with the reason.
 
     Args:
         records: prepared records.
         render: record to token sequences; ``DataError`` says why it cannot.
         length: tokens of a rendered record.
         max_length: most tokens that are kept.
-        set_aside: JSON lines of what was left out; written only if there is something. The counts
+        filtered: JSON lines of what was left out; written only if there is something. The counts
             go to ``rows.json`` beside it (``row_counts``).
         at_fault: says which response of a pair that is left out does not fit.
 
@@ -60,7 +60,7 @@ def tokenize_records(
         DataError: nothing is left.
     """
     kept: list[Tokenized] = []
-    left: list[SetAside] = []
+    left: list[FilteredRow] = []
     reasons: Counter[str] = Counter()
     sides: Counter[str] = Counter()
     for record in records:
@@ -72,17 +72,17 @@ def tokenize_records(
                 continue
         except DataError as error:
             why, reason = "not_renderable", str(error)
-        left.append(SetAside(reason=reason, record=record.model_dump(mode="json")))
+        left.append(FilteredRow(reason=reason, record=record.model_dump(mode="json")))
         reasons[why] += 1
         if at_fault is not None:
             sides[at_fault(record)] += 1
-    note_rows(set_aside, len(kept), reasons, sides)
+    note_rows(filtered, len(kept), reasons, sides)
     if left:
-        write_records(set_aside, left)
-        logger.info("rows_set_aside=%d kept=%d file=%s", len(left), len(kept), set_aside)
+        write_records(filtered, left)
+        logger.info("rows_filtered=%d kept=%d file=%s", len(left), len(kept), filtered)
     if not kept:
         raise DataError(
-            f"none of {len(left)} records fits the model; reasons in {set_aside}. "
+            f"none of {len(left)} records fits the model; reasons in {filtered}. "
             "Raise model.max_length or give shorter texts"
         )
     return kept
@@ -92,7 +92,7 @@ ROWS = "rows.json"
 
 
 def note_rows(
-    set_aside: Path, num_kept: int, reasons: Counter[str], sides: Counter[str] | None = None
+    filtered: Path, num_kept: int, reasons: Counter[str], sides: Counter[str] | None = None
 ) -> None:
     """Write down what became of a file's rows, for the report of the stage; again replaces it."""
     sides = sides or Counter()
@@ -102,7 +102,7 @@ def note_rows(
             f"of the pairs left out, the chosen response alone did not fit in {sides['chosen']} and"
             f" the rejected alone in {sides['rejected']}: what is left is no fair sample"
         )
-        logger.warning("rows_left_out_unevenly file=%s: %s", set_aside, told)
+        logger.warning("rows_left_out_unevenly file=%s: %s", filtered, told)
     counts = RowCounts(
         rows=num_kept + reasons.total(),
         kept=num_kept,
@@ -110,9 +110,9 @@ def note_rows(
         sides=dict(sorted(sides.items())),
         uneven=told,
     )
-    path = set_aside.with_name(ROWS)
+    path = filtered.with_name(ROWS)
     noted = json.loads(path.read_bytes()) if path.is_file() else {}
-    noted[set_aside.stem.removeprefix("set-aside-")] = counts.model_dump(mode="json")
+    noted[filtered.stem.removeprefix("set-aside-")] = counts.model_dump(mode="json")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as stream:
         stream.write(json.dumps(noted, indent=2, sort_keys=True).encode() + b"\n")

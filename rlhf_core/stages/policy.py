@@ -240,7 +240,7 @@ def _ppo_data(
         renderer.prompt,
         length=attrgetter("num_tokens"),
         max_length=config.longest_prompt(),
-        set_aside=directory / "set-aside-prompts.jsonl",
+        filtered=directory / "set-aside-prompts.jsonl",
     )
     demonstrations = (
         load_demonstrations(config, renderer, directory, splits.demonstrations_train)

@@ -70,7 +70,7 @@ def train_reward(
                 renderer.demonstration,
                 length=attrgetter("num_tokens"),
                 max_length=config.model.max_length,
-                set_aside=directory / "set-aside-references.jsonl",
+                filtered=directory / "set-aside-references.jsonl",
             ),
             settings=settings,
             run=training_run(config, role, run, directory),
@@ -91,12 +91,12 @@ def train_reward(
 def load_pairs(
     config: PipelineConfig, renderer: Renderer, directory: Path, source: DatasetRef
 ) -> list[TokenizedPair]:
-    """Read prepared pairs as token sequences; those that do not fit are set aside by reason."""
+    """Read prepared pairs as token sequences; those that do not fit are filtered out by reason."""
     return tokenize_records(
         read_records(source, PreferencePair),
         renderer.pair,
         length=attrgetter("num_tokens"),
         max_length=config.model.max_length,
-        set_aside=directory / f"set-aside-{source.path.stem}.jsonl",
+        filtered=directory / f"set-aside-{source.path.stem}.jsonl",
         at_fault=partial(pair_fault, renderer, config.model.max_length),
     )

@@ -63,11 +63,11 @@ def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext
 def load_demonstrations(
     config: PipelineConfig, renderer: Renderer, directory: Path, source: DatasetRef
 ) -> list[TokenizedExample]:
-    """Read prepared demonstrations as tokens; those that do not fit are set aside by reason."""
+    """Read prepared demonstrations as tokens; those that do not fit are filtered out by reason."""
     return tokenize_records(
         read_records(source, Demonstration),
         partial(renderer.demonstration, all_turns=config.sft.loss_on == "assistant_turns"),
         length=attrgetter("num_tokens"),
         max_length=config.model.max_length,
-        set_aside=directory / f"set-aside-{source.path.stem}.jsonl",
+        filtered=directory / f"set-aside-{source.path.stem}.jsonl",
     )

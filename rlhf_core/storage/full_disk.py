@@ -72,7 +72,7 @@ def writing(target: Path, work: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def told_in_one_line(places: Iterable[Path]) -> Iterator[None]:
+def in_one_line(places: Iterable[Path]) -> Iterator[None]:
     """Say which file cannot be written where nobody nearer to the writing said so.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the doctor says of releases, and that what it tells to do mends them."""
+"""What the doctor says of releases, and that what it tells to do fixes them."""
 
 import pytest
 
@@ -25,12 +25,12 @@ def made(client):
     return found
 
 
-def ailing(said):
+def failing(said):
     state = release_state("rlhf")
     assert not state.healthy
     assert said in state.found
-    assert "\n" not in state.found + state.mend
-    return state.mend
+    assert "\n" not in state.found + state.fix
+    return state.fix
 
 
 def test_without_a_champion_there_is_nothing_to_mend(client, tmp_path, monkeypatch):
@@ -52,9 +52,9 @@ def test_champions_of_one_release_and_the_one_before_are_named(made):
 @pytest.mark.parametrize("role", ["judge", "policy"])
 def test_an_alias_that_was_moved_by_hand_is_named_and_can_be_put_back(client, made, role):
     client.set_registered_model_alias(f"rlhf-{role}", "champion", "1")
-    mend = ailing(f"moved by hand: champion of rlhf-{role} stands at 1, its release says 3")
+    fix = failing(f"moved by hand: champion of rlhf-{role} stands at 1, its release says 3")
     meant = made[0 if role == "policy" else 2]
-    assert f"rlhf promote {meant['policy']}" in mend
+    assert f"rlhf promote {meant['policy']}" in fix
     promote_model(meant["policy"])
     assert champions(client) == meant
     assert release_state("rlhf").healthy
@@ -62,15 +62,15 @@ def test_an_alias_that_was_moved_by_hand_is_named_and_can_be_put_back(client, ma
 
 def test_an_alias_that_was_taken_away_is_named(client, made):
     client.delete_registered_model_alias("rlhf-sft", "previous-champion")
-    ailing("previous-champion of rlhf-sft stands at none, its release says 2")
+    failing("previous-champion of rlhf-sft stands at none, its release says 2")
     promote_model(made[2]["policy"])
     assert release_state("rlhf").healthy
 
 
 def test_a_deleted_version_of_the_release_in_force_is_named_and_rollback_mends_it(client, made):
     client.delete_model_version("rlhf-judge", "3")
-    mend = ailing(f"models:/rlhf-judge/3 of the release of {made[2]['policy']} was deleted")
-    assert mend.startswith("rlhf rollback")
+    fix = failing(f"models:/rlhf-judge/3 of the release of {made[2]['policy']} was deleted")
+    assert fix.startswith("rlhf rollback")
     rollback_policy("rlhf")
     assert champions(client) == made[1]
     assert release_state("rlhf").healthy
@@ -78,8 +78,8 @@ def test_a_deleted_version_of_the_release_in_force_is_named_and_rollback_mends_i
 
 def test_a_deleted_version_of_the_release_before_is_named(client, made):
     client.delete_model_version("rlhf-policy", "2")
-    mend = ailing("models:/rlhf-policy/2 was deleted, or moved by hand: previous-champion of")
-    assert mend.startswith(f"rlhf promote {made[2]['policy']}")
+    fix = failing("models:/rlhf-policy/2 was deleted, or moved by hand: previous-champion of")
+    assert fix.startswith(f"rlhf promote {made[2]['policy']}")
     promote_model(made[2]["policy"])
     assert "deleted since: models:/rlhf-policy/2" in release_state("rlhf").found
 
@@ -89,8 +89,8 @@ def test_a_move_that_was_killed_is_half_done_and_one_that_goes_on_is_not(client,
     with pytest.MonkeyPatch.context() as killed:
         killed.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
         promote_model(made[0]["policy"])
-    mend = ailing(f"promote to {made[0]['policy']} is half done")
-    assert mend.startswith("rlhf lineage models:/rlhf-policy@champion")
+    fix = failing(f"promote to {made[0]['policy']} is half done")
+    assert fix.startswith("rlhf lineage models:/rlhf-policy@champion")
     client.set_model_version_tag("rlhf-release", "3", "rlhf.applying.x", journal._this_process())
     assert "is going on" in release_state("rlhf").found
     client.delete_model_version_tag("rlhf-release", "3", "rlhf.applying.x")
@@ -106,7 +106,7 @@ def test_champions_without_a_journal_are_compared_with_what_the_policy_was_made_
         )
     assert release_state("rlhf").healthy
     client.set_registered_model_alias("rlhf-judge", "champion", "1")
-    assert ailing("champions are not one release") == f"rlhf promote {made[1]['policy']}"
+    assert failing("champions are not one release") == f"rlhf promote {made[1]['policy']}"
     promote_model(made[1]["policy"])
     assert champions(client) == made[1]
     assert release_state("rlhf").healthy

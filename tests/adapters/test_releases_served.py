@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.stages.promote import promote_model
-from rlhf_flows.engine.sweep import complete_releases
+from rlhf_flows.engine.zombies import complete_releases
 from tests.adapters.test_server import Server
 from tests.postgres import needs_postgres, running_postgres
 from tests.releases import champions, fights, register_release

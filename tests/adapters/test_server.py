@@ -14,7 +14,7 @@ import requests
 
 from rlhf_core.adapters.mlflow_client import check_server, mlflow_client
 from rlhf_core.adapters.registry import register_model, resolve_model
-from rlhf_core.adapters.settings import quiet_environment
+from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.errors import RegistryError
 
@@ -42,7 +42,7 @@ class Server:
         ]  # fmt: skip
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, env={**os.environ, **quiet_environment()}, stdout=log, stderr=log,
+                command, env={**os.environ, **set_environment_defaults()}, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + 90

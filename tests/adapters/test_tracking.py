@@ -13,7 +13,11 @@ from mlflow.exceptions import RestException
 
 from rlhf_core.adapters.mlflow_client import check_server, mlflow_client, patiently
 from rlhf_core.adapters.registry import register_model, resolve_model
-from rlhf_core.adapters.settings import QUIET, load_settings, quiet_environment
+from rlhf_core.adapters.settings import (
+    ENVIRONMENT_DEFAULTS,
+    load_settings,
+    set_environment_defaults,
+)
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import config_digest
 from rlhf_core.errors import RegistryError, StorageError
@@ -244,7 +248,7 @@ def test_an_attempt_killed_after_its_run_ended_goes_on_in_it(mlflow_home, config
     assert runs[0] == runs[1]
     with open_run(config, context, "sft", inputs={"dataset_sha256": "e"}) as other:
         assert other.run_id != runs[0]
-    folder.rename(folder.with_name("sft.1"))  # as a forced repetition sets it aside
+    folder.rename(folder.with_name("sft.1"))  # as a forced repetition filters it out
     folder.mkdir()
     with open_run(config, context, "sft", inputs={"dataset_sha256": "d"}) as again:
         assert again.run_id not in (*runs, other.run_id)
@@ -368,10 +372,10 @@ def test_a_database_that_cannot_be_opened_is_told_in_one_line(monkeypatch, tmp_p
 
 
 def test_telemetry_is_off_unless_a_person_says_otherwise(monkeypatch):
-    for name in QUIET:
+    for name in ENVIRONMENT_DEFAULTS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GX_ANALYTICS_ENABLED", "true")
-    variables = quiet_environment()
+    variables = set_environment_defaults()
     assert variables["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert os.environ["DO_NOT_TRACK"] == "true"
     assert variables["GX_ANALYTICS_ENABLED"] == "true"
@@ -379,10 +383,10 @@ def test_telemetry_is_off_unless_a_person_says_otherwise(monkeypatch):
 
 def test_waiting_threads_give_their_core_up_unless_a_person_says_otherwise(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    quiet_environment()
+    set_environment_defaults()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    quiet_environment()
+    set_environment_defaults()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 

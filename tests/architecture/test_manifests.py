@@ -160,12 +160,12 @@ def test_the_servers_of_a_cluster_answer_its_own_pods_alone():
 
 def test_prefect_is_started_closed_everywhere():
     unit = (ROOT / "deploy/systemd/rlhf-prefect.service").read_text()
-    assert "-m rlhf_flows.servers.mended_prefect server start" in unit
+    assert "-m rlhf_flows.servers.patched_prefect server start" in unit
     for file in KUBERNETES:
         text = file.read_text()
         assert "[prefect, server" not in text
     servers = (ROOT / "deploy/kubernetes/servers.yaml").read_text()
-    assert "[python, -m, rlhf_flows.servers.mended_prefect, server, start" in servers
+    assert "[python, -m, rlhf_flows.servers.patched_prefect, server, start" in servers
 
 
 @pytest.mark.parametrize("name", ["rlhf-prefect.service", "rlhf-mlflow.service"])

@@ -1,4 +1,4 @@
-"""Whatever a file holds, a reader gives records, sets rows aside, or says one clear line."""
+"""Whatever a file holds, a reader gives records, filters rows out, or says one clear line."""
 
 import csv
 import io
@@ -113,7 +113,7 @@ def damaged(draw, file_format: str) -> dict:
 
 
 def outcome(path: Path, file_format: str) -> tuple[list, str]:
-    """Records and rows set aside, or the message of the one deliberate error."""
+    """Records and rows filtered out, or the message of the one deliberate error."""
     try:
         return list(read_comparisons(SourceConfig(path=path, format=file_format))), ""
     except DataError as error:

@@ -11,7 +11,7 @@ from rlhf_core.config import DemonstrationsConfig, SourceConfig
 from rlhf_core.dataprep.sources import canonical, read_comparisons, read_demonstrations
 from rlhf_core.dataprep.sources import flat as flat_reader
 from rlhf_core.dataprep.sources.hub import hub_fingerprint, hub_name
-from rlhf_core.dataprep.sources.rows import SetAside
+from rlhf_core.dataprep.sources.rows import FilteredRow
 from rlhf_core.errors import DataError
 from rlhf_core.storage.records import write_records
 
@@ -175,7 +175,7 @@ def test_a_wrong_cell_names_its_line(spreadsheet, line, says):
     with spreadsheet.open("a") as file:
         file.write(line + "\n")
     items = read(spreadsheet, format="flat", columns=COLUMNS, choices=CHOICES)
-    [aside] = [item for item in items if isinstance(item, SetAside)]
+    [aside] = [item for item in items if isinstance(item, FilteredRow)]
     assert says in f"line {aside.line}: {aside.detail}"
     assert len(items) == 3
 
@@ -283,7 +283,7 @@ def test_a_reader_that_loses_a_row_is_found_out(write_jsonl, monkeypatch, file_f
         name,
         lambda *a: (item for item in whole(*a) if "lost" not in repr(item)),
     )
-    with pytest.raises(DataError, match="2 rows read, but 1 came out or were set aside"):
+    with pytest.raises(DataError, match="2 rows read, but 1 came out or were filtered out"):
         read(path, format=file_format)
 
 

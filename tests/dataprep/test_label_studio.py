@@ -186,7 +186,7 @@ def test_an_annotation_told_twice_is_one_vote_and_the_last_edit_counts(tmp_path)
     assert [vote.choice for vote in item.votes] == ["b", "a"]
 
 
-def test_annotations_of_a_storage_are_read_and_a_repeat_of_one_is_set_aside(tmp_path):
+def test_annotations_of_a_storage_are_read_and_a_repeat_of_one_is_filtered_out(tmp_path):
     def stored(annotation: dict, number=7) -> dict:
         task = plain([], number)
         del task["annotations"]

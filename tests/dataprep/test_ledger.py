@@ -1,10 +1,10 @@
-"""Ties, repeats and contradictions are set aside, whatever the order of rows."""
+"""Ties, repeats and contradictions are filtered out, whatever the order of rows."""
 
 import random
 
 import pytest
 
-from rlhf_core.dataprep.ledger import apply_votes, enter, set_aside_reserved
+from rlhf_core.dataprep.ledger import apply_votes, enter, filter_reserved
 from rlhf_core.dataprep.votes.pooling import pool_votes
 from rlhf_core.dataprep.votes.resolve import resolve
 from rlhf_core.dataprep.votes.vote_models import majority
@@ -83,7 +83,7 @@ def test_a_repeat_keeps_the_first_even_when_sides_are_swapped():
     assert reasons(comparison("a", prompt=" q? "), comparison("a")) == [None, "exact_duplicate"]
 
 
-def test_a_contradiction_is_set_aside_whole():
+def test_a_contradiction_is_filtered_out_whole():
     assert reasons(comparison("a"), comparison("b"), comparison("a")) == ["conflicting_labels"] * 3
 
 
@@ -103,5 +103,5 @@ def test_the_order_of_rows_changes_no_count():
 
 def test_a_reserved_prompt_is_taken_from_training():
     entries = [enter(comparison("a")), enter(comparison("a", prompt="R?"))]
-    set_aside_reserved(entries, {enter(comparison("a", prompt="r?")).prompt})
+    filter_reserved(entries, {enter(comparison("a", prompt="r?")).prompt})
     assert [entry.reason for entry in entries] == [None, "prompt_is_heldout"]

@@ -68,10 +68,10 @@ def test_answers_without_a_winner_are_no_prompts(write_jsonl):
 def test_rows_in_which_nobody_won_change_no_shape(write_jsonl):
     one_hot = [plain(i, winner_a=i % 4 == 1, winner_b=i % 4 == 3) for i in range(NUM)]
     found = look_at(write_jsonl("one_hot.jsonl", one_hot))
-    assert (found.usable, found.set_aside) == (NUM // 2, {"no_votes": NUM // 2})
+    assert (found.usable, found.filtered) == (NUM // 2, {"no_votes": NUM // 2})
     scores = [plain(i, score_a=None if i % 2 else 2, score_b=1) for i in range(NUM)]
     found = look_at(write_jsonl("scores.jsonl", scores))
-    assert (found.usable, found.set_aside) == (NUM // 2, {"no_votes": NUM // 2})
+    assert (found.usable, found.filtered) == (NUM // 2, {"no_votes": NUM // 2})
     assert found.wins == {"a": NUM // 2}
 
 
@@ -97,7 +97,7 @@ def test_a_number_of_each_answer_is_asked_about(write_jsonl):
 def test_a_name_that_both_sides_have_is_no_winner(write_jsonl):
     rows = [plain(i, model_a="x", model_b="x" if i == 0 else "y", winner="x") for i in range(NUM)]
     found = look_at(write_jsonl("rows.jsonl", rows))
-    assert (found.usable, found.set_aside) == (NUM - 1, {"unusable_value": 1})
+    assert (found.usable, found.filtered) == (NUM - 1, {"unusable_value": 1})
 
 
 def test_a_list_is_one_row_whichever_of_its_pairs_are_equal(write_jsonl):
@@ -141,7 +141,7 @@ def test_trees_are_built_of_messages_in_any_order(tmp_path, write_jsonl, ending)
         pq.write_table(pa.Table.from_pylist(rows), path)
     found = look_at(path)
     assert (found.rows, found.usable, found.num_comparisons) == (12, 6, 2)
-    assert found.set_aside == {
+    assert found.filtered == {
         "deleted_message": 2,
         "unmatched": 2,
         "conflicting_id": 1,

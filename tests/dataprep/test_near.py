@@ -8,7 +8,7 @@ import pytest
 from rlhf_core.dataprep.cleaning import near
 from rlhf_core.dataprep.cleaning.near import (
     SignatureTable,
-    near_repeats,
+    near_duplicates,
     signature,
     similarity,
 )
@@ -53,18 +53,18 @@ def test_the_estimate_is_near_the_jaccard_similarity():
 def test_a_small_edit_is_a_repeat_of_the_first_and_others_are_not():
     original = text(1)
     texts = [original, text(2), original + " indeed", text(3), original.upper()]
-    assert near_repeats([table(*texts)], 0.8) == {2: 0, 4: 0}
+    assert near_duplicates([table(*texts)], 0.8) == {2: 0, 4: 0}
 
 
 def test_every_part_must_be_near():
     same, prompts = table(text(1), text(1)), table(text(2), text(3))
-    assert near_repeats([same], 0.8) == {1: 0}
-    assert near_repeats([same, prompts], 0.8) == {}
+    assert near_duplicates([same], 0.8) == {1: 0}
+    assert near_duplicates([same, prompts], 0.8) == {}
 
 
 def test_short_and_empty_texts_are_compared_whole():
-    assert near_repeats([table("Yes.", "No.", "yes.", "", " ")], 0.8) == {2: 0, 4: 3}
-    assert near_repeats([table()], 0.8) == {}
+    assert near_duplicates([table("Yes.", "No.", "yes.", "", " ")], 0.8) == {2: 0, 4: 3}
+    assert near_duplicates([table()], 0.8) == {}
 
 
 def test_punctuation_and_scripts_without_spaces_do_not_hide_a_repeat():
@@ -84,7 +84,7 @@ def test_punctuation_and_scripts_without_spaces_do_not_hide_a_repeat():
 def test_most_planted_repeats_are_found_among_many_texts():
     texts = [text(i) for i in range(3_000)]
     planted = {i: changed(texts[i], 0.01, seed=i) for i in range(0, 3_000, 10)}
-    found = near_repeats([table(*texts, *planted.values())], 0.8)
+    found = near_duplicates([table(*texts, *planted.values())], 0.8)
     true = {3_000 + j for j, i in enumerate(planted) if jaccard(texts[i], planted[i]) >= 0.9}
     assert len(true) > 200
     assert len(true & set(found)) > 0.97 * len(true)
@@ -92,7 +92,7 @@ def test_most_planted_repeats_are_found_among_many_texts():
 
 
 def test_many_equal_texts_take_no_time():
-    found = near_repeats([np.repeat(table(text(1)), 100_000, axis=0)], 0.8)
+    found = near_duplicates([np.repeat(table(text(1)), 100_000, axis=0)], 0.8)
     assert len(found) == 99_999
 
 
@@ -105,7 +105,7 @@ def test_short_answers_to_many_prompts_are_compared_by_their_prompts(monkeypatch
     monkeypatch.setattr(
         near, "_mark", lambda rows, *a: (compared.append(len(rows)), mark(rows, *a))
     )
-    found = near_repeats(tables, 0.8)
+    found = near_duplicates(tables, 0.8)
     assert sum(size * size for size in compared) < 20 * len(prompts)
     assert {3_000 + i: i for i in range(0, 100, 2)}.items() <= found.items()
     assert all(row >= 3_000 and found[row] == row - 3_000 for row in found)

@@ -1,4 +1,4 @@
-"""One row never refuses a file: it is set aside with its reason, and every row is accounted for."""
+"""One row never refuses a file: it is filtered out with its reason; every row is accounted for."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
 from rlhf_core.dataprep.sources.look import look_at
-from rlhf_core.dataprep.sources.rows import FileRows, SetAside
+from rlhf_core.dataprep.sources.rows import FileRows, FilteredRow
 from rlhf_core.errors import DataError
 
 GOOD = {"prompt": "Q?", "chosen": "good", "rejected": "bad"}
@@ -24,7 +24,7 @@ def read(path, file_format: str = "pairs", **settings) -> tuple[list, FileRows]:
     source = SourceConfig(path=path, format=file_format, **settings)
     items = list(read_comparisons(source, files=files))
     [counts] = files.values()
-    assert counts.rows == counts.used + counts.set_aside.total()
+    assert counts.rows == counts.used + counts.filtered.total()
     return items, counts
 
 
@@ -67,7 +67,7 @@ LINES = {
 
 @pytest.mark.parametrize(("line", "expected"), LINES.items(), ids=range(len(LINES)))
 @pytest.mark.parametrize("ending", ["jsonl", "json"])
-def test_a_row_that_cannot_be_used_is_set_aside(tmp_path, line, expected, ending):
+def test_a_row_that_cannot_be_used_is_filtered_out(tmp_path, line, expected, ending):
     path = tmp_path / f"rows.{ending}"
     lines = [json.dumps(GOOD), line, json.dumps(GOOD)]
     path.write_text("\n".join(lines) if ending == "jsonl" else f"[{','.join(lines)},]")
@@ -77,7 +77,7 @@ def test_a_row_that_cannot_be_used_is_set_aside(tmp_path, line, expected, ending
         return
     items, counts = read(path)
     assert len(items) == 3
-    [aside] = [item for item in items if isinstance(item, SetAside)]
+    [aside] = [item for item in items if isinstance(item, FilteredRow)]
     assert (aside.line, aside.reason) == (2, expected[0])
     assert expected[1] in aside.detail
     assert (counts.rows, counts.used) == (3, 2)
@@ -121,7 +121,7 @@ def test_a_byte_order_mark_line_ends_and_blank_lines_are_no_matter(tmp_path):
     assert [item.line for item in items] == [1, 3]
 
 
-def test_a_line_that_is_not_utf8_is_set_aside(tmp_path):
+def test_a_line_that_is_not_utf8_is_filtered_out(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + '{"prompt": "é"}\n'.encode("latin-1"))
     items, _ = read(path)
@@ -181,7 +181,7 @@ def test_what_a_mapping_leads_into_is_read_and_a_row_set_aside_names_no_columns(
     columns = {"responses": "responses.*.text", "ranks": "responses.*.rank"}
     path = write_jsonl("lists.jsonl", [row, {**row, "responses": 3}])
     _, counts = read(path, "ranked", columns=columns)
-    assert counts.set_aside == {"missing_column": 1}
+    assert counts.filtered == {"missing_column": 1}
     assert not counts.unread
 
 
@@ -278,4 +278,4 @@ def test_demonstrations_and_prompts_set_rows_aside_as_well(tmp_path):
     assert [item.response for item in items[:4]] == ["A."] * 4
     assert [item.reason for item in items[4:]] == ["unusable_message", "broken_row"]
     path.write_text('{"prompt": "Q?"}\n{"prompt": 3}\n')
-    assert [type(item).__name__ for _, item in read_prompts(path)] == ["Prompt", "SetAside"]
+    assert [type(item).__name__ for _, item in read_prompts(path)] == ["Prompt", "FilteredRow"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_core.dataprep.sources.rows import SetAside
+from rlhf_core.dataprep.sources.rows import FilteredRow
 from rlhf_core.errors import DataError
 from tests.dataprep.test_formats import GOOD, TURNS, read, winner
 
@@ -61,7 +61,7 @@ def test_a_prompt_given_twice_is_read_once(write_jsonl, prompt, lead, contents):
 @pytest.mark.parametrize(
     ("prompt", "lead"), [("You are a pirate.", TURNS), (LONG[-1:], TURNS), (TURNS, SYSTEM)]
 )
-def test_a_prompt_that_is_another_than_the_turns_is_set_aside(write_jsonl, prompt, lead):
+def test_a_prompt_that_is_another_than_the_turns_is_filtered_out(write_jsonl, prompt, lead):
     row = {"prompt": prompt, "chosen": lead + GOOD, "rejected": lead + BAD}
     [item] = read(write_jsonl("pairs.jsonl", [row]), format="pairs")
     assert (item.reason, item.line) == ("malformed_transcript", 1)
@@ -121,7 +121,7 @@ def test_pairs_that_are_no_comparison_say_why(write_jsonl):
         {"chosen": TURNS, "rejected": TURNS + BAD},
     ]
     items = read(write_jsonl("pairs.jsonl", rows), format="pairs")
-    assert [item.reason for item in items if isinstance(item, SetAside)] == [
+    assert [item.reason for item in items if isinstance(item, FilteredRow)] == [
         "identical_responses",
         "parts_before_last_turn",
         "malformed_transcript",

@@ -12,7 +12,7 @@ from rlhf_core.config import SourceConfig
 from rlhf_core.config.data import JoinConfig
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.sources.look import look_at
-from rlhf_core.dataprep.sources.rows import FileRows, SetAside
+from rlhf_core.dataprep.sources.rows import FileRows, FilteredRow
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison
 from tests.dataprep.shape_helpers import (
@@ -291,7 +291,7 @@ def test_a_published_file_is_found(shared_data):
 def test_published_votes_are_found(shared_data):
     found = look_at(shared_data / "ukp_convarg1" / "pairs.jsonl.gz")
     assert (found.rows, found.usable, found.wins.total()) == (16_927, 16_912, 84_370)
-    assert found.set_aside == {"identical_responses": 15}
+    assert found.filtered == {"identical_responses": 15}
     assert found.unread == {"gold": 16_081, "topic": 16_927}
 
 
@@ -379,11 +379,11 @@ def test_votes_and_texts_in_two_files_are_joined(tmp_path, write_jsonl, swapped)
         on.reverse()
     join = JoinConfig(path=files[1], on=tuple(on))
     found = look_at(files[0], join)
-    assert (found.usable, found.set_aside) == (2 * NUM, {"unmatched": 2})
+    assert (found.usable, found.filtered) == (2 * NUM, {"unmatched": 2})
     counts: dict[str, FileRows] = {}
     items = list(read_comparisons(SourceConfig(**found.settings), files=counts))
     assert winners(item for item in items if isinstance(item, Comparison)) == {"good"}
-    assert [item.reason for item in items if isinstance(item, SetAside)] == ["unmatched"] * 2
+    assert [item.reason for item in items if isinstance(item, FilteredRow)] == ["unmatched"] * 2
     by_name = {path.rpartition("/")[2]: (c.rows, c.used) for path, c in counts.items()}
     assert by_name == {"votes.jsonl": (2 * NUM + 1, 2 * NUM), "texts.csv": (NUM + 1, NUM)}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
 from rlhf_core.dataprep.sources import hh, read_demonstrations, read_prompts
 from rlhf_core.dataprep.sources import read_comparisons as read_source
-from rlhf_core.dataprep.sources.rows import SetAside
+from rlhf_core.dataprep.sources.rows import FilteredRow
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison
 
@@ -101,7 +101,7 @@ def test_hh_transcripts_become_conversations(write_jsonl):
 def test_hh_rows_that_are_no_comparison_say_why(write_jsonl, chosen, rejected, reason):
     path = write_jsonl("hh.jsonl", [{"chosen": chosen, "rejected": rejected}])
     [row] = read_comparisons(path, "hh")
-    assert isinstance(row, SetAside)
+    assert isinstance(row, FilteredRow)
     assert (row.reason, row.line) == (reason, 1)
     assert json.loads(row.row) == {"chosen": chosen, "rejected": rejected}
 
@@ -125,7 +125,7 @@ def test_published_hh_rows_are_counted_as_documented(shared_data):
         items = list(read_comparisons(shared_data / "hh" / f"{name}.test.jsonl.gz", "hh"))
         counts: dict[str, int] = {}
         for item in items:
-            if isinstance(item, SetAside):
+            if isinstance(item, FilteredRow):
                 counts[item.reason] = counts.get(item.reason, 0) + 1
         assert (len(items), counts) == (num_rows, reasons)
 

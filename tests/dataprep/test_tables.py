@@ -1,4 +1,4 @@
-"""One row of a CSV file never takes others along: what is broken is set aside, and no text lost."""
+"""One row of a CSV file never takes others along: what is broken is filtered out, no text lost."""
 
 import csv
 import io
@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.sources import read_comparisons
-from rlhf_core.dataprep.sources.rows import SetAside
+from rlhf_core.dataprep.sources.rows import FilteredRow
 from rlhf_core.dataprep.sources.tables import Broken, Layout, delimited_pieces
 from rlhf_core.errors import DataError
 
 HEADER = "prompt,response_a,response_b,choice\n"
 
 
-def read(path, text: str) -> tuple[list[str], list[SetAside]]:
-    """Prompts of the rows that were read, and what was set aside."""
+def read(path, text: str) -> tuple[list[str], list[FilteredRow]]:
+    """Prompts of the rows that were read, and what was filtered out."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     items = list(read_comparisons(SourceConfig(path=path, format="flat")))
-    aside = [item for item in items if isinstance(item, SetAside)]
+    aside = [item for item in items if isinstance(item, FilteredRow)]
     return [item.prompt[-1].content for item in items if item not in aside], aside
 
 
@@ -86,7 +86,7 @@ def test_a_header_with_an_unclosed_quote_is_one_line_that_names_it(tmp_path):
         read(tmp_path / "rows.csv", 'prompt,"response_a,response_b,choice\n' + rows(1, 2))
 
 
-def test_a_line_that_is_not_utf8_is_set_aside(tmp_path):
+def test_a_line_that_is_not_utf8_is_filtered_out(tmp_path):
     latin = "Q3?,caf\xe9,no,a\n".encode("latin-1")
     text = (HEADER + rows(1, 2)).encode() + latin + rows(4).encode()
     prompts, [aside] = read(tmp_path / "rows.csv", text)

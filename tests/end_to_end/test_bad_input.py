@@ -41,7 +41,7 @@ def test_an_unknown_key_is_named_with_file_and_path(refused):
     assert "policy.ppo.clip_epz" in line
 
 
-def test_a_broken_line_is_set_aside_by_its_number_and_stops_nothing(workspace):
+def test_a_broken_line_is_filtered_out_by_its_number_and_stops_nothing(workspace):
     raw = (workspace.path / "data/raw/comparisons.jsonl").read_text().splitlines()
     raw[41] = raw[41][:50]
     broken = workspace.path / "broken.jsonl"

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from rlhf_core.config import GateConfig, GatesConfig, PromotionConfig
 from rlhf_core.errors import MissingMetricError
-from rlhf_core.evaluation.gates import apply_gate, decide, look_in_words, slice_results
+from rlhf_core.evaluation.gates import apply_gate, decide, describe_look, slice_results
 from rlhf_core.schema import Estimate, EvaluationReport, Look, ModelRef
 
 MODEL = ModelRef(
@@ -317,7 +317,7 @@ def test_a_gate_on_a_slice_of_what_has_none_is_refused():
 @pytest.mark.parametrize(("number", "worn"), [(1, False), (2, False), (17, False), (18, True)])
 def test_a_set_is_worn_out_when_intervals_are_twice_as_wide(number, worn):
     look = Look(entry="models:/rlhf-looks/1", held_out="h" * 64, number=number)
-    said = look_in_words(look)
+    said = describe_look(look)
     assert ("The set is worn out; give it held-out prompts" in said) is worn
     assert said.startswith(f"look {number} at held-out prompts hhhh")
     assert ("times as wide" in said) is (number > 1)

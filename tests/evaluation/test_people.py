@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf_core.evaluation.people import OutcomeVote, VotedPair, people_outcomes, votes_in_words
+from rlhf_core.evaluation.people import OutcomeVote, VotedPair, describe_votes, people_outcomes
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import Message
 
@@ -41,7 +41,7 @@ def test_votes_on_other_answers_count_for_nothing_and_are_told():
     outcome, people = people_outcomes(SAMPLES, [voted(0, policy="maybe", ann=1.0), voted(9, a=1.0)])
     assert np.isnan(outcome).all()
     assert (people.pairs, people.unmatched) == (0, 2)
-    assert "2 pairs are of other answers" in votes_in_words(people)
+    assert "2 pairs are of other answers" in describe_votes(people)
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_an_ai_judge_counts_only_where_no_person_voted(others, outcome, said):
     pairs = [voted(0, **{"ai:big": 1.0}, **others), voted(1, **{"ai:big": 1.0})]
     found, people = people_outcomes(SAMPLES, pairs)
     np.testing.assert_allclose(found[:2], outcome)
-    assert said in votes_in_words(people)
+    assert said in describe_votes(people)

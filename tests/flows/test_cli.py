@@ -249,7 +249,7 @@ def test_each_stage_is_its_own_command(rlhf, stages, config_path):
 
 def test_prepare_says_what_came_of_the_rows_and_how_far_they_agree(rlhf, stages, config_path):
     lines = rlhf("prepare", config_path).stdout.splitlines()
-    assert "preferences: 1,200 rows, 1,190 kept; set aside: tie 8, no_votes 2" in lines
+    assert "preferences: 1,200 rows, 1,190 kept; filtered out: tie 8, no_votes 2" in lines
     assert "Krippendorff's alpha of the votes trained on: 0.401 [0.390, 0.410]" in lines
     (careless,) = [line for line in lines if line.startswith("look careless: ")]
     assert careless.startswith("look careless: cyn (at_chance, too_fast); everybody: ")

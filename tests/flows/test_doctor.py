@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_flows.commands import doctor
-from rlhf_flows.commands.doctor_servers import check_keeper, check_prefect
+from rlhf_flows.commands.doctor_servers import check_prefect, check_supervisor
 from rlhf_flows.engine.environment import HEARTBEAT_VARIABLE, RELIED_ON
 from rlhf_flows.servers.pools import read_pools
 from rlhf_flows.servers.processes import Process
@@ -62,24 +62,24 @@ def prefect(home, monkeypatch):
     server.shutdown()
 
 
-def ailing(findings):
+def failing(findings):
     return {finding.what: finding.found for finding in findings if not finding.healthy}
 
 
 def test_without_servers_there_is_nothing_to_mend(home):
-    assert ailing([*check_keeper(), *check_prefect()]) == {}
+    assert failing([*check_supervisor(), *check_prefect()]) == {}
 
 
 def test_servers_workers_and_deployments_that_are_all_there_are_healthy(prefect):
     findings = list(check_prefect())
-    assert ailing(findings) == {}
+    assert failing(findings) == {}
     assert {finding.what for finding in findings} >= {"pool rlhf", "deployments"}
 
 
 def test_a_pool_that_nobody_made_or_listens_to_is_named(prefect):
     prefect["/api/work_pools/filter"] = [{"name": "rlhf"}]
     prefect["/api/work_pools/rlhf/workers/filter"] = [{"name": "w", "status": "OFFLINE"}]
-    assert ailing(check_prefect()) == {
+    assert failing(check_prefect()) == {
         "pool rlhf": "no worker listens",
         "pool rlhf-training": "it does not exist",
     }
@@ -88,24 +88,24 @@ def test_a_pool_that_nobody_made_or_listens_to_is_named(prefect):
 def test_deployments_that_do_not_say_how_often_their_runs_speak_up_are_named(prefect):
     """The automation would take their runs for dead."""
     prefect["/api/automations/filter"] = [{"enabled": True, "trigger": {"within": 90}}]
-    assert "not said" in ailing(check_prefect())["heartbeats"]
+    assert "not said" in failing(check_prefect())["heartbeats"]
     for deployment in prefect["/api/deployments/filter"]:
         deployment["job_variables"] = {"env": RELIED_ON}
-    assert ailing(check_prefect()) == {}
+    assert failing(check_prefect()) == {}
     prefect["/api/deployments/filter"][0]["job_variables"] = {"env": {HEARTBEAT_VARIABLE: "180"}}
-    assert "180" in ailing(check_prefect())["heartbeats"]
+    assert "180" in failing(check_prefect())["heartbeats"]
 
 
 def test_a_missing_deployment_is_named(prefect):
     prefect["/api/deployments/filter"].pop(0)
-    assert ailing(check_prefect()) == {"deployments": f"missing: {SHIPPED.deployments[0]}"}
+    assert failing(check_prefect()) == {"deployments": f"missing: {SHIPPED.deployments[0]}"}
 
 
 def test_a_prefect_server_that_does_not_answer_is_said_in_one_line(home, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     (finding,) = check_prefect()
     assert "cannot be reached" in finding.found
-    assert "make up" in finding.mend
+    assert "make up" in finding.fix
 
 
 def test_a_server_that_asks_for_a_password_gets_it_or_the_mend_names_the_variable(
@@ -116,7 +116,7 @@ def test_a_server_that_asks_for_a_password_gets_it_or_the_mend_names_the_variabl
     assert "401" in refused.found
     assert "PREFECT_API_AUTH_STRING" in refused.found
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "team:SECRET")
-    assert ailing(check_prefect()) == {}
+    assert failing(check_prefect()) == {}
 
 
 def test_passwords_in_addresses_are_not_shown(prefect, home, monkeypatch):
@@ -151,9 +151,9 @@ def gone(home, monkeypatch):
 def test_more_threads_than_cores_are_named(home, monkeypatch):
     monkeypatch.setattr("joblib.cpu_count", lambda: 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    assert "8" in ailing(doctor._threads())["threads"]
+    assert "8" in failing(doctor._threads())["threads"]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert ailing(doctor._threads()) == {}
+    assert failing(doctor._threads()) == {}
 
 
 @pytest.mark.parametrize("pinned", [True, False])
@@ -161,7 +161,7 @@ def test_a_required_package_that_is_missing_is_named(gone, home, pinned):
     """One of the pins may be missing: it belongs to something that not everybody installs."""
     if pinned:
         (home / "constraints.txt").symlink_to(ROOT / "constraints.txt")
-    found = ailing(doctor._packages())["packages"]
+    found = failing(doctor._packages())["packages"]
     assert "mlflow is missing" in found
     assert "alembic" not in found
     assert "moto" not in found
@@ -169,27 +169,27 @@ def test_a_required_package_that_is_missing_is_named(gone, home, pinned):
 
 def test_a_package_that_is_not_as_pinned_is_named(home):
     (home / "constraints.txt").write_text("pyyaml==0.1\nno-such-package==1.0\n")
-    assert "pyyaml" in ailing(doctor._packages())["packages"]
-    assert "no-such-package" not in ailing(doctor._packages())["packages"]
+    assert "pyyaml" in failing(doctor._packages())["packages"]
+    assert "no-such-package" not in failing(doctor._packages())["packages"]
 
 
 def test_a_checkout_that_nobody_installed_is_named(home, monkeypatch):
     monkeypatch.setattr(doctor, "DISTRIBUTION", "no-such-project")
-    assert ailing(doctor._packages()) == {"packages": "no-such-project is missing"}
+    assert failing(doctor._packages()) == {"packages": "no-such-project is missing"}
 
 
 def test_settings_that_cannot_be_looked_at_for_a_missing_package_are_named(home, monkeypatch):
     monkeypatch.setitem(sys.modules, "rlhf_core.stages.preflight", None)
     config = ROOT / "configs/demo.yaml"
-    assert "preflight" in ailing(doctor._settings(config))[f"settings {config}"]
+    assert "preflight" in failing(doctor._settings(config))[f"settings {config}"]
 
 
-def test_a_killed_keeper_and_its_dead_child_are_named(home):
+def test_a_killed_supervisor_and_its_dead_child_are_named(home):
     gone = Process(pid=os.getpid(), started=1.0)
     alive = Process.of(os.getpid())
     children = {"prefect": alive, "worker-rlhf": gone}
-    write_servers(Servers(prefect_port=1, mlflow_port=2, keeper=gone, children=children))
-    assert set(ailing(check_keeper())) == {"keeper", "process worker-rlhf"}
+    write_servers(Servers(prefect_port=1, mlflow_port=2, supervisor=gone, children=children))
+    assert set(failing(check_supervisor())) == {"supervisor", "process worker-rlhf"}
 
 
 def test_required_gates_and_looks_are_told(home):
@@ -210,4 +210,4 @@ def test_required_gates_and_looks_are_told(home):
     looks = found["held-out prompts (rlhf)"]
     assert not looks.healthy
     assert "look 18" in looks.found
-    assert "of which most are new" in looks.mend
+    assert "of which most are new" in looks.fix

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from rlhf_flows.servers.mended_prefect import make_up_for_missed_runs_once
+from rlhf_flows.servers.patched_prefect import make_up_for_missed_runs_once
 
 NIGHTLY, WEEKLY = uuid4(), uuid4()
 DEPLOYMENT = uuid4()

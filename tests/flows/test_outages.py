@@ -1,4 +1,4 @@
-"""Servers and the keeper that go away while work is under way, and what is left afterwards."""
+"""Servers and the supervisor that go away while work is under way, and what is left afterwards."""
 
 import os
 import signal
@@ -91,10 +91,10 @@ def test_down_during_a_run_leaves_nothing_and_the_run_goes_on_after_up(served):
     served.finish_after_death(run)
 
 
-def test_a_killed_keeper_leaves_nothing_to_the_next_up(served):
+def test_a_killed_supervisor_leaves_nothing_to_the_next_up(served):
     run = start_slow_stage(served)
-    keeper, worker = served.servers.keeper, served.servers.children["worker-rlhf-training"]
-    for process in (keeper, worker):  # the stage belongs to nobody now
+    supervisor, worker = served.servers.supervisor, served.servers.children["worker-rlhf-training"]
+    for process in (supervisor, worker):  # the stage belongs to nobody now
         os.kill(process.pid, signal.SIGKILL)
     left = {process.pid for process in kept_in(str(served.path / STATE))}
     assert served.process_of(run) in left

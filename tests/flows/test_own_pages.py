@@ -168,7 +168,7 @@ def server(tmp_path_factory):
     command = [
         sys.executable,
         "-m",
-        "rlhf_flows.servers.mended_prefect",
+        "rlhf_flows.servers.patched_prefect",
         "server",
         "start",
         "--port",
@@ -232,7 +232,7 @@ def test_a_server_that_would_be_open_is_not_started(arguments, variables, says, 
         [
             sys.executable,
             "-m",
-            "rlhf_flows.servers.mended_prefect",
+            "rlhf_flows.servers.patched_prefect",
             "server",
             "start",
             "--port",

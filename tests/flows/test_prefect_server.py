@@ -16,7 +16,7 @@ from prefect.settings import (
 )
 
 from rlhf_core.errors import OrchestrationError
-from rlhf_flows.engine.sweep import mark_dead_runs
+from rlhf_flows.engine.zombies import mark_zombie_runs
 from rlhf_flows.servers import deploy
 from rlhf_flows.servers.prefect_server import check_prefect
 
@@ -123,7 +123,7 @@ def test_a_refusal_names_who_was_refused_and_is_not_asked_again(serve):
 def test_with_the_password_commands_and_the_sweep_are_let_in(serve):
     server = serve(200)
     check_prefect(0.0)
-    assert mark_dead_runs(os.environ["PREFECT_API_URL"]) == []
+    assert mark_zombie_runs(os.environ["PREFECT_API_URL"]) == []
     assert server.asked[-1] == "/api/flow_runs/filter"
 
 

@@ -12,7 +12,6 @@ import pytest
 from rlhf_core.errors import ConfigError, RlhfError
 from rlhf_flows.engine.environment import HEARTBEAT_SECONDS, SILENT_SECONDS
 from rlhf_flows.servers import servers
-from rlhf_flows.servers.keeper import _mlflow
 from rlhf_flows.servers.processes import KEPT_IN, Process, StopAskedError, StopSignals, end_tree
 from rlhf_flows.servers.servers import (
     HOST,
@@ -25,6 +24,7 @@ from rlhf_flows.servers.servers import (
     stop_servers,
     write_servers,
 )
+from rlhf_flows.servers.supervisor import _mlflow
 
 
 @pytest.fixture
@@ -150,12 +150,14 @@ def test_a_later_process_with_the_same_number_is_not_ended():
     assert not end_tree(stranger)
 
 
-def test_down_after_the_keeper_was_killed_ends_what_it_left(tmp_path, monkeypatch):
+def test_down_after_the_supervisor_was_killed_ends_what_it_left(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parent, child = start_family(tmp_path)
     gone = Process(pid=parent.pid, started=1.0)
     write_servers(
-        Servers(prefect_port=1, mlflow_port=2, keeper=gone, children={"w": Process.of(parent.pid)})
+        Servers(
+            prefect_port=1, mlflow_port=2, supervisor=gone, children={"w": Process.of(parent.pid)}
+        )
     )
     assert stop_servers() == ["w"]
     parent.wait(timeout=10)
@@ -176,6 +178,15 @@ def test_down_does_without_a_record_that_cannot_be_read(tmp_path, monkeypatch, r
     assert not servers.STATE_FILE.exists()
 
 
+def test_servers_that_an_earlier_build_started_are_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = Process.of(os.getpid())
+    write_servers(Servers(prefect_port=1, mlflow_port=2, supervisor=own))
+    text = servers.STATE_FILE.read_text()
+    servers.STATE_FILE.write_text(text.replace('"supervisor"', '"keeper"'))
+    assert read_servers().supervisor == own
+
+
 def test_up_ends_what_runs_behind_a_record_that_cannot_be_read(tmp_path, monkeypatch):
     class EndedError(Exception):
         pass
@@ -193,7 +204,7 @@ def test_up_ends_what_runs_behind_a_record_that_cannot_be_read(tmp_path, monkeyp
 
 
 def test_down_ends_what_belongs_to_nobody_any_more(tmp_path, monkeypatch):
-    """A flow whose worker and keeper were killed is still known by its environment."""
+    """A flow whose worker and supervisor were killed is still known by its environment."""
     monkeypatch.chdir(tmp_path)
     parent, child = start_family(tmp_path, {**os.environ, KEPT_IN: str(STATE.absolute())})
     parent.kill()

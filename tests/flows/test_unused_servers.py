@@ -21,9 +21,9 @@ def begun(tmp_path, monkeypatch, capsys):
     for export in (PREFECT, MLFLOW):
         monkeypatch.delenv(export.partition("=")[0], raising=False)
 
-    def run(keeper=None, **variables):
-        keeper = keeper or Process.of(os.getpid())
-        write_servers(Servers(prefect_port=4300, mlflow_port=5100, keeper=keeper))
+    def run(supervisor=None, **variables):
+        supervisor = supervisor or Process.of(os.getpid())
+        write_servers(Servers(prefect_port=4300, mlflow_port=5100, supervisor=supervisor))
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         begin("error")

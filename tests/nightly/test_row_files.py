@@ -1,4 +1,4 @@
-"""A thousand damaged row files of each format: records, rows set aside, or one clear line."""
+"""A thousand damaged row files of each format: records, rows filtered out, or one clear line."""
 
 import json
 

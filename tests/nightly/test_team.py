@@ -75,7 +75,7 @@ class Machine:
 
     def worker(self, pool, **variables):
         """A worker of the pool until the block ends, started as the documents say."""
-        command = [sys.executable, "-m", "rlhf_flows.servers.mended_prefect", "worker", "start"]
+        command = [sys.executable, "-m", "rlhf_flows.servers.patched_prefect", "worker", "start"]
         return running(
             [*command, "--pool", pool, "--limit", "3", "--name", f"{self.path.name}@{pool}"],
             self.path,
@@ -147,7 +147,7 @@ def team(tmp_path_factory, postgres):  # noqa: F811 - the fixture
             )
         )
         port = free_port()
-        prefect = [sys.executable, "-m", "rlhf_flows.servers.mended_prefect", "server", "start"]
+        prefect = [sys.executable, "-m", "rlhf_flows.servers.patched_prefect", "server", "start"]
         servers.enter_context(
             running(
                 [*prefect, "--host", "127.0.0.1", "--port", str(port)],

@@ -9,7 +9,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from rlhf_flows.commands.doctor_servers import check_keeper, check_prefect
+from rlhf_flows.commands.doctor_servers import check_prefect, check_supervisor
 from rlhf_flows.servers.servers import Servers
 from tests.flows.served import SETTINGS, until
 
@@ -41,7 +41,7 @@ def test_training_runs_in_the_pool_the_configuration_names(served, approved):
 def test_the_doctor_finds_everything_up(served, monkeypatch):
     monkeypatch.chdir(served.path)
     monkeypatch.setenv("PREFECT_API_URL", served.api)
-    findings = [*check_keeper(), *check_prefect()]
+    findings = [*check_supervisor(), *check_prefect()]
     assert [finding for finding in findings if not finding.healthy] == []
     assert {"pool gpu", "process worker-gpu", "deployments"} <= {item.what for item in findings}
 
@@ -262,7 +262,7 @@ def test_missed_nights_are_made_up_for_once_and_not_after_the_schedule_was_switc
     served.wait(begun["id"])
 
 
-@pytest.mark.nightly  # at every change test_mended_prefect has the transactions that would lock
+@pytest.mark.nightly  # at every change test_patched_prefect has the transactions that would lock
 def test_eight_runs_on_two_workers_do_not_lock_the_database(served):
     runs = [served.trigger("rlhf-sft/stage", settings=SETTINGS) for _ in range(4)]
     runs += [served.trigger("rlhf-prepare/stage", settings=SETTINGS) for _ in range(4)]

@@ -164,7 +164,7 @@ def test_rows_left_out_add_up_and_the_side_that_loses_more_is_named(tmp_path):
         renderer.pair,
         length=lambda pair: pair.num_tokens,
         max_length=100,
-        set_aside=tmp_path / "reward" / "set-aside-reward_train.jsonl",
+        filtered=tmp_path / "reward" / "set-aside-reward_train.jsonl",
         at_fault=lambda pair: pair_fault(renderer, 100, pair),
     )
     [(name, counts)] = row_counts(tmp_path / "reward", tmp_path / "nowhere").items()
@@ -183,7 +183,7 @@ def test_rows_that_all_fit_are_counted_too(tmp_path):
     row = Demonstration(demonstration_id="d", prompt=QUESTION, response="Hello")
     path = tmp_path / "sft" / "set-aside-demonstrations_train.jsonl"
     tokenize_records(
-        [row], renderer.demonstration, length=lambda d: d.num_tokens, max_length=99, set_aside=path
+        [row], renderer.demonstration, length=lambda d: d.num_tokens, max_length=99, filtered=path
     )
     counts = row_counts(tmp_path / "sft")["sft/demonstrations_train"]
     assert (counts.rows, counts.kept, counts.left_out, counts.uneven) == (1, 1, {}, "")

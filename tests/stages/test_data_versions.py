@@ -33,7 +33,7 @@ BASE = Path(__file__).parents[2] / "data" / "base"
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory, forked_tools) -> Path:
-    """Three versions: as it was, with a batch, with a batch and a label mended in the raw file."""
+    """Three versions: as it was, with a batch, with a batch and a label fixed in the raw file."""
     folder = tmp_path_factory.mktemp("versions")
     root = make_repository(folder / "repository")
     publish(None, directory=root)
@@ -43,9 +43,9 @@ def published(tmp_path_factory, forked_tools) -> Path:
     )
     assert "--set data.version=data-v2" in added
     assert "batch-0001.jsonl" in added
-    mended = rows([0, 1, 2]) + rows([3], winner="b") + rows(range(4, 59))
-    write(root / "data" / "raw" / "comparisons.jsonl", mended)
-    call("git", "commit", "-qam", "mend a label, drop a row", cwd=root)
+    fixed = rows([0, 1, 2]) + rows([3], winner="b") + rows(range(4, 59))
+    write(root / "data" / "raw" / "comparisons.jsonl", fixed)
+    call("git", "commit", "-qam", "fix a label, drop a row", cwd=root)
     publish(SourceConfig(path=write(folder / "b2.jsonl", rows(range(90, 95)))), directory=root)
     return root
 
@@ -98,8 +98,8 @@ def test_the_difference_names_every_pair(published):
     diff = compare("data-v2", "data-v3", directory=published)
     assert sorted(pair.prompt for pair in diff.came) == [f"Question {i}?" for i in range(90, 95)]
     assert [pair.prompt for pair in diff.went] == ["Question 59?"]
-    mended = [(pair.prompt, pair.chosen, pair.rejected) for pair in diff.relabelled]
-    assert mended == [("Question 3?", "Not 3.", "Answer 3.")]
+    fixed = [(pair.prompt, pair.chosen, pair.rejected) for pair in diff.relabelled]
+    assert fixed == [("Question 3?", "Not 3.", "Answer 3.")]
     counts = (diff.num_came, diff.num_went, diff.num_relabelled, diff.num_same)
     assert counts == (5, 1, 1, 88)
     back = compare("data-v3", "data-v2", directory=published)

@@ -232,7 +232,7 @@ def test_bad_input_is_one_line_and_leaves_the_old_dataset(config, tmp_path, name
         assert pq.read_table(message.rsplit("reasons in ", 1)[1]).num_rows > 0
 
 
-def test_odd_rows_are_set_aside_and_every_row_of_the_file_is_accounted_for(config, tmp_path):
+def test_odd_rows_are_filtered_out_and_every_row_of_the_file_is_accounted_for(config, tmp_path):
     odd = ["{", '{"prompt": "x"}', '{"prompt": "x", "prompt": "y"}']
     lines = [*map(json.dumps, comparisons()), *odd]
     (tmp_path / "pairs.jsonl").write_text("".join(line + "\n" for line in lines))

@@ -51,7 +51,7 @@ def test_a_tie_is_half_a_vote_for_each_side(tmp_path):
     assert "r3" not in pairs
 
 
-def test_agreement_leaves_out_votes_on_rows_that_were_set_aside(tmp_path):
+def test_agreement_leaves_out_votes_on_rows_that_were_filtered_out(tmp_path):
     """At chance where rows stay, perfect where responses are one and the same."""
     noise = [row(n, votes(*("aab" if n % 2 else "abb"))) for n in range(300)]
     same = {"response_a": "Same.", "response_b": "Same."}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
 from rlhf_core.dataprep.sources.containers import read_rows
-from rlhf_core.dataprep.sources.rows import SetAside
+from rlhf_core.dataprep.sources.rows import FilteredRow
 from rlhf_core.errors import DataError
 from rlhf_core.storage.records import read_lines
 
@@ -80,7 +80,7 @@ def _texts(path: Path, columns: Collection[str]) -> Iterator[str]:
         yield from (text for _, text in read_lines(path))
         return
     for row in read_rows(path):
-        if isinstance(row, SetAside):
+        if isinstance(row, FilteredRow):
             raise DataError(f"{row.where}: {row.detail}")
         for name, value in row.value.items():
             if isinstance(value, str) and (name in columns if columns else _is_long(value)):

@@ -77,7 +77,7 @@ class SignatureTable:
             self._rows.clear()
 
 
-def near_repeats(tables: Sequence[NDArray[np.uint32]], threshold: float) -> dict[int, int]:
+def near_duplicates(tables: Sequence[NDArray[np.uint32]], threshold: float) -> dict[int, int]:
     """Return rows that nearly repeat an earlier one: row to that earlier row.
 
     Candidates share a band of the first table's signature (locality-sensitive hashing), and where
@@ -102,8 +102,8 @@ def near_repeats(tables: Sequence[NDArray[np.uint32]], threshold: float) -> dict
 def linked(tables: Sequence[NDArray[np.uint32]], threshold: float) -> list[NDArray[np.int64]]:
     """Return groups of two or more rows that pairs of near rows connect, rows in order.
 
-    Candidates and nearness are those of ``near_repeats``. In a bucket of very many candidates rows
-    are compared with those that no earlier row was near to, and not each with each.
+    Candidates and nearness are those of ``near_duplicates``. In a bucket of very many candidates
+    rows are compared with those that no earlier row was near to, and not each with each.
     """
     bands, rows = bands_of(threshold)
     num_rows = len(tables[0])

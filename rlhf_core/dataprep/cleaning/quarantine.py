@@ -1,4 +1,4 @@
-"""Rows set aside, kept with their reason: one Parquet file, and the counts for the report."""
+"""Rows filtered out, kept with their reason: one Parquet file, and the counts for the report."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,7 +7,7 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhf_core.dataprep.sources.rows import FileRows, SetAside
+from rlhf_core.dataprep.sources.rows import FileRows, FilteredRow
 
 SCHEMA = pa.schema(
     [
@@ -24,7 +24,7 @@ _BATCH = 5_000
 
 
 class Quarantine:
-    """Collects set-aside rows in a Parquet file and counts every input's rows."""
+    """Collects filtered rows in a Parquet file and counts every input's rows."""
 
     def __init__(self, path: Path) -> None:
         """Open ``path`` for writing."""
@@ -37,8 +37,8 @@ class Quarantine:
         self.files: dict[str, dict[str, FileRows]] = {}
         """What became of the rows of each file of an input while they were read."""
 
-    def add(self, dataset: str, row: SetAside) -> None:
-        """Set a row of the input ``dataset`` aside."""
+    def add(self, dataset: str, row: FilteredRow) -> None:
+        """Keep a row of the input ``dataset`` that was filtered out."""
         self.reasons.setdefault(dataset, Counter())[row.reason] += 1
         self._pending.append({"input": dataset, **row.as_cells()})
         if len(self._pending) >= _BATCH:
@@ -48,8 +48,8 @@ class Quarantine:
         """Count a row of the input ``dataset`` that stays."""
         self.kept[dataset] += 1
 
-    def num_set_aside(self, dataset: str) -> int:
-        """Return how many rows of ``dataset`` were set aside so far."""
+    def num_filtered(self, dataset: str) -> int:
+        """Return how many rows of ``dataset`` were filtered out so far."""
         return self.reasons.get(dataset, Counter()).total()
 
     def __enter__(self) -> "Quarantine":

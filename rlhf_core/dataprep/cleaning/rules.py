@@ -44,7 +44,7 @@ class RowRules:
     token_check: TokenCheck | None = None
 
     def problems(self, rows: Sequence[Row]) -> list[Problem | None]:
-        """Return why each row is set aside, if so; many rows at once are cheaper."""
+        """Return why each row is filtered out, if so; many rows at once are cheaper."""
         found = [self._words_problem(prompt, responses) for prompt, responses in rows]
         if self.token_check is None:
             return found
@@ -53,11 +53,11 @@ class RowRules:
         return [next(rest) if problem is None else problem for problem in found]
 
     def problem(self, prompt: Conversation, responses: Sequence[str]) -> Problem | None:
-        """Return why one row is set aside, if so."""
+        """Return why one row is filtered out, if so."""
         return self.problems([(prompt, responses)])[0]
 
     def prompt_problem(self, prompt: Conversation) -> Problem | None:
-        """Return why a prompt to sample from is set aside, if so."""
+        """Return why a prompt to sample from is filtered out, if so."""
         found = self._words_problem(prompt, ())
         return found or self.room_problem(prompt)
 

@@ -22,7 +22,7 @@ def uneven(counts: "Counter[str] | dict[str, int]", one: str, other: str) -> boo
 
 @dataclass(slots=True)
 class TokenLosses:
-    """Comparisons set aside for a response that does not fit, or does not survive."""
+    """Comparisons filtered out for a response that does not fit, or does not survive."""
 
     sides: Counter[str] = field(default_factory=Counter)
     """Whose response it was: ``a``, ``b`` or ``both``."""
@@ -30,7 +30,7 @@ class TokenLosses:
     """How the votes had it: ``winner``, ``loser``, ``both``, or ``undecided``."""
 
     def add(self, problem: Problem, item: Comparison) -> None:
-        """Count a comparison, if it was for tokens and for a response that it is set aside."""
+        """Count a comparison, if it was for tokens and for a response that it is filtered out."""
         reason, detail = problem
         side = AT_FAULT.get(detail.partition(":")[0])
         if reason not in _REASONS or side is None:

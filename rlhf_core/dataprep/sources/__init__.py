@@ -21,7 +21,7 @@ from rlhf_core.dataprep.sources.columns import renamed
 from rlhf_core.dataprep.sources.containers import is_hub, read_rows
 from rlhf_core.dataprep.sources.hub import read_hub_rows
 from rlhf_core.dataprep.sources.join import joined
-from rlhf_core.dataprep.sources.rows import FileRows, RawRow, SetAside, attempt
+from rlhf_core.dataprep.sources.rows import FileRows, FilteredRow, RawRow, attempt
 from rlhf_core.dataprep.sources.tables import Layout
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Demonstration, Prompt
@@ -47,7 +47,7 @@ def read_comparisons(
     source: SourceConfig,
     source_rows: Counter[str] | None = None,
     files: dict[str, FileRows] | None = None,
-) -> Iterator[Comparison | SetAside]:
+) -> Iterator[Comparison | FilteredRow]:
     """Yield the comparisons of one source in its order, and the rows that cannot be used.
 
     Args:
@@ -58,7 +58,7 @@ def read_comparisons(
 
     Raises:
         DataError: the source cannot be read, nothing in one of its files can be used, or a row of
-            it neither came out nor was set aside.
+            it neither came out nor was filtered out.
     """
     for _, item in read_with_rows(source, source_rows, files):
         yield item
@@ -68,7 +68,7 @@ def read_with_rows(
     source: SourceConfig,
     source_rows: Counter[str] | None = None,
     files: dict[str, FileRows] | None = None,
-) -> Iterator[tuple[int, Comparison | SetAside]]:
+) -> Iterator[tuple[int, Comparison | FilteredRow]]:
     """Yield ``(number of rows behind it, item)``; otherwise like ``read_comparisons``.
 
     The first comparison of a list stands for its row; the others have no row behind them.
@@ -84,8 +84,8 @@ def read_with_rows(
     num_read = source_rows.total() - num_before
     if num_accounted != num_read:
         raise DataError(
-            f"{source.path}: {num_read} rows read, but {num_accounted} came out or were set"
-            f" aside; this is a defect of the {source.format} reader, please report it"
+            f"{source.path}: {num_read} rows read, but {num_accounted} came out or were"
+            f" filtered out; this is a defect of the {source.format} reader, please report it"
         )
     if files is not None:
         files.update(own)
@@ -95,7 +95,9 @@ def read_with_rows(
         raise DataError(f"{source.path}: columns: no row has {missing}; check the name")
 
 
-def _finding(rows: Iterable[RawRow | SetAside], unfound: set[str]) -> Iterator[RawRow | SetAside]:
+def _finding(
+    rows: Iterable[RawRow | FilteredRow], unfound: set[str]
+) -> Iterator[RawRow | FilteredRow]:
     """Rows as they pass; what any of them has leaves ``unfound``."""
     for row in rows:
         if unfound and isinstance(row, RawRow):
@@ -110,17 +112,17 @@ def _require_usable(files: dict[str, FileRows]) -> None:
             continue
         if counts.rows == 1:
             raise DataError(counts.first_fault)
-        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.set_aside.most_common())
+        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.filtered.most_common())
         raise DataError(
             f"{path}: none of its {counts.rows} rows can be used ({reasons}); the first:"
             f" {counts.first_fault}; `rlhf data look` tells which shape a file has"
         )
 
 
-def rows_of(source: SourceConfig, files: dict[str, FileRows]) -> Iterator[RawRow | SetAside]:
+def rows_of(source: SourceConfig, files: dict[str, FileRows]) -> Iterator[RawRow | FilteredRow]:
     """Yield the rows of a source under our names."""
     columns = {} if source.format == "label_studio" else source.columns
-    rows: Iterable[RawRow | SetAside]
+    rows: Iterable[RawRow | FilteredRow]
     if is_hub(source.path):
         rows = read_hub_rows(source)
     else:
@@ -132,8 +134,8 @@ def rows_of(source: SourceConfig, files: dict[str, FileRows]) -> Iterator[RawRow
 
 
 def _counted(
-    rows: Iterable[RawRow | SetAside], source_rows: Counter[str], files: dict[str, FileRows]
-) -> Iterator[RawRow | SetAside]:
+    rows: Iterable[RawRow | FilteredRow], source_rows: Counter[str], files: dict[str, FileRows]
+) -> Iterator[RawRow | FilteredRow]:
     """Rows as they pass, counted before a format looks at them."""
     for row in rows:
         source_rows[row.source] += 1
@@ -142,14 +144,14 @@ def _counted(
 
 
 def parse_rows(
-    source: SourceConfig, rows: Iterable[RawRow | SetAside], files: dict[str, FileRows]
-) -> Iterator[tuple[int, Comparison | SetAside]]:
+    source: SourceConfig, rows: Iterable[RawRow | FilteredRow], files: dict[str, FileRows]
+) -> Iterator[tuple[int, Comparison | FilteredRow]]:
     """Yield what a format makes of rows, each with the number of rows behind it.
 
     Args:
         source: format and wording; nothing is read.
         rows: under our names.
-        files: by path of every row; receives what was set aside and what nothing looked at.
+        files: by path of every row; receives what was filtered out and what nothing looked at.
     """
     if source.format == "flat":
         labels = flat.Labels(source.choices, source.strengths, source.annotators)
@@ -159,38 +161,38 @@ def parse_rows(
     else:
         items = _row_by_row(rows, _parser(source), files)
     for num_rows, item in items:
-        if num_rows and isinstance(item, SetAside):
-            files[item.path].note_aside(item)
+        if num_rows and isinstance(item, FilteredRow):
+            files[item.path].note_filtered(item)
         yield num_rows, item
 
 
 def _row_by_row(
-    rows: Iterable[RawRow | SetAside],
-    parse: Callable[[RawRow], Iterator[Comparison | SetAside]],
+    rows: Iterable[RawRow | FilteredRow],
+    parse: Callable[[RawRow], Iterator[Comparison | FilteredRow]],
     files: dict[str, FileRows],
-) -> Iterator[tuple[int, Comparison | SetAside]]:
+) -> Iterator[tuple[int, Comparison | FilteredRow]]:
     for row in rows:
-        if isinstance(row, SetAside):
+        if isinstance(row, FilteredRow):
             yield 1, row
             continue
         read = attempt(row, partial(_all_of, parse, row))
-        items = [read] if isinstance(read, SetAside) else read
+        items = [read] if isinstance(read, FilteredRow) else read
         _note_unread(row, files)
-        # A list makes many comparisons of one row; it is set aside only where all of them are.
-        items.sort(key=lambda item: isinstance(item, SetAside))
+        # A list makes many comparisons of one row; it is filtered out only where all of them are.
+        items.sort(key=lambda item: isinstance(item, FilteredRow))
         for number, item in enumerate(items):
             yield int(number == 0), item
 
 
 def _all_of(
-    parse: Callable[[RawRow], Iterator[Comparison | SetAside]], row: RawRow
-) -> list[Comparison | SetAside]:
+    parse: Callable[[RawRow], Iterator[Comparison | FilteredRow]], row: RawRow
+) -> list[Comparison | FilteredRow]:
     return list(parse(row))
 
 
 def _watched(
-    rows: Iterable[RawRow | SetAside], files: dict[str, FileRows]
-) -> Iterator[RawRow | SetAside]:
+    rows: Iterable[RawRow | FilteredRow], files: dict[str, FileRows]
+) -> Iterator[RawRow | FilteredRow]:
     """Rows as they pass; what was read of each is known once the next is asked for."""
     for row in rows:
         yield row
@@ -202,10 +204,10 @@ def _note_unread(row: RawRow, files: dict[str, FileRows]) -> None:
     files[str(row.path)].unread.update(row.value.unread())
 
 
-def _parser(source: SourceConfig) -> Callable[[RawRow], Iterator[Comparison | SetAside]]:
+def _parser(source: SourceConfig) -> Callable[[RawRow], Iterator[Comparison | FilteredRow]]:
     known: set[tuple[str, str]] = set()
     wording = label_studio.Wording(source.columns, source.choices, source.strengths)
-    parsers: dict[str, Callable[[RawRow], Iterator[Comparison | SetAside]]] = {
+    parsers: dict[str, Callable[[RawRow], Iterator[Comparison | FilteredRow]]] = {
         "canonical": lambda row: canonical.comparisons_of(row, source.choices, source.strengths),
         "hh": hh.comparisons_of,
         "pairs": pairs.comparisons_of,
@@ -218,10 +220,10 @@ def _parser(source: SourceConfig) -> Callable[[RawRow], Iterator[Comparison | Se
 
 def read_demonstrations(
     source: DemonstrationsConfig, files: dict[str, FileRows] | None = None
-) -> Iterator[tuple[int, Demonstration | SetAside]]:
+) -> Iterator[tuple[int, Demonstration | FilteredRow]]:
     """Yield ``(line, demonstration)`` of the demonstrations' own file, if there is one.
 
-    Rows that cannot be used come set aside. ``files`` receives what became of the rows of each
+    Rows that cannot be used come filtered out. ``files`` receives what became of the rows of each
     file, by path.
 
     Raises:
@@ -234,23 +236,23 @@ def read_demonstrations(
 
 def read_prompts(
     path: Path, files: dict[str, FileRows] | None = None
-) -> Iterator[tuple[int, Prompt | SetAside]]:
+) -> Iterator[tuple[int, Prompt | FilteredRow]]:
     """Yield ``(line, prompt)`` of a file of prompts; like ``read_demonstrations``."""
     yield from _records(read_rows(path), canonical.prompt_of, files)
 
 
 def _records(
-    rows: Iterable[RawRow | SetAside],
+    rows: Iterable[RawRow | FilteredRow],
     parse: Callable[[RawRow], Item],
     files: dict[str, FileRows] | None,
-) -> Iterator[tuple[int, Item | SetAside]]:
+) -> Iterator[tuple[int, Item | FilteredRow]]:
     files = {} if files is None else files
     for row in rows:
         counts = files.setdefault(str(row.path), FileRows())
         counts.rows += 1
-        item = row if isinstance(row, SetAside) else attempt(row, partial(parse, row))
-        if isinstance(item, SetAside):
-            counts.note_aside(item)
+        item = row if isinstance(row, FilteredRow) else attempt(row, partial(parse, row))
+        if isinstance(item, FilteredRow):
+            counts.note_filtered(item)
         if isinstance(row, RawRow):
             _note_unread(row, files)
         yield row.line, item

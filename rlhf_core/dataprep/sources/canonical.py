@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from rlhf_core.dataprep.keys import content_id
+from rlhf_core.dataprep.sources.choices import choice_of, parse_strength
 from rlhf_core.dataprep.sources.column_names import PROMPTS
 from rlhf_core.dataprep.sources.columns import renamed, structured
 from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt
 from rlhf_core.dataprep.sources.rows import UNNAMED, Columns, RawRow, UnusableRow, as_json
-from rlhf_core.dataprep.sources.words import choice_of, parse_strength
 from rlhf_core.schema import Choice, Comparison, Demonstration, Prompt, Record, Vote
 from rlhf_core.storage.records import describe
 

@@ -10,7 +10,7 @@ from rlhf_core.config.data import HUB
 from rlhf_core.dataprep.keys import source_name
 from rlhf_core.dataprep.sources.columns import renamed
 from rlhf_core.dataprep.sources.json_arrays import begins_with_object, read_values
-from rlhf_core.dataprep.sources.rows import Columns, RawRow, SetAside, as_json
+from rlhf_core.dataprep.sources.rows import Columns, FilteredRow, RawRow, as_json
 from rlhf_core.dataprep.sources.tables import (
     Broken,
     Layout,
@@ -40,10 +40,10 @@ class _Container:
 
 def read_rows(
     path: Path, columns: Mapping[str, str] | None = None, layout: Layout = _NO_LAYOUT
-) -> Iterator[RawRow | SetAside]:
+) -> Iterator[RawRow | FilteredRow]:
     """Yield the rows of a file, or of all files of a folder in name order.
 
-    Rows that are no rows, such as a line that is no JSON, come set aside.
+    Rows that are no rows, such as a line that is no JSON, come filtered out.
 
     Args:
         path: file or folder; the ending tells the container.
@@ -59,7 +59,7 @@ def read_rows(
 
 def _read_file(
     file: Path, columns: Mapping[str, str], layout: Layout
-) -> Iterator[RawRow | SetAside]:
+) -> Iterator[RawRow | FilteredRow]:
     name, container = source_name(file), _container(file)
     found = layout.of(file) if container.is_table and not container.is_packed else layout
     unit = "item" if file_is_array(file) else container.unit
@@ -67,7 +67,7 @@ def _read_file(
     for line, value in container.read(file, found):
         if isinstance(value, Broken):
             text = as_json(value.text)
-            yield SetAside("broken_row", name, line, text, "", value.why, str(file), unit)
+            yield FilteredRow("broken_row", name, line, text, "", value.why, str(file), unit)
             continue
         row = RawRow(
             file,

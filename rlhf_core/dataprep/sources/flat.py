@@ -25,16 +25,7 @@ from itertools import groupby
 
 from rlhf_core.config.data import word_of
 from rlhf_core.dataprep.keys import content_id, conversation_key
-from rlhf_core.dataprep.sources.rows import (
-    UNNAMED,
-    RawRow,
-    SetAside,
-    UnusableRow,
-    annotator_name,
-    attempt,
-)
-from rlhf_core.dataprep.sources.sides import parse_sides
-from rlhf_core.dataprep.sources.words import (
+from rlhf_core.dataprep.sources.choices import (
     CHOICES,
     choice_of,
     finite_number,
@@ -44,6 +35,15 @@ from rlhf_core.dataprep.sources.words import (
     parse_score,
     parse_signed,
     parse_strength,
+)
+from rlhf_core.dataprep.sources.responses import parse_responses
+from rlhf_core.dataprep.sources.rows import (
+    UNNAMED,
+    FilteredRow,
+    RawRow,
+    UnusableRow,
+    annotator_name,
+    attempt,
 )
 from rlhf_core.schema import Choice, Comparison, Conversation, Vote
 from rlhf_core.storage.records import shorten
@@ -73,8 +73,8 @@ class _Ballot:
 
 
 def parse_comparisons(
-    rows: Iterable[RawRow | SetAside], labels: Labels
-) -> Iterator[tuple[int, Comparison | SetAside]]:
+    rows: Iterable[RawRow | FilteredRow], labels: Labels
+) -> Iterator[tuple[int, Comparison | FilteredRow]]:
     """Yield ``(number of rows, comparison)``; the line is the first row's.
 
     A row whose choice is blank is no vote: somebody has not answered yet.
@@ -82,12 +82,12 @@ def parse_comparisons(
     for _, group in groupby(rows, key=_identity):
         ballots: list[_Ballot] = []
         for row in group:
-            item: RawRow | SetAside | _Ballot = row
+            item: RawRow | FilteredRow | _Ballot = row
             if isinstance(row, RawRow):
                 item = attempt(row, partial(_ballot, row, labels, ballots))
             if isinstance(item, _Ballot):
                 ballots.append(item)
-            elif isinstance(item, SetAside):
+            elif isinstance(item, FilteredRow):
                 yield 1, item
         if ballots:
             yield len(ballots), _comparison(ballots)
@@ -95,7 +95,7 @@ def parse_comparisons(
 
 def _ballot(row: RawRow, labels: Labels, earlier: list[_Ballot]) -> _Ballot:
     source = str(row.value.get("source") or row.source)
-    texts = parse_sides(row, "response_a", "response_b")
+    texts = parse_responses(row, "response_a", "response_b")
     ballot = _Ballot(row, source, texts, _votes(row, labels))
     if earlier and ballot.texts != earlier[0].texts:
         first = earlier[0].row
@@ -123,9 +123,9 @@ def _comparison(ballots: list[_Ballot]) -> Comparison:
     )
 
 
-def _identity(row: RawRow | SetAside) -> tuple[str, str]:
+def _identity(row: RawRow | FilteredRow) -> tuple[str, str]:
     """Rows without an id are comparisons of their own."""
-    own = "" if isinstance(row, SetAside) else _own_id(row)
+    own = "" if isinstance(row, FilteredRow) else _own_id(row)
     return row.source, own or f"\x00{row.line}"
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from rlhf_core.config.data import WORDS_OF_TRUTH, word_of
 from rlhf_core.dataprep.sources import column_names
+from rlhf_core.dataprep.sources.choices import CHOICES, finite_number
 from rlhf_core.dataprep.sources.guess_lists import guess_lists
 from rlhf_core.dataprep.sources.labels import MAX_WORDS, ask, label_choices, truth_choices
 from rlhf_core.dataprep.sources.observed import SUFFIXES, Guess, Table, as_list, renames
-from rlhf_core.dataprep.sources.words import CHOICES, finite_number
 from rlhf_core.schema import Choice
 
 _WON = ("winner", "wins", "win", "won", "best", "preferred", "is_better", "better")

@@ -5,9 +5,9 @@ from typing import Any
 
 from rlhf_core.config.data import word_of
 from rlhf_core.dataprep.sources import column_names
+from rlhf_core.dataprep.sources.choices import finite_number
 from rlhf_core.dataprep.sources.labels import ask
 from rlhf_core.dataprep.sources.observed import Guess, Table, as_list, renames
-from rlhf_core.dataprep.sources.words import finite_number
 
 
 def guess_lists(table: Table) -> Iterator[Guess]:

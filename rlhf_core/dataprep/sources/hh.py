@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.sources.messages import parse_transcript
+from rlhf_core.dataprep.sources.responses import decided_comparison
 from rlhf_core.dataprep.sources.rows import RawRow, Reason, UnusableRow
-from rlhf_core.dataprep.sources.sides import decided_comparison
 from rlhf_core.schema import Comparison, Conversation, Demonstration
 
 ANNOTATOR = "hh"

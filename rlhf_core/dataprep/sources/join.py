@@ -5,21 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf_core.config.data import JoinConfig, word_of
-from rlhf_core.dataprep.sources.rows import Columns, FileRows, RawRow, SetAside
+from rlhf_core.dataprep.sources.rows import Columns, FileRows, FilteredRow, RawRow
 from rlhf_core.errors import DataError
 
 
 def joined(
-    rows: Iterable[RawRow | SetAside],
-    others: Iterable[RawRow | SetAside],
+    rows: Iterable[RawRow | FilteredRow],
+    others: Iterable[RawRow | FilteredRow],
     join: JoinConfig,
     files: dict[str, FileRows],
-) -> Iterator[RawRow | SetAside]:
+) -> Iterator[RawRow | FilteredRow]:
     """Yield the rows of the first file, each with the columns of its partners in the second.
 
     A row with several partners, as texts with the votes on them, comes out once for each, as the
-    row of its partner. Columns that both have are the first file's. Rows without a partner are set
-    aside, of whichever file.
+    row of its partner. Columns that both have are the first file's. Rows without a partner are
+    filtered out, of whichever file.
 
     Args:
         rows: of the first file.
@@ -48,7 +48,7 @@ def joined(
     for key, several in votes.rows.items():
         for row in several:
             if key not in common:
-                yield SetAside.of(row, "unmatched", f"no row of this id in {texts.name}")
+                yield FilteredRow.of(row, "unmatched", f"no row of this id in {texts.name}")
                 continue
             partner = texts.rows[key][0]
             other, own = (partner, row) if votes is right else (row, partner)
@@ -63,22 +63,22 @@ class _Side:
 
     def __init__(self) -> None:
         self.rows: dict[str, list[RawRow]] = {}
-        self.broken: list[SetAside] = []
+        self.broken: list[FilteredRow] = []
         self.name = ""
         self.columns = ""
 
 
-def _by_id(rows: Iterable[RawRow | SetAside], column: str) -> _Side:
+def _by_id(rows: Iterable[RawRow | FilteredRow], column: str) -> _Side:
     side = _Side()
     for row in rows:
         side.name = side.name or str(row.path)
-        if isinstance(row, SetAside):
+        if isinstance(row, FilteredRow):
             side.broken.append(row)
             continue
         side.columns = side.columns or row.found()
         if dict.get(row.value, column) is None:
             detail = f"missing column {column!r}; found {row.found()}"
-            side.broken.append(SetAside.of(row, "missing_column", detail))
+            side.broken.append(FilteredRow.of(row, "missing_column", detail))
             continue
         side.rows.setdefault(word_of(row.value[column]), []).append(row)
     return side
@@ -86,8 +86,8 @@ def _by_id(rows: Iterable[RawRow | SetAside], column: str) -> _Side:
 
 def _completing(
     texts: _Side, common: set[str], other: str, files: dict[str, FileRows]
-) -> Iterator[SetAside]:
-    """Count the rows that completed others, and set aside those that had none to complete."""
+) -> Iterator[FilteredRow]:
+    """Count the rows that completed others, and filter out those that had none to complete."""
     for key, (row, *more) in texts.rows.items():
         kept = [row, *more]
         counts = files.setdefault(str(row.path), FileRows())
@@ -95,7 +95,7 @@ def _completing(
             counts.rows += len(kept)
         else:
             yield from (
-                SetAside.of(row, "unmatched", f"no row of this id in {other}") for row in kept
+                FilteredRow.of(row, "unmatched", f"no row of this id in {other}") for row in kept
             )
 
 

@@ -19,9 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlhf_core.dataprep.sources.choices import (
+    choice_of,
+    knows_strength,
+    parse_number,
+    parse_strength,
+)
 from rlhf_core.dataprep.sources.messages import parse_prompt
 from rlhf_core.dataprep.sources.rows import Columns, RawRow, UnusableRow, annotator_name, as_json
-from rlhf_core.dataprep.sources.words import choice_of, knows_strength, parse_number, parse_strength
 from rlhf_core.schema import Choice, Comparison, Vote
 from rlhf_core.storage.records import listed, shorten
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_core.config.data import word_of
-from rlhf_core.dataprep.sources.words import CHOICES, finite_number, is_blank
+from rlhf_core.dataprep.sources.choices import CHOICES, finite_number, is_blank
 from rlhf_core.schema import Choice
 from rlhf_core.storage.records import listed, shorten
 

@@ -18,21 +18,21 @@ from rlhf_core.dataprep.sources import (
     read_with_rows,
     rows_of,
 )
+from rlhf_core.dataprep.sources.choices import is_blank
 from rlhf_core.dataprep.sources.columns import find, is_there, renamed
 from rlhf_core.dataprep.sources.containers import is_hub, read_rows
 from rlhf_core.dataprep.sources.guess import guesses, has_responses
 from rlhf_core.dataprep.sources.observed import Guess, Table
 from rlhf_core.dataprep.sources.rows import (
     FileRows,
+    FilteredRow,
     RawRow,
     Reason,
-    SetAside,
     comparison_problem,
     prompt_problem,
 )
 from rlhf_core.dataprep.sources.shapes import DEMONSTRATION_SHAPES, SHAPES
 from rlhf_core.dataprep.sources.tables import sheet_names
-from rlhf_core.dataprep.sources.words import is_blank
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Demonstration, Prompt, Record
 from rlhf_core.storage.records import listed
@@ -82,7 +82,7 @@ class Found:
     rows: int = 0
     usable: int = 0
     """Rows that a sound comparison comes of."""
-    set_aside: Counter[str] = field(default_factory=Counter)
+    filtered: Counter[str] = field(default_factory=Counter)
     """The other rows by reason."""
     unread: Counter[str] = field(default_factory=Counter)
     """Columns that nothing looks at, and the rows they hold something in."""
@@ -186,19 +186,19 @@ def _first_rows_have(path: Path, columns: Sequence[str]) -> bool:
 
 def _count(
     found: Found,
-    items: Iterable[tuple[int, Demonstration | Prompt | SetAside]],
+    items: Iterable[tuple[int, Demonstration | Prompt | FilteredRow]],
     files: dict[str, FileRows],
 ) -> Found | None:
     """Count what comes of a file; None where nothing does."""
     try:
         for _, item in items:
             found.rows += 1
-            problem = item.reason if isinstance(item, SetAside) else prompt_problem(item.prompt)
+            problem = item.reason if isinstance(item, FilteredRow) else prompt_problem(item.prompt)
             if isinstance(item, Demonstration) and problem is None and not item.response.strip():
                 problem = "empty_response"
             if problem is not None:
-                found.set_aside[problem] += 1
-            elif not isinstance(item, SetAside):
+                found.filtered[problem] += 1
+            elif not isinstance(item, FilteredRow):
                 found.usable += 1
                 found.examples += [item][: _EXAMPLES - len(found.examples)]
     except DataError:  # Nothing in it can be used.
@@ -239,7 +239,7 @@ def _table(rows: Sequence[RawRow]) -> Table:
     return Table(values)
 
 
-def _try(guess: Guess, rows: Sequence[RawRow | SetAside]) -> float:
+def _try(guess: Guess, rows: Sequence[RawRow | FilteredRow]) -> float:
     """Return the share of some rows that come out as the settings of a guess expect.
 
     Rows that say nothing against the guess count as well, where any row can be used: nobody voted
@@ -258,10 +258,10 @@ def _try(guess: Guess, rows: Sequence[RawRow | SetAside]) -> float:
 
 
 def _by_rows(
-    items: Iterable[tuple[int, Comparison | SetAside]],
-) -> Iterator[tuple[int, list[Comparison | SetAside]]]:
+    items: Iterable[tuple[int, Comparison | FilteredRow]],
+) -> Iterator[tuple[int, list[Comparison | FilteredRow]]]:
     """Yield a number of rows with all that came of them."""
-    together: list[Comparison | SetAside] = []
+    together: list[Comparison | FilteredRow] = []
     size = 0
     for num_rows, item in items:
         if num_rows and together:
@@ -273,8 +273,8 @@ def _by_rows(
         yield size, together
 
 
-def _problem(item: Comparison | SetAside) -> Reason | None:
-    return item.reason if isinstance(item, SetAside) else comparison_problem(item)
+def _problem(item: Comparison | FilteredRow) -> Reason | None:
+    return item.reason if isinstance(item, FilteredRow) else comparison_problem(item)
 
 
 def _measure(guess: Guess) -> Found:
@@ -285,12 +285,12 @@ def _measure(guess: Guess) -> Found:
     for num_rows, items in _by_rows(read_with_rows(source, files=files)):
         sound = [i for i in items if isinstance(i, Comparison) and _problem(i) is None]
         if not sound and (problem := _problem(items[0])) is not None:
-            found.set_aside[problem] += num_rows
+            found.filtered[problem] += num_rows
         found.usable += num_rows if sound else 0
         found.num_comparisons += len(sound)
         found.wins.update(vote.choice for item in sound for vote in item.votes)
         found.examples += sound[: _EXAMPLES - len(found.examples)]
-    found.rows = found.usable + found.set_aside.total()
+    found.rows = found.usable + found.filtered.total()
     for counts in files.values():
         found.unread += counts.unread
     return found

@@ -11,10 +11,10 @@ from itertools import product
 from typing import Any
 
 from rlhf_core.dataprep.keys import content_id, conversation_key
+from rlhf_core.dataprep.sources.choices import finite_number, parse_score, parse_strength
 from rlhf_core.dataprep.sources.messages import readable, texts_of
-from rlhf_core.dataprep.sources.rows import RawRow, SetAside, UnusableRow
-from rlhf_core.dataprep.sources.sides import decided_comparison, parse_sides
-from rlhf_core.dataprep.sources.words import finite_number, parse_score, parse_strength
+from rlhf_core.dataprep.sources.responses import decided_comparison, parse_responses
+from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, UnusableRow
 from rlhf_core.schema import Comparison
 
 ANNOTATOR = "published"
@@ -31,7 +31,7 @@ _MARGIN = "margin"
 """The difference itself, as TRL's reward trainer reads it."""
 
 
-def comparisons_of(row: RawRow) -> Iterator[Comparison | SetAside]:
+def comparisons_of(row: RawRow) -> Iterator[Comparison | FilteredRow]:
     """Yield one comparison; the difference of scores, where given, is its strength.
 
     Of several answers all pairs of a chosen and a rejected one come out, with one ``group``.
@@ -54,7 +54,7 @@ def comparisons_of(row: RawRow) -> Iterator[Comparison | SetAside]:
         try:
             item = _comparison(replace(row, value=value), None)
         except UnusableRow as error:
-            yield SetAside.of(row, error.reason, error.detail)
+            yield FilteredRow.of(row, error.reason, error.detail)
             continue
         group = group or content_id("list", conversation_key(item.prompt).hex(), repr(sides))
         yield item.model_copy(update={"group": group})
@@ -74,7 +74,7 @@ def _several(row: RawRow, column: str) -> list[Any] | None:
 
 
 def _comparison(row: RawRow, strength: float | None) -> Comparison:
-    prompt, chosen, rejected = parse_sides(row, "chosen", "rejected")
+    prompt, chosen, rejected = parse_responses(row, "chosen", "rejected")
     if chosen.strip() == rejected.strip():
         raise UnusableRow("identical_responses", "")
     return decided_comparison(

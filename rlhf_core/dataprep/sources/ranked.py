@@ -19,10 +19,10 @@ from itertools import combinations
 from typing import Any
 
 from rlhf_core.dataprep.keys import content_id, conversation_key
+from rlhf_core.dataprep.sources.choices import finite_number, is_blank
 from rlhf_core.dataprep.sources.columns import structured
 from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt
 from rlhf_core.dataprep.sources.rows import UNNAMED, RawRow, UnusableRow, annotator_name
-from rlhf_core.dataprep.sources.words import finite_number, is_blank
 from rlhf_core.schema import Choice, Comparison, Conversation, Vote
 from rlhf_core.storage.records import shorten
 

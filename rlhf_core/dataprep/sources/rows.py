@@ -1,4 +1,4 @@
-"""Rows on their way in: either a record, or set aside with the reason."""
+"""Rows on their way in: either a record, or filtered out with the reason."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,9 +19,9 @@ __all__ = [
     "Columns",
     "Fault",
     "FileRows",
+    "FilteredRow",
     "RawRow",
     "Reason",
-    "SetAside",
     "UnusableRow",
     "annotator_name",
     "as_json",
@@ -68,7 +68,7 @@ Reason = Literal[
 
 
 class UnusableRow(DataError):
-    """One row cannot be used: it is set aside with the reason, and the rest of its file is read."""
+    """One row cannot be used: it is filtered out with the reason; the rest of its file is read."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         """Keep why; the row itself knows where."""
@@ -167,7 +167,7 @@ class RawRow:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class FilteredRow:
     """A raw row that no later stage sees."""
 
     reason: Reason
@@ -184,8 +184,8 @@ class SetAside:
     """What ``line`` counts."""
 
     @classmethod
-    def of(cls, row: RawRow, reason: Reason, detail: str = "") -> "SetAside":
-        """Set aside a row as the source has it."""
+    def of(cls, row: RawRow, reason: Reason, detail: str = "") -> "FilteredRow":
+        """Return a row as the source has it, with why it is filtered out."""
         whole = row.value if row.original is None else row.original
         return cls(
             reason, row.source, row.line, as_json(whole), "", detail, str(row.path), row.unit
@@ -204,8 +204,8 @@ class SetAside:
 _KEPT = ("reason", "source", "line", "row", "row_id", "detail")
 
 
-def attempt(row: RawRow, read: Callable[[], Read]) -> Read | SetAside:
-    """Return what ``read`` makes of a row, or the row set aside with the reason.
+def attempt(row: RawRow, read: Callable[[], Read]) -> Read | FilteredRow:
+    """Return what ``read`` makes of a row, or the row filtered out with the reason.
 
     Args:
         row: what is read.
@@ -214,11 +214,11 @@ def attempt(row: RawRow, read: Callable[[], Read]) -> Read | SetAside:
     try:
         return read()
     except UnusableRow as error:
-        aside = SetAside.of(row, error.reason, error.detail)
+        aside = FilteredRow.of(row, error.reason, error.detail)
     except ValidationError as error:
-        aside = SetAside.of(row, "unusable_value", describe(error))
+        aside = FilteredRow.of(row, "unusable_value", describe(error))
     except UnicodeEncodeError:
-        aside = SetAside.of(row, "unusable_value", "half of a surrogate pair in a text")
+        aside = FilteredRow.of(row, "unusable_value", "half of a surrogate pair in a text")
     row.value.read.update(row.value)  # Reading stopped: what it would have looked at is not known.
     return aside
 
@@ -228,10 +228,10 @@ FAULTS: frozenset[str] = frozenset(get_args(Fault))
 
 @dataclass(slots=True)
 class FileRows:
-    """What became of the rows of one file: those read, and of these what was set aside."""
+    """What became of the rows of one file: those read, and of these what was filtered out."""
 
     rows: int = 0
-    set_aside: Counter[str] = field(default_factory=Counter)
+    filtered: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
     """Columns that hold something and that nothing looks at: rows they are in."""
     first_fault: str = ""
@@ -239,16 +239,16 @@ class FileRows:
     @property
     def used(self) -> int:
         """Rows that a record was made of, or that helped to make one."""
-        return self.rows - self.set_aside.total()
+        return self.rows - self.filtered.total()
 
     @property
     def num_faults(self) -> int:
         """Rows that could not be read at all."""
-        return sum(count for reason, count in self.set_aside.items() if reason in FAULTS)
+        return sum(count for reason, count in self.filtered.items() if reason in FAULTS)
 
-    def note_aside(self, row: SetAside) -> None:
-        """Count a row that was set aside."""
-        self.set_aside[row.reason] += 1
+    def note_filtered(self, row: FilteredRow) -> None:
+        """Count a row that was filtered out."""
+        self.filtered[row.reason] += 1
         if row.reason in FAULTS and not self.first_fault:
             self.first_fault = f"{row.where}: {row.detail}"
 
@@ -257,7 +257,7 @@ class FileRows:
         return {
             "rows": self.rows,
             "used": self.used,
-            "set_aside": dict(sorted(self.set_aside.items())),
+            "set_aside": dict(sorted(self.filtered.items())),
             "unread_columns": dict(sorted(self.unread.items())),
         }
 

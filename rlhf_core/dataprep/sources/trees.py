@@ -20,10 +20,10 @@ from functools import partial
 from typing import Any
 
 from rlhf_core.config.data import word_of
+from rlhf_core.dataprep.sources.choices import finite_number, is_blank, truth_of
 from rlhf_core.dataprep.sources.messages import messages_of, readable
 from rlhf_core.dataprep.sources.ranked import ANNOTATOR, all_pairs
-from rlhf_core.dataprep.sources.rows import RawRow, SetAside, UnusableRow, attempt
-from rlhf_core.dataprep.sources.words import finite_number, is_blank, truth_of
+from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, UnusableRow, attempt
 from rlhf_core.schema import Comparison, Conversation
 
 REPLIES = "replies"
@@ -36,18 +36,18 @@ def comparisons_of(row: RawRow) -> Iterator[Comparison]:
 
 
 def message_comparisons(
-    rows: Iterable[RawRow | SetAside],
-) -> Iterator[tuple[int, Comparison | SetAside]]:
+    rows: Iterable[RawRow | FilteredRow],
+) -> Iterator[tuple[int, Comparison | FilteredRow]]:
     """Yield ``(number of rows, item)`` of trees whose messages are rows of their own.
 
     The first comparison of a tree stands for all of its rows. Rows of a tree without ranked
-    answers, rows whose parent is in no tree and those that are deleted are set aside one by one.
+    answers, rows whose parent is in no tree and those that are deleted are filtered out one by one.
     All rows are held in memory, for a message may stand before the one that it answers.
     """
     trees = _Trees()
     for row in rows:
         item = attempt(row, partial(trees.add, row)) if isinstance(row, RawRow) else row
-        if isinstance(item, SetAside):
+        if isinstance(item, FilteredRow):
             yield 1, item
     yield from trees.items()
 
@@ -102,12 +102,12 @@ class _Trees:
         self._messages[own] = {**message, "rank": row.value.get("rank"), REPLIES: []}
         self._parents[own] = "" if is_blank(parent) else word_of(parent)
 
-    def items(self) -> Iterator[tuple[int, Comparison | SetAside]]:
+    def items(self) -> Iterator[tuple[int, Comparison | FilteredRow]]:
         """Yield what the trees come to; of all rows that were taken over."""
         if not any(self._parents.values()):
             for row in self._rows.values():
                 detail = f"{row.called('parent_id')}: no row names a parent; found {row.found()}"
-                yield 1, SetAside.of(row, "missing_column", detail)
+                yield 1, FilteredRow.of(row, "missing_column", detail)
             return
         roots: list[str] = []
         for own, parent in self._parents.items():
@@ -121,15 +121,15 @@ class _Trees:
             yield from self._tree(members)
         for own in ids.values():
             detail = f"its parent {self._parents[own]!r} is in no tree"
-            yield 1, SetAside.of(self._rows[own], "unmatched", detail)
+            yield 1, FilteredRow.of(self._rows[own], "unmatched", detail)
 
-    def _tree(self, members: list[str]) -> Iterator[tuple[int, Comparison | SetAside]]:
+    def _tree(self, members: list[str]) -> Iterator[tuple[int, Comparison | FilteredRow]]:
         row, root = self._rows[members[0]], self._messages[members[0]]
         try:
             comparisons = list(_below(root, "message", (row.source, row.line)))
         except UnusableRow as error:
             for own in members:
-                yield 1, SetAside.of(self._rows[own], error.reason, error.detail)
+                yield 1, FilteredRow.of(self._rows[own], error.reason, error.detail)
             return
         for number, item in enumerate(comparisons):
             yield len(members) if number == 0 else 0, item

@@ -1,4 +1,4 @@
-"""Rows on one and the same pair: new votes are pooled, repeats and contradictions set aside."""
+"""Rows on one and the same pair: new votes are pooled, repeats and contradictions filtered out."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def votes_once(votes: Ballot) -> Ballot:
 
 
 def pool_votes(entries: Sequence[Entry], table: VoteTable) -> dict[int, Ballot]:
-    """Give all votes on a pair to its first row; the rows after it are set aside.
+    """Give all votes on a pair to its first row; the rows after it are filtered out.
 
     A row that brings votes of people who had not voted so on this pair is ``votes_pooled``; one
     that says again what the same people said is an ``exact_duplicate``. Rows that contradict each
@@ -31,7 +31,7 @@ def pool_votes(entries: Sequence[Entry], table: VoteTable) -> dict[int, Ballot]:
     ``conflicting_labels``. The order of the rows does not change the votes of a pair.
 
     Args:
-        entries: all comparisons; those already set aside take no part.
+        entries: all comparisons; those already filtered out take no part.
         table: their votes; the pooled ones are renumbered to the first row, repeats taken out.
 
     Returns:
@@ -46,7 +46,7 @@ def pool_votes(entries: Sequence[Entry], table: VoteTable) -> dict[int, Ballot]:
         sides = [_as_in(entries[head], entries[row], ballots[row]) for row in rows]
         if _contradict(sides):
             for row in rows:
-                entries[row].set_aside("conflicting_labels", f"with {entries[head].place}")
+                entries[row].filter_out("conflicting_labels", f"with {entries[head].place}")
             continue
         votes = _gather(entries, rows, sides)
         spent += others
@@ -103,7 +103,7 @@ def _gather(entries: Sequence[Entry], rows: Sequence[int], ballots: Sequence[Bal
     for row, ballot in zip(rows[1:], ballots[1:], strict=True):
         fresh = _fresh(ballot, known)
         votes += fresh
-        entries[row].set_aside(
+        entries[row].filter_out(
             *(("votes_pooled", f"into {place}") if fresh else ("exact_duplicate", f"of {place}"))
         )
     return tuple(votes)

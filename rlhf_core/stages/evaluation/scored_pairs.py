@@ -25,13 +25,13 @@ def heldout_pairs(
     role: Literal["reward", "judge"],
     source: DatasetRef,
 ) -> list[TurnOf[TokenizedPair]]:
-    """Read prepared pairs as tokens; those that do not fit are set aside by reason."""
+    """Read prepared pairs as tokens; those that do not fit are filtered out by reason."""
     return tokenize_records(
         read_records(source, PreferencePair),
         lambda pair: TurnOf(dialogue_key(pair.prompt), renderer.pair(pair)),
         length=attrgetter("tokens.num_tokens"),
         max_length=config.model.max_length,
-        set_aside=context.stage_directory(role) / f"set-aside-{source.path.stem}.jsonl",
+        filtered=context.stage_directory(role) / f"set-aside-{source.path.stem}.jsonl",
         at_fault=partial(pair_fault, renderer, config.model.max_length),
     )
 

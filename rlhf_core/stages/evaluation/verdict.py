@@ -12,9 +12,9 @@ from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
 from rlhf_core.config.metric_names import CORRECTED
 from rlhf_core.dataprep.measures.clusters import Ints
 from rlhf_core.errors import RegistryError
-from rlhf_core.evaluation.gates import decide, gate_name, look_in_words
+from rlhf_core.evaluation.gates import decide, describe_look, gate_name
 from rlhf_core.evaluation.intervals import Plans, Resampling
-from rlhf_core.evaluation.people import votes_in_words
+from rlhf_core.evaluation.people import describe_votes
 from rlhf_core.schema import (
     DatasetSplits,
     EvaluationReport,
@@ -161,9 +161,9 @@ def _with_look(decision: PromotionDecision, report: EvaluationReport) -> Promoti
             + ("" if report.people else ", another seed or size is no new evidence")
         )
     if report.people is not None:
-        said.append(votes_in_words(report.people))
+        said.append(describe_votes(report.people))
     if look is not None and look.number > 1:
-        said.append(look_in_words(look))
+        said.append(describe_look(look))
     reasons = (*decision.reasons, *(f"{decision.verdict}: {text}." for text in said))
     return decision.model_copy(update={"reasons": reasons})
 

@@ -21,18 +21,18 @@ from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import TokenCheck, make_rules
 from rlhf_core.dataprep.intake import (
     Intake,
-    set_aside_near_heldout,
-    set_aside_near_repeats,
+    filter_near_duplicates,
+    filter_near_heldout,
     take_in,
 )
 from rlhf_core.dataprep.keys import dialogue_key
-from rlhf_core.dataprep.ledger import apply_votes, set_aside_reserved
+from rlhf_core.dataprep.ledger import apply_votes, filter_reserved
 from rlhf_core.dataprep.manifest import Manifest, write_manifest
 from rlhf_core.dataprep.measures.dialogues import DialogueFacts, dialogue_facts
 from rlhf_core.dataprep.measures.pictures import draw_pictures
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
-from rlhf_core.dataprep.sources.rows import SetAside, prompt_problem
+from rlhf_core.dataprep.sources.rows import FilteredRow, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.dataprep.votes.pooling import pool_votes
 from rlhf_core.dataprep.votes.vote_models import MODELS, decided_by_heads
@@ -207,9 +207,9 @@ def _prompts_to_sample_from(data: DataConfig) -> Iterator[Conversation]:
 
 
 def _prompts_of(
-    rows: Iterable[tuple[int, Demonstration | Prompt | SetAside]],
+    rows: Iterable[tuple[int, Demonstration | Prompt | FilteredRow]],
 ) -> Iterator[Conversation]:
-    return (item.prompt for _, item in rows if not isinstance(item, SetAside))
+    return (item.prompt for _, item in rows if not isinstance(item, FilteredRow))
 
 
 def _keep_near_together(data: DataConfig, intake: Intake, bench: Workbench) -> None:
@@ -247,7 +247,7 @@ def _read(data: DataConfig, bench: Workbench, openings: Openings | None, spill: 
 
 def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
     """Votes to winners, and everything that takes two rows to see."""
-    set_aside_reserved(intake.entries, bench.splitter.reserved)
+    filter_reserved(intake.entries, bench.splitter.reserved)
     intake.pooled = pool_votes(intake.entries, intake.votes)
     # Votes on broken rows, as for a tie between equal answers, say nothing of a person's care.
     sound = intake.votes.only(np.array([entry.reason is None for entry in intake.entries], bool))
@@ -258,8 +258,8 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
     intake.reliability = reliability(sound, probabilities)
     apply_votes(intake.entries, probabilities)
     if bench.heldout is not None and data.cleaning.near_duplicates is not None:
-        set_aside_near_repeats(intake, data.cleaning.near_duplicates)
-        set_aside_near_heldout(intake, bench.heldout, bench.splitter)
+        filter_near_duplicates(intake, data.cleaning.near_duplicates)
+        filter_near_heldout(intake, bench.heldout, bench.splitter)
         intake.signatures = None
 
 

@@ -38,7 +38,7 @@ def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
         raise DataError(f"{subject}: no rows; expected one comparison a line")
     if not intake.entries:
         raise DataError(
-            f"{subject}: no rows left: all {intake.num_rows} were set aside;"
+            f"{subject}: no rows left: all {intake.num_rows} were filtered out;"
             f" reasons in {quarantine}"
         )
 
@@ -155,7 +155,7 @@ def require_pairs(intake: Intake, subject: str, min_pairs: int, quarantine: Path
     listing = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     raise DataError(
         f"{subject}: {left} left of {intake.num_rows} rows, expected at least {min_pairs}"
-        f" (data.min_pairs); set aside: {listing or 'none'}; reasons in {quarantine}"
+        f" (data.min_pairs); filtered out: {listing or 'none'}; reasons in {quarantine}"
     )
 
 
@@ -199,11 +199,11 @@ def _lumps(kind: str, found: DialogueFacts) -> str:
 
 
 def require_balance(quarantine: Quarantine, intake: Intake) -> None:
-    """Refuse to lose a row: rows read = rows kept + rows set aside."""
-    kept, aside = quarantine.kept["preferences"], quarantine.num_set_aside("preferences")
+    """Refuse to lose a row: rows read = rows kept + rows filtered out."""
+    kept, aside = quarantine.kept["preferences"], quarantine.num_filtered("preferences")
     if kept + aside != intake.num_rows:
         raise DataError(
-            f"preferences: {intake.num_rows} rows read, but {kept} kept and {aside} set aside;"
+            f"preferences: {intake.num_rows} rows read, but {kept} kept and {aside} filtered out;"
             " this is a defect of preparation, please report it"
         )
 

@@ -29,7 +29,7 @@ class AgreementReport:
     alpha: Estimate | None
     """Of the votes that training rests on, see ``ledger.votes_to_train_on``."""
     alpha_of_all: Estimate | None
-    """Of all votes, those on rows that were set aside with them."""
+    """Of all votes, those on rows that were filtered out with them."""
     by_source: dict[str, Estimate | None]
     method: str
     """How votes became preferences: ``data.votes.method``."""
@@ -139,7 +139,7 @@ def _inputs(quarantine: Quarantine) -> dict[str, dict[str, object]]:
     names = sorted(set(quarantine.kept) | set(quarantine.reasons))
     return {
         name: {
-            "rows": quarantine.kept[name] + quarantine.num_set_aside(name),
+            "rows": quarantine.kept[name] + quarantine.num_filtered(name),
             "kept": quarantine.kept[name],
             "set_aside": dict(sorted(quarantine.reasons.get(name, {}).items())),
             **_source_rows(quarantine, name),

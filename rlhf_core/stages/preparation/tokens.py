@@ -57,7 +57,7 @@ def make_token_check(config: PreparationConfig, renderer: "Renderer | None") -> 
         return None
     from rlhf_core.stages.preparation.token_rows import RowTokens
 
-    # The tokenizer's own warning about long texts; here they are counted and set aside.
+    # The tokenizer's own warning about long texts; here they are counted and filtered out.
     renderer.tokenizer.model_max_length = sys.maxsize
     return RowTokens(renderer, config.model.max_length, prompt_limit(config))
 

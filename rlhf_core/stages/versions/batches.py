@@ -13,7 +13,7 @@ from pydantic import Field
 from rlhf_core.adapters import dvc_versions, versioning
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.sources import read_comparisons
-from rlhf_core.dataprep.sources.rows import SetAside
+from rlhf_core.dataprep.sources.rows import FilteredRow
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Record
 from rlhf_core.storage.records import atomic_file, md5_of, sha256_of, write_records
@@ -68,7 +68,7 @@ def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedB
         num_rows = write_records(folder / name, _usable(source, aside, reasons))
     if not num_rows:
         raise DataError(
-            f"{source.path}: no comparison to add; set aside: {dict(reasons) or 'none'}"
+            f"{source.path}: no comparison to add; filtered out: {dict(reasons) or 'none'}"
         )
     digest = sha256_of(folder / name)
     for other in batch_names(clone):
@@ -148,7 +148,7 @@ def require_batches(root: Path, latest: str, clone: Path) -> None:
 def _usable(source: SourceConfig, aside: IO[bytes], reasons: Counter[str]) -> Iterator[Comparison]:
     """Yield the comparisons of a source; write the other rows to ``aside`` and count them."""
     for item in read_comparisons(source):
-        if isinstance(item, SetAside):
+        if isinstance(item, FilteredRow):
             reasons[item.reason] += 1
             aside.write(json.dumps(item.as_cells(), ensure_ascii=False).encode() + b"\n")
         else:

@@ -18,7 +18,7 @@ from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.sources.columns import structured
 from rlhf_core.dataprep.sources.containers import is_data_file, read_rows
 from rlhf_core.dataprep.sources.rewrite import rewrite_rows
-from rlhf_core.dataprep.sources.rows import RawRow, SetAside, as_json
+from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, as_json
 from rlhf_core.dataprep.sources.tables import Layout
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.schema import Withdrawal, WithdrawalResult, annotator_name
@@ -122,7 +122,7 @@ class Removal:
         people = self._annotators.intersection(source.annotators if source else ())
         named = self._lines_named(file, source)
         for row in read_rows(file, columns, _layout(source)):
-            if isinstance(row, SetAside):
+            if isinstance(row, FilteredRow):
                 if any(name in row.row for name in self._annotators | self._rows):
                     found[row.line] = None
                 continue
@@ -143,7 +143,7 @@ class Removal:
         return {
             item.line
             for item in items
-            if not isinstance(item, SetAside) and item.comparison_id in self._rows and item.line
+            if not isinstance(item, FilteredRow) and item.comparison_id in self._rows and item.line
         }
 
     def _without(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rlhf_flows.engine import sweep
+from rlhf_flows.engine import zombies
 
 HOST = socket.gethostname()
 
@@ -22,7 +22,7 @@ def flow_run(process, *, state="RUNNING", seconds=3600, labels=None, pid=None):
     since = datetime.now(UTC) - timedelta(seconds=seconds)
     return {
         "id": "1", "name": "one", "infrastructure_pid": pid,
-        "labels": labels or ({sweep.PROCESS_LABEL: process} if process else {}),
+        "labels": labels or ({zombies.PROCESS_LABEL: process} if process else {}),
         "state": {"type": state, "timestamp": since.isoformat()},
     }  # fmt: skip
 
@@ -38,8 +38,8 @@ def marked(monkeypatch):
             posted.append(path)
             return [found] if path.endswith("filter") else {}
 
-        monkeypatch.setattr(sweep, "ask", post)
-        return sweep.mark_dead_runs("http://server/api")
+        monkeypatch.setattr(zombies, "ask", post)
+        return zombies.mark_zombie_runs("http://server/api")
 
     return run
 
@@ -53,15 +53,15 @@ def test_a_run_of_a_living_process_is_left_alone(marked):
 
 
 def test_a_process_number_given_to_a_later_process_does_not_save_a_run(marked):
-    assert marked(flow_run(sweep.process_name(), seconds=10**7)) == ["one"]
+    assert marked(flow_run(zombies.process_name(), seconds=10**7)) == ["one"]
 
 
 def test_a_run_that_was_retried_meanwhile_is_left_alone(monkeypatch, dead_pid):
     found = flow_run(f"{HOST}:{dead_pid}")
     retried = found | {"state": {"type": "SCHEDULED", "timestamp": found["state"]["timestamp"]}}
     answers = [[found], [retried]]
-    monkeypatch.setattr(sweep, "ask", lambda url, path, body: answers.pop(0))
-    assert sweep.mark_dead_runs("http://server/api") == []
+    monkeypatch.setattr(zombies, "ask", lambda url, path, body: answers.pop(0))
+    assert zombies.mark_zombie_runs("http://server/api") == []
 
 
 def test_a_run_of_another_machine_is_none_of_our_business(marked, dead_pid):
@@ -81,7 +81,7 @@ def test_a_run_that_never_spoke_is_known_by_its_worker(marked, dead_pid):
 
 
 def test_a_pending_retry_is_not_taken_for_the_attempt_before_it(marked, dead_pid):
-    labels = {"prefect.worker.name": f"{HOST}@rlhf", sweep.PROCESS_LABEL: f"{HOST}:{dead_pid}"}
+    labels = {"prefect.worker.name": f"{HOST}@rlhf", zombies.PROCESS_LABEL: f"{HOST}:{dead_pid}"}
     for pid in (None, str(dead_pid), str(os.getpid())):
         run = flow_run(None, state="PENDING", labels=labels, pid=pid, seconds=200)
         assert marked(run) == []
@@ -89,7 +89,7 @@ def test_a_pending_retry_is_not_taken_for_the_attempt_before_it(marked, dead_pid
 
 def test_a_retry_that_could_not_say_its_process_is_known_by_its_worker(marked, dead_pid):
     """The server was lost just then: its label names the first attempt for good."""
-    labels = {"prefect.worker.name": f"{HOST}@rlhf", sweep.PROCESS_LABEL: f"{HOST}:{dead_pid}"}
+    labels = {"prefect.worker.name": f"{HOST}@rlhf", zombies.PROCESS_LABEL: f"{HOST}:{dead_pid}"}
     assert marked(flow_run(None, labels=labels, pid="1", seconds=20)) == []
     assert marked(flow_run(None, labels=labels, pid=str(dead_pid), seconds=20)) == ["one"]
     elsewhere = labels | {"prefect.worker.name": "elsewhere@rlhf"}

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
-from rlhf_flows.servers.mended_prefect import (
+from rlhf_flows.servers.patched_prefect import (
     end_when_asked,
     keep_permissions,
     let_the_server_pause_automations,

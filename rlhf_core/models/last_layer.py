@@ -21,8 +21,8 @@ ROW_BY_ROW = (nn.Linear, Conv1D, nn.Dropout, nn.Identity)
 ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations")
 
 
-def leave_out_unread(model: nn.Module) -> None:
-    """Make the last layer of ``model`` heed ``read_positions``; other layouts stay as they are."""
+def prune_last_layer(model: nn.Module) -> None:
+    """Make the last layer of ``model`` use ``read_positions``; other layouts stay as they are."""
     layers = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
     ]

@@ -7,7 +7,7 @@ from transformers.utils import logging as transformers_logging
 
 
 @contextmanager
-def quiet_transformers(*, reports: bool = True) -> Iterator[None]:
+def hide_transformers_output(*, reports: bool = True) -> Iterator[None]:
     """Hide progress bars inside; with ``reports=False`` warnings too, where they are expected."""
     bars = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()

@@ -29,10 +29,10 @@ from rlhf_flows.servers.processes import (
     Process,
     StopAskedError,
     StopSignals,
-    adopt_orphans,
-    bury_adopted,
+    become_subreaper,
     end_all,
     end_tree,
+    reap_zombies,
 )
 from rlhf_flows.servers.servers import (
     HOST,
@@ -43,7 +43,7 @@ from rlhf_flows.servers.servers import (
     write_servers,
 )
 
-logger = logging.getLogger("rlhf_flows.servers.keeper")
+logger = logging.getLogger("rlhf_flows.servers.supervisor")
 
 SERVERS = ("prefect", "mlflow")
 OWNER_ALONE = 0o077
@@ -53,14 +53,14 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 
 
-class Keeper:
+class Supervisor:
     """Children by name, in the order they were started."""
 
     def __init__(self, prefect_port: int, mlflow_port: int, signals: StopSignals) -> None:
         self.signals = signals
         self.environment = child_environment(prefect_port, mlflow_port)
         self.servers = Servers(
-            prefect_port=prefect_port, mlflow_port=mlflow_port, keeper=Process.of(os.getpid())
+            prefect_port=prefect_port, mlflow_port=mlflow_port, supervisor=Process.of(os.getpid())
         )
         self.commands: dict[str, list[str]] = {}
         self.children: dict[str, subprocess.Popen[bytes]] = {}
@@ -120,9 +120,9 @@ class Keeper:
         self.servers = self.servers.model_copy(update={"ready": True})
         self._remember()
 
-    def bury(self) -> None:
+    def reap(self) -> None:
         """Let adopted processes that ended go: flows whose worker was killed."""
-        bury_adopted(child.pid for child in self.children.values())
+        reap_zombies(child.pid for child in self.children.values())
 
     def end(self) -> None:
         """End all children, the last started first: workers before the servers they talk to.
@@ -155,34 +155,34 @@ class Keeper:
 
 def keep(prefect_port: int, mlflow_port: int) -> None:
     """Start everything, then watch until told to stop."""
-    adopt_orphans()
-    keeper = Keeper(prefect_port, mlflow_port, StopSignals())
+    become_subreaper()
+    supervisor = Supervisor(prefect_port, mlflow_port, StopSignals())
     try:
         pools = read_pools()
-        _start_servers(keeper)
-        _deploy(keeper)
+        _start_servers(supervisor)
+        _deploy(supervisor)
         for pool, limit in pools.limits.items():
-            keeper.start(f"worker-{pool}", _worker(pool, limit))
-        keeper.ready()
+            supervisor.start(f"worker-{pool}", _worker(pool, limit))
+        supervisor.ready()
         logger.info("ready prefect=%s mlflow=%s", prefect_port, mlflow_port)
-        _watch(keeper)
+        _watch(supervisor)
     except StopAskedError:
         logger.info("stop_asked")
     finally:
-        keeper.end()
+        supervisor.end()
 
 
-def _start_servers(keeper: Keeper) -> None:
-    servers = keeper.servers
+def _start_servers(supervisor: Supervisor) -> None:
+    servers = supervisor.servers
     address = ("--host", HOST, "--port", str(servers.prefect_port))
-    keeper.start("prefect", _prefect("server", "start", *address))
-    keeper.start("mlflow", _mlflow(servers.mlflow_port, keeper.environment))
-    _wait_for(keeper, "prefect", f"{servers.prefect_url}/api/health")
-    _wait_for(keeper, "mlflow", f"{servers.mlflow_url}/health")
+    supervisor.start("prefect", _prefect("server", "start", *address))
+    supervisor.start("mlflow", _mlflow(servers.mlflow_port, supervisor.environment))
+    _wait_for(supervisor, "prefect", f"{servers.prefect_url}/api/health")
+    _wait_for(supervisor, "mlflow", f"{servers.mlflow_url}/health")
 
 
 def _prefect(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "rlhf_flows.servers.mended_prefect", *arguments]
+    return [sys.executable, "-m", "rlhf_flows.servers.patched_prefect", *arguments]
 
 
 def _worker(pool: str, limit: int) -> list[str]:
@@ -202,10 +202,10 @@ def _mlflow(port: int, environment: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _wait_for(keeper: Keeper, name: str, url: str) -> None:
+def _wait_for(supervisor: Supervisor, name: str, url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if keeper.children[name].poll() is not None:
+        if supervisor.children[name].poll() is not None:
             raise RlhfError(f"{name} ended while starting; see {LOGS / name}.log")
         try:
             if requests.get(url, timeout=5).ok:
@@ -216,13 +216,13 @@ def _wait_for(keeper: Keeper, name: str, url: str) -> None:
     raise RlhfError(f"{name} at {url} did not become healthy; see {LOGS / name}.log")
 
 
-def _deploy(keeper: Keeper) -> None:
+def _deploy(supervisor: Supervisor) -> None:
     """Apply ``prefect.yaml``; SQLite cannot bear the automation that watches heartbeats."""
-    database = keeper.environment.get("PREFECT_SERVER_DATABASE_CONNECTION_URL", "sqlite")
+    database = supervisor.environment.get("PREFECT_SERVER_DATABASE_CONNECTION_URL", "sqlite")
     watch = "--no-watch-heartbeats" if database.startswith("sqlite") else "--watch-heartbeats"
     done = subprocess.run(
         [str(Path(sys.executable).with_name("rlhf")), "deploy", watch],
-        env=keeper.environment,
+        env=supervisor.environment,
         capture_output=True,
         text=True,
         check=False,
@@ -234,30 +234,30 @@ def _deploy(keeper: Keeper) -> None:
         raise RlhfError(f"rlhf deploy failed: {lines[-1]}; see {LOGS / 'deploy.log'}")
 
 
-def _watch(keeper: Keeper) -> None:
+def _watch(supervisor: Supervisor) -> None:
     next_sweep = time.monotonic()
     while True:
         time.sleep(CHECK_SECONDS)
-        keeper.restart_dead()
-        keeper.bury()
+        supervisor.restart_dead()
+        supervisor.reap()
         if time.monotonic() >= next_sweep:
-            _sweep(keeper)
+            _sweep(supervisor)
             next_sweep = time.monotonic() + SWEEP_SECONDS
 
 
-def _sweep(keeper: Keeper) -> None:
+def _sweep(supervisor: Supervisor) -> None:
     """See to what killed processes left; a server that is just restarting is asked again later."""
-    from rlhf_flows.engine.sweep import complete_releases, mark_dead_runs
+    from rlhf_flows.engine.zombies import complete_releases, mark_zombie_runs
 
     try:
-        mark_dead_runs(keeper.environment["PREFECT_API_URL"])
-        complete_releases(keeper.servers.mlflow_url, keeper.environment)
+        mark_zombie_runs(supervisor.environment["PREFECT_API_URL"])
+        complete_releases(supervisor.servers.mlflow_url, supervisor.environment)
     except (OrchestrationError, requests.RequestException) as error:
         logger.warning("sweep_failed error=%s", error)
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point of ``python -m rlhf_flows.servers.keeper PREFECT_PORT MLFLOW_PORT``."""
+    """Entry point of ``python -m rlhf_flows.servers.supervisor PREFECT_PORT MLFLOW_PORT``."""
     prepare_environment()
     configure_logging("info")
     keep_private(LOGS, folder=True)

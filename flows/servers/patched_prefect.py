@@ -1,4 +1,4 @@
-"""Prefect's command line, mended and closed: ``python -m rlhf_flows.servers.mended_prefect``.
+"""Prefect's command line, patched and closed: ``python -m rlhf_flows.servers.patched_prefect``.
 
 Takes the arguments of ``prefect``; it matters for ``server start`` and ``worker start``.
 """
@@ -231,7 +231,7 @@ def let_the_server_pause_automations() -> None:
 
     With CSRF protection the server refuses its own action: this client alone is made without.
 
-    Waits for a client like the one that https://github.com/PrefectHQ/prefect/pull/18157 mended for
+    Waits for a client like the one that https://github.com/PrefectHQ/prefect/pull/18157 made for
     https://github.com/PrefectHQ/prefect/issues/18045: that one cancels, this one pauses.
     """
     from prefect.server.events.clients import PrefectServerEventsAPIClient

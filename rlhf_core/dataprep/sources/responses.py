@@ -15,7 +15,7 @@ from rlhf_core.dataprep.sources.rows import RawRow, UnusableRow
 from rlhf_core.schema import Choice, Comparison, Conversation, Message, Vote
 
 
-def parse_sides(row: RawRow, first: str, second: str) -> tuple[Conversation, str, str]:
+def parse_responses(row: RawRow, first: str, second: str) -> tuple[Conversation, str, str]:
     """Return the conversation answered and the two answers that two columns hold.
 
     Each is text, a message, or messages: the answer alone, or the whole conversation. Where one is

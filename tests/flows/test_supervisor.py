@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf_core.errors import StorageError
-from rlhf_flows.servers import keeper as module
-from rlhf_flows.servers.keeper import Keeper
+from rlhf_flows.servers import supervisor as module
 from rlhf_flows.servers.processes import StopSignals
 from rlhf_flows.servers.servers import LOGS, read_servers
+from rlhf_flows.servers.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def keeper(tmp_path, monkeypatch, clock):
-    """A keeper of one child that lives and one that has just died."""
+def supervisor(tmp_path, monkeypatch, clock):
+    """A supervisor of one child that lives and one that has just died."""
     monkeypatch.chdir(tmp_path)
     LOGS.mkdir(parents=True)
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    made = Keeper(4200, 5000, StopSignals())
+    made = Supervisor(4200, 5000, StopSignals())
     for name in ("mlflow", "prefect"):
         made.start(name, ["sleep", "600"])
     made.children["prefect"].kill()
@@ -42,56 +42,56 @@ def keeper(tmp_path, monkeypatch, clock):
         signal.signal(number, handler)
 
 
-def living(keeper):
-    return {name for name, child in keeper.children.items() if child.poll() is None}
+def living(supervisor):
+    return {name for name, child in supervisor.children.items() if child.poll() is None}
 
 
-def restart(keeper, clock):
-    """Look twice, a minute apart: a death is seen first and mended later."""
-    keeper.restart_dead()
+def restart(supervisor, clock):
+    """Look twice, a minute apart: a death is seen first and fixed later."""
+    supervisor.restart_dead()
     clock.seconds += 60
-    keeper.restart_dead()
+    supervisor.restart_dead()
 
 
-def test_a_full_disk_ends_nothing_and_the_record_is_written_later(keeper, clock, monkeypatch):
+def test_a_full_disk_ends_nothing_and_the_record_is_written_later(supervisor, clock, monkeypatch):
     def refuse(servers):
         raise StorageError("servers.json: disk full")
 
     with monkeypatch.context() as full:
         full.setattr(module, "write_servers", refuse)
-        restart(keeper, clock)
-    assert living(keeper) == {"mlflow", "prefect"}
-    keeper.restart_dead()
-    assert read_servers().children["prefect"].pid == keeper.children["prefect"].pid
+        restart(supervisor, clock)
+    assert living(supervisor) == {"mlflow", "prefect"}
+    supervisor.restart_dead()
+    assert read_servers().children["prefect"].pid == supervisor.children["prefect"].pid
 
 
-def test_a_child_that_cannot_be_started_again_is_tried_later(keeper, clock, monkeypatch):
+def test_a_child_that_cannot_be_started_again_is_tried_later(supervisor, clock, monkeypatch):
     def refuse(*arguments, **options):
         raise OSError("prefect.log: disk full")
 
     with monkeypatch.context() as full:
         full.setattr(subprocess, "Popen", refuse)
-        restart(keeper, clock)
-        assert living(keeper) == {"mlflow"}
-    restart(keeper, clock)
-    assert living(keeper) == {"mlflow", "prefect"}
+        restart(supervisor, clock)
+        assert living(supervisor) == {"mlflow"}
+    restart(supervisor, clock)
+    assert living(supervisor) == {"mlflow", "prefect"}
 
 
-def test_the_first_start_says_that_the_disk_is_full(keeper, monkeypatch):
+def test_the_first_start_says_that_the_disk_is_full(supervisor, monkeypatch):
     def refuse(servers):
         raise StorageError("servers.json: disk full")
 
     monkeypatch.setattr(module, "write_servers", refuse)
     with pytest.raises(StorageError, match="disk full"):
-        keeper.start("worker", ["sleep", "600"])
+        supervisor.start("worker", ["sleep", "600"])
 
 
-def test_what_servers_write_is_their_owner_s_alone_and_what_runs_make_is_not(keeper, tmp_path):
+def test_what_servers_write_is_their_owner_s_alone_and_what_runs_make_is_not(supervisor, tmp_path):
     before = os.umask(0o022)
     try:
         for name in ("mlflow", "worker-rlhf"):
-            keeper.start(name, ["touch", f"by-{name}"])
-            keeper.children[name].wait()
+            supervisor.start(name, ["touch", f"by-{name}"])
+            supervisor.children[name].wait()
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("by-*")}

@@ -13,8 +13,8 @@ from rlhf_core.schema import RunContext, StageName
 from rlhf_flows.engine import bindings
 from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
 from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import hold_stage, locate_run, open_run, set_aside, settings_of_run
-from rlhf_flows.engine.sweep import PROCESS_LABEL, process_name
+from rlhf_flows.engine.runs import archive_stage, hold_stage, locate_run, open_run, settings_of_run
+from rlhf_flows.engine.zombies import PROCESS_LABEL, process_name
 
 _GENERATED_NAME = re.compile("[a-z]+-[a-z]+")
 """Prefect, and its run form, call a run that nobody named by two words, like ``wise-otter``."""
@@ -59,11 +59,11 @@ def find_run(config: PipelineConfig, run: str) -> RunContext:
 
 
 def _bring_records(project: str | None, context: RunContext) -> None:
-    """Bring back what other machines did of the run; what they withdrew is set aside here too."""
+    """Bring back what other machines did of the run; what they withdrew is moved away here too."""
     for stage in bindings.bring_records(project, context):
         name = cast(StageName, stage)
         with hold_stage(context, name):
-            set_aside(context, name)
+            archive_stage(context, name)
 
 
 def name_of_run() -> str:
@@ -78,7 +78,7 @@ def name_of_run() -> str:
 
 
 def start_afresh_once(config: PipelineConfig, context: RunContext, stage: StageName) -> None:
-    """Set a finished stage aside because somebody asked for it; a retry of the flow run does not.
+    """Archive a finished stage because somebody asked for it; a retry of the flow run does not.
 
     The retry goes on from the checkpoint of the repeated stage instead.
 
@@ -89,7 +89,7 @@ def start_afresh_once(config: PipelineConfig, context: RunContext, stage: StageN
     with hold_stage(context, stage):
         if mark.exists() and mark.read_text(encoding="utf-8") == str(flow_run.id):
             return
-        set_aside(context, stage)
+        archive_stage(context, stage)
         bindings.keep_absence(config, context, stage)
         mark.write_text(str(flow_run.id), encoding="utf-8")
 

@@ -38,7 +38,7 @@ def process_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def mark_dead_runs(api_url: str) -> list[str]:
+def mark_zombie_runs(api_url: str) -> list[str]:
     """Set every unfinished run of this machine whose process is gone to Crashed.
 
     Args:
