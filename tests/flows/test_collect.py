@@ -15,7 +15,7 @@ from rlhf_core.storage.records import read_records
 from rlhf_flows import collect
 from rlhf_flows.collect import collect_flow
 from rlhf_flows.commands.cli import app, main
-from rlhf_flows.engine import events, feedback_bindings, opening
+from rlhf_flows.engine import events, feedback_bindings, run_folder
 from rlhf_flows.engine.inputs import CollectInputs
 from rlhf_flows.engine.run_settings import RunSettings
 from tests.feedback.conftest import make_collection
@@ -144,15 +144,15 @@ def test_what_a_worker_runs_says_what_it_waits_for(asked, batches, with_feedback
 def test_the_run_is_named_after_its_collection(monkeypatch):
     parameters = {"inputs": CollectInputs(collection="data/collected/abc")}
     named = {"parameters": parameters, "flow_name": "rlhf-collect", "name": "wise-otter"}
-    monkeypatch.setattr(opening, "flow_run", type("Run", (), named))
-    assert opening.name_of_run() == "collect abc"
+    monkeypatch.setattr(run_folder, "flow_run", type("Run", (), named))
+    assert run_folder.name_of_run() == "collect abc"
 
 
 @pytest.mark.parametrize("typed", ["Lower beta", "beta-0.05", "try 2", "beta"])
 def test_a_name_that_a_person_typed_stays(monkeypatch, typed):
     named = {"parameters": {"inputs": {}}, "flow_name": "rlhf-pipeline", "name": typed}
-    monkeypatch.setattr(opening, "flow_run", type("Run", (), named))
-    assert opening.name_of_run() == typed
+    monkeypatch.setattr(run_folder, "flow_run", type("Run", (), named))
+    assert run_folder.name_of_run() == typed
 
 
 def test_models_and_dataset_can_be_named(asked, stages, with_feedback):

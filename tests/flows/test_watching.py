@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from rlhf_core.schema import RunContext
-from rlhf_flows.engine import artifacts, events, opening, watching
+from rlhf_flows.engine import artifacts, events, run_folder, watching
 from rlhf_flows.engine.artifacts import show_handed
 from rlhf_flows.engine.watching import ProgressFromLogs, watch_training
 
@@ -32,7 +32,7 @@ def deployed(monkeypatch):
     def lost(*arguments, **keywords):
         raise ConnectionError("lost")
 
-    monkeypatch.setattr(opening, "is_deployed", lambda: True)
+    monkeypatch.setattr(run_folder, "is_deployed", lambda: True)
     for module in (watching, artifacts):
         monkeypatch.setattr(module, "is_deployed", lambda: True)
     monkeypatch.setattr(watching, "create_progress_artifact", lost)

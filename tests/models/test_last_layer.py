@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from rlhf_core.config import ComputeConfig
-from rlhf_core.models import finish_training, hidden_states, load_causal, prepare_training, unread
+from rlhf_core.models import (
+    finish_training,
+    hidden_states,
+    last_layer,
+    load_causal,
+    prepare_training,
+)
 from rlhf_core.tokenization import pack_grouped_responses
 
 
@@ -44,7 +50,7 @@ def count_tokens(model, batch, *names):
 
     handles = [
         module.register_forward_hook(note(name))
-        for name, module in last_layer(model).named_modules()
+        for name, module in final_layer(model).named_modules()
         if name in names
     ]
     read_where_it_counts(model, batch)
@@ -53,7 +59,7 @@ def count_tokens(model, batch, *names):
     return counts
 
 
-def last_layer(model):
+def final_layer(model):
     layers = getattr(model.base_model, "layers", None) or model.base_model.h
     return layers[-1]
 
@@ -107,10 +113,10 @@ def test_recomputed_and_compiled_layers_give_the_same_gradients(llama_directory,
     assert not counters["graph_break"], "the compiler takes each layer whole"
 
 
-@pytest.mark.parametrize("operation", [unread._take, unread._put])
+@pytest.mark.parametrize("operation", [last_layer._take, last_layer._put])
 def test_the_compiler_is_told_the_truth(operation):
     states, positions = torch.randn(1, 3, 4, requires_grad=True), torch.tensor([2, 0, 1])
-    size = (5,) if operation is unread._put else ()
+    size = (5,) if operation is last_layer._put else ()
     torch.library.opcheck(operation, (states, positions, *size))
 
 
