@@ -42,7 +42,7 @@ def prepare_stage(settings: RunSettings | None, inputs: PrepareInputs) -> Datase
     return carry_out(
         Work(config, context, "prepare", DatasetSplits, force=inputs.force, reuse=still_there),
         {"made_from": bindings.prepare_fingerprint(config)},
-        lambda: bindings.prepare_data(config),
+        lambda observer: bindings.prepare_data(config),
     )
 
 
@@ -58,7 +58,7 @@ def sft_stage(settings: RunSettings | None, inputs: SftInputs) -> StageResult:
             "dataset": splits.sha256,
             "base": bindings.base_digest(config),
         },
-        lambda: bindings.train_sft(config, splits, context),
+        lambda observer: bindings.train_sft(config, splits, context, observer),
     )
 
 
@@ -72,7 +72,7 @@ def reward_stage(settings: RunSettings | None, inputs: RewardInputs) -> StageRes
     return carry_out(
         Work(config, context, inputs.role, StageResult, force=inputs.force),
         {"settings": config_digest(config), "dataset": splits.sha256, "sft": sft.sha256},
-        lambda: bindings.train_reward(config, splits, sft, context, inputs.role),
+        lambda observer: bindings.train_reward(config, splits, sft, context, inputs.role, observer),
     )
 
 
@@ -96,7 +96,7 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> ModelRef
             "sft": sft.sha256,
             "reward": reward.sha256 if reward else "none",
         },
-        lambda: bindings.train_policy(config, splits, sft, reward, context),
+        lambda observer: bindings.train_policy(config, splits, sft, reward, context, observer),
     )
 
 
@@ -126,7 +126,7 @@ def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> Stag
             **{role: model.sha256 for role, model in models.items()},
             **({"votes": votes} if votes else {}),
         },
-        lambda: bindings.evaluate_policy(config, splits, models, context),
+        lambda observer: bindings.evaluate_policy(config, splits, models, context),
     )
 
 
@@ -145,7 +145,7 @@ def promote_stage(settings: RunSettings | None, inputs: PromoteInputs) -> Promot
     promotion = carry_out(
         Work(config, context, "promote", Promotion, force=inputs.force, reuse=False),
         {"model": evaluated.model.sha256, "verdict": evaluated.decision.verdict},
-        lambda: bindings.promote_policy(config, evaluated, context),
+        lambda observer: bindings.promote_policy(config, evaluated, context),
     )
     if promotion.moved:
         announce("rlhf.promoted", context, model=promotion.model, champion=promotion.champion)

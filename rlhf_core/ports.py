@@ -1,4 +1,4 @@
-"""Protocols: what trainers need from outside, so that they never import a tracking library."""
+"""Protocols: what trainers need from outside; they import no tracking or orchestration library."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +16,29 @@ class Tracker(Protocol):
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Keep a file or folder with the run."""
+
+
+class Observer(Protocol):
+    """Follows a training while it runs. It is called in the training loop: it returns at once."""
+
+    def step(self, trainer: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Hear of one optimisation step, or of one iteration of PPO.
+
+        Args:
+            trainer: ``sft``, ``reward`` (the judge's too), ``dpo`` or ``ppo``.
+            done: steps done so far, those before a resume included.
+            total: steps planned; early stopping may end before.
+            metrics: losses and rates of this step, as the progress bar shows them.
+        """
+
+    def kl_spike(self, action: str, message: str) -> None:
+        """Hear that the policy left its KL limits.
+
+        Args:
+            action: what is done about it, a value of ``policy.kl_watch.action``; after ``stop``
+                the training ends with ``KlLimitError``.
+            message: KL in nats, limit, iteration and interventions so far.
+        """
 
 
 class CheckpointCopies(Protocol):

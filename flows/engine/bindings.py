@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rlhf_core.config import PipelineConfig, PreparationConfig
+from rlhf_core.ports import Observer
 from rlhf_core.schema import (
     DatasetSplits,
     Message,
@@ -56,11 +57,13 @@ def base_digest(config: PipelineConfig) -> str:
     return digest(config.model)
 
 
-def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext) -> StageResult:
+def train_sft(
+    config: PipelineConfig, splits: DatasetSplits, context: RunContext, observer: Observer
+) -> StageResult:
     """Demonstrations to the SFT model."""
     from rlhf_core.stages.sft import train_sft as train
 
-    return train(config, splits, context)
+    return train(config, splits, context, observer)
 
 
 def train_reward(
@@ -69,11 +72,12 @@ def train_reward(
     sft: ModelRef,
     context: RunContext,
     role: Literal["reward", "judge"],
+    observer: Observer,
 ) -> StageResult:
     """One half of the preferences to the reward model or to the judge."""
     from rlhf_core.stages.reward import train_reward as train
 
-    return train(config, splits, sft, context, role)
+    return train(config, splits, sft, context, role, observer)
 
 
 def train_policy(
@@ -82,11 +86,12 @@ def train_policy(
     sft: ModelRef,
     reward: ModelRef | None,
     context: RunContext,
+    observer: Observer,
 ) -> ModelRef:
     """SFT model to policy, with PPO against the reward model or with DPO from the pairs."""
     from rlhf_core.stages.policy import train_policy as train
 
-    return train(config, splits, sft, reward, context)
+    return train(config, splits, sft, reward, context, observer)
 
 
 def evaluate_policy(

@@ -1,12 +1,10 @@
-"""What is heard from the trainers' log lines while they train: progress, and the KL watch.
+"""What Prefect is told while a model trains: progress, and the KL watch's interventions.
 
 Nothing here may stop or slow a training: a lost Prefect server costs a warning.
 """
 
-import logging
-import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -17,39 +15,30 @@ from rlhf_flows.engine.events import announce
 from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
 from rlhf_flows.engine.run_folder import is_deployed
 
-TRAINERS = "rlhf_core.trainers"
-STEP = re.compile(r"\bstep=(\d+) of=(\d+)\b")
-"""How the trainers' log lines say how far they are."""
-SPIKE = re.compile(r"^kl_spike action=(\w+)")
-"""How they say that the policy left its KL limits and what was done about it."""
 STOP = "stop"
 """The action that ends the training; the error that follows is announced instead."""
 UPDATE_SECONDS = 2.0
 RETRY_SECONDS = 15.0
 
 
-class ProgressFromLogs(logging.Handler):
-    """Moves a progress artifact along with the trainers' log lines, from a thread of its own."""
+class ProgressShown:
+    """Moves a progress artifact along with the training, from a thread of its own."""
 
     def __init__(self, artifact: UUID) -> None:
-        super().__init__(logging.INFO)
         self._artifact = artifact
         self._latest: tuple[float, str] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
         self._thread.start()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Remember the line if it says a step."""
-        step = STEP.search(record.getMessage())
-        if step:
-            self._latest = (100.0 * int(step[1]) / max(int(step[2]), 1), record.getMessage())
+    def update(self, percent: float, description: str) -> None:
+        """Remember how far the training is; the thread shows it."""
+        self._latest = (percent, description)
 
     def close(self) -> None:
-        """Show the last line; give up soon if the server is lost."""
+        """Show the last step; give up soon if the server is lost."""
         self._ended.set()
         self._thread.join(timeout=5)
-        super().close()
 
     def _follow(self) -> None:
         pause = UPDATE_SECONDS
@@ -67,44 +56,38 @@ class ProgressFromLogs(logging.Handler):
         return False
 
 
-class SpikesFromLogs(logging.Handler):
-    """Announces ``rlhf.kl-spike`` for every intervention of the KL watch that is not the end."""
+class TrainingObserver:
+    """The ``Observer`` of a stage: shows its steps and announces its KL spikes."""
 
-    def __init__(self, context: RunContext, stage: str) -> None:
-        super().__init__(logging.INFO)
-        self._context = context
-        self._stage = stage
+    def __init__(self, context: RunContext, stage: str, shown: ProgressShown | None) -> None:
+        self._context, self._stage, self._shown = context, stage, shown
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Announce the line if it tells of an intervention."""
-        message = record.getMessage()
-        spike = SPIKE.match(message)
-        if spike and spike[1] != STOP:
+    def step(self, trainer: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Show the step where a worker runs the stage."""
+        if self._shown is None:
+            return
+        values = (f"{name.split('/')[-1]}={value:.4g}" for name, value in metrics.items())
+        description = " ".join((f"{trainer} step={done} of={total}", *values))
+        self._shown.update(100.0 * done / max(total, 1), description)
+
+    def kl_spike(self, action: str, message: str) -> None:
+        """Announce ``rlhf.kl-spike`` for every intervention that is not the end."""
+        if action != STOP:
             announce(
-                "rlhf.kl-spike",
-                self._context,
-                stage=self._stage,
-                action=spike[1],
-                message=message,
+                "rlhf.kl-spike", self._context, stage=self._stage, action=action, message=message
             )
 
 
 @contextmanager
-def watch_training(context: RunContext, stage: str) -> Iterator[None]:
-    """Show how far the training inside the block is, and tell of its KL spikes."""
-    handlers: list[logging.Handler] = [SpikesFromLogs(context, stage)]
+def watch_training(context: RunContext, stage: str) -> Iterator[TrainingObserver]:
+    """Give the training inside the block its observer."""
     artifact = _progress_artifact(stage) if is_deployed() else None
-    if artifact is not None:
-        handlers.append(ProgressFromLogs(artifact))
-    trainers = logging.getLogger(TRAINERS)
-    for handler in handlers:
-        trainers.addHandler(handler)
+    shown = None if artifact is None else ProgressShown(artifact)
     try:
-        yield
+        yield TrainingObserver(context, stage, shown)
     finally:
-        for handler in handlers:
-            trainers.removeHandler(handler)
-            handler.close()
+        if shown is not None:
+            shown.close()
 
 
 def _progress_artifact(stage: str) -> UUID | None:

@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import KlLimitError
+from rlhf_core.ports import Observer
 from rlhf_core.schema import Record, RunContext, StageName, StageResult
 from rlhf_core.storage.full_disk import in_one_line
 from rlhf_flows.engine import bindings
@@ -35,28 +36,29 @@ class Work(Generic[Handed]):
 
 
 def carry_out(
-    work: Work[Handed], made_from: Mapping[str, str], compute: Callable[[], Handed]
+    work: Work[Handed], made_from: Mapping[str, str], compute: Callable[[Observer], Handed]
 ) -> Handed:
     """Do the work unless it was done; show progress and result in Prefect, tell of failed gates.
 
     Args:
         work: the stage.
         made_from: name to digest of everything upstream that the stage reads.
-        compute: does the work.
+        compute: does the work; a training tells the observer of its steps and KL spikes.
     """
     context, stage = work.context, work.stage
     if work.force:
         start_afresh_once(work.config, context, stage)
 
     def compute_and_report() -> Handed:
-        handed = compute()
+        with watch_training(context, stage) as observer:
+            handed = compute(observer)
         if isinstance(handed, StageResult) and handed.decision.verdict != "PROMOTE":
             verdict, reasons = handed.decision.verdict, "; ".join(handed.decision.reasons)
             announce("rlhf.gate-failed", context, stage=stage, verdict=verdict, reasons=reasons)
         return handed
 
     try:
-        with in_one_line(places()), watch_training(context, stage):
+        with in_one_line(places()):
             handed = run_once(
                 context, stage, made_from, compute_and_report, record=work.record, reuse=work.reuse
             )

@@ -16,6 +16,7 @@ from rlhf_core.config import DpoConfig, PipelineConfig, PpoConfig
 from rlhf_core.config.base import Section
 from rlhf_core.errors import ConfigError
 from rlhf_core.models import load_causal, load_scalar, save_model
+from rlhf_core.ports import Observer
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import (
     Conversation,
@@ -57,6 +58,7 @@ def train_policy(
     sft: ModelRef,
     reward: ModelRef | None,
     context: RunContext,
+    observer: Observer | None = None,
 ) -> ModelRef:
     """Optimise the policy from SFT and register it as a candidate; evaluation decides about it.
 
@@ -66,6 +68,7 @@ def train_policy(
         sft: start of the policy and its KL reference.
         reward: reward model PPO optimises against; DPO reads none.
         context: where the run keeps its files.
+        observer: follows the training.
 
     Raises:
         ConfigError: PPO without a reward model.
@@ -80,9 +83,8 @@ def train_policy(
         renderer = model_renderer(sft.path)
         policy = load_causal(sft.path, device=config.model.device)
         name_ends(policy, renderer)
-        summary = TRAINERS[type(config.policy)](
-            _Task(config, splits, sft, reward, directory, run, policy, renderer)
-        )
+        task = _Task(config, splits, sft, reward, directory, run, policy, renderer, observer)
+        summary = TRAINERS[type(config.policy)](task)
         sha256 = save_model(policy, renderer.tokenizer, directory / "model")
         return register_model(
             run,
@@ -118,9 +120,10 @@ class _Task:
     run: StageRun
     policy: PreTrainedModel
     renderer: Renderer
+    observer: Observer | None = None
 
     def training_run(self) -> TrainingRun:
-        return training_run(self.config, "policy", self.run, self.directory)
+        return training_run(self.config, "policy", self.run, self.directory, self.observer)
 
 
 def _optimize_ppo(task: _Task) -> FitSummary:

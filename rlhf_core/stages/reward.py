@@ -10,6 +10,7 @@ from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
 from rlhf_core.models import save_model, scalar_from_causal
+from rlhf_core.ports import Observer
 from rlhf_core.schema import (
     DatasetRef,
     DatasetSplits,
@@ -38,6 +39,7 @@ def train_reward(
     sft: ModelRef,
     context: RunContext,
     role: Literal["reward", "judge"] = "reward",
+    observer: Observer | None = None,
 ) -> StageResult:
     """Train a Bradley-Terry model on its half of the preferences, register it, apply the gates.
 
@@ -48,6 +50,7 @@ def train_reward(
         context: where the run keeps its files.
         role: ``reward`` is what PPO optimises; ``judge`` decides promotion and never trains a
             policy. The two see disjoint dialogues and start from different heads.
+        observer: follows the training.
     """
     started = time.monotonic()
     directory = context.stage_directory(role)
@@ -73,7 +76,7 @@ def train_reward(
                 filtered=directory / "set-aside-references.jsonl",
             ),
             settings=settings,
-            run=training_run(config, role, run, directory),
+            run=training_run(config, role, run, directory, observer),
         )
         sha256 = save_model(model, renderer.tokenizer, directory / "model")
         reference = register_model(

@@ -9,6 +9,7 @@ from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
 from rlhf_core.models import save_model
+from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, RunContext, StageResult
 from rlhf_core.stages.base_model import load_base
 from rlhf_core.stages.determinism import make_deterministic
@@ -20,11 +21,16 @@ from rlhf_core.tokenization import Renderer, TokenizedExample
 from rlhf_core.trainers.sft import fit_sft
 
 
-def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext) -> StageResult:
+def train_sft(
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    context: RunContext,
+    observer: Observer | None = None,
+) -> StageResult:
     """Fine-tune the base model on demonstrations, register it, and apply the SFT gates.
 
     A killed stage called again with the same arguments goes on from its last checkpoint and ends
-    with the same weights.
+    with the same weights. ``observer`` follows the training.
 
     Raises:
         ModelError: the base model cannot serve.
@@ -45,7 +51,7 @@ def train_sft(config: PipelineConfig, splits: DatasetSplits, context: RunContext
             load(splits.demonstrations_train),
             load(splits.demonstrations_heldout),
             settings=config.sft,
-            run=training_run(config, "sft", run, directory),
+            run=training_run(config, "sft", run, directory, observer),
         )
         sha256 = save_model(model, renderer.tokenizer, directory / "model")
         reference = register_model(

@@ -7,12 +7,15 @@ from rlhf_core.adapters.checkpoint_copies import copies_of
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.config import ComputeConfig, PipelineConfig
 from rlhf_core.models.memory import require_memory_of_training
+from rlhf_core.ports import Observer
 from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.loop import TrainingRun
 
 
-def training_run(config: PipelineConfig, role: str, run: StageRun, directory: Path) -> TrainingRun:
+def training_run(
+    config: PipelineConfig, role: str, run: StageRun, directory: Path, observer: Observer | None
+) -> TrainingRun:
     """Return the seed of ``role``, the run's tracker, and checkpoints that follow the metrics."""
     return TrainingRun(
         seed=derived_seed(config.seed, role),
@@ -22,6 +25,7 @@ def training_run(config: PipelineConfig, role: str, run: StageRun, directory: Pa
             before_save=run.send_before_checkpoint,
             copies=copies_of(run),
         ),
+        observer=observer,
     )
 
 

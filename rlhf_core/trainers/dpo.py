@@ -67,7 +67,7 @@ def fit_dpo(
             heldout_ref = pair_logprobs(reference, heldout, budget=objective.budget)
         first = objective.measure(heldout, heldout_ref).summary("policy", "heldout_")
         run.tracker.log_metrics(first, step=0)
-    progress = Progress("dpo", total=len(plan), done=optimization.step)
+    progress = Progress("dpo", run.observer, total=len(plan), done=optimization.step)
     while optimization.step < len(plan):
         started = time.perf_counter()
         indices = plan[optimization.step]

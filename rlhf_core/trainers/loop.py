@@ -13,7 +13,7 @@ from torch import nn
 from rlhf_core.config import OptimizerConfig
 from rlhf_core.errors import DivergedError
 from rlhf_core.functional.schedule import learning_rate_factor
-from rlhf_core.ports import Tracker
+from rlhf_core.ports import Observer, Tracker
 from rlhf_core.tokenization import evenly
 from rlhf_core.trainers.checkpoint import Checkpoint, CheckpointStore
 from rlhf_core.trainers.state import (
@@ -39,6 +39,8 @@ class TrainingRun:
     seed: int
     tracker: Tracker
     checkpoints: CheckpointStore
+    observer: Observer | None = None
+    """Who follows the training while it runs."""
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def fit_ppo(
     learner = Learner(models, data, settings, seed=run.seed)
     keeper = Keeper(learner, run, fingerprint(models, data, settings, run.seed))
     state = keeper.resume() or PpoState(kl_coef=settings.kl_coef)
-    progress = Progress("ppo", total=settings.num_iterations, done=state.iteration)
+    progress = Progress("ppo", run.observer, total=settings.num_iterations, done=state.iteration)
     while state.iteration < settings.num_iterations:
         watch = Stopwatch()
         rollout = collect_rollout(learner, data, iteration=state.iteration)
@@ -119,7 +119,7 @@ def fit_ppo(
         metrics = rollout_metrics(scored)
         spike = find_kl_spike(settings.kl_watch, metrics)
         if spike is not None:
-            state = intervene(state, settings.kl_watch, spike)
+            state = intervene(state, settings.kl_watch, spike, run.observer)
         elif state.iteration % settings.checkpoint_every == 0:
             keeper.save(state)
             on_checkpoint(state.iteration)
@@ -389,7 +389,7 @@ def _watch_the_end(learner: Learner, keeper: Keeper, state: PpoState) -> PpoStat
     rollout = collect_rollout(learner, learner.data, iteration=state.iteration)
     metrics = rollout_metrics(judge_rollout(learner, rollout, iteration=state.iteration))
     if spike := find_kl_spike(watch, metrics):
-        state = intervene(state, watch, spike)
+        state = intervene(state, watch, spike, keeper.run.observer)
         if watch.action == "roll_back":
             keeper.roll_back()
     return state

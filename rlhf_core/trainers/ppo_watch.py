@@ -12,6 +12,7 @@ from rlhf_core.errors import DivergedError, KlLimitError
 from rlhf_core.functional.kl import adapt_kl_coef
 from rlhf_core.functional.ppo import PolicyTerms, logprob_mismatch
 from rlhf_core.functional.running_moments import RunningMoments
+from rlhf_core.ports import Observer
 from rlhf_core.rollout.experience import Rollout, ScoredRollout
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,9 @@ Metrics = dict[str, float]
 
 SUMMARIZED = ("score_mean", "kl", "kl_per_token", "response_length", "eos_fraction", "entropy")
 """Metrics whose first and last values the summary holds."""
-SHOWN = ("score_mean", "kl", "response_length", "eos_fraction", "explained_variance")
-"""Metrics on the progress bar."""
+LOSSES = ("policy_loss", "value_loss")
+SHOWN = ("score_mean", "kl", "response_length", "eos_fraction", "explained_variance", *LOSSES)
+"""Metrics on the progress bar, which the observer sees too."""
 
 
 @dataclass(frozen=True)
@@ -100,26 +102,27 @@ def find_kl_spike(watch: KlWatchConfig, metrics: Mapping[str, float]) -> KlSpike
     return None
 
 
-def intervene(state: PpoState, watch: KlWatchConfig, spike: KlSpike) -> PpoState:
+def intervene(
+    state: PpoState, watch: KlWatchConfig, spike: KlSpike, observer: Observer | None = None
+) -> PpoState:
     """Apply the watch's action to the state; returning to a checkpoint is the caller's part.
 
-    Every call logs one line that begins with ``kl_spike action=... kl_per_token=...``; flows turn
-    it into an event, so its keys stay as they are.
+    Every call logs one line that begins with ``kl_spike action=... kl_per_token=...`` and tells
+    the observer, also before the training stops.
 
     Raises:
         KlLimitError: the action is to stop, or there were too many interventions already.
     """
     exhausted = watch.action != "stop" and state.num_interventions == watch.max_interventions
-    logger.warning(
-        "kl_spike action=%s kl_per_token=%.6g kl_per_response=%.6g limit=%s iteration=%d "
-        "interventions=%d",
-        "stop" if exhausted else watch.action,
-        spike.kl_per_token,
-        spike.kl_per_response,
-        spike.limit,
-        state.iteration,
-        state.num_interventions + 1,
+    action = "stop" if exhausted else watch.action
+    message = (
+        f"kl_spike action={action} kl_per_token={spike.kl_per_token:.6g} "
+        f"kl_per_response={spike.kl_per_response:.6g} limit={spike.limit} "
+        f"iteration={state.iteration} interventions={state.num_interventions + 1}"
     )
+    logger.warning("%s", message)
+    if observer is not None:
+        observer.kl_spike(action, message)
     if watch.action == "stop":
         raise KlLimitError(
             f"iteration {state.iteration}: {spike.message}; "

@@ -7,15 +7,20 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from rlhf_core.ports import Observer
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOG_LINES = 15.0
 
 
 class Progress:
-    """A bar on a terminal; a log line now and then everywhere else."""
+    """A bar on a terminal, a log line now and then elsewhere; an observer hears every step."""
 
-    def __init__(self, description: str, *, total: int, done: int) -> None:
+    def __init__(
+        self, description: str, observer: Observer | None = None, *, total: int, done: int
+    ) -> None:
+        self.observer = observer
         self.description, self.total, self.done = description, total, done
         self.last_line = time.monotonic()
         self.bar = tqdm(
@@ -25,6 +30,8 @@ class Progress:
     def advance(self, metrics: Mapping[str, float]) -> None:
         """Count one step and show ``metrics``."""
         self.done += 1
+        if self.observer is not None:
+            self.observer.step(self.description, self.done, self.total, metrics)
         shown = {name.split("/")[-1]: f"{value:.4g}" for name, value in metrics.items()}
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()

@@ -81,7 +81,7 @@ def fit_reward_model(
         measures = measure_pairs(model, heldout, budget=budget, soft=soft)
         first = measures.summary("reward", "heldout_")
         run.tracker.log_metrics(first, step=0)
-    progress = Progress("reward", total=len(plan), done=optimization.step)
+    progress = Progress("reward", run.observer, total=len(plan), done=optimization.step)
     while optimization.step < len(plan):
         started = time.perf_counter()
         batch = [train[index] for index in plan[optimization.step]]

@@ -67,7 +67,7 @@ def fit_sft(
     else:
         best.offer(evaluate(), model, step=0)
         run.tracker.log_metrics({"sft/heldout_nll": best.first}, step=0)
-    progress = Progress("sft", total=len(plan), done=optimization.step)
+    progress = Progress("sft", run.observer, total=len(plan), done=optimization.step)
     while optimization.step < len(plan) and not best.exhausted:
         started = time.perf_counter()
         batch = [train[index] for index in plan[optimization.step]]

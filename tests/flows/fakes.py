@@ -134,13 +134,13 @@ class FakeStages:
         splits.report.write_text(json.dumps(DATA_REPORT))
         return splits
 
-    def train_sft(self, config, splits, context):
+    def train_sft(self, config, splits, context, observer=None):
         return self._result("sft", context, splits.sha256, config.seed)
 
-    def train_reward(self, config, splits, sft, context, role):
+    def train_reward(self, config, splits, sft, context, role, observer=None):
         return self._result(role, context, splits.sha256, sft.sha256)
 
-    def train_policy(self, config, splits, sft, reward, context):
+    def train_policy(self, config, splits, sft, reward, context, observer=None):
         self._called("policy")
         return self._model("policy", context, sft.sha256, reward and reward.sha256)
 

@@ -1,13 +1,9 @@
-import logging
-
 import pytest
 
 from rlhf_core.schema import RunContext
 from rlhf_flows.engine import artifacts, events, run_folder, watching
 from rlhf_flows.engine.artifacts import show_handed
-from rlhf_flows.engine.watching import ProgressFromLogs, watch_training
-
-trainer = logging.getLogger("rlhf_core.trainers.ppo")
+from rlhf_flows.engine.watching import ProgressShown, TrainingObserver, watch_training
 
 
 @pytest.fixture
@@ -42,29 +38,28 @@ def deployed(monkeypatch):
 
 @pytest.mark.parametrize("action", ["raise_kl_coef", "lower_learning_rate", "roll_back"])
 def test_an_intervention_of_the_kl_watch_is_an_event(context, told, action):
-    with watch_training(context, "policy"):
-        trainer.warning("kl_spike action=%s step=7 kl_per_token=0.9", action)
+    with watch_training(context, "policy") as observer:
+        observer.kl_spike(action, f"kl_spike action={action} kl_per_token=0.9")
     ((event, payload),) = told
     assert event == "rlhf.kl-spike"
     assert (payload["stage"], payload["action"]) == ("policy", action)
     assert "kl_per_token=0.9" in payload["message"]
 
 
-def test_the_end_of_training_is_announced_once_and_other_lines_not_at_all(context, told):
-    with watch_training(context, "policy"):
-        trainer.warning("kl_spike action=stop step=7")
-        trainer.warning("step=7 of=9 loss=1.0")
-    trainer.warning("kl_spike action=roll_back step=8")
+def test_the_end_of_training_is_announced_by_its_error_and_steps_not_at_all(context, told):
+    with watch_training(context, "policy") as observer:
+        observer.kl_spike("stop", "kl_spike action=stop")
+        observer.step("ppo", 7, 9, {"loss": 1.0})
     assert told == []
 
 
 def test_a_lost_prefect_server_costs_a_training_nothing(context, told, deployed, caplog):
-    with watch_training(context, "sft"):
-        trainer.warning("step=1 of=2 loss=1.0")
+    with watch_training(context, "sft") as observer:
+        observer.step("sft", 1, 2, {"sft/loss": 1.0})
     assert "progress_not_shown" in caplog.text
 
 
-def test_progress_is_shown_from_a_thread_that_outlives_an_outage(monkeypatch):
+def test_progress_is_shown_from_a_thread_that_outlives_an_outage(context, monkeypatch):
     shown, failures = [], [ConnectionError("lost")]
 
     def update(artifact, *, progress, description):
@@ -75,13 +70,14 @@ def test_progress_is_shown_from_a_thread_that_outlives_an_outage(monkeypatch):
     monkeypatch.setattr(watching, "update_progress_artifact", update)
     monkeypatch.setattr(watching, "UPDATE_SECONDS", 0.01)
     monkeypatch.setattr(watching, "RETRY_SECONDS", 0.01)
-    handler = ProgressFromLogs("1")
-    handler.emit(trainer.makeRecord("t", 20, "", 0, "step=1 of=4 loss=1.0", (), None))
+    progress = ProgressShown("1")
+    observer = TrainingObserver(context, "sft", progress)
+    observer.step("sft", 1, 4, {"sft/loss": 1.0})
     while failures:
         pass
-    handler.emit(trainer.makeRecord("t", 20, "", 0, "step=3 of=4 loss=0.5", (), None))
-    handler.close()
-    assert shown[-1] == (75.0, "step=3 of=4 loss=0.5")
+    observer.step("sft", 3, 4, {"sft/loss": 0.5})
+    progress.close()
+    assert shown[-1] == (75.0, "sft step=3 of=4 loss=0.5")
 
 
 def test_a_finished_stage_is_not_lost_because_it_cannot_be_shown(

@@ -20,7 +20,7 @@ from tests.trainers.ppo_toys import (
     train_ppo,
 )
 from tests.trainers.test_fit_ppo import Crash, CrashingTracker, policy_weights
-from tests.trainers.toys import EOS, ListTracker
+from tests.trainers.toys import EOS, ListObserver, ListTracker
 
 
 def test_adaptive_controller_moves_the_coefficient_towards_the_target(causal_directory, tmp_path):
@@ -157,12 +157,26 @@ def spikes(caplog):
 
 
 @pytest.mark.parametrize("action", ["lower_learning_rate", "raise_kl_coef", "roll_back"])
-def test_every_intervention_is_one_line_of_the_log(action, causal_directory, tmp_path, caplog):
+def test_every_intervention_is_one_line_of_the_log_and_told_to_the_observer(
+    action, causal_directory, tmp_path, caplog
+):
     watch = KlWatchConfig(max_kl_per_token=1e-3, action=action, max_interventions=1)
-    tracker = ListTracker()
+    tracker, observer = ListTracker(), ListObserver()
     with caplog.at_level("WARNING"), pytest.raises(KlLimitError, match="after 1 interventions"):
-        train_ppo(causal_directory, tmp_path, tracker, kl_watch=watch, checkpoint_every=100)
+        train_ppo(
+            causal_directory,
+            tmp_path,
+            tracker,
+            observer=observer,
+            kl_watch=watch,
+            checkpoint_every=100,
+        )
     found = spikes(caplog)
+    assert [told for told, _ in observer.spikes] == [action, "stop"]
+    assert all(SPIKE.fullmatch(message) for _, message in observer.spikes)
+    assert [done for _, done, _, _ in observer.steps] == [step for step, _ in tracker.rows]
+    losses = [told["policy_loss"] for _, _, _, told in observer.steps if "policy_loss" in told]
+    assert losses == tracker.series("policy/policy_loss")
     assert [(line[0], line[5]) for line in found] == [(action, "1"), ("stop", "2")]
     assert all(float(line[1]) > 1e-3 and line[3] == "max_kl_per_token" for line in found)
     _, per_token, per_response, _, iteration, _ = found[0]

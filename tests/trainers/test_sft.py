@@ -12,7 +12,7 @@ from rlhf_core.models import load_causal
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.loop import TrainingRun
 from rlhf_core.trainers.sft import accumulate_nll, fit_sft, heldout_nll
-from tests.trainers.toys import OPTIMIZER, ListTracker, toy_examples, train_stage
+from tests.trainers.toys import OPTIMIZER, ListObserver, ListTracker, toy_examples, train_stage
 
 
 def test_loss_and_gradient_are_those_of_transformers(causal_directory):
@@ -53,6 +53,18 @@ def test_learns_to_repeat_and_reports_it(causal_directory, tmp_path):
     assert again == pytest.approx(summary.metrics["sft/heldout_nll"], rel=1e-5)
     for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
         assert len(tracker.series(f"sft/{name}")) == summary.num_steps == 64
+
+
+@pytest.mark.parametrize(
+    ("stage", "loss"),
+    [("sft", "sft/loss"), ("reward", "reward/loss"), ("dpo", "policy/loss")],
+)
+def test_an_observer_hears_every_step_with_its_loss(stage, loss, causal_directory, tmp_path):
+    observer, tracker = ListObserver(), ListTracker()
+    summary, _, _ = train_stage(stage, causal_directory, tmp_path, tracker, observer)
+    steps = range(1, summary.num_steps + 1)
+    assert [step[:3] for step in observer.steps] == [(stage, n, summary.num_steps) for n in steps]
+    assert [step[3][loss] for step in observer.steps] == tracker.series(loss)
 
 
 def test_gradient_clipping_is_really_applied(causal_directory, tmp_path):

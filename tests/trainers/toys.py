@@ -86,13 +86,26 @@ class ListTracker:
         return [metrics[name] for _, metrics in self.rows if name in metrics]
 
 
+class ListObserver:
+    """Keeps what a training tells."""
+
+    def __init__(self):
+        self.steps, self.spikes = [], []
+
+    def step(self, trainer, done, total, metrics):
+        self.steps.append((trainer, done, total, dict(metrics)))
+
+    def kl_spike(self, action, message):
+        self.spikes.append((action, message))
+
+
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.1)
 
 
-def train_stage(stage, causal: Path, work: Path, tracker=None, **changes):
+def train_stage(stage, causal: Path, work: Path, tracker=None, observer=None, **changes):
     """Train one stage from ``causal`` in ``work``; return summary, model and weights' sha256."""
     store = CheckpointStore(work / "checkpoints")
-    run = TrainingRun(seed=0, tracker=tracker or ListTracker(), checkpoints=store)
+    run = TrainingRun(0, tracker or ListTracker(), store, observer)
     common = {
         "batch_size": 8,
         "micro_batch_tokens": 40,
