@@ -15,11 +15,12 @@ from rlhf_core.adapters.label_http import (
 )
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import AiLabelerConfig
-from rlhf_core.errors import LabelError
+from rlhf_core.errors import LabelError, QuestionRefusedError
 from rlhf_core.schema import Message
 
 _SPOKEN = ("text", "output_text", "refusal")
-NOTHING_SAID = "nothing was said"
+_MORE_ROOM = 4
+"""So many times the tokens for a question whose answer its reasoning left no room for."""
 _REASONED = re.compile(r".*?</think(?:ing)?>", re.DOTALL)
 _REASONING = re.compile(r"\s*<think(?:ing)?>")
 
@@ -42,6 +43,8 @@ class ChatEndpoint:
         the first refusal on.
 
         Raises:
+            QuestionRefusedError: its reasoning leaves no room for an answer, or the question is
+                too long.
             LabelError: the endpoint refuses, stays lost, or answers in another form.
         """
         if self._system_role:
@@ -54,6 +57,22 @@ class ChatEndpoint:
         return self._ask(_without_system(messages))
 
     def _ask(self, messages: Sequence[Message]) -> str:
+        """Ask, and once more with more room where reasoning used up what there was."""
+        room = self._settings.max_tokens
+        text, ended = self._answer(messages, room)
+        if not text and ended == "length" and room is not None:
+            room *= _MORE_ROOM
+            text, ended = self._answer(messages, room)
+        if not text and ended == "length":
+            limit = "the endpoint's limit of tokens was" if room is None else f"{room} tokens were"
+            raise QuestionRefusedError(
+                f"{self._server.place}: nothing was said, {limit} used up before the answer; "
+                "raise max_tokens"
+            )
+        return text
+
+    def _answer(self, messages: Sequence[Message], room: int | None) -> tuple[str, str]:
+        """Return what the model says in at most so many tokens, and why it ended."""
         settings = self._settings
         body: dict[str, Any] = {
             "model": settings.model,
@@ -62,8 +81,8 @@ class ChatEndpoint:
         # Some endpoints refuse a parameter that their model does not know.
         if settings.temperature is not None:
             body["temperature"] = settings.temperature
-        if settings.max_tokens is not None:
-            body["max_tokens"] = settings.max_tokens
+        if room is not None:
+            body["max_tokens"] = room
         answer = self._server.request("POST", "chat/completions", json=body)
         place = self._server.place
         _refuse_errors(answer, place)
@@ -79,9 +98,7 @@ class ChatEndpoint:
             ) from error
         with self._lock:
             self.num_tokens += num_tokens
-        if not text and choice.get("finish_reason") == "length":
-            text = f"({NOTHING_SAID}: max_tokens {settings.max_tokens} were used up before)"
-        return text
+        return text, str(choice.get("finish_reason"))
 
     def stop(self) -> None:
         """Let questions that wait for another attempt end at once."""

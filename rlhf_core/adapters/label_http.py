@@ -38,6 +38,9 @@ _NO_SYSTEM = re.compile(
 _EXCERPT = 200
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_LIMIT = re.compile(r'("(?:[^"\\]|\\.)*"|[^\s",;]+)((?:\s*;\s*\w+(?:=(?:"[^"]*"|[^",;]*))?)*)')
+_PARAMETER = re.compile(r";\s*(\w+)=(\d+(?:\.\d+)?)(?![\w.])")
+_OLD_LIMIT = re.compile(r"\b(limit|remaining|reset)=(\d+(?:\.\d+)?)")
 _EPOCH = 1e9
 """A reset of more seconds than this is a point in time and no wait; a thousand times it, in ms."""
 
@@ -213,13 +216,17 @@ def _passing_code(answer: httpx.Response) -> bool:
 def _asked_to_wait(answer: httpx.Response | None) -> float:
     """Return the seconds that a busy server names.
 
-    ``Retry-After`` in seconds or as a date (RFC 9110, section 10.2.3), else, of one that is too
-    busy, when its limit is reset: ``x-ratelimit-reset...`` as seconds, a duration like ``1m30s``
-    or a point in time, or ``ratelimit-reset`` in seconds. 0 where nothing readable is named.
+    ``retry-after-ms``, else ``Retry-After`` in seconds or as a date (RFC 9110, section 10.2.3),
+    else, of one that is too busy, when its limit is reset: ``x-ratelimit-reset...`` as seconds, a
+    duration like ``1m30s`` or a point in time, ``ratelimit-reset`` in seconds, or ``RateLimit`` and
+    ``RateLimit-Policy``. 0 where nothing readable is named.
     """
     if answer is None:
         return 0.0
     headers = answer.headers
+    exact = headers.get("retry-after-ms", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", exact):
+        return float(exact) / 1_000
     asked = headers.get("retry-after", "")
     named = _seconds(asked)
     named = _date(asked) if named is None else named
@@ -235,7 +242,44 @@ def _asked_to_wait(answer: httpx.Response | None) -> float:
         for name, wait in resets.items()
         if headers.get(name.replace("reset", "remaining")) == "0"
     ]
-    return max(used_up or resets.values(), default=0.0)
+    return max(used_up or resets.values() or _structured_resets(headers), default=0.0)
+
+
+def _structured_resets(headers: httpx.Headers) -> list[float]:
+    """Return the seconds until each limit that is used up is renewed; of all, where none says so.
+
+    ``RateLimit: "hour";r=0;t=30`` has what remains and the seconds until more does, and
+    ``RateLimit-Policy: "hour";q=100;w=3600`` the window that a limit without ``t`` is renewed after
+    at the latest (IETF draft-ietf-httpapi-ratelimit-headers-10); until draft 07 it was one limit,
+    ``RateLimit: limit=100, remaining=0, reset=30``.
+    """
+    told = headers.get("ratelimit", "")
+    earlier = {key: float(number) for key, number in _OLD_LIMIT.findall(told)}
+    if "reset" in earlier:
+        return [earlier["reset"]]
+    windows = {
+        name: limit["w"]
+        for name, limit in _limits(headers.get("ratelimit-policy", "")).items()
+        if "w" in limit
+    }
+    limits = _limits(told)
+    waits = {
+        name: wait
+        for name, limit in limits.items()
+        if (wait := limit.get("t", windows.get(name))) is not None
+    }
+    used_up = [wait for name, wait in waits.items() if limits[name].get("r") == 0]
+    if used_up or waits:
+        return used_up or list(waits.values())
+    return [min(windows.values())] if windows else []
+
+
+def _limits(text: str) -> dict[str, dict[str, float]]:
+    """Read a structured field's list of named items with numbers as parameters (RFC 9651)."""
+    return {
+        name: {key.lower(): float(number) for key, number in _PARAMETER.findall(parameters)}
+        for name, parameters in _LIMIT.findall(text)
+    }
 
 
 def _seconds(text: str) -> float | None:

@@ -9,7 +9,7 @@ import pytest
 from rlhf_core.adapters import label_http
 from rlhf_core.adapters.chat import open_chat
 from rlhf_core.config import AiLabelerConfig
-from rlhf_core.errors import LabelError
+from rlhf_core.errors import LabelError, QuestionRefusedError
 from rlhf_core.schema import Message
 from tests.feedback.servers import serving
 
@@ -53,9 +53,23 @@ def test_an_answer_is_what_was_said_and_not_the_reasoning(message, text):
     assert asked(lambda *_: answered(message)) == [text]
 
 
-def test_reasoning_that_used_up_the_room_is_named():
-    said = asked(lambda *_: answered({"content": "<think>A or"}, "length"))
-    assert said == ["(nothing was said: max_tokens 512 were used up before)"]
+def test_reasoning_that_used_up_the_room_is_asked_again_with_more_room():
+    rooms = []
+
+    def app(method, path, query, body, headers):
+        rooms.append(body["max_tokens"])
+        enough = body["max_tokens"] >= 2048
+        return answered({"content": "B"}) if enough else answered({"content": "<think>A"}, "length")
+
+    assert asked(app) == ["B"]
+    assert rooms == [512, 2048]
+
+
+def test_a_question_whose_reasoning_never_ends_is_refused_with_the_reason():
+    asks = []
+    with pytest.raises(QuestionRefusedError, match=r"2048 tokens were used up .* raise max_tokens"):
+        asked(lambda *_: asks.append(1) or answered({"content": None, "reasoning": "A"}, "length"))
+    assert len(asks) == 2
 
 
 def test_a_message_with_nothing_of_an_answer_is_of_another_form():
@@ -118,6 +132,18 @@ def test_trouble_that_passes_is_waited_for_inside_a_200_too(code):
             6,
         ),
         (503, {"x-ratelimit-reset": "12"}, 0),
+        (429, {"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        (503, {"retry-after-ms": "1500"}, 1.5),
+        (429, {"retry-after-ms": "soon", "retry-after": "9"}, 9),
+        (429, {"ratelimit": '"default";r=0;t=12'}, 12),
+        (429, {"ratelimit": '"minute";r=0;t=7, "day";r=400;t=3600'}, 7),
+        (429, {"ratelimit": '"a,b;t=1";r=0;t=8;pk=:cHVsbA==:'}, 8),
+        (429, {"ratelimit": "problemPolicy;r=0;t=10", "retry-after": "2"}, 2),
+        (429, {"ratelimit": '"d";r=0', "ratelimit-policy": '"d";q=10;w=6, "e";q=1;w=90'}, 6),
+        (429, {"ratelimit-policy": '"burst";q=100;w=60,"daily";q=1000;w=86400'}, 60),
+        (429, {"ratelimit": "limit=100, remaining=0, reset=15"}, 15),
+        (200, {"ratelimit": '"default";r=0;t=12'}, 0),
+        (429, {"ratelimit": "of some other form"}, 0),
         (429, {"retry-after": "soon"}, 0),
         (429, {}, 0),
     ],
