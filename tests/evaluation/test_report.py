@@ -17,6 +17,7 @@ from rlhf_core.evaluation.report import (
     render_page,
 )
 from rlhf_core.schema import Estimate, EvaluationReport, Message, ModelRef, StageResult
+from rlhf_core.schema.results import Look, PeopleVotes
 
 MODEL = ModelRef(
     name="rlhf-policy", version="7", uri="models:/rlhf-policy/7", path=Path("m"), sha256="s",
@@ -71,6 +72,18 @@ def test_the_page_says_what_was_decided_and_why():
     assert "even the upper bound is below 0.6" in html
     assert "win rate over SFT, by the judge" in html
     assert "it flatters the user" in html
+
+
+def test_the_page_says_which_look_it_was_and_whose_votes_count():
+    result = finished(GATES, win_rate=(0.5, 0.4, 0.55))
+    known = {
+        "look": Look(entry="models:/rlhf-looks/2", number=2, held_out="0123456789abcdef"),
+        "people": PeopleVotes(pairs=40, votes=120, by=("ann", "bo", "cy")),
+    }
+    report = result.report.model_copy(update=known)
+    html = render_page(page(results=(result.model_copy(update={"report": report}),)))
+    assert "Look 2 at held-out prompts 0123456789ab" in html
+    assert "120 votes by 3 annotators on 40 pairs" in html
 
 
 def test_the_page_needs_nothing_from_outside():
