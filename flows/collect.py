@@ -11,16 +11,16 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
+from rlhf_core.adapters import registry
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import StageResult
-from rlhf_flows.engine import bindings, feedback_bindings
 from rlhf_flows.engine.artifacts import show_labels
 from rlhf_flows.engine.events import announce_published
 from rlhf_flows.engine.inputs import CollectInputs
 from rlhf_flows.engine.records import LabelsResult
-from rlhf_flows.engine.references import find_dataset
+from rlhf_flows.engine.references import find_dataset, resolve_model
 from rlhf_flows.engine.run_folder import find_run, is_deployed, label_process, name_of_run
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import saved_result
@@ -32,14 +32,17 @@ R = TypeVar("R")
 @flow(name="rlhf-collect", flow_run_name=name_of_run)
 def collect_flow(settings: RunSettings, inputs: CollectInputs) -> LabelsResult:
     """Sample pairs, ask for votes, publish what has enough; people's votes come by a later run."""
+    from rlhf_core.stages.labels.pull import pull_labels
+    from rlhf_core.stages.labels.push import push_labels
+
     label_process()
     config = settings.load()
     collected = None if inputs.collection else _step("sample", sample_pairs)(config, inputs)
     collection = str(collected.folder) if collected else str(inputs.collection)
-    pushed = _step("push", feedback_bindings.push_labels)(config, collection)
+    pushed = _step("push", push_labels)(config, collection)
     pulled = None
     if collected is None or not pushed.waits:
-        pulled = _step("pull", feedback_bindings.pull_labels)(config, collection)
+        pulled = _step("pull", pull_labels)(config, collection)
         if pulled.published is not None:
             announce_published(pulled.published)
     return _conclude(LabelsResult(collected=collected, pushed=pushed, pulled=pulled))
@@ -47,6 +50,8 @@ def collect_flow(settings: RunSettings, inputs: CollectInputs) -> LabelsResult:
 
 def sample_pairs(config: PipelineConfig, inputs: CollectInputs) -> CollectedPairs:
     """Sample the pairs of a new collection; one that is there is used as it is."""
+    from rlhf_core.stages.collect import collect_pairs
+
     config.feedback_settings()  # its absence is said before anything is looked for
     if inputs.evaluation is not None:
         return _evaluated_pairs(config, inputs, inputs.evaluation)
@@ -55,14 +60,16 @@ def sample_pairs(config: PipelineConfig, inputs: CollectInputs) -> CollectedPair
     first = inputs.model or f"models:/{config.project}-policy@champion"
     names = [first, *([inputs.against] if inputs.against else [])]
     for name in names:
-        bindings.check_role(name, ("sft", "policy"), "only they answer prompts")
-    models = [bindings.resolve_model(name) for name in names]
+        registry.check_role(name, ("sft", "policy"), "only they answer prompts")
+    models = [resolve_model(name) for name in names]
     splits = find_dataset(config, None, inputs.dataset)
-    return feedback_bindings.collect_pairs(config, splits, models)
+    return collect_pairs(config, splits, models)
 
 
 def _evaluated_pairs(config: PipelineConfig, inputs: CollectInputs, run: str) -> CollectedPairs:
     """Draw pairs that the evaluation of a run judged."""
+    from rlhf_core.stages.labels.evaluated import collect_evaluated
+
     if inputs.model or inputs.against or inputs.dataset:
         raise ConfigError(
             "an evaluation has its own models and prompts; leave model, against and dataset out"
@@ -74,7 +81,7 @@ def _evaluated_pairs(config: PipelineConfig, inputs: CollectInputs, run: str) ->
             f"run {context.run_id}: no evaluation in it; first: rlhf evaluate CONFIG --run-id "
             f"{context.run_id}"
         )
-    return feedback_bindings.collect_evaluated(
+    return collect_evaluated(
         config, context.run_id, evaluated, pairs=inputs.pairs, half_width=inputs.half_width
     )
 

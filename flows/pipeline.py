@@ -6,9 +6,9 @@ raw data -> prepare -> SFT -> gate -> reward model + judge -> gate -> policy -> 
 from prefect import flow
 from prefect.states import Completed
 
+from rlhf_core.adapters.access import check_access
 from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
 from rlhf_core.stages.promote import Promotion
-from rlhf_flows.engine import bindings
 from rlhf_flows.engine.artifacts import file_report, show_outcome
 from rlhf_flows.engine.inputs import (
     EvaluateInputs,
@@ -40,7 +40,7 @@ def rlhf_pipeline(settings: RunSettings | None, inputs: PipelineInputs) -> Pipel
     """Preference data in, champion or a reasoned refusal out. A gate that says no ends the run."""
     config, context = open_context(settings, inputs.run)
     if is_deployed():
-        bindings.check_access(config)
+        check_access(config.project)
     run = Progress(settings, config, context)
     run.repeat_from(inputs.repeat_from)
     return conclude(follow_diagram(run))

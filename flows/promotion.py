@@ -23,10 +23,10 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Failed
 from pydantic import Field, ValidationError
 
+from rlhf_core.adapters import approval
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageResult, Verdict
 from rlhf_core.schema.shown import shown_code
-from rlhf_flows.engine import bindings
 from rlhf_flows.engine.artifacts import file_report, report_line, stage_page
 from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.engine.lost_server import patiently
@@ -71,8 +71,12 @@ def ask_person(
             f"promotion.approval asks for a person: look at the report, then `rlhf promote {uri}`"
         )
     answer, said_at = _answer(config, evaluated, context)
-    decision, words = bindings.record_approval(
-        uri, answer.decision, answer.reviewer, answer.comment, said_at
+    decision, words = approval.record_approval(
+        uri,
+        answer.decision,
+        reviewer=answer.reviewer,
+        comment=answer.comment,
+        said_at=said_at,
     )
     return None if decision == "PROMOTE" else (decision, words)
 
@@ -105,7 +109,7 @@ def _answer(
             with suppress(ValidationError):
                 return Approval.model_validate_json(given.value), given.created
             continue
-        bindings.ask_approval(evaluated.model.uri)
+        approval.ask_approval(evaluated.model.uri)
         # Not repeated: half done, it must not be done again. The server has just answered.
         # It comes back only where the server remembers a question that has lost its form.
         with suppress(ValidationError):

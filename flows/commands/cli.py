@@ -25,6 +25,7 @@ from rlhf_flows.commands.options import (
     Overrides,
     RunIdOption,
     begin,
+    check_servers,
     read_settings,
     resumable,
     write_json,
@@ -69,14 +70,8 @@ def run(
     """
     begin(log_level)
     settings = read_settings(config, overrides)
-    from rlhf_flows.engine import bindings
-    from rlhf_flows.servers.prefect_server import check_prefect
-
     loaded = settings.load()
-    bindings.check_server()
-    check_prefect()
-    bindings.check_inputs(loaded)
-    bindings.check_access(loaded, patience=0)
+    check_servers(loaded, check_inputs=True)
     with resumable(context, settings, run_id) as run:
         from rlhf_flows.commands.tables import show_run, show_where
         from rlhf_flows.engine.inputs import PipelineInputs
@@ -85,8 +80,7 @@ def run(
         result = rlhf_pipeline(settings, PipelineInputs(run=run))
     write_json(result, json_file)
     show_run(result)
-    places = bindings.places(result.directory, result.last_model)
-    show_where({"report": str(result.report), **places})
+    show_where(result)
     raise typer.Exit(0 if result.verdict == "PROMOTE" else 1)
 
 

@@ -105,11 +105,11 @@ def collect(
     --set feedback.seed=1 draws another one.
     """
     settings = _load(config, overrides, log_level)
+    from rlhf_core.adapters.tracking import check_server
     from rlhf_flows.collect import sample_pairs
-    from rlhf_flows.engine import bindings
     from rlhf_flows.engine.inputs import CollectInputs
 
-    bindings.check_server()
+    check_server()
     if half_width is not None and not 0.0 < half_width < 0.5:
         raise ConfigError(f"--half-width {half_width:g}: expected a number between 0 and 0.5")
     inputs = CollectInputs(
@@ -143,9 +143,9 @@ def push(
     that was stopped, or is repeated, asks only for what is missing.
     """
     settings = _load(config, overrides, log_level)
-    from rlhf_flows.engine import feedback_bindings
+    from rlhf_core.stages.labels.push import push_labels
 
-    result = feedback_bindings.push_labels(settings, collection, again=again)
+    result = push_labels(settings, collection, again=again)
     write_json(result, json_file)
     _show_pushed(result, config, overrides)
 
@@ -180,10 +180,10 @@ def pull(
     next pull. Votes on the answers of an evaluation are kept with it and never published.
     """
     settings = _load(config, overrides, log_level)
-    from rlhf_flows.engine import feedback_bindings
+    from rlhf_core.stages.labels.pull import pull_labels
     from rlhf_flows.engine.events import announce_published
 
-    result = feedback_bindings.pull_labels(
+    result = pull_labels(
         settings, collection, output=output, votes=votes, min_kept_fraction=min_kept_fraction
     )
     write_json(result, json_file)

@@ -261,10 +261,10 @@ def _settings(config: Path | None) -> Iterator[Finding]:
     if config is None:
         return
     from rlhf_core.config import load_config
-    from rlhf_flows.engine import bindings
+    from rlhf_core.stages.preflight import check_inputs
 
     def check() -> None:
-        bindings.check_inputs(load_config(config))
+        check_inputs(load_config(config))
 
     yield _attempt(f"settings {config}", "data and base model are usable", check, "see README")
 

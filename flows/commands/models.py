@@ -43,12 +43,13 @@ def promote(
     begin(log_level)
     import getpass
 
+    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.stages.promote import promote_model
     from rlhf_flows.commands.tables import show_record
-    from rlhf_flows.engine import bindings
     from rlhf_flows.engine.events import announce_champion
 
-    bindings.check_server()
-    record = bindings.promote_model(model, reviewer or getpass.getuser(), comment)
+    check_server()
+    record = promote_model(model, reviewer=reviewer or getpass.getuser(), comment=comment)
     if record.moved:
         announce_champion(record.model)
     write_json(record, json_file)
@@ -61,12 +62,13 @@ def rollback(
 ) -> None:
     """Move ``champion`` back to the version it was before the last promotion."""
     begin(log_level)
+    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.stages.promote import rollback_policy
     from rlhf_flows.commands.tables import show_record
-    from rlhf_flows.engine import bindings
     from rlhf_flows.engine.events import announce_champion
 
-    bindings.check_server()
-    record = bindings.roll_back(project)
+    check_server()
+    record = rollback_policy(project)
     announce_champion(record.champion)
     write_json(record, json_file)
     show_record(record)
@@ -91,15 +93,17 @@ def gates(
     begin(log_level)
     import getpass
 
+    from rlhf_core.adapters.required_gates import require_gates, requirement
+    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.config.load import load_required_gates
     from rlhf_flows.commands.tables import show_record
-    from rlhf_flows.engine import bindings
 
-    wanted = None if require is None else bindings.read_required_gates(require)
-    bindings.check_server()
+    wanted = None if require is None else load_required_gates(require)
+    check_server()
     if wanted is None:
-        record = bindings.requirement(project)
+        record = requirement(project)
     else:
-        record = bindings.require_gates(project, wanted, by or getpass.getuser())
+        record = require_gates(project, wanted, by=by or getpass.getuser())
     write_json(record, json_file)
     show_record(record)
 
@@ -109,11 +113,12 @@ def lineage(
 ) -> None:
     """Show where a model comes from: dataset, runs, versions, gates, alias."""
     begin(log_level)
+    from rlhf_core.adapters.lineage import trace_lineage
+    from rlhf_core.adapters.tracking import check_server
     from rlhf_flows.commands.tables import show_lineage
-    from rlhf_flows.engine import bindings
 
-    bindings.check_server()
-    record = bindings.trace_lineage(model)
+    check_server()
+    record = trace_lineage(model)
     write_json(record, json_file)
     show_lineage(record)
 
@@ -131,18 +136,26 @@ def sample(
 ) -> None:
     """Print responses of a model to one prompt."""
     begin(log_level)
+    from rlhf_core.adapters.registry import check_role
+    from rlhf_core.models import load_causal
+    from rlhf_core.rollout.sample import sample_responses
+    from rlhf_core.schema import Message
+    from rlhf_core.tokenization import load_tokenizer
     from rlhf_flows.commands.tables import show_line
-    from rlhf_flows.engine import bindings
+    from rlhf_flows.engine.references import resolve_model
 
-    for response in bindings.sample_model(
-        model,
-        prompt,
-        count=count,
-        temperature=temperature,
+    check_role(model, ("sft", "policy"), "only they answer prompts")
+    directory = resolve_model(model).path
+    responses = sample_responses(
+        load_causal(directory, device="auto"),
+        load_tokenizer(directory),
+        [(Message(role="user", content=prompt),)] * count,
         max_new_tokens=max_new_tokens,
+        temperature=temperature,
         seed=seed,
-    ):
-        show_line(response)
+    )
+    for response in responses:
+        show_line(response.text)
 
 
 def report(
@@ -152,10 +165,10 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run."""
     begin(log_level)
+    from rlhf_core.stages.evaluation.report import write_report
     from rlhf_flows.commands.tables import show_line
-    from rlhf_flows.engine import bindings
 
-    show_line(f"report: {bindings.write_report(runs / run)}")
+    show_line(f"report: {write_report(runs / run)}")
 
 
 def doctor(

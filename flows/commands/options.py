@@ -14,6 +14,7 @@ from rlhf_core.errors import CheckpointError, RlhfError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from rlhf_core.config import PipelineConfig
     from rlhf_flows.engine.run_settings import RunSettings
 
 ConfigPath = Annotated[
@@ -131,6 +132,29 @@ def read_settings(config: Path, overrides: list[str] | None) -> "RunSettings":
         if not (key and equals):
             raise typer.BadParameter(f"--set {override!r}: expected KEY=VALUE")
     return RunSettings(file=config, overrides=tuple(overrides or ()))
+
+
+def check_servers(config: "PipelineConfig", *, check_inputs: bool = False) -> None:
+    """Fail in one line now rather than in a traceback after an hour of training.
+
+    Args:
+        config: settings of the run.
+        check_inputs: look at raw files and base model, too.
+
+    Raises:
+        RlhfError: a server is lost or refuses; an input cannot be used.
+    """
+    from rlhf_core.adapters.access import check_access
+    from rlhf_core.adapters.tracking import check_server
+    from rlhf_flows.servers.prefect_server import check_prefect
+
+    check_server()
+    check_prefect()
+    if check_inputs:
+        from rlhf_core.stages import preflight
+
+        preflight.check_inputs(config)
+    check_access(config.project, patience=0)
 
 
 def write_json(record: "BaseModel", path: Path | None) -> None:

@@ -20,6 +20,7 @@ from rlhf_flows.commands.options import (
     RunIdOption,
     SftOption,
     begin,
+    check_servers,
     read_settings,
     resumable,
     write_json,
@@ -69,9 +70,9 @@ def prepare(
 
     if run_id is None:
         # DVC calls this with no server and no run: data preparation belongs to neither.
-        from rlhf_flows.engine import bindings
+        from rlhf_core.stages.prepare import prepare_data
 
-        splits = bindings.prepare_data(settings.load_preparation())
+        splits = prepare_data(settings.load_preparation())
     else:
         from rlhf_flows.engine.inputs import PrepareInputs
         from rlhf_flows.servers.prefect_server import check_prefect
@@ -195,13 +196,7 @@ def evaluate(
 def _start(config: Path, overrides: list[str] | None, log_level: str) -> "RunSettings":
     begin(log_level)
     settings = read_settings(config, overrides)
-    from rlhf_flows.engine import bindings
-    from rlhf_flows.servers.prefect_server import check_prefect
-
-    loaded = settings.load()
-    bindings.check_server()
-    check_prefect()
-    bindings.check_access(loaded, patience=0)
+    check_servers(settings.load())
     return settings
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from rlhf_core.adapters.data_docs import INDEX, find_docs
+from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.schema import (
     DatasetRef,
     DatasetSplits,
@@ -249,8 +250,18 @@ def show_run(result: PipelineResult) -> None:
         show_line(f"  champion: {result.promotion.champion} (before: {before})")
 
 
-def show_where(places: Mapping[str, str]) -> None:
-    """Print where to look next."""
+def show_where(result: PipelineResult) -> None:
+    """Print where a person looks after a run: pages, files, commands."""
+    settings = load_settings()
+    mlflow = without_credentials(settings.mlflow_tracking_uri)
+    places = {
+        "report": str(result.report),
+        "MLflow": f"mlflow ui --backend-store-uri {mlflow}" if settings.embedded else mlflow,
+        "lineage": f"rlhf lineage {result.last_model.uri}",
+        "files": str(result.directory),
+    }
+    if settings.prefect_api_url:
+        places["Prefect"] = without_credentials(settings.prefect_api_url).removesuffix("/api")
     show_line("\nwhere to look")
     for what, where in places.items():
         show_line(f"  {what:<10} {where}")

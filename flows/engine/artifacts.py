@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
+from rlhf_core.adapters import tracking
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RlhfError
 from rlhf_core.schema import (
@@ -18,7 +19,7 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.schema.shown import shown_code, shown_link, shown_markdown
-from rlhf_flows.engine import bindings
+from rlhf_core.stages.versions import dataset_page
 from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
 from rlhf_flows.engine.records import LabelsResult, PipelineResult
 from rlhf_flows.engine.run_folder import is_deployed
@@ -54,12 +55,14 @@ def file_report(directory: Path, decided: StageResult) -> tuple[Path, str | None
 
     The page is kept with the MLflow run of the stage that decided. Without it there is the path.
     """
-    path = bindings.write_report(directory)
+    from rlhf_core.stages.evaluation.report import write_report
+
+    path = write_report(directory)
     if not is_deployed():
         return path, None
     run_id = decided.tracking_url.rsplit("/", 1)[-1]
     try:
-        return path, bindings.keep_with_run(run_id, path)
+        return path, tracking.keep_file(run_id, path)
     except RlhfError as error:
         logger.warning("report_not_kept path=%s error=%s", path, error)
         return path, None
@@ -129,7 +132,7 @@ def stage_page(stage: str, result: StageResult) -> str:
 
 def _model(stage: str, model: ModelRef) -> Page:
     """Page of a stage that is judged by a later one: what its training measured last."""
-    address, metrics = bindings.tracked(model.run_id)
+    address, metrics = tracking.look_up_run(model.run_id)
     text = "\n".join(
         (
             f"# {stage}: {shown_code(model.uri)}",
@@ -146,7 +149,7 @@ def _model(stage: str, model: ModelRef) -> Page:
 
 
 def _dataset(splits: DatasetSplits, config: PipelineConfig, context: RunContext) -> Page:
-    docs = bindings.show_dataset(config, splits, context)
+    docs = dataset_page.show_dataset(config, splits, context)
     rows = [
         f"| {shown_markdown(part.path.stem)} | {part.num_rows} | `{part.sha256[:12]}` |"
         for part in (getattr(splits, name) for name in DatasetSplits.model_fields)

@@ -161,6 +161,5 @@ class CollectInputs(Record):
     dataset: Dataset = None
 
 
-StageInputs = (
-    PrepareInputs | SftInputs | RewardInputs | PolicyInputs | EvaluateInputs | PromoteInputs
-)
+ModelInputs = SftInputs | RewardInputs | PolicyInputs | EvaluateInputs
+StageInputs = PrepareInputs | ModelInputs | PromoteInputs

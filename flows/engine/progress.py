@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from prefect import Flow
 
+from rlhf_core.adapters.run_records import bring_records
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import (
     DatasetSplits,
@@ -17,7 +18,6 @@ from rlhf_core.schema import (
     Verdict,
 )
 from rlhf_core.stages.promote import Promotion
-from rlhf_flows.engine import bindings
 from rlhf_flows.engine.inputs import StageInputs
 from rlhf_flows.engine.records import PipelineResult, StageTiming
 from rlhf_flows.engine.remote import StageFailedError, run_deployed_stage
@@ -85,7 +85,7 @@ class Progress:
             run_deployed_stage(
                 name, work.name, inputs.model_dump(mode="json"), settings.model_dump(mode="json")
             )
-            bindings.bring_records(self.config.project, self.context)
+            bring_records(self.config.project, self.context)
             handed = self._saved(name, record)
         else:
             handed = work(self._settings, inputs)

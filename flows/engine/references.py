@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 from typing import get_args
 
+from rlhf_core.adapters import registry
 from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig
 from rlhf_core.errors import DataError, RegistryError
-from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record, RunContext, StageResult
-from rlhf_flows.engine import bindings
+from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, StageResult
+from rlhf_core.stages import promote
+from rlhf_flows.engine.environment import STATE
+from rlhf_flows.engine.inputs import EvaluateInputs, ModelInputs, PolicyInputs, SftInputs
 from rlhf_flows.engine.runs import saved_result
 
 
@@ -30,20 +33,23 @@ def find_dataset(
     Raises:
         DataError: the directory holds another version than the reference asks for.
     """
+    from rlhf_core.stages.prepare import prepare_data, read_splits
+    from rlhf_core.stages.versions.versions import bring_back
+
     if given is None:
         saved = saved_result(context, "prepare", DatasetSplits) if context else None
         if saved is None:
-            return bindings.prepare_data(config)
+            return prepare_data(config)
         given = dataset_reference(saved)
     if re.fullmatch(VERSION_NAME, given):
-        return bindings.bring_back(given)
+        return bring_back(given)
     directory, _, sha256 = given.partition("@")
     if sha256 and not Path(directory).is_dir():
         return _made_again(config, directory, sha256)
-    splits = bindings.read_splits(Path(directory))
+    splits = read_splits(Path(directory))
     kept = Path(f"{directory}-{sha256[:12]}")
     if not splits.sha256.startswith(sha256) and kept.is_dir():
-        splits = bindings.read_splits(kept)  # a run from before each dataset had its own folder
+        splits = read_splits(kept)  # a run from before each dataset had its own folder
     if not splits.sha256.startswith(sha256):
         raise DataError(
             f"{directory}: holds dataset {splits.sha256[:12]}, expected {sha256[:12]}; it was "
@@ -60,7 +66,9 @@ def _made_again(config: PipelineConfig, directory: str, sha256: str) -> DatasetS
     Raises:
         DataError: this clone's raw data make another dataset.
     """
-    splits = bindings.prepare_data(config)
+    from rlhf_core.stages.prepare import prepare_data
+
+    splits = prepare_data(config)
     if not splits.sha256.startswith(sha256):
         raise DataError(
             f"{directory} is not on this machine, and its own raw data make dataset "
@@ -70,7 +78,7 @@ def _made_again(config: PipelineConfig, directory: str, sha256: str) -> DatasetS
     return splits
 
 
-def check_roles(inputs: Record) -> None:
+def check_roles(inputs: ModelInputs) -> None:
     """Refuse a model that was given as what it is not, before the run is opened or data prepared.
 
     Raises:
@@ -79,7 +87,33 @@ def check_roles(inputs: Record) -> None:
     for role in get_args(ModelRole):
         given = getattr(inputs, role, None)
         if given is not None:
-            bindings.check_role(given, (role,), f"it was given as {role}")
+            registry.check_role(given, (role,), f"it was given as {role}")
+
+
+def resolve_model(uri: str) -> ModelRef:
+    """Registry URI or directory to a model whose weights lie on this machine."""
+    runs = PipelineConfig.model_fields["runs"].default
+    return registry.resolve_model(uri, cache=STATE / "models", runs=runs)
+
+
+def find_models(
+    config: PipelineConfig, context: RunContext, inputs: ModelInputs
+) -> dict[str, ModelRef]:
+    """Return what a stage reads, by role: where its inputs have one and the settings need it.
+
+    A policy that is evaluated brings the champion it has to beat, if there is one.
+    """
+    models: dict[str, ModelRef] = {}
+    if isinstance(inputs, EvaluateInputs):
+        models["policy"] = find_model(config, context, "policy", inputs.policy)
+        champion = find_champion(config, models["policy"])
+        models |= {"champion": champion} if champion else {}
+        models["judge"] = find_judge(config, context, champion, inputs.judge)
+    if not isinstance(inputs, SftInputs):
+        models["sft"] = find_model(config, context, "sft", inputs.sft)
+    if isinstance(inputs, PolicyInputs | EvaluateInputs) and config.policy.needs_reward_model:
+        models["reward"] = find_model(config, context, "reward", inputs.reward)
+    return models
 
 
 def find_model(
@@ -91,14 +125,14 @@ def find_model(
         RegistryError: no reference was given and neither the run nor the registry has one.
     """
     if given is not None:
-        return bindings.resolve_model(given)
+        return resolve_model(given)
     return _made_by_run(context, role) or _aliased(config, role)
 
 
 def find_champion(config: PipelineConfig, policy: ModelRef) -> ModelRef | None:
     """Return the champion that ``policy`` has to beat; None where there is none yet."""
-    uri = bindings.bar_for(policy, config.project)
-    return None if uri is None else bindings.resolve_model(uri)
+    uri = promote.bar_for(policy, config.project)
+    return None if uri is None else resolve_model(uri)
 
 
 def find_judge(
@@ -111,7 +145,7 @@ def find_judge(
     """
     named = given or config.evaluation.judge
     if named is None and champion is not None and champion.registered:
-        named = bindings.judge_of(champion.uri)
+        named = registry.upstream_uris(champion.uri).get("judge")
     return find_model(config, context, "judge", None if named == OWN_JUDGE else named)
 
 
@@ -122,7 +156,7 @@ def _made_by_run(context: RunContext, role: ModelRole) -> ModelRef | None:
         result = saved_result(context, role, StageResult)
         model = None if result is None else result.model
     if model is not None and not model.path.is_dir():
-        return bindings.resolve_model(model.uri)  # trained on another machine
+        return resolve_model(model.uri)  # trained on another machine
     return model
 
 
@@ -131,8 +165,8 @@ def _aliased(config: PipelineConfig, role: ModelRole) -> ModelRef:
     for alias in ("candidate", "champion"):
         found = f"models:/{config.project}-{role}@{alias}"
         try:
-            bindings.check_role(found, (role,), f"it was looked up as {role}")
-            return bindings.resolve_model(found)
+            registry.check_role(found, (role,), f"it was looked up as {role}")
+            return resolve_model(found)
         except RegistryError as error:
             problems.append(str(error))
     command = "reward CONFIG --role judge" if role == "judge" else f"{role} CONFIG"

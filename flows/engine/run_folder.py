@@ -7,10 +7,10 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from rlhf_core.adapters.run_records import bring_records, keep_absence
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import RunContext, StageName
-from rlhf_flows.engine import bindings
 from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import archive_stage, hold_stage, locate_run, open_run, settings_of_run
@@ -60,7 +60,7 @@ def find_run(config: PipelineConfig, run: str) -> RunContext:
 
 def _bring_records(project: str | None, context: RunContext) -> None:
     """Bring back what other machines did of the run; what they withdrew is moved away here too."""
-    for stage in bindings.bring_records(project, context):
+    for stage in bring_records(project, context):
         name = cast(StageName, stage)
         with hold_stage(context, name):
             archive_stage(context, name)
@@ -90,7 +90,7 @@ def start_afresh_once(config: PipelineConfig, context: RunContext, stage: StageN
         if mark.exists() and mark.read_text(encoding="utf-8") == str(flow_run.id):
             return
         archive_stage(context, stage)
-        bindings.keep_absence(config, context, stage)
+        keep_absence(config, context, stage)
         mark.write_text(str(flow_run.id), encoding="utf-8")
 
 

@@ -2,8 +2,13 @@
 
 import hashlib
 import json
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 
+import rlhf_core.adapters
+import rlhf_core.stages
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import (
     DatasetRef,
@@ -16,7 +21,7 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.stages.promote import Promotion
-from rlhf_flows.engine import bindings
+from tests.flows.seam import SEAM
 
 FILES = [
     name for name, field in DatasetSplits.model_fields.items() if field.annotation is DatasetRef
@@ -35,23 +40,16 @@ def digest(*parts):
     return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
 
 
+@cache
+def load_core():
+    """Import all that could take a fake for the real function if it were imported beside one."""
+    for package in (rlhf_core.adapters, rlhf_core.stages):
+        for module in walk_packages(package.__path__, f"{package.__name__}."):
+            import_module(module.name)
+
+
 class FakeStages:
     """Counts its calls; ``verdicts`` and ``failures`` by stage decide how a stage ends."""
-
-    REPLACED = (
-        *("prepare_data", "read_splits", "train_sft", "train_reward", "train_policy"),
-        *(
-            "evaluate_policy",
-            "promote_policy",
-            "check_role",
-            "resolve_model",
-            "check_server",
-            "check_inputs",
-        ),
-        *("record_approval", "ask_approval", "require_approval", "write_report"),
-        *("keep_with_run", "tracked", "show_dataset", "bring_back"),
-        *("base_digest", "prepare_fingerprint", "bar_for", "judge_of"),
-    )
 
     def __init__(self, directory):
         self.directory = Path(directory)
@@ -68,8 +66,10 @@ class FakeStages:
         self.raw = digest("raw")
 
     def install(self, monkeypatch):
-        for name in self.REPLACED:
-            monkeypatch.setattr(bindings, name, getattr(self, name))
+        load_core()
+        for module, names in SEAM.items():
+            for name in names:
+                monkeypatch.setattr(import_module(module), name, getattr(self, name))
         return self
 
     def check_role(self, uri, roles, why):
@@ -79,7 +79,7 @@ class FakeStages:
     def check_inputs(self, config):
         pass
 
-    def base_digest(self, config):
+    def base_digest(self, model):
         return self.base
 
     def prepare_fingerprint(self, config):
@@ -88,7 +88,7 @@ class FakeStages:
     def ask_approval(self, uri):
         self.approvals[uri] = "ASKED"
 
-    def record_approval(self, uri, decision, reviewer, comment, said_at):
+    def record_approval(self, uri, decision, *, reviewer, comment, said_at):
         self.calls.append(f"approval {decision}")
         self.approvals[uri] = decision
         return decision, f"{decision} by {reviewer}: {comment}"
@@ -97,10 +97,10 @@ class FakeStages:
         if self.approvals.get(uri, None if asked_for else "PROMOTE") != "PROMOTE":
             raise RegistryError(f"{uri}: not approved")
 
-    def keep_with_run(self, run_id, path, folder=""):
+    def keep_file(self, run_id, path, folder=""):
         return f"http://mlflow/{run_id}/{path.name}"
 
-    def tracked(self, run_id):
+    def look_up_run(self, run_id):
         return f"http://mlflow/{run_id}", {"policy/kl": 1.5}
 
     def show_dataset(self, config, splits, context):
@@ -147,11 +147,11 @@ class FakeStages:
     def bar_for(self, policy, project):
         return None if self.champion == policy.uri else self.champion
 
-    def judge_of(self, policy):
-        return self.judges.get(policy)
+    def upstream_uris(self, policy):
+        return {"judge": self.judges[policy]} if policy in self.judges else {}
 
-    def evaluate_policy(self, config, splits, models, context):
-        self.compared = models
+    def evaluate_policy(self, config, splits, *, context, **models):
+        self.compared = {role: model for role, model in models.items() if model is not None}
         self._called("evaluate")
         return self._outcome("evaluate", models["policy"])
 
@@ -167,7 +167,7 @@ class FakeStages:
             reasons=(),
         )
 
-    def resolve_model(self, uri):
+    def resolve_model(self, uri, **_):
         if uri not in self.models:
             raise RegistryError(f"{uri}: not there")
         return self.models[uri]

@@ -24,10 +24,6 @@ class FakesOnDisk(FakeStages):
         for path in directory.glob("verdict-*"):
             self.verdicts[path.name.removeprefix("verdict-")] = path.read_text().strip()
 
-    def replace_in(self, module):
-        for name in self.REPLACED:
-            setattr(module, name, getattr(self, name))
-
     def train_sft(self, config, splits, context, observer=None):
         result = super().train_sft(config, splits, context)
         observer.step("sft", 1, 2, {"sft/loss": 0.5})
@@ -36,9 +32,11 @@ class FakesOnDisk(FakeStages):
     def ask_approval(self, uri):
         self._write_approval(uri, decision="ASKED")
 
-    def record_approval(self, uri, decision, reviewer, comment, said_at):
+    def record_approval(self, uri, decision, *, reviewer, comment, said_at):
         self._write_approval(uri, decision=decision, reviewer=reviewer, comment=comment)
-        return super().record_approval(uri, decision, reviewer, comment, said_at)
+        return super().record_approval(
+            uri, decision, reviewer=reviewer, comment=comment, said_at=said_at
+        )
 
     def require_approval(self, uri, *, asked_for):
         path = self.directory / "approval.json"
@@ -49,7 +47,7 @@ class FakesOnDisk(FakeStages):
     def _write_approval(self, uri, **answer):
         (self.directory / "approval.json").write_text(json.dumps({"uri": uri, **answer}))
 
-    def resolve_model(self, uri):
+    def resolve_model(self, uri, **_):
         path = self._card(uri)
         if path.exists():
             return ModelRef.model_validate_json(path.read_text())

@@ -11,13 +11,15 @@ import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
+from rlhf_core.adapters import registry
 from rlhf_core.adapters.lineage import Lineage
 from rlhf_core.errors import CheckpointError, DataError
 from rlhf_core.schema import GateResult, PromotionDecision
+from rlhf_core.stages import promote as promotion
 from rlhf_core.stages.promote import Promotion, Rollback
 from rlhf_flows.commands.cli import app, main
 from rlhf_flows.commands.tables import show_gates, show_line, show_lineage, show_table
-from rlhf_flows.engine import bindings, events
+from rlhf_flows.engine import events
 from rlhf_flows.engine.runs import hold_stage, open_run, settings_of_run
 
 
@@ -175,7 +177,7 @@ def test_promoting_by_hand_is_an_approval_and_told(rlhf, stages, monkeypatch, se
             reasons=(),
         )
 
-    monkeypatch.setattr(bindings, "promote_model", promote)
+    monkeypatch.setattr(promotion, "promote_model", promote)
     done = rlhf("promote", "models:/rlhf-policy@candidate", "--reviewer", "the reviewer")
     assert done.exit_code == (0 if verdict == "PROMOTE" else 1)
     assert approved == [("models:/rlhf-policy@candidate", "the reviewer", "rlhf promote")]
@@ -187,7 +189,7 @@ def test_a_rollback_is_told_as_well(rlhf, stages, monkeypatch, sent):
     record = Rollback(
         was="models:/rlhf-policy/3", champion="models:/rlhf-policy/2", previous_champion=None
     )
-    monkeypatch.setattr(bindings, "roll_back", lambda project: record)
+    monkeypatch.setattr(promotion, "rollback_policy", lambda project: record)
     assert rlhf("rollback").exit_code == 0
     (event,) = sent
     assert event["resource"] == {"prefect.resource.id": "rlhf.model.rlhf-policy.2"}
@@ -210,7 +212,7 @@ def test_a_full_disk_is_one_line_whoever_was_writing(
 
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "from", None, "runs/one/model")
     stages.failures["sft"] = full
-    monkeypatch.setattr(bindings, "sample_model", fail)
+    monkeypatch.setattr(registry, "resolve_model", fail)
     words = [*arguments, *([str(config_path)] if arguments == ("run",) else [])]
     monkeypatch.setattr(sys, "argv", ["rlhf", *words])
     with pytest.raises(SystemExit) as leaving:

@@ -10,12 +10,13 @@ from rlhf_core.config import config_digest
 from rlhf_core.errors import ConfigError, RegistryError
 from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import BatchResult, Comparison, DataVersion
+from rlhf_core.stages import collect as collection
 from rlhf_core.stages.labels import pull as label_pull
 from rlhf_core.storage.records import read_records
 from rlhf_flows import collect
 from rlhf_flows.collect import collect_flow
 from rlhf_flows.commands.cli import app, main
-from rlhf_flows.engine import events, feedback_bindings, run_folder
+from rlhf_flows.engine import events, run_folder
 from rlhf_flows.engine.inputs import CollectInputs
 from rlhf_flows.engine.run_settings import RunSettings
 from tests.feedback.conftest import make_collection
@@ -39,7 +40,7 @@ def asked(stages, monkeypatch):
         collection, _ = label_pull.read_collection(folder)
         return CollectedPairs(collection=collection, folder=folder)
 
-    monkeypatch.setattr(feedback_bindings, "collect_pairs", sample)
+    monkeypatch.setattr(collection, "collect_pairs", sample)
     for uri in ("models:/rlhf-policy@champion", "models:/rlhf-sft/1"):
         stages.models[uri] = stages._model("policy", _context(stages), uri).model_copy(
             update={"uri": uri}

@@ -1,7 +1,7 @@
 import pytest
 
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
-from rlhf_flows.engine import bindings
+from rlhf_core.stages import prepare
 from rlhf_flows.engine.inputs import PipelineInputs, SftInputs
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.pipeline import rlhf_pipeline
@@ -64,7 +64,7 @@ def test_a_resumed_run_repeats_only_what_had_not_finished(stages, settings):
 @pytest.mark.usefixtures("without_engine")
 def test_what_finished_before_the_repeated_stage_stands_as_it_is(stages, settings, monkeypatch):
     run(settings)
-    monkeypatch.setattr(bindings, "prepare_fingerprint", lambda config: "other raw data")
+    monkeypatch.setattr(prepare, "prepare_fingerprint", lambda config: "other raw data")
     again = rlhf_pipeline(settings, PipelineInputs(run="one", repeat_from="evaluate"))
     assert stages.calls == [*EVERY_STAGE, "evaluate", "promote"]
     assert [timing.reused for timing in again.timings] == [True] * 5 + [False] * 2
@@ -93,8 +93,8 @@ def prepare_again(stages, monkeypatch):
 
     def run():
         changed = stages.read_splits(stages.directory).model_copy(update={"sha256": "f" * 64})
-        monkeypatch.setattr(bindings, "read_splits", lambda directory: changed)
-        monkeypatch.setattr(bindings, "prepare_data", lambda config: changed)
+        monkeypatch.setattr(prepare, "read_splits", lambda directory: changed)
+        monkeypatch.setattr(prepare, "prepare_data", lambda config: changed)
 
     return run
 

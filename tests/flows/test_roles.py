@@ -7,7 +7,7 @@ from rlhf_core.config.feedback import FeedbackConfig
 from rlhf_core.errors import ModelError, RegistryError
 from rlhf_core.schema import RunContext
 from rlhf_flows.collect import sample_pairs
-from rlhf_flows.engine import bindings
+from rlhf_flows.commands import models
 from rlhf_flows.engine.inputs import CollectInputs, EvaluateInputs, PolicyInputs, RewardInputs
 from rlhf_flows.engine.references import find_model
 from rlhf_flows.engine.run_settings import RunSettings
@@ -54,13 +54,14 @@ def test_a_stage_refuses_a_model_of_another_role(
 
 
 @pytest.mark.parametrize("given", ["reward", "judge"])
-def test_what_gives_no_text_is_not_sampled_or_collected_from(made, mlflow_home, settings, given):
+def test_what_gives_no_text_is_not_sampled_or_collected_from(
+    made, mlflow_home, settings, given, monkeypatch
+):
+    monkeypatch.setattr(models, "begin", lambda log_level: None)
     before = everything(mlflow_home)
     message = f"{made[given]} was trained as {given}, expected sft or policy"
     with pytest.raises(RegistryError, match=message):
-        bindings.sample_model(
-            made[given], "Hello?", count=1, temperature=1.0, max_new_tokens=1, seed=0
-        )
+        models.sample(made[given], "Hello?")
     config = settings.load().model_copy(
         update={
             "feedback": FeedbackConfig(

@@ -2,7 +2,7 @@ import pytest
 
 from rlhf_core.errors import CheckpointError, DivergedError, KlLimitError, RegistryError
 from rlhf_flows import stages as flow_stages
-from rlhf_flows.engine import work
+from rlhf_flows.engine import stage
 from rlhf_flows.engine.inputs import (
     EvaluateInputs,
     PipelineInputs,
@@ -116,7 +116,7 @@ def test_force_does_not_pull_the_folder_from_under_a_stage_at_work(stages, setti
 def told(monkeypatch):
     """Events that were announced, with what they were about."""
     found = []
-    for module in (flow_stages, work):
+    for module in (flow_stages, stage):
         monkeypatch.setattr(
             module, "announce", lambda event, context, **payload: found.append(event)
         )

@@ -47,7 +47,7 @@ def collect_evaluated(
     evaluated: StageResult,
     *,
     pairs: int | None = None,
-    half_width: float = HALF_WIDTH,
+    half_width: float | None = None,
 ) -> CollectedPairs:
     """Draw pairs at random from those that an evaluation judged, as a collection to vote on.
 
@@ -60,7 +60,7 @@ def collect_evaluated(
         run_id: the pipeline run.
         evaluated: its evaluation.
         pairs: how many are drawn; None takes what ``half_width`` needs.
-        half_width: of the corrected interval.
+        half_width: of the corrected interval; None takes ``HALF_WIDTH``.
 
     Raises:
         DataError: more pairs than were judged, or so few that they correct nothing.
@@ -75,7 +75,7 @@ def collect_evaluated(
         rows, samples_sha256 = read_records(samples, ComparedAnswer), sha256_of(samples)
     accuracy = _judge_accuracy(tags.get("rlhf.judge", ""))
     needed = labels_needed(
-        half_width,
+        HALF_WIDTH if half_width is None else half_width,
         len(rows),
         accuracy=_UNKNOWN if accuracy is None else accuracy,
         confidence=config.evaluation.confidence,

@@ -1,0 +1,122 @@
+"""The way of a stage: settings and inputs are resolved in one place, one function runs it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rlhf_core.adapters.run_records import keep_record
+from rlhf_core.config import PipelineConfig, config_digest
+from rlhf_core.errors import KlLimitError
+from rlhf_core.ports import Observer
+from rlhf_core.schema import DatasetSplits, ModelRef, Record, RunContext, StageName, StageResult
+from rlhf_core.storage.full_disk import in_one_line
+from rlhf_flows.engine.artifacts import show_handed
+from rlhf_flows.engine.events import announce
+from rlhf_flows.engine.files import places
+from rlhf_flows.engine.inputs import ModelInputs, PrepareInputs, PromoteInputs
+from rlhf_flows.engine.references import check_roles, find_dataset, find_models
+from rlhf_flows.engine.run_folder import open_context, start_afresh_once
+from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs import run_once
+from rlhf_flows.engine.watching import STOP, watch_training
+
+Handed = TypeVar("Handed", bound=Record)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a run whose settings are known."""
+
+    name: StageName
+    config: PipelineConfig
+    context: RunContext
+    force: bool
+    """Repeat it even if it was done from the same inputs."""
+
+    def made_from(self) -> dict[str, str]:
+        """Name to digest of what the stage reads."""
+        return {}
+
+
+@dataclass(frozen=True)
+class ModelStage(Stage):
+    """A stage that reads a dataset and makes or measures a model."""
+
+    splits: DatasetSplits
+    models: dict[str, ModelRef]
+    """By role: what the stage reads and the settings ask for."""
+
+    def made_from(self) -> dict[str, str]:
+        """Name to digest of what the stage reads."""
+        models = {role: model.sha256 for role, model in self.models.items()}
+        return {"settings": config_digest(self.config), "dataset": self.splits.sha256, **models}
+
+
+def open_stage(
+    name: StageName, settings: RunSettings | None, inputs: PrepareInputs | PromoteInputs
+) -> Stage:
+    """Resolve the settings and the run of a stage that reads no model.
+
+    Raises:
+        ConfigError: neither settings nor an existing run were given, or they disagree.
+    """
+    config, context = open_context(settings, inputs.run)
+    return Stage(name, config, context, inputs.force)
+
+
+def open_model_stage(
+    name: StageName, settings: RunSettings | None, inputs: ModelInputs
+) -> ModelStage:
+    """Resolve settings, run, dataset and models of a stage.
+
+    Raises:
+        ConfigError: as ``open_stage``.
+        DataError: the dataset is not the one referred to.
+        RegistryError: a model is not there, or was trained as something else.
+    """
+    check_roles(inputs)
+    config, context = open_context(settings, inputs.run)
+    splits = find_dataset(config, context, inputs.dataset)
+    models = find_models(config, context, inputs)
+    return ModelStage(name, config, context, inputs.force, splits, models)
+
+
+def run_stage(
+    stage: Stage,
+    record: type[Handed],
+    compute: Callable[[Observer], Handed],
+    *,
+    besides: Mapping[str, str] | None = None,
+    reuse: bool = True,
+) -> Handed:
+    """Run the stage unless it was done; show progress and result in Prefect, tell of failed gates.
+
+    Args:
+        stage: the stage.
+        record: what it hands on.
+        compute: does the work; a training tells the observer of its steps and KL spikes.
+        besides: name to digest of what it reads besides dataset and models.
+        reuse: take what was done from the same inputs.
+    """
+    context, name = stage.context, stage.name
+    if stage.force:
+        start_afresh_once(stage.config, context, name)
+
+    def compute_and_report() -> Handed:
+        with watch_training(context, name) as observer:
+            handed = compute(observer)
+        if isinstance(handed, StageResult) and handed.decision.verdict != "PROMOTE":
+            verdict, reasons = handed.decision.verdict, "; ".join(handed.decision.reasons)
+            announce("rlhf.gate-failed", context, stage=name, verdict=verdict, reasons=reasons)
+        return handed
+
+    try:
+        with in_one_line(places()):
+            inputs = stage.made_from() | dict(besides or {})
+            handed = run_once(context, name, inputs, compute_and_report, record=record, reuse=reuse)
+    except KlLimitError as error:
+        announce("rlhf.kl-spike", context, stage=name, action=STOP, message=str(error))
+        raise
+    keep_record(stage.config, context, name)
+    show_handed(name, handed, stage.config, context)
+    return handed
