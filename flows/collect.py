@@ -36,7 +36,7 @@ def collect_flow(settings: RunSettings, inputs: CollectInputs) -> LabelsResult:
     from rlhf_core.stages.labels.push import push_labels
 
     label_process()
-    config = settings.load()
+    config = settings.config
     collected = None if inputs.collection else _step("sample", sample_pairs)(config, inputs)
     collection = str(collected.folder) if collected else str(inputs.collection)
     pushed = _step("push", push_labels)(config, collection)

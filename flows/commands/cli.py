@@ -70,8 +70,7 @@ def run(
     """
     begin(log_level)
     settings = read_settings(config, overrides)
-    loaded = settings.load()
-    check_servers(loaded, check_inputs=True)
+    check_servers(settings.config, check_inputs=True)
     with resumable(context, settings, run_id) as run:
         from rlhf_flows.commands.tables import show_run, show_where
         from rlhf_flows.engine.inputs import PipelineInputs

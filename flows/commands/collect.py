@@ -194,7 +194,7 @@ def pull(
 
 def _load(config: Path, overrides: list[str] | None, log_level: str) -> "PipelineConfig":
     begin(log_level)
-    return read_settings(config, overrides).load()
+    return read_settings(config, overrides).config
 
 
 def _show_collected(found: "CollectedPairs", config: Path, overrides: list[str] | None) -> None:

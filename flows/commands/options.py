@@ -201,9 +201,9 @@ def resumable(typed: typer.Context, settings: "RunSettings", run_id: str | None)
     from rlhf_flows.engine.local import in_this_process
     from rlhf_flows.engine.runs import discard_unstarted, locate_run, open_run
 
-    loaded = settings.load()
-    is_new = run_id is None or not locate_run(run_id, loaded.runs).directory.exists()
-    context = open_run(loaded, run_id)
+    config = settings.config
+    is_new = run_id is None or not locate_run(run_id, config.runs).directory.exists()
+    context = open_run(config, run_id)
     started = time.time()
 
     def go_on() -> str:

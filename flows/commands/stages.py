@@ -196,7 +196,7 @@ def evaluate(
 def _start(config: Path, overrides: list[str] | None, log_level: str) -> "RunSettings":
     begin(log_level)
     settings = read_settings(config, overrides)
-    check_servers(settings.load())
+    check_servers(settings.config)
     return settings
 
 

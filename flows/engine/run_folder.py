@@ -13,7 +13,14 @@ from rlhf_core.errors import ConfigError
 from rlhf_core.schema import RunContext, StageName
 from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
 from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import archive_stage, hold_stage, locate_run, open_run, settings_of_run
+from rlhf_flows.engine.runs import (
+    archive_stage,
+    hold_stage,
+    locate_run,
+    open_run,
+    require_run,
+    settings_of_run,
+)
 from rlhf_flows.engine.zombies import PROCESS_LABEL, process_name
 
 _GENERATED_NAME = re.compile("[a-z]+-[a-z]+")
@@ -38,7 +45,7 @@ def open_context(
         _bring_records(None, context)
         config = settings_of_run(context)
     else:
-        config = settings.load()
+        config = settings.config
         run = run or _name_after_flow_run()
         if run is not None:
             _bring_records(config.project, locate_run(run, config.runs))
@@ -54,7 +61,7 @@ def find_run(config: PipelineConfig, run: str) -> RunContext:
     """
     context = locate_run(run, config.runs)
     _bring_records(config.project, context)
-    settings_of_run(context)
+    require_run(context)
     return context
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ class RunSettings(Record):
         "above is read then.",
     )
 
-    def load(self) -> PipelineConfig:
-        """Read the file with the changes.
+    @cached_property
+    def config(self) -> PipelineConfig:
+        """The file with the changes, read once: within a process it stays this object.
 
         Raises:
             ConfigError: the file, a key or a value cannot be used.
@@ -49,7 +51,7 @@ class RunSettings(Record):
         """Read what preparation of data needs; the sections for training may be missing.
 
         Raises:
-            ConfigError: as ``load``.
+            ConfigError: as ``config``.
         """
         if self.values is not None:
             return _whole(self.values)

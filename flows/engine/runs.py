@@ -38,10 +38,13 @@ def open_run(config: PipelineConfig, run: str | None) -> RunContext:
             folder is somebody else's.
     """
     context = locate_run(run or new_run_id(), config.runs)
-    if not (context.directory / CONFIG).exists():
+    kept, text = context.directory / CONFIG, config.model_dump_json(indent=2)
+    if not kept.exists():
         _require_unused(context.directory)
         context.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(context.directory / CONFIG, config.model_dump_json(indent=2))
+        write_atomically(kept, text)
+        return context
+    if kept.read_bytes() == text.encode():
         return context
     before = settings_of_run(context)
     if config_digest(before) != config_digest(config):
@@ -84,20 +87,28 @@ def locate_run(run: str, runs: Path) -> RunContext:
     return RunContext(run_id=run, directory=(runs / run).absolute())
 
 
+def require_run(context: RunContext) -> None:
+    """Refuse a run that was never started.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if not (context.directory / CONFIG).exists():
+        raise ConfigError(
+            f"{context.directory}: no such run here, and MLflow has no record of it; look at "
+            "MLFLOW_TRACKING_URI, or give settings to start a new run"
+        )
+
+
 def settings_of_run(context: RunContext) -> PipelineConfig:
     """Return what a run was started with.
 
     Raises:
         ConfigError: there is no such run.
     """
-    path = context.directory / CONFIG
-    if not path.exists():
-        raise ConfigError(
-            f"{context.directory}: no such run here, and MLflow has no record of it; look at "
-            "MLFLOW_TRACKING_URI, or give settings to start a new run"
-        )
+    require_run(context)
     try:
-        return read_record(path, PipelineConfig)
+        return read_record(context.directory / CONFIG, PipelineConfig)
     except DataError as error:
         raise ConfigError(
             f"{error}; the run's folder is damaged: bring the file back, or start a new run"

@@ -33,7 +33,7 @@ def context(tmp_path):
 def test_a_policy_shows_what_its_training_measured_and_its_mlflow_run(
     shown, stages, settings, context
 ):
-    config = settings.load()
+    config = settings.config
     model = stages.train_policy(config, None, stages._model("sft", context), None, context)
     show_handed("policy", model, config, context)
     assert "policy/kl | 1.5" in shown["policy-model"]
@@ -41,7 +41,7 @@ def test_a_policy_shows_what_its_training_measured_and_its_mlflow_run(
 
 
 def test_a_dataset_links_to_its_data_docs(shown, stages, settings, context):
-    config = settings.load()
+    config = settings.config
     show_handed("prepare", stages.prepare_data(config), config, context)
     assert "[data docs](http://mlflow/data-docs/index.html)" in shown["prepare-dataset"]
     assert shown["prepare-data-docs"] == "http://mlflow/data-docs/index.html"

@@ -124,13 +124,13 @@ def test_a_deliberate_error_is_one_line_and_exit_2(typed, stages, config_path, t
 def test_a_second_command_leaves_the_run_of_the_first_alone(
     typed, stages, settings, config_path, busy
 ):
-    run = open_run(settings.load(), "one")
+    run = open_run(settings.config, "one")
     stages.failures["prepare"] = DataError("x.jsonl:3: not JSON")
     with hold_stage(run, "prepare") if busy else nullcontext():
         code, stderr = typed("run", config_path, "--run-id", "one")
     assert code == 2
     assert ("another process" if busy else "not JSON") in stderr
-    assert settings_of_run(run) == settings.load()
+    assert settings_of_run(run) == settings.config
 
 
 def test_a_run_that_was_joined_while_it_began_is_not_taken_away(typed, stages, config_path):
@@ -272,7 +272,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_what_to_type_next_repeats_every_option(typed, settings, config_path, monkeypatch):
-    open_run(settings.load(), "one")
+    open_run(settings.config, "one")
 
     def interrupted(*_):
         raise KeyboardInterrupt

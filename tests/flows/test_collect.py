@@ -157,7 +157,7 @@ def test_a_name_that_a_person_typed_stays(monkeypatch, typed):
 
 
 def test_models_and_dataset_can_be_named(asked, stages, with_feedback):
-    settings = with_feedback(SIMULATED).load()
+    settings = with_feedback(SIMULATED).config
     inputs = CollectInputs(model="models:/rlhf-sft/1", against="models:/rlhf-policy@champion",
                            dataset="data-v3")  # fmt: skip
     collect.sample_pairs(settings, inputs)
@@ -169,13 +169,13 @@ def test_models_and_dataset_can_be_named(asked, stages, with_feedback):
 
 def test_without_the_section_nothing_is_looked_for(asked, stages, settings):
     with pytest.raises(ConfigError, match="feedback: no such section"):
-        collect.sample_pairs(settings.load(), CollectInputs(model="models:/nobody/1"))
+        collect.sample_pairs(settings.config, CollectInputs(model="models:/nobody/1"))
     assert not stages.calls
 
 
 def test_the_section_is_no_part_of_what_a_run_was_started_with(with_feedback, settings):
-    before = config_digest(settings.load())
-    assert config_digest(with_feedback(SIMULATED).load()) == before
+    before = config_digest(settings.config)
+    assert config_digest(with_feedback(SIMULATED).config) == before
 
 
 def rlhf(*arguments):
@@ -227,5 +227,5 @@ def test_a_command_without_the_section_is_one_clear_line(stages, config_path, mo
 )
 def test_an_evaluation_is_asked_about_alone_and_has_to_be_there(asked, with_feedback, inputs, said):
     with pytest.raises(ConfigError, match=said):
-        collect.sample_pairs(with_feedback(SIMULATED).load(), CollectInputs(**inputs))
+        collect.sample_pairs(with_feedback(SIMULATED).config, CollectInputs(**inputs))
     assert asked == []

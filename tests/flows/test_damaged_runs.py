@@ -31,7 +31,7 @@ def damage(path, content):
 @pytest.mark.parametrize("name", ["config.json", "sft/result.json", "promote/result.json"])
 def test_a_damaged_file_of_a_run_is_named(settings, content, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = settings.load()
+    config = settings.config
     run = open_run(config, "one")
     damage(run.directory / name, content)
     if name == "config.json":

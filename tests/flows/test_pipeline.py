@@ -120,7 +120,7 @@ def test_a_stage_alone_refuses_data_that_its_run_did_not_prepare(stages, setting
 def test_two_processes_cannot_work_on_one_stage(stages, settings):
     from rlhf_flows.engine.runs import hold_stage, open_run
 
-    context = open_run(settings.load(), "one")
+    context = open_run(settings.config, "one")
     with hold_stage(context, "sft"), pytest.raises(CheckpointError, match="another process"):
         run(settings)
 

@@ -62,7 +62,7 @@ class Asking:
 @pytest.fixture
 def asking(tmp_path, monkeypatch, config_path):
     wanted = ("promotion.approval=person", "promotion.wait_hours=24")
-    config = RunSettings(file=config_path, overrides=wanted).load()
+    config = RunSettings(file=config_path, overrides=wanted).config
     made = Asking(FakeStages(tmp_path).install(monkeypatch), tmp_path, config)
     monkeypatch.setattr(promotion, "get_client", lambda sync_client: nullcontext(made))
     monkeypatch.setattr(promotion, "is_deployed", lambda: True)

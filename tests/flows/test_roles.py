@@ -62,7 +62,7 @@ def test_what_gives_no_text_is_not_sampled_or_collected_from(
     message = f"{made[given]} was trained as {given}, expected sft or policy"
     with pytest.raises(RegistryError, match=message):
         models.sample(made[given], "Hello?")
-    config = settings.load().model_copy(
+    config = settings.config.model_copy(
         update={
             "feedback": FeedbackConfig(
                 labeler={"kind": "label_studio", "url": "http://127.0.0.1:1"}
@@ -81,7 +81,7 @@ def test_the_name_of_a_registered_model_proves_nothing(made, mlflow_home, settin
     mlflow_client().set_registered_model_alias("rlhf-judge", "candidate", "1")
     context = RunContext(run_id="r", directory=mlflow_home / "runs/r")
     with pytest.raises(RegistryError, match="was trained as reward, expected judge"):
-        find_model(settings.load(), context, "judge", None)
+        find_model(settings.config, context, "judge", None)
 
 
 def test_a_folder_is_told_by_what_it_computes(made, mlflow_home, settings):

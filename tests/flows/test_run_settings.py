@@ -1,12 +1,18 @@
+import json
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from prefect import flow
 from prefect.utilities.callables import parameter_schema
+from typer.testing import CliRunner
 
+from rlhf_core.config import PipelineConfig, PreparationConfig
 from rlhf_core.config.base import LIMITS
 from rlhf_core.errors import ConfigError
+from rlhf_flows.commands.cli import app
 from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs import open_run
 from rlhf_flows.servers.pools import read_pools
 
 DEPLOYED = {
@@ -17,11 +23,11 @@ FORMS = sorted(DEPLOYED - {"flows/promotion.py:answer_when_time_is_up"})
 
 
 def changed(config_path, **changes):
-    return RunSettings.model_validate({"file": config_path, "changes": changes}).load()
+    return RunSettings.model_validate({"file": config_path, "changes": changes}).config
 
 
 def test_what_is_left_empty_stays_as_the_file_says(config_path):
-    plain = RunSettings(file=config_path).load()
+    plain = RunSettings(file=config_path).config
     assert changed(config_path) == plain
     assert changed(config_path, seed=7) == plain.model_copy(update={"seed": 7})
 
@@ -41,7 +47,7 @@ def test_short_overrides_win_over_the_form(config_path):
     settings = RunSettings.model_validate(
         {"file": config_path, "changes": {"seed": 1}, "overrides": ["seed=2"]}
     )
-    assert settings.load().seed == 2
+    assert settings.config.seed == 2
 
 
 WRONG = [
@@ -56,21 +62,21 @@ WRONG = [
 @pytest.mark.parametrize(("field", "wrong", "said"), WRONG)
 def test_a_wrong_setting_is_one_line_that_names_it(config_path, field, wrong, said):
     with pytest.raises(ConfigError) as refused:
-        RunSettings.model_validate({"file": config_path, field: wrong}).load()
+        _ = RunSettings.model_validate({"file": config_path, field: wrong}).config
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_what_was_left_empty_in_the_form_of_an_earlier_build_stays_as_the_file_says(config_path):
     empty = {"seed": None, "policy": {"kl_coef": 0.25, "optimizer": None}}
-    plain = RunSettings(file=config_path).load()
+    plain = RunSettings(file=config_path).config
     policy = plain.policy.model_copy(update={"kl_coef": 0.25})
     assert changed(config_path, **empty) == plain.model_copy(update={"policy": policy})
 
 
 def test_an_override_without_value_is_refused(config_path):
     with pytest.raises(ConfigError, match="expected KEY=VALUE"):
-        RunSettings(file=config_path, overrides=("seed",)).load()
+        _ = RunSettings(file=config_path, overrides=("seed",)).config
 
 
 def inner(schema):
@@ -129,12 +135,69 @@ def test_the_form_is_a_file_lines_and_inputs():
 def test_settings_travel_by_value_to_a_machine_that_has_no_file_of_them(tmp_path, monkeypatch):
     config = RunSettings(
         file=Path(__file__).parents[2] / "configs/demo.yaml", overrides=("seed=7",)
-    ).load()
+    ).config
     sent = RunSettings(values=config.model_dump(mode="json")).model_dump(mode="json")
     monkeypatch.chdir(tmp_path)
-    assert RunSettings.model_validate(sent).load() == config
+    assert RunSettings.model_validate(sent).config == config
 
 
 def test_settings_by_value_that_cannot_be_used_are_refused_in_one_line():
     with pytest.raises(ConfigError, match=r"settings\.values: seed"):
-        RunSettings(values={"seed": "none"}).load()
+        _ = RunSettings(values={"seed": "none"}).config
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Settings that were made from text, each time."""
+    found = []
+    for kind in (PipelineConfig, PreparationConfig):
+        for name in ("model_validate_json", "model_validate"):
+            real = getattr(kind, name)
+
+            def counted(*arguments, real=real, kind=kind, **options):
+                found.append(kind.__name__)
+                return real(*arguments, **options)
+
+            monkeypatch.setattr(kind, name, counted)
+    return found
+
+
+@pytest.mark.usefixtures("stages", "without_engine")
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("command", ["run", "prepare", "sft", "reward", "policy", "evaluate"])
+def test_a_command_reads_its_settings_once(command, again, config_path, loads, stages):
+    said = [command, str(config_path)]
+    if command != "run":
+        assert CliRunner().invoke(app, ["run", str(config_path), "--run-id", "one"]).exit_code == 0
+        said += ["--run-id", "one", *(["--force"] if again else [])]
+        loads.clear()
+    elif again:
+        said += ["--run-id", "one", "--set", "policy.kl_coef=0.2"]
+    done = CliRunner().invoke(app, said)
+    assert done.exit_code == 0, done.output
+    assert loads == ["PipelineConfig"]
+
+
+def test_settings_stay_one_object_through_prefects_engine(config_path, loads, prefect_server):
+    seen = []
+
+    @flow
+    def below(settings: RunSettings):
+        seen.append(settings.config)
+
+    @flow
+    def above(settings: RunSettings):
+        seen.append(settings.config)
+        below(settings)
+
+    above(RunSettings(file=config_path))
+    assert seen[0] is seen[1]
+    assert loads == ["PipelineConfig"]
+
+
+def test_a_run_whose_file_an_earlier_build_wrote_otherwise_goes_on(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    context = open_run(settings.config, "one")
+    kept = context.directory / "config.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text())))
+    assert open_run(settings.config, "one") == context

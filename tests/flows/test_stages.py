@@ -104,7 +104,7 @@ def test_a_stage_reads_a_published_dataset_version_by_its_name(stages, settings)
 def test_force_does_not_pull_the_folder_from_under_a_stage_at_work(stages, settings):
     sft_stage(settings, SftInputs(run="one"))
     with (
-        hold_stage(open_run(settings.load(), "one"), "sft"),
+        hold_stage(open_run(settings.config, "one"), "sft"),
         pytest.raises(CheckpointError, match="another process"),
     ):
         sft_stage(settings, SftInputs(run="one", force=True))

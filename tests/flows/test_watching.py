@@ -83,7 +83,7 @@ def test_progress_is_shown_from_a_thread_that_outlives_an_outage(context, monkey
 def test_a_finished_stage_is_not_lost_because_it_cannot_be_shown(
     context, stages, settings, deployed, caplog
 ):
-    config = settings.load()
+    config = settings.config
     show_handed("sft", stages.train_sft(config, stages.read_splits(context.directory), context),
                 config, context)  # fmt: skip
     assert "not_shown=sft-result" in caplog.text
