@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.states import Completed
 
 from rlhf_core.adapters.access import check_access
-from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
+from rlhf_core.schema import DatasetSplits, StageResult
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.engine.artifacts import file_report, show_outcome
 from rlhf_flows.engine.inputs import (
@@ -69,10 +69,10 @@ def follow_diagram(run: Progress) -> PipelineResult:
     if not passed(judge):
         return run.ended(splits, judge)
 
-    policy = run.stage("policy", policy_stage, ModelRef, PolicyInputs(**here))
+    policy = run.stage("policy", policy_stage, StageResult, PolicyInputs(**here))
 
     # No judge is named: that of the champion's release decides, and without a champion this run's.
-    comparison = EvaluateInputs(**here, policy=policy.uri)
+    comparison = EvaluateInputs(**here, policy=policy.model.uri)
     evaluated = run.stage("evaluate", evaluate_stage, StageResult, comparison)
     if not passed(evaluated):
         return run.ended(splits, evaluated)

@@ -10,7 +10,7 @@ from prefect import flow
 from rlhf_core.adapters import approval, looks
 from rlhf_core.errors import RegistryError
 from rlhf_core.ports import Observer
-from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
+from rlhf_core.schema import DatasetSplits, StageResult
 from rlhf_core.stages import promote
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.engine.events import announce
@@ -74,18 +74,18 @@ def reward_stage(settings: RunSettings | None, inputs: RewardInputs) -> StageRes
 
 
 @flow(name="rlhf-policy", flow_run_name=name_of_run)
-def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> ModelRef:
+def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageResult:
     """Optimise the policy: PPO against the reward model, or DPO straight from the pairs."""
     stage = open_model_stage("policy", settings, inputs)
     none = {} if "reward" in stage.models else {"reward": "none"}
 
-    def train(observer: Observer) -> ModelRef:
+    def train(observer: Observer) -> StageResult:
         from rlhf_core.stages.policy import train_policy
 
         sft, reward = stage.models["sft"], stage.models.get("reward")
         return train_policy(stage.config, stage.splits, sft, reward, stage.context, observer)
 
-    return run_stage(stage, ModelRef, train, besides=none)
+    return run_stage(stage, StageResult, train, besides=none)
 
 
 @flow(name="rlhf-evaluate", flow_run_name=name_of_run)

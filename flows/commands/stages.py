@@ -148,14 +148,14 @@ def policy(
         from rlhf_flows.engine.inputs import PolicyInputs
         from rlhf_flows.stages import policy_stage
 
-        model = policy_stage(
+        result = policy_stage(
             settings,
             PolicyInputs(run=run, dataset=dataset, sft=sft, reward=reward, force=force),
         )
-    write_json(model, json_file)
-    from rlhf_flows.commands.tables import show_line, show_model
+    write_json(result, json_file)
+    from rlhf_flows.commands.tables import show_line, show_stage
 
-    show_model("policy", model)
+    show_stage("policy", result)
     changes = [word for change in overrides or () for word in ("--set", change)]
     show_line("next: " + shlex.join(["rlhf", "evaluate", str(config), *changes, "--run-id", run]))
 

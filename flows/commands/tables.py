@@ -22,7 +22,6 @@ from rlhf_core.schema import (
     DatasetSplits,
     Estimate,
     GateResult,
-    ModelRef,
     PromotionDecision,
     StageResult,
     Verdict,
@@ -155,6 +154,9 @@ def show_stage(name: str, result: StageResult) -> None:
             counts = ", ".join(f"{reason} {count:,}" for reason, count in rows.left_out.items())
             uneven = f"; {rows.uneven}" if rows.uneven else ""
             show_line(f"{file}: {rows.rows:,} rows, {rows.kept:,} kept; left out: {counts}{uneven}")
+    if not result.is_judged:
+        show_line(f"{name}: {model.uri}, weights sha256 {model.sha256[:16]}, files {model.path}")
+        return
     table = Table("metric", "value", "interval", "n", title=f"{name}: {model.uri}")
     for metric, estimate in sorted(result.report.metrics.items()):
         table.add_row(metric, *_estimate_cells(estimate))
@@ -170,11 +172,6 @@ def show_gates(decision: PromotionDecision) -> None:
         name, rule = escape(gate.gate), escape(gate.rule)
         table.add_row(name, _coloured(gate.verdict), _measured(gate), rule)
     show_table(table)
-
-
-def show_model(name: str, model: ModelRef) -> None:
-    """Print where a model can be found."""
-    show_line(f"{name}: {model.uri}, weights sha256 {model.sha256[:16]}, files {model.path}")
 
 
 def show_record(record: BaseModel) -> None:

@@ -32,12 +32,12 @@ Page = tuple[str, Sequence[tuple[str, str]]]
 
 def show_handed(stage: str, handed: Record, config: PipelineConfig, context: RunContext) -> None:
     """Publish what a stage hands on, if a worker runs it."""
-    if isinstance(handed, StageResult):
+    if isinstance(handed, StageResult) and handed.is_judged:
         _publish(f"{stage}-result", lambda: _stage(stage, handed))
+    elif isinstance(handed, StageResult):
+        _publish(f"{stage}-model", lambda: _model(stage, handed.model))
     elif isinstance(handed, DatasetSplits):
         _publish("prepare-dataset", lambda: _dataset(handed, config, context))
-    elif isinstance(handed, ModelRef):
-        _publish(f"{stage}-model", lambda: _model(stage, handed))
 
 
 def show_outcome(result: PipelineResult) -> None:

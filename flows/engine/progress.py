@@ -10,7 +10,6 @@ from rlhf_core.adapters.run_records import bring_records
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import (
     DatasetSplits,
-    ModelRef,
     Record,
     RunContext,
     StageName,
@@ -49,7 +48,6 @@ class Progress:
         self.context = context
         self._settings = settings
         self._results: dict[StageName, StageResult] = {}
-        self._policy: ModelRef | None = None
         self._timings: list[StageTiming] = []
         self._kept: tuple[StageName, ...] = ()
 
@@ -108,9 +106,7 @@ class Progress:
         name, verdict = timing.stage, "none"
         if isinstance(handed, StageResult):
             self._results[name] = handed
-            verdict = handed.decision.verdict
-        if name == "policy" and isinstance(handed, ModelRef):
-            self._policy = handed
+            verdict = handed.decision.verdict if handed.is_judged else verdict
         self._timings.append(timing)
         run, seconds = self.context.run_id, timing.seconds
         logger.info("stage=%s finished run=%s seconds=%.1f verdict=%s", name, run, seconds, verdict)
@@ -142,7 +138,7 @@ class Progress:
             reasons=reasons,
             splits=splits,
             stages=self._results,
-            policy=self._policy,
+            policy=self._results["policy"].model if "policy" in self._results else None,
             promotion=promotion,
             timings=tuple(self._timings),
         )

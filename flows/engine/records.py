@@ -48,7 +48,7 @@ class PipelineResult(Record):
     @property
     def last_model(self) -> ModelRef:
         """The policy, or the last model before a gate ended the run."""
-        return self.policy or list(self.stages.values())[-1].model
+        return list(self.stages.values())[-1].model
 
 
 class LabelsResult(Record):

@@ -150,11 +150,8 @@ def find_judge(
 
 
 def _made_by_run(context: RunContext, role: ModelRole) -> ModelRef | None:
-    if role == "policy":
-        model = saved_result(context, "policy", ModelRef)
-    else:
-        result = saved_result(context, role, StageResult)
-        model = None if result is None else result.model
+    result = saved_result(context, role, StageResult)
+    model = None if result is None else result.model
     if model is not None and not model.path.is_dir():
         return resolve_model(model.uri)  # trained on another machine
     return model

@@ -1,9 +1,9 @@
 """What is measured, and what is decided from it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_core.errors import MissingMetricError
 from rlhf_core.schema.base import Record
@@ -197,3 +197,37 @@ class StageResult(Record):
     """Wall time of the stage."""
     tracking_url: str
     """Where a person looks at the run."""
+
+    @classmethod
+    def judged_later(
+        cls, stage: StageName, model: ModelRef, *, seconds: float, tracking_url: str
+    ) -> "StageResult":
+        """Return the result of a training whose model a later stage measures and judges."""
+        return cls(
+            stage=stage,
+            model=model,
+            report=EvaluationReport(stage=stage, model=model, metrics={}),
+            decision=PromotionDecision(
+                stage=stage,
+                model=model,
+                verdict="PROMOTE",
+                results=(),
+                reasons=("its gates are those of the evaluation",),
+            ),
+            seconds=seconds,
+            tracking_url=tracking_url,
+        )
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the stage has measured its model, so that gates could say something about it."""
+        return bool(self.report.metrics)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier(cls, value: Any) -> Any:
+        """The policy's stage of earlier builds handed on its model and nothing else."""
+        if not (isinstance(value, dict) and "uri" in value):
+            return value
+        model = ModelRef.model_validate(value)
+        return dict(cls.judged_later("policy", model, seconds=0.0, tracking_url=""))

@@ -1,5 +1,6 @@
 """Stage 4: the policy. PPO against the reward model, or DPO straight from the pairs."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from rlhf_core.schema import (
     Prompt,
     Record,
     RunContext,
+    StageResult,
 )
 from rlhf_core.stages.base_model import model_renderer, name_ends
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
@@ -59,7 +61,7 @@ def train_policy(
     reward: ModelRef | None,
     context: RunContext,
     observer: Observer | None = None,
-) -> ModelRef:
+) -> StageResult:
     """Optimise the policy from SFT and register it as a candidate; evaluation decides about it.
 
     Args:
@@ -74,6 +76,7 @@ def train_policy(
         ConfigError: PPO without a reward model.
         DivergedError: the loss is not finite, or the KL watch stopped the run.
     """
+    started = time.monotonic()
     directory = context.stage_directory("policy")
     make_deterministic(config.seed)
     _require_memory(config, sft, reward)
@@ -86,7 +89,7 @@ def train_policy(
         task = _Task(config, splits, sft, reward, directory, run, policy, renderer, observer)
         summary = TRAINERS[type(config.policy)](task)
         sha256 = save_model(policy, renderer.tokenizer, directory / "model")
-        return register_model(
+        model = register_model(
             run,
             directory=directory / "model",
             name=f"{config.project}-policy",
@@ -94,6 +97,8 @@ def train_policy(
             sha256=sha256,
             tags={"algorithm": config.policy.algorithm, "num_steps": str(summary.num_steps)},
         )
+        seconds = time.monotonic() - started
+        return StageResult.judged_later("policy", model, seconds=seconds, tracking_url=run.url)
 
 
 def _require_memory(config: PipelineConfig, sft: ModelRef, reward: ModelRef | None) -> None:

@@ -142,7 +142,8 @@ class FakeStages:
 
     def train_policy(self, config, splits, sft, reward, context, observer=None):
         self._called("policy")
-        return self._model("policy", context, sft.sha256, reward and reward.sha256)
+        model = self._model("policy", context, sft.sha256, reward and reward.sha256)
+        return StageResult.judged_later("policy", model, seconds=1.0, tracking_url="")
 
     def bar_for(self, policy, project):
         return None if self.champion == policy.uri else self.champion

@@ -128,3 +128,14 @@ def test_two_processes_cannot_work_on_one_stage(stages, settings):
 def test_a_run_id_that_leaves_the_folder_is_refused(stages, settings):
     with pytest.raises(ConfigError, match="plain name"):
         run(settings, "../elsewhere")
+
+
+@pytest.mark.usefixtures("without_engine")
+def test_a_policy_that_an_earlier_build_handed_on_as_a_model_alone_is_kept(stages, settings):
+    before = run(settings)
+    saved = before.directory / "policy/result.json"
+    saved.write_text(before.policy.model_dump_json(indent=2))
+    again = run(settings)
+    assert stages.calls == [*EVERY_STAGE, "promote"]
+    assert again.policy == again.stages["policy"].model == before.policy
+    assert again.stages["policy"].decision == before.stages["policy"].decision

@@ -312,7 +312,7 @@ def _models(directory: Path, results: Mapping[str, StageResult]) -> dict[str, Mo
     """The model of every stage that trained one, for its training run."""
     models = {stage: result.model for stage, result in results.items() if stage in CURVES}
     if (saved := directory / "policy" / "result.json").is_file():
-        models["policy"] = read_record(saved, ModelRef)
+        models["policy"] = read_record(saved, StageResult).model
     return models
 
 
