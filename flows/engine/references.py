@@ -33,7 +33,8 @@ def find_dataset(
     Raises:
         DataError: the directory holds another version than the reference asks for.
     """
-    from rlhf_core.stages.prepare import prepare_data, read_splits
+    from rlhf_core.stages.preparation.dataset import read_splits
+    from rlhf_core.stages.prepare import prepare_data
     from rlhf_core.stages.versions.versions import bring_back
 
     if given is None:

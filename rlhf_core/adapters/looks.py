@@ -155,20 +155,21 @@ def find_look(entry: str) -> tuple[Look, dict[str, str]]:
     Raises:
         RegistryError: there is no such look, or nothing was measured at it yet.
     """
-    tags = _tags(entry)
-    if MEASURED not in tags:
+    entries = read_looks(entry.removeprefix("models:/").partition(SUFFIX)[0])
+    number = entry.rpartition("/")[2]
+    mine = next((one for one in entries if str(one.number) == number), None)
+    if mine is None:
+        raise RegistryError(f"{entry}: no such look is on record")
+    if MEASURED not in mine.tags:
         raise RegistryError(f"{entry}: nothing was measured at this look; evaluate first")
-    project = entry.removeprefix("models:/").partition(SUFFIX)[0]
-    entries = read_looks(project)
-    mine = next(one for one in entries if str(one.number) == entry.rpartition("/")[2])
     look = Look(
         entry=entry,
         held_out=mine.held_out,
         number=_number(entries, mine, mine.held_out, mine.sketch),
-        measured_by=tags[MEASURED],
-        sampling=tags.get(SAMPLING),
+        measured_by=mine.tags[MEASURED],
+        sampling=mine.tags.get(SAMPLING),
     )
-    return look, tags
+    return look, dict(mine.tags)
 
 
 def keep_votes(entry: str, name: str, votes: Path) -> str:

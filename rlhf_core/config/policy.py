@@ -228,6 +228,11 @@ class PpoConfig(Section):
         return self.needs_values and not self.share_trunk
 
     @property
+    def needs_reference_model(self) -> bool:
+        """Whether the reference is a second copy: with LoRA it is the policy without adapters."""
+        return self.compute.lora is None
+
+    @property
     def warmup_iterations(self) -> int:
         """First iterations in which the policy stands still."""
         return self.critic_warmup_iterations if self.needs_values else 0
@@ -244,6 +249,9 @@ class DpoConfig(SupervisedConfig):
     algorithm: Literal["dpo"] = "dpo"
     """Which of the two: these are the settings of DPO."""
     needs_reward_model: ClassVar[bool] = False
+    needs_value_model: ClassVar[bool] = False
+    needs_reference_model: ClassVar[bool] = False
+    """Its log-probabilities are measured before the first step; no copy stays in memory."""
     sampled_tokens: ClassVar[int | None] = None
     """It samples nothing in training."""
     optimizer: Annotated[OptimizerConfig, filled_with(DPO_OPTIMIZER)] = DPO_OPTIMIZER
@@ -255,6 +263,7 @@ class DpoConfig(SupervisedConfig):
     """Train towards ``PreferencePair.probability``; smoothing applies on top of it."""
 
 
-# What other rooms ask of an algorithm is an attribute here, and none compares its name:
-# ``needs_reward_model`` and ``sampled_tokens``. Its trainer is in ``stages/policy.py``.
+# What other rooms ask of an algorithm is an attribute here, and none compares its name or class:
+# ``sampled_tokens`` and ``needs_{reward,value,reference}_model``. Its trainer is registered with
+# ``optimize`` in ``stages/policy.py``.
 PolicyConfig = Annotated[PpoConfig | DpoConfig, Field(discriminator="algorithm")]

@@ -1,9 +1,9 @@
 """Stage 4: the policy. PPO against the reward model, or DPO straight from the pairs."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, singledispatch
 from itertools import zip_longest
 from operator import attrgetter
 from pathlib import Path
@@ -87,7 +87,7 @@ def train_policy(
         policy = load_causal(sft.path, device=config.model.device)
         name_ends(policy, renderer)
         task = _Task(config, splits, sft, reward, directory, run, policy, renderer, observer)
-        summary = TRAINERS[type(config.policy)](task)
+        summary = optimize(config.policy, task)
         sha256 = save_model(policy, renderer.tokenizer, directory / "model")
         model = register_model(
             run,
@@ -104,10 +104,10 @@ def train_policy(
 def _require_memory(config: PipelineConfig, sft: ModelRef, reward: ModelRef | None) -> None:
     settings = config.policy
     trained, read = {"policy": sft.path}, {}
-    if isinstance(settings, PpoConfig) and reward is not None:
+    if settings.needs_reference_model:
+        read["reference"] = sft.path
+    if settings.needs_reward_model and reward is not None:
         read["reward"] = reward.path
-        if settings.compute.lora is None:
-            read["reference"] = sft.path
         if settings.needs_value_model:
             trained["value"] = reward.path
     require_memory(config, settings.compute, trained=trained, read=read)
@@ -115,7 +115,7 @@ def _require_memory(config: PipelineConfig, sft: ModelRef, reward: ModelRef | No
 
 @dataclass(frozen=True)
 class _Task:
-    """What both algorithms are given."""
+    """What every algorithm is given besides its settings."""
 
     config: PipelineConfig
     splits: DatasetSplits
@@ -131,9 +131,20 @@ class _Task:
         return training_run(self.config, "policy", self.run, self.directory, self.observer)
 
 
-def _optimize_ppo(task: _Task) -> FitSummary:
-    settings, device = task.config.policy, task.config.model.device
-    if task.reward is None or not isinstance(settings, PpoConfig):
+@singledispatch
+def optimize(settings: Section, task: _Task) -> FitSummary:
+    """Train ``task.policy`` in place as its settings ask; their class chooses the function below.
+
+    Raises:
+        ConfigError: they need a reward model, and there is none.
+    """
+    raise NotImplementedError(f"no trainer is registered for {type(settings).__name__}")
+
+
+@optimize.register
+def _optimize_ppo(settings: PpoConfig, task: _Task) -> FitSummary:
+    device = task.config.model.device
+    if task.reward is None:
         raise ConfigError("policy.algorithm ppo needs a reward model; give --reward")
     watcher = AnswerWatcher(
         task.config,
@@ -146,7 +157,9 @@ def _optimize_ppo(task: _Task) -> FitSummary:
         PpoModels(
             policy=task.policy,
             # With LoRA the policy without its adapters is the reference: no second copy.
-            reference=None if settings.compute.lora else load_causal(task.sft.path, device=device),
+            reference=load_causal(task.sft.path, device=device)
+            if settings.needs_reference_model
+            else None,
             reward_model=load_scalar(task.reward.path, device=device),
             value_model=load_scalar(task.reward.path, device=device)
             if settings.needs_value_model
@@ -161,10 +174,8 @@ def _optimize_ppo(task: _Task) -> FitSummary:
     return summary
 
 
-def _optimize_dpo(task: _Task) -> FitSummary:
-    settings = task.config.policy
-    if not isinstance(settings, DpoConfig):
-        raise ConfigError(f"policy.algorithm {settings.algorithm} is not dpo")
+@optimize.register
+def _optimize_dpo(settings: DpoConfig, task: _Task) -> FitSummary:
     load = partial(load_pairs, task.config, task.renderer, task.directory)
     return fit_dpo(
         task.policy,
@@ -174,13 +185,6 @@ def _optimize_dpo(task: _Task) -> FitSummary:
         settings=settings,
         run=task.training_run(),
     )
-
-
-TRAINERS: dict[type[Section], Callable[["_Task"], FitSummary]] = {
-    PpoConfig: _optimize_ppo,
-    DpoConfig: _optimize_dpo,
-}
-"""What trains by which settings: a new algorithm has its line here."""
 
 
 class AnswerWatcher:

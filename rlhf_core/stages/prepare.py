@@ -4,30 +4,28 @@ import glob
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import rlhf_core
-from rlhf_core.adapters import versioning
 from rlhf_core.adapters.data_docs import FOLDER as DOCS
 from rlhf_core.adapters.data_docs import find_docs
 from rlhf_core.config import PreparationConfig
 from rlhf_core.dataprep.manifest import (
-    NAME,
     Manifest,
     code_digest,
     find_manifest,
     fingerprint_of,
     read_manifest,
 )
-from rlhf_core.dataprep.outputs import FILE_NAMES
 from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
-from rlhf_core.errors import DataError, RlhfError, StorageError
-from rlhf_core.schema import DatasetRef, DatasetSplits
+from rlhf_core.errors import RlhfError, StorageError
+from rlhf_core.schema import DatasetSplits
 from rlhf_core.stages.preparation import build as prepare_build
 from rlhf_core.stages.preparation import checks as prepare_checks
+from rlhf_core.stages.preparation.dataset import DATASET, FAILURES, failures_of, read_splits
 from rlhf_core.stages.preparation.inputs import named_paths, raw_sources, require_paths
 from rlhf_core.stages.preparation.tokens import load_renderer, prompt_limit, tokenizer_digest
+from rlhf_core.stages.versions.versions import bring_back
 from rlhf_core.storage.folders import (
     exclusive,
     put_in_place,
@@ -35,7 +33,7 @@ from rlhf_core.storage.folders import (
     working_directory,
 )
 from rlhf_core.storage.full_disk import writing
-from rlhf_core.storage.own_folders import RUNS, OwnFolder, require_replaceable
+from rlhf_core.storage.own_folders import RUNS, require_replaceable
 from rlhf_core.storage.records import sha256_of
 
 logger = logging.getLogger(__name__)
@@ -57,21 +55,6 @@ _CODE = (
 
 DIGITS = 12
 """Of a digest in the name of a folder."""
-_KEPT_OF_FAILURE = (prepare_build.QUARANTINE, prepare_build.REPORT, DOCS, prepare_checks.FAILING)
-DATASET = OwnFolder(
-    what="the prepared dataset",
-    is_ours=lambda folder: find_manifest(folder) is not None,
-    names=(
-        *(f"{name}.jsonl" for name in FILE_NAMES),
-        *(NAME, prepare_build.REPORT, prepare_build.QUARANTINE, DOCS),
-        *(prepare_build.PICTURES, prepare_build.ANNOTATORS),
-    ),
-)
-FAILURES = OwnFolder(
-    what="the rows and reports of a preparation that fails",
-    is_ours=prepare_checks.is_marked_failed,
-    names=(*_KEPT_OF_FAILURE, prepare_checks.MARK),
-)
 
 
 def prepare_data(config: PreparationConfig) -> DatasetSplits:
@@ -93,8 +76,6 @@ def prepare_data(config: PreparationConfig) -> DatasetSplits:
         MissingMetricError: a gate asks for what this data did not let be measured; kept likewise.
     """
     if config.data.version is not None:
-        from rlhf_core.stages.versions.versions import bring_back
-
         return bring_back(config.data.version)
     require_own_folders(config)
     output = config.data.output
@@ -123,11 +104,6 @@ def require_own_folders(config: PreparationConfig) -> None:
     spared[RUNS] = config.runs
     require_replaceable(data.output, DATASET, spared)
     require_replaceable(failures_of(data.output), FAILURES, spared)
-
-
-def failures_of(output: Path) -> Path:
-    """Return the folder where a failed preparation of ``output`` keeps what it is about."""
-    return output.with_name(f"{output.name}-failed")
 
 
 def _build(config: PreparationConfig, fingerprint: str) -> Path:
@@ -219,42 +195,6 @@ def _show_newest(kept: Path, output: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     with replacing_directory(target) as work:
         shutil.copytree(source, work, dirs_exist_ok=True)
-
-
-def read_splits(directory: Path, revision: str | None = None) -> DatasetSplits:
-    """Return the references of a prepared directory.
-
-    Args:
-        directory: what preparation made.
-        revision: git commit the data belongs to; None takes the one checked out around it.
-
-    Raises:
-        DataError: there is no complete dataset in ``directory``.
-    """
-    manifest = read_manifest(directory)
-    if manifest is None:
-        raise DataError(f"{directory}: no complete prepared dataset; run `rlhf prepare` first")
-    revision = revision or versioning.git_revision(directory)
-    references: dict[str, Any] = {
-        name: DatasetRef(
-            path=directory / f"{name}.jsonl",
-            sha256=facts.sha256,
-            num_rows=facts.num_rows,
-            dvc_md5=facts.md5,
-            git_revision=revision,
-        )
-        for name, facts in manifest.files.items()
-    }
-    return DatasetSplits(
-        directory=directory,
-        sha256=manifest.sha256,
-        dvc_md5=versioning.directory_md5(directory),
-        git_revision=revision,
-        split=manifest.split,
-        template_date=manifest.template_date,
-        report=directory / prepare_build.REPORT,
-        **references,
-    )
 
 
 def _fingerprint(config: PreparationConfig) -> str:

@@ -1,7 +1,8 @@
 """Where flows call the core: what a test puts a fake in place of, by module."""
 
 SEAM = {
-    "rlhf_core.stages.prepare": ("prepare_data", "read_splits", "prepare_fingerprint"),
+    "rlhf_core.stages.prepare": ("prepare_data", "prepare_fingerprint"),
+    "rlhf_core.stages.preparation.dataset": ("read_splits",),
     "rlhf_core.stages.preflight": ("check_inputs",),
     "rlhf_core.stages.base_model": ("base_digest",),
     "rlhf_core.stages.sft": ("train_sft",),

@@ -2,6 +2,7 @@ import pytest
 
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
 from rlhf_core.stages import prepare
+from rlhf_core.stages.preparation import dataset
 from rlhf_flows.engine.inputs import PipelineInputs, SftInputs
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.pipeline import rlhf_pipeline
@@ -93,7 +94,7 @@ def prepare_again(stages, monkeypatch):
 
     def run():
         changed = stages.read_splits(stages.directory).model_copy(update={"sha256": "f" * 64})
-        monkeypatch.setattr(prepare, "read_splits", lambda directory: changed)
+        monkeypatch.setattr(dataset, "read_splits", lambda directory: changed)
         monkeypatch.setattr(prepare, "prepare_data", lambda config: changed)
 
     return run

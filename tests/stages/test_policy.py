@@ -1,11 +1,13 @@
 """What the policy stage does around training."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 
-from rlhf_core.config import ComputeConfig, LoraConfig
+from rlhf_core.config import ComputeConfig, DpoConfig, LoraConfig
+from rlhf_core.config.policy import KlWatchConfig, PolicyConfig
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.schema import Message, Prompt
 from rlhf_core.stages import policy
@@ -73,7 +75,7 @@ def test_ppo_starts_from_sft_and_its_value_model_if_any_from_the_reward_model(
         renderer=base_renderer(config.model),
     )  # fmt: skip
     with pytest.raises(Begun):
-        policy._optimize_ppo(task)
+        policy.optimize(settings, task)
     (models,) = seen
     if advantages == "gae":
         assert models.value_model is not models.reward_model
@@ -83,6 +85,37 @@ def test_ppo_starts_from_sft_and_its_value_model_if_any_from_the_reward_model(
     assert equal(models.reward_model, load_scalar(reward))
     assert equal(models.policy, load_causal(sft))
     assert models.reference is None if lora else equal(models.reference, models.policy)
+
+
+def test_every_algorithm_of_the_settings_has_its_trainer():
+    union, *_ = get_args(PolicyConfig)
+    others = policy.optimize.dispatch(object)
+    assert all(policy.optimize.dispatch(kind) is not others for kind in get_args(union))
+    with pytest.raises(NotImplementedError, match="no trainer is registered for KlWatchConfig"):
+        policy.optimize(KlWatchConfig(), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "roles"),
+    [
+        ({}, {"policy", "reward", "reference", "value"}),
+        ({"advantages": "rloo", "responses_per_prompt": 4}, {"policy", "reward", "reference"}),
+        ({"compute": ComputeConfig(lora=LoraConfig(rank=2))}, {"policy", "reward", "value"}),
+        (None, {"policy"}),
+    ],
+)
+def test_memory_is_asked_for_the_models_that_the_settings_need(
+    changes, roles, stage_config, monkeypatch
+):
+    found = set()
+    monkeypatch.setattr(
+        policy, "require_memory", lambda *_, trained, read: found.update(trained, read)
+    )
+    config = stage_config()
+    settings = DpoConfig() if changes is None else config.policy.model_copy(update=changes)
+    model = SimpleNamespace(path="somewhere")
+    policy._require_memory(config.model_copy(update={"policy": settings}), model, model)
+    assert found == roles
 
 
 def equal(one, other):

@@ -14,7 +14,8 @@ from rlhf_core.dataprep.keys import conversation_key
 from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, PreferencePair, Prompt
-from rlhf_core.stages.prepare import prepare_data, read_splits
+from rlhf_core.stages.preparation.dataset import read_splits
+from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.storage.records import md5_of, read_records, sha256_of
 from tests.stages.prepare_helpers import comparisons, make_config, write
 

@@ -9,7 +9,8 @@ import pytest
 
 from rlhf_core.errors import DataError, StorageError
 from rlhf_core.stages.preparation import checks as prepare_checks
-from rlhf_core.stages.prepare import prepare_data, read_splits
+from rlhf_core.stages.preparation.dataset import read_splits
+from rlhf_core.stages.prepare import prepare_data
 from tests.disks import no_larger_files
 from tests.stages.prepare_helpers import comparisons, make_config, write
 

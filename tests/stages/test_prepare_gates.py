@@ -8,7 +8,8 @@ import pytest
 from rlhf_core.config import PipelineConfig
 from rlhf_core.config.data import DATA_CONFIDENCE, DATA_METRICS
 from rlhf_core.errors import DataError, MissingMetricError
-from rlhf_core.stages.prepare import prepare_data, read_splits
+from rlhf_core.stages.preparation.dataset import read_splits
+from rlhf_core.stages.prepare import prepare_data
 from tests.stages.prepare_helpers import comparisons, make_config, write
 
 

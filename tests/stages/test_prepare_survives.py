@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.config import PipelineConfig
-from rlhf_core.stages.prepare import read_splits
+from rlhf_core.stages.preparation.dataset import read_splits
 from tests.stages.prepare_helpers import comparisons, make_config, write
 
 STARTER = """

@@ -10,7 +10,7 @@ from rlhf_core.adapters import dvc_versions, versioning
 from rlhf_core.config import SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.schema import BatchResult, DatasetSplits, DataVersion
-from rlhf_core.stages.prepare import FAILURES, read_splits
+from rlhf_core.stages.preparation.dataset import FAILURES, read_splits
 from rlhf_core.stages.versions import batches as data_batches
 from rlhf_core.stages.versions.batches import AddedBatch
 from rlhf_core.stages.versions.diff import compare_datasets

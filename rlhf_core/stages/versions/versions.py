@@ -8,6 +8,7 @@ from rlhf_core.adapters import dvc_versions, versioning
 from rlhf_core.adapters.registry import find_version as find_model_version
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetSplits, DataVersion
+from rlhf_core.stages.preparation.dataset import DATASET, read_splits
 from rlhf_core.stages.versions.diff import DatasetDiff, compare_datasets
 from rlhf_core.storage.folders import exclusive
 from rlhf_core.storage.own_folders import require_replaceable
@@ -97,8 +98,6 @@ def _folder(root: Path, dvc_md5: str) -> Path:
 
 
 def _materialise(root: Path, commit: str, dvc_md5: str) -> DatasetSplits:
-    from rlhf_core.stages.prepare import DATASET, read_splits
-
     folder = _folder(root, dvc_md5)
     require_replaceable(folder, DATASET)
     with exclusive(folder):
