@@ -1,4 +1,4 @@
-"""Settings of policy optimisation: PPO, RLOO and GRPO, each with its source, or DPO."""
+"""Settings of policy optimisation: PPO, RLOO, GRPO, or DPO's family, each with its source."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -244,23 +244,64 @@ class PpoConfig(Section):
 
 
 class DpoConfig(SupervisedConfig):
-    """Policy optimisation straight from pairs (Rafailov et al. 2023)."""
+    """Policy optimisation straight from pairs: DPO (Rafailov et al. 2023) and its family."""
 
     algorithm: Literal["dpo"] = "dpo"
-    """Which of the two: these are the settings of DPO."""
+    """These are the settings of DPO and of the other losses on pairs (``loss``)."""
     needs_reward_model: ClassVar[bool] = False
     needs_value_model: ClassVar[bool] = False
     needs_reference_model: ClassVar[bool] = False
     """Its log-probabilities are measured before the first step; no copy stays in memory."""
     sampled_tokens: ClassVar[int | None] = None
     """It samples nothing in training."""
+    loss: Literal["dpo", "robust", "ipo", "simpo", "orpo"] = "dpo"
+    """``dpo`` (Rafailov 2023, arXiv:2305.18290; conservative with ``label_smoothing``), ``robust``
+    (Chowdhury 2024, arXiv:2403.00409), ``ipo`` (Azar 2023, arXiv:2310.12036); without a reference
+    ``simpo`` (Meng 2024, arXiv:2405.14734) and ``orpo`` (Hong 2024, arXiv:2403.07691)."""
     optimizer: Annotated[OptimizerConfig, filled_with(DPO_OPTIMIZER)] = DPO_OPTIMIZER
     beta: Positive = 0.1
-    """How closely the policy is held to the reference: weight of the KL (Rafailov 2023)."""
+    """How closely the policy is held to the reference: weight of the KL (Rafailov 2023). ``ipo``:
+    its margin is 1 / (2 beta). ``simpo``: scale of its rewards, 2 to 10 in the paper. ``orpo``:
+    weight of the odds ratio beside the NLL."""
+    length_normalized: bool | None = None
+    """Log-probabilities per token instead of per response. None: as published, which is per token
+    for ``ipo`` (so its authors), ``simpo`` and ``orpo``, and per response for the others."""
+    target_margin: NonNegative = 0.5
+    """``simpo``: how far apart the two rewards should be (Meng 2024, their gamma)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels taken to be wrong (conservative DPO)."""
+    """Share of labels taken to be wrong: conservative with ``dpo``, ``ipo`` and ``simpo``,
+    unbiased with ``robust``."""
     use_soft_labels: bool = False
     """Train towards ``PreferencePair.probability``; smoothing applies on top of it."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares the policy with its start."""
+        return self.loss not in ("simpo", "orpo")
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether log-probabilities are means over the tokens of a response."""
+        if self.length_normalized is None:
+            return self.loss in ("ipo", "simpo", "orpo")
+        return self.length_normalized
+
+    @model_validator(mode="after")
+    def _loss_reads_its_settings(self) -> "DpoConfig":
+        if not self.needs_reference and self.length_normalized is False:
+            raise ValueError(f"loss {self.loss} is per token: leave length_normalized out")
+        if self.loss != "simpo" and self.target_margin != 0.5:
+            raise ValueError(f"loss {self.loss} has no target_margin (simpo has): leave it out")
+        if self.loss == "robust" and self.label_smoothing == 0.0:
+            raise ValueError(
+                "loss robust corrects for the share of labels that are wrong: it needs "
+                "label_smoothing above 0 (0.1, say)"
+            )
+        if self.loss in ("robust", "orpo") and self.use_soft_labels:
+            raise ValueError(f"loss {self.loss} knows no soft labels: leave use_soft_labels out")
+        if self.loss == "orpo" and self.label_smoothing > 0.0:
+            raise ValueError("loss orpo knows no label_smoothing: leave it out")
+        return self
 
 
 # What other rooms ask of an algorithm is an attribute here, and none compares its name or class:

@@ -1,6 +1,14 @@
-"""Direct preference optimisation: the policy as its own reward model."""
+"""Losses of policies trained straight from preferences: DPO and its family.
 
+What they take are log-probabilities of whole responses, as sums or per token (``per_token``); a
+loss that has no reference takes those of the policy where the others take the difference.
+"""
+
+import math
+
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rlhf_core.functional.bradley_terry import soft_bradley_terry_loss
 from rlhf_core.functional.shapes import require_same_shape
@@ -50,3 +58,130 @@ def dpo_loss(chosen_rewards: Tensor, rejected_rewards: Tensor, probability: Tens
         ShapeError: the three shapes differ.
     """
     return soft_bradley_terry_loss(chosen_rewards, rejected_rewards, probability)
+
+
+def robust_dpo_loss(chosen_rewards: Tensor, rejected_rewards: Tensor, *, noise: float) -> Tensor:
+    """DPO's loss as it would be on clean labels, from labels of which a known share is wrong.
+
+        l(d) = -log sigmoid(d),   d = r_chosen - r_rejected
+        loss = ((1 - noise) l(d) - noise l(-d)) / (1 - 2 noise)
+
+    Its mean over wrong and right labels is the mean of l over the right ones; single pairs may have
+    a loss below 0. Chowdhury et al. (2024), arXiv:2403.00409, eq. 12.
+
+    Args:
+        chosen_rewards: [P] float, ``implicit_rewards`` of the chosen responses.
+        rejected_rewards: [P] float, of the rejected ones, same order.
+        noise: share of labels that are wrong, in [0, 0.5).
+
+    Returns:
+        [P] loss per pair, in nats.
+
+    Raises:
+        ShapeError: the two shapes differ.
+    """
+    require_same_shape(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    gap = chosen_rewards - rejected_rewards
+    clean, flipped = -F.logsigmoid(gap), -F.logsigmoid(-gap)
+    return ((1.0 - noise) * clean - noise * flipped) / (1.0 - 2.0 * noise)
+
+
+def ipo_loss(
+    chosen_ratios: Tensor, rejected_ratios: Tensor, probability: Tensor, *, beta: float
+) -> Tensor:
+    """Squared distance of the policy's preference from a margin that is finite.
+
+        d    = ratio_chosen - ratio_rejected
+        loss = p (d - 1 / (2 beta))^2 + (1 - p) (d + 1 / (2 beta))^2
+
+    Azar et al. (2023), arXiv:2310.12036, eq. 17, with beta for their tau; p = 1 there.
+
+    Args:
+        chosen_ratios: [P] float, log-probability of the chosen response under the policy less that
+            under the reference, in nats.
+        rejected_ratios: [P] float, of the rejected ones, same order.
+        probability: [P] float in [0, 1], probability p that ``chosen`` is better.
+        beta: the margin asked for is 1 / (2 beta), > 0.
+
+    Returns:
+        [P] loss per pair, in squared nats.
+
+    Raises:
+        ShapeError: the three shapes differ.
+    """
+    require_same_shape(
+        chosen_ratios=chosen_ratios, rejected_ratios=rejected_ratios, probability=probability
+    )
+    gap, target = chosen_ratios - rejected_ratios, 1.0 / (2.0 * beta)
+    return probability * (gap - target) ** 2 + (1.0 - probability) * (gap + target) ** 2
+
+
+def simpo_loss(
+    chosen_rewards: Tensor, rejected_rewards: Tensor, probability: Tensor, *, target_margin: float
+) -> Tensor:
+    """Bradley-Terry loss of rewards without a reference, which have to differ by a margin.
+
+        d    = r_chosen - r_rejected - target_margin,   r = beta * mean log pi(token)
+        loss = -p log sigmoid(d) - (1 - p) log sigmoid(-d)
+
+    Meng et al. (2024), arXiv:2405.14734, eq. 6, with target_margin for their gamma; p = 1 there.
+
+    Args:
+        chosen_rewards: [P] float, of the chosen responses.
+        rejected_rewards: [P] float, of the rejected ones, same order.
+        probability: [P] float in [0, 1], probability p that ``chosen`` is better.
+        target_margin: how far apart they should be, >= 0.
+
+    Returns:
+        [P] loss per pair, in nats.
+
+    Raises:
+        ShapeError: the three shapes differ.
+    """
+    return soft_bradley_terry_loss(chosen_rewards - target_margin, rejected_rewards, probability)
+
+
+def orpo_loss(chosen_logprobs: Tensor, rejected_logprobs: Tensor, *, weight: float) -> Tensor:
+    """NLL of the chosen response, and the odds of choosing it over the rejected one.
+
+        odds(p) = p / (1 - p),   p = exp(mean log-probability of a token)
+        loss    = -log p_chosen - weight * log sigmoid(log odds(p_chosen) - log odds(p_rejected))
+
+    Hong et al. (2024), arXiv:2403.07691, eq. 6 and 7, with weight for their lambda.
+
+    Args:
+        chosen_logprobs: [P] float < 0, mean log-probability of a token of the chosen response
+            under the policy, in nats.
+        rejected_logprobs: [P] float < 0, of the rejected ones, same order.
+        weight: of the odds ratio, > 0.
+
+    Returns:
+        [P] loss per pair, in nats.
+
+    Raises:
+        ShapeError: the two shapes differ.
+    """
+    require_same_shape(chosen_logprobs=chosen_logprobs, rejected_logprobs=rejected_logprobs)
+    gap = _log_odds(chosen_logprobs) - _log_odds(rejected_logprobs)
+    return -chosen_logprobs - weight * F.logsigmoid(gap)
+
+
+def per_token(logprobs: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over the tokens of each response, from sums [...] and numbers of tokens [...].
+
+    Raises:
+        ShapeError: the two shapes differ.
+    """
+    require_same_shape(logprobs=logprobs, lengths=lengths)
+    return logprobs / lengths
+
+
+def _log_odds(logprobs: Tensor) -> Tensor:
+    # log(1 - p) from log p: of the two forms each is exact where the other cancels.
+    near_one = logprobs > -math.log(2.0)
+    rest = torch.where(
+        near_one,
+        torch.log(-torch.expm1(logprobs)),
+        torch.log1p(-torch.exp(logprobs)),
+    )
+    return logprobs - rest

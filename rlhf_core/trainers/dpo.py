@@ -1,4 +1,4 @@
-"""DPO: a policy straight from the pairs, with no reward model and no sampling."""
+"""DPO's family: a policy straight from the pairs, with no reward model and no sampling."""
 
 import time
 from collections.abc import Sequence
@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.config import DpoConfig
-from rlhf_core.functional.dpo import dpo_loss, implicit_rewards
+from rlhf_core.functional.dpo import (
+    dpo_loss,
+    implicit_rewards,
+    ipo_loss,
+    orpo_loss,
+    per_token,
+    robust_dpo_loss,
+    simpo_loss,
+)
 from rlhf_core.models import finish_training, prepare_training, token_logprobs
 from rlhf_core.models.compute import file_dtype, precision
 from rlhf_core.tokenization import PreferenceBatch, TokenizedPair
@@ -33,10 +41,10 @@ def fit_dpo(
     settings: DpoConfig,
     run: TrainingRun,
 ) -> FitSummary:
-    """Train ``policy`` in place with the DPO loss, mean over the pairs of a batch.
+    """Train ``policy`` in place with ``settings.loss``, mean over the pairs of a batch.
 
     The reference never changes, so its log-probabilities are computed once, before training; None
-    takes the policy as it is then, and no second model is needed. Logs
+    takes the policy as it is then, and no second model is needed. SimPO and ORPO ask none. Logs
     ``policy/loss`` (nats per pair), ``policy/accuracy`` and ``policy/margin`` of the implicit
     rewards, ``policy/learning_rate``, ``policy/grad_norm``, ``policy/tokens_per_second`` every
     step, and ``policy/heldout_*`` at the start, every ``evaluate_every`` steps, and at the end.
@@ -63,8 +71,8 @@ def fit_dpo(
         first: dict[str, float] = checkpoint.values["first"]
     else:
         with precision(reference, settings.compute):
-            train_ref = pair_logprobs(reference, train, budget=objective.budget)
-            heldout_ref = pair_logprobs(reference, heldout, budget=objective.budget)
+            train_ref = objective.reference_logprobs(reference, train)
+            heldout_ref = objective.reference_logprobs(reference, heldout)
         first = objective.measure(heldout, heldout_ref).summary("policy", "heldout_")
         run.tracker.log_metrics(first, step=0)
     progress = Progress("dpo", run.observer, total=len(plan), done=optimization.step)
@@ -97,12 +105,17 @@ def fit_dpo(
 
 
 class DpoObjective:
-    """The DPO loss of one policy under one setting."""
+    """The loss of one policy under one setting."""
 
     def __init__(self, policy: nn.Module, settings: DpoConfig) -> None:
         self.policy: nn.Module = policy
-        self.budget, self.beta = settings.micro_batch_tokens, settings.beta
-        self.label_smoothing, self.soft = settings.label_smoothing, settings.use_soft_labels
+        self.settings, self.budget = settings, settings.micro_batch_tokens
+
+    def reference_logprobs(self, reference: nn.Module, pairs: Sequence[TokenizedPair]) -> Tensor:
+        """Log-probabilities [P, 2] that the loss compares with; 0 where it has no reference."""
+        if not self.settings.needs_reference:
+            return torch.zeros(len(pairs), 2)
+        return pair_logprobs(reference, pairs, budget=self.budget)
 
     def accumulate(
         self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor
@@ -146,12 +159,41 @@ class DpoObjective:
         return measures.summary("policy", "heldout_")
 
     def _apply(self, micro: PreferenceBatch, ref_logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        settings = self.settings
         logprobs = _chosen_and_rejected(self.policy, micro)
-        rewards = implicit_rewards(logprobs, ref_logprobs.to(logprobs.device), beta=self.beta)
-        probability = micro.probability if self.soft else torch.ones_like(micro.probability)
-        probability = probability + self.label_smoothing * (1.0 - 2.0 * probability)
-        losses = dpo_loss(rewards[:, 0], rewards[:, 1], probability)
+        ref_logprobs = ref_logprobs.to(logprobs.device)
+        if settings.is_per_token:
+            of_sequence = micro.tokens.response_lengths
+            lengths = torch.stack([of_sequence[micro.chosen], of_sequence[micro.rejected]], dim=1)
+            logprobs, ref_logprobs = (per_token(row, lengths) for row in (logprobs, ref_logprobs))
+        rewards = implicit_rewards(logprobs, ref_logprobs, beta=settings.beta)
+        losses = pair_losses(settings, micro.probability, logprobs - ref_logprobs, rewards)
         return rewards[:, 0] - rewards[:, 1], losses
+
+
+def pair_losses(
+    settings: DpoConfig, probability: Tensor, ratios: Tensor, rewards: Tensor
+) -> Tensor:
+    """Losses [P] of pairs by ``settings.loss``.
+
+    Args:
+        settings: name the loss and what it reads.
+        probability: [P] soft labels, read with ``use_soft_labels``.
+        ratios: [P, 2] log-probabilities less those of the reference, chosen first, in nats.
+        rewards: [P, 2] the same times beta.
+    """
+    label = probability if settings.use_soft_labels else torch.ones_like(probability)
+    label = label + settings.label_smoothing * (1.0 - 2.0 * label)
+    if settings.loss == "robust":
+        return robust_dpo_loss(rewards[:, 0], rewards[:, 1], noise=settings.label_smoothing)
+    if settings.loss == "ipo":
+        return ipo_loss(ratios[:, 0], ratios[:, 1], label, beta=settings.beta)
+    if settings.loss == "simpo":
+        margin = settings.target_margin
+        return simpo_loss(rewards[:, 0], rewards[:, 1], label, target_margin=margin)
+    if settings.loss == "orpo":
+        return orpo_loss(ratios[:, 0], ratios[:, 1], weight=settings.beta)
+    return dpo_loss(rewards[:, 0], rewards[:, 1], label)
 
 
 @torch.no_grad()

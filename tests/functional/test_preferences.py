@@ -7,7 +7,15 @@ import torch
 
 from rlhf_core.errors import ShapeError
 from rlhf_core.functional.bradley_terry import bradley_terry_loss, soft_bradley_terry_loss
-from rlhf_core.functional.dpo import dpo_loss, implicit_rewards
+from rlhf_core.functional.dpo import (
+    dpo_loss,
+    implicit_rewards,
+    ipo_loss,
+    orpo_loss,
+    per_token,
+    robust_dpo_loss,
+    simpo_loss,
+)
 
 
 def test_bradley_terry_by_hand():
@@ -81,7 +89,73 @@ def test_dpo_gradient_is_the_papers():
     torch.testing.assert_close(logprobs.grad, torch.stack([-weight, weight]))
 
 
+def test_robust_dpo_by_hand_and_unbiased_over_flipped_labels():
+    """With d = log 3: l(d) = log(4/3), l(-d) = log 4, noise 0.2."""
+    gap, zero = torch.tensor([math.log(3.0)], dtype=torch.float64), torch.zeros(1).double()
+    loss = robust_dpo_loss(gap, zero, noise=0.2)
+    assert loss.item() == pytest.approx((0.8 * math.log(4 / 3) - 0.2 * math.log(4)) / 0.6)
+    chosen, rejected = torch.randn(2, 50, dtype=torch.float64)
+    right = robust_dpo_loss(chosen, rejected, noise=0.3)
+    wrong = robust_dpo_loss(rejected, chosen, noise=0.3)
+    clean = dpo_loss(chosen, rejected, torch.ones(50, dtype=torch.float64))
+    torch.testing.assert_close(0.7 * right + 0.3 * wrong, clean)
+    torch.testing.assert_close(robust_dpo_loss(chosen, rejected, noise=0.0), clean)
+
+
+def test_ipo_by_hand_and_its_minimum_is_the_margin():
+    one = torch.ones(1, dtype=torch.float64)
+    assert ipo_loss(one, -2 * one, one, beta=0.1).item() == pytest.approx(4.0)
+    assert ipo_loss(one, -2 * one, 0.75 * one, beta=0.1).item() == pytest.approx(
+        0.75 * (3 - 5) ** 2 + 0.25 * (3 + 5) ** 2
+    )
+    chosen = torch.tensor([5.0], dtype=torch.float64, requires_grad=True)
+    ipo_loss(chosen, 0 * one, one, beta=0.1).sum().backward()
+    assert chosen.grad.item() == 0.0
+
+
+def test_simpo_by_hand_and_by_definition():
+    chosen, rejected, sure = torch.tensor([1.5]), torch.tensor([1.0]), torch.ones(1)
+    loss = simpo_loss(chosen, rejected, sure, target_margin=0.5)
+    assert loss.item() == pytest.approx(math.log(2))
+    chosen, rejected = torch.randn(2, 50, dtype=torch.float64)
+    loss = simpo_loss(chosen, rejected, torch.ones(50).double(), target_margin=0.3)
+    torch.testing.assert_close(loss, torch.log1p(torch.exp(rejected + 0.3 - chosen)))
+
+
+def test_orpo_by_hand_and_by_definition():
+    """p = 3/4 against p = 1/2: odds 3 and 1, so the odds ratio wins with 3/4."""
+    logprobs = torch.tensor([[3 / 4], [1 / 2]], dtype=torch.float64).log()
+    expected = math.log(4 / 3) + 0.1 * math.log(4 / 3)
+    assert orpo_loss(*logprobs, weight=0.1).item() == pytest.approx(expected)
+    probabilities = torch.rand(2, 50, dtype=torch.float64) * 0.98 + 0.01
+    odds = probabilities / (1 - probabilities)
+    expected = -probabilities[0].log() - 0.3 * (odds[0] / (odds[0] + odds[1])).log()
+    torch.testing.assert_close(orpo_loss(*probabilities.log(), weight=0.3), expected)
+
+
+def test_orpo_stays_exact_and_finite_at_both_ends():
+    logprobs = torch.tensor([[-1e-7, -200.0], [-200.0, -1e-7]], requires_grad=True)
+    losses = orpo_loss(*logprobs, weight=1.0)
+    losses.sum().backward()
+    log_odds = -1e-7 - math.log(1e-7)
+    assert losses.tolist() == pytest.approx([1e-7, 400.0 + log_odds], rel=1e-5, abs=1e-6)
+    assert bool(torch.isfinite(logprobs.grad).all())
+
+
+def test_per_token_is_the_mean_of_a_response():
+    sums, lengths = torch.tensor([[-6.0, -3.0]]), torch.tensor([[3, 2]])
+    assert per_token(sums, lengths).tolist() == [[-2.0, -1.5]]
+
+
 def test_shapes_are_refused():
+    with pytest.raises(ShapeError, match="rejected_logprobs"):
+        orpo_loss(torch.zeros(3), torch.zeros(3, 1), weight=0.1)
+    with pytest.raises(ShapeError, match="probability"):
+        ipo_loss(torch.zeros(3), torch.zeros(3), torch.zeros(1), beta=0.1)
+    with pytest.raises(ShapeError, match="rejected_rewards"):
+        robust_dpo_loss(torch.zeros(3), torch.zeros(1), noise=0.1)
+    with pytest.raises(ShapeError, match="lengths"):
+        per_token(torch.zeros(3), torch.zeros(1))
     with pytest.raises(ShapeError, match="rejected_scores"):
         bradley_terry_loss(torch.zeros(3), torch.zeros(3, 1))
     with pytest.raises(ShapeError, match="probability"):

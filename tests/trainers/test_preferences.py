@@ -162,6 +162,74 @@ def test_dpo_by_hand_with_smoothing_and_soft_labels(causal_directory):
         assert float(measures.losses[index]) == pytest.approx(expected, rel=1e-4)
 
 
+def by_hand(loss, beta, sums, reference, lengths, label=1.0):
+    """One pair's loss by its paper, in Python's floats; ``sums`` and the others chosen first."""
+    means = [value / length for value, length in zip(sums, lengths, strict=True)]
+    ratios = [value - ref for value, ref in zip(sums, reference, strict=True)]
+    mean_ratios = [ratio / length for ratio, length in zip(ratios, lengths, strict=True)]
+    nll = lambda gap: math.log1p(math.exp(-gap))  # noqa: E731
+    if loss == "ipo":
+        return (mean_ratios[0] - mean_ratios[1] - 1 / (2 * beta)) ** 2
+    if loss == "simpo":
+        return nll(beta * (means[0] - means[1]) - 0.5)
+    if loss == "orpo":
+        odds = [math.exp(mean) / (1 - math.exp(mean)) for mean in means]
+        return -means[0] - beta * math.log(odds[0] / (odds[0] + odds[1]))
+    gap = beta * (ratios[0] - ratios[1])
+    if loss == "robust":
+        return (0.8 * nll(gap) - 0.2 * nll(-gap)) / 0.6
+    return nll(beta * (mean_ratios[0] - mean_ratios[1]))
+
+
+FAMILY = {
+    "ipo": {},
+    "simpo": {},
+    "orpo": {},
+    "robust": {"label_smoothing": 0.2},
+    "dpo": {"length_normalized": True},
+}
+
+
+@pytest.mark.parametrize("loss", FAMILY)
+def test_the_family_by_hand(loss, causal_directory):
+    policy, pairs = load_causal(causal_directory), toy_pairs(5)
+    objective = DpoObjective(policy, DpoConfig(loss=loss, beta=0.3, **FAMILY[loss]))
+    reference = torch.randn(5, 2)
+    if loss in ("simpo", "orpo"):
+        reference = objective.reference_logprobs(None, pairs)
+    measures, _ = objective.accumulate(pairs, reference)
+    for index, pair in enumerate(pairs):
+        responses = (pair.chosen_ids, pair.rejected_ids)
+        sums = [
+            token_logprobs(policy, pack_responses([pair.prompt_ids], [response])).sum().item()
+            for response in responses
+        ]
+        expected = by_hand(loss, 0.3, sums, reference[index].tolist(), list(map(len, responses)))
+        assert float(measures.losses[index]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", FAMILY)
+def test_the_family_learns(loss, causal_directory, tmp_path):
+    changes = {"loss": loss, "num_epochs": 6, **FAMILY[loss]}
+    summary, _, _ = train_stage("dpo", causal_directory, tmp_path, ListTracker(), **changes)
+    assert summary.metrics["policy/heldout_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loss": "robust"}, "label_smoothing above 0"),
+        ({"loss": "orpo", "label_smoothing": 0.1}, "no label_smoothing"),
+        ({"loss": "robust", "label_smoothing": 0.1, "use_soft_labels": True}, "soft labels"),
+        ({"loss": "simpo", "length_normalized": False}, "leave length_normalized out"),
+        ({"loss": "ipo", "target_margin": 1.0}, "no target_margin"),
+    ],
+)
+def test_a_loss_refuses_settings_it_would_not_read(settings, said):
+    with pytest.raises(ValueError, match=said):
+        DpoConfig(**settings)
+
+
 def test_dpo_without_a_second_model_is_dpo_against_the_start(causal_directory, tmp_path):
     results = []
     for reference in (None, load_causal(causal_directory)):
