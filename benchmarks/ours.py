@@ -95,7 +95,7 @@ def reward_work(
     pairs = read_pairs(folder)
 
     def work() -> tuple[float, int]:
-        measures, num_tokens = accumulate_pairs(model, pairs, budget=budget, soft=False)
+        measures, num_tokens = accumulate_pairs(model, pairs, budget=budget)
         return float(measures.losses.mean()), num_tokens
 
     return work

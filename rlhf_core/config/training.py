@@ -122,3 +122,19 @@ class RewardConfig(SupervisedConfig):
     """Shift the scores so that demonstrations score 0 on average."""
     use_soft_labels: bool = False
     """Train towards ``PreferencePair.probability`` instead of certainty that chosen is better."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be wrong (Wang et al. 2024, arXiv:2401.06080); on top of soft
+    labels, if there are any."""
+    margin_scale: NonNegative = 0.0
+    """Ask the scores of a pair to differ by this times the strength of its votes (Touvron et al.
+    2023, "Llama 2", arXiv:2307.09288, eq. 2, whose small margins are a third of strengths from 0 to
+    3); 0 asks for no margin."""
+    margin_of: Literal["strength", "votes"] = "strength"
+    """Strength of the votes: what the source says of how much better (``PreferencePair.strength``),
+    or the votes' lead for ``chosen``, from 0 (divided) to 1 (of one mind)."""
+
+    @model_validator(mode="after")
+    def _margins_are_read(self) -> "RewardConfig":
+        if self.margin_of != "strength" and self.margin_scale == 0.0:
+            raise ValueError("margin_of is read with a margin_scale above 0 alone")
+        return self

@@ -35,7 +35,8 @@ def soft_bradley_terry_loss(
         d    = s_chosen - s_rejected
         loss = -p log sigmoid(d) - (1 - p) log sigmoid(-d)
 
-    With p = 1 this is ``bradley_terry_loss``; its minimum is at d = log(p / (1 - p)), so a pair
+    With p = 1 this is ``bradley_terry_loss``; less a margin, s_chosen gives the loss of Touvron et
+    al. (2023), arXiv:2307.09288, eq. 2. Its minimum is at d = log(p / (1 - p)), so a pair
     whose annotators disagree asks for a small margin. Wang et al. (2024), arXiv:2401.06080.
 
     Args:

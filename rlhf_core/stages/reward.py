@@ -1,6 +1,9 @@
 """Stage 3: a reward model from people's preferences; and, from the other half, the judge."""
 
+import logging
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -8,7 +11,8 @@ from typing import Literal
 
 from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import PipelineConfig, RewardConfig
+from rlhf_core.errors import DataError
 from rlhf_core.models import save_model, scalar_from_causal
 from rlhf_core.ports import Observer
 from rlhf_core.schema import (
@@ -28,6 +32,8 @@ from rlhf_core.stages.training_run import require_memory, training_run
 from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer, TokenizedPair
 from rlhf_core.trainers.reward import fit_reward_model
+
+logger = logging.getLogger(__name__)
 
 NUM_REFERENCES = 512
 """Held-out demonstrations whose mean score becomes 0; their mean is known well enough by then."""
@@ -63,7 +69,7 @@ def train_reward(
         head, device = derived_seed(config.seed, role, "head"), config.model.device
         model = scalar_from_causal(sft.path, seed=head, device=device)
         name_ends(model, renderer)
-        load = partial(load_pairs, config, renderer, directory)
+        load = partial(load_pairs, config, renderer, directory, margin=margin_by(settings))
         summary = fit_reward_model(
             model,
             load(splits.reward_train if role == "reward" else splits.judge_train),
@@ -91,15 +97,56 @@ def train_reward(
     return result.model_copy(update={"seconds": time.monotonic() - started})
 
 
+def margin_by(settings: RewardConfig) -> Callable[[PreferencePair], float] | None:
+    """Return what says by how much the scores of a pair should differ; None where nothing does.
+
+    A pair whose source says no strength asks for no margin.
+    """
+    scale = settings.margin_scale
+    if scale == 0.0:
+        return None
+    if settings.margin_of == "strength":
+        return lambda pair: scale * (pair.strength or 0.0)
+    return lambda pair: scale * max(2.0 * pair.agreement - 1.0, 0.0)
+
+
 def load_pairs(
-    config: PipelineConfig, renderer: Renderer, directory: Path, source: DatasetRef
+    config: PipelineConfig,
+    renderer: Renderer,
+    directory: Path,
+    source: DatasetRef,
+    *,
+    margin: Callable[[PreferencePair], float] | None = None,
 ) -> list[TokenizedPair]:
-    """Read prepared pairs as token sequences; those that do not fit are filtered out by reason."""
+    """Read prepared pairs as token sequences; those that do not fit are filtered out by reason.
+
+    Raises:
+        DataError: nothing is left, or there is a ``margin`` and it is 0 for every pair.
+    """
+    records = read_records(source, PreferencePair)
+    if margin is not None:
+        _require_margins(records, margin, source)
     return tokenize_records(
-        read_records(source, PreferencePair),
-        renderer.pair,
+        records,
+        renderer.pair
+        if margin is None
+        else lambda pair: replace(renderer.pair(pair), margin=margin(pair)),
         length=attrgetter("num_tokens"),
         max_length=config.model.max_length,
         filtered=directory / f"set-aside-{source.path.stem}.jsonl",
         at_fault=partial(pair_fault, renderer, config.model.max_length),
     )
+
+
+def _require_margins(
+    pairs: Sequence[PreferencePair], margin: Callable[[PreferencePair], float], source: DatasetRef
+) -> None:
+    without = sum(margin(pair) == 0.0 for pair in pairs)
+    if pairs and without == len(pairs):
+        raise DataError(
+            f"{source.path}: margin_scale asks for margins, but no pair has a strength above 0: "
+            "name the column that says it (columns: {strength: ...}), take margin_of: votes, or "
+            "leave margin_scale out"
+        )
+    if without:
+        logger.info("margins: %d of %d pairs of %s have none", without, len(pairs), source.path)

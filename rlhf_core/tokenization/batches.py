@@ -149,6 +149,8 @@ class PreferenceBatch:
     """[P] int64: which lost."""
     probability: Tensor
     """[P] float32: probability that ``chosen`` is truly better."""
+    margin: Tensor
+    """[P] float32: by how much the score of ``chosen`` should lie above the other, 0 mostly."""
 
     @property
     def num_pairs(self) -> int:
@@ -162,4 +164,5 @@ class PreferenceBatch:
             self.chosen.to(device),
             self.rejected.to(device),
             self.probability.to(device),
+            self.margin.to(device),
         )

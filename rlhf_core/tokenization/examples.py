@@ -56,6 +56,8 @@ class TokenizedPair:
     rejected_ids: TokenIds
     probability: float = 1.0
     """Probability that ``chosen`` is truly better (soft label)."""
+    margin: float = 0.0
+    """By how much the score of ``chosen`` should lie above that of ``rejected``."""
 
     @property
     def num_tokens(self) -> int:

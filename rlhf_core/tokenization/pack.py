@@ -113,6 +113,7 @@ def pack_pairs(pairs: Sequence[TokenizedPair], *, share: bool = True) -> Prefere
         chosen=torch.tensor(chosen),
         rejected=torch.tensor(rejected),
         probability=torch.tensor([pair.probability for pair in pairs], dtype=torch.float32),
+        margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
     )
 
 

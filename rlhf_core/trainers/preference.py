@@ -120,7 +120,7 @@ def pair_rows(*parts: Sequence[TokenizedPair]) -> list[bytes]:
             pair.prompt_ids.tobytes(),
             pair.chosen_ids.tobytes(),
             pair.rejected_ids.tobytes(),
-            repr(pair.probability).encode(),
+            repr((pair.probability, pair.margin)).encode(),
         )
     ]
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def fit_reward_model(
     if settings.center_on_reference:
         require_pairs("reward", reference=reference)
     model = prepare_training(model, settings.compute, seed=run.seed)
-    budget, soft = settings.micro_batch_tokens, settings.use_soft_labels
+    budget, labels = settings.micro_batch_tokens, Labels.of(settings)
     plan = plan_pair_batches(
         train, batch_size=settings.batch_size, num_epochs=settings.num_epochs, seed=run.seed
     )
@@ -78,21 +79,21 @@ def fit_reward_model(
         optimization.load(checkpoint)
         first: dict[str, float] = checkpoint.values["first"]
     else:
-        measures = measure_pairs(model, heldout, budget=budget, soft=soft)
+        measures = measure_pairs(model, heldout, budget=budget, labels=labels)
         first = measures.summary("reward", "heldout_")
         run.tracker.log_metrics(first, step=0)
     progress = Progress("reward", run.observer, total=len(plan), done=optimization.step)
     while optimization.step < len(plan):
         started = time.perf_counter()
         batch = [train[index] for index in plan[optimization.step]]
-        measures, num_tokens = accumulate_pairs(model, batch, budget=budget, soft=soft)
+        measures, num_tokens = accumulate_pairs(model, batch, budget=budget, labels=labels)
         metrics = measures.summary("reward")
         applied = optimization.apply(metrics["reward/loss"])
         metrics |= {f"reward/{name}": value for name, value in applied.items()}
         metrics["reward/tokens_per_second"] = num_tokens / (time.perf_counter() - started)
         step = optimization.step
         if settings.evaluate_every and step % settings.evaluate_every == 0 and step < len(plan):
-            measures = measure_pairs(model, heldout, budget=budget, soft=soft)
+            measures = measure_pairs(model, heldout, budget=budget, labels=labels)
             metrics |= measures.summary("reward", "heldout_")
         run.tracker.log_metrics(metrics, step=step)
         progress.advance(metrics)
@@ -105,7 +106,7 @@ def fit_reward_model(
             )
     progress.close()
     model = finish_training(model)
-    measures = measure_pairs(model, heldout, budget=budget, soft=soft)
+    measures = measure_pairs(model, heldout, budget=budget, labels=labels)
     final = measures.summary("reward", "heldout_") | measures.accuracy_by_length(heldout, "reward")
     if settings.center_on_reference:
         final["reward/shift"] = center_on_reference(model, reference, budget=budget)
@@ -113,8 +114,31 @@ def fit_reward_model(
     return FitSummary(num_steps=len(plan), metrics=final | at_start(first))
 
 
+@dataclass(frozen=True)
+class Labels:
+    """What a pair's label is taken for."""
+
+    soft: bool = False
+    """The pair's own probability instead of certainty."""
+    smoothing: float = 0.0
+    """Share of labels taken to be wrong."""
+
+    @classmethod
+    def of(cls, settings: RewardConfig) -> "Labels":
+        """As the settings say."""
+        return cls(settings.use_soft_labels, settings.label_smoothing)
+
+    def probability(self, micro: PreferenceBatch) -> Tensor:
+        """[P] probability that ``chosen`` is better."""
+        sure = micro.probability if self.soft else torch.ones_like(micro.probability)
+        return sure + self.smoothing * (1.0 - 2.0 * sure)
+
+
+HARD = Labels()
+
+
 def accumulate_pairs(
-    model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: int, soft: bool
+    model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: int, labels: Labels = HARD
 ) -> tuple[PairMeasures, int]:
     """Add the gradient of the batch's mean loss.
 
@@ -123,7 +147,7 @@ def accumulate_pairs(
     """
     parts, num_tokens = [], 0
     for micro, _ in pack_runs(model, pairs, budget=budget):
-        margins, losses = _margins_and_losses(model, micro, soft=soft)
+        margins, losses = _margins_and_losses(model, micro, labels)
         (losses.sum() / len(pairs)).backward()
         parts.append(PairMeasures(margins.detach(), losses.detach()))
         num_tokens += micro.tokens.num_tokens
@@ -132,12 +156,12 @@ def accumulate_pairs(
 
 @torch.no_grad()
 def measure_pairs(
-    model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: int, soft: bool = False
+    model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: int, labels: Labels = HARD
 ) -> PairMeasures:
     """Score pairs without touching the model; results are in the order of ``pairs``."""
     return join_measures(
         [
-            PairMeasures(*_margins_and_losses(model, micro, soft=soft))
+            PairMeasures(*_margins_and_losses(model, micro, labels))
             for micro, _ in pack_runs(model, pairs, budget=budget)
         ]
     )
@@ -164,9 +188,9 @@ def center_on_reference(
 
 
 def _margins_and_losses(
-    model: nn.Module, micro: PreferenceBatch, *, soft: bool
+    model: nn.Module, micro: PreferenceBatch, labels: Labels
 ) -> tuple[Tensor, Tensor]:
     scores = sequence_scores(model, micro.tokens)
     chosen, rejected = scores[micro.chosen], scores[micro.rejected]
-    probability = micro.probability if soft else torch.ones_like(micro.probability)
-    return chosen - rejected, soft_bradley_terry_loss(chosen, rejected, probability)
+    losses = soft_bradley_terry_loss(chosen - micro.margin, rejected, labels.probability(micro))
+    return chosen - rejected, losses

@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -30,7 +31,12 @@ from rlhf_core.trainers.preference import (
     plan_pair_batches,
     split_pairs_by_tokens,
 )
-from rlhf_core.trainers.reward import accumulate_pairs, center_on_reference, measure_pairs
+from rlhf_core.trainers.reward import (
+    Labels,
+    accumulate_pairs,
+    center_on_reference,
+    measure_pairs,
+)
 from tests.trainers.toys import OPTIMIZER, ListTracker, ids, toy_examples, toy_pairs, train_stage
 
 
@@ -75,12 +81,25 @@ def test_reward_loss_by_hand(causal_directory):
         for (c, r), p in zip(scores, pairs, strict=True)
     ]
     for expected, is_soft in ((hard, False), (soft, True)):
-        measures, _ = accumulate_pairs(model, pairs, budget=30, soft=is_soft)
+        measures, _ = accumulate_pairs(model, pairs, budget=30, labels=Labels(is_soft))
         torch.testing.assert_close(measures.losses, torch.tensor(expected), atol=1e-5, rtol=1e-5)
     measured = measure_pairs(model, pairs, budget=1)
     torch.testing.assert_close(
         measured.margins, torch.tensor([c - r for c, r in scores]), atol=1e-5, rtol=1e-5
     )
+
+
+def test_reward_loss_with_margins_and_smoothing_by_hand(causal_directory):
+    model, pairs = scalar_from_causal(causal_directory, seed=0), toy_pairs(4)
+    asked = [replace(pair, margin=0.5 * index) for index, pair in enumerate(pairs)]
+    gaps = measure_pairs(model, pairs, budget=30).margins
+    measures, _ = accumulate_pairs(model, asked, budget=30, labels=Labels(smoothing=0.1))
+    for index, gap in enumerate(gaps.tolist()):
+        short = gap - 0.5 * index
+        expected = 0.9 * math.log1p(math.exp(-short)) + 0.1 * math.log1p(math.exp(short))
+        assert float(measures.losses[index]) == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(measures.margins, gaps)
+    assert pair_rows(asked) != pair_rows(pairs)
 
 
 def test_a_draw_counts_half():

@@ -7,7 +7,7 @@ from rlhf_core.config import ComputeConfig, LoraConfig
 from rlhf_core.errors import CheckpointError
 from rlhf_core.models import load_causal, scalar_from_causal
 from rlhf_core.trainers.dpo import DpoObjective, pair_logprobs
-from rlhf_core.trainers.reward import accumulate_pairs
+from rlhf_core.trainers.reward import Labels, accumulate_pairs
 from rlhf_core.trainers.sft import accumulate_nll
 from tests.trainers.toys import DpoConfig, ListTracker, toy_examples, toy_pairs, train_stage
 
@@ -101,7 +101,9 @@ def test_micro_batches_do_not_change_the_gradient(stage, causal_directory):
     for budget in (1, 40, 80, 100_000):
         if stage == "reward":
             model = scalar_from_causal(causal_directory, seed=0).double()
-            accumulate_pairs(model, toy_pairs(64, prompts=30), budget=budget, soft=True)
+            accumulate_pairs(
+                model, toy_pairs(64, prompts=30), budget=budget, labels=Labels(soft=True)
+            )
         elif stage == "sft":
             model = load_causal(causal_directory).double()
             accumulate_nll(model, toy_examples(64), budget=budget)
