@@ -36,7 +36,7 @@ def loaded(tmp_path, stage_config):
         path = tmp_path / "pairs.jsonl"
         write_records(path, rows)
         source = DatasetRef(
-            path=path, sha256="0" * 64, num_rows=len(rows), dvc_md5=None, git_revision=None
+            path=path, sha256="0" * 64, num_rows=len(rows), dvc_md5="0" * 32, git_revision=None
         )
         return load_pairs(stage_config(), model_renderer(BASE), tmp_path, source, margin=margin)
 
