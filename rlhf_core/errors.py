@@ -53,6 +53,14 @@ class CheckpointError(RlhfError, RuntimeError):
     """A checkpoint is torn, missing, or belongs to another run."""
 
 
+class ProcessError(RlhfError, RuntimeError):
+    """A process of a training that has several failed; the message names it and says why."""
+
+
+class PeerLostError(ProcessError):
+    """Another process of the training is gone: what happened there is the cause, and not this."""
+
+
 class ModelError(RlhfError, ValueError):
     """A model directory or hub name cannot serve its purpose (tokenizer, template, head)."""
 

@@ -143,6 +143,15 @@ def set_environment_defaults() -> dict[str, str]:
     return {name: os.environ[name] for name in ENVIRONMENT_DEFAULTS}
 
 
+def environment_of_ranks(threads: int) -> dict[str, str]:
+    """Return the environment of processes that share this machine's cores.
+
+    Args:
+        threads: that each takes, unless a person has chosen a number.
+    """
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, **set_environment_defaults()}
+
+
 def request_repeatable_cublas() -> None:
     """Give NVIDIA's matrix products workspaces of their own, without which torch refuses them.
 

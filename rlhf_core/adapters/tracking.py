@@ -19,7 +19,7 @@ from rlhf_core.adapters.mlflow_client import (
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.adapters.stage_run import StageRun, run_url
 from rlhf_core.adapters.versioning import git_revision
-from rlhf_core.config import PipelineConfig, config_digest
+from rlhf_core.config import GATED_STAGES, UNDECIDING, PipelineConfig, config_digest
 from rlhf_core.errors import RegistryError, StorageError
 from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageName
 
@@ -77,10 +77,10 @@ def open_run(
     run = StageRun(opened, lineage, resumed=resumed, patience=patience)
     _say_what_lies_elsewhere(opened, folder)
     try:
-        run.log_tags({PLACE: _place(folder)})
+        run.log_tags({PLACE: _place(folder), **_processes(config, stage)})
         run.log_settings(config.model_dump(mode="json"))
-        # A parameter is written once; ``feedback`` may change while a run is gone on with.
-        run.log_params(_flatten(config.model_dump(mode="json", exclude={"feedback"})))
+        # A parameter is written once, and these may change while a run is gone on with.
+        run.log_params(_flatten(config.model_dump(mode="json", exclude=UNDECIDING)))
         yield run
         run.flush()
     except KeyboardInterrupt:
@@ -92,6 +92,25 @@ def open_run(
     patiently(
         f"closing the {stage} run",
         lambda: mlflow_client().set_terminated(run.run_id, "FINISHED"),
+    )
+
+
+def _processes(config: PipelineConfig, stage: StageName) -> dict[str, str]:
+    """How many processes train the stage now: a tag, for they may change with the next attempt."""
+    if stage not in GATED_STAGES:
+        return {}
+    settings = config.distributed_of(stage)
+    return {
+        "distributed.processes": str(settings.processes),
+        "distributed.shard": settings.shard,
+    }
+
+
+def rejoin_run(run_id: str, lineage: Mapping[str, str], *, resumed: bool) -> StageRun:
+    """Return an open run to a process that the stage started; the stage itself ends the run."""
+    found = patiently("rejoining the run", lambda: mlflow_client().get_run(run_id))
+    return StageRun(
+        found, lineage, resumed=resumed, patience=load_settings().rlhf_tracking_patience
     )
 
 

@@ -11,6 +11,7 @@ from rlhf_core.config.data import (
     VotesConfig,
 )
 from rlhf_core.config.evaluation import (
+    GATED_STAGES,
     OWN_JUDGE,
     EvaluationConfig,
     GateConfig,
@@ -27,6 +28,7 @@ from rlhf_core.config.feedback import (
     SimulatedLabelerConfig,
 )
 from rlhf_core.config.load import (
+    UNDECIDING,
     config_digest,
     load_config,
     load_preparation,
@@ -38,6 +40,7 @@ from rlhf_core.config.policy import DpoConfig, KlWatchConfig, PolicyConfig, PpoC
 from rlhf_core.config.promotion import PromotionConfig
 from rlhf_core.config.training import (
     ComputeConfig,
+    DistributedConfig,
     LoraConfig,
     OptimizerConfig,
     RewardConfig,
@@ -46,13 +49,16 @@ from rlhf_core.config.training import (
 )
 
 __all__ = [
+    "GATED_STAGES",
     "OWN_JUDGE",
+    "UNDECIDING",
     "VERSION_NAME",
     "AiLabelerConfig",
     "CleaningConfig",
     "ComputeConfig",
     "DataConfig",
     "DemonstrationsConfig",
+    "DistributedConfig",
     "DpoConfig",
     "EvaluationConfig",
     "FeedbackConfig",

@@ -117,12 +117,18 @@ def _written_part(loc: tuple[str | int, ...], raw: Any) -> KeyPath:
     return at
 
 
-def config_digest(config: PipelineConfig) -> str:
-    """Return the sha256 of the canonical JSON of all that decides a run.
+UNDECIDING: dict[str, Any] = {
+    "feedback": True,
+    "distributed": True,
+    **{stage: {"distributed"} for stage in ("sft", "reward", "judge", "policy")},
+}
+"""Settings that decide nothing of a run: no stage reads ``feedback``, and how many processes
+share the work changes rounding alone. They may change while a run is gone on with."""
 
-    Not of ``feedback``: no stage of a run reads it.
-    """
-    return hashlib.sha256(config.model_dump_json(exclude={"feedback"}).encode()).hexdigest()
+
+def config_digest(config: PipelineConfig) -> str:
+    """Return the sha256 of the canonical JSON of all that decides a run."""
+    return hashlib.sha256(config.model_dump_json(exclude=UNDECIDING).encode()).hexdigest()
 
 
 def _read_mapping(path: Path) -> tuple[dict[str, Any], Places]:

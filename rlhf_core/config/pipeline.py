@@ -18,7 +18,7 @@ from rlhf_core.config.metric_names import metrics_of
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.policy import PolicyConfig
 from rlhf_core.config.promotion import PromotionConfig
-from rlhf_core.config.training import RewardConfig, SftConfig
+from rlhf_core.config.training import DistributedConfig, RewardConfig, SftConfig
 from rlhf_core.errors import ConfigError
 
 
@@ -36,6 +36,8 @@ class PreparationConfig(Section):
     """Folder for checkpoints, models and reports, one sub-folder a run."""
     model: ModelConfig
     data: DataConfig
+    distributed: DistributedConfig = DistributedConfig()
+    """Processes that train each stage, unless its own section says otherwise."""
     sft: SftConfig = SftConfig()
     reward: RewardConfig = RewardConfig()
     judge: RewardConfig | None = None
@@ -134,6 +136,33 @@ class PipelineConfig(PreparationConfig):
                 " and who labels them, docs/feedback.md shows one"
             )
         return self.feedback
+
+    def distributed_of(self, stage: GatedStage) -> DistributedConfig:
+        """Return how many processes train a stage."""
+        if stage == "policy":
+            own = self.policy.distributed
+        elif stage == "sft":
+            own = self.sft.distributed
+        else:
+            own = (self.judge_settings() if stage == "judge" else self.reward).distributed
+        return own or self.distributed
+
+    @model_validator(mode="after")
+    def _every_process_has_rows(self) -> "PipelineConfig":
+        batches = {
+            "sft": self.sft.smallest_batch,
+            "reward": self.reward.smallest_batch,
+            "judge": self.judge_settings().smallest_batch,
+            "policy": self.policy.smallest_batch,
+        }
+        for stage in GATED_STAGES:
+            processes = self.distributed_of(stage).processes
+            if processes > batches[stage]:
+                raise ValueError(
+                    f"distributed.processes is {processes} for {stage}, whose batches have "
+                    f"{batches[stage]} rows: give each process one at least, or take fewer"
+                )
+        return self
 
     def answer_length(self) -> int:
         """Return the longest answer that evaluation samples, in tokens."""

@@ -15,6 +15,7 @@ from rlhf_core.config.base import (
 )
 from rlhf_core.config.training import (
     ComputeConfig,
+    DistributedConfig,
     OptimizerConfig,
     SupervisedConfig,
     filled_with,
@@ -102,6 +103,8 @@ class PpoConfig(Section):
     """Tokens per forward pass; bounds memory and does not change the result."""
     compute: ComputeConfig = ComputeConfig()
     """Of policy and value model; with LoRA the reference is the policy, adapters off."""
+    distributed: DistributedConfig | None = None
+    """Processes of this stage; None takes the ``distributed`` of the whole file."""
     decode_tokens: Count = 65_536
     """Tokens that keys and values are kept for while sampling: rows times the longest prompt plus
     ``max_new_tokens``. More rows take turns; bounds memory and changes nothing but rounding."""
@@ -211,6 +214,11 @@ class PpoConfig(Section):
         if self.warmup_iterations >= self.num_iterations:
             raise ValueError("critic_warmup_iterations leaves no iteration for the policy")
         return self
+
+    @property
+    def smallest_batch(self) -> int:
+        """Responses of a minibatch: the fewest that processes have to share."""
+        return self.rollout_batch_size // self.num_minibatches
 
     @property
     def sampled_tokens(self) -> int | None:

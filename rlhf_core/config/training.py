@@ -81,6 +81,19 @@ class ComputeConfig(Section):
     """Train adapters only; they are merged into the weights at the end."""
 
 
+class DistributedConfig(Section):
+    """How many processes train a stage; changes where the work is done, and nothing but rounding.
+
+    It is no part of what identifies a run: a stage goes on from its checkpoint with another number.
+    """
+
+    processes: int = Field(default=1, ge=1, le=65_536)
+    """Processes that share every batch; each keeps all weights. 1 trains in the process that was
+    started. More need a GPU each, or cores enough."""
+    shard: Literal["none"] = "none"
+    """What is divided among them besides the batch: nothing, so each keeps whole models."""
+
+
 class SupervisedConfig(Section):
     """What SFT, reward-model and DPO training have in common."""
 
@@ -91,10 +104,17 @@ class SupervisedConfig(Section):
     micro_batch_tokens: Count = 4_096
     """Tokens per forward pass; bounds memory and does not change the result."""
     compute: ComputeConfig = ComputeConfig()
+    distributed: DistributedConfig | None = None
+    """Processes of this stage; None takes the ``distributed`` of the whole file."""
     checkpoint_every: Count = 50
     """Optimiser steps between checkpoints."""
     evaluate_every: Count | None = None
     """Optimiser steps between held-out evaluations; None: only at the start and the end."""
+
+    @property
+    def smallest_batch(self) -> int:
+        """Sequences or pairs that processes have to share."""
+        return self.batch_size
 
 
 class SftConfig(SupervisedConfig):

@@ -39,7 +39,11 @@ def require_memory(base: str | Path, dtype: torch.dtype, device: torch.device) -
 
 
 def require_memory_of_training(
-    device: str, *, trained: Mapping[str, str | Path], read: Mapping[str, str | Path]
+    device: str,
+    *,
+    trained: Mapping[str, str | Path],
+    read: Mapping[str, str | Path],
+    processes: int = 1,
 ) -> None:
     """Refuse models that together are more than the memory that is free, before one is loaded.
 
@@ -50,6 +54,7 @@ def require_memory_of_training(
         trained: directories of those that are trained whole, by role. Of one with towers for
             pictures or sound, of which only the text is trained, the weights alone are counted.
         read: of those that are only read, or get adapters.
+        processes: that load all of them; on GPUs each has one of its own.
 
     Raises:
         ModelError: names the bytes needed and found.
@@ -64,7 +69,10 @@ def require_memory_of_training(
             needed[name] //= _OF_TRAINING
     parts = ", ".join(f"{name} {size:,}" for name, size in needed.items())
     how = f"for weights, gradients and optimiser ({parts})"
-    _require(sum(needed.values()), "training needs", how, choose_device(device))
+    place = choose_device(device)
+    copies = processes if place.type == "cpu" else 1
+    what = f"training in {processes} processes needs" if copies > 1 else "training needs"
+    _require(copies * sum(needed.values()), what, how, place)
 
 
 def _has_towers(folder: Path) -> bool:

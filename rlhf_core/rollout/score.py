@@ -1,13 +1,14 @@
 """Sample responses and have every model say what it thinks of them: one packing, one pass each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlhf_core.rollout.decode import Sampling, decode
+from rlhf_core import processes
+from rlhf_core.rollout.decode import Decoded, Sampling, decode
 from rlhf_core.rollout.experience import Rollout, ScoredRollout
 from rlhf_core.tokenization import TokenBatch, TokenIds
 
@@ -20,8 +21,16 @@ def sample_rollout(
     sampling: Sampling,
     budget: int,
 ) -> Rollout:
-    """Answer each prompt once; see ``decode`` for the arguments."""
-    decoded = decode(policy, prompts, uniforms=uniforms, sampling=sampling, budget=budget)
+    """Answer each prompt once, the processes a share each; see ``decode`` for the arguments."""
+    own = decode(
+        policy,
+        processes.share(prompts),
+        uniforms=processes.share(uniforms),
+        sampling=sampling,
+        budget=budget,
+    )
+    shares = (getattr(own, field.name) for field in fields(Decoded))
+    decoded = Decoded(*(processes.whole(part, len(prompts)) for part in shares))
     lengths = decoded.lengths.tolist()
     width = max(lengths)
     tokens = decoded.tokens[:, :width].cpu().numpy().astype(np.int32)
@@ -52,7 +61,7 @@ class Scorers:
 
 
 def score_rollout(rollout: Rollout, scorers: Scorers, *, budget: int) -> ScoredRollout:
-    """Ask every model once about every response.
+    """Ask every model once about every response, the processes about a share each.
 
     Args:
         rollout: what was sampled.
@@ -66,15 +75,20 @@ def score_rollout(rollout: Rollout, scorers: Scorers, *, budget: int) -> ScoredR
         asked["old_logprobs"] = scorers.old_logprobs
     answers: dict[str, list[Tensor]] = {name: [] for name in asked}
     with torch.inference_mode():
-        for rows in rollout.micro_batches(range(rollout.num_rows), budget=budget):
+        own_rows = processes.share(range(rollout.num_rows))
+        for rows in rollout.micro_batches(own_rows, budget=budget):
             batch = rollout.pack(rows)
             for name, ask in asked.items():
                 answers[name].append(ask(batch))
     # Joined outside of inference mode, whose tensors cannot take part in autograd.
     joined = {name: torch.cat(parts) for name, parts in answers.items()}
-    scores = joined.pop("scores")
-    blank = torch.zeros_like(rollout.logprobs)
-    padded = {name: blank.masked_scatter(rollout.mask, column) for name, column in joined.items()}
+    scores = processes.whole(joined.pop("scores"), rollout.num_rows)
+    mask = processes.share(rollout.mask)
+    blank = torch.zeros_like(processes.share(rollout.logprobs))
+    padded = {
+        name: processes.whole(blank.masked_scatter(mask, column), rollout.num_rows)
+        for name, column in joined.items()
+    }
     return ScoredRollout(
         rollout=rollout,
         old_logprobs=padded.get("old_logprobs", rollout.logprobs),

@@ -11,12 +11,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from rlhf_core.adapters.registry import register_model
-from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import DpoConfig, PipelineConfig, PpoConfig
 from rlhf_core.config.base import Section
 from rlhf_core.errors import ConfigError
-from rlhf_core.models import load_causal, load_scalar, save_model
+from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.ports import Observer
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import (
@@ -34,11 +33,11 @@ from rlhf_core.stages.evaluation.scoring import fits
 from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.reward import load_pairs
 from rlhf_core.stages.sft import load_demonstrations
-from rlhf_core.stages.training_run import require_memory, training_run
+from rlhf_core.stages.training_run import Fitted, Followers, TrainingJob, require_memory, train
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import Renderer
 from rlhf_core.trainers.dpo import fit_dpo
-from rlhf_core.trainers.loop import FitSummary, TrainingRun
+from rlhf_core.trainers.loop import FitSummary
 from rlhf_core.trainers.ppo import PpoData, PpoModels, fit_ppo
 
 NUM_WATCHED_PROMPTS = 16
@@ -78,31 +77,44 @@ def train_policy(
     """
     started = time.monotonic()
     directory = context.stage_directory("policy")
+    job = TrainingJob(
+        role="policy",
+        config=config,
+        splits=splits,
+        directory=directory,
+        checkpoints=directory / "checkpoints",
+        sft=sft,
+        reward=reward,
+    )
     make_deterministic(config.seed)
-    _require_memory(config, sft, reward)
+    _require_memory(job)
     upstream = {"sft": sft} | ({"reward": reward} if reward else {})
     with open_run(config, context, "policy", inputs=stage_inputs(splits, **upstream)) as run:
         run.log_dataset(splits)
-        renderer = model_renderer(sft.path)
-        policy = load_causal(sft.path, device=config.model.device)
-        name_ends(policy, renderer)
-        task = _Task(config, splits, sft, reward, directory, run, policy, renderer, observer)
-        summary = optimize(config.policy, task)
-        sha256 = save_model(policy, renderer.tokenizer, directory / "model")
+        trained = train(job, fit, run, observer)
         model = register_model(
             run,
             directory=directory / "model",
             name=f"{config.project}-policy",
             kind="causal",
-            sha256=sha256,
-            tags={"algorithm": config.policy.algorithm, "num_steps": str(summary.num_steps)},
+            sha256=trained.sha256,
+            tags={"algorithm": config.policy.algorithm, "num_steps": str(trained.num_steps)},
         )
         seconds = time.monotonic() - started
         return StageResult.judged_later("policy", model, seconds=seconds, tracking_url=run.url)
 
 
-def _require_memory(config: PipelineConfig, sft: ModelRef, reward: ModelRef | None) -> None:
-    settings = config.policy
+def fit(job: TrainingJob, followers: Followers) -> Fitted:
+    """Optimise the policy of a job as its settings say."""
+    renderer = model_renderer(job.start.path)
+    policy = load_causal(job.start.path, device=job.config.model.device)
+    name_ends(policy, renderer)
+    summary = optimize(job.config.policy, _Task(job, followers, policy, renderer))
+    return policy, renderer.tokenizer, summary
+
+
+def _require_memory(job: TrainingJob) -> None:
+    settings, sft, reward = job.config.policy, job.start, job.reward
     trained, read = {"policy": sft.path}, {}
     if settings.needs_reference_model:
         read["reference"] = sft.path
@@ -110,25 +122,17 @@ def _require_memory(config: PipelineConfig, sft: ModelRef, reward: ModelRef | No
         read["reward"] = reward.path
         if settings.needs_value_model:
             trained["value"] = reward.path
-    require_memory(config, settings.compute, trained=trained, read=read)
+    require_memory(job, settings.compute, trained=trained, read=read)
 
 
 @dataclass(frozen=True)
 class _Task:
     """What every algorithm is given besides its settings."""
 
-    config: PipelineConfig
-    splits: DatasetSplits
-    sft: ModelRef
-    reward: ModelRef | None
-    directory: Path
-    run: StageRun
+    job: TrainingJob
+    followers: Followers
     policy: PreTrainedModel
     renderer: Renderer
-    observer: Observer | None = None
-
-    def training_run(self) -> TrainingRun:
-        return training_run(self.config, "policy", self.run, self.directory, self.observer)
 
 
 @singledispatch
@@ -143,47 +147,49 @@ def optimize(settings: Section, task: _Task) -> FitSummary:
 
 @optimize.register
 def _optimize_ppo(settings: PpoConfig, task: _Task) -> FitSummary:
-    device = task.config.model.device
-    if task.reward is None:
+    job, config = task.job, task.job.config
+    device = config.model.device
+    if job.reward is None:
         raise ConfigError("policy.algorithm ppo needs a reward model; give --reward")
     watcher = AnswerWatcher(
-        task.config,
-        watched_prompts(task.config, task.splits, task.renderer),
+        config,
+        watched_prompts(config, job.splits, task.renderer),
         task.policy,
         task.renderer,
-        task.directory,
+        job.directory,
     )
     summary = fit_ppo(
         PpoModels(
             policy=task.policy,
             # With LoRA the policy without its adapters is the reference: no second copy.
-            reference=load_causal(task.sft.path, device=device)
+            reference=load_causal(job.start.path, device=device)
             if settings.needs_reference_model
             else None,
-            reward_model=load_scalar(task.reward.path, device=device),
-            value_model=load_scalar(task.reward.path, device=device)
+            reward_model=load_scalar(job.reward.path, device=device),
+            value_model=load_scalar(job.reward.path, device=device)
             if settings.needs_value_model
             else None,
         ),
-        _ppo_data(task.config, settings, task.splits, task.renderer, task.directory),
+        _ppo_data(config, settings, job.splits, task.renderer, job.directory),
         settings=settings,
-        run=task.training_run(),
+        run=task.followers.training_run(job),
         on_checkpoint=watcher.look,
     )
-    task.run.log_artifact(watcher.path)
+    task.followers.tracker.log_artifact(watcher.path)
     return summary
 
 
 @optimize.register
 def _optimize_dpo(settings: DpoConfig, task: _Task) -> FitSummary:
-    load = partial(load_pairs, task.config, task.renderer, task.directory)
+    job = task.job
+    load = partial(load_pairs, job.config, task.renderer, job.directory)
     return fit_dpo(
         task.policy,
         None,
-        load(task.splits.reward_train),
-        load(task.splits.reward_heldout),
+        load(job.splits.reward_train),
+        load(job.splits.reward_heldout),
         settings=settings,
-        run=task.training_run(),
+        run=task.followers.training_run(job),
     )
 
 

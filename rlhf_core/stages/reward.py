@@ -13,7 +13,7 @@ from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig, RewardConfig
 from rlhf_core.errors import DataError
-from rlhf_core.models import save_model, scalar_from_causal
+from rlhf_core.models import scalar_from_causal
 from rlhf_core.ports import Observer
 from rlhf_core.schema import (
     DatasetRef,
@@ -28,7 +28,7 @@ from rlhf_core.stages.base_model import model_renderer, name_ends
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluate import evaluate_reward
 from rlhf_core.stages.examples import pair_fault, tokenize_records
-from rlhf_core.stages.training_run import require_memory, training_run
+from rlhf_core.stages.training_run import Fitted, Followers, TrainingJob, require_memory, train
 from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer, TokenizedPair
 from rlhf_core.trainers.reward import fit_reward_model
@@ -60,38 +60,26 @@ def train_reward(
     """
     started = time.monotonic()
     directory = context.stage_directory(role)
-    settings = config.reward if role == "reward" else config.judge_settings()
+    job = TrainingJob(
+        role=role,
+        config=config,
+        splits=splits,
+        directory=directory,
+        checkpoints=directory / "checkpoints",
+        sft=sft,
+    )
     make_deterministic(config.seed)
-    require_memory(config, settings.compute, trained={role: sft.path})
+    require_memory(job, _settings(job).compute, trained={role: sft.path})
     with open_run(config, context, role, inputs=stage_inputs(splits, sft=sft)) as run:
         run.log_dataset(splits)
-        renderer = model_renderer(sft.path)
-        head, device = derived_seed(config.seed, role, "head"), config.model.device
-        model = scalar_from_causal(sft.path, seed=head, device=device)
-        name_ends(model, renderer)
-        load = partial(load_pairs, config, renderer, directory, margin=margin_by(settings))
-        summary = fit_reward_model(
-            model,
-            load(splits.reward_train if role == "reward" else splits.judge_train),
-            load(splits.reward_heldout if role == "reward" else splits.judge_heldout),
-            tokenize_records(
-                read_records(splits.demonstrations_heldout, Demonstration)[:NUM_REFERENCES],
-                renderer.demonstration,
-                length=attrgetter("num_tokens"),
-                max_length=config.model.max_length,
-                filtered=directory / "set-aside-references.jsonl",
-            ),
-            settings=settings,
-            run=training_run(config, role, run, directory, observer),
-        )
-        sha256 = save_model(model, renderer.tokenizer, directory / "model")
+        trained = train(job, fit, run, observer)
         reference = register_model(
             run,
             directory=directory / "model",
             name=f"{config.project}-{role}",
             kind="scalar",
-            sha256=sha256,
-            tags={"num_steps": str(summary.num_steps)},
+            sha256=trained.sha256,
+            tags={"num_steps": str(trained.num_steps)},
         )
         result = evaluate_reward(config, splits, reference, context, role=role, run=run)
     return result.model_copy(update={"seconds": time.monotonic() - started})
@@ -108,6 +96,36 @@ def margin_by(settings: RewardConfig) -> Callable[[PreferencePair], float] | Non
     if settings.margin_of == "strength":
         return lambda pair: scale * (pair.strength or 0.0)
     return lambda pair: scale * max(2.0 * pair.agreement - 1.0, 0.0)
+
+
+def fit(job: TrainingJob, followers: Followers) -> Fitted:
+    """Train the reward model or judge of a job on its half of the preferences."""
+    config, splits, sft = job.config, job.splits, job.start
+    renderer = model_renderer(sft.path)
+    head, device = derived_seed(config.seed, job.role, "head"), config.model.device
+    model = scalar_from_causal(sft.path, seed=head, device=device)
+    name_ends(model, renderer)
+    settings = _settings(job)
+    load = partial(load_pairs, config, renderer, job.directory, margin=margin_by(settings))
+    summary = fit_reward_model(
+        model,
+        load(splits.judge_train if job.role == "judge" else splits.reward_train),
+        load(splits.judge_heldout if job.role == "judge" else splits.reward_heldout),
+        tokenize_records(
+            read_records(splits.demonstrations_heldout, Demonstration)[:NUM_REFERENCES],
+            renderer.demonstration,
+            length=attrgetter("num_tokens"),
+            max_length=config.model.max_length,
+            filtered=job.directory / "set-aside-references.jsonl",
+        ),
+        settings=settings,
+        run=followers.training_run(job),
+    )
+    return model, renderer.tokenizer, summary
+
+
+def _settings(job: TrainingJob) -> RewardConfig:
+    return job.config.judge_settings() if job.role == "judge" else job.config.reward
 
 
 def load_pairs(

@@ -8,14 +8,13 @@ from pathlib import Path
 from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
-from rlhf_core.models import save_model
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, RunContext, StageResult
 from rlhf_core.stages.base_model import load_base
 from rlhf_core.stages.determinism import make_deterministic
 from rlhf_core.stages.evaluate import evaluate_sft
 from rlhf_core.stages.examples import tokenize_records
-from rlhf_core.stages.training_run import require_memory, training_run
+from rlhf_core.stages.training_run import Fitted, Followers, TrainingJob, require_memory, train
 from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer, TokenizedExample
 from rlhf_core.trainers.sft import fit_sft
@@ -40,30 +39,42 @@ def train_sft(
     """
     started = time.monotonic()
     directory = context.stage_directory("sft")
+    job = TrainingJob(
+        role="sft",
+        config=config,
+        splits=splits,
+        directory=directory,
+        checkpoints=directory / "checkpoints",
+    )
     make_deterministic(config.seed)
-    require_memory(config, config.sft.compute, trained={"sft": config.model.base})
+    require_memory(job, config.sft.compute, trained={"sft": config.model.base})
     with open_run(config, context, "sft", inputs=stage_inputs(splits)) as run:
         run.log_dataset(splits)
-        model, renderer = load_base(config.model, splits.template_date)
-        load = partial(load_demonstrations, config, renderer, directory)
-        summary = fit_sft(
-            model,
-            load(splits.demonstrations_train),
-            load(splits.demonstrations_heldout),
-            settings=config.sft,
-            run=training_run(config, "sft", run, directory, observer),
-        )
-        sha256 = save_model(model, renderer.tokenizer, directory / "model")
+        trained = train(job, fit, run, observer)
         reference = register_model(
             run,
             directory=directory / "model",
             name=f"{config.project}-sft",
             kind="causal",
-            sha256=sha256,
-            tags={"base": config.model.base, "num_steps": str(summary.num_steps)},
+            sha256=trained.sha256,
+            tags={"base": config.model.base, "num_steps": str(trained.num_steps)},
         )
         result = evaluate_sft(config, splits, reference, context, run=run)
     return result.model_copy(update={"seconds": time.monotonic() - started})
+
+
+def fit(job: TrainingJob, followers: Followers) -> Fitted:
+    """Fine-tune the base model on the demonstrations of a job."""
+    model, renderer = load_base(job.config.model, job.splits.template_date)
+    load = partial(load_demonstrations, job.config, renderer, job.directory)
+    summary = fit_sft(
+        model,
+        load(job.splits.demonstrations_train),
+        load(job.splits.demonstrations_heldout),
+        settings=job.config.sft,
+        run=followers.training_run(job),
+    )
+    return model, renderer.tokenizer, summary
 
 
 def load_demonstrations(

@@ -1,36 +1,102 @@
-"""What a stage gives its trainer besides model, data and settings."""
+"""One training of a stage: what it is given, who follows it, and in how many processes it runs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.adapters.checkpoint_copies import copies_of
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.config import ComputeConfig, PipelineConfig
+from rlhf_core.models import save_model
 from rlhf_core.models.memory import require_memory_of_training
-from rlhf_core.ports import Observer
+from rlhf_core.ports import Observer, Tracker
+from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record
 from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.trainers.checkpoint import CheckpointStore
-from rlhf_core.trainers.loop import TrainingRun
+from rlhf_core.trainers.loop import FitSummary, TrainingRun
 
 
-def training_run(
-    config: PipelineConfig, role: str, run: StageRun, directory: Path, observer: Observer | None
-) -> TrainingRun:
-    """Return the seed of ``role``, the run's tracker, and checkpoints that follow the metrics."""
-    return TrainingRun(
-        seed=derived_seed(config.seed, role),
-        tracker=run,
-        checkpoints=CheckpointStore(
-            directory / "checkpoints",
-            before_save=run.send_before_checkpoint,
-            copies=copies_of(run),
-        ),
-        observer=observer,
-    )
+class TrainingJob(Record):
+    """What a training needs: a record, so that other processes can be given it."""
+
+    role: ModelRole
+    config: PipelineConfig
+    splits: DatasetSplits
+    directory: Path
+    """Where it keeps files besides its checkpoints."""
+    checkpoints: Path
+    sft: ModelRef | None = None
+    """The model it starts from, unless that is the base model."""
+    reward: ModelRef | None = None
+    """What PPO optimises against."""
+
+    @property
+    def start(self) -> ModelRef:
+        """The SFT model; the job of SFT itself has none."""
+        if self.sft is None:
+            raise ValueError(f"the training of {self.role} was given no SFT model")
+        return self.sft
+
+
+class Trained(Record):
+    """A model that was trained and written."""
+
+    sha256: str
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Followers:
+    """Who is told of a training while it runs."""
+
+    tracker: Tracker
+    observer: Observer | None = None
+
+    def training_run(self, job: TrainingJob) -> TrainingRun:
+        """Return the job's seed, its followers, and checkpoints that come after the metrics."""
+        run = self.tracker if isinstance(self.tracker, StageRun) else None
+        return TrainingRun(
+            seed=derived_seed(job.config.seed, job.role),
+            tracker=self.tracker,
+            checkpoints=CheckpointStore(
+                job.checkpoints,
+                before_save=None if run is None else run.send_before_checkpoint,
+                copies=None if run is None else copies_of(run),
+            ),
+            observer=self.observer,
+        )
+
+
+Fitted = tuple[PreTrainedModel, PreTrainedTokenizerBase, FitSummary]
+Fit = Callable[[TrainingJob, Followers], Fitted]
+"""Loads the models and data of a job and trains: every process of a training calls it."""
+
+
+def train(job: TrainingJob, fit: Fit, run: StageRun, observer: Observer | None) -> Trained:
+    """Train in this process, or in as many of their own as the settings say, and write the model.
+
+    Raises:
+        ProcessError: one of several processes died; names it and says why. What a process raised
+            on purpose is raised as it was.
+    """
+    if job.config.distributed_of(job.role).processes == 1:
+        return write_trained(job, fit(job, Followers(run, observer)))
+    from rlhf_core.stages.distributed.launch import train_in_processes
+
+    return train_in_processes(job, run, observer)
+
+
+def write_trained(job: TrainingJob, fitted: Fitted) -> Trained:
+    """Write the model of a training to ``model`` in its folder."""
+    model, tokenizer, summary = fitted
+    sha256 = save_model(model, tokenizer, job.directory / "model")
+    return Trained(sha256=sha256, num_steps=summary.num_steps)
 
 
 def require_memory(
-    config: PipelineConfig,
+    job: TrainingJob,
     compute: ComputeConfig,
     *,
     trained: Mapping[str, str | Path],
@@ -39,7 +105,7 @@ def require_memory(
     """Refuse a training whose models do not fit into memory, before anything is loaded.
 
     Args:
-        config: settings of the run.
+        job: the training; each of its processes has models of its own.
         compute: of the training; with adapters only they are trained.
         trained: directories of the models that are trained, by role.
         read: of those that are only read.
@@ -48,4 +114,9 @@ def require_memory(
         ModelError: names the bytes needed and found.
     """
     whole, part = (trained, {}) if compute.lora is None else ({}, trained)
-    require_memory_of_training(config.model.device, trained=whole, read={**part, **(read or {})})
+    require_memory_of_training(
+        job.config.model.device,
+        trained=whole,
+        read={**part, **(read or {})},
+        processes=job.config.distributed_of(job.role).processes,
+    )

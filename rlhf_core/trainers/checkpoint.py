@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlhf_core import processes
 from rlhf_core.errors import CheckpointError
 from rlhf_core.models.files import replace_directory, sync_tree
 from rlhf_core.ports import CheckpointCopies
@@ -36,6 +37,8 @@ class Checkpoint:
 
 class CheckpointStore:
     """The checkpoints of one training stage, in one directory.
+
+    Of several processes one writes and all read, from a disk that all see.
 
     A checkpoint is written beside its final name, synced, then renamed; its manifest holds the
     sha256 of every file, so that one torn by a failing disk is noticed and the one before is used.
@@ -80,6 +83,13 @@ class CheckpointStore:
             CheckpointError: the disk is full or refuses; the checkpoints before are untouched,
                 and nothing half-written is left.
         """
+        if processes.leads():
+            self._save(step, tensors, values, fingerprint)
+        processes.wait_for_all()
+
+    def _save(
+        self, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any], fingerprint: str
+    ) -> None:
         if self._before_save is not None:
             self._before_save()
         target = self.directory / f"step-{step:09d}"
@@ -106,11 +116,23 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: it belongs to a run with other settings, data or starting weights.
+            ProcessError: the processes were given different ones, or see different checkpoints.
         """
+        processes.require_alike("settings, data or weights", fingerprint)
+        if processes.leads():
+            self._bring_copy()
+        processes.wait_for_all()
+        found = self._newest(fingerprint)
+        processes.require_alike("the newest checkpoint", -1 if found is None else found.step)
+        return found
+
+    def _bring_copy(self) -> None:
         if self._copies is not None:
             self._copies.bring(
                 self.directory, max((path.name for path in self._steps()), default="")
             )
+
+    def _newest(self, fingerprint: str) -> Checkpoint | None:
         for path in reversed(self._steps()):
             try:
                 checkpoint, found = _read(path)

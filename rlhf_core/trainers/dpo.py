@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rlhf_core import processes
 from rlhf_core.config import DpoConfig
 from rlhf_core.functional.dpo import (
     dpo_loss,
@@ -130,21 +131,23 @@ class DpoObjective:
             The measures of the batch, and the number of tokens computed.
         """
         parts, num_tokens, start = [], 0, 0
-        for micro, run in pack_runs(self.policy, pairs, budget=self.budget):
-            margins, losses = self._apply(micro, ref_logprobs[start : start + len(run)])
+        own_ref = processes.share(ref_logprobs)
+        for micro, run in pack_runs(self.policy, processes.share(pairs), budget=self.budget):
+            margins, losses = self._apply(micro, own_ref[start : start + len(run)])
             (losses.sum() / len(pairs)).backward()
             parts.append(PairMeasures(margins.detach(), losses.detach()))
             num_tokens, start = num_tokens + micro.tokens.num_tokens, start + len(run)
-        return join_measures(parts), num_tokens
+        return join_measures(parts, len(pairs)), int(*processes.total(num_tokens))
 
     @torch.no_grad()
     def measure(self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor) -> PairMeasures:
         """Measure pairs without touching the policy."""
         parts, start = [], 0
-        for micro, run in pack_runs(self.policy, pairs, budget=self.budget):
-            parts.append(PairMeasures(*self._apply(micro, ref_logprobs[start : start + len(run)])))
+        own_ref = processes.share(ref_logprobs)
+        for micro, run in pack_runs(self.policy, processes.share(pairs), budget=self.budget):
+            parts.append(PairMeasures(*self._apply(micro, own_ref[start : start + len(run)])))
             start += len(run)
-        return join_measures(parts)
+        return join_measures(parts, len(pairs))
 
     def finish(self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor) -> dict[str, float]:
         """End the policy's training and measure it, rounded where its files are of half precision.
@@ -199,12 +202,11 @@ def pair_losses(
 @torch.no_grad()
 def pair_logprobs(model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: int) -> Tensor:
     """Log-probabilities of whole responses, chosen first: [P, 2] float32 on the CPU, in nats."""
-    return torch.cat(
-        [
-            _chosen_and_rejected(model, micro).cpu()
-            for micro, _ in pack_runs(model, pairs, budget=budget)
-        ]
-    )
+    own = [
+        _chosen_and_rejected(model, micro).cpu()
+        for micro, _ in pack_runs(model, processes.share(pairs), budget=budget)
+    ]
+    return processes.whole(torch.cat(own) if own else torch.empty(0, 2), len(pairs))
 
 
 def _chosen_and_rejected(model: nn.Module, micro: PreferenceBatch) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from rlhf_core import processes
 from rlhf_core.config import OptimizerConfig
 from rlhf_core.errors import DivergedError
 from rlhf_core.functional.schedule import learning_rate_factor
@@ -81,7 +82,7 @@ class Optimization:
         )
 
     def apply(self, loss: float) -> dict[str, float]:
-        """Clip the gradients, move the weights, clear the gradients.
+        """Add up the gradients of all processes, clip them, move the weights, clear the gradients.
 
         Args:
             loss: of the whole batch, only to be checked.
@@ -92,6 +93,7 @@ class Optimization:
         Raises:
             DivergedError: loss or gradient is not finite; the weights are untouched.
         """
+        processes.add_gradients(self.parameters)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm, limit = nn.utils.get_total_norm(grads, foreach=True), self.settings.max_grad_norm
         grad_norm, learning_rate = float(norm), self.learning_rate

@@ -1,8 +1,7 @@
 """Proximal policy optimisation against a reward model, with a KL leash to the reference.
 
-The file follows an iteration in its order: sample, score, advantages, clipped steps. Its
-equations are in ``functional/``, sampling and what it hands on in ``rollout/``; who learns and how
-that is kept in ``ppo_learner``; what stops a run in ``ppo_watch``.
+The file follows an iteration in its order: sample, score, advantages, clipped steps. Equations
+are in ``functional/``, sampling in ``rollout/``, the rest in ``ppo_learner`` and ``ppo_watch``.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from rlhf_core import processes
 from rlhf_core.config import PpoConfig
 from rlhf_core.functional.advantages import GROUP_ADVANTAGES
 from rlhf_core.functional.kl import KL_ESTIMATORS
@@ -272,7 +272,7 @@ def accumulate_policy_gradient(
         total, terms = policy_terms(optimization.model, hidden, batch, update, micro)
         (total / num_tokens).backward()
         parts.append(terms)
-    return PolicyTerms.joined(parts)
+    return update.seen_by_all(parts)
 
 
 def policy_terms(
@@ -332,11 +332,12 @@ def value_terms(values: Tensor, update: Update, rows: Sequence[int]) -> tuple[Te
 
 def value_step(optimization: Optimization, parts: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
     """Step on the gradients gathered from micro-batches with these ``value_terms``."""
-    loss = float(torch.cat([loss for loss, _ in parts]).mean())
+    loss = float(processes.joined(torch.cat([loss for loss, _ in parts])).mean())
+    moved = processes.joined(torch.cat([moved for _, moved in parts]).float())
     taken = optimization.apply(loss)
     return {
         "value_loss": loss,
-        "value_clip_fraction": float(torch.cat([moved for _, moved in parts]).float().mean()),
+        "value_clip_fraction": float(moved.mean()),
         "value_grad_norm": taken["grad_norm"],
         "value_learning_rate": taken["learning_rate"],
     }
@@ -371,7 +372,7 @@ def update_shared(
             value_parts.append((value_loss.detach(), moved))
         metrics = value_step(head, value_parts)
         if policy_parts:
-            seen = PolicyTerms.joined(policy_parts)
+            seen = update.seen_by_all(policy_parts)
             first = first or require_first_ratio_one(seen, update.settings)
             metrics |= update.health(seen) | update.mix()
             metrics |= policy.apply(metrics["policy_loss"])

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from rlhf_core import processes
 from rlhf_core.config import ComputeConfig, PpoConfig
 from rlhf_core.errors import ConfigError, DataError, KlLimitError, ModelError
 from rlhf_core.functional.ppo import PolicyTerms
@@ -129,8 +130,17 @@ class Update:
     """Adds the gradients of other losses before each policy step and returns their metrics."""
 
     def micro_batches(self, rows: Sequence[int]) -> list[list[int]]:
-        """Cut a minibatch by the token budget."""
-        return self.experience.rollout.micro_batches(rows, budget=self.settings.micro_batch_tokens)
+        """Cut this process's share of a minibatch by the token budget."""
+        return self.experience.rollout.micro_batches(
+            processes.share(rows), budget=self.settings.micro_batch_tokens
+        )
+
+    def seen_by_all(self, parts: Sequence[PolicyTerms]) -> PolicyTerms:
+        """Join the micro-batches of all processes into their minibatch."""
+        own = PolicyTerms.joined(parts)
+        return PolicyTerms(
+            *(processes.joined(getattr(own, field.name)) for field in fields(PolicyTerms))
+        )
 
     def num_tokens(self, rows: Sequence[int]) -> int:
         """Response tokens of a minibatch: what its losses are divided by."""
@@ -269,16 +279,19 @@ class Learner:
         drawn = self.policy.step * size
         examples = draw(self.data.demonstrations, drawn=drawn, count=size, seed=self.seed)
         runs = split_by_tokens(
-            examples, lambda example: example.num_tokens, budget=settings.micro_batch_tokens
+            processes.share(examples),
+            lambda example: example.num_tokens,
+            budget=settings.micro_batch_tokens,
         )
         device = device_of(self.models.policy)
         batches = [pack_examples(run).to(device) for run in runs]
-        num_tokens = sum(batch.num_loss_tokens for batch in batches)
-        total = 0.0
+        (num_tokens,) = processes.total(sum(batch.num_loss_tokens for batch in batches))
+        own = 0.0
         for batch in batches:
             loss = nll_sum(self.models.policy, batch) / num_tokens
             (settings.ptx_coef * loss).backward()
-            total += loss.item()
+            own += loss.item()
+        (total,) = processes.total(own)
         return {"ptx_loss": total}
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from rlhf_core import processes
 from rlhf_core.errors import DataError
 from rlhf_core.models import device_of
 from rlhf_core.tokenization import PreferenceBatch, TokenizedPair, evenly, pack_pairs
@@ -101,12 +102,21 @@ def length_bucket(pair: TokenizedPair) -> str:
     return "chosen_shorter" if chosen < rejected else "chosen_longer"
 
 
-def join_measures(parts: Sequence[PairMeasures]) -> PairMeasures:
-    """Concatenate measures of several micro-batches."""
+def join_measures(parts: Sequence[PairMeasures], num_pairs: int) -> PairMeasures:
+    """Put the measures of this process's micro-batches, and of all processes, in the pairs' order.
+
+    Args:
+        parts: of this process's share of the pairs.
+        num_pairs: of all processes.
+    """
     return PairMeasures(
-        margins=torch.cat([part.margins for part in parts]),
-        losses=torch.cat([part.losses for part in parts]),
+        margins=processes.whole(_concatenated([part.margins for part in parts]), num_pairs),
+        losses=processes.whole(_concatenated([part.losses for part in parts]), num_pairs),
     )
+
+
+def _concatenated(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)).cpu() if parts else torch.empty(0)
 
 
 def pair_rows(*parts: Sequence[TokenizedPair]) -> list[bytes]:

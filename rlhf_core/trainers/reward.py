@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rlhf_core import processes
 from rlhf_core.config import RewardConfig
 from rlhf_core.functional.bradley_terry import soft_bradley_terry_loss
 from rlhf_core.models import (
@@ -146,12 +147,12 @@ def accumulate_pairs(
         The measures of the batch, and the number of tokens computed.
     """
     parts, num_tokens = [], 0
-    for micro, _ in pack_runs(model, pairs, budget=budget):
+    for micro, _ in pack_runs(model, processes.share(pairs), budget=budget):
         margins, losses = _margins_and_losses(model, micro, labels)
         (losses.sum() / len(pairs)).backward()
         parts.append(PairMeasures(margins.detach(), losses.detach()))
         num_tokens += micro.tokens.num_tokens
-    return join_measures(parts), num_tokens
+    return join_measures(parts, len(pairs)), int(*processes.total(num_tokens))
 
 
 @torch.no_grad()
@@ -162,8 +163,9 @@ def measure_pairs(
     return join_measures(
         [
             PairMeasures(*_margins_and_losses(model, micro, labels))
-            for micro, _ in pack_runs(model, pairs, budget=budget)
-        ]
+            for micro, _ in pack_runs(model, processes.share(pairs), budget=budget)
+        ],
+        len(pairs),
     )
 
 
@@ -178,11 +180,12 @@ def center_on_reference(
     require_pairs("reward", reference=reference)
     set_reward_shift(model, 0.0)
     device = device_of(model)
-    ordered = sorted(reference, key=lambda example: example.num_tokens)
-    total = sum(
+    ordered = processes.share(sorted(reference, key=lambda example: example.num_tokens))
+    own = sum(
         sequence_scores(model, pack_examples(part).to(device)).double().sum().item()
         for part in split_by_tokens(ordered, lambda example: example.num_tokens, budget=budget)
     )
+    (total,) = processes.total(own)
     set_reward_shift(model, total / len(reference))
     return total / len(reference)
 

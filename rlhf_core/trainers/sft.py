@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from rlhf_core import processes
 from rlhf_core.config import SftConfig
 from rlhf_core.errors import DataError, DivergedError
 from rlhf_core.models import device_of, finish_training, nll_sum, prepare_training
@@ -108,24 +109,29 @@ def accumulate_nll(
     Returns:
         The mean NLL in nats, and the number of tokens computed (prompts included).
     """
-    micro_batches = list(_micro_batches(model, batch, budget))
-    num_loss_tokens = sum(micro.num_loss_tokens for micro in micro_batches)
-    total = 0.0
+    micro_batches = list(_micro_batches(model, processes.share(batch), budget))
+    num_loss_tokens, num_tokens = processes.total(
+        sum(micro.num_loss_tokens for micro in micro_batches),
+        sum(micro.num_tokens for micro in micro_batches),
+    )
+    own = 0.0
     for micro in micro_batches:
         loss = nll_sum(model, micro) / num_loss_tokens
         loss.backward()
-        total += loss.item()
-    return total, sum(micro.num_tokens for micro in micro_batches)
+        own += loss.item()
+    (total,) = processes.total(own)
+    return total, int(num_tokens)
 
 
 @torch.no_grad()
 def heldout_nll(model: nn.Module, examples: Sequence[TokenizedExample], *, budget: int) -> float:
     """Mean negative log-likelihood per counted token over all ``examples``, in nats."""
     by_length = sorted(examples, key=lambda example: example.num_tokens)
-    total, num_loss_tokens = 0.0, 0
-    for micro in _micro_batches(model, by_length, budget):
-        total += nll_sum(model, micro).item()
-        num_loss_tokens += micro.num_loss_tokens
+    own, own_tokens = 0.0, 0
+    for micro in _micro_batches(model, processes.share(by_length), budget):
+        own += nll_sum(model, micro).item()
+        own_tokens += micro.num_loss_tokens
+    total, num_loss_tokens = processes.total(own, own_tokens)
     return total / num_loss_tokens
 
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from rlhf_core import processes
 from rlhf_core.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -75,13 +76,14 @@ def random_tensors() -> Tensors:
 
 
 def random_values() -> dict[str, Any]:
-    """States of Python's and numpy's global generators, and how many threads compute."""
+    """States of Python's and numpy's global generators, how many threads and processes compute."""
     version, numbers, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": [version, list(numbers), gauss],
         "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
         "threads": torch.get_num_threads(),
+        "processes": processes.size(),
     }
 
 
@@ -89,9 +91,13 @@ def load_random(tensors: Tensors, values: dict[str, Any]) -> None:
     """Put every generator back to where ``random_tensors`` and ``random_values`` found it.
 
     Sums are cut into one part a thread, so the number of threads goes back too, if there are cores
-    for it.
+    for it; not so with another number of processes, which rounds in its own way anyhow.
     """
-    _compute_with(values.get("threads"))
+    before = values.get("processes", 1)
+    if before == processes.size():
+        _compute_with(values.get("threads"))
+    else:
+        logger.info("processes=%d, before the interruption %d", processes.size(), before)
     torch.set_rng_state(tensors["random.cpu"])
     for name, state in tensors.items():
         index = name.removeprefix("random.cuda")
@@ -107,7 +113,8 @@ def run_fingerprint(
     settings: BaseModel, models: Iterable[nn.Module], data: Iterable[bytes], *, seed: int
 ) -> str:
     """Identify a run: settings, seed, starting weights, and the bytes of its data in order."""
-    digest = hashlib.sha256(f"{settings.model_dump_json()} seed={seed}".encode())
+    decisive = settings.model_dump_json(exclude={"distributed"})
+    digest = hashlib.sha256(f"{decisive} seed={seed}".encode())
     for model in models:
         for name, parameter in model.named_parameters():
             digest.update(name.encode())

@@ -12,7 +12,9 @@ from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.schema import Message, Prompt
 from rlhf_core.stages import policy
 from rlhf_core.stages.base_model import base_renderer
+from rlhf_core.stages.training_run import Followers, TrainingJob
 from rlhf_core.storage.records import read_records
+from tests.trainers.toys import ListTracker
 
 
 def test_a_watched_prompt_that_leaves_no_room_for_an_answer_is_passed_over(
@@ -68,12 +70,13 @@ def test_ppo_starts_from_sft_and_its_value_model_if_any_from_the_reward_model(
     changes = {"compute": compute, "advantages": advantages, "responses_per_prompt": 4}
     settings = config.policy.model_copy(update=changes)
     (sft, _), (reward, _) = saved_models["sft"], saved_models["reward"]
-    task = policy._Task(
-        config.model_copy(update={"policy": settings}), small_splits,
-        SimpleNamespace(path=sft), SimpleNamespace(path=reward), tmp_path,
-        run=SimpleNamespace(send_before_checkpoint=None), policy=load_causal(sft),
-        renderer=base_renderer(config.model),
+    job = TrainingJob.model_construct(
+        role="policy", config=config.model_copy(update={"policy": settings}), splits=small_splits,
+        sft=SimpleNamespace(path=sft), reward=SimpleNamespace(path=reward), directory=tmp_path,
+        checkpoints=tmp_path / "checkpoints",
     )  # fmt: skip
+    renderer = base_renderer(config.model)
+    task = policy._Task(job, Followers(ListTracker()), load_causal(sft), renderer)
     with pytest.raises(Begun):
         policy.optimize(settings, task)
     (models,) = seen
@@ -114,7 +117,8 @@ def test_memory_is_asked_for_the_models_that_the_settings_need(
     config = stage_config()
     settings = DpoConfig() if changes is None else config.policy.model_copy(update=changes)
     model = SimpleNamespace(path="somewhere")
-    policy._require_memory(config.model_copy(update={"policy": settings}), model, model)
+    config = config.model_copy(update={"policy": settings})
+    policy._require_memory(TrainingJob.model_construct(config=config, sft=model, reward=model))
     assert found == roles
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_core.adapters.curves import read_curves, run_span
 from rlhf_core.adapters.data_docs import INDEX, find_docs
 from rlhf_core.adapters.lineage import trace_lineage
-from rlhf_core.config import GatedStage, PipelineConfig, config_digest
+from rlhf_core.config import GATED_STAGES, GatedStage, PipelineConfig, config_digest
 from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.evaluation.corrected import labels_needed
 from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot, length_plot
@@ -111,6 +111,9 @@ def _facts(
         "configuration": f"{config.policy.algorithm}, seed {config.seed}, "
         f"settings {config_digest(config)[:12]}",
     }
+    several = {stage: config.distributed_of(stage).processes for stage in GATED_STAGES}
+    if max(several.values()) > 1:
+        facts["processes"] = ", ".join(f"{stage} {count}" for stage, count in several.items())
     if lineage and lineage["git_commit"]:
         changed = " with uncommitted changes" if lineage["git_dirty"] else ""
         facts["commit"] = lineage["git_commit"][:12] + changed

@@ -1,0 +1,176 @@
+"""The processes that train one model together; the only module that knows there may be several.
+
+Each keeps whole models and takes the rows ``rank::size`` of every batch. Losses are sums over the
+rows of one process divided by the number of the whole batch, and gradients are added up over all of
+them, so that a step is what one process would take, to rounding. Whatever decides reads sums over
+all processes: it decides alike everywhere.
+
+Where ``torch.distributed`` was not started there is one process, and every function hands back what
+it was given.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rlhf_core.errors import PeerLostError, ProcessError
+
+Shared = TypeVar("Shared", bound=Sequence[object] | Tensor)
+
+BUCKET_ELEMENTS = 1 << 23
+"""Gradients are added up in runs of so many numbers: few messages, little memory beside them."""
+
+
+def size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return which of them this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def alone() -> bool:
+    """Return whether there is one process."""
+    return size() == 1
+
+
+def leads() -> bool:
+    """Return whether this process writes files: one of them does."""
+    return rank() == 0
+
+
+def share(rows: Shared) -> Shared:
+    """Return what of ``rows`` is this process's: ``rows[rank::size]``, none where they run out."""
+    return rows if alone() else rows[rank() :: size()]  # type: ignore[return-value]
+
+
+def total(*values: float) -> tuple[float, ...]:
+    """Sum each of ``values`` over the processes, in float64."""
+    if alone():
+        return values
+    sums = torch.tensor(values, dtype=torch.float64)
+    _reduce(sums)
+    return tuple(sums.tolist())
+
+
+def whole(own: Tensor, num_rows: int) -> Tensor:
+    """Put the shares of all processes together, in the order of the rows.
+
+    Args:
+        own: [rows of this process, ...], what ``share`` of ``num_rows`` rows became.
+        num_rows: of all processes.
+
+    Returns:
+        [num_rows, ...] on every process.
+    """
+    if alone():
+        return own
+    is_bool = own.dtype == torch.bool
+    rows = own.new_zeros((num_rows, *own.shape[1:]), dtype=torch.uint8 if is_bool else None)
+    rows[rank() :: size()] = own.to(rows.dtype)
+    _reduce(rows)  # every row has one process that is not at 0
+    return rows.bool() if is_bool else rows
+
+
+def joined(own: Tensor) -> Tensor:
+    """Concatenate [m] numbers of every process, m of its own: [M], alike on every process."""
+    if alone():
+        return own
+    counts = torch.zeros(size(), dtype=torch.int64)
+    counts[rank()] = len(own)
+    _reduce(counts)
+    lengths = [int(count) for count in counts]
+    start = sum(lengths[: rank()])
+    everything = own.new_zeros(sum(lengths), dtype=own.dtype)
+    everything[start : start + len(own)] = own
+    _reduce(everything)
+    return everything
+
+
+@torch.no_grad()
+def add_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Make every gradient the sum of those of all processes.
+
+    A weight that no process's rows reach keeps no gradient, as with one process. The order of
+    addition is set by the places of the numbers alone: the same bits every time.
+    """
+    if alone():
+        return
+    reached = torch.tensor([weight.grad is not None for weight in parameters], dtype=torch.int32)
+    _reduce(reached, dist.ReduceOp.MAX)
+    gradients: list[Tensor] = []
+    for weight, counts in zip(parameters, reached.tolist(), strict=True):
+        if counts:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            gradients.append(weight.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        _reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def require_alike(what: str, value: str | int) -> None:
+    """Check that every process has the same value.
+
+    Raises:
+        ProcessError: they differ; training on would mix models.
+    """
+    if alone():
+        return
+    number = int(hashlib.sha256(str(value).encode()).hexdigest()[:15], 16)
+    ends = torch.tensor([number, -number], dtype=torch.int64)
+    _reduce(ends, dist.ReduceOp.MAX)
+    if ends.sum() != 0:
+        raise ProcessError(
+            f"the processes differ in {what} (one has {value}): all need the same files, on a disk "
+            "that every machine of the run sees"
+        )
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    if not alone():
+        _reduce(torch.zeros(1))
+
+
+def _reduce(values: Tensor, by: "dist.ReduceOp.RedOpType" = dist.ReduceOp.SUM) -> None:
+    """Reduce ``values`` in place over all processes.
+
+    Raises:
+        PeerLostError: another process is gone.
+    """
+    _told(lambda: dist.all_reduce(values, by))
+
+
+def _told(collective: Callable[[], object]) -> None:
+    try:
+        collective()
+    except RuntimeError as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PeerLostError(f"another process of the training is gone: {said}") from error
+
+
+def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield neighbours of one type and place, up to ``BUCKET_ELEMENTS`` of them together."""
+    bucket: list[Tensor] = []
+    held = 0
+    for gradient in gradients:
+        like = not bucket or (bucket[0].dtype, bucket[0].device) == (
+            gradient.dtype,
+            gradient.device,
+        )
+        if bucket and (not like or held + gradient.numel() > BUCKET_ELEMENTS):
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(gradient)
+        held += gradient.numel()
+    if bucket:
+        yield bucket

@@ -1,0 +1,58 @@
+"""What a stage and the processes it starts tell each other: files in one folder."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from rlhf_core.schema import Record
+from rlhf_core.stages.training_run import TrainingJob
+
+TASK, TRAINED, LINES, FAILED = "task.json", "trained.json", "lines.jsonl", "failed.json"
+LOGS = "logs"
+"""Folder in which torchrun keeps each rank's output, and what it raised."""
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class RankTask(Record):
+    """What every rank of a training is given."""
+
+    job: TrainingJob
+    folder: Path
+    """Where stage and ranks leave files for each other."""
+    processes: int
+    mlflow_run: str
+    """Run of the stage, which the first rank logs to."""
+    lineage: dict[str, str]
+    resumed: bool
+    log_level: int
+
+
+class RankFailure(Record):
+    """How one rank ended that did not end well, as torchrun saw it."""
+
+    rank: int
+    pid: int
+    exit_code: int
+
+
+class RankFailures(Record):
+    """All of them."""
+
+    failures: tuple[RankFailure, ...]
+
+
+def end_with(parent: int, number: signal.Signals) -> None:
+    """Send this process a signal as soon as ``parent`` is not its parent any more.
+
+    The system's own way (PR_SET_PDEATHSIG) is tied to the thread that started the process, and
+    Linux alone has it.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -1,0 +1,245 @@
+"""Several processes train what one would: same numbers to rounding, whatever the trainer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file
+
+from tests.trainers.ppo_toys import reward_directory
+from tests.trainers.toys import toy_config
+
+ROOT = Path(__file__).parents[2]
+NEAR = 1e-5
+"""Relative to 1; float32 sums of another order."""
+
+NEST = """
+import json, os, sys
+from datetime import timedelta
+from pathlib import Path
+import torch, torch.distributed as dist
+from safetensors.torch import save_file
+from rlhf_core.config import ComputeConfig, LoraConfig, OptimizerConfig
+from rlhf_core.trainers.checkpoint import CheckpointStore
+from tests.trainers import ppo_toys, toys
+
+class Halted(Exception):
+    pass
+
+class HaltingTracker(toys.ListTracker):
+    def __init__(self, halt):
+        super().__init__()
+        self.halt = halt
+    def log_metrics(self, metrics, step):
+        super().log_metrics(metrics, step)
+        if step == self.halt:
+            raise Halted
+
+def train(job, rank):
+    shared = Path(job["work"])
+    own = shared / f"rank-{rank}"
+    own.mkdir(parents=True, exist_ok=True)
+    if not (own / "reward").exists():
+        (own / "reward").symlink_to(job["causal"] + "-reward")
+    toys.save_model = ppo_toys.save_model = lambda model, tokenizer, folder: save_file(
+        {name: weight.detach().clone() for name, weight in model.named_parameters()},
+        folder.with_suffix(".safetensors"),
+    )
+    toys.CheckpointStore = ppo_toys.CheckpointStore = (
+        lambda directory: CheckpointStore(shared / "checkpoints")
+    )
+    changes = {"optimizer": OptimizerConfig(**job["optimizer"]), **job["changes"]}
+    if job["lora"]:
+        changes["compute"] = ComputeConfig(lora=LoraConfig(rank=4))
+    tracker = HaltingTracker(job["halt"])
+    try:
+        if job["trainer"] in ("sft", "reward", "dpo"):
+            toys.train_stage(job["trainer"], Path(job["causal"]), own, tracker, **changes)
+        else:
+            changes |= getattr(ppo_toys, job["trainer"], {})
+            ppo_toys.train_ppo(Path(job["causal"]), own, tracker, **changes)
+    except Halted:
+        pass
+    (own / "rows.json").write_text(json.dumps(tracker.rows))
+
+def work_as(rank, task):
+    torch.set_num_threads(1)
+    if task["world"] > 1:
+        dist.init_process_group(
+            "gloo", init_method="file://" + task["meeting"], rank=rank,
+            world_size=task["world"], timeout=timedelta(seconds=60),
+        )
+    for job in task["jobs"]:
+        train(job, rank)
+
+for line in sys.stdin:
+    task = json.loads(line)
+    children = []
+    for rank in range(task["world"]):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                work_as(rank, task)
+                code = 0
+            except BaseException as error:
+                print(f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(code)
+        children.append(child)
+    print(json.dumps([os.waitpid(child, 0)[1] for child in children]), flush=True)
+"""
+"""One process imports torch once; every rank is a fork of it."""
+
+OPTIMIZER = {"learning_rate": 1e-3, "adam_eps": 1e-3, "warmup_fraction": 0.1}
+"""Steps in proportion to gradients: else those near 0 are noise that Adam makes as large."""
+ONCE = {"num_epochs": 1}
+SHORT = {"num_iterations": 3, "checkpoint_every": 2}
+
+
+def job(trainer, causal, work, *, lora=False, halt=-1, **changes):
+    return {
+        "trainer": trainer, "causal": str(causal), "work": str(work), "lora": lora, "halt": halt,
+        "changes": changes, "optimizer": OPTIMIZER,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def launch():
+    """Run jobs one after the other, each by so many processes; all have to end well."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-c", NEST]
+    with subprocess.Popen(
+        command, text=True, bufsize=1, cwd=ROOT, env=environment, **pipes
+    ) as nest:
+
+        def run(world, folder, *jobs):
+            folder.mkdir(parents=True, exist_ok=True)
+            task = {"world": world, "jobs": jobs, "meeting": str(folder / f"meeting-{world}")}
+            nest.stdin.write(json.dumps(task) + "\n")
+            nest.stdin.flush()
+            assert json.loads(nest.stdout.readline()) == [0] * world
+
+        yield run
+        nest.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The toy model, with embeddings of its own for what it reads and writes, and with one."""
+    folder = tmp_path_factory.mktemp("causal")
+    torch.manual_seed(0)
+    for name, tied in (("untied", False), ("tied", True)):
+        config = toy_config()
+        config.tie_word_embeddings = tied
+        hf.LlamaForCausalLM(config).save_pretrained(folder / name)
+        reward_directory(folder / name, folder / f"{name}-reward")
+    return folder
+
+
+KINDS = {
+    "sft": ("sft", "untied", {**ONCE, "batch_size": 6, "evaluate_every": 4}),
+    "sft-tied": ("sft", "tied", {**ONCE, "batch_size": 9}),
+    "sft-lora": ("sft", "untied", {**ONCE, "lora": True}),
+    "reward": ("reward", "untied", {**ONCE, "use_soft_labels": True}),
+    "dpo": ("dpo", "tied", {**ONCE, "evaluate_every": 5}),
+    "ppo": ("PPO", "untied", {**SHORT, "kl_controller": "adaptive", "target_kl": 0.5}),
+    "one-trunk": ("ONE_TRUNK", "tied", {**SHORT, "ptx_coef": 0.1, "scale_scores": True}),
+    "grpo": ("GRPO", "untied", {**SHORT, "lora": True}),
+}
+"""Batches of 6 and 9 divide neither by 2 nor by 4: ranks get unequal shares, and at times none."""
+
+
+BY_FOUR = ("sft", "ppo", "grpo")
+
+
+@pytest.fixture(scope="module")
+def results(launch, models, tmp_path_factory):
+    """Every kind of training by 1 and 2 processes, some by 4: what was logged, and weights."""
+    folder = tmp_path_factory.mktemp("worlds")
+    for world in (1, 2, 4):
+        jobs = [
+            job(trainer, models / causal, folder / str(world) / name, **changes)
+            for name, (trainer, causal, changes) in KINDS.items()
+            if world < 4 or name in BY_FOUR
+        ]
+        launch(world, folder, *jobs)
+    return folder
+
+
+def rows(folder, rank=0):
+    found = json.loads((folder / f"rank-{rank}" / "rows.json").read_text())
+    return [
+        (step, {key: metrics[key] for key in metrics if "second" not in key})
+        for step, metrics in found
+    ]
+
+
+def weights(folder, rank=0):
+    return load_file(folder / f"rank-{rank}" / "model.safetensors")
+
+
+def assert_near(folder, expected):
+    for (step, found), (same, metrics) in zip(rows(folder), rows(expected), strict=True):
+        assert step == same
+        assert found == pytest.approx(metrics, abs=NEAR, rel=1e-4, nan_ok=True), step
+    assert_same_weights(folder, expected)
+
+
+def assert_same_bits(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def assert_same_weights(folder, expected):
+    ours, theirs = weights(folder), weights(expected)
+    assert ours.keys() == theirs.keys()
+    worst = {name: float((ours[name] - theirs[name]).abs().max()) for name in ours}
+    assert max(worst.values()) < NEAR, worst
+
+
+@pytest.mark.parametrize(
+    ("kind", "world"), [*((kind, 2) for kind in KINDS), *((kind, 4) for kind in BY_FOUR)]
+)
+def test_several_processes_train_what_one_trains(kind, world, results):
+    found = results / str(world) / kind
+    assert_near(found, results / "1" / kind)
+    for rank in range(1, world):
+        assert rows(found, rank) == rows(found)
+        assert_same_bits(weights(found, rank), weights(found))
+
+
+def test_two_ranks_with_a_row_each_are_one_process_bit_for_bit(launch, models, tmp_path):
+    """A sum of two has one order: where nothing else is added up, nothing can differ."""
+    rows_of_two = {"batch_size": 2, "micro_batch_tokens": 1, "num_epochs": 1}
+    for world in (1, 2):
+        work = tmp_path / str(world)
+        launch(world, tmp_path, job("sft", models / "tied", work, **rows_of_two))
+    assert_same_bits(weights(tmp_path / "2"), weights(tmp_path / "1"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 1), (1, 2), (2, 2), pytest.param(2, 4, marks=pytest.mark.nightly)],
+)
+def test_a_checkpoint_goes_on_with_any_number_of_processes(
+    before, after, launch, models, results, tmp_path
+):
+    kinds = ("sft", "ppo")
+    for world, halt in ((before, 3), (after, -1)):
+        jobs = []
+        for name in kinds:
+            trainer, causal, changes = KINDS[name]
+            changes = {**changes, "checkpoint_every": 1}
+            jobs.append(job(trainer, models / causal, tmp_path / name, halt=halt, **changes))
+        launch(world, tmp_path, *jobs)
+    for name in kinds:
+        assert_same_weights(tmp_path / name, results / "1" / name)
+        assert rows(tmp_path / name)[0][0] > 1, "it began again"
+        if before == after:
+            assert_same_bits(weights(tmp_path / name), weights(results / str(after) / name))
