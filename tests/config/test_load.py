@@ -5,13 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_core.config import (
-    GATED_STAGES,
-    PipelineConfig,
-    config_digest,
-    load_config,
-    load_preparation,
-)
+from rlhf_core.config import PipelineConfig, config_digest, load_config, load_preparation
 from rlhf_core.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -340,33 +334,6 @@ def test_feedback_decides_nothing_of_a_run(minimal):
     assert config_digest(load_config(minimal, {"seed": "1"})) != config_digest(plain)
     older = plain.model_dump(mode="json", exclude={"feedback"})
     assert PipelineConfig.model_validate(older) == plain
-
-
-def test_how_many_processes_train_decides_nothing_of_a_run(minimal):
-    plain = load_config(minimal)
-    changes = {"distributed.processes": "2", "policy.distributed": "{processes: 4}"}
-    several = load_config(minimal, changes)
-    assert config_digest(several) == config_digest(plain)
-    found = [several.distributed_of(stage).processes for stage in GATED_STAGES]
-    assert found == [2, 2, 2, 4]
-    assert several.distributed_of("judge").shard == "none"
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"distributed.processes": "0"}, "distributed.processes: .* greater than or equal to 1"),
-        ({"distributed.shard": "halves"}, "distributed.shard: Input should be"),
-        ({"sft.distributed.procs": "2"}, "sft.distributed.procs: no such setting"),
-        (
-            {"distributed.processes": "20"},
-            "distributed.processes is 20 for policy, whose batches have 16 rows",
-        ),
-    ],
-)
-def test_processes_that_cannot_be_are_refused_in_one_line(minimal, changes, says):
-    with pytest.raises(ConfigError, match=says):
-        load_config(minimal, changes)
 
 
 def test_extends_replaces_a_labeler_whose_kind_changes(minimal):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,11 @@ def launch():
 
         def run(world, folder, *jobs):
             folder.mkdir(parents=True, exist_ok=True)
-            task = {"world": world, "jobs": jobs, "meeting": str(folder / f"meeting-{world}")}
+            task = {
+                "world": world,
+                "jobs": jobs,
+                "meeting": str(folder / f"meeting-{uuid.uuid4()}"),
+            }
             nest.stdin.write(json.dumps(task) + "\n")
             nest.stdin.flush()
             assert json.loads(nest.stdout.readline()) == [0] * world
