@@ -54,9 +54,9 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(minimal, more, line,
 def test_a_key_given_twice_on_the_command_line_is_refused(minimal):
     for pair in (["seed=1", "seed=2"], ["policy.clip_eps=0.1", "policy={algorithm: dpo}"]):
         with pytest.raises(ConfigError, match=rf"--set {pair[1]}: \S+ is set to \S+ already"):
-            RunSettings(file=minimal, overrides=tuple(pair)).load()
+            assert RunSettings(file=minimal, overrides=tuple(pair)).config
     finer = ("policy.optimizer={learning_rate: 0.5}", "policy.optimizer.weight_decay=0.1")
-    assert RunSettings(file=minimal, overrides=finer).load().policy.optimizer.weight_decay == 0.1
+    assert RunSettings(file=minimal, overrides=finer).config.policy.optimizer.weight_decay == 0.1
     assert "(" not in refusal(minimal, {"sft": "{num_epochs: 1, num_epochs: 2}"})
 
 
@@ -186,4 +186,4 @@ def test_a_file_that_extends_nothing_says_where_it_says_so(minimal):
 def test_a_text_of_the_run_form_stays_the_text_it_is(minimal, text):
     changes = {"data": {"preferences": {"split": text}}}
     settings = RunSettings.model_validate({"file": minimal, "changes": changes})
-    assert settings.load().data.preferences.split == text
+    assert settings.config.data.preferences.split == text
