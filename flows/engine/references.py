@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import get_args
 
 from rlhf_core.adapters import registry
-from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig
+from rlhf_core.adapters.decision import judge_of
+from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig, judges_of
 from rlhf_core.errors import DataError, RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, StageResult
 from rlhf_core.stages import promote
@@ -144,10 +145,21 @@ def find_judge(
     One judge for one champion after the other keeps the measure the same; ``evaluation.judge``
     names another, which then scores the champion's answers too.
     """
-    named = given or config.evaluation.judge
-    if named is None and champion is not None and champion.registered:
-        named = registry.upstream_uris(champion.uri).get("judge")
-    return find_model(config, context, "judge", None if named == OWN_JUDGE else named)
+    seats = (given,) if given else judges_of(config.evaluation.judge)
+    if not seats and champion is not None and champion.registered:
+        seats = tuple(filter(None, (judge_of(champion.uri),)))
+    if all(isinstance(seat, str) for seat in seats) and len(seats) < 2:
+        named = next(filter(None, seats), OWN_JUDGE)
+        return find_model(config, context, "judge", None if named == OWN_JUDGE else str(named))
+    from rlhf_core.stages.evaluation.judging import judges_together, outside_judge
+
+    judges = [
+        find_model(config, context, "judge", None if seat == OWN_JUDGE else seat)
+        if isinstance(seat, str)
+        else outside_judge(seat)
+        for seat in seats
+    ]
+    return judges_together(judges)
 
 
 def _made_by_run(context: RunContext, role: ModelRole) -> ModelRef | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
-from rlhf_core.adapters.registry import find_version
+from rlhf_core.adapters.registry import UPSTREAM, find_version, upstream_uris
 from rlhf_core.adapters.stage_run import StageRun
+from rlhf_core.errors import ConfigError
 from rlhf_core.schema import EvaluationReport, ModelRef, PromotionDecision, Verdict
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ EVALUATION = VERDICT + "_run"
 COMPARED = "rlhf.compared_with_champion"
 """Tag of a version: the champion its evaluation compared it with; ``NOBODY`` where none was."""
 NOBODY = "none"
+JUDGED_BY = "rlhf.judge"
+"""Tag of a version: who judged it, where that is no registered model of ours."""
 _LONGEST_KEY = 200
 """Characters of a gate's name in a tag; MLflow takes keys of 250, without brackets and the like."""
 
@@ -60,7 +63,7 @@ def record_decision(
     run.log_tags({VERDICT: decision.verdict})
     if version is not None:
         tags = _decision_tags(decision, report, run) | dict(more_tags or {})
-        tags |= {f"rlhf.upstream.{role}": ref.uri for role, ref in (upstream or {}).items()}
+        tags |= {f"{UPSTREAM}{role}": ref.uri for role, ref in (upstream or {}).items()}
         patiently(f"tagging {model.uri}", lambda: _tag_version(model, tags, decision.verdict))
 
 
@@ -85,7 +88,8 @@ def _tag_version(model: ModelRef, tags: Mapping[str, str], verdict: Verdict) -> 
     """
     client = mlflow_client()
     old = client.get_model_version(model.name, model.version).tags
-    stale = [key for key in old if key.startswith(GATE) and key not in tags]
+    replaced = (JUDGED_BY, UPSTREAM + "judge") if COMPARED in tags else ()
+    stale = [key for key in old if key.startswith((GATE, *replaced)) and key not in tags]
     for key in (VERDICT, *stale):
         if key in old:
             client.delete_model_version_tag(model.name, model.version, key)
@@ -113,3 +117,18 @@ def recorded_verdict(reference: str) -> tuple[Verdict | None, tuple[str, ...]]:
     reasons = tuple(tags.get(VERDICT + "_reasons", "").splitlines())
     verdicts: dict[str | None, Verdict] = {"PROMOTE": "PROMOTE", "HOLD": "HOLD", "REJECT": "REJECT"}
     return verdicts.get(tags.get(VERDICT)), reasons
+
+
+def judge_of(policy: str) -> str | None:
+    """Return the judge of a policy's release; None where the registry knows of none.
+
+    Raises:
+        ConfigError: it was none of ours, so the registry does not say how to reach it.
+    """
+    outside = find_version(policy).tags.get(JUDGED_BY)
+    if outside:
+        raise ConfigError(
+            f"the champion {policy} was judged by {outside}; name it in evaluation.judge for the "
+            "same measure, or another (`run`: the one this run trained)"
+        )
+    return upstream_uris(policy).get("judge")

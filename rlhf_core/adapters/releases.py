@@ -58,6 +58,8 @@ class Release(Record):
     reward: str | None = None
     """None after DPO."""
     judge: str | None = None
+    judged_by: str = ""
+    """Who judged, where that was no registered model of ours."""
 
     def parts(self) -> dict[str, str | None]:
         """Return the version of each role, None where the release has none."""
@@ -176,6 +178,7 @@ def record_move(project: str, plan: Plan, words: Mapping[str, str]) -> Entry:
     name, release = project + SUFFIX, plan.releases[0]
     parts = {f"rlhf.{role}": uri or "none" for role, uri in release.parts().items()}
     tags = {**parts, **{f"rlhf.{word}": text for word, text in words.items()}}
+    tags |= {"rlhf.judge": release.judge or release.judged_by or "none"}
     tags |= {"rlhf.action": plan.action, PLAN: plan.model_dump_json()}
     by = f" by {words['approved_by']}" if words.get("approved_by") else ""
     patiently(f"opening the journal {name}", lambda: open_journal(name, project))

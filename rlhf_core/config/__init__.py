@@ -12,7 +12,6 @@ from rlhf_core.config.data import (
 )
 from rlhf_core.config.evaluation import (
     GATED_STAGES,
-    OWN_JUDGE,
     EvaluationConfig,
     GateConfig,
     GatedStage,
@@ -26,6 +25,13 @@ from rlhf_core.config.feedback import (
     LabelerConfig,
     LabelStudioLabelerConfig,
     SimulatedLabelerConfig,
+)
+from rlhf_core.config.judges import (
+    OWN_JUDGE,
+    AiJudgeConfig,
+    JudgeConfig,
+    RewardModelJudgeConfig,
+    judges_of,
 )
 from rlhf_core.config.load import (
     UNDECIDING,
@@ -53,6 +59,7 @@ __all__ = [
     "OWN_JUDGE",
     "UNDECIDING",
     "VERSION_NAME",
+    "AiJudgeConfig",
     "AiLabelerConfig",
     "CleaningConfig",
     "ComputeConfig",
@@ -65,6 +72,7 @@ __all__ = [
     "GateConfig",
     "GatedStage",
     "GatesConfig",
+    "JudgeConfig",
     "KlWatchConfig",
     "LabelStudioLabelerConfig",
     "LabelerConfig",
@@ -80,6 +88,7 @@ __all__ = [
     "PromptsConfig",
     "RequiredGates",
     "RewardConfig",
+    "RewardModelJudgeConfig",
     "Section",
     "SftConfig",
     "SimulatedLabelerConfig",
@@ -87,6 +96,7 @@ __all__ = [
     "SupervisedConfig",
     "VotesConfig",
     "config_digest",
+    "judges_of",
     "load_config",
     "load_preparation",
     "load_with_origins",

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_core.config.base import Count, Positive, Resamples, Section, Temperature
+from rlhf_core.config.judges import JudgeConfig
 from rlhf_core.config.metric_names import SLICED_METRICS, is_taken, metrics_of, range_of
 from rlhf_core.errors import ConfigError
 
@@ -16,9 +17,6 @@ _MAX_SECONDS = 5.0
 _MAX_PROBES, _PROBE_LENGTH = 12, 200
 _BEYOND_EACH_END = 2
 """Resamples that must lie beyond each end of an interval."""
-
-OWN_JUDGE = "run"
-"""``evaluation.judge`` for the judge that the run itself trained."""
 
 GatedStage = Literal["sft", "reward", "judge", "policy"]
 GATED_STAGES: tuple[GatedStage, ...] = get_args(GatedStage)
@@ -291,10 +289,13 @@ class EvaluationConfig(Section):
     """Two-sided level of the intervals of metrics without a gate; a gated one has its gate's."""
     num_calibration_bins: int = Field(default=10, ge=1, le=1_000)
     """Bins of equal width of the calibration error."""
-    judge: str | None = Field(default=None, pattern=r"^run$|^models:/.+$")
-    """Who decides between the answers: ``models:/NAME/VERSION``, or ``run`` for the judge that this
-    run trained. None: the judge of the champion's release, so that one measure goes on from one
-    champion to the next; without a champion the run's own."""
+    judge: JudgeConfig | None = None
+    """Who decides between the answers: ``models:/NAME/VERSION``, ``run`` for the judge that this
+    run trained, a section with ``kind: ai`` (a chat endpoint) or ``kind: reward_model``, or a list
+    of these, whose decision is the mean. None: the judge of the champion's release, so that one
+    measure goes on from one champion to the next; without a champion the run's own."""
+    num_judge_pairs: Count = 300
+    """Held-out pairs with people's votes that a judge from elsewhere is measured on, at most."""
     topics: str | None = None
     """What the intervals are about. None: new prompts about the same topics; every dialogue is a
     sample. A tag (``intent``): new topics; prompts of one value are resampled together and count

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rlhf_core.config import MonitorsConfig
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.intervals import DIFFERENCE, SHARE, Plans, estimate_mean, estimate_ratio
+from rlhf_core.evaluation.judges import Decided, judge_breakdown, judge_metrics
 from rlhf_core.evaluation.monitors import (
     AnswerTexts,
     gain,
@@ -68,11 +69,13 @@ class PairedAnswers:
     """[n] the judge's scores of them."""
     champion_gold: tuple[dict[str, float], ...] | None = None
     """The outside rater's of them."""
+    decided: Decided | None = None
+    """What several judges, or one from elsewhere, decided; None where the judge's scores do."""
 
     @cached_property
     def won(self) -> Array:
         """[n] outcome by the judge: 1, 0.5 or 0."""
-        return self._outcomes(self.judge)
+        return self._outcomes(self.judge) if self.decided is None else self.decided.over_sft
 
     @property
     def gold_won(self) -> Array:
@@ -87,11 +90,15 @@ class PairedAnswers:
     @cached_property
     def won_over_champion(self) -> Array:
         """[n] outcome of policy against champion by the judge."""
+        if self.decided is not None and self.decided.over_champion is not None:
+            return self.decided.over_champion
         return self._against_champion(self.judge[0], self.policy.texts)
 
     @property
     def champion_won(self) -> Array:
         """[n] outcome of champion against SFT by the judge."""
+        if self.decided is not None and self.decided.champion_over_sft is not None:
+            return self.decided.champion_over_sft
         return 1.0 - self._against_champion(self.judge[1], self.sft.texts)
 
     def _outcomes(self, scores: Both) -> Array:
@@ -129,6 +136,7 @@ def policy_metrics(
         **_gains(measured, plans),
         "policy/distinct_2": distinct_share(texts.policy, plans("policy/distinct_2"), n=2),
         **vice_metrics(vice_rates(texts, monitors), plans),
+        **(judge_metrics(measured.decided, plans) if measured.decided else {}),
         **_gold(measured, plans),
     }
 
@@ -259,7 +267,7 @@ def policy_breakdown(measured: PairedAnswers, plans: Plans) -> dict[str, dict[st
         if measured.gold is not None:
             metrics["gold/win_rate"] = win_rate(measured.gold_won[rows], here("gold/win_rate"))
         breakdown[name] = metrics
-    return breakdown
+    return breakdown | (judge_breakdown(measured.decided, plans) if measured.decided else {})
 
 
 def tag_groups(prompts: Sequence[Prompt]) -> dict[str, Rows]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 from statistics import fmean
 from typing import Any
 
 from pydantic import Field
 
 from rlhf_core.evaluation.comparison import PairedAnswers
+from rlhf_core.evaluation.judges import OVER_SFT
 from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import Conversation, Record
 
@@ -36,6 +38,12 @@ class ComparedAnswer(Record):
     """Of the judge."""
     won_over_champion: float | None = None
     """By the judge: 1 the policy, 0 the champion, 0.5 a tie."""
+    champion_won: float | None = None
+    """By the judge: 1 the champion, 0 SFT, 0.5 a tie; None in files of earlier builds."""
+    judges: dict[str, float | None] = Field(default_factory=dict)
+    """Of several judges, or one from elsewhere, each one's ``won``; None where it did not say."""
+    unjudged: str = ""
+    """Why no judge compared policy and SFT, which then count as a tie."""
 
 
 def compared_answers(measured: PairedAnswers) -> Iterator[ComparedAnswer]:
@@ -65,6 +73,7 @@ def _row(measured: PairedAnswers, index: int) -> ComparedAnswer:
         },
         gold={key: _at(measured.gold_values(key), index) for key in keys},
         **_against_champion(measured, index),
+        **_by_judges(measured, index),
     )
 
 
@@ -76,6 +85,17 @@ def _against_champion(measured: PairedAnswers, index: int) -> dict[str, Any]:
         "champion": champion.texts[index],
         "champion_score": float(scores[index]),
         "won_over_champion": float(measured.won_over_champion[index]),
+        "champion_won": float(measured.champion_won[index]),
+    }
+
+
+def _by_judges(measured: PairedAnswers, index: int) -> dict[str, Any]:
+    if measured.decided is None:
+        return {}
+    said = {one.name: float(one.won[OVER_SFT][index]) for one in measured.decided.opinions}
+    return {
+        "judges": {name: None if isnan(won) else won for name, won in said.items()},
+        "unjudged": measured.decided.unjudged[index],
     }
 
 
@@ -111,7 +131,7 @@ def side_by_side(rows: Sequence[ComparedAnswer]) -> list[Standing]:
     found = [
         Standing(
             "wins against SFT, share of prompts", mean(lambda row: row.won), None,
-            mean_crowned(lambda row: _won(row.champion_score or 0.0, row.scores["judge"][1])),
+            mean_crowned(_champion_won),
         ),
         Standing(
             "judge's score", mean(lambda row: row.scores["judge"][0]),
@@ -139,6 +159,12 @@ def side_by_side(rows: Sequence[ComparedAnswer]) -> list[Standing]:
             )
         )  # fmt: skip
     return found
+
+
+def _champion_won(row: ComparedAnswer) -> float:
+    if row.champion_won is not None:
+        return row.champion_won
+    return _won(row.champion_score or 0.0, row.scores["judge"][1])
 
 
 def _won(mine: float, theirs: float) -> float:

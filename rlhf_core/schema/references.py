@@ -9,7 +9,9 @@ from pydantic import Field
 from rlhf_core.schema.base import Record
 
 StageName = Literal["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
-ModelKind = Literal["causal", "scalar"]
+ModelKind = Literal["causal", "scalar", "classifier", "endpoint", "panel"]
+"""Text or scores of our own models; judges from elsewhere: a reward model, a chat endpoint, several
+judges together."""
 ModelRole = Literal["sft", "reward", "judge", "policy"]
 
 
@@ -68,6 +70,8 @@ class ModelRef(Record):
     kind: ModelKind
     run_id: str
     """MLflow run that logged it."""
+    members: tuple["ModelRef", ...] = ()
+    """Of several judges together, each of them."""
 
     @property
     def registered(self) -> bool:

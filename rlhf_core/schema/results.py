@@ -135,6 +135,11 @@ class EvaluationReport(Record):
     """Which look at the held-out prompts it was; None where looks are not counted."""
     units: str = ""
     """What counts as one sample, and what the intervals are about."""
+    judge: str = ""
+    """Who decided, of a policy's report; empty in reports of earlier builds."""
+    judge_accuracy: Estimate | None = None
+    """Of a judge from elsewhere, or several together, on held-out pairs that people voted on; at
+    the confidence of the gate of ``judge/heldout_accuracy``."""
     people: PeopleVotes | None = None
     """Votes that the judge's win rate was corrected by; None where there are none."""
 

@@ -22,6 +22,7 @@ from rlhf_core.evaluation.preference_metrics import (
     fit_length_rival,
     preference_metrics,
 )
+from rlhf_core.feedback.ballots import FOLDER
 from rlhf_core.models import load_causal
 from rlhf_core.schema import (
     DatasetSplits,
@@ -35,6 +36,7 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluation.compare import compare_answers, sampling, topics_of, write_samples
+from rlhf_core.stages.evaluation.judging import Panel, outside_accuracy
 from rlhf_core.stages.evaluation.people import corrected_by_people
 from rlhf_core.stages.evaluation.scored_pairs import heldout_pairs, score_pairs
 from rlhf_core.stages.evaluation.scoring import response_logprobs
@@ -188,7 +190,8 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
         policy: the model that wants to be champion.
         sft: its KL reference, and what it has to beat where there is no champion yet.
         reward: what it was optimised against; None after DPO.
-        judge: reward model trained on the other half of the preferences.
+        judge: reward model trained on the other half of the preferences, or one from elsewhere
+            that ``evaluation.judge`` names, or several.
         champion: what is in use and has to be beaten; None where nothing is.
         context: where the run keeps its files.
         run: an open run to log to; None opens the evaluation's own.
@@ -198,7 +201,7 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
             the policy was optimised from another SFT model.
     """
     started = time.monotonic()
-    require_independent_judge(judge, policy, reward)
+    require_independent_judge(judge, policy, reward, splits)
     require_own_reference(policy, sft)
     upstream = {"policy": policy, "sft": sft, "judge": judge}
     upstream |= {"reward": reward} if reward else {}
@@ -212,11 +215,15 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
                     context.stage_directory("policy"), context.stage_directory("evaluate")
                 ),
                 "champion": champion.uri if champion else None,
+                "judge": judge.uri,
             }
         )
-        doubts = doubts_about_data(splits, upstream.values())
+        members = [one for model in upstream.values() for one in model.members or (model,)]
+        doubts = doubts_about_data(splits, members)
         doubts += doubts_about_champion(policy, champion)
         result = conclude(config, "policy", report, run, started, judge=judge, doubts=doubts)
+        if (directory := context.stage_directory("evaluate") / FOLDER).is_dir():
+            run.log_artifact(directory, f"evaluation/{FOLDER}")
         if report.look:
             finish_look(report.look, run, sampling(config))
     return result.model_copy(update={"stage": "evaluate"})
@@ -279,7 +286,9 @@ def _measured(
     samples: Path,
 ) -> EvaluationReport:
     directory = samples.parent
-    measured = compare_answers(config, splits, models, directory)
+    panel = Panel(config, models["judge"], directory)
+    accuracy = outside_accuracy(config, splits, panel)
+    measured = compare_answers(config, splits, models, panel, directory)
     write_samples(samples, measured)
     topics, units = topics_of(config, splits, measured.prompts)
     plans = metric_plans(config, "policy", look=look, topics=topics)
@@ -291,4 +300,5 @@ def _measured(
         samples=samples,
         look=look,
         units=units,
+        judge_accuracy=accuracy,
     )

@@ -13,7 +13,7 @@ from typing import Literal
 
 from rlhf_core.adapters.access import require_release_rights
 from rlhf_core.adapters.approval import record_approval
-from rlhf_core.adapters.decision import COMPARED, EVALUATION, NOBODY, recorded_verdict
+from rlhf_core.adapters.decision import COMPARED, EVALUATION, JUDGED_BY, NOBODY, recorded_verdict
 from rlhf_core.adapters.registry import (
     CHAMPION,
     PREVIOUS,
@@ -285,7 +285,7 @@ def release_of(policy: str) -> Release:
                 f"{policy} is no complete release: its {role} {uri} {problem}; only models that "
                 f"passed their gates become champions together. See `rlhf lineage {policy}`"
             )
-    return Release(policy=policy, **parts)
+    return Release(policy=policy, judged_by=tags.get(JUDGED_BY, ""), **parts)
 
 
 def _unfit(role: str, uri: str) -> str | None:
@@ -369,7 +369,7 @@ def _release_as_it_is(policy: str) -> Release:
         for role in ("sft", "reward", "judge")
         if (uri := tags.get(UPSTREAM + role)) and not _unfit(role, uri)
     }
-    return Release(policy=policy, **parts)
+    return Release(policy=policy, judged_by=tags.get(JUDGED_BY, ""), **parts)
 
 
 def _plan(action: Literal["promote", "rollback"], seen: Situation, chain: list[Release]) -> Plan:

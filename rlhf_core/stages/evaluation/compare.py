@@ -20,6 +20,7 @@ from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.schema import Conversation, DatasetSplits, ModelRef, Prompt
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.scoring import (
     as_answers,
     choose_prompts,
@@ -37,6 +38,7 @@ def compare_answers(
     config: PipelineConfig,
     splits: DatasetSplits,
     models: Mapping[str, ModelRef],
+    panel: Panel,
     directory: Path,
 ) -> PairedAnswers:
     """Sample the models' answers and measure them.
@@ -48,27 +50,28 @@ def compare_answers(
     Args:
         config: settings of the run.
         splits: dataset version.
-        models: ``policy``, ``sft``, ``judge`` and, where there is one, ``reward``, ``champion``.
+        models: ``policy``, ``sft`` and, where there is one, ``reward``, ``champion``.
+        panel: the judges.
         directory: where it is noted which prompts leave no room for an answer.
     """
     settings, renderer = config.evaluation, model_renderer(models["sft"].path)
     asked = [models[role] for role in ("policy", "sft", "champion") if role in models]
-    prompts = _choose(config, splits, renderer, [models["judge"], *asked[2:]], directory)
+    own_judges = [judge for judge in panel.judges if judge.kind == "scalar"]
+    prompts = _choose(config, splits, renderer, [*own_judges, *asked[2:]], directory)
     conversations = [prompt.prompt for prompt in prompts]
     answers = [_sample(config, model, conversations) for model in asked]
     policy, sft, *others = answers
     texts = [[answer.text for answer in model_answers] for model_answers in answers]
-    scores = {
-        role: score_texts(
-            models[role].path,
+    reward = None
+    if "reward" in models:
+        reward = score_texts(
+            models["reward"].path,
             conversations,
-            texts,
+            texts[:2],
             budget=settings.micro_batch_tokens,
             device=config.model.device,
         )
-        for role in ("judge", "reward")
-        if role in models
-    }
+    scores, decided = panel.decide(conversations, texts)
     reference_nll, kl = _distances(
         config, models["sft"], [renderer.prompt_ids(prompt) for prompt in conversations], policy
     )
@@ -77,14 +80,15 @@ def compare_answers(
         prompts=tuple(prompts),
         policy=as_answers(policy),
         sft=as_answers(sft),
-        judge=(scores["judge"][0], scores["judge"][1]),
-        reward=(scores["reward"][0], scores["reward"][1]) if "reward" in scores else None,
+        judge=(scores[0], scores[1]),
+        reward=None if reward is None else (reward[0], reward[1]),
         kl=kl,
         reference_nll=reference_nll,
         gold=None if gold is None else (gold[0], gold[1]),
         champion=as_answers(others[0]) if others else None,
-        champion_judge=scores["judge"][2] if others else None,
+        champion_judge=scores[2] if others else None,
         champion_gold=gold[2] if gold is not None and others else None,
+        decided=decided,
     )
 
 

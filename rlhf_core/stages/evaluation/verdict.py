@@ -1,10 +1,11 @@
 """From a report to a recorded verdict: what every evaluation does in the same way."""
 
+import csv
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from rlhf_core.adapters.decision import record_decision, recorded_verdict
+from rlhf_core.adapters.decision import JUDGED_BY, record_decision, recorded_verdict
 from rlhf_core.adapters.registry import find_version, upstream_uris
 from rlhf_core.adapters.required_gates import APPLIED, applied_tag, required_gates
 from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
@@ -12,7 +13,7 @@ from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
 from rlhf_core.config.metric_names import CORRECTED
 from rlhf_core.dataprep.measures.clusters import Ints
 from rlhf_core.errors import RegistryError
-from rlhf_core.evaluation.gates import decide, describe_look, gate_name
+from rlhf_core.evaluation.gates import decide, describe_look, gate_name, judge_estimate
 from rlhf_core.evaluation.intervals import Plans, Resampling
 from rlhf_core.evaluation.people import describe_votes
 from rlhf_core.schema import (
@@ -26,8 +27,12 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.stages.determinism import derived_seed, take_cores
+from rlhf_core.stages.preparation.report import ANNOTATORS
 
 WIN_RATE_CORRECTED = f"policy/{CORRECTED}"
+JUDGE_ACCURACY = "judge/heldout_accuracy"
+MOST_UNJUDGED = 0.1
+"""Pairs without a judge's word beyond this part are too many to decide by the others."""
 
 
 @contextmanager
@@ -121,14 +126,21 @@ def conclude(  # noqa: PLR0913 - a verdict and all that it rests on
     doubts: tuple[str, ...] = (),
 ) -> StageResult:
     """Apply the stage's gates and write the verdict down before anyone hears it."""
-    doubts += _doubts_about(judge) if judge else ()
+    doubts += _doubts_about(config, judge, report) if judge else ()
     required = required_gates(config.project)
     asked = required.added_to(stage, config.gates_of(stage))
     gates = _surer(asked, report.look, report.people)
     decision = decide(gates, report, doubts=doubts, promotion=config.promotion)
     decision = _with_look(_marked(decision, required.of_stage(stage)), report)
-    upstream, tags = {"judge": judge} if judge else {}, {APPLIED: applied_tag(asked)}
-    record_decision(decision, report, run=run, upstream=upstream, more_tags=tags)
+    known = judge is not None and judge.kind == "scalar"
+    record_decision(
+        decision,
+        report,
+        run=run,
+        upstream={"judge": judge} if judge and known else {},
+        more_tags={APPLIED: applied_tag(asked)}
+        | ({JUDGED_BY: judge.uri} if judge and not known else {}),
+    )
     return StageResult(
         stage=stage,
         model=report.model,
@@ -168,13 +180,16 @@ def _with_look(decision: PromotionDecision, report: EvaluationReport) -> Promoti
     return decision.model_copy(update={"reasons": reasons})
 
 
-def require_independent_judge(judge: ModelRef, policy: ModelRef, reward: ModelRef | None) -> None:
+def require_independent_judge(
+    judge: ModelRef, policy: ModelRef, reward: ModelRef | None, splits: DatasetSplits
+) -> None:
     """Refuse a judge that the policy was optimised against, or that was not trained as one.
 
     Args:
         judge: who is to decide.
         policy: what is judged; the registry knows what it was optimised against.
         reward: the reward model that this evaluation was given; None after DPO.
+        splits: an AI judge whose votes are among the data is what the policy was optimised against.
 
     Raises:
         RegistryError: says which model it is and what to do.
@@ -183,12 +198,33 @@ def require_independent_judge(judge: ModelRef, policy: ModelRef, reward: ModelRe
     if policy.registered:
         used = upstream_uris(policy.uri).get("reward")
         optimised |= {used: find_version(used).tags.get("rlhf.sha256", "")} if used else {}
-    for uri, sha256 in optimised.items():
-        if judge.sha256 == sha256:
+    for one in judge.members or (judge,):
+        for uri, sha256 in optimised.items():
+            if one.sha256 == sha256:
+                raise RegistryError(
+                    f"the judge {one.uri} is {uri}, the reward model {policy.uri} was optimised "
+                    "against; its word proves nothing. Give a judge: "
+                    "`rlhf reward CONFIG --role judge`"
+                )
+        if one.kind == "endpoint" and one.uri in _voters(splits):
             raise RegistryError(
-                f"the judge {judge.uri} is {uri}, the reward model {policy.uri} was optimised "
-                "against; its word proves nothing. Give a judge: `rlhf reward CONFIG --role judge`"
+                f"the judge {one.uri} voted on pairs of {splits.directory}, which the policy "
+                "learns from: its word on what it rewarded proves nothing. Name another in "
+                f"evaluation.judge, or leave its votes out (data.votes.exclude: [{one.uri}])"
             )
+        _require_trained_as_judge(one)
+
+
+def _voters(splits: DatasetSplits) -> set[str]:
+    """Who voted on the dataset's pairs."""
+    path = splits.directory / ANNOTATORS
+    if not path.is_file():
+        return set()
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["annotator"] for row in csv.DictReader(file)}
+
+
+def _require_trained_as_judge(judge: ModelRef) -> None:
     if judge.registered:
         stage = find_version(judge.uri).tags.get("rlhf.stage")
         if stage != "judge":
@@ -244,8 +280,35 @@ def doubts_about_champion(policy: ModelRef, champion: ModelRef | None) -> tuple[
     return (f"{policy.uri} has the very weights of the champion {champion.uri}.",)
 
 
-def _doubts_about(judge: ModelRef) -> tuple[str, ...]:
-    """Why a judge's word does not count: it has not passed the gates that are asked of it."""
+def _doubts_about(
+    config: PipelineConfig, judge: ModelRef, report: EvaluationReport
+) -> tuple[str, ...]:
+    """Why a judge's word does not count: it has not passed the gates that are asked of it.
+
+    One from elsewhere, and several together, are asked what is asked of a judge's accuracy.
+    """
+    members = judge.members or (judge,)
+    doubts = [doubt for one in members if one.kind == "scalar" for doubt in _unproven(one)]
+    if all(one.kind == "scalar" for one in members):
+        return tuple(doubts)
+    asked = [gate for gate in gates_asked(config, "judge") if gate.metric == JUDGE_ACCURACY]
+    if not asked:
+        doubts.append(f"gates.judge asks nothing of {JUDGE_ACCURACY}, by which {judge.uri} counts.")
+    for gate in asked:
+        if report.judge_accuracy is None:
+            doubts.append(f"the judge {judge.uri} was measured on no pair that people voted on.")
+        elif (result := judge_estimate(gate, report.judge_accuracy)).verdict != "PROMOTE":
+            doubts.append(f"the judge {judge.uri} does not pass its gate: {result.reason}")
+    unjudged = report.metrics.get("policy/judge_unjudged")
+    if unjudged is not None and unjudged.value > MOST_UNJUDGED:
+        doubts.append(
+            f"the judge {judge.uri} judged {1 - unjudged.value:.0%} of the pairs, less than "
+            f"{1 - MOST_UNJUDGED:.0%}; samples.jsonl says why."
+        )
+    return tuple(doubts)
+
+
+def _unproven(judge: ModelRef) -> tuple[str, ...]:
     verdict = recorded_verdict(judge.uri)[0] if judge.registered else None
     if verdict == "PROMOTE":
         return ()

@@ -73,7 +73,8 @@ def collect_evaluated(
         samples = Path(place) / "samples.jsonl"
         measured_before(look, samples)
         rows, samples_sha256 = read_records(samples, ComparedAnswer), sha256_of(samples)
-    accuracy = _judge_accuracy(tags.get("rlhf.judge", ""))
+    outside = evaluated.report.judge_accuracy
+    accuracy = outside.value if outside else _judge_accuracy(tags.get("rlhf.judge", ""))
     needed = labels_needed(
         HALF_WIDTH if half_width is None else half_width,
         len(rows),

@@ -41,6 +41,7 @@ from rlhf_core.schema import Conversation, Demonstration, Prompt, ValidationRepo
 from rlhf_core.stages.preparation import checks, inputs
 from rlhf_core.stages.preparation.measure import measure
 from rlhf_core.stages.preparation.report import (
+    ANNOTATORS,
     AgreementReport,
     describe_agreement,
     write_annotators,
@@ -58,7 +59,6 @@ logger = logging.getLogger(__name__)
 REPORT = "report.json"
 QUARANTINE = checks.QUARANTINE
 PICTURES = "pictures"
-ANNOTATORS = "annotators.csv"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from rlhf_core.dataprep.outputs import FILE_NAMES
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, DatasetSplits
 from rlhf_core.stages.preparation import build, checks
+from rlhf_core.stages.preparation.report import ANNOTATORS
 from rlhf_core.storage.own_folders import OwnFolder
 
 _KEPT_OF_FAILURE = (build.QUARANTINE, build.REPORT, DOCS, checks.FAILING)
@@ -19,7 +20,7 @@ DATASET = OwnFolder(
     names=(
         *(f"{name}.jsonl" for name in FILE_NAMES),
         *(NAME, build.REPORT, build.QUARANTINE, DOCS),
-        *(build.PICTURES, build.ANNOTATORS),
+        *(build.PICTURES, ANNOTATORS),
     ),
 )
 FAILURES = OwnFolder(

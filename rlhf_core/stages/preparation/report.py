@@ -21,6 +21,8 @@ from rlhf_core.schema import Estimate, ValidationReport
 from rlhf_core.schema.shown import shown_cell
 from rlhf_core.storage.records import atomic_file
 
+ANNOTATORS = "annotators.csv"
+
 
 @dataclass(frozen=True, slots=True)
 class AgreementReport:

@@ -1,0 +1,147 @@
+"""What several judges, or judges without scores, make of pairs of answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+
+from rlhf_core.evaluation.intervals import DIFFERENCE, SHARE, Plans, estimate_mean
+from rlhf_core.evaluation.resampling import Array
+from rlhf_core.evaluation.win_rate import outcomes, win_rate
+from rlhf_core.schema import Estimate
+
+Pair = tuple[int, int]
+"""Which of the models' answers are compared: the first wins with 1."""
+OVER_SFT, OVER_CHAMPION, CHAMPION_OVER_SFT = (0, 1), (0, 2), (2, 1)
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one judge says of all prompts."""
+
+    name: str
+    scores: Sequence[Array]
+    """Of each model's answers, [n]; a pair that was not judged has its judge's mean."""
+    won: Mapping[Pair, Array]
+    """Of each pair of models the outcome by prompt, [n]; NaN where it was not judged."""
+    problems: tuple[str, ...]
+    """[n] why policy and SFT were not judged; empty where they were."""
+    order_dependent: Array | None = None
+    """[n] 1 where the verdict changed with the order; NaN where no order was asked about."""
+    first_place: Array | None = None
+    """[n] 1 where the first place won in both orders, -1 the second, NaN as above."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Mean decision of the judges, prompt by prompt; row i of everything belongs to prompt i."""
+
+    over_sft: Array
+    over_champion: Array | None
+    champion_over_sft: Array | None
+    opinions: tuple[Opinion, ...] = field(default=())
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """Why nobody judged policy against SFT, "" where somebody did; it counts as a tie."""
+        rows = zip(*(one.problems for one in self.opinions), strict=True)
+        return tuple("; ".join(row) if all(row) else "" for row in rows)
+
+    @property
+    def disagreement(self) -> Array:
+        """[n] share of the pairs of judges whose outcomes differ."""
+        won = np.stack([one.won[OVER_SFT] for one in self.opinions])
+        pairs = list(combinations(range(len(won)), 2))
+        if not pairs:
+            return np.zeros(won.shape[1])
+        known = [~np.isnan(won[a]) & ~np.isnan(won[b]) for a, b in pairs]
+        differ = [(won[a] != won[b]) & both for (a, b), both in zip(pairs, known, strict=True)]
+        return np.asarray(np.sum(differ, axis=0) / np.maximum(np.sum(known, axis=0), 1))
+
+
+def outcomes_where_scored(first: Array, second: Array, a: Sequence[str], b: Sequence[str]) -> Array:
+    """Outcome by two scores as ``outcomes`` says; NaN where one is none, [n]."""
+    scored = np.isfinite(first) & np.isfinite(second)
+    same = np.array([one == other for one, other in zip(a, b, strict=True)], dtype=bool)
+    won = outcomes(
+        np.where(scored, first, 0.0), np.where(scored, second, 0.0), policy_texts=a, sft_texts=b
+    )
+    return np.where(scored | same, won, np.nan)
+
+
+def together(opinions: Sequence[Opinion]) -> Decided:
+    """Return the mean decision: of each prompt over the judges that judged it, else a tie."""
+    pairs = opinions[0].won
+
+    def mean(pair: Pair) -> Array | None:
+        if pair not in pairs:
+            return None
+        won = np.stack([one.won[pair] for one in opinions])
+        known = ~np.isnan(won)
+        total = np.where(known, won, 0.0).sum(axis=0)
+        return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), 0.5)
+
+    over_sft = mean(OVER_SFT)
+    assert over_sft is not None
+    return Decided(over_sft, mean(OVER_CHAMPION), mean(CHAMPION_OVER_SFT), tuple(opinions))
+
+
+def mean_scores(opinions: Sequence[Opinion]) -> list[Array]:
+    """Return the scores of one judge as they are; of several, the mean in their own scales.
+
+    A scale is the standard deviation over the second model's answers (SFT's).
+    """
+    if len(opinions) == 1:
+        return list(opinions[0].scores)
+    scaled = [[_scaled(column, one.scores[1]) for column in one.scores] for one in opinions]
+    return [np.mean(columns, axis=0) for columns in zip(*scaled, strict=True)]
+
+
+def _scaled(column: Array, reference: Array) -> Array:
+    spread = float(reference.std())
+    return np.asarray((column - reference.mean()) / (spread if spread > 0.0 else 1.0))
+
+
+def judge_metrics(decided: Decided, plans: Plans) -> dict[str, Estimate]:
+    """``policy/judge_unjudged``, of several judges their disagreement, of AI judges their bias."""
+    unjudged = np.array([float(bool(reason)) for reason in decided.unjudged])
+    columns = {"judge_unjudged": (unjudged, SHARE)}
+    if len(decided.opinions) > 1:
+        columns["judge_disagreement"] = (decided.disagreement, SHARE)
+    asked = [one for one in decided.opinions if one.order_dependent is not None]
+    if asked:
+        columns["judge_order_dependence"] = (_mean_known([o.order_dependent for o in asked]), SHARE)
+        columns["judge_position_bias"] = (_mean_known([o.first_place for o in asked]), DIFFERENCE)
+    metrics = {}
+    for name, (values, bounds) in columns.items():
+        rows, plan = (
+            np.flatnonzero(~np.isnan(values)),
+            plans.of_rows(np.flatnonzero(~np.isnan(values))),
+        )
+        if rows.size:
+            metric = f"policy/{name}"
+            metrics[metric] = estimate_mean(values[rows], plan(metric), bounds=bounds)
+    return metrics
+
+
+def judge_breakdown(decided: Decided, plans: Plans) -> dict[str, dict[str, Estimate]]:
+    """``judge=<name>`` to the win rate by that judge alone, where there are several."""
+    if len(decided.opinions) < 2:
+        return {}
+    groups = {}
+    for one in decided.opinions:
+        rows = np.flatnonzero(~np.isnan(one.won[OVER_SFT]))
+        if rows.size:
+            plan = plans.of_rows(rows)("policy/win_rate")
+            groups[f"judge={one.name}"] = {
+                "policy/win_rate": win_rate(one.won[OVER_SFT][rows], plan)
+            }
+    return groups
+
+
+def _mean_known(columns: Sequence[Array | None]) -> Array:
+    values = np.stack([column for column in columns if column is not None])
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)

@@ -1,0 +1,141 @@
+"""Reward models from elsewhere: ``AutoModelForSequenceClassification`` with one score."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_core.errors import ModelError
+from rlhf_core.models.device import choose_device, device_of
+from rlhf_core.models.files import weights_sha256
+from rlhf_core.models.library_output import hide_transformers_output
+from rlhf_core.schema import Conversation
+
+
+def classifier_folder(model: str, revision: str | None) -> Path:
+    """Return the folder of a reward model: the one named, or the hub's, downloaded once.
+
+    Raises:
+        ModelError: there is no such folder, and the hub does not give one.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder.resolve()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision))
+    except (OSError, ValueError, RuntimeError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"evaluation.judge: no folder {model}, and the hub gives no model of that name: {said}"
+        ) from error
+
+
+def classifier_sha256(folder: Path) -> str:
+    """Return a digest of the weights, the same as of our own models where they are safetensors.
+
+    Raises:
+        ModelError: there are no weights.
+    """
+    if any(folder.glob("*.safetensors")):
+        return weights_sha256(folder)
+    files = sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ModelError(f"{folder}: no weights in it; expected *.safetensors")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+class Classifier:
+    """A reward model with its own tokenizer and template."""
+
+    def __init__(self, folder: Path, *, max_length: int | None, device: str = "cpu") -> None:
+        """Load it.
+
+        Args:
+            folder: in ``save_pretrained`` layout.
+            max_length: tokens of the longest conversation; None takes the model's positions.
+            device: as ``model.device``.
+
+        Raises:
+            ModelError: it cannot be loaded, has no tokenizer, or gives another number of scores.
+        """
+        self._folder = folder
+        try:
+            with hide_transformers_output():
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    folder, dtype="auto", output_loading_info=True
+                )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ModelError(f"{folder}: no reward model that can be loaded: {said}") from error
+        if report["missing_keys"]:
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise ModelError(f"{folder}: its files have no weights for {missing}; no reward model")
+        if model.config.num_labels != 1:
+            raise ModelError(
+                f"{folder}: gives {model.config.num_labels} scores; a judge needs one that says "
+                "how good an answer is (num_labels 1)"
+            )
+        self._model = model.eval().to(choose_device(device))
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length: int | None = max_length or positions
+
+    @torch.inference_mode()
+    def scores(
+        self, prompts: Sequence[Conversation], answers: Sequence[str]
+    ) -> NDArray[np.float64]:
+        """Score each answer, [n]; NaN where the conversation is too long to be read."""
+        return np.array([self._score(*row) for row in zip(prompts, answers, strict=True)])
+
+    def _score(self, prompt: Conversation, answer: str) -> float:
+        inputs = self._inputs(prompt, _readable(answer, self._tokenizer.all_special_tokens))
+        if self.max_length is not None and inputs["input_ids"].shape[1] > self.max_length:
+            return float("nan")
+        logits = self._model(
+            **{name: part.to(device_of(self._model)) for name, part in inputs.items()}
+        )
+        return float(logits.logits[0, 0].float())
+
+    def _inputs(self, prompt: Conversation, answer: str) -> dict[str, torch.Tensor]:
+        """Render by its template; a tokenizer without one gets prompt and answer as two texts."""
+        turns = [message.model_dump() for message in prompt]
+        if self._tokenizer.chat_template:
+            try:
+                rendered = self._tokenizer.apply_chat_template(
+                    [*turns, {"role": "assistant", "content": answer}],
+                    return_tensors="pt",
+                    return_dict=True,
+                )
+            except Exception as error:  # a template raises what it likes
+                raise ModelError(
+                    f"{self._folder}: its chat template refuses a conversation: {error}"
+                ) from error
+            return dict(rendered)
+        asked = turns[0]["content"] if len(turns) == 1 else _as_text(turns)
+        return dict(self._tokenizer(asked, answer, return_tensors="pt"))
+
+
+def _as_text(turns: Sequence[dict[str, str]]) -> str:
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+
+
+def _readable(text: str, specials: Sequence[str]) -> str:
+    """Take control tokens out that a model spelled in letters."""
+    before = None
+    while text != before:
+        before = text
+        for special in specials:
+            text = text.replace(special, "")
+    return text

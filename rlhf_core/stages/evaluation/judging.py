@@ -1,0 +1,310 @@
+"""The judges of an evaluation: our own by its scores, others by theirs or by what they say."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from rlhf_core.config import AiJudgeConfig, PipelineConfig, RewardModelJudgeConfig, judges_of
+from rlhf_core.dataprep.keys import dialogue_key
+from rlhf_core.dataprep.manifest import fingerprint_of
+from rlhf_core.dataprep.measures.clusters import numbered
+from rlhf_core.errors import ConfigError
+from rlhf_core.evaluation.intervals import SHARE, estimate_clustered
+from rlhf_core.evaluation.judges import (
+    CHAMPION_OVER_SFT,
+    OVER_CHAMPION,
+    OVER_SFT,
+    Decided,
+    Opinion,
+    Pair,
+    mean_scores,
+    outcomes_where_scored,
+    together,
+)
+from rlhf_core.evaluation.resampling import Array
+from rlhf_core.feedback.ballots import Ballot, BallotBox
+from rlhf_core.feedback.judge import read_verdict
+from rlhf_core.models.classifier import Classifier, classifier_folder, classifier_sha256
+from rlhf_core.schema import (
+    Comparison,
+    Conversation,
+    DatasetSplits,
+    Estimate,
+    ModelRef,
+    PreferencePair,
+)
+from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.stages.evaluation.scoring import score_texts
+from rlhf_core.stages.evaluation.verdict import metric_plans
+from rlhf_core.stages.labels.ai import ask_judge, judge_name, what_is_asked
+from rlhf_core.storage.records import read_records
+
+_TOO_LONG = "the conversation is longer than {name} reads ({limit} tokens)"
+_VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
+_PLACE = {"a": 1.0, "tie": 0.0, "b": -1.0}
+
+
+def outside_judge(settings: AiJudgeConfig | RewardModelJudgeConfig) -> ModelRef:
+    """Return the identity of a judge that no registry knows.
+
+    Of an AI judge that is all that decides its answers but the address: the model, the principles
+    and the instructions. Of a reward model it is its weights.
+
+    Raises:
+        ModelError: there is no such reward model.
+    """
+    if isinstance(settings, AiJudgeConfig):
+        name = judge_name(settings)
+        asked = {key: str(value) for key, value in what_is_asked(settings).items()}
+        return ModelRef(
+            name=name,
+            version="",
+            uri=name,
+            path=Path(),
+            sha256=fingerprint_of(asked),
+            kind="endpoint",
+            run_id="",
+        )
+    folder = classifier_folder(settings.model, settings.revision)
+    return ModelRef(
+        name=settings.model,
+        version=settings.revision or "local",
+        uri=settings.model,
+        path=folder,
+        sha256=classifier_sha256(folder),
+        kind="classifier",
+        run_id="",
+    )
+
+
+def judges_together(judges: Sequence[ModelRef]) -> ModelRef:
+    """Return one judge as it is, several as one whose decision is their mean.
+
+    Raises:
+        ConfigError: one is named twice.
+    """
+    if len(judges) == 1:
+        return judges[0]
+    digests = [judge.sha256 for judge in judges]
+    if len(set(digests)) < len(digests):
+        twice = next(judge.uri for judge in judges if digests.count(judge.sha256) > 1)
+        raise ConfigError(f"evaluation.judge: {twice} is named twice; name each judge once")
+    return ModelRef(
+        name="several judges",
+        version="",
+        uri=" + ".join(judge.uri for judge in judges),
+        path=Path(),
+        sha256=hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest(),
+        kind="panel",
+        run_id="",
+        members=tuple(judges),
+    )
+
+
+class Seat(Protocol):
+    """One judge at work."""
+
+    def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
+        """Judge each model's answers: the policy's, SFT's, and the champion's where there is."""
+
+
+class Panel:
+    """All judges of an evaluation."""
+
+    def __init__(self, config: PipelineConfig, judge: ModelRef, votes: Path) -> None:
+        """Seat the judges; nothing is loaded yet.
+
+        Args:
+            config: settings of the run.
+            judge: who decides.
+            votes: folder of the votes of AI judges, so that nothing is asked twice.
+        """
+        self.judges = judge.members or (judge,)
+        self._seats = [_seat(config, one, votes) for one in self.judges]
+
+    def decide(
+        self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+    ) -> tuple[list[Array], Decided | None]:
+        """Return scores of each model's answers, and the decision where scores do not make it.
+
+        Args:
+            prompts: [n] conversations.
+            texts: the policy's answers, SFT's, and the champion's where there is one; [n] each.
+        """
+        opinions = [seat.opinion(prompts, texts) for seat in self._seats]
+        ours = len(self.judges) == 1 and self.judges[0].kind == "scalar"
+        return mean_scores(opinions), None if ours else together(opinions)
+
+
+def _seat(config: PipelineConfig, judge: ModelRef, votes: Path) -> Seat:
+    if judge.kind not in ("endpoint", "classifier"):
+        return _Ours(config, judge)
+    for settings in judges_of(config.evaluation.judge):
+        if isinstance(settings, RewardModelJudgeConfig) and settings.model == judge.name:
+            return _Elsewhere(config, judge, settings)
+        if isinstance(settings, AiJudgeConfig) and outside_judge(settings).sha256 == judge.sha256:
+            return _Asked(settings, judge, votes, derived_seed(config.seed, "judge"))
+    raise ConfigError(f"evaluation.judge: {judge.uri} is to judge, and no settings are about it")
+
+
+def _compared(num_models: int) -> tuple[Pair, ...]:
+    return (OVER_SFT,) if num_models == 2 else (OVER_SFT, OVER_CHAMPION, CHAMPION_OVER_SFT)
+
+
+class _Ours:
+    def __init__(self, config: PipelineConfig, judge: ModelRef) -> None:
+        self._judge = judge
+        self._score = partial(
+            score_texts,
+            judge.path,
+            budget=config.evaluation.micro_batch_tokens,
+            device=config.model.device,
+        )
+
+    def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
+        return _by_scores(self._judge.uri, self._score(prompts, texts), texts, "")
+
+
+class _Elsewhere:
+    def __init__(
+        self, config: PipelineConfig, judge: ModelRef, settings: RewardModelJudgeConfig
+    ) -> None:
+        self._judge, self._settings, self._device = judge, settings, config.model.device
+
+    def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
+        model = Classifier(
+            self._judge.path, max_length=self._settings.max_length, device=self._device
+        )
+        scores = [np.asarray(model.scores(prompts, answers)) for answers in texts]
+        problem = _TOO_LONG.format(name=self._judge.uri, limit=model.max_length)
+        return _by_scores(self._judge.uri, scores, texts, problem)
+
+
+def _by_scores(
+    name: str, scores: Sequence[Array], texts: Sequence[Sequence[str]], problem: str
+) -> Opinion:
+    won = {
+        (i, j): outcomes_where_scored(scores[i], scores[j], texts[i], texts[j])
+        for i, j in _compared(len(texts))
+    }
+    # What one judge could not read says nothing of how far the models' scores are apart.
+    unread = ~np.isfinite(np.stack(scores)).all(axis=0)
+    filled = [
+        np.where(unread, column[~unread].mean() if (~unread).any() else 0.0, column)
+        for column in scores
+    ]
+    problems = tuple(problem if np.isnan(one) else "" for one in won[OVER_SFT])
+    return Opinion(name, filled, won, problems)
+
+
+class _Asked:
+    """An AI judge: every pair in both orders, a tie where the orders disagree."""
+
+    def __init__(self, settings: AiJudgeConfig, judge: ModelRef, votes: Path, seed: int) -> None:
+        self._settings, self._judge, self._seed = settings, judge, seed
+        self._box = BallotBox(votes, f"{judge.uri}-{judge.sha256[:12]}")
+
+    def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
+        compared = _compared(len(texts))
+        questions = {
+            (i, j): [
+                None if first == second else _question(prompt, first, second)
+                for prompt, first, second in zip(prompts, texts[i], texts[j], strict=True)
+            ]
+            for i, j in compared
+        }
+        distinct = {
+            one.comparison_id: one for rows in questions.values() for one in rows if one is not None
+        }
+        ask_judge(self._settings, self._box, list(distinct.values()), seed=self._seed)
+        ballots = {ballot.comparison_id: ballot for ballot in self._box.read()}
+        given = {
+            pair: [ballots[one.comparison_id] if one else None for one in rows]
+            for pair, rows in questions.items()
+        }
+        won = {
+            (i, j): np.array([_outcome(*row) for row in zip(rows, texts[i], texts[j], strict=True)])
+            for (i, j), rows in given.items()
+        }
+        rows = given[OVER_SFT]
+        return Opinion(
+            self._judge.uri,
+            _as_scores(won),
+            won,
+            tuple(one.problem if one else "" for one in rows),
+            np.array([_changed(one) for one in rows]),
+            np.array([_place(one) for one in rows]),
+        )
+
+
+def _question(prompt: Conversation, first: str, second: str) -> Comparison:
+    """One pair, named by what it holds, in the order of the alphabet: nothing is asked twice.
+
+    The id stands in the question, where no answer can know it.
+    """
+    first, second = sorted((first, second))
+    said = [f"{turn.role}\n{turn.content}" for turn in prompt]
+    digest = hashlib.sha256("\0".join([*said, first, second]).encode()).hexdigest()
+    return Comparison(
+        comparison_id=digest[:20], prompt=prompt, response_a=first, response_b=second, votes=()
+    )
+
+
+def _as_scores(won: dict[Pair, Array]) -> list[Array]:
+    """Outcome against SFT as a score: 1 and 0 for winner and loser."""
+    over = np.nan_to_num(won[OVER_SFT], nan=0.5)
+    scores = [over, 1.0 - over]
+    if CHAMPION_OVER_SFT in won:
+        scores.append(np.nan_to_num(won[CHAMPION_OVER_SFT], nan=0.5))
+    return scores
+
+
+def _outcome(ballot: Ballot | None, first: str, second: str) -> float:
+    if ballot is None:
+        return 0.5  # two equal answers
+    won = _VALUE[ballot.votes[0].choice] if ballot.votes else float("nan")
+    return won if first < second else 1.0 - won
+
+
+def _changed(ballot: Ballot | None) -> float:
+    voted = ballot is not None and bool(ballot.votes)
+    return float(bool(ballot and ballot.order_dependent)) if voted else float("nan")
+
+
+def _place(ballot: Ballot | None) -> float:
+    """Return how much the verdicts lean to the first place, from -1 to 1."""
+    if ballot is None or not ballot.votes:
+        return float("nan")
+    return float(np.mean([_PLACE[read_verdict(answer) or "tie"] for answer in ballot.answers]))
+
+
+def outside_accuracy(
+    config: PipelineConfig, splits: DatasetSplits, panel: Panel
+) -> Estimate | None:
+    """Measure judges that are not all our own on the judge's held-out pairs, drawn by the seed.
+
+    Our own has been measured on them as it was trained. What is not judged is half right.
+    """
+    if all(judge.kind == "scalar" for judge in panel.judges):
+        return None
+    pairs = read_records(splits.judge_heldout, PreferencePair)
+    rng = random.Random(derived_seed(config.seed, "judge pairs"))
+    pairs = rng.sample(pairs, min(len(pairs), config.evaluation.num_judge_pairs))
+    if not pairs:
+        return None
+    _, decided = panel.decide(
+        [pair.prompt for pair in pairs],
+        [[pair.chosen for pair in pairs], [pair.rejected for pair in pairs]],
+    )
+    assert decided is not None
+    return estimate_clustered(
+        decided.over_sft,
+        numbered(dialogue_key(pair.prompt) for pair in pairs),
+        metric_plans(config, "judge")("judge/heldout_accuracy"),
+        bounds=SHARE,
+    )
