@@ -35,6 +35,13 @@ CORRECTED = "win_rate_corrected"
 OVER_CHAMPION = "win_rate_over_champion"
 CHAMPION_METRICS = (OVER_CHAMPION, "length_ratio_over_champion", "champion_win_rate")
 """Measured where there is a champion; a gate on one does not apply where there is none."""
+JUDGE_METRICS = (
+    "judge_unjudged",
+    "judge_disagreement",
+    "judge_order_dependence",
+    "judge_position_bias",
+)
+"""Of judges from elsewhere and of several together; shown, and asked by no gate."""
 SLICED_METRICS = ("heldout_accuracy", "win_rate", "length_ratio", OVER_CHAMPION)
 """Measured over the prompts or pairs of each slice as well."""
 PHRASE_VICES = ("flattery", "hedging", "refusal", "padding")
@@ -111,4 +118,5 @@ def is_taken(vice: str) -> bool:
         *POLICY_METRICS,
         CORRECTED,
         *CHAMPION_METRICS,
+        *JUDGE_METRICS,
     ) or vice.endswith("_increase")

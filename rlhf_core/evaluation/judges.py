@@ -1,5 +1,6 @@
 """What several judges, or judges without scores, make of pairs of answers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -72,19 +73,16 @@ def outcomes_where_scored(first: Array, second: Array, a: Sequence[str], b: Sequ
 
 def together(opinions: Sequence[Opinion]) -> Decided:
     """Return the mean decision: of each prompt over the judges that judged it, else a tie."""
-    pairs = opinions[0].won
-
-    def mean(pair: Pair) -> Array | None:
-        if pair not in pairs:
-            return None
-        won = np.stack([one.won[pair] for one in opinions])
-        known = ~np.isnan(won)
-        total = np.where(known, won, 0.0).sum(axis=0)
-        return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), 0.5)
-
-    over_sft = mean(OVER_SFT)
-    assert over_sft is not None
-    return Decided(over_sft, mean(OVER_CHAMPION), mean(CHAMPION_OVER_SFT), tuple(opinions))
+    against = {
+        pair: _mean_known([one.won[pair] for one in opinions], otherwise=0.5)
+        for pair in opinions[0].won
+    }
+    return Decided(
+        against[OVER_SFT],
+        against.get(OVER_CHAMPION),
+        against.get(CHAMPION_OVER_SFT),
+        tuple(opinions),
+    )
 
 
 def mean_scores(opinions: Sequence[Opinion]) -> list[Array]:
@@ -109,10 +107,11 @@ def judge_metrics(decided: Decided, plans: Plans) -> dict[str, Estimate]:
     columns = {"judge_unjudged": (unjudged, SHARE)}
     if len(decided.opinions) > 1:
         columns["judge_disagreement"] = (decided.disagreement, SHARE)
-    asked = [one for one in decided.opinions if one.order_dependent is not None]
-    if asked:
-        columns["judge_order_dependence"] = (_mean_known([o.order_dependent for o in asked]), SHARE)
-        columns["judge_position_bias"] = (_mean_known([o.first_place for o in asked]), DIFFERENCE)
+    changed = [one.order_dependent for one in decided.opinions if one.order_dependent is not None]
+    places = [one.first_place for one in decided.opinions if one.first_place is not None]
+    if changed:
+        columns["judge_order_dependence"] = (_mean_known(changed), SHARE)
+        columns["judge_position_bias"] = (_mean_known(places), DIFFERENCE)
     metrics = {}
     for name, (values, bounds) in columns.items():
         rows, plan = (
@@ -140,8 +139,9 @@ def judge_breakdown(decided: Decided, plans: Plans) -> dict[str, dict[str, Estim
     return groups
 
 
-def _mean_known(columns: Sequence[Array | None]) -> Array:
-    values = np.stack([column for column in columns if column is not None])
+def _mean_known(columns: Sequence[Array], *, otherwise: float = math.nan) -> Array:
+    """Mean of what is known of each row, [n]; ``otherwise`` where nothing is."""
+    values = np.stack(columns)
     known = ~np.isnan(values)
     total = np.where(known, values, 0.0).sum(axis=0)
-    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
+    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), otherwise)

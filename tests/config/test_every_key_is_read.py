@@ -51,8 +51,8 @@ BY_NAME = {
     (kind, stage)
     for kind in ("GatesConfig", "RequiredGates")
     for stage in ("sft", "reward", "policy", "judge")
-}
-"""``of_stage`` reads the key that its argument names."""
+} | {("RewardModelJudgeConfig", "kind")}
+"""``of_stage`` reads the key that its argument names; a discriminator tells judges apart."""
 OPTIONAL = {("PreparationConfig", "policy"), ("PreparationConfig", "gates")}
 """Preparation lets them be missing; what reads them is read in ``PipelineConfig``."""
 

@@ -145,9 +145,11 @@ def _seat(config: PipelineConfig, judge: ModelRef, votes: Path) -> Seat:
     if judge.kind not in ("endpoint", "classifier"):
         return _Ours(config, judge)
     for settings in judges_of(config.evaluation.judge):
-        if isinstance(settings, RewardModelJudgeConfig) and settings.model == judge.name:
+        if isinstance(settings, str):
+            continue
+        if settings.kind == "reward_model" and settings.model == judge.name:
             return _Elsewhere(config, judge, settings)
-        if isinstance(settings, AiJudgeConfig) and outside_judge(settings).sha256 == judge.sha256:
+        if settings.kind == "ai" and outside_judge(settings).sha256 == judge.sha256:
             return _Asked(settings, judge, votes, derived_seed(config.seed, "judge"))
     raise ConfigError(f"evaluation.judge: {judge.uri} is to judge, and no settings are about it")
 
@@ -290,18 +292,17 @@ def outside_accuracy(
 
     Our own has been measured on them as it was trained. What is not judged is half right.
     """
-    if all(judge.kind == "scalar" for judge in panel.judges):
-        return None
     pairs = read_records(splits.judge_heldout, PreferencePair)
+    if not pairs or all(judge.kind == "scalar" for judge in panel.judges):
+        return None
     rng = random.Random(derived_seed(config.seed, "judge pairs"))
     pairs = rng.sample(pairs, min(len(pairs), config.evaluation.num_judge_pairs))
-    if not pairs:
-        return None
     _, decided = panel.decide(
         [pair.prompt for pair in pairs],
         [[pair.chosen for pair in pairs], [pair.rejected for pair in pairs]],
     )
-    assert decided is not None
+    if decided is None:
+        return None
     return estimate_clustered(
         decided.over_sft,
         numbered(dialogue_key(pair.prompt) for pair in pairs),
