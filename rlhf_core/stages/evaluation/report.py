@@ -119,7 +119,14 @@ def _facts(
         facts["commit"] = lineage["git_commit"][:12] + changed
     if splits:
         facts["dataset"] = splits.sha256[:12]
-    compared = results["evaluate"].report.champion if "evaluate" in results else None
+    evaluated = results["evaluate"].report if "evaluate" in results else None
+    if evaluated and evaluated.judge:
+        right = evaluated.judge_accuracy
+        said = (
+            f", right on {right.value:.2f} of {right.num_samples} held-out pairs" if right else ""
+        )
+        facts["judged by"] = evaluated.judge + said
+    compared = evaluated.champion if evaluated else None
     facts["champion before"] = (promotion or {}).get("previous_champion") or compared or "none"
     if promotion:
         facts["champion now"] = promotion["champion"] or "none"
