@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from rlhf_core.adapters import registry
-from rlhf_core.adapters.decision import judge_of
+from rlhf_core.adapters import decision, registry
 from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig, judges_of
 from rlhf_core.errors import DataError, RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, StageResult
@@ -147,7 +146,7 @@ def find_judge(
     """
     seats = (given,) if given else judges_of(config.evaluation.judge)
     if not seats and champion is not None and champion.registered:
-        seats = tuple(filter(None, (judge_of(champion.uri),)))
+        seats = tuple(filter(None, (decision.judge_of(champion.uri),)))
     if all(isinstance(seat, str) for seat in seats) and len(seats) < 2:
         named = next(filter(None, seats), OWN_JUDGE)
         return find_model(config, context, "judge", None if named == OWN_JUDGE else str(named))

@@ -148,8 +148,8 @@ class FakeStages:
     def bar_for(self, policy, project):
         return None if self.champion == policy.uri else self.champion
 
-    def upstream_uris(self, policy):
-        return {"judge": self.judges[policy]} if policy in self.judges else {}
+    def judge_of(self, policy):
+        return self.judges.get(policy)
 
     def evaluate_policy(self, config, splits, *, context, **models):
         self.compared = {role: model for role, model in models.items() if model is not None}

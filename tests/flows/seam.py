@@ -13,7 +13,8 @@ SEAM = {
     "rlhf_core.stages.versions.versions": ("bring_back",),
     "rlhf_core.stages.versions.dataset_page": ("show_dataset",),
     "rlhf_core.stages.evaluation.report": ("write_report",),
-    "rlhf_core.adapters.registry": ("check_role", "resolve_model", "upstream_uris"),
+    "rlhf_core.adapters.registry": ("check_role", "resolve_model"),
+    "rlhf_core.adapters.decision": ("judge_of",),
     "rlhf_core.adapters.tracking": ("check_server", "keep_file", "look_up_run"),
     "rlhf_core.adapters.approval": ("ask_approval", "record_approval", "require_approval"),
 }
