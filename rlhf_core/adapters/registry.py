@@ -1,15 +1,26 @@
 """The model registry: complete versions only, found by name, alias or folder, moved by alias."""
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse
 
 from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client, patiently
+from rlhf_core.adapters.mlflow_model import (
+    TOKENIZER,
+    describe_model,
+    link_model,
+    tokenizer_files,
+)
 from rlhf_core.adapters.model_files import folder_kind, local_model, version_files
+from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.errors import ModelError, RegistryError, RlhfError
 from rlhf_core.schema import ModelKind, ModelRef, ModelRole
+from rlhf_core.storage.full_disk import writing
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -124,9 +135,43 @@ def _stored_model(run: StageRun, directory: Path, name: str, tags: Mapping[str, 
             model_type=tags["rlhf.kind"],
         )
     if str(model.status) != "READY":
-        client.log_model_artifacts(model.model_id, str(directory))
+        _store(run, directory, model)
         client.finalize_logged_model(model.model_id, "READY")
     return str(model.model_id)
+
+
+def _store(run: StageRun, directory: Path, model: "LoggedModel") -> None:
+    """Put a model where MLflow keeps its files, with those that make it an MLflow model.
+
+    In a folder of this machine they are links to the run's own files. A store that knows no links
+    gets copies, and that is said.
+    """
+    client, where = mlflow_client(), str(model.artifact_location)
+    parsed = urlparse(where)
+    with tempfile.TemporaryDirectory() as folder:
+        description = Path(folder) / "description"
+        describe_model(
+            directory,
+            description,
+            name=model.name,
+            model_id=model.model_id,
+            run_id=run.run_id,
+        )
+        if parsed.scheme in ("", "file"):
+            location = Path(unquote(parsed.path))
+            with writing(location):
+                copied = link_model(directory, location)
+        else:
+            client.log_model_artifacts(model.model_id, str(directory))
+            beside = description / TOKENIZER
+            beside.mkdir(parents=True)
+            for file in tokenizer_files(directory):
+                shutil.copyfile(file, beside / file.name)
+            copied = [directory]
+        client.log_model_artifacts(model.model_id, str(description))
+    if copied:
+        place = without_credentials(where)
+        logger.info("model_copied model=%s to=%s: no links can be made there", model.name, place)
 
 
 def resolve_model(reference: str, *, cache: Path, runs: Path | None = None) -> ModelRef:

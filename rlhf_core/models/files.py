@@ -51,6 +51,7 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
             _save_adapter(model, temporary / ADAPTER_FOLDER)
             tokenizer.save_pretrained(temporary)
             digest = weights_sha256(temporary)
+            _readable_as_made(temporary)
             sync_tree(temporary)
             replace_directory(temporary, directory)
         finally:
@@ -66,6 +67,13 @@ def _save_adapter(model: nn.Module, directory: Path) -> None:
     directory.mkdir()
     config.save_pretrained(directory)
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _readable_as_made(directory: Path) -> None:
+    """Let everybody read the files who may read the folder: safetensors makes them its owner's."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def weights_sha256(directory: Path) -> str:

@@ -1,6 +1,7 @@
 """The decode loop: prompts in, one token per live row and step, finished rows leave."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from rlhf_core.models.layout import OwnCache, by_length, layout_of
 from rlhf_core.models.text import text_config, text_trunk
 from rlhf_core.rollout.attention import decode_attention, decoding
 from rlhf_core.rollout.kv_block import KvBlock
-from rlhf_core.rollout.sampling import greedy_tokens, sample_tokens
+from rlhf_core.rollout.sampling import greedy_tokens, nucleus, sample_tokens
 from rlhf_core.tokenization import TokenIds, pack_prompts
 
 
@@ -49,6 +50,25 @@ class Sampling:
     value_head: Callable[[Tensor], Tensor] | None = None
     """Values [B] of hidden states [B, H], read on the way where a value model shares the policy's
     trunk."""
+    top_p: float = 1.0
+    """Draw among the most probable tokens that together have this probability; 1: among all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One token of every row that is still being answered."""
+
+    rows: Tensor
+    """[B] int64, which of the rows these are."""
+    tokens: Tensor
+    """[B] int64"""
+    logprobs: Tensor
+    """[B] float32, nats."""
+    values: Tensor | None
+    """[B] float32, value before each token; None without a value head."""
+    ended: Tensor
+    """[B] bool on the CPU, True where the token is an EOS. Whoever reads the step may set more of
+    them: those rows are answered no further."""
 
 
 @torch.inference_mode()
@@ -117,26 +137,74 @@ def _decode_together(
     out: Decoded,
 ) -> None:
     """Answer the prompts of ``rows``, which ``reader`` has, into their rows of ``out``."""
-    model, device, width = reader.model, out.tokens.device, uniforms.shape[1]
+    for number, step in enumerate(_steps(reader, rows, uniforms, sampling)):
+        if step.values is not None:
+            out.values[step.rows, number] = step.values
+        out.tokens[step.rows, number], out.logprobs[step.rows, number] = step.tokens, step.logprobs
+        out.lengths[step.rows] += 1
+        out.finished[step.rows[step.ended]] = True
+
+
+def _steps(
+    reader: "_PackedReader | _OwnReader", rows: Tensor, uniforms: Tensor, sampling: Sampling
+) -> Iterator[Step]:
+    """Draw a token of every row until all have ended or the random numbers are used up."""
+    model, width = reader.model, uniforms.shape[1]
+    device = unwrapped(model).device
     uniforms, eos = uniforms.to(device), torch.tensor(list(sampling.eos_ids), device=device)
     hidden = reader.read_prompts()
-    for step in range(width):
-        if sampling.value_head is not None:
-            out.values[rows, step] = sampling.value_head(hidden)
+    for number in range(width):
+        values = None if sampling.value_head is None else sampling.value_head(hidden)
         logits = _logits(model, hidden, sampling.temperature)
-        tokens, logprobs = _choose(logits, uniforms[rows, step], sampling.temperature)
+        tokens, logprobs = _choose(logits, uniforms[rows, number], sampling)
         if not bool(torch.isfinite(logprobs).all()):
-            raise DivergedError(f"sampling token {step + 1}: the model's logits are not finite")
-        out.tokens[rows, step], out.logprobs[rows, step] = tokens, logprobs
-        out.lengths[rows] += 1
+            raise DivergedError(f"sampling token {number + 1}: the model's logits are not finite")
         ended = torch.isin(tokens, eos).cpu()
+        yield Step(rows, tokens, logprobs, values, ended)
         if ended.any():
-            out.finished[rows[ended]] = True
             order = reader.keep_rows((~ended).nonzero().squeeze(1))
             rows, tokens = rows[order], tokens[order.to(device)]
-        if len(rows) == 0 or step + 1 == width:
+        if len(rows) == 0 or number + 1 == width:
             break
         hidden = reader.read_tokens(tokens)
+
+
+@contextmanager
+def ready_to_decode(model: nn.Module) -> Iterator[None]:
+    """Make ``model`` ready for ``decode_steps`` inside the block, in this thread."""
+    make_ready = decode_attention if layout_of(model).packed else decoding
+    with torch.inference_mode(), make_ready(model):
+        yield
+
+
+def decode_steps(
+    model: nn.Module, prompt: TokenIds, *, uniforms: Tensor, sampling: Sampling
+) -> Iterator[Step]:
+    """Answer one prompt as many times as there are rows of random numbers, a token at a time.
+
+    Several such answers may take turns within one block of ``ready_to_decode``; each draws the
+    tokens that ``decode`` draws.
+
+    Args:
+        model: causal model, within ``ready_to_decode``.
+        prompt: at least one token.
+        uniforms: [B, T] float32 in [0, 1), one per token to draw; T bounds the responses.
+        sampling: how each token is chosen.
+
+    Raises:
+        DataError: the prompt is empty.
+        DivergedError: a logit is not finite.
+        ModelError: prompt plus response would not fit the model's positions.
+    """
+    prompts, width = [prompt] * len(uniforms), uniforms.shape[1]
+    lengths = torch.tensor([len(prompt)] * len(uniforms))
+    _require_room(model, lengths, width)
+    if layout_of(model).packed:
+        block = KvBlock(text_config(model), lengths, width)
+        reader: _PackedReader | _OwnReader = _PackedReader(model, prompts, block)
+    else:
+        reader = _OwnReader(model, prompts)
+    yield from _steps(reader, torch.arange(len(uniforms)), uniforms, sampling)
 
 
 def _empty(num_rows: int, width: int, device: torch.device) -> Decoded:
@@ -227,8 +295,10 @@ def _logits(model: nn.Module, hidden: Tensor, temperature: float) -> Tensor:
     return logit_transform(model, temperature or 1.0).forward(raw)
 
 
-def _choose(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    return sample_tokens(logits, uniforms) if temperature else greedy_tokens(logits)
+def _choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    if not sampling.temperature:
+        return greedy_tokens(logits)
+    return sample_tokens(nucleus(logits, sampling.top_p), uniforms)
 
 
 def _require_room(model: nn.Module, lengths: Tensor, max_new_tokens: int) -> None:

@@ -62,6 +62,29 @@ def sample_tokens(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     return tokens.squeeze(1), logprobs.squeeze(1)
 
 
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Leave the most probable tokens whose probabilities together reach ``top_p``.
+
+    Holtzman et al. (2020), "The curious case of neural text degeneration", equation 2: the smallest
+    set of tokens, the most probable first, whose sum is at least ``top_p``.
+
+    Args:
+        logits: [B, V], already divided by the temperature.
+        top_p: above 0; 1 leaves every token as it is.
+
+    Returns:
+        [B, V], minus infinity outside the set.
+    """
+    if top_p >= 1.0:
+        return logits
+    ordered, order = logits.float().sort(dim=1, descending=True, stable=True)
+    probabilities = ordered.softmax(dim=1)
+    before = probabilities.cumsum(dim=1) - probabilities
+    out = before >= top_p
+    out[:, 0] = False
+    return logits.masked_fill(out.scatter(1, order, out), float("-inf"))
+
+
 def _invert_float(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Drawn tokens [B, 1], and sums of the weights [B, 1]."""
     cumulative = weights.cumsum(dim=1)
