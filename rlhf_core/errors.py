@@ -29,6 +29,10 @@ class DataError(RlhfError, ValueError):
     """Input data cannot be used; the message names file and line or row."""
 
 
+class NoRoomError(DataError):
+    """A conversation and its answer are longer than the model's context."""
+
+
 class ShapeError(RlhfError, ValueError):
     """Tensors that must agree in shape do not."""
 

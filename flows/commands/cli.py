@@ -16,6 +16,7 @@ from rlhf_core.storage.full_disk import storage_error
 from rlhf_flows.commands import collect as collect_cli
 from rlhf_flows.commands import config as config_cli
 from rlhf_flows.commands import models as model_cli
+from rlhf_flows.commands import serve as serve_cli
 from rlhf_flows.commands import servers as server_cli
 from rlhf_flows.commands import stages as stage_cli
 from rlhf_flows.commands.options import (
@@ -86,6 +87,7 @@ def run(
 stage_cli.add_to(app)
 collect_cli.add_to(app)
 model_cli.add_to(app)
+serve_cli.add_to(app)
 server_cli.add_to(app)
 app.add_typer(config_cli.config_app, name="config")
 if find_spec("rlhf_flows.commands.data"):

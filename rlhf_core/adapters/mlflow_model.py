@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.adapters.model_files import folder_kind
 from rlhf_core.schema import ModelKind
+from rlhf_core.storage.full_disk import writing
 from rlhf_core.tokenization.load import TOKENIZER_FILES, read_template, token_ids
 
 if TYPE_CHECKING:
@@ -189,6 +190,9 @@ def link_model(directory: Path, location: Path) -> list[Path]:
 
     Returns:
         Files that had to be copied: they lie on another disk, or it knows no links.
+
+    Raises:
+        StorageError: the disk is full or refuses; names the file.
     """
     files = [file for file in sorted(directory.rglob("*")) if file.is_file()]
     pairs = [(file, location / file.relative_to(directory)) for file in files]
@@ -198,16 +202,24 @@ def link_model(directory: Path, location: Path) -> list[Path]:
 
 def _link(source: Path, target: Path) -> bool:
     """Put a file at ``target``, by a link if it can be; return whether it could."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-        linked = True
-    except OSError:
-        shutil.copyfile(source, temporary)
-        linked = False
-    temporary.replace(target)
-    # Two names of one file are renamed to nothing, and the first of them stays.
-    temporary.unlink(missing_ok=True)
+    with writing(target, temporary):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        try:
+            linked = _linked(source, temporary)
+            if not linked:
+                shutil.copy(source, temporary)
+            temporary.replace(target)
+        finally:
+            # Renaming one name of a file to another of the same file leaves both.
+            temporary.unlink(missing_ok=True)
     return linked
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True

@@ -9,18 +9,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client, patiently
-from rlhf_core.adapters.mlflow_model import (
-    TOKENIZER,
-    describe_model,
-    link_model,
-    tokenizer_files,
-)
 from rlhf_core.adapters.model_files import folder_kind, local_model, version_files
 from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.errors import ModelError, RegistryError, RlhfError
 from rlhf_core.schema import ModelKind, ModelRef, ModelRole
-from rlhf_core.storage.full_disk import writing
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -146,6 +139,13 @@ def _store(run: StageRun, directory: Path, model: "LoggedModel") -> None:
     In a folder of this machine they are links to the run's own files. A store that knows no links
     gets copies, and that is said.
     """
+    from rlhf_core.adapters.mlflow_model import (
+        TOKENIZER,
+        describe_model,
+        link_model,
+        tokenizer_files,
+    )
+
     client, where = mlflow_client(), str(model.artifact_location)
     parsed = urlparse(where)
     with tempfile.TemporaryDirectory() as folder:
@@ -158,9 +158,7 @@ def _store(run: StageRun, directory: Path, model: "LoggedModel") -> None:
             run_id=run.run_id,
         )
         if parsed.scheme in ("", "file"):
-            location = Path(unquote(parsed.path))
-            with writing(location):
-                copied = link_model(directory, location)
+            copied = link_model(directory, Path(unquote(parsed.path)))
         else:
             client.log_model_artifacts(model.model_id, str(directory))
             beside = description / TOKENIZER

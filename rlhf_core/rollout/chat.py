@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from rlhf_core.errors import DataError
+from rlhf_core.errors import NoRoomError
 from rlhf_core.models import load_causal
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.rollout.decode import Sampling, Step, decode_steps, ready_to_decode
@@ -59,7 +59,8 @@ class Reply:
         request: what is asked.
 
     Raises:
-        DataError: the conversation cannot be rendered, or has no room for an answer.
+        DataError: the conversation cannot be rendered.
+        NoRoomError: it leaves no room for the answer.
     """
 
     def __init__(self, chat: "ChatModel", request: ChatRequest) -> None:
@@ -148,7 +149,7 @@ class ChatModel:
         """Return how many tokens an answer may have.
 
         Raises:
-            DataError: prompt and answer do not fit the model's positions.
+            NoRoomError: prompt and answer do not fit the model's positions.
         """
         config: Any = unwrapped(self.model).config
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -156,7 +157,7 @@ class ChatModel:
             return wanted or DEFAULT_MAX_TOKENS
         room = int(limit) - prompt_tokens
         if room < (wanted or 1):
-            raise DataError(
+            raise NoRoomError(
                 f"this model's maximum context length is {limit} tokens; the conversation has "
                 f"{prompt_tokens}, and {wanted or 1} were asked for; shorten one of them"
             )

@@ -165,7 +165,7 @@ def test_a_disk_without_links_gets_copies_and_that_is_said(registered, monkeypat
         model = registered("policy")
     assert "model_copied model=rlhf-policy" in caplog.text
     assert (stored("rlhf-policy") / "model.safetensors").stat().st_nlink == 1
-    assert resolve_model(model.uri, cache=None).sha256 == model.sha256
+    assert resolve_model(model.uri, cache=Path("cache")).sha256 == model.sha256
 
 
 def test_a_model_that_an_earlier_build_registered_is_found_as_ever(registered):
@@ -173,6 +173,6 @@ def test_a_model_that_an_earlier_build_registered_is_found_as_ever(registered):
     folder = stored("rlhf-policy")
     for name in ("MLmodel", "conda.yaml", "requirements.txt", "input_example.json"):
         (folder / name).unlink()
-    assert resolve_model("models:/rlhf-policy@candidate", cache=None).path == folder
+    assert resolve_model("models:/rlhf-policy@candidate", cache=Path("cache")).path == folder
     assert load_causal(folder).config.architectures
     assert model.sha256

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.rollout import sampling
-from rlhf_core.rollout.sampling import greedy_tokens, sample_tokens, sequence_uniforms
+from rlhf_core.rollout.sampling import greedy_tokens, nucleus, sample_tokens, sequence_uniforms
 
 
 def test_inverse_cdf_by_hand():
@@ -131,3 +131,17 @@ def test_logits_that_are_not_numbers_give_a_logprob_that_is_none(broken):
     tokens, logprobs = sample_tokens(logits, torch.tensor([0.5, 0.5]))
     assert logprobs.isnan().tolist() == [True, False]
     assert tokens.max() < 3
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999])
+def test_the_nucleus_is_that_of_transformers(top_p):
+    from transformers import TopPLogitsWarper
+
+    logits = torch.randn(40, 60, generator=torch.Generator().manual_seed(0)) * 3
+    theirs = TopPLogitsWarper(top_p)(None, logits)
+    assert torch.equal(nucleus(logits, top_p), theirs)
+
+
+def test_the_whole_nucleus_is_every_token():
+    logits = torch.randn(2, 5)
+    assert nucleus(logits, 1.0) is logits

@@ -1,0 +1,219 @@
+"""`rlhf serve`: a registered model behind OpenAI's chat completions, and what follows its alias."""
+
+import logging
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_core.errors import ConfigError, RlhfError
+from rlhf_flows.commands.options import LogLevel, ModelArgument, begin
+
+if TYPE_CHECKING:
+    from rlhf_core.adapters.chat_server import Found
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+GRACE_SECONDS = 30
+"""So long answers that were begun may take when the server is ended."""
+
+
+class Engine(StrEnum):
+    """What computes the answers."""
+
+    AUTO = "auto"
+    RLHF = "rlhf"
+    VLLM = "vllm"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the front door."""
+    example = "rlhf serve models:/rlhf-policy@champion --port 8000"
+    app.command(epilog=f"Example: {example}")(serve)
+
+
+def serve(
+    model: ModelArgument,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0: every one of this machine.")
+    ] = "127.0.0.1",
+    engine: Annotated[
+        Engine, typer.Option(help="auto: vLLM where it is installed and there is a GPU.")
+    ] = Engine.AUTO,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Load the new model when the alias moves.")
+    ] = False,
+    look_every: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How often the alias is looked at.")
+    ] = 10.0,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Serve a model to clients of the OpenAI API: chat completions, streamed or whole.
+
+    Ends on Ctrl-C or SIGTERM when what it is answering is answered. RLHF_SERVE_API_KEY, where it
+    is set, is what clients have to send.
+    """
+    begin(log_level)
+    from rlhf_flows.engine import bindings
+
+    if model.startswith("models:/"):
+        bindings.check_server()
+    found = bindings.find_served(model)
+    by_vllm = engine is Engine.VLLM or (engine is Engine.AUTO and _has_gpu())
+    line = _vllm_line(model, found, host, port)
+    if by_vllm and (shutil.which("vllm") or engine is Engine.VLLM):
+        if follow:
+            raise ConfigError(
+                "--follow: vLLM serves one model as long as it lives; leave it out, and restart "
+                "when the alias has moved"
+            )
+        raise typer.Exit(_serve_by_vllm(line, model, found, look_every))
+    if by_vllm:
+        typer.echo(f"this machine has a GPU; with vLLM installed: {shlex.join(line)}")
+    listening = _listen(host, port)
+    _serve_ourselves(model, found, listening, follow=follow, look_every=look_every)
+
+
+def _serve_ourselves(
+    model: str, found: "Found", listening: socket.socket, *, follow: bool, look_every: float
+) -> None:
+    import uvicorn
+
+    from rlhf_core.adapters.chat_server import ApiServer, ServedModel
+    from rlhf_core.adapters.settings import load_settings
+
+    served = ServedModel(model, found)
+    host, port = listening.getsockname()[:2]
+    key = load_settings().rlhf_serve_api_key
+    own_names = [*LOOPBACK, "[::1]"] if host in LOOPBACK else None
+    api = ApiServer(served, None if key is None else key.get_secret_value(), own_names)
+    config = uvicorn.Config(
+        api.app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
+    )
+    server = uvicorn.Server(config)
+    # uvicorn raises a signal again once it has ended; by then there is nothing left to do.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def moved(now: "Found") -> None:
+        if not follow:
+            _say_moved(model, served.found.uri, now.uri, "restart, or serve with --follow")
+            served.now = now.uri
+            return
+        typer.echo(f"{model} is now {now.uri}; loading it", err=True)
+        served.replace(now)
+        typer.echo(f"serving {now.name} ({now.uri})", err=True)
+
+    address = f"[{host}]" if ":" in host else host
+    typer.echo(f"serving {found.name} ({found.uri}) at http://{address}:{port}/v1", err=True)
+    with _Watch(model, found, look_every, moved):
+        server.run(sockets=[listening])
+    typer.echo("ended", err=True)
+
+
+def _serve_by_vllm(line: list[str], model: str, found: "Found", look_every: float) -> int:
+    """Run vLLM until it ends or this command is ended; return its status."""
+    typer.echo(shlex.join(line))
+    if shutil.which(line[0]) is None:
+        raise ConfigError(
+            "vLLM is not installed here; install it in an environment of its own (it asks for "
+            "another torch), put its commands on PATH, or run the line above there"
+        )
+
+    def moved(now: "Found") -> None:
+        _say_moved(model, found.uri, now.uri, "restart")
+
+    process = subprocess.Popen(line)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: process.terminate())
+    with _Watch(model, found, look_every, moved):
+        status = process.wait()
+    return 0 if status in (0, -signal.SIGTERM) else 2
+
+
+def _say_moved(model: str, served: str, now: str, advice: str) -> None:
+    typer.echo(f"{model} is now {now}; still serving {served}: {advice}", err=True)
+
+
+def _vllm_line(model: str, found: "Found", host: str, port: int) -> list[str]:
+    """Return the command that serves the model by vLLM, under every name of it.
+
+    vLLM takes ends, precision and chat template from the model's own folder.
+    """
+    names = dict.fromkeys((found.name, model, model.removeprefix("models:/"), found.uri))
+    where = ["--host", host, "--port", str(port)]
+    return ["vllm", "serve", str(found.path), "--served-model-name", *names, *where]
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port, so that one that is taken is told before a model is loaded."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port}: cannot listen there: {error.strerror or error}; "
+            "take another port"
+        ) from error
+    return listening
+
+
+class _Watch:
+    """Looks at a reference now and then, in a thread, and tells when it stands for another model.
+
+    Args:
+        model: the reference; only an alias can move.
+        found: what it stands for.
+        every: seconds between looks.
+        moved: told of the other model; if it fails it is told again.
+    """
+
+    def __init__(
+        self, model: str, found: "Found", every: float, moved: Callable[["Found"], None]
+    ) -> None:
+        self._model, self._known, self._every, self._moved = model, found.uri, every, moved
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="alias", daemon=True)
+
+    def __enter__(self) -> None:
+        if "@" in self._model:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(self._every)
+
+    def _work(self) -> None:
+        from rlhf_flows.engine import bindings
+
+        problem = ""
+        while not self._ended.wait(self._every):
+            try:
+                now = bindings.find_served(self._model, known=self._known)
+                if now.uri != self._known:
+                    self._moved(now)
+                    self._known = now.uri
+                problem = ""
+            except RlhfError as error:
+                if str(error) != problem:
+                    typer.echo(f"{self._model} cannot be followed now: {error}", err=True)
+                problem = str(error)

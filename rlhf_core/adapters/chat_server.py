@@ -1,0 +1,407 @@
+"""OpenAI's chat completions over a registered model: the requests, the answers, the errors."""
+
+import asyncio
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from rlhf_core.errors import DataError, ModelError, NoRoomError, RlhfError
+from rlhf_core.rollout.chat import ChatModel, ChatRequest
+from rlhf_core.rollout.engine import ChatEngine, Heard, Ticket
+from rlhf_core.schema import Message
+
+LARGEST_REQUEST = 16 * 1024 * 1024
+SEEDS = 1 << 64
+_LOOK_SECONDS = 1.0
+"""How often a request that waits looks whether its client is still there."""
+_DONE = "data: [DONE]\n\n"
+
+logger = logging.getLogger(__name__)
+
+
+class _Part(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class _Turn(BaseModel):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[_Part]
+
+    def message(self) -> Message:
+        parts = (
+            self.content
+            if isinstance(self.content, list)
+            else [_Part(type="text", text=self.content)]
+        )
+        role = "system" if self.role == "developer" else self.role
+        return Message(role=role, content="".join(part.text for part in parts))
+
+
+class _StreamOptions(BaseModel):
+    include_usage: StrictBool = False
+
+
+class _Body(BaseModel):
+    """A request. What would change the answer and is not done here is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    messages: list[_Turn] = Field(min_length=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: int | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stream: StrictBool | None = None
+    stream_options: _StreamOptions | None = None
+    # Changes nothing in the answer.
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    # Taken where it asks for nothing.
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logprobs: Literal[False] | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+
+    def request(self) -> ChatRequest:
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return ChatRequest(
+            messages=tuple(turn.message() for turn in self.messages),
+            num_answers=self.n or 1,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=secrets.randbits(32) if self.seed is None else self.seed % SEEDS,
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            stop=stop,
+        )
+
+
+class ApiError(Exception):
+    """An error as OpenAI's clients read it."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a reference stands for now."""
+
+    uri: str
+    """``models:/<name>/<version>``, or a folder."""
+    name: str
+    """Registered name, or that of the folder."""
+    sha256: str
+    path: Path
+
+
+class ServedModel:
+    """The model that is served; another may take its place while requests are being answered.
+
+    Args:
+        reference: as it was given: ``models:/<name>@<alias>``, a version, a folder.
+        found: what it stands for.
+        device: as ``model.device``.
+    """
+
+    def __init__(self, reference: str, found: Found, device: str = "auto") -> None:
+        self.reference, self.found, self.device = reference, found, device
+        self.began = int(time.time())
+        self.now = found.uri
+        """What the reference stands for as far as is known."""
+        self._engine = ChatEngine(ChatModel.load(found.path, device))
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What a request may call the model."""
+        given = {self.reference, self.found.uri, self.found.name}
+        return frozenset(given | {name.removeprefix("models:/") for name in given})
+
+    def submit(self, request: ChatRequest, hear: Callable[[Heard], None]) -> tuple[Found, Ticket]:
+        """Begin to answer a request; return by what, too."""
+        with self._lock:
+            return self.found, self._engine.submit(request, hear)
+
+    def replace(self, found: Found) -> None:
+        """Answer by another model from now on; what was begun is finished by the one before.
+
+        Raises:
+            ModelError: it cannot be loaded; everything is as before.
+        """
+        engine = ChatEngine(ChatModel.load(found.path, self.device))
+        with self._lock:
+            before, self._engine = self._engine, engine
+            self.found, self.now = found, found.uri
+        before.close(wait=0)
+
+
+class ApiServer:
+    """The application; ``app`` is what a web server runs.
+
+    Args:
+        served: the model.
+        key: that clients have to send; None asks for none.
+        hosts: names by which it may be called; None: any.
+    """
+
+    def __init__(self, served: ServedModel, key: str | None, hosts: list[str] | None) -> None:
+        self.served, self._key = served, key
+        middleware = (
+            [] if hosts is None else [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
+        )
+        self.app = Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/v1/models", self._models),
+                Route("/v1/models/{model:path}", self._model),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            ],
+            middleware=middleware,
+            exception_handlers={
+                ApiError: _say,
+                HTTPException: _say_http,
+                Exception: _say_fault,
+            },
+        )
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", **self._serving()})
+
+    def _serving(self) -> dict[str, Any]:
+        served = self.served
+        return {"reference": served.reference, "model": served.found.uri, "now": served.now}
+
+    async def _models(self, request: Request) -> Response:
+        self._require_key(request)
+        return JSONResponse({"object": "list", "data": [self._entry()]})
+
+    async def _model(self, request: Request) -> Response:
+        self._require_key(request)
+        self._require_served(request.path_params["model"])
+        return JSONResponse(self._entry())
+
+    def _entry(self) -> dict[str, Any]:
+        found = self.served.found
+        said = {"id": found.name, "object": "model", "created": self.served.began}
+        return {**said, "owned_by": "rlhf", "root": found.uri, "sha256": found.sha256}
+
+    def _require_key(self, request: Request) -> None:
+        if self._key is None:
+            return
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if not secrets.compare_digest(given, self._key.encode()):
+            raise ApiError(401, "the API key is not the server's", code="invalid_api_key")
+
+    def _require_served(self, name: str) -> None:
+        served = self.served
+        if name not in served.names:
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist here; served is {served.found.name} "
+                f"({served.found.uri})",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def _chat(self, request: Request) -> Response:
+        self._require_key(request)
+        body = await _read(request)
+        self._require_served(body.model)
+        heard: asyncio.Queue[Heard] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def hear(what: Heard) -> None:
+            try:
+                loop.call_soon_threadsafe(heard.put_nowait, what)
+            except RuntimeError:  # the server has ended
+                ticket.cancelled = True
+
+        found, ticket = self.served.submit(body.request(), hear)
+        head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": f"sha256-{found.sha256[:16]}",
+        }
+        headers = {"x-rlhf-model": found.uri}
+        try:
+            # A request that cannot be answered gets a status of its own, streamed or not.
+            first = await _next(request, heard)
+            if body.stream:
+                usage = bool(body.stream_options and body.stream_options.include_usage)
+                events = _Stream(head, usage).events(ticket, first, heard)
+                return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+            answered = await _whole(request, first, heard, body.n or 1)
+        except BaseException:
+            ticket.cancelled = True
+            raise
+        return JSONResponse({**head, "object": "chat.completion", **answered}, headers=headers)
+
+
+async def _read(request: Request) -> _Body:
+    """Read a request.
+
+    Raises:
+        ApiError: names the field that is wrong.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise ApiError(415, "expected content-type application/json")
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > LARGEST_REQUEST:
+            raise ApiError(413, f"the request is larger than {LARGEST_REQUEST} bytes")
+    try:
+        return _Body.model_validate(json.loads(raw))
+    except ValidationError as error:
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][:3])
+        unknown = first["type"] == "extra_forbidden"
+        said = "this server does not know it" if unknown else first["msg"]
+        raise ApiError(400, f"{param or 'body'}: {said}", param=param or None) from error
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the request is no JSON: {error}") from error
+
+
+async def _next(request: Request, heard: "asyncio.Queue[Heard]") -> Heard:
+    while True:
+        try:
+            what = await asyncio.wait_for(heard.get(), _LOOK_SECONDS)
+        except TimeoutError:
+            if await request.is_disconnected():
+                raise ApiError(499, "the client has left") from None
+            continue
+        if what.error is not None:
+            raise _as_api_error(what.error)
+        return what
+
+
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, NoRoomError):
+        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+    if isinstance(error, DataError | ModelError):
+        return ApiError(400, str(error), param="messages")
+    logger.error("request_failed", exc_info=error)
+    said = str(error) if isinstance(error, RlhfError) else "the server failed; its log says why"
+    return ApiError(500, said)
+
+
+async def _whole(
+    request: Request, first: Heard, heard: "asyncio.Queue[Heard]", num: int
+) -> dict[str, Any]:
+    texts, reasons, what = [""] * num, [""] * num, first
+    while True:
+        for piece in what.pieces:
+            texts[piece.index] += piece.text
+            reasons[piece.index] = piece.finish_reason or ""
+        if what.usage is not None:
+            break
+        what = await _next(request, heard)
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": reason,
+        }
+        for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+    ]
+    return {"choices": choices, "usage": _usage(what)}
+
+
+def _usage(last: Heard) -> dict[str, int]:
+    read, said = last.usage or (0, 0)
+    return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A streamed answer, as server-sent events."""
+
+    head: Mapping[str, Any]
+    with_usage: bool
+
+    async def events(
+        self, ticket: Ticket, first: Heard, heard: "asyncio.Queue[Heard]"
+    ) -> AsyncIterator[str]:
+        """Yield the events; a client that leaves ends the answer."""
+        try:
+            for index in range(ticket.request.num_answers):
+                yield self._choice(index, {"role": "assistant", "content": ""})
+            what = first
+            while not what.is_last:
+                for event in self._pieces(what):
+                    yield event
+                what = await heard.get()
+            if what.error is not None:
+                yield f"data: {json.dumps(_as_api_error(what.error).body)}\n\n"
+                return
+            if self.with_usage:
+                yield self._event([], usage=_usage(what))
+            yield _DONE
+        finally:
+            ticket.cancelled = True
+
+    def _pieces(self, what: Heard) -> Iterator[str]:
+        for piece in what.pieces:
+            if piece.text:
+                yield self._choice(piece.index, {"content": piece.text})
+            if piece.finish_reason:
+                yield self._choice(piece.index, {}, piece.finish_reason)
+
+    def _choice(self, index: int, delta: dict[str, str], reason: str | None = None) -> str:
+        said = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return self._event([said])
+
+    def _event(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        usage = {"usage": None} if self.with_usage else {}
+        said = {"object": "chat.completion.chunk", "choices": choices, **usage, **more}
+        return f"data: {json.dumps({**self.head, **said})}\n\n"
+
+
+def _answer(error: ApiError) -> Response:
+    return JSONResponse(error.body, status_code=error.status)
+
+
+async def _say(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _answer(error)
+
+
+async def _say_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    return _answer(ApiError(error.status_code, f"{where}: {error.detail}"))
+
+
+async def _say_fault(request: Request, error: Exception) -> Response:
+    return _answer(ApiError(500, "the server failed; its log says why"))
