@@ -60,7 +60,8 @@ def _act(act, *arguments):
 
 def fight(releases, dice, *, processes, killed):
     """Promote and roll back at once, some killed at some moment; returns the exit statuses."""
-    from rlhf_core.stages.promote import promote_model, rollback_policy
+    from rlhf_core.stages.promote import promote_model
+    from rlhf_core.stages.rollback import rollback_policy
 
     children = []
     for _ in range(processes):

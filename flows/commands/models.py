@@ -1,14 +1,20 @@
 """`rlhf promote`, `rollback`, `lineage`, `sample`, `report`, `doctor`: look at models and runs."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rlhf_core.errors import RlhfError
 from rlhf_flows.commands.options import JsonOption, LogLevel, ModelArgument, begin, write_json
 
 ProjectOption = Annotated[
     str, typer.Option("--project", help="Prefix of the registered model names.")
+]
+ReviewerOption = Annotated[
+    str | None, typer.Option(help="Who decides; default: the name you are logged in with.")
 ]
 
 
@@ -16,7 +22,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands that look at models and runs to the front door."""
     for command, example in (
         (promote, "rlhf promote models:/rlhf-policy@candidate"),
-        (rollback, "rlhf rollback"),
+        (rollback, 'rlhf rollback --to 3 --comment "the newest one is rude"'),
         (gates, "rlhf gates --require required-gates.yaml"),
         (lineage, "rlhf lineage models:/rlhf-policy@champion"),
         (sample, 'rlhf sample models:/rlhf-policy@champion "When does the library open?"'),
@@ -28,9 +34,7 @@ def add_to(app: typer.Typer) -> None:
 
 def promote(
     model: ModelArgument,
-    reviewer: Annotated[
-        str | None, typer.Option(help="Who approves; default: the name you are logged in with.")
-    ] = None,
+    reviewer: ReviewerOption = None,
     comment: Annotated[str, typer.Option(help="Why; recorded with the model.")] = "rlhf promote",
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
@@ -58,17 +62,33 @@ def promote(
 
 
 def rollback(
-    project: ProjectOption = "rlhf", json_file: JsonOption = None, log_level: LogLevel = "info"
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="VERSION", help="Policy version; default: the one before."),
+    ] = None,
+    reviewer: ReviewerOption = None,
+    comment: Annotated[str, typer.Option(help="Why; kept with the release.")] = "rlhf rollback",
+    project: ProjectOption = "rlhf",
+    json_file: JsonOption = None,
+    log_level: LogLevel = "info",
 ) -> None:
-    """Move ``champion`` back to the version it was before the last promotion."""
+    """Bring an earlier release back: ``champion`` of policy, SFT model, reward model and judge.
+
+    Without --to that is the release before the last promotion. With it, any version that was
+    champion once; every alias that somebody moved in MLflow is put where its release says.
+    """
     begin(log_level)
+    import getpass
+
     from rlhf_core.adapters.tracking import check_server
-    from rlhf_core.stages.promote import rollback_policy
+    from rlhf_core.stages.rollback import rollback_policy
     from rlhf_flows.commands.tables import show_record
     from rlhf_flows.engine.events import announce_champion
 
     check_server()
-    record = rollback_policy(project)
+    record = rollback_policy(
+        project, to=to, reviewer=reviewer or getpass.getuser(), comment=comment
+    )
     announce_champion(record.champion)
     write_json(record, json_file)
     show_record(record)
@@ -125,7 +145,15 @@ def lineage(
 
 def sample(
     model: ModelArgument,
-    prompt: Annotated[str, typer.Argument(help="What the user says.", show_default=False)],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="What the user says; without it you chat.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Prompts: a text a line, or JSON lines with a key prompt."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message before every prompt.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Responses.")] = 1,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")
@@ -134,28 +162,65 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     log_level: LogLevel = "warning",
 ) -> None:
-    """Print responses of a model to one prompt."""
+    """Print responses of a model to a prompt, or to every prompt of a file; several are numbered.
+
+    On a terminal and without a prompt you chat: it remembers the conversation; Ctrl-D ends it.
+    """
     begin(log_level)
     from rlhf_core.adapters.registry import check_role
-    from rlhf_core.models import load_causal
+    from rlhf_core.rollout.chat import ChatModel, open_chat, opening
+    from rlhf_core.rollout.prompts import read_prompts
     from rlhf_core.rollout.sample import sample_responses
-    from rlhf_core.schema import Message
-    from rlhf_core.tokenization import load_tokenizer
     from rlhf_flows.commands.tables import show_line
     from rlhf_flows.engine.references import resolve_model
 
+    if prompt is not None and file is not None:
+        raise typer.BadParameter("give a prompt or --file, and not both")
+    if prompt is None and file is None and not sys.stdin.isatty():
+        raise typer.BadParameter("expected a prompt, --file FILE, or a terminal to chat on")
+    prompts = [str(prompt)] if file is None else read_prompts(file)
     check_role(model, ("sft", "policy"), "only they answer prompts")
-    directory = resolve_model(model).path
+    chat = ChatModel.load(resolve_model(model).path)
+    if prompt is None and file is None:
+        _chat(
+            open_chat(chat, system, temperature=temperature, max_tokens=max_new_tokens, seed=seed)
+        )
+        return
     responses = sample_responses(
-        load_causal(directory, device="auto"),
-        load_tokenizer(directory),
-        [(Message(role="user", content=prompt),)] * count,
+        chat.model,
+        chat.renderer.tokenizer,
+        [asked for text in prompts for asked in [opening(system, text)] * count],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
     )
-    for response in responses:
-        show_line(response.text)
+    for number, text in enumerate(prompts, 1):
+        if file is not None:
+            show_line(f"{number}. {text}")
+        for which, response in enumerate(responses[(number - 1) * count : number * count], 1):
+            mark = f"{number}.{which}" if file is not None else f"{which}."
+            numbered = count > 1 or file is not None
+            show_line(f"{mark} {response.text}" if numbered else response.text)
+
+
+def _chat(answer: Callable[[str], str]) -> None:
+    """Talk on the terminal until the person ends it."""
+    from rlhf_flows.commands.tables import show_line
+
+    number = 0
+    while True:
+        try:
+            said = input("you> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return
+        if not said:
+            continue
+        number += 1
+        try:
+            show_line(f"{number}. {answer(said)}")
+        except RlhfError as error:
+            show_line(f"not answered: {error}")
 
 
 def report(

@@ -1,4 +1,4 @@
-"""`rlhf serve`: a registered model behind OpenAI's chat completions, and what follows its alias."""
+"""`rlhf serve`, `rlhf export`: what was promoted, handed to those who use it."""
 
 import logging
 import shlex
@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,9 +36,52 @@ class Engine(StrEnum):
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the command to the front door."""
-    example = "rlhf serve models:/rlhf-policy@champion --port 8000"
-    app.command(epilog=f"Example: {example}")(serve)
+    """Add the commands to the front door."""
+    for command, example in (
+        (serve, "rlhf serve models:/rlhf-policy@champion --port 8000"),
+        (export, "rlhf export models:/rlhf-policy@champion exported"),
+    ):
+        app.command(epilog=f"Example: {example}")(command)
+
+
+def export(
+    model: ModelArgument,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="New or empty folder.", show_default=False)
+    ],
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Push it to the hub, HF_ENDPOINT's, as well."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see what is made on the hub.")
+    ] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option("--license", help="For the card; default: what the base model's card names."),
+    ] = None,
+    log_level: LogLevel = "warning",
+) -> None:
+    """Write a model as a plain Hugging Face folder with a model card.
+
+    The card says data version, gates, measurements, limits and the licence of the base model.
+    """
+    begin(log_level)
+    from rlhf_core.adapters.hub import push_folder
+    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.stages.export import export_model, require_free
+    from rlhf_flows.commands.tables import show_line
+    from rlhf_flows.engine.references import resolve_model
+
+    require_free(directory)
+    if model.startswith("models:/"):
+        check_server()
+    found = resolve_model(model)
+    export_model(found, directory, licence)
+    show_line(f"exported {found.uri} to {directory}")
+    show_line(f"model card: {directory / 'README.md'}")
+    if push is not None:
+        show_line(f"pushed to {push_folder(directory, push, private=not public)}")
 
 
 def serve(
@@ -63,11 +107,11 @@ def serve(
     is set, is what clients have to send.
     """
     begin(log_level)
-    from rlhf_flows.engine import bindings
+    from rlhf_core.adapters.tracking import check_server
 
     if model.startswith("models:/"):
-        bindings.check_server()
-    found = bindings.find_served(model)
+        check_server()
+    found = _find(model)
     by_vllm = engine is Engine.VLLM or (engine is Engine.AUTO and _has_gpu())
     line = _vllm_line(model, found, host, port)
     if by_vllm and (shutil.which("vllm") or engine is Engine.VLLM):
@@ -81,6 +125,27 @@ def serve(
         typer.echo(f"this machine has a GPU; with vLLM installed: {shlex.join(line)}")
     listening = _listen(host, port)
     _serve_ourselves(model, found, listening, follow=follow, look_every=look_every)
+
+
+def _find(reference: str, known: str | None = None) -> "Found":
+    """Return the model that a reference stands for now; its files only where it is not ``known``.
+
+    Args:
+        reference: of a model that answers prompts.
+        known: URI of the model that is served already.
+    """
+    from rlhf_core.adapters.chat_server import Found
+    from rlhf_core.adapters.registry import check_role, find_version
+    from rlhf_flows.engine.references import resolve_model
+
+    if known is not None:
+        version = find_version(reference)
+        uri = f"models:/{version.name}/{version.version}"
+        if uri == known:
+            return Found(uri, version.name, "", Path())
+    check_role(reference, ("sft", "policy"), "only they answer prompts")
+    model = resolve_model(reference)
+    return Found(model.uri, model.name, model.sha256, model.path)
 
 
 def _serve_ourselves(
@@ -203,12 +268,10 @@ class _Watch:
             self._thread.join(self._every)
 
     def _work(self) -> None:
-        from rlhf_flows.engine import bindings
-
         problem = ""
         while not self._ended.wait(self._every):
             try:
-                now = bindings.find_served(self._model, known=self._known)
+                now = _find(self._model, known=self._known)
                 if now.uri != self._known:
                     self._moved(now)
                     self._known = now.uri

@@ -182,6 +182,9 @@ def show_record(record: BaseModel) -> None:
 def show_lineage(lineage: "Lineage") -> None:
     """Print a model, the data and gates behind it, and below it the models it was made from."""
     console.print(_lineage_tree(lineage, "", seen=set()))
+    if lineage.release_problem:
+        console.print("[red]BAD [/]", end="")
+        show_line(f"release: {lineage.release_problem}")
 
 
 def _lineage_tree(lineage: "Lineage", role: str, *, seen: set[str]) -> Tree:

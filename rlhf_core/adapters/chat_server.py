@@ -1,4 +1,4 @@
-"""OpenAI's chat completions over a registered model: the requests, the answers, the errors."""
+"""OpenAI's chat completions over a registered model, which another may replace meanwhile."""
 
 import asyncio
 import json
@@ -9,9 +9,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,95 +19,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from rlhf_core.adapters.chat_requests import ApiError, read_body
 from rlhf_core.errors import DataError, ModelError, NoRoomError, RlhfError
 from rlhf_core.rollout.chat import ChatModel, ChatRequest
 from rlhf_core.rollout.engine import ChatEngine, Heard, Ticket
-from rlhf_core.schema import Message
 
-LARGEST_REQUEST = 16 * 1024 * 1024
-SEEDS = 1 << 64
 _LOOK_SECONDS = 1.0
 """How often a request that waits looks whether its client is still there."""
 _DONE = "data: [DONE]\n\n"
 
 logger = logging.getLogger(__name__)
-
-
-class _Part(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
-class _Turn(BaseModel):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_Part]
-
-    def message(self) -> Message:
-        parts = (
-            self.content
-            if isinstance(self.content, list)
-            else [_Part(type="text", text=self.content)]
-        )
-        role = "system" if self.role == "developer" else self.role
-        return Message(role=role, content="".join(part.text for part in parts))
-
-
-class _StreamOptions(BaseModel):
-    include_usage: StrictBool = False
-
-
-class _Body(BaseModel):
-    """A request. What would change the answer and is not done here is refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: str
-    messages: list[_Turn] = Field(min_length=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    seed: int | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
-    stream: StrictBool | None = None
-    stream_options: _StreamOptions | None = None
-    # Changes nothing in the answer.
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    # Taken where it asks for nothing.
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    logprobs: Literal[False] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
-
-    def request(self) -> ChatRequest:
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return ChatRequest(
-            messages=tuple(turn.message() for turn in self.messages),
-            num_answers=self.n or 1,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=secrets.randbits(32) if self.seed is None else self.seed % SEEDS,
-            max_tokens=self.max_completion_tokens or self.max_tokens,
-            stop=stop,
-        )
-
-
-class ApiError(Exception):
-    """An error as OpenAI's clients read it."""
-
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 @dataclass(frozen=True)
@@ -234,7 +154,7 @@ class ApiServer:
 
     async def _chat(self, request: Request) -> Response:
         self._require_key(request)
-        body = await _read(request)
+        body = await read_body(request)
         self._require_served(body.model)
         heard: asyncio.Queue[Heard] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -265,31 +185,6 @@ class ApiServer:
             ticket.cancelled = True
             raise
         return JSONResponse({**head, "object": "chat.completion", **answered}, headers=headers)
-
-
-async def _read(request: Request) -> _Body:
-    """Read a request.
-
-    Raises:
-        ApiError: names the field that is wrong.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise ApiError(415, "expected content-type application/json")
-    raw = b""
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > LARGEST_REQUEST:
-            raise ApiError(413, f"the request is larger than {LARGEST_REQUEST} bytes")
-    try:
-        return _Body.model_validate(json.loads(raw))
-    except ValidationError as error:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][:3])
-        unknown = first["type"] == "extra_forbidden"
-        said = "this server does not know it" if unknown else first["msg"]
-        raise ApiError(400, f"{param or 'body'}: {said}", param=param or None) from error
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the request is no JSON: {error}") from error
 
 
 async def _next(request: Request, heard: "asyncio.Queue[Heard]") -> Heard:
@@ -392,13 +287,11 @@ def _answer(error: ApiError) -> Response:
     return JSONResponse(error.body, status_code=error.status)
 
 
-async def _say(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
+async def _say(request: Request, error: Any) -> Response:
     return _answer(error)
 
 
-async def _say_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _say_http(request: Request, error: Any) -> Response:
     where = f"{request.method} {request.url.path}"
     return _answer(ApiError(error.status_code, f"{where}: {error.detail}"))
 

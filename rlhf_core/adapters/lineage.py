@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
 from rlhf_core.adapters.registry import find_version, upstream_uris
-from rlhf_core.adapters.releases import PLAN
+from rlhf_core.adapters.release_state import release_state
+from rlhf_core.adapters.releases import PLAN, project_of
 from rlhf_core.adapters.stage_run import run_url
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import Record
@@ -42,6 +43,9 @@ class Lineage(Record):
     """Metric to verdict and reason."""
     upstream: dict[str, "Lineage"]
     """Role (``sft``, ``reward``, ``judge``) to that model's own lineage."""
+    release_problem: str = ""
+    """Why the champions of the project are not one release, and what mends it; empty if they are.
+    Of the model that was asked for alone."""
 
 
 def trace_lineage(reference: str) -> Lineage:
@@ -57,7 +61,15 @@ def trace_lineage(reference: str) -> Lineage:
     if PLAN in version.tags:
         policy = version.tags.get("rlhf.policy")
         raise RegistryError(f"{reference} is a release and no model; its policy is {policy}")
-    return _trace(version)
+    return _trace(version).model_copy(update={"release_problem": _release_problem(version.name)})
+
+
+def _release_problem(name: str) -> str:
+    project = project_of(name)
+    if project is None:
+        return ""
+    state = release_state(project)
+    return "" if state.healthy else f"{state.found}; fix: {state.fix}"
 
 
 def _trace(version: "ModelVersion") -> Lineage:

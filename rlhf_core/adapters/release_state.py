@@ -61,7 +61,7 @@ def release_state(project: str) -> ReleaseState:
         return ReleaseState(
             healthy=False,
             found=f"{why}: {'; '.join(by_hand)}",
-            fix=f"rlhf promote {current.policy}{_or_keep(project, aliases, current)}",
+            fix=_fix_by_hand(project, aliases, current),
         )
     return ReleaseState(healthy=True, found=_whole(releases))
 
@@ -105,15 +105,18 @@ def _without_journal(project: str, aliases: Aliases) -> ReleaseState:
     )
 
 
-def _or_keep(project: str, aliases: Aliases, current: Release) -> str:
-    """Say what makes a release of the policy that somebody made champion in MLflow."""
-    number = aliases["policy"].get(CHAMPION)
-    chosen = f"models:/{project}-policy/{number}"
-    if number is None or chosen == current.policy:
-        return " puts them where its release says"
+def _fix_by_hand(project: str, aliases: Aliases, current: Release) -> str:
+    """Say what puts every alias back, and what makes a release of the policy somebody chose."""
+    number = current.policy.rpartition("/")[2]
+    fix = (
+        f"rlhf rollback --to {number} --project {project} puts every alias where that release says"
+    )
+    chosen = aliases["policy"].get(CHAMPION)
+    if chosen in (None, number):
+        return fix
     return (
-        f" once you have pointed {CHAMPION} of {project}-policy back at it in MLflow, or rlhf "
-        f"promote {chosen}: that one's release is champion then"
+        f"{fix}; to keep version {chosen} instead, rlhf promote models:/{project}-policy/{chosen} "
+        f"if its gates allow, or rlhf rollback --to {chosen} --project {project} if it was champion"
     )
 
 

@@ -13,7 +13,7 @@ from rlhf_core.models import load_causal
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.rollout.decode import Sampling, Step, decode_steps, ready_to_decode
 from rlhf_core.rollout.sampling import sequence_uniforms
-from rlhf_core.schema import Conversation
+from rlhf_core.schema import Conversation, Message
 from rlhf_core.tokenization import Renderer, load_tokenizer, make_renderer, token_ids
 
 DEFAULT_MAX_TOKENS = 1024
@@ -181,3 +181,27 @@ class ChatModel:
                 if heard is not None:
                     heard(reply, changed)
         return reply
+
+
+def opening(system: str | None, text: str) -> Conversation:
+    """Return a conversation of one question, after the system message where there is one."""
+    before = () if system is None else (Message(role="system", content=system),)
+    return (*before, Message(role="user", content=text))
+
+
+def open_chat(
+    chat: ChatModel, system: str | None, *, temperature: float, max_tokens: int, seed: int
+) -> Callable[[str], str]:
+    """Return what answers the next thing a person says, and remembers the conversation."""
+    said: list[Message] = []
+
+    def answer(text: str) -> str:
+        asked = (*said, Message(role="user", content=text)) if said else opening(system, text)
+        request = ChatRequest(
+            asked, temperature=temperature, seed=seed + len(said), max_tokens=max_tokens
+        )
+        (given,) = chat.answer(request).answers
+        said[:] = [*asked, Message(role="assistant", content=given.text)]
+        return given.text
+
+    return answer

@@ -1,4 +1,4 @@
-"""The last stage: apply the decision that was recorded, and take it back.
+"""The last stage: apply the decision that was recorded.
 
 A policy and the SFT model, reward model and judge it was made and judged with are one release: they
 become champions together, and a rollback brings all of them back.
@@ -27,7 +27,6 @@ from rlhf_core.adapters.releases import (
     Release,
     apply_newest,
     champion_aliases,
-    lost_parts,
     project_of,
     record_move,
     settle,
@@ -60,18 +59,6 @@ class Promotion(Record):
     """Aliases that somebody had moved in MLflow since the last release, and what became of them."""
     also_by: str | None = None
     """Says that another command made the same model champion at the same moment."""
-
-
-class Rollback(Record):
-    """What a rollback did: the champion it was, is now, and would be after one more."""
-
-    was: str
-    champion: str
-    previous_champion: str | None
-    lost: tuple[str, ...] = ()
-    """Releases that were passed over because a part of them was deleted."""
-    by_hand: tuple[str, ...] = ()
-    """Aliases that somebody had moved in MLflow since the last release, and what became of them."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +186,7 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
         verdict=verdict,
         moved=also_by is None and before != uri == _champion(project),
         champion=_champion(project),
-        previous_champion=_policy_uri(project, champion_aliases(project)["policy"].get(PREVIOUS)),
+        previous_champion=policy_uri(project, champion_aliases(project)["policy"].get(PREVIOUS)),
         reasons=reasons,
         by_hand=by_hand,
         also_by=also_by,
@@ -217,7 +204,7 @@ def _make_champion(project: str, release: Release, words: dict[str, str]) -> tup
         del chain[1]
     require_release_rights(project, tuple(chain))
     _approve(release.policy, words)
-    record_move(project, _plan("promote", seen, chain), words | _note(seen))
+    record_move(project, plan_of("promote", seen, chain), words | note_of(seen))
     apply_newest(project)
     return seen.by_hand
 
@@ -226,43 +213,6 @@ def _approve(uri: str, words: dict[str, str]) -> None:
     if words:
         who = {"reviewer": words["approved_by"], "comment": words["approval_comment"]}
         record_approval(uri, "PROMOTE", said_at=datetime.now(UTC), **who)
-
-
-def rollback_policy(project: str) -> Rollback:
-    """Bring the release back that was in force before: the last one that still exists.
-
-    Args:
-        project: prefix of the registered model names.
-
-    Raises:
-        RegistryError: there is no champion, or no release before it is left.
-    """
-    require_release_rights(project)
-    seen = look_at(project)
-    was = seen.current or seen.withdrawn
-    if was is None and not seen.before:
-        raise RegistryError(f"models:/{project}-policy has no champion yet")
-    lost = [_loss(release) for release in (was,) if release and lost_parts(release)]
-    chain = list(seen.before)
-    while chain and (parts := lost_parts(chain[0])):
-        lost.append(_loss(chain.pop(0), parts))
-    if not chain:
-        gone = f"; {'; '.join(lost)}" if lost else ""
-        raise RegistryError(
-            f"models:/{project}-policy: nothing to roll back to: "
-            f"{was.policy if was else 'none'} is champion and no other before it is left{gone}"
-        )
-    require_release_rights(project, tuple(chain))
-    record_move(project, _plan("rollback", seen, chain), _note(seen, lost))
-    apply_newest(project)
-    aliases = champion_aliases(project)["policy"]
-    return Rollback(
-        was=was.policy if was else "none",
-        champion=chain[0].policy,
-        previous_champion=_policy_uri(project, aliases.get(PREVIOUS)),
-        lost=tuple(lost),
-        by_hand=seen.by_hand,
-    )
 
 
 def release_of(policy: str) -> Release:
@@ -308,8 +258,8 @@ def look_at(project: str) -> Situation:
     """
     journal = settle(project)
     aliases = champion_aliases(project)
-    champion = _policy_uri(project, aliases["policy"].get(CHAMPION))
-    previous = _policy_uri(project, aliases["policy"].get(PREVIOUS))
+    champion = policy_uri(project, aliases["policy"].get(CHAMPION))
+    previous = policy_uri(project, aliases["policy"].get(PREVIOUS))
     if journal.head is None:
         return _without_journal(champion, previous)
     base, releases = journal.head.number, journal.head.plan.releases
@@ -325,7 +275,7 @@ def look_at(project: str) -> Situation:
         return Situation(base, releases[0], releases[1:])
     logger.warning("aliases_moved_by_hand project=%s %s", project, "; ".join(by_hand))
     before = releases[1:]
-    if previous != _policy_uri(project, wanted["policy", PREVIOUS]) and previous is not None:
+    if previous != policy_uri(project, wanted["policy", PREVIOUS]) and previous is not None:
         before = _from(before, previous)
     if champion is None:
         return Situation(base, None, before, withdrawn=releases[0], by_hand=by_hand)
@@ -372,7 +322,8 @@ def _release_as_it_is(policy: str) -> Release:
     return Release(policy=policy, judged_by=tags.get(JUDGED_BY, ""), **parts)
 
 
-def _plan(action: Literal["promote", "rollback"], seen: Situation, chain: list[Release]) -> Plan:
+def plan_of(action: Literal["promote", "rollback"], seen: Situation, chain: list[Release]) -> Plan:
+    """Return a move to the first release of a chain, planned on what was seen."""
     return Plan(
         token=uuid.uuid4().hex,
         action=action,
@@ -381,20 +332,16 @@ def _plan(action: Literal["promote", "rollback"], seen: Situation, chain: list[R
     )
 
 
-def _note(seen: Situation, lost: Iterable[str] = ()) -> dict[str, str]:
+def note_of(seen: Situation, lost: Iterable[str] = ()) -> dict[str, str]:
     """Return what the journal says of a move beside the plan."""
     notes = {"moved_by_hand": "; ".join(seen.by_hand), "lost": "; ".join(lost)}
     return {word: text for word, text in notes.items() if text}
 
 
-def _loss(release: Release, parts: Iterable[str] | None = None) -> str:
-    missing = ", ".join(lost_parts(release) if parts is None else parts)
-    return f"the release of {release.policy} is lost: {missing} was deleted"
-
-
 def _champion(project: str) -> str | None:
-    return _policy_uri(project, champion_aliases(project)["policy"].get(CHAMPION))
+    return policy_uri(project, champion_aliases(project)["policy"].get(CHAMPION))
 
 
-def _policy_uri(project: str, number: str | None) -> str | None:
+def policy_uri(project: str, number: str | None) -> str | None:
+    """Return the URI of a version of the project's policy; None for none."""
     return None if number is None else f"models:/{project}-policy/{number}"

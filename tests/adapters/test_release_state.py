@@ -6,7 +6,9 @@ from rlhf_core.adapters import releases as journal
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import find_version
 from rlhf_core.adapters.release_state import release_state
-from rlhf_core.stages.promote import promote_model, rollback_policy
+from rlhf_core.errors import RegistryError
+from rlhf_core.stages.promote import promote_model
+from rlhf_core.stages.rollback import rollback_policy
 from rlhf_flows.commands import doctor
 from tests.releases import champions, register_release
 
@@ -50,14 +52,55 @@ def test_champions_of_one_release_and_the_one_before_are_named(made):
 
 
 @pytest.mark.parametrize("role", ["judge", "policy"])
-def test_an_alias_that_was_moved_by_hand_is_named_and_can_be_put_back(client, made, role):
+def test_an_alias_that_was_moved_by_hand_is_named_and_one_command_puts_it_back(client, made, role):
     client.set_registered_model_alias(f"rlhf-{role}", "champion", "1")
     fix = failing(f"moved by hand: champion of rlhf-{role} stands at 1, its release says 3")
-    meant = made[0 if role == "policy" else 2]
-    assert f"rlhf promote {meant['policy']}" in fix
-    promote_model(meant["policy"])
-    assert champions(client) == meant
+    assert fix.startswith("rlhf rollback --to 3 --project rlhf")
+    assert (f"rlhf promote {made[0]['policy']}" in fix) == (role == "policy")
+    rollback_policy("rlhf", to="3")
+    assert champions(client) == made[2]
+    assert champions(client, "previous-champion") == made[1]
     assert release_state("rlhf").healthy
+    assert rollback_policy("rlhf").champion == made[1]["policy"]
+
+
+def test_a_policy_that_was_chosen_by_hand_can_be_kept(client, made):
+    client.set_registered_model_alias("rlhf-policy", "champion", "1")
+    promote_model(made[0]["policy"])
+    assert champions(client) == made[0]
+    assert release_state("rlhf").healthy
+
+
+def test_a_person_goes_back_to_a_version_and_forward_again(client, made):
+    promote_model(made[0]["policy"])
+    back = rollback_policy("rlhf", to="2", reviewer="the reviewer", comment="it is rude")
+    assert (back.was, back.champion) == (made[0]["policy"], made[1]["policy"])
+    assert champions(client) == made[1]
+    (newest,) = journal.read_journal("rlhf").entries[-1:]
+    tags = client.get_model_version("rlhf-release", str(newest.number)).tags
+    assert (tags["rlhf.approved_by"], tags["rlhf.approval_comment"]) == (
+        "the reviewer",
+        "it is rude",
+    )
+    rollback_policy("rlhf", to=made[0]["policy"])
+    assert champions(client) == made[0]
+    assert champions(client, "previous-champion") == made[2]
+    assert rollback_policy("rlhf").champion == made[2]["policy"]
+
+
+def test_a_version_that_nobody_can_go_back_to_is_told_of(client, made):
+    for version, said in (
+        ("1", "never was champion"),
+        ("9", "never was champion"),
+        ("3", "is champion already"),
+        ("champion", "expected a version of rlhf-policy, such as 3"),
+    ):
+        with pytest.raises(RegistryError, match=said):
+            rollback_policy("rlhf", to=version)
+    client.delete_model_version("rlhf-judge", "2")
+    with pytest.raises(RegistryError, match="judge/2 was deleted"):
+        rollback_policy("rlhf", to="2")
+    assert champions(client) == made[2]
 
 
 def test_an_alias_that_was_taken_away_is_named(client, made):

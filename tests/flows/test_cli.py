@@ -16,7 +16,8 @@ from rlhf_core.adapters.lineage import Lineage
 from rlhf_core.errors import CheckpointError, DataError
 from rlhf_core.schema import GateResult, PromotionDecision
 from rlhf_core.stages import promote as promotion
-from rlhf_core.stages.promote import Promotion, Rollback
+from rlhf_core.stages import rollback
+from rlhf_core.stages.promote import Promotion
 from rlhf_flows.commands.cli import app, main
 from rlhf_flows.commands.tables import show_gates, show_line, show_lineage, show_table
 from rlhf_flows.engine import events
@@ -186,10 +187,10 @@ def test_promoting_by_hand_is_an_approval_and_told(rlhf, stages, monkeypatch, se
 
 
 def test_a_rollback_is_told_as_well(rlhf, stages, monkeypatch, sent):
-    record = Rollback(
+    record = rollback.Rollback(
         was="models:/rlhf-policy/3", champion="models:/rlhf-policy/2", previous_champion=None
     )
-    monkeypatch.setattr(promotion, "rollback_policy", lambda project: record)
+    monkeypatch.setattr(rollback, "rollback_policy", lambda *_, **__: record)
     assert rlhf("rollback").exit_code == 0
     (event,) = sent
     assert event["resource"] == {"prefect.resource.id": "rlhf.model.rlhf-policy.2"}

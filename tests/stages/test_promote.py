@@ -9,7 +9,8 @@ from rlhf_core.evaluation.gates import decide
 from rlhf_core.models.files import weights_sha256
 from rlhf_core.schema import Estimate, EvaluationReport, StageResult
 from rlhf_core.stages import promote
-from rlhf_core.stages.promote import bar_for, promote_model, promote_policy, rollback_policy
+from rlhf_core.stages.promote import bar_for, promote_model, promote_policy
+from rlhf_core.stages.rollback import rollback_policy
 from tests.releases import champions
 
 WON = Estimate(value=0.7, low=0.65, high=0.75, num_samples=300)

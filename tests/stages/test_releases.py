@@ -11,7 +11,8 @@ from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import find_version
 from rlhf_core.adapters.releases import apply_newest, read_journal, settle, settle_all
 from rlhf_core.errors import RegistryError
-from rlhf_core.stages.promote import promote_model, rollback_policy
+from rlhf_core.stages.promote import promote_model
+from rlhf_core.stages.rollback import rollback_policy
 from tests.releases import champions, fights, in_child, register_release
 
 

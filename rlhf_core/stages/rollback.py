@@ -1,0 +1,124 @@
+"""Taking a promotion back: the release before, or any that was in force once."""
+
+from collections.abc import Iterable
+
+from rlhf_core.adapters.access import require_release_rights
+from rlhf_core.adapters.registry import PREVIOUS
+from rlhf_core.adapters.releases import (
+    Release,
+    apply_newest,
+    champion_aliases,
+    lost_parts,
+    read_journal,
+    record_move,
+)
+from rlhf_core.errors import RegistryError
+from rlhf_core.schema import Record
+from rlhf_core.stages.promote import Situation, look_at, note_of, plan_of, policy_uri
+
+
+class Rollback(Record):
+    """What a rollback did: the champion it was, is now, and would be after one more."""
+
+    was: str
+    champion: str
+    previous_champion: str | None
+    lost: tuple[str, ...] = ()
+    """Releases that were passed over because a part of them was deleted."""
+    by_hand: tuple[str, ...] = ()
+    """Aliases that somebody had moved in MLflow since the last release, and what became of them."""
+
+
+def rollback_policy(
+    project: str, *, to: str | None = None, reviewer: str | None = None, comment: str = ""
+) -> Rollback:
+    """Bring an earlier release back: that of a version, or the last one that still exists.
+
+    Every alias is put where that release says, also one that somebody has moved in MLflow.
+
+    Args:
+        project: prefix of the registered model names.
+        to: version of the policy, as ``3`` or ``models:/<project>-policy/3``; None: the release
+            before the one in force.
+        reviewer: who decides this; kept in the journal. None: nobody in person.
+        comment: why.
+
+    Raises:
+        RegistryError: there is no champion, or no release before it is left; or ``to`` never was
+            champion, or is not whole any more.
+    """
+    words = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
+    require_release_rights(project)
+    seen = look_at(project)
+    was = seen.current or seen.withdrawn
+    if was is None and not seen.before:
+        raise RegistryError(f"models:/{project}-policy has no champion yet")
+    if to is None:
+        chain, lost = _earlier(project, seen)
+    else:
+        chain, lost = _chain_to(project, to, seen), []
+    require_release_rights(project, tuple(chain))
+    record_move(project, plan_of("rollback", seen, chain), words | note_of(seen, lost))
+    apply_newest(project)
+    aliases = champion_aliases(project)["policy"]
+    return Rollback(
+        was=was.policy if was else "none",
+        champion=chain[0].policy,
+        previous_champion=policy_uri(project, aliases.get(PREVIOUS)),
+        lost=tuple(lost),
+        by_hand=seen.by_hand,
+    )
+
+
+def _earlier(project: str, seen: Situation) -> tuple[list[Release], list[str]]:
+    """Return the last whole release before the one in force with those before it, and what is lost.
+
+    Raises:
+        RegistryError: there is none.
+    """
+    was = seen.current or seen.withdrawn
+    lost = [_loss(release) for release in (was,) if release and lost_parts(release)]
+    chain = list(seen.before)
+    while chain and (parts := lost_parts(chain[0])):
+        lost.append(_loss(chain.pop(0), parts))
+    if not chain:
+        gone = f"; {'; '.join(lost)}" if lost else ""
+        raise RegistryError(
+            f"models:/{project}-policy: nothing to roll back to: "
+            f"{was.policy if was else 'none'} is champion and no other before it is left{gone}"
+        )
+    return chain, lost
+
+
+def _chain_to(project: str, version: str, seen: Situation) -> list[Release]:
+    """Return the release of a version, with those before it when it was last put in force.
+
+    Raises:
+        RegistryError: it never was, or is not whole any more, or nothing would change.
+    """
+    name = f"{project}-policy"
+    number = version.removeprefix(f"models:/{name}/").removeprefix("v")
+    if not number.isdigit():
+        raise RegistryError(f"--to {version}: expected a version of {name}, such as 3")
+    uri = f"models:/{name}/{int(number)}"
+    in_force = [*([seen.current] if seen.current else []), *seen.before]
+    plans = [entry.plan.releases for entry in reversed(read_journal(project).counting())]
+    # As the journal has it: what a person did to the aliases since does not change the way back.
+    for releases in (*plans, tuple(in_force)):
+        for index, release in enumerate(releases):
+            if release.policy != uri:
+                continue
+            if parts := lost_parts(release):
+                raise RegistryError(_loss(release, parts))
+            if release == seen.current and not seen.by_hand and seen.base:
+                raise RegistryError(f"{uri} is champion already, and so is its whole release")
+            return list(releases[index:])
+    raise RegistryError(
+        f"{uri} never was champion, so there is nothing to roll back to; `rlhf promote {uri}` "
+        "makes it champion if its gates allow"
+    )
+
+
+def _loss(release: Release, parts: Iterable[str] | None = None) -> str:
+    missing = ", ".join(lost_parts(release) if parts is None else parts)
+    return f"the release of {release.policy} is lost: {missing} was deleted"
