@@ -2,10 +2,17 @@
 
 import json
 import os
+import signal
+import socket
 import stat
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
+import httpx
 import mlflow
 import pandas as pd
 import pytest
@@ -176,3 +183,30 @@ def test_a_model_that_an_earlier_build_registered_is_found_as_ever(registered):
     assert resolve_model("models:/rlhf-policy@candidate", cache=Path("cache")).path == folder
     assert load_causal(folder).config.architectures
     assert model.sha256
+
+
+@pytest.mark.slow
+def test_mlflow_models_serve_answers(registered, mlflow_home):
+    registered("policy")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["models", "serve", "-m", "models:/rlhf-policy@candidate", "--env-manager", "local"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *words, "--port", str(port)],
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{mlflow_home}/mlflow.db"},
+        start_new_session=True,
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        while server.poll() is None:
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{url}/ping").is_success:
+                    break
+            time.sleep(0.2)
+        ask = {"messages": QUESTION, "temperature": 0}
+        answer = httpx.post(f"{url}/invocations", json=ask, timeout=60)
+        assert text(answer.json()[0]) == "The castle opens at 11 am."
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()

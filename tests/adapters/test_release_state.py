@@ -122,7 +122,7 @@ def test_a_deleted_version_of_the_release_in_force_is_named_and_rollback_mends_i
 def test_a_deleted_version_of_the_release_before_is_named(client, made):
     client.delete_model_version("rlhf-policy", "2")
     fix = failing("models:/rlhf-policy/2 was deleted, or moved by hand: previous-champion of")
-    assert fix.startswith(f"rlhf promote {made[2]['policy']}")
+    assert fix.startswith("rlhf rollback --to 3 --project rlhf")
     promote_model(made[2]["policy"])
     assert "deleted since: models:/rlhf-policy/2" in release_state("rlhf").found
 

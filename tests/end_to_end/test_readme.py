@@ -10,7 +10,10 @@ from tests.end_to_end.conftest import small_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("small_demo")]
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = "\n".join(
+    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/serving.md")
+)
 COMMANDS = sorted(
     {
         command.strip().removeprefix(".venv/bin/")
@@ -27,6 +30,10 @@ AS_GOOD = (
     " because: {metric: policy/win_rate, at_least: 0.05, min_samples: 20}}"
 )
 NEEDS_MORE = {
+    "rlhf serve": "runs until it is ended: covered by test_serve",
+    "rlhf export MODEL": "stands for the commands with a model",
+    "rlhf lineage MODEL": "stands for the commands with a model",
+    "rlhf rollback --to": "covered by test_release_state: needs another release",
     # What only a person's own data or a running server can answer.
     "configs/stories-hh.yaml": "covered by test_real_input",
     "--run-id ID": "covered by test_small_demo",
@@ -59,6 +66,7 @@ def test_command_works_as_written(small_run, command):
         arguments += small_settings(**where_promoted(*arguments))
     if arguments[0] == "rollback":
         promote_twice(small_run)
+    (small_run.path / "prompts.txt").write_text("When does the castle open?\n")
     small_run.rlhf(*arguments)
 
 
