@@ -17,7 +17,7 @@ def push_folder(folder: Path, name: str, *, private: bool) -> str:
     Raises:
         RegistryError: the hub refuses or does not answer.
     """
-    from httpx import HTTPError
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 

@@ -115,7 +115,9 @@ class Hub(BaseHTTPRequestHandler):
             return self.say({"error": "no"}, self.refused)
         if self.path == "/api/repos/create":
             self.created.append(json.loads(body))
-            return self.say({"url": "http://hub/team/policy", "name": "team/policy"})
+            return self.say(
+                {"url": f"http://{self.headers['host']}/team/policy", "name": "team/policy"}
+            )
         if self.path.endswith("/preupload/main"):
             names = [file["path"] for file in json.loads(body)["files"]]
             each = [
@@ -127,7 +129,7 @@ class Hub(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     self.files[line["value"]["path"]] = content
-            where = "http://hub/team/policy/commit/1"
+            where = f"http://{self.headers['host']}/team/policy/commit/1"
             return self.say({"success": True, "commitOid": "1" * 40, "commitUrl": where})
         return self.say({}, 200)
 
@@ -164,7 +166,7 @@ def hub(monkeypatch):
 def test_a_folder_is_pushed_as_it_lies_there(hub, base, tmp_path):
     folder = export_model(local_model(base), tmp_path / "out")
     assert push_folder(folder, "team/policy", private=True).endswith("/team/policy")
-    assert hub.created[0]["private"] is True
+    assert hub.created[0]["visibility"] == "private"
     assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
