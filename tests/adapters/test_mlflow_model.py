@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import register_model, resolve_model
+from rlhf_core.adapters.settings import child_environment
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.models import load_causal, load_scalar, save_model
 from rlhf_core.models.scalar import scalar_from_causal, sequence_scores
@@ -194,7 +195,7 @@ def test_mlflow_models_serve_answers(registered, mlflow_home):
     words = ["models", "serve", "-m", "models:/rlhf-policy@candidate", "--env-manager", "local"]
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *words, "--port", str(port)],
-        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{mlflow_home}/mlflow.db"},
+        env={**child_environment(), "MLFLOW_TRACKING_URI": f"sqlite:///{mlflow_home}/mlflow.db"},
         start_new_session=True,
     )
     try:
@@ -204,9 +205,11 @@ def test_mlflow_models_serve_answers(registered, mlflow_home):
                 if httpx.get(f"{url}/ping").is_success:
                     break
             time.sleep(0.2)
+        assert server.poll() is None
         ask = {"messages": QUESTION, "temperature": 0}
         answer = httpx.post(f"{url}/invocations", json=ask, timeout=60)
         assert text(answer.json()[0]) == "The castle opens at 11 am."
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()
