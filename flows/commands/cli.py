@@ -20,6 +20,7 @@ from rlhf_flows.commands import serve as serve_cli
 from rlhf_flows.commands import servers as server_cli
 from rlhf_flows.commands import stages as stage_cli
 from rlhf_flows.commands.options import (
+    Commands,
     ConfigPath,
     JsonOption,
     LogLevel,
@@ -34,8 +35,8 @@ from rlhf_flows.commands.options import (
 
 app = typer.Typer(
     name="rlhf",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

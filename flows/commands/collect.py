@@ -9,6 +9,7 @@ import typer
 
 from rlhf_core.errors import ConfigError
 from rlhf_flows.commands.options import (
+    Commands,
     ConfigPath,
     DatasetOption,
     JsonOption,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 label_app = typer.Typer(
     name="label",
+    cls=Commands,
     help="Votes on collected pairs: ask people or an AI judge, bring their votes back as data.",
     no_args_is_help=True,
 )

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from rlhf_flows.commands.options import (
+    Commands,
     ConfigPath,
     JsonOption,
     Overrides,
@@ -15,6 +16,7 @@ from rlhf_flows.commands.options import (
 
 config_app = typer.Typer(
     name="config",
+    cls=Commands,
     help="Settings: what is in force and where it comes from; what can be set.",
     no_args_is_help=True,
 )

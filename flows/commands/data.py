@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_flows.commands.options import JsonOption, KeepOption, begin, write_json
+from rlhf_flows.commands.options import Commands, JsonOption, KeepOption, begin, write_json
 
 if TYPE_CHECKING:
     from rlhf_core.config import SourceConfig
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(
     name="data",
+    cls=Commands,
     help="Dataset versions: add annotations, look back, compare, bring back.",
     no_args_is_help=True,
 )
@@ -92,7 +93,7 @@ def look(
     json_file: JsonOption = None,
 ) -> None:
     """Say which shape a file has and what it would become, and write the settings for it."""
-    begin("warning")
+    begin("info")
     from rlhf_core.config.data import JoinConfig
     from rlhf_core.dataprep.sources.look import look_at
     from rlhf_core.errors import ConfigError
@@ -163,7 +164,7 @@ def withdraw(
 @data_app.command(epilog="Example: rlhf data log")
 def log() -> None:
     """List the versions: rows, agreement and what changed."""
-    begin("warning")
+    begin("info")
     from rlhf_core.stages.versions.versions import list_versions
     from rlhf_flows.commands.tables import show_line
 
@@ -177,7 +178,7 @@ def log() -> None:
 @data_app.command(epilog="Example: rlhf data diff data-v1 data-v2")
 def diff(first: VersionArgument, second: VersionArgument, json_file: JsonOption = None) -> None:
     """Say which pairs came, went and changed their winner between two versions."""
-    begin("warning")
+    begin("info")
     from rich.table import Table
     from rich.text import Text
 
@@ -210,7 +211,7 @@ def get(
     ],
 ) -> None:
     """Bring a version back, byte for byte, into a folder of its own."""
-    begin("warning")
+    begin("info")
     from rlhf_core.stages.versions.versions import bring_back, restore, restore_for_model
     from rlhf_flows.commands.tables import show_line, show_splits
 

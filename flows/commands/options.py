@@ -1,15 +1,19 @@
 """Options and arguments the commands share, and what every command does first and last."""
 
+import logging
 import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rlhf_core.errors import CheckpointError, RlhfError
+from rlhf_flows.commands.start import exit_status
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -59,6 +63,31 @@ LogLevel = Annotated[
 ]
 
 
+logger = logging.getLogger(__name__)
+_CHOSEN = ContextVar("chosen", default=("", ""))
+"""Name and help of the command that runs."""
+
+
+class Commands(TyperGroup):
+    """Commands of which the chosen one says at once what it does, and that it was stopped."""
+
+    # Any: the types of typer's own copy of click have no public names.
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command, and remember it for ``begin``."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            _CHOSEN.set((str(name), command.help or ""))
+        return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; one that a signal stopped leaves with its status."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            typer.echo("\nstopped", err=True)
+            raise typer.Exit(exit_status(stop)) from None
+
+
 def model_option(role: str) -> typer.models.OptionInfo:
     """Return the option that names a model by reference."""
     option: typer.models.OptionInfo = typer.Option(
@@ -89,16 +118,25 @@ def begin(log_level: str, *, uses_servers: bool = True) -> None:
         log_level: of the project's own lines.
         uses_servers: warn where servers run here that the command does not know of.
     """
-    from rlhf_flows.engine.environment import prepare_environment
     from rlhf_flows.engine.logs import configure_logging
 
     levels = ("debug", "info", "warning", "error")
     if log_level.lower() not in levels:
         raise typer.BadParameter(f"--log-level {log_level!r}: expected one of {', '.join(levels)}")
-    prepare_environment()
     configure_logging(log_level)
+    say_what_begins()
+    from rlhf_flows.engine.environment import prepare_environment
+
+    prepare_environment()
     if uses_servers:
         warn_of_unused_servers()
+
+
+def say_what_begins() -> None:
+    """Log what the command is about to do: its first libraries take seconds to import."""
+    name, does = _CHOSEN.get()
+    if name:
+        logger.info("command=%s %s", name, " ".join(does.partition(".")[0].split()))
 
 
 def warn_of_unused_servers() -> None:
@@ -215,9 +253,9 @@ def resumable(typed: typer.Context, settings: "RunSettings", run_id: str | None)
     try:
         with in_this_process():
             yield context.run_id
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         typer.echo(f"\nstopped; go on with: {go_on()}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_status(stop)) from None
     except Exception as error:
         # A checkpoint is somebody's work, perhaps of a process that is at it now.
         refused = isinstance(error, RlhfError) and not isinstance(error, CheckpointError)

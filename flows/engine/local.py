@@ -1,11 +1,14 @@
 """Flows in this process against a server of its own."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from rlhf_core.adapters.settings import load_settings
 from rlhf_flows.servers.temporary_server import temporary_server
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 10.0
 _HAS_SERVER = ContextVar("has_server", default=False)
@@ -22,6 +25,7 @@ def in_this_process() -> Iterator[None]:
     if load_settings().prefect_api_url or _HAS_SERVER.get():
         yield
         return
+    logger.info("starting Prefect's temporary server, which ends with this command")
     with temporary_server() as server:
         from prefect.settings import (
             PREFECT_API_URL,

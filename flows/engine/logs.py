@@ -5,7 +5,7 @@ import logging.config
 
 from rlhf_core.schema.shown import shown
 
-FLOW_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+FLOW_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
 
 
 class FailureIsReportedOnce(logging.Filter):

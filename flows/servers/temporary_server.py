@@ -46,6 +46,9 @@ class TemporaryServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=child_environment() | MARKS,
+            # Ctrl-C in a terminal goes to its whole foreground group. The command hears it and
+            # tells this server how its run ended; one that died first would be asked for minutes.
+            start_new_session=True,
         )
         with cast(IO[bytes], self.process.stdout) as answer:
             self.port = answer.readline().decode().strip()

@@ -1,6 +1,6 @@
 """Ask a model: responses as text and tokens, for evaluation, collection and a look by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -39,6 +39,7 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
     seed: int,
     batch_size: int = 64,
     first_stream: int = 0,
+    advance: Callable[[], None] | None = None,
 ) -> list[SampledResponse]:
     """Answer every conversation once, in order.
 
@@ -54,6 +55,7 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
         seed: of the random numbers.
         batch_size: prompts decoded together.
         first_stream: number of the first prompt, where these are a part of more.
+        advance: called after each batch.
 
     Raises:
         DataError: a prompt cannot be rendered.
@@ -76,6 +78,8 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
             budget=_DECODE_TOKENS,
         )
         responses += [_response(renderer, decoded, row) for row in range(len(part))]
+        if advance is not None:
+            advance()
     return responses
 
 

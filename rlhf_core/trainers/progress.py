@@ -22,7 +22,8 @@ class Progress:
     ) -> None:
         self.observer = observer
         self.description, self.total, self.done = description, total, done
-        self.last_line = time.monotonic()
+        self.started = self.last_line = time.monotonic()
+        self.first = done
         self.bar = tqdm(
             total=total, initial=done, desc=description, disable=not sys.stderr.isatty()
         )
@@ -38,8 +39,16 @@ class Progress:
         due = time.monotonic() - self.last_line > SECONDS_BETWEEN_LOG_LINES
         if self.bar.disable and (due or self.done == self.total):
             self.last_line = time.monotonic()
-            line = " ".join(f"{name}={value}" for name, value in shown.items())
+            line = " ".join(f"{name}={value}" for name, value in (self._times() | shown).items())
             logger.info("%s step=%d of=%d %s", self.description, self.done, self.total, line)
+
+    def _times(self) -> dict[str, str]:
+        """Time so far and, while steps are left, the time they take at this process's pace."""
+        elapsed = time.monotonic() - self.started
+        times = {"elapsed": tqdm.format_interval(elapsed)}
+        if left := self.total - self.done:
+            times["eta"] = tqdm.format_interval(elapsed / (self.done - self.first) * left)
+        return times
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -19,6 +19,7 @@ from rlhf_core.stages import promote as promotion
 from rlhf_core.stages import rollback
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.commands.cli import app, main
+from rlhf_flows.commands.start import Terminated
 from rlhf_flows.commands.tables import show_gates, show_line, show_lineage, show_table
 from rlhf_flows.engine import events
 from rlhf_flows.engine.runs import hold_stage, open_run, settings_of_run
@@ -45,6 +46,11 @@ def typed(rlhf, monkeypatch, capsys):
         return exit_.value.code, capsys.readouterr().err
 
     return run
+
+
+def said(stderr):
+    """What a command wrote besides its log of what it does."""
+    return [line for line in stderr.splitlines() if line and " INFO " not in line]
 
 
 def test_a_promoted_run_exits_0_and_shows_stages_decision_and_times(rlhf, config_path, tmp_path):
@@ -106,8 +112,8 @@ def test_a_prefect_server_that_is_not_there_is_one_line_and_exit_2_and_nothing_i
     monkeypatch.setattr("rlhf_flows.servers.prefect_server.PAUSE_SECONDS", 60.0)
     code, stderr = typed(command, config_path, "--run-id", "one")
     assert code == 2
-    assert stderr.count("\n") == 1
-    assert stderr.startswith("error: Prefect at http://127.0.0.1:9/api cannot be reached")
+    (line,) = said(stderr)
+    assert line.startswith("error: Prefect at http://127.0.0.1:9/api cannot be reached")
     assert not (tmp_path / "runs").exists()
 
 
@@ -115,9 +121,7 @@ def test_a_deliberate_error_is_one_line_and_exit_2(typed, stages, config_path, t
     stages.failures["prepare"] = DataError("x.jsonl:3: not JSON")
     code, stderr = typed("run", config_path)
     assert code == 2
-    assert [line for line in stderr.splitlines() if "rlhf_flows.engine.progress" not in line] == [
-        "error: x.jsonl:3: not JSON"
-    ]
+    assert said(stderr) == ["error: x.jsonl:3: not JSON"]
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -147,10 +151,12 @@ def test_a_failure_after_a_finished_stage_says_how_to_go_on(typed, stages, confi
     assert f"go on with: rlhf run {config_path} --set seed=1 --run-id one" in stderr
 
 
-def test_an_interrupted_run_says_how_to_go_on(typed, stages, config_path):
-    stages.failures["sft"] = KeyboardInterrupt()
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (Terminated(), 143)])
+def test_an_interrupted_run_says_how_to_go_on(typed, stages, config_path, stop, status):
+    stages.failures["sft"] = stop
     code, stderr = typed("run", config_path, "--run-id", "one")
-    assert code == 130
+    assert code == status
+    assert "stopped" in stderr
     assert f"go on with: rlhf run {config_path} --run-id one" in stderr
 
 
@@ -292,12 +298,28 @@ def test_what_to_type_next_repeats_every_option(typed, settings, config_path, mo
         assert words[words.index(option) + 1] == value[value.index(option) + 1]
 
 
-def test_an_interruption_at_start_up_shows_no_traceback(tmp_path):
+def test_a_command_that_is_stopped_before_its_run_begins_says_so(typed, config_path, monkeypatch):
+    def stopped(*_):
+        raise Terminated
+
+    monkeypatch.setattr("rlhf_flows.engine.runs.open_run", stopped)
+    code, stderr = typed("run", config_path)
+    assert code == 143
+    assert "command=run Run the whole pipeline" in stderr.splitlines()[0]
+    assert said(stderr) == ["stopped"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "status"),
+    [("raise KeyboardInterrupt", 130), ("import os; os.kill(os.getpid(), 15)", 143)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_an_interruption_at_start_up_shows_no_traceback(stop, status, tmp_path):
     """Ctrl-C is pressed while the front door is imported."""
-    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    (tmp_path / "typer.py").write_text(f"{stop}\n")
     done = subprocess.run(
         [sys.executable, "-c", "from rlhf_flows.commands.start import main; main()", "--help"],
         cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": f"{tmp_path}:."},
         capture_output=True, text=True,
     )  # fmt: skip
-    assert (done.returncode, done.stderr.strip()) == (130, "stopped")
+    assert (done.returncode, done.stderr.strip()) == (status, "stopped")

@@ -21,25 +21,34 @@ from rlhf_flows.engine import local
 from rlhf_flows.servers.temporary_server import temporary_server
 with temporary_server() as server:
     assert server.wait().endswith("/api")
-    print(server.process.pid, flush=True)
-    {end}
+    try:
+        print(server.process.pid, flush=True)
+        time.sleep(600)
+    except KeyboardInterrupt:
+        print(server.wait(), flush=True)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["time.sleep(600)", "pass"], ids=["killed", "finished"])
-def test_a_temporary_server_ends_with_its_command(end, tmp_path):
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_temporary_server_ends_with_its_command_and_not_before(by, tmp_path):
+    """Ctrl-C goes to a terminal's whole foreground group; the command still has a server then."""
     command = subprocess.Popen(
-        [sys.executable, "-c", CODE.replace("{end}", end)],
+        [sys.executable, "-c", CODE],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
         stdout=subprocess.PIPE,
         text=True,
+        process_group=0,
     )
     server = psutil.Process(int(command.stdout.readline()))
-    if end != "pass":
-        command.send_signal(signal.SIGKILL)
-    command.wait()
+    # A server that got the signal too would still answer once, and then no more.
+    apart = os.getpgid(server.pid) != os.getpgid(command.pid)
+    os.killpg(command.pid, by)
+    rest = command.communicate()[0].strip()
+    assert apart
+    assert rest.endswith("/api") == (by == signal.SIGINT)
+    assert command.returncode == (0 if by == signal.SIGINT else -by)
     _, alive = psutil.wait_procs([server], timeout=300)
     assert not alive
 

@@ -1,5 +1,6 @@
 """Policy, SFT and champion answer the same held-out prompts; who has a say scores the answers."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,10 @@ from rlhf_core.stages.evaluation.scoring import (
 from rlhf_core.stages.examples import note_rows
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import Renderer, TokenIds
+from rlhf_core.trainers.progress import Progress
+
+_AT_ONCE = 64
+"""Prompts decoded together."""
 
 
 def compare_answers(
@@ -55,11 +60,12 @@ def compare_answers(
         directory: where it is noted which prompts leave no room for an answer.
     """
     settings, renderer = config.evaluation, model_renderer(models["sft"].path)
-    asked = [models[role] for role in ("policy", "sft", "champion") if role in models]
-    own_judges = [judge for judge in panel.judges if judge.kind == "scalar"]
-    prompts = _choose(config, splits, renderer, [*own_judges, *asked[2:]], directory)
+    asked = {role: models[role] for role in ("policy", "sft", "champion") if role in models}
+    readers = [judge for judge in panel.judges if judge.kind == "scalar"]
+    readers += [model for role, model in asked.items() if role == "champion"]
+    prompts = _choose(config, splits, renderer, readers, directory)
     conversations = [prompt.prompt for prompt in prompts]
-    answers = [_sample(config, model, conversations) for model in asked]
+    answers = [_sample(config, role, model, conversations) for role, model in asked.items()]
     policy, sft, *others = answers
     texts = [[answer.text for answer in model_answers] for model_answers in answers]
     reward = None
@@ -122,16 +128,23 @@ def _note_room(
 
 
 def _sample(
-    config: PipelineConfig, model: ModelRef, prompts: Sequence[Conversation]
+    config: PipelineConfig, role: str, model: ModelRef, prompts: Sequence[Conversation]
 ) -> list[SampledResponse]:
-    return sample_responses(
-        load_causal(model.path, device=config.model.device),
-        model_renderer(model.path).tokenizer,
-        prompts,
-        max_new_tokens=config.answer_length(),
-        temperature=config.evaluation.temperature,
-        seed=derived_seed(config.seed, "evaluate"),
-    )
+    batches = math.ceil(len(prompts) / _AT_ONCE)
+    progress = Progress(f"evaluate: {role} answers", total=batches, done=0)
+    try:
+        return sample_responses(
+            load_causal(model.path, device=config.model.device),
+            model_renderer(model.path).tokenizer,
+            prompts,
+            max_new_tokens=config.answer_length(),
+            temperature=config.evaluation.temperature,
+            seed=derived_seed(config.seed, "evaluate"),
+            batch_size=_AT_ONCE,
+            advance=lambda: progress.advance({}),
+        )
+    finally:
+        progress.close()
 
 
 def _distances(
