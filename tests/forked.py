@@ -1,8 +1,9 @@
 """`rlhf` and `dvc` without their start-up: forks of a process that has imported everything once.
 
-A command's own imports take several seconds of a processor; tests run a hundred commands. Here each
-is a fork with a working directory, an environment, standard streams and an exit code of its own, as
-the shell would start it. Tests that are about starting, signals or kills start real processes.
+A command's own imports take several seconds of a processor, those of the Prefect server that it
+starts three more; tests run a hundred commands. Here each is a fork with a working directory, an
+environment, standard streams and an exit code of its own, as the shell would start it. Tests that
+are about starting, signals or kills start real processes.
 
 ``python -m tests.forked SOCKET FOLDER`` serves. An executable named ``rlhf`` in the folder asks it
 for a command on behalf of another process, DVC's stage for one.
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from rlhf_core.adapters.settings import child_environment
 
@@ -57,10 +59,7 @@ class Commands:
             open(os.devnull) as stdin,
             self.connect() as link,
         ):
-            data = json.dumps(request).encode()
-            streams = [stream.fileno() for stream in (stdin, stdout, stderr)]
-            socket.send_fds(link, [len(data).to_bytes(8, "big")], streams)
-            link.sendall(data)
+            ask(link, request, [stream.fileno() for stream in (stdin, stdout, stderr)])
             status = int(link.makefile().readline())
             texts = []
             for stream in (stdout, stderr):
@@ -85,6 +84,19 @@ class Commands:
         link.connect(self.address)
         return link
 
+    def serve_prefect(self, command, *, stdin, stdout, env):
+        """Start Prefect's temporary server; returns what is used of a ``subprocess.Popen``."""
+        theirs, ours = os.pipe()
+        answers, answered = os.pipe()
+        link = self.connect()
+        request = {"arguments": command[2:], "folder": os.getcwd(), "environment": dict(env)}
+        ask(link, request, [theirs, answered, 2])
+        os.close(theirs)
+        os.close(answered)
+        return SimpleNamespace(
+            stdin=open(ours, "wb"), stdout=open(answers, "rb"), wait=link.makefile().readline
+        )
+
     def instead_of(self, start):
         """Return what runs DVC here and hands other tools on to ``start``.
 
@@ -99,6 +111,13 @@ class Commands:
             return self.dvc(*command[3:], cwd=cwd)
 
         return run
+
+
+def ask(link, request, streams):
+    """Send what is to be run, with the three streams that it gets."""
+    data = json.dumps(request).encode()
+    socket.send_fds(link, [len(data).to_bytes(8, "big")], streams)
+    link.sendall(data)
 
 
 class Forked(Commands):
@@ -155,8 +174,10 @@ def load_everything():
     import mlflow.store.tracking.sqlalchemy_store
     import peft
     import prefect
+    import prefect.server.api.server
     import sklearn.linear_model
     import transformers.models.auto.modeling_auto
+    import uvicorn
 
     import rlhf_core.stages.evaluate
     import rlhf_core.stages.policy
@@ -181,6 +202,7 @@ def load_everything():
         rlhf_core,
         sklearn,
         transformers,
+        uvicorn,
     )
 
 
@@ -219,7 +241,10 @@ def _main(tool):
 
     # Prefect read the environment when it was imported.
     prefect.context.GLOBAL_SETTINGS_CONTEXT = prefect.context.root_settings_context()
-    from rlhf_flows.commands.start import main
+    if tool == "rlhf":
+        from rlhf_flows.commands.start import main
+    else:
+        from rlhf_flows.servers.temporary_server import main
 
     main()
     return 0
@@ -245,8 +270,13 @@ def serve(address, folder):
     """Answer each connection in a fork, several at once."""
     load_everything()
     from rlhf_core.adapters import versioning
+    from rlhf_flows.servers import temporary_server
 
-    versioning._run = Commands(address, Path(folder)).instead_of(versioning._run)
+    commands = Commands(address, Path(folder))
+    versioning._run = commands.instead_of(versioning._run)
+    temporary_server.subprocess = SimpleNamespace(
+        Popen=commands.serve_prefect, PIPE=subprocess.PIPE
+    )
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)

@@ -75,11 +75,13 @@ def prepare(
         splits = prepare_data(settings.load_preparation())
     else:
         from rlhf_flows.engine.inputs import PrepareInputs
+        from rlhf_flows.engine.local import in_this_process
         from rlhf_flows.servers.prefect_server import check_prefect
         from rlhf_flows.stages import prepare_stage
 
         check_prefect()
-        splits = prepare_stage(settings, PrepareInputs(run=run_id, force=force))
+        with in_this_process():
+            splits = prepare_stage(settings, PrepareInputs(run=run_id, force=force))
     write_json(splits, json_file)
     show_splits(splits)
     show_preparation(splits.report)

@@ -1,10 +1,10 @@
+import contextlib
 import errno
 import json
 import os
 import shlex
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from rlhf_core.stages.promote import Promotion
 from rlhf_flows.commands.cli import app, main
 from rlhf_flows.commands.start import Terminated
 from rlhf_flows.commands.tables import show_gates, show_line, show_lineage, show_table
-from rlhf_flows.engine import events
+from rlhf_flows.engine import events, local
 from rlhf_flows.engine.runs import hold_stage, open_run, settings_of_run
 
 
@@ -131,7 +131,7 @@ def test_a_second_command_leaves_the_run_of_the_first_alone(
 ):
     run = open_run(settings.config, "one")
     stages.failures["prepare"] = DataError("x.jsonl:3: not JSON")
-    with hold_stage(run, "prepare") if busy else nullcontext():
+    with hold_stage(run, "prepare") if busy else contextlib.nullcontext():
         code, stderr = typed("run", config_path, "--run-id", "one")
     assert code == 2
     assert ("another process" if busy else "not JSON") in stderr
@@ -254,6 +254,24 @@ def test_each_stage_is_its_own_command(rlhf, stages, config_path):
     assert [call for call in stages.calls if call != "check_server"] == [
         "prepare", "sft", "reward", "judge", "policy", "evaluate",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["prepare", "sft"])
+def test_a_stage_has_a_server_that_ends_with_the_command(
+    rlhf, stages, config_path, monkeypatch, command
+):
+    """Prefect would start one of its own, which outlives a command that is killed."""
+    entered = []
+
+    @contextlib.contextmanager
+    def server():
+        entered.append(command in stages.calls)
+        yield
+
+    monkeypatch.setattr(local, "in_this_process", server)
+    assert rlhf(command, config_path, "--run-id", "one").exit_code == 0
+    assert entered == [False]
+    assert command in stages.calls
 
 
 def test_prepare_says_what_came_of_the_rows_and_how_far_they_agree(rlhf, stages, config_path):
