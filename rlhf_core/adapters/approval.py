@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from typing import cast
 
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
-from rlhf_core.adapters.registry import CHAMPION, find_version
+from rlhf_core.adapters.registry import find_version
 from rlhf_core.errors import RegistryError
-from rlhf_core.schema import Verdict
+from rlhf_core.schema import CHAMPION, Verdict
 
 APPROVAL = "rlhf.approval"
 APPROVED = "PROMOTE"

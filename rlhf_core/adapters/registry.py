@@ -13,7 +13,7 @@ from rlhf_core.adapters.model_files import folder_kind, local_model, version_fil
 from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.errors import ModelError, RegistryError, RlhfError
-from rlhf_core.schema import ModelKind, ModelRef, ModelRole
+from rlhf_core.schema import CHAMPION, PREVIOUS, ModelKind, ModelRef, ModelRole
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 UPSTREAM = "rlhf.upstream."
 """Prefix of tags: the model that a version was made or judged with, by role."""
 CANDIDATE = "candidate"
-CHAMPION = "champion"
-PREVIOUS = "previous-champion"
 
 
 def register_model(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rlhf_core.adapters.registry import CHAMPION, PREVIOUS, UPSTREAM, find_version
+from rlhf_core.adapters.registry import UPSTREAM, find_version
 from rlhf_core.adapters.releases import (
     DONE,
     ROLES,
@@ -14,6 +14,7 @@ from rlhf_core.adapters.releases import (
     read_journal,
     wanted_aliases,
 )
+from rlhf_core.schema import CHAMPION, PREVIOUS
 
 Aliases = dict[str, dict[str, str]]
 

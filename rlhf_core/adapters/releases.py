@@ -22,9 +22,8 @@ import psutil
 from pydantic import Field, ValidationError
 
 from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client, patiently
-from rlhf_core.adapters.registry import CHAMPION, PREVIOUS
 from rlhf_core.errors import RegistryError, SameMoveError
-from rlhf_core.schema import Record
+from rlhf_core.schema import CHAMPION, PREVIOUS, Record
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -2,6 +2,8 @@
 
 from rlhf_core.schema.base import Record
 from rlhf_core.schema.references import (
+    CHAMPION,
+    PREVIOUS,
     DatasetRef,
     DatasetSplits,
     ModelKind,
@@ -41,6 +43,8 @@ from rlhf_core.schema.versions import BatchResult, DataVersion, Withdrawal, With
 
 __all__ = [
     "AI_JUDGE",
+    "CHAMPION",
+    "PREVIOUS",
     "UNNAMED",
     "BatchResult",
     "CheckResult",

@@ -14,6 +14,11 @@ ModelKind = Literal["causal", "scalar", "classifier", "endpoint", "panel"]
 judges together."""
 ModelRole = Literal["sft", "reward", "judge", "policy"]
 
+CHAMPION = "champion"
+"""Alias, in the registry, of the versions of the release in use."""
+PREVIOUS = "previous-champion"
+"""Alias of the release that a rollback returns to."""
+
 
 class DatasetRef(Record):
     """One prepared file (JSON lines, one record a line)."""

@@ -20,11 +20,12 @@ from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
 from rlhf_core.errors import RlhfError, StorageError
 from rlhf_core.schema import DatasetSplits
+from rlhf_core.stages.model_digests import tokenizer_digest
 from rlhf_core.stages.preparation import build as prepare_build
 from rlhf_core.stages.preparation import checks as prepare_checks
 from rlhf_core.stages.preparation.dataset import DATASET, FAILURES, failures_of, read_splits
 from rlhf_core.stages.preparation.inputs import named_paths, raw_sources, require_paths
-from rlhf_core.stages.preparation.tokens import load_renderer, prompt_limit, tokenizer_digest
+from rlhf_core.stages.preparation.tokens import load_renderer, prompt_limit
 from rlhf_core.stages.versions.versions import bring_back
 from rlhf_core.storage.folders import (
     exclusive,

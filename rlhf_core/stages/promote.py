@@ -15,8 +15,6 @@ from rlhf_core.adapters.access import require_release_rights
 from rlhf_core.adapters.approval import record_approval
 from rlhf_core.adapters.decision import COMPARED, EVALUATION, JUDGED_BY, NOBODY, recorded_verdict
 from rlhf_core.adapters.registry import (
-    CHAMPION,
-    PREVIOUS,
     UPSTREAM,
     find_version,
     require_role,
@@ -36,7 +34,7 @@ from rlhf_core.adapters.releases import (
 from rlhf_core.adapters.required_gates import require_applied
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError, SameMoveError
-from rlhf_core.schema import ModelRef, Record, RunContext, StageResult, Verdict
+from rlhf_core.schema import CHAMPION, PREVIOUS, ModelRef, Record, RunContext, StageResult, Verdict
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 import pytest
 
+from rlhf_core import schema
 from rlhf_core.adapters import registry
 from rlhf_core.adapters.decision import record_decision, recorded_verdict
 from rlhf_core.adapters.mlflow_client import mlflow_client
@@ -189,7 +190,7 @@ def test_a_retrained_version_does_not_inherit_a_verdict(made, judged):
 
 
 def test_alias_names_are_those_of_the_contract():
-    assert (registry.CANDIDATE, registry.CHAMPION, registry.PREVIOUS) == (
+    assert (registry.CANDIDATE, schema.CHAMPION, schema.PREVIOUS) == (
         "candidate",
         "champion",
         "previous-champion",

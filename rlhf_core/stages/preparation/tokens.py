@@ -1,30 +1,17 @@
 """Token-level checks: what the base model's tokenizer and chat template make of every row."""
 
-import json
 import sys
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.config import ModelConfig, PreparationConfig
 from rlhf_core.dataprep.cleaning.rules import TokenCheck
-from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
 from rlhf_core.schema import Message
-from rlhf_core.storage.records import sha256_of
 
 if TYPE_CHECKING:
     from rlhf_core.tokenization import Renderer
 
-_TOKENIZER_FILES = (
-    "generation_config.json",
-    "token*",
-    "special_tokens_map.json",
-    "vocab*",
-    "merges*",
-    "spiece*",
-    "*.jinja",
-)
 _PROBES = ("Where is the station?", "Who wrote this, and when?")
 
 
@@ -101,39 +88,6 @@ def require_sound_template(renderer: "Renderer") -> None:
         counted = batch.input_ids[batch.loss_mask].tolist()
         if not counted or counted[-1] != renderer.turn_end_id:
             raise ModelError("the end of a response does not count in the loss")
-
-
-def tokenizer_digest(model: ModelConfig) -> str:
-    """Return a digest of what decides the tokens: tokenizer files, template and length."""
-    base = Path(model.base)
-    parts = {"base": model.base, "revision": str(model.revision), "length": str(model.max_length)}
-    if base.is_dir():
-        files = {path for pattern in _TOKENIZER_FILES for path in base.glob(pattern)}
-        parts = {path.name: sha256_of(path) for path in files if path.is_file()}
-        parts["length"] = str(model.max_length)
-    return fingerprint_of(parts | template_parts(model))
-
-
-def template_parts(settings: ModelConfig) -> dict[str, str]:
-    """What the settings say of the chat template, for a digest; empty where they say nothing.
-
-    Raises:
-        ModelError: ``model.chat_template`` cannot be read.
-    """
-    parts = {}
-    if settings.chat_template is not None:
-        try:
-            parts["chat_template"] = sha256_of(settings.chat_template)
-        except OSError as error:
-            raise ModelError(
-                f"model.chat_template: {settings.chat_template}: cannot be read: {error}"
-            ) from error
-    if settings.chat_template_kwargs:
-        kwargs = json.dumps(settings.chat_template_kwargs, sort_keys=True)
-        parts["chat_template_kwargs"] = kwargs
-    if settings.template_date is not None:
-        parts["template_date"] = settings.template_date.isoformat()
-    return parts
 
 
 def describe_conversations(
