@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from rlhf_core.adapters.access import require_release_rights
-from rlhf_core.adapters.registry import PREVIOUS
 from rlhf_core.adapters.releases import (
     Release,
     apply_newest,
@@ -13,7 +12,7 @@ from rlhf_core.adapters.releases import (
     record_move,
 )
 from rlhf_core.errors import RegistryError
-from rlhf_core.schema import Record
+from rlhf_core.schema import PREVIOUS, Record
 from rlhf_core.stages.promote import Situation, look_at, note_of, plan_of, policy_uri
 
 

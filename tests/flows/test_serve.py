@@ -14,12 +14,12 @@ import pytest
 
 from rlhf_core.adapters.chat_server import ApiServer, Found, ServedModel
 from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.registry import CHAMPION, register_model
+from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.config import load_config
 from rlhf_core.models.files import weights_sha256
 from rlhf_core.rollout import engine
-from rlhf_core.schema import RunContext
+from rlhf_core.schema import CHAMPION, RunContext
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "data/base"
