@@ -84,7 +84,7 @@ class Commands:
         link.connect(self.address)
         return link
 
-    def serve_prefect(self, command, *, stdin, stdout, env):
+    def serve_prefect(self, command, *, stdin, stdout, env, start_new_session):
         """Start Prefect's temporary server; returns what is used of a ``subprocess.Popen``."""
         theirs, ours = os.pipe()
         answers, answered = os.pipe()

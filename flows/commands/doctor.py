@@ -260,10 +260,11 @@ def _telemetry() -> Iterator[Finding]:
 def _settings(config: Path | None) -> Iterator[Finding]:
     if config is None:
         return
-    from rlhf_core.config import load_config
-    from rlhf_core.stages.preflight import check_inputs
 
     def check() -> None:
+        from rlhf_core.config import load_config
+        from rlhf_core.stages.preflight import check_inputs
+
         check_inputs(load_config(config))
 
     yield _attempt(f"settings {config}", "data and base model are usable", check, "see README")

@@ -198,7 +198,7 @@ def test_the_three_commands_go_from_a_model_to_a_version(
     none = rlhf("label", "pull", "abc", config, "--output", "none.jsonl", "--set",
                 "feedback.votes_per_pair=9")  # fmt: skip
     assert "nothing new to publish" in none
-    assert "rlhf data add" not in none
+    assert "publish it with" not in none
     written = rlhf("label", "pull", "abc", config, "--output", "batch.jsonl")
     assert "publish it with: rlhf data add batch.jsonl" in written
     assert not batches
@@ -214,7 +214,9 @@ def test_a_command_without_the_section_is_one_clear_line(stages, config_path, mo
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("error: feedback: no such section")
+    *told, error = capsys.readouterr().err.splitlines()
+    assert "command=push" in told[0]
+    assert error.startswith("error: feedback: no such section")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_a_version_is_prepared_by_the_code_of_its_commit(repository):
     stage = repository / "rlhf_core" / "stages" / "prepare.py"
     mine = stage.read_text()
     committed = mine.replace(
-        "    output = config.data.output\n", '    raise DataError("so says the commit")\n', 1
+        "    output = config.data.output\n", '    raise RlhfError("so says the commit")\n', 1
     )
     assert committed != mine
     stage.write_text(committed)

@@ -115,7 +115,8 @@ def test_a_right_that_is_missing_is_said_before_anything_is_written(client, monk
         if len(calls) == asked:
             raise RegistryError("403; nothing was changed")
 
-    monkeypatch.setattr("rlhf_core.stages.promote.require_release_rights", refuse)
+    for module in ("promote", "rollback"):
+        monkeypatch.setattr(f"rlhf_core.stages.{module}.require_release_rights", refuse)
     with pytest.raises(RegistryError, match="403"):
         promote_model(second["policy"], reviewer="Ann")
     assert "rlhf.approval" not in find_version(second["policy"]).tags

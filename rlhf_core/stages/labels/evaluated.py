@@ -75,8 +75,9 @@ def collect_evaluated(
         rows, samples_sha256 = read_records(samples, ComparedAnswer), sha256_of(samples)
     outside = evaluated.report.judge_accuracy
     accuracy = outside.value if outside else _judge_accuracy(tags.get("rlhf.judge", ""))
+    half_width = HALF_WIDTH if half_width is None else half_width
     needed = labels_needed(
-        HALF_WIDTH if half_width is None else half_width,
+        half_width,
         len(rows),
         accuracy=_UNKNOWN if accuracy is None else accuracy,
         confidence=config.evaluation.confidence,

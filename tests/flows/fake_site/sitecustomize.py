@@ -27,6 +27,12 @@ def call(name, *arguments, **options):
     return getattr(fakes(), name)(*arguments, **options)
 
 
+def unused(name):
+    """Stand for what other modules take of a module when they are imported, and never use here."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+
 class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Gives the modules of the seam their fakes."""
 
@@ -42,6 +48,8 @@ class Replacement(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if module.__name__.startswith(USED_WHOLE):
             module.__file__ = module.__spec__.origin
             module.__spec__.loader_state.exec_module(module)
+        else:
+            module.__getattr__ = unused
         for name in SEAM[module.__name__]:
             setattr(module, name, partial(call, name))
 
