@@ -30,6 +30,7 @@ AS_GOOD = (
     " because: {metric: policy/win_rate, at_least: 0.05, min_samples: 20}}"
 )
 NEEDS_MORE = {
+    "--install-completion": "writes into the home of whoever runs it: covered by test_cli",
     "rlhf serve": "runs until it is ended: covered by test_serve",
     "rlhf export MODEL": "stands for the commands with a model",
     "rlhf lineage MODEL": "stands for the commands with a model",

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -281,6 +282,20 @@ def test_prepare_says_what_came_of_the_rows_and_how_far_they_agree(rlhf, stages,
     (careless,) = [line for line in lines if line.startswith("look careless: ")]
     assert careless.startswith("look careless: cyn (at_chance, too_fast); everybody: ")
     assert careless.endswith("annotators.csv")
+
+
+def test_a_shell_completes_commands_after_installation(tmp_path):
+    rlhf = shutil.which("rlhf", path=Path(sys.executable).parent)
+    home = {**os.environ, "HOME": str(tmp_path)}
+    subprocess.run(["bash", "-c", f"{rlhf} --install-completion; exit $?"], check=True, env=home)
+    script = tmp_path / ".bash_completions" / "rlhf.sh"
+    typing = f"source {script}; COMP_WORDS=(rlhf rollb); COMP_CWORD=1; _rlhf_completion rlhf"
+    path = f"{Path(rlhf).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", f"{typing}; echo ${{COMPREPLY[0]}}"],
+        check=True, env=home | {"PATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split()[-1] == "rollback"
 
 
 def test_help_imports_nothing_heavy():
