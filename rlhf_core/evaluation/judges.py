@@ -114,13 +114,11 @@ def judge_metrics(decided: Decided, plans: Plans) -> dict[str, Estimate]:
         columns["judge_position_bias"] = (_mean_known(places), DIFFERENCE)
     metrics = {}
     for name, (values, bounds) in columns.items():
-        rows, plan = (
-            np.flatnonzero(~np.isnan(values)),
-            plans.of_rows(np.flatnonzero(~np.isnan(values))),
-        )
+        rows = np.flatnonzero(~np.isnan(values))
         if rows.size:
             metric = f"policy/{name}"
-            metrics[metric] = estimate_mean(values[rows], plan(metric), bounds=bounds)
+            plan = plans.of_rows(rows)(metric)
+            metrics[metric] = estimate_mean(values[rows], plan, bounds=bounds)
     return metrics
 
 

@@ -1,6 +1,5 @@
 """Reward models from elsewhere: ``AutoModelForSequenceClassification`` with one score."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.device import choose_device, device_of
-from rlhf_core.models.files import weights_sha256
+from rlhf_core.models.files import files_sha256, weights_sha256
 from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.schema import Conversation
 
@@ -48,12 +47,7 @@ def classifier_sha256(folder: Path) -> str:
     files = sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise ModelError(f"{folder}: no weights in it; expected *.safetensors")
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return files_sha256(files)
 
 
 class Classifier:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -85,6 +86,11 @@ def weights_sha256(directory: Path) -> str:
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{directory}: no *.safetensors files")
+    return files_sha256(files)
+
+
+def files_sha256(files: Sequence[Path]) -> str:
+    """Return the sha256 over the bytes of all files, in the order given."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

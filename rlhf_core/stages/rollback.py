@@ -76,7 +76,7 @@ def _earlier(project: str, seen: Situation) -> tuple[list[Release], list[str]]:
         RegistryError: there is none.
     """
     was = seen.current or seen.withdrawn
-    lost = [_loss(release) for release in (was,) if release and lost_parts(release)]
+    lost = [_loss(was, parts)] if was and (parts := lost_parts(was)) else []
     chain = list(seen.before)
     while chain and (parts := lost_parts(chain[0])):
         lost.append(_loss(chain.pop(0), parts))
@@ -118,6 +118,5 @@ def _chain_to(project: str, version: str, seen: Situation) -> list[Release]:
     )
 
 
-def _loss(release: Release, parts: Iterable[str] | None = None) -> str:
-    missing = ", ".join(lost_parts(release) if parts is None else parts)
-    return f"the release of {release.policy} is lost: {missing} was deleted"
+def _loss(release: Release, parts: Iterable[str]) -> str:
+    return f"the release of {release.policy} is lost: {', '.join(parts)} was deleted"
