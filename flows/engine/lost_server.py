@@ -1,14 +1,15 @@
 """A Prefect server that is lost: what the work needs is repeated, the rest costs a warning."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import httpx
 
+from rlhf_core.adapters.patience import repeat_while
 from rlhf_core.adapters.settings import load_settings, without_credentials
+from rlhf_core.errors import OrchestrationError
 from rlhf_flows.servers.prefect_server import PrefectLostError, explain
 
 Result = TypeVar("Result")
@@ -16,8 +17,6 @@ Result = TypeVar("Result")
 PATIENCE_SECONDS = 240.0
 """About as long as a client that was once connected repeats a call; see
 ``environment.CLIENT_RETRIES``."""
-FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 15.0
 
 logger = logging.getLogger(__name__)
 
@@ -51,29 +50,30 @@ def patiently(what: str, call: Callable[[], Result]) -> Result:
         OrchestrationError: the server refuses.
         httpx.HTTPError: it stayed lost, or answered nothing but 500 and above.
     """
-    started, pause = time.monotonic(), FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            return call()
-        except httpx.HTTPError as error:
-            _raise_what_stays(error)
-            if time.monotonic() - started + pause > PATIENCE_SECONDS:
-                raise
-            logger.warning(
-                "prefect_lost what=%s error=%s retry_in_seconds=%.1f",
-                what,
-                type(error).__name__,
-                pause,
-            )
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def announce(error: BaseException, pause: float) -> None:
+        name = type(error).__name__
+        logger.warning("prefect_lost what=%s error=%s retry_in_seconds=%.1f", what, name, pause)
+
+    try:
+        return repeat_while(_is_lost, call, patience=PATIENCE_SECONDS, announce=announce)
+    except httpx.HTTPError as error:
+        if _is_lost(error) or _is_wrong(error):
+            raise
+        raise _explained(error) from error
 
 
-def _raise_what_stays(error: httpx.HTTPError) -> None:
-    """Raise what waiting does not fix: a refusal in one line, a wrong request as it is."""
-    explained = explain(error, without_credentials(load_settings().prefect_api_url or "its server"))
-    if isinstance(explained, PrefectLostError):
-        return
-    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code not in (401, 403):
-        raise error
-    raise explained from error
+def _is_wrong(error: httpx.HTTPError) -> bool:
+    """Whether the server refuses what is asked, and not who asks."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return False
+    return error.response.status_code not in (401, 403)
+
+
+def _is_lost(error: BaseException) -> bool:
+    return isinstance(error, httpx.HTTPError) and isinstance(_explained(error), PrefectLostError)
+
+
+def _explained(error: httpx.HTTPError) -> OrchestrationError:
+    where = without_credentials(load_settings().prefect_api_url or "its server")
+    return explain(error, where)

@@ -1,6 +1,5 @@
 """A run's folder: who may write to it, what it was started with, which stages are finished."""
 
-import fcntl
 import json
 import logging
 import secrets
@@ -14,6 +13,7 @@ from typing import TypeVar
 from rlhf_core.config import PipelineConfig, config_digest
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
 from rlhf_core.schema import Record, RunContext, StageName
+from rlhf_core.storage.locks import locked
 from rlhf_core.storage.records import read_record
 from rlhf_flows.engine.files import write_atomically
 
@@ -122,15 +122,11 @@ def hold_stage(context: RunContext, stage: StageName) -> Iterator[None]:
     Raises:
         CheckpointError: another process is working on the same stage of the same run.
     """
-    context.directory.mkdir(parents=True, exist_ok=True)
-    with (context.directory / f".{stage}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"stage {stage} of run {context.run_id} is being worked on by another process; "
-                "wait for it or stop it"
-            ) from error
+    busy = CheckpointError(
+        f"stage {stage} of run {context.run_id} is being worked on by another process; "
+        "wait for it or stop it"
+    )
+    with locked(context.directory / f".{stage}.lock", busy=busy):
         yield
 
 

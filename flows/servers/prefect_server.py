@@ -5,10 +5,10 @@ work that follows.
 """
 
 import logging
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlhf_core.adapters.patience import ever_longer, repeat_while
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import OrchestrationError
 
@@ -42,19 +42,19 @@ def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
     url = load_settings().prefect_api_url
     if url is None:
         return
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        try:
-            ask(url, "work_pools/filter", {"limit": 1})
-            return
-        except PrefectLostError as error:
-            if time.monotonic() + PAUSE_SECONDS > deadline:
-                raise OrchestrationError(
-                    f"{error}; start it (`make up`), correct PREFECT_API_URL (it ends with /api), "
-                    "or unset it to run without a server"
-                ) from error
-            logger.info("prefect_not_yet problem=%r", str(error))
-        time.sleep(PAUSE_SECONDS)
+    try:
+        repeat_while(
+            lambda error: isinstance(error, PrefectLostError),
+            lambda: ask(url, "work_pools/filter", {"limit": 1}),
+            patience=wait_seconds,
+            announce=lambda error, _: logger.info("prefect_not_yet problem=%r", str(error)),
+            waits=ever_longer(PAUSE_SECONDS, PAUSE_SECONDS),
+        )
+    except PrefectLostError as error:
+        raise OrchestrationError(
+            f"{error}; start it (`make up`), correct PREFECT_API_URL (it ends with /api), "
+            "or unset it to run without a server"
+        ) from error
 
 
 def ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> Any:

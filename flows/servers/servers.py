@@ -4,7 +4,6 @@ One process, the supervisor (``python -m rlhf_flows.servers.supervisor``), owns 
 restarts what dies and ends what it started. What runs where is written to ``.rlhf/servers.json``.
 """
 
-import fcntl
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ from pydantic import AliasChoices, Field
 
 from rlhf_core.errors import DataError, RlhfError
 from rlhf_core.schema import Record
+from rlhf_core.storage.locks import locked
 from rlhf_core.storage.records import keep_private
 from rlhf_flows.engine.environment import LOGGING, RELIED_ON, STATE, prepare_environment
 from rlhf_flows.engine.files import write_atomically
@@ -139,12 +139,8 @@ def _alone() -> Iterator[None]:
     Raises:
         RlhfError: another one is under way.
     """
-    STATE.mkdir(parents=True, exist_ok=True)
-    with (STATE / "up.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RlhfError("another `rlhf up` is just starting the servers here") from error
+    busy = RlhfError("another `rlhf up` is just starting the servers here")
+    with locked(STATE / "up.lock", busy=busy):
         yield
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from rlhf_core.adapters.patience import ever_longer, repeat_while
 from rlhf_core.errors import OrchestrationError, RlhfError
 from rlhf_core.storage.records import keep_private
 from rlhf_flows.engine.environment import prepare_environment
@@ -48,6 +49,7 @@ logger = logging.getLogger("rlhf_flows.servers.supervisor")
 SERVERS = ("prefect", "mlflow")
 OWNER_ALONE = 0o077
 CHECK_SECONDS = 1.0
+PAUSE_SECONDS = 0.3
 SWEEP_SECONDS = 15.0
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
@@ -203,17 +205,21 @@ def _mlflow(port: int, environment: Mapping[str, str]) -> list[str]:
 
 
 def _wait_for(supervisor: Supervisor, name: str, url: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    def ask() -> None:
         if supervisor.children[name].poll() is not None:
             raise RlhfError(f"{name} ended while starting; see {LOGS / name}.log")
-        try:
-            if requests.get(url, timeout=5).ok:
-                return
-        except requests.RequestException:
-            logger.debug("not_yet=%s", name)
-        time.sleep(0.3)
-    raise RlhfError(f"{name} at {url} did not become healthy; see {LOGS / name}.log")
+        requests.get(url, timeout=5).raise_for_status()
+
+    try:
+        repeat_while(
+            lambda error: isinstance(error, requests.RequestException),
+            ask,
+            patience=START_SECONDS,
+            announce=lambda *_: logger.debug("not_yet=%s", name),
+            waits=ever_longer(PAUSE_SECONDS, PAUSE_SECONDS),
+        )
+    except requests.RequestException as error:
+        raise RlhfError(f"{name} at {url} did not become healthy; see {LOGS / name}.log") from error
 
 
 def _deploy(supervisor: Supervisor) -> None:

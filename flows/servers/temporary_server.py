@@ -6,7 +6,6 @@ another command's, and has every client import the whole server.
 """
 
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -23,6 +22,7 @@ import requests
 from rlhf_core.adapters.settings import child_environment
 from rlhf_core.errors import ConfigError, OrchestrationError, StorageError
 from rlhf_core.storage.full_disk import room_at
+from rlhf_core.storage.locks import locked
 from rlhf_flows.engine.environment import close_prefect, prefect_home
 
 MARKS = {
@@ -125,10 +125,7 @@ def main() -> None:
         """Starts when no other is starting: Prefect's migrations do not exclude each other."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            home = get_current_settings().home
-            home.mkdir(parents=True, exist_ok=True)
-            with (home / ".starting.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(get_current_settings().home / ".starting.lock"):
                 await super().startup(sockets)
 
     config = uvicorn.Config(closed(create_app()), log_level="error", lifespan="on")

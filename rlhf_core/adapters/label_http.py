@@ -13,7 +13,9 @@ from typing import Any
 
 import httpx
 from pydantic import SecretStr
+from tenacity import RetryCallState
 
+from rlhf_core.adapters.patience import error_of, ever_longer, repeat_while
 from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.errors import ConfigError, LabelError, QuestionRefusedError
 
@@ -47,6 +49,14 @@ _EPOCH = 1e9
 
 class SystemRoleRefusedError(LabelError):
     """The model's template knows no system role."""
+
+
+class _PassingError(LabelError):
+    """What a later attempt may not meet."""
+
+    def __init__(self, problem: str, asked_to_wait: float) -> None:
+        super().__init__(problem)
+        self.asked_to_wait = asked_to_wait
 
 
 class FixedKey(httpx.Auth):
@@ -115,25 +125,35 @@ class LabelServer:
             QuestionRefusedError: this one request is refused.
             LabelError: the server refuses, stays busy or lost, or answers with something else.
         """
-        started, pause = time.monotonic(), FIRST_PAUSE_SECONDS
-        while True:
+
+        def attempt() -> Any:
             if self._stopped.is_set():
                 raise LabelError(f"{self.place}: not asked any more; repeat the command to go on")
             answer, problem = self._try(method, path, json, params)
             if answer is not None and not _may_pass(answer):
                 return self._content(answer)
-            wait = max(pause * random.uniform(0.5, 1.0), _asked_to_wait(answer))
-            late = time.monotonic() - started + wait > self._patience
             # What is too many was not done; whether what was lost was, nobody knows.
-            again = repeat or (answer is not None and answer.status_code == _BUSY)
-            if late or not again:
-                gave_up = f" (patience_seconds {self._patience:g})" if late and again else ""
-                raise LabelError(
-                    f"{self.place}: {problem}{gave_up}; repeat the command to go on from here"
-                )
-            logger.warning("label_server_lost where=%s retry_in_seconds=%.1f", self.place, wait)
-            self._stopped.wait(wait)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            if repeat or (answer is not None and answer.status_code == _BUSY):
+                raise _PassingError(problem, _asked_to_wait(answer))
+            raise LabelError(f"{self.place}: {problem}; repeat the command to go on from here")
+
+        try:
+            return repeat_while(
+                lambda error: isinstance(error, _PassingError),
+                attempt,
+                patience=self._patience,
+                announce=self._announce,
+                waits=_waits,
+                sleep=self._stopped.wait,
+            )
+        except _PassingError as error:
+            raise LabelError(
+                f"{self.place}: {error} (patience_seconds {self._patience:g}); repeat the command"
+                " to go on from here"
+            ) from error
+
+    def _announce(self, _: BaseException, wait: float) -> None:
+        logger.warning("label_server_lost where=%s retry_in_seconds=%.1f", self.place, wait)
 
     def stop(self) -> None:
         """Let requests that wait for another attempt end at once."""
@@ -181,6 +201,14 @@ class LabelServer:
                 f"{self.place}: {path} answers no JSON: {_excerpt(answer)}; is this the address of"
                 " the API?"
             ) from error
+
+
+def _waits(state: RetryCallState) -> float:
+    """Pause ever longer, not all at once, and at least as long as the server asks."""
+    error = error_of(state)
+    asked = error.asked_to_wait if isinstance(error, _PassingError) else 0.0
+    pause = ever_longer(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)(state)
+    return max(pause * random.uniform(0.5, 1.0), asked)
 
 
 def refusal_of(said: str) -> type[LabelError]:

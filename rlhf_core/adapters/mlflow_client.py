@@ -1,10 +1,8 @@
 """How the project talks to MLflow: one client, one kind of error, one place that retries."""
 
-import fcntl
 import logging
 import re
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import requests
 
+from rlhf_core.adapters.patience import repeat_while
 from rlhf_core.adapters.settings import (
     Settings,
     load_settings,
@@ -21,7 +20,8 @@ from rlhf_core.adapters.settings import (
 )
 from rlhf_core.adapters.store_errors import explain_store_error
 from rlhf_core.errors import RegistryError, RlhfError
-from rlhf_core.storage.full_disk import refused_write, storage_error, writing
+from rlhf_core.storage.full_disk import refused_write, storage_error
+from rlhf_core.storage.locks import locked
 from rlhf_core.storage.records import keep_private
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ Result = TypeVar("Result")
 
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 5.0
-FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 15.0
 
 _FILE = "sqlite:///"
 _RACES = (
@@ -88,11 +86,7 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
         yield
         return
     path = Path(uri.removeprefix(_FILE))
-    name = path.with_name(f".{path.name}.lock")
-    with writing(name):
-        lock = name.open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_name(f".{path.name}.lock")):
         yield
 
 
@@ -223,18 +217,23 @@ def patiently(what: str, call: Callable[[], Result], *, patience: float | None =
         RegistryError: the server refused, or stayed lost for longer than ``patience``.
     """
     limit = load_settings().rlhf_tracking_patience if patience is None else patience
-    started, pause = time.monotonic(), FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            with registry_errors(what):
-                return call()
-        except LostServerError as error:
-            if time.monotonic() - started + pause > limit:
-                waited = f"; gave up after {limit:.0f} s" if limit else ""
-                raise RegistryError(f"{error}{waited}") from error
-            logger.warning("mlflow_lost what=%r retry_in_seconds=%.1f", what, pause)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def attempt() -> Result:
+        with registry_errors(what):
+            return call()
+
+    def announce(_: BaseException, pause: float) -> None:
+        logger.warning("mlflow_lost what=%r retry_in_seconds=%.1f", what, pause)
+
+    try:
+        return repeat_while(_is_lost, attempt, patience=limit, announce=announce)
+    except LostServerError as error:
+        waited = f"; gave up after {limit:.0f} s" if limit else ""
+        raise RegistryError(f"{error}{waited}") from error
+
+
+def _is_lost(error: BaseException) -> bool:
+    return isinstance(error, LostServerError)
 
 
 def check_server(settings: Settings | None = None) -> None:

@@ -9,12 +9,12 @@ from rlhf_core.adapters.data_docs import find_docs
 from rlhf_core.adapters.dataset_input import DATA_DOCS, dataset_files, dataset_input
 from rlhf_core.adapters.dvc_versions import version_named
 from rlhf_core.adapters.mlflow_client import (
-    LONGEST_PAUSE_SECONDS,
     LostServerError,
     mlflow_client,
     patiently,
     registry_errors,
 )
+from rlhf_core.adapters.patience import LONGEST_PAUSE_SECONDS
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import DatasetSplits

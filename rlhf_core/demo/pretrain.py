@@ -7,9 +7,7 @@ clock on a busy machine). Same seed, torch version and thread count, same weight
 """
 
 import logging
-import os
 import random
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from rlhf_core.demo.tokenizer import (
     train_tokenizer,
 )
 from rlhf_core.errors import DivergedError
+from rlhf_core.storage.folders import replacing_directory
 from rlhf_core.storage.own_folders import OwnFolder, require_replaceable
 
 DEFAULT_DOCUMENTS = 100_000
@@ -65,11 +64,9 @@ def build_base(output: Path, *, seed: int, num_documents: int, num_threads: int)
     _log.info("parameters=%d documents=%d", model.num_parameters(), num_documents)
     sequences = [_encode(tokenizer, document) for document in documents]
     _pretrain(model, sequences, pad_id=SPECIAL_TOKENS.index(PAD), seed=seed)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    shutil.rmtree(output, ignore_errors=True)
-    temporary.rename(output)
+    with replacing_directory(output) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def texts_of(documents: Iterable[Document]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from rlhf_core.demo.answers import Habits, Manner, write_answer
 from rlhf_core.demo.questions import HELDOUT_STYLES, Question, ask, draw_style
 from rlhf_core.demo.reading import Intent, words_of
 from rlhf_core.schema import Comparison, Conversation, Demonstration, Prompt, Record
+from rlhf_core.storage.records import atomic_file
 
 NUM_DEMONSTRATIONS = 2_400
 NUM_COMPARISONS = 8_000
@@ -66,14 +67,10 @@ def write_raw(directory: Path, seed: int = RAW_SEED) -> None:
         "prompts": _make_prompts,
         "heldout_prompts": _make_heldout_prompts,
     }
-    directory.mkdir(parents=True, exist_ok=True)
     for name, make in makers.items():
-        path = directory / f"{name}.jsonl"
-        temporary = path.with_suffix(".jsonl.tmp")
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with atomic_file(directory / f"{name}.jsonl") as file:
             for record in tqdm(make(random.Random(f"{seed}:{name}")), desc=name, unit=" rows"):
-                file.write(record.model_dump_json(exclude_defaults=True) + "\n")
-        temporary.replace(path)
+                file.write(record.model_dump_json(exclude_defaults=True).encode() + b"\n")
 
 
 def _training_question(rng: random.Random) -> Question:

@@ -1,8 +1,6 @@
 """Model directories: written whole or not at all, and identified by their weights."""
 
 import hashlib
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from rlhf_core.models.compute import ADAPTER, as_in_files, unwrapped
 from rlhf_core.models.dropout import as_published
 from rlhf_core.models.known_ids import suppress_unknown_ids
 from rlhf_core.models.library_output import hide_transformers_output
-from rlhf_core.storage.full_disk import writing
+from rlhf_core.storage.folders import replacing_directory
 from rlhf_core.storage.own_folders import OwnFolder, require_replaceable
 
 MODEL = OwnFolder(
@@ -41,22 +39,14 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: 
         StorageError: the disk is full or refuses; names the file.
     """
     require_replaceable(directory, MODEL)
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with writing(directory, temporary):
-        try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            with hide_transformers_output(), as_in_files(model), as_published(unwrapped(model)):
-                suppress_unknown_ids(model)
-                unwrapped(model).save_pretrained(temporary)
-            _save_adapter(model, temporary / ADAPTER_FOLDER)
-            tokenizer.save_pretrained(temporary)
-            digest = weights_sha256(temporary)
-            _readable_as_made(temporary)
-            sync_tree(temporary)
-            replace_directory(temporary, directory)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with replacing_directory(directory) as temporary:
+        with hide_transformers_output(), as_in_files(model), as_published(unwrapped(model)):
+            suppress_unknown_ids(model)
+            unwrapped(model).save_pretrained(temporary)
+        _save_adapter(model, temporary / ADAPTER_FOLDER)
+        tokenizer.save_pretrained(temporary)
+        digest = weights_sha256(temporary)
+        _readable_as_made(temporary)
     return digest
 
 
@@ -97,22 +87,3 @@ def files_sha256(files: Sequence[Path]) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def sync_tree(directory: Path) -> None:
-    """Flush every file of ``directory``, and the directory itself, to the disk."""
-    for path in [*sorted(directory.rglob("*")), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def replace_directory(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target``; a directory already there is removed after the switch."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,8 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
-import logging
 import os
 import shutil
 import sys
@@ -12,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_core.storage.full_disk import writing
+from rlhf_core.storage.locks import locked
 from rlhf_core.storage.own_folders import immovable
-
-logger = logging.getLogger(__name__)
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -33,16 +30,7 @@ def exclusive(target: Path) -> Iterator[None]:
     Raises:
         StorageError: the disk is full, or the folder takes no files.
     """
-    name = target.parent / f".{target.name}.lock"
-    with writing(name):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = name.open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting_for_lock target=%s", target)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(target.parent / f".{target.name}.lock"):
         _recover(target)
         yield
 
@@ -51,8 +39,8 @@ def exclusive(target: Path) -> Iterator[None]:
 def replacing_directory(target: Path) -> Iterator[Path]:
     """Give an empty directory to fill; on success it takes the place of ``target`` at once.
 
-    Call it inside ``exclusive(target)``, after ``require_replaceable``. On an error ``target``
-    stays as it was.
+    Call it after ``require_replaceable``, and inside ``exclusive(target)`` where several may
+    replace it. On an error ``target`` stays as it was.
 
     Raises:
         DataError: ``target`` is a mount point, which no file system lets be renamed.
@@ -74,7 +62,8 @@ def working_directory(target: Path) -> Iterator[Path]:
     work = target.parent / f".{target.name}.{os.getpid()}.tmp"
     with writing(target, work):
         try:
-            work.mkdir()
+            shutil.rmtree(work, ignore_errors=True)  # of a killed process with this number
+            work.mkdir(parents=True)
             yield work
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -102,6 +91,7 @@ def _replace(work: Path, target: Path) -> None:
         work.rename(target)
     elif not _exchange(work, target):
         aside = _aside(target)
+        shutil.rmtree(aside, ignore_errors=True)  # of a killed process: the target stands again
         target.rename(aside)
         work.rename(target)
         shutil.rmtree(aside)

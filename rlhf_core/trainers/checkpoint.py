@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rlhf_core import processes
 from rlhf_core.errors import CheckpointError
-from rlhf_core.models.files import replace_directory, sync_tree
 from rlhf_core.ports import CheckpointCopies
+from rlhf_core.storage.folders import put_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +98,7 @@ class CheckpointStore:
         try:
             temporary.mkdir(parents=True)
             _write(temporary, Checkpoint(step, dict(tensors), dict(values)), fingerprint)
-            replace_directory(temporary, target)
-            sync_tree(self.directory)
+            put_in_place(temporary, target)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{target}: the checkpoint cannot be written: {error}; "
@@ -168,7 +167,6 @@ def _write(directory: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
         "sha256": {name: _file_sha256(directory / name) for name in (TENSORS, VALUES)},
     }
     (directory / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    sync_tree(directory)
 
 
 def _read(path: Path) -> tuple[Checkpoint, str]:

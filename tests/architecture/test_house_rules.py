@@ -145,3 +145,46 @@ def test_the_flows_are_imported_by_the_name_they_are_installed_under():
         if str(module).split(".")[0] == "flows"
     ]
     assert found == []
+
+
+OWNERS = {
+    "fcntl": set(),
+    "filelock": {"rlhf_core/storage/locks.py"},
+    "tenacity": {"rlhf_core/adapters/patience.py", "rlhf_core/adapters/label_http.py"},
+}
+"""Libraries that one place wraps for all; label_http shapes the waits that its servers ask for."""
+
+
+def calls_in(node):
+    """Names of what is called below a node: ``time.sleep``, ``os.replace``."""
+    return {ast.unparse(child.func) for child in ast.walk(node) if isinstance(child, ast.Call)}
+
+
+def test_one_lock_and_one_retry_policy():
+    found = [
+        f"{name}: {module}"
+        for name, tree in parsed(PRODUCT)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+        if name not in OWNERS.get(str(module).split(".")[0], {name})
+    ]
+    assert found == []
+
+
+def test_nobody_repeats_by_hand_or_replaces_by_hand():
+    """A loop that catches and sleeps is a retry; one that only sleeps watches something."""
+    found = [
+        f"{name}:{node.lineno}"
+        for name, tree in parsed(PRODUCT)
+        for node in ast.walk(tree)
+        if (
+            isinstance(node, ast.For | ast.While)
+            and "time.sleep" in calls_in(node)
+            and any(isinstance(child, ast.Try) for child in ast.walk(node))
+        )
+        or (isinstance(node, ast.Call) and ast.unparse(node.func) in {"os.replace", "os.rename"})
+    ]
+    assert found == []

@@ -10,12 +10,14 @@ from uuid import uuid4
 
 import httpx
 import pytest
+import tenacity
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Scheduled
 
+from rlhf_core.adapters import patience
 from rlhf_core.errors import OrchestrationError
 from rlhf_flows import promotion
-from rlhf_flows.engine import lost_server, remote
+from rlhf_flows.engine import remote
 from rlhf_flows.engine.environment import CLIENT_RETRIES
 from rlhf_flows.engine.lost_server import PATIENCE_SECONDS, patiently
 
@@ -26,9 +28,9 @@ NUM_REFUSALS = 3
 def clock(monkeypatch):
     """Time passes only where somebody sleeps; returns the pauses."""
     pauses = []
-    monkeypatch.setattr(
-        lost_server, "time", SimpleNamespace(sleep=pauses.append, monotonic=lambda: sum(pauses))
-    )
+    clock = SimpleNamespace(sleep=pauses.append, monotonic=lambda: sum(pauses))
+    monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(tenacity, "time", clock)
     return pauses
 
 
@@ -188,7 +190,7 @@ def test_a_new_client_of_prefect_itself_gets_through_to_a_server_that_comes_back
             servers.append(ThreadingHTTPServer(address, Runs))
             threading.Thread(target=servers[0].serve_forever, daemon=True).start()
 
-    monkeypatch.setattr(lost_server.time, "sleep", come_back)
+    monkeypatch.setattr(patience.time, "sleep", come_back)
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{address[1]}/api"}):
         assert remote._started(["key"]) == []
     (server,) = servers

@@ -15,6 +15,7 @@ import transformers as hf
 from rlhf_core.config import OptimizerConfig
 from rlhf_core.errors import CheckpointError, StorageError
 from rlhf_core.models import save_model, weights_sha256
+from rlhf_core.storage import folders
 from rlhf_core.trainers import checkpoint as module
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.loop import Optimization
@@ -78,7 +79,7 @@ def test_a_crash_while_writing_leaves_the_one_before(store, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "replace_directory", crash)
+        patch.setattr(module, "put_in_place", crash)
         with pytest.raises(KeyboardInterrupt):
             save(store, 2)
     assert store.latest(fingerprint="f").step == 1
@@ -234,11 +235,11 @@ def test_a_fingerprint_knows_settings_seed_data_and_weights():
 
 def test_files_are_synced_before_they_are_renamed(store, monkeypatch):
     events = []
-    real_fsync, real_replace = os.fsync, module.replace_directory
+    real_fsync, real_replace = os.fsync, folders._replace
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append("sync"), real_fsync(fd))[1])
     monkeypatch.setattr(
-        module,
-        "replace_directory",
+        folders,
+        "_replace",
         lambda *paths: (events.append("rename"), real_replace(*paths))[1],
     )
     save(store, 1)
