@@ -202,6 +202,7 @@ def link_model(directory: Path, location: Path) -> list[Path]:
 
 def _link(source: Path, target: Path) -> bool:
     """Put a file at ``target``, by a link if it can be; return whether it could."""
+    # Not by atomic_file, which writes bytes: a link has none of its own to write.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with writing(target, temporary):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """Export: a registered model as a plain folder that anybody's tools read, with a card."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from rlhf_core.adapters.lineage import Lineage, trace_lineage
 from rlhf_core.adapters.registry import find_version
 from rlhf_core.adapters.tracking import look_up_run
 from rlhf_core.errors import DataError
-from rlhf_core.models.files import sync_tree
 from rlhf_core.schema import ModelRef
-from rlhf_core.storage.full_disk import writing
+from rlhf_core.storage.folders import replacing_directory
 
 OF_MLFLOW = frozenset(
     {
@@ -59,19 +57,15 @@ def export_model(model: ModelRef, directory: Path, licence: str | None = None) -
     """
     require_free(directory)
     card = model_card(model, licence)
-    temporary = directory.absolute().with_name(f".{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with writing(directory, temporary):
-        try:
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(
-                model.path, temporary, ignore=lambda _, names: OF_MLFLOW.intersection(names)
-            )
-            (temporary / "README.md").write_text(card, encoding="utf-8")
-            sync_tree(temporary)
-            temporary.rename(directory)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with replacing_directory(directory.absolute()) as temporary:
+        shutil.copytree(
+            model.path,
+            temporary,
+            ignore=lambda _, names: OF_MLFLOW.intersection(names),
+            dirs_exist_ok=True,
+        )
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        require_free(directory)  # asked again: what came meanwhile would be replaced
     return directory
 
 

@@ -96,7 +96,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(base, tmp_path, mon
             export_model(model, taken)
     (tmp_path / "empty").mkdir()
     export_model(model, tmp_path / "empty")
-    monkeypatch.setattr("rlhf_core.stages.export.sync_tree", lambda _: 1 / 0)
+    monkeypatch.setattr("rlhf_core.storage.folders._sync", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_model(model, tmp_path / "none")
     assert sorted(os.listdir(tmp_path)) == ["empty", "full"]
