@@ -31,7 +31,7 @@ class StageFailedError(RuntimeError):
 def run_deployed_stage(
     stage: str, flow_name: str, inputs: dict[str, Any], settings: dict[str, Any] | None = None
 ) -> str:
-    """Run ``<flow_name>/stage`` and wait for it; returns the id of its flow run.
+    """Run a stage by its deployment, e.g. ``rlhf-sft/sft``, and wait; returns its flow run's id.
 
     Its settings go with it by value: its worker may have no file of them, nor the run's folder.
     The result is kept, so that a Retry of the pipeline does not come back to a finished stage.
@@ -60,7 +60,7 @@ def _see_through(
 ) -> FlowRun:
     """Start the stage, or find what was started under the key, and wait until it has ended."""
     run = run_deployment(
-        f"{flow_name}/stage",
+        f"{flow_name}/{flow_name.removeprefix('rlhf-')}",
         parameters={"settings": settings, "inputs": inputs},
         timeout=None,
         poll_interval=POLL_SECONDS,

@@ -1,6 +1,7 @@
 """How a flow finds its run and its settings, the same for a person, a parent and a retry."""
 
 import re
+from pathlib import Path
 from typing import cast
 
 from prefect.client.orchestration import get_client
@@ -23,8 +24,11 @@ from rlhf_flows.engine.runs import (
 )
 from rlhf_flows.engine.zombies import PROCESS_LABEL, process_name
 
-_GENERATED_NAME = re.compile("[a-z]+-[a-z]+")
-"""Prefect, and its run form, call a run that nobody named by two words, like ``wise-otter``."""
+_OF_THE_FORM = re.compile(
+    "(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma"
+    "|tau|upsilon|phi|chi|psi|omega)[0-9]*-[a-z][a-z0-9-]*"
+)
+"""Prefect's run form proposes a name of a Greek letter and a place, like ``phi2-tolfalas``."""
 
 
 def open_context(
@@ -74,14 +78,32 @@ def _bring_records(project: str | None, context: RunContext) -> None:
 
 
 def name_of_run() -> str:
-    """Return the flow run's name: what a person typed, else what it is and its run."""
-    if (typed := str(flow_run.name or "")) and not _GENERATED_NAME.fullmatch(typed):
+    """Return the flow run's name: what a person typed, else what it is and its run.
+
+    A name that only looks like one of the form's stays behind that, for a person may have meant it.
+    """
+    typed = str(flow_run.name or "")
+    if typed and not (_is_made_up(typed) or _OF_THE_FORM.fullmatch(typed)):
         return typed
     inputs = flow_run.parameters.get("inputs")
     given = inputs if isinstance(inputs, dict) else vars(inputs)
     kind = given.get("role") or str(flow_run.flow_name).removeprefix("rlhf-")
     run = str(given.get("run") or given.get("collection") or _name_after_flow_run() or "")
-    return f"{kind} {run.rsplit('/', 1)[-1]}"
+    name = f"{kind} {run.rsplit('/', 1)[-1]}"
+    return f"{name} ({typed})" if _OF_THE_FORM.fullmatch(typed) else name
+
+
+def _is_made_up(name: str) -> bool:
+    """Whether Prefect's server made the name up, by ``coolname``, as ``wise-otter``."""
+    import coolname
+    from coolname.loader import load_config
+
+    adjective, dash, noun = name.partition("-")
+    if not dash or "-" in noun:
+        return False
+    lists = load_config(Path(coolname.__file__).with_name("data")).values()
+    words = {word for each in lists for word in cast(list[str], each.get("words", []))}
+    return {adjective, noun} <= words
 
 
 def start_afresh_once(config: PipelineConfig, context: RunContext, stage: StageName) -> None:

@@ -12,13 +12,35 @@ from rlhf_core.config import PipelineConfig, PreparationConfig, load_config, loa
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Record
 
+NO_SETTINGS = ("dvc.yaml", "params.yaml", "prefect.yaml")
+
+
+def _offer_files(schema: dict[str, Any]) -> None:
+    """Let the run form offer the project's settings files, and take another one as well.
+
+    The form is made when the flows are deployed, in the project's folder.
+    """
+    found = (*Path().glob("*.yaml"), *Path("configs").glob("*.yaml"))
+    files = sorted(
+        path.as_posix()
+        for path in found
+        if path.name not in NO_SETTINGS and not path.name.startswith(".")
+    )
+    if files:
+        other = {name: schema.pop(name) for name in ("type", "format") if name in schema}
+        schema["anyOf"] = [
+            {"title": "A file of the project", "type": "string", "enum": files},
+            {"title": "Another file", **other},
+        ]
+
 
 class RunSettings(Record):
     """Which settings a run uses."""
 
     file: Path = Field(
         default=Path("configs/demo.yaml"),
-        description="Settings file, relative to the project's folder.",
+        description="Settings file of the project's folder.",
+        json_schema_extra=_offer_files,
     )
     overrides: tuple[str, ...] = Field(
         default=(),

@@ -3,11 +3,12 @@
 Repeating it changes nothing but what has changed: what a person switched on or off stays so.
 """
 
+import copy
 import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +35,14 @@ from rlhf_flows.servers.prefect_server import START_SECONDS, check_prefect
 logger = logging.getLogger(__name__)
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
+FORMER_NAMES = {
+    "rlhf_flows.collect.collect_flow": "manual",
+    **{
+        f"rlhf_flows.stages.{stage}_stage": "stage"
+        for stage in ("prepare", "sft", "reward", "policy", "evaluate", "promote")
+    },
+}
+"""By entry point, what earlier builds called a deployment."""
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")
 
 
@@ -80,12 +89,15 @@ def _as_people_left_it(client: SyncPrefectClient) -> Iterator[Path]:
     would be on for a moment, and for good where somebody was killed in between.
     """
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    names = DeploymentFilterName(any_=[item["name"] for item in content["deployments"]])
+    named = {item["name"] for item in content["deployments"]} | set(FORMER_NAMES.values())
+    names = DeploymentFilterName(any_=sorted(named))
     found = client.read_deployments(deployment_filter=DeploymentFilter(name=names))
     made = {(module_entrypoint(item.entrypoint or ""), item.name): item for item in found}
     for deployment in content["deployments"]:
         _run_by_any_installation(deployment)
         _require_slugs(deployment)
+    content["deployments"] += _under_former_names(content["deployments"], made)
+    for deployment in content["deployments"]:
         if known := made.get((deployment["entrypoint"], deployment["name"])):
             _keep_switches(client, deployment, known)
             _keep_schedules(client, deployment, known)
@@ -97,6 +109,33 @@ def _as_people_left_it(client: SyncPrefectClient) -> Iterator[Path]:
         path = Path(folder) / FILE.name
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         yield path
+
+
+def _under_former_names(
+    deployments: list[dict[str, Any]], made: Mapping[tuple[str, str], DeploymentResponse]
+) -> list[dict[str, Any]]:
+    """Return deployments that the server has by the name of an earlier build, to be kept in force.
+
+    Schedules and automations of people refer to them, and Prefect cannot rename one. What is made
+    by the new name for the first time begins as the old one was left.
+    """
+    kept = []
+    for deployment in deployments:
+        entrypoint, name = deployment["entrypoint"], deployment["name"]
+        former = made.get((entrypoint, FORMER_NAMES.get(entrypoint, name)))
+        if former is None or former.name == name:
+            continue
+        about = (
+            f"Now called {name}; delete this one once no schedule or automation of yours uses it."
+        )
+        old = {**copy.deepcopy(deployment), "name": former.name, "description": about}
+        kept.append(
+            {key: value for key, value in old.items() if key not in ("triggers", "schedules")}
+        )
+        if (entrypoint, name) not in made:
+            deployment["paused"] = former.paused
+            _keep_parameters(deployment, former)
+    return kept
 
 
 def _require_slugs(deployment: dict[str, Any]) -> None:
@@ -126,8 +165,12 @@ def _keep_switches(
     automations = client.read_resource_related_automations(f"prefect.deployment.{known.id}")
     enabled = {automation.name: automation.enabled for automation in automations}
     for number, trigger in enumerate(deployment.get("triggers", ()), 1):
-        name = trigger.setdefault("name", f"{known.name}__automation_{number}")
-        trigger["enabled"] = enabled.get(name, trigger.get("enabled", True))
+        unnamed = (
+            f"{known.name}__automation_{number}"  # as Prefect calls it, and earlier builds did
+        )
+        name = trigger.setdefault("name", unnamed)
+        before = enabled.get(unnamed, trigger.get("enabled", True))
+        trigger["enabled"] = enabled.get(name, before)
 
 
 def _keep_schedules(

@@ -108,5 +108,5 @@ def _agrees(run: "Run", tags: Mapping[str, str]) -> bool:
 
 def _create_run(config: PipelineConfig, tags: Mapping[str, str]) -> "Run":
     client = mlflow_client()
-    name = f"{tags['rlhf.run_id']} {tags['rlhf.stage']}"
+    name = f"{tags['rlhf.stage']} {tags['rlhf.run_id']}"
     return client.create_run(experiment_id(config.project), run_name=name, tags=dict(tags))

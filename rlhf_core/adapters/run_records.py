@@ -127,7 +127,7 @@ def _record_run(project: str | None, context: RunContext) -> "Run | None":
 def _begin(config: PipelineConfig, context: RunContext) -> "Run":
     client = mlflow_client()
     tags = {"rlhf.run_id": context.run_id, "rlhf.stage": STAGE}
-    name = f"{context.run_id} {STAGE}"
+    name = f"{STAGE} {context.run_id}"
     made = client.create_run(experiment_id(config.project), run_name=name, tags=tags)
     run = _record_run(config.project, context) or made
     client.log_text(run.info.run_id, config.model_dump_json(indent=2), CONFIG)

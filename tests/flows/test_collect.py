@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import yaml
+from prefect.utilities.names import generate_slug
 from typer.testing import CliRunner
 
 from rlhf_core.config import config_digest
@@ -149,11 +150,23 @@ def test_the_run_is_named_after_its_collection(monkeypatch):
     assert run_folder.name_of_run() == "collect abc"
 
 
-@pytest.mark.parametrize("typed", ["Lower beta", "beta-0.05", "try 2", "beta"])
+@pytest.mark.parametrize("typed", ["Lower beta", "beta-0.05", "try 2", "beta", "my-test"])
 def test_a_name_that_a_person_typed_stays(monkeypatch, typed):
     named = {"parameters": {"inputs": {}}, "flow_name": "rlhf-pipeline", "name": typed}
     monkeypatch.setattr(run_folder, "flow_run", type("Run", (), named))
     assert run_folder.name_of_run() == typed
+
+
+@pytest.mark.parametrize("made_up", ["phi-tolfalas", "alpha12-canis-majoris-ring"])
+def test_a_name_that_the_form_proposed_stands_behind_the_run(monkeypatch, made_up):
+    named = {"parameters": {"inputs": {"run": "one"}}, "flow_name": "rlhf-sft", "name": made_up}
+    monkeypatch.setattr(run_folder, "flow_run", type("Run", (), named))
+    assert run_folder.name_of_run() == f"sft one ({made_up})"
+
+
+def test_a_name_that_prefects_server_made_up_is_known(monkeypatch):
+    for _ in range(20):
+        assert run_folder._is_made_up(generate_slug(2))
 
 
 def test_models_and_dataset_can_be_named(asked, stages, with_feedback):

@@ -73,10 +73,13 @@ def test_what_people_paused_or_switched_off_is_applied_as_they_left_it(server, a
     assert applied()["new-data"]["triggers"][0]["enabled"] is True
     new_data.paused = True
     switched_off = SimpleNamespace(name="new-data__automation_1", enabled=False)
-    server.automations[f"prefect.deployment.{new_data.id}"] = [switched_off]
+    server.automations[f"prefect.deployment.{new_data.id}"] = [switched_off]  # of an earlier build
     assert applied()["new-data"]["paused"] is True
     assert applied()["new-data"]["triggers"][0]["enabled"] is False
     assert applied()["manual"]["paused"] is False
+    switched_off.name = applied()["new-data"]["triggers"][0]["name"]
+    assert switched_off.name == "rlhf: a new dataset version starts the pipeline"
+    assert applied()["new-data"]["triggers"][0]["enabled"] is False
 
 
 def test_a_deployment_runs_by_whatever_installation_has_its_code(server, applied):
@@ -137,3 +140,29 @@ def test_a_schedule_of_the_file_without_a_slug_is_refused(applied, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"nightly: schedules\[0\]: expected a slug"):
         applied()
+
+
+def test_every_deployment_has_a_name_of_its_own(server, applied):
+    names = [one.name for one in server.made]
+    assert sorted(applied()) == sorted(set(names)) == sorted(names)
+
+
+def test_what_an_earlier_build_called_otherwise_stays_in_force_beside_the_new_name(server, applied):
+    """Its schedules and automations of people would go with it, or run code that is not there."""
+    sft = server.named("sft")
+    sft.name, sft.paused = "stage", True
+    sft.parameters = {"settings": {"file": "mine.yaml"}}
+    sft.schedules = [made_from({"cron": "30 4 * * 1", "timezone": "UTC"}, slug="mine")]
+    found = applied()
+    old, new = found["stage"], found["sft"]
+    assert old["entrypoint"] == new["entrypoint"] == "rlhf_flows.stages.sft_stage"
+    assert old["description"].startswith("Now called sft")
+    assert "schedules" not in old, "what is not mentioned, Prefect leaves alone"
+    for one in (old, new):
+        assert (one["paused"], one["parameters"]) == (True, sft.parameters)
+    server.made.append(made := SimpleNamespace(**vars(sft) | {"name": "sft", "paused": False}))
+    made.schedules = []
+    found = applied()
+    assert (found["stage"]["paused"], found["sft"]["paused"]) == (True, False)
+    server.made.remove(sft)
+    assert "stage" not in applied(), "what a person deleted does not come back"

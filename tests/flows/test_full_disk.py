@@ -36,7 +36,7 @@ def served(tmp_path_factory):
 def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(served, undisturbed):
     runs = served.path / "runs"
     with served.disk.with_room(ROOM_BYTES):
-        run = served.trigger("rlhf-sft/stage", settings={"file": CONFIG})
+        run = served.trigger("rlhf-sft/sft", settings={"file": CONFIG})
         state = served.wait(run)["state"]
     assert state["type"] == "FAILED", served.logs()
     assert "No space left on device" in state["message"]

@@ -36,7 +36,7 @@ def served(tmp_path_factory):
 def start_slow_stage(served):
     """A run whose SFT will not end by itself."""
     (served.path / "slow-sft").write_text("3600")
-    run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
+    run = served.trigger("rlhf-sft/sft", settings=SETTINGS)
     served.wait_for_call("sft")
     return run
 

@@ -201,3 +201,16 @@ def test_a_run_whose_file_an_earlier_build_wrote_otherwise_goes_on(settings, tmp
     kept = context.directory / "config.json"
     kept.write_text(json.dumps(json.loads(kept.read_text())))
     assert open_run(settings.config, "one") == context
+
+
+def test_the_form_offers_the_projects_settings_files_and_takes_another(tmp_path, monkeypatch):
+    from rlhf_flows.pipeline import rlhf_pipeline
+
+    (tmp_path / "configs").mkdir()
+    for name in ("mine.yaml", "prefect.yaml", ".hidden.yaml", "configs/demo.yaml", "notes.md"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    offered = parameter_schema(rlhf_pipeline.fn).model_dump()["definitions"]["RunSettings"]
+    chosen, named = offered["properties"]["file"]["anyOf"]
+    assert chosen["enum"] == ["configs/demo.yaml", "mine.yaml"]
+    assert (named["type"], "enum" in named) == ("string", False)

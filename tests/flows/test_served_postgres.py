@@ -43,7 +43,7 @@ def test_the_automation_that_watches_heartbeats_is_there_and_runs_send_them(serv
     assert watching["trigger"]["within"] == 90
     wanted = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}}}
     (served.path / "slow-sft").write_text("45")
-    run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
+    run = served.trigger("rlhf-sft/sft", settings=SETTINGS)
     served.wait(run, "RUNNING")
     until(lambda: served.post("events/filter", wanted)["total"], "a heartbeat")
     (served.path / "slow-sft").unlink()

@@ -245,7 +245,7 @@ def test_a_worker_of_other_code_is_refused_in_one_line(team, machines):
     changed.write_text(f"{content}\n# another version\n")
     try:
         with second.worker("rlhf-training"):
-            run = team.start("rlhf-sft/stage", {}, {"file": CONFIG})
+            run = team.start("rlhf-sft/sft", {}, {"file": CONFIG})
             state = team.wait(run, machines)
     finally:
         changed.write_text(content)

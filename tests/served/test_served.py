@@ -76,7 +76,7 @@ def test_people_see_the_loss_progress_results_and_links(served, approved):
 
 def test_one_stage_of_a_finished_run_is_done_again_alone(served, approved):
     run = served.run(approved)["name"].split()[1]
-    again = served.trigger("rlhf-sft/stage", inputs={"run": run, "force": True})
+    again = served.trigger("rlhf-sft/sft", inputs={"run": run, "force": True})
     assert served.wait(again)["state"]["type"] == "COMPLETED"
     assert served.calls() == ["sft"]
 
@@ -157,7 +157,7 @@ def start_sft(served):
     """A run that is inside SFT for a minute."""
     served.calls()  # those of earlier tests
     (served.path / "slow-sft").write_text("60")
-    run = served.trigger("rlhf-sft/stage", settings=SETTINGS)
+    run = served.trigger("rlhf-sft/sft", settings=SETTINGS)
     served.wait_for_call("sft")
     return run
 
@@ -264,8 +264,8 @@ def test_missed_nights_are_made_up_for_once_and_not_after_the_schedule_was_switc
 
 @pytest.mark.nightly  # at every change test_patched_prefect has the transactions that would lock
 def test_eight_runs_on_two_workers_do_not_lock_the_database(served):
-    runs = [served.trigger("rlhf-sft/stage", settings=SETTINGS) for _ in range(4)]
-    runs += [served.trigger("rlhf-prepare/stage", settings=SETTINGS) for _ in range(4)]
+    runs = [served.trigger("rlhf-sft/sft", settings=SETTINGS) for _ in range(4)]
+    runs += [served.trigger("rlhf-prepare/prepare", settings=SETTINGS) for _ in range(4)]
     assert {served.wait(run)["state"]["type"] for run in runs} == {"COMPLETED"}
     assert [name for name, text in served.log_texts().items() if "database is locked" in text] == []
 
