@@ -27,7 +27,13 @@ from rlhf_core.adapters import approval
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageResult, Verdict
 from rlhf_core.schema.shown import shown_code
-from rlhf_flows.engine.artifacts import file_report, report_line, stage_page
+from rlhf_core.stages import promote
+from rlhf_flows.engine.artifacts import (
+    changed_answers,
+    file_report,
+    report_line,
+    stage_page,
+)
 from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.engine.lost_server import patiently
 from rlhf_flows.engine.run_folder import is_deployed
@@ -94,7 +100,7 @@ def _answer(
     """
     hours = config.promotion.wait_hours
     deadline = _deadline(context, timedelta(hours=hours))
-    form = Approval.with_initial_data(description=_page(evaluated, context, deadline))
+    form = Approval.with_initial_data(description=_page(config, evaluated, context, deadline))
     about = f"approval-{evaluated.model.sha256[:12]}"
     inputs = patiently("reading_answers", partial(_inputs, about))
     for key in (f"{about}-{question}" for question in range(MOST_QUESTIONS)):
@@ -121,17 +127,40 @@ def _answer(
     raise RuntimeError(f"no readable answer after {MOST_QUESTIONS} questions")
 
 
-def _page(evaluated: StageResult, context: RunContext, deadline: datetime) -> str:
-    """What the person decides from: gates, metrics, and the run's page."""
+def _page(
+    config: PipelineConfig, evaluated: StageResult, context: RunContext, deadline: datetime
+) -> str:
+    """What the person decides from: report, champion, changed answers, gates, metrics."""
     path, url = file_report(context.directory, evaluated)
+    current = promote.look_at(config.project).current
     return "\n\n".join(
         (
             report_line(path, url),  # first: the metrics below it are many
+            _champion_line(evaluated, current.policy if current else None),
+            f"Without an answer by {deadline:%Y-%m-%d %H:%M} UTC the verdict is HOLD.",
+            *changed_answers(evaluated),
             stage_page("evaluate", evaluated),
             f"Files: {shown_code(context.directory)}",
-            f"Without an answer by {deadline:%Y-%m-%d %H:%M} UTC the verdict is HOLD.",
         )
     )
+
+
+def _champion_line(evaluated: StageResult, present: str | None) -> str:
+    """Say what would be replaced, and whether the candidate was compared with just that."""
+    compared = evaluated.report.champion
+    if present is None:
+        return "Present champion: none; the candidate would be the first."
+    line = f"Present champion: {shown_code(present)}"
+    if present == evaluated.model.uri:
+        return f"{line}, this very model, evaluated again."
+    if compared != present:
+        with_whom = f"with {shown_code(compared)}" if compared else "with no champion"
+        return f"{line}. **The candidate was compared {with_whom}: promotion will be refused.**"
+    rate = evaluated.report.metrics.get("policy/win_rate_over_champion")
+    if rate is None:
+        return f"{line}, which the candidate was compared with."
+    beaten = f"{rate.value:.2f} [{rate.low:.2f}, {rate.high:.2f}]"
+    return f"{line}; the candidate's win rate over it is **{beaten}**, n = {rate.num_samples}."
 
 
 def _hold(hours: float) -> dict[str, str]:

@@ -26,6 +26,11 @@ from rlhf_flows.engine.run_folder import is_deployed
 
 logger = logging.getLogger(__name__)
 
+NUM_CHANGED = 3
+"""Changed answers shown above the form of an approval."""
+MOST_SHOWN = 400
+"""Characters shown of an answer there."""
+
 Page = tuple[str, Sequence[tuple[str, str]]]
 """Markdown, and links as address and words."""
 
@@ -128,6 +133,38 @@ def stage_page(stage: str, result: StageResult) -> str:
             *metrics,
         )
     )
+
+
+def changed_answers(evaluated: StageResult) -> list[str]:
+    """Return Markdown about the answers that changed most, from the champion or else from SFT."""
+    from rlhf_core.stages.evaluation.report import CHANGED, compared_answers, pick_samples
+
+    samples = pick_samples(compared_answers(evaluated))
+    for who in ("the champion", "SFT"):
+        if chosen := samples.get(CHANGED.format(who)):
+            break
+    else:
+        return []
+    told = [
+        f"**{CHANGED.format(who)}** ({min(NUM_CHANGED, len(chosen))} answers; the report has more)"
+    ]
+    for sample in chosen[:NUM_CHANGED]:
+        policy, sft = sample.scores["judge"]
+        champion = who == "the champion"
+        before = (sample.champion or "") if champion else sample.sft
+        score = (sample.champion_score or 0.0) if champion else sft
+        name = "champion" if champion else "SFT"
+        told.append(
+            f"> {_cut(sample.prompt[-1].content)}\n>\n"
+            f"> **candidate** (judge {policy:.3g}): {_cut(sample.policy)}\n>\n"
+            f"> **{name}** (judge {score:.3g}): {_cut(before)}"
+        )
+    return told
+
+
+def _cut(text: str) -> str:
+    short = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
+    return shown_markdown(short)
 
 
 def _model(stage: str, model: ModelRef) -> Page:

@@ -4,9 +4,16 @@ import pytest
 
 from rlhf_core.schema import RunContext
 from rlhf_flows.engine import artifacts
-from rlhf_flows.engine.artifacts import file_report, report_line, show_handed, show_outcome
+from rlhf_flows.engine.artifacts import (
+    changed_answers,
+    file_report,
+    report_line,
+    show_handed,
+    show_outcome,
+)
 from rlhf_flows.engine.inputs import PipelineInputs
 from rlhf_flows.pipeline import rlhf_pipeline
+from tests.stages.test_write_report import row
 
 
 @pytest.fixture
@@ -59,3 +66,27 @@ def test_the_outcome_links_to_the_report(shown, stages, settings):
 
 def test_without_a_server_the_report_is_a_file(tmp_path):
     assert report_line(tmp_path / "report.html", None) == f"report: `{tmp_path}/report.html`"
+
+
+def compared(stages, context, tmp_path, **changes):
+    """An evaluation that left a file of answers; the second of them changed most."""
+    rows = [row(0, 0.1, 0.0, 1.0), row(1, -2.0, 0.0, 0.0)]
+    rows = [each.model_copy(update=changes) for each in rows]
+    file = tmp_path / "samples.jsonl"
+    file.write_text("".join(f"{each.model_dump_json()}\n" for each in rows))
+    result = stages._outcome("evaluate", stages._model("policy", context))
+    report = result.report.model_copy(update={"samples": file})
+    return result.model_copy(update={"report": report})
+
+
+def test_the_answers_that_changed_most_are_shown_as_text(stages, context, tmp_path):
+    title, most, *_ = changed_answers(compared(stages, context, tmp_path))
+    assert title.startswith("**Changed most from SFT")
+    assert "**candidate** (judge -2): policy 1" in most
+    assert "**SFT** (judge 0): sft" in most
+    changes = {"champion": "[a](http://b) " + "x" * 900, "champion_score": 0.5}
+    title, most, *_ = changed_answers(compared(stages, context, tmp_path, **changes))
+    assert title.startswith("**Changed most from the champion")
+    assert r"**champion** (judge 0.5): [a\](http://b) xxx" in most
+    assert len(most) < 700, "an answer does not push the form out of the window"
+    assert changed_answers(stages._outcome("evaluate", stages._model("policy", context))) == []

@@ -9,7 +9,7 @@ import pytest
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.states import Completed, Paused, Running, Scheduled
 
-from rlhf_core.schema import RunContext
+from rlhf_core.schema import Estimate, RunContext
 from rlhf_flows import promotion
 from rlhf_flows.engine.run_settings import RunSettings
 from tests.flows.fakes import FakeStages
@@ -178,3 +178,29 @@ def test_a_question_that_takes_no_answer_is_failed_for_a_person_to_retry(ring, c
 @pytest.mark.parametrize("state", [Completed(), Scheduled(name="Resuming")])
 def test_a_run_that_was_answered_or_has_ended_needs_no_alarm(ring, state):
     assert ring([state]) == []
+
+
+THIS, OTHER = "models:/rlhf-policy/3", "models:/rlhf-policy/2"
+RATE = Estimate(value=0.62, low=0.55, high=0.69, num_samples=500)
+CHAMPIONS = [
+    (None, None, "none; the candidate would be the first"),
+    (
+        OTHER,
+        OTHER,
+        "`models:/rlhf-policy/2`; the candidate's win rate over it is **0.62 [0.55, 0.69]**",
+    ),
+    (OTHER, None, "compared with no champion: promotion will be refused"),
+    (OTHER, "models:/rlhf-policy/1", "compared with `models:/rlhf-policy/1`: promotion will be"),
+    (THIS, OTHER, "this very model, evaluated again"),
+]
+
+
+@pytest.mark.parametrize(("present", "compared", "said"), CHAMPIONS)
+def test_the_question_names_the_champion_of_this_moment(asking, present, compared, said):
+    """An approval may take days: what was compared with may be champion no longer."""
+    evaluated = asking.stages._outcome("evaluate", asking.model)
+    metrics = {"policy/win_rate_over_champion": RATE} if compared else {}
+    report = evaluated.report.model_copy(update={"champion": compared, "metrics": metrics})
+    model = asking.model.model_copy(update={"uri": THIS})
+    evaluated = evaluated.model_copy(update={"report": report, "model": model})
+    assert said in promotion._champion_line(evaluated, present)

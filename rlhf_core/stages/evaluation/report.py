@@ -67,7 +67,7 @@ def write_report(directory: Path) -> Path:
         if (path := directory / stage / "result.json").is_file()
     }
     notes: list[str] = []
-    rows = _compared(results.get("evaluate"))
+    rows = compared_answers(results.get("evaluate"))
     splits = _splits(directory)
     docs = find_docs(splits.directory) if splits else None
     promotion, lineage = _saved(directory / "promote" / "result.json"), _lineage(results, notes)
@@ -266,7 +266,8 @@ def _sample(row: ComparedAnswer) -> Sample:
     )
 
 
-def _compared(result: StageResult | None) -> list[ComparedAnswer]:
+def compared_answers(result: StageResult | None) -> list[ComparedAnswer]:
+    """Return the answers an evaluation compared; none where it left no file of them."""
     if result is None or result.report.samples is None or not result.report.samples.is_file():
         return []
     return read_records(result.report.samples, ComparedAnswer)
