@@ -5,8 +5,19 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder
 
-# pip compiles on one core, and every architecture that transformers knows.
-SELDOM := '/(tests?|moto|transformers/models)/'
+# uv installs in a quarter of pip's time, but knows none of pip's settings: where packages lie is read from them.
+pip_setting = $$($(BIN)/pip config list | sed -n "s/^[^=]*[.]$(1)='\(.*\)'$$/\1/p" | head -n 1 | sed 's/\\n/ /g')
+define FROM_PIP
+set -a; UV_INDEX_STRATEGY=unsafe-best-match; \
+value="$(call pip_setting,index-url)"; [ -z "$$value" ] || UV_DEFAULT_INDEX=$$value; \
+value="$(call pip_setting,extra-index-url)"; [ -z "$$value" ] || UV_INDEX=$$value; \
+value="$(call pip_setting,find-links)"; [ -z "$$value" ] || UV_FIND_LINKS=$$(echo $$value | tr ' ' ,); \
+value="$(call pip_setting,cert)"; [ -z "$$value" ] || SSL_CERT_FILE=$$value; set +a
+endef
+PACKAGES := --constraint constraints.txt --editable '.[dev]'
+
+# All of it at once, on every core; what a run seldom imports is compiled when it is imported.
+SELDOM := '/(tests?|altair|celery|databricks|moto|openai|pip|sympy|torch/(_inductor|onnx|testing)|transformers/models)/'
 
 # One place for every process started from here: no telemetry, no hub, no update checks.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -31,7 +42,10 @@ $(STAMP): constraints.txt pyproject.toml
 	  { echo "error: Python 3.11 or newer is needed; found $$($(PYTHON) -V). Set PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt uv || true  # pip does it too
+	@$(FROM_PIP); $(BIN)/uv pip install --quiet --python $(BIN)/python $(PACKAGES) || \
+	  { echo "uv did not install the packages; pip does, which takes longer" >&2; \
+	    $(BIN)/pip install --quiet --no-compile $(PACKAGES); }
 	@$(BIN)/python -m compileall -q -j 0 -x $(SELDOM) $(VENV)/lib >/dev/null || true  # some are templates
 	@touch $@
 
