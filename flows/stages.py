@@ -22,6 +22,7 @@ from rlhf_flows.engine.inputs import (
     RewardInputs,
     SftInputs,
 )
+from rlhf_flows.engine.references import resolve_model
 from rlhf_flows.engine.run_folder import name_of_run
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import saved_result
@@ -77,15 +78,29 @@ def reward_stage(settings: RunSettings | None, inputs: RewardInputs) -> StageRes
 def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageResult:
     """Optimise the policy: PPO against the reward model, or DPO straight from the pairs."""
     stage = open_model_stage("policy", settings, inputs)
-    none = {} if "reward" in stage.models else {"reward": "none"}
+    besides = {} if "reward" in stage.models else {"reward": "none"}
+    terms, scorers = stage.config.policy.rewards, {}
+    if terms:
+        from rlhf_core.stages.reward_terms import find_scorers, rewards_digest
+
+        scorers = find_scorers(terms, resolve_model)
+        besides["rewards"] = rewards_digest(terms, scorers)
 
     def train(observer: Observer) -> StageResult:
         from rlhf_core.stages.policy import train_policy
 
-        sft, reward = stage.models["sft"], stage.models.get("reward")
-        return train_policy(stage.config, stage.splits, sft, reward, stage.context, observer)
+        models = stage.models
+        return train_policy(
+            stage.config,
+            stage.splits,
+            models["sft"],
+            models.get("reward"),
+            stage.context,
+            observer,
+            scorers=scorers,
+        )
 
-    return run_stage(stage, StageResult, train, besides=none)
+    return run_stage(stage, StageResult, train, besides=besides)
 
 
 @flow(name="rlhf-evaluate", flow_run_name=name_of_run)

@@ -53,6 +53,10 @@ class KlLimitError(DivergedError):
     """The policy left the limits of the KL watch, and training stopped."""
 
 
+class RewardError(RlhfError, RuntimeError):
+    """A term of the reward gave no number for a response; names the term and the response."""
+
+
 class CheckpointError(RlhfError, RuntimeError):
     """A checkpoint is torn, missing, or belongs to another run."""
 

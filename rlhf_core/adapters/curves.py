@@ -1,5 +1,6 @@
 """Training curves, read back from the tracking server for a report."""
 
+import fnmatch
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -12,14 +13,16 @@ Curve = tuple[tuple[int, ...], tuple[float, ...]]
 def read_curves(run_id: str, names: Sequence[str]) -> dict[str, Curve]:
     """Return the recorded points of each metric that a run has more than one point of.
 
+    A name may be a pattern (``policy/reward_term_*``).
+
     Raises:
         RegistryError: there is no such run, or MLflow does not answer.
     """
     client = mlflow_client()
     logged = patiently(f"reading run {run_id}", lambda: client.get_run(run_id).data.metrics)
     curves: dict[str, Curve] = {}
-    for name in names:
-        if name in logged:
+    for pattern in names:
+        for name in fnmatch.filter(sorted(logged), pattern):
             steps, values = _points(run_id, name)
             if len(steps) > 1:
                 curves[name] = (steps, values)

@@ -116,7 +116,7 @@ class LabelServer:
 
         Args:
             method: of HTTP.
-            path: below the server's address.
+            path: below the server's address; empty for the address itself.
             json: body.
             params: what follows the question mark.
             repeat: False for what would be done twice if only its answer was lost.
@@ -173,13 +173,14 @@ class LabelServer:
         self, method: str, path: str, json: Any, params: Mapping[str, Any] | None
     ) -> tuple[httpx.Response | None, str]:
         """Return the answer, if there is one, and what to say if it is the last."""
+        below = f"/{path}" if path else ""
         try:
-            answer = self._client.request(method, f"{self.url}/{path}", json=json, params=params)
+            answer = self._client.request(method, self.url + below, json=json, params=params)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise LabelError(f"{self.place}: not an address: {error}") from error
         except httpx.HTTPError as error:
             return None, f"{type(error).__name__}: {without_credentials(str(error))}"
-        return answer, f"/{path} answers {answer.status_code}: {_excerpt(answer)}"
+        return answer, f"{below or 'it'} answers {answer.status_code}: {_excerpt(answer)}"
 
     def _content(self, answer: httpx.Response) -> Any:
         path = answer.request.url.path

@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     """Hugging Face hub token, for gated models."""
     rlhf_judge_api_key: SecretStr | None = None
     """Key of the endpoint of an AI judge; None sends none."""
+    rlhf_reward_api_key: SecretStr | None = None
+    """Key of the scorers that `policy.rewards` asks over HTTP; None sends none."""
     rlhf_serve_api_key: SecretStr | None = None
     """Key that clients of `rlhf serve` have to send; None asks for none."""
     label_studio_api_key: SecretStr | None = None

@@ -44,6 +44,13 @@ from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
 from rlhf_core.config.policy import DpoConfig, KlWatchConfig, PolicyConfig, PpoConfig
 from rlhf_core.config.promotion import PromotionConfig
+from rlhf_core.config.reward_terms import (
+    RUN_REWARD,
+    EndpointTermConfig,
+    FunctionTermConfig,
+    ModelTermConfig,
+    RewardTerm,
+)
 from rlhf_core.config.training import (
     ComputeConfig,
     DistributedConfig,
@@ -57,6 +64,7 @@ from rlhf_core.config.training import (
 __all__ = [
     "GATED_STAGES",
     "OWN_JUDGE",
+    "RUN_REWARD",
     "UNDECIDING",
     "VERSION_NAME",
     "AiJudgeConfig",
@@ -67,8 +75,10 @@ __all__ = [
     "DemonstrationsConfig",
     "DistributedConfig",
     "DpoConfig",
+    "EndpointTermConfig",
     "EvaluationConfig",
     "FeedbackConfig",
+    "FunctionTermConfig",
     "GateConfig",
     "GatedStage",
     "GatesConfig",
@@ -78,6 +88,7 @@ __all__ = [
     "LabelerConfig",
     "LoraConfig",
     "ModelConfig",
+    "ModelTermConfig",
     "MonitorsConfig",
     "OptimizerConfig",
     "PipelineConfig",
@@ -89,6 +100,7 @@ __all__ = [
     "RequiredGates",
     "RewardConfig",
     "RewardModelJudgeConfig",
+    "RewardTerm",
     "Section",
     "SftConfig",
     "SimulatedLabelerConfig",

@@ -13,6 +13,7 @@ from rlhf_core.config.base import Section
 from rlhf_core.config.evaluation import RequiredGates
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
 from rlhf_core.config.reference import KINDS, InForce, in_force, say_unknown
+from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
 from rlhf_core.config.written import KeyPath, Places, read_written, shown
 from rlhf_core.errors import ConfigError
 
@@ -120,10 +121,12 @@ def _written_part(loc: tuple[str | int, ...], raw: Any) -> KeyPath:
 UNDECIDING: dict[str, Any] = {
     "feedback": True,
     "distributed": True,
-    **{stage: {"distributed"} for stage in ("sft", "reward", "judge", "policy")},
+    **{stage: {"distributed"} for stage in ("sft", "reward", "judge")},
+    "policy": {"distributed": True, "rewards": {"__all__": PATIENCE_OF_TERMS}},
 }
-"""Settings that decide nothing of a run: no stage reads ``feedback``, and how many processes
-share the work changes rounding alone. They may change while a run is gone on with."""
+"""Settings that decide nothing of a run: no stage reads ``feedback``, how many processes share the
+work changes rounding alone, and how long a term of the reward is waited for decides no score. They
+may change while a run is gone on with."""
 
 
 def config_digest(config: PipelineConfig) -> str:

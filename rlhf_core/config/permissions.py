@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from rlhf_core.errors import ConfigError
 
 FUNCTIONS = "RLHF_ALLOWED_FUNCTIONS"
-"""Names the variable with the functions that settings may name: ``module:function``, by commas."""
+"""Names the variable with the functions that settings may name, by commas: ``module:function``
+or ``file.py:function``."""
 MODEL_CODE = "RLHF_TRUSTED_CODE"
 """Names the variable with the code of models that may run, by commas: the commit of a hub
 repository (40 hexadecimal digits), or for a folder the sha256 of its Python files (64)."""
@@ -29,9 +30,13 @@ def allowed_functions() -> tuple[str, ...]:
     """
     named = _listed(FUNCTIONS)
     for name in named:
-        module, _, function = name.partition(":")
-        if not all(part.isidentifier() for part in (*module.split("."), function)):
-            raise ConfigError(f"{FUNCTIONS}: expected module:function by commas, found {name!r}")
+        module, _, function = name.rpartition(":")
+        parts = (function,) if module.endswith(".py") else (*module.split("."), function)
+        if not all(part.isidentifier() for part in parts):
+            raise ConfigError(
+                f"{FUNCTIONS}: expected module:function or file.py:function by commas, found "
+                f"{name!r}"
+            )
     return tuple(sorted({*OWN_FUNCTIONS, *named}))
 
 

@@ -14,10 +14,12 @@ from rlhf_core.config.evaluation import (
     GatesConfig,
 )
 from rlhf_core.config.feedback import FeedbackConfig
+from rlhf_core.config.judges import OWN_JUDGE, judges_of
 from rlhf_core.config.metric_names import metrics_of
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.policy import PolicyConfig
 from rlhf_core.config.promotion import PromotionConfig
+from rlhf_core.config.reward_terms import ModelTermConfig
 from rlhf_core.config.training import DistributedConfig, RewardConfig, SftConfig
 from rlhf_core.errors import ConfigError
 
@@ -146,6 +148,22 @@ class PipelineConfig(PreparationConfig):
         else:
             own = (self.judge_settings() if stage == "judge" else self.reward).distributed
         return own or self.distributed
+
+    @model_validator(mode="after")
+    def _the_judge_is_no_reward(self) -> "PipelineConfig":
+        judges = {
+            seat if isinstance(seat, str) else seat.model
+            for seat in judges_of(self.evaluation.judge)
+            if seat != OWN_JUDGE
+        }
+        for index, term in enumerate(self.policy.rewards):
+            both = judges & {*term.models} if isinstance(term, ModelTermConfig) else set()
+            if both:
+                raise ValueError(
+                    f"policy.rewards.{index} and evaluation.judge both name {min(both)}: whoever "
+                    "trains the policy does not judge it; take another judge"
+                )
+        return self
 
     @model_validator(mode="after")
     def _every_process_has_rows(self) -> "PipelineConfig":

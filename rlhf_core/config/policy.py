@@ -13,6 +13,7 @@ from rlhf_core.config.base import (
     Section,
     Temperature,
 )
+from rlhf_core.config.reward_terms import RewardTerm
 from rlhf_core.config.training import (
     ComputeConfig,
     DistributedConfig,
@@ -143,6 +144,9 @@ class PpoConfig(Section):
     kl_horizon: Count = 10_000
     """Adaptive controller: responses over which a full 20% error is corrected."""
     kl_watch: KlWatchConfig = KlWatchConfig()
+    rewards: tuple[RewardTerm, ...] = ()
+    """Terms of the reward, summed; empty: the run's reward model alone. The judge is none of them.
+    What follows (``missing_eos_penalty``, ``scale_scores``, ``clip_scores``) is of their sum."""
     missing_eos_penalty: NonNegative | None = 1.0
     """Score of a response that never ends is minus this, whatever the reward model says; None
     lets the reward model's score stand (Ziegler 2019; the EOS trick of Huang 2024)."""
@@ -260,6 +264,7 @@ class DpoConfig(SupervisedConfig):
     needs_value_model: ClassVar[bool] = False
     needs_reference_model: ClassVar[bool] = False
     """Its log-probabilities are measured before the first step; no copy stays in memory."""
+    rewards: ClassVar[tuple[RewardTerm, ...]] = ()
     sampled_tokens: ClassVar[int | None] = None
     """It samples nothing in training."""
     loss: Literal["dpo", "robust", "ipo", "simpo", "orpo"] = "dpo"

@@ -52,6 +52,31 @@ def penalize_unfinished(scores: Tensor, finished: Tensor, *, penalty: float) -> 
     return torch.where(finished, scores, -penalty)
 
 
+def combine_ensemble(scores: Tensor, how: str, *, uncertainty_coef: float) -> Tensor:
+    """One score per response from those of several reward models.
+
+        mean:        mean_i s_i
+        worst:       min_i s_i
+        uncertainty: mean_i s_i - uncertainty_coef * mean_i (s_i - mean)^2
+
+    Coste et al. (2023), arXiv:2310.02743, section 3: a policy that fools one model is held back by
+    the others, most of all where they disagree.
+
+    Args:
+        scores: [R, B] scores of R models, in one unit.
+        how: ``mean``, ``worst`` or ``uncertainty``.
+        uncertainty_coef: weight of the variance, in 1 / score; read by ``uncertainty``.
+
+    Returns:
+        [B] scores.
+    """
+    if how == "worst":
+        return scores.amin(dim=0)
+    if how == "uncertainty":
+        return scores.mean(dim=0) - uncertainty_coef * scores.var(dim=0, correction=0)
+    return scores.mean(dim=0)
+
+
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
     """Reward of each response token: the KL penalty everywhere, the score at the last token.
 

@@ -13,10 +13,33 @@ from rlhf_core.errors import ModelError
 from rlhf_core.models.device import choose_device, device_of
 from rlhf_core.models.files import files_sha256, weights_sha256
 from rlhf_core.models.library_output import hide_transformers_output
-from rlhf_core.schema import Conversation
+from rlhf_core.schema import Conversation, ModelRef
 
 
-def classifier_folder(model: str, revision: str | None) -> Path:
+def outside_model(key: str, model: str, revision: str | None = None) -> ModelRef:
+    """Return the identity of a reward model that no registry knows: its weights are.
+
+    Args:
+        key: of the setting that names it, for messages.
+        model: folder or hub name.
+        revision: of the hub's files; None takes the newest.
+
+    Raises:
+        ModelError: there is no such reward model.
+    """
+    folder = classifier_folder(key, model, revision)
+    return ModelRef(
+        name=model,
+        version=revision or "local",
+        uri=model,
+        path=folder,
+        sha256=classifier_sha256(folder),
+        kind="classifier",
+        run_id="",
+    )
+
+
+def classifier_folder(key: str, model: str, revision: str | None) -> Path:
     """Return the folder of a reward model: the one named, or the hub's, downloaded once.
 
     Raises:
@@ -32,7 +55,7 @@ def classifier_folder(model: str, revision: str | None) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"evaluation.judge: no folder {model}, and the hub gives no model of that name: {said}"
+            f"{key}: no folder {model}, and the hub gives no model of that name: {said}"
         ) from error
 
 
@@ -79,9 +102,11 @@ class Classifier:
             raise ModelError(f"{folder}: its files have no weights for {missing}; no reward model")
         if model.config.num_labels != 1:
             raise ModelError(
-                f"{folder}: gives {model.config.num_labels} scores; a judge needs one that says "
-                "how good an answer is (num_labels 1)"
+                f"{folder}: gives {model.config.num_labels} scores; expected one that says how "
+                "good an answer is (num_labels 1)"
             )
+        self.shift: float | None = getattr(model.config, "reward_shift", None)
+        """What our own models' scores are shifted by; None where the files say nothing of it."""
         self._model = model.eval().to(choose_device(device))
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length: int | None = max_length or positions
@@ -100,7 +125,7 @@ class Classifier:
         logits = self._model(
             **{name: part.to(device_of(self._model)) for name, part in inputs.items()}
         )
-        return float(logits.logits[0, 0].float())
+        return float(logits.logits[0, 0].float()) - (self.shift or 0.0)
 
     def _inputs(self, prompt: Conversation, answer: str) -> dict[str, torch.Tensor]:
         """Render by its template; a tokenizer without one gets prompt and answer as two texts."""

@@ -4,8 +4,8 @@
 ``mask`` means nothing. Masks come from lengths, never from token ids, so PAD plays no part.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -85,7 +85,9 @@ class ScoredRollout:
     values: Tensor | None
     """[B, T] value estimate before each token; None where there is no value function."""
     scores: Tensor
-    """[B] reward-model scores as they came."""
+    """[B] reward-model scores as they came; after ``sum_terms`` the sum of the terms."""
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B] score of each term of ``policy.rewards``, before scale, clip and weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +198,8 @@ def rollout_metrics(scored: ScoredRollout) -> dict[str, float]:
 
     ``kl`` is in nats per response and ``kl_per_token`` in nats per token, both by the unbiased
     estimator k1 whatever the reward uses; ``reward_model_score`` leaves the penalty for missing
-    EOS out; lengths are in tokens.
+    EOS out, and the terms of ``policy.rewards``, each of which has its mean score, before scale,
+    clip and weight, as ``reward_term_<name>``; lengths are in tokens.
     """
     rollout, mask = scored.rollout, scored.rollout.mask
     kl = kl_k1(scored.old_logprobs, scored.ref_logprobs)
@@ -208,6 +211,7 @@ def rollout_metrics(scored: ScoredRollout) -> dict[str, float]:
         "response_length": num_tokens / rollout.num_rows,
         "eos_fraction": float(rollout.finished.float().mean()),
         "sampled_entropy": -float(masked_mean(scored.old_logprobs, mask)),
+        **{f"reward_term_{name}": float(term.mean()) for name, term in scored.terms.items()},
     }
 
 

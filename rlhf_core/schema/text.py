@@ -21,6 +21,11 @@ class Message(Record):
 Conversation = tuple[Message, ...]
 
 
+def _answer_of(value: object) -> object:
+    """Take a number for the text of it: answers to sums are numbers in many files."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class Prompt(Record):
     """A conversation that ends with the user's turn; the policy answers it."""
 
@@ -28,6 +33,10 @@ class Prompt(Record):
     prompt: Conversation
     tags: dict[str, str] = Field(default_factory=dict)
     """Free labels such as ``style``; reports break their tables down by them."""
+    reference: Annotated[str | None, BeforeValidator(_answer_of)] = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
+    """The right answer, where there is one: reward functions are given it, models never see it."""
 
 
 class Demonstration(Record):

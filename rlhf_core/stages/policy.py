@@ -1,8 +1,8 @@
 """Stage 4: the policy. PPO against the reward model, or DPO straight from the pairs."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial, singledispatch
 from itertools import zip_longest
 from operator import attrgetter
@@ -32,6 +32,7 @@ from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluation.scoring import fits
 from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.reward import load_pairs
+from rlhf_core.stages.reward_terms import open_reward_terms, rewards_digest
 from rlhf_core.stages.sft import load_demonstrations
 from rlhf_core.stages.training_run import Fitted, Followers, TrainingJob, require_memory, train
 from rlhf_core.storage.records import read_records, write_records
@@ -53,13 +54,15 @@ class WatchedAnswer(Record):
     finished: bool
 
 
-def train_policy(
+def train_policy(  # noqa: PLR0913 - every model that a policy may learn from
     config: PipelineConfig,
     splits: DatasetSplits,
     sft: ModelRef,
     reward: ModelRef | None,
     context: RunContext,
     observer: Observer | None = None,
+    *,
+    scorers: Mapping[str, ModelRef] | None = None,
 ) -> StageResult:
     """Optimise the policy from SFT and register it as a candidate; evaluation decides about it.
 
@@ -70,6 +73,7 @@ def train_policy(
         reward: reward model PPO optimises against; DPO reads none.
         context: where the run keeps its files.
         observer: follows the training.
+        scorers: what ``find_scorers`` found of the models that ``policy.rewards`` names.
 
     Raises:
         ConfigError: PPO without a reward model.
@@ -85,11 +89,13 @@ def train_policy(
         checkpoints=directory / "checkpoints",
         sft=sft,
         reward=reward,
+        scorers=dict(scorers or {}),
     )
     make_deterministic(config.seed)
     _require_memory(job)
     upstream = {"sft": sft} | ({"reward": reward} if reward else {})
-    with open_run(config, context, "policy", inputs=stage_inputs(splits, **upstream)) as run:
+    inputs = stage_inputs(splits, **upstream) | _rewards_of(job)
+    with open_run(config, context, "policy", inputs=inputs) as run:
         run.log_dataset(splits)
         trained = train(job, fit, run, observer)
         model = register_model(
@@ -113,9 +119,22 @@ def fit(job: TrainingJob, followers: Followers) -> Fitted:
     return policy, renderer.tokenizer, summary
 
 
+def _rewards_of(job: TrainingJob) -> dict[str, str]:
+    """What the terms of the reward are made of, as tags; nothing where there are none."""
+    terms = job.config.policy.rewards
+    if not terms:
+        return {}
+    models = {
+        f"upstream.scorer_{index}" if model.registered else f"scorer_{index}": model.uri
+        for index, model in enumerate(job.scorers.values())
+    }
+    return {"rewards_sha256": rewards_digest(terms, job.scorers), **models}
+
+
 def _require_memory(job: TrainingJob) -> None:
     settings, sft, reward = job.config.policy, job.start, job.reward
-    trained, read = {"policy": sft.path}, {}
+    trained = {"policy": sft.path}
+    read = {f"reward {name}": model.path for name, model in job.scorers.items()}
     if settings.needs_reference_model:
         read["reference"] = sft.path
     if settings.needs_reward_model and reward is not None:
@@ -158,23 +177,29 @@ def _optimize_ppo(settings: PpoConfig, task: _Task) -> FitSummary:
         task.renderer,
         job.directory,
     )
-    summary = fit_ppo(
-        PpoModels(
-            policy=task.policy,
-            # With LoRA the policy without its adapters is the reference: no second copy.
-            reference=load_causal(job.start.path, device=device)
-            if settings.needs_reference_model
-            else None,
-            reward_model=load_scalar(job.reward.path, device=device),
-            value_model=load_scalar(job.reward.path, device=device)
-            if settings.needs_value_model
-            else None,
-        ),
-        _ppo_data(config, settings, job.splits, task.renderer, job.directory),
-        settings=settings,
-        run=task.followers.training_run(job),
-        on_checkpoint=watcher.look,
+    models = PpoModels(
+        policy=task.policy,
+        # With LoRA the policy without its adapters is the reference: no second copy.
+        reference=load_causal(job.start.path, device=device)
+        if settings.needs_reference_model
+        else None,
+        reward_model=load_scalar(job.reward.path, device=device),
+        value_model=load_scalar(job.reward.path, device=device)
+        if settings.needs_value_model
+        else None,
     )
+    data = _ppo_data(config, settings, job.splits, task.renderer, job.directory)
+    prompts = read_records(job.splits.prompts_train, Prompt)
+    with open_reward_terms(
+        settings.rewards, job.scorers, prompts, task.renderer, device=device
+    ) as rewards:
+        summary = fit_ppo(
+            models,
+            replace(data, rewards=rewards),
+            settings=settings,
+            run=task.followers.training_run(job),
+            on_checkpoint=watcher.look,
+        )
     task.followers.tracker.log_artifact(watcher.path)
     return summary
 

@@ -1,6 +1,7 @@
 """What can be known to be wrong before anything is written or trained."""
 
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import FunctionTermConfig, PipelineConfig
+from rlhf_core.config.functions import function_sha256
 from rlhf_core.stages.base_model import base_renderer, require_no_clock
 from rlhf_core.stages.preparation.inputs import require_paths
 from rlhf_core.stages.prepare import require_own_folders
@@ -13,12 +14,16 @@ def check_inputs(config: PipelineConfig) -> None:
     (``data.version``) needs no raw file at all.
 
     Raises:
+        ConfigError: a reward function's file is not there, or may not be loaded here.
         DataError: a raw file does not exist, or preparation would replace what it did not make.
         ModelError: the base model has no tokenizer, EOS or chat template.
     """
     if config.data.version is None:
         require_paths(config.data)
         require_own_folders(config)
+    for index, term in enumerate(config.policy.rewards):
+        if isinstance(term, FunctionTermConfig):
+            function_sha256(f"policy.rewards.{index}", term.function)
     renderer = base_renderer(config.model)
     if config.data.version is None and not config.data.cleaning.tokens:
         require_no_clock(renderer)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.adapters.checkpoint_copies import copies_of
@@ -31,6 +32,8 @@ class TrainingJob(Record):
     """The model it starts from, unless that is the base model."""
     reward: ModelRef | None = None
     """What PPO optimises against."""
+    scorers: dict[str, ModelRef] = Field(default_factory=dict)
+    """Other models in the terms of its reward, by the name the settings have for them."""
 
     @property
     def start(self) -> ModelRef:

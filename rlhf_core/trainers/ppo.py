@@ -17,7 +17,6 @@ from rlhf_core.functional.advantages import GROUP_ADVANTAGES
 from rlhf_core.functional.kl import KL_ESTIMATORS
 from rlhf_core.functional.ppo import PolicyTerms, clipped_policy_loss, clipped_value_loss
 from rlhf_core.functional.rewards import shape_scores, token_rewards
-from rlhf_core.functional.running_moments import RunningMoments
 from rlhf_core.models import hidden_states, losses_from_hidden, token_values
 from rlhf_core.rollout.decode import Sampling
 from rlhf_core.rollout.experience import (
@@ -30,6 +29,7 @@ from rlhf_core.rollout.experience import (
     require_values,
     rollout_metrics,
 )
+from rlhf_core.rollout.rewards import sum_terms
 from rlhf_core.rollout.sampling import sequence_uniforms
 from rlhf_core.rollout.score import sample_rollout, score_rollout
 from rlhf_core.tokenization import TokenBatch
@@ -38,7 +38,6 @@ from rlhf_core.trainers.loop import (
     Optimization,
     TrainingRun,
     at_start,
-    draw,
     mean_metrics,
 )
 from rlhf_core.trainers.parallel import side_by_side
@@ -127,10 +126,9 @@ def fit_ppo(
         if spike is not None and settings.kl_watch.action == "roll_back":
             keeper.roll_back()
         else:
-            experience, scores, moments = prepare_experience(scored, state, settings)
+            experience, scores, state = prepare_experience(scored, state, settings)
             metrics |= experience_metrics(experience, scores, settings.responses_per_prompt)
             metrics |= learn(learner, experience, state)
-            state = replace(state, score_moments=moments)
         watch.lap("update")
         metrics |= {"kl_coef": state.kl_coef, "kl_interventions": float(state.num_interventions)}
         metrics |= watch.metrics(num_tokens=int(rollout.mask.sum()))
@@ -152,8 +150,8 @@ def collect_rollout(learner: Learner, data: PpoData, *, iteration: int) -> Rollo
     """Answer the iteration's prompts; every response of a run has a random stream of its own."""
     settings, seed = learner.settings, learner.seed
     count, group = settings.rollout_batch_size, settings.responses_per_prompt
-    num_prompts, first = count // group, iteration * count
-    prompts = draw(data.prompts, drawn=iteration * num_prompts, count=num_prompts, seed=seed)
+    first = iteration * count
+    prompts = learner.prompts_of(iteration)
     return sample_rollout(
         learner.models.policy,
         [prompt.prompt_ids for prompt in prompts for _ in range(group)],
@@ -170,7 +168,7 @@ def judge_rollout(learner: Learner, rollout: Rollout, *, iteration: int) -> Scor
         DivergedError: one gave a score, value or log-probability that is not finite.
     """
     budget = learner.settings.micro_batch_tokens
-    scored = score_rollout(rollout, learner.scorers(), budget=budget)
+    scored = learner.reward(score_rollout(rollout, learner.scorers(), budget=budget), iteration)
     require_finite(scored, iteration)
     if iteration == 0:
         warn_if_nothing_ends(rollout, learner.settings, learner.data.end_ids)
@@ -179,12 +177,13 @@ def judge_rollout(learner: Learner, rollout: Rollout, *, iteration: int) -> Scor
 
 def prepare_experience(
     scored: ScoredRollout, state: PpoState, settings: PpoConfig
-) -> tuple[Experience, Tensor, RunningMoments]:
+) -> tuple[Experience, Tensor, PpoState]:
     """Turn scores and KL into advantages.
 
     Returns:
-        The experience, the final scores [B], and the running moments of the scores.
+        The experience, the final scores [B], and the state with the running moments of the scores.
     """
+    scored, term_moments = sum_terms(scored, settings.rewards, state.term_moments)
     scores, moments = shape_scores(
         scored.scores,
         scored.rollout.finished,
@@ -212,7 +211,8 @@ def prepare_experience(
             group_size=settings.responses_per_prompt,
             whiten_advantages=settings.whitens,
         )
-    return experience, scores, moments
+    state = replace(state, score_moments=moments, term_moments=term_moments)
+    return experience, scores, state
 
 
 def learn(learner: Learner, experience: Experience, state: PpoState) -> Metrics:

@@ -26,7 +26,8 @@ from rlhf_core.models import (
 from rlhf_core.models.compute import adapters_off, clear_precision, set_precision
 from rlhf_core.models.dropout import switch_off_dropout
 from rlhf_core.models.known_ids import num_embeddings
-from rlhf_core.rollout.experience import Experience
+from rlhf_core.rollout.experience import Experience, ScoredRollout
+from rlhf_core.rollout.rewards import RewardTerms
 from rlhf_core.rollout.score import Scorers
 from rlhf_core.tokenization import TokenBatch, TokenizedExample, TokenizedPrompt, pack_examples
 from rlhf_core.trainers.loop import Optimization, TrainingRun, draw, shuffled, split_by_tokens
@@ -114,6 +115,8 @@ class PpoData:
     """Any of these ends a response."""
     demonstrations: Sequence[TokenizedExample] = ()
     """For PPO-ptx; read where ``ptx_coef`` is above 0."""
+    rewards: RewardTerms | None = None
+    """The terms of ``policy.rewards``; None: the reward model's score is the reward."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +226,20 @@ class Learner:
             else partial(token_values, models.value_model),
             old_logprobs=own if self.settings.recompute_old_logprobs else None,
         )
+
+    def prompts_of(self, iteration: int) -> list[TokenizedPrompt]:
+        """Return the prompts of an iteration: the same every time it is sampled."""
+        count = self.settings.rollout_batch_size // self.settings.responses_per_prompt
+        drawn = iteration * count
+        return list(draw(self.data.prompts, drawn=drawn, count=count, seed=self.seed))
+
+    def reward(self, scored: ScoredRollout, iteration: int) -> ScoredRollout:
+        """Put the terms of ``policy.rewards``, if there are any, in place of the model's score."""
+        if self.data.rewards is None:
+            return scored
+        group = self.settings.responses_per_prompt
+        ids = [prompt.prompt_id for prompt in self.prompts_of(iteration) for _ in range(group)]
+        return self.data.rewards.of(ids, scored)
 
     def plan(self, experience: Experience, state: PpoState) -> Update:
         """Lay out the minibatches of an iteration."""
@@ -369,6 +386,7 @@ def fingerprint(models: PpoModels, data: PpoData, settings: PpoConfig, seed: int
             for ids in (example.prompt_ids, example.response_ids)
         ),
         [",".join(map(str, data.end_ids)).encode()],
+        [] if data.rewards is None else data.rewards.identity(),
     )
     return run_fingerprint(settings, present, rows, seed=seed)
 

@@ -34,6 +34,8 @@ class PpoState:
     iteration: int = 0
     """Iterations that are done; prompts, random streams and orders follow from it."""
     score_moments: RunningMoments = field(default_factory=RunningMoments)
+    term_moments: dict[str, RunningMoments] = field(default_factory=dict)
+    """Of the scores of each term of ``policy.rewards``, by its name."""
     learning_rate_scale: float = 1.0
     """What the KL watch left of the policy's learning rate."""
     num_interventions: int = 0
@@ -50,7 +52,12 @@ class PpoState:
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> "PpoState":
         """Undo ``values``."""
-        return cls(**{**values, "score_moments": RunningMoments(**values["score_moments"])})
+        terms = values.get("term_moments", {})
+        moments = {
+            "score_moments": RunningMoments(**values["score_moments"]),
+            "term_moments": {name: RunningMoments(**term) for name, term in terms.items()},
+        }
+        return cls(**{**values, **moments})
 
 
 def next_state(state: PpoState, metrics: Metrics, settings: PpoConfig) -> PpoState:

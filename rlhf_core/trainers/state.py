@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from rlhf_core import processes
+from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
 from rlhf_core.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ def run_fingerprint(
     settings: BaseModel, models: Iterable[nn.Module], data: Iterable[bytes], *, seed: int
 ) -> str:
     """Identify a run: settings, seed, starting weights, and the bytes of its data in order."""
-    decisive = settings.model_dump_json(exclude={"distributed"})
+    undeciding: dict[str, Any] = {"distributed": True, "rewards": {"__all__": PATIENCE_OF_TERMS}}
+    decisive = settings.model_dump_json(exclude=undeciding)
     digest = hashlib.sha256(f"{decisive} seed={seed}".encode())
     for model in models:
         for name, parameter in model.named_parameters():

@@ -29,7 +29,7 @@ from rlhf_core.evaluation.judges import (
 from rlhf_core.evaluation.resampling import Array
 from rlhf_core.feedback.ballots import Ballot, BallotBox
 from rlhf_core.feedback.judge import read_verdict
-from rlhf_core.models.classifier import Classifier, classifier_folder, classifier_sha256
+from rlhf_core.models.classifier import Classifier, outside_model
 from rlhf_core.schema import (
     Comparison,
     Conversation,
@@ -70,16 +70,7 @@ def outside_judge(settings: AiJudgeConfig | RewardModelJudgeConfig) -> ModelRef:
             kind="endpoint",
             run_id="",
         )
-    folder = classifier_folder(settings.model, settings.revision)
-    return ModelRef(
-        name=settings.model,
-        version=settings.revision or "local",
-        uri=settings.model,
-        path=folder,
-        sha256=classifier_sha256(folder),
-        kind="classifier",
-        run_id="",
-    )
+    return outside_model("evaluation.judge", settings.model, settings.revision)
 
 
 def judges_together(judges: Sequence[ModelRef]) -> ModelRef:

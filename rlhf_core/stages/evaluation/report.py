@@ -1,5 +1,6 @@
 """Gather what a run left behind, in its folder and in MLflow, into one HTML page."""
 
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +34,7 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
     "judge": {"Judge: accuracy": ("reward/accuracy", "reward/heldout_accuracy")},
     "policy": {
         "Policy: reward-model score": ("policy/reward_model_score",),
+        "Policy: terms of the reward": ("policy/reward_term_*",),
         "Policy: KL from SFT, nats per response": ("policy/kl",),
         "Policy: response length, tokens": ("policy/response_length",),
         "Policy: entropy, nats per token": ("policy/entropy", "policy/sampled_entropy"),
@@ -41,7 +43,8 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
         "Policy: accuracy on pairs": ("policy/accuracy", "policy/heldout_accuracy"),
     },
 }
-"""Stage to picture to the metrics drawn in it; those that a run did not log are left out."""
+"""Stage to picture to the metrics, or patterns of them, drawn in it; those that a run did not log
+are left out."""
 
 
 def write_report(directory: Path) -> Path:
@@ -339,7 +342,12 @@ def _training_figures(models: Mapping[str, ModelRef], notes: list[str]) -> list[
             notes.append(f"No training curves of {stage}: {error}")
             continue
         for title, names in pictures.items():
-            shown = {name: curves[name] for name in names if name in curves}
+            shown = {
+                name: curve
+                for pattern in names
+                for name, curve in curves.items()
+                if fnmatch.fnmatchcase(name, pattern)
+            }
             if shown:
                 figures += _draw(notes, curve_plot, title, shown)
         if {"policy/kl", "policy/reward_model_score"} <= curves.keys():
