@@ -7,6 +7,7 @@ has, as where added tokens leave a gap behind the vocabulary, have probability 0
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ def num_embeddings(model: nn.Module) -> int:
     """Return how many ids the model can read."""
     embedding: Any = unwrapped(model).get_input_embeddings()
     return int(embedding.weight.shape[0])
+
+
+def require_same_ids(written: int, read_by: Mapping[str, nn.Module | None]) -> None:
+    """Check that every model can read what the policy can write.
+
+    Args:
+        written: how many ids the policy writes.
+        read_by: the others by role; None where there is none.
+
+    Raises:
+        ModelError: one has fewer embeddings; it would be asked for a row that it has not.
+    """
+    for role, model in read_by.items():
+        if model is not None and num_embeddings(model) < written:
+            raise ModelError(
+                f"the {role} embeds {num_embeddings(model)} token ids, but the policy writes "
+                f"{written}; train it from the same SFT model, or one with the same tokenizer"
+            )
 
 
 def unknown_ids(model: nn.Module) -> list[int]:

@@ -13,7 +13,7 @@ from rlhf_core.functional.rewards import combine_ensemble, shape_scores
 from rlhf_core.functional.running_moments import RunningMoments
 from rlhf_core.rollout.experience import ScoredRollout
 from rlhf_core.schema import Prompt
-from rlhf_core.tokenization import Renderer
+from rlhf_core.tokenization import Renderer, TokenizedPrompt
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,21 @@ class RewardTerms:
     """By ``prompt_id``."""
     renderer: Renderer
 
-    def of(self, prompt_ids: Sequence[str], scored: ScoredRollout) -> ScoredRollout:
+    def of(self, prompts: Sequence[TokenizedPrompt], scored: ScoredRollout) -> ScoredRollout:
         """Return ``scored`` with the scores of each term; the processes ask about a share each.
+
+        Args:
+            prompts: what was sampled from, each for as many neighbouring responses.
+            scored: the responses.
 
         Raises:
             RewardError: a term gave no finite number; names the term and the response.
         """
+        group = scored.rollout.num_rows // len(prompts)
+        asked = [self.prompts[prompt.prompt_id] for prompt in prompts for _ in range(group)]
         responses = processes.share(scored.rollout.responses)
         own = Answers(
-            prompts=[self.prompts[prompt_id] for prompt_id in processes.share(prompt_ids)],
+            prompts=processes.share(asked),
             texts=[self.renderer.response_text(ids.tolist()) for ids in responses],
             own_scores=processes.share(scored.scores),
         )

@@ -148,14 +148,13 @@ def fit_ppo(
 
 def collect_rollout(learner: Learner, data: PpoData, *, iteration: int) -> Rollout:
     """Answer the iteration's prompts; every response of a run has a random stream of its own."""
-    settings, seed = learner.settings, learner.seed
+    settings = learner.settings
     count, group = settings.rollout_batch_size, settings.responses_per_prompt
-    first = iteration * count
-    prompts = learner.prompts_of(iteration)
+    rows = range(iteration * count, (iteration + 1) * count)
     return sample_rollout(
         learner.models.policy,
-        [prompt.prompt_ids for prompt in prompts for _ in range(group)],
-        uniforms=sequence_uniforms(seed, range(first, first + count), settings.max_new_tokens),
+        [prompt.prompt_ids for prompt in learner.prompts_of(iteration) for _ in range(group)],
+        uniforms=sequence_uniforms(learner.seed, rows, settings.max_new_tokens),
         sampling=Sampling(settings.temperature, data.end_ids, learner.value_head),
         budget=settings.decode_tokens,
     )
@@ -167,8 +166,9 @@ def judge_rollout(learner: Learner, rollout: Rollout, *, iteration: int) -> Scor
     Raises:
         DivergedError: one gave a score, value or log-probability that is not finite.
     """
-    budget = learner.settings.micro_batch_tokens
-    scored = learner.reward(score_rollout(rollout, learner.scorers(), budget=budget), iteration)
+    scored = score_rollout(rollout, learner.scorers(), budget=learner.settings.micro_batch_tokens)
+    if (terms := learner.data.rewards) is not None:
+        scored = terms.of(learner.prompts_of(iteration), scored)
     require_finite(scored, iteration)
     if iteration == 0:
         warn_if_nothing_ends(rollout, learner.settings, learner.data.end_ids)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf_core import processes
 from rlhf_core.config import ComputeConfig, PpoConfig
-from rlhf_core.errors import ConfigError, DataError, KlLimitError, ModelError
+from rlhf_core.errors import ConfigError, DataError, KlLimitError
 from rlhf_core.functional.ppo import PolicyTerms
 from rlhf_core.models import (
     device_of,
@@ -25,8 +25,8 @@ from rlhf_core.models import (
 )
 from rlhf_core.models.compute import adapters_off, clear_precision, set_precision
 from rlhf_core.models.dropout import switch_off_dropout
-from rlhf_core.models.known_ids import num_embeddings
-from rlhf_core.rollout.experience import Experience, ScoredRollout
+from rlhf_core.models.known_ids import require_same_ids
+from rlhf_core.rollout.experience import Experience
 from rlhf_core.rollout.rewards import RewardTerms
 from rlhf_core.rollout.score import Scorers
 from rlhf_core.tokenization import TokenBatch, TokenizedExample, TokenizedPrompt, pack_examples
@@ -84,26 +84,6 @@ class PpoModels:
 
     def _frozen(self) -> list[nn.Module]:
         return [model for model in (self.reference, self.reward_model) if model is not None]
-
-
-def require_same_ids(models: PpoModels) -> None:
-    """Check that every model can read what the policy can write.
-
-    Raises:
-        ModelError: one has fewer embeddings; it would be asked for a row that it has not.
-    """
-    written = len(output_head(models.policy)[0])
-    others = {
-        "reference": models.reference,
-        "reward model": models.reward_model,
-        "value model": models.value_model,
-    }
-    for role, model in others.items():
-        if model is not None and num_embeddings(model) < written:
-            raise ModelError(
-                f"the {role} embeds {num_embeddings(model)} token ids, but the policy writes "
-                f"{written}; train it from the same SFT model, or one with the same tokenizer"
-            )
 
 
 @dataclass(frozen=True)
@@ -232,14 +212,6 @@ class Learner:
         count = self.settings.rollout_batch_size // self.settings.responses_per_prompt
         drawn = iteration * count
         return list(draw(self.data.prompts, drawn=drawn, count=count, seed=self.seed))
-
-    def reward(self, scored: ScoredRollout, iteration: int) -> ScoredRollout:
-        """Put the terms of ``policy.rewards``, if there are any, in place of the model's score."""
-        if self.data.rewards is None:
-            return scored
-        group = self.settings.responses_per_prompt
-        ids = [prompt.prompt_id for prompt in self.prompts_of(iteration) for _ in range(group)]
-        return self.data.rewards.of(ids, scored)
 
     def plan(self, experience: Experience, state: PpoState) -> Update:
         """Lay out the minibatches of an iteration."""
@@ -406,7 +378,12 @@ def require_ready(models: PpoModels, data: PpoData, settings: PpoConfig) -> None
         )
     if models.reference is None and settings.compute.lora is None:
         raise ConfigError("without policy.compute.lora PPO needs a reference model of its own")
-    require_same_ids(models)
+    read_by = {
+        "reference": models.reference,
+        "reward model": models.reward_model,
+        "value model": models.value_model,
+    }
+    require_same_ids(len(output_head(models.policy)[0]), read_by)
     if not data.prompts:
         raise DataError("ppo: no prompts to sample from")
     if settings.ptx_coef > 0 and not data.demonstrations:

@@ -26,9 +26,9 @@ from rlhf_core.models import (
     token_logprobs,
     weights_sha256,
 )
+from rlhf_core.models.known_ids import require_same_ids
 from rlhf_core.rollout.decode import Sampling, decode
 from rlhf_core.tokenization import pack_responses
-from rlhf_core.trainers.ppo_learner import PpoModels, require_same_ids
 
 KNOWN = 80
 
@@ -222,7 +222,7 @@ def test_a_reward_model_that_cannot_read_what_the_policy_writes_is_refused(tmp_p
     hf.LlamaForCausalLM(small).save_pretrained(tmp_path / "small")
     reward = scalar_from_causal(tmp_path / "small", seed=0)
     with pytest.raises(ModelError, match="reward model embeds 40 token ids, but the policy writes"):
-        require_same_ids(PpoModels(policy, policy, reward, None))
+        require_same_ids(len(output_head(policy)[0]), {"reward model": reward, "value model": None})
 
 
 def test_a_special_token_past_the_embeddings_is_never_written(tmp_path):

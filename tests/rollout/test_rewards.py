@@ -145,6 +145,7 @@ def terms(*made):
     return RewardTerms(made, prompts, texts)
 
 
+SAMPLED = [SimpleNamespace(prompt_id=name) for name in "abc"]
 MEAN = ensemble("mean", uncertainty_coef=0.5)
 OWN = Term("0_model", [own_scores], MEAN, "own")
 
@@ -165,7 +166,7 @@ def test_terms_are_scaled_clipped_and_weighted_each_on_its_own():
         }
     ).rewards
     made = [OWN, Term("1_right", [right], MEAN, "right"), replace(OWN, name="2_scaled")]
-    scored = terms(*made).of("abc", scored_rollout())
+    scored = terms(*made).of(SAMPLED, scored_rollout())
     assert scored.terms["0_model"].tolist() == [1.0, -2.0, 5.0]
     assert scored.terms["1_right"].tolist() == [10.0, 0.0, 0.0]
     total, moments = sum_terms(scored, settings, {})
@@ -181,14 +182,14 @@ def test_terms_are_scaled_clipped_and_weighted_each_on_its_own():
 
 def test_an_ensemble_may_hold_the_runs_own_model():
     both = Term("0_model", [own_scores, right], ensemble("worst", uncertainty_coef=0.5), "")
-    scored = terms(both).of("abc", scored_rollout())
+    scored = terms(both).of(SAMPLED, scored_rollout())
     assert scored.terms["0_model"].tolist() == [1.0, -2.0, 0.0]
 
 
 def test_a_term_that_is_not_finite_is_named():
     broken = Term("1_broken", [lambda answers: [1.0, float("nan"), 1.0]], MEAN, "")
     with pytest.raises(RewardError, match=r"1_broken.*'5'"):
-        terms(broken).of("abc", scored_rollout())
+        terms(broken).of(SAMPLED, scored_rollout())
 
 
 def test_what_a_term_is_made_of_and_the_references_tell_runs_apart():

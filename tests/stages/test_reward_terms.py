@@ -1,6 +1,7 @@
 """A policy learns from functions, models from elsewhere and a scorer over HTTP together."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,15 +10,13 @@ from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.reward_endpoint import RewardEndpoint
 from rlhf_core.config import EndpointTermConfig, PpoConfig
 from rlhf_core.errors import ConfigError, ModelError, RegistryError, RewardError
-from rlhf_core.models import sequence_scores, set_reward_shift
+from rlhf_core.models import load_scalar, save_model, sequence_scores, set_reward_shift
 from rlhf_core.models.classifier import Classifier
-from rlhf_core.models.files import save_model
-from rlhf_core.models.load import load_scalar
-from rlhf_core.models.memory import free_memory
 from rlhf_core.schema import Demonstration, Prompt
 from rlhf_core.stages import policy
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.reward_terms import find_scorers, open_reward_terms, rewards_digest
+from rlhf_core.stages.training_run import TrainingJob
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import pack_examples
 from tests.feedback.servers import serving
@@ -31,7 +30,7 @@ def right(prompt, response, reference, conversation):
 
 
 @pytest.fixture
-def function(tmp_path, monkeypatch):
+def function(tmp_path, monkeypatch, stage_config):
     path = tmp_path / "rewards.py"
     path.write_text(FUNCTION)
     spec = f"{path}:right"
@@ -220,11 +219,6 @@ def test_a_busy_endpoint_is_asked_again_with_its_key_and_a_lost_one_named(scorer
 def test_memory_counts_the_models_of_the_terms(
     stage_config, small_splits, saved_models, tmp_path, monkeypatch
 ):
-    from types import SimpleNamespace
-
-    from rlhf_core.stages.training_run import TrainingJob
-
-    assert free_memory() > 0
     sft = SimpleNamespace(path=saved_models["sft"][0])
     job = TrainingJob.model_construct(
         role="policy", config=stage_config(), splits=small_splits, sft=sft, reward=sft,
