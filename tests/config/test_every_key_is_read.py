@@ -11,7 +11,7 @@ from tests.config.reads import Code, declared, sections
 ROOT = Path(__file__).parents[2]
 ALIASES = {
     "PolicyConfig": ("PpoConfig", "DpoConfig"),
-    "RewardTerm": ("ModelTermConfig", "FunctionTermConfig"),
+    "RewardTerm": ("ModelTermConfig", "FunctionTermConfig", "EndpointTermConfig"),
     "LabelerConfig": ("SimulatedLabelerConfig", "AiLabelerConfig", "LabelStudioLabelerConfig"),
 }
 VALIDATORS = ("field_validator", "model_validator")

@@ -140,7 +140,7 @@ class FakeStages:
     def train_reward(self, config, splits, sft, context, role, observer=None):
         return self._result(role, context, splits.sha256, sft.sha256)
 
-    def train_policy(self, config, splits, sft, reward, context, observer=None):
+    def train_policy(self, config, splits, sft, reward, context, observer=None, *, scorers=None):
         self._called("policy")
         model = self._model("policy", context, sft.sha256, reward and reward.sha256)
         return StageResult.judged_later("policy", model, seconds=1.0, tracking_url="")
