@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 
 SFT_METRICS = ("heldout_nll", "response_nll")
+CEILING = "noise_ceiling"
+"""What the annotators' own disagreement allows; measured where pairs have three votes or more."""
 PREFERENCE_METRICS = (
     "heldout_accuracy",
     "length_only_accuracy",
@@ -11,6 +13,7 @@ PREFERENCE_METRICS = (
     "calibration_error",
     "heldout_nll",
     "margin",
+    CEILING,
 )
 """Of the reward model and of the judge."""
 POLICY_METRICS = (
@@ -30,6 +33,8 @@ POLICY_METRICS = (
     "distinct_2",
 )
 """What ``evaluation.comparison`` measures of a policy beside its vices."""
+ERROR_CORRELATION = "judge_error_correlation"
+"""Whether the judge errs where the reward model errs; not measured where there is none."""
 CORRECTED = "win_rate_corrected"
 """The judge's win rate corrected by people's votes; measured where there are votes."""
 OVER_CHAMPION = "win_rate_over_champion"
@@ -78,6 +83,7 @@ def metrics_of(stage: str, own_vices: Iterable[str]) -> frozenset[str]:
         names = (
             *POLICY_METRICS,
             CORRECTED,
+            ERROR_CORRELATION,
             *CHAMPION_METRICS,
             *vices,
             *(f"{vice}_increase" for vice in vices),
@@ -85,7 +91,7 @@ def metrics_of(stage: str, own_vices: Iterable[str]) -> frozenset[str]:
     return frozenset(f"{stage}/{name}" for name in names)
 
 
-_DIFFERENCES = ("accuracy_over_length",)
+_DIFFERENCES = ("accuracy_over_length", ERROR_CORRELATION)
 _FROM_ZERO = (
     *("heldout_nll", "response_nll", "response_length", "sft_response_length"),
     *("length_ratio", "length_ratio_over_champion", "kl_k3"),
@@ -117,6 +123,7 @@ def is_taken(vice: str) -> bool:
         *COMPUTED_VICES,
         *POLICY_METRICS,
         CORRECTED,
+        ERROR_CORRELATION,
         *CHAMPION_METRICS,
         *JUDGE_METRICS,
     ) or vice.endswith("_increase")

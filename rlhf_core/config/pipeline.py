@@ -15,7 +15,7 @@ from rlhf_core.config.evaluation import (
 )
 from rlhf_core.config.feedback import FeedbackConfig
 from rlhf_core.config.judges import OWN_JUDGE, judges_of
-from rlhf_core.config.metric_names import metrics_of
+from rlhf_core.config.metric_names import ERROR_CORRELATION, metrics_of
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.policy import PolicyConfig
 from rlhf_core.config.promotion import PromotionConfig
@@ -114,7 +114,7 @@ class PipelineConfig(PreparationConfig):
     def _left_out(self) -> frozenset[str]:
         """Metrics that greedy answers or a policy without a reward model do not have."""
         greedy = ("policy/kl", "policy/kl_k3") if self.evaluation.temperature == 0.0 else ()
-        no_reward = ("policy/reward_gain", "policy/proxy_gap")
+        no_reward = ("policy/reward_gain", "policy/proxy_gap", f"policy/{ERROR_CORRELATION}")
         return frozenset((*greedy, *(() if self.policy.needs_reward_model else no_reward)))
 
     def gates_of(self, stage: GatedStage) -> tuple[GateConfig, ...]:

@@ -19,14 +19,12 @@ from rlhf_core.evaluation.monitors import (
     vice_metrics,
     vice_rates,
 )
+from rlhf_core.evaluation.preference_metrics import MAX_TAG_VALUES, thirds
 from rlhf_core.evaluation.rater import SCORE
 from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.text_metrics import distinct_share
 from rlhf_core.evaluation.win_rate import length_controlled_win_rate, outcomes, win_rate
 from rlhf_core.schema import Estimate, Prompt
-
-MAX_TAG_VALUES = 30
-"""A tag with more values than this labels single prompts; no table is broken down by it."""
 
 Both = tuple[Array, Array]
 """The policy's values and SFT's, [n] each."""
@@ -292,10 +290,5 @@ def length_groups(prompts: Sequence[Prompt]) -> dict[str, Rows]:
     lengths = np.array(
         [sum(len(message.content) for message in prompt.prompt) for prompt in prompts]
     )
-    first, second = np.quantile(lengths, [1 / 3, 2 / 3])
-    thirds = {
-        "prompt_length=short": lengths <= first,
-        "prompt_length=middle": (lengths > first) & (lengths <= second),
-        "prompt_length=long": lengths > second,
-    }
-    return {name: np.array(np.flatnonzero(rows)) for name, rows in thirds.items() if rows.any()}
+    parts = thirds("prompt_length", lengths, ("short", "middle", "long"))
+    return {name: np.array(np.flatnonzero(rows)) for name, rows in parts.items() if rows.any()}

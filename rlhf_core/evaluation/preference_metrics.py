@@ -1,6 +1,7 @@
 """How well a reward model agrees with people on held-out pairs, beside its rival: length alone."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +19,12 @@ from rlhf_core.evaluation.intervals import (
     estimate_clustered,
     estimate_sums,
 )
-from rlhf_core.evaluation.resampling import Array
-from rlhf_core.schema import Estimate
+from rlhf_core.evaluation.resampling import Array, Ints
+from rlhf_core.schema import Estimate, PreferencePair
+
+Chosen = NDArray[np.bool_]
+"""[n] True where a row belongs."""
+_NO_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -167,17 +172,126 @@ def _root(squared: float) -> float:
     return math.sqrt(max(0.0, squared))
 
 
-def accuracy_by_length(pairs: ScoredPairs, *, prefix: str, plans: Plans) -> dict[str, Estimate]:
-    """Accuracy where the longer response won, where the shorter did, and where they are equal.
+AGREEMENTS = (
+    ("1", 1.0),
+    ("0.75 to 1", 0.75),
+    ("0.5 to 0.75", 0.5),
+    ("below 0.5", 0.0),
+)
+"""Slices by the share of the votes for the chosen answer, each from its limit upwards."""
+MAX_TAG_VALUES = 30
+"""A tag or source with more values than this labels single rows; no table is broken down by it."""
 
-    A reward model that only counts tokens is right in the first group and wrong in the second.
+
+def accuracy_slices(
+    pairs: ScoredPairs, records: Sequence[PreferencePair], plan: Resampling
+) -> dict[str, Estimate]:
+    """Accuracy over the pairs of every slice; one that is empty is left out.
+
+    By which side is longer (a model that only counts tokens is right in the first group and wrong
+    in the second), by how different the lengths are (thirds), by the annotators' agreement, by
+    source and by tag.
+
+    Args:
+        pairs: scores and lengths.
+        records: [n] the same pairs as prepared.
+        plan: level, resamples, seed.
     """
-    gap = pairs.chosen_lengths - pairs.rejected_lengths
-    groups = {"chosen=longer": gap > 0, "chosen=shorter": gap < 0, "chosen=equal": gap == 0}
-    right = correctness(pairs.margins)
-    plan = plans(f"{prefix}/heldout_accuracy")
-    return {
-        name: estimate_clustered(right[group], pairs.clusters[group], plan, bounds=SHARE)
-        for name, group in groups.items()
-        if group.any()
+    right, gaps = correctness(pairs.margins), pairs.chosen_lengths - pairs.rejected_lengths
+    slices = {
+        "chosen=longer": gaps > 0,
+        "chosen=shorter": gaps < 0,
+        "chosen=equal": gaps == 0,
+        **thirds("length_difference", np.abs(gaps), ("small", "middle", "large")),
+        **_by_agreement(records),
+        **_by_label(records),
     }
+    return {
+        name: estimate_clustered(right[rows], pairs.clusters[rows], plan, bounds=SHARE)
+        for name, rows in slices.items()
+        if rows.any()
+    }
+
+
+def thirds(name: str, values: Array, words: tuple[str, str, str]) -> dict[str, Chosen]:
+    """``<name>=<word>`` to the rows of each third; equal values share one."""
+    first, second = np.quantile(values, [1 / 3, 2 / 3])
+    rows = (values <= first, (values > first) & (values <= second), values > second)
+    return {f"{name}={word}": here for word, here in zip(words, rows, strict=True)}
+
+
+def _by_agreement(records: Sequence[PreferencePair]) -> dict[str, Chosen]:
+    """Pairs with one vote are a slice of their own: nobody could disagree."""
+    single = np.array([pair.num_votes == 1 for pair in records])
+    agreement = np.array([pair.agreement for pair in records])
+    slices, above = {"agreement=one vote": single}, np.inf
+    for word, limit in AGREEMENTS:
+        slices[f"agreement={word}"] = ~single & (agreement >= limit) & (agreement < above)
+        above = limit
+    return slices
+
+
+def _by_label(records: Sequence[PreferencePair]) -> dict[str, Chosen]:
+    labels = [pair.tags | ({"source": pair.source} if pair.source else {}) for pair in records]
+    slices: dict[str, Chosen] = {}
+    for key in sorted({key for row in labels for key in row}):
+        values = np.array([row.get(key, "") for row in labels])
+        if len(distinct := sorted(set(values.tolist()) - {""})) <= MAX_TAG_VALUES:
+            slices |= {f"{key}={value}": values == value for value in distinct}
+    return slices
+
+
+def error_correlation(first: Array, second: Array, clusters: Ints, plan: Resampling) -> Estimate:
+    """Correlation of two judges' errors on the same pairs: phi, where no outcome is a tie.
+
+        phi = cov(e_1, e_2) / sqrt(var(e_1) var(e_2)),   e = 1 - right
+
+    1: they err on the same pairs, so one cannot see what fools the other. Pearson's correlation of
+    the outcomes; a tie is half an error. Where one of them never errs, or always does, nothing is
+    known and the interval is the whole range.
+
+    Args:
+        first: [n] 1, 0.5 or 0 as ``correctness`` has it.
+        second: [n] the same of the other.
+        clusters: [n] pairs of one dialogue share a number.
+        plan: level, resamples, seed.
+    """
+    products = (first, second, first**2, second**2, first * second, np.ones(first.size))
+    columns = [cluster_sums(column, clusters) for column in products]
+    if min(first.std(), second.std()) < _NO_SPREAD:
+        count = len(columns[0])
+        return Estimate(value=0.0, low=-1.0, high=1.0, num_samples=count, confidence=plan.level)
+    return estimate_sums(_correlation, columns, plan, bounds=DIFFERENCE)
+
+
+def _correlation(*sums: Array) -> Array:
+    """Pearson's correlation from sums of x, y, x^2, y^2, xy and 1; 0 where one does not vary."""
+    x, y, xx, yy, xy, n = sums
+    covariance = xy / n - x * y / n**2
+    spread = np.sqrt(
+        np.maximum(xx / n - (x / n) ** 2, 0.0) * np.maximum(yy / n - (y / n) ** 2, 0.0)
+    )
+    known = spread > _NO_SPREAD**2
+    return np.asarray(np.where(known, covariance / np.where(known, spread, 1.0), 0.0))
+
+
+def correlation_by_noise(first: float, second: float, ceiling: float) -> float:
+    """Error correlation that wrong labels alone make of two judges which err independently.
+
+        phi_0 = f (1 - f) (2 p_1 - 1) (2 p_2 - 1) / sqrt(a_1 (1 - a_1) a_2 (1 - a_2))
+        2 p - 1 = (2 a - 1) / (1 - 2 f)
+
+    with a the measured accuracies, f = 1 - ceiling the share of wrong labels, and p the accuracies
+    on right ones: where a label is wrong, both are counted wrong for being right.
+
+    Args:
+        first: measured accuracy of one, below 1.
+        second: of the other.
+        ceiling: the noise ceiling, above 0.5.
+    """
+    wrong = 1.0 - ceiling
+    variance = first * (1.0 - first) * second * (1.0 - second)
+    if variance <= 0.0 or ceiling <= 0.5:
+        return 0.0
+    leads = (2.0 * first - 1.0) * (2.0 * second - 1.0) / (1.0 - 2.0 * wrong) ** 2
+    return float(wrong * (1.0 - wrong) * leads / math.sqrt(variance))

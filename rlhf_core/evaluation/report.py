@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from rlhf_core.config.metric_names import CEILING, ERROR_CORRELATION
 from rlhf_core.evaluation.gates import describe_look
 from rlhf_core.evaluation.monitors import VICES
 from rlhf_core.evaluation.people import describe_votes
+from rlhf_core.evaluation.preference_metrics import correlation_by_noise
 from rlhf_core.evaluation.samples import Standing
 from rlhf_core.schema import (
     Conversation,
@@ -34,6 +36,8 @@ HEADLINES = {
     "reward/heldout_accuracy": "reward model, held-out accuracy",
     "reward/length_only_accuracy": "the same, knowing only lengths",
     "judge/heldout_accuracy": "judge, held-out accuracy",
+    "judge/noise_ceiling": "what the annotators' disagreement allows it",
+    "policy/judge_error_correlation": "correlation of its errors with the reward model's",
     "sft/heldout_nll": "SFT, nats per held-out token",
 }
 """Metrics shown large, with what they are; those that were measured appear, in this order."""
@@ -86,6 +90,29 @@ class Page:
     """``candidate``, ``SFT``, ``champion`` to what each is called; those that answered."""
     needed: Sequence[str] = field(default_factory=tuple)
     """What would decide where nothing is decided yet, in sentences."""
+    errors_shared: str = ""
+    """Whether the judge errs where the reward model errs, in sentences."""
+
+    @property
+    def accuracies(self) -> dict[str, list[Estimate | None]]:
+        """Slice to the accuracy of ``scorers`` over its pairs, all pairs and the ceiling first."""
+        reports = [result.report for result in self.scorers]
+        rows = {
+            "all pairs": [one.metrics.get(f"{one.stage}/heldout_accuracy") for one in reports],
+            "what the annotators' disagreement allows": [
+                one.metrics.get(f"{one.stage}/{CEILING}") for one in reports
+            ],
+        }
+        for name in dict.fromkeys(name for one in reports for name in one.breakdown):
+            rows[name] = [
+                one.breakdown.get(name, {}).get(f"{one.stage}/heldout_accuracy") for one in reports
+            ]
+        return {name: row for name, row in rows.items() if any(row)}
+
+    @property
+    def scorers(self) -> list[StageResult]:
+        """Judge and reward model, those that this run trained."""
+        return [one for one in self.results if one.stage in ("judge", "reward")]
 
 
 @dataclass(frozen=True)
@@ -217,6 +244,41 @@ def place(address: str) -> str:
     if host is None or host == "localhost" or host.startswith("127."):
         return f"MLflow run {address.rsplit('/', 1)[-1]}"
     return address
+
+
+def how_right(evaluated: EvaluationReport) -> str:
+    """Say how right the judge is on held-out pairs, and how right it could be."""
+    right, ceiling = evaluated.judge_accuracy, evaluated.judge_ceiling
+    if right is None:
+        return ""
+    allowed = f"; the annotators' own disagreement allows {ceiling.value:.2f}" if ceiling else ""
+    return f", right on {right.value:.2f} of the pairs of {right.num_samples} held-out dialogues{allowed}"
+
+
+def errors_shared(results: Mapping[str, StageResult]) -> str:
+    """Say whether the judge errs where the reward model errs; empty where it was not measured.
+
+    Wrong labels count as errors of both, so that much is said of them as well.
+    """
+    evaluated = results["evaluate"].report if "evaluate" in results else None
+    phi = evaluated.metrics.get(f"policy/{ERROR_CORRELATION}") if evaluated else None
+    if evaluated is None or phi is None:
+        return ""
+    judge, ceiling = evaluated.judge_accuracy, evaluated.judge_ceiling
+    reward = (
+        results["reward"].report.metrics.get("reward/heldout_accuracy")
+        if ("reward" in results)
+        else None
+    )
+    told = (
+        f"The judge's errors and the reward model's correlate by {phi.value:.2f} "
+        f"[{phi.low:.2f}, {phi.high:.2f}] on held-out pairs ({phi.num_samples} dialogues). A judge "
+        "that errs as the reward model does cannot see that it is exploited: 1 is the same errors."
+    )
+    if judge and ceiling and reward:
+        alone = correlation_by_noise(judge.value, reward.value, ceiling.value)
+        told += f" Labels that are wrong make {alone:.2f} of it where the two err independently."
+    return told
 
 
 def number(value: float) -> str:

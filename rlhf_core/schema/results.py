@@ -138,8 +138,11 @@ class EvaluationReport(Record):
     judge: str = ""
     """Who decided, of a policy's report; empty in reports of earlier builds."""
     judge_accuracy: Estimate | None = None
-    """Of a judge from elsewhere, or several together, on held-out pairs that people voted on; at
-    the confidence of the gate of ``judge/heldout_accuracy``."""
+    """Of the judge, or several together, on held-out pairs that people voted on; at the confidence
+    of the gate of ``judge/heldout_accuracy``. In reports of earlier builds of our own judge None.
+    """
+    judge_ceiling: Estimate | None = None
+    """What the annotators' own disagreement on those pairs allows; None where it is not known."""
     people: PeopleVotes | None = None
     """Votes that the judge's win rate was corrected by; None where there are none."""
 

@@ -96,6 +96,8 @@ class Comparison(Record):
     """Line (1-based) or row of the source file, for messages and quarantine."""
     group: str = ""
     """Comparisons made of one ranked list share it; empty where there is no list."""
+    tags: dict[str, str] = Field(default_factory=dict, exclude_if=lambda tags: not tags)
+    """Free labels, as a prompt's; where there are none they are not written."""
 
     @property
     def votes_a(self) -> int:
@@ -128,3 +130,5 @@ class PreferencePair(Record):
     source: str = ""
     group: str = ""
     """Pairs of one ranked list share it and follow one another in the file."""
+    tags: dict[str, str] = Field(default_factory=dict, exclude_if=lambda tags: not tags)
+    """Free labels, as a prompt's; where there are none they are not written."""

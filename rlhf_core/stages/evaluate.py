@@ -17,8 +17,9 @@ from rlhf_core.errors import MissingMetricError
 from rlhf_core.evaluation.comparison import policy_breakdown, policy_metrics
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.intervals import cluster_sums, estimate_clustered, estimate_ratio
+from rlhf_core.evaluation.noise_ceiling import noise_ceiling
 from rlhf_core.evaluation.preference_metrics import (
-    accuracy_by_length,
+    accuracy_slices,
     fit_length_rival,
     preference_metrics,
 )
@@ -36,9 +37,10 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluation.compare import compare_answers, sampling, topics_of, write_samples
-from rlhf_core.stages.evaluation.judging import Panel, outside_accuracy
+from rlhf_core.stages.evaluation.judge_check import check_judge
+from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.people import corrected_by_people
-from rlhf_core.stages.evaluation.scored_pairs import heldout_pairs, score_pairs
+from rlhf_core.stages.evaluation.scored_pairs import heldout_pairs, score_pairs, with_tags
 from rlhf_core.stages.evaluation.scoring import response_logprobs
 from rlhf_core.stages.evaluation.verdict import (
     conclude,
@@ -152,14 +154,16 @@ def evaluate_reward(
         metrics = preference_metrics(
             pairs, rival, prefix=role, bins=config.evaluation.num_calibration_bins, plans=plans
         )
-        by_length = accuracy_by_length(pairs, prefix=role, plans=plans)
+        records = with_tags([pair.record for pair in heldout], splits)
+        ceiling = noise_ceiling(records, pairs.clusters, plans(f"{role}/noise_ceiling"))
+        metrics |= {f"{role}/noise_ceiling": ceiling} if ceiling else {}
+        slices = accuracy_slices(pairs, records, plans(f"{role}/heldout_accuracy"))
         report = EvaluationReport(
             stage=role,
             model=model,
             metrics=metrics,
             breakdown={
-                group: {f"{role}/heldout_accuracy": accuracy}
-                for group, accuracy in by_length.items()
+                group: {f"{role}/heldout_accuracy": accuracy} for group, accuracy in slices.items()
             },
             rows=row_counts(context.stage_directory(role)),
         )
@@ -287,7 +291,7 @@ def _measured(
 ) -> EvaluationReport:
     directory = samples.parent
     panel = Panel(config, models["judge"], directory)
-    accuracy = outside_accuracy(config, splits, panel)
+    check = check_judge(config, splits, panel, models.get("reward"), look)
     measured = compare_answers(config, splits, models, panel, directory)
     write_samples(samples, measured)
     topics, units = topics_of(config, splits, measured.prompts)
@@ -295,10 +299,11 @@ def _measured(
     return EvaluationReport(
         stage="policy",
         model=models["policy"],
-        metrics=policy_metrics(measured, config.evaluation.monitors, plans),
+        metrics=policy_metrics(measured, config.evaluation.monitors, plans) | check.metrics,
         breakdown=policy_breakdown(measured, plans),
         samples=samples,
         look=look,
         units=units,
-        judge_accuracy=accuracy,
+        judge_accuracy=check.accuracy,
+        judge_ceiling=check.ceiling,
     )

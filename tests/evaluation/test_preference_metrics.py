@@ -4,15 +4,19 @@ import numpy as np
 import pytest
 
 from rlhf_core.evaluation.intervals import Plans, Resampling
+from rlhf_core.evaluation.noise_ceiling import noise_ceiling
 from rlhf_core.evaluation.preference_metrics import (
     LengthRival,
     ScoredPairs,
-    accuracy_by_length,
+    accuracy_slices,
     calibration_error,
     correctness,
+    correlation_by_noise,
+    error_correlation,
     fit_length_rival,
     preference_metrics,
 )
+from rlhf_core.schema import Message, PreferencePair
 
 PLAN = Resampling(num_resamples=400)
 PLANS = Plans(default=PLAN, confidences={})
@@ -134,11 +138,122 @@ def test_a_calibrated_model_has_little_error_and_an_overconfident_one_much():
     assert boastful.low > 0.2
 
 
-def test_accuracy_splits_by_which_side_is_longer():
+def pair(index, agreement=1.0, num_votes=3, ties=0.0, **more):
+    return PreferencePair(
+        comparison_id=f"c{index}",
+        prompt=(Message(role="user", content=f"question {index}"),),
+        chosen="yes",
+        rejected="no",
+        agreement=agreement,
+        num_votes=num_votes,
+        tie_fraction=ties,
+        **more,
+    )
+
+
+def test_accuracy_by_length_agreement_source_and_tag():
     data = pairs([1.0, 1.0, -1.0, 1.0], [9, 9, 2, 5], [4, 4, 8, 5])
-    groups = accuracy_by_length(data, prefix="reward", plans=PLANS)
-    assert {name: estimate.value for name, estimate in groups.items()} == {
-        "chosen=longer": 1.0,
-        "chosen=shorter": 0.0,
-        "chosen=equal": 1.0,
+    records = [
+        pair(0, 1.0, source="forum", tags={"style": "terse"}),
+        pair(1, 2 / 3, source="forum", tags={"style": "polite"}),
+        pair(2, 5 / 6, ties=1 / 3, tags={"style": "terse"}),
+        pair(3, 1.0, num_votes=1),
+    ]
+    slices = accuracy_slices(data, records, PLAN)
+    assert {name: (one.value, one.num_samples) for name, one in slices.items()} == {
+        "chosen=longer": (1.0, 2),
+        "chosen=shorter": (0.0, 1),
+        "chosen=equal": (1.0, 1),
+        "length_difference=small": (1.0, 3),
+        "length_difference=large": (0.0, 1),
+        "agreement=one vote": (1.0, 1),
+        "agreement=1": (1.0, 1),
+        "agreement=0.75 to 1": (0.0, 1),
+        "agreement=0.5 to 0.75": (1.0, 1),
+        "source=forum": (1.0, 2),
+        "style=polite": (1.0, 1),
+        "style=terse": (0.5, 2),
     }
+
+
+def test_what_labels_single_pairs_is_no_slice():
+    records = [pair(i, source=f"row {i}") for i in range(40)]
+    slices = accuracy_slices(pairs(np.ones(40), np.ones(40), np.ones(40)), records, PLAN)
+    assert not any(name.startswith("source=") for name in slices)
+
+
+def voted(strength, count, rng, num_votes=3):
+    """Pairs of annotators of known disagreement, and how often their label is the many's."""
+    share = rng.beta(strength, strength, size=count)
+    votes = rng.binomial(num_votes, share)
+    kept = 2 * votes != num_votes
+    won = np.maximum(votes, num_votes - votes)[kept]
+    right = ((votes > num_votes / 2) == (share > 0.5))[kept]
+    return [pair(i, w / num_votes, num_votes) for i, w in enumerate(won)], right.mean()
+
+
+@pytest.mark.parametrize(("strength", "num_votes"), [(0.3, 3), (1.0, 3), (2.0, 5), (1.0, 4)])
+def test_the_noise_ceiling_is_what_a_judge_that_knows_the_many_reaches(strength, num_votes):
+    rng = np.random.default_rng(1)
+    truth = voted(strength, 100_000, rng, num_votes)[1]
+    found = [voted(strength, 400, rng, num_votes)[0] for _ in range(25)]
+    ceilings = [noise_ceiling(some, np.arange(len(some)), PLAN) for some in found]
+    assert np.mean([one.value for one in ceilings]) == pytest.approx(truth, abs=0.015)
+    assert sum(one.low <= truth <= one.high for one in ceilings) >= 20
+
+
+def test_unanimous_annotators_leave_nothing_to_noise():
+    ceiling = noise_ceiling([pair(i) for i in range(200)], np.arange(200), PLAN)
+    assert ceiling.value > 0.99
+
+
+@pytest.mark.parametrize("num_votes", [1, 2])
+def test_one_or_two_votes_do_not_tell_a_ceiling(num_votes):
+    assert noise_ceiling([pair(i, 1.0, num_votes) for i in range(9)], np.arange(9), PLAN) is None
+
+
+def test_tied_votes_that_a_vote_model_decided_tell_nothing_and_break_nothing():
+    some = voted(1.0, 300, np.random.default_rng(0))[0]
+    odd = [pair(1000, 0.5, 2), pair(1001, 0.5, 3, ties=1.0), pair(1002, 1 / 3)]
+    with_odd = noise_ceiling(some + odd, np.arange(len(some) + 3), PLAN)
+    without = noise_ceiling(some, np.arange(len(some)), PLAN)
+    assert with_odd.value == pytest.approx(without.value, abs=0.02)
+
+
+def test_pairs_of_one_dialogue_widen_the_ceilings_interval():
+    some = voted(1.0, 200, np.random.default_rng(0))[0]
+    alone = noise_ceiling(some, np.arange(200), PLAN)
+    copies = noise_ceiling(some * 4, np.tile(np.arange(200), 4), PLAN)
+    assert copies.num_samples == 200
+    assert copies.value == pytest.approx(alone.value)
+    assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=0.1)
+
+
+def test_the_correlation_of_errors_is_phi_by_hand():
+    first = np.array([1, 1, 0, 0, 1, 1, 0, 1], dtype=float)
+    second = np.array([1, 0, 0, 0, 1, 1, 1, 1], dtype=float)
+    estimate = error_correlation(first, second, np.arange(8), PLAN)
+    n11, n00, n10, n01 = 4, 2, 1, 1
+    phi = (n11 * n00 - n10 * n01) / math.sqrt(5 * 3 * 5 * 3)
+    assert estimate.value == pytest.approx(phi)
+    assert estimate.value == pytest.approx(np.corrcoef(first, second)[0, 1])
+    assert estimate.low < phi < estimate.high
+
+
+def test_the_same_errors_correlate_fully_and_none_tell_nothing():
+    rng = np.random.default_rng(0)
+    right = (rng.random(200) < 0.7).astype(float)
+    assert error_correlation(right, right, np.arange(200), PLAN).value == pytest.approx(1.0)
+    perfect = error_correlation(np.ones(200), right, np.arange(200), PLAN)
+    assert (perfect.value, perfect.low, perfect.high) == (0.0, -1.0, 1.0)
+
+
+def test_independent_judges_correlate_by_the_wrong_labels_alone():
+    rng = np.random.default_rng(0)
+    wrong_label = rng.random(200_000) < 0.1
+    knows = [rng.random(200_000) < accuracy for accuracy in (0.8, 0.7)]
+    right = [np.where(wrong_label, ~own, own).astype(float) for own in knows]
+    expected = correlation_by_noise(right[0].mean(), right[1].mean(), 0.9)
+    assert np.corrcoef(*right)[0, 1] == pytest.approx(expected, abs=0.01)
+    assert expected > 0.05
+    assert correlation_by_noise(1.0, 0.7, 0.9) == 0.0

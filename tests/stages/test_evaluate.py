@@ -9,6 +9,7 @@ from rlhf_core.adapters.tracking import open_run
 from rlhf_core.config.metric_names import metrics_of
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.errors import RegistryError
+from rlhf_core.evaluation.report import errors_shared, how_right
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import Demonstration, Message, ModelRef, PreferencePair, Prompt
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
@@ -69,9 +70,80 @@ def test_the_judge_is_measured_under_its_own_name_by_the_reward_models_gates(
         stage_config(), small_splits, four_models["judge"], stage_context, role="judge"
     )
     assert result.stage == "judge"
-    assert set(result.report.metrics) == metrics_of("judge", ())
+    # One vote a pair: nobody could disagree.
+    assert set(result.report.metrics) == metrics_of("judge", ()) - {"judge/noise_ceiling"}
     assert result.decision.results[0].gate == "judge/heldout_accuracy"
-    assert set(result.report.breakdown) == {"chosen=longer", "chosen=shorter"}
+    assert set(result.report.breakdown) == {
+        "chosen=longer",
+        "chosen=shorter",
+        "length_difference=small",
+        "agreement=one vote",
+        "style=polite",  # the tags of the prompts that read the same
+        "style=terse",
+    }
+
+
+def voted_on(splits):
+    """Three votes on each held-out pair, a third of them not of one mind; tags of their own."""
+    for name in ("judge_heldout", "reward_heldout"):
+        ref = getattr(splits, name)
+        rows = [
+            row.model_copy(
+                update={
+                    "num_votes": 3,
+                    "agreement": 1.0 if index % 3 else 2 / 3,
+                    "tags": {"tone": "curt"} if index < 6 else {},
+                }
+            )
+            for index, row in enumerate(read_records(ref, PreferencePair))
+        ]
+        write_records(ref.path, rows)
+
+
+def test_the_judge_stands_beside_its_ceiling_and_the_reward_models_errors(
+    four_models, stage_config, stage_context, small_splits
+):
+    voted_on(small_splits)
+    gate = {"metric": "policy/judge_error_correlation", "at_most": 0.9, "min_samples": 5}
+    config = stage_config(policy=[gate])
+    result = judged(config, small_splits, four_models, stage_context)
+    report = result.report
+    assert report.judge_ceiling.value > report.judge_accuracy.value
+    prompts, texts = [], ([], [])
+    for source in (small_splits.judge_heldout, small_splits.reward_heldout):
+        for row in read_records(source, PreferencePair):
+            prompts.append(row.prompt)
+            texts[0].append(row.chosen)
+            texts[1].append(row.rejected)
+    right = []
+    for role in ("judge", "reward"):
+        chosen, rejected = score_texts(four_models[role].path, prompts, texts, budget=500)
+        right.append(chosen > rejected)
+    phi = np.corrcoef(*right)[0, 1]
+    measured = report.metrics["policy/judge_error_correlation"]
+    assert measured.value == pytest.approx(phi)
+    assert measured.num_samples == 12  # the two halves of this dataset hold the same dialogues
+    assert report.judge_accuracy.value == pytest.approx(right[0][:12].mean())
+    assert result.decision.results[0].gate == "policy/judge_error_correlation"
+    assert f"disagreement allows {report.judge_ceiling.value:.2f}" in how_right(report)
+    told = errors_shared({"evaluate": result})
+    assert f"correlate by {phi:.2f}" in told
+    assert "cannot see that it is exploited" in told
+
+
+def test_slices_of_the_reward_model_can_be_gated(
+    four_models, stage_config, stage_context, small_splits
+):
+    voted_on(small_splits)
+    gate = {"metric": "reward/heldout_accuracy", "at_least": 1e-9, "min_samples": 2}
+    config = stage_config(reward=[gate, gate | {"slice": "tone=curt"}])
+    result = evaluate_reward(config, small_splits, four_models["reward"], stage_context)
+    assert {one.gate: one.estimate.num_samples for one in result.decision.results} == {
+        "reward/heldout_accuracy": 12,
+        "reward/heldout_accuracy [tone=curt]": 6,
+    }
+    assert set(result.report.breakdown) >= {"agreement=1", "agreement=0.5 to 0.75"}
+    assert "reward/noise_ceiling" in result.report.metrics
 
 
 def test_a_policy_is_compared_judged_and_recorded(

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.sources.choices import choice_of, parse_strength
 from rlhf_core.dataprep.sources.column_names import PROMPTS
-from rlhf_core.dataprep.sources.columns import renamed, structured
+from rlhf_core.dataprep.sources.columns import renamed, structured, tags_of
 from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt
 from rlhf_core.dataprep.sources.rows import UNNAMED, Columns, RawRow, UnusableRow, as_json
 from rlhf_core.schema import Choice, Comparison, Demonstration, Prompt, Record, Vote
@@ -32,6 +32,7 @@ def comparisons_of(
     if not (value.get("source") and value.get("line")):
         value["line"] = row.line
     value["source"] = value.get("source") or row.source
+    value["tags"] = tags_of(row)
     votes = value.get("votes")
     votes = structured(votes) if isinstance(votes, str) else votes
     if isinstance(votes, list):

@@ -56,6 +56,24 @@ def find(value: Any, path: str) -> Any:
     return find(inner, rest)
 
 
+def tags_of(row: RawRow) -> dict[str, str]:
+    """Return a row's labels: its column ``tags``, where that is an object of plain values.
+
+    Lists of words are published under the same name; they label nothing by a key and stay unread.
+    """
+    found = dict.get(row.value, "tags")
+    found = structured(found) if isinstance(found, str) else found
+    if not isinstance(found, dict):
+        return {}
+    row.value.read.add("tags")
+    labels = {
+        str(key): str(value).strip()
+        for key, value in found.items()
+        if isinstance(value, str | int | float)
+    }
+    return {key: value for key, value in labels.items() if key and value}
+
+
 def is_there(found: object) -> bool:
     """Tell whether ``find`` found something."""
     return found is not _MISSING

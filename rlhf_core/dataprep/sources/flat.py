@@ -36,6 +36,7 @@ from rlhf_core.dataprep.sources.choices import (
     parse_signed,
     parse_strength,
 )
+from rlhf_core.dataprep.sources.columns import tags_of
 from rlhf_core.dataprep.sources.responses import parse_responses
 from rlhf_core.dataprep.sources.rows import (
     UNNAMED,
@@ -120,6 +121,7 @@ def _comparison(ballots: list[_Ballot]) -> Comparison:
         votes=tuple(vote for ballot in ballots for vote in ballot.votes),
         source=ballots[0].source,
         line=first.line,
+        tags=tags_of(first),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlhf_core.dataprep.keys import content_id, conversation_key
 from rlhf_core.dataprep.sources.choices import finite_number, parse_score, parse_strength
+from rlhf_core.dataprep.sources.columns import tags_of
 from rlhf_core.dataprep.sources.messages import readable, texts_of
 from rlhf_core.dataprep.sources.responses import decided_comparison, parse_responses
 from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, UnusableRow
@@ -84,7 +85,7 @@ def _comparison(row: RawRow, strength: float | None) -> Comparison:
         annotator=ANNOTATOR,
         place=(row.source, row.line),
         strength=strength,
-    )
+    ).model_copy(update={"tags": tags_of(row)})
 
 
 def _strength(row: RawRow) -> float | None:

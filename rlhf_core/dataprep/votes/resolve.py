@@ -34,4 +34,5 @@ def resolve(item: Comparison, a_beats_b: float) -> PreferencePair:
         strength=sum(strengths) / len(strengths) if strengths else None,
         source=item.source,
         group=item.group,
+        tags=item.tags,
     )

@@ -1,7 +1,6 @@
 """The judges of an evaluation: our own by its scores, others by theirs or by what they say."""
 
 import hashlib
-import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from rlhf_core.config import AiJudgeConfig, PipelineConfig, RewardModelJudgeConfig, judges_of
-from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.dataprep.manifest import fingerprint_of
-from rlhf_core.dataprep.measures.clusters import numbered
 from rlhf_core.errors import ConfigError
-from rlhf_core.evaluation.intervals import SHARE, estimate_clustered
 from rlhf_core.evaluation.judges import (
     CHAMPION_OVER_SFT,
     OVER_CHAMPION,
@@ -30,19 +26,10 @@ from rlhf_core.evaluation.resampling import Array
 from rlhf_core.feedback.ballots import Ballot, BallotBox
 from rlhf_core.feedback.judge import read_verdict
 from rlhf_core.models.classifier import Classifier, outside_model
-from rlhf_core.schema import (
-    Comparison,
-    Conversation,
-    DatasetSplits,
-    Estimate,
-    ModelRef,
-    PreferencePair,
-)
+from rlhf_core.schema import Comparison, Conversation, ModelRef
 from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.scoring import score_texts
-from rlhf_core.stages.evaluation.verdict import metric_plans
 from rlhf_core.stages.labels.ai import ask_judge, judge_name, what_is_asked
-from rlhf_core.storage.records import read_records
 
 _TOO_LONG = "the conversation is longer than {name} reads ({limit} tokens)"
 _VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -274,29 +261,3 @@ def _place(ballot: Ballot | None) -> float:
     if ballot is None or not ballot.votes:
         return float("nan")
     return float(np.mean([_PLACE[read_verdict(answer) or "tie"] for answer in ballot.answers]))
-
-
-def outside_accuracy(
-    config: PipelineConfig, splits: DatasetSplits, panel: Panel
-) -> Estimate | None:
-    """Measure judges that are not all our own on the judge's held-out pairs, drawn by the seed.
-
-    Our own has been measured on them as it was trained. What is not judged is half right.
-    """
-    pairs = read_records(splits.judge_heldout, PreferencePair)
-    if not pairs or all(judge.kind == "scalar" for judge in panel.judges):
-        return None
-    rng = random.Random(derived_seed(config.seed, "judge pairs"))
-    pairs = rng.sample(pairs, min(len(pairs), config.evaluation.num_judge_pairs))
-    _, decided = panel.decide(
-        [pair.prompt for pair in pairs],
-        [[pair.chosen for pair in pairs], [pair.rejected for pair in pairs]],
-    )
-    if decided is None:
-        return None
-    return estimate_clustered(
-        decided.over_sft,
-        numbered(dialogue_key(pair.prompt) for pair in pairs),
-        metric_plans(config, "judge")("judge/heldout_accuracy"),
-        bounds=SHARE,
-    )

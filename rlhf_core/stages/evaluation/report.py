@@ -13,7 +13,14 @@ from rlhf_core.config import GATED_STAGES, GatedStage, PipelineConfig, config_di
 from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.evaluation.corrected import labels_needed
 from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot, length_plot
-from rlhf_core.evaluation.report import Page, Sample, duration, render_page
+from rlhf_core.evaluation.report import (
+    Page,
+    Sample,
+    duration,
+    errors_shared,
+    how_right,
+    render_page,
+)
 from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
 from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
 from rlhf_core.storage.records import atomic_file, parse_object, read_record, read_records
@@ -95,6 +102,7 @@ def write_report(directory: Path) -> Path:
         standings=side_by_side(rows) if rows else (),
         models=_names(results),
         needed=needed_to_decide(results, _judge_uri(lineage)),
+        errors_shared=errors_shared(results),
     )
     target = directory / REPORT
     with atomic_file(target) as stream:
@@ -124,11 +132,7 @@ def _facts(
         facts["dataset"] = splits.sha256[:12]
     evaluated = results["evaluate"].report if "evaluate" in results else None
     if evaluated and evaluated.judge:
-        right = evaluated.judge_accuracy
-        said = (
-            f", right on {right.value:.2f} of {right.num_samples} held-out pairs" if right else ""
-        )
-        facts["judged by"] = evaluated.judge + said
+        facts["judged by"] = evaluated.judge + how_right(evaluated)
     compared = evaluated.champion if evaluated else None
     facts["champion before"] = (promotion or {}).get("previous_champion") or compared or "none"
     if promotion:

@@ -1,5 +1,7 @@
 """Held-out pairs as a reward model scores them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Literal
@@ -7,15 +9,30 @@ from typing import Literal
 import numpy as np
 
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.keys import dialogue_key
+from rlhf_core.dataprep.keys import conversation_key, dialogue_key
 from rlhf_core.dataprep.measures.clusters import numbered
 from rlhf_core.evaluation.preference_metrics import ScoredPairs
 from rlhf_core.models import load_scalar
-from rlhf_core.schema import DatasetRef, ModelRef, PreferencePair, RunContext
+from rlhf_core.schema import (
+    DatasetRef,
+    DatasetSplits,
+    ModelRef,
+    PreferencePair,
+    Prompt,
+    RunContext,
+)
 from rlhf_core.stages.evaluation.scoring import response_scores
-from rlhf_core.stages.examples import TurnOf, pair_fault, tokenize_records
+from rlhf_core.stages.examples import pair_fault, tokenize_records
 from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer, TokenizedPair
+
+
+@dataclass(frozen=True, slots=True)
+class HeldoutPair:
+    """A pair with its tokens."""
+
+    record: PreferencePair
+    tokens: TokenizedPair
 
 
 def heldout_pairs(
@@ -24,11 +41,11 @@ def heldout_pairs(
     context: RunContext,
     role: Literal["reward", "judge"],
     source: DatasetRef,
-) -> list[TurnOf[TokenizedPair]]:
+) -> list[HeldoutPair]:
     """Read prepared pairs as tokens; those that do not fit are filtered out by reason."""
     return tokenize_records(
         read_records(source, PreferencePair),
-        lambda pair: TurnOf(dialogue_key(pair.prompt), renderer.pair(pair)),
+        lambda pair: HeldoutPair(pair, renderer.pair(pair)),
         length=attrgetter("tokens.num_tokens"),
         max_length=config.model.max_length,
         filtered=context.stage_directory(role) / f"set-aside-{source.path.stem}.jsonl",
@@ -36,9 +53,7 @@ def heldout_pairs(
     )
 
 
-def score_pairs(
-    config: PipelineConfig, model: ModelRef, pairs: list[TurnOf[TokenizedPair]]
-) -> ScoredPairs:
+def score_pairs(config: PipelineConfig, model: ModelRef, pairs: list[HeldoutPair]) -> ScoredPairs:
     """Score both sides of every pair; pairs of one dialogue form a cluster."""
     budget = config.evaluation.micro_batch_tokens
     scorer = load_scalar(model.path, device=config.model.device)
@@ -50,5 +65,25 @@ def score_pairs(
         rejected_scores=response_scores(scorer, prompts, rejected, budget=budget),
         chosen_lengths=np.array([float(len(ids)) for ids in chosen]),
         rejected_lengths=np.array([float(len(ids)) for ids in rejected]),
-        clusters=numbered(pair.dialogue for pair in pairs),
+        clusters=numbered(dialogue_key(pair.record.prompt) for pair in pairs),
     )
+
+
+def with_tags(pairs: Sequence[PreferencePair], splits: DatasetSplits) -> list[PreferencePair]:
+    """Return the pairs, those without tags with the tags of a prompt that reads the same."""
+    if all(pair.tags for pair in pairs):
+        return list(pairs)
+    tags = {
+        conversation_key(prompt.prompt): prompt.tags
+        for source in (splits.prompts_train, splits.prompts_heldout)
+        for prompt in read_records(source, Prompt)
+        if prompt.tags
+    }
+    if not tags:
+        return list(pairs)
+    return [
+        pair
+        if pair.tags
+        else pair.model_copy(update={"tags": tags.get(conversation_key(pair.prompt), {})})
+        for pair in pairs
+    ]

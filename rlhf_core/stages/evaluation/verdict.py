@@ -10,7 +10,7 @@ from rlhf_core.adapters.registry import find_version, upstream_uris
 from rlhf_core.adapters.required_gates import APPLIED, applied_tag, required_gates
 from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
 from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
-from rlhf_core.config.metric_names import CORRECTED
+from rlhf_core.config.metric_names import CEILING, CORRECTED
 from rlhf_core.dataprep.measures.clusters import Ints
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide, describe_look, gate_name, judge_estimate
@@ -31,6 +31,7 @@ from rlhf_core.stages.preparation.report import ANNOTATORS
 
 WIN_RATE_CORRECTED = f"policy/{CORRECTED}"
 JUDGE_ACCURACY = "judge/heldout_accuracy"
+JUDGE_CEILING = f"judge/{CEILING}"
 MOST_UNJUDGED = 0.1
 """Pairs without a judge's word beyond this part are too many to decide by the others."""
 
