@@ -90,8 +90,11 @@ class Page:
     """``candidate``, ``SFT``, ``champion`` to what each is called; those that answered."""
     needed: Sequence[str] = field(default_factory=tuple)
     """What would decide where nothing is decided yet, in sentences."""
-    errors_shared: str = ""
-    """Whether the judge errs where the reward model errs, in sentences."""
+
+    @property
+    def errors_shared(self) -> str:
+        """Whether the judge errs where the reward model errs, in sentences."""
+        return errors_shared({result.stage: result for result in self.results})
 
     @property
     def accuracies(self) -> dict[str, list[Estimate | None]]:
@@ -252,7 +255,8 @@ def how_right(evaluated: EvaluationReport) -> str:
     if right is None:
         return ""
     allowed = f"; the annotators' own disagreement allows {ceiling.value:.2f}" if ceiling else ""
-    return f", right on {right.value:.2f} of the pairs of {right.num_samples} held-out dialogues{allowed}"
+    asked = f"of the pairs of {right.num_samples} held-out dialogues"
+    return f", right on {right.value:.2f} {asked}{allowed}"
 
 
 def errors_shared(results: Mapping[str, StageResult]) -> str:

@@ -17,7 +17,6 @@ from rlhf_core.evaluation.report import (
     Page,
     Sample,
     duration,
-    errors_shared,
     how_right,
     render_page,
 )
@@ -102,7 +101,6 @@ def write_report(directory: Path) -> Path:
         standings=side_by_side(rows) if rows else (),
         models=_names(results),
         needed=needed_to_decide(results, _judge_uri(lineage)),
-        errors_shared=errors_shared(results),
     )
     target = directory / REPORT
     with atomic_file(target) as stream:
