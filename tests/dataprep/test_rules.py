@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from rlhf_core.config import CleaningConfig
 from rlhf_core.dataprep.cleaning.contamination import read_benchmark
-from rlhf_core.dataprep.cleaning.language import KNOWN, UNKNOWN, other_language
+from rlhf_core.dataprep.cleaning.language import known_languages, other_language
 from rlhf_core.dataprep.cleaning.personal import find_personal_data
 from rlhf_core.dataprep.cleaning.rules import make_rules
 from rlhf_core.errors import ConfigError, DataError
@@ -57,6 +57,7 @@ def test_personal_data_is_found_by_kind(text, kind):
         "count 1 2 3 4 5 6 7 8 9 10 11 12 13",
         "10 20 30 40 50 60",
         "at 1700000000 it was, of 31415926535",
+        "it lies at 37.3362725, -12.8819212, and pi is 3.14159265",
         "supercalifragilisticexpialidociousandmore",
         "-" * 80,
         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa1",
@@ -99,21 +100,24 @@ def test_running_text_is_told_by_its_language(language):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "language"),
     [
-        "Biblioteket öppnar klockan nio på morgonen och stänger klockan sex på kvällen varje dag. "
-        "På lördagar är det öppet mellan tio och två.",
-        "Biblioteka jest otwarta od godziny dziewiątej rano do osiemnastej wieczorem. W soboty "
-        "można przyjść między dziesiątą a czternastą, ale w niedziele jest zamknięta.",
-        "Knihovna je otevřena od devíti hodin ráno do šesti hodin večer každý pracovní den. V "
-        "sobotu můžete přijít mezi desátou a čtrnáctou hodinou, ale v neděli je vždy zavřeno.",
-        "Thư viện mở cửa lúc chín giờ sáng và đóng cửa lúc sáu giờ chiều vào các ngày trong tuần.",
+        ("Biblioteket öppnar klockan nio på morgonen och stänger klockan sex på kvällen.", "sv"),
+        ("Biblioteka jest otwarta od godziny dziewiątej rano do osiemnastej wieczorem.", "pl"),
+        ("Knihovna je otevřena od devíti hodin ráno do šesti hodin večer každý den.", "cs"),
+        ("Thư viện mở cửa lúc chín giờ sáng và đóng cửa lúc sáu giờ chiều.", "vi"),
+        ("Perpustakaan buka pada pukul sembilan pagi dan tutup pada pukul enam sore.", "id"),
     ],
 )
 @pytest.mark.parametrize("allowed", [{"en"}, {"en", "de", "fr", "es", "it", "pt", "nl"}])
-def test_running_text_of_a_language_without_a_rule_is_told_as_well(text, allowed):
-    assert other_language(text, frozenset(allowed)) == UNKNOWN
-    assert other_language(" ".join(text.split()[:15]), frozenset(allowed)) is None
+def test_languages_are_told_whatever_their_letters(text, language, allowed):
+    assert other_language(text, frozenset(allowed)) == language
+    assert other_language(" ".join(text.split()[:8]), frozenset(allowed)) is None
+
+
+def test_near_relatives_of_a_language_to_keep_stay_where_they_may_be_it():
+    text = "Perpustakaan buka pada pukul sembilan pagi dan tutup pada pukul enam sore."
+    assert other_language(text, frozenset({"ms"})) is None
 
 
 @pytest.mark.parametrize(
@@ -140,7 +144,7 @@ def test_short_text_names_and_code_stay(text):
 @given(text=st.text(max_size=300))
 def test_no_text_can_crash_a_rule(text):
     find_personal_data(text, KINDS)
-    assert other_language(text, frozenset({"en"})) in KNOWN | {UNKNOWN, None}
+    assert other_language(text, frozenset({"en"})) in known_languages() | {None}
 
 
 def rules_for(tmp_path, **cleaning):
@@ -198,7 +202,7 @@ def test_a_benchmark_without_text_is_refused(tmp_path):
 
 
 def test_an_unknown_language_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no rule for xx; known: "):
+    with pytest.raises(ConfigError, match="xx cannot be told; known: "):
         rules_for(tmp_path, languages=("en", "xx"))
 
 

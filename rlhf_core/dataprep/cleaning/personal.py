@@ -1,4 +1,11 @@
-"""Personal data by rule: what looks like an e-mail address, a telephone number or a secret."""
+"""Personal data by rule: what looks like an e-mail address, a telephone number or a secret.
+
+Telephone numbers are not left to phonenumbers: its matcher has to know the country, which texts do
+not say. Asked for nine countries over HH-RLHF, Dolly and UKP (43,468 texts), it finds 448 texts
+where this rule finds 27, nearly all of the rest record numbers and years, misses six that this
+rule finds, and takes some 50 times as long; asked for the United States alone, it misses numbers of
+every other country.
+"""
 
 import math
 import re
@@ -13,6 +20,8 @@ _PHONE = re.compile(
     r"\d{1,15}(?:[ .-]\d{1,12}){0,7}(?![\w/-])"
 )
 _DATE = re.compile(r"\b(?:\d{4}([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2\d{2,4})\b")
+_FRACTION = re.compile(r"\d{1,2}\.\d{5,}")
+"""A coordinate or a long decimal: no area code is so short with the rest in one piece."""
 _YEAR = re.compile("1[0-9]{3}|20[0-9]{2}")
 _ADDRESS_OF_A_MACHINE = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 _BOOK = re.compile(r"ISBN(?:-1[03])?:?\s*$", re.IGNORECASE)
@@ -63,7 +72,9 @@ def _is_phone(match: re.Match[str], text: str) -> bool:
     found = match.group()
     groups = re.findall(r"\d+", found)
     digits = "".join(groups)
-    if not _MIN_DIGITS <= len(digits) <= 15 or _ADDRESS_OF_A_MACHINE.fullmatch(found):
+    if not _MIN_DIGITS <= len(digits) <= 15:
+        return False
+    if _ADDRESS_OF_A_MACHINE.fullmatch(found) or _FRACTION.fullmatch(found):
         return False
     if found.startswith(("+", "(")):
         return True

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from rlhf_core.config.data import CleaningConfig
 from rlhf_core.dataprep.cleaning.contamination import Benchmark, read_benchmark
-from rlhf_core.dataprep.cleaning.language import KNOWN, other_language
+from rlhf_core.dataprep.cleaning.language import known_languages, other_language
 from rlhf_core.dataprep.cleaning.personal import find_personal_data
 from rlhf_core.dataprep.sources.rows import Reason
 from rlhf_core.errors import ConfigError
@@ -88,11 +88,10 @@ def make_rules(cleaning: CleaningConfig, token_check: TokenCheck | None) -> RowR
         ConfigError: a language is unknown.
         DataError: a benchmark file cannot be read.
     """
-    unknown = set(cleaning.languages) - KNOWN
-    if unknown:
+    if cleaning.languages and (unknown := set(cleaning.languages) - known_languages()):
         raise ConfigError(
-            f"data.cleaning.languages: no rule for {', '.join(sorted(unknown))};"
-            f" known: {', '.join(sorted(KNOWN))}"
+            f"data.cleaning.languages: {', '.join(sorted(unknown))} cannot be told;"
+            f" known: {', '.join(sorted(known_languages()))}"
         )
     return RowRules(
         languages=frozenset(cleaning.languages),
