@@ -1,8 +1,9 @@
 """Who decides between the answers: our own judge, other models, or several together."""
 
+import re
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from rlhf_core.config.base import Count, Section
 from rlhf_core.config.feedback import AiLabelerConfig
@@ -34,36 +35,43 @@ class RewardModelJudgeConfig(Section):
 
 def _kind_of(value: Any) -> str:
     if isinstance(value, str):
-        return "ours"
+        return "_ours"
     if isinstance(value, (list, tuple)):
-        return "several"
+        return "_several"
     kind = value.get("kind", "") if isinstance(value, dict) else getattr(value, "kind", "")
     return str(kind)
 
 
-JudgeName: TypeAlias = Annotated[str, Field(pattern=r"^run$|^models:/.+$")]
-OneJudge: TypeAlias = Annotated[
-    Annotated[JudgeName, Tag("ours")]
-    | Annotated[AiJudgeConfig, Tag("ai")]
-    | Annotated[RewardModelJudgeConfig, Tag("reward_model")],
-    Discriminator(
+def _of_ours(name: str) -> str:
+    if name != OWN_JUDGE and not re.fullmatch(r"models:/.+", name):
+        raise ValueError("expected run, or models:/NAME/VERSION, or a section with its kind")
+    return name
+
+
+def _some(judges: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not judges:
+        raise ValueError("expected at least one judge")
+    return judges
+
+
+def _told_by_kind(more: str = "") -> Discriminator:
+    return Discriminator(
         _kind_of,
         custom_error_type="judge",
         custom_error_message="expected run, models:/NAME/VERSION, or a section with kind ai or "
-        "reward_model",
-    ),
-]
-JudgeConfig: TypeAlias = Annotated[
-    Annotated[JudgeName, Tag("ours")]
+        f"reward_model{more}",
+    )
+
+
+_One: TypeAlias = (
+    Annotated[str, AfterValidator(_of_ours), Tag("_ours")]
     | Annotated[AiJudgeConfig, Tag("ai")]
     | Annotated[RewardModelJudgeConfig, Tag("reward_model")]
-    | Annotated[tuple[OneJudge, ...], Field(min_length=1), Tag("several")],
-    Discriminator(
-        _kind_of,
-        custom_error_type="judge",
-        custom_error_message="expected run, models:/NAME/VERSION, a section with kind ai or "
-        "reward_model, or a list of these",
-    ),
+)
+OneJudge: TypeAlias = Annotated[_One, _told_by_kind()]
+JudgeConfig: TypeAlias = Annotated[
+    _One | Annotated[tuple[OneJudge, ...], AfterValidator(_some), Tag("_several")],
+    _told_by_kind(", or a list of these"),
 ]
 OutsideJudge: TypeAlias = AiJudgeConfig | RewardModelJudgeConfig
 

@@ -94,7 +94,9 @@ def _describe_problem(
 ) -> str:
     """Place, key, what is wrong with it, and what was found, unless that is a whole section."""
     loc, written = problem["loc"], _written_part(problem["loc"], raw)
-    key = ".".join(shown(str(part)) for part in loc)
+    # Kinds that nobody writes down, as that of a list, begin with an underscore.
+    named = [part for part in map(str, loc) if part in map(str, written) or part[:1] != "_"]
+    key = ".".join(map(shown, named))
     if problem["type"] == "missing" and len(loc) == 1:
         return f"{path}: {key}: no such section in the settings, and this command needs it"
     words = problem["msg"].removeprefix("Value error, ")

@@ -101,3 +101,29 @@ def test_labels_needed_are_those_that_make_the_interval_as_narrow():
     needed = labels_needed(0.06, 1_000, accuracy=0.825)
     widths = [corrected_mean(*drawn(seed, labels=needed), PLAN) for seed in range(20)]
     assert np.mean([one.high - one.low for one in widths]) / 2 < 0.061
+
+
+def means(seed, num=600, labels=150):
+    """The mean of three judges that lean to the policy, and of three people, some of whom tie."""
+    rng = np.random.default_rng(seed)
+    liked = rng.beta(2.0, 1.5, size=num)
+    leaning = rng.random((3, num)) < 0.2
+    judged = np.where(leaning, 1.0, rng.random((3, num)) < liked).mean(axis=0)
+    draw = rng.random((3, num))
+    said = np.where(draw < 0.2, 0.5, draw < 0.2 + 0.8 * liked).mean(axis=0)
+    people = np.full(num, np.nan)
+    voted = rng.choice(num, labels, replace=False)
+    people[voted] = said[voted]
+    return judged, people
+
+
+def test_outcomes_between_win_and_loss_are_covered_as_well():
+    """Several judges and several votes give thirds and halves, not only 1, 0.5 and 0."""
+    truth = 0.2 * 0.5 + 0.8 * 2.0 / 3.5
+    found = [corrected_mean(*means(seed), PLAN) for seed in range(400)]
+    assert 0.93 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.975
+    assert np.mean([one.value for one in found]) == pytest.approx(truth, abs=0.005)
+    judged, people = means(0)
+    assert len(np.unique(judged)) > 3
+    assert len(np.unique(people[~np.isnan(people)])) > 3
+    assert judged.mean() > truth + 0.04
