@@ -5,7 +5,9 @@
 Prints both sides of every loss and fails (exit 1) where they differ by more than 1e-5, or than that
 share of a loss above 1.
 TRL's DPO, robust DPO, IPO and per-token DPO are losses of its ``DPOTrainer`` on the
-batch; SimPO and ORPO are methods of its experimental trainers, on log-probabilities per token.
+batch, KTO that of its ``KTOTrainer`` on the pairs taken apart, each prompt with the responses of
+the pair before it for the baseline; SimPO and ORPO are methods of its experimental trainers, on
+log-probabilities per token.
 """
 
 import argparse
@@ -42,6 +44,11 @@ CASES: list[dict[str, Any]] = [
         "title": "DPO per token",
         "ours": {"loss": "dpo", "length_normalized": True},
         "peer": {"loss_type": ["sigmoid_norm"]},
+    },
+    {
+        "title": "KTO",
+        "ours": {"loss": "kto", "desirable_weight": 1.5, "undesirable_weight": 0.5},
+        "peer": {"name": "kto", "desirable_weight": 1.5, "undesirable_weight": 0.5},
     },
     {
         "title": "SimPO",

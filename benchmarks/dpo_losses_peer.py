@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 from work import read_rows
@@ -32,6 +32,13 @@ COMMON = {
 
 class Pretokenized(DPOTrainer):
     """TRL's DPO on token ids: its collator takes them, only its preparation wants text."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
+        return dataset
+
+
+class PretokenizedKto(KTOTrainer):
+    """The same for KTO."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         return dataset
@@ -62,6 +69,38 @@ def of_trainer(folder: Path, options: dict[str, Any]) -> float:
         return float(trainer.compute_loss(trainer.model, batch))
 
 
+def of_kto(folder: Path, options: dict[str, Any]) -> float:
+    """Loss of all responses in one batch, each good or bad by itself."""
+    rows = read_rows(folder, "pairs")
+    examples = [
+        {
+            "prompt_ids": row["prompt_ids"],
+            "completion_ids": row[side],
+            "KL_completion_ids": before[side],
+            "label": side == "chosen_ids",
+        }
+        for row, before in zip(rows, [rows[-1], *rows[:-1]], strict=True)
+        for side in ("chosen_ids", "rejected_ids")
+    ]
+    arguments = KTOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=len(examples),
+        max_length=None,
+        **COMMON,
+        **options,
+    )
+    trainer = PretokenizedKto(
+        model=load(folder, "causal"),
+        ref_model=load(folder, "reference"),
+        args=arguments,
+        train_dataset=Dataset.from_list(examples),
+        processing_class=AutoTokenizer.from_pretrained(folder / "causal"),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        return float(trainer.compute_loss(trainer.model, batch))
+
+
 def mean_logprobs(folder: Path) -> list[torch.Tensor]:
     """[P] mean log-probability of a token, of chosen and of rejected responses."""
     model = load(folder, "causal").eval()
@@ -80,6 +119,8 @@ def mean_logprobs(folder: Path) -> list[torch.Tensor]:
 
 def of_method(folder: Path, name: str, options: dict[str, Any]) -> float:
     """Loss of TRL's method on log-probabilities; ORPO's with the NLL of its paper added."""
+    if name == "kto":
+        return of_kto(folder, options)
     chosen, rejected = mean_logprobs(folder)
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(device="cpu"), alpha=0.0, label_smoothing=0.0, **options

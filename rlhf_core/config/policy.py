@@ -267,10 +267,11 @@ class DpoConfig(SupervisedConfig):
     rewards: ClassVar[tuple[RewardTerm, ...]] = ()
     sampled_tokens: ClassVar[int | None] = None
     """It samples nothing in training."""
-    loss: Literal["dpo", "robust", "ipo", "simpo", "orpo"] = "dpo"
+    loss: Literal["dpo", "robust", "ipo", "kto", "simpo", "orpo"] = "dpo"
     """``dpo`` (Rafailov 2023, arXiv:2305.18290; conservative with ``label_smoothing``), ``robust``
-    (Chowdhury 2024, arXiv:2403.00409), ``ipo`` (Azar 2023, arXiv:2310.12036); without a reference
-    ``simpo`` (Meng 2024, arXiv:2405.14734) and ``orpo`` (Hong 2024, arXiv:2403.07691)."""
+    (Chowdhury 2024, arXiv:2403.00409), ``ipo`` (Azar 2023, arXiv:2310.12036), ``kto`` (Ethayarajh
+    2024, arXiv:2402.01306; each pair is a desirable and an undesirable response); without a
+    reference ``simpo`` (Meng 2024, arXiv:2405.14734) and ``orpo`` (Hong 2024, arXiv:2403.07691)."""
     optimizer: Annotated[OptimizerConfig, filled_with(DPO_OPTIMIZER)] = DPO_OPTIMIZER
     beta: Positive = 0.1
     """How closely the policy is held to the reference: weight of the KL (Rafailov 2023). ``ipo``:
@@ -281,11 +282,20 @@ class DpoConfig(SupervisedConfig):
     for ``ipo`` (so its authors), ``simpo`` and ``orpo``, and per response for the others."""
     target_margin: NonNegative = 0.5
     """``simpo``: how far apart the two rewards should be (Meng 2024, their gamma)."""
+    desirable_weight: Positive = 1.0
+    """``kto``: weight of the chosen responses (Ethayarajh 2024, their lambda_D)."""
+    undesirable_weight: Positive = 1.0
+    """``kto``: weight of the rejected responses (Ethayarajh 2024, their lambda_U)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of labels taken to be wrong: conservative with ``dpo``, ``ipo`` and ``simpo``,
     unbiased with ``robust``."""
     use_soft_labels: bool = False
     """Train towards ``PreferencePair.probability``; smoothing applies on top of it."""
+
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether the loss measures responses against the KL of other responses."""
+        return self.loss == "kto"
 
     @property
     def needs_reference(self) -> bool:
@@ -305,15 +315,27 @@ class DpoConfig(SupervisedConfig):
             raise ValueError(f"loss {self.loss} is per token: leave length_normalized out")
         if self.loss != "simpo" and self.target_margin != 0.5:
             raise ValueError(f"loss {self.loss} has no target_margin (simpo has): leave it out")
+        if self.loss == "kto" and self.length_normalized:
+            raise ValueError("loss kto is per response: leave length_normalized out")
+        weights = (self.desirable_weight, self.undesirable_weight)
+        if self.loss != "kto" and weights != (1.0, 1.0):
+            raise ValueError(
+                f"loss {self.loss} has no desirable_weight and undesirable_weight (kto has): leave "
+                "them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_reads_labels_as_set(self) -> "DpoConfig":
         if self.loss == "robust" and self.label_smoothing == 0.0:
             raise ValueError(
                 "loss robust corrects for the share of labels that are wrong: it needs "
                 "label_smoothing above 0 (0.1, say)"
             )
-        if self.loss in ("robust", "orpo") and self.use_soft_labels:
+        if self.loss in ("robust", "orpo", "kto") and self.use_soft_labels:
             raise ValueError(f"loss {self.loss} knows no soft labels: leave use_soft_labels out")
-        if self.loss == "orpo" and self.label_smoothing > 0.0:
-            raise ValueError("loss orpo knows no label_smoothing: leave it out")
+        if self.loss in ("orpo", "kto") and self.label_smoothing > 0.0:
+            raise ValueError(f"loss {self.loss} knows no label_smoothing: leave it out")
         return self
 
 

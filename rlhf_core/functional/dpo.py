@@ -166,6 +166,41 @@ def orpo_loss(chosen_logprobs: Tensor, rejected_logprobs: Tensor, *, weight: flo
     return -chosen_logprobs - weight * F.logsigmoid(gap)
 
 
+def kto_loss(
+    chosen_rewards: Tensor,
+    rejected_rewards: Tensor,
+    baseline: Tensor,
+    *,
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> Tensor:
+    """Loss of good and bad responses by themselves, against what the policy says on average.
+
+        z    = beta * max(0, KL(policy || reference))
+        loss = (w_good (1 - sigmoid(r_chosen - z)) + w_bad (1 - sigmoid(z - r_rejected))) / 2
+
+    Ethayarajh et al. (2024), arXiv:2402.01306, eq. 7 and 8: no term holds both responses of a pair,
+    which is one desirable and one undesirable example here. Weights are their lambda_D, lambda_U.
+
+    Args:
+        chosen_rewards: [P] float, ``implicit_rewards`` of the chosen responses.
+        rejected_rewards: [P] float, of the rejected ones, same order.
+        baseline: [] float >= 0, z, without gradient.
+        desirable_weight: of the chosen responses, > 0.
+        undesirable_weight: of the rejected ones, > 0.
+
+    Returns:
+        [P] loss per pair, the mean of its two.
+
+    Raises:
+        ShapeError: the two shapes differ.
+    """
+    require_same_shape(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    good = desirable_weight * torch.sigmoid(baseline - chosen_rewards)
+    bad = undesirable_weight * torch.sigmoid(rejected_rewards - baseline)
+    return (good + bad) / 2.0
+
+
 def per_token(logprobs: Tensor, lengths: Tensor) -> Tensor:
     """Mean over the tokens of each response, from sums [...] and numbers of tokens [...].
 

@@ -12,6 +12,7 @@ from rlhf_core.functional.dpo import (
     dpo_loss,
     implicit_rewards,
     ipo_loss,
+    kto_loss,
     orpo_loss,
     per_token,
     robust_dpo_loss,
@@ -65,7 +66,7 @@ def fit_dpo(
         settings, [policy, reference], pair_rows(train, heldout), seed=run.seed
     )
     optimization = Optimization(policy, settings.optimizer, total_steps=len(plan))
-    objective = DpoObjective(policy, settings)
+    objective, others = DpoObjective(policy, settings), mismatched(train)
     if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
         optimization.load(checkpoint)
         train_ref, heldout_ref = (checkpoint.tensors[name] for name in ("train_ref", "heldout_ref"))
@@ -81,7 +82,9 @@ def fit_dpo(
         started = time.perf_counter()
         indices = plan[optimization.step]
         batch = [train[index] for index in indices]
-        measures, num_tokens = objective.accumulate(batch, train_ref[indices])
+        measures, num_tokens = objective.accumulate(
+            batch, train_ref[indices], [others[index] for index in indices]
+        )
         metrics = measures.summary("policy")
         applied = optimization.apply(metrics["policy/loss"])
         metrics |= {f"policy/{name}": value for name, value in applied.items()}
@@ -113,27 +116,41 @@ class DpoObjective:
         self.settings, self.budget = settings, settings.micro_batch_tokens
 
     def reference_logprobs(self, reference: nn.Module, pairs: Sequence[TokenizedPair]) -> Tensor:
-        """Log-probabilities [P, 2] that the loss compares with; 0 where it has no reference."""
+        """Log-probabilities [P, 2] that the loss compares with; 0 where it has no reference.
+
+        With a baseline [P, 4]: those of ``mismatched`` pairs stand behind.
+        """
         if not self.settings.needs_reference:
             return torch.zeros(len(pairs), 2)
-        return pair_logprobs(reference, pairs, budget=self.budget)
+        own = pair_logprobs(reference, pairs, budget=self.budget)
+        if not self.settings.needs_baseline:
+            return own
+        others = pair_logprobs(reference, mismatched(pairs), budget=self.budget)
+        return torch.cat([own, others], dim=1)
 
     def accumulate(
-        self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor
+        self,
+        pairs: Sequence[TokenizedPair],
+        ref_logprobs: Tensor,
+        others: Sequence[TokenizedPair] = (),
     ) -> tuple[PairMeasures, int]:
         """Add the gradient of the batch's mean loss.
 
         Args:
             pairs: the P pairs of the batch.
-            ref_logprobs: [P, 2] of the reference, chosen first.
+            ref_logprobs: as ``reference_logprobs`` gave them.
+            others: the P ``mismatched`` pairs, read where the loss has a baseline.
 
         Returns:
             The measures of the batch, and the number of tokens computed.
         """
         parts, num_tokens, start = [], 0, 0
-        own_ref = processes.share(ref_logprobs)
+        own_ref, baseline = (
+            processes.share(ref_logprobs[:, :2]),
+            self.baseline(others, ref_logprobs),
+        )
         for micro, run in pack_runs(self.policy, processes.share(pairs), budget=self.budget):
-            margins, losses = self._apply(micro, own_ref[start : start + len(run)])
+            margins, losses = self._apply(micro, own_ref[start : start + len(run)], baseline)
             (losses.sum() / len(pairs)).backward()
             parts.append(PairMeasures(margins.detach(), losses.detach()))
             num_tokens, start = num_tokens + micro.tokens.num_tokens, start + len(run)
@@ -143,11 +160,23 @@ class DpoObjective:
     def measure(self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor) -> PairMeasures:
         """Measure pairs without touching the policy."""
         parts, start = [], 0
-        own_ref = processes.share(ref_logprobs)
+        baseline = self.baseline(mismatched(pairs), ref_logprobs)
+        own_ref = processes.share(ref_logprobs[:, :2])
         for micro, run in pack_runs(self.policy, processes.share(pairs), budget=self.budget):
-            parts.append(PairMeasures(*self._apply(micro, own_ref[start : start + len(run)])))
+            own = own_ref[start : start + len(run)]
+            parts.append(PairMeasures(*self._apply(micro, own, baseline)))
             start += len(run)
         return join_measures(parts, len(pairs))
+
+    def baseline(self, others: Sequence[TokenizedPair], ref_logprobs: Tensor) -> Tensor:
+        """Estimate beta * KL from the reference, [], from responses to other prompts.
+
+        Their mean log-ratio, 0 at least (Ethayarajh 2024, section 3.3); 0 where the loss has none.
+        """
+        if not self.settings.needs_baseline:
+            return torch.zeros(())
+        ratios = pair_logprobs(self.policy, others, budget=self.budget) - ref_logprobs[:, 2:]
+        return self.settings.beta * ratios.double().mean().clamp(min=0.0).float()
 
     def finish(self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor) -> dict[str, float]:
         """End the policy's training and measure it, rounded where its files are of half precision.
@@ -161,7 +190,9 @@ class DpoObjective:
         measures = measures or self.measure(pairs, ref_logprobs)
         return measures.summary("policy", "heldout_")
 
-    def _apply(self, micro: PreferenceBatch, ref_logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    def _apply(
+        self, micro: PreferenceBatch, ref_logprobs: Tensor, baseline: Tensor
+    ) -> tuple[Tensor, Tensor]:
         settings = self.settings
         logprobs = _chosen_and_rejected(self.policy, micro)
         ref_logprobs = ref_logprobs.to(logprobs.device)
@@ -170,7 +201,16 @@ class DpoObjective:
             lengths = torch.stack([of_sequence[micro.chosen], of_sequence[micro.rejected]], dim=1)
             logprobs, ref_logprobs = (per_token(row, lengths) for row in (logprobs, ref_logprobs))
         rewards = implicit_rewards(logprobs, ref_logprobs, beta=settings.beta)
-        losses = pair_losses(settings, micro.probability, logprobs - ref_logprobs, rewards)
+        if settings.needs_baseline:
+            losses = kto_loss(
+                rewards[:, 0],
+                rewards[:, 1],
+                baseline.to(rewards.device),
+                desirable_weight=settings.desirable_weight,
+                undesirable_weight=settings.undesirable_weight,
+            )
+        else:
+            losses = pair_losses(settings, micro.probability, logprobs - ref_logprobs, rewards)
         return rewards[:, 0] - rewards[:, 1], losses
 
 
@@ -197,6 +237,20 @@ def pair_losses(
     if settings.loss == "orpo":
         return orpo_loss(ratios[:, 0], ratios[:, 1], weight=settings.beta)
     return dpo_loss(rewards[:, 0], rewards[:, 1], label)
+
+
+def mismatched(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+    """Give each prompt the responses of the pair before it, the first one those of the last.
+
+    Cut to the longest sequence there is, so that the models have room for all.
+    """
+    longest = max(pair.num_tokens for pair in pairs)
+    shifted = []
+    for pair, before in zip(pairs, [pairs[-1], *pairs[:-1]], strict=True):
+        room = longest - len(pair.prompt_ids)
+        responses = before.chosen_ids[:room], before.rejected_ids[:room]
+        shifted.append(TokenizedPair(pair.pair_id, pair.prompt_ids, *responses))
+    return shifted
 
 
 @torch.no_grad()

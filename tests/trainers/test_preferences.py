@@ -21,7 +21,7 @@ from rlhf_core.models import (
 from rlhf_core.tokenization import TokenizedPair, pack_examples, pack_pairs, pack_responses
 from rlhf_core.trainers import sft
 from rlhf_core.trainers.checkpoint import CheckpointStore
-from rlhf_core.trainers.dpo import DpoObjective, fit_dpo, pair_logprobs
+from rlhf_core.trainers.dpo import DpoObjective, fit_dpo, mismatched, pair_logprobs
 from rlhf_core.trainers.loop import TrainingRun, split_by_tokens
 from rlhf_core.trainers.preference import (
     PairMeasures,
@@ -227,16 +227,54 @@ def test_the_family_by_hand(loss, causal_directory):
         assert float(measures.losses[index]) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", FAMILY)
+@pytest.mark.parametrize("loss", [*FAMILY, "kto"])
 def test_the_family_learns(loss, causal_directory, tmp_path):
-    changes = {"loss": loss, "num_epochs": 6, **FAMILY[loss]}
+    changes = {"loss": loss, "num_epochs": 6, **FAMILY.get(loss, {})}
     summary, _, _ = train_stage("dpo", causal_directory, tmp_path, ListTracker(), **changes)
     assert summary.metrics["policy/heldout_accuracy"] > 0.9
+
+
+def test_kto_by_hand_against_responses_to_other_prompts(causal_directory):
+    policy, pairs = load_causal(causal_directory), toy_pairs(5)
+    settings = DpoConfig(loss="kto", beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
+    objective, others = DpoObjective(policy, settings), mismatched(pairs)
+    assert [pair.prompt_ids.tolist() for pair in others] == [p.prompt_ids.tolist() for p in pairs]
+    assert others[1].chosen_ids.tolist() == pairs[0].chosen_ids.tolist()
+    sums = torch.tensor(
+        [
+            [
+                token_logprobs(policy, pack_responses([pair.prompt_ids], [ids])).sum().item()
+                for ids in (pair.chosen_ids, pair.rejected_ids)
+            ]
+            for pair in (*pairs, *others)
+        ]
+    )
+    own, other = sums[:5], sums[5:]
+    for drift in (0.7, -0.7):  # below 0 the baseline is 0
+        reference = torch.cat([own - torch.randn(5, 2), other - drift], dim=1)
+        measures, _ = objective.accumulate(pairs, reference, others)
+        ratios, kl = own - reference[:, :2], max(drift, 0.0)
+        # The paper's value functions, as TRL writes them.
+        good = 1.5 * (1 - torch.sigmoid(0.3 * (ratios[:, 0] - kl)))
+        bad = 0.5 * (1 - torch.sigmoid(0.3 * (kl - ratios[:, 1])))
+        torch.testing.assert_close(measures.losses, (good + bad) / 2, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(objective.measure(pairs, reference).losses, measures.losses)
+
+
+def test_mismatched_responses_are_no_longer_than_the_longest_sequence():
+    long, short = TokenizedPair("", ids(*range(1, 9)), ids(3), ids(3)), toy_pairs(1)[0]
+    wide = TokenizedPair("", ids(1), ids(*[3] * 9), ids(3))
+    assert max(p.num_tokens for p in mismatched([wide, long, short])) <= max(
+        p.num_tokens for p in (wide, long, short)
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"loss": "kto", "label_smoothing": 0.1}, "kto knows no label_smoothing"),
+        ({"loss": "kto", "length_normalized": True}, "kto is per response"),
+        ({"loss": "dpo", "desirable_weight": 2.0}, "dpo has no desirable_weight"),
         ({"loss": "robust"}, "label_smoothing above 0"),
         ({"loss": "orpo", "label_smoothing": 0.1}, "no label_smoothing"),
         ({"loss": "robust", "label_smoothing": 0.1, "use_soft_labels": True}, "soft labels"),
