@@ -1,5 +1,6 @@
-"""`rlhf up`, `down`, `deploy`: servers and workers on this machine, deployments on any server."""
+"""`rlhf up`, `down`, `deploy`, `notify`: servers and workers here, deployments on any server."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -23,6 +24,7 @@ def add_to(app: typer.Typer) -> None:
     for command, example in (
         (up, "rlhf up --prefect-port 4300 --mlflow-port 5100"),
         (down, "rlhf down"),
+        (notify, "rlhf notify https://hooks.slack.com/services/A/B/C --name team"),
         (deploy, "PREFECT_API_URL=https://prefect.example.org/api rlhf deploy"),
     ):
         app.command(epilog=f"Example: {example}")(command)
@@ -79,3 +81,35 @@ def deploy(
         raise ConfigError("PREFECT_API_URL is not set; `make up` starts a server and deploys to it")
     apply(pool_type=pool_type, watch_heartbeats=watch_heartbeats)
     show_line(f"deployed to {without_credentials(url)}")
+
+
+def notify(
+    address: Annotated[
+        str,
+        typer.Argument(
+            envvar="RLHF_NOTIFY",
+            help="Slack's webhook, mailtos://USER:PASSWORD@HOST?to=ADDRESS, another address of "
+            "Apprise's, or a web address, which gets JSON with subject and body.",
+            show_default=False,
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="Of the receiver: several may be told.")] = (
+        "team"
+    ),
+    trial: Annotated[bool, typer.Option(help="Send a first message from here.")] = True,
+    log_level: LogLevel = "info",
+) -> None:
+    """Tell somebody of the gates' decisions, and of runs that wait for a person or died."""
+    begin(log_level)
+    from rlhf_core.adapters.settings import load_settings, without_credentials
+    from rlhf_core.errors import ConfigError
+    from rlhf_flows.commands.tables import show_line
+    from rlhf_flows.servers.notifications import notify as tell
+
+    url = load_settings().prefect_api_url
+    if url is None:
+        raise ConfigError("PREFECT_API_URL is not set; `make up` starts a server that can tell")
+    if not re.fullmatch("[a-z0-9-]+", name):
+        raise ConfigError(f"--name {name!r}: expected small letters, digits and hyphens")
+    tell(address, name, trial=trial)
+    show_line(f"{name} is told by {without_credentials(url)}; Automations switches it off")

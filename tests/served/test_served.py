@@ -3,6 +3,7 @@
 import os
 import signal
 from datetime import UTC, datetime, timedelta
+from http.server import ThreadingHTTPServer
 from operator import itemgetter
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ import pytest
 from rlhf_flows.commands.doctor_servers import check_prefect, check_supervisor
 from rlhf_flows.servers.servers import Servers
 from tests.flows.served import SETTINGS, until
+from tests.flows.test_notifications import Receiver, listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]
 
@@ -274,3 +276,39 @@ def test_a_second_up_says_that_it_runs_already(served):
     done = served.rlhf("up", check=2)
     assert done == ""
     assert isinstance(served.servers, Servers)
+
+
+def test_prefects_server_tells_of_decisions_and_of_runs_that_died(served):
+    """By `rlhf notify`; repeated, it tells once, and what a person switched off stays off."""
+    heard = []
+    with listening(ThreadingHTTPServer, Receiver) as receiver:
+        address = f"http://127.0.0.1:{receiver.port}/hook"
+        for _ in range(2):
+            served.rlhf("notify", address, "--name", "me", PREFECT_API_URL=served.api)
+        heard = receiver.heard
+        assert [path for path, _ in heard] == ["/hook"] * 2
+        event = {
+            "id": str(uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "rlhf.gate-failed",
+            "resource": {"prefect.resource.id": "rlhf.run.one"},
+            "payload": {"run": "one", "stage": "sft", "verdict": "HOLD"},
+        }
+        served.post("events", [event])
+        flow = served.get("flows/name/rlhf-pipeline")
+        state = {"type": "FAILED", "message": "lost its worker"}
+        served.post("flow_runs/", {"flow_id": flow["id"], "name": "mine", "state": state})
+        until(lambda: len(heard) > 3, lambda: f"{heard}\n{served.logs()}")
+
+        def automations():
+            found = served.post("automations/filter", {})
+            return [one for one in found if one["name"].startswith("rlhf: tell me")]
+
+        for one in automations():
+            served.ask("PATCH", f"automations/{one['id']}", {"enabled": False})
+        served.rlhf("notify", address, "--name", "me", PREFECT_API_URL=served.api)
+        assert [one["enabled"] for one in automations()] == [False, False]
+    told = {said["subject"]: said["body"] for _, said in heard[2:4]}
+    assert set(told) == {"rlhf: gate-failed", "rlhf: run Failed"}
+    assert "stage: sft\nverdict: HOLD" in told["rlhf: gate-failed"]
+    assert "mine: lost its worker" in told["rlhf: run Failed"]
