@@ -13,6 +13,7 @@ from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate
 from rlhf_core.stages.evaluation.report import (
     NUM_SAMPLES,
     _draw,
+    _facts,
     needed_to_decide,
     pick_samples,
     write_report,
@@ -171,3 +172,16 @@ def test_a_held_win_rate_says_how_many_prompts_and_how_many_votes():
         "not even votes on all"
         in needed_to_decide({"judge": judge, "evaluate": policy}, "file:m")[1]
     )
+
+
+@pytest.mark.parametrize(
+    ("commit", "dirty", "said"),
+    [
+        ("a" * 40, False, "a" * 12),
+        ("a" * 40, True, f"{'a' * 12} with uncommitted changes"),
+        ("", False, "none: not in a git repository"),
+    ],
+)
+def test_the_page_says_from_which_commit_the_run_was_made(stage_config, commit, dirty, said):
+    lineage = {"git_commit": commit, "git_dirty": dirty}
+    assert _facts(stage_config(), None, lineage, None, {})["commit"] == said

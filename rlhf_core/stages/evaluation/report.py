@@ -123,9 +123,10 @@ def _facts(
     several = {stage: config.distributed_of(stage).processes for stage in GATED_STAGES}
     if max(several.values()) > 1:
         facts["processes"] = ", ".join(f"{stage} {count}" for stage, count in several.items())
-    if lineage and lineage["git_commit"]:
+    if lineage:
         changed = " with uncommitted changes" if lineage["git_dirty"] else ""
-        facts["commit"] = lineage["git_commit"][:12] + changed
+        commit = lineage["git_commit"]
+        facts["commit"] = commit[:12] + changed if commit else "none: not in a git repository"
     if splits:
         facts["dataset"] = splits.sha256[:12]
     evaluated = results["evaluate"].report if "evaluate" in results else None
