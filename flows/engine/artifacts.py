@@ -139,12 +139,13 @@ def changed_answers(evaluated: StageResult) -> list[str]:
     """Return Markdown about the answers that changed most, from the champion or else from SFT."""
     from rlhf_core.stages.evaluation.report import CHANGED, compared_answers, pick_samples
 
-    samples = pick_samples(compared_answers(evaluated))
+    rows = compared_answers(evaluated)
+    samples = pick_samples(rows)
     for who in ("the champion", "SFT"):
         if chosen := samples.get(CHANGED.format(who)):
             break
     else:
-        return []
+        return ["No answer differs from SFT's, nor from a champion's."] if rows else []
     told = [
         f"**{CHANGED.format(who)}** ({min(NUM_CHANGED, len(chosen))} answers; the report has more)"
     ]

@@ -89,4 +89,6 @@ def test_the_answers_that_changed_most_are_shown_as_text(stages, context, tmp_pa
     assert title.startswith("**Changed most from the champion")
     assert r"**champion** (judge 0.5): [a\](http://b) xxx" in most
     assert len(most) < 700, "an answer does not push the form out of the window"
+    (nothing,) = changed_answers(compared(stages, context, tmp_path, policy="sft"))
+    assert nothing.startswith("No answer differs")
     assert changed_answers(stages._outcome("evaluate", stages._model("policy", context))) == []
