@@ -15,6 +15,7 @@ from rlhf_core.errors import RlhfError
 from rlhf_core.storage.full_disk import storage_error
 from rlhf_flows.commands import collect as collect_cli
 from rlhf_flows.commands import config as config_cli
+from rlhf_flows.commands import init as init_cli
 from rlhf_flows.commands import models as model_cli
 from rlhf_flows.commands import serve as serve_cli
 from rlhf_flows.commands import servers as server_cli
@@ -85,6 +86,7 @@ def run(
     raise typer.Exit(0 if result.verdict == "PROMOTE" else 1)
 
 
+init_cli.add_to(app)
 stage_cli.add_to(app)
 collect_cli.add_to(app)
 model_cli.add_to(app)

@@ -43,6 +43,12 @@ def git_revision(directory: Path) -> str | None:
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
+def git_root(directory: Path) -> Path | None:
+    """Return the top of the git repository around ``directory``; None outside of one."""
+    answer = _run(["git", "rev-parse", "--show-toplevel"], directory)
+    return None if answer.returncode else Path(answer.stdout.strip())
+
+
 def repository_root(directory: Path) -> Path:
     """Return the top of the git repository around ``directory``; it must be under DVC as well.
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rlhf_core.config.base import Section
 from rlhf_core.config.evaluation import RequiredGates
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
-from rlhf_core.config.reference import KINDS, InForce, in_force, say_unknown
+from rlhf_core.config.reference import KINDS, InForce, in_force, say_unknown, start_paths
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
 from rlhf_core.config.written import KeyPath, Places, read_written, shown
 from rlhf_core.errors import ConfigError
@@ -30,7 +30,9 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Pipel
 
     A file may begin with ``extends: other.yaml`` (relative to itself) and then says only what
     differs: sections merge key by key, except that a section whose ``algorithm`` or ``kind``
-    changes is replaced, for its settings belong to the other one.
+    changes is replaced, for its settings belong to the other one. ``root: .`` (relative to the
+    file) is where the relative paths of this file start; without it, and with ``--set``, that is
+    the working directory.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value breaks its
@@ -151,7 +153,12 @@ def _read_mapping(path: Path) -> tuple[dict[str, Any], Places]:
 
 def _read_extended(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Places]:
     raw, places = _read_mapping(path)
-    parent = raw.pop("extends", None)
+    root, parent = raw.pop("root", None), raw.pop("extends", None)
+    if root is not None:
+        if not isinstance(root, str) or not root:
+            line = places["root",]
+            raise ConfigError(f"{line}: root: expected a folder, found {shown(repr(root))}")
+        start_paths(raw, PipelineConfig, path.parent / root)
     if parent is None:
         return raw, places
     line = places["extends",]

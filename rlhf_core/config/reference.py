@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,47 @@ def say_unknown(key: str, root: type[BaseModel]) -> str:
     """Return what to say of a key that is no setting."""
     meant = nearest(key, root)
     return "no such setting" + (f"; did you mean {meant}?" if meant else "")
+
+
+def start_paths(raw: Any, section: type[BaseModel], root: Path) -> None:
+    """Let the relative paths among some settings as written start from a folder; changes them.
+
+    They become relative to the working directory, so that a run in that folder has the paths that
+    its file says. A model's name (``model.base``) is a path where the folder is there.
+
+    Args:
+        raw: settings of a section, as YAML gives them, right or wrong.
+        section: whose they are.
+        root: folder where the paths start.
+    """
+    if not isinstance(raw, dict):
+        return
+    for name, field in section.model_fields.items():
+        written = raw.get(name)
+        if name in _MAY_BE_FOLDERS and isinstance(written, str) and (root / written).is_dir():
+            raw[name] = _from_here(written, root)
+        elif name in raw and _holds_paths(field.annotation):
+            raw[name] = _from_here(written, root)
+        for path, inner in _sections(field.annotation):
+            listed = isinstance(written, list) and path == "[]"
+            for part in written if listed else [written]:  # type: ignore[union-attr]
+                start_paths(part, inner, root)
+
+
+_MAY_BE_FOLDERS = ("base", "model")
+
+
+def _holds_paths(annotation: Any) -> bool:
+    return annotation is Path or any(_holds_paths(part) for part in get_args(annotation))
+
+
+def _from_here(written: Any, root: Path) -> Any:
+    if isinstance(written, list):
+        return [_from_here(one, root) for one in written]
+    is_path = isinstance(written, str) and not written.startswith("hf:")
+    if not is_path or os.path.isabs(written):
+        return written
+    return os.path.relpath(root / written)
 
 
 def _sections(annotation: Any, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
