@@ -111,15 +111,18 @@ def _asked(wanted: "Wanted") -> "Wanted":
     demonstrations = wanted.demonstrations or _ask(
         "File of demonstrations (empty: the preferred answers)", default=""
     )
-    prompts = wanted.prompts or _ask("File of prompts (empty: those of the comparisons)", default="")
+    prompts = wanted.prompts or _ask(
+        "File of prompts (empty: those of the comparisons)", default=""
+    )
     goal = wanted.goal or _ask(
         "Goal: try (gates ask that nothing is broken), better (than SFT), or auto", default="auto"
     )
     from dataclasses import replace
 
     from rlhf_core.errors import ConfigError
+    from rlhf_core.stages.new_project import GOALS
 
-    if goal not in ("try", "better", "auto"):
+    if goal not in (*GOALS, "auto"):
         raise ConfigError(f"goal {goal!r}: expected try, better or auto")
     return replace(
         wanted,
@@ -127,7 +130,7 @@ def _asked(wanted: "Wanted") -> "Wanted":
         preferences=tuple(file.strip() for file in preferences),
         demonstrations=demonstrations.strip() or None,
         prompts=prompts.strip() or None,
-        goal=None if goal == "auto" else goal,
+        goal=GOALS.get(goal),
     )
 
 

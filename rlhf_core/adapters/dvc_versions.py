@@ -11,14 +11,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rlhf_core.adapters.versioning import dvc, git, repository_root, with_remedy
+from rlhf_core.adapters.versioning import dvc, git, git_root, repository_root, with_remedy
 from rlhf_core.config import VERSION_NAME
 from rlhf_core.errors import DataError
 
@@ -27,6 +27,39 @@ _MADE = re.compile(rf"{VERSION_NAME}: ")
 """Title of a commit that made a version, see ``tag_version``."""
 PREPARED = "data/prepared"
 """What the DVC stage ``prepare`` makes."""
+
+
+def begin_repository(directory: Path, tracked: Sequence[str]) -> str | None:
+    """Make a folder a git repository under DVC, with a remote in it; say why not where it cannot.
+
+    Args:
+        directory: may be a repository already.
+        tracked: files in it whose bytes DVC keeps, and git does not.
+    """
+    root = git_root(directory)
+    if root is not None and root.resolve() != directory.resolve():
+        return f"it lies in the git repository {root}"
+    if root is None:
+        git("init", "--quiet", cwd=directory)
+    if not (directory / ".dvc").is_dir():
+        dvc("init", cwd=directory)
+        dvc("config", "core.analytics", "false", cwd=directory)
+        dvc("remote", "add", "--default", "storage", ".rlhf/dvc-storage", cwd=directory)
+    if tracked:
+        dvc("add", *tracked, cwd=directory)
+    return None
+
+
+def commit_first(directory: Path, files: Sequence[str], tracked: Sequence[str]) -> str:
+    """Commit files of a new repository and what DVC notes of others; say how that went."""
+    ours = [".dvc", ".dvcignore", *files, *(f"{name}.dvc" for name in tracked)]
+    ours += sorted({f"{Path(name).parent}/.gitignore" for name in tracked})
+    git("add", "--", *ours, cwd=directory)
+    try:
+        git("commit", "--quiet", "-m", "rlhf init", "--", *ours, cwd=directory)
+    except DataError as error:  # nobody's name is known, or a hook of theirs says no
+        return f"git did not commit ({error}); then: git commit -m 'rlhf init'"
+    return "a git repository under DVC, all that was written committed"
 
 
 @contextmanager

@@ -110,9 +110,9 @@ def start_paths(raw: Any, section: type[BaseModel], root: Path) -> None:
         return
     for name, field in section.model_fields.items():
         written = raw.get(name)
-        if name in _MAY_BE_FOLDERS and isinstance(written, str) and (root / written).is_dir():
-            raw[name] = _from_here(written, root)
-        elif name in raw and _holds_paths(field.annotation):
+        is_name = name in _MAY_BE_FOLDERS and isinstance(written, str)
+        is_path = (root / written).is_dir() if is_name else _holds_paths(field.annotation)
+        if name in raw and is_path:
             raw[name] = _from_here(written, root)
         for path, inner in _sections(field.annotation):
             listed = isinstance(written, list) and path == "[]"

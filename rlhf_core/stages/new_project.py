@@ -19,7 +19,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from transformers import AutoConfig
 
-from rlhf_core.adapters import versioning
+from rlhf_core.adapters import dvc_versions
 from rlhf_core.config import SourceConfig, load_config
 from rlhf_core.dataprep.sources import read_with_rows
 from rlhf_core.dataprep.sources.containers import is_hub
@@ -32,6 +32,7 @@ from rlhf_core.storage.records import atomic_file
 from rlhf_core.tokenization.load import own_template, tokenizer_beside
 
 Goal = Literal["try", "better"]
+GOALS: dict[str, Goal] = {"try": "try", "better": "better"}
 
 SETTINGS = "rlhf.yaml"
 _FILES = Path(__file__).with_name("project_files")
@@ -47,10 +48,8 @@ _IGNORED = """/runs/
 """
 _LENGTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 _MEASURED = 2_000
-"""Comparisons whose tokens are counted."""
 _FEWEST, _ENOUGH = 150, 1_000
-"""Dialogues without which nothing can be said, and from which gates can ask for better."""
-_FEWEST_SAMPLES = 30
+"""Dialogues below which nothing can be said, and from which gates can ask for better."""
 _RATES = ((20e6, "5.0e-4", "2.0e-4", "5.0e-5"), (500e6, "5.0e-5", "2.0e-5", "5.0e-6"))
 """Weights up to which these learning rates of SFT, reward model and DPO hold: small models bear
 more. Larger ones get those of the literature, which are the defaults."""
@@ -63,7 +62,6 @@ class NewProject(Record):
     directory: Path
     goal: Goal
     settings: str
-    """Name of the settings file in the folder."""
     files: tuple[str, ...]
     """Relative to the folder."""
     told: tuple[str, ...]
@@ -82,7 +80,6 @@ class Wanted:
     goal: Goal | None = None
     """None takes what the number of dialogues allows."""
     project: str | None = None
-    """None takes the folder's name."""
 
 
 @dataclass
@@ -104,17 +101,13 @@ class _Data:
 
     found: list[Found]
     dialogues: set[str] = field(default_factory=set)
-    total: list[int] = field(default_factory=list)
-    """Tokens of prompt and longer response."""
+    prompts: list[int] = field(default_factory=list)
+    """Tokens of each prompt, and of the longer response to it."""
     responses: list[int] = field(default_factory=list)
 
 
 def init_project(directory: Path, wanted: Wanted) -> NewProject:
     """Look at files and model, and write a folder that runs.
-
-    Args:
-        directory: need not exist; what is in it stays.
-        wanted: model, files and goal.
 
     Raises:
         ConfigError: a file that would be written is there already.
@@ -135,11 +128,13 @@ def init_project(directory: Path, wanted: Wanted) -> NewProject:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         sources.copy()
-        told = _begin_versions(directory, sources)
+        told = dvc_versions.begin_repository(directory, tuple(sources.copies))
         values |= {"has_dvc": told is None, "why_no_dvc": told or ""}
         files = _write(directory, values)
         load_config(directory / SETTINGS)
-        kept = _first_commit(directory, sources) if told is None else f"no git and DVC: {told}"
+        kept = f"no git and DVC: {told}"
+        if told is None:
+            kept = dvc_versions.commit_first(directory, files, tuple(sources.copies))
     except BaseException:
         if not existing:
             shutil.rmtree(directory, ignore_errors=True)
@@ -156,7 +151,14 @@ def init_project(directory: Path, wanted: Wanted) -> NewProject:
 def _require_room(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory}: is a file; name a folder")
-    names = (SETTINGS, "dvc.yaml", "prefect.yaml", "README.md", ".gitignore", "templates/chat.jinja")
+    names = (
+        SETTINGS,
+        "dvc.yaml",
+        "prefect.yaml",
+        "README.md",
+        ".gitignore",
+        "templates/chat.jinja",
+    )
     there = [name for name in names if (directory / name).exists()]
     if there:
         raise ConfigError(
@@ -190,17 +192,16 @@ def _look_at_base(base: str) -> _Base:
 def _look_at_data(wanted: Wanted, base: _Base) -> _Data:
     data = _Data([_found(file, "preferences") for file in wanted.preferences])
     for found in data.found:
-        rows = _comparisons(found)
-        for item in rows:
-            opening = item.prompt[: 1 + next(
-                (i for i, turn in enumerate(item.prompt) if turn.role == "user"), 0
-            )]
+        for item in _comparisons(found):
+            opening = item.prompt[
+                : 1 + next((i for i, turn in enumerate(item.prompt) if turn.role == "user"), 0)
+            ]
             data.dialogues.add("\n".join(f"{turn.role}: {turn.content}" for turn in opening))
         for item in islice(_comparisons(found), _MEASURED):
             prompt = _tokens(base, " ".join(turn.content for turn in item.prompt))
             prompt += 8 * len(item.prompt)  # about what a template adds to a turn
             longer = max(_tokens(base, item.response_a), _tokens(base, item.response_b))
-            data.total.append(prompt + longer)
+            data.prompts.append(prompt)
             data.responses.append(longer)
     return data
 
@@ -208,8 +209,8 @@ def _look_at_data(wanted: Wanted, base: _Base) -> _Data:
 def _found(file: str, section: str) -> Found:
     found = look_at(Path(file))
     if found.section != section:
-        option = f"--{found.section}"
-        raise DataError(f"{file}: holds {found.section}, no {section}; give it as {option}")
+        given = f"holds {found.section}, no {section}; give it as --{found.section}"
+        raise DataError(f"{file}: {given}")
     return found
 
 
@@ -269,23 +270,25 @@ def _values(
     directory: Path, wanted: Wanted, base: _Base, data: _Data, sources: _Sources
 ) -> dict[str, Any]:
     """Return all that the files say, by the name their templates have for it."""
-    sizes = _sizes(len(data.dialogues), wanted.goal)
+    model = _model_values(directory, base, data)
+    fitting = sum(prompt <= model["max_prompt_length"] for prompt in data.prompts)
     return {
-        **sizes,
-        **_model_values(directory, base, data),
+        **_sizes(len(data.dialogues), fitting / len(data.prompts), wanted.goal),
+        **model,
         **_data_values(wanted, data, sources),
         "project": wanted.project or _project_name(directory),
         "template": not base.has_template,
     }
 
 
-def _sizes(dialogues: int, goal: Goal | None) -> dict[str, Any]:
-    """Return what follows from the number of dialogues: what is held out and what gates ask."""
+def _sizes(dialogues: int, fitting: float, goal: Goal | None) -> dict[str, Any]:
+    """Return what follows from the number of dialogues and the share of them that fits."""
     goal = goal or ("better" if dialogues >= _ENOUGH else "try")
     fraction = round(min(0.34, max(0.1, 400 / dialogues)), 2)
     heldout = int(dialogues * fraction)
-    # The split is drawn, and near-equal dialogues stay together: a fifth may be missing.
-    samples = max(_FEWEST_SAMPLES, int(heldout * 0.8) // 10 * 10)
+    # The split is drawn, and near-equal dialogues stay together: a quarter may be missing.
+    sure = 0.75 * heldout * fitting
+    samples, pairs = (max(30, int(n) // 10 * 10) for n in (sure, sure / 2))
     visible = round(100 * 1.96 * math.sqrt(0.25 / heldout))
     asks = "that nothing is broken" if goal == "try" else "that the policy is better than SFT"
     return {
@@ -294,6 +297,7 @@ def _sizes(dialogues: int, goal: Goal | None) -> dict[str, Any]:
         "heldout_fraction": fraction,
         "num_heldout": f"{heldout:,}",
         "min_samples": min(samples, 300),
+        "min_pair_samples": min(pairs, 300),  # reward model and judge share the held-out pairs
         "min_pairs": min(100, dialogues // 2),
         "visible": visible,
         "sft_epochs": 3 if dialogues < _ENOUGH else 1,
@@ -310,9 +314,10 @@ def _model_values(directory: Path, base: _Base, data: _Data) -> dict[str, Any]:
         inside = absolute.is_relative_to(root)
         named = absolute.relative_to(root).as_posix() if inside else str(absolute)
         note = "" if inside else "  # outside this folder, so by its whole path"
-    longest = _at_least(_quantile(data.total, 0.98))
+    total = [sum(both) for both in zip(data.prompts, data.responses, strict=True)]
+    longest = _at_least(_quantile(total, 0.98))
     length = min(longest, base.positions) if base.positions else longest
-    answer = max(16, min(_quantile(data.responses, 0.9), length // 2, 256))
+    answer = max(16, min(_quantile(data.responses, 0.75), length // 3, 256))
     rates = next((rates for limit, *rates in _RATES if 0 < base.weights <= limit), list(_LARGE))
     uniform = math.log(base.vocabulary)
     size = f"{base.weights / 1e6:,.1f} million weights" if base.weights else "unknown size"
@@ -321,6 +326,7 @@ def _model_values(directory: Path, base: _Base, data: _Data) -> dict[str, Any]:
         "base": named,
         "base_note": note,
         "max_length": length,
+        "max_prompt_length": length - answer,
         "max_new_tokens": answer,
         "sft_rate": rates[0],
         "reward_rate": rates[1],
@@ -380,7 +386,7 @@ def _project_name(directory: Path) -> str:
 
 def _write(directory: Path, values: dict[str, Any]) -> list[str]:
     """Write every file whole; return their names."""
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     texts = {".gitignore": _IGNORED}
     if values["template"]:
         texts["templates/chat.jinja"] = (_FILES / "chat.jinja").read_text(encoding="utf-8")
@@ -391,35 +397,3 @@ def _write(directory: Path, values: dict[str, Any]) -> list[str]:
         with atomic_file(directory / name) as stream:
             stream.write(text.encode())
     return list(texts)
-
-
-def _begin_versions(directory: Path, sources: _Sources) -> str | None:
-    """Make the folder a git repository under DVC; say why not where it cannot be one."""
-    root = versioning.git_root(directory)
-    if root is not None and root.resolve() != directory.resolve():
-        return f"it lies in the git repository {root}"
-    if root is None:
-        versioning.git("init", "--quiet", cwd=directory)
-    if not (directory / ".dvc").is_dir():
-        versioning.dvc("init", cwd=directory)
-        versioning.dvc("config", "core.analytics", "false", cwd=directory)
-        versioning.dvc("remote", "add", "--default", "storage", ".rlhf/dvc-storage", cwd=directory)
-    if sources.copies:
-        versioning.dvc("add", *sources.copies, cwd=directory)
-    return None
-
-
-def _first_commit(directory: Path, sources: _Sources) -> str:
-    """Commit what was written, and nothing else that lies in the folder; say how that went."""
-    ours = [".gitignore", ".dvc", ".dvcignore", SETTINGS, "dvc.yaml", "prefect.yaml", "README.md"]
-    ours += [name for name in ("templates/chat.jinja",) if (directory / name).exists()]
-    ours += [f"{name}.dvc" for name in sources.copies]
-    ours += ["data/raw/.gitignore"] if sources.copies else []
-    versioning.git("add", "--", *ours, cwd=directory)
-    try:
-        versioning.git("commit", "--quiet", "-m", "rlhf init", "--", *ours, cwd=directory)
-    except DataError as error:  # nobody's name is known, or a hook of theirs says no
-        return f"git did not commit ({error}); then: git commit -m 'rlhf init'"
-    return "a git repository under DVC, all of it committed"
-
-

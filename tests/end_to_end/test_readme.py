@@ -40,6 +40,7 @@ NEEDS_MORE = {
     "--run-id ID": "covered by test_small_demo",
     "--set policy.kl_coef": "every training command here runs with --set",
     "rlhf label pull": "covered by tests of labels: needs a repository",
+    "rlhf init": "covered by test_new_project",
     "rlhf data": "covered by tests of data versions: needs a repository",
     "data.version=": "covered by tests of data versions: needs a repository",
     "configs/demo-reward-hacking.yaml": "covered by test_shipped_variants",
