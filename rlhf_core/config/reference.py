@@ -111,7 +111,7 @@ def start_paths(raw: Any, section: type[BaseModel], root: Path) -> None:
     for name, field in section.model_fields.items():
         written = raw.get(name)
         is_name = name in _MAY_BE_FOLDERS and isinstance(written, str)
-        is_path = (root / written).is_dir() if is_name else _holds_paths(field.annotation)
+        is_path = (root / str(written)).is_dir() if is_name else _holds_paths(field.annotation)
         if name in raw and is_path:
             raw[name] = _from_here(written, root)
         for path, inner in _sections(field.annotation):
