@@ -1,5 +1,6 @@
 """Texts that people wrote, asked or compared."""
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -22,8 +23,10 @@ Conversation = tuple[Message, ...]
 
 
 def _answer_of(value: object) -> object:
-    """Take a number for the text of it: answers to sums are numbers in many files."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    """Take a number for the text of it, as many files have answers; lists and the like as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 class Prompt(Record):
@@ -36,7 +39,8 @@ class Prompt(Record):
     reference: Annotated[str | None, BeforeValidator(_answer_of)] = Field(
         default=None, exclude_if=lambda value: value is None
     )
-    """The right answer, where there is one: reward functions are given it, models never see it."""
+    """The right answer, where there is one: reward functions are given it, models never see it. A
+    list of right answers, or what else is no text in the file, is the JSON of it."""
 
 
 class Demonstration(Record):

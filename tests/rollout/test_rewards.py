@@ -124,7 +124,8 @@ def test_ensembles_by_hand():
 
 def test_a_reference_is_kept_and_its_absence_is_not_written():
     row = {"prompt_id": "a", "prompt": [{"role": "user", "content": "1 + 1?"}]}
-    assert Prompt.model_validate({**row, "reference": 2}).reference == "2"
+    for given, kept in ((2, "2"), (0.5, "0.5"), (["a", "b"], '["a", "b"]'), (None, None)):
+        assert Prompt.model_validate({**row, "reference": given}).reference == kept
     assert "reference" not in Prompt.model_validate(row).model_dump_json()
     kept = Prompt.model_validate({**row, "reference": "two"})
     assert Prompt.model_validate_json(kept.model_dump_json()) == kept

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf_core.adapters import label_http
+from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.reward_endpoint import RewardEndpoint
 from rlhf_core.config import EndpointTermConfig, PpoConfig
@@ -108,6 +109,7 @@ def test_all_kinds_train_a_policy_together_and_each_is_logged(
     assert logged["1_model"] <= logged["0_model"]
     assert 0 <= logged["2_function_right"] <= 1
     assert run.data.tags["rlhf.rewards_sha256"] == rewards_digest(settings.rewards, scorers)
+    assert trace_lineage(result.model.uri).upstream["scorer_0"].model == "models:/rlhf-reward/1"
     assert len(scorer.asked) == 2 * 3
     method, path, body, _ = scorer.asked[0]
     assert (method, path, len(body["responses"])) == ("POST", "/score", 3)
