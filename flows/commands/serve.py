@@ -1,4 +1,4 @@
-"""`rlhf serve`, `rlhf export`: what was promoted, handed to those who use it."""
+"""`rlhf serve`, `rlhf export`: what was promoted, for those who use it."""
 
 import logging
 import shlex

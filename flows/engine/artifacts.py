@@ -35,14 +35,14 @@ Page = tuple[str, Sequence[tuple[str, str]]]
 """Markdown, and links as address and words."""
 
 
-def show_handed(stage: str, handed: Record, config: PipelineConfig, context: RunContext) -> None:
-    """Publish what a stage hands on, if a worker runs it."""
-    if isinstance(handed, StageResult) and handed.is_judged:
-        _publish(f"{stage}-result", lambda: _stage(stage, handed))
-    elif isinstance(handed, StageResult):
-        _publish(f"{stage}-model", lambda: _model(stage, handed.model))
-    elif isinstance(handed, DatasetSplits):
-        _publish("prepare-dataset", lambda: _dataset(handed, config, context))
+def show_result(stage: str, result: Record, config: PipelineConfig, context: RunContext) -> None:
+    """Publish the result of a stage, if a worker runs it."""
+    if isinstance(result, StageResult) and result.is_judged:
+        _publish(f"{stage}-result", lambda: _stage(stage, result))
+    elif isinstance(result, StageResult):
+        _publish(f"{stage}-model", lambda: _model(stage, result.model))
+    elif isinstance(result, DatasetSplits):
+        _publish("prepare-dataset", lambda: _dataset(result, config, context))
 
 
 def show_outcome(result: PipelineResult) -> None:

@@ -26,7 +26,7 @@ from rlhf_flows.engine.runs import RESULT, saved_result
 
 logger = logging.getLogger(__name__)
 
-Handed = TypeVar("Handed", bound=Record)
+Result = TypeVar("Result", bound=Record)
 
 ORDER: tuple[StageName, ...] = (
     *("prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"),
@@ -39,7 +39,7 @@ def passed(result: StageResult) -> bool:
 
 
 class Progress:
-    """Carries out stages and remembers what they handed on."""
+    """Runs stages and keeps their results."""
 
     def __init__(
         self, settings: RunSettings | None, config: PipelineConfig, context: RunContext
@@ -70,43 +70,43 @@ class Progress:
             start_afresh_once(self.config, self.context, stage)
 
     def stage(
-        self, name: StageName, work: Flow[..., Handed], record: type[Handed], inputs: StageInputs
-    ) -> Handed:
-        """Carry out one stage, here or by its deployment, and return what it hands on."""
+        self, name: StageName, work: Flow[..., Result], record: type[Result], inputs: StageInputs
+    ) -> Result:
+        """Run one stage, here or by its deployment, and return its result."""
         started, clock = time.time(), time.perf_counter()
         logger.info("stage=%s started run=%s", name, self.context.run_id)
         before = saved_result(self.context, name, record) if name in self._kept else None
         if before is not None:
-            handed = before
+            result = before
         elif is_deployed():
             settings = RunSettings(values=self.config.model_dump(mode="json"))
             run_deployed_stage(
                 name, work.name, inputs.model_dump(mode="json"), settings.model_dump(mode="json")
             )
             bring_records(self.config.project, self.context)
-            handed = self._saved(name, record)
+            result = self._saved(name, record)
         else:
-            handed = work(self._settings, inputs)
+            result = work(self._settings, inputs)
         seconds = time.perf_counter() - clock
         saved = self.context.stage_directory(name) / RESULT
         reused = saved.exists() and saved.stat().st_mtime < started
-        self._remember(handed, StageTiming(stage=name, seconds=seconds, reused=reused))
-        return handed
+        self._remember(result, StageTiming(stage=name, seconds=seconds, reused=reused))
+        return result
 
-    def _saved(self, name: StageName, record: type[Handed]) -> Handed:
-        handed = saved_result(self.context, name, record)
-        if handed is None:
+    def _saved(self, name: StageName, record: type[Result]) -> Result:
+        result = saved_result(self.context, name, record)
+        if result is None:
             raise StageFailedError(
                 f"{name}: completed, but left no result in {self.context.directory} and none with "
                 "MLflow; do all workers have the same MLFLOW_TRACKING_URI, a server's?"
             )
-        return handed
+        return result
 
-    def _remember(self, handed: Record, timing: StageTiming) -> None:
+    def _remember(self, result: Record, timing: StageTiming) -> None:
         name, verdict = timing.stage, "none"
-        if isinstance(handed, StageResult):
-            self._results[name] = handed
-            verdict = handed.decision.verdict if handed.is_judged else verdict
+        if isinstance(result, StageResult):
+            self._results[name] = result
+            verdict = result.decision.verdict if result.is_judged else verdict
         self._timings.append(timing)
         run, seconds = self.context.run_id, timing.seconds
         logger.info("stage=%s finished run=%s seconds=%.1f verdict=%s", name, run, seconds, verdict)

@@ -133,7 +133,7 @@ def hold_stage(context: RunContext, stage: StageName) -> Iterator[None]:
 def saved_result(
     context: RunContext, stage: StageName, record: type[RecordType]
 ) -> RecordType | None:
-    """Return what ``stage`` of this run handed on, or None if it has not finished."""
+    """Return the result of ``stage`` of this run, or None if it has not finished."""
     path = context.stage_directory(stage) / RESULT
     if not path.exists():
         return None

@@ -10,7 +10,7 @@ from rlhf_core.errors import KlLimitError
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetSplits, ModelRef, Record, RunContext, StageName, StageResult
 from rlhf_core.storage.full_disk import in_one_line
-from rlhf_flows.engine.artifacts import show_handed
+from rlhf_flows.engine.artifacts import show_result
 from rlhf_flows.engine.events import announce
 from rlhf_flows.engine.files import places
 from rlhf_flows.engine.inputs import ModelInputs, PrepareInputs, PromoteInputs
@@ -20,7 +20,7 @@ from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import run_once
 from rlhf_flows.engine.watching import STOP, watch_training
 
-Handed = TypeVar("Handed", bound=Record)
+Result = TypeVar("Result", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def open_model_stage(
 
 def run_stage(
     stage: Stage,
-    record: type[Handed],
-    compute: Callable[[Observer], Handed],
+    record: type[Result],
+    compute: Callable[[Observer], Result],
     *,
     besides: Mapping[str, str] | None = None,
     reuse: bool = True,
-) -> Handed:
+) -> Result:
     """Run the stage unless it was done; show progress and result in Prefect, tell of failed gates.
 
     Args:
@@ -102,21 +102,21 @@ def run_stage(
     if stage.force:
         start_afresh_once(stage.config, context, name)
 
-    def compute_and_report() -> Handed:
+    def compute_and_report() -> Result:
         with watch_training(context, name) as observer:
-            handed = compute(observer)
-        if isinstance(handed, StageResult) and handed.decision.verdict != "PROMOTE":
-            verdict, reasons = handed.decision.verdict, "; ".join(handed.decision.reasons)
+            result = compute(observer)
+        if isinstance(result, StageResult) and result.decision.verdict != "PROMOTE":
+            verdict, reasons = result.decision.verdict, "; ".join(result.decision.reasons)
             announce("rlhf.gate-failed", context, stage=name, verdict=verdict, reasons=reasons)
-        return handed
+        return result
 
     try:
         with in_one_line(places()):
             inputs = stage.made_from() | dict(besides or {})
-            handed = run_once(context, name, inputs, compute_and_report, record=record, reuse=reuse)
+            result = run_once(context, name, inputs, compute_and_report, record=record, reuse=reuse)
     except KlLimitError as error:
         announce("rlhf.kl-spike", context, stage=name, action=STOP, message=str(error))
         raise
     keep_record(stage.config, context, name)
-    show_handed(name, handed, stage.config, context)
-    return handed
+    show_result(name, result, stage.config, context)
+    return result

@@ -1,4 +1,4 @@
-"""What the stages of a run handed on, kept with MLflow: another machine brings it back.
+"""Results of the stages of a run, kept with MLflow: another machine brings it back.
 
 Only records and reports travel so. Models go by the registry, datasets by their versions or from
 the raw data of each clone, checkpoints as ``checkpoint_copies`` says.
@@ -33,7 +33,7 @@ _OWN = ("checkpoints", "model")
 
 
 def keep_record(config: PipelineConfig, context: RunContext, stage: StageName) -> None:
-    """Keep what a stage handed on with MLflow, as the next edition of its record.
+    """Keep the result of a stage with MLflow, as the next edition of its record.
 
     With MLflow embedded nobody else could read it, and nothing is done.
 

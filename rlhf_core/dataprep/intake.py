@@ -10,7 +10,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from rlhf_core.dataprep.cleaning.near import near_duplicates
-from rlhf_core.dataprep.cleaning.near_dialogues import Openings
+from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import RowRules
@@ -54,7 +54,7 @@ class Intake:
     columns: FrameBuilder = field(default_factory=lambda: FrameBuilder(RAW_COLUMNS))
     signatures: RowSignatures | None = None
     """None where near repeats do not matter."""
-    openings: Openings | None = None
+    openings: FirstTurnIndex | None = None
     """None where only equal dialogues are kept together."""
     pooled: dict[int, Ballot] = field(default_factory=dict)
     """Row to all votes on its pair, where other rows gave it theirs."""

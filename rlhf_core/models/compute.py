@@ -45,7 +45,7 @@ def finish_training(model: nn.Module) -> PreTrainedModel:
     """Merge adapters into the weights and switch off what ``prepare_training`` switched on.
 
     Of a model whose files are of half precision the weights are rounded to it: what is measured
-    from here on is what is handed on.
+    from here on is what is saved.
 
     Returns:
         The transformers model that ``prepare_training`` was given, the same object.

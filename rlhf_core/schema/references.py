@@ -85,7 +85,7 @@ class ModelRef(Record):
 
 
 class RunContext(Record):
-    """Where one pipeline run keeps its files; made once, handed to every stage."""
+    """Where one pipeline run keeps its files; made once, given to every stage."""
 
     run_id: str
     directory: Path

@@ -234,7 +234,7 @@ class StageResult(Record):
     @model_validator(mode="before")
     @classmethod
     def _read_earlier(cls, value: Any) -> Any:
-        """The policy's stage of earlier builds handed on its model and nothing else."""
+        """The policy's stage of earlier builds returned its model and nothing else."""
         if not (isinstance(value, dict) and "uri" in value):
             return value
         model = ModelRef.model_validate(value)

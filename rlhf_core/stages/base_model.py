@@ -103,8 +103,8 @@ def name_ends(model: PreTrainedModel, renderer: Renderer) -> None:
     generation.eos_token_id = named
     if generation.pad_token_id is None:
         pad = renderer.tokenizer.pad_token_id
-        unread = pad is None or pad >= num_embeddings(model)
-        generation.pad_token_id = renderer.turn_end_id if unread else pad
+        unused = pad is None or pad >= num_embeddings(model)
+        generation.pad_token_id = renderer.turn_end_id if unused else pad
     suppressed = token_ids(generation.suppress_tokens, f"{model.name_or_path}: suppress_tokens")
     if set(suppressed or ()) <= set(unknown_ids(model)):
         generation.suppress_tokens = None  # ids of no token, written anew when it is saved

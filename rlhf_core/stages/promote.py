@@ -83,7 +83,7 @@ def promote_policy(config: PipelineConfig, result: StageResult, context: RunCont
 
     Args:
         config: settings of the run.
-        result: what evaluation handed on.
+        result: of the evaluation.
         context: of the run that promotes.
 
     Raises:

@@ -42,7 +42,7 @@ from rlhf_core.trainers.loop import (
 )
 from rlhf_core.trainers.parallel import side_by_side
 from rlhf_core.trainers.ppo_learner import (
-    Keeper,
+    Checkpointer,
     Learner,
     PpoData,
     PpoModels,
@@ -106,8 +106,8 @@ def fit_ppo(
     require_ready(models, data, settings)
     models = models.prepared(settings.compute, seed=run.seed)
     learner = Learner(models, data, settings, seed=run.seed)
-    keeper = Keeper(learner, run, fingerprint(models, data, settings, run.seed))
-    state = keeper.resume() or PpoState(kl_coef=settings.kl_coef)
+    checkpointer = Checkpointer(learner, run, fingerprint(models, data, settings, run.seed))
+    state = checkpointer.resume() or PpoState(kl_coef=settings.kl_coef)
     progress = Progress("ppo", run.observer, total=settings.num_iterations, done=state.iteration)
     while state.iteration < settings.num_iterations:
         watch = Stopwatch()
@@ -120,11 +120,11 @@ def fit_ppo(
         if spike is not None:
             state = intervene(state, settings.kl_watch, spike, run.observer)
         elif state.iteration % settings.checkpoint_every == 0:
-            keeper.save(state)
+            checkpointer.save(state)
             on_checkpoint(state.iteration)
         watch.lap("checkpoint")
         if spike is not None and settings.kl_watch.action == "roll_back":
-            keeper.roll_back()
+            checkpointer.roll_back()
         else:
             experience, scores, state = prepare_experience(scored, state, settings)
             metrics |= experience_metrics(experience, scores, settings.responses_per_prompt)
@@ -136,9 +136,9 @@ def fit_ppo(
         run.tracker.log_metrics(_named(metrics), step=state.iteration)
         progress.advance({name: metrics[name] for name in SHOWN if name in metrics})
     progress.close()
-    if keeper.saved_iteration != state.iteration:
-        state = _watch_the_end(learner, keeper, state)
-        keeper.save(state)
+    if checkpointer.saved_iteration != state.iteration:
+        state = _watch_the_end(learner, checkpointer, state)
+        checkpointer.save(state)
     on_checkpoint(state.iteration)
     models.finish()
     return FitSummary(
@@ -380,7 +380,7 @@ def update_shared(
     return {**mean_metrics(steps), **first}
 
 
-def _watch_the_end(learner: Learner, keeper: Keeper, state: PpoState) -> PpoState:
+def _watch_the_end(learner: Learner, checkpointer: Checkpointer, state: PpoState) -> PpoState:
     """Look at the policy after the last update, on fresh prompts, before it is kept.
 
     ``stop`` stops and ``roll_back`` returns to the last weights in bounds. The other two actions
@@ -390,9 +390,9 @@ def _watch_the_end(learner: Learner, keeper: Keeper, state: PpoState) -> PpoStat
     rollout = collect_rollout(learner, learner.data, iteration=state.iteration)
     metrics = rollout_metrics(judge_rollout(learner, rollout, iteration=state.iteration))
     if spike := find_kl_spike(watch, metrics):
-        state = intervene(state, watch, spike, keeper.run.observer)
+        state = intervene(state, watch, spike, checkpointer.run.observer)
         if watch.action == "roll_back":
-            keeper.roll_back()
+            checkpointer.roll_back()
     return state
 
 

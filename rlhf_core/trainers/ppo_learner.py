@@ -304,7 +304,7 @@ def value_of_hidden(head: nn.Module) -> Callable[[Tensor], Tensor]:
     return values
 
 
-class Keeper:
+class Checkpointer:
     """Saves the run, takes it up again, and returns the models to where they were in bounds."""
 
     def __init__(self, learner: Learner, run: TrainingRun, fingerprint: str) -> None:

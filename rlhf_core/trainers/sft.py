@@ -92,7 +92,7 @@ def fit_sft(
     progress.close()
     best.restore(model)
     final, finished = best.kept, finish_training(model)
-    if file_dtype(finished) is not None:  # rounded to what is handed on
+    if file_dtype(finished) is not None:  # rounded to the precision of the files
         final = heldout_nll(finished, heldout, budget=settings.micro_batch_tokens)
         run.tracker.log_metrics({"sft/heldout_nll": final}, step=optimization.step)
     return FitSummary(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_core.dataprep.cleaning.near import SignatureTable, linked
-from rlhf_core.dataprep.cleaning.near_dialogues import NearDialogues, Openings
+from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex, NearDialogues
 from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.schema import Message
@@ -25,7 +25,7 @@ def question(number: int) -> str:
 
 
 def grouped(prompts, *, threshold=0.7, largest_fraction=0.05, reserved=()) -> NearDialogues:
-    openings = Openings()
+    openings = FirstTurnIndex()
     for prompt in prompts:
         openings.add(prompt, dialogue_key(prompt))
     return openings.groups(

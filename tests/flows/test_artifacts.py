@@ -8,8 +8,8 @@ from rlhf_flows.engine.artifacts import (
     changed_answers,
     file_report,
     report_line,
-    show_handed,
     show_outcome,
+    show_result,
 )
 from rlhf_flows.engine.inputs import PipelineInputs
 from rlhf_flows.pipeline import rlhf_pipeline
@@ -42,14 +42,14 @@ def test_a_policy_shows_what_its_training_measured_and_its_mlflow_run(
 ):
     config = settings.config
     model = stages.train_policy(config, None, stages._model("sft", context), None, context)
-    show_handed("policy", model, config, context)
+    show_result("policy", model, config, context)
     assert "policy/kl | 1.5" in shown["policy-model"]
     assert shown["policy-mlflow"] == "http://mlflow/r"
 
 
 def test_a_dataset_links_to_its_data_docs(shown, stages, settings, context):
     config = settings.config
-    show_handed("prepare", stages.prepare_data(config), config, context)
+    show_result("prepare", stages.prepare_data(config), config, context)
     assert "[data docs](http://mlflow/data-docs/index.html)" in shown["prepare-dataset"]
     assert shown["prepare-data-docs"] == "http://mlflow/data-docs/index.html"
 

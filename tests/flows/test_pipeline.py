@@ -132,7 +132,7 @@ def test_a_run_id_that_leaves_the_folder_is_refused(stages, settings):
 
 
 @pytest.mark.usefixtures("without_engine")
-def test_a_policy_that_an_earlier_build_handed_on_as_a_model_alone_is_kept(stages, settings):
+def test_a_policy_that_an_earlier_build_returned_as_a_model_alone_is_kept(stages, settings):
     before = run(settings)
     saved = before.directory / "policy/result.json"
     saved.write_text(before.policy.model_dump_json(indent=2))

@@ -2,7 +2,7 @@ import pytest
 
 from rlhf_core.schema import RunContext
 from rlhf_flows.engine import artifacts, events, run_folder, watching
-from rlhf_flows.engine.artifacts import show_handed
+from rlhf_flows.engine.artifacts import show_result
 from rlhf_flows.engine.watching import ProgressShown, TrainingObserver, watch_training
 
 
@@ -84,7 +84,7 @@ def test_a_finished_stage_is_not_lost_because_it_cannot_be_shown(
     context, stages, settings, deployed, caplog
 ):
     config = settings.config
-    show_handed("sft", stages.train_sft(config, stages.read_splits(context.directory), context),
+    show_result("sft", stages.train_sft(config, stages.read_splits(context.directory), context),
                 config, context)  # fmt: skip
     assert "not_shown=sft-result" in caplog.text
 

@@ -8,7 +8,7 @@ from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal, save_model, scalar_from_causal
 from rlhf_core.models.probe import require_repeatable
 from tests.models.conftest import _LLAMA, _SMALL
-from tests.models.test_handed_on import tokenizer
+from tests.models.test_saved_model import tokenizer
 
 WITH_DROPOUT = {
     # A function called by the layers, no module.

@@ -1,4 +1,4 @@
-"""One template, one date and the same ends from preparation to what is handed on."""
+"""One template, one date and the same ends from preparation to the saved model."""
 
 import json
 from collections import Counter
@@ -124,7 +124,7 @@ def test_a_name_that_is_no_variable_is_refused():
             ModelConfig(base="x", chat_template_kwargs={name: 1})
 
 
-def test_what_bends_decoding_is_not_handed_on(tmp_path):
+def test_what_bends_decoding_is_not_saved(tmp_path):
     base = save_family("gemma", tmp_path / "base")
     path = base / "generation_config.json"
     published = json.loads(path.read_text())

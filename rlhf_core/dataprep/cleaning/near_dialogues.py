@@ -47,7 +47,7 @@ class NearDialogues:
         return {**found, "num_beside_heldout_file": len(self.beside_reserved)}
 
 
-class Openings:
+class FirstTurnIndex:
     """How dialogues open: the first user turn, and the system messages before it."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ def topic_numbers(prompts: Sequence[Prompt], key: str) -> Ints:
             prompt.tags.get(key, dialogue)
             for prompt, dialogue in zip(prompts, dialogues, strict=True)
         )
-    openings = Openings()
+    openings = FirstTurnIndex()
     for prompt, dialogue in zip(prompts, dialogues, strict=True):
         openings.add(prompt.prompt, dialogue)
     near = openings.groups(_NEAR, largest_fraction=1.0, reserved=frozenset(), seed=0)

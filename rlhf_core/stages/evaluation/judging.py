@@ -173,9 +173,9 @@ def _by_scores(
         for i, j in _compared(len(texts))
     }
     # What one judge could not read says nothing of how far the models' scores are apart.
-    unread = ~np.isfinite(np.stack(scores)).all(axis=0)
+    unjudged = ~np.isfinite(np.stack(scores)).all(axis=0)
     filled = [
-        np.where(unread, column[~unread].mean() if (~unread).any() else 0.0, column)
+        np.where(unjudged, column[~unjudged].mean() if (~unjudged).any() else 0.0, column)
         for column in scores
     ]
     problems = tuple(problem if np.isnan(one) else "" for one in won[OVER_SFT])

@@ -15,7 +15,7 @@ from rlhf_core.adapters import data_docs, validation
 from rlhf_core.config import DataConfig, PreparationConfig
 from rlhf_core.dataprep import assemble
 from rlhf_core.dataprep.assemble import Workbench
-from rlhf_core.dataprep.cleaning.near_dialogues import Openings
+from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import TokenCheck, make_rules
@@ -178,7 +178,7 @@ def _workbench(
     )
 
 
-def _reserve_heldout(data: DataConfig, bench: Workbench) -> Openings | None:
+def _reserve_heldout(data: DataConfig, bench: Workbench) -> FirstTurnIndex | None:
     """Learn which prompts are held out before any training row is written.
 
     Returns:
@@ -190,7 +190,7 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> Openings | None:
         assemble.write_heldout_prompts(path, read_prompts(path, files), bench)
     if data.near_dialogues is None:
         return None
-    openings = Openings()
+    openings = FirstTurnIndex()
     if path is not None:
         for prompt in _prompts_of(read_prompts(path)):
             if (dialogue := dialogue_key(prompt)) in bench.splitter.reserved:
@@ -232,7 +232,9 @@ def _keep_near_together(data: DataConfig, intake: Intake, bench: Workbench) -> N
         assemble.index_heldout(read_prompts(data.prompts.path), bench)
 
 
-def _read(data: DataConfig, bench: Workbench, openings: Openings | None, spill: Path) -> Intake:
+def _read(
+    data: DataConfig, bench: Workbench, openings: FirstTurnIndex | None, spill: Path
+) -> Intake:
     intake = Intake(spill, openings=openings)
     if bench.heldout is not None:
         intake.signatures = RowSignatures()

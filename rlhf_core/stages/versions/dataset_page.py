@@ -15,7 +15,7 @@ def show_dataset(config: PipelineConfig, splits: DatasetSplits, context: RunCont
 
     Args:
         config: settings of the run.
-        splits: what preparation handed on.
+        splits: of the preparation.
         context: of the run that prepared.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What is handed on: the precision of the files, adapters beside the weights, known ids alone."""
+"""What is saved: the precision of the files, adapters beside the weights, known ids alone."""
 
 import json
 
