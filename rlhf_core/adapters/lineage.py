@@ -44,7 +44,7 @@ class Lineage(Record):
     upstream: dict[str, "Lineage"]
     """Role (``sft``, ``reward``, ``judge``) to that model's own lineage."""
     release_problem: str = ""
-    """Why the champions of the project are not one release, and what corrects it; empty if they are.
+    """Why the champions of the project are not one release, and what to do; empty if they are.
     Of the model that was asked for alone."""
 
 
