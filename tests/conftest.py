@@ -65,7 +65,7 @@ def forked_tools(forked):
         yield forked
 
 
-LONGEST_FIRST = ("served", "small_demo", "faults", "outages", "data_versions")
+LONGEST_FIRST = ("served", "small_demo", "faults", "outages", "data_versions", "flows", "processes")
 """Groups that take minutes, most of them waiting: with one of them left for the end, all the other
 workers would have nothing to do meanwhile."""
 

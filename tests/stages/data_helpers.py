@@ -1,9 +1,13 @@
 """A small repository under git and DVC, with the real ``rlhf prepare`` as its stage."""
 
 import json
+import shutil
 import subprocess
-import sys
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rlhf_core.adapters import versioning
 
 CONFIG = """
 model: {base: unused}
@@ -60,11 +64,20 @@ def call(*command: str, cwd: Path, env: dict | None = None) -> str:
 
 
 def dvc(*arguments: str, cwd: Path) -> str:
-    return call(sys.executable, "-m", "dvc", *arguments, cwd=cwd)
+    """Run DVC as the product does: a fork where the test has ``forked_tools``."""
+    return versioning.dvc(*arguments, cwd=cwd)
 
 
 def make_repository(root: Path) -> Path:
     """Make the repository with its first commit; 60 comparisons, no version yet."""
+    return shutil.copytree(Path(_first_repository().name) / "repository", root, symlinks=True)
+
+
+@cache
+def _first_repository() -> TemporaryDirectory:
+    """The repository that all others are copies of; it goes with this process."""
+    folder = TemporaryDirectory(prefix="repository-")
+    root = Path(folder.name) / "repository"
     root.mkdir()
     call("git", "init", "-q", "-b", "main", cwd=root)
     call("git", "config", "user.email", "ann@example.org", cwd=root)
@@ -78,4 +91,4 @@ def make_repository(root: Path) -> Path:
     write(root / "data" / "raw" / "comparisons.jsonl", rows(range(60)))
     call("git", "add", "-A", cwd=root)
     call("git", "commit", "-q", "-m", "first", cwd=root)
-    return root
+    return folder

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rlhf_core.adapters.dvc_versions import list_tags
 from rlhf_core.stages.versions.versions import bring_back, list_versions
-from tests.stages.data_helpers import call, make_repository, rows, write
+from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 
 RLHF = Path(sys.executable).with_name("rlhf")
 
@@ -54,7 +55,7 @@ def batches_of(repository: Path) -> list[list[str]]:
     """Prompts of every batch of the last version, each batch sorted."""
     (tag, *_), folder = list_tags(repository)[-1], Path("data/raw/preferences")
     call("git", "merge", "-q", "--ff-only", tag, cwd=repository)
-    call(sys.executable, "-m", "dvc", "checkout", "-q", cwd=repository)
+    dvc("checkout", "-q", cwd=repository)
     found = sorted((repository / folder).glob("batch-*.jsonl"))
     return [
         sorted(json.loads(line)["prompt"][0]["content"] for line in path.open()) for path in found
@@ -65,11 +66,12 @@ def questions(number: int) -> list[str]:
     return sorted(f"Question {i}?" for i in range(60 + 10 * number, 70 + 10 * number))
 
 
-def test_two_at_once_become_two_versions_with_both_batches(repository):
-    running = [add(repository, batch(repository, number)) for number in (0, 1)]
-    for process in running:
-        _, stderr = process.communicate()
-        assert process.returncode == 0, stderr
+def test_two_at_once_become_two_versions_with_both_batches(repository, forked_tools):
+    def publish(number):
+        forked_tools.rlhf("data", "add", str(batch(repository, number)), cwd=repository)
+
+    with ThreadPoolExecutor() as people:
+        list(people.map(publish, (0, 1)))
     versions = list_versions(repository)
     assert [(version.version, version.rows) for version in versions] == [
         ("data-v1", 70),
@@ -103,7 +105,9 @@ def test_what_a_kill_leaves_is_gone_after_the_next_call(repository, tmp_path):
 
 
 @pytest.mark.parametrize("num_kills", [1, pytest.param(4, marks=pytest.mark.nightly)])
-def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repository, num_kills):
+def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(
+    repository, num_kills, forked_tools
+):
     started = time.monotonic()
     assert add(repository, batch(repository, 0)).wait() == 0
     duration = time.monotonic() - started
@@ -118,8 +122,8 @@ def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repositor
             assert bring_back(version.version, repository).dvc_md5 == version.dvc_md5
     assert killed
     for number in range(1, num_kills + 1):
-        process = add(repository, batch(repository, number))
-        _, stderr = process.communicate()
-        assert process.returncode == 0 or "already there as batch-" in stderr
+        again = ("rlhf", "data", "add", batch(repository, number))
+        done = forked_tools.run(*again, cwd=repository, env=os.environ)
+        assert done.returncode == 0 or "already there as batch-" in done.stderr
     assert sorted(batches_of(repository)) == sorted(map(questions, range(num_kills + 1)))
     assert list_versions(repository)[-1].rows == 60 + 10 * (num_kills + 1)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import uuid
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 
 from tests.trainers.ppo_toys import reward_directory
 from tests.trainers.toys import toy_config
+
+pytestmark = pytest.mark.xdist_group("processes")
 
 ROOT = Path(__file__).parents[2]
 NEAR = 1e-5
@@ -160,21 +163,22 @@ KINDS = {
 """Batches of 6 and 9 divide neither by 2 nor by 4: ranks get unequal shares, and at times none."""
 
 
-BY_FOUR = ("sft", "ppo", "grpo")
+BY_FOUR = ("sft", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("ppo", "grpo")))
 
 
 @pytest.fixture(scope="module")
-def results(launch, models, tmp_path_factory):
-    """Every kind of training by 1 and 2 processes, some by 4: what was logged, and weights."""
+def trained(launch, models, tmp_path_factory):
+    """Train a kind by so many processes, once: where its log and its weights are."""
     folder = tmp_path_factory.mktemp("worlds")
-    for world in (1, 2, 4):
-        jobs = [
-            job(trainer, models / causal, folder / str(world) / name, **changes)
-            for name, (trainer, causal, changes) in KINDS.items()
-            if world < 4 or name in BY_FOUR
-        ]
-        launch(world, folder, *jobs)
-    return folder
+
+    @cache
+    def train(kind, world):
+        trainer, causal, changes = KINDS[kind]
+        work = folder / str(world) / kind
+        launch(world, folder, job(trainer, models / causal, work, **changes))
+        return work
+
+    return train
 
 
 def rows(folder, rank=0):
@@ -208,12 +212,19 @@ def assert_same_weights(folder, expected):
     assert max(worst.values()) < NEAR, worst
 
 
-@pytest.mark.parametrize(
-    ("kind", "world"), [*((kind, 2) for kind in KINDS), *((kind, 4) for kind in BY_FOUR)]
-)
-def test_several_processes_train_what_one_trains(kind, world, results):
-    found = results / str(world) / kind
-    assert_near(found, results / "1" / kind)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_what_one_trains(kind, trained):
+    assert_several_train_what_one_trains(kind, 2, trained)
+
+
+@pytest.mark.parametrize("kind", BY_FOUR)
+def test_four_processes_train_what_one_trains(kind, trained):
+    assert_several_train_what_one_trains(kind, 4, trained)
+
+
+def assert_several_train_what_one_trains(kind, world, trained):
+    found = trained(kind, world)
+    assert_near(found, trained(kind, 1))
     for rank in range(1, world):
         assert rows(found, rank) == rows(found)
         assert_same_bits(weights(found, rank), weights(found))
@@ -233,7 +244,7 @@ def test_two_ranks_with_a_row_each_are_one_process_bit_for_bit(launch, models, t
     [(2, 1), (1, 2), (2, 2), pytest.param(2, 4, marks=pytest.mark.nightly)],
 )
 def test_a_checkpoint_goes_on_with_any_number_of_processes(
-    before, after, launch, models, results, tmp_path
+    before, after, launch, models, trained, tmp_path
 ):
     kinds = ("sft", "ppo")
     for world, halt in ((before, 3), (after, -1)):
@@ -244,7 +255,7 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(
             jobs.append(job(trainer, models / causal, tmp_path / name, halt=halt, **changes))
         launch(world, tmp_path, *jobs)
     for name in kinds:
-        assert_same_weights(tmp_path / name, results / "1" / name)
+        assert_same_weights(tmp_path / name, trained(name, 1))
         assert rows(tmp_path / name)[0][0] > 1, "it began again"
         if before == after:
-            assert_same_bits(weights(tmp_path / name), weights(results / str(after) / name))
+            assert_same_bits(weights(tmp_path / name), weights(trained(name, after)))

@@ -80,10 +80,10 @@ def nest():
     [
         ("sft", 1),
         pytest.param("reward", 1, marks=pytest.mark.nightly),
-        ("dpo", 1),
+        pytest.param("dpo", 1, marks=pytest.mark.nightly),
         ("ppo", 1),
         pytest.param("ppo", 2, marks=pytest.mark.nightly),
-        ("rloo", 1),
+        pytest.param("rloo", 1, marks=pytest.mark.nightly),
     ],
 )
 def test_sigkill_at_random_moments_does_not_change_the_weights(
