@@ -106,6 +106,8 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageRes
 @flow(name="rlhf-evaluate", flow_run_name=name_of_run)
 def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> StageResult:
     """Compare the policy with SFT and the champion on held-out prompts, and apply the gates."""
+    from rlhf_core.evaluation.suites import suites_digest
+
     stage = open_model_stage("evaluate", settings, inputs)
 
     def evaluate(observer: Observer) -> StageResult:
@@ -127,7 +129,9 @@ def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> Stag
     before = saved_result(stage.context, "evaluate", StageResult)
     look = before.report.look if before else None
     votes = looks.votes_digest(look.entry) if look else None
-    return run_stage(stage, StageResult, evaluate, besides={"votes": votes} if votes else {})
+    asked = {"votes": votes or "", "suites": suites_digest(stage.config.evaluation.suites)}
+    besides = {name: digest for name, digest in asked.items() if digest}
+    return run_stage(stage, StageResult, evaluate, besides=besides)
 
 
 @flow(name="rlhf-promote", flow_run_name=name_of_run)

@@ -192,6 +192,10 @@ def check_servers(config: "PipelineConfig", *, check_inputs: bool = False) -> No
         from rlhf_core.stages import preflight
 
         preflight.check_inputs(config)
+    elif config.evaluation.suites:
+        from rlhf_core.stages.evaluation.suites import check_suites
+
+        check_suites(config)
     check_access(config.project, patience=0)
 
 

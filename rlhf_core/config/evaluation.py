@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from rlhf_core.config.base import Count, Positive, Resamples, Section, Temperature
 from rlhf_core.config.judges import JudgeConfig
 from rlhf_core.config.metric_names import SLICED_METRICS, is_taken, metrics_of, range_of
+from rlhf_core.config.suites import SuiteConfig
 from rlhf_core.errors import ConfigError
 
 _MAX_SECONDS = 5.0
@@ -163,7 +164,8 @@ class GatesConfig(Section):
         for stage in GATED_STAGES:
             levels: dict[str, float] = {}
             for gate in getattr(self, stage) or ():
-                if not gate.metric.startswith(f"{stage}/"):
+                own = (f"{stage}/", "suite/") if stage == "policy" else f"{stage}/"
+                if not gate.metric.startswith(own):
                     raise ValueError(
                         f"{stage}: gate on {gate.metric!r}: this stage measures {stage}/..."
                     )
@@ -305,10 +307,21 @@ class EvaluationConfig(Section):
     takes (prompt, response) and returns named scores. None where there is none. The worker's
     RLHF_ALLOWED_FUNCTIONS lists what may be named."""
     monitors: MonitorsConfig = MonitorsConfig()
+    suites: tuple[SuiteConfig, ...] = ()
+    """What the candidate must do as well as the champion, item by item: frozen lists."""
 
     def resamples_for(self, confidence: float) -> int:
         """Return how many resamples an interval of this level needs, so that its ends mean much."""
         return math.ceil(_BEYOND_EACH_END * 2.0 / (1.0 - confidence) - 1e-6)
+
+    @field_validator("suites")
+    @classmethod
+    def _named_once(cls, suites: tuple[SuiteConfig, ...]) -> tuple[SuiteConfig, ...]:
+        names = [suite.name for suite in suites]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two suites are called {name!r}; give each a name of its own")
+        return suites
 
     @model_validator(mode="after")
     def _enough_resamples(self) -> "EvaluationConfig":

@@ -105,7 +105,9 @@ def range_of(metric: str) -> tuple[float, float]:
 
     What is not listed is a share: accuracies, win rates, areas under a curve, vices.
     """
-    name = metric.partition("/")[2]
+    stage, _, name = metric.partition("/")
+    if stage == "suite":
+        return (-1.0, 1.0) if name.endswith("/difference") else (0.0, 1.0)
     if name in _ANYTHING or name.startswith("style/"):
         return -math.inf, math.inf
     if name in _FROM_ZERO:

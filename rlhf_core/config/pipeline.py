@@ -20,6 +20,7 @@ from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.policy import PolicyConfig
 from rlhf_core.config.promotion import PromotionConfig
 from rlhf_core.config.reward_terms import ModelTermConfig
+from rlhf_core.config.suites import DIFFERENCE, SCORE, suite_of
 from rlhf_core.config.training import DistributedConfig, RewardConfig, SftConfig
 from rlhf_core.errors import ConfigError
 
@@ -86,7 +87,8 @@ class PipelineConfig(PreparationConfig):
 
     @model_validator(mode="after")
     def _gates_can_be_measured(self) -> "PipelineConfig":
-        own_vices = self.evaluation.monitors.phrases
+        own_vices, suites = self.evaluation.monitors.phrases, self.evaluation.suites
+        of_suites = [f"suite/{suite.name}/[TAG/]{DIFFERENCE} or {SCORE}" for suite in suites]
         for stage in GATED_STAGES:
             measured = metrics_of(stage, own_vices) - self._left_out()
             levels: dict[str, float] = {}
@@ -96,10 +98,10 @@ class PipelineConfig(PreparationConfig):
                         f"{gate.metric} is gated at two confidences, by gates.{stage} and by "
                         "promotion; a metric has one"
                     )
-                if gate.metric not in measured:
+                if gate.metric not in measured and not suite_of(gate.metric, suites):
                     raise ValueError(
                         f"gates.{stage}: {gate.metric} is not measured with these settings; "
-                        f"measured are {', '.join(sorted(measured))}"
+                        f"measured are {', '.join((*sorted(measured), *of_suites))}"
                     )
                 gate.require_some_fail()
                 needed = self.evaluation.resamples_for(gate.confidence)

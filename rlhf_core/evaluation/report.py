@@ -13,12 +13,14 @@ from rlhf_core.evaluation.monitors import VICES
 from rlhf_core.evaluation.people import describe_votes
 from rlhf_core.evaluation.preference_metrics import correlation_by_noise
 from rlhf_core.evaluation.samples import Standing
+from rlhf_core.evaluation.suites import SuiteAnswer
 from rlhf_core.schema import (
     Conversation,
     Estimate,
     EvaluationReport,
     GateResult,
     StageResult,
+    SuiteRecord,
     Verdict,
 )
 from rlhf_core.schema.shown import shown
@@ -61,6 +63,18 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class ShownSuite:
+    """A suite on the page."""
+
+    name: str
+    record: SuiteRecord
+    metrics: Mapping[str, Estimate]
+    """Without ``suite/NAME/``."""
+    answers: Sequence[SuiteAnswer]
+    """Those that changed first."""
+
+
+@dataclass(frozen=True)
 class Page:
     """Everything the page shows."""
 
@@ -78,6 +92,8 @@ class Page:
     """The report of preparation."""
     settings: str
     """The run's configuration, as text."""
+    suites: Sequence[ShownSuite] = field(default_factory=tuple)
+    """What was asked beside preference."""
     notes: Sequence[str] = field(default_factory=tuple)
     """What could not be shown, and why."""
     data_docs: str | None = None

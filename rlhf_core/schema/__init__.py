@@ -22,6 +22,7 @@ from rlhf_core.schema.results import (
     PromotionDecision,
     RowCounts,
     StageResult,
+    SuiteRecord,
     ValidationReport,
     Verdict,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "RunContext",
     "StageName",
     "StageResult",
+    "SuiteRecord",
     "ValidationReport",
     "Verdict",
     "Vote",

@@ -116,6 +116,23 @@ class PeopleVotes(Record):
         return error_share(self.round)
 
 
+class SuiteRecord(Record):
+    """What a suite asked, of whom, and where the answers are."""
+
+    source: str
+    """The list."""
+    sha256: str
+    """Of what it asks."""
+    baseline: str
+    """With whom the candidate was compared: the champion, or SFT where there is none."""
+    baseline_score: float
+    lost: int = Field(ge=0)
+    """Items that the candidate does worse on."""
+    gained: int = Field(ge=0)
+    answers: Path
+    """JSON lines, one item each, those that changed first."""
+
+
 class EvaluationReport(Record):
     """Metrics of one model on held-out data."""
 
@@ -143,6 +160,8 @@ class EvaluationReport(Record):
     """
     judge_ceiling: Estimate | None = None
     """What the annotators' own disagreement on those pairs allows; None where it is not known."""
+    suites: dict[str, SuiteRecord] = Field(default_factory=dict)
+    """What was asked beside preference, by the suite's name."""
     people: PeopleVotes | None = None
     """Votes that the judge's win rate was corrected by; None where there are none."""
 

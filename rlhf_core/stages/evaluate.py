@@ -42,6 +42,8 @@ from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.people import corrected_by_people
 from rlhf_core.stages.evaluation.scored_pairs import heldout_pairs, score_pairs, with_tags
 from rlhf_core.stages.evaluation.scoring import response_logprobs
+from rlhf_core.stages.evaluation.suites import FOLDER as SUITES
+from rlhf_core.stages.evaluation.suites import check_suites, with_suites
 from rlhf_core.stages.evaluation.verdict import (
     conclude,
     doubts_about_champion,
@@ -207,17 +209,18 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
     started = time.monotonic()
     require_independent_judge(judge, policy, reward, splits)
     require_own_reference(policy, sft)
+    check_suites(config)
     upstream = {"policy": policy, "sft": sft, "judge": judge}
     upstream |= {"reward": reward} if reward else {}
     compared = upstream | ({"champion": champion} if champion else {})
     with evaluation_run(config, splits, context, run, **compared) as run:
-        report = _look(config, splits, compared, context.stage_directory("evaluate"), run)
+        directory = context.stage_directory("evaluate")
+        report = _look(config, splits, compared, directory, run)
+        report = with_suites(config, compared, report, directory)
         report = report.model_copy(
             update={
                 "model": policy,
-                "rows": row_counts(
-                    context.stage_directory("policy"), context.stage_directory("evaluate")
-                ),
+                "rows": row_counts(context.stage_directory("policy"), directory),
                 "champion": champion.uri if champion else None,
                 "judge": judge.uri,
             }
@@ -226,8 +229,9 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
         doubts = doubts_about_data(splits, members)
         doubts += doubts_about_champion(policy, champion)
         result = conclude(config, "policy", report, run, started, judge=judge, doubts=doubts)
-        if (directory := context.stage_directory("evaluate") / FOLDER).is_dir():
-            run.log_artifact(directory, f"evaluation/{FOLDER}")
+        for folder in (FOLDER, SUITES):
+            if (directory / folder).is_dir():
+                run.log_artifact(directory / folder, f"evaluation/{folder}")
         if report.look:
             finish_look(report.look, run, sampling(config))
     return result.model_copy(update={"stage": "evaluate"})

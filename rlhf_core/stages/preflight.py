@@ -3,6 +3,7 @@
 from rlhf_core.config import FunctionTermConfig, PipelineConfig
 from rlhf_core.config.functions import function_sha256
 from rlhf_core.stages.base_model import base_renderer, require_no_clock
+from rlhf_core.stages.evaluation.suites import check_suites
 from rlhf_core.stages.preparation.inputs import require_paths
 from rlhf_core.stages.prepare import require_own_folders
 
@@ -17,7 +18,9 @@ def check_inputs(config: PipelineConfig) -> None:
         ConfigError: a reward function's file is not there, or may not be loaded here.
         DataError: a raw file does not exist, or preparation would replace what it did not make.
         ModelError: the base model has no tokenizer, EOS or chat template.
+        ConfigError: a gate asks about a part of a suite that does not exist.
     """
+    check_suites(config)
     if config.data.version is None:
         require_paths(config.data)
         require_own_folders(config)

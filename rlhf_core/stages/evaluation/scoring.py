@@ -151,8 +151,13 @@ def choose_prompts(
 
 def fits(prompt: Prompt, renderer: Renderer, longest: int) -> bool:
     """Say whether a prompt can be rendered in at most ``longest`` tokens."""
+    return fits_conversation(prompt.prompt, renderer, longest)
+
+
+def fits_conversation(prompt: Conversation, renderer: Renderer, longest: int) -> bool:
+    """The same of a prompt's turns alone."""
     try:
-        return renderer.prompt(prompt).num_tokens <= longest
+        return len(renderer.prompt_ids(prompt)) <= longest
     except DataError:
         return False
 

@@ -16,6 +16,7 @@ from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide, describe_look, gate_name, judge_estimate
 from rlhf_core.evaluation.intervals import Plans, Resampling
 from rlhf_core.evaluation.people import describe_votes
+from rlhf_core.evaluation.suites import suite_results
 from rlhf_core.schema import (
     DatasetSplits,
     EvaluationReport,
@@ -131,7 +132,8 @@ def conclude(  # noqa: PLR0913 - a verdict and all that it rests on
     required = required_gates(config.project)
     asked = required.added_to(stage, config.gates_of(stage))
     gates = _surer(asked, report.look, report.people)
-    decision = decide(gates, report, doubts=doubts, promotion=config.promotion)
+    beside = suite_results(config.evaluation.suites, [gate.metric for gate in gates], report)
+    decision = decide(gates, report, doubts=doubts, promotion=config.promotion, beside=beside)
     decision = _with_look(_marked(decision, required.of_stage(stage)), report)
     known = judge is not None and judge.kind == "scalar"
     record_decision(
