@@ -15,6 +15,7 @@ class RegressionSuiteConfig(Section):
     """A frozen list of prompts and what an answer to each must, and must not, match."""
 
     kind: Literal["regression"] = "regression"
+    """A list of one's own."""
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """Names the suite's metrics: ``suite/NAME/score``, ``suite/NAME/difference``."""
     path: Path

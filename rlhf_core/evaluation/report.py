@@ -24,6 +24,7 @@ from rlhf_core.schema import (
     Verdict,
 )
 from rlhf_core.schema.shown import shown
+from rlhf_core.storage.records import read_records
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -299,6 +300,30 @@ def errors_shared(results: Mapping[str, StageResult]) -> str:
         alone = correlation_by_noise(judge.value, reward.value, ceiling.value)
         told += f" Labels that are wrong make {alone:.2f} of it where the two err independently."
     return told
+
+
+NUM_SUITE_ANSWERS = 30
+"""Answers shown of each suite; the file has all."""
+
+
+def shown_suites(results: Sequence[StageResult]) -> list[ShownSuite]:
+    """Return every suite of a run with its metrics and the answers that changed first."""
+    return [
+        ShownSuite(
+            name=name,
+            record=record,
+            metrics={
+                metric.removeprefix(f"suite/{name}/"): estimate
+                for metric, estimate in result.report.metrics.items()
+                if metric.startswith(f"suite/{name}/")
+            },
+            answers=tuple(read_records(record.answers, SuiteAnswer)[:NUM_SUITE_ANSWERS])
+            if record.answers.is_file()
+            else (),
+        )
+        for result in results
+        for name, record in result.report.suites.items()
+    ]
 
 
 def number(value: float) -> str:

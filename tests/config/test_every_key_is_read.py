@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 ALIASES = {
     "PolicyConfig": ("PpoConfig", "DpoConfig"),
     "RewardTerm": ("ModelTermConfig", "FunctionTermConfig", "EndpointTermConfig"),
+    "SuiteConfig": ("RegressionSuiteConfig",),
     "LabelerConfig": ("SimulatedLabelerConfig", "AiLabelerConfig", "LabelStudioLabelerConfig"),
 }
 VALIDATORS = ("field_validator", "model_validator")
@@ -52,8 +53,8 @@ BY_NAME = {
     (kind, stage)
     for kind in ("GatesConfig", "RequiredGates")
     for stage in ("sft", "reward", "policy", "judge")
-} | {("RewardModelJudgeConfig", "kind")}
-"""``of_stage`` reads the key that its argument names; a discriminator tells judges apart."""
+} | {("RewardModelJudgeConfig", "kind"), ("RegressionSuiteConfig", "kind")}
+"""``of_stage`` reads the key that its argument names; a discriminator tells these apart."""
 OPTIONAL = {("PreparationConfig", "policy"), ("PreparationConfig", "gates")}
 """Preparation lets them be missing; what reads them is read in ``PipelineConfig``."""
 

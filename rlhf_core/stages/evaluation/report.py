@@ -16,19 +16,16 @@ from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot,
 from rlhf_core.evaluation.report import (
     Page,
     Sample,
-    ShownSuite,
     duration,
     how_right,
     render_page,
+    shown_suites,
 )
 from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
-from rlhf_core.evaluation.suites import SuiteAnswer
 from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
 from rlhf_core.storage.records import atomic_file, parse_object, read_record, read_records
 
 REPORT = "report.html"
-NUM_SUITE_ANSWERS = 30
-"""Answers shown of each suite; the file has all."""
 NUM_SAMPLES = 8
 """Samples shown of each kind."""
 CHANGED = "Changed most from {}, for better or worse by the judge"
@@ -82,6 +79,7 @@ def write_report(directory: Path) -> Path:
     notes: list[str] = []
     rows = compared_answers(results.get("evaluate"))
     splits = _splits(directory)
+    docs = find_docs(splits.directory) if splits else None
     promotion, lineage = _saved(directory / "promote" / "result.json"), _lineage(results, notes)
     models = _models(directory, results)
     page = Page(
@@ -94,27 +92,21 @@ def write_report(directory: Path) -> Path:
             "Training": _training_figures(models, notes),
         },
         samples=pick_samples(rows),
-        suites=_suites(results.get("evaluate")),
+        suites=shown_suites(tuple(results.values())),
         lineage=lineage,
         data=_saved(splits.report) if splits else None,
         settings=config.model_dump_json(indent=2),
         notes=tuple(notes),
-        data_docs=_docs(splits),
+        data_docs=str(docs / INDEX) if docs else None,
         facts=_facts(config, splits, lineage, promotion, results)
         | _times(models, results.get("evaluate"), notes),
         standings=side_by_side(rows) if rows else (),
         models=_names(results),
         needed=needed_to_decide(results, _judge_uri(lineage)),
     )
-    target = directory / REPORT
-    with atomic_file(target) as stream:
+    with atomic_file(directory / REPORT) as stream:
         stream.write(render_page(page).encode())
-    return target
-
-
-def _docs(splits: DatasetSplits | None) -> str | None:
-    docs = find_docs(splits.directory) if splits else None
-    return str(docs / INDEX) if docs else None
+    return directory / REPORT
 
 
 def _facts(
@@ -286,26 +278,6 @@ def compared_answers(result: StageResult | None) -> list[ComparedAnswer]:
     if result is None or result.report.samples is None or not result.report.samples.is_file():
         return []
     return read_records(result.report.samples, ComparedAnswer)
-
-
-def _suites(result: StageResult | None) -> list[ShownSuite]:
-    if result is None:
-        return []
-    return [
-        ShownSuite(
-            name=name,
-            record=record,
-            metrics={
-                metric.removeprefix(f"suite/{name}/"): estimate
-                for metric, estimate in result.report.metrics.items()
-                if metric.startswith(f"suite/{name}/")
-            },
-            answers=tuple(read_records(record.answers, SuiteAnswer)[:NUM_SUITE_ANSWERS])
-            if record.answers.is_file()
-            else (),
-        )
-        for name, record in result.report.suites.items()
-    ]
 
 
 def _draw(

@@ -69,7 +69,7 @@ def test_both_models_answer_each_item_and_what_changed_comes_first(
     (stage_context.stage_directory("evaluate") / "result.json").write_text(result.model_dump_json())
     (stage_context.directory / "config.json").write_text(config.model_dump_json())
     page = write_report(stage_context.directory).read_text()
-    assert "suite/town/harmless/difference" in page
+    assert "harmless/difference" in page
     assert QUESTIONS[3] in page
 
 
