@@ -3,6 +3,7 @@
 import math
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -298,6 +299,10 @@ class EvaluationConfig(Section):
     measure goes on from one champion to the next; without a champion the run's own."""
     num_judge_pairs: Count = 300
     """Held-out pairs with people's votes that a judge from elsewhere is measured on, at most."""
+    best_of_k: Path | None = None
+    """File of prompts with one right answer among several, as RewardBench 2 has them: columns
+    ``prompt``, ``chosen``, ``rejected`` (lists) and ``subset``. Reward model and judge are measured
+    on it as ``best_of_k_accuracy``."""
     topics: str | None = None
     """What the intervals are about. None: new prompts about the same topics; every dialogue is a
     sample. A tag (``intent``): new topics; prompts of one value are resampled together and count

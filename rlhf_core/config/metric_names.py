@@ -6,6 +6,8 @@ from collections.abc import Iterable
 SFT_METRICS = ("heldout_nll", "response_nll")
 CEILING = "noise_ceiling"
 """What the annotators' own disagreement allows; measured where pairs have three votes or more."""
+BEST_OF_K = "best_of_k_accuracy"
+"""Measured where ``evaluation.best_of_k`` names a file."""
 PREFERENCE_METRICS = (
     "heldout_accuracy",
     "length_only_accuracy",
@@ -14,6 +16,7 @@ PREFERENCE_METRICS = (
     "heldout_nll",
     "margin",
     CEILING,
+    BEST_OF_K,
 )
 """Of the reward model and of the judge."""
 POLICY_METRICS = (

@@ -15,7 +15,7 @@ from rlhf_core.config.evaluation import (
 )
 from rlhf_core.config.feedback import FeedbackConfig
 from rlhf_core.config.judges import OWN_JUDGE, judges_of
-from rlhf_core.config.metric_names import ERROR_CORRELATION, metrics_of
+from rlhf_core.config.metric_names import BEST_OF_K, ERROR_CORRELATION, metrics_of
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.policy import PolicyConfig
 from rlhf_core.config.promotion import PromotionConfig
@@ -117,7 +117,11 @@ class PipelineConfig(PreparationConfig):
         """Metrics that greedy answers or a policy without a reward model do not have."""
         greedy = ("policy/kl", "policy/kl_k3") if self.evaluation.temperature == 0.0 else ()
         no_reward = ("policy/reward_gain", "policy/proxy_gap", f"policy/{ERROR_CORRELATION}")
-        return frozenset((*greedy, *(() if self.policy.needs_reward_model else no_reward)))
+        named = self.evaluation.best_of_k is not None
+        no_file = () if named else (f"reward/{BEST_OF_K}", f"judge/{BEST_OF_K}")
+        return frozenset(
+            (*greedy, *no_file, *(() if self.policy.needs_reward_model else no_reward))
+        )
 
     def gates_of(self, stage: GatedStage) -> tuple[GateConfig, ...]:
         """Return all that a stage's model has to pass; for a policy that is the champion too."""

@@ -40,6 +40,8 @@ HEADLINES = {
     "reward/length_only_accuracy": "the same, knowing only lengths",
     "judge/heldout_accuracy": "judge, held-out accuracy",
     "judge/noise_ceiling": "what the annotators' disagreement allows it",
+    "reward/best_of_k_accuracy": "reward model, the right answer out of several",
+    "judge/best_of_k_accuracy": "judge, the right answer out of several",
     "policy/judge_error_correlation": "correlation of its errors with the reward model's",
     "sft/heldout_nll": "SFT, nats per held-out token",
 }

@@ -36,6 +36,7 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.evaluation.best_of_k import with_best_of_k
 from rlhf_core.stages.evaluation.compare import compare_answers, sampling, topics_of, write_samples
 from rlhf_core.stages.evaluation.judge_check import check_judge
 from rlhf_core.stages.evaluation.judging import Panel
@@ -169,7 +170,7 @@ def evaluate_reward(
             },
             rows=row_counts(context.stage_directory(role)),
         )
-        return conclude(config, role, report, run, started)
+        return conclude(config, role, with_best_of_k(config, report, plans), run, started)
 
 
 def evaluate_policy(  # noqa: PLR0913 - four models meet here

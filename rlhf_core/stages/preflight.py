@@ -3,6 +3,7 @@
 from rlhf_core.config import FunctionTermConfig, PipelineConfig
 from rlhf_core.config.functions import function_sha256
 from rlhf_core.stages.base_model import base_renderer, require_no_clock
+from rlhf_core.stages.evaluation.best_of_k import read_choices
 from rlhf_core.stages.evaluation.suites import check_suites
 from rlhf_core.stages.preparation.inputs import require_paths
 from rlhf_core.stages.prepare import require_own_folders
@@ -27,6 +28,8 @@ def check_inputs(config: PipelineConfig) -> None:
     for index, term in enumerate(config.policy.rewards):
         if isinstance(term, FunctionTermConfig):
             function_sha256(f"policy.rewards.{index}", term.function)
+    if config.evaluation.best_of_k is not None:
+        read_choices(config.evaluation.best_of_k)
     renderer = base_renderer(config.model)
     if config.data.version is None and not config.data.cleaning.tokens:
         require_no_clock(renderer)
