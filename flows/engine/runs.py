@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 RESULT = "result.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of a stage's folder, with ``step-*`` in it."""
 
 RecordType = TypeVar("RecordType", bound=Record)
 
@@ -197,6 +199,35 @@ def _clear_leftovers(directory: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def discard_checkpoints(context: RunContext, stage: StageName) -> bool:
+    """Delete the checkpoints of a finished stage: nothing goes on from them any more.
+
+    Whether it is finished is looked up under the stage's lock; nothing but checkpoints goes.
+
+    Returns:
+        Whether the stage has none now.
+    """
+    directory = context.stage_directory(stage)
+    if not directory.is_dir():
+        return True
+    try:
+        with hold_stage(context, stage):
+            if not (directory / RESULT).exists():
+                return False
+            folder = directory / CHECKPOINTS
+            found = sorted((*folder.glob("step-*"), *folder.glob(".step-*")))
+            for path in found:
+                shutil.rmtree(path)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    except (CheckpointError, OSError) as error:
+        logger.warning("checkpoints_kept stage=%s run=%s: %s", stage, context.run_id, error)
+        return False
+    if found:
+        logger.info("checkpoints_deleted stage=%s run=%s", stage, context.run_id)
+    return True
 
 
 def archive_stage(context: RunContext, stage: StageName) -> None:

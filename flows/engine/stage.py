@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from rlhf_core.adapters.checkpoint_copies import drop_copies
 from rlhf_core.adapters.run_records import keep_record
-from rlhf_core.config import PipelineConfig, config_digest
+from rlhf_core.config import GATED_STAGES, PipelineConfig, config_digest
 from rlhf_core.errors import KlLimitError
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetSplits, ModelRef, Record, RunContext, StageName, StageResult
@@ -17,7 +18,7 @@ from rlhf_flows.engine.inputs import ModelInputs, PrepareInputs, PromoteInputs
 from rlhf_flows.engine.references import check_roles, find_dataset, find_models
 from rlhf_flows.engine.run_folder import open_context, start_afresh_once
 from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import run_once
+from rlhf_flows.engine.runs import discard_checkpoints, run_once, saved_result
 from rlhf_flows.engine.watching import STOP, watch_training
 
 Result = TypeVar("Result", bound=Record)
@@ -118,5 +119,24 @@ def run_stage(
         announce("rlhf.kl-spike", context, stage=name, action=STOP, message=str(error))
         raise
     keep_record(stage.config, context, name)
+    done = None if stage.config.keep_checkpoints else _needs_no_checkpoints(stage, result)
+    if done is not None and discard_checkpoints(context, done):
+        drop_copies(context.stage_directory(done))
     show_result(name, result, stage.config, context)
     return result
+
+
+def _needs_no_checkpoints(stage: Stage, result: Record) -> StageName | None:
+    """Return the stage whose checkpoints nobody reads any more, now that ``stage`` is done.
+
+    The policy's may still be chosen from until its evaluation says yes or no; HOLD is neither.
+    """
+    if stage.name in GATED_STAGES and stage.name != "policy":
+        return stage.name
+    if not (isinstance(result, StageResult) and isinstance(stage, ModelStage)):
+        return None
+    if stage.name != "evaluate" or result.decision.verdict == "HOLD":
+        return None
+    trained = saved_result(stage.context, "policy", StageResult)
+    own = trained is not None and trained.model.sha256 == stage.models["policy"].sha256
+    return "policy" if own else None

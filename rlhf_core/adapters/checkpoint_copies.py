@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from rlhf_core.adapters.earlier_run import RUN_NOTE
 from rlhf_core.adapters.mlflow_client import mlflow_client, patiently, registry_errors
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.adapters.stage_run import StageRun
@@ -23,8 +24,8 @@ KEPT = 2
 class CheckpointCopies:
     """The copies of one stage's checkpoints; a ``ports.CheckpointCopies``."""
 
-    def __init__(self, run: StageRun) -> None:
-        self._run_id = run.run_id
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
 
     def keep(self, checkpoint: Path) -> None:
         """Copy a checkpoint, and drop all but the last two; a lost server costs a warning."""
@@ -65,6 +66,15 @@ class CheckpointCopies:
             found.rename(directory / names[-1])
         logger.info("checkpoint_brought checkpoint=%s", names[-1])
 
+    def drop(self) -> None:
+        """Delete all of them; a lost server costs a warning."""
+        try:
+            with registry_errors("deleting copies of checkpoints"):
+                for name in self._names():
+                    self._delete(name)
+        except RegistryError as error:
+            logger.warning("checkpoint_copies_kept %s", error)
+
     def _names(self) -> list[str]:
         entries = mlflow_client().list_artifacts(self._run_id, FOLDER)
         return sorted(Path(entry.path).name for entry in entries if entry.is_dir)
@@ -81,6 +91,20 @@ class CheckpointCopies:
 
 def copies_of(run: StageRun) -> CheckpointCopies | None:
     """Return where a stage's checkpoints are copied to; None where nobody asked for it."""
+    return CheckpointCopies(run.run_id) if _are_shared() else None
+
+
+def drop_copies(folder: Path) -> None:
+    """Delete the copies of a finished stage's checkpoints, where there are copies.
+
+    Args:
+        folder: the stage's.
+    """
+    note = folder / RUN_NOTE
+    if _are_shared() and note.exists():
+        CheckpointCopies(note.read_text(encoding="utf-8")).drop()
+
+
+def _are_shared() -> bool:
     settings = load_settings()
-    shared = settings.rlhf_share_checkpoints and not settings.embedded
-    return CheckpointCopies(run) if shared else None
+    return settings.rlhf_share_checkpoints and not settings.embedded

@@ -37,6 +37,9 @@ class PreparationConfig(Section):
     """Every random number of the run derives from this one."""
     runs: Path = Path("runs")
     """Folder for checkpoints, models and reports, one sub-folder a run."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of stages that have finished. Else they are deleted once the stage's
+    result is written, the policy's once its evaluation has said yes or no."""
     model: ModelConfig
     data: DataConfig
     distributed: DistributedConfig = DistributedConfig()

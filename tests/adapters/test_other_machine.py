@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from rlhf_core.adapters.checkpoint_copies import copies_of
+from rlhf_core.adapters.checkpoint_copies import copies_of, drop_copies
 from rlhf_core.adapters.registry import register_model, resolve_model
 from rlhf_core.adapters.run_records import bring_records, keep_absence, keep_record
 from rlhf_core.adapters.tracking import open_run
@@ -149,6 +149,7 @@ def test_checkpoints_are_copied_where_the_team_wants_it(machines, config, monkey
     run = interrupted(config, there, lambda run: [copies_of(run).keep(each) for each in made])
     here = machines("b")
     directory = here.stage_directory("sft") / "checkpoints"
+    directory.mkdir(parents=True, exist_ok=True)
     with open_run(config, here, "sft", inputs={}) as resumed:
         assert resumed.run_id == run.run_id
         copies = copies_of(resumed)
@@ -157,6 +158,8 @@ def test_checkpoints_are_copied_where_the_team_wants_it(machines, config, monkey
     assert [path.name for path in directory.iterdir()] == ["step-000000003"]
     copies.bring(directory, after="step-000000004")
     assert [path.name for path in directory.iterdir()] == ["step-000000003"]
+    drop_copies(here.stage_directory("sft"))
+    assert copies._names() == [], "they go with the stage's own"
 
 
 def test_a_stage_that_starts_over_on_another_machine_says_why(machines, config, caplog):

@@ -2,7 +2,8 @@ import pytest
 
 from rlhf_core.errors import CheckpointError, DivergedError, KlLimitError, RegistryError
 from rlhf_flows import stages as flow_stages
-from rlhf_flows.engine import stage
+from rlhf_flows.engine import runs, stage
+from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.engine.inputs import (
     EvaluateInputs,
     PipelineInputs,
@@ -12,7 +13,7 @@ from rlhf_flows.engine.inputs import (
     SftInputs,
 )
 from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import hold_stage, open_run
+from rlhf_flows.engine.runs import discard_checkpoints, hold_stage, locate_run, open_run
 from rlhf_flows.pipeline import rlhf_pipeline
 from rlhf_flows.stages import evaluate_stage, prepare_stage, promote_stage, reward_stage, sft_stage
 
@@ -212,3 +213,106 @@ def test_an_evaluation_is_repeated_when_the_champion_changed(stages, settings):
     stages.champion = "models:/other/1"
     evaluate_stage(settings, EvaluateInputs(run="one"))
     assert stages.calls.count("evaluate") == 2
+
+
+def leave_checkpoints(stages, stage, run="one"):
+    """What a training leaves in its folder; and a file of somebody's own."""
+    folder = stages.directory / "runs" / run / stage / "checkpoints"
+    for step in (1, 2):
+        (folder / f"step-{step:09d}").mkdir(parents=True)
+        (folder / f"step-{step:09d}" / "tensors.safetensors").write_text("weights")
+    return folder
+
+
+def with_checkpoints(stages, monkeypatch, before=lambda: None):
+    """Let every training leave checkpoints before it returns its result."""
+    called = stages._called
+
+    def train(stage):
+        if stage in ("sft", "reward", "judge", "policy"):
+            leave_checkpoints(stages, stage)
+        before()
+        called(stage)
+
+    monkeypatch.setattr(stages, "_called", train)
+
+
+def has_checkpoints(stages, run="one"):
+    return {path.parent.name for path in stages.directory.glob(f"runs/{run}/*/checkpoints")}
+
+
+def test_checkpoints_go_with_their_stage_and_the_policys_with_the_decision(
+    stages, settings, monkeypatch
+):
+    seen = []
+    with_checkpoints(stages, monkeypatch, before=lambda: seen.append(has_checkpoints(stages)))
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    assert seen == [set(), {"sft"}, {"reward"}, {"judge"}, {"policy"}, {"policy"}, set()]
+    assert has_checkpoints(stages) == set()
+
+
+def test_a_setting_keeps_checkpoints_and_may_change_while_a_run_is_gone_on_with(
+    stages, settings, monkeypatch
+):
+    with_checkpoints(stages, monkeypatch)
+    kept = settings.model_copy(update={"overrides": (*settings.overrides, "keep_checkpoints=true")})
+    rlhf_pipeline(kept, PipelineInputs(run="one"))
+    assert has_checkpoints(stages) == {"sft", "reward", "judge", "policy"}
+    calls = list(stages.calls)
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    assert has_checkpoints(stages) == set()
+    assert [call for call in stages.calls if call not in calls] == []
+
+
+def test_a_policy_on_hold_keeps_its_checkpoints(stages, settings, monkeypatch):
+    with_checkpoints(stages, monkeypatch)
+    stages.verdicts["evaluate"] = "HOLD"
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    assert has_checkpoints(stages) == {"policy"}
+
+
+def test_a_decision_about_another_policy_leaves_the_runs_own_checkpoints(
+    stages, settings, monkeypatch
+):
+    with_checkpoints(stages, monkeypatch)
+    stages.verdicts["evaluate"] = "HOLD"
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    other = stages.models["models:/rlhf-policy/1"].model_copy(update={"sha256": "f" * 64})
+    stages.models["models:/other/1"] = other
+    stages.verdicts["evaluate"] = "PROMOTE"
+    evaluate_stage(settings, EvaluateInputs(run="one", policy="models:/other/1"))
+    assert has_checkpoints(stages) == {"policy"}
+
+
+def test_a_stage_that_fails_at_its_end_keeps_its_checkpoints(stages, settings, monkeypatch):
+    """Until the result is written the next attempt goes on from them."""
+    with_checkpoints(stages, monkeypatch)
+    with monkeypatch.context() as at_the_end:
+        at_the_end.setattr(runs, "write_atomically", fail_at("result.json"))
+        with pytest.raises(OSError, match=r"result\.json"):
+            sft_stage(settings, SftInputs(run="one"))
+    assert has_checkpoints(stages) == {"sft"}
+    (stages.directory / "runs/one/sft/checkpoints/notes.txt").write_text("mine")
+    monkeypatch.setattr(stages, "_called", stages.calls.append)
+    sft_stage(settings, SftInputs(run="one"))
+    left = [path.name for path in (stages.directory / "runs/one/sft/checkpoints").iterdir()]
+    assert left == ["notes.txt"], "only checkpoints are ours"
+
+
+def fail_at(name):
+    def write(path, text):
+        if path.name == name:
+            raise OSError(f"no room for {path}")
+        write_atomically(path, text)
+
+    return write
+
+
+def test_checkpoints_of_a_stage_that_is_being_repeated_are_left(stages, settings):
+    sft_stage(settings, SftInputs(run="one"))
+    context, folder = locate_run("one", settings.config.runs), leave_checkpoints(stages, "sft")
+    with hold_stage(context, "sft"):
+        assert not discard_checkpoints(context, "sft")
+    (folder.parent / "result.json").unlink()
+    assert not discard_checkpoints(context, "sft")
+    assert len(list(folder.iterdir())) == 2
