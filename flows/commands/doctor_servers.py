@@ -11,7 +11,7 @@ from rlhf_flows.servers.pools import read_pools
 from rlhf_flows.servers.prefect_server import PrefectLostError, ask
 from rlhf_flows.servers.servers import LOGS, read_servers
 
-RESTART = "make down, then make up"
+RESTART = "rlhf down, then rlhf up"
 
 
 def check_supervisor() -> Iterator[Finding]:
@@ -51,7 +51,7 @@ def check_prefect() -> Iterator[Finding]:
     try:
         ask(url, "work_pools/filter", {"limit": 1})
     except RlhfError as error:
-        fix = "start it (`make up`), or unset PREFECT_API_URL"
+        fix = "start it (`rlhf up`), or unset PREFECT_API_URL"
         lost = isinstance(error, PrefectLostError)
         yield Finding(
             what="prefect",
@@ -83,7 +83,7 @@ def _check_pools(url: str) -> Iterator[Finding]:
             what=f"pool {pool}",
             healthy=bool(online),
             found=f"workers: {', '.join(online)}" if online else "no worker listens",
-            fix="make up, or "
+            fix="rlhf up, or "
             f"`python -m rlhf_flows.servers.patched_prefect worker start --pool {pool}`",
         )
 

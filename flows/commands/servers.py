@@ -44,7 +44,7 @@ def up(
     show_line(f"Prefect  {servers.prefect_url}")
     show_line(f"MLflow   {servers.mlflow_url}")
     show_line(f"logs     {LOGS.absolute()}")
-    show_line("stop     make down")
+    show_line("stop     rlhf down")
     show_line("\nto run `rlhf` commands against them:")
     show_line(f"  export PREFECT_API_URL={servers.prefect_url}/api")
     show_line(f"  export MLFLOW_TRACKING_URI={servers.mlflow_url}")
@@ -78,7 +78,7 @@ def deploy(
 
     url = load_settings().prefect_api_url
     if url is None:
-        raise ConfigError("PREFECT_API_URL is not set; `make up` starts a server and deploys to it")
+        raise ConfigError("PREFECT_API_URL is not set; `rlhf up` starts a server and deploys to it")
     apply(pool_type=pool_type, watch_heartbeats=watch_heartbeats)
     show_line(f"deployed to {without_credentials(url)}")
 
@@ -108,7 +108,7 @@ def notify(
 
     url = load_settings().prefect_api_url
     if url is None:
-        raise ConfigError("PREFECT_API_URL is not set; `make up` starts a server that can tell")
+        raise ConfigError("PREFECT_API_URL is not set; `rlhf up` starts a server that can tell")
     if not re.fullmatch("[a-z0-9-]+", name):
         raise ConfigError(f"--name {name!r}: expected small letters, digits and hyphens")
     tell(address, name, trial=trial)

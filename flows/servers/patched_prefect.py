@@ -219,7 +219,7 @@ def answer_own_pages_only() -> None:
     def refuse_processes(*arguments: Any, **options: Any) -> None:
         exit_with_error(
             "prefect server start: --background and --workers start processes of their own, which "
-            "foreign pages could reach; start one server, by `make up` or a service manager",
+            "foreign pages could reach; start one server, by `rlhf up` or a service manager",
             code=2,
         )
 

@@ -52,7 +52,7 @@ def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
         )
     except PrefectLostError as error:
         raise OrchestrationError(
-            f"{error}; start it (`make up`), correct PREFECT_API_URL (it ends with /api), "
+            f"{error}; start it (`rlhf up`), correct PREFECT_API_URL (it ends with /api), "
             "or unset it to run without a server"
         ) from error
 

@@ -110,7 +110,7 @@ def start_servers(prefect_port: int | None, mlflow_port: int | None) -> Servers:
         if running is not None and running.supervisor.find():
             raise RlhfError(
                 f"the servers run already: Prefect {running.prefect_url}, "
-                f"MLflow {running.mlflow_url}; `make down` stops them"
+                f"MLflow {running.mlflow_url}; `rlhf down` stops them"
             )
         stop_servers()
         prefect, mlflow = choose_ports(prefect_port, mlflow_port)

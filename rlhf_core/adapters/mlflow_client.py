@@ -255,7 +255,7 @@ def _check_health(uri: str) -> None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    advice = "start it (`make up`), or unset MLFLOW_TRACKING_URI to use a local file"
+    advice = "start it (`rlhf up`), or unset MLFLOW_TRACKING_URI to use a local file"
     where = without_credentials(uri)
     try:
         with registry_errors("asking for its health"):

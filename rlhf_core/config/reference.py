@@ -99,7 +99,8 @@ def start_paths(raw: Any, section: type[BaseModel], root: Path) -> None:
     """Let the relative paths among some settings as written start from a folder; changes them.
 
     They become relative to the working directory, so that a run in that folder has the paths that
-    its file says. A model's name (``model.base``) is a path where the folder is there.
+    its file says. A model's name (``model.base``, ``models`` of a reward's term) is a path where the
+    folder is there, a function's (``rewards.py:no_lists``) is one where it names a file.
 
     Args:
         raw: settings of a section, as YAML gives them, right or wrong.
@@ -110,17 +111,18 @@ def start_paths(raw: Any, section: type[BaseModel], root: Path) -> None:
         return
     for name, field in section.model_fields.items():
         written = raw.get(name)
-        is_name = name in _MAY_BE_FOLDERS and isinstance(written, str)
-        is_path = (root / str(written)).is_dir() if is_name else _holds_paths(field.annotation)
-        if name in raw and is_path:
+        if name in raw and _holds_paths(field.annotation):
             raw[name] = _from_here(written, root)
+        elif name in raw and name in (*_MAY_BE_FOLDERS, *_MAY_BE_FUNCTIONS):
+            raw[name] = _named_from_here(written, root, is_function=name in _MAY_BE_FUNCTIONS)
         for path, inner in _sections(field.annotation):
             listed = isinstance(written, list) and path == "[]"
             for part in written if listed else [written]:  # type: ignore[union-attr]
                 start_paths(part, inner, root)
 
 
-_MAY_BE_FOLDERS = ("base", "model")
+_MAY_BE_FOLDERS = ("base", "model", "models")
+_MAY_BE_FUNCTIONS = ("function", "rater", "annotators")
 
 
 def _holds_paths(annotation: Any) -> bool:
@@ -134,6 +136,18 @@ def _from_here(written: Any, root: Path) -> Any:
     if not is_path or os.path.isabs(written):
         return written
     return os.path.relpath(root / written)
+
+
+def _named_from_here(written: Any, root: Path, *, is_function: bool) -> Any:
+    """Do so with what names a model or a function, where that is a folder or a file."""
+    if isinstance(written, list):
+        return [_named_from_here(one, root, is_function=is_function) for one in written]
+    if not isinstance(written, str):
+        return written
+    if is_function:
+        file, colon, function = written.rpartition(":")
+        return f"{_from_here(file, root)}{colon}{function}" if file.endswith(".py") else written
+    return _from_here(written, root) if (root / written).is_dir() else written
 
 
 def _sections(annotation: Any, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:

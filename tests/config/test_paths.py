@@ -39,6 +39,29 @@ def test_relative_paths_start_where_root_says_and_the_command_line_s_where_it_is
     assert load_config(Path("mine.yaml")).data.preferences.path == Path("pairs.jsonl")
 
 
+def test_files_of_functions_and_folders_of_models_among_rewards_start_there_too(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "own/models/liked").mkdir(parents=True)
+    (tmp_path / "own/mine.yaml").write_text(
+        MINIMAL.replace(
+            "num_iterations: 3",
+            "num_iterations: 3, rewards: [{kind: function, function: 'rewards.py:no_lists'},"
+            " {kind: function, function: 'package.rewards:short'},"
+            " {kind: model, models: [run, models/liked, 'models:/liked/1', some/name]}]",
+        )
+        + "evaluation: {rater: 'gold.py:rate'}\nroot: .\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("own/mine.yaml")).evaluation.rater == "own/gold.py:rate"
+    functions, module, models = load_config(Path("own/mine.yaml")).policy.rewards
+    assert functions.function == "own/rewards.py:no_lists"
+    assert module.function == "package.rewards:short"
+    assert models.models == ("run", "own/models/liked", "models:/liked/1", "some/name")
+    monkeypatch.chdir(tmp_path / "own")
+    assert load_config(Path("mine.yaml")).policy.rewards[0].function == "rewards.py:no_lists"
+
+
 @pytest.mark.parametrize("root", ["3", "''", "[a]"])
 def test_a_root_that_is_no_folder_s_name_is_refused_with_its_line(tmp_path, root):
     path = tmp_path / "mine.yaml"

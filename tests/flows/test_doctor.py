@@ -105,7 +105,7 @@ def test_a_prefect_server_that_does_not_answer_is_said_in_one_line(home, monkeyp
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     (finding,) = check_prefect()
     assert "cannot be reached" in finding.found
-    assert "make up" in finding.fix
+    assert "rlhf up" in finding.fix
 
 
 def test_a_server_that_asks_for_a_password_gets_it_or_the_mend_names_the_variable(

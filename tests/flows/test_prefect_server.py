@@ -85,7 +85,7 @@ def test_an_unreachable_server_is_named_with_what_to_do(address):
         check_prefect(0.0)
     message = str(refusal.value)
     assert f"Prefect at http://127.0.0.1:{address[1]}/api cannot be reached" in message
-    assert "make up" in message
+    assert "rlhf up" in message
     assert "unset it" in message
 
 
