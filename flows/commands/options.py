@@ -116,7 +116,8 @@ def begin(log_level: str, *, uses_servers: bool = True) -> None:
 
     Args:
         log_level: of the project's own lines.
-        uses_servers: warn where servers run here that the command does not know of.
+        uses_servers: keep Prefect's folder in the working directory, and warn where servers run here
+            that the command does not know of; a command that needs neither leaves nothing behind.
     """
     from rlhf_flows.engine.logs import configure_logging
 
@@ -125,11 +126,15 @@ def begin(log_level: str, *, uses_servers: bool = True) -> None:
         raise typer.BadParameter(f"--log-level {log_level!r}: expected one of {', '.join(levels)}")
     configure_logging(log_level)
     say_what_begins()
+    if not uses_servers:
+        from rlhf_core.adapters.settings import set_environment_defaults
+
+        set_environment_defaults()
+        return
     from rlhf_flows.engine.environment import prepare_environment
 
     prepare_environment()
-    if uses_servers:
-        warn_of_unused_servers()
+    warn_of_unused_servers()
 
 
 def say_what_begins() -> None:

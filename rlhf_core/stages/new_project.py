@@ -270,7 +270,7 @@ def _values(
     directory: Path, wanted: Wanted, base: _Base, data: _Data, sources: _Sources
 ) -> dict[str, Any]:
     """Return all that the files say, by the name their templates have for it."""
-    model = _model_values(directory, base, data)
+    model = _model_values(base, data)
     fitting = sum(prompt <= model["max_prompt_length"] for prompt in data.prompts)
     return {
         **_sizes(len(data.dialogues), fitting / len(data.prompts), wanted.goal),
@@ -306,14 +306,12 @@ def _sizes(dialogues: int, fitting: float, goal: Goal | None) -> dict[str, Any]:
     }
 
 
-def _model_values(directory: Path, base: _Base, data: _Data) -> dict[str, Any]:
+def _model_values(base: _Base, data: _Data) -> dict[str, Any]:
     path = Path(base.base)
     named, note = base.base, "  # a name on the Hugging Face hub"
     if path.is_dir():
-        absolute, root = path.absolute(), directory.absolute()
-        inside = absolute.is_relative_to(root)
-        named = absolute.relative_to(root).as_posix() if inside else str(absolute)
-        note = "" if inside else "  # outside this folder, so by its whole path"
+        # `rlhf data add` prepares in a clone, which has what git and DVC keep, and no model.
+        named, note = str(path.absolute()), "  # by its whole path: git and DVC do not keep it"
     total = [sum(both) for both in zip(data.prompts, data.responses, strict=True)]
     longest = _at_least(_quantile(total, 0.98))
     length = min(longest, base.positions) if base.positions else longest

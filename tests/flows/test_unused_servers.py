@@ -60,3 +60,11 @@ def test_only_commands_with_a_use_for_servers_warn(begun, monkeypatch, command, 
     monkeypatch.setattr("rlhf_flows.servers.servers.stop_servers", lambda: [])
     done = CliRunner().invoke(app, command)
     assert ("servers run here" in done.stderr) is warned
+
+
+def test_a_command_with_no_use_for_them_leaves_nothing_where_it_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    begin("error", uses_servers=False)
+    assert list(tmp_path.iterdir()) == []
+    begin("error")
+    assert [path.name for path in tmp_path.iterdir()] == [".rlhf"]

@@ -1,6 +1,7 @@
 """`rlhf init`: from one's own files and model to a folder whose every file is right."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -59,6 +60,16 @@ def test_what_is_written_can_be_used_from_anywhere_and_is_committed(made, tmp_pa
     )
     assert status.stdout == ""
     assert (made.directory / "data/raw/mine.jsonl.dvc").is_file()
+
+
+def test_a_base_model_in_the_folder_is_found_from_the_clone_that_publishes(tmp_path, monkeypatch):
+    """Publishing prepares in a clone, which has nothing that neither git nor DVC keeps."""
+    shutil.copytree(BASE, tmp_path / "own/models/base")
+    monkeypatch.chdir(tmp_path / "own")
+    made = init_project(tmp_path / "own", Wanted("models/base", (votes(tmp_path / "mine.jsonl", 200),)))
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", made.directory, clone], check=True)
+    assert Path(load_config(clone / made.settings).model.base) == tmp_path / "own/models/base"
 
 
 def test_every_flow_has_its_deployment_and_every_deployment_the_settings(made):
