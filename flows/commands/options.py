@@ -116,8 +116,8 @@ def begin(log_level: str, *, uses_servers: bool = True) -> None:
 
     Args:
         log_level: of the project's own lines.
-        uses_servers: keep Prefect's folder in the working directory, and warn where servers run here
-            that the command does not know of; a command that needs neither leaves nothing behind.
+        uses_servers: keep Prefect's folder in the working directory, and warn where servers run
+            that the command does not know of; one that needs neither leaves nothing behind.
     """
     from rlhf_flows.engine.logs import configure_logging
 

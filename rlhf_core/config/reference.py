@@ -99,8 +99,8 @@ def start_paths(raw: Any, section: type[BaseModel], root: Path) -> None:
     """Let the relative paths among some settings as written start from a folder; changes them.
 
     They become relative to the working directory, so that a run in that folder has the paths that
-    its file says. A model's name (``model.base``, ``models`` of a reward's term) is a path where the
-    folder is there, a function's (``rewards.py:no_lists``) is one where it names a file.
+    its file says. A model's name (``model.base``, ``models`` of a reward's term) is a path where
+    the folder is there, a function's (``rewards.py:no_lists``) where it names a file.
 
     Args:
         raw: settings of a section, as YAML gives them, right or wrong.

@@ -66,7 +66,9 @@ def test_a_base_model_in_the_folder_is_found_from_the_clone_that_publishes(tmp_p
     """Publishing prepares in a clone, which has nothing that neither git nor DVC keeps."""
     shutil.copytree(BASE, tmp_path / "own/models/base")
     monkeypatch.chdir(tmp_path / "own")
-    made = init_project(tmp_path / "own", Wanted("models/base", (votes(tmp_path / "mine.jsonl", 200),)))
+    made = init_project(
+        tmp_path / "own", Wanted("models/base", (votes(tmp_path / "mine.jsonl", 200),))
+    )
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", made.directory, clone], check=True)
     assert Path(load_config(clone / made.settings).model.base) == tmp_path / "own/models/base"
