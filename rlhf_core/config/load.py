@@ -1,8 +1,10 @@
 """One YAML file, validated once."""
 
+import copy
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _MAX_PROBLEMS = 8
+_SET = "--set "
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 _Settings = TypeVar("_Settings", bound=Section)
 
@@ -36,7 +40,7 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Pipel
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value breaks its
-            rule; names file and key.
+            rule; names key and source: file and line, or the change that was applied.
     """
     return _load(PipelineConfig, path, overrides)[0]
 
@@ -74,27 +78,69 @@ def load_required_gates(path: Path) -> RequiredGates:
 def _load(
     kind: type[_Settings], path: Path, overrides: Mapping[str, str] | None
 ) -> tuple[_Settings, Places]:
-    raw, places = _read_extended(path, seen=())
-    for dotted, value in (overrides or {}).items():
-        _apply_override(raw, places, dotted, value)
+    written, changes = _read_extended(path, seen=()), dict(overrides or {})
+    raw, places = _changed(*written, changes)
     try:
-        # Strictly: `true` is no number, and "yes" is not true. As JSON, for lists and paths are
-        # written as JSON writes them.
-        return kind.model_validate_json(json.dumps(raw), strict=True), places
+        return _validated(kind, raw), places
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        said = [
-            _describe_problem(problem, path, raw, places) for problem in problems[:_MAX_PROBLEMS]
-        ]
+        said = []
+        for problem in problems[:_MAX_PROBLEMS]:
+            blamed = _blamed(kind, problem, *written, changes)
+            said.append(_describe_problem(problem, path, raw, places, blamed))
         if len(problems) > _MAX_PROBLEMS:
             said.append(f"and {len(problems) - _MAX_PROBLEMS} more")
         raise ConfigError("; ".join(said)) from error
 
 
-def _describe_problem(
-    problem: "ErrorDetails", path: Path, raw: dict[str, Any], places: Places
+def _validated(kind: type[_Settings], raw: dict[str, Any]) -> _Settings:
+    # Strictly: `true` is no number, and "yes" is not true. As JSON, for lists and paths are written
+    # as JSON writes them.
+    return kind.model_validate_json(json.dumps(raw), strict=True)
+
+
+def _blamed(
+    kind: type[Section],
+    problem: "ErrorDetails",
+    raw: dict[str, Any],
+    places: Places,
+    changes: Mapping[str, str],
 ) -> str:
-    """Place, key, what is wrong with it, and what was found, unless that is a whole section."""
+    """Return the changes of the command line without which the file has no such problem.
+
+    A rule about two settings is broken by the one that was changed, wherever the other stands.
+    """
+
+    def remains(kept: Mapping[str, str]) -> bool:
+        try:
+            _validated(kind, _changed(raw, places, kept)[0])
+        except (ValidationError, ConfigError) as error:
+            found = error.errors() if isinstance(error, ValidationError) else []
+            return any(_same_problem(problem, other) for other in found)
+        return False
+
+    if not changes or remains({}):
+        return ""
+    alone = {
+        key: value
+        for key, value in changes.items()
+        if not remains({other: changes[other] for other in changes if other != key})
+    }
+    return ", ".join(_change(*each) for each in (alone or changes).items())
+
+
+def _same_problem(one: "ErrorDetails", other: "ErrorDetails") -> bool:
+    # The words of a rule may name what was found, as a changed value elsewhere.
+    return one["loc"] == other["loc"] and one["type"] == other["type"]
+
+
+def _describe_problem(
+    problem: "ErrorDetails", path: Path, raw: dict[str, Any], places: Places, blamed: str
+) -> str:
+    """Place, key, what is wrong with it, and what was found, unless that is a whole section.
+
+    The place is what the command line changed (``blamed``), or else where the file says it.
+    """
     loc, written = problem["loc"], _written_part(problem["loc"], raw)
     # Kinds that nobody writes down, as that of a list, begin with an underscore.
     named = [part for part in map(str, loc) if part in map(str, written) or part[:1] != "_"]
@@ -106,10 +152,10 @@ def _describe_problem(
     found = "" if has_section else f" (found {shown(repr(problem['input']))})"
     if problem["type"] == "extra_forbidden":
         words, found = say_unknown(".".join(map(str, written)), PipelineConfig), ""
-    place = places.get(written) or str(path)
-    if place.startswith("--set "):
-        place = f"{path}, {place}"
-    return f"{place}: {key}: {words}{found}" if key else f"{path}: {words}{found}"
+    place = places.get(written, str(path)) if key else str(path)
+    if blamed and not place.startswith(_SET):
+        place = f"{blamed}, with {place}"
+    return f"{place}: {key}: {words}{found}" if key else f"{place}: {words}{found}"
 
 
 def _written_part(loc: tuple[str | int, ...], raw: Any) -> KeyPath:
@@ -185,14 +231,30 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _changed(
+    raw: dict[str, Any], places: Places, changes: Mapping[str, str]
+) -> tuple[dict[str, Any], Places]:
+    """Return settings as written, and their places, with dotted changes applied to a copy."""
+    raw, places = copy.deepcopy(raw), dict(places)
+    for dotted, value in changes.items():
+        _apply_override(raw, places, dotted, value)
+    return raw, places
+
+
+def _change(dotted: str, value: str) -> str:
+    """Return a change as the command line has it, without the credentials of an address."""
+    return f"{_SET}{shown(dotted)}={shown(_CREDENTIALS.sub('://...@', value))}"
+
+
 def _apply_override(raw: dict[str, Any], places: Places, dotted: str, value: str) -> None:
     *parents, leaf = dotted.split(".")
-    section = raw
-    for parent in parents:
-        section = section.setdefault(parent, {})
+    section, where = raw, _change(dotted, value)
+    for depth, parent in enumerate(parents, start=1):
+        if parent not in section:
+            section[parent], places[tuple(parents[:depth])] = {}, where
+        section = section[parent]
         if not isinstance(section, dict):
-            raise ConfigError(f"--set {dotted}: {parent!r} is a value, not a section")
-    where = f"--set {shown(dotted)}"
+            raise ConfigError(f"{where}: {parent!r} is a value, not a section")
     section[leaf], new = read_written(value, where, has_lines=False)
     keys = (*parents, leaf)
     places.update({(*keys, *path): place for path, place in new.items()})

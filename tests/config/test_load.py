@@ -1,4 +1,4 @@
-"""Settings: one file, validated once, every mistake named with file and key."""
+"""Settings: one file, validated once, every mistake named with its source and key."""
 
 from pathlib import Path
 
@@ -70,11 +70,51 @@ def test_round_trips_through_json(minimal):
         ),
     ],
 )
-def test_a_wrong_setting_names_file_and_key(minimal, key, value, says):
+def test_a_wrong_setting_names_its_source_and_key(minimal, key, value, says):
     with pytest.raises(ConfigError) as raised:
-        load_config(minimal, {key: value})
-    assert str(raised.value).startswith(str(minimal))
+        load_config(minimal, {"sft.num_epochs": "1", key: value})
+    source = f"--set {key}={value}"
+    assert str(raised.value).startswith((f"{source}: ", f"{source}, with {minimal}"))
     assert says in str(raised.value)
+
+
+def refusal(path, overrides=None):
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, overrides)
+    return str(raised.value)
+
+
+def test_a_fault_of_the_file_is_not_put_on_the_command_line(minimal):
+    text = minimal.read_text()
+    minimal.write_text(f"{text}sed: 1\n")
+    line = f"{minimal}, line {len(text.splitlines()) + 1}"
+    assert refusal(minimal, {"seed": "7"}) == f"{line}: sed: no such setting; did you mean seed?"
+    both = refusal(minimal, {"seed": "much"})
+    assert f"{line}: sed: " in both
+    assert "--set seed=much: seed: " in both
+
+
+def test_a_fault_that_comes_by_extends_names_the_file_it_stands_in(minimal):
+    child = minimal.parent / "child.yaml"
+    child.write_text("extends: minimal.yaml\nseed: 7\n")
+    minimal.write_text(minimal.read_text() + "sed: 1\n")
+    assert refusal(child).startswith(f"{minimal}, line ")
+    assert refusal(child) == refusal(child, {"policy.kl_coef": "0.2"})
+
+
+def test_credentials_in_an_address_are_not_repeated(minimal):
+    labeler = "{kind: ai, url: 'http://me:hunter2@host/v1', model: m, principles: [be kind]}"
+    said = refusal(minimal, {"feedback": f"{{labeler: {labeler}}}"})
+    assert said.startswith("--set feedback={labeler: {kind: ai, url: 'http://...@host/v1'")
+    assert "hunter2" not in said
+
+
+def test_a_section_that_only_the_command_line_begins_is_its_own(minimal):
+    said = refusal(minimal, {"evaluation.judgee.kind": "heuristic"})
+    assert said.startswith("--set evaluation.judgee.kind=heuristic: evaluation.judgee: ")
+    said = refusal(minimal, {"policy.algorithm.deeper": "1"})
+    assert said == "--set policy.algorithm.deeper=1: 'algorithm' is a value, not a section"
+    assert refusal(minimal, {"seed": "1:30"}).startswith("--set seed=1:30: 1:30 means one thing")
 
 
 @pytest.mark.parametrize(
@@ -96,9 +136,11 @@ def test_a_prompt_and_its_response_must_fit_the_length(minimal, overrides, promp
     assert load_config(minimal, fits).longest_prompt() == prompt
     with pytest.raises(ConfigError) as raised:
         load_config(minimal, overrides)
-    assert str(raised.value).startswith(
-        f"{minimal}: model.max_length 64 has no room for a prompt of {prompt} tokens"
-    )
+    changes, _, rest = str(raised.value).partition(f", with {minimal}: ")
+    assert changes.startswith("--set model.max_length=64")
+    # 64 tokens of response would be too many without the change, too: it is the default.
+    assert "--set policy" not in changes
+    assert rest.startswith(f"model.max_length 64 has no room for a prompt of {prompt} tokens")
     assert str(raised.value).endswith("(policy.max_new_tokens)")
 
 

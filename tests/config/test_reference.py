@@ -72,7 +72,7 @@ def test_each_value_has_its_origin(settings_file):
     folder = settings_file.parent
     assert origins["policy.kl_coef"] == ("0.2", f"{folder}/child.yaml, line 2")
     assert origins["policy.algorithm"] == ("ppo", f"{folder}/base.yaml, line 6")
-    assert origins["policy.num_epochs"] == ("2", "--set policy.num_epochs")
+    assert origins["policy.num_epochs"] == ("2", "--set policy.num_epochs=2")
     assert origins["policy.gamma"] == ("1.0", "default")
     assert origins["gates.policy.0.at_least"] == ("0.55", f"{folder}/base.yaml, line 11")
     assert origins["gates.policy.0.min_samples"] == ("100", "default")

@@ -72,7 +72,7 @@ def test_what_versions_of_yaml_read_differently_is_refused(minimal, written):
         assert said.startswith(f"{minimal}, line 1: ")
         assert f": {written} means one thing to YAML 1.1 and another to YAML 1.2" in said
     minimal.write_text(MINIMAL)
-    assert refusal(minimal, {"seed": written}).startswith("--set seed: ")
+    assert refusal(minimal, {"seed": written}).startswith(f"--set seed={written}: ")
     assert read_written(f"a: '{written}'", "x")[0] == {"a": written}
 
 

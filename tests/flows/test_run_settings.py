@@ -53,9 +53,9 @@ def test_short_overrides_win_over_the_form(config_path):
 WRONG = [
     ("changes", {"seed": -1}, "seed: "),
     ("changes", {"sed": 1}, "did you mean seed?"),
-    ("changes", {"policy": {"kl_coef": -0.1}}, "--set policy.kl_coef: "),
+    ("changes", {"policy": {"kl_coef": -0.1}}, "--set policy.kl_coef=-0.1: "),
     ("overrides", ["policy.kl_cof=0.1"], "did you mean policy.kl_coef?"),
-    ("overrides", ["policy.kl_coef=much"], "--set policy.kl_coef: "),
+    ("overrides", ["policy.kl_coef=much"], "--set policy.kl_coef=much: "),
 ]
 
 
