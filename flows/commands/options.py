@@ -34,6 +34,10 @@ Overrides = Annotated[
 RunIdOption = Annotated[
     str | None, typer.Option("--run-id", help="Go on with this run; finished stages are kept.")
 ]
+NewRunOption = Annotated[
+    bool,
+    typer.Option("--new-run", help="Let --run-id name a run that does not exist, and begin it."),
+]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result record here.")
 ]
@@ -235,7 +239,9 @@ def typed_again(context: typer.Context, **changes: str) -> str:
 
 
 @contextmanager
-def resumable(typed: typer.Context, settings: "RunSettings", run_id: str | None) -> Iterator[str]:
+def resumable(
+    typed: typer.Context, settings: "RunSettings", run_id: str | None, *, may_begin: bool = True
+) -> Iterator[str]:
     """Open the run, and say how to go on with it if the block does not finish.
 
     A run that this command began and that came to nothing leaves no folder.
@@ -244,11 +250,19 @@ def resumable(typed: typer.Context, settings: "RunSettings", run_id: str | None)
         typed: the command, as it was typed.
         settings: as the command line names them.
         run_id: the run to go on with, or the name of a new one.
+        may_begin: whether it may be the name of a new one; else a misspelt one is refused.
+
+    Raises:
+        ConfigError: there is no such run, and it may not begin; or it has other settings.
     """
     from rlhf_flows.engine.local import in_this_process
     from rlhf_flows.engine.runs import discard_unstarted, locate_run, open_run
 
     config = settings.config
+    if run_id is not None and not may_begin:
+        from rlhf_flows.engine.run_folder import find_run
+
+        find_run(config, run_id)
     is_new = run_id is None or not locate_run(run_id, config.runs).directory.exists()
     context = open_run(config, run_id)
     started = time.time()
@@ -257,7 +271,8 @@ def resumable(typed: typer.Context, settings: "RunSettings", run_id: str | None)
         # What --force archives is done by then; given again it would archive this attempt too.
         marks = context.directory.glob(".*.forced-by")
         has_forced = any(mark.stat().st_mtime >= started for mark in marks)
-        return typed_again(typed, run_id=context.run_id, **({"force": ""} if has_forced else {}))
+        done = {"force": ""} if has_forced else {}
+        return typed_again(typed, run_id=context.run_id, new_run="", **done)
 
     try:
         with in_this_process():

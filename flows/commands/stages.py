@@ -14,6 +14,7 @@ from rlhf_flows.commands.options import (
     JsonOption,
     JudgeOption,
     LogLevel,
+    NewRunOption,
     Overrides,
     PolicyOption,
     RewardOption,
@@ -115,13 +116,14 @@ def reward(
     sft: SftOption = None,
     overrides: Overrides = None,
     run_id: RunIdOption = None,
+    new_run: NewRunOption = False,
     force: ForceOption = False,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Train the reward model, or the judge. Exit status 1 if its gate says no."""
     settings = _start(config, overrides, log_level)
-    with resumable(context, settings, run_id) as run:
+    with resumable(context, settings, run_id, may_begin=new_run) as run:
         from rlhf_flows.engine.inputs import RewardInputs
         from rlhf_flows.stages import reward_stage
 
@@ -140,13 +142,14 @@ def policy(
     reward: RewardOption = None,
     overrides: Overrides = None,
     run_id: RunIdOption = None,
+    new_run: NewRunOption = False,
     force: ForceOption = False,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Optimise the policy, with PPO or DPO as the settings say."""
     settings = _start(config, overrides, log_level)
-    with resumable(context, settings, run_id) as run:
+    with resumable(context, settings, run_id, may_begin=new_run) as run:
         from rlhf_flows.engine.inputs import PolicyInputs
         from rlhf_flows.stages import policy_stage
 
@@ -172,13 +175,14 @@ def evaluate(
     judge: JudgeOption = None,
     overrides: Overrides = None,
     run_id: RunIdOption = None,
+    new_run: NewRunOption = False,
     force: ForceOption = False,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Compare the policy with SFT and apply the gates. Exit status 1 if they say no."""
     settings = _start(config, overrides, log_level)
-    with resumable(context, settings, run_id) as run:
+    with resumable(context, settings, run_id, may_begin=new_run) as run:
         from rlhf_flows.engine.inputs import EvaluateInputs
         from rlhf_flows.stages import evaluate_stage
 

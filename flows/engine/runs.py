@@ -1,5 +1,6 @@
 """A run's folder: who may write to it, what it was started with, which stages are finished."""
 
+import difflib
 import json
 import logging
 import secrets
@@ -96,9 +97,12 @@ def require_run(context: RunContext) -> None:
         ConfigError: there is no such run.
     """
     if not (context.directory / CONFIG).exists():
+        others = [path.parent.name for path in context.directory.parent.glob(f"*/{CONFIG}")]
+        near = difflib.get_close_matches(context.run_id, sorted(others), n=1)
+        meant = f"did you mean {near[0]}? If not, " if near else ""
         raise ConfigError(
-            f"{context.directory}: no such run here, and MLflow has no record of it; look at "
-            "MLFLOW_TRACKING_URI, or give settings to start a new run"
+            f"{context.directory}: no such run here, and MLflow has no record of it; {meant}look "
+            "at MLFLOW_TRACKING_URI, or start a new run (rlhf run, rlhf sft, or --new-run)"
         )
 
 

@@ -64,6 +64,7 @@ def test_command_works_as_written(small_run, command):
     if arguments[0] in TRAINS and "--run-id" not in arguments:
         own = re.sub(r"\W+", "-", " ".join(arguments)).strip("-")
         arguments += ["--run-id", own]
+        arguments += [] if arguments[0] in ("run", "prepare", "sft") else ["--new-run"]
     if arguments[0] in (*TRAINS, "collect"):
         arguments += small_settings(**where_promoted(*arguments))
     if arguments[0] == "rollback":

@@ -115,6 +115,7 @@ def test_a_stage_runs_alone_with_inputs_by_reference(small_run):
         "judge",
         "--run-id",
         "alone",
+        "--new-run",
         "--json",
         "alone.json",
         *small_settings(**{"gates.sft": gates}),

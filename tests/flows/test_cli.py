@@ -311,6 +311,26 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("command", ["reward", "policy", "evaluate"])
+def test_a_stage_that_goes_on_refuses_a_run_that_is_not_there(
+    typed, rlhf, stages, settings, config_path, tmp_path, command
+):
+    open_run(settings.config, "20260131-101500-3fa2")
+    code, stderr = typed(command, config_path, "--run-id", "20260131-101500-3fb2")
+    assert code == 2
+    (line,) = said(stderr)
+    assert line.startswith(f"error: {tmp_path}/runs/20260131-101500-3fb2: no such run here")
+    assert "did you mean 20260131-101500-3fa2?" in line
+    assert "--new-run" in line
+    assert command not in stages.calls
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["20260131-101500-3fa2"]
+    rlhf("sft", config_path, "--run-id", "new")  # which may begin one
+    for known in (("--run-id", "new"), ("--run-id", "other", "--new-run"), ()):
+        done = rlhf("reward", config_path, "--sft", "models:/rlhf-sft/1", *known)
+        assert "no such run" not in str(done.exception)
+    assert (tmp_path / "runs/new").is_dir()
+
+
 def test_what_to_type_next_repeats_every_option(typed, settings, config_path, monkeypatch):
     open_run(settings.config, "one")
 

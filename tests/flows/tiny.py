@@ -73,7 +73,8 @@ class Workplace:
     def carry_out(self, stage, run, **moment):
         """What a person types; repeating it goes on with the stage."""
         role = ("--role", "judge") if stage == "judge" else ()
-        words = ("reward" if role else stage, CONFIG, "--run-id", run, *role)
+        new = ("--new-run",) if stage in (*TRAINED[1:], "evaluate") else ()
+        words = ("reward" if role else stage, CONFIG, "--run-id", run, *role, *new)
         if stage == "promote":
             words = ("promote", "models:/rlhf-policy/1")
         return self.mortal.rlhf(self.path, *words, **moment)

@@ -95,7 +95,8 @@ def words_of(stage, run):
     if stage == "collect":
         return ("collect", CONFIG, "--set", f"feedback.seed={run}")
     role = ("--role", "judge") if stage == "judge" else ()
-    return ("reward" if role else stage, CONFIG, "--run-id", f"run-{run}", *role)
+    new = ("--new-run",) if stage in (*TRAINED[1:], "evaluate") else ()
+    return ("reward" if role else stage, CONFIG, "--run-id", f"run-{run}", *role, *new)
 
 
 CASES = [
