@@ -187,3 +187,36 @@ def test_a_text_of_the_run_form_stays_the_text_it_is(minimal, text):
     changes = {"data": {"preferences": {"split": text}}}
     settings = RunSettings.model_validate({"file": minimal, "changes": changes})
     assert settings.config.data.preferences.split == text
+
+
+def test_a_fault_of_the_file_is_not_put_on_the_command_line(minimal):
+    text = minimal.read_text()
+    minimal.write_text(f"{text}sed: 1\n")
+    line = f"{minimal}, line {len(text.splitlines()) + 1}"
+    assert refusal(minimal, {"seed": "7"}) == f"{line}: sed: no such setting; did you mean seed?"
+    both = refusal(minimal, {"seed": "much"})
+    assert f"{line}: sed: " in both
+    assert "--set seed=much: seed: " in both
+
+
+def test_a_fault_that_comes_by_extends_names_the_file_it_stands_in(minimal):
+    child = minimal.parent / "child.yaml"
+    child.write_text("extends: minimal.yaml\nseed: 7\n")
+    minimal.write_text(minimal.read_text() + "sed: 1\n")
+    assert refusal(child).startswith(f"{minimal}, line ")
+    assert refusal(child) == refusal(child, {"policy.kl_coef": "0.2"})
+
+
+def test_credentials_in_an_address_are_not_repeated(minimal):
+    labeler = "{kind: ai, url: 'http://me:hunter2@host/v1', model: m, principles: [be kind]}"
+    said = refusal(minimal, {"feedback": f"{{labeler: {labeler}}}"})
+    assert said.startswith("--set feedback={labeler: {kind: ai, url: 'http://...@host/v1'")
+    assert "hunter2" not in said
+
+
+def test_a_section_that_only_the_command_line_begins_is_its_own(minimal):
+    said = refusal(minimal, {"evaluation.judgee.kind": "heuristic"})
+    assert said.startswith("--set evaluation.judgee.kind=heuristic: evaluation.judgee: ")
+    said = refusal(minimal, {"policy.algorithm.deeper": "1"})
+    assert said == "--set policy.algorithm.deeper=1: 'algorithm' is a value, not a section"
+    assert refusal(minimal, {"seed": "1:30"}).startswith("--set seed=1:30: 1:30 means one thing")
