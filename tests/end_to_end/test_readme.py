@@ -41,6 +41,7 @@ NEEDS_MORE = {
     "--set policy.kl_coef": "every training command here runs with --set",
     "rlhf label pull": "covered by tests of labels: needs a repository",
     "rlhf init": "covered by test_new_project",
+    "rlhf notify": "covered by test_notifications and test_served: needs a Prefect server",
     "rlhf data": "covered by tests of data versions: needs a repository",
     "data.version=": "covered by tests of data versions: needs a repository",
     "configs/demo-reward-hacking.yaml": "covered by test_shipped_variants",

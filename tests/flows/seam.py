@@ -18,5 +18,10 @@ SEAM = {
     "rlhf_core.adapters.tracking": ("check_server", "keep_file", "look_up_run"),
     "rlhf_core.adapters.approval": ("ask_approval", "record_approval", "require_approval"),
 }
-USED_WHOLE = ("rlhf_core.adapters", "rlhf_core.stages.promote", "rlhf_core.stages.versions")
+USED_WHOLE = (
+    "rlhf_core.adapters",
+    "rlhf_core.stages.evaluation.report",
+    "rlhf_core.stages.promote",
+    "rlhf_core.stages.versions",
+)
 """Modules of which flows use more than the functions above."""

@@ -27,7 +27,7 @@ def test_the_shipped_pools_leave_room_for_the_stage_a_pipeline_waits_for():
     pools = read_pools(SHIPPED)
     assert pools.limits == {"rlhf": 3, "rlhf-training": 1}
     assert pools.pipeline_queue == "pipelines"
-    assert "flows/stages.py:sft_stage stage" in pools.deployments
+    assert "flows/stages.py:sft_stage sft" in pools.deployments
 
 
 def test_the_training_pool_has_the_name_the_file_gives_it(changed):
