@@ -17,6 +17,7 @@ from rlhf_flows.commands import collect as collect_cli
 from rlhf_flows.commands import config as config_cli
 from rlhf_flows.commands import init as init_cli
 from rlhf_flows.commands import models as model_cli
+from rlhf_flows.commands import runs as runs_cli
 from rlhf_flows.commands import serve as serve_cli
 from rlhf_flows.commands import servers as server_cli
 from rlhf_flows.commands import stages as stage_cli
@@ -93,6 +94,7 @@ model_cli.add_to(app)
 serve_cli.add_to(app)
 server_cli.add_to(app)
 app.add_typer(config_cli.config_app, name="config")
+app.add_typer(runs_cli.runs_app, name="runs")
 if find_spec("rlhf_flows.commands.data"):
     app.add_typer(import_module("rlhf_flows.commands.data").data_app, name="data")
 

@@ -101,6 +101,33 @@ def versions_trained_on(dvc_md5: str) -> list[str]:
     return sorted(f"models:/{version.name}/{version.version}" for version in found)
 
 
+def aliases_by_run() -> dict[str, list[str]]:
+    """Return the aliases of all registered models, ``<name>@<alias>``, by the run they stand at.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    client = mlflow_client()
+    found: dict[str, list[str]] = {}
+    token: str | None = None
+    while True:
+        page = patiently(
+            "looking for aliases",
+            lambda t=token: client.search_registered_models(page_token=t),  # type: ignore[misc]
+        )
+        for model in page:
+            for alias, number in model.aliases.items():
+                version = patiently(
+                    f"finding {model.name}@{alias}",
+                    lambda m=model, n=number: client.get_model_version(m.name, str(n)),  # type: ignore[misc]
+                )
+                if run := version.tags.get("rlhf.run_id"):
+                    found.setdefault(run, []).append(f"{model.name}@{alias}")
+        token = page.token
+        if not token:
+            return found
+
+
 def _registered_version(name: str, tags: Mapping[str, str]) -> "ModelVersion | None":
     """The version an earlier attempt of the same stage already made of the same weights."""
     query = f"name = '{name}' and tags.`rlhf.sha256` = '{tags['rlhf.sha256']}'"
