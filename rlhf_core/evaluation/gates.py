@@ -250,17 +250,19 @@ def _judge(gate: GateConfig, estimate: Estimate) -> tuple[Verdict, str]:
         return "HOLD", "the measurement is not a number"
     if gate.at_least is not None:
         limit, low, high = gate.at_least, estimate.low, estimate.high
+        stated = limit
         wanted = "more than" if _is_next_above(limit) else "at least"
         near, far, side = "lower", "upper", "below"
     else:
         # At most is at least on the mirrored interval.
-        limit, low, high = -_at_most(gate), -estimate.high, -estimate.low
+        stated = _at_most(gate)
+        limit, low, high = -stated, -estimate.high, -estimate.low
         near, far, side, wanted = "upper", "lower", "above", "at most"
     if low >= limit:
-        return "PROMOTE", f"the {near} bound is {wanted} {abs(limit):g}"
+        return "PROMOTE", f"the {near} bound is {wanted} {stated:g}"
     if high < limit:
-        return "REJECT", f"even the {far} bound is {side} {abs(limit):g}"
-    return "HOLD", f"the {near} bound must be {wanted} {abs(limit):g}; the interval straddles it"
+        return "REJECT", f"even the {far} bound is {side} {stated:g}"
+    return "HOLD", f"the {near} bound must be {wanted} {stated:g}; the interval straddles it"
 
 
 def _at_most(gate: GateConfig) -> float:

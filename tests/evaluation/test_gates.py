@@ -150,6 +150,20 @@ def test_a_reason_names_metric_value_interval_samples_and_rule():
     assert result.rule == "lower bound >= 0.55 (95%, n >= 300)"
 
 
+@pytest.mark.parametrize(
+    ("bound", "interval", "words"),
+    [
+        ({"at_least": -0.1}, (-0.05, 0.0), "the lower bound is at least -0.1."),
+        ({"at_least": -0.1}, (-0.2, 0.0), "the lower bound must be at least -0.1;"),
+        ({"at_most": -0.1}, (0.0, 0.2), "even the lower bound is above -0.1."),
+        ({"at_most": 0.1}, (0.0, 0.05), "the upper bound is at most 0.1."),
+    ],
+)
+def test_a_reason_gives_the_bound_with_its_sign(bound, interval, words):
+    gate = GateConfig(metric="policy/win_rate", min_samples=1, **bound)
+    assert words in apply_gate(gate, report(win_rate=interval)).reason
+
+
 def test_a_vice_that_grew_is_named_in_words():
     decision = decide((AT_MOST,), report(flattery_increase=(0.3, 0.4)))
     assert decision.reasons == (
