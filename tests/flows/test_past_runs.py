@@ -108,7 +108,7 @@ def test_two_runs_are_compared_by_what_differs(settings, tmp_path):
         compare_runs("one", "nowhere", tmp_path)
 
 
-def test_the_commands_print_what_was_found(settings, tmp_path):
+def test_the_commands_print_what_was_found(settings, tmp_path, mlflow_home):
     config = settings.config.model_copy(update={"runs": tmp_path / "runs"})
     for name, value in (("one", 0.5), ("other", 0.7)):
         finish(open_run(config, name), "evaluate", "HOLD", {"policy/win_rate": estimate(value)})
