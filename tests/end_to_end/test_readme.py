@@ -31,6 +31,8 @@ AS_GOOD = (
 )
 NEEDS_MORE = {
     "--install-completion": "writes into the home of whoever runs it: covered by test_cli",
+    "rlhf up": "starts servers that stay: covered by the tests of servers",
+    "rlhf down": "ends what rlhf up started: covered by the tests of servers",
     "rlhf serve": "runs until it is ended: covered by test_serve",
     "rlhf export MODEL": "stands for the commands with a model",
     "rlhf lineage MODEL": "stands for the commands with a model",
