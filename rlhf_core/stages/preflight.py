@@ -16,10 +16,10 @@ def check_inputs(config: PipelineConfig) -> None:
     (``data.version``) needs no raw file at all.
 
     Raises:
-        ConfigError: a reward function's file is not there, or may not be loaded here.
+        ConfigError: a reward function's file is not there, or may not be loaded here; a gate asks
+            about a part of a suite that does not exist.
         DataError: a raw file does not exist, or preparation would replace what it did not make.
         ModelError: the base model has no tokenizer, EOS or chat template.
-        ConfigError: a gate asks about a part of a suite that does not exist.
     """
     check_suites(config)
     if config.data.version is None:

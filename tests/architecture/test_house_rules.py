@@ -132,17 +132,22 @@ def test_rooms_import_only_downwards():
     assert done.returncode == 0, done.stdout
 
 
+def imports_in(tree):
+    """Line and package of every import; of ``from rlhf_core.config import ...`` ``rlhf_core``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node.lineno, str(node.module).split(".")[0]
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+
+
 def test_the_flows_are_imported_by_the_name_they_are_installed_under():
     """A clone has a folder ``flows``; imported by that name, its modules would exist twice."""
     found = [
-        f"{name}:{node.lineno}"
+        f"{name}:{line}"
         for name, tree in parsed(SOURCES)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for module in (
-            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-        )
-        if str(module).split(".")[0] == "flows"
+        for line, package in imports_in(tree)
+        if package == "flows"
     ]
     assert found == []
 
@@ -162,14 +167,10 @@ def calls_in(node):
 
 def test_one_lock_and_one_retry_policy():
     found = [
-        f"{name}: {module}"
+        f"{name}: {package}"
         for name, tree in parsed(PRODUCT)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for module in (
-            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-        )
-        if name not in OWNERS.get(str(module).split(".")[0], {name})
+        for _, package in imports_in(tree)
+        if name not in OWNERS.get(package, {name})
     ]
     assert found == []
 

@@ -6,6 +6,9 @@ import pytest
 import torch
 import transformers as hf
 
+from rlhf_core.models import token_logprobs
+from rlhf_core.tokenization import pack_responses
+
 VOCAB = 97
 _SMALL = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _LLAMA = {
@@ -76,3 +79,15 @@ def llama_directory(tmp_path):
     sharpen(model)
     model.save_pretrained(tmp_path / "llama")
     return tmp_path / "llama"
+
+
+def assert_scored_as_sampled(model, prompts, decoded, *, temperature, atol):
+    """The trainer's pass gives each sampled token the log-probability that the sampler gave it."""
+    responses = [
+        decoded.tokens[row, :n].int().numpy() for row, n in enumerate(decoded.lengths.tolist())
+    ]
+    batch = pack_responses(prompts, responses)
+    again = batch.padded(token_logprobs(model, batch, temperature=temperature).detach())
+    mask = torch.arange(again.shape[1]) < decoded.lengths[:, None]
+    sampled = decoded.logprobs[:, : again.shape[1]][mask]
+    torch.testing.assert_close(again[mask], sampled, atol=atol, rtol=0)

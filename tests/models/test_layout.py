@@ -21,7 +21,7 @@ from rlhf_core.models import layout as layouts
 from rlhf_core.models.layout import layout_of
 from rlhf_core.rollout.decode import Sampling, decode
 from rlhf_core.tokenization import pack_grouped_responses, pack_responses
-from tests.models.conftest import FakeTokenizer
+from tests.models.conftest import FakeTokenizer, assert_scored_as_sampled
 
 UNPACKED = (
     "mamba", "mamba2", "qwen3-next", "qwen3.5", "falcon-h1", "lfm2", "granite-hybrid", "jamba",
@@ -97,14 +97,7 @@ def test_sampler_and_trainer_agree_where_sequences_run_alone(folder, name):
     decoded = decode(
         model, prompts, uniforms=torch.rand(3, 8), sampling=Sampling(0.9, [2]), budget=500
     )
-    responses = [
-        decoded.tokens[row, :n].int().numpy() for row, n in enumerate(decoded.lengths.tolist())
-    ]
-    batch = pack_responses(prompts, responses)
-    again = batch.padded(token_logprobs(model, batch, temperature=0.9).detach())
-    mask = torch.arange(again.shape[1]) < decoded.lengths[:, None]
-    sampled = decoded.logprobs[:, : again.shape[1]][mask]
-    torch.testing.assert_close(again[mask], sampled, atol=3e-5, rtol=0)
+    assert_scored_as_sampled(model, prompts, decoded, temperature=0.9, atol=3e-5)
 
 
 def test_gradients_do_not_depend_on_what_shares_a_batch(folder):

@@ -29,6 +29,7 @@ from rlhf_core.models import (
 from rlhf_core.models.known_ids import require_same_ids
 from rlhf_core.rollout.decode import Sampling, decode
 from rlhf_core.tokenization import pack_responses
+from tests.models.conftest import assert_scored_as_sampled
 
 KNOWN = 80
 
@@ -148,14 +149,7 @@ def test_ids_the_tokenizer_has_not_are_never_written(tmp_path):
     sampling = Sampling(5.0, [2])
     decoded = decode(model, prompts, uniforms=torch.rand(64, 12), sampling=sampling, budget=10_000)
     assert int(decoded.tokens.max()) < KNOWN
-    responses = [
-        decoded.tokens[row, :n].int().numpy() for row, n in enumerate(decoded.lengths.tolist())
-    ]
-    batch = pack_responses(prompts, responses)
-    again = batch.padded(token_logprobs(model, batch, temperature=5.0).detach())
-    mask = torch.arange(again.shape[1]) < decoded.lengths[:, None]
-    sampled = decoded.logprobs[:, : again.shape[1]][mask]
-    torch.testing.assert_close(again[mask], sampled, atol=2e-5, rtol=0)
+    assert_scored_as_sampled(model, prompts, decoded, temperature=5.0, atol=2e-5)
     save_model(model, tokenizer(), tmp_path / "saved")
     plain = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     torch.manual_seed(0)
