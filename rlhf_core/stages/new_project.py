@@ -21,6 +21,7 @@ from transformers import AutoConfig
 
 from rlhf_core.adapters import dvc_versions
 from rlhf_core.config import SourceConfig, load_config
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.sources import read_with_rows
 from rlhf_core.dataprep.sources.containers import is_hub
 from rlhf_core.dataprep.sources.look import Found, look_at
@@ -100,7 +101,7 @@ class _Data:
     """What the files hold."""
 
     found: list[Found]
-    dialogues: set[str] = field(default_factory=set)
+    dialogues: set[DialogueKey] = field(default_factory=set)
     prompts: list[int] = field(default_factory=list)
     """Tokens of each prompt, and of the longer response to it."""
     responses: list[int] = field(default_factory=list)
@@ -193,10 +194,7 @@ def _look_at_data(wanted: Wanted, base: _Base) -> _Data:
     data = _Data([_found(file, "preferences") for file in wanted.preferences])
     for found in data.found:
         for item in _comparisons(found):
-            opening = item.prompt[
-                : 1 + next((i for i, turn in enumerate(item.prompt) if turn.role == "user"), 0)
-            ]
-            data.dialogues.add("\n".join(f"{turn.role}: {turn.content}" for turn in opening))
+            data.dialogues.add(dialogue_key(item.prompt))
         for item in islice(_comparisons(found), _MEASURED):
             prompt = _tokens(base, " ".join(turn.content for turn in item.prompt))
             prompt += 8 * len(item.prompt)  # about what a template adds to a turn
