@@ -4,7 +4,7 @@ import math
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -303,6 +303,10 @@ class EvaluationConfig(Section):
     """File of prompts with one right answer among several, as RewardBench 2 has them: columns
     ``prompt``, ``chosen``, ``rejected`` (lists) and ``subset``. Reward model and judge are measured
     on it as ``best_of_k_accuracy``."""
+    best_of_n: Annotated[int, Field(ge=2, le=1_000)] | None = None
+    """Answers that SFT gives to each held-out prompt as a baseline: the run's reward model chooses
+    one, and the judge compares it with SFT's single answer and with the policy's. Costs this many
+    times the sampling of SFT's answers. None: no baseline."""
     topics: str | None = None
     """What the intervals are about. None: new prompts about the same topics; every dialogue is a
     sample. A tag (``intent``): new topics; prompts of one value are resampled together and count
@@ -327,6 +331,15 @@ class EvaluationConfig(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two suites are called {name!r}; give each a name of its own")
         return suites
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> "EvaluationConfig":
+        if self.best_of_n is not None and self.temperature == 0.0:
+            raise ValueError(
+                f"best_of_n {self.best_of_n} with temperature 0: greedy answers are all the same, "
+                "and there is nothing to choose; set a temperature above 0, or leave best_of_n out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _enough_resamples(self) -> "EvaluationConfig":

@@ -43,6 +43,10 @@ CORRECTED = "win_rate_corrected"
 OVER_CHAMPION = "win_rate_over_champion"
 CHAMPION_METRICS = (OVER_CHAMPION, "length_ratio_over_champion", "champion_win_rate")
 """Measured where there is a champion; a gate on one does not apply where there is none."""
+BEST_OF_N_METRICS = ("best_of_n_win_rate", "win_rate_over_best_of_n")
+"""Measured where ``evaluation.best_of_n`` says how many answers SFT gives."""
+BEST_OF_N_KL = "best_of_n_kl_bound"
+"""Known from their number alone: shown beside them, and asked by no gate."""
 JUDGE_METRICS = (
     "judge_unjudged",
     "judge_disagreement",
@@ -88,6 +92,7 @@ def metrics_of(stage: str, own_vices: Iterable[str]) -> frozenset[str]:
             CORRECTED,
             ERROR_CORRELATION,
             *CHAMPION_METRICS,
+            *BEST_OF_N_METRICS,
             *vices,
             *(f"{vice}_increase" for vice in vices),
         )
@@ -130,5 +135,7 @@ def is_taken(vice: str) -> bool:
         CORRECTED,
         ERROR_CORRELATION,
         *CHAMPION_METRICS,
+        *BEST_OF_N_METRICS,
+        BEST_OF_N_KL,
         *JUDGE_METRICS,
     ) or vice.endswith("_increase")

@@ -15,7 +15,12 @@ from rlhf_core.config.evaluation import (
 )
 from rlhf_core.config.feedback import FeedbackConfig
 from rlhf_core.config.judges import OWN_JUDGE, judges_of
-from rlhf_core.config.metric_names import BEST_OF_K, ERROR_CORRELATION, metrics_of
+from rlhf_core.config.metric_names import (
+    BEST_OF_K,
+    BEST_OF_N_METRICS,
+    ERROR_CORRELATION,
+    metrics_of,
+)
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.policy import PolicyConfig
 from rlhf_core.config.promotion import PromotionConfig
@@ -89,6 +94,16 @@ class PipelineConfig(PreparationConfig):
     gates: GatesConfig
 
     @model_validator(mode="after")
+    def _best_of_n_has_a_reward_model(self) -> "PipelineConfig":
+        if self.evaluation.best_of_n is not None and not self.policy.needs_reward_model:
+            raise ValueError(
+                f"evaluation.best_of_n: {self.policy.algorithm} trains no reward model, and nobody "
+                "chooses among the answers; leave best_of_n out, or take a policy.algorithm that "
+                "has one (ppo)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _gates_can_be_measured(self) -> "PipelineConfig":
         own_vices, suites = self.evaluation.monitors.phrases, self.evaluation.suites
         of_suites = [f"suite/{suite.name}/[TAG/]{DIFFERENCE} or {SCORE}" for suite in suites]
@@ -117,13 +132,15 @@ class PipelineConfig(PreparationConfig):
         return self
 
     def _left_out(self) -> frozenset[str]:
-        """Metrics that greedy answers or a policy without a reward model do not have."""
+        """Metrics that greedy answers, a policy without a reward model, or settings leave out."""
         greedy = ("policy/kl", "policy/kl_k3") if self.evaluation.temperature == 0.0 else ()
         no_reward = ("policy/reward_gain", "policy/proxy_gap", f"policy/{ERROR_CORRELATION}")
         named = self.evaluation.best_of_k is not None
         no_file = () if named else (f"reward/{BEST_OF_K}", f"judge/{BEST_OF_K}")
+        drawn = self.evaluation.best_of_n is not None
+        not_drawn = () if drawn else (f"policy/{name}" for name in BEST_OF_N_METRICS)
         return frozenset(
-            (*greedy, *no_file, *(() if self.policy.needs_reward_model else no_reward))
+            (*greedy, *no_file, *not_drawn) + (() if self.policy.needs_reward_model else no_reward)
         )
 
     def gates_of(self, stage: GatedStage) -> tuple[GateConfig, ...]:

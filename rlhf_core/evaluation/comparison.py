@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_core.config import MonitorsConfig
+from rlhf_core.config.metric_names import BEST_OF_N_KL, BEST_OF_N_METRICS
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.intervals import DIFFERENCE, SHARE, Plans, estimate_mean, estimate_ratio
 from rlhf_core.evaluation.judges import Decided, judge_breakdown, judge_metrics
@@ -45,6 +46,26 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class BestOfN:
+    """Of several answers of SFT to each prompt, the one that the reward model scores highest."""
+
+    num_answers: int
+    """To each prompt; none of them is the answer that SFT is compared with."""
+    answers: Answers
+    """Those chosen."""
+    reward: Array
+    """[n] the reward model's scores of them."""
+    judge: Array
+    """[n] the judge's."""
+    won: Array
+    """[n] outcome against SFT's single answer by the judge: 1, 0.5 or 0."""
+    policy_won: Array
+    """[n] outcome of the policy against them by the judge."""
+    gold: tuple[dict[str, float], ...] | None = None
+    """The outside rater's numbers; None where there is none."""
+
+
+@dataclass(frozen=True)
 class PairedAnswers:
     """All that was measured; row i of everything belongs to prompt i."""
 
@@ -69,6 +90,8 @@ class PairedAnswers:
     """The outside rater's of them."""
     decided: Decided | None = None
     """What several judges, or one from elsewhere, decided; None where the judge's scores do."""
+    best_of_n: BestOfN | None = None
+    """The baseline; None where settings ask for none."""
 
     @cached_property
     def won(self) -> Array:
@@ -129,6 +152,7 @@ def policy_metrics(
     return {
         **_win_rates(measured, plans),
         **_over_champion(measured, plans),
+        **_over_best_of_n(measured, plans),
         **_lengths(measured, plans),
         **_distances(measured, plans),
         **_gains(measured, plans),
@@ -171,6 +195,49 @@ def _over_champion(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]
         )
         metrics["gold/win_rate_over_champion"] = win_rate(won, plans("gold/win_rate_over_champion"))
     return metrics
+
+
+def _over_best_of_n(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]:
+    """What choosing among SFT's answers reaches, and how the policy does against it.
+
+    Its KL has no interval: the bound is known from the number of answers.
+    """
+    best = measured.best_of_n
+    if best is None:
+        return {}
+    won = {"policy": (best.won, best.policy_won)}
+    if best.gold is not None:
+        chosen = np.array([row[SCORE] for row in best.gold])
+        policy, sft = measured.gold_values(SCORE)
+        texts = best.answers.texts
+        won["gold"] = (
+            outcomes(chosen, sft, policy_texts=texts, sft_texts=measured.sft.texts),
+            outcomes(policy, chosen, policy_texts=measured.policy.texts, sft_texts=texts),
+        )
+    metrics = {
+        f"{who}/{name}": win_rate(values, plans(f"{who}/{name}"))
+        for who, columns in won.items()
+        for name, values in zip(BEST_OF_N_METRICS, columns, strict=True)
+    }
+    nats = best_of_n_kl_bound(best.num_answers)
+    known = {"value": nats, "low": nats, "high": nats}
+    own = metrics[f"policy/{BEST_OF_N_METRICS[0]}"]
+    return metrics | {f"policy/{BEST_OF_N_KL}": own.model_copy(update=known)}
+
+
+def best_of_n_kl_bound(num_answers: int) -> float:
+    """Upper bound of KL(best-of-n || the model that answers), nats per response.
+
+        log n - (n - 1) / n
+
+    It is the KL itself where no answer is drawn twice and no two score alike, and more than the KL
+    otherwise. Stiennon et al. (2020), arXiv:2009.01325, and Gao et al. (2022), arXiv:2210.10760,
+    take it for the KL; Beirami et al. (2024), arXiv:2401.01879, show that it bounds it.
+
+    Args:
+        num_answers: n, how many answers one is chosen from; 1 is the model itself.
+    """
+    return math.log(num_answers) - (num_answers - 1) / num_answers
 
 
 def _lengths(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]:

@@ -43,3 +43,18 @@ def rate_answers(
         if not all(map(math.isfinite, rating.values())):
             raise DataError(f"evaluation.rater: the rating of answer {index} is not finite")
     return ratings
+
+
+def score_gold(
+    rater: str | None, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+) -> list[tuple[dict[str, float], ...]] | None:
+    """Rate the answers of each of several models; None where settings name no rater.
+
+    Raises:
+        ConfigError: as ``load_rater``.
+        DataError: as ``rate_answers``.
+    """
+    if rater is None:
+        return None
+    rate = load_rater(rater)
+    return [rate_answers(rate, prompts, answers) for answers in texts]

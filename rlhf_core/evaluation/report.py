@@ -33,8 +33,11 @@ HEADLINES = {
     "policy/win_rate_corrected": "the same, corrected by people's votes",
     "policy/length_controlled_win_rate": "win rate over SFT at equal length",
     "policy/win_rate_over_champion": "win rate over the champion, by the judge",
+    "policy/win_rate_over_best_of_n": "win rate over best-of-n of SFT, by the judge",
+    "policy/best_of_n_win_rate": "best-of-n's own win rate over SFT, by the judge",
     "gold/win_rate": "win rate by the outside rater",
     "policy/kl": "KL from SFT, nats per response",
+    "policy/best_of_n_kl_bound": "best-of-n's KL from SFT at most, nats per response",
     "policy/length_ratio": "response length over SFT's",
     "reward/heldout_accuracy": "reward model, held-out accuracy",
     "reward/length_only_accuracy": "the same, knowing only lengths",
@@ -63,6 +66,8 @@ class Sample:
     """The champion's answer, where one was compared."""
     champion_score: float | None = None
     """Of the judge."""
+    best_of_n: str | None = None
+    """The baseline's answer, where one was measured."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,14 @@ class ComparedAnswer(Record):
     """By the judge: 1 the policy, 0 the champion, 0.5 a tie."""
     champion_won: float | None = None
     """By the judge: 1 the champion, 0 SFT, 0.5 a tie; None in files of earlier builds."""
+    best_of_n: str | None = None
+    """The best-of-n baseline's answer, where one was measured."""
+    best_of_n_scores: dict[str, float] = Field(default_factory=dict)
+    """Scorer (``judge``, ``reward``) to its score of it."""
+    best_of_n_won: float | None = None
+    """By the judge: 1 best-of-n, 0 SFT, 0.5 a tie."""
+    won_over_best_of_n: float | None = None
+    """By the judge: 1 the policy, 0 best-of-n, 0.5 a tie."""
     judges: dict[str, float | None] = Field(default_factory=dict)
     """Of several judges, or one from elsewhere, each one's ``won``; None where it did not say."""
     unjudged: str = ""
@@ -73,6 +81,7 @@ def _row(measured: PairedAnswers, index: int) -> ComparedAnswer:
         },
         gold={key: _at(measured.gold_values(key), index) for key in keys},
         **_against_champion(measured, index),
+        **_against_best_of_n(measured, index),
         **_by_judges(measured, index),
     )
 
@@ -86,6 +95,21 @@ def _against_champion(measured: PairedAnswers, index: int) -> dict[str, Any]:
         "champion_score": float(scores[index]),
         "won_over_champion": float(measured.won_over_champion[index]),
         "champion_won": float(measured.champion_won[index]),
+    }
+
+
+def _against_best_of_n(measured: PairedAnswers, index: int) -> dict[str, Any]:
+    best = measured.best_of_n
+    if best is None:
+        return {}
+    return {
+        "best_of_n": best.answers.texts[index],
+        "best_of_n_scores": {
+            "judge": float(best.judge[index]),
+            "reward": float(best.reward[index]),
+        },
+        "best_of_n_won": float(best.won[index]),
+        "won_over_best_of_n": float(best.policy_won[index]),
     }
 
 

@@ -148,6 +148,8 @@ class EvaluationReport(Record):
     """JSON lines of prompts, responses and scores that the metrics were computed from."""
     champion: str | None = None
     """The champion that answered the same prompts; None where there was none to compare with."""
+    best_of_n: int | None = None
+    """Answers of SFT that the best-of-n baseline was chosen from; None where there is none."""
     look: Look | None = None
     """Which look at the held-out prompts it was; None where looks are not counted."""
     units: str = ""

@@ -271,7 +271,7 @@ def _standing(config: PipelineConfig, look: Look, samples: Path) -> EvaluationRe
     """Return what was measured at this look before, if that is what is to be decided from.
 
     It is where other answers would be drawn now, and where people have voted on those answers and
-    the gates ask nothing else of them.
+    neither the gates nor ``evaluation.best_of_n`` ask anything else of them.
     """
     if look.measured_by is None:
         return None
@@ -284,7 +284,8 @@ def _standing(config: PipelineConfig, look: Look, samples: Path) -> EvaluationRe
         decide(gates_asked(config, "policy", look, report.people), report)
     except MissingMetricError:
         return None
-    return report
+    wanted = config.evaluation.best_of_n
+    return report if wanted in (None, report.best_of_n) else None
 
 
 def _measured(
@@ -307,6 +308,7 @@ def _measured(
         metrics=policy_metrics(measured, config.evaluation.monitors, plans) | check.metrics,
         breakdown=policy_breakdown(measured, plans),
         samples=samples,
+        best_of_n=config.evaluation.best_of_n,
         look=look,
         units=units,
         judge_accuracy=check.accuracy,

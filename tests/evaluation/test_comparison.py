@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from rlhf_core.config import MonitorsConfig
-from rlhf_core.config.metric_names import CHAMPION_METRICS, metrics_of
+from rlhf_core.config.metric_names import BEST_OF_N_METRICS, CHAMPION_METRICS, metrics_of
 from rlhf_core.evaluation.comparison import (
     Answers,
     PairedAnswers,
+    best_of_n_kl_bound,
     length_groups,
     policy_breakdown,
     policy_metrics,
@@ -84,6 +85,21 @@ def test_equal_texts_are_a_tie_with_the_champion_whatever_the_scores_say(measure
     assert metrics["policy/win_rate_over_champion"].value == 0.5
 
 
+@pytest.mark.parametrize("num_answers", [1, 2, 4, 64])
+def test_the_kl_of_best_of_n_is_below_its_bound_and_nears_it_with_many_answers(num_answers):
+    """Exact KL where each of so many answers is as likely and their scores differ."""
+
+    def exact(many):
+        ranks = np.arange(many + 1) / many
+        chosen = np.diff(ranks**num_answers)
+        chosen = chosen[chosen > 0.0]
+        return float((chosen * np.log(chosen * many)).sum())
+
+    bound = best_of_n_kl_bound(num_answers)
+    assert exact(3) <= bound + 1e-12
+    assert exact(100_000) == pytest.approx(bound, abs=1e-3)
+
+
 def test_prompts_fall_into_thirds_by_length():
     prompts = [
         Prompt(prompt_id=f"p{i}", prompt=(Message(role="user", content="x" * (i + 1)),))
@@ -121,6 +137,7 @@ def test_what_is_measured_is_what_gates_may_ask_for(measured):
     champion = {f"policy/{name}" for name in CHAMPION_METRICS}
     # Once people have voted on these answers; from held-out pairs.
     elsewhere = {"policy/win_rate_corrected", "policy/judge_error_correlation"}
+    elsewhere |= {f"policy/{name}" for name in BEST_OF_N_METRICS}
     assert ours == metrics_of("policy", monitors.phrases) - champion - elsewhere
     with_champion = policy_metrics(replace(measured, **beaten(measured)), monitors, PLANS)
     assert champion <= with_champion.keys()

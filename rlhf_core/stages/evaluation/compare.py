@@ -12,7 +12,7 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import topic_numbers
 from rlhf_core.dataprep.measures.clusters import Ints
 from rlhf_core.evaluation.comparison import PairedAnswers
-from rlhf_core.evaluation.rater import load_rater, rate_answers
+from rlhf_core.evaluation.rater import score_gold
 from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.samples import compared_answers
 from rlhf_core.functional.kl import kl_k1, kl_k3
@@ -21,6 +21,7 @@ from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.schema import Conversation, DatasetSplits, ModelRef, Prompt
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.stages.evaluation.best_of_n import best_of_n
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.scoring import (
     as_answers,
@@ -81,7 +82,7 @@ def compare_answers(
     reference_nll, kl = _distances(
         config, models["sft"], [renderer.prompt_ids(prompt) for prompt in conversations], policy
     )
-    gold = _gold(settings.rater, conversations, texts)
+    gold = score_gold(settings.rater, conversations, texts)
     return PairedAnswers(
         prompts=tuple(prompts),
         policy=as_answers(policy),
@@ -95,6 +96,7 @@ def compare_answers(
         champion_judge=scores[2] if others else None,
         champion_gold=gold[2] if gold is not None and others else None,
         decided=decided,
+        best_of_n=best_of_n(config, models, panel, conversations, texts[:2]),
     )
 
 
@@ -174,15 +176,6 @@ def _distances(
     k1 = np.array([float(kl_k1(own, other).sum()) for own, other in rows])
     k3 = np.array([float(kl_k3(own, other).sum()) for own, other in rows])
     return nll, (k1, k3)
-
-
-def _gold(
-    rater: str | None, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
-) -> list[tuple[dict[str, float], ...]] | None:
-    if rater is None:
-        return None
-    rate = load_rater(rater)
-    return [rate_answers(rate, prompts, answers) for answers in texts]
 
 
 def write_samples(path: Path, measured: PairedAnswers) -> None:

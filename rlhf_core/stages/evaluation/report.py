@@ -133,6 +133,11 @@ def _facts(
     evaluated = results["evaluate"].report if "evaluate" in results else None
     if evaluated and evaluated.judge:
         facts["judged by"] = evaluated.judge + how_right(evaluated)
+    if evaluated and evaluated.best_of_n:
+        facts["baseline"] = (
+            f"best-of-{evaluated.best_of_n}: of so many answers of SFT the one that the "
+            "reward model scores highest"
+        )
     compared = evaluated.champion if evaluated else None
     facts["champion before"] = (promotion or {}).get("previous_champion") or compared or "none"
     if promotion:
@@ -270,6 +275,7 @@ def _sample(row: ComparedAnswer) -> Sample:
         scores={**row.scores, **gold},
         champion=row.champion,
         champion_score=row.champion_score,
+        best_of_n=row.best_of_n,
     )
 
 
@@ -301,6 +307,7 @@ def _comparison_figures(
         "judge": "policy/win_rate",
         "judge, corrected by people": "policy/win_rate_corrected",
         "judge, over the champion": "policy/win_rate_over_champion",
+        "judge, over best-of-n": "policy/win_rate_over_best_of_n",
         "outside rater": "gold/win_rate",
     }
     by_tag = {
