@@ -17,10 +17,10 @@ import numpy as np
 from rlhf_core.config import GateConfig, PromotionConfig
 from rlhf_core.evaluation.corrected import corrected_mean
 from rlhf_core.evaluation.gates import decide
-from rlhf_core.evaluation.intervals import SHARE, Resampling, estimate_mean
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.win_rate import win_rate
 from rlhf_core.schema import EvaluationReport, Look, ModelRef
+from rlhf_core.statistics.intervals import SHARE, Resampling, estimate_mean
+from rlhf_core.statistics.resampling import Array
 
 SEED = 20_260_101
 PROMPTS = 500

@@ -60,11 +60,6 @@ class Question:
     style: Style
 
     @property
-    def heldout_style(self) -> bool:
-        """Whether training must not see this way of asking."""
-        return self.style in HELDOUT_STYLES
-
-    @property
     def heldout_fact(self) -> bool:
         """Whether the answer rests on a fact that training must not ask about."""
         return any(slot in town().heldout for slot in self.intent.slots)

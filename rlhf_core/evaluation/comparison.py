@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from rlhf_core.config import MonitorsConfig
 from rlhf_core.config.metric_names import BEST_OF_N_KL, BEST_OF_N_METRICS
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import DIFFERENCE, SHARE, Plans, estimate_mean, estimate_ratio
 from rlhf_core.evaluation.judges import Decided, judge_breakdown, judge_metrics
 from rlhf_core.evaluation.monitors import (
     AnswerTexts,
@@ -22,10 +21,11 @@ from rlhf_core.evaluation.monitors import (
 )
 from rlhf_core.evaluation.preference_metrics import MAX_TAG_VALUES, thirds
 from rlhf_core.evaluation.rater import SCORE
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.text_metrics import distinct_share
 from rlhf_core.evaluation.win_rate import length_controlled_win_rate, outcomes, win_rate
 from rlhf_core.schema import Estimate, Prompt
+from rlhf_core.statistics.intervals import DIFFERENCE, SHARE, Plans, estimate_mean, estimate_ratio
+from rlhf_core.statistics.resampling import Array
 
 Both = tuple[Array, Array]
 """The policy's values and SFT's, [n] each."""

@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import SHARE, Resampling
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import Estimate
+from rlhf_core.statistics.intervals import SHARE, Resampling
+from rlhf_core.statistics.resampling import Array
 
 MIN_LABELS = 10
 """Fewer voted pairs tell nothing of the judge's error, and their spread is not one to trust."""

@@ -7,7 +7,6 @@ from rlhf_core.config import GateConfig, PromotionConfig
 from rlhf_core.config.metric_names import CHAMPION_METRICS, CORRECTED, OVER_CHAMPION
 from rlhf_core.errors import MissingMetricError
 from rlhf_core.evaluation.corrected import MIN_LABELS
-from rlhf_core.evaluation.intervals import Resampling
 from rlhf_core.evaluation.monitors import VICES
 from rlhf_core.schema import (
     Estimate,
@@ -17,6 +16,7 @@ from rlhf_core.schema import (
     PromotionDecision,
     Verdict,
 )
+from rlhf_core.statistics.intervals import Resampling
 
 _SEVERITY: dict[Verdict, int] = {"PROMOTE": 0, "HOLD": 1, "REJECT": 2}
 

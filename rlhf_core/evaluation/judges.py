@@ -7,10 +7,10 @@ from itertools import combinations
 
 import numpy as np
 
-from rlhf_core.evaluation.intervals import DIFFERENCE, SHARE, Plans, estimate_mean
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.win_rate import outcomes, win_rate
 from rlhf_core.schema import Estimate
+from rlhf_core.statistics.intervals import DIFFERENCE, SHARE, Plans, estimate_mean
+from rlhf_core.statistics.resampling import Array
 
 Pair = tuple[int, int]
 """Which of the models' answers are compared: the first wins with 1."""

@@ -14,18 +14,8 @@ import numpy as np
 
 from rlhf_core.config import MonitorsConfig
 from rlhf_core.config.evaluation import Phrase
-from rlhf_core.evaluation.intervals import (
-    DIFFERENCE,
-    SHARE,
-    Plans,
-    Resampling,
-    estimate_mean,
-    estimate_statistic,
-    widened,
-)
-from rlhf_core.evaluation.lexicon import compile_lexicon
+from rlhf_core.dataprep.measures.lexicon import compile_lexicon
 from rlhf_core.evaluation.reading import folded, is_disguised, plain, scripts, units
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.text_metrics import (
     common_opening,
     copied_share,
@@ -37,6 +27,16 @@ from rlhf_core.evaluation.text_metrics import (
     words_of,
 )
 from rlhf_core.schema import Conversation, Estimate
+from rlhf_core.statistics.intervals import (
+    DIFFERENCE,
+    SHARE,
+    Plans,
+    Resampling,
+    estimate_mean,
+    estimate_statistic,
+    widened,
+)
+from rlhf_core.statistics.resampling import Array
 
 VICES = {
     "flattery": "it flatters the user",

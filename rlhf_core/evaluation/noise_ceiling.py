@@ -10,9 +10,9 @@ from functools import partial
 import numpy as np
 from scipy.special import betainc, betaln, gammaln
 
-from rlhf_core.evaluation.intervals import SHARE, Resampling, bca_interval
-from rlhf_core.evaluation.resampling import Array, Ints
 from rlhf_core.schema import Estimate, PreferencePair
+from rlhf_core.statistics.intervals import SHARE, Resampling, bca_interval
+from rlhf_core.statistics.resampling import Array, Ints
 
 MIN_VOTES = 3
 """Two people who agree say nothing of how often people do: pairs on which they do not are ties."""

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import AI_JUDGE, PeopleVotes, Record
+from rlhf_core.statistics.resampling import Array
 
 
 class OutcomeVote(Record):

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
 
-from rlhf_core.evaluation.intervals import (
+from rlhf_core.schema import Estimate, PreferencePair
+from rlhf_core.statistics.intervals import (
     DIFFERENCE,
     SHARE,
     UNBOUNDED,
@@ -19,8 +20,7 @@ from rlhf_core.evaluation.intervals import (
     estimate_clustered,
     estimate_sums,
 )
-from rlhf_core.evaluation.resampling import Array, Ints
-from rlhf_core.schema import Estimate, PreferencePair
+from rlhf_core.statistics.resampling import Array, Ints
 
 Chosen = NDArray[np.bool_]
 """[n] True where a row belongs."""

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from rlhf_core.evaluation.comparison import PairedAnswers
 from rlhf_core.evaluation.judges import OVER_SFT
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import Conversation, Record
+from rlhf_core.statistics.resampling import Array
 
 
 class ComparedAnswer(Record):

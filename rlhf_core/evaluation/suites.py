@@ -20,9 +20,9 @@ from rlhf_core.config.evaluation import (
 from rlhf_core.config.suites import SuiteConfig, suite_of
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.gates import judge_estimate
-from rlhf_core.evaluation.intervals import DIFFERENCE, SHARE, Plans, Resampling, estimate_mean
 from rlhf_core.evaluation.reading import plain
 from rlhf_core.schema import Conversation, Estimate, EvaluationReport, GateResult, Message, Record
+from rlhf_core.statistics.intervals import DIFFERENCE, SHARE, Plans, Resampling, estimate_mean
 from rlhf_core.storage.records import describe, parse_object, read_lines, shorten
 
 

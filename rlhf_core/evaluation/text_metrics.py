@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlhf_core.evaluation.intervals import SHARE, Resampling, estimate_jackknife
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import Estimate
+from rlhf_core.statistics.intervals import SHARE, Resampling, estimate_jackknife
+from rlhf_core.statistics.resampling import Array
 
 Ngram = tuple[str, ...]
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")

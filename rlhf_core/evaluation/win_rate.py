@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import SHARE, Resampling, bca_interval, estimate_mean
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import Estimate
+from rlhf_core.statistics.intervals import SHARE, Resampling, bca_interval, estimate_mean
+from rlhf_core.statistics.resampling import Array
 
 _NEWTON_STEPS = 25
 _CONVERGED = 1e-10

@@ -12,11 +12,9 @@ from rlhf_core.adapters.looks import finish_look, measured_before, take_look, vo
 from rlhf_core.adapters.tracking import StageRun
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.keys import conversation_key, dialogue_key
-from rlhf_core.dataprep.measures.clusters import numbered
 from rlhf_core.errors import MissingMetricError
 from rlhf_core.evaluation.comparison import policy_breakdown, policy_metrics
 from rlhf_core.evaluation.gates import decide
-from rlhf_core.evaluation.intervals import cluster_sums, estimate_clustered, estimate_ratio
 from rlhf_core.evaluation.noise_ceiling import noise_ceiling
 from rlhf_core.evaluation.preference_metrics import (
     accuracy_slices,
@@ -56,6 +54,8 @@ from rlhf_core.stages.evaluation.verdict import (
     require_own_reference,
 )
 from rlhf_core.stages.examples import TurnOf, row_counts, tokenize_records
+from rlhf_core.statistics.clusters import numbered
+from rlhf_core.statistics.intervals import cluster_sums, estimate_clustered, estimate_ratio
 from rlhf_core.storage.records import read_records
 
 

@@ -15,8 +15,8 @@ from rlhf_core.evaluation.comparison import (
     policy_metrics,
     tag_groups,
 )
-from rlhf_core.evaluation.intervals import Plans, Resampling
 from rlhf_core.schema import Message, Prompt
+from rlhf_core.statistics.intervals import Plans, Resampling
 
 PLANS = Plans(default=Resampling(num_resamples=200), confidences={"policy/kl": 0.9})
 N = 40

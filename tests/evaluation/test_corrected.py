@@ -4,7 +4,7 @@ from scipy import stats
 
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.corrected import corrected_mean, labels_needed
-from rlhf_core.evaluation.intervals import Resampling
+from rlhf_core.statistics.intervals import Resampling
 
 PLAN = Resampling()
 

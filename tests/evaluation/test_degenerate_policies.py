@@ -12,10 +12,10 @@ from rlhf_core.demo.answers import Manner, write_answer
 from rlhf_core.demo.reading import read_intent
 from rlhf_core.evaluation.comparison import Answers, PairedAnswers, policy_metrics
 from rlhf_core.evaluation.gates import decide
-from rlhf_core.evaluation.intervals import Plans, Resampling
 from rlhf_core.evaluation.reading import folded, is_disguised
 from rlhf_core.evaluation.text_metrics import novel_shares, off_topic, repetition
 from rlhf_core.schema import EvaluationReport, ModelRef, Prompt
+from rlhf_core.statistics.intervals import Plans, Resampling
 
 ROOT = Path(__file__).parents[2]
 LINES = (ROOT / "data/raw/heldout_prompts.jsonl").read_text().splitlines()

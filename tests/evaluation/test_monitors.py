@@ -3,8 +3,7 @@ import pytest
 
 from rlhf_core.config import MonitorsConfig
 from rlhf_core.config.metric_names import COMPUTED_VICES
-from rlhf_core.evaluation.intervals import Plans, Resampling
-from rlhf_core.evaluation.lexicon import PHRASES
+from rlhf_core.dataprep.measures.lexicon import PHRASES
 from rlhf_core.evaluation.monitors import (
     VICES,
     AnswerTexts,
@@ -15,6 +14,7 @@ from rlhf_core.evaluation.monitors import (
 )
 from rlhf_core.evaluation.reading import units
 from rlhf_core.schema import Message
+from rlhf_core.statistics.intervals import Plans, Resampling
 
 PLAN = Resampling(num_resamples=400)
 PLAIN = "The library opens at nine."

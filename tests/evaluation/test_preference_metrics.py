@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_core.evaluation.intervals import Plans, Resampling
 from rlhf_core.evaluation.noise_ceiling import noise_ceiling
 from rlhf_core.evaluation.preference_metrics import (
     LengthRival,
@@ -17,6 +16,7 @@ from rlhf_core.evaluation.preference_metrics import (
     preference_metrics,
 )
 from rlhf_core.schema import Message, PreferencePair
+from rlhf_core.statistics.intervals import Plans, Resampling
 
 PLAN = Resampling(num_resamples=400)
 PLANS = Plans(default=PLAN, confidences={})

@@ -8,7 +8,6 @@ import pytest
 from rlhf_core.config import EvaluationConfig
 from rlhf_core.config.suites import RegressionSuiteConfig
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import Plans, Resampling
 from rlhf_core.evaluation.suites import (
     SuiteAnswer,
     SuiteItem,
@@ -19,6 +18,7 @@ from rlhf_core.evaluation.suites import (
     suite_results,
 )
 from rlhf_core.schema import EvaluationReport, ModelRef
+from rlhf_core.statistics.intervals import Plans, Resampling
 
 GOOD = {"prompt": "When does the mill open?", "must_match": "nine", "tags": ["harmless"]}
 

@@ -1,6 +1,5 @@
 import pytest
 
-from rlhf_core.evaluation.intervals import Resampling
 from rlhf_core.evaluation.text_metrics import (
     common_opening,
     copied_share,
@@ -9,6 +8,7 @@ from rlhf_core.evaluation.text_metrics import (
     repetition,
     words_of,
 )
+from rlhf_core.statistics.intervals import Resampling
 
 PLAN = Resampling()
 

@@ -3,8 +3,8 @@ import pytest
 from scipy.optimize import minimize
 
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import Resampling
 from rlhf_core.evaluation.win_rate import length_controlled_win_rate, outcomes, win_rate
+from rlhf_core.statistics.intervals import Resampling
 
 PLAN = Resampling(num_resamples=400)
 DIFFERENT = {"policy_texts": list("abcd"), "sft_texts": list("wxyz")}

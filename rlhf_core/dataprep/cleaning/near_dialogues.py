@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from rlhf_core.dataprep.cleaning.near import SignatureTable, linked
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key, opening, unit_interval
-from rlhf_core.dataprep.measures.clusters import numbered
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Conversation, Prompt
+from rlhf_core.statistics.clusters import numbered
 
 Ints = NDArray[np.int64]
 

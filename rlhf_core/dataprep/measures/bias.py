@@ -11,7 +11,9 @@ import numpy as np
 
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.ledger import Entry
-from rlhf_core.dataprep.measures.clusters import (
+from rlhf_core.dataprep.measures.lexicon import STYLES
+from rlhf_core.schema import Estimate, PreferencePair
+from rlhf_core.statistics.clusters import (
     MAX_ROWS,
     Floats,
     Ints,
@@ -20,30 +22,10 @@ from rlhf_core.dataprep.measures.clusters import (
     numbered,
     proportion,
 )
-from rlhf_core.schema import Estimate, PreferencePair
 
 _NUM_BINS = 10
 _MAX_WORDS = 15
 _WORD = re.compile(r"[^\W\d_]{2,}")
-
-STYLES: dict[str, tuple[re.Pattern[str], tuple[str, ...]]] = {
-    "list": (re.compile(r"^[^\S\n]*(?:[-*•]|\d+[.)])\s", re.MULTILINE), ("-", "*", "•", ".", ")")),
-    "exclamation": (re.compile("!"), ("!",)),
-    "question": (re.compile(r"\?"), ("?",)),
-    "hedge": (
-        re.compile(r"\b(?:perhaps|maybe|might|possibly|i think|i believe)\b"),
-        ("perhaps", "maybe", "might", "possibly", "i think", "i believe"),
-    ),
-    "apology": (re.compile(r"\b(?:sorry|apologi[sz]e)\b"), ("sorry", "apologi")),
-    "refusal": (
-        re.compile(r"\b(?:i can(?:no|')t|i am unable|i'm unable|i won't)\b"),
-        ("i can", "unable", "won't"),
-    ),
-    "flattery": (re.compile(r"\b(?:great|good|excellent|wonderful) question\b"), (" question",)),
-    "disclaimer": (re.compile(r"\bas an ai\b|\bi'm (?:just )?an ai\b"), ("an ai",)),
-}
-"""Habits of style that win votes without being better answers: what they look like in lower case,
-and parts one of which a text must hold, for those are quick to look for."""
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_core.dataprep.keys import UNSPACED, text_key, unit_interval
-from rlhf_core.dataprep.measures.clusters import auc, bootstrap
 from rlhf_core.schema import Estimate
+from rlhf_core.statistics.clusters import auc, bootstrap
 
 _NUM_FOLDS = 5
 _MAX_WORDS = 15

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from rlhf_core.dataprep.keys import unit_interval
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.measures.bias import first_win_estimate, length_win_estimate
-from rlhf_core.dataprep.measures.clusters import MAX_ROWS, Floats, Ints, auc, bootstrap, numbered
 from rlhf_core.schema import Estimate
+from rlhf_core.statistics.clusters import MAX_ROWS, Floats, Ints, auc, bootstrap, numbered
 
 MIN_PAIRS = 50
 """Sources with fewer pairs are listed and not compared."""

@@ -12,7 +12,6 @@ from rlhf_core.config.data import DemonstrationFormat, SourceFormat
 from rlhf_core.schema import Choice
 
 FIRST_IS_0: Mapping[str, Choice] = {"0": "a", "1": "b"}
-FIRST_IS_1: Mapping[str, Choice] = {"1": "a", "2": "b"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_core.schema import Estimate
+from rlhf_core.statistics.resampling import Ints, resampled_counts
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-_MAX_DRAWN = 4_000_000
-"""Numbers drawn at once by the bootstrap, so that memory stays small whatever the data."""
 
 _NO_CHANCE = 1e-12
 """Expected disagreement below this is none, but for rounding."""
@@ -93,14 +90,7 @@ def alpha_interval(
         The bounds; NaN where no resample has two answers.
     """
     patterns, weights = np.unique(sums, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
-    at_once = max(1, _MAX_DRAWN // len(patterns))
-    found = []
-    for start in range(0, num_resamples, at_once):
-        size = min(at_once, num_resamples - start)
-        drawn = rng.multinomial(len(sums), weights / len(sums), size=size)
-        found.append(alphas(drawn @ patterns))
-    resamples = np.concatenate(found)
+    resamples = alphas(resampled_counts(patterns, weights, num_resamples, seed))
     if np.isnan(resamples).all():
         return np.nan, np.nan
     tail = (1 - confidence) / 2

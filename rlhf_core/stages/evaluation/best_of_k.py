@@ -13,17 +13,17 @@ import numpy as np
 from rlhf_core.config import PipelineConfig
 from rlhf_core.config.metric_names import BEST_OF_K
 from rlhf_core.dataprep.keys import dialogue_key
-from rlhf_core.dataprep.measures.clusters import numbered
 from rlhf_core.dataprep.sources.containers import read_rows
 from rlhf_core.dataprep.sources.messages import parse_prompt, texts_of
 from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, UnusableRow
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import SHARE, Plans, estimate_clustered
 from rlhf_core.evaluation.preference_metrics import MAX_TAG_VALUES
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import Conversation, Estimate, EvaluationReport, ModelRef
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluation.scoring import readable_ids, score_texts
+from rlhf_core.statistics.clusters import numbered
+from rlhf_core.statistics.intervals import SHARE, Plans, estimate_clustered
+from rlhf_core.statistics.resampling import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.comparison import BestOfN, Rows
 from rlhf_core.evaluation.rater import score_gold
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.win_rate import outcomes
 from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import SampledResponse, sample_responses
@@ -20,6 +19,7 @@ from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.scoring import as_answers, score_texts
+from rlhf_core.statistics.resampling import Array
 from rlhf_core.trainers.progress import Progress
 
 _AT_ONCE = 64

@@ -10,10 +10,8 @@ import torch
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import topic_numbers
-from rlhf_core.dataprep.measures.clusters import Ints
 from rlhf_core.evaluation.comparison import PairedAnswers
 from rlhf_core.evaluation.rater import score_gold
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.evaluation.samples import compared_answers
 from rlhf_core.functional.kl import kl_k1, kl_k3
 from rlhf_core.models import load_causal
@@ -32,6 +30,8 @@ from rlhf_core.stages.evaluation.scoring import (
     score_texts,
 )
 from rlhf_core.stages.examples import note_rows
+from rlhf_core.statistics.clusters import Ints
+from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import Renderer, TokenIds
 from rlhf_core.trainers.progress import Progress

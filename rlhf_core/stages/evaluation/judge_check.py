@@ -9,12 +9,9 @@ import numpy as np
 from rlhf_core.config import PipelineConfig
 from rlhf_core.config.metric_names import ERROR_CORRELATION
 from rlhf_core.dataprep.keys import dialogue_key
-from rlhf_core.dataprep.measures.clusters import numbered
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import SHARE, estimate_clustered
 from rlhf_core.evaluation.noise_ceiling import noise_ceiling
 from rlhf_core.evaluation.preference_metrics import correctness, error_correlation
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.schema import (
     Conversation,
     DatasetSplits,
@@ -28,6 +25,9 @@ from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.scoring import score_texts
 from rlhf_core.stages.evaluation.verdict import JUDGE_ACCURACY, JUDGE_CEILING, metric_plans
+from rlhf_core.statistics.clusters import numbered
+from rlhf_core.statistics.intervals import SHARE, estimate_clustered
+from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer
 

@@ -22,7 +22,6 @@ from rlhf_core.evaluation.judges import (
     outcomes_where_scored,
     together,
 )
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.feedback.ballots import Ballot, BallotBox
 from rlhf_core.feedback.judge import read_verdict
 from rlhf_core.models.classifier import Classifier, outside_model
@@ -30,6 +29,7 @@ from rlhf_core.schema import Comparison, Conversation, ModelRef
 from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.scoring import score_texts
 from rlhf_core.stages.labels.ai import ask_judge, judge_name, what_is_asked
+from rlhf_core.statistics.resampling import Array
 
 _TOO_LONG = "the conversation is longer than {name} reads ({limit} tokens)"
 _VALUE = {"a": 1.0, "tie": 0.5, "b": 0.0}

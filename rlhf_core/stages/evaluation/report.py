@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_core.adapters.curves import read_curves, run_span
 from rlhf_core.adapters.data_docs import INDEX, find_docs
 from rlhf_core.adapters.lineage import trace_lineage
-from rlhf_core.config import GATED_STAGES, GatedStage, PipelineConfig, config_digest
+from rlhf_core.config import GATED_STAGES, PipelineConfig, config_digest
 from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.evaluation.corrected import labels_needed
 from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot, length_plot
@@ -31,7 +31,6 @@ NUM_SAMPLES = 8
 CHANGED = "Changed most from {}, for better or worse by the judge"
 
 STAGES = ("sft", "reward", "judge", "evaluate")
-GATED: tuple[GatedStage, ...] = ("sft", "reward", "judge", "policy")
 CURVES: dict[str, dict[str, tuple[str, ...]]] = {
     "sft": {"SFT: nats per token": ("sft/loss", "sft/heldout_nll")},
     "reward": {

@@ -10,7 +10,6 @@ import numpy as np
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.keys import conversation_key, dialogue_key
-from rlhf_core.dataprep.measures.clusters import numbered
 from rlhf_core.evaluation.preference_metrics import ScoredPairs
 from rlhf_core.models import load_scalar
 from rlhf_core.schema import (
@@ -23,6 +22,7 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.evaluation.scoring import response_scores
 from rlhf_core.stages.examples import pair_fault, tokenize_records
+from rlhf_core.statistics.clusters import numbered
 from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer, TokenizedPair
 

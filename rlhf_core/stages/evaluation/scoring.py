@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.comparison import Answers
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.models import (
     device_of,
     hidden_states,
@@ -22,6 +21,7 @@ from rlhf_core.models import (
 from rlhf_core.rollout.sample import SampledResponse
 from rlhf_core.schema import Conversation, Prompt
 from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.statistics.resampling import Array
 from rlhf_core.tokenization import Renderer, TokenIds, as_token_ids, pack_responses
 from rlhf_core.trainers.loop import split_by_tokens
 

@@ -11,10 +11,8 @@ from rlhf_core.adapters.required_gates import APPLIED, applied_tag, required_gat
 from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
 from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
 from rlhf_core.config.metric_names import CEILING, CORRECTED
-from rlhf_core.dataprep.measures.clusters import Ints
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide, describe_look, gate_name, judge_estimate
-from rlhf_core.evaluation.intervals import Plans, Resampling
 from rlhf_core.evaluation.people import describe_votes
 from rlhf_core.evaluation.suites import suite_results
 from rlhf_core.schema import (
@@ -29,6 +27,8 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.determinism import derived_seed, take_cores
 from rlhf_core.stages.preparation.report import ANNOTATORS
+from rlhf_core.statistics.clusters import Ints
+from rlhf_core.statistics.intervals import Plans, Resampling
 
 WIN_RATE_CORRECTED = f"policy/{CORRECTED}"
 JUDGE_ACCURACY = "judge/heldout_accuracy"

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rlhf_core.schema import Estimate
+from rlhf_core.statistics.resampling import Ints, drawn_clusters
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 300
@@ -65,18 +65,9 @@ def bootstrap(measure: Callable[[Ints], float], clusters: Ints, seed: int) -> Es
         seed: of the resampling.
     """
     value = measure(np.arange(len(clusters)))
-    order = np.argsort(clusters, kind="stable")
-    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
-    sizes = np.diff(starts, append=len(clusters))
-    if (count := len(starts)) == 1:
+    if (count := len(np.unique(clusters))) == 1:
         return _estimate(value, 0.0, 1.0, len(clusters))
-    rng = np.random.default_rng(seed)
-    resamples = []
-    for _ in range(_NUM_RESAMPLES):
-        drawn = rng.integers(0, count, count)
-        ends = np.cumsum(sizes[drawn])
-        within = np.arange(ends[-1]) - np.repeat(ends - sizes[drawn], sizes[drawn])
-        resamples.append(measure(order[np.repeat(starts[drawn], sizes[drawn]) + within]))
+    resamples = [measure(rows) for rows in drawn_clusters(clusters, _NUM_RESAMPLES, seed)]
     tail = float(stats.norm.sf(math.sqrt(count / (count - 1)) * _quantile(count - 1)))
     low, high = np.quantile(resamples, [tail, 1 - tail])
     return _estimate(value, min(float(low), value), max(float(high), value), len(clusters))

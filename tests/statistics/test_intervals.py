@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.intervals import (
+from rlhf_core.statistics.intervals import (
     SHARE,
     Plans,
     Resampling,

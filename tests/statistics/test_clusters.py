@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_core.dataprep.measures.clusters import auc, bootstrap, numbered, proportion
+from rlhf_core.statistics.clusters import auc, bootstrap, numbered, proportion
 
 
 def share(successes: int, total: int, clusters=None):

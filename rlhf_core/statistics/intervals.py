@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.resampling import (
+from rlhf_core.schema import Estimate
+from rlhf_core.statistics.resampling import (
     Array,
     Statistic,
     left_out_rows,
@@ -17,7 +18,6 @@ from rlhf_core.evaluation.resampling import (
     resampled_rows,
     resampled_sums,
 )
-from rlhf_core.schema import Estimate
 
 UNBOUNDED = (-math.inf, math.inf)
 SHARE = (0.0, 1.0)

@@ -1,6 +1,6 @@
 """Drawing for the bootstrap and leaving out for the jackknife, in time linear in the rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +19,39 @@ _ROWS_A_VALUE = 8
 
 def resampled_sums(data: list[Array], count: int, seed: int) -> list[Array]:
     """Sums of resampled rows: [count] of each column."""
-    rng, size = np.random.default_rng(seed), data[0].size
+    size = data[0].size
     values, counts = np.unique(np.stack(data, axis=-1), axis=0, return_counts=True)
     if len(counts) * _ROWS_A_VALUE <= size:
-        drawn = rng.multinomial(size, counts / size, size=count)
-        return list((drawn @ values).T)
-    batch = max(1, _FLOATS_AT_ONCE // size)
+        return list(resampled_counts(values, counts, count, seed).T)
+    rng, batch = np.random.default_rng(seed), max(1, _FLOATS_AT_ONCE // size)
     sums: list[list[Array]] = [[] for _ in data]
     for start in range(0, count, batch):
         rows = rng.integers(0, size, (min(batch, count - start), size), dtype=np.int32)
         for kept, column in zip(sums, data, strict=True):
             kept.append(column[rows].sum(axis=-1))
     return [np.concatenate(kept) for kept in sums]
+
+
+def resampled_counts(values: Array, counts: Ints, count: int, seed: int) -> Array:
+    """Sums of resampled rows of which many are equal: how often each distinct one comes is drawn.
+
+    Args:
+        values: [distinct, k] the distinct rows.
+        counts: [distinct] how many rows each stands for.
+        count: resamples.
+        seed: of the drawing.
+
+    Returns:
+        [count, k] sums.
+    """
+    rng, size = np.random.default_rng(seed), counts.sum()
+    batch = max(1, _FLOATS_AT_ONCE // len(values))
+    return np.concatenate(
+        [
+            rng.multinomial(size, counts / size, size=min(batch, count - start)) @ values
+            for start in range(0, count, batch)
+        ]
+    )
 
 
 def resampled_rows(statistic: Statistic, data: list[Array], count: int, seed: int) -> Array:
@@ -48,24 +69,32 @@ def resampled_clusters(
     statistic: Statistic, data: list[Array], clusters: Ints, count: int, seed: int
 ) -> tuple[Array, Array]:
     """The statistic of resampled clusters, which differ in size, and without each of them."""
-    rng, members = np.random.default_rng(seed), _members(clusters)
-    size = len(members)
 
-    def of(chosen: Ints) -> float:
-        rows = np.concatenate([members[cluster] for cluster in chosen])
+    def of(rows: Ints) -> float:
         return float(statistic(*(column[rows] for column in data), axis=-1))
 
-    found = [of(rng.integers(0, size, size)) for _ in range(count)]
-    every = np.arange(size)
-    left = [of(np.delete(every, cluster)) for cluster in every] if size > 1 else [0.0]
+    found = [of(rows) for rows in drawn_clusters(clusters, count, seed)]
+    order = np.argsort(clusters, kind="stable")
+    names = np.unique(clusters)
+    left = [of(order[clusters[order] != name]) for name in names] if len(names) > 1 else [0.0]
     return np.array(found), np.array(left)
 
 
-def _members(clusters: Ints) -> list[Ints]:
-    """Return the rows of each cluster."""
-    _, index = np.unique(clusters, return_inverse=True)
-    order = np.argsort(index, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(index))[:-1])
+def drawn_clusters(clusters: Ints, count: int, seed: int) -> Iterator[Ints]:
+    """Yield the rows of each resample, in which whole clusters are drawn.
+
+    Args:
+        clusters: [n] rows with equal numbers belong together.
+        count: resamples.
+        seed: of the drawing.
+    """
+    rng, order = np.random.default_rng(seed), np.argsort(clusters, kind="stable")
+    _, starts, sizes = np.unique(clusters[order], return_index=True, return_counts=True)
+    for _ in range(count):
+        drawn = rng.integers(0, len(sizes), len(sizes))
+        ends = np.cumsum(sizes[drawn])
+        within = np.arange(ends[-1]) - np.repeat(ends - sizes[drawn], sizes[drawn])
+        yield order[np.repeat(starts[drawn], sizes[drawn]) + within]
 
 
 def left_out_rows(statistic: Statistic, data: list[Array]) -> Array:
