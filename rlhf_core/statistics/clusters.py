@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rlhf_core.schema import Estimate
-from rlhf_core.statistics.resampling import Ints, drawn_clusters
-
-Floats = NDArray[np.float64]
+from rlhf_core.statistics.resampling import Array, Ints, drawn_clusters
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 300
@@ -28,7 +26,7 @@ def numbered(keys: Iterable[Hashable]) -> Ints:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
-def proportion(successes: Floats, clusters: Ints) -> Estimate:
+def proportion(successes: Array, clusters: Ints) -> Estimate:
     """Return a share with its Wilson interval (Wilson 1927) over the effective number of rows.
 
         centre = (p + z^2 / 2n) / (1 + z^2 / n)
@@ -73,7 +71,7 @@ def bootstrap(measure: Callable[[Ints], float], clusters: Ints, seed: int) -> Es
     return _estimate(value, min(float(low), value), max(float(high), value), len(clusters))
 
 
-def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
+def auc(scores: Array, positive: NDArray[np.bool_]) -> float:
     """Probability that a positive scores above a negative, equal scores counting one half.
 
     One half as well where there are none of either.
@@ -86,7 +84,7 @@ def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
     return float(top / num_pairs)
 
 
-def _effective_rows(successes: Floats, clusters: Ints) -> float:
+def _effective_rows(successes: Array, clusters: Ints) -> float:
     """How many independent rows would vary as much as these clusters do.
 
         n = p (1 - p) / V * (z / t)^2,  V = C / (C - 1) sum_c (sum of c - p n_c)^2 / N^2

@@ -15,13 +15,12 @@ from rlhf_core.dataprep.measures.lexicon import STYLES
 from rlhf_core.schema import Estimate, PreferencePair
 from rlhf_core.statistics.clusters import (
     MAX_ROWS,
-    Floats,
-    Ints,
     auc,
     bootstrap,
     numbered,
     proportion,
 )
+from rlhf_core.statistics.resampling import Array, Ints
 
 _NUM_BINS = 10
 _MAX_WORDS = 15
@@ -142,10 +141,10 @@ def label_by_length(entries: Sequence[Entry]) -> list[tuple[float, float, int]]:
     ]
 
 
-def _winner_differences(entries: Sequence[Entry]) -> Floats:
+def _winner_differences(entries: Sequence[Entry]) -> Array:
     lengths = np.array([entry.num_chars for entry in entries], dtype=np.float64).reshape(-1, 2)
     sign = np.array([1.0 if entry.a_beats_b > 0.5 else -1.0 for entry in entries])
-    differences: Floats = (lengths[:, 0] - lengths[:, 1]) * sign
+    differences: Array = (lengths[:, 0] - lengths[:, 1]) * sign
     return differences
 
 

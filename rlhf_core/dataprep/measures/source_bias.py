@@ -15,7 +15,8 @@ from rlhf_core.dataprep.keys import unit_interval
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.measures.bias import first_win_estimate, length_win_estimate
 from rlhf_core.schema import Estimate
-from rlhf_core.statistics.clusters import MAX_ROWS, Floats, Ints, auc, bootstrap, numbered
+from rlhf_core.statistics.clusters import MAX_ROWS, auc, bootstrap, numbered
+from rlhf_core.statistics.resampling import Array, Ints
 
 MIN_PAIRS = 50
 """Sources with fewer pairs are listed and not compared."""
@@ -84,7 +85,7 @@ def source_estimates(entries: Sequence[Entry], seed: int) -> dict[str, Estimate]
     return found
 
 
-def _record(source: Ints, won: NDArray[np.bool_], half: NDArray[np.bool_], size: int) -> Floats:
+def _record(source: Ints, won: NDArray[np.bool_], half: NDArray[np.bool_], size: int) -> Array:
     """How often a wins in a row's source, over the dialogues of the other half."""
     record = np.empty(len(source))
     for side in (True, False):
@@ -95,7 +96,7 @@ def _record(source: Ints, won: NDArray[np.bool_], half: NDArray[np.bool_], size:
     return record
 
 
-def _omega_squared(values: Floats, groups: Ints, size: int) -> float:
+def _omega_squared(values: Array, groups: Ints, size: int) -> float:
     """Share of variance between groups, freed of what chance alone puts there (Hays 1963).
 
     omega^2 = (SS_between - (k - 1) MS_within) / (SS_total + MS_within)

@@ -30,8 +30,7 @@ from rlhf_core.stages.evaluation.scoring import (
     score_texts,
 )
 from rlhf_core.stages.examples import note_rows
-from rlhf_core.statistics.clusters import Ints
-from rlhf_core.statistics.resampling import Array
+from rlhf_core.statistics.resampling import Array, Ints
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import Renderer, TokenIds
 from rlhf_core.trainers.progress import Progress

@@ -27,8 +27,8 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.determinism import derived_seed, take_cores
 from rlhf_core.stages.preparation.report import ANNOTATORS
-from rlhf_core.statistics.clusters import Ints
 from rlhf_core.statistics.intervals import Plans, Resampling
+from rlhf_core.statistics.resampling import Ints
 
 WIN_RATE_CORRECTED = f"policy/{CORRECTED}"
 JUDGE_ACCURACY = "judge/heldout_accuracy"
