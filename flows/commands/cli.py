@@ -18,6 +18,7 @@ from rlhf_flows.commands import config as config_cli
 from rlhf_flows.commands import init as init_cli
 from rlhf_flows.commands import models as model_cli
 from rlhf_flows.commands import runs as runs_cli
+from rlhf_flows.commands import sample as sample_cli
 from rlhf_flows.commands import serve as serve_cli
 from rlhf_flows.commands import servers as server_cli
 from rlhf_flows.commands import stages as stage_cli
@@ -91,6 +92,7 @@ init_cli.add_to(app)
 stage_cli.add_to(app)
 collect_cli.add_to(app)
 model_cli.add_to(app)
+sample_cli.add_to(app)
 serve_cli.add_to(app)
 server_cli.add_to(app)
 app.add_typer(config_cli.config_app, name="config")

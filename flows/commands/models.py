@@ -1,13 +1,10 @@
-"""`rlhf promote`, `rollback`, `lineage`, `sample`, `report`, `doctor`: look at models and runs."""
+"""`rlhf promote`, `rollback`, `lineage`, `report`, `doctor`: look at models and runs."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rlhf_core.errors import RlhfError
 from rlhf_flows.commands.options import JsonOption, LogLevel, ModelArgument, begin, write_json
 
 ProjectOption = Annotated[
@@ -25,7 +22,6 @@ def add_to(app: typer.Typer) -> None:
         (rollback, 'rlhf rollback --to 3 --comment "the newest one is rude"'),
         (gates, "rlhf gates --require required-gates.yaml"),
         (lineage, "rlhf lineage models:/rlhf-policy@champion"),
-        (sample, 'rlhf sample models:/rlhf-policy@champion "When does the library open?"'),
         (report, "rlhf report 20260131-101500-3fa2"),
         (doctor, "rlhf doctor --config configs/demo.yaml"),
     ):
@@ -141,86 +137,6 @@ def lineage(
     record = trace_lineage(model)
     write_json(record, json_file)
     show_lineage(record)
-
-
-def sample(
-    model: ModelArgument,
-    prompt: Annotated[
-        str | None,
-        typer.Argument(help="What the user says; without it you chat.", show_default=False),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option("--file", help="Prompts: a text a line, or JSON lines with a key prompt."),
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System message before every prompt.")] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Responses.")] = 1,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy.")
-    ] = 0.7,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
-    log_level: LogLevel = "warning",
-) -> None:
-    """Print responses of a model to a prompt, or to every prompt of a file; several are numbered.
-
-    On a terminal and without a prompt you chat: it remembers the conversation; Ctrl-D ends it.
-    """
-    begin(log_level)
-    from rlhf_core.adapters.registry import check_role
-    from rlhf_core.rollout.chat import ChatModel, open_chat, opening
-    from rlhf_core.rollout.prompts import read_prompts
-    from rlhf_core.rollout.sample import sample_responses
-    from rlhf_flows.commands.tables import show_line
-    from rlhf_flows.engine.references import resolve_model
-
-    if prompt is not None and file is not None:
-        raise typer.BadParameter("give a prompt or --file, and not both")
-    if prompt is None and file is None and not sys.stdin.isatty():
-        raise typer.BadParameter("expected a prompt, --file FILE, or a terminal to chat on")
-    prompts = [str(prompt)] if file is None else read_prompts(file)
-    check_role(model, ("sft", "policy"), "only they answer prompts")
-    chat = ChatModel.load(resolve_model(model).path)
-    if prompt is None and file is None:
-        _chat(
-            open_chat(chat, system, temperature=temperature, max_tokens=max_new_tokens, seed=seed)
-        )
-        return
-    responses = sample_responses(
-        chat.model,
-        chat.renderer.tokenizer,
-        [asked for text in prompts for asked in [opening(system, text)] * count],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    for number, text in enumerate(prompts, 1):
-        if file is not None:
-            show_line(f"{number}. {text}")
-        for which, response in enumerate(responses[(number - 1) * count : number * count], 1):
-            mark = f"{number}.{which}" if file is not None else f"{which}."
-            numbered = count > 1 or file is not None
-            show_line(f"{mark} {response.text}" if numbered else response.text)
-
-
-def _chat(answer: Callable[[str], str]) -> None:
-    """Talk on the terminal until the person ends it."""
-    from rlhf_flows.commands.tables import show_line
-
-    number = 0
-    while True:
-        try:
-            said = input("you> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            typer.echo()
-            return
-        if not said:
-            continue
-        number += 1
-        try:
-            show_line(f"{number}. {answer(said)}")
-        except RlhfError as error:
-            show_line(f"not answered: {error}")
 
 
 def report(

@@ -1,17 +1,22 @@
 """`rlhf sample`: prompts from the command line, from a file, and a person who chats."""
 
 import builtins
+import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from rlhf_core.errors import DataError
+from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.models import save_model, scalar_from_causal
 from rlhf_core.rollout import sample as responses
 from rlhf_core.rollout.chat import ChatModel, open_chat
 from rlhf_core.rollout.prompts import read_prompts
-from rlhf_flows.commands import models
+from rlhf_core.tokenization import load_tokenizer
+from rlhf_flows.commands import sample as command
 from rlhf_flows.commands.cli import app
+
+WHOLE = ["--file", "p.txt", "--scorer", "x", "--output", "o.jsonl"]
 
 
 @pytest.fixture
@@ -68,7 +73,7 @@ def test_a_chat_remembers_what_was_said(request, monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(builtins, "input", ask)
     chat = ChatModel.load(Path(base))
-    models._chat(open_chat(chat, "Be short.", temperature=0.0, max_tokens=20, seed=0))
+    command._talk(open_chat(chat, "Be short.", temperature=0.0, max_tokens=20, seed=0))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1. The castle opens at 11 am."
     assert lines[1].startswith("not answered: ")
@@ -88,11 +93,57 @@ def test_without_a_prompt_and_a_terminal_it_says_what_it_expects(sample):
     [
         ("a.txt", b"\n \n", "no prompt in it"),
         ("a.txt", b"\xff\xfe", "cannot be read as UTF-8"),
-        ("a.jsonl", b'{"prompt": "a"}\n{', "a.jsonl:2: no JSON"),
-        ("a.jsonl", b'{"text": "a"}', "a.jsonl:1: expected an object"),
+        ("a.jsonl", b'{"prompt": "a"}\n{', "a.jsonl, line 2: broken JSON"),
+        ("a.jsonl", b'{"prompt": " "}', "a.jsonl, row 1: empty prompt"),
+        ("a.jsonl", b'{"text": "a"}', "a.jsonl, line 1: missing column 'prompt'"),
     ],
 )
 def test_a_file_without_prompts_is_told_of(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said):
         read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--best-of", 4], "missing --file, --scorer, --output"),
+        (["--scorer", "x", "--file", "p.txt"], "missing --best-of, --output"),
+        (["--best-of", 4, "--file", "p.txt", "--scorer", "x"], "missing --output"),
+        (["--best-of", 4, "Hello", "--scorer", "x", "--output", "o.jsonl"], "missing --file"),
+        (["--best-of", 1, *WHOLE], "expected 2 or more"),
+        (["--best-of", 4, *WHOLE], "greedy answers are all the same"),
+        (["--best-of", 4, *WHOLE, "-n", 3], "--best-of says how many"),
+    ],
+)
+def test_what_the_best_answers_take_is_said_before_anything_is_read(sample, words, told):
+    done = sample(*words)
+    assert isinstance(done.exception, ConfigError)
+    assert told in str(done.exception)
+
+
+def test_the_best_answers_are_written_and_not_printed(sample, tmp_path, request):
+    base = str(request.config.rootpath / "data/base")
+    scorer = scalar_from_causal(Path(base), seed=1)
+    save_model(scorer, load_tokenizer(Path(base)), tmp_path / "scorer")
+    file = request.config.rootpath / "data/raw/prompts.jsonl"  # of several turns some
+    (tmp_path / "p.jsonl").write_text("\n".join(file.read_text().splitlines()[:6]))
+    words = ("--best-of", 2, "--file", "p.jsonl", "--scorer", "scorer", "--output", "o.jsonl")
+    done = sample(*words, "--temperature", 1, "--system", "Be short.")
+    assert done.exception is None, done.exception
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert done.stdout.startswith(f"{len(rows)} demonstrations in o.jsonl, each the best of 2 ")
+    assert "KL from" in done.stdout
+    assert "at most 0.19 nats" in done.stdout
+    assert {row["prompt"][0]["content"] for row in rows} == {"Be short."}
+    assert {len(row["prompt"]) for row in rows} >= {2, 4}
+    again = sample(*words, "--temperature", 1)
+    assert "o.jsonl is there already" in str(again.exception)
+
+
+def test_a_prompt_with_a_system_message_takes_no_other(tmp_path):
+    turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": turns}))
+    assert len(read_prompts(tmp_path / "a.jsonl")[0].prompt) == 2
+    with pytest.raises(DataError, match="leave the other one"):
+        read_prompts(tmp_path / "a.jsonl", "c")
