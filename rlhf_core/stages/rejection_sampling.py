@@ -27,7 +27,7 @@ from rlhf_core.evaluation.resampling import Array
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.models.classifier import Classifier, outside_model
 from rlhf_core.rollout.sample import sample_responses
-from rlhf_core.schema import Conversation, Demonstration, ModelRef, Prompt, Record
+from rlhf_core.schema import Conversation, Demonstration, ModelRef, ModelRole, Prompt, Record
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluation.scoring import readable_ids, response_scores
@@ -140,7 +140,8 @@ def find_scorer(reference: str, resolve: Callable[[str], ModelRef]) -> ModelRef:
         ModelError: the folder holds no reward model, or there is none.
     """
     if reference.startswith("models:/"):
-        check_role(reference, ("reward",), "--scorer names it")
+        roles: tuple[ModelRole] = ("reward",)
+        check_role(reference, roles, "--scorer names it")
         return resolve(reference)
     if Path(reference).is_dir() and folder_kind(Path(reference)) == "scalar":
         return resolve(reference)
@@ -173,6 +174,8 @@ def sample_best(
         DataError: the file is there, another call writes it, or no prompt got an answer to choose.
         ModelError: the scorer is no reward model.
     """
+    if output.suffix != ".jsonl":
+        raise DataError(f"{output}: expected a name that ends in .jsonl, which is what is written")
     left_file = output.with_name(f"{output.stem}.left_out{output.suffix}")
     journal = _journal(policy, prompts, settings, output)
     _require_absent(output, *(() if journal.exists() else (left_file,)))
@@ -189,7 +192,7 @@ def sample_best(
         ]
         best = [one for one in found if isinstance(one, BestAnswer)]
         left_out += [one for one in found if isinstance(one, LeftOut)]
-        reasons = dict(Counter(one.reason for one in left_out))
+        reasons = dict(Counter(str(one.reason) for one in left_out))
         if not best:
             raise _nothing_to_choose(reasons)
         if left_out:

@@ -134,6 +134,11 @@ def test_a_file_that_is_there_stays(models, tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
+def test_a_name_that_would_not_be_read_again_is_refused(models, tmp_path):
+    with pytest.raises(DataError, match=r"ends in \.jsonl"):
+        sample_best(*models, asked(2), HOW, tmp_path / "best.jsonl.gz")
+
+
 @pytest.mark.parametrize(
     ("number", "temperature", "told"),
     [(1, 1.0, "expected 2 or more"), (-3, 1.0, "2 or more"), (4, 0.0, "all the same")],
