@@ -18,7 +18,7 @@ from rlhf_core.stages.evaluation.best_of_n import answer_several_times
 from rlhf_core.stages.evaluation.scoring import score_texts
 from rlhf_core.stages.rejection_sampling import BestOf, best_of, find_scorer, sample_best
 
-HOW = BestOf(num_answers=4, temperature=2.0, max_new_tokens=24, seed=3)
+HOW = BestOf(num_answers=4, temperature=2.0, max_new_tokens=16, seed=3)
 
 
 def asked(count, text="When does the pool {} open?"):
@@ -29,7 +29,8 @@ def asked(count, text="When does the pool {} open?"):
 
 
 @pytest.fixture
-def models(saved_models):
+def models(saved_models, monkeypatch):
+    monkeypatch.setattr(rejection_sampling, "_AT_ONCE", 6)  # so that a few are several parts
     return [local_model(saved_models[role][0]) for role in ("sft", "reward")]
 
 
@@ -39,7 +40,7 @@ def rows_of(path):
 
 def test_the_answer_that_scores_highest_of_those_that_ended_is_written(models, tmp_path):
     policy, scorer = models
-    prompts = asked(70)  # more than one line of the journal has
+    prompts = asked(10)
     written = sample_best(policy, scorer, prompts, HOW, tmp_path / "best.jsonl")
     drawn = answer_several_times(
         load_causal(policy.path), model_renderer(policy.path).tokenizer,
@@ -84,7 +85,7 @@ def test_what_is_left_out_is_kept_with_the_reason(models, tmp_path):
     written = sample_best(*models, [*odd, *asked(8)], HOW, tmp_path / "best.jsonl")
     left = rows_of(tmp_path / "best.left_out.jsonl")
     assert [row["reason"] for row in left[:2]] == ["too_long", "not_renderable"]
-    assert "less 24 for the answer" in left[0]["detail"]
+    assert "less 16 for the answer" in left[0]["detail"]
     assert sum(written.left_out.values()) == len(left) == 10 - written.demonstrations
 
 
@@ -105,7 +106,7 @@ def test_a_scorer_that_gives_no_score_chooses_nothing(models, tmp_path, monkeypa
 
 
 def test_a_killed_call_goes_on_and_writes_the_same(models, tmp_path, monkeypatch):
-    whole = sample_best(*models, asked(70), HOW, tmp_path / "whole.jsonl").output
+    whole = sample_best(*models, asked(10), HOW, tmp_path / "whole.jsonl").output
     calls = []
 
     def killed(*args, **options):
@@ -117,10 +118,10 @@ def test_a_killed_call_goes_on_and_writes_the_same(models, tmp_path, monkeypatch
     monkeypatch.setattr(rejection_sampling, "sample_responses", killed)
     part = tmp_path / "part.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        sample_best(*models, asked(70), HOW, part)
+        sample_best(*models, asked(10), HOW, part)
     assert not part.exists()
-    sample_best(*models, asked(70), HOW, part)
-    assert len(calls) == 4 + 5  # two lines of the journal, four answers each; three were kept
+    sample_best(*models, asked(10), HOW, part)
+    assert len(calls) == 4 + 5  # two parts, four answers each; three were kept
     assert part.read_bytes() == whole.read_bytes()
     names = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")}
     assert names <= {"whole.jsonl", "part.jsonl", "whole.left_out.jsonl", "part.left_out.jsonl"}
