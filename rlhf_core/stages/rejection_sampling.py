@@ -23,7 +23,6 @@ from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.comparison import best_of_n_kl_bound
-from rlhf_core.evaluation.resampling import Array
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.models.classifier import Classifier, outside_model
 from rlhf_core.rollout.sample import sample_responses
@@ -32,6 +31,7 @@ from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluation.scoring import readable_ids, response_scores
 from rlhf_core.stages.labels.answers import Answer, AnsweredPart
+from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.journal import appending, read_journal
 from rlhf_core.storage.locks import locked
 from rlhf_core.storage.records import write_records
