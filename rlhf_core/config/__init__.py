@@ -8,6 +8,7 @@ from rlhf_core.config.data import (
     DemonstrationsConfig,
     PromptsConfig,
     SourceConfig,
+    UnpairedConfig,
     VotesConfig,
 )
 from rlhf_core.config.evaluation import (
@@ -106,6 +107,7 @@ __all__ = [
     "SimulatedLabelerConfig",
     "SourceConfig",
     "SupervisedConfig",
+    "UnpairedConfig",
     "VotesConfig",
     "config_digest",
     "judges_of",

@@ -163,6 +163,23 @@ class DemonstrationsConfig(Section):
     """As for preferences."""
 
 
+class UnpairedConfig(Section):
+    """A file of responses with good or bad labels: ``{prompt, completion, label}``, or chats."""
+
+    path: Path
+    """Rows have ``prompt`` (text or messages) and ``completion``, or ``messages`` whose last turn
+    is the response, and ``label``: true or false."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """As for preferences."""
+
+
+def _with_paths(value: Any) -> Any:
+    """Take a path alone for a file whose columns have our names."""
+    if not isinstance(value, list | tuple):
+        return value
+    return [{"path": item} if isinstance(item, str | Path) else item for item in value]
+
+
 class PromptsConfig(Section):
     """Prompts for PPO and for held-out evaluation."""
 
@@ -219,6 +236,9 @@ class DataConfig(Section):
     """Further sources; every row keeps the name of the file it came from."""
     batches: Path | None = None
     """Folder of annotation batches that ``rlhf data add`` fills; read after the other sources."""
+    unpaired: Annotated[tuple[UnpairedConfig, ...], BeforeValidator(_with_paths)] = ()
+    """Files of responses with good or bad labels, which ``policy.loss: kto`` learns from; a path
+    or a section each. Only the policy does: SFT, reward model and judge read the others."""
     demonstrations: DemonstrationsConfig = DemonstrationsConfig()
     prompts: PromptsConfig = PromptsConfig()
     votes: VotesConfig = VotesConfig()

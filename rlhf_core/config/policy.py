@@ -283,9 +283,12 @@ class DpoConfig(SupervisedConfig):
     target_margin: NonNegative = 0.5
     """``simpo``: how far apart the two rewards should be (Meng 2024, their gamma)."""
     desirable_weight: Positive = 1.0
-    """``kto``: weight of the chosen responses (Ethayarajh 2024, their lambda_D)."""
+    """``kto``: weight of the desirable responses, the chosen ones of pairs (Ethayarajh 2024, their lambda_D)."""
     undesirable_weight: Positive = 1.0
-    """``kto``: weight of the rejected responses (Ethayarajh 2024, their lambda_U)."""
+    """``kto``: weight of the undesirable responses, the rejected ones of pairs (Ethayarajh 2024, their lambda_U)."""
+    train_on: Literal["pairs", "unpaired", "both"] | None = None
+    """``kto``: which rows of the dataset it learns from; each pair is two of them. None: both where
+    the dataset has unpaired ones, else the pairs."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of labels taken to be wrong: conservative with ``dpo``, ``ipo`` and ``simpo``,
     unbiased with ``robust``."""
@@ -317,6 +320,8 @@ class DpoConfig(SupervisedConfig):
             raise ValueError(f"loss {self.loss} has no target_margin (simpo has): leave it out")
         if self.loss == "kto" and self.length_normalized:
             raise ValueError("loss kto is per response: leave length_normalized out")
+        if self.loss != "kto" and self.train_on is not None:
+            raise ValueError(f"loss {self.loss} learns from pairs alone: leave train_on out")
         weights = (self.desirable_weight, self.undesirable_weight)
         if self.loss != "kto" and weights != (1.0, 1.0):
             raise ValueError(

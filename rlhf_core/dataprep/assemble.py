@@ -30,6 +30,7 @@ from rlhf_core.schema import (
     PreferencePair,
     Prompt,
     Record,
+    UnpairedExample,
 )
 from rlhf_core.storage.records import iterate_records
 
@@ -210,7 +211,8 @@ def write_heldout_prompts(
 
 
 def index_heldout(
-    rows: Iterable[tuple[int, Demonstration | Prompt | FilteredRow]], bench: Workbench
+    rows: Iterable[tuple[int, Demonstration | Prompt | UnpairedExample | FilteredRow]],
+    bench: Workbench,
 ) -> None:
     """Let the held-out prompts among ``rows`` guard against near repeats in training."""
     if bench.heldout is None:

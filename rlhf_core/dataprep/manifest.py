@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from rlhf_core.dataprep.outputs import FILE_NAMES
+from rlhf_core.dataprep.outputs import FILE_NAMES, UNPAIRED_FILES
 from rlhf_core.schema import Record
 from rlhf_core.storage.records import atomic_file, md5_of, sha256_of
 
@@ -80,10 +80,11 @@ def write_manifest(
             prompts, so it is part of the dataset's version.
     """
     files = {}
-    for name in FILE_NAMES:
+    names = [*FILE_NAMES, *(name for name in UNPAIRED_FILES if name in num_rows)]
+    for name in names:
         path = directory / f"{name}.jsonl"
         files[name] = FileFacts(sha256=sha256_of(path), md5=md5_of(path), num_rows=num_rows[name])
-    digest = hashlib.sha256("".join(files[name].sha256 for name in FILE_NAMES).encode())
+    digest = hashlib.sha256("".join(files[name].sha256 for name in names).encode())
     if template_date is not None:
         digest.update(template_date.isoformat().encode())
     manifest = Manifest(

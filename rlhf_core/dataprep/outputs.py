@@ -10,7 +10,7 @@ import pyarrow as pa
 from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.measures.frames import FrameBuilder, excerpt
 from rlhf_core.dataprep.split import Half, Side
-from rlhf_core.schema import Demonstration, PreferencePair, Prompt, Record
+from rlhf_core.schema import Demonstration, PreferencePair, Prompt, Record, UnpairedExample
 
 FILE_NAMES = (
     "demonstrations_heldout",
@@ -23,6 +23,9 @@ FILE_NAMES = (
     "reward_train",
 )
 """Prepared files in name order; each is ``<name>.jsonl``."""
+
+UNPAIRED_FILES = ("unpaired_heldout", "unpaired_train")
+"""There where ``data.unpaired`` names files; they come after the others in name order."""
 
 PAIR_FILES = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
 """Those that hold preference pairs."""
@@ -50,14 +53,15 @@ PROMPT_COLUMNS = pa.schema(
 class PreparedFiles:
     """Writes records to the file of their side; used as a context manager."""
 
-    def __init__(self, directory: Path) -> None:
-        """Open all eight files in ``directory``."""
+    def __init__(self, directory: Path, *, unpaired: bool = False) -> None:
+        """Open the files in ``directory``: eight, and with ``unpaired`` those of such rows."""
+        names = FILE_NAMES + (UNPAIRED_FILES if unpaired else ())
         self._stack = ExitStack()
         self._streams: dict[str, IO[bytes]] = {
             name: self._stack.enter_context((directory / f"{name}.jsonl").open("wb"))
-            for name in FILE_NAMES
+            for name in names
         }
-        self.num_rows = dict.fromkeys(FILE_NAMES, 0)
+        self.num_rows = dict.fromkeys(names, 0)
         self.pairs = FrameBuilder(PAIR_COLUMNS)
         self.prompts = FrameBuilder(PROMPT_COLUMNS)
 
@@ -76,6 +80,10 @@ class PreparedFiles:
     def add_demonstration(self, item: Demonstration, dialogue: DialogueKey, side: Side) -> None:
         """Write a demonstration."""
         self._write(f"demonstrations_{side}", item, item.demonstration_id, dialogue, side)
+
+    def add_unpaired(self, item: UnpairedExample, dialogue: DialogueKey, side: Side) -> None:
+        """Write a response with its label."""
+        self._write(f"unpaired_{side}", item, item.example_id, dialogue, side)
 
     def add_prompt(self, item: Prompt, dialogue: DialogueKey, side: Side) -> None:
         """Write a prompt."""

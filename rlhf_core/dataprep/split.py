@@ -55,7 +55,7 @@ class DialogueSplitter:
 
     def side(self, key: DialogueKey) -> Side:
         """Return the side of a pair's or a demonstration's dialogue."""
-        deciding = self._deciding(key)
+        deciding = self.deciding(key)
         if (
             key in self.near.beside_reserved
             or unit_interval(self.seed, "heldout", deciding) < self.heldout_fraction
@@ -66,7 +66,7 @@ class DialogueSplitter:
 
     def half(self, key: DialogueKey) -> Half:
         """Return whether the pairs of a dialogue train the reward model or the judge."""
-        chance = unit_interval(self.seed, "judge", self._deciding(key))
+        chance = unit_interval(self.seed, "judge", self.deciding(key))
         return "judge" if chance < self.judge_fraction else "reward"
 
     def prompt_side(self, key: DialogueKey) -> Side | None:
@@ -77,7 +77,7 @@ class DialogueSplitter:
         """
         if not self.has_heldout_file:
             return self.side(key)
-        is_taken = key in self.reserved or self._deciding(key) in self.heldout_elsewhere
+        is_taken = key in self.reserved or self.deciding(key) in self.heldout_elsewhere
         return None if is_taken or key in self.near.beside_reserved else "train"
 
     def num_kept_together(self) -> int:
@@ -91,5 +91,6 @@ class DialogueSplitter:
             places.setdefault(deciding, set()).add(place)
         return sum(len(found) > 1 for found in places.values())
 
-    def _deciding(self, key: DialogueKey) -> DialogueKey:
+    def deciding(self, key: DialogueKey) -> DialogueKey:
+        """Return the dialogue that decides where one lies: of near ones, the same for all."""
         return self.near.representative.get(key, key)

@@ -201,6 +201,39 @@ def kto_loss(
     return (good + bad) / 2.0
 
 
+def unpaired_kto_loss(
+    rewards: Tensor,
+    desirable: Tensor,
+    baseline: Tensor,
+    *,
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> Tensor:
+    """``kto_loss`` of responses that are no pairs, each with its own label.
+
+        loss = w_good (1 - sigmoid(r - z)) where desirable, w_bad (1 - sigmoid(z - r)) elsewhere
+
+    Ethayarajh et al. (2024), arXiv:2402.01306, eq. 7 and 8.
+
+    Args:
+        rewards: [N] float, ``implicit_rewards`` of the responses.
+        desirable: [N] bool, their labels.
+        baseline: [] float >= 0, z, without gradient.
+        desirable_weight: of the desirable responses, > 0.
+        undesirable_weight: of the others, > 0.
+
+    Returns:
+        [N] loss per response.
+
+    Raises:
+        ShapeError: the two shapes differ.
+    """
+    require_same_shape(rewards=rewards, desirable=desirable)
+    good = desirable_weight * torch.sigmoid(baseline - rewards)
+    bad = undesirable_weight * torch.sigmoid(rewards - baseline)
+    return torch.where(desirable, good, bad)
+
+
 def per_token(logprobs: Tensor, lengths: Tensor) -> Tensor:
     """Mean over the tokens of each response, from sums [...] and numbers of tokens [...].
 

@@ -37,6 +37,7 @@ from rlhf_core.schema.text import (
     PreferencePair,
     Prompt,
     Role,
+    UnpairedExample,
     Vote,
     annotator_name,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "StageName",
     "StageResult",
     "SuiteRecord",
+    "UnpairedExample",
     "ValidationReport",
     "Verdict",
     "Vote",

@@ -56,6 +56,9 @@ class DatasetSplits(Record):
     """Prompts PPO samples from."""
     prompts_heldout: DatasetRef
     """Prompts that only evaluation reads."""
+    unpaired_train: DatasetRef | None = None
+    """Responses with good or bad labels; None in datasets that have none."""
+    unpaired_heldout: DatasetRef | None = None
     report: Path
     """JSON report of preparation: counts, agreement, validation."""
 

@@ -52,6 +52,17 @@ class Demonstration(Record):
     source: str = ""
 
 
+class UnpairedExample(Record):
+    """A response that somebody called good or bad by itself: no pair, and no vote."""
+
+    example_id: str
+    prompt: Conversation
+    response: str
+    label: bool
+    """True: desirable."""
+    source: str = ""
+
+
 UNNAMED = "unnamed"
 """Annotator of a vote whose source does not say who gave it. Two such votes are two people's."""
 

@@ -6,6 +6,7 @@ from rlhf_core.tokenization.examples import (
     TokenizedExample,
     TokenizedPair,
     TokenizedPrompt,
+    TokenizedUnpaired,
     as_token_ids,
 )
 from rlhf_core.tokenization.load import (
@@ -37,6 +38,7 @@ __all__ = [
     "TokenizedExample",
     "TokenizedPair",
     "TokenizedPrompt",
+    "TokenizedUnpaired",
     "as_token_ids",
     "evenly",
     "group_by_prompt",

@@ -46,6 +46,22 @@ class TokenizedExample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class TokenizedUnpaired:
+    """One prompt with one response that is good or bad by itself."""
+
+    example_id: str
+    prompt_ids: TokenIds
+    response_ids: TokenIds
+    """Ends with EOS."""
+    desirable: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and response together."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenizedPair:
     """One prompt with the chosen and the rejected response."""
 

@@ -9,12 +9,20 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.errors import DataError, ModelError, RlhfError
-from rlhf_core.schema import Conversation, Demonstration, Message, PreferencePair, Prompt
+from rlhf_core.schema import (
+    Conversation,
+    Demonstration,
+    Message,
+    PreferencePair,
+    Prompt,
+    UnpairedExample,
+)
 from rlhf_core.tokenization.examples import (
     TokenIds,
     TokenizedExample,
     TokenizedPair,
     TokenizedPrompt,
+    TokenizedUnpaired,
     as_token_ids,
 )
 from rlhf_core.tokenization.template import apply_template
@@ -87,6 +95,12 @@ class Renderer:
             rejected_ids=self.answer_ids(opened, pair.rejected),
             probability=pair.probability,
         )
+
+    def unpaired(self, example: UnpairedExample) -> TokenizedUnpaired:
+        """Tokens of a response with its label."""
+        opened = self.open(example.prompt)
+        response_ids = self.answer_ids(opened, example.response)
+        return TokenizedUnpaired(example.example_id, opened.ids, response_ids, example.label)
 
     def prompt_ids(self, conversation: Conversation) -> TokenIds:
         """Tokens of ``apply_chat_template(conversation, add_generation_prompt=True)``.

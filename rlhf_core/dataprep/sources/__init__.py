@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from rlhf_core.config.data import DemonstrationsConfig, SourceConfig
+from rlhf_core.config.data import DemonstrationsConfig, SourceConfig, UnpairedConfig
 from rlhf_core.dataprep.sources import (
     canonical,
     chats,
@@ -24,18 +24,19 @@ from rlhf_core.dataprep.sources.join import joined
 from rlhf_core.dataprep.sources.rows import FileRows, FilteredRow, RawRow, attempt
 from rlhf_core.dataprep.sources.tables import Layout
 from rlhf_core.errors import DataError
-from rlhf_core.schema import Comparison, Demonstration, Prompt
+from rlhf_core.schema import Comparison, Demonstration, Prompt, UnpairedExample
 
 __all__ = [
     "parse_rows",
     "read_comparisons",
     "read_demonstrations",
     "read_prompts",
+    "read_unpaired",
     "read_with_rows",
     "rows_of",
 ]
 
-Item = TypeVar("Item", Demonstration, Prompt)
+Item = TypeVar("Item", Demonstration, Prompt, UnpairedExample)
 _DEMONSTRATIONS: dict[str, Callable[[RawRow], Demonstration]] = {
     "canonical": canonical.demonstration_of,
     "hh": hh.demonstration_of,
@@ -239,6 +240,18 @@ def read_prompts(
 ) -> Iterator[tuple[int, Prompt | FilteredRow]]:
     """Yield ``(line, prompt)`` of a file of prompts; like ``read_demonstrations``."""
     yield from _records(read_rows(path), canonical.prompt_of, files)
+
+
+def read_unpaired(
+    sources: Iterable[UnpairedConfig], files: dict[str, FileRows] | None = None
+) -> Iterator[tuple[int, UnpairedExample | FilteredRow]]:
+    """Yield ``(line, example)`` of files of labelled responses; like ``read_demonstrations``."""
+    for source in sources:
+        rows = read_rows(source.path, source.columns)
+        own: dict[str, FileRows] = {}
+        yield from _records(rows, chats.unpaired_of, own)
+        if files is not None:
+            files.update(own)
 
 
 def _records(

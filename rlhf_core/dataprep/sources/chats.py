@@ -1,11 +1,13 @@
-"""Demonstrations as chats and as instructions with their answers.
+"""Demonstrations and labelled responses as chats and as instructions with their answers.
 
 {"messages": [..., {"role": "assistant", "content": ...}]}           the last turn is the answer
 {"conversations": [{"from": "human", ...}, {"from": "gpt", ...}]}
 {"prompt": ..., "completion": ...}                                   text or messages
 {"instruction": ..., "input": ..., "output": ...}
+{"prompt": ..., "completion": ..., "label": true}                    or messages, and a label
 """
 
+from rlhf_core.dataprep.sources.choices import truth_of
 from rlhf_core.dataprep.sources.messages import (
     answer_of,
     parse_conversation,
@@ -13,7 +15,8 @@ from rlhf_core.dataprep.sources.messages import (
     with_context,
 )
 from rlhf_core.dataprep.sources.rows import RawRow, UnusableRow
-from rlhf_core.schema import Conversation, Demonstration
+from rlhf_core.schema import Conversation, Demonstration, UnpairedExample
+from rlhf_core.storage.records import shorten
 
 _CHATS = ("messages", "conversations", "conversation")
 _ASKED = ("prompt", "instruction", "question")
@@ -27,6 +30,23 @@ def demonstration_of(row: RawRow) -> Demonstration:
         demonstration_id=f"{row.source}:{row.line}",
         prompt=with_context(row, prompt),
         response=response,
+        source=row.source,
+    )
+
+
+def unpaired_of(row: RawRow) -> UnpairedExample:
+    """Return a response with its ``label``: a truth value, or the word or number for one."""
+    prompt, response = _parts(row)
+    row.require("label")
+    label = truth_of(row.value["label"])
+    if label is None:
+        found = shorten(row.value["label"])
+        raise UnusableRow("unusable_value", f"label: expected true or false, found {found}")
+    return UnpairedExample(
+        example_id=f"{row.source}:{row.line}",
+        prompt=with_context(row, prompt),
+        response=response,
+        label=label,
         source=row.source,
     )
 

@@ -59,6 +59,7 @@ Reason = Literal[
     "prompt_is_heldout",
     "near_duplicate",
     "prompt_near_heldout",
+    "prompt_trains_judge",
     "benchmark_contamination",
     "wrong_language",
     "personal_data",

@@ -31,13 +31,25 @@ from rlhf_core.dataprep.manifest import Manifest, write_manifest
 from rlhf_core.dataprep.measures.dialogues import DialogueFacts, dialogue_facts
 from rlhf_core.dataprep.measures.pictures import draw_pictures
 from rlhf_core.dataprep.outputs import PreparedFiles
-from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations, read_prompts
+from rlhf_core.dataprep.sources import (
+    read_comparisons,
+    read_demonstrations,
+    read_prompts,
+    read_unpaired,
+)
 from rlhf_core.dataprep.sources.rows import FilteredRow, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter
+from rlhf_core.dataprep.unpaired import judged_dialogues, write_unpaired
 from rlhf_core.dataprep.votes.pooling import pool_votes
 from rlhf_core.dataprep.votes.vote_models import MODELS, decided_by_heads
 from rlhf_core.dataprep.votes.vote_table import reliability
-from rlhf_core.schema import Conversation, Demonstration, Prompt, ValidationReport
+from rlhf_core.schema import (
+    Conversation,
+    Demonstration,
+    Prompt,
+    UnpairedExample,
+    ValidationReport,
+)
 from rlhf_core.stages.preparation import checks, inputs
 from rlhf_core.stages.preparation.measure import measure
 from rlhf_core.stages.preparation.report import (
@@ -98,7 +110,7 @@ def build(
     data, subject = config.data, inputs.name_sources(config.data)
     token_check = make_token_check(config, rendering.renderer)
     validator = Validator(docs=work / data_docs.FOLDER, failures=failures)
-    with Quarantine(work / QUARANTINE) as quarantine, PreparedFiles(work) as files:
+    with Quarantine(work / QUARANTINE) as quarantine, _files(data, work) as files:
         bench = _workbench(config, files, quarantine, token_check)
         openings = _reserve_heldout(data, bench)
         intake = _read(data, bench, openings, work / "spill.jsonl")
@@ -135,6 +147,10 @@ def build(
     write_report(work / REPORT, manifest, quarantine, sections, validator.reports)
     checks.require_gates(gates, data.gates, subject, failures / REPORT)
     return manifest
+
+
+def _files(data: DataConfig, work: Path) -> PreparedFiles:
+    return PreparedFiles(work, unpaired=bool(data.unpaired))
 
 
 def _agreement(config: PreparationConfig, intake: Intake, subject: str) -> AgreementReport:
@@ -196,7 +212,8 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> FirstTurnIndex | Non
             if (dialogue := dialogue_key(prompt)) in bench.splitter.reserved:
                 openings.add(prompt, dialogue)
     shown = _prompts_of(read_demonstrations(data.demonstrations))
-    for prompt in chain(shown, _prompts_to_sample_from(data)):
+    labelled = _prompts_of(read_unpaired(data.unpaired))
+    for prompt in chain(shown, labelled, _prompts_to_sample_from(data)):
         if prompt_problem(prompt) is None:
             openings.add(prompt, dialogue_key(prompt))
     return openings
@@ -207,7 +224,7 @@ def _prompts_to_sample_from(data: DataConfig) -> Iterator[Conversation]:
 
 
 def _prompts_of(
-    rows: Iterable[tuple[int, Demonstration | Prompt | FilteredRow]],
+    rows: Iterable[tuple[int, Demonstration | Prompt | UnpairedExample | FilteredRow]],
 ) -> Iterator[Conversation]:
     return (item.prompt for _, item in rows if not isinstance(item, FilteredRow))
 
@@ -228,6 +245,7 @@ def _keep_near_together(data: DataConfig, intake: Intake, bench: Workbench) -> N
     if bench.heldout is None:
         return
     assemble.index_heldout(read_demonstrations(data.demonstrations), bench)
+    assemble.index_heldout(read_unpaired(data.unpaired), bench)
     if data.prompts.heldout_path is None and data.prompts.path is not None:
         assemble.index_heldout(read_prompts(data.prompts.path), bench)
 
@@ -266,7 +284,7 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
 
 
 def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:
-    """Write demonstrations, pairs and prompts; prompts last, for they yield to the others."""
+    """Write demonstrations, pairs, labelled responses and prompts; prompts last, for they yield to the others."""
     files = bench.quarantine.files
     demonstrations = files.setdefault("demonstrations", {})
     assemble.write_demonstrations(read_demonstrations(data.demonstrations, demonstrations), bench)
@@ -276,6 +294,10 @@ def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:
         demonstrations=data.demonstrations.path is None,
         prompts=data.prompts.path is None,
     )
+    if data.unpaired:
+        judged, seen = judged_dialogues(intake.entries, bench), files.setdefault("unpaired", {})
+        threshold = data.cleaning.near_duplicates
+        write_unpaired(lambda: read_unpaired(data.unpaired, seen), bench, judged, threshold)
     if data.prompts.path is not None:
         prompts = read_prompts(data.prompts.path, files.setdefault("prompts", {}))
         assemble.write_prompts(data.prompts.path, prompts, bench)

@@ -56,7 +56,9 @@ def require_readable(quarantine: Quarantine, most: float, kept: Path) -> None:
 
 def require_readable_others(quarantine: Quarantine, data: DataConfig, kept: Path) -> None:
     """Refuse other inputs than comparisons likewise."""
+    files = ", ".join(str(file.path) for file in data.unpaired)
     named = {
+        "unpaired": files,
         "demonstrations": data.demonstrations.path,
         "prompts": data.prompts.path,
         "heldout_prompts": data.prompts.heldout_path,

@@ -6,7 +6,7 @@ from typing import Any
 from rlhf_core.adapters import versioning
 from rlhf_core.adapters.data_docs import FOLDER as DOCS
 from rlhf_core.dataprep.manifest import NAME, find_manifest, read_manifest
-from rlhf_core.dataprep.outputs import FILE_NAMES
+from rlhf_core.dataprep.outputs import FILE_NAMES, UNPAIRED_FILES
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, DatasetSplits
 from rlhf_core.stages.preparation import build, checks
@@ -18,7 +18,7 @@ DATASET = OwnFolder(
     what="the prepared dataset",
     is_ours=lambda folder: find_manifest(folder) is not None,
     names=(
-        *(f"{name}.jsonl" for name in FILE_NAMES),
+        *(f"{name}.jsonl" for name in (*FILE_NAMES, *UNPAIRED_FILES)),
         *(NAME, build.REPORT, build.QUARANTINE, DOCS),
         *(build.PICTURES, ANNOTATORS),
     ),

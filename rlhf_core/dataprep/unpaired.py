@@ -1,0 +1,159 @@
+"""Responses with good or bad labels: what stays is split and written, the rest filtered out."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from rlhf_core.dataprep.assemble import Workbench
+from rlhf_core.dataprep.cleaning.near import SignatureTable, near_duplicates
+from rlhf_core.dataprep.cleaning.prompt_index import prompt_text
+from rlhf_core.dataprep.cleaning.rules import Problem
+from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_key
+from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.measures.frames import batched
+from rlhf_core.dataprep.sources.rows import FilteredRow, prompt_problem
+from rlhf_core.schema import UnpairedExample
+
+Rows = Iterable[tuple[int, UnpairedExample | FilteredRow]]
+
+_ROWS_AT_ONCE = 512
+
+
+def judged_dialogues(entries: Iterable[Entry], bench: Workbench) -> set[DialogueKey]:
+    """Return the dialogues whose pairs train the judge; of near ones the one that decides."""
+    splitter = bench.splitter
+    return {
+        splitter.deciding(entry.dialogue)
+        for entry in entries
+        if entry.reason is None and splitter.half(entry.dialogue) == "judge"
+    }
+
+
+def write_unpaired(
+    read: Callable[[], Rows],
+    bench: Workbench,
+    judged: Set[DialogueKey],
+    near_threshold: float | None,
+) -> None:
+    """Write the labelled responses that stay; call it once the held-out prompts are known.
+
+    Args:
+        read: begins to read the rows; it is called twice.
+        bench: where rows go.
+        judged: what ``judged_dialogues`` returned; no such row may train the policy.
+        near_threshold: similarity from which two rows of one label are the same; None looks for
+            equal ones alone.
+    """
+    problems = _screen(read(), bench, judged, near_threshold)
+    number = 0
+    for line, item in tqdm(read(), desc="writing unpaired", unit=" rows", disable=None):
+        if isinstance(item, FilteredRow):
+            bench.quarantine.add("unpaired", item)
+            continue
+        problem, number = problems[number], number + 1
+        if problem is None:
+            dialogue = prompt_keys(item.prompt)[1]
+            bench.files.add_unpaired(item, dialogue, bench.splitter.side(dialogue))
+            bench.quarantine.keep("unpaired")
+            continue
+        record = item.model_dump_json()
+        row = FilteredRow(problem[0], item.source, line, record, item.example_id, problem[1])
+        bench.quarantine.add("unpaired", row)
+
+
+def _screen(
+    rows: Rows, bench: Workbench, judged: Set[DialogueKey], near_threshold: float | None
+) -> list[Problem | None]:
+    """Return why each example is filtered out, if so, in the order of the rows."""
+    seen = _Seen(near_threshold)
+    problems: list[Problem | None] = []
+    progress = tqdm(rows, desc="unpaired", unit=" rows", disable=None)
+    examples = (item for _, item in progress if isinstance(item, UnpairedExample))
+    for batch in batched(examples, _ROWS_AT_ONCE):
+        for item, problem in zip(batch, _problems_alone(batch, bench), strict=True):
+            problem = problem or _split_problem(item, bench, judged)
+            if problem is None:
+                seen.add(len(problems), item)
+            problems.append(problem)
+    for row, problem in seen.problems().items():
+        problems[row] = problem
+    return problems
+
+
+def _problems_alone(items: Sequence[UnpairedExample], bench: Workbench) -> list[Problem | None]:
+    """Return what is wrong with each example by itself; the rules are asked about sound ones."""
+    found: list[Problem | None] = []
+    for item in items:
+        reason = prompt_problem(item.prompt)
+        if reason is None and not item.response.strip():
+            reason = "empty_response"
+        found.append((reason, "") if reason else None)
+    sound = [
+        (item.prompt, (item.response,)) for item, bad in zip(items, found, strict=True) if not bad
+    ]
+    rest = iter(bench.rules.problems(sound))
+    return [problem or next(rest) for problem in found]
+
+
+def _split_problem(
+    item: UnpairedExample, bench: Workbench, judged: Set[DialogueKey]
+) -> Problem | None:
+    """Return why an example would give away what is held out or what the judge learns."""
+    dialogue = prompt_keys(item.prompt)[1]
+    if dialogue in bench.splitter.reserved:
+        return "prompt_is_heldout", ""
+    side = bench.splitter.side(dialogue)
+    if bench.gives_away(item.prompt, side):
+        return "prompt_near_heldout", ""
+    if side == "train" and bench.splitter.deciding(dialogue) in judged:
+        return "prompt_trains_judge", "the judge learns from pairs of this dialogue"
+    return None
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Examples that stay so far, and what of them repeats or contradicts another."""
+
+    near_threshold: float | None
+    rows: dict[Key, dict[bool, list[int]]] = field(default_factory=dict)
+    ids: dict[int, str] = field(default_factory=dict)
+    """Row to its id, for messages."""
+    near: dict[bool, tuple[list[int], SignatureTable, SignatureTable]] = field(
+        default_factory=lambda: defaultdict(lambda: ([], SignatureTable(), SignatureTable()))
+    )
+    """By label: rows, and the signatures of their responses and prompts."""
+
+    def add(self, row: int, item: UnpairedExample) -> None:
+        whole = prompt_keys(item.prompt)[0] + response_key(item.response)
+        known = self.rows.setdefault(whole, {})
+        is_first = item.label not in known
+        known.setdefault(item.label, []).append(row)
+        self.ids[row] = item.example_id
+        if self.near_threshold is not None and is_first:
+            rows, responses, prompts = self.near[item.label]
+            rows.append(row)
+            responses.add(item.response)
+            prompts.add(prompt_text(item.prompt))
+
+    def problems(self) -> dict[int, Problem]:
+        """Return the rows to filter out: what repeats another, and both sides of a contradiction."""
+        found: dict[int, Problem] = {}
+        for labels in self.rows.values():
+            for first, *more in labels.values():
+                if len(labels) > 1:
+                    other = "labelled true here and false there"
+                    found |= {row: ("conflicting_labels", other) for row in (first, *more)}
+                else:
+                    repeat = f"of {self.ids[first]}"
+                    found |= {row: ("exact_duplicate", repeat) for row in more}
+        if self.near_threshold is None:
+            return found
+        for rows, responses, prompts in self.near.values():
+            places = [place for place, row in enumerate(rows) if row not in found]
+            tables = [table.array()[places] for table in (responses, prompts)]
+            for place, earlier in near_duplicates(tables, self.near_threshold).items():
+                original = self.ids[rows[places[earlier]]]
+                found[rows[places[place]]] = "near_duplicate", f"of {original}"
+        return found
