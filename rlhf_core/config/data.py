@@ -266,6 +266,18 @@ class DataConfig(Section):
     """Conditions on metrics of the report (``DATA_METRICS``, explained in docs/data.md); one that
     does not pass stops the run."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _pairs_beside_unpaired(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("unpaired") and "preferences" not in value:
+            raise ValueError(
+                "preferences is missing: rows of data.unpaired train the policy alone, while the"
+                " reward model, the judge and the gates that rest on it need pairs; give"
+                " data.preferences too, and policy.train_on: unpaired if the policy is not to"
+                " learn from them"
+            )
+        return value
+
     @model_validator(mode="after")
     def _gates_measurable(self) -> "DataConfig":
         for gate in self.gates:

@@ -131,6 +131,21 @@ class PipelineConfig(PreparationConfig):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _unpaired_rows_are_read(self) -> "PipelineConfig":
+        if self.data.unpaired and not self.policy.knows_unpaired:
+            raise ValueError(
+                "data.unpaired: only policy.algorithm dpo with policy.loss kto learns from "
+                "responses with good or bad labels; take that, or leave data.unpaired out"
+            )
+        has_some = bool(self.data.unpaired) or self.data.version is not None
+        if self.policy.needs_unpaired and not has_some:
+            raise ValueError(
+                "policy.train_on asks for responses with good or bad labels: name their files in "
+                "data.unpaired, or leave train_on out"
+            )
+        return self
+
     def _left_out(self) -> frozenset[str]:
         """Metrics that greedy answers, a policy without a reward model, or settings leave out."""
         greedy = ("policy/kl", "policy/kl_k3") if self.evaluation.temperature == 0.0 else ()

@@ -73,6 +73,8 @@ class PpoConfig(Section):
     algorithm: Literal["ppo"] = "ppo"
     """Which of the two: these are the settings of PPO."""
     needs_reward_model: ClassVar[bool] = True
+    knows_unpaired: ClassVar[bool] = False
+    needs_unpaired: ClassVar[bool] = False
     advantages: Literal["gae", "rloo", "grpo", "dr_grpo"] = "gae"
     """What a response is measured against: ``gae`` asks a value model; ``rloo`` takes the mean of
     the other responses to its prompt (Ahmadian et al. 2024, arXiv:2402.14740), ``grpo`` the mean
@@ -283,9 +285,10 @@ class DpoConfig(SupervisedConfig):
     target_margin: NonNegative = 0.5
     """``simpo``: how far apart the two rewards should be (Meng 2024, their gamma)."""
     desirable_weight: Positive = 1.0
-    """``kto``: weight of the desirable responses, the chosen ones of pairs (Ethayarajh 2024, their lambda_D)."""
+    """``kto``: weight of the desirable responses, the chosen ones of pairs (Ethayarajh 2024, their
+    lambda_D). With it the two labels weigh alike where they are not equally many."""
     undesirable_weight: Positive = 1.0
-    """``kto``: weight of the undesirable responses, the rejected ones of pairs (Ethayarajh 2024, their lambda_U)."""
+    """``kto``: weight of the undesirable responses, the rejected ones of pairs (their lambda_U)."""
     train_on: Literal["pairs", "unpaired", "both"] | None = None
     """``kto``: which rows of the dataset it learns from; each pair is two of them. None: both where
     the dataset has unpaired ones, else the pairs."""
@@ -294,6 +297,22 @@ class DpoConfig(SupervisedConfig):
     unbiased with ``robust``."""
     use_soft_labels: bool = False
     """Train towards ``PreferencePair.probability``; smoothing applies on top of it."""
+
+    @property
+    def knows_unpaired(self) -> bool:
+        """Whether it can learn from responses with labels of their own."""
+        return self.loss == "kto"
+
+    def learns_from_unpaired(self, *, has_unpaired: bool) -> bool:
+        """Return whether it does, by what it has been told or by what the dataset has."""
+        if self.train_on is None:
+            return self.knows_unpaired and has_unpaired
+        return self.needs_unpaired
+
+    @property
+    def needs_unpaired(self) -> bool:
+        """Whether it has been told to."""
+        return self.train_on in ("unpaired", "both")
 
     @property
     def needs_baseline(self) -> bool:

@@ -138,16 +138,16 @@ class _Seen:
             prompts.add(prompt_text(item.prompt))
 
     def problems(self) -> dict[int, Problem]:
-        """Return the rows to filter out: what repeats another, and both sides of a contradiction."""
+        """Return the rows to filter out: repeats, and both sides of a contradiction."""
         found: dict[int, Problem] = {}
         for labels in self.rows.values():
             for first, *more in labels.values():
                 if len(labels) > 1:
                     other = "labelled true here and false there"
-                    found |= {row: ("conflicting_labels", other) for row in (first, *more)}
+                    found |= dict.fromkeys((first, *more), ("conflicting_labels", other))
                 else:
                     repeat = f"of {self.ids[first]}"
-                    found |= {row: ("exact_duplicate", repeat) for row in more}
+                    found |= dict.fromkeys(more, ("exact_duplicate", repeat))
         if self.near_threshold is None:
             return found
         for rows, responses, prompts in self.near.values():

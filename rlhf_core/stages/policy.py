@@ -14,7 +14,7 @@ from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import DpoConfig, PipelineConfig, PpoConfig
 from rlhf_core.config.base import Section
-from rlhf_core.errors import ConfigError
+from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.ports import Observer
 from rlhf_core.rollout.sample import sample_responses
@@ -26,6 +26,7 @@ from rlhf_core.schema import (
     Record,
     RunContext,
     StageResult,
+    UnpairedExample,
 )
 from rlhf_core.stages.base_model import model_renderer, name_ends
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
@@ -38,6 +39,7 @@ from rlhf_core.stages.training_run import Fitted, Followers, TrainingJob, requir
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import Renderer
 from rlhf_core.trainers.dpo import fit_dpo
+from rlhf_core.trainers.kto import examples_of_pairs, fit_kto
 from rlhf_core.trainers.loop import FitSummary
 from rlhf_core.trainers.ppo import PpoData, PpoModels, fit_ppo
 
@@ -208,6 +210,8 @@ def _optimize_ppo(settings: PpoConfig, task: _Task) -> FitSummary:
 def _optimize_dpo(settings: DpoConfig, task: _Task) -> FitSummary:
     job = task.job
     load = partial(load_pairs, job.config, task.renderer, job.directory)
+    if settings.learns_from_unpaired(has_unpaired=job.splits.unpaired_train is not None):
+        return _optimize_kto(settings, task)
     return fit_dpo(
         task.policy,
         None,
@@ -216,6 +220,40 @@ def _optimize_dpo(settings: DpoConfig, task: _Task) -> FitSummary:
         settings=settings,
         run=task.followers.training_run(job),
     )
+
+
+def _optimize_kto(settings: DpoConfig, task: _Task) -> FitSummary:
+    """KTO on labelled responses, and on the pairs taken apart where ``train_on`` does not say no.
+
+    Raises:
+        DataError: the dataset has no such responses.
+    """
+    job, splits = task.job, task.job.splits
+    sides = []
+    for unpaired, pairs in (
+        (splits.unpaired_train, splits.reward_train),
+        (splits.unpaired_heldout, splits.reward_heldout),
+    ):
+        if unpaired is None:
+            raise DataError(
+                f"{splits.directory}: no responses with good or bad labels in this dataset, which"
+                " policy.train_on asks for; prepare it with data.unpaired"
+            )
+        examples = tokenize_records(
+            read_records(unpaired, UnpairedExample),
+            task.renderer.unpaired,
+            length=attrgetter("num_tokens"),
+            max_length=job.config.model.max_length,
+            filtered=job.directory / f"set-aside-{unpaired.path.stem}.jsonl",
+        )
+        if settings.train_on != "unpaired":
+            examples += examples_of_pairs(
+                load_pairs(job.config, task.renderer, job.directory, pairs)
+            )
+        sides.append(examples)
+    train, heldout = sides
+    run = task.followers.training_run(job)
+    return fit_kto(task.policy, train, heldout, settings=settings, run=run)
 
 
 class AnswerWatcher:

@@ -284,7 +284,7 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
 
 
 def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:
-    """Write demonstrations, pairs, labelled responses and prompts; prompts last, for they yield to the others."""
+    """Write everything; prompts last, for they yield to the others."""
     files = bench.quarantine.files
     demonstrations = files.setdefault("demonstrations", {})
     assemble.write_demonstrations(read_demonstrations(data.demonstrations, demonstrations), bench)

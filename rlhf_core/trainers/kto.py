@@ -1,0 +1,376 @@
+"""KTO on responses with good or bad labels, which are no pairs (Ethayarajh 2024)."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlhf_core import processes
+from rlhf_core.config import DpoConfig
+from rlhf_core.errors import DataError
+from rlhf_core.functional.dpo import implicit_rewards, unpaired_kto_loss
+from rlhf_core.models import device_of, finish_training, prepare_training, token_logprobs
+from rlhf_core.models.compute import file_dtype, precision
+from rlhf_core.tokenization import TokenBatch, TokenizedPair, TokenizedUnpaired, pack_responses
+from rlhf_core.trainers.loop import (
+    FitSummary,
+    Optimization,
+    TrainingRun,
+    at_start,
+    plan_batches,
+    split_by_tokens,
+)
+from rlhf_core.trainers.preference import require_pairs
+from rlhf_core.trainers.progress import Progress
+from rlhf_core.trainers.state import run_fingerprint
+
+logger = logging.getLogger(__name__)
+
+MOST_DESIRABLE = 4 / 3
+"""Desirable responses, by number and weight, should be 1 to 4/3 times the others (Ethayarajh 2024,
+arXiv:2402.01306, section 4)."""
+
+
+def fit_kto(
+    policy: nn.Module,
+    train: Sequence[TokenizedUnpaired],
+    heldout: Sequence[TokenizedUnpaired],
+    *,
+    settings: DpoConfig,
+    run: TrainingRun,
+) -> FitSummary:
+    """Train ``policy`` in place with KTO's loss, mean over the responses of a batch.
+
+    The reference is the policy as it is at the start; its log-probabilities are computed once. The
+    KL of a batch is that of the policy's responses to other prompts (``mismatched_examples``). Logs
+    ``policy/loss``, ``policy/baseline`` (beta * KL, nats), ``policy/desirable_reward``,
+    ``policy/undesirable_reward`` and, where a batch has both labels, ``policy/accuracy`` (share of
+    a desirable and an undesirable response whose rewards are in order) and ``policy/margin`` every
+    step, with what ``fit_dpo`` logs besides, and ``policy/heldout_*`` as there.
+
+    Raises:
+        DivergedError: loss or gradient is not finite; names the step.
+        CheckpointError: the checkpoints belong to another run.
+        DataError: there is nothing to train or to evaluate on, one label alone, or one prompt.
+    """
+    require_pairs("policy", train=train, heldout=heldout)
+    warn_of_imbalance(train, settings)
+    policy = prepare_training(policy, settings.compute, seed=run.seed)
+    plan = plan_batches(
+        [[index] for index in range(len(train))],
+        batch_size=settings.batch_size,
+        num_epochs=settings.num_epochs,
+        seed=run.seed,
+    )
+    fingerprint = run_fingerprint(settings, [policy], _rows(train, heldout), seed=run.seed)
+    optimization = Optimization(policy, settings.optimizer, total_steps=len(plan))
+    objective = KtoObjective(policy, settings)
+    others, other_heldout = mismatched_examples(train), mismatched_examples(heldout)
+    if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
+        optimization.load(checkpoint)
+        train_ref, heldout_ref = (checkpoint.tensors[name] for name in ("train_ref", "heldout_ref"))
+        first: dict[str, float] = checkpoint.values["first"]
+    else:
+        with precision(policy, settings.compute):
+            train_ref = objective.reference_logprobs(policy, train, others)
+            heldout_ref = objective.reference_logprobs(policy, heldout, other_heldout)
+        first = objective.measure(heldout, heldout_ref, other_heldout).summary("heldout_")
+        run.tracker.log_metrics(first, step=0)
+    progress = Progress("kto", run.observer, total=len(plan), done=optimization.step)
+    while optimization.step < len(plan):
+        started = time.perf_counter()
+        indices = plan[optimization.step]
+        measures, num_tokens = objective.accumulate(
+            [train[index] for index in indices],
+            train_ref[indices],
+            [others[index] for index in indices],
+        )
+        metrics = measures.summary()
+        applied = optimization.apply(metrics["policy/loss"])
+        metrics |= {f"policy/{name}": value for name, value in applied.items()}
+        metrics["policy/tokens_per_second"] = num_tokens / (time.perf_counter() - started)
+        step = optimization.step
+        if settings.evaluate_every and step % settings.evaluate_every == 0 and step < len(plan):
+            metrics |= objective.measure(heldout, heldout_ref, other_heldout).summary("heldout_")
+        run.tracker.log_metrics(metrics, step=step)
+        progress.advance(metrics)
+        if step % settings.checkpoint_every == 0 or step == len(plan):
+            references = {"train_ref": train_ref, "heldout_ref": heldout_ref}
+            run.checkpoints.save(
+                step,
+                {**optimization.tensors(), **references},
+                {**optimization.values(), "first": first},
+                fingerprint=fingerprint,
+            )
+    progress.close()
+    final = objective.finish(heldout, heldout_ref, other_heldout)
+    run.tracker.log_metrics(final, step=len(plan))
+    return FitSummary(num_steps=len(plan), metrics=final | at_start(first))
+
+
+@dataclass(frozen=True)
+class LabelMeasures:
+    """What the policy makes of a set of labelled responses."""
+
+    rewards: Tensor
+    """[N] implicit rewards."""
+    losses: Tensor
+    """[N]."""
+    desirable: Tensor
+    """[N] bool."""
+    baseline: float
+    """beta * KL, nats."""
+
+    def summary(self, prefix: str = "") -> dict[str, float]:
+        """Return the metrics of ``fit_kto``; what needs a label that is not there is left out."""
+        rewards = self.rewards.double()
+        good, bad = rewards[self.desirable], rewards[~self.desirable]
+        found = {"loss": float(self.losses.double().mean()), "baseline": self.baseline}
+        found |= {"desirable_reward": float(good.mean())} if len(good) else {}
+        found |= {"undesirable_reward": float(bad.mean())} if len(bad) else {}
+        if len(good) and len(bad):
+            found |= {"accuracy": _in_order(good, bad), "margin": float(good.mean() - bad.mean())}
+        return {f"policy/{prefix}{name}": value for name, value in found.items()}
+
+
+def _in_order(good: Tensor, bad: Tensor) -> float:
+    """Share of pairs of one of each whose good one is higher; a draw counts half."""
+    ordered = bad.sort().values
+    below = torch.searchsorted(ordered, good) + torch.searchsorted(ordered, good, right=True)
+    return float(below.double().mean()) / (2 * len(bad))
+
+
+class KtoObjective:
+    """KTO's loss of one policy under one setting."""
+
+    def __init__(self, policy: nn.Module, settings: DpoConfig) -> None:
+        self.policy: nn.Module = policy
+        self.settings, self.budget = settings, settings.micro_batch_tokens
+
+    def reference_logprobs(
+        self,
+        reference: nn.Module,
+        examples: Sequence[TokenizedUnpaired],
+        others: Sequence[TokenizedUnpaired],
+    ) -> Tensor:
+        """Log-probabilities [N, 2] of responses: an example's own, and that of its other one."""
+        parts = [
+            example_logprobs(reference, rows, budget=self.budget) for rows in (examples, others)
+        ]
+        return torch.stack(parts, dim=1)
+
+    def accumulate(
+        self,
+        examples: Sequence[TokenizedUnpaired],
+        ref_logprobs: Tensor,
+        others: Sequence[TokenizedUnpaired],
+    ) -> tuple[LabelMeasures, int]:
+        """Add the gradient of the batch's mean loss.
+
+        Args:
+            examples: the N responses of the batch.
+            ref_logprobs: [N, 2] as ``reference_logprobs`` gave them.
+            others: the N of ``mismatched_examples``.
+
+        Returns:
+            The measures of the batch, and the number of tokens computed.
+        """
+        baseline = self.baseline(others, ref_logprobs)
+        parts, num_tokens, start = [], 0, 0
+        own_ref = processes.share(ref_logprobs[:, 0])
+        for micro, rows in _runs(self.policy, processes.share(examples), budget=self.budget):
+            rewards, losses = self._apply(micro, rows, own_ref[start : start + len(rows)], baseline)
+            (losses.sum() / len(examples)).backward()
+            parts.append((rewards.detach(), losses.detach()))
+            num_tokens, start = num_tokens + micro.num_tokens, start + len(rows)
+        measures = _joined(parts, examples, baseline)
+        return measures, int(*processes.total(num_tokens))
+
+    @torch.no_grad()
+    def measure(
+        self,
+        examples: Sequence[TokenizedUnpaired],
+        ref_logprobs: Tensor,
+        others: Sequence[TokenizedUnpaired],
+    ) -> LabelMeasures:
+        """Measure responses without touching the policy."""
+        baseline, parts, start = self.baseline(others, ref_logprobs), [], 0
+        own_ref = processes.share(ref_logprobs[:, 0])
+        for micro, rows in _runs(self.policy, processes.share(examples), budget=self.budget):
+            parts.append(self._apply(micro, rows, own_ref[start : start + len(rows)], baseline))
+            start += len(rows)
+        return _joined(parts, examples, baseline)
+
+    def baseline(self, others: Sequence[TokenizedUnpaired], ref_logprobs: Tensor) -> Tensor:
+        """Estimate beta * KL from the reference, [], by the mean log-ratio of ``others``.
+
+        It is 0 at least (Ethayarajh 2024, section 3.3).
+        """
+        logprobs = example_logprobs(self.policy, others, budget=self.budget)
+        ratios = logprobs - ref_logprobs[:, 1]
+        return self.settings.beta * ratios.double().mean().clamp(min=0.0).float()
+
+    def finish(
+        self,
+        examples: Sequence[TokenizedUnpaired],
+        ref_logprobs: Tensor,
+        others: Sequence[TokenizedUnpaired],
+    ) -> dict[str, float]:
+        """End the policy's training and measure it, rounded where its files are of half precision.
+
+        Returns:
+            ``policy/heldout_*``.
+        """
+        rounds = file_dtype(self.policy) is not None
+        measures = None if rounds else self.measure(examples, ref_logprobs, others)
+        self.policy = finish_training(self.policy)
+        measures = measures or self.measure(examples, ref_logprobs, others)
+        return measures.summary("heldout_")
+
+    def _apply(
+        self,
+        micro: TokenBatch,
+        rows: Sequence[TokenizedUnpaired],
+        ref_logprobs: Tensor,
+        baseline: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = micro.sum_by_sequence(token_logprobs(self.policy, micro))
+        device = logprobs.device
+        rewards = implicit_rewards(logprobs, ref_logprobs.to(device), beta=self.settings.beta)
+        losses = unpaired_kto_loss(
+            rewards,
+            torch.tensor([row.desirable for row in rows], device=device),
+            baseline.to(device),
+            desirable_weight=self.settings.desirable_weight,
+            undesirable_weight=self.settings.undesirable_weight,
+        )
+        return rewards, losses
+
+
+def mismatched_examples(examples: Sequence[TokenizedUnpaired]) -> list[TokenizedUnpaired]:
+    """Give each prompt responses to another one: the examples of the prompt before it, in order.
+
+    The first prompt takes those of the last. Cut to the longest sequence there is, so that the
+    models have room for all.
+
+    Raises:
+        DataError: all prompts are the same.
+    """
+    longest = max(example.num_tokens for example in examples)
+    runs = [list(run) for _, run in groupby(examples, lambda row: row.prompt_ids.tobytes())]
+    first = runs[0][0].prompt_ids.tobytes()
+    before = next((run for run in runs[::-1] if run[0].prompt_ids.tobytes() != first), None)
+    if before is None:
+        raise DataError(
+            "policy: loss kto measures the KL on responses to other prompts, but all labelled"
+            " responses are to one prompt; give more prompts"
+        )
+    found = []
+    for run in runs:
+        for place, example in enumerate(run):
+            room = longest - len(example.prompt_ids)
+            response_ids = before[place % len(before)].response_ids[:room]
+            found.append(replace(example, response_ids=response_ids))
+        before = run
+    return found
+
+
+def examples_of_pairs(pairs: Sequence[TokenizedPair]) -> list[TokenizedUnpaired]:
+    """Take pairs apart: each is a desirable response and an undesirable one."""
+    return [
+        TokenizedUnpaired(pair.pair_id, pair.prompt_ids, ids, desirable)
+        for pair in pairs
+        for ids, desirable in ((pair.chosen_ids, True), (pair.rejected_ids, False))
+    ]
+
+
+def warn_of_imbalance(train: Sequence[TokenizedUnpaired], settings: DpoConfig) -> None:
+    """Log where the weights leave one label to outweigh the other, and what would balance them.
+
+    Raises:
+        DataError: all labels are the same.
+    """
+    good = sum(example.desirable for example in train)
+    bad = len(train) - good
+    if not good or not bad:
+        only = "desirable" if good else "undesirable"
+        raise DataError(
+            f"policy: all {len(train)} labelled responses to train on are {only}; loss kto needs"
+            " both labels"
+        )
+    ratio = settings.desirable_weight * good / (settings.undesirable_weight * bad)
+    if 1 <= ratio <= MOST_DESIRABLE or math.isclose(ratio, 1) or math.isclose(ratio, 4 / 3):
+        return
+    low = settings.undesirable_weight * bad / good
+    logger.warning(
+        "kto_weights: %d desirable and %d undesirable responses weigh %.2f to 1, where 1 to 1.33 is"
+        " advised; take policy.desirable_weight from %.3g to %.3g",
+        good,
+        bad,
+        ratio,
+        low,
+        low * MOST_DESIRABLE,
+    )
+
+
+@torch.no_grad()
+def example_logprobs(
+    model: nn.Module, examples: Sequence[TokenizedUnpaired], *, budget: int
+) -> Tensor:
+    """Log-probabilities of whole responses: [N] float32 on the CPU, in nats."""
+    own = [
+        micro.sum_by_sequence(token_logprobs(model, micro)).cpu()
+        for micro, _ in _runs(model, processes.share(examples), budget=budget)
+    ]
+    return processes.whole(torch.cat(own) if own else torch.empty(0), len(examples))
+
+
+def _runs(
+    model: nn.Module, examples: Sequence[TokenizedUnpaired], *, budget: int
+) -> list[tuple[TokenBatch, list[TokenizedUnpaired]]]:
+    """Micro-batches on the model's device, each with the examples it came from."""
+    return [
+        (
+            pack_responses([row.prompt_ids for row in rows], [row.response_ids for row in rows]).to(
+                device_of(model)
+            ),
+            rows,
+        )
+        for rows in split_by_tokens(examples, lambda row: row.num_tokens, budget=budget)
+    ]
+
+
+def _joined(
+    parts: Sequence[tuple[Tensor, Tensor]],
+    examples: Sequence[TokenizedUnpaired],
+    baseline: Tensor,
+) -> LabelMeasures:
+    """Put the measures of this process's micro-batches, and of all processes, in order."""
+    columns = [
+        torch.cat([part[place] for part in parts]).cpu() if parts else torch.empty(0)
+        for place in (0, 1)
+    ]
+    rewards, losses = (processes.whole(column, len(examples)) for column in columns)
+    labels = torch.tensor([example.desirable for example in examples])
+    return LabelMeasures(rewards, losses, labels, float(baseline))
+
+
+def _rows(*parts: Sequence[TokenizedUnpaired]) -> list[bytes]:
+    """Bytes of all examples in order and where each part ends, to identify the data of a run."""
+    sizes = [str(len(part)).encode() for part in parts]
+    return sizes + [
+        row
+        for part in parts
+        for example in part
+        for row in (
+            np.asarray(example.prompt_ids).tobytes(),
+            np.asarray(example.response_ids).tobytes(),
+            str(example.desirable).encode(),
+        )
+    ]
