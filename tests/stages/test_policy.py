@@ -8,12 +8,13 @@ import torch
 
 from rlhf_core.config import ComputeConfig, DpoConfig, LoraConfig
 from rlhf_core.config.policy import KlWatchConfig, PolicyConfig
+from rlhf_core.errors import DataError
 from rlhf_core.models import load_causal, load_scalar
-from rlhf_core.schema import Message, Prompt
+from rlhf_core.schema import DatasetRef, Message, Prompt, UnpairedExample
 from rlhf_core.stages import policy
 from rlhf_core.stages.base_model import base_renderer
 from rlhf_core.stages.training_run import Followers, TrainingJob
-from rlhf_core.storage.records import read_records
+from rlhf_core.storage.records import md5_of, read_records, sha256_of, write_records
 from tests.trainers.toys import ListTracker
 
 
@@ -125,3 +126,60 @@ def test_memory_is_asked_for_the_models_that_the_settings_need(
 def equal(one, other):
     pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.mark.parametrize(("train_on", "rows"), [("unpaired", 12), (None, 36), ("pairs", 12)])
+def test_kto_learns_from_the_rows_it_is_told_to(
+    train_on, rows, stage_config, small_splits, saved_models, tmp_path, monkeypatch
+):
+    learned = {}
+
+    def note(name):
+        def fit(*arguments, settings, run):
+            learned[name] = [part for part in arguments if isinstance(part, list)]
+            raise Begun
+
+        return fit
+
+    monkeypatch.setattr(policy, "fit_kto", note("kto"))
+    monkeypatch.setattr(policy, "fit_dpo", note("dpo"))
+    examples = [
+        UnpairedExample(
+            example_id=f"u{i}",
+            prompt=(Message(role="user", content=f"When does shop {i} open?"),),
+            response="At nine." if i % 2 else "No idea.",
+            label=bool(i % 2),
+        )
+        for i in range(12)
+    ]
+    path = tmp_path / "unpaired.jsonl"
+    write_records(path, examples)
+    ref = DatasetRef(
+        path=path, sha256=sha256_of(path), num_rows=12, dvc_md5=md5_of(path), git_revision=None
+    )
+    splits = small_splits.model_copy(update={"unpaired_train": ref, "unpaired_heldout": ref})
+    settings = DpoConfig(loss="kto", train_on=train_on)
+    config = stage_config().model_copy(update={"policy": settings})
+
+    def begin(splits):
+        job = SimpleNamespace(
+            config=config,
+            splits=splits,
+            directory=tmp_path,
+            start=SimpleNamespace(path=saved_models["sft"][0]),
+        )
+        followers = SimpleNamespace(training_run=lambda job: None)
+        with pytest.raises(Begun):
+            policy.fit(job, followers)
+
+    begin(splits)
+    [(name, parts)] = learned.items()
+    assert name == ("dpo" if train_on == "pairs" else "kto")
+    assert [len(part) for part in parts] == [rows, rows]
+    if name == "kto":
+        labels = [row.desirable for row in parts[0]]
+        assert labels[:12] == [row.label for row in examples]
+        assert sum(labels) == rows // 2
+    if train_on == "unpaired":
+        with pytest.raises(DataError, match=r"data\.unpaired"):
+            begin(small_splits)
