@@ -173,13 +173,6 @@ class UnpairedConfig(Section):
     """As for preferences."""
 
 
-def _with_paths(value: Any) -> Any:
-    """Take a path alone for a file whose columns have our names."""
-    if not isinstance(value, list | tuple):
-        return value
-    return [{"path": item} if isinstance(item, str | Path) else item for item in value]
-
-
 class PromptsConfig(Section):
     """Prompts for PPO and for held-out evaluation."""
 
@@ -236,7 +229,7 @@ class DataConfig(Section):
     """Further sources; every row keeps the name of the file it came from."""
     batches: Path | None = None
     """Folder of annotation batches that ``rlhf data add`` fills; read after the other sources."""
-    unpaired: Annotated[tuple[UnpairedConfig, ...], BeforeValidator(_with_paths)] = ()
+    unpaired: tuple[Path | UnpairedConfig, ...] = ()
     """Files of responses with good or bad labels, which ``policy.loss: kto`` learns from; a path
     or a section each. Only the policy does: SFT, reward model and judge read the others."""
     demonstrations: DemonstrationsConfig = DemonstrationsConfig()
@@ -266,17 +259,12 @@ class DataConfig(Section):
     """Conditions on metrics of the report (``DATA_METRICS``, explained in docs/data.md); one that
     does not pass stops the run."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _pairs_beside_unpaired(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("unpaired") and "preferences" not in value:
-            raise ValueError(
-                "preferences is missing: rows of data.unpaired train the policy alone, while the"
-                " reward model, the judge and the gates that rest on it need pairs; give"
-                " data.preferences too, and policy.train_on: unpaired if the policy is not to"
-                " learn from them"
-            )
-        return value
+    @property
+    def unpaired_files(self) -> tuple[UnpairedConfig, ...]:
+        """``unpaired``, a path alone being a file whose columns have our names."""
+        return tuple(
+            UnpairedConfig(path=item) if isinstance(item, Path) else item for item in self.unpaired
+        )
 
     @model_validator(mode="after")
     def _gates_measurable(self) -> "DataConfig":

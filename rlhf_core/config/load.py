@@ -93,6 +93,13 @@ def _load(
         raise ConfigError("; ".join(said)) from error
 
 
+_NEEDS_PAIRS = (
+    "rows of data.unpaired train the policy alone, while the reward model, the judge and the gates"
+    " that rest on it need pairs; name some, and set policy.train_on: unpaired if the policy is not"
+    " to learn from them"
+)
+
+
 def _validated(kind: type[_Settings], raw: dict[str, Any]) -> _Settings:
     # Strictly: `true` is no number, and "yes" is not true. As JSON, for lists and paths are written
     # as JSON writes them.
@@ -145,6 +152,12 @@ def _describe_problem(
     # Kinds that nobody writes down, as that of a list, begin with an underscore.
     named = [part for part in map(str, loc) if part in map(str, written) or part[:1] != "_"]
     key = ".".join(map(shown, named))
+    if (
+        problem["type"] == "missing"
+        and loc == ("data", "preferences")
+        and raw["data"].get("unpaired")
+    ):
+        return f"{path}: data.preferences is missing: {_NEEDS_PAIRS}"
     if problem["type"] == "missing" and len(loc) == 1:
         return f"{path}: {key}: no such section in the settings, and this command needs it"
     words = problem["msg"].removeprefix("Value error, ")

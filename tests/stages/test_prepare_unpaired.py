@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import PipelineConfig, load_preparation
 from rlhf_core.dataprep.keys import dialogue_key
-from rlhf_core.errors import DataError
+from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.schema import PreferencePair, UnpairedExample
 from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.storage.records import read_records
@@ -186,8 +186,19 @@ def test_settings_that_would_not_be_read_are_refused(tmp_path, data, policy, sai
 
 
 def test_without_pairs_the_message_says_what_else_is_needed(tmp_path):
-    settings = make_config(tmp_path).model_dump(mode="json")
-    del settings["data"]["preferences"]
-    settings["data"]["unpaired"] = ["x.jsonl"]
-    with pytest.raises(ValidationError, match="reward model, the judge and the gates"):
-        PipelineConfig.model_validate(settings)
+    path = tmp_path / "settings.yaml"
+    path.write_text("model: {base: unused}\ndata: {unpaired: [x.jsonl]}\n")
+    with pytest.raises(ConfigError, match="reward model, the judge and the gates"):
+        load_preparation(path)
+
+
+def test_a_settings_file_names_paths_or_sections(tmp_path):
+    path = tmp_path / "settings.yaml"
+    files = "[x.jsonl, {path: y.csv, columns: {label: thumb}}]"
+    path.write_text(
+        "model: {base: unused}\n"
+        f"data: {{preferences: {{path: p.jsonl}}, unpaired: {files}, gates: []}}\n"
+    )
+    plain, renamed = load_preparation(path).data.unpaired_files
+    assert (str(plain.path), plain.columns) == ("x.jsonl", {})
+    assert (str(renamed.path), renamed.columns) == ("y.csv", {"label": "thumb"})

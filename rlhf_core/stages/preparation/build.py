@@ -212,7 +212,7 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> FirstTurnIndex | Non
             if (dialogue := dialogue_key(prompt)) in bench.splitter.reserved:
                 openings.add(prompt, dialogue)
     shown = _prompts_of(read_demonstrations(data.demonstrations))
-    labelled = _prompts_of(read_unpaired(data.unpaired))
+    labelled = _prompts_of(read_unpaired(data.unpaired_files))
     for prompt in chain(shown, labelled, _prompts_to_sample_from(data)):
         if prompt_problem(prompt) is None:
             openings.add(prompt, dialogue_key(prompt))
@@ -245,7 +245,7 @@ def _keep_near_together(data: DataConfig, intake: Intake, bench: Workbench) -> N
     if bench.heldout is None:
         return
     assemble.index_heldout(read_demonstrations(data.demonstrations), bench)
-    assemble.index_heldout(read_unpaired(data.unpaired), bench)
+    assemble.index_heldout(read_unpaired(data.unpaired_files), bench)
     if data.prompts.heldout_path is None and data.prompts.path is not None:
         assemble.index_heldout(read_prompts(data.prompts.path), bench)
 
@@ -297,7 +297,7 @@ def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:
     if data.unpaired:
         judged, seen = judged_dialogues(intake.entries, bench), files.setdefault("unpaired", {})
         threshold = data.cleaning.near_duplicates
-        write_unpaired(lambda: read_unpaired(data.unpaired, seen), bench, judged, threshold)
+        write_unpaired(lambda: read_unpaired(data.unpaired_files, seen), bench, judged, threshold)
     if data.prompts.path is not None:
         prompts = read_prompts(data.prompts.path, files.setdefault("prompts", {}))
         assemble.write_prompts(data.prompts.path, prompts, bench)

@@ -56,7 +56,7 @@ def require_readable(quarantine: Quarantine, most: float, kept: Path) -> None:
 
 def require_readable_others(quarantine: Quarantine, data: DataConfig, kept: Path) -> None:
     """Refuse other inputs than comparisons likewise."""
-    files = ", ".join(str(file.path) for file in data.unpaired)
+    files = ", ".join(str(file.path) for file in data.unpaired_files)
     named = {
         "unpaired": files,
         "demonstrations": data.demonstrations.path,

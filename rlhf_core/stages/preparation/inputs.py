@@ -72,7 +72,7 @@ def named_paths(data: DataConfig) -> dict[str, Path]:
         for key, source in raw_sources(data).items()
         if source.join is not None
     }
-    paths |= {f"data.unpaired.{i}.path": file.path for i, file in enumerate(data.unpaired)}
+    paths |= {f"data.unpaired.{i}.path": file.path for i, file in enumerate(data.unpaired_files)}
     paths |= {
         "data.demonstrations.path": data.demonstrations.path,
         "data.prompts.path": data.prompts.path,
