@@ -10,7 +10,15 @@ from rlhf_flows.commands.options import Commands, JsonOption, KeepOption, begin,
 if TYPE_CHECKING:
     from rlhf_core.config import SourceConfig
     from rlhf_core.dataprep.sources.look import Found
-    from rlhf_core.schema import BatchResult, Comparison, DataVersion, Demonstration, Prompt
+    from rlhf_core.schema import (
+        BatchResult,
+        Comparison,
+        DataVersion,
+        Demonstration,
+        Prompt,
+        UnpairedExample,
+    )
+    from rlhf_core.stages.versions.diff import UnpairedDiff
 
 data_app = typer.Typer(
     name="data",
@@ -177,7 +185,7 @@ def log() -> None:
 
 @data_app.command(epilog="Example: rlhf data diff data-v1 data-v2")
 def diff(first: VersionArgument, second: VersionArgument, json_file: JsonOption = None) -> None:
-    """Say which pairs came, went and changed their winner between two versions."""
+    """Say which pairs and labelled responses came, went and changed between two versions."""
     begin("info")
     from rich.table import Table
     from rich.text import Text
@@ -193,9 +201,30 @@ def diff(first: VersionArgument, second: VersionArgument, json_file: JsonOption 
             cells = (name, pair.comparison_id, pair.source, pair.prompt[:60])
             table.add_row(*map(Text, cells))
     show_table(table)
+    if found.unpaired is not None:
+        _show_unpaired_diff(found.unpaired)
     show_line(
         f"{found.num_came:,} came, {found.num_went:,} went, {found.num_relabelled:,} changed their"
         f" winner, {found.num_same:,} stayed; all of them: --json FILE"
+    )
+
+
+def _show_unpaired_diff(found: "UnpairedDiff") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from rlhf_flows.commands.tables import show_line, show_table
+
+    table = Table("change", "response", "source", "label", "prompt", title="labelled responses")
+    for name, rows in (("came", found.came), ("went", found.went), ("flip", found.relabelled)):
+        for row in rows[:_MAX_SHOWN]:
+            label = "good" if row.label else "bad"
+            cells = (name, row.example_id, row.source, label, row.prompt[:60])
+            table.add_row(*map(Text, cells))
+    show_table(table)
+    show_line(
+        f"labelled responses: {found.num_came:,} came, {found.num_went:,} went,"
+        f" {found.num_relabelled:,} changed their label, {found.num_same:,} stayed"
     )
 
 
@@ -243,12 +272,17 @@ def _show_found(found: "Found") -> None:
     for item in found.examples:
         _show_example(item)
     settings = yaml.safe_dump(found.settings, sort_keys=False, allow_unicode=True)
+    lines = settings.splitlines()
+    if found.section == "unpaired":  # a list of files
+        lines = ["- " + lines[0], *("  " + line for line in lines[1:])]
     show_line("settings:")
-    show_line(f"data:\n  {found.section}:\n" + "".join(f"    {x}\n" for x in settings.splitlines()))
+    show_line(f"data:\n  {found.section}:\n" + "".join(f"    {line}\n" for line in lines))
 
 
 def _told(found: "Found") -> str:
     """Return what comes of a file."""
+    if found.section == "unpaired":
+        return f"labelled responses, {found.labels[True]:,} good and {found.labels[False]:,} bad"
     if found.section != "preferences":
         return f"{found.section}, no comparisons"
     wins = found.wins
@@ -258,8 +292,8 @@ def _told(found: "Found") -> str:
     )
 
 
-def _show_example(item: "Comparison | Demonstration | Prompt") -> None:
-    from rlhf_core.schema import Comparison, Demonstration
+def _show_example(item: "Comparison | UnpairedExample | Demonstration | Prompt") -> None:
+    from rlhf_core.schema import Comparison, Demonstration, UnpairedExample
     from rlhf_flows.commands.tables import show_line
 
     show_line(f"example, line {item.line}:" if isinstance(item, Comparison) else "example:")
@@ -267,6 +301,8 @@ def _show_example(item: "Comparison | Demonstration | Prompt") -> None:
         show_line(f"  {turn.role}: {_begin(turn.content)}")
     if isinstance(item, Demonstration):
         show_line(f"  -> {_begin(item.response)}")
+    if isinstance(item, UnpairedExample):
+        show_line(f"  -> {'good' if item.label else 'bad'}: {_begin(item.response)}")
     if not isinstance(item, Comparison):
         return
     for side, text in (("a", item.response_a), ("b", item.response_b)):

@@ -85,6 +85,16 @@ def show_splits(splits: DatasetSplits) -> None:
         show_line(f"data docs: {docs / INDEX}")
 
 
+def _label_lines(labels: dict[str, Any] | None) -> list[str]:
+    if labels is None:
+        return []
+    sides = ", ".join(
+        f"{side} {counts['good']:,} good and {counts['bad']:,} bad"
+        for side, counts in labels["sides"].items()
+    )
+    return [f"labelled responses: {sides}"]
+
+
 def show_preparation(report: Path) -> None:
     """Print what a dataset's report says first: rows, agreement, and who looks careless."""
     found = json.loads(report.read_text(encoding="utf-8"))
@@ -94,7 +104,7 @@ def show_preparation(report: Path) -> None:
         aside = f"; filtered out: {reasons}" if reasons else ""
         show_line(f"{name}: {rows['rows']:,} rows, {rows['kept']:,} kept{aside}")
     _show_near_dialogues(found.get("near_dialogues", {}))  # older versions do not tell
-    for line in _conversation_lines(found):
+    for line in (*_label_lines(found.get("labels")), *_conversation_lines(found)):
         show_line(line)
     agreement = found["agreement"]
     alpha = agreement["krippendorff_alpha"]

@@ -168,9 +168,13 @@ class UnpairedConfig(Section):
 
     path: Path
     """Rows have ``prompt`` (text or messages) and ``completion``, or ``messages`` whose last turn
-    is the response, and ``label``: true or false."""
+    is the response, and ``label``: true or false. What ``rlhf serve --feedback`` keeps is read as
+    it is."""
     columns: dict[str, str] = Field(default_factory=dict)
     """As for preferences."""
+    labels: Annotated[dict[str, bool], BeforeValidator(_with_words)] = Field(default_factory=dict)
+    """The source's words or numbers for a good response (true) and a bad one (false), where they
+    are not true and false, 1 and 0, yes and no, good and bad or up and down."""
 
 
 class PromptsConfig(Section):

@@ -29,6 +29,22 @@ PPO_OPTIMIZER = OptimizerConfig(
 DPO_OPTIMIZER = OptimizerConfig(learning_rate=5e-7, schedule="linear")
 
 
+MOST_DESIRABLE = 4 / 3
+"""KTO's desirable responses, by number and weight, should be 1 to 4/3 times the others
+(Ethayarajh 2024, arXiv:2402.01306, section 4)."""
+
+
+def balancing_weights(num_desirable: int, num_undesirable: int) -> tuple[float, float]:
+    """Return the least and the largest advised ``desirable_weight`` beside an undesirable of 1.
+
+    Args:
+        num_desirable: responses labelled good, >= 1.
+        num_undesirable: responses labelled bad, >= 1.
+    """
+    low = num_undesirable / num_desirable
+    return low, low * MOST_DESIRABLE
+
+
 class KlWatchConfig(Section):
     """What to do when the policy drifts too far from the reference in one iteration.
 
@@ -75,6 +91,7 @@ class PpoConfig(Section):
     needs_reward_model: ClassVar[bool] = True
     knows_unpaired: ClassVar[bool] = False
     needs_unpaired: ClassVar[bool] = False
+    learns_from_pairs: ClassVar[bool] = False
     advantages: Literal["gae", "rloo", "grpo", "dr_grpo"] = "gae"
     """What a response is measured against: ``gae`` asks a value model; ``rloo`` takes the mean of
     the other responses to its prompt (Ahmadian et al. 2024, arXiv:2402.14740), ``grpo`` the mean
@@ -313,6 +330,11 @@ class DpoConfig(SupervisedConfig):
     def needs_unpaired(self) -> bool:
         """Whether it has been told to."""
         return self.train_on in ("unpaired", "both")
+
+    @property
+    def learns_from_pairs(self) -> bool:
+        """Whether pairs are among what it learns from."""
+        return self.train_on != "unpaired"
 
     @property
     def needs_baseline(self) -> bool:

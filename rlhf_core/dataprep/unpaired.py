@@ -1,11 +1,12 @@
 """Responses with good or bad labels: what stays is split and written, the rest filtered out."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from rlhf_core.config.policy import balancing_weights
 from rlhf_core.dataprep.assemble import Workbench
 from rlhf_core.dataprep.cleaning.near import SignatureTable, near_duplicates
 from rlhf_core.dataprep.cleaning.prompt_index import prompt_text
@@ -14,11 +15,57 @@ from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_key
 from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.measures.frames import batched
 from rlhf_core.dataprep.sources.rows import FilteredRow, prompt_problem
+from rlhf_core.dataprep.split import Side
 from rlhf_core.schema import UnpairedExample
 
 Rows = Iterable[tuple[int, UnpairedExample | FilteredRow]]
 
 _ROWS_AT_ONCE = 512
+
+
+@dataclass(slots=True)
+class LabelCounts:
+    """How many of the labelled responses that stay are good and how many bad."""
+
+    sides: dict[Side, Counter[bool]] = field(
+        default_factory=lambda: {"train": Counter(), "heldout": Counter()}
+    )
+    sources: defaultdict[str, Counter[bool]] = field(default_factory=lambda: defaultdict(Counter))
+    """By name of the file."""
+
+    def add(self, item: UnpairedExample, side: Side) -> None:
+        """Count a response that stays."""
+        self.sides[side][item.label] += 1
+        self.sources[item.source][item.label] += 1
+
+    def as_json(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Return the report's section."""
+        return {
+            "sides": {side: _named(counts) for side, counts in self.sides.items()},
+            "sources": {name: _named(counts) for name, counts in sorted(self.sources.items())},
+        }
+
+    def describe(self) -> list[str]:
+        """Return a line for each thing that people should know before they train on them."""
+        told = [
+            f"{name}: all {counts.total():,} labels are {'good' if counts[True] else 'bad'}; KTO"
+            " learns from both, so the others have to come from another file or from the pairs"
+            for name, counts in sorted(self.sources.items())
+            if len(+counts) == 1
+        ]
+        good, bad = self.sides["train"][True], self.sides["train"][False]
+        if good and bad:
+            low, high = balancing_weights(good, bad)
+            if not low <= 1 <= high:
+                told.append(
+                    f"{good:,} good to {bad:,} bad labels; without pairs they weigh alike with"
+                    f" policy.desirable_weight from {low:.3g} to {high:.3g}"
+                )
+        return told
+
+
+def _named(counts: Counter[bool]) -> dict[str, int]:
+    return {"good": counts[True], "bad": counts[False]}
 
 
 def judged_dialogues(entries: Iterable[Entry], bench: Workbench) -> set[DialogueKey]:
@@ -36,7 +83,7 @@ def write_unpaired(
     bench: Workbench,
     judged: Set[DialogueKey],
     near_threshold: float | None,
-) -> None:
+) -> LabelCounts:
     """Write the labelled responses that stay; call it once the held-out prompts are known.
 
     Args:
@@ -45,7 +92,11 @@ def write_unpaired(
         judged: what ``judged_dialogues`` returned; no such row may train the policy.
         near_threshold: similarity from which two rows of one label are the same; None looks for
             equal ones alone.
+
+    Returns:
+        The labels of what was written.
     """
+    labels = LabelCounts()
     problems = _screen(read(), bench, judged, near_threshold)
     number = 0
     for line, item in tqdm(read(), desc="writing unpaired", unit=" rows", disable=None):
@@ -55,12 +106,15 @@ def write_unpaired(
         problem, number = problems[number], number + 1
         if problem is None:
             dialogue = prompt_keys(item.prompt)[1]
-            bench.files.add_unpaired(item, dialogue, bench.splitter.side(dialogue))
+            side = bench.splitter.side(dialogue)
+            bench.files.add_unpaired(item, dialogue, side)
+            labels.add(item, side)
             bench.quarantine.keep("unpaired")
             continue
         record = item.model_dump_json()
         row = FilteredRow(problem[0], item.source, line, record, item.example_id, problem[1])
         bench.quarantine.add("unpaired", row)
+    return labels
 
 
 def _screen(
@@ -138,16 +192,16 @@ class _Seen:
             prompts.add(prompt_text(item.prompt))
 
     def problems(self) -> dict[int, Problem]:
-        """Return the rows to filter out: repeats, and both sides of a contradiction."""
+        """Return the rows to filter out: repeats, and those of the smaller side of a dispute."""
         found: dict[int, Problem] = {}
         for labels in self.rows.values():
-            for first, *more in labels.values():
-                if len(labels) > 1:
-                    other = "labelled true here and false there"
-                    found |= dict.fromkeys((first, *more), ("conflicting_labels", other))
-                else:
-                    repeat = f"of {self.ids[first]}"
-                    found |= dict.fromkeys(more, ("exact_duplicate", repeat))
+            good, bad = (labels.get(label, []) for label in (True, False))
+            told = f"{len(good)} rows call it good, {len(bad)} bad"
+            for rows, others in ((good, bad), (bad, good)):
+                if len(rows) <= len(others):
+                    found |= dict.fromkeys(rows, ("conflicting_labels", told))
+                elif rows:
+                    found |= dict.fromkeys(rows[1:], ("exact_duplicate", f"of {self.ids[rows[0]]}"))
         if self.near_threshold is None:
             return found
         for rows, responses, prompts in self.near.values():

@@ -246,7 +246,7 @@ def _optimize_kto(settings: DpoConfig, task: _Task) -> FitSummary:
             max_length=job.config.model.max_length,
             filtered=job.directory / f"set-aside-{unpaired.path.stem}.jsonl",
         )
-        if settings.train_on != "unpaired":
+        if settings.learns_from_pairs:
             examples += examples_of_pairs(
                 load_pairs(job.config, task.renderer, job.directory, pairs)
             )

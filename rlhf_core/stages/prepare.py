@@ -1,6 +1,7 @@
 """Stage 1: raw files to a validated, split and versioned dataset."""
 
 import glob
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import rlhf_core
 from rlhf_core.adapters.data_docs import FOLDER as DOCS
 from rlhf_core.adapters.data_docs import find_docs
-from rlhf_core.config import PreparationConfig
+from rlhf_core.config import PipelineConfig, PreparationConfig
 from rlhf_core.dataprep.manifest import (
     Manifest,
     code_digest,
@@ -18,7 +19,7 @@ from rlhf_core.dataprep.manifest import (
 )
 from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
-from rlhf_core.errors import RlhfError, StorageError
+from rlhf_core.errors import DataError, RlhfError, StorageError
 from rlhf_core.schema import DatasetSplits
 from rlhf_core.stages.model_digests import tokenizer_digest
 from rlhf_core.stages.preparation import build as prepare_build
@@ -76,6 +77,13 @@ def prepare_data(config: PreparationConfig) -> DatasetSplits:
             in ``<output>-failed``.
         MissingMetricError: a gate asks for what this data did not let be measured; kept likewise.
     """
+    splits = _prepared(config)
+    if isinstance(config, PipelineConfig):
+        require_labels(config, splits)
+    return splits
+
+
+def _prepared(config: PreparationConfig) -> DatasetSplits:
     if config.data.version is not None:
         return bring_back(config.data.version)
     require_own_folders(config)
@@ -91,6 +99,30 @@ def prepare_data(config: PreparationConfig) -> DatasetSplits:
             logger.info("prepared_data_reused dataset=%s", kept)
         _show_newest(kept, output)
         return read_splits(kept)
+
+
+def require_labels(config: PipelineConfig, splits: DatasetSplits) -> None:
+    """Refuse a dataset that lacks the labels which the policy is to learn from, before training.
+
+    Raises:
+        DataError: no labelled response is there, or all are good, or all bad.
+    """
+    if not config.policy.needs_unpaired:
+        return
+    if splits.unpaired_train is None:
+        raise DataError(
+            f"{splits.directory}: no responses with good or bad labels in this dataset, which"
+            " policy.train_on asks for; prepare it with data.unpaired"
+        )
+    counts = json.loads(splits.report.read_text(encoding="utf-8"))["labels"]["sides"]["train"]
+    if config.policy.learns_from_pairs or (counts["good"] and counts["bad"]):
+        return
+    found = f"{counts['good']} good and {counts['bad']} bad"
+    raise DataError(
+        f"{', '.join(str(file.path) for file in config.data.unpaired_files) or splits.directory}:"
+        f" {found} labels to train on; with policy.train_on: unpaired loss kto needs both: name a"
+        " file with the others, or take train_on: both"
+    )
 
 
 def require_own_folders(config: PreparationConfig) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_core import processes
 from rlhf_core.config import DpoConfig
+from rlhf_core.config.policy import MOST_DESIRABLE, balancing_weights
 from rlhf_core.errors import DataError
 from rlhf_core.functional.dpo import implicit_rewards, unpaired_kto_loss
 from rlhf_core.models import device_of, finish_training, prepare_training, token_logprobs
@@ -31,10 +32,6 @@ from rlhf_core.trainers.progress import Progress
 from rlhf_core.trainers.state import run_fingerprint
 
 logger = logging.getLogger(__name__)
-
-MOST_DESIRABLE = 4 / 3
-"""Desirable responses, by number and weight, should be 1 to 4/3 times the others (Ethayarajh 2024,
-arXiv:2402.01306, section 4)."""
 
 
 def fit_kto(
@@ -307,7 +304,7 @@ def warn_of_imbalance(train: Sequence[TokenizedUnpaired], settings: DpoConfig) -
     ratio = settings.desirable_weight * good / (settings.undesirable_weight * bad)
     if 1 <= ratio <= MOST_DESIRABLE or math.isclose(ratio, 1) or math.isclose(ratio, 4 / 3):
         return
-    low = settings.undesirable_weight * bad / good
+    low, high = (settings.undesirable_weight * weight for weight in balancing_weights(good, bad))
     logger.warning(
         "kto_weights: %d desirable and %d undesirable responses weigh %.2f to 1, where 1 to 1.33 is"
         " advised; take policy.desirable_weight from %.3g to %.3g",
@@ -315,7 +312,7 @@ def warn_of_imbalance(train: Sequence[TokenizedUnpaired], settings: DpoConfig) -
         bad,
         ratio,
         low,
-        low * MOST_DESIRABLE,
+        high,
     )
 
 

@@ -13,7 +13,7 @@ from rlhf_core.config import SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Withdrawal
 from rlhf_core.stages.versions.publish import publish
-from rlhf_core.stages.versions.withdraw import withdraw
+from rlhf_core.stages.versions.withdraw import Removal, withdraw
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("data_versions")]
@@ -110,3 +110,16 @@ def test_every_kind_of_file_is_rewritten_and_a_repeat_names_what_held_it(root, f
     result = withdraw(Withdrawal(rows=("r-62",)), directory=root)
     assert result.published.version.version == "data-v5"
     assert (result.changed_rows, result.versions) == ({}, ("data-v2", "data-v3", "data-v4"))
+
+
+def test_labelled_responses_go_with_all_their_ratings(tmp_path):
+    answer = {"id": "chatcmpl-1", "index": 0, "prompt": "Q?", "completion": "A.", "label": None}
+    kept = [answer, {**answer, "id": "chatcmpl-2"}, {**answer, "label": True, "rated": 5}]
+    path = tmp_path / "kept.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert Removal(Withdrawal(rows=("chatcmpl-1",))).changes(path, None) == {1: None, 3: None}
+    assert Removal(Withdrawal(rows=("kept:2",))).changes(path, None) == {2: None}
+    own = [{"uid": "x", "rater": "kim", **answer}, {"uid": "y", "rater": "lee", **answer}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in own))
+    source = SourceConfig(path=path, format="flat", columns={"annotator": "rater"})
+    assert Removal(Withdrawal(annotators=("lee",))).changes(path, source) == {2: None}

@@ -1,6 +1,8 @@
 """Responses with good or bad labels on their way through preparation."""
 
 import json
+import logging
+from contextlib import nullcontext
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,12 +29,12 @@ def labelled(num_rows=200, first=1_000):
     ]
 
 
-def prepared(tmp_path, rows, **data):
+def prepared(tmp_path, rows, train_on=None, **data):
     write(tmp_path / "pairs.jsonl", comparisons())
     write(tmp_path / "labels.jsonl", rows)
     settings = make_config(tmp_path, **data).model_dump(mode="json")
     settings["data"]["unpaired"] = [str(tmp_path / "labels.jsonl")]
-    settings["policy"] = {"algorithm": "dpo", "loss": "kto"}
+    settings["policy"] = {"algorithm": "dpo", "loss": "kto", "train_on": train_on}
     return prepare_data(PipelineConfig.model_validate(settings))
 
 
@@ -107,6 +109,8 @@ def test_unusable_repeated_and_contradictory_rows_are_kept_with_a_reason(tmp_pat
         {**rows[1], "label": not rows[1]["label"]},
         {"prompt": "No label?", "completion": "None."},
         {"prompt": "Odd label?", "completion": "Odd.", "label": "maybe"},
+        {**rows[2], "label": not rows[2]["label"]},
+        rows[2],
     ]
     splits = prepared(tmp_path, rows)
     found = reasons(splits)
@@ -114,6 +118,8 @@ def test_unusable_repeated_and_contradictory_rows_are_kept_with_a_reason(tmp_pat
     assert found["labels:202"] == "empty_response"
     assert found["labels:203"] == "exact_duplicate"
     assert found["labels:2"] == found["labels:204"] == "conflicting_labels"
+    assert (found["labels:207"], found["labels:208"]) == ("conflicting_labels", "exact_duplicate")
+    assert "labels:3" not in found
     counts = json.loads(splits.report.read_text())["inputs"]["unpaired"]
     assert counts["rows"] == len(rows) == counts["kept"] + sum(counts["set_aside"].values())
     assert counts["set_aside"]["missing_column"] == counts["set_aside"]["unusable_value"] == 1
@@ -202,3 +208,31 @@ def test_a_settings_file_names_paths_or_sections(tmp_path):
     plain, renamed = load_preparation(path).data.unpaired_files
     assert (str(plain.path), plain.columns) == ("x.jsonl", {})
     assert (str(renamed.path), renamed.columns) == ("y.csv", {"label": "thumb"})
+
+
+def test_labels_are_counted_and_what_is_lopsided_is_told(tmp_path, caplog):
+    rows = labelled()
+    for index, row in enumerate(rows):
+        row["label"] = index % 5 == 0
+    with caplog.at_level(logging.WARNING):
+        splits = prepared(tmp_path, rows)
+    labels = json.loads(splits.report.read_text())["labels"]
+    assert labels["sources"] == {"labels": {"good": 40, "bad": 160}}
+    found = {
+        "good": sum(row.label for row in read_records(splits.unpaired_train, UnpairedExample)),
+        "bad": sum(not row.label for row in read_records(splits.unpaired_train, UnpairedExample)),
+    }
+    assert labels["sides"]["train"] == found
+    low = found["bad"] / found["good"]
+    assert f"policy.desirable_weight from {low:.3g} to {low * 4 / 3:.3g}" in caplog.text
+
+
+@pytest.mark.parametrize("train_on", [None, "both", "unpaired"])
+def test_a_file_of_one_label_is_told_and_refused_where_it_is_all_there_is(
+    tmp_path, caplog, train_on
+):
+    rows = [{**row, "label": True} for row in labelled()]
+    refused = pytest.raises(DataError, match=r"labels.jsonl: \d+ good and 0 bad labels to train on")
+    with caplog.at_level(logging.WARNING), refused if train_on == "unpaired" else nullcontext():
+        prepared(tmp_path, rows, train_on=train_on)
+    assert "labels: all 200 labels are good; KTO learns from both" in caplog.text

@@ -15,6 +15,7 @@ from rlhf_core.dataprep.sources import (
     label_studio,
     pairs,
     ranked,
+    ratings,
     trees,
 )
 from rlhf_core.dataprep.sources.columns import renamed
@@ -245,11 +246,15 @@ def read_prompts(
 def read_unpaired(
     sources: Iterable[UnpairedConfig], files: dict[str, FileRows] | None = None
 ) -> Iterator[tuple[int, UnpairedExample | FilteredRow]]:
-    """Yield ``(line, example)`` of files of labelled responses; like ``read_demonstrations``."""
+    """Yield ``(line, example)`` of files of labelled responses; like ``read_demonstrations``.
+
+    Of ratings of one answer that a server kept, the last counts.
+    """
     for source in sources:
-        rows = read_rows(source.path, source.columns)
+        last = ratings.last_ratings(read_rows(source.path, source.columns))
+        rows = ratings.without_earlier(read_rows(source.path, source.columns), last)
         own: dict[str, FileRows] = {}
-        yield from _records(rows, chats.unpaired_of, own)
+        yield from _records(rows, partial(chats.unpaired_of, labels=source.labels), own)
         if files is not None:
             files.update(own)
 

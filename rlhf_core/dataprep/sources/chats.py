@@ -7,16 +7,18 @@
 {"prompt": ..., "completion": ..., "label": true}                    or messages, and a label
 """
 
-from rlhf_core.dataprep.sources.choices import truth_of
+from collections.abc import Mapping
+
+from rlhf_core.dataprep.sources.choices import label_of
 from rlhf_core.dataprep.sources.messages import (
     answer_of,
     parse_conversation,
     parse_messages,
+    readable,
     with_context,
 )
 from rlhf_core.dataprep.sources.rows import RawRow, UnusableRow
 from rlhf_core.schema import Conversation, Demonstration, UnpairedExample
-from rlhf_core.storage.records import shorten
 
 _CHATS = ("messages", "conversations", "conversation")
 _ASKED = ("prompt", "instruction", "question")
@@ -34,14 +36,16 @@ def demonstration_of(row: RawRow) -> Demonstration:
     )
 
 
-def unpaired_of(row: RawRow) -> UnpairedExample:
-    """Return a response with its ``label``: a truth value, or the word or number for one."""
+def unpaired_of(row: RawRow, labels: Mapping[str, bool]) -> UnpairedExample:
+    """Return a response with its ``label``: a truth value, or the word or number for one.
+
+    Args:
+        row: as it was read.
+        labels: the source's own words for good and bad.
+    """
     prompt, response = _parts(row)
     row.require("label")
-    label = truth_of(row.value["label"])
-    if label is None:
-        found = shorten(row.value["label"])
-        raise UnusableRow("unusable_value", f"label: expected true or false, found {found}")
+    label = label_of(row.value["label"], labels)
     return UnpairedExample(
         example_id=f"{row.source}:{row.line}",
         prompt=with_context(row, prompt),
@@ -64,5 +68,5 @@ def _parts(row: RawRow) -> tuple[Conversation, str]:
             "missing_column",
             f"missing column 'messages', or a prompt and its completion; found {row.found()}",
         )
-    lead, response = answer_of(row.value[answered], answered)
+    lead, response = answer_of(readable(row, row.value[answered]), answered)
     return (*parse_conversation(row, asked), *lead), response

@@ -8,7 +8,7 @@ from decimal import Decimal
 from rlhf_core.config.data import WORDS_OF_TRUTH, word_of
 from rlhf_core.dataprep.sources.rows import RawRow, UnusableRow
 from rlhf_core.schema import Choice
-from rlhf_core.storage.records import shorten
+from rlhf_core.storage.records import listed, shorten
 
 CHOICES: Mapping[str, Choice] = {
     "a": "a",
@@ -146,6 +146,43 @@ def truth_of(value: object) -> bool | None:
     """Return the truth value that a cell says, by word or number; None where it says none."""
     word = word_of(value).casefold()
     return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(word)
+
+
+_GOOD_AND_BAD = {
+    "true": "false",
+    "1": "0",
+    "yes": "no",
+    "good": "bad",
+    "up": "down",
+    "thumbs_up": "thumbs_down",
+    "like": "dislike",
+    "positive": "negative",
+    "desirable": "undesirable",
+}
+_LABELS = dict.fromkeys(_GOOD_AND_BAD, True) | dict.fromkeys(_GOOD_AND_BAD.values(), False)
+
+
+def label_of(value: object, labels: Mapping[str, bool]) -> bool:
+    """Return whether a cell calls a response good, the source's own words first.
+
+    Raises:
+        UnusableRow: it says neither; ``no_votes`` where it says nothing.
+    """
+    word = word_of(value).casefold()
+    folded = {word_of(key).casefold(): label for key, label in labels.items()}
+    same = (word, *WORDS_OF_TRUTH.get(word, ()))
+    known = next((folded[name] for name in same if name in folded), None)
+    known = (_LABELS if not labels else {}).get(word) if known is None else known
+    if known is not None:
+        return known
+    if is_blank(value):
+        raise UnusableRow("no_votes", "label: nobody gave one")
+    expected = listed(labels) if labels else "true or false"
+    raise UnusableRow(
+        "unusable_value",
+        f"label: expected {expected}, found {shorten(value)}; name the words in labels, as in"
+        " {happy: true, sad: false}",
+    )
 
 
 def finite_number(value: object) -> float | None:

@@ -1,6 +1,7 @@
 """Which shape a file has, what it would become, and the settings that read it.
 
-A file is one of comparisons where it can be, else of demonstrations, else of prompts.
+A file is one of comparisons where it can be, else of labelled responses, of demonstrations, or of
+prompts.
 """
 
 from collections import Counter
@@ -10,11 +11,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_core.config.data import DemonstrationsConfig, JoinConfig, SourceConfig
+from rlhf_core.config.data import (
+    DemonstrationsConfig,
+    JoinConfig,
+    SourceConfig,
+    UnpairedConfig,
+)
 from rlhf_core.dataprep.sources import (
     parse_rows,
     read_demonstrations,
     read_prompts,
+    read_unpaired,
     read_with_rows,
     rows_of,
 )
@@ -34,7 +41,7 @@ from rlhf_core.dataprep.sources.rows import (
 from rlhf_core.dataprep.sources.shapes import DEMONSTRATION_SHAPES, SHAPES
 from rlhf_core.dataprep.sources.tables import sheet_names
 from rlhf_core.errors import DataError
-from rlhf_core.schema import Comparison, Demonstration, Prompt, Record
+from rlhf_core.schema import Comparison, Demonstration, Prompt, Record, UnpairedExample
 from rlhf_core.storage.records import listed
 
 _SAMPLE = 300
@@ -50,7 +57,7 @@ _NEUTRAL = frozenset(
 """Reasons that say nothing against a guess."""
 
 
-Section = Literal["preferences", "demonstrations", "prompts"]
+Section = Literal["preferences", "unpaired", "demonstrations", "prompts"]
 
 
 class LookRecord(Record):
@@ -89,7 +96,11 @@ class Found:
     num_comparisons: int = 0
     wins: Counter[str] = field(default_factory=Counter)
     """Votes by side."""
-    examples: list[Comparison | Demonstration | Prompt] = field(default_factory=list)
+    labels: Counter[bool] = field(default_factory=Counter)
+    """Labels of responses that are no pairs."""
+    examples: list[Comparison | UnpairedExample | Demonstration | Prompt] = field(
+        default_factory=list
+    )
 
     def record(self) -> LookRecord:
         """Return what ``--json`` writes."""
@@ -158,7 +169,12 @@ def _unknown(path: Path, columns: list[str], questions: Sequence[str]) -> str:
 
 
 def _without_comparisons(path: Path) -> Found | None:
-    """Return what a file of demonstrations or of prompts is; None where it is neither."""
+    """Return what a file of labelled responses, demonstrations or prompts is; None where none."""
+    if _first_rows_have(path, ["label"]):
+        found, labelled = Found("labelled responses", {"path": str(path)}, [], "unpaired"), {}
+        rows = read_unpaired([UnpairedConfig(path=path)], labelled)
+        if (told := _count(found, rows, labelled)) is not None:
+            return told
     for name, has, format_, columns in DEMONSTRATION_SHAPES:
         source = DemonstrationsConfig(path=path, format=format_, columns=dict(columns))
         if _first_rows_have(path, has):
@@ -186,7 +202,7 @@ def _first_rows_have(path: Path, columns: Sequence[str]) -> bool:
 
 def _count(
     found: Found,
-    items: Iterable[tuple[int, Demonstration | Prompt | FilteredRow]],
+    items: Iterable[tuple[int, Demonstration | Prompt | UnpairedExample | FilteredRow]],
     files: dict[str, FileRows],
 ) -> Found | None:
     """Count what comes of a file; None where nothing does."""
@@ -194,12 +210,14 @@ def _count(
         for _, item in items:
             found.rows += 1
             problem = item.reason if isinstance(item, FilteredRow) else prompt_problem(item.prompt)
-            if isinstance(item, Demonstration) and problem is None and not item.response.strip():
+            answered = isinstance(item, Demonstration | UnpairedExample)
+            if answered and problem is None and not item.response.strip():
                 problem = "empty_response"
             if problem is not None:
                 found.filtered[problem] += 1
             elif not isinstance(item, FilteredRow):
                 found.usable += 1
+                found.labels.update([item.label] if isinstance(item, UnpairedExample) else [])
                 found.examples += [item][: _EXAMPLES - len(found.examples)]
     except DataError:  # Nothing in it can be used.
         return None

@@ -52,6 +52,7 @@ Reason = Literal[
     "malformed_transcript",
     "too_few_responses",
     "no_votes",
+    "superseded",
     "tie",
     "votes_pooled",
     "exact_duplicate",

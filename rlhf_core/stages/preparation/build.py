@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ from rlhf_core.dataprep.sources import (
 )
 from rlhf_core.dataprep.sources.rows import FilteredRow, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter
-from rlhf_core.dataprep.unpaired import judged_dialogues, write_unpaired
+from rlhf_core.dataprep.unpaired import LabelCounts, judged_dialogues, write_unpaired
 from rlhf_core.dataprep.votes.pooling import pool_votes
 from rlhf_core.dataprep.votes.vote_models import MODELS, decided_by_heads
 from rlhf_core.dataprep.votes.vote_table import reliability
@@ -119,7 +120,7 @@ def build(
         _validate_raw(data, intake, validator)
         _keep_near_together(data, intake, bench)
         _decide(data, intake, bench)
-        _write(data, intake, bench)
+        labels = _write(data, intake, bench)
         checks.require_readable_others(quarantine, data, failures / QUARANTINE)
     intake.spill.unlink()
     checks.require_balance(quarantine, intake)
@@ -143,6 +144,7 @@ def build(
         "measurements": found.as_json(),
         "tokens": intake.token_losses.as_json(),
         "gates": [result.model_dump(mode="json") for result in gates],
+        **_label_section(labels),
     }
     write_report(work / REPORT, manifest, quarantine, sections, validator.reports)
     checks.require_gates(gates, data.gates, subject, failures / REPORT)
@@ -160,6 +162,15 @@ def _agreement(config: PreparationConfig, intake: Intake, subject: str) -> Agree
     for told in intake.token_losses.describe():
         logger.warning("token_losses: %s", told)
     return agreement
+
+
+def _label_section(labels: LabelCounts | None) -> dict[str, Any]:
+    """Return the part about labelled responses, if there are any; tell what is lopsided."""
+    if labels is None:
+        return {}
+    for told in labels.describe():
+        logger.warning("labels: %s", told)
+    return {"labels": labels.as_json()}
 
 
 def _near_section(splitter: DialogueSplitter) -> dict[str, Any]:
@@ -283,8 +294,12 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
         intake.signatures = None
 
 
-def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:
-    """Write everything; prompts last, for they yield to the others."""
+def _write(data: DataConfig, intake: Intake, bench: Workbench) -> LabelCounts | None:
+    """Write everything; prompts last, for they yield to the others.
+
+    Returns:
+        The labels of responses that are no pairs; None where no file of such is named.
+    """
     files = bench.quarantine.files
     demonstrations = files.setdefault("demonstrations", {})
     assemble.write_demonstrations(read_demonstrations(data.demonstrations, demonstrations), bench)
@@ -294,13 +309,16 @@ def _write(data: DataConfig, intake: Intake, bench: Workbench) -> None:
         demonstrations=data.demonstrations.path is None,
         prompts=data.prompts.path is None,
     )
+    labels = None
     if data.unpaired:
         judged, seen = judged_dialogues(intake.entries, bench), files.setdefault("unpaired", {})
         threshold = data.cleaning.near_duplicates
-        write_unpaired(lambda: read_unpaired(data.unpaired_files, seen), bench, judged, threshold)
+        rows = partial(read_unpaired, data.unpaired_files, seen)
+        labels = write_unpaired(rows, bench, judged, threshold)
     if data.prompts.path is not None:
         prompts = read_prompts(data.prompts.path, files.setdefault("prompts", {}))
         assemble.write_prompts(data.prompts.path, prompts, bench)
+    return labels
 
 
 @dataclass(slots=True)

@@ -226,7 +226,7 @@ def _ids(row: RawRow) -> list[str]:
 
 
 def _sources_of(clone: Path) -> list[SourceConfig]:
-    """Return the comparisons that the preparation of dvc.yaml reads; none where it says none."""
+    """Return what the preparation of dvc.yaml reads; nothing where it says nothing."""
     try:
         stages = yaml.safe_load((clone / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
         words = [word for stage in stages.values() for word in shlex.split(str(stage.get("cmd")))]
@@ -241,6 +241,10 @@ def _sources_of(clone: Path) -> list[SourceConfig]:
                 logger.warning("columns are taken as they are named in the files: %s", error)
                 continue
             found += [data.preferences, *data.more_preferences]
+            found += [
+                SourceConfig(path=file.path, format="flat", columns=file.columns)
+                for file in data.unpaired_files
+            ]
     return found
 
 
