@@ -6,7 +6,8 @@ Prints both sides of every loss and fails (exit 1) where they differ by more tha
 share of a loss above 1.
 TRL's DPO, robust DPO, IPO and per-token DPO are losses of its ``DPOTrainer`` on the
 batch, KTO that of its ``KTOTrainer`` on the pairs taken apart, each prompt with the responses of
-the pair before it for the baseline; SimPO and ORPO are methods of its experimental trainers, on
+the pair before it for the baseline, and on responses that are no pairs, more of them good than bad;
+SimPO and ORPO are methods of its experimental trainers, on
 log-probabilities per token.
 """
 
@@ -20,15 +21,16 @@ from typing import Any
 
 import torch
 from transformers import LlamaForCausalLM
-from work import Size, read_rows, write_models, write_rows
+from work import Size, read_rows, unpaired_rows, write_models, write_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rlhf_core.config import DpoConfig
 from rlhf_core.models import load_causal
-from rlhf_core.tokenization import TokenizedPair
+from rlhf_core.tokenization import TokenizedPair, TokenizedUnpaired
 from rlhf_core.tokenization.examples import as_token_ids
 from rlhf_core.trainers.dpo import DpoObjective
+from rlhf_core.trainers.kto import KtoObjective, mismatched_examples
 
 TOLERANCE = 1e-5
 HERE = Path(__file__).parent
@@ -51,6 +53,11 @@ CASES: list[dict[str, Any]] = [
         "peer": {"name": "kto", "desirable_weight": 1.5, "undesirable_weight": 0.5},
     },
     {
+        "title": "KTO, no pairs",
+        "ours": {"loss": "kto", "desirable_weight": 1.5, "undesirable_weight": 0.5},
+        "peer": {"name": "unpaired", "desirable_weight": 1.5, "undesirable_weight": 0.5},
+    },
+    {
         "title": "SimPO",
         "ours": {"loss": "simpo", "target_margin": 0.5},
         "peer": {"name": "simpo", "loss_type": "simpo", "simpo_gamma": 0.5},
@@ -69,7 +76,12 @@ def main() -> int:
         write_models(folder, size)
         write_reference(folder)
         write_rows(folder, size)
-        ours = {case["title"]: our_loss(folder, case["ours"]) for case in CASES}
+        ours = {
+            case["title"]: (our_loss_without_pairs if is_unpaired(case) else our_loss)(
+                folder, case["ours"]
+            )
+            for case in CASES
+        }
         cases = [{**case, "peer": {**case["peer"], "beta": BETA}} for case in CASES]
         answer = subprocess.run(
             [peer, HERE / "dpo_losses_peer.py", folder, json.dumps(cases)],
@@ -102,6 +114,23 @@ def our_loss(folder: Path, options: dict[str, Any]) -> float:
     with torch.no_grad():
         reference = objective.reference_logprobs(load_causal(folder / "reference"), pairs)
     return float(objective.measure(pairs, reference).losses.double().mean())
+
+
+def is_unpaired(case: dict[str, Any]) -> bool:
+    return bool(case["peer"].get("name") == "unpaired")
+
+
+def our_loss_without_pairs(folder: Path, options: dict[str, Any]) -> float:
+    """Mean loss of one response of each pair, two thirds of them good."""
+    examples = [
+        TokenizedUnpaired("", as_token_ids(prompt), as_token_ids(response), label)
+        for prompt, response, label in unpaired_rows(read_rows(folder, "pairs"))
+    ]
+    settings = DpoConfig.model_validate({"beta": BETA, **options})
+    objective = KtoObjective(load_causal(folder / "causal"), settings)
+    others = mismatched_examples(examples)
+    reference = objective.reference_logprobs(load_causal(folder / "reference"), examples, others)
+    return float(objective.measure(examples, reference, others).losses.double().mean())
 
 
 def show(ours: dict[str, float], theirs: dict[str, float], versions: dict[str, str]) -> int:

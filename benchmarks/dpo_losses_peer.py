@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
-from work import read_rows
+from work import read_rows, unpaired_rows
 
 answers, sys.stdout = sys.stdout, sys.stderr
 COMMON = {
@@ -69,10 +69,10 @@ def of_trainer(folder: Path, options: dict[str, Any]) -> float:
         return float(trainer.compute_loss(trainer.model, batch))
 
 
-def of_kto(folder: Path, options: dict[str, Any]) -> float:
-    """Loss of all responses in one batch, each good or bad by itself."""
+def pairs_apart(folder: Path) -> list[dict[str, Any]]:
+    """Both responses of every pair, with those of the pair before it for the baseline."""
     rows = read_rows(folder, "pairs")
-    examples = [
+    return [
         {
             "prompt_ids": row["prompt_ids"],
             "completion_ids": row[side],
@@ -82,6 +82,26 @@ def of_kto(folder: Path, options: dict[str, Any]) -> float:
         for row, before in zip(rows, [rows[-1], *rows[:-1]], strict=True)
         for side in ("chosen_ids", "rejected_ids")
     ]
+
+
+def without_pairs(folder: Path) -> list[dict[str, Any]]:
+    """Responses each to a prompt of its own, with the one before it for the baseline."""
+    rows = unpaired_rows(read_rows(folder, "pairs"))
+    return [
+        {
+            "prompt_ids": prompt,
+            "completion_ids": response,
+            "KL_completion_ids": before,
+            "label": label,
+        }
+        for (prompt, response, label), (_, before, _) in zip(
+            rows, [rows[-1], *rows[:-1]], strict=True
+        )
+    ]
+
+
+def of_kto(folder: Path, examples: list[dict[str, Any]], options: dict[str, Any]) -> float:
+    """Loss of all responses in one batch, each good or bad by itself."""
     arguments = KTOConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=len(examples),
@@ -119,8 +139,9 @@ def mean_logprobs(folder: Path) -> list[torch.Tensor]:
 
 def of_method(folder: Path, name: str, options: dict[str, Any]) -> float:
     """Loss of TRL's method on log-probabilities; ORPO's with the NLL of its paper added."""
-    if name == "kto":
-        return of_kto(folder, options)
+    if name in ("kto", "unpaired"):
+        examples = pairs_apart(folder) if name == "kto" else without_pairs(folder)
+        return of_kto(folder, examples, options)
     chosen, rejected = mean_logprobs(folder)
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(device="cpu"), alpha=0.0, label_smoothing=0.0, **options

@@ -129,6 +129,16 @@ def read_rows(folder: Path, kind: str) -> list[dict[str, list[int]]]:
     return rows
 
 
+def unpaired_rows(
+    pairs: list[dict[str, list[int]]],
+) -> list[tuple[list[int], list[int], bool]]:
+    """Return prompt, response and label of rows that are no pairs: two thirds of them good."""
+    return [
+        (pair["prompt_ids"], pair["chosen_ids" if index % 3 else "rejected_ids"], index % 3 > 0)
+        for index, pair in enumerate(pairs)
+    ]
+
+
 def floor_flops(folder: Path, size: Size, stage: str, *, reference: bool = False) -> float:
     """Multiplications and additions a step cannot do without, nothing padded, nothing repeated.
 

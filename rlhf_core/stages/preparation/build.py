@@ -139,12 +139,11 @@ def build(
         "files": inputs.raw_files(data),
         "conversations": describe_conversations(config.model, rendering.renderer, rendering.day),
         "dialogues": {kind: facts.as_json() for kind, facts in dialogues.items()},
-        "near_dialogues": _near_section(bench.splitter),
+        **_split_sections(bench.splitter, labels),
         "agreement": agreement.as_json(),
         "measurements": found.as_json(),
         "tokens": intake.token_losses.as_json(),
         "gates": [result.model_dump(mode="json") for result in gates],
-        **_label_section(labels),
     }
     write_report(work / REPORT, manifest, quarantine, sections, validator.reports)
     checks.require_gates(gates, data.gates, subject, failures / REPORT)
@@ -164,21 +163,18 @@ def _agreement(config: PreparationConfig, intake: Intake, subject: str) -> Agree
     return agreement
 
 
-def _label_section(labels: LabelCounts | None) -> dict[str, Any]:
-    """Return the part about labelled responses, if there are any; tell what is lopsided."""
-    if labels is None:
-        return {}
-    for told in labels.describe():
-        logger.warning("labels: %s", told)
-    return {"labels": labels.as_json()}
-
-
-def _near_section(splitter: DialogueSplitter) -> dict[str, Any]:
-    return {
+def _split_sections(splitter: DialogueSplitter, labels: LabelCounts | None) -> dict[str, Any]:
+    """Return the parts about near dialogues and labelled responses; tell what is lopsided."""
+    near = {
         "threshold": splitter.near_threshold,
         "num_kept_together": splitter.num_kept_together(),
         **splitter.near.as_json(),
     }
+    if labels is None:
+        return {"near_dialogues": near}
+    for told in labels.describe():
+        logger.warning("labels: %s", told)
+    return {"near_dialogues": near, "labels": labels.as_json()}
 
 
 def _workbench(
