@@ -19,6 +19,7 @@ from rlhf_flows.commands.options import LogLevel, ModelArgument, begin
 
 if TYPE_CHECKING:
     from rlhf_core.adapters.chat_server import Found
+    from rlhf_core.adapters.kept_answers import KeptAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,14 @@ def serve(
     look_every: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="How often the alias is looked at.")
     ] = 10.0,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(
+            "--feedback",
+            metavar="FILE|DIR",
+            help="Keep prompts, answers and thumbs (POST /v1/feedback) there; off by default.",
+        ),
+    ] = None,
     log_level: LogLevel = "warning",
 ) -> None:
     """Serve a model to clients of the OpenAI API: chat completions, streamed or whole.
@@ -112,9 +121,13 @@ def serve(
     if model.startswith("models:/"):
         check_server()
     found = _find(model)
-    by_vllm = engine is Engine.VLLM or (engine is Engine.AUTO and _has_gpu())
+    by_vllm = engine is Engine.VLLM or (engine is Engine.AUTO and _has_gpu() and not feedback)
     line = _vllm_line(model, found, host, port)
     if by_vllm and (shutil.which("vllm") or engine is Engine.VLLM):
+        if feedback:
+            raise ConfigError(
+                "--feedback: vLLM keeps none; serve with --engine rlhf, or leave it out"
+            )
         if follow:
             raise ConfigError(
                 "--follow: vLLM serves one model as long as it lives; leave it out, and restart "
@@ -123,8 +136,21 @@ def serve(
         raise typer.Exit(_serve_by_vllm(line, model, found, look_every))
     if by_vllm:
         typer.echo(f"this machine has a GPU; with vLLM installed: {shlex.join(line)}")
+    kept = None if feedback is None else _keep_in(feedback)
     listening = _listen(host, port)
-    _serve_ourselves(model, found, listening, follow=follow, look_every=look_every)
+    _serve_ourselves(model, found, listening, follow=follow, look_every=look_every, kept=kept)
+
+
+def _keep_in(place: Path) -> "KeptAnswers":
+    from rlhf_core.adapters.kept_answers import KeptAnswers
+
+    kept = KeptAnswers(place)
+    typer.echo(
+        f"--feedback: every prompt and answer is kept in {place}, for whoever may read that; people"
+        " rate answers by POST /v1/feedback",
+        err=True,
+    )
+    return kept
 
 
 def _find(reference: str, known: str | None = None) -> "Found":
@@ -149,7 +175,13 @@ def _find(reference: str, known: str | None = None) -> "Found":
 
 
 def _serve_ourselves(
-    model: str, found: "Found", listening: socket.socket, *, follow: bool, look_every: float
+    model: str,
+    found: "Found",
+    listening: socket.socket,
+    *,
+    follow: bool,
+    look_every: float,
+    kept: "KeptAnswers | None",
 ) -> None:
     import uvicorn
 
@@ -160,7 +192,7 @@ def _serve_ourselves(
     host, port = listening.getsockname()[:2]
     key = load_settings().rlhf_serve_api_key
     own_names = [*LOOPBACK, "[::1]"] if host in LOOPBACK else None
-    api = ApiServer(served, None if key is None else key.get_secret_value(), own_names)
+    api = ApiServer(served, None if key is None else key.get_secret_value(), own_names, kept)
     config = uvicorn.Config(
         api.app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
     )

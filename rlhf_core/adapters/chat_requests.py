@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from starlette.requests import Request
@@ -12,6 +12,10 @@ from rlhf_core.schema import Message
 
 LARGEST_REQUEST = 16 * 1024 * 1024
 SEEDS = 1 << 64
+LONGEST_COMMENT = 10_000
+"""Characters."""
+
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -93,7 +97,18 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-async def read_body(request: Request) -> ChatBody:
+class FeedbackBody(BaseModel):
+    """What people think of an answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    rating: Literal["up", "down"]
+    index: Annotated[int, Field(ge=0)] | None = None
+    comment: Annotated[str, Field(max_length=LONGEST_COMMENT)] | None = None
+
+
+async def read_body(request: Request, kind: type[Body]) -> Body:
     """Read a request.
 
     Raises:
@@ -107,7 +122,7 @@ async def read_body(request: Request) -> ChatBody:
         if len(raw) > LARGEST_REQUEST:
             raise ApiError(413, f"the request is larger than {LARGEST_REQUEST} bytes")
     try:
-        return ChatBody.model_validate(json.loads(raw))
+        return kind.model_validate(json.loads(raw))
     except ValidationError as error:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"][:3])

@@ -6,12 +6,14 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -19,14 +21,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rlhf_core.adapters.chat_requests import ApiError, read_body
-from rlhf_core.errors import DataError, ModelError, NoRoomError, RlhfError
+from rlhf_core.adapters.chat_requests import ApiError, ChatBody, FeedbackBody, read_body
+from rlhf_core.adapters.kept_answers import KeptAnswer, KeptAnswers, UnknownAnswerError
+from rlhf_core.errors import DataError, ModelError, NoRoomError, RlhfError, StorageError
 from rlhf_core.rollout.chat import ChatModel, ChatRequest
 from rlhf_core.rollout.engine import ChatEngine, Heard, Ticket
+from rlhf_core.schema import Conversation
 
 _LOOK_SECONDS = 1.0
 """How often a request that waits looks whether its client is still there."""
 _DONE = "data: [DONE]\n\n"
+
+Said = tuple[str, str]
+"""An answer and its finish reason."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +98,17 @@ class ApiServer:
         served: the model.
         key: that clients have to send; None asks for none.
         hosts: names by which it may be called; None: any.
+        kept: where answers and their ratings are kept; None keeps nothing.
     """
 
-    def __init__(self, served: ServedModel, key: str | None, hosts: list[str] | None) -> None:
-        self.served, self._key = served, key
+    def __init__(
+        self,
+        served: ServedModel,
+        key: str | None,
+        hosts: list[str] | None,
+        kept: KeptAnswers | None = None,
+    ) -> None:
+        self.served, self._key, self._kept = served, key, kept
         middleware = (
             [] if hosts is None else [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
         )
@@ -104,6 +118,7 @@ class ApiServer:
                 Route("/v1/models", self._models),
                 Route("/v1/models/{model:path}", self._model),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/feedback", self._feedback, methods=["POST"]),
             ],
             middleware=middleware,
             exception_handlers={
@@ -118,7 +133,8 @@ class ApiServer:
 
     def _serving(self) -> dict[str, Any]:
         served = self.served
-        return {"reference": served.reference, "model": served.found.uri, "now": served.now}
+        known = {"reference": served.reference, "model": served.found.uri, "now": served.now}
+        return {**known, "feedback": self._kept is not None}
 
     async def _models(self, request: Request) -> Response:
         self._require_key(request)
@@ -154,7 +170,7 @@ class ApiServer:
 
     async def _chat(self, request: Request) -> Response:
         self._require_key(request)
-        body = await read_body(request)
+        body = await read_body(request, ChatBody)
         self._require_served(body.model)
         heard: asyncio.Queue[Heard] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -165,7 +181,8 @@ class ApiServer:
             except RuntimeError:  # the server has ended
                 ticket.cancelled = True
 
-        found, ticket = self.served.submit(body.request(), hear)
+        asked = body.request()
+        found, ticket = self.served.submit(asked, hear)
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -173,18 +190,55 @@ class ApiServer:
             "system_fingerprint": f"sha256-{found.sha256[:16]}",
         }
         headers = {"x-rlhf-model": found.uri}
+        keep = partial(self._keep, head, found, asked.messages)
         try:
             # A request that cannot be answered gets a status of its own, streamed or not.
             first = await _next(request, heard)
             if body.stream:
                 usage = bool(body.stream_options and body.stream_options.include_usage)
-                events = _Stream(head, usage).events(ticket, first, heard)
+                events = _Stream(head, usage, keep).events(ticket, first, heard)
                 return StreamingResponse(events, media_type="text/event-stream", headers=headers)
             answered = await _whole(request, first, heard, body.n or 1)
+            await keep([_said(choice) for choice in answered["choices"]])
         except BaseException:
             ticket.cancelled = True
             raise
         return JSONResponse({**head, "object": "chat.completion", **answered}, headers=headers)
+
+    async def _keep(
+        self, head: Mapping[str, Any], found: Found, prompt: Conversation, said: Sequence[Said]
+    ) -> None:
+        """Keep complete answers, if that was asked for; people get theirs, kept or not."""
+        if self._kept is None:
+            return
+        common = {"id": head["id"], "created": head["created"], "model": found.uri}
+        answers = [
+            KeptAnswer(**common, index=at, prompt=prompt, completion=text, finish_reason=reason)
+            for at, (text, reason) in enumerate(said)
+        ]
+        try:
+            await run_in_threadpool(self._kept.keep, answers)
+        except StorageError as error:
+            logger.error("answer_not_kept id=%s: %s", head["id"], error)
+
+    async def _feedback(self, request: Request) -> Response:
+        self._require_key(request)
+        if self._kept is None:
+            raise ApiError(404, "this server keeps no feedback; serve with --feedback FILE")
+        body = await read_body(request, FeedbackBody)
+        try:
+            rated = await run_in_threadpool(
+                self._kept.rate, body.id, body.index, body.rating, body.comment
+            )
+        except UnknownAnswerError as error:
+            said = f"{error}; ids are those of the chat completions of servers with this --feedback"
+            raise ApiError(404, said, param="id", code="answer_not_found") from error
+        except DataError as error:
+            raise ApiError(400, str(error), param="index") from error
+        except StorageError as error:
+            raise ApiError(500, str(error)) from error
+        answer = rated.model_dump(include={"id", "index", "rating", "comment", "rated"})
+        return JSONResponse({"object": "feedback", **answer})
 
 
 async def _next(request: Request, heard: "asyncio.Queue[Heard]") -> Heard:
@@ -233,6 +287,10 @@ async def _whole(
     return {"choices": choices, "usage": _usage(what)}
 
 
+def _said(choice: Mapping[str, Any]) -> Said:
+    return choice["message"]["content"], choice["finish_reason"]
+
+
 def _usage(last: Heard) -> dict[str, int]:
     read, said = last.usage or (0, 0)
     return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
@@ -244,17 +302,19 @@ class _Stream:
 
     head: Mapping[str, Any]
     with_usage: bool
+    keep: Callable[[Sequence[Said]], Awaitable[None]]
 
     async def events(
         self, ticket: Ticket, first: Heard, heard: "asyncio.Queue[Heard]"
     ) -> AsyncIterator[str]:
         """Yield the events; a client that leaves ends the answer."""
+        said = [("", "")] * ticket.request.num_answers
         try:
-            for index in range(ticket.request.num_answers):
+            for index in range(len(said)):
                 yield self._choice(index, {"role": "assistant", "content": ""})
             what = first
             while not what.is_last:
-                for event in self._pieces(what):
+                for event in self._pieces(what, said):
                     yield event
                 what = await heard.get()
             if what.error is not None:
@@ -262,12 +322,14 @@ class _Stream:
                 return
             if self.with_usage:
                 yield self._event([], usage=_usage(what))
+            await self.keep(said)
             yield _DONE
         finally:
             ticket.cancelled = True
 
-    def _pieces(self, what: Heard) -> Iterator[str]:
+    def _pieces(self, what: Heard, said: list[Said]) -> Iterator[str]:
         for piece in what.pieces:
+            said[piece.index] = said[piece.index][0] + piece.text, piece.finish_reason or ""
             if piece.text:
                 yield self._choice(piece.index, {"content": piece.text})
             if piece.finish_reason:

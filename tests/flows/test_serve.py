@@ -9,17 +9,20 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
 from rlhf_core.adapters.chat_server import ApiServer, Found, ServedModel
+from rlhf_core.adapters.kept_answers import KeptAnswers
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run
-from rlhf_core.config import load_config
+from rlhf_core.config import UnpairedConfig, load_config
+from rlhf_core.dataprep.sources import read_unpaired
 from rlhf_core.models.files import weights_sha256
 from rlhf_core.rollout import engine
-from rlhf_core.schema import CHAMPION, RunContext
+from rlhf_core.schema import CHAMPION, RunContext, UnpairedExample
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "data/base"
@@ -127,8 +130,22 @@ def test_a_champion_that_moves_is_followed_without_dropping_an_answer(registry, 
     assert process.stderr.read().strip() == "ended"
 
 
-def test_without_follow_the_server_says_so_and_stays(registry, start):
-    process = start("--port", "0", "--look-every", "0.2", env={"RLHF_SERVE_API_KEY": "secret"})
+def rate(client, name, rating, **more):
+    body = {"id": name, "rating": rating, **more}
+    return client.post("/feedback", body=body, cast_to=httpx.Response).json()
+
+
+def rated_in(place):
+    rows = read_unpaired([UnpairedConfig(path=place)])
+    return [item for _, item in rows if isinstance(item, UnpairedExample)]
+
+
+def test_without_follow_the_server_says_so_and_stays(registry, start, tmp_path):
+    process = start(
+        *("--port", "0", "--look-every", "0.2", "--feedback", "kept"),
+        env={"RLHF_SERVE_API_KEY": "secret"},
+    )
+    assert "every prompt and answer is kept in kept" in wait_for(process, "--feedback")
     url = re.search(r"http\S+", wait_for(process, "serving"))[0]
     registry("2")
     said = wait_for(process, "is now models:/rlhf-policy/2")
@@ -137,6 +154,12 @@ def test_without_follow_the_server_says_so_and_stays(registry, start):
         openai.OpenAI(base_url=url, api_key="other", max_retries=0).models.list()
     (model,) = openai.OpenAI(base_url=url, api_key="secret").models.list()
     assert model.root == "models:/rlhf-policy/1"
+    client = openai.OpenAI(base_url=url, api_key="secret", max_retries=0)
+    answer = client.chat.completions.create(model="rlhf-policy", messages=QUESTION, temperature=0)
+    rate(client, answer.id, "up")
+    with pytest.raises(openai.AuthenticationError, match="API key"):
+        rate(client.with_options(api_key="other"), answer.id, "down")
+    assert [item.label for item in rated_in(tmp_path / "kept")] == [True]
     process.send_signal(signal.SIGINT)
     assert process.wait() == 0
 
@@ -262,6 +285,80 @@ def test_a_foreign_page_and_a_foreign_name_are_refused(served):
         )
         assert "no JSON" in broken.json()["error"]["message"]
         assert http.get("/v1/other").json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.fixture
+def keeping(served, tmp_path):
+    """A client of an application that keeps answers, and where it does."""
+    from starlette.testclient import TestClient
+
+    place = tmp_path / "kept.jsonl"
+    with TestClient(ApiServer(served, None, None, KeptAnswers(place)).app) as http:
+        client = openai.OpenAI(base_url="http://testserver/v1", api_key="x", http_client=http)
+        yield client.with_options(max_retries=0), place
+
+
+def test_thumbs_come_back_as_labels_of_what_was_answered(keeping):
+    client, place = keeping
+    asked = {"model": "rlhf-policy", "temperature": 1.5, "seed": 3, "user": "kim", "n": 2}
+    system = {"role": "system", "content": "Be brief."}
+    whole = client.chat.completions.create(**asked, messages=[system, *QUESTION])
+    stream = client.chat.completions.create(**asked, messages=QUESTION, stream=True)
+    texts = ["", ""]
+    for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    rate(client, whole.id, "up", index=1, comment="clear")
+    rate(client, chunk.id, "up", index=0)
+    told = rate(client, chunk.id, "down", index=0)
+    assert {**told, "rated": 0} == {
+        **{"object": "feedback", "id": chunk.id, "index": 0},
+        **{"rating": "down", "comment": None, "rated": 0},
+    }
+    first, second = rated_in(place)
+    assert ([turn.role for turn in first.prompt], first.label) == (["system", "user"], True)
+    assert first.response == whole.choices[1].message.content
+    assert (second.prompt, second.response, second.label) == (_messages(), texts[0], False)
+    assert "kim" not in place.read_text()
+    assert client.get("/../health", cast_to=httpx.Response).json()["feedback"] is True
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said", "code"),
+    [
+        ({}, openai.NotFoundError, "no answer 'chatcmpl-0' is kept", "answer_not_found"),
+        ({"rating": "great"}, openai.BadRequestError, "rating: ", None),
+        ({"stars": 5}, openai.BadRequestError, "stars: this server does not know", None),
+        ({"name": ""}, openai.BadRequestError, "id: ", None),
+    ],
+)
+def test_feedback_that_cannot_be_kept_is_told(keeping, body, kind, said, code):
+    client, place = keeping
+    with pytest.raises(kind, match=said) as raised:
+        rate(client, **{"name": "chatcmpl-0", "rating": "up", **body})
+    assert (raised.value.body["type"], raised.value.code) == ("invalid_request_error", code)
+    assert not place.read_bytes()
+
+
+def test_nothing_is_kept_unless_it_is_asked_for(served, ask, tmp_path, monkeypatch):
+    from starlette.testclient import TestClient
+
+    monkeypatch.chdir(tmp_path)
+    answer = ask(temperature=0)
+    with TestClient(ApiServer(served, None, None).app) as http:
+        told = http.post("/v1/feedback", json={"id": answer.id, "rating": "up"})
+        assert http.get("/health").json()["feedback"] is False
+    assert (told.status_code, list(tmp_path.iterdir())) == (404, [])
+    assert "serve with --feedback FILE" in told.json()["error"]["message"]
+
+
+def test_an_answer_comes_though_the_disk_takes_no_more(keeping, monkeypatch, caplog):
+    client, place = keeping
+    monkeypatch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    answer = client.chat.completions.create(model="rlhf-policy", messages=QUESTION, temperature=0)
+    assert content(answer)
+    assert "answer_not_kept" in caplog.text
+    assert not place.read_bytes()
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(registry, start):

@@ -12,7 +12,7 @@ from pathlib import Path
 from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow
 
 _KNOWN_BY = ("id", "index", "rated")
-_BESIDE = ("created", "model", "rating", "comment")
+_BESIDE = ("created", "model", "rating", "comment", "finish_reason")
 
 Place = tuple[Path, int]
 """File and line."""
@@ -43,7 +43,10 @@ def without_earlier(
         row.value.read.update((*_KNOWN_BY, *_BESIDE))
         path, line = last[answer]
         if (path, line) == (row.path, row.line):
-            yield row
+            # To learn from it would be to learn that answers end in the middle.
+            is_cut = row.value.get("finish_reason") == "length"
+            detail = "its answer came to the limit of tokens of its request"
+            yield FilteredRow.of(row, "cut_short", detail) if is_cut else row
         else:
             detail = f"{path}, line {line} has it with a later rating"
             yield FilteredRow.of(row, "superseded", detail)

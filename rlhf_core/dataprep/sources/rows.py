@@ -53,6 +53,7 @@ Reason = Literal[
     "too_few_responses",
     "no_votes",
     "superseded",
+    "cut_short",
     "tie",
     "votes_pooled",
     "exact_duplicate",
