@@ -1,8 +1,10 @@
 """Responses with good or bad labels: what stays is split and written, the rest filtered out."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
 
 from tqdm import tqdm
 
@@ -16,7 +18,8 @@ from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.measures.frames import batched
 from rlhf_core.dataprep.sources.rows import FilteredRow, prompt_problem
 from rlhf_core.dataprep.split import Side
-from rlhf_core.schema import UnpairedExample
+from rlhf_core.schema import Record, UnpairedExample
+from rlhf_core.storage.records import iterate_records
 
 Rows = Iterable[tuple[int, UnpairedExample | FilteredRow]]
 
@@ -78,32 +81,39 @@ def judged_dialogues(entries: Iterable[Entry], bench: Workbench) -> set[Dialogue
     }
 
 
+class _Spilled(Record):
+    """An example between the two passes: a file that a server adds to is read once."""
+
+    line: int
+    example: UnpairedExample
+
+
 def write_unpaired(
-    read: Callable[[], Rows],
+    rows: Rows,
     bench: Workbench,
     judged: Set[DialogueKey],
     near_threshold: float | None,
+    spill: Path,
 ) -> LabelCounts:
     """Write the labelled responses that stay; call it once the held-out prompts are known.
 
     Args:
-        read: begins to read the rows; it is called twice.
+        rows: as they are read.
         bench: where rows go.
         judged: what ``judged_dialogues`` returned; no such row may train the policy.
         near_threshold: similarity from which two rows of one label are the same; None looks for
             equal ones alone.
+        spill: file that holds the examples meanwhile.
 
     Returns:
         The labels of what was written.
     """
     labels = LabelCounts()
-    problems = _screen(read(), bench, judged, near_threshold)
-    number = 0
-    for line, item in tqdm(read(), desc="writing unpaired", unit=" rows", disable=None):
-        if isinstance(item, FilteredRow):
-            bench.quarantine.add("unpaired", item)
-            continue
-        problem, number = problems[number], number + 1
+    with spill.open("wb") as stream:
+        problems = _screen(_spilling(rows, bench, stream), bench, judged, near_threshold)
+    spilled = iterate_records(spill, _Spilled)
+    kept = tqdm(spilled, desc="writing unpaired", unit=" rows", disable=None)
+    for (line, item), problem in zip(map(_parts, kept), problems, strict=True):
         if problem is None:
             dialogue = prompt_keys(item.prompt)[1]
             side = bench.splitter.side(dialogue)
@@ -114,17 +124,33 @@ def write_unpaired(
         record = item.model_dump_json()
         row = FilteredRow(problem[0], item.source, line, record, item.example_id, problem[1])
         bench.quarantine.add("unpaired", row)
+    spill.unlink()
     return labels
 
 
+def _parts(spilled: _Spilled) -> tuple[int, UnpairedExample]:
+    return spilled.line, spilled.example
+
+
+def _spilling(rows: Rows, bench: Workbench, stream: IO[bytes]) -> Iterator[UnpairedExample]:
+    """Yield the examples, written down for the second pass; what cannot be read goes aside."""
+    for line, item in tqdm(rows, desc="unpaired", unit=" rows", disable=None):
+        if isinstance(item, FilteredRow):
+            bench.quarantine.add("unpaired", item)
+            continue
+        stream.write(_Spilled(line=line, example=item).model_dump_json().encode() + b"\n")
+        yield item
+
+
 def _screen(
-    rows: Rows, bench: Workbench, judged: Set[DialogueKey], near_threshold: float | None
+    examples: Iterable[UnpairedExample],
+    bench: Workbench,
+    judged: Set[DialogueKey],
+    near_threshold: float | None,
 ) -> list[Problem | None]:
     """Return why each example is filtered out, if so, in the order of the rows."""
     seen = _Seen(near_threshold)
     problems: list[Problem | None] = []
-    progress = tqdm(rows, desc="unpaired", unit=" rows", disable=None)
-    examples = (item for _, item in progress if isinstance(item, UnpairedExample))
     for batch in batched(examples, _ROWS_AT_ONCE):
         for item, problem in zip(batch, _problems_alone(batch, bench), strict=True):
             problem = problem or _split_problem(item, bench, judged)

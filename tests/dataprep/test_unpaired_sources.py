@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_core.config import UnpairedConfig
-from rlhf_core.dataprep.sources import read_prompts, read_unpaired
+from rlhf_core.dataprep.sources import ratings, read_prompts, read_unpaired
 from rlhf_core.dataprep.sources.look import look_at
 from rlhf_core.dataprep.sources.rows import FilteredRow
+from rlhf_core.dataprep.unpaired import LabelCounts
 from rlhf_core.errors import DataError
-from rlhf_core.schema import Prompt
+from rlhf_core.schema import Message, Prompt, UnpairedExample
 from tests.dataprep.shape_helpers import said, user, write_table
 
 NUM = 6
@@ -120,6 +121,37 @@ def test_the_last_rating_of_an_answer_counts_wherever_it_stands(tmp_path):
     prompts = [item.prompt[-1].content for _, item in read_prompts(tmp_path)]
     assert prompts == ["Question 0?"] * 5
     assert all(isinstance(item, Prompt) for _, item in read_prompts(tmp_path))
+
+
+def test_what_a_server_adds_meanwhile_is_left_for_the_next_time(tmp_path, monkeypatch):
+    path = tmp_path / "kept.jsonl"
+    as_lines(path, [ANSWER, rated(True, 3)])
+    look = ratings.last_ratings
+
+    def looking(rows):
+        found = look(rows)
+        as_lines(path, [ANSWER, rated(True, 3), rated(False, 4), {**ANSWER, "id": "chatcmpl-2"}])
+        return found
+
+    monkeypatch.setattr(ratings, "last_ratings", looking)
+    items = [item for _, item in read_unpaired([UnpairedConfig(path=path)])]
+    told = [i.reason if isinstance(i, FilteredRow) else i.label for i in items]
+    assert told == ["superseded", True]
+
+
+def test_lopsided_labels_are_told_with_the_weights_that_mend_it():
+    labels = LabelCounts()
+    for number, (source, label) in enumerate([("a", True)] * 3 + [("b", True), ("b", False)]):
+        message = Message(role="user", content="Q?")
+        labels.add(
+            UnpairedExample(
+                example_id=str(number), prompt=(message,), response="A.", label=label, source=source
+            ),
+            "train",
+        )
+    one_label, uneven = labels.describe()
+    assert one_label.startswith("a: all 3 labels are good; KTO learns from both")
+    assert "policy.desirable_weight from 0.25 to 0.333" in uneven
 
 
 def test_rows_of_other_files_with_ids_are_all_kept(write_jsonl):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from contextlib import nullcontext
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +11,7 @@ from rlhf_core.config import PipelineConfig, load_preparation
 from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.schema import PreferencePair, UnpairedExample
+from rlhf_core.stages.preparation import build
 from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.storage.records import read_records
 from tests.stages.prepare_helpers import comparisons, make_config, write
@@ -53,7 +53,11 @@ def reasons(splits):
 
 def test_rows_keep_prompt_response_and_label(tmp_path):
     rows = labelled()
-    found = examples(prepared(tmp_path, rows))
+    splits = prepared(tmp_path, rows)
+    found = examples(splits)
+    labels = json.loads(splits.report.read_text())["labels"]
+    assert labels["sources"] == {"labels": {"good": 100, "bad": 100}}
+    assert sum(labels["sides"]["train"].values()) == splits.unpaired_train.num_rows
     said = {(row.prompt[-1].content, row.response, row.label) for row in found}
     assert said == {(row["prompt"], row["completion"], row["label"]) for row in rows}
 
@@ -210,29 +214,25 @@ def test_a_settings_file_names_paths_or_sections(tmp_path):
     assert (str(renamed.path), renamed.columns) == ("y.csv", {"label": "thumb"})
 
 
-def test_labels_are_counted_and_what_is_lopsided_is_told(tmp_path, caplog):
-    rows = labelled()
-    for index, row in enumerate(rows):
-        row["label"] = index % 5 == 0
-    with caplog.at_level(logging.WARNING):
-        splits = prepared(tmp_path, rows)
-    labels = json.loads(splits.report.read_text())["labels"]
-    assert labels["sources"] == {"labels": {"good": 40, "bad": 160}}
-    found = {
-        "good": sum(row.label for row in read_records(splits.unpaired_train, UnpairedExample)),
-        "bad": sum(not row.label for row in read_records(splits.unpaired_train, UnpairedExample)),
-    }
-    assert labels["sides"]["train"] == found
-    low = found["bad"] / found["good"]
-    assert f"policy.desirable_weight from {low:.3g} to {low * 4 / 3:.3g}" in caplog.text
-
-
-@pytest.mark.parametrize("train_on", [None, "both", "unpaired"])
-def test_a_file_of_one_label_is_told_and_refused_where_it_is_all_there_is(
-    tmp_path, caplog, train_on
-):
+def test_a_file_of_one_label_is_refused_where_it_is_all_there_is(tmp_path, caplog):
     rows = [{**row, "label": True} for row in labelled()]
     refused = pytest.raises(DataError, match=r"labels.jsonl: \d+ good and 0 bad labels to train on")
-    with caplog.at_level(logging.WARNING), refused if train_on == "unpaired" else nullcontext():
-        prepared(tmp_path, rows, train_on=train_on)
+    with caplog.at_level(logging.WARNING), refused:
+        prepared(tmp_path, rows, train_on="unpaired")
     assert "labels: all 200 labels are good; KTO learns from both" in caplog.text
+    assert prepared(tmp_path, rows, train_on="both").unpaired_train.num_rows > 100
+
+
+def test_a_file_that_grows_while_it_is_read_is_taken_as_far_as_it_was_read(tmp_path, monkeypatch):
+    path, rows = tmp_path / "labels.jsonl", labelled()
+    read = build.read_unpaired
+
+    def growing(files, seen=None):
+        yield from read(files, seen)
+        with path.open("a") as stream:
+            stream.write(json.dumps(labelled(1, path.stat().st_size)[0]) + "\n")
+
+    monkeypatch.setattr(build, "read_unpaired", growing)
+    found = examples(prepared(tmp_path, rows))
+    assert len(found) >= 200
+    assert len(found) == len({row.prompt for row in found})

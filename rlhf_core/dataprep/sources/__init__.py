@@ -251,8 +251,8 @@ def read_unpaired(
     Of ratings of one answer that a server kept, the last counts.
     """
     for source in sources:
-        last = ratings.last_ratings(read_rows(source.path, source.columns))
-        rows = ratings.without_earlier(read_rows(source.path, source.columns), last)
+        found = ratings.last_ratings(read_rows(source.path, source.columns))
+        rows = ratings.without_earlier(read_rows(source.path, source.columns), found)
         own: dict[str, FileRows] = {}
         yield from _records(rows, partial(chats.unpaired_of, labels=source.labels), own)
         if files is not None:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -309,8 +308,9 @@ def _write(data: DataConfig, intake: Intake, bench: Workbench) -> LabelCounts | 
     if data.unpaired:
         judged, seen = judged_dialogues(intake.entries, bench), files.setdefault("unpaired", {})
         threshold = data.cleaning.near_duplicates
-        rows = partial(read_unpaired, data.unpaired_files, seen)
-        labels = write_unpaired(rows, bench, judged, threshold)
+        rows = read_unpaired(data.unpaired_files, seen)
+        spill = intake.spill.with_name("unpaired-spill.jsonl")
+        labels = write_unpaired(rows, bench, judged, threshold, spill)
     if data.prompts.path is not None:
         prompts = read_prompts(data.prompts.path, files.setdefault("prompts", {}))
         assemble.write_prompts(data.prompts.path, prompts, bench)
