@@ -171,7 +171,8 @@ def _unknown(path: Path, columns: list[str], questions: Sequence[str]) -> str:
 def _without_comparisons(path: Path) -> Found | None:
     """Return what a file of labelled responses, demonstrations or prompts is; None where none."""
     if _first_rows_have(path, ["label"]):
-        found, labelled = Found("labelled responses", {"path": str(path)}, [], "unpaired"), {}
+        found = Found("labelled responses", {"path": str(path)}, [], section="unpaired")
+        labelled: dict[str, FileRows] = {}
         rows = read_unpaired([UnpairedConfig(path=path)], labelled)
         if (told := _count(found, rows, labelled)) is not None:
             return told
@@ -210,9 +211,8 @@ def _count(
         for _, item in items:
             found.rows += 1
             problem = item.reason if isinstance(item, FilteredRow) else prompt_problem(item.prompt)
-            answered = isinstance(item, Demonstration | UnpairedExample)
-            if answered and problem is None and not item.response.strip():
-                problem = "empty_response"
+            if isinstance(item, Demonstration | UnpairedExample) and problem is None:
+                problem = None if item.response.strip() else "empty_response"
             if problem is not None:
                 found.filtered[problem] += 1
             elif not isinstance(item, FilteredRow):
