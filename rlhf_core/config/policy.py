@@ -248,6 +248,14 @@ class PpoConfig(Section):
         """Longest response sampled in training."""
         return self.max_new_tokens
 
+    def step_tokens(self, longest: int) -> int:
+        """Return the most tokens of one forward pass, of sequences of ``longest`` tokens."""
+        return min(max(self.micro_batch_tokens, longest), self.smallest_batch * longest)
+
+    def cached_tokens(self, longest: int) -> int:
+        """Return the tokens that keys and values are kept for, sequences as ``step_tokens``'."""
+        return min(max(self.decode_tokens, longest), self.rollout_batch_size * longest)
+
     @property
     def needs_values(self) -> bool:
         """Whether there is a value function at all."""
@@ -279,6 +287,7 @@ class DpoConfig(SupervisedConfig):
 
     algorithm: Literal["dpo"] = "dpo"
     """These are the settings of DPO and of the other losses on pairs (``loss``)."""
+    sequences_of_an_item: ClassVar[int] = 2
     needs_reward_model: ClassVar[bool] = False
     needs_value_model: ClassVar[bool] = False
     needs_reference_model: ClassVar[bool] = False
@@ -314,6 +323,10 @@ class DpoConfig(SupervisedConfig):
     unbiased with ``robust``."""
     use_soft_labels: bool = False
     """Train towards ``PreferencePair.probability``; smoothing applies on top of it."""
+
+    def cached_tokens(self, longest: int) -> int:
+        """Return 0: it keeps no keys and values."""
+        return 0
 
     @property
     def knows_unpaired(self) -> bool:

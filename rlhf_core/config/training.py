@@ -1,7 +1,7 @@
 """Settings of SFT and reward-model training, and what all trainers share."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -111,10 +111,18 @@ class SupervisedConfig(Section):
     evaluate_every: Count | None = None
     """Optimiser steps between held-out evaluations; None: only at the start and the end."""
 
+    sequences_of_an_item: ClassVar[int] = 1
+    """Sequences that always go through a forward pass together: 2 of a pair."""
+
     @property
     def smallest_batch(self) -> int:
         """Sequences or pairs that processes have to share."""
         return self.batch_size
+
+    def step_tokens(self, longest: int) -> int:
+        """Return the most tokens of one forward pass, of sequences of ``longest`` tokens."""
+        item = self.sequences_of_an_item * longest
+        return min(max(self.micro_batch_tokens, item), self.batch_size * item)
 
 
 class SftConfig(SupervisedConfig):
@@ -137,6 +145,7 @@ class SftConfig(SupervisedConfig):
 class RewardConfig(SupervisedConfig):
     """Bradley-Terry reward model."""
 
+    sequences_of_an_item: ClassVar[int] = 2
     optimizer: Annotated[OptimizerConfig, filled_with(REWARD_OPTIMIZER)] = REWARD_OPTIMIZER
     center_on_reference: bool = True
     """Shift the scores so that demonstrations score 0 on average."""

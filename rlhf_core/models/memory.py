@@ -4,22 +4,24 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+from humanize import naturalsize
 from safetensors import SafetensorError, safe_open
 
+from rlhf_core.config import ComputeConfig
 from rlhf_core.errors import ModelError
 from rlhf_core.models.device import choose_device
+from rlhf_core.models.step_memory import step_memory
 
 _GROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 """Files of limit and usage, and what of the usage is given back when needed."""
-_OF_TRAINING = 4
-"""A trained weight in memory: itself, its gradient and AdamW's two moments."""
 
 
 def require_memory(base: str | Path, dtype: torch.dtype, device: torch.device) -> None:
@@ -38,41 +40,123 @@ def require_memory(base: str | Path, dtype: torch.dtype, device: torch.device) -
         _require(needed, f"{base}: its weights need", how, place)
 
 
-def require_memory_of_training(
-    device: str,
-    *,
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that a training takes, all models together, in one process."""
+
+    weights: Mapping[str, int]
+    """By role."""
+    gradients: int
+    moments: int
+    """AdamW keeps two numbers a weight."""
+    step: int | None = None
+    """Kept by the tokens of one forward pass until its backward pass; None: not known."""
+    cache: int = 0
+    """Keys and values while sampling, when no step is under way."""
+
+    @property
+    def certain(self) -> int:
+        """What there has to be whatever the batches are."""
+        return sum(self.weights.values()) + self.gradients + self.moments
+
+    @property
+    def total(self) -> int:
+        """At its peak."""
+        return self.certain + max(self.step or 0, self.cache)
+
+    def __str__(self) -> str:
+        models = ", ".join(f"{role} {naturalsize(size)}" for role, size in self.weights.items())
+        parts = [
+            f"weights {naturalsize(sum(self.weights.values()))} ({models})",
+            f"gradients {naturalsize(self.gradients)}",
+            f"optimiser {naturalsize(self.moments)}",
+            "a step's activations "
+            + ("not known" if self.step is None else naturalsize(self.step)),
+        ]
+        if self.cache:
+            parts.append(f"keys and values while sampling {naturalsize(self.cache)}")
+        return f"{naturalsize(self.total)}: {', '.join(parts)}"
+
+
+def memory_of_training(
     trained: Mapping[str, str | Path],
     read: Mapping[str, str | Path],
-    processes: int = 1,
-) -> None:
-    """Refuse models that together are more than the memory that is free, before one is loaded.
-
-    Counted are weights, gradients and the optimiser's moments, all float32; not what a batch needs.
+    compute: ComputeConfig,
+    *,
+    step_tokens: int,
+    sampled_tokens: int = 0,
+) -> TrainingMemory:
+    """Count what a training takes, before a model is loaded; weights and moments are float32.
 
     Args:
-        device: as ``model.device``; all models go there.
-        trained: directories of those that are trained whole, by role. Of one with towers for
+        trained: directories of the models that are trained, by role. Of one with towers for
             pictures or sound, of which only the text is trained, the weights alone are counted.
-        read: of those that are only read, or get adapters.
+        read: of those that are only read.
+        compute: of the training; with adapters only they are trained.
+        step_tokens: of the largest forward pass of a step.
+        sampled_tokens: that keys and values are kept for while sampling, by the first of
+            ``trained``.
+    """
+    weights = {
+        role: weight_bytes(Path(path), torch.float32)
+        for models in (trained, read)
+        for role, path in models.items()
+    }
+    steps = [step_memory(path, compute) for path in trained.values()]
+    learning = 0
+    for (role, path), step in zip(trained.items(), steps, strict=True):
+        if compute.lora is not None:
+            adapters = 0 if step is None else step.adapters
+            weights[role] += adapters
+            learning += adapters
+        elif not _has_towers(Path(path)):
+            learning += weights[role]
+    known = [step.at_once + step.per_token * step_tokens for step in steps if step is not None]
+    sampler = steps[0]
+    return TrainingMemory(
+        weights,
+        gradients=learning,
+        moments=2 * learning,
+        step=max(known) if len(known) == len(steps) else None,
+        cache=0 if sampler is None else sampler.cached_per_token * sampled_tokens,
+    )
+
+
+def require_memory_of_training(
+    needed: TrainingMemory, device: str, *, what: str, processes: int = 1
+) -> str:
+    """Refuse models that together are more than the memory that is free, before one is loaded.
+
+    Refused for is what is certain: weights, gradients and the optimiser's moments. The rest depends
+    on the batches, and is said.
+
+    Args:
+        needed: of one process.
+        device: as ``model.device``; all models go there.
+        what: is trained.
         processes: that load all of them; on GPUs each has one of its own.
+
+    Returns:
+        What is needed and what is free, in a line.
 
     Raises:
         ModelError: names the bytes needed and found.
     """
-    needed = {
-        name: weight_bytes(Path(path), torch.float32) * copies
-        for models, copies in ((trained, _OF_TRAINING), (read, 1))
-        for name, path in models.items()
-    }
-    for name, path in trained.items():
-        if _has_towers(Path(path)):
-            needed[name] //= _OF_TRAINING
-    parts = ", ".join(f"{name} {size:,}" for name, size in needed.items())
-    how = f"for weights, gradients and optimiser ({parts})"
     place = choose_device(device)
     copies = processes if place.type == "cpu" else 1
-    what = f"training in {processes} processes needs" if copies > 1 else "training needs"
-    _require(copies * sum(needed.values()), what, how, place)
+    parts = ", ".join(f"{name} {size:,}" for name, size in needed.weights.items())
+    how = f"for weights ({parts}), gradients and optimiser"
+    many = f" in {copies} processes" if copies > 1 else ""
+    _require(copies * needed.certain, f"training {what}{many} needs", how, place)
+    free = _free_on(place)
+    line = f"{what} needs about {needed}{f', in each of {copies} processes' if copies > 1 else ''}"
+    line = f"{line}; {naturalsize(free)} are free"
+    if copies * needed.total > free:
+        line += (
+            ", which may not be enough: lower micro_batch_tokens, or set "
+            "compute.gradient_checkpointing"
+        )
+    return line
 
 
 def _has_towers(folder: Path) -> bool:
@@ -82,13 +166,16 @@ def _has_towers(folder: Path) -> bool:
 
 
 def _require(needed: int, what: str, how: str, device: torch.device) -> None:
-    is_gpu = device.type == "cuda"
-    found = torch.cuda.mem_get_info(device)[0] if is_gpu else free_memory()
+    is_gpu, found = device.type == "cuda", _free_on(device)
     if needed > found:
         raise ModelError(
             f"{what} {needed:,} bytes of memory {how}, and {device if is_gpu else 'this machine'}"
             f" has {found:,} free; end what uses it, or take a smaller model or a larger machine"
         )
+
+
+def _free_on(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype) -> int:

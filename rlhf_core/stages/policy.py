@@ -143,7 +143,15 @@ def _require_memory(job: TrainingJob) -> None:
         read["reward"] = reward.path
         if settings.needs_value_model:
             trained["value"] = reward.path
-    require_memory(job, settings.compute, trained=trained, read=read)
+    longest = job.config.model.max_length
+    require_memory(
+        job,
+        settings.compute,
+        trained=trained,
+        read=read,
+        step_tokens=settings.step_tokens(longest),
+        sampled_tokens=settings.cached_tokens(longest),
+    )
 
 
 @dataclass(frozen=True)

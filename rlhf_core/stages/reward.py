@@ -69,7 +69,13 @@ def train_reward(
         sft=sft,
     )
     make_deterministic(config.seed)
-    require_memory(job, _settings(job).compute, trained={role: sft.path})
+    settings = _settings(job)
+    require_memory(
+        job,
+        settings.compute,
+        trained={role: sft.path},
+        step_tokens=settings.step_tokens(config.model.max_length),
+    )
     with open_run(config, context, role, inputs=stage_inputs(splits, sft=sft)) as run:
         run.log_dataset(splits)
         trained = train(job, fit, run, observer)

@@ -47,7 +47,12 @@ def train_sft(
         checkpoints=directory / "checkpoints",
     )
     make_deterministic(config.seed)
-    require_memory(job, config.sft.compute, trained={"sft": config.model.base})
+    require_memory(
+        job,
+        config.sft.compute,
+        trained={"sft": config.model.base},
+        step_tokens=config.sft.step_tokens(config.model.max_length),
+    )
     with open_run(config, context, "sft", inputs=stage_inputs(splits)) as run:
         run.log_dataset(splits)
         trained = train(job, fit, run, observer)

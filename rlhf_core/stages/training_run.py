@@ -1,5 +1,6 @@
 """One training of a stage: what it is given, who follows it, and in how many processes it runs."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from rlhf_core.adapters.checkpoint_copies import copies_of
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.config import ComputeConfig, PipelineConfig
 from rlhf_core.models import save_model
-from rlhf_core.models.memory import require_memory_of_training
+from rlhf_core.models.memory import memory_of_training, require_memory_of_training
 from rlhf_core.ports import Observer, Tracker
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record
 from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingJob(Record):
@@ -104,22 +107,29 @@ def require_memory(
     *,
     trained: Mapping[str, str | Path],
     read: Mapping[str, str | Path] | None = None,
+    step_tokens: int,
+    sampled_tokens: int = 0,
 ) -> None:
-    """Refuse a training whose models do not fit into memory, before anything is loaded.
+    """Say what a training needs of memory, and refuse it where its models alone do not fit.
 
     Args:
         job: the training; each of its processes has models of its own.
         compute: of the training; with adapters only they are trained.
         trained: directories of the models that are trained, by role.
         read: of those that are only read.
+        step_tokens: of the largest forward pass of a step.
+        sampled_tokens: that keys and values are kept for while sampling.
 
     Raises:
         ModelError: names the bytes needed and found.
     """
-    whole, part = (trained, {}) if compute.lora is None else ({}, trained)
-    require_memory_of_training(
+    needed = memory_of_training(
+        trained, read or {}, compute, step_tokens=step_tokens, sampled_tokens=sampled_tokens
+    )
+    line = require_memory_of_training(
+        needed,
         job.config.model.device,
-        trained=whole,
-        read={**part, **(read or {})},
+        what=job.role,
         processes=job.config.distributed_of(job.role).processes,
     )
+    logger.info("memory: %s", line)

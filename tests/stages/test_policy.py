@@ -113,7 +113,7 @@ def test_memory_is_asked_for_the_models_that_the_settings_need(
 ):
     found = set()
     monkeypatch.setattr(
-        policy, "require_memory", lambda *_, trained, read: found.update(trained, read)
+        policy, "require_memory", lambda *_, trained, read, **_sizes: found.update(trained, read)
     )
     config = stage_config()
     settings = DpoConfig() if changes is None else config.policy.model_copy(update=changes)
