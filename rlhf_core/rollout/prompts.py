@@ -21,6 +21,8 @@ def read_prompts(file: Path, system: str | None = None) -> list[Prompt]:
         DataError: the file cannot be read, a row is no prompt, or there is none; names file and
             line.
     """
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; expected a file of prompts")
     prompts = _rows(file) if is_data_file(file) else _lines(file)
     if not prompts:
         raise DataError(f"{file}: no prompt in it; expected a text a line")

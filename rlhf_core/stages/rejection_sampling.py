@@ -179,9 +179,17 @@ def sample_best(
     left_file = output.with_name(f"{output.stem}.left_out{output.suffix}")
     journal = _journal(policy, prompts, settings, output)
     _require_absent(output, *(() if journal.exists() else (left_file,)))
+    logger.info(
+        "sampling prompts=%d answers_each=%d policy=%s scorer=%s",
+        len(prompts),
+        settings.num_answers,
+        policy.uri,
+        scorer.uri,
+    )
     _open_scorer(scorer, device)  # one that cannot be loaded is told of before hours of sampling
     busy = DataError(f"{output}: another rlhf sample is writing it; wait for it")
     with locked(output.parent / f".{output.name}.lock", busy=busy):
+        _require_absent(output)  # another call may have written it since
         make_deterministic(settings.seed)
         asked, left_out = _readable(policy, scorer, prompts, settings)
         answers = _answers(policy, asked, settings, device, journal)
@@ -194,6 +202,7 @@ def sample_best(
         left_out += [one for one in found if isinstance(one, LeftOut)]
         reasons = dict(Counter(str(one.reason) for one in left_out))
         if not best:
+            journal.unlink(missing_ok=True)
             raise _nothing_to_choose(reasons)
         if left_out:
             write_records(left_file, left_out)

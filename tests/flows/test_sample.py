@@ -147,3 +147,5 @@ def test_a_prompt_with_a_system_message_takes_no_other(tmp_path):
     assert len(read_prompts(tmp_path / "a.jsonl")[0].prompt) == 2
     with pytest.raises(DataError, match="leave the other one"):
         read_prompts(tmp_path / "a.jsonl", "c")
+    with pytest.raises(DataError, match=r"b\.jsonl: no such file"):
+        read_prompts(tmp_path / "b.jsonl")

@@ -93,7 +93,7 @@ def test_answers_that_were_cut_are_never_chosen(models, tmp_path):
     short = HOW.model_copy(update={"max_new_tokens": 1})
     with pytest.raises(DataError, match=r"can be chosen \(8 unfinished\); nothing is written"):
         sample_best(*models, asked(8), short, tmp_path / "best.jsonl")
-    assert not (tmp_path / "best.jsonl").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".best.jsonl.lock"]
 
 
 def test_a_scorer_that_gives_no_score_chooses_nothing(models, tmp_path, monkeypatch):
