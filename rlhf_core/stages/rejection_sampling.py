@@ -179,13 +179,8 @@ def sample_best(
     left_file = output.with_name(f"{output.stem}.left_out{output.suffix}")
     journal = _journal(policy, prompts, settings, output)
     _require_absent(output, *(() if journal.exists() else (left_file,)))
-    logger.info(
-        "sampling prompts=%d answers_each=%d policy=%s scorer=%s",
-        len(prompts),
-        settings.num_answers,
-        policy.uri,
-        scorer.uri,
-    )
+    said = len(prompts), settings.num_answers, policy.uri, scorer.uri
+    logger.info("sampling prompts=%d answers_each=%d policy=%s scorer=%s", *said)
     _open_scorer(scorer, device)  # one that cannot be loaded is told of before hours of sampling
     busy = DataError(f"{output}: another rlhf sample is writing it; wait for it")
     with locked(output.parent / f".{output.name}.lock", busy=busy):
@@ -200,14 +195,14 @@ def sample_best(
         ]
         best = [one for one in found if isinstance(one, BestAnswer)]
         left_out += [one for one in found if isinstance(one, LeftOut)]
-        reasons = dict(Counter(str(one.reason) for one in left_out))
-        if not best:
-            journal.unlink(missing_ok=True)
-            raise _nothing_to_choose(reasons)
-        if left_out:
+        if best and left_out:
             write_records(left_file, left_out)
-        write_records(output, best)
+        if best:
+            write_records(output, best)
         journal.unlink(missing_ok=True)
+    reasons = dict(Counter(str(one.reason) for one in left_out))
+    if not best:
+        raise _nothing_to_choose(reasons)
     return BestAnswers(
         output=output,
         prompts=len(prompts),
@@ -245,15 +240,11 @@ def _nothing_to_choose(reasons: dict[str, int]) -> DataError:
 
 
 def _readable(
-    policy: ModelRef,
-    scorer: ModelRef,
-    prompts: Sequence[Prompt],
-    settings: BestOf,
+    policy: ModelRef, scorer: ModelRef, prompts: Sequence[Prompt], settings: BestOf
 ) -> tuple[list[Prompt], list[LeftOut]]:
     """Part the prompts into those that both models can read, and the others with the reason."""
     answers, room = model_renderer(policy.path), _positions(policy.path)
     others = [] if scorer.kind == "classifier" else [model_renderer(scorer.path)]
-    longest = None if room is None else room - settings.max_new_tokens
     asked, left_out = [], []
     for prompt in prompts:
         try:
@@ -263,7 +254,7 @@ def _readable(
         except DataError as error:
             left_out.append(_left_out(prompt, "not_renderable", str(error)))
             continue
-        if longest is not None and length > longest:
+        if room is not None and length + settings.max_new_tokens > room:
             detail = f"{length} tokens, of {room} less {settings.max_new_tokens} for the answer"
             left_out.append(_left_out(prompt, "too_long", detail))
         else:
@@ -298,9 +289,8 @@ def _answers(
                     seed=derived_seed(settings.seed, "best of n", str(number)),
                     first_stream=start,
                 )
-                answers = (Answer(text=one.text, finished=one.finished) for one in sampled)
-                part = AnsweredPart(answers=tuple(answers))
-                keep(part)
+                given = tuple(Answer(text=one.text, finished=one.finished) for one in sampled)
+                keep(part := AnsweredPart(answers=given))
             for row, answer in zip(rows[start:], part.answers, strict=False):
                 row.append(answer)
             progress.advance({})
@@ -404,5 +394,4 @@ def _left_out(prompt: Prompt, reason: Reason, detail: str) -> LeftOut:
 def _positions(folder: Path) -> int | None:
     """Tokens that a saved model has positions for; None where there is no limit."""
     text = AutoConfig.from_pretrained(folder).get_text_config()
-    positions: int | None = getattr(text, "max_position_embeddings", None)
-    return positions
+    return getattr(text, "max_position_embeddings", None)
