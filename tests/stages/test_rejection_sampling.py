@@ -4,12 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rlhf_core.adapters.registry import local_model, resolve_model
 from rlhf_core.config.data import DemonstrationsConfig
 from rlhf_core.dataprep.sources import read_demonstrations
 from rlhf_core.errors import ConfigError, DataError, RegistryError, RlhfError
 from rlhf_core.models import load_causal
+from rlhf_core.models.classifier import Classifier
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Demonstration, Message, Prompt
 from rlhf_core.stages import rejection_sampling
@@ -94,6 +97,25 @@ def test_answers_that_were_cut_are_never_chosen(models, tmp_path):
     with pytest.raises(DataError, match=r"can be chosen \(8 unfinished\); nothing is written"):
         sample_best(*models, asked(8), short, tmp_path / "best.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == [".best.jsonl.lock"]
+
+
+def test_a_classifier_from_elsewhere_chooses_where_it_gives_one_score(saved_models, tmp_path):
+    policy = local_model(saved_models["sft"][0])
+    for labels in (1, 2):
+        config = AutoConfig.from_pretrained(policy.path, num_labels=labels)
+        torch.manual_seed(0)
+        folder = tmp_path / f"scores-{labels}"
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+        model_renderer(policy.path).tokenizer.save_pretrained(folder)
+    one, two = (find_scorer(str(tmp_path / f"scores-{n}"), local_model) for n in (1, 2))
+    rows = rows_of(sample_best(policy, one, asked(3), HOW, tmp_path / "best.jsonl").output)
+    best, prompts = [row["response"] for row in rows], [row["prompt"] for row in rows]
+    turns = [tuple(Message(**turn) for turn in prompt) for prompt in prompts]
+    scores = Classifier(one.path, max_length=None).scores(turns, best)
+    assert [row["score"] for row in rows] == pytest.approx(list(scores), abs=1e-5)
+    assert any(row["score"] > row["mean_score"] for row in rows)
+    with pytest.raises(RlhfError, match="gives 2 scores"):
+        sample_best(policy, two, asked(3), HOW, tmp_path / "two.jsonl")
 
 
 def test_a_scorer_that_gives_no_score_chooses_nothing(models, tmp_path, monkeypatch):
