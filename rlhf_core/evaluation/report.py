@@ -113,11 +113,11 @@ class Page:
     models: Mapping[str, str] = field(default_factory=dict)
     """``candidate``, ``SFT``, ``champion`` to what each is called; those that answered."""
     needed: Sequence[str] = field(default_factory=tuple)
-    """What would decide where nothing is decided yet, in sentences."""
+    """What would decide where nothing is decided yet, in texts."""
 
     @property
     def errors_shared(self) -> str:
-        """Whether the judge errs where the reward model errs, in sentences."""
+        """Whether the judge errs where the reward model errs, in texts."""
         return errors_shared({result.stage: result for result in self.results})
 
     @property
@@ -298,15 +298,15 @@ def errors_shared(results: Mapping[str, StageResult]) -> str:
         if ("reward" in results)
         else None
     )
-    told = (
+    text = (
         f"The judge's errors and the reward model's correlate by {phi.value:.2f} "
         f"[{phi.low:.2f}, {phi.high:.2f}] on held-out pairs ({phi.num_samples} dialogues). A judge "
         "that errs as the reward model does cannot see that it is exploited: 1 is the same errors."
     )
     if judge and ceiling and reward:
         alone = correlation_by_noise(judge.value, reward.value, ceiling.value)
-        told += f" Labels that are wrong make {alone:.2f} of it where the two err independently."
-    return told
+        text += f" Labels that are wrong make {alone:.2f} of it where the two err independently."
+    return text
 
 
 NUM_SUITE_ANSWERS = 30
