@@ -113,11 +113,11 @@ class Page:
     models: Mapping[str, str] = field(default_factory=dict)
     """``candidate``, ``SFT``, ``champion`` to what each is called; those that answered."""
     needed: Sequence[str] = field(default_factory=tuple)
-    """What would decide where nothing is decided yet, in texts."""
+    """What would decide where nothing is decided yet, in sentences."""
 
     @property
     def errors_shared(self) -> str:
-        """Whether the judge errs where the reward model errs, in texts."""
+        """Whether the judge errs where the reward model errs, in sentences."""
         return errors_shared({result.stage: result for result in self.results})
 
     @property
