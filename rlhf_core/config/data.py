@@ -3,9 +3,9 @@
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rlhf_core.config.base import Count, Fraction, NonNegative, Resamples, Section
 from rlhf_core.config.evaluation import GateConfig
@@ -115,9 +115,9 @@ class JoinConfig(Section):
 class SourceConfig(Section):
     """One raw source of comparisons: a file, a folder of files, or a dataset of the hub.
 
-    The container follows from the name (``.jsonl`` or ``.ndjson``, ``.json``, ``.parquet``,
-    ``.csv``, ``.tsv``, ``.xlsx``, all but Parquet and workbooks with ``.gz`` or ``.zst`` too), the
-    meaning of a row from ``format``. ``rlhf data look FILE`` writes these settings for a file.
+    The container is told by the name (``.jsonl`` or ``.ndjson``, ``.json``, ``.parquet``, ``.csv``,
+    ``.tsv``, ``.xlsx``, all but Parquet and workbooks with ``.gz`` or ``.zst`` too), the meaning of
+    a row by ``format``. ``rlhf data look FILE`` writes these settings for a file.
     """
 
     path: Path
@@ -177,6 +177,16 @@ class UnpairedConfig(Section):
     are not true and false, 1 and 0, yes and no, good and bad or up and down."""
 
 
+def _path_or_section(value: Any) -> str:
+    return "_path" if isinstance(value, str | Path) else "_section"
+
+
+_UnpairedFile: TypeAlias = Annotated[
+    Annotated[Path, Tag("_path")] | Annotated[UnpairedConfig, Tag("_section")],
+    Discriminator(_path_or_section),
+]
+
+
 class PromptsConfig(Section):
     """Prompts for PPO and for held-out evaluation."""
 
@@ -233,7 +243,7 @@ class DataConfig(Section):
     """Further sources; every row keeps the name of the file it came from."""
     batches: Path | None = None
     """Folder of annotation batches that ``rlhf data add`` fills; read after the other sources."""
-    unpaired: tuple[Path | UnpairedConfig, ...] = ()
+    unpaired: tuple[_UnpairedFile, ...] = ()
     """Files of responses with good or bad labels, which ``policy.loss: kto`` learns from; a path
     or a section each. Only the policy does: SFT, reward model and judge read the others."""
     demonstrations: DemonstrationsConfig = DemonstrationsConfig()

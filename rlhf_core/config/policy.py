@@ -35,12 +35,7 @@ MOST_DESIRABLE = 4 / 3
 
 
 def balancing_weights(num_desirable: int, num_undesirable: int) -> tuple[float, float]:
-    """Return the least and the largest advised ``desirable_weight`` beside an undesirable of 1.
-
-    Args:
-        num_desirable: responses labelled good, >= 1.
-        num_undesirable: responses labelled bad, >= 1.
-    """
+    """Return the least and the largest ``desirable_weight`` for so many labels, >= 1 of each."""
     low = num_undesirable / num_desirable
     return low, low * MOST_DESIRABLE
 
