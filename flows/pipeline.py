@@ -47,7 +47,7 @@ def rlhf_pipeline(settings: RunSettings | None, inputs: PipelineInputs) -> Pipel
 
 
 def follow_diagram(run: Progress) -> PipelineResult:
-    """Carry out stage after stage, each from references to what the ones before it made."""
+    """Run stage after stage, each from references to what the ones before it made."""
     config, here = run.config, {"run": run.reference}
 
     splits = run.stage("prepare", prepare_stage, DatasetSplits, PrepareInputs(**here))

@@ -92,7 +92,7 @@ def _answer(
 ) -> tuple[Approval, datetime | None]:
     """Return what was answered about this model and when; suspend until there is an answer.
 
-    The questions are told apart by the model and a number. One with an answer is not asked again,
+    Questions are distinguished by the model and a number. One with an answer is not asked again,
     however often the run is retried; one that the run was taken away from is asked anew.
 
     Returns:

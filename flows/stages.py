@@ -1,6 +1,6 @@
 """One flow per stage, so that each shows in Prefect, has a deployment and can be rerun alone.
 
-A stage finds its inputs, runs once for the same inputs, and hands on a record. Formulas and
+A stage finds its inputs, runs once for the same inputs, and returns a record. Formulas and
 thresholds are the core's. What needs torch is imported where it is called: whoever only names a
 flow, as a deployment or the pipeline's own process does, does not pay for it.
 """

@@ -216,7 +216,7 @@ def _releases(project: str) -> Finding:
 
 
 def _project(config: Path | None) -> str:
-    """Return whose experiment and models are asked about; bad settings are told of elsewhere."""
+    """Return whose experiment and models are asked about; bad settings are reported elsewhere."""
     from rlhf_core.config import PipelineConfig, load_config
 
     with suppress(RlhfError):

@@ -93,7 +93,7 @@ def notify(
             show_default=False,
         ),
     ],
-    name: Annotated[str, typer.Option("--name", help="Of the receiver: several may be told.")] = (
+    name: Annotated[str, typer.Option("--name", help="Of the receiver: there may be several.")] = (
         "team"
     ),
     trial: Annotated[bool, typer.Option(help="Send a first message from here.")] = True,
@@ -112,4 +112,4 @@ def notify(
     if not re.fullmatch("[a-z0-9-]+", name):
         raise ConfigError(f"--name {name!r}: expected small letters, digits and hyphens")
     tell(address, name, trial=trial)
-    show_line(f"{name} is told by {without_credentials(url)}; Automations switches it off")
+    show_line(f"{name} is notified through {without_credentials(url)}; Automations switches it off")

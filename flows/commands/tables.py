@@ -108,10 +108,10 @@ def show_preparation(report: Path) -> None:
         show_line(line)
     agreement = found["agreement"]
     alpha = agreement["krippendorff_alpha"]
-    told = "not defined: no comparison has two votes, or all votes are the same"
+    shown = "not defined: no comparison has two votes, or all votes are the same"
     if alpha is not None:
-        told = f"{alpha['value']:.3f} [{alpha['low']:.3f}, {alpha['high']:.3f}]"
-    show_line(f"Krippendorff's alpha of the votes trained on: {told}")
+        shown = f"{alpha['value']:.3f} [{alpha['low']:.3f}, {alpha['high']:.3f}]"
+    show_line(f"Krippendorff's alpha of the votes trained on: {shown}")
     if by_heads := agreement.get("num_decided_by_heads"):  # older versions do not tell
         show_line(
             f"{agreement['method']}: {by_heads:,} comparisons by heads, for everybody who voted on"

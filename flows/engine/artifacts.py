@@ -146,7 +146,7 @@ def changed_answers(evaluated: StageResult) -> list[str]:
             break
     else:
         return ["No answer differs from SFT's, nor from a champion's."] if rows else []
-    told = [
+    lines = [
         f"**{CHANGED.format(who)}** ({min(NUM_CHANGED, len(chosen))} answers; the report has more)"
     ]
     for sample in chosen[:NUM_CHANGED]:
@@ -155,12 +155,12 @@ def changed_answers(evaluated: StageResult) -> list[str]:
         before = (sample.champion or "") if champion else sample.sft
         score = (sample.champion_score or 0.0) if champion else sft
         name = "champion" if champion else "SFT"
-        told.append(
+        lines.append(
             f"> {_cut(sample.prompt[-1].content)}\n>\n"
             f"> **candidate** (judge {policy:.3g}): {_cut(sample.policy)}\n>\n"
             f"> **{name}** (judge {score:.3g}): {_cut(before)}"
         )
-    return told
+    return lines
 
 
 def _cut(text: str) -> str:

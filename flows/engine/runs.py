@@ -174,7 +174,7 @@ def run_once(
         reuse: False where the result is about the world outside, which may have changed since.
 
     Returns:
-        What the stage hands on.
+        What the stage returns.
     """
     directory = context.stage_directory(stage)
     stamp = directory / "inputs.json"

@@ -94,7 +94,7 @@ def run_stage(
 
     Args:
         stage: the stage.
-        record: what it hands on.
+        record: what it returns.
         compute: does the work; a training tells the observer of its steps and KL spikes.
         besides: name to digest of what it reads besides dataset and models.
         reuse: take what was done from the same inputs.

@@ -1,4 +1,4 @@
-"""What Prefect is told while a model trains: progress, and the KL watch's interventions.
+"""What is reported to Prefect while a model trains: progress, and the KL watch's interventions.
 
 Nothing here may stop or slow a training: a lost Prefect server costs a warning.
 """

@@ -1,4 +1,4 @@
-"""`rlhf notify`: who is told of decisions, and of runs that wait for a person or died.
+"""`rlhf notify`: who is notified of decisions, and of runs that wait for a person or died.
 
 Prefect's own blocks and automations do it: its server sends the messages, whoever runs the flows.
 """
@@ -22,11 +22,11 @@ EXAMPLES = (
 DECISIONS = ("rlhf.gate-failed", "rlhf.kl-spike", "rlhf.promoted")
 STATES = ("Suspended", "Failed", "Crashed")
 FLOWS = ("rlhf-pipeline", "rlhf-collect")
-"""Their states are told of; a stage that fails in a pipeline fails that as well."""
+"""Their states are notified; a stage that fails in a pipeline fails that as well."""
 SUBJECT = "rlhf: {{ event.event | replace('rlhf.', '') | replace('prefect.flow-run.', 'run ') }}"
 ABOUT_DECISION = "{% for name, said in event.payload.items() %}{{ name }}: {{ said }}\n{% endfor %}"
 ABOUT_RUN = "{{ flow_run.name }}: {{ flow_run.state.message or 'waits' }}\n{{ flow_run | ui_url }}"
-TRIAL = "Decisions of the gates, and runs that wait for a person or died, are told here."
+TRIAL = "Decisions of the gates, and runs that wait for a person or died, are notified here."
 
 
 def notify(address: str, name: str, *, trial: bool) -> None:
@@ -34,7 +34,7 @@ def notify(address: str, name: str, *, trial: bool) -> None:
 
     Args:
         address: Slack's, a web address, or one of Apprise's, as ``mailtos://...``.
-        name: of the receiver; several may be told.
+        name: of the receiver; there may be several.
         trial: send a first message from here, before anything is set up.
 
     Raises:

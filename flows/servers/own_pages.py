@@ -57,7 +57,7 @@ class OwnPages:
         self.origins = frozenset(origin.lower() for origin in origins)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer, hand on, or refuse."""
+        """Answer, pass on, or refuse."""
         kind = scope["type"]
         if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Processes and how they end: told apart for certain, ended with all they started."""
+"""Processes and how they end: identified for certain, ended with all they started."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ _BECOME_PARENT_OF_ORPHANS = 36
 
 
 class Process(Record):
-    """One process, told apart from a later one with the same number by its start."""
+    """One process, distinguished from a later one with the same number by its start."""
 
     pid: int
     started: float

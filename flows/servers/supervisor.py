@@ -156,7 +156,7 @@ class Supervisor:
 
 
 def keep(prefect_port: int, mlflow_port: int) -> None:
-    """Start everything, then watch until told to stop."""
+    """Start everything, then watch until it is stopped."""
     become_subreaper()
     supervisor = Supervisor(prefect_port, mlflow_port, StopSignals())
     try:

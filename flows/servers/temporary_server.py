@@ -105,7 +105,7 @@ def _end_with_input() -> None:
 
 
 def main() -> None:
-    """Say which port it is, then serve until told to stop or left alone."""
+    """Say which port it is, then serve until it is stopped or its client is gone."""
     os.umask(0o077)  # its database is its owner's alone
     listening = socket.create_server((HOST, 0))
     sys.stdout.write(f"{listening.getsockname()[1]}\n")

@@ -282,8 +282,8 @@ def _structured_resets(headers: httpx.Headers) -> list[float]:
     at the latest (IETF draft-ietf-httpapi-ratelimit-headers-10); until draft 07 it was one limit,
     ``RateLimit: limit=100, remaining=0, reset=30``.
     """
-    told = headers.get("ratelimit", "")
-    earlier = {key: float(number) for key, number in _OLD_LIMIT.findall(told)}
+    limit_header = headers.get("ratelimit", "")
+    earlier = {key: float(number) for key, number in _OLD_LIMIT.findall(limit_header)}
     if "reset" in earlier:
         return [earlier["reset"]]
     windows = {
@@ -291,7 +291,7 @@ def _structured_resets(headers: httpx.Headers) -> list[float]:
         for name, limit in _limits(headers.get("ratelimit-policy", "")).items()
         if "w" in limit
     }
-    limits = _limits(told)
+    limits = _limits(limit_header)
     waits = {
         name: wait
         for name, limit in limits.items()

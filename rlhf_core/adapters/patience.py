@@ -41,7 +41,7 @@ def repeat_while(
         lost: whether a later attempt may not meet this error; every other one passes at once.
         call: must be safe to repeat.
         patience: seconds from the start; an attempt that would begin later is not waited for.
-        announce: told of each failure that is waited for, with the seconds of the wait.
+        announce: called at each failure that is waited for, with the seconds of the wait.
         waits: how long after each; None takes ``ever_longer()``.
         sleep: waits, and may return early; None takes ``time.sleep``.
 

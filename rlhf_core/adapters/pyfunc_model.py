@@ -220,7 +220,7 @@ def _refused() -> Iterator[None]:
 
 
 def _rows(model_input: Any) -> Sequence[Mapping[str, Any]]:
-    """Return the rows of what MLflow hands on: a table, a request, or several."""
+    """Return the rows of what MLflow passes: a table, a request, or several."""
     if isinstance(model_input, Mapping):
         return [_given(model_input)]
     if isinstance(model_input, list):

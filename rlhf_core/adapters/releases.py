@@ -4,8 +4,8 @@ MLflow moves one alias a call, and whoever writes last wins. So a move is decide
 alias moves, as a version of the registered model ``<project>-release``: the registry gives every
 version its number in one transaction, once, to whichever machine asks, and so puts all moves in
 order. Each says on top of which one it was planned; one that another overtook does not count, and
-whoever made it is told. The aliases are then made what the newest that counts says. Anybody may
-repeat that at any time, so the next command, or the sweep, completes what a kill left half done.
+whoever made it gets an error. The aliases are then made what the newest that counts says. Anybody
+may repeat that at any time, so the next command, or the sweep, completes what a kill left undone.
 """
 
 import logging

@@ -165,7 +165,7 @@ def request_repeatable_cublas() -> None:
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of a tool started from here: quiet, and with our own commands first.
+    """Return the environment of a tool: our own commands come first, and no progress bars.
 
     DVC runs ``rlhf prepare`` by name; it must be the one beside this interpreter.
     """

@@ -115,9 +115,9 @@ class JoinConfig(Section):
 class SourceConfig(Section):
     """One raw source of comparisons: a file, a folder of files, or a dataset of the hub.
 
-    The container is told by the name (``.jsonl`` or ``.ndjson``, ``.json``, ``.parquet``, ``.csv``,
-    ``.tsv``, ``.xlsx``, all but Parquet and workbooks with ``.gz`` or ``.zst`` too), the meaning of
-    a row by ``format``. ``rlhf data look FILE`` writes these settings for a file.
+    The container follows from the name (``.jsonl`` or ``.ndjson``, ``.json``, ``.parquet``,
+    ``.csv``, ``.tsv``, ``.xlsx``, all but Parquet and workbooks with ``.gz`` or ``.zst`` too), the
+    meaning of a row from ``format``. ``rlhf data look FILE`` writes these settings for a file.
     """
 
     path: Path

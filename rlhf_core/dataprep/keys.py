@@ -77,7 +77,7 @@ def response_key(text: str) -> Key:
 
 
 def response_keys(first: str, second: str) -> tuple[Key, Key]:
-    """Return the keys of two responses to one prompt, which must be told apart.
+    """Return the keys of two responses to one prompt, which must be distinguished.
 
     Where letter case or white space is all that differs, as in indented code, it is what people
     voted on: then the texts themselves are the keys, white space at the ends aside.

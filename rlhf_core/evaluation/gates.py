@@ -168,8 +168,8 @@ def slice_results(promotion: PromotionConfig, report: EvaluationReport) -> tuple
         result = judge_estimate(gate, estimate)
         rule = f"{result.rule} and upper bound >= 0.5"
         if result.verdict == "PROMOTE" and estimate.high < 0.5:
-            told = f"{_measured(gate, estimate)}: the champion is better here."
-            result = result.model_copy(update={"verdict": "HOLD", "reason": told})
+            reason = f"{_measured(gate, estimate)}: the champion is better here."
+            result = result.model_copy(update={"verdict": "HOLD", "reason": reason})
         results.append(result.model_copy(update={"rule": rule}))
     return tuple(results)
 

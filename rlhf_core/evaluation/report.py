@@ -298,15 +298,15 @@ def errors_shared(results: Mapping[str, StageResult]) -> str:
         if ("reward" in results)
         else None
     )
-    told = (
+    text = (
         f"The judge's errors and the reward model's correlate by {phi.value:.2f} "
         f"[{phi.low:.2f}, {phi.high:.2f}] on held-out pairs ({phi.num_samples} dialogues). A judge "
         "that errs as the reward model does cannot see that it is exploited: 1 is the same errors."
     )
     if judge and ceiling and reward:
         alone = correlation_by_noise(judge.value, reward.value, ceiling.value)
-        told += f" Labels that are wrong make {alone:.2f} of it where the two err independently."
-    return told
+        text += f" Labels that are wrong make {alone:.2f} of it where the two err independently."
+    return text
 
 
 NUM_SUITE_ANSWERS = 30

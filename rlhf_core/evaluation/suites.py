@@ -42,7 +42,7 @@ class Wanted(Record):
         return self
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """The condition, for people."""
         return repr(self.text) if self.text is not None else f"/{self.regex}/"
 
@@ -103,8 +103,8 @@ class SuiteItem(Record):
 
     def unmet(self, answer: str) -> list[str]:
         """Return what an answer fails, in words; an empty list for one that passes."""
-        lacking = [f"lacks {one.told}" for one in self.must_match if not one.is_in(answer)]
-        return lacking + [f"has {one.told}" for one in self.must_not_match if one.is_in(answer)]
+        lacking = [f"lacks {one.label}" for one in self.must_match if not one.is_in(answer)]
+        return lacking + [f"has {one.label}" for one in self.must_not_match if one.is_in(answer)]
 
 
 class SuiteAnswer(Record):
@@ -153,10 +153,10 @@ def read_items(path: Path) -> list[SuiteItem]:
         item = _item(row, where)
         item = item if item.id else item.model_copy(update={"id": where.rpartition(", ")[2]})
         prompt = json.dumps([[turn.role, turn.content] for turn in item.prompt])
-        for key, told in ((f"id {item.id}", f"id {item.id!r}"), (prompt, "prompt")):
+        for key, name in ((f"id {item.id}", f"id {item.id!r}"), (prompt, "prompt")):
             if key in asked:
                 raise DataError(
-                    f"{where}: the same {told} as {asked[key]}; make it one item with all of the "
+                    f"{where}: the same {name} as {asked[key]}; make it one item with all of the "
                     "conditions"
                 )
             asked[key] = where.rpartition(", ")[2]

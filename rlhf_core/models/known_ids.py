@@ -29,7 +29,7 @@ def limit_ids(model: nn.Module, base: str | Path, revision: str | None = None) -
     Special tokens may lie past the embeddings (Gemma 3's image token does in its text models): they
     are never written, and no text becomes one.
 
-    A tokenizer that cannot be loaded is told of and limits nothing: whoever needs it says more.
+    A tokenizer that cannot be loaded is logged and limits nothing: whoever needs it says more.
 
     Raises:
         ModelError: ordinary tokens have no embedding.

@@ -45,7 +45,7 @@ def layout_of(model: nn.Module) -> Layout:
 
 
 def set_layout(model: nn.Module, layout: Layout, reason: str | None = None) -> None:
-    """Give a model its layout; with a reason, the first model of its class is told of."""
+    """Give a model its layout; with a reason, it is logged for the first model of its class."""
     setattr(unwrapped(model), _LAYOUT, layout)
     name = type(unwrapped(model)).__name__
     if reason is not None and name not in _told:

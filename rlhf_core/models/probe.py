@@ -192,13 +192,13 @@ def _called(model: PreTrainedModel) -> str:
 def _require_sound(model: PreTrainedModel, hidden: Tensor) -> None:
     """Refuse a model that says nothing: its weights or its configuration are damaged."""
     if not hidden.isfinite().all():
-        told = "NaN or infinite"
+        fault = "NaN or infinite"
     elif (hidden == hidden[0]).all() and _tells_no_token_apart(model, hidden):
-        told = "the same for every token"
+        fault = "the same for every token"
     else:
         return
     raise ModelError(
-        f"{_called(model)}: the hidden states of a probe are {told}; its weights or its"
+        f"{_called(model)}: the hidden states of a probe are {fault}; its weights or its"
         " config.json are damaged"
     )
 

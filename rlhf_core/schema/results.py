@@ -216,7 +216,7 @@ class PromotionDecision(Record):
 
 
 class StageResult(Record):
-    """What a training or evaluation stage hands on and shows to people."""
+    """What a training or evaluation stage returns and shows to people."""
 
     stage: StageName
     model: ModelRef

@@ -210,14 +210,14 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
     started = time.monotonic()
     require_independent_judge(judge, policy, reward, splits)
     require_own_reference(policy, sft)
-    check_suites(config)
+    suites = check_suites(config)
     upstream = {"policy": policy, "sft": sft, "judge": judge}
     upstream |= {"reward": reward} if reward else {}
     compared = upstream | ({"champion": champion} if champion else {})
     with evaluation_run(config, splits, context, run, **compared) as run:
         directory = context.stage_directory("evaluate")
         report = _look(config, splits, compared, directory, run)
-        report = with_suites(config, compared, report, directory)
+        report = with_suites(config, suites, compared, report, directory)
         report = report.model_copy(
             update={
                 "model": policy,

@@ -96,19 +96,19 @@ def note_rows(
 ) -> None:
     """Write down what became of a file's rows, for the report of the stage; again replaces it."""
     sides = sides or Counter()
-    told = ""
+    note = ""
     if uneven(sides, "chosen", "rejected"):
-        told = (
+        note = (
             f"of the pairs left out, the chosen response alone did not fit in {sides['chosen']} and"
             f" the rejected alone in {sides['rejected']}: what is left is no fair sample"
         )
-        logger.warning("rows_left_out_unevenly file=%s: %s", filtered, told)
+        logger.warning("rows_left_out_unevenly file=%s: %s", filtered, note)
     counts = RowCounts(
         rows=num_kept + reasons.total(),
         kept=num_kept,
         left_out=dict(sorted(reasons.items())),
         sides=dict(sorted(sides.items())),
-        uneven=told,
+        uneven=note,
     )
     path = filtered.with_name(ROWS)
     noted = json.loads(path.read_bytes()) if path.is_file() else {}

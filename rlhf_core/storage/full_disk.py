@@ -1,4 +1,4 @@
-"""A disk that takes no more: told in one line with the file, whichever library was writing."""
+"""A disk that takes no more: reported in one line with the file, whichever library was writing."""
 
 import errno
 import os

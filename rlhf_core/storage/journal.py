@@ -52,7 +52,7 @@ def appending(path: Path) -> Iterator[Keep]:
     try:
         yield keep
     finally:
-        with suppress(OSError):  # what the disk did not take, keep has told
+        with suppress(OSError):  # what the disk did not take, keep has reported
             stream.close()
 
 

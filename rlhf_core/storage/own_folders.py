@@ -14,7 +14,7 @@ RUNS = "the folder of the runs"
 
 @dataclass(frozen=True)
 class OwnFolder:
-    """How a folder that this product made is told from everybody else's."""
+    """How a folder that this product made is distinguished from everybody else's."""
 
     what: str
     """What it is, for messages."""

@@ -57,12 +57,12 @@ def why_not_loaded(base: str | Path, error: Exception) -> str:
         if said and not isinstance(error, _UNMEANT):
             return said
         return f"{type(error).__name__}: {said}".removesuffix(": ")
-    told = "it needs Python code of its own, which is never run unasked; if you have read it and"
+    why = "it needs Python code of its own, which is never run unasked; if you have read it and"
     folder = Path(base)
     if folder.is_dir() and not any(_ELSEWHERE in name for name in _named_code(folder)):
-        return f"{told} trust it, set {MODEL_CODE}={code_sha256(folder)} in the environment"
+        return f"{why} trust it, set {MODEL_CODE}={code_sha256(folder)} in the environment"
     return (
-        f"{told} trust it, give its commit as model.revision (a hub name) and as {MODEL_CODE} in "
+        f"{why} trust it, give its commit as model.revision (a hub name) and as {MODEL_CODE} in "
         "the environment"
     )
 
@@ -118,7 +118,7 @@ def _as_text(name: object) -> str:
 
 
 def _named_code(folder: Path) -> list[str]:
-    """Return what ``auto_map`` names; files that cannot be read are told when they are loaded."""
+    """Return what ``auto_map`` names; files that cannot be read fail when they are loaded."""
     named: list[str] = []
     for file in _NAMES_CODE:
         try:

@@ -78,7 +78,7 @@ def test_rows_in_which_nobody_won_change_no_shape(write_jsonl):
 def test_where_places_of_the_best_begin_is_asked(write_jsonl):
     row = {"prompt": "Question?", "responses": ["one", "two", "three"]}
     path = write_jsonl("rows.jsonl", [row | {"best": 1}, row | {"best": 2}])
-    with pytest.raises(DataError, match="whether they count from 0 or from 1 cannot be told"):
+    with pytest.raises(DataError, match="whether they count from 0 or from 1 cannot be determined"):
         look_at(path)
     for column, best in (("best_index", "two"), ("best_number", "one")):
         source = SourceConfig(path=path, format="ranked", columns={column: "best"})

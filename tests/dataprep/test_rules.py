@@ -202,7 +202,7 @@ def test_a_benchmark_without_text_is_refused(tmp_path):
 
 
 def test_an_unknown_language_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="xx cannot be told; known: "):
+    with pytest.raises(ConfigError, match="xx cannot be detected; known: "):
         rules_for(tmp_path, languages=("en", "xx"))
 
 

@@ -69,7 +69,7 @@ def test_a_text_that_the_file_cuts_is_no_rows(tmp_path):
     prompts, aside = read(tmp_path / "rows.csv", HEADER + rows(1, 2) + cut)
     assert prompts == ["Q1?", "Q2?"]
     assert [row.line for row in aside] == [4, 5, 6]
-    assert "what follows cannot be told from text" in aside[2].detail
+    assert "what follows cannot be distinguished from text" in aside[2].detail
     assert "opens on line 4" in aside[2].detail
 
 

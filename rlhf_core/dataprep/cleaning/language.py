@@ -29,7 +29,7 @@ def _identifier() -> LanguageIdentifier:
 
 
 def known_languages() -> frozenset[str]:
-    """Return the ISO 639 codes that can be told apart."""
+    """Return the ISO 639 codes that can be detected."""
     return frozenset(_identifier().labels)
 
 

@@ -90,7 +90,7 @@ def make_rules(cleaning: CleaningConfig, token_check: TokenCheck | None) -> RowR
     """
     if cleaning.languages and (unknown := set(cleaning.languages) - known_languages()):
         raise ConfigError(
-            f"data.cleaning.languages: {', '.join(sorted(unknown))} cannot be told;"
+            f"data.cleaning.languages: {', '.join(sorted(unknown))} cannot be detected;"
             f" known: {', '.join(sorted(known_languages()))}"
         )
     return RowRules(

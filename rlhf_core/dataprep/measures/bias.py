@@ -33,7 +33,7 @@ class StyleCounter:
 
     dialogues: dict[DialogueKey, int] = field(default_factory=dict)
     """Dialogue to number, of the pairs below."""
-    told: dict[str, tuple["array[int]", "array[int]"]] = field(default_factory=dict)
+    contrasts: dict[str, tuple["array[int]", "array[int]"]] = field(default_factory=dict)
     """Style to the dialogues of the pairs where one response has it alone, and 1 where that one was
     chosen, else 0."""
     chosen_words: Counter[str] = field(default_factory=Counter)
@@ -47,7 +47,7 @@ class StyleCounter:
             in_chosen = _has_style(name, chosen)
             if in_chosen != _has_style(name, rejected):
                 key = dialogue_key(pair.prompt)
-                dialogues, wins = self.told.setdefault(name, (array("q"), array("b")))
+                dialogues, wins = self.contrasts.setdefault(name, (array("q"), array("b")))
                 dialogues.append(self.dialogues.setdefault(key, len(self.dialogues)))
                 wins.append(in_chosen)
         self.chosen_words.update(set(_WORD.findall(chosen)))
@@ -55,10 +55,10 @@ class StyleCounter:
 
     def estimates(self) -> dict[str, Estimate]:
         """Share of pairs that the response with a habit wins, where the other lacks it."""
-        told = {name: self.told[name] for name in STYLES if name in self.told}
+        contrasts = {name: self.contrasts[name] for name in STYLES if name in self.contrasts}
         return {
             name: proportion(np.array(wins, dtype=np.float64), np.array(dialogues))
-            for name, (dialogues, wins) in told.items()
+            for name, (dialogues, wins) in contrasts.items()
         }
 
     def telling_words(self) -> dict[str, list[tuple[str, float]]]:

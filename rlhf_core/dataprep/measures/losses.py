@@ -54,15 +54,15 @@ class TokenLosses:
 
     def describe(self) -> list[str]:
         """Say what falls on one side or one label more than chance would have it."""
-        told = []
+        lines = []
         for what, counts, one, other in (
             ("label", self.labels, "winner", "loser"),
             ("side", self.sides, "a", "b"),
         ):
             if uneven(counts, one, other):
-                told.append(
+                lines.append(
                     f"rows left out for their tokens fall on one {what}: for the response of"
                     f" {one} {counts[one]}, of {other} {counts[other]}; a reward model learns from"
                     " what is left. Raise model.max_length, or leave long rows out on both sides"
                 )
-        return told
+        return lines

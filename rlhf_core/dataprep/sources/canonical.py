@@ -2,7 +2,7 @@
 
 Liberties: ``prompt`` may be plain text (one user turn), ids may be left out, and a vote of nobody
 in particular may be its choice alone. A null where a
-column may be left out is the same as none. Columns that no record has are left unread.
+column may be left out is the same as none. Columns that no record has are ignored.
 """
 
 from collections.abc import Iterator, Mapping

@@ -66,11 +66,11 @@ def choice_of(value: object, choices: Mapping[str, Choice]) -> Choice:
         return known
     is_number = not choices and (isinstance(value, bool) or finite_number(value) is not None)
     named = ", ".join(choices or CHOICES)
-    told = f"a number may mean either side: say which in choices, as in {{{word_of(value)}: a}}"
+    advice = f"a number may mean either side: say which in choices, as in {{{word_of(value)}: a}}"
     raise UnusableRow(
         "unusable_value",
         f"unknown choice {shorten(value)}; "
-        + (told if is_number else f"expected one of {named}, or name it in choices"),
+        + (advice if is_number else f"expected one of {named}, or name it in choices"),
     )
 
 

@@ -59,7 +59,7 @@ def find(value: Any, path: str) -> Any:
 def tags_of(row: RawRow) -> dict[str, str]:
     """Return a row's labels: its column ``tags``, where that is an object of plain values.
 
-    Lists of words are published under the same name; they label nothing by a key and stay unread.
+    Lists of words are published under the same name; they label nothing by a key and are ignored.
     """
     found = dict.get(row.value, "tags")
     found = structured(found) if isinstance(found, str) else found

@@ -170,18 +170,18 @@ def _named(row: RawRow, labels: Labels) -> Choice | None:
     won = [side for side, name in zip(sides, names, strict=True) if name == word]
     if not won and word not in CHOICES:
         texts = [dict.get(row.value, f"response_{side}") for side in sides]
-        told = str(row.value["choice"]).strip()
+        named = str(row.value["choice"]).strip()
         won = [
             side
             for side, text in zip(sides, texts, strict=True)
-            if isinstance(text, str) and text.strip() == told
+            if isinstance(text, str) and text.strip() == named
         ]
         return won[0] if len(won) == 1 else None
     if len(won) > 1:
         raise UnusableRow(
             "unusable_value",
             f"{row.called('choice')}: both sides are called {shorten(word)}; which of them won"
-            " cannot be told",
+            " cannot be determined",
         )
     if won:
         row.value["model_a"], row.value["model_b"]

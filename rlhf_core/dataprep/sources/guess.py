@@ -64,7 +64,7 @@ def _decided(table: Table, pair: tuple[str, str]) -> Guess:
 
 
 def _sides(table: Table) -> tuple[str, str] | None:
-    """Return the columns of the two responses: known names, or any two texts told apart so."""
+    """Return the columns of the two responses: known names, or two that end in a and b, say."""
     if (known := table.both(column_names.SIDES)) is not None:
         return _inside(table, known)
     for name in table.values:
@@ -183,11 +183,11 @@ def _voted(table: Table, sides: tuple[str, str]) -> Iterator[Guess]:
 
 def _are_responses(table: Table, sides: tuple[str, str], choice: str) -> bool:
     """Tell whether a column tells the winning response once more."""
-    told = [value for value in table.values[choice] if isinstance(value, str)]
+    named = [value for value in table.values[choice] if isinstance(value, str)]
     responses = {
         value.strip() for side in sides for value in table.values[side] if isinstance(value, str)
     }
-    return len(told) > 0 and all(value.strip() in responses for value in told)
+    return len(named) > 0 and all(value.strip() in responses for value in named)
 
 
 def _is_choice(vote: Any) -> bool:

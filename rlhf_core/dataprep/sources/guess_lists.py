@@ -57,8 +57,8 @@ def _ranked(
     guess = Guess("ranked list", {"format": "ranked", "columns": renames(columns)})
     if unclear := [path for _, path in found if ".*." in path and _are_numbers(table, path)]:
         guess.question = (
-            f"the answers have {', '.join(unclear)}, and whether the best is that with most of it"
-            " cannot be told; say it in columns: {scores: ...}, or {ranks: ...} where 1 is best"
+            f"the answers have {', '.join(unclear)}, and whether the best has most of it cannot"
+            " be determined; say it in columns: {scores: ...}, or {ranks: ...} where 1 is best"
         )
         return guess
     if (best := table.find(column_names.BEST)) is not None and best != columns["prompt"]:
@@ -94,7 +94,7 @@ def _best(guess: Guess, column: str, values: Sequence[Any], lengths: Sequence[in
     if min(known) > 0 and max(known) < largest:
         guess.question = (
             f"column {column!r} holds places of the best answer, and whether they count from 0 or"
-            f" from 1 cannot be told; say it in columns: {{best_index: {column}}}, or"
+            f" from 1 cannot be determined; say it in columns: {{best_index: {column}}}, or"
             f" {{best_number: {column}}} where the first answer is 1"
         )
         return guess

@@ -141,7 +141,7 @@ class _Text:
             return self._text[start:end]
 
     def _end_of_broken(self) -> int:
-        """Return where an object that is no JSON ends, by its brackets; 0 where that is not told.
+        """Return where an object that is no JSON ends, by its brackets; 0 where that is not known.
 
         The text of such a value is yielded as it is, and whoever parses it finds it broken: one
         row of an array, not the array.

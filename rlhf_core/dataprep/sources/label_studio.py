@@ -6,7 +6,7 @@
 
 A storage of the server has one annotation a row instead, with its task inside (``{"id": 51,
 "result": [...], "task": {...}}``). A person is known by the id, whichever way ``completed_by``
-gives it. An annotation that is told again, with the same id, is no second vote.
+gives it. An annotation that is exported again, with the same id, is no second vote.
 
 ``columns`` maps prompt and responses to the names ``data`` has, and ``choice`` and ``strength`` to
 the controls (``from_name``) that ask for them. Without a name the choice is the one pairwise
@@ -96,7 +96,7 @@ def _with_task_outside(row: RawRow) -> RawRow:
 
 
 def _told_first(row: RawRow, annotations: list[Any], known: set[tuple[str, str]]) -> list[Any]:
-    """Return the annotations that no earlier row told, of one told twice here its last edit."""
+    """Return the annotations that no earlier row has, of one that is here twice its last edit."""
     latest: dict[object, Any] = {}
     for place, annotation in enumerate(annotations):
         number = annotation.get("id") if isinstance(annotation, dict) else None

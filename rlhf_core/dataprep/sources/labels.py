@@ -40,8 +40,8 @@ def ask(column: str, words: Sequence[str]) -> str:
     """Return the question what the words of a column mean."""
     shown = listed(map(shorten, words[:5]))
     return (
-        f"column {shorten(column)} holds {shown}: which of them mean a, b and tie cannot be told;"
-        f" say it in choices, as in choices: {{{words[0][:60]}: a}}"
+        f"column {shorten(column)} holds {shown}: which of them mean a, b and tie cannot be"
+        f" determined; say it in choices, as in choices: {{{words[0][:60]}: a}}"
     )
 
 

@@ -9,7 +9,7 @@ from rlhf_core.dataprep.sources import column_names
 from rlhf_core.dataprep.sources.columns import structured
 
 SUFFIXES = (("a", "b"), ("1", "2"), ("0", "1"), ("first", "second"), ("left", "right"))
-"""Ends by which the columns of two sides are told apart."""
+"""Ends by which the columns of the two responses are distinguished."""
 
 
 @dataclass(slots=True)

@@ -36,13 +36,13 @@ def comparisons_of(row: RawRow) -> Iterator[Comparison]:
     """Yield the comparisons of a list one after the other, all with one ``group``."""
     every = _responses(row)
     best = _best(row, len(every))
-    told = _rankings(row, len(every)) if best is None else [_first(row, best, every)]
+    given = _rankings(row, len(every)) if best is None else [_first(row, best, every)]
     known = [number for number, text in enumerate(every) if text is not None]
     responses = [text for text in every if text is not None]
-    rankings = [(name, [ranks[number] for number in known]) for name, ranks in told]
+    rankings = [(name, [ranks[number] for number in known]) for name, ranks in given]
     pairs = list(all_pairs(parse_prompt(row), responses, rankings, (row.source, row.line)))
     if not pairs:
-        placed = sum(any(not math.isnan(ranks[n]) for _, ranks in told) for n in known)
+        placed = sum(any(not math.isnan(ranks[n]) for _, ranks in given) for n in known)
         raise UnusableRow("too_few_responses", f"{placed} responses with text and place")
     yield from pairs
 

@@ -27,8 +27,8 @@ def parse_responses(row: RawRow, first: str, second: str) -> tuple[Conversation,
     row.require(first, second)
     rounds = _rounds(row, first), _rounds(row, second)
     (lead, one), (other_lead, two) = (
-        told or answer_of(_single(row, column), column)
-        for told, column in zip(rounds, (first, second), strict=True)
+        given or answer_of(_single(row, column), column)
+        for given, column in zip(rounds, (first, second), strict=True)
     )
     if lead and other_lead and lead != other_lead:
         raise UnusableRow("parts_before_last_turn", "")
@@ -52,7 +52,7 @@ def _single(row: RawRow, column: str) -> Any:
 
 
 def _rounds(row: RawRow, column: str) -> tuple[Conversation, str] | None:
-    """Return lead and answer of a conversation told as two lists, of prompts and of answers."""
+    """Return lead and answer of a conversation given as two lists, of prompts and of answers."""
     asked, answered = texts_of(row, "prompt"), texts_of(row, column)
     if len(asked) < 1 or len(asked) != len(answered):
         return None
@@ -85,11 +85,11 @@ def _prompt(row: RawRow, lead: Conversation, column: str) -> Conversation | None
     prompt = parse_conversation(row, "prompt")
     if not prompt or not lead:
         return lead or prompt
-    told, repeated = _stripped(prompt), _stripped(lead)
-    if any(repeated[i : i + len(told)] == told for i in range(len(lead))):
+    asked, repeated = _stripped(prompt), _stripped(lead)
+    if any(repeated[i : i + len(asked)] == asked for i in range(len(lead))):
         return lead
     for shared in range(min(len(prompt), len(lead)), 0, -1):
-        if told[-shared:] == repeated[:shared]:
+        if asked[-shared:] == repeated[:shared]:
             return (*prompt, *lead[shared:])
     follows = lead[0].role not in (prompt[-1].role, "system")
     return (*prompt, *lead) if follows else None

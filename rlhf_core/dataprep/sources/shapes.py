@@ -1,7 +1,8 @@
 """The shapes in which people publish comparisons, and the settings that read each.
 
-One place says them all: a shape is told by the columns it has, and read by one of the formats under
-``columns``, ``choices`` and ``strengths``. A new shape is an entry here and a row in docs/data.md.
+One place says them all: a shape is recognised by the columns it has, and read by one of the formats
+under ``columns``, ``choices`` and ``strengths``. A new shape is an entry here and a row in
+docs/data.md.
 """
 
 from collections.abc import Mapping

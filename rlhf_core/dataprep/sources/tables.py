@@ -16,7 +16,7 @@ _MAX_FIELD = 2**31 - 1
 _DELIMITERS = (",", ";", "\t", "|")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"?')
 _SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
-"""The first line by which Excel is told the delimiter."""
+"""The first line by which Excel learns the delimiter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Layout:
         if ".tsv" in (suffix.lower() for suffix in path.suffixes):
             return replace(self, delimiter="\t")
         header = next((line for line in read_text(path) if line.strip()), "")
-        if told := _SEPARATOR_LINE.fullmatch(header):
-            return replace(self, delimiter=told[1])
+        if separator := _SEPARATOR_LINE.fullmatch(header):
+            return replace(self, delimiter=separator[1])
         counts = Counter(_QUOTED.sub("", header))
         # The first of equals: a comma where the header has one column.
         return replace(self, delimiter=max(_DELIMITERS, key=lambda sign: counts[sign]))
@@ -91,8 +91,8 @@ def delimited_pieces(path: Path, layout: Layout) -> Iterator[Piece]:
         if not record.cells and not problem:
             yield Piece(record.line, record.text, None)
         elif not header:
-            told = _SEPARATOR_LINE.fullmatch(record.text)
-            header = [] if told else _header(record.cells, where=where)
+            separator = _SEPARATOR_LINE.fullmatch(record.text)
+            header = [] if separator else _header(record.cells, where=where)
             records.spaced = any(cell[:1].isspace() for cell in record.cells)
             yield Piece(record.line, record.text, None)
         elif not problem and len(record.cells) == len(header) and records.is_in_step(record):
@@ -110,8 +110,8 @@ def _broken(record: "_Record", records: "_Records", num_columns: int) -> Iterato
         text = "".join(record.lines[:resumed])
         yield Piece(record.line, text, Broken(text, records.opening(record)))
     elif record.is_cut:
-        # Whether these are rows or one long text cannot be told: each line counts as lost.
-        why = f"{records.opening(record)}; what follows cannot be told from text"
+        # Whether these are rows or one long text cannot be determined: each line counts as lost.
+        why = f"{records.opening(record)}; what follows cannot be distinguished from text"
         for number, line in enumerate(record.lines, record.line):
             yield Piece(number, line, Broken(line, why) if line.strip() else None)
     else:

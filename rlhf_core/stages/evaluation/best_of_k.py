@@ -42,7 +42,7 @@ class BestOfK:
     accuracy: Estimate
     by_subset: dict[str, Estimate]
     """``subset=<name>`` to the accuracy over its rows."""
-    told: str
+    scope: str
     """How many rows, what chance would reach, and what was left out."""
 
 
@@ -113,7 +113,7 @@ def with_best_of_k(
         update={
             "metrics": {**report.metrics, name: best.accuracy},
             "breakdown": breakdown,
-            "units": f"{BEST_OF_K} on {path.name}: {best.told}",
+            "units": f"{BEST_OF_K} on {path.name}: {best.scope}",
         }
     )
 
@@ -147,9 +147,9 @@ def best_of_k(
     subsets = np.array([row.subset for row in fitting])
     names = sorted(set(subsets.tolist()) - {""})
     chance = float(np.mean([1.0 / len(row.answers) for row in fitting]))
-    told = f"{len(fitting)} of {len(rows) + several} rows, chance {chance:.3g}"
-    told += f", {several} with several right answers left out" if several else ""
-    told += f", {len(rows) - len(fitting)} that do not fit left out" if fitting != rows else ""
+    scope = f"{len(fitting)} of {len(rows) + several} rows, chance {chance:.3g}"
+    scope += f", {several} with several right answers left out" if several else ""
+    scope += f", {len(rows) - len(fitting)} that do not fit left out" if fitting != rows else ""
     return BestOfK(
         accuracy=estimate_clustered(right, clusters, plan, bounds=SHARE),
         by_subset={
@@ -159,7 +159,7 @@ def best_of_k(
             for name in names
             if len(names) <= MAX_TAG_VALUES
         },
-        told=told,
+        scope=scope,
     )
 
 

@@ -199,10 +199,10 @@ def needed_to_decide(results: Mapping[str, StageResult], judge_uri: str | None) 
     last = list(results.values())[-1]
     if last.decision.verdict != "HOLD":
         return []
-    told = [outcome.needed for outcome in last.decision.results if outcome.needed]
+    lines = [outcome.needed for outcome in last.decision.results if outcome.needed]
     judge = results.get("judge")
     if judge is None or judge.model.uri != judge_uri:
-        return told
+        return lines
     accuracy = judge.report.metrics.get("judge/heldout_accuracy")
     for outcome in last.decision.results:
         estimate, limit = outcome.estimate, outcome.limit
@@ -215,12 +215,12 @@ def needed_to_decide(results: Mapping[str, StageResult], judge_uri: str | None) 
             reach, estimate.num_samples, accuracy=accuracy.value, confidence=estimate.confidence
         )
         votes = f"votes on about {count} of" if count else "not even votes on all"
-        told.append(
+        lines.append(
             f"{outcome.gate}, asked of people: {votes} the {estimate.num_samples} judged pairs "
             f"tell people's preference as exactly as that takes (+-{reach:.3f}), with a judge of "
             f"accuracy {accuracy.value:.2f}"
         )
-    return told
+    return lines
 
 
 def pick_samples(rows: Sequence[ComparedAnswer]) -> dict[str, list[Sample]]:

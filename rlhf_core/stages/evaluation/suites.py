@@ -25,27 +25,33 @@ from rlhf_core.storage.records import write_records
 FOLDER = "suites"
 
 
-def check_suites(config: PipelineConfig) -> None:
-    """Refuse suites that cannot be run, and gates on parts of them that do not exist.
+def check_suites(config: PipelineConfig) -> dict[str, list[SuiteItem]]:
+    """Read the suites; refuse what cannot be run, and gates on parts of them that do not exist.
+
+    Returns:
+        The items of each suite, by its name.
 
     Raises:
         DataError: a list is missing or broken; file and line.
         ConfigError: a gate asks about a tag that no item has.
     """
+    found = {suite.name: read_items(suite.path) for suite in config.evaluation.suites}
     for suite in config.evaluation.suites:
-        tags = {tag for item in read_items(suite.path) for tag in item.tags}
+        tags = {tag for item in found[suite.name] for tag in item.tags}
         for gate in config.gates_of("policy"):
             asked = gate.metric.removeprefix(f"suite/{suite.name}/").rpartition("/")[0]
             if suite_of(gate.metric, [suite]) and asked and asked not in tags:
-                found = ", ".join(sorted(tags)) or "none"
+                known = ", ".join(sorted(tags)) or "none"
                 raise ConfigError(
                     f"gates.policy: {gate.metric}: no item of {suite.path} has the tag {asked!r}; "
-                    f"tags are {found}"
+                    f"tags are {known}"
                 )
+    return found
 
 
 def with_suites(
     config: PipelineConfig,
+    asked: Mapping[str, Sequence[SuiteItem]],
     models: Mapping[str, ModelRef],
     report: EvaluationReport,
     directory: Path,
@@ -54,6 +60,7 @@ def with_suites(
 
     Args:
         config: settings of the run.
+        asked: items of each suite, as ``check_suites`` read them.
         models: ``policy``, ``sft`` and, where there is one, ``champion``.
         report: what was measured on held-out prompts.
         directory: gets ``suites/NAME.jsonl`` of each.
@@ -62,7 +69,7 @@ def with_suites(
     suites: dict[str, SuiteRecord] = {}
     plans = metric_plans(config, "policy", look=report.look)
     for suite in config.evaluation.suites:
-        items = read_items(suite.path)
+        items = asked[suite.name]
         rows = compare_on(config, suite, items, models)
         rows.sort(key=lambda row: (row.change == 0.0, row.change))
         path = directory / FOLDER / f"{suite.name}.jsonl"

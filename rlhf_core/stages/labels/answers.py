@@ -39,7 +39,7 @@ class AnsweredPart(Record):
 
 @dataclass(frozen=True, slots=True)
 class AnswerPairs:
-    """Two answers to each prompt; None where they could not be told apart."""
+    """Two answers to each prompt; None where they could not be distinguished."""
 
     pairs: list[tuple[Answer, Answer] | None]
     resampled: int
@@ -71,9 +71,9 @@ def answer_twice(
     make_deterministic(settings.seed)
     pairs: list[tuple[Answer, Answer] | None] = [None] * len(prompts)
     waiting, resampled = list(range(len(prompts))), 0
-    told = iter(read_journal(journal, AnsweredPart))
+    kept_parts = iter(read_journal(journal, AnsweredPart))
     with appending(journal) as keep:
-        asking = _Asking(models, settings, device, told, keep)
+        asking = _Asking(models, settings, device, kept_parts, keep)
         for attempt in range(1 + settings.max_resamples):
             resampled = max(resampled, len(waiting) if attempt else 0)
             asked = [prompts[index] for index in waiting]
@@ -96,11 +96,11 @@ class _Asking:
         models: Sequence[ModelRef],
         settings: SamplingSettings,
         device: str,
-        told: Iterator[AnsweredPart],
+        kept_parts: Iterator[AnsweredPart],
         keep: Keep,
     ) -> None:
         self._models, self._settings, self._device = models, settings, device
-        self._told, self._keep = told, keep
+        self._kept_parts, self._keep = kept_parts, keep
         self._loaded: tuple[Path, nn.Module] | None = None
 
     def ask(self, side: int, attempt: int, prompts: Sequence[Prompt]) -> list[Answer]:
@@ -110,7 +110,7 @@ class _Asking:
         progress = Progress(f"answers {side + 1}/2", total=len(starts), done=0)
         answers: list[Answer] = []
         for start in starts:
-            part = next(self._told, None)
+            part = next(self._kept_parts, None)
             if part is None:
                 asked = prompts[start : start + _AT_ONCE]
                 part = self._sample(self._models[-side], asked, seed, start)

@@ -157,8 +157,8 @@ def _agreement(config: PreparationConfig, intake: Intake, subject: str) -> Agree
     """Measure how far people agree, refuse too little, and tell what tokenisation left out."""
     agreement = describe_agreement(intake, config.data.votes, config.seed)
     checks.require_agreement(agreement, subject, config.data.min_alpha)
-    for told in intake.token_losses.describe():
-        logger.warning("token_losses: %s", told)
+    for uneven in intake.token_losses.describe():
+        logger.warning("token_losses: %s", uneven)
     return agreement
 
 

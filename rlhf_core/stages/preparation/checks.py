@@ -181,10 +181,10 @@ def warn_of_large_dialogues(dialogues: Mapping[str, DialogueFacts], data: DataCo
     """Log where one dialogue alone has more rows than a side of the split should have."""
     shares = (data.heldout_fraction, data.judge_fraction)
     smallest = min(part for share in shares for part in (share, 1 - share) if part > 0)
-    told: set[str] = set()
+    reported: set[str] = set()
     for kind, found in sorted(dialogues.items(), key=lambda item: item[0] != "pairs"):
-        if found.largest > smallest * found.rows and found.opening not in told:
-            told.add(found.opening)
+        if found.largest > smallest * found.rows and found.opening not in reported:
+            reported.add(found.opening)
             logger.warning(
                 "large_dialogue %s; sides and halves differ from the shares asked for; where"
                 " different dialogues share that turn, leave it out",
