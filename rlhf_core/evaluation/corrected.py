@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Estimate
@@ -95,7 +95,7 @@ def labels_needed(
     Returns:
         At most ``num_judged``; None where votes on all of them would not be enough.
     """
-    error = (half_width / float(stats.norm.isf((1.0 - confidence) / 2.0))) ** 2
+    error = (half_width / -float(special.ndtri((1.0 - confidence) / 2.0))) ** 2
     shared = max(0.0, 2.0 * accuracy - 1.0) ** 2
     left = error - 0.25 * shared / num_judged
     if left <= 0.0:
@@ -137,6 +137,8 @@ def _interval(  # noqa: PLR0913 - what the estimate is made from
     bounds: tuple[float, float],
 ) -> tuple[float, float]:
     """Return the mean residual with the two samples added, and half of the interval's width."""
+    from scipy import stats  # takes a second: every stage of a run imports this module
+
     tail = (1.0 - plan.level) / 2.0
     num_units = len(np.unique(clusters[labelled]))
     # The weight is estimated, too: one degree of freedom more.

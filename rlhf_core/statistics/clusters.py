@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from rlhf_core.schema import Estimate
 from rlhf_core.statistics.resampling import Array, Ints, drawn_clusters
@@ -66,7 +66,7 @@ def bootstrap(measure: Callable[[Ints], float], clusters: Ints, seed: int) -> Es
     if (count := len(np.unique(clusters))) == 1:
         return _estimate(value, 0.0, 1.0, len(clusters))
     resamples = [measure(rows) for rows in drawn_clusters(clusters, _NUM_RESAMPLES, seed)]
-    tail = float(stats.norm.sf(math.sqrt(count / (count - 1)) * _quantile(count - 1)))
+    tail = float(special.ndtr(-math.sqrt(count / (count - 1)) * _quantile(count - 1)))
     low, high = np.quantile(resamples, [tail, 1 - tail])
     return _estimate(value, min(float(low), value), max(float(high), value), len(clusters))
 
@@ -80,6 +80,8 @@ def auc(scores: Array, positive: NDArray[np.bool_]) -> float:
     num_pairs = num_positive * (len(scores) - num_positive)
     if not num_pairs:
         return 0.5
+    from scipy import stats  # takes a second: every stage of a run imports this module
+
     top = stats.rankdata(scores)[positive].sum() - num_positive * (num_positive + 1) / 2
     return float(top / num_pairs)
 
@@ -110,7 +112,11 @@ def _effective_rows(successes: Array, clusters: Ints) -> float:
 def _quantile(degrees: int | None = None) -> float:
     """Two-sided quantile of the normal distribution, or of Student's t."""
     level = (1 + CONFIDENCE) / 2
-    return float(stats.norm.ppf(level) if degrees is None else stats.t.ppf(level, degrees))
+    if degrees is None:
+        return float(special.ndtri(level))
+    from scipy import stats
+
+    return float(stats.t.ppf(level, degrees))
 
 
 def _estimate(value: float, low: float, high: float, num_rows: int) -> Estimate:

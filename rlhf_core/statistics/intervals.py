@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Estimate
@@ -50,7 +50,7 @@ class Resampling:
         """
         if self.share == 1.0:
             return 1.0
-        ends = stats.norm.isf([(1.0 - self.level) / 2.0, (1.0 - self.confidence) / 2.0])
+        ends = -special.ndtri([(1.0 - self.level) / 2.0, (1.0 - self.confidence) / 2.0])
         return float(ends[0] / ends[1])
 
 
@@ -132,8 +132,10 @@ def estimate_clustered(
 
 def _few_clusters(count: int, plan: Resampling) -> float:
     """How much wider an interval of few clusters has to be: Student's t over the normal."""
+    from scipy import stats  # takes a second: every stage of a run imports this module
+
     tail = (1.0 - plan.level) / 2.0
-    ends = stats.t.isf(tail, count - 1) / stats.norm.isf(tail)
+    ends = stats.t.isf(tail, count - 1) / -special.ndtri(tail)
     return float(ends * math.sqrt(count / (count - 1)))
 
 
@@ -231,7 +233,7 @@ def estimate_jackknife(
     """
     left = np.asarray(left_out, dtype=np.float64)
     error = float(np.sqrt((left.size - 1) / left.size * np.sum((left - left.mean()) ** 2)))
-    reach = error * float(stats.norm.ppf(0.5 + plan.level / 2.0))
+    reach = error * float(special.ndtri(0.5 + plan.level / 2.0))
     low, high = value - reach, value + reach
     if error == 0.0:
         low, high = _constant_interval(value, left.size, plan.level, bounds)
@@ -322,10 +324,10 @@ def _ends(value: float, resamples: Array, left_out: Array, plan: Resampling) -> 
     gaps = left_out.mean() - left_out
     spread = float(np.sum(gaps**2))
     with np.errstate(all="ignore"):
-        bias = float(stats.norm.ppf(below))
+        bias = float(special.ndtri(below))
         acceleration = float(np.sum(gaps**3)) / (6.0 * spread**1.5) if spread > 0.0 else math.nan
-        shifted = bias + stats.norm.ppf(tails)
-        corrected = stats.norm.cdf(bias + shifted / (1.0 - acceleration * shifted))
+        shifted = bias + special.ndtri(tails)
+        corrected = special.ndtr(bias + shifted / (1.0 - acceleration * shifted))
     if not np.isfinite(corrected).all():
         corrected = tails
     low, high = np.quantile(resamples, corrected)

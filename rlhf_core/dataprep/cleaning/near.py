@@ -6,14 +6,18 @@ In scripts that put no spaces between words each character counts as a word.
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
+
+# datasketch and SciPy are imported where they are used: they take a second, and every stage of a
+# run, which splits nothing, passes here.
 
 NUM_PERMUTATIONS = 64
 """Standard error of a similarity of 0.8: 0.05."""
@@ -138,8 +142,10 @@ _HASHES = _WordHashes()
 
 
 @cache
-def empty_sketch() -> MinHash:
+def empty_sketch() -> "MinHash":
     """A sketch of nothing, to copy: drawing the permutations costs more than a text."""
+    from datasketch import MinHash
+
     return MinHash(NUM_PERMUTATIONS)
 
 
@@ -163,6 +169,8 @@ def _words(text: str) -> list[str]:
 
 def bands_of(threshold: float) -> tuple[int, int]:
     """Return (bands, rows) that miss little; false candidates cost a comparison and no more."""
+    from datasketch import MinHashLSH
+
     lsh = MinHashLSH(threshold=min(threshold, _HIGHEST), num_perm=NUM_PERMUTATIONS, weights=WEIGHTS)
     return lsh.b, lsh.r
 
@@ -220,6 +228,9 @@ def _near_to(
 
 def _connected(edges: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.int64]:
     """[N] labels of rows once the edges connect what had different ones."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     # A graph over labels and not rows: what earlier bands joined is one node by now.
     ends = label[edges]
     graph = coo_matrix((np.ones(len(ends)), ends.T), shape=(len(label), len(label)))

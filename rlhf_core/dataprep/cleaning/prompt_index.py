@@ -1,9 +1,9 @@
 """Which prompts nearly give a held-out one away: by all they say, or by how they open."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 
 from rlhf_core.dataprep.cleaning.near import (
     NUM_PERMUTATIONS,
@@ -16,6 +16,9 @@ from rlhf_core.dataprep.cleaning.near import (
 )
 from rlhf_core.dataprep.keys import DialogueKey, Key, opening
 from rlhf_core.schema import Comparison, Conversation
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 
 def prompt_text(prompt: Conversation) -> str:
@@ -60,6 +63,8 @@ class PromptIndex:
 
     def __init__(self, threshold: float) -> None:
         """Ask for prompts at least this similar."""
+        from datasketch import MinHashLSH
+
         self._threshold = threshold
         self._lsh = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=bands_of(threshold))
         self._signatures: dict[bytes, Signature] = {}
@@ -81,7 +86,7 @@ class PromptIndex:
         )
 
 
-def _sketch(hashed: Signature) -> MinHash:
+def _sketch(hashed: Signature) -> "MinHash":
     sketch = empty_sketch().copy()
     sketch.hashvalues = hashed.astype(np.uint64)
     return sketch

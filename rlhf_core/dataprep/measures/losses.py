@@ -3,8 +3,6 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from scipy.stats import binomtest
-
 from rlhf_core.dataprep.cleaning.rules import AT_FAULT, Problem
 from rlhf_core.schema import Comparison
 
@@ -15,6 +13,8 @@ _LEVEL = 0.01
 
 def uneven(counts: "Counter[str] | dict[str, int]", one: str, other: str) -> bool:
     """Tell whether two counts differ by more than chance: a two-sided sign test at 0.01."""
+    from scipy.stats import binomtest
+
     first, second = counts.get(one, 0), counts.get(other, 0)
     total = first + second
     return total > 0 and float(binomtest(first, total).pvalue) < _LEVEL

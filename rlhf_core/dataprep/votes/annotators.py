@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from rlhf_core.dataprep.sources.rows import UNNAMED
 from rlhf_core.dataprep.votes.against_rest import AgainstRest
@@ -111,6 +110,8 @@ def _at_chance(rest: AgainstRest, min_votes: int) -> NDArray[np.bool_]:
 
 
 def _one_sided(answers: Ints, everybody: Floats) -> bool:
+    from scipy import stats
+
     side = int(answers.argmax())
     total = int(answers.sum())
     if answers[side] / total < _SAME_SIDE_FRACTION or everybody[side] >= 1:
