@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder
+# A failure is shown when it happens, not after a quarter of an hour.
+PYTEST := $(BIN)/pytest --instafail --dist loadgroup --no-loadscope-reorder
 
 # uv installs in a quarter of pip's time, but knows none of pip's settings: where packages lie is read from them.
 pip_setting = $$($(BIN)/pip config list | sed -n "s/^[^=]*[.]$(1)='\(.*\)'$$/\1/p" | head -n 1 | sed 's/\\n/ /g')
