@@ -96,10 +96,8 @@ def test_one_room_reads_the_environment():
 
 
 def imported_by(statement):
-    """Top-level packages in ``sys.modules`` after a fresh interpreter runs ``statement``."""
-    code = (
-        f"import sys\n{statement}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
-    )
+    """Modules that a fresh interpreter has after it ran ``statement``."""
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -119,6 +117,11 @@ def test_the_front_door_loads_without_the_heavy_libraries():
 
 def test_flows_load_without_torch_and_mlflow():
     assert not imported_by("import rlhf_flows.pipeline") & {"torch", "transformers", "mlflow"}
+
+
+def test_stages_find_their_dataset_without_what_splits_one():
+    seconds = {"torch", "mlflow", "scipy.stats", "datasketch"}
+    assert not imported_by("import rlhf_core.stages.versions.versions") & seconds
 
 
 def test_data_rooms_load_without_torch():
