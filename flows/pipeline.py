@@ -19,6 +19,7 @@ from rlhf_flows.engine.inputs import (
     RewardInputs,
     SftInputs,
 )
+from rlhf_flows.engine.old_runs import retain
 from rlhf_flows.engine.progress import Progress, passed
 from rlhf_flows.engine.records import PipelineResult
 from rlhf_flows.engine.references import dataset_reference
@@ -43,7 +44,9 @@ def rlhf_pipeline(settings: RunSettings | None, inputs: PipelineInputs) -> Pipel
         check_access(config.project)
     run = Progress(settings, config, context)
     run.repeat_from(inputs.repeat_from)
-    return conclude(follow_diagram(run))
+    result = conclude(follow_diagram(run))
+    retain(config, context)
+    return result
 
 
 def follow_diagram(run: Progress) -> PipelineResult:

@@ -7,7 +7,7 @@ flow, as a deployment or the pipeline's own process does, does not pay for it.
 
 from prefect import flow
 
-from rlhf_core.adapters import approval, looks
+from rlhf_core.adapters import approval
 from rlhf_core.errors import RegistryError
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetSplits, StageResult
@@ -26,13 +26,13 @@ from rlhf_flows.engine.references import resolve_model
 from rlhf_flows.engine.run_folder import name_of_run
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import saved_result
-from rlhf_flows.engine.stage import open_model_stage, open_stage, run_stage
+from rlhf_flows.engine.stage import open_model_stage, open_stage, read_besides, run_stage
 
 
 @flow(name="rlhf-prepare", flow_run_name=name_of_run)
 def prepare_stage(settings: RunSettings | None, inputs: PrepareInputs) -> DatasetSplits:
     """Validate the raw data and publish a dataset version."""
-    from rlhf_core.stages.prepare import prepare_data, prepare_fingerprint
+    from rlhf_core.stages.prepare import prepare_data
 
     stage = open_stage("prepare", settings, inputs)
     before = saved_result(stage.context, "prepare", DatasetSplits)
@@ -41,14 +41,13 @@ def prepare_stage(settings: RunSettings | None, inputs: PrepareInputs) -> Datase
         DatasetSplits,
         lambda observer: prepare_data(stage.config),
         reuse=before is None or before.report.is_file(),
-        besides={"made_from": prepare_fingerprint(stage.config)},
+        besides=read_besides("prepare", stage.config, stage.context, {}),
     )
 
 
 @flow(name="rlhf-sft", flow_run_name=name_of_run)
 def sft_stage(settings: RunSettings | None, inputs: SftInputs) -> StageResult:
     """Teach the base model format and tone from demonstrations."""
-    from rlhf_core.stages.base_model import base_digest
     from rlhf_core.stages.sft import train_sft
 
     stage = open_model_stage("sft", settings, inputs)
@@ -56,7 +55,7 @@ def sft_stage(settings: RunSettings | None, inputs: SftInputs) -> StageResult:
         stage,
         StageResult,
         lambda observer: train_sft(stage.config, stage.splits, stage.context, observer),
-        besides={"base": base_digest(stage.config.model)},
+        besides=read_besides("sft", stage.config, stage.context, stage.models),
     )
 
 
@@ -78,13 +77,12 @@ def reward_stage(settings: RunSettings | None, inputs: RewardInputs) -> StageRes
 def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageResult:
     """Optimise the policy: PPO against the reward model, or DPO straight from the pairs."""
     stage = open_model_stage("policy", settings, inputs)
-    besides = {} if "reward" in stage.models else {"reward": "none"}
     terms, scorers = stage.config.policy.rewards, {}
     if terms:
-        from rlhf_core.stages.reward_terms import find_scorers, rewards_digest
+        from rlhf_core.stages.reward_terms import find_scorers
 
         scorers = find_scorers(terms, resolve_model)
-        besides["rewards"] = rewards_digest(terms, scorers)
+    besides = read_besides("policy", stage.config, stage.context, stage.models)
 
     def train(observer: Observer) -> StageResult:
         from rlhf_core.stages.policy import train_policy
@@ -106,8 +104,6 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageRes
 @flow(name="rlhf-evaluate", flow_run_name=name_of_run)
 def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> StageResult:
     """Compare the policy with SFT and the champion on held-out prompts, and apply the gates."""
-    from rlhf_core.evaluation.suites import suites_digest
-
     stage = open_model_stage("evaluate", settings, inputs)
 
     def evaluate(observer: Observer) -> StageResult:
@@ -125,12 +121,7 @@ def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> Stag
             context=stage.context,
         )
 
-    # Votes of people that came in since are new evidence: a finished evaluation decides again.
-    before = saved_result(stage.context, "evaluate", StageResult)
-    look = before.report.look if before else None
-    votes = looks.votes_digest(look.entry) if look else None
-    asked = {"votes": votes or "", "suites": suites_digest(stage.config.evaluation.suites)}
-    besides = {name: digest for name, digest in asked.items() if digest}
+    besides = read_besides("evaluate", stage.config, stage.context, stage.models)
     return run_stage(stage, StageResult, evaluate, besides=besides)
 
 

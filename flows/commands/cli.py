@@ -25,6 +25,7 @@ from rlhf_flows.commands import stages as stage_cli
 from rlhf_flows.commands.options import (
     Commands,
     ConfigPath,
+    DryRunOption,
     JsonOption,
     LogLevel,
     Overrides,
@@ -65,6 +66,7 @@ def run(
     config: ConfigPath,
     overrides: Overrides = None,
     run_id: RunIdOption = None,
+    dry_run: DryRunOption = False,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -73,8 +75,18 @@ def run(
     Needs no server: without PREFECT_API_URL it starts one of its own, without
     MLFLOW_TRACKING_URI a SQLite file here. Exit status 1 if a gate says HOLD or REJECT.
     """
-    begin(log_level)
+    begin(log_level, uses_servers=not dry_run)
     settings = read_settings(config, overrides)
+    if dry_run:
+        from rlhf_flows.engine.dry_run import plan_pipeline
+
+        stage_cli.show_dry_run(
+            settings.config,
+            lambda: plan_pipeline(settings.config, run_id),
+            json_file,
+            check_inputs=True,
+        )
+        return
     check_servers(settings.config, check_inputs=True)
     with resumable(context, settings, run_id) as run:
         from rlhf_flows.commands.tables import show_run, show_where

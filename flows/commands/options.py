@@ -53,6 +53,12 @@ KeepOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Repeat the stage even if nothing changed.")
 ]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Only say which stages would run, from what; nothing is changed."
+    ),
+]
 DatasetOption = Annotated[
     str | None,
     typer.Option(
@@ -208,6 +214,24 @@ def check_servers(config: "PipelineConfig", *, check_inputs: bool = False) -> No
     check_access(config.project, patience=0)
 
 
+def check_quietly(config: "PipelineConfig", *, check_inputs: bool) -> None:
+    """Look for what ``check_servers`` would refuse, as far as looking changes nothing.
+
+    Raises:
+        RlhfError: as ``check_servers``.
+    """
+    from rlhf_core.adapters.mlflow_client import has_store
+    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.stages import preflight
+    from rlhf_core.stages.evaluation.suites import check_suites
+    from rlhf_flows.servers.prefect_server import check_prefect
+
+    if has_store():
+        check_server()
+    check_prefect()
+    (preflight.check_inputs if check_inputs else check_suites)(config)
+
+
 def write_json(record: "BaseModel", path: Path | None) -> None:
     """Write the result record where ``--json`` asks for it."""
     from rlhf_flows.engine.files import write_atomically
@@ -256,7 +280,7 @@ def resumable(
         ConfigError: there is no such run, and it may not begin; or it has other settings.
     """
     from rlhf_flows.engine.local import in_this_process
-    from rlhf_flows.engine.runs import discard_unstarted, locate_run, open_run
+    from rlhf_flows.engine.runs import discard_unstarted, in_use, locate_run, open_run
 
     config = settings.config
     if run_id is not None and not may_begin:
@@ -275,7 +299,7 @@ def resumable(
         return typed_again(typed, run_id=context.run_id, new_run="", **done)
 
     try:
-        with in_this_process():
+        with in_this_process(), in_use(context):
             yield context.run_id
     except KeyboardInterrupt as stop:
         typer.echo(f"\nstopped; go on with: {go_on()}", err=True)

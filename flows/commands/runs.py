@@ -1,5 +1,7 @@
-"""`rlhf runs`: which runs there are, and what two of them differ in."""
+"""`rlhf runs`: which runs there are, what two of them differ in, and which nothing needs."""
 
+import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,11 +11,12 @@ from rlhf_flows.commands.options import Commands, JsonOption, begin, write_json
 
 if TYPE_CHECKING:
     from rlhf_core.schema import Estimate
+    from rlhf_flows.engine.old_runs import Cleaning
 
 runs_app = typer.Typer(
     name="runs",
     cls=Commands,
-    help="Runs: list them, compare two.",
+    help="Runs: list them, compare two, delete those that nothing needs.",
     invoke_without_command=True,
 )
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
@@ -38,14 +41,19 @@ def list_(runs: RunsOption = _RUNS, json_file: JsonOption = None) -> None:
 
     from rlhf_core.adapters.registry import aliases_by_run
     from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.errors import RegistryError
     from rlhf_flows.commands.tables import show_line, show_table
     from rlhf_flows.engine.past_runs import list_runs
 
-    if not runs.is_dir():
-        found = list_runs(runs, {})
-    else:
-        check_server()
-        found = list_runs(runs, aliases_by_run())
+    aliases: dict[str, list[str]] | None = {}
+    if runs.is_dir():
+        try:
+            check_server()
+            aliases = aliases_by_run()
+        except RegistryError as error:
+            aliases = None
+            typer.echo(f"warning: aliases are not known: {error}", err=True)
+    found = list_runs(runs, aliases)
     write_json(found, json_file)
     if not found.runs:
         show_line(f"{found.directory}: no runs")
@@ -58,9 +66,10 @@ def list_(runs: RunsOption = _RUNS, json_file: JsonOption = None) -> None:
             " ".join(run.stages) or "none",
             run.verdict,
             size(run.disk_bytes),
-            " ".join(run.aliases),
+            "unknown" if run.aliases is None else " ".join(run.aliases),
         )
     show_table(table)
+    show_line(f"{len(found.runs)} runs, {size(sum(run.disk_bytes for run in found.runs))}")
     for run in found.runs:
         if run.reason:
             show_line(f"{run.run_id}: {run.reason}")
@@ -98,6 +107,107 @@ def compare(
         show_table(metrics)
     else:
         show_line("metrics: none measured yet")
+
+
+@runs_app.command(epilog="Example: rlhf runs clean --older-than 30d --keep-last 5 --yes")
+def clean(
+    older_than: Annotated[
+        str,
+        typer.Option(
+            "--older-than", metavar="AGE", help="Only runs started so long ago: 30d, 12h."
+        ),
+    ] = "0d",
+    keep_last: Annotated[
+        int, typer.Option("--keep-last", min=0, metavar="N", help="Keep the newest N runs.")
+    ] = 0,
+    unfinished: Annotated[
+        bool,
+        typer.Option("--unfinished", help="Also runs that were stopped and may be gone on with."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete, and do not ask.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only show; so it is without --yes where nobody can ask."),
+    ] = False,
+    runs: RunsOption = _RUNS,
+    json_file: JsonOption = None,
+) -> None:
+    """Show what every run takes and which nothing needs any more; delete those with --yes.
+
+    A run stays that an alias, a release, an approval, a look at held-out prompts that has not
+    ended, another run, a collection or a settings file needs, or on which somebody works. MLflow
+    keeps its records and models. Files that the pipeline did not write are kept and named.
+    """
+    begin("warning")
+    from rlhf_core.adapters.tracking import check_server
+    from rlhf_flows.commands.tables import show_line
+    from rlhf_flows.engine.old_runs import Cleaning, Rule, delete_old_runs, look_for_old_runs
+
+    if yes and dry_run:
+        raise typer.BadParameter("--yes deletes and --dry-run does not: give one of them")
+    rule = Rule(older_than=_age(older_than), keep_last=keep_last, unfinished=unfinished)
+    if not runs.is_dir():
+        write_json(Cleaning(directory=runs.absolute(), runs=()), json_file)
+        show_line(f"{runs.absolute()}: no runs")
+        return
+    check_server()
+    found = look_for_old_runs(runs, rule)
+    _show_cleaning(found)
+    freed = sum(run.freed_bytes for run in found.safe)
+    asks = found.safe and not (yes or dry_run) and sys.stdin.isatty()
+    if asks and typer.confirm(f"Delete {len(found.safe)} runs and free {size(freed)}?"):
+        yes = True
+    if yes and found.safe:
+        found = delete_old_runs(found, rule)
+        gone = [run for run in found.runs if run.deleted]
+        freed = sum(run.freed_bytes for run in gone)
+        show_line(f"deleted {len(gone)} runs, freed {size(freed)}")
+        for run in gone:
+            for path in run.left:
+                show_line(f"kept {path}: the pipeline did not write it")
+    elif found.safe:
+        show_line(f"nothing deleted; --yes deletes {len(found.safe)} runs and frees {size(freed)}")
+    write_json(found, json_file)
+
+
+def _show_cleaning(found: "Cleaning") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from rlhf_flows.commands.tables import show_line, show_table
+
+    if not found.runs:
+        show_line(f"{found.directory}: no runs")
+        return
+    table = Table("run", "started (UTC)", "verdict", "disk", "would free", "kept because")
+    for run in found.runs:
+        table.add_row(
+            run.run_id,
+            f"{run.started:%Y-%m-%d %H:%M}",
+            run.verdict,
+            size(run.disk_bytes),
+            "" if run.kept_because else size(run.freed_bytes),
+            escape("; ".join(run.kept_because)),
+        )
+    show_table(table)
+    for run in found.safe:
+        for path in run.left:
+            show_line(f"{run.run_id}: {path} stays, the pipeline did not write it")
+    shared = sum(run.disk_bytes - run.freed_bytes for run in found.safe)
+    if shared:
+        show_line(f"{size(shared)} of them stay: files of models in MLflow, and what is not ours")
+    show_line(
+        f"{len(found.runs)} runs, {size(sum(run.disk_bytes for run in found.runs))}; "
+        f"safe to delete: {len(found.safe)}"
+    )
+
+
+def _age(text: str) -> timedelta:
+    """Read ``30d`` or ``12h``."""
+    number, unit = text[:-1], {"d": "days", "h": "hours", "w": "weeks"}.get(text[-1:])
+    if unit is None or not (number.isascii() and number.isdigit()) or len(number) > 5:
+        raise typer.BadParameter(f"--older-than {text!r}: expected a number and h, d or w, as 30d")
+    return timedelta(**{unit: int(number)})
 
 
 def size(num_bytes: float) -> str:

@@ -10,6 +10,7 @@ import typer
 from rlhf_flows.commands.options import (
     ConfigPath,
     DatasetOption,
+    DryRunOption,
     ForceOption,
     JsonOption,
     JudgeOption,
@@ -21,6 +22,7 @@ from rlhf_flows.commands.options import (
     RunIdOption,
     SftOption,
     begin,
+    check_quietly,
     check_servers,
     read_settings,
     resumable,
@@ -28,7 +30,12 @@ from rlhf_flows.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from rlhf_core.schema import StageResult
+    from collections.abc import Callable
+
+    from rlhf_core.config import PipelineConfig
+    from rlhf_core.schema import StageName, StageResult
+    from rlhf_flows.engine.dry_run import DryRun
+    from rlhf_flows.engine.inputs import ModelInputs
     from rlhf_flows.engine.run_settings import RunSettings
 
 
@@ -61,12 +68,21 @@ def prepare(
     overrides: Overrides = None,
     run_id: RunIdOption = None,
     force: ForceOption = False,
+    dry_run: DryRunOption = False,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Validate the raw data and publish a dataset version."""
-    begin(log_level)
+    begin(log_level, uses_servers=not dry_run)
     settings = read_settings(config, overrides)
+    if dry_run:
+        from rlhf_flows.commands.tables import show_planned
+        from rlhf_flows.engine.dry_run import plan_preparation
+
+        planned = plan_preparation(settings.load_preparation())
+        write_json(planned, json_file)
+        show_planned([planned])
+        return
     from rlhf_flows.commands.tables import show_preparation, show_splits
 
     if run_id is None:
@@ -95,11 +111,17 @@ def sft(
     overrides: Overrides = None,
     run_id: RunIdOption = None,
     force: ForceOption = False,
+    dry_run: DryRunOption = False,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Train the SFT model. Exit status 1 if its gate says no."""
-    settings = _start(config, overrides, log_level)
+    settings = _start(config, overrides, log_level, dry_run=dry_run)
+    if dry_run:
+        from rlhf_flows.engine.inputs import SftInputs
+
+        _plan(settings, run_id, "sft", SftInputs(dataset=dataset, force=force), json_file)
+        return
     with resumable(context, settings, run_id) as run:
         from rlhf_flows.engine.inputs import SftInputs
         from rlhf_flows.stages import sft_stage
@@ -118,19 +140,22 @@ def reward(
     run_id: RunIdOption = None,
     new_run: NewRunOption = False,
     force: ForceOption = False,
+    dry_run: DryRunOption = False,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Train the reward model, or the judge. Exit status 1 if its gate says no."""
-    settings = _start(config, overrides, log_level)
+    settings = _start(config, overrides, log_level, dry_run=dry_run)
+    from rlhf_flows.engine.inputs import RewardInputs
+
+    inputs = RewardInputs(new_run=new_run, dataset=dataset, sft=sft, role=role.value, force=force)
+    if dry_run:
+        _plan(settings, run_id, role.value, inputs, json_file)
+        return
     with resumable(context, settings, run_id, may_begin=new_run) as run:
-        from rlhf_flows.engine.inputs import RewardInputs
         from rlhf_flows.stages import reward_stage
 
-        result = reward_stage(
-            settings,
-            RewardInputs(run=run, dataset=dataset, sft=sft, role=role.value, force=force),
-        )
+        result = reward_stage(settings, inputs.model_copy(update={"run": run}))
     _finish(role.value, result, json_file)
 
 
@@ -144,19 +169,22 @@ def policy(
     run_id: RunIdOption = None,
     new_run: NewRunOption = False,
     force: ForceOption = False,
+    dry_run: DryRunOption = False,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Optimise the policy, with PPO or DPO as the settings say."""
-    settings = _start(config, overrides, log_level)
+    settings = _start(config, overrides, log_level, dry_run=dry_run)
+    from rlhf_flows.engine.inputs import PolicyInputs
+
+    inputs = PolicyInputs(new_run=new_run, dataset=dataset, sft=sft, reward=reward, force=force)
+    if dry_run:
+        _plan(settings, run_id, "policy", inputs, json_file)
+        return
     with resumable(context, settings, run_id, may_begin=new_run) as run:
-        from rlhf_flows.engine.inputs import PolicyInputs
         from rlhf_flows.stages import policy_stage
 
-        result = policy_stage(
-            settings,
-            PolicyInputs(run=run, dataset=dataset, sft=sft, reward=reward, force=force),
-        )
+        result = policy_stage(settings, inputs.model_copy(update={"run": run}))
     write_json(result, json_file)
     from rlhf_flows.commands.tables import show_line, show_stage
 
@@ -177,33 +205,87 @@ def evaluate(
     run_id: RunIdOption = None,
     new_run: NewRunOption = False,
     force: ForceOption = False,
+    dry_run: DryRunOption = False,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Compare the policy with SFT and apply the gates. Exit status 1 if they say no."""
-    settings = _start(config, overrides, log_level)
+    settings = _start(config, overrides, log_level, dry_run=dry_run)
+    from rlhf_flows.engine.inputs import EvaluateInputs
+
+    inputs = EvaluateInputs(
+        new_run=new_run,
+        dataset=dataset,
+        policy=policy,
+        sft=sft,
+        reward=reward,
+        judge=judge,
+        force=force,
+    )
+    if dry_run:
+        _plan(settings, run_id, "evaluate", inputs, json_file)
+        return
     with resumable(context, settings, run_id, may_begin=new_run) as run:
-        from rlhf_flows.engine.inputs import EvaluateInputs
         from rlhf_flows.stages import evaluate_stage
 
-        inputs = EvaluateInputs(
-            run=run,
-            dataset=dataset,
-            policy=policy,
-            sft=sft,
-            reward=reward,
-            judge=judge,
-            force=force,
-        )
-        result = evaluate_stage(settings, inputs)
+        result = evaluate_stage(settings, inputs.model_copy(update={"run": run}))
     _finish("evaluate", result, json_file)
 
 
-def _start(config: Path, overrides: list[str] | None, log_level: str) -> "RunSettings":
-    begin(log_level)
+def _start(
+    config: Path, overrides: list[str] | None, log_level: str, *, dry_run: bool
+) -> "RunSettings":
+    begin(log_level, uses_servers=not dry_run)
     settings = read_settings(config, overrides)
-    check_servers(settings.config)
+    if not dry_run:
+        check_servers(settings.config)
     return settings
+
+
+def _plan(
+    settings: "RunSettings",
+    run_id: str | None,
+    stage: "StageName",
+    inputs: "ModelInputs",
+    json_file: Path | None,
+) -> None:
+    """Print what a stage would do."""
+    from rlhf_flows.engine.dry_run import plan_stage
+
+    config = settings.config
+    show_dry_run(config, lambda: plan_stage(config, run_id, stage, inputs), json_file)
+
+
+def show_dry_run(
+    config: "PipelineConfig",
+    plan: "Callable[[], DryRun]",
+    json_file: Path | None,
+    *,
+    check_inputs: bool = False,
+) -> None:
+    """Print what a command would do, and what would end it before its first stage.
+
+    Raises:
+        RlhfError: what would end it.
+    """
+    from rlhf_core.errors import RlhfError
+    from rlhf_flows.commands.tables import show_line, show_planned
+
+    problem = None
+    try:
+        check_quietly(config, check_inputs=check_inputs)
+    except RlhfError as error:
+        problem = error
+    try:
+        found = plan()
+    except RlhfError as error:
+        raise (problem or error) from None
+    write_json(found.model_copy(update={"problem": problem and str(problem)}), json_file)
+    show_line(f"run {found.run_id}, settings sha256 {found.config_sha256[:12]}")
+    show_planned(found.stages)
+    if problem is not None:
+        raise problem
+    show_line("dry run: nothing was changed")
 
 
 def _finish(name: str, result: "StageResult", json_file: Path | None) -> None:

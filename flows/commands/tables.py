@@ -32,6 +32,7 @@ from rlhf_flows.engine.records import PipelineResult, StageTiming
 
 if TYPE_CHECKING:
     from rlhf_core.adapters.lineage import Lineage
+    from rlhf_flows.engine.dry_run import PlannedStage
 
 COLOUR: dict[Verdict, str] = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}
 
@@ -235,6 +236,17 @@ def show_decision(verdict: Verdict, reasons: Iterable[str], decided_by: str) -> 
     console.print(f"\ndecision: {_coloured(verdict)} (by the gates of {decided_by})")
     for reason in reasons:
         show_line(f"  - {reason}")
+
+
+def show_planned(stages: Iterable["PlannedStage"]) -> None:
+    """Print which stages would run, which would not and why, what they read, what was set."""
+    table = Table("stage", "would", "why", "reads", "settings that are no defaults")
+    for planned in stages:
+        reads = (f"{name}: {what}" for name, what in planned.reads.items())
+        settings = (f"{key}={value}" for key, value in planned.settings.items())
+        cells = (planned.stage, planned.would, planned.why, "\n".join(reads), "\n".join(settings))
+        table.add_row(*map(escape, cells), end_section=True)
+    show_table(table)
 
 
 def show_times(timings: Iterable[StageTiming]) -> None:

@@ -20,6 +20,10 @@ Run = Annotated[
 Force = Annotated[
     bool, Field(description="Repeat the stage even if its settings and inputs have not changed.")
 ]
+NewRun = Annotated[
+    bool,
+    Field(description="Let run name one that does not exist, and begin it; else it is refused."),
+]
 Dataset = Annotated[
     str | None,
     Field(
@@ -88,6 +92,7 @@ class RewardInputs(Record):
     """What a reward model or judge reads."""
 
     run: Run = None
+    new_run: NewRun = False
     force: Force = False
     dataset: Dataset = None
     sft: SftUri = None
@@ -98,6 +103,7 @@ class PolicyInputs(Record):
     """What policy optimisation reads."""
 
     run: Run = None
+    new_run: NewRun = False
     force: Force = False
     dataset: Dataset = None
     sft: SftUri = None
@@ -108,6 +114,7 @@ class EvaluateInputs(Record):
     """What evaluation reads."""
 
     run: Run = None
+    new_run: NewRun = False
     force: Force = False
     dataset: Dataset = None
     sft: SftUri = None
@@ -163,3 +170,14 @@ class CollectInputs(Record):
 
 ModelInputs = SftInputs | RewardInputs | PolicyInputs | EvaluateInputs
 StageInputs = PrepareInputs | ModelInputs | PromoteInputs
+
+
+def may_begin(inputs: StageInputs) -> bool:
+    """Return whether the run that a stage is given may be one that does not exist yet.
+
+    Preparation and SFT begin runs. What follows reads what an earlier stage made, so that a name
+    of no run is more likely misspelt.
+    """
+    if isinstance(inputs, PromoteInputs):
+        return False
+    return isinstance(inputs, PrepareInputs | SftInputs) or inputs.new_run

@@ -29,8 +29,9 @@ class RunSummary(Record):
     """What is damaged; empty where nothing is."""
     disk_bytes: int
     """Blocks on the disk; a file that the registry links to as well counts here too."""
-    aliases: tuple[str, ...] = ()
-    """``<name>@<alias>`` of the registry that stand at a model of the run."""
+    aliases: tuple[str, ...] | None = ()
+    """``<name>@<alias>`` of the registry that stand at a model of the run; None where MLflow does
+    not answer."""
 
 
 class RunList(Record):
@@ -52,12 +53,12 @@ class RunComparison(Record):
     """Metric to its estimates; None where a run did not measure it."""
 
 
-def list_runs(runs: Path, aliases: Mapping[str, Collection[str]]) -> RunList:
+def list_runs(runs: Path, aliases: Mapping[str, Collection[str]] | None) -> RunList:
     """Look at every run of a folder; what is no run is left out.
 
     Args:
         runs: folder of all runs; none there is an empty list.
-        aliases: run id to the aliases that stand at its models.
+        aliases: run id to the aliases that stand at its models; None where nobody knows.
     """
     found = sorted(path.parent for path in runs.glob(f"*/{CONFIG}"))
     summaries = [
@@ -128,7 +129,7 @@ def _existing(run: str, runs: Path) -> RunContext:
     return context
 
 
-def _summary(run: RunContext, aliases: Mapping[str, Collection[str]]) -> RunSummary:
+def _summary(run: RunContext, aliases: Mapping[str, Collection[str]] | None) -> RunSummary:
     stages = tuple(
         stage for stage in get_args(StageName) if (run.stage_directory(stage) / RESULT).exists()
     )
@@ -140,7 +141,7 @@ def _summary(run: RunContext, aliases: Mapping[str, Collection[str]]) -> RunSumm
         verdict=verdict,
         reason=reason,
         disk_bytes=disk_of(run.directory),
-        aliases=tuple(sorted(aliases.get(run.run_id, ()))),
+        aliases=None if aliases is None else tuple(sorted(aliases.get(run.run_id, ()))),
     )
 
 

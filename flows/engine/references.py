@@ -1,6 +1,7 @@
 """References to the things themselves: datasets checked by digest, models by registry version."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +13,9 @@ from rlhf_core.stages import promote
 from rlhf_flows.engine.environment import STATE
 from rlhf_flows.engine.inputs import EvaluateInputs, ModelInputs, PolicyInputs, SftInputs
 from rlhf_flows.engine.runs import saved_result
+
+Resolve = Callable[[str], ModelRef]
+"""Finds a model by reference."""
 
 
 def dataset_reference(splits: DatasetSplits) -> str:
@@ -98,27 +102,40 @@ def resolve_model(uri: str) -> ModelRef:
 
 
 def find_models(
-    config: PipelineConfig, context: RunContext, inputs: ModelInputs
+    config: PipelineConfig,
+    context: RunContext,
+    inputs: ModelInputs,
+    resolve: Resolve = resolve_model,
 ) -> dict[str, ModelRef]:
     """Return what a stage reads, by role: where its inputs have one and the settings need it.
 
     A policy that is evaluated brings the champion it has to beat, if there is one.
+
+    Args:
+        config: settings of the run.
+        context: the run.
+        inputs: what was given by reference.
+        resolve: finds a model by reference; ``registry.look_up_model`` brings no files here.
     """
     models: dict[str, ModelRef] = {}
     if isinstance(inputs, EvaluateInputs):
-        models["policy"] = find_model(config, context, "policy", inputs.policy)
-        champion = find_champion(config, models["policy"])
+        models["policy"] = find_model(config, context, "policy", inputs.policy, resolve)
+        champion = find_champion(config, models["policy"], resolve)
         models |= {"champion": champion} if champion else {}
-        models["judge"] = find_judge(config, context, champion, inputs.judge)
+        models["judge"] = find_judge(config, context, champion, inputs.judge, resolve)
     if not isinstance(inputs, SftInputs):
-        models["sft"] = find_model(config, context, "sft", inputs.sft)
+        models["sft"] = find_model(config, context, "sft", inputs.sft, resolve)
     if isinstance(inputs, PolicyInputs | EvaluateInputs) and config.policy.needs_reward_model:
-        models["reward"] = find_model(config, context, "reward", inputs.reward)
+        models["reward"] = find_model(config, context, "reward", inputs.reward, resolve)
     return models
 
 
 def find_model(
-    config: PipelineConfig, context: RunContext, role: ModelRole, given: str | None
+    config: PipelineConfig,
+    context: RunContext,
+    role: ModelRole,
+    given: str | None,
+    resolve: Resolve = resolve_model,
 ) -> ModelRef:
     """Return the model that plays ``role``: the one given, the run's own, or the registry's.
 
@@ -126,18 +143,24 @@ def find_model(
         RegistryError: no reference was given and neither the run nor the registry has one.
     """
     if given is not None:
-        return resolve_model(given)
-    return _made_by_run(context, role) or _aliased(config, role)
+        return resolve(given)
+    return _made_by_run(context, role, resolve) or _aliased(config, role, resolve)
 
 
-def find_champion(config: PipelineConfig, policy: ModelRef) -> ModelRef | None:
+def find_champion(
+    config: PipelineConfig, policy: ModelRef, resolve: Resolve = resolve_model
+) -> ModelRef | None:
     """Return the champion that ``policy`` has to beat; None where there is none yet."""
     uri = promote.bar_for(policy, config.project)
-    return None if uri is None else resolve_model(uri)
+    return None if uri is None else resolve(uri)
 
 
 def find_judge(
-    config: PipelineConfig, context: RunContext, champion: ModelRef | None, given: str | None
+    config: PipelineConfig,
+    context: RunContext,
+    champion: ModelRef | None,
+    given: str | None,
+    resolve: Resolve = resolve_model,
 ) -> ModelRef:
     """Return who decides: the judge given, the settings', or that of the champion's release.
 
@@ -149,11 +172,12 @@ def find_judge(
         seats = tuple(filter(None, (decision.judge_of(champion.uri),)))
     if all(isinstance(seat, str) for seat in seats) and len(seats) < 2:
         named = next(filter(None, seats), OWN_JUDGE)
-        return find_model(config, context, "judge", None if named == OWN_JUDGE else str(named))
+        own = None if named == OWN_JUDGE else str(named)
+        return find_model(config, context, "judge", own, resolve)
     from rlhf_core.stages.evaluation.judging import judges_together, outside_judge
 
     judges = [
-        find_model(config, context, "judge", None if seat == OWN_JUDGE else seat)
+        find_model(config, context, "judge", None if seat == OWN_JUDGE else seat, resolve)
         if isinstance(seat, str)
         else outside_judge(seat)
         for seat in seats
@@ -161,21 +185,21 @@ def find_judge(
     return judges_together(judges)
 
 
-def _made_by_run(context: RunContext, role: ModelRole) -> ModelRef | None:
+def _made_by_run(context: RunContext, role: ModelRole, resolve: Resolve) -> ModelRef | None:
     result = saved_result(context, role, StageResult)
     model = None if result is None else result.model
     if model is not None and not model.path.is_dir():
-        return resolve_model(model.uri)  # trained on another machine
+        return resolve(model.uri)  # trained on another machine
     return model
 
 
-def _aliased(config: PipelineConfig, role: ModelRole) -> ModelRef:
+def _aliased(config: PipelineConfig, role: ModelRole, resolve: Resolve) -> ModelRef:
     problems = []
     for alias in ("candidate", "champion"):
         found = f"models:/{config.project}-{role}@{alias}"
         try:
             registry.check_role(found, (role,), f"it was looked up as {role}")
-            return resolve_model(found)
+            return resolve(found)
         except RegistryError as error:
             problems.append(str(error))
     command = "reward CONFIG --role judge" if role == "judge" else f"{role} CONFIG"

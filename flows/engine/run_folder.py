@@ -1,6 +1,7 @@
 """How a flow finds its run and its settings, the same for a person, a parent and a retry."""
 
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -32,14 +33,20 @@ _OF_THE_FORM = re.compile(
 
 
 def open_context(
-    settings: RunSettings | None, run: str | None
+    settings: RunSettings | None, run: str | None, *, may_begin: bool = True
 ) -> tuple[PipelineConfig, RunContext]:
     """Return the settings and folder of the run this flow works on.
 
     Without a run a new one is named after the flow run, so that a retry finds it again.
 
+    Args:
+        settings: of the run; None takes those of an existing one.
+        run: to go on with, or the name of a new one.
+        may_begin: whether ``run`` may name one that does not exist.
+
     Raises:
-        ConfigError: neither settings nor an existing run were given, or they disagree.
+        ConfigError: neither settings nor an existing run were given, or they disagree; or there is
+            no such run, and it may not begin.
     """
     label_process()
     if settings is None and run is None:
@@ -50,8 +57,9 @@ def open_context(
         config = settings_of_run(context)
     else:
         config = settings.config
-        run = run or _name_after_flow_run()
-        if run is not None:
+        if run is not None and not may_begin:
+            find_run(config, run)
+        elif (run := run or _name_after_flow_run()) is not None:
             _bring_records(config.project, locate_run(run, config.runs))
         context = open_run(config, run)
     return config, context.model_copy(update={"flow_run_id": flow_run.id})
@@ -146,4 +154,9 @@ def _name_after_flow_run() -> str | None:
     flow = current.flow_run if current else None
     if flow is None or flow.created is None:
         return None
-    return f"{flow.created:%Y%m%d-%H%M%S}-{str(flow.id)[-4:]}"
+    return named_after(flow.created, str(flow.id))
+
+
+def named_after(created: datetime, flow_run_id: str) -> str:
+    """Return the id of the run that a flow run begins: a retry of it finds the run again."""
+    return f"{created:%Y%m%d-%H%M%S}-{flow_run_id[-4:]}"

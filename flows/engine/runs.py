@@ -14,7 +14,7 @@ from typing import TypeVar
 from rlhf_core.config import PipelineConfig, config_digest
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
 from rlhf_core.schema import Record, RunContext, StageName
-from rlhf_core.storage.locks import locked
+from rlhf_core.storage.locks import locked, shared
 from rlhf_core.storage.records import read_record
 from rlhf_flows.engine.files import write_atomically
 
@@ -24,6 +24,9 @@ CONFIG = "config.json"
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a stage's folder, with ``step-*`` in it."""
+
+IN_USE = ".in-use.lock"
+"""Lock of a run's folder that every command which works on the run shares."""
 
 RecordType = TypeVar("RecordType", bound=Record)
 
@@ -47,8 +50,20 @@ def open_run(config: PipelineConfig, run: str | None) -> RunContext:
         context.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, text)
         return context
-    if kept.read_bytes() == text.encode():
-        return context
+    if kept.read_bytes() != text.encode():
+        require_same_settings(context, config)
+    return context
+
+
+def require_same_settings(context: RunContext, config: PipelineConfig) -> bool:
+    """Refuse settings that are not those a run was begun with; return whether there is the run.
+
+    Raises:
+        ConfigError: they differ; names the keys. Or the folder is somebody else's, or damaged.
+    """
+    if not (context.directory / CONFIG).exists():
+        _require_unused(context.directory)
+        return False
     before = settings_of_run(context)
     if config_digest(before) != config_digest(config):
         changed = ", ".join(_differing_keys(before.model_dump(), config.model_dump()))
@@ -56,7 +71,7 @@ def open_run(config: PipelineConfig, run: str | None) -> RunContext:
             f"run {context.run_id} was started with other settings (changed: {changed}); "
             "give the same ones, or start a new run"
         )
-    return context
+    return True
 
 
 def _require_unused(directory: Path) -> None:
@@ -102,7 +117,8 @@ def require_run(context: RunContext) -> None:
         meant = f"did you mean {near[0]}? If not, " if near else ""
         raise ConfigError(
             f"{context.directory}: no such run here, and MLflow has no record of it; {meant}look "
-            "at MLFLOW_TRACKING_URI, or start a new run (rlhf run, rlhf sft, or --new-run)"
+            "at MLFLOW_TRACKING_URI, or start a new run (rlhf run, rlhf sft, --new-run; in a form, "
+            "new_run)"
         )
 
 
@@ -133,6 +149,18 @@ def hold_stage(context: RunContext, stage: StageName) -> Iterator[None]:
         "wait for it or stop it"
     )
     with locked(context.directory / f".{stage}.lock", busy=busy):
+        yield
+
+
+@contextmanager
+def in_use(context: RunContext) -> Iterator[None]:
+    """Keep the run from being cleaned away until the block ends or this process dies.
+
+    Raises:
+        CheckpointError: it is being cleaned away now.
+    """
+    busy = CheckpointError(f"run {context.run_id} is being deleted; start a new one")
+    with shared(context.directory / IN_USE, busy=busy):
         yield
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from rlhf_core.adapters import looks
 from rlhf_core.adapters.checkpoint_copies import drop_copies
 from rlhf_core.adapters.run_records import keep_record
 from rlhf_core.config import GATED_STAGES, PipelineConfig, config_digest
@@ -14,8 +15,14 @@ from rlhf_core.storage.full_disk import in_one_line
 from rlhf_flows.engine.artifacts import show_result
 from rlhf_flows.engine.events import announce
 from rlhf_flows.engine.files import places
-from rlhf_flows.engine.inputs import ModelInputs, PrepareInputs, PromoteInputs
-from rlhf_flows.engine.references import check_roles, find_dataset, find_models
+from rlhf_flows.engine.inputs import ModelInputs, PrepareInputs, PromoteInputs, may_begin
+from rlhf_flows.engine.references import (
+    Resolve,
+    check_roles,
+    find_dataset,
+    find_models,
+    resolve_model,
+)
 from rlhf_flows.engine.run_folder import open_context, start_afresh_once
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import discard_checkpoints, run_once, saved_result
@@ -61,7 +68,7 @@ def open_stage(
     Raises:
         ConfigError: neither settings nor an existing run were given, or they disagree.
     """
-    config, context = open_context(settings, inputs.run)
+    config, context = open_context(settings, inputs.run, may_begin=may_begin(inputs))
     return Stage(name, config, context, inputs.force)
 
 
@@ -76,10 +83,49 @@ def open_model_stage(
         RegistryError: a model is not there, or was trained as something else.
     """
     check_roles(inputs)
-    config, context = open_context(settings, inputs.run)
+    config, context = open_context(settings, inputs.run, may_begin=may_begin(inputs))
     splits = find_dataset(config, context, inputs.dataset)
     models = find_models(config, context, inputs)
     return ModelStage(name, config, context, inputs.force, splits, models)
+
+
+def read_besides(
+    name: StageName,
+    config: PipelineConfig,
+    context: RunContext,
+    models: Mapping[str, ModelRef],
+    resolve: Resolve = resolve_model,
+) -> dict[str, str]:
+    """Return name to digest of what a stage reads besides dataset, models and settings.
+
+    Raises:
+        RlhfError: something of it cannot be read.
+    """
+    if name == "prepare":
+        from rlhf_core.stages.prepare import prepare_fingerprint
+
+        return {"made_from": prepare_fingerprint(config)}
+    if name == "sft":
+        from rlhf_core.stages.base_model import base_digest
+
+        return {"base": base_digest(config.model)}
+    if name == "policy":
+        found = {} if "reward" in models else {"reward": "none"}
+        if terms := config.policy.rewards:
+            from rlhf_core.stages.reward_terms import find_scorers, rewards_digest
+
+            found["rewards"] = rewards_digest(terms, find_scorers(terms, resolve))
+        return found
+    if name != "evaluate":
+        return {}
+    from rlhf_core.evaluation.suites import suites_digest
+
+    # Votes of people that came in since are new evidence: a finished evaluation decides again.
+    before = saved_result(context, "evaluate", StageResult)
+    look = before.report.look if before else None
+    votes = looks.votes_digest(look.entry) if look else None
+    asked = {"votes": votes or "", "suites": suites_digest(config.evaluation.suites)}
+    return {key: digest for key, digest in asked.items() if digest}
 
 
 def run_stage(

@@ -58,6 +58,15 @@ def mlflow_client() -> "MlflowClient":
     return _client(load_settings().mlflow_tracking_uri)
 
 
+def has_store() -> bool:
+    """Return whether there is anything to ask: a server, or the file of an embedded database.
+
+    To look into a database that is not there would make it.
+    """
+    uri = load_settings().mlflow_tracking_uri
+    return not uri.startswith(_FILE) or Path(uri.removeprefix(_FILE)).exists()
+
+
 @lru_cache(maxsize=8)
 def _client(uri: str) -> "MlflowClient":
     set_environment_defaults()

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
-from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client, patiently
+from rlhf_core.adapters.mlflow_client import (
+    create_unless_there,
+    has_store,
+    mlflow_client,
+    patiently,
+)
 from rlhf_core.adapters.model_files import folder_kind, local_model, version_files
 from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.adapters.stage_run import StageRun
@@ -227,6 +232,21 @@ def resolve_model(reference: str, *, cache: Path, runs: Path | None = None) -> M
     return _model_ref(version, path)
 
 
+def look_up_model(reference: str) -> ModelRef:
+    """Find a model as ``resolve_model`` does, by what is on record: its files stay where they are.
+
+    Returns:
+        Of a registered version all but its folder.
+
+    Raises:
+        RegistryError: there is no such version or alias.
+        ModelError: the folder holds no model.
+    """
+    if not reference.startswith("models:/"):
+        return local_model(Path(reference))
+    return _model_ref(find_version(reference), Path())
+
+
 def _trained_here(version: "ModelVersion", runs: Path | None) -> Path | None:
     """Return the folder in which the version was trained, if it lies here with its weights."""
     from rlhf_core.models.files import weights_sha256
@@ -250,7 +270,6 @@ def find_version(reference: str) -> "ModelVersion":
     Raises:
         RegistryError: the reference is malformed or there is no such entry; says what there is.
     """
-    client = mlflow_client()
     body = reference.removeprefix("models:/")
     name, _, alias = body.partition("@")
     number = ""
@@ -261,9 +280,12 @@ def find_version(reference: str) -> "ModelVersion":
             f"{reference!r} is not a model: expected models:/<name>/<version>, "
             "models:/<name>@<alias> or a folder"
         )
-    registered = patiently(
-        f"finding {reference}", lambda: client.search_registered_models(f"name = '{name}'")
-    )
+    registered = []
+    if has_store():
+        client = mlflow_client()
+        registered = patiently(
+            f"finding {reference}", lambda: client.search_registered_models(f"name = '{name}'")
+        )
     if not registered:
         raise RegistryError(f"{reference}: no model {name!r} is registered yet")
     model = registered[0]

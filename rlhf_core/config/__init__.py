@@ -44,7 +44,7 @@ from rlhf_core.config.load import (
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
 from rlhf_core.config.policy import DpoConfig, KlWatchConfig, PolicyConfig, PpoConfig
-from rlhf_core.config.promotion import PromotionConfig
+from rlhf_core.config.promotion import PromotionConfig, RetentionConfig
 from rlhf_core.config.reward_terms import (
     RUN_REWARD,
     EndpointTermConfig,
@@ -99,6 +99,7 @@ __all__ = [
     "PromotionConfig",
     "PromptsConfig",
     "RequiredGates",
+    "RetentionConfig",
     "RewardConfig",
     "RewardModelJudgeConfig",
     "RewardTerm",

@@ -185,12 +185,14 @@ UNDECIDING: dict[str, Any] = {
     "feedback": True,
     "distributed": True,
     "keep_checkpoints": True,
+    "retention": True,
     **{stage: {"distributed"} for stage in ("sft", "reward", "judge")},
     "policy": {"distributed": True, "rewards": {"__all__": PATIENCE_OF_TERMS}},
 }
-"""Settings that decide nothing of a run: no stage reads ``feedback`` or the checkpoints of one that
-has finished, how many processes share the work changes rounding alone, and how long a term of the
-reward is waited for decides no score. They may change while a run is gone on with."""
+"""Settings that decide nothing of a run: no stage reads ``feedback``, the checkpoints of one that
+has finished or earlier runs that are deleted, how many processes share the work changes rounding
+alone, and how long a term of the reward is waited for decides no score. They may change while a run
+is gone on with."""
 
 
 def config_digest(config: PipelineConfig) -> str:

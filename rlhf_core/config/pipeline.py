@@ -23,7 +23,7 @@ from rlhf_core.config.metric_names import (
 )
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.policy import PolicyConfig
-from rlhf_core.config.promotion import PromotionConfig
+from rlhf_core.config.promotion import PromotionConfig, RetentionConfig
 from rlhf_core.config.reward_terms import ModelTermConfig
 from rlhf_core.config.suites import DIFFERENCE, SCORE, suite_of
 from rlhf_core.config.training import DistributedConfig, RewardConfig, SftConfig
@@ -45,6 +45,8 @@ class PreparationConfig(Section):
     keep_checkpoints: bool = False
     """Keep the checkpoints of stages that have finished. Else they are deleted once the stage's
     result is written, the policy's once its evaluation has said yes or no."""
+    retention: RetentionConfig | None = None
+    """Which earlier runs are deleted when a pipeline ends; None deletes none."""
     model: ModelConfig
     data: DataConfig
     distributed: DistributedConfig = DistributedConfig()

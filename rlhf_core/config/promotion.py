@@ -59,3 +59,15 @@ class PromotionConfig(Section):
             min_samples=self.min_samples,
         )
         return (over_champion, *((self.because,) if self.because else ()))
+
+
+class RetentionConfig(Section):
+    """Which earlier runs a pipeline deletes when it ends: of its project, begun with this setting.
+
+    What anything still needs stays, as `rlhf runs clean` says of every run.
+    """
+
+    older_than_days: float = Field(default=30.0, gt=0, le=36_500)
+    """Since a run was started; stopped ones, which somebody might go on with, are among them."""
+    keep_last: int = Field(default=14, ge=0)
+    """The newest runs of the folder that stay, however old they are."""

@@ -90,8 +90,18 @@ class PairedAnswers:
     """The outside rater's of them."""
     decided: Decided | None = None
     """What several judges, or one from elsewhere, decided; None where the judge's scores do."""
+<<<<<<< HEAD
     best_of_n: BestOfN | None = None
     """The baseline; None where settings ask for none."""
+=======
+    longest: int | None = None
+    """Most tokens that an answer can have, EOS included; None where nobody says."""
+
+    @property
+    def length_bounds(self) -> tuple[float, float] | None:
+        """Range of the length of an answer, in tokens."""
+        return None if self.longest is None else (1.0, float(self.longest))
+>>>>>>> 48d03c1 (Old runs are cleaned away, dry runs, runs that are not there refused in deployments, length ratios of cut answers)
 
     @cached_property
     def won(self) -> Array:
@@ -182,7 +192,12 @@ def _over_champion(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]
     over, ratio = "policy/win_rate_over_champion", "policy/length_ratio_over_champion"
     metrics = {
         over: win_rate(measured.won_over_champion, plans(over)),
-        ratio: estimate_ratio(measured.policy.lengths, measured.champion.lengths, plans(ratio)),
+        ratio: estimate_ratio(
+            measured.policy.lengths,
+            measured.champion.lengths,
+            plans(ratio),
+            bounds=measured.length_bounds,
+        ),
         "policy/champion_win_rate": win_rate(
             measured.champion_won, plans("policy/champion_win_rate")
         ),
@@ -248,7 +263,10 @@ def _lengths(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]:
             sft.lengths, plans("policy/sft_response_length")
         ),
         "policy/length_ratio": estimate_ratio(
-            policy.lengths, sft.lengths, plans("policy/length_ratio")
+            policy.lengths,
+            sft.lengths,
+            plans("policy/length_ratio"),
+            bounds=measured.length_bounds,
         ),
         "policy/eos_fraction": estimate_mean(
             policy.finished, plans("policy/eos_fraction"), bounds=SHARE
@@ -324,6 +342,7 @@ def policy_breakdown(measured: PairedAnswers, plans: Plans) -> dict[str, dict[st
                 measured.policy.lengths[rows],
                 measured.sft.lengths[rows],
                 here("policy/length_ratio"),
+                bounds=measured.length_bounds,
             ),
         }
         if measured.champion is not None:

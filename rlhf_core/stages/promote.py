@@ -14,6 +14,7 @@ from typing import Literal
 from rlhf_core.adapters.access import require_release_rights
 from rlhf_core.adapters.approval import record_approval
 from rlhf_core.adapters.decision import COMPARED, EVALUATION, JUDGED_BY, NOBODY, recorded_verdict
+from rlhf_core.adapters.mlflow_client import has_store
 from rlhf_core.adapters.registry import (
     UPSTREAM,
     find_version,
@@ -112,7 +113,7 @@ def bar_for(policy: ModelRef, project: str) -> str | None:
 
     The champion itself, evaluated again, is held to what it was held to when it became champion.
     """
-    current = look_at(project).current
+    current = look_at(project).current if has_store() else None
     champion = current.policy if current else None
     if champion is None or champion != policy.uri:
         return champion

@@ -92,16 +92,44 @@ def estimate_mean(
     return estimate_sums(_ratio, [values, np.ones(np.size(values))], plan, bounds=bounds)
 
 
-def estimate_ratio(numerators: ArrayLike, denominators: ArrayLike, plan: Resampling) -> Estimate:
+def estimate_ratio(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    plan: Resampling,
+    *,
+    bounds: tuple[float, float] | None = None,
+) -> Estimate:
     """Ratio of two means over the same samples, resampled together.
 
     NLL per token (numerator: nats of a text, denominator: its tokens) and the length ratio of two
     models are of this kind.
+
+    Where all samples agree, as those do whose answers were all cut at the same length, resampling
+    sees no variation. Then, with bounds of both terms,
+
+        low  = ((1 - p) * mean(numerators) + p * bounds[0])
+             / ((1 - p) * mean(denominators) + p * bounds[1]);  high with the bounds swapped
+
+    and p as in ``_constant_interval``, the largest share of samples unlike these that may have been
+    missed. Without bounds the interval is the whole line.
+
+    Args:
+        numerators: [n].
+        denominators: [n], positive.
+        plan: level, resamples, seed.
+        bounds: range, above 0, that both terms of any one sample have.
     """
     columns = [numerators, denominators]
     if plan.clusters is not None:
         columns = [cluster_sums(column, plan.clusters) for column in columns]
-    return estimate_sums(_ratio, columns, plan)
+    estimate = estimate_sums(_ratio, columns, plan)
+    if bounds is None or math.isfinite(estimate.low) or math.isfinite(estimate.high):
+        return estimate
+    share = _missed_share(estimate.num_samples, plan.level)
+    above, below = ((1.0 - share) * float(np.mean(each)) for each in (numerators, denominators))
+    least, most = (share * bound for bound in bounds)
+    ends = {"low": (above + least) / (below + most), "high": (above + most) / (below + least)}
+    return estimate.model_copy(update=ends)
 
 
 def estimate_clustered(
@@ -346,10 +374,14 @@ def _constant_interval(
     (1 - confidence) / 2: for a share of 0 or 1 this is Clopper & Pearson (1934), the "rule of
     three". Without bounds the interval is the whole line: n equal samples do not limit a mean.
     """
-    share = 1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / num_samples)
+    share = _missed_share(num_samples, confidence)
     low = value - share * (value - bounds[0]) if value > bounds[0] else value
     high = value + share * (bounds[1] - value) if value < bounds[1] else value
     return low, high
+
+
+def _missed_share(num_samples: int, confidence: float) -> float:
+    return float(1.0 - ((1.0 - confidence) / 2.0) ** (1.0 / num_samples))
 
 
 def _ratio(numerators: Array, denominators: Array) -> Array:

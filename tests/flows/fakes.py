@@ -85,6 +85,12 @@ class FakeStages:
     def prepare_fingerprint(self, config):
         return self.raw
 
+    def find_prepared(self, config):
+        return None
+
+    def look_up_model(self, uri):
+        return self.resolve_model(uri)
+
     def ask_approval(self, uri):
         self.approvals[uri] = "ASKED"
 

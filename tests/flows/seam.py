@@ -1,7 +1,7 @@
 """Where flows call the core: what a test puts a fake in place of, by module."""
 
 SEAM = {
-    "rlhf_core.stages.prepare": ("prepare_data", "prepare_fingerprint"),
+    "rlhf_core.stages.prepare": ("prepare_data", "prepare_fingerprint", "find_prepared"),
     "rlhf_core.stages.preparation.dataset": ("read_splits",),
     "rlhf_core.stages.preflight": ("check_inputs",),
     "rlhf_core.stages.base_model": ("base_digest",),
@@ -13,7 +13,7 @@ SEAM = {
     "rlhf_core.stages.versions.versions": ("bring_back",),
     "rlhf_core.stages.versions.dataset_page": ("show_dataset",),
     "rlhf_core.stages.evaluation.report": ("write_report",),
-    "rlhf_core.adapters.registry": ("check_role", "resolve_model"),
+    "rlhf_core.adapters.registry": ("check_role", "resolve_model", "look_up_model"),
     "rlhf_core.adapters.decision": ("judge_of",),
     "rlhf_core.adapters.tracking": ("check_server", "keep_file", "look_up_run"),
     "rlhf_core.adapters.approval": ("ask_approval", "record_approval", "require_approval"),

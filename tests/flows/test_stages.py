@@ -1,12 +1,19 @@
 import pytest
 
-from rlhf_core.errors import CheckpointError, DivergedError, KlLimitError, RegistryError
+from rlhf_core.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    KlLimitError,
+    RegistryError,
+)
 from rlhf_flows import stages as flow_stages
 from rlhf_flows.engine import runs, stage
 from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.engine.inputs import (
     EvaluateInputs,
     PipelineInputs,
+    PolicyInputs,
     PrepareInputs,
     PromoteInputs,
     RewardInputs,
@@ -15,7 +22,14 @@ from rlhf_flows.engine.inputs import (
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import discard_checkpoints, hold_stage, locate_run, open_run
 from rlhf_flows.pipeline import rlhf_pipeline
-from rlhf_flows.stages import evaluate_stage, prepare_stage, promote_stage, reward_stage, sft_stage
+from rlhf_flows.stages import (
+    evaluate_stage,
+    policy_stage,
+    prepare_stage,
+    promote_stage,
+    reward_stage,
+    sft_stage,
+)
 
 pytestmark = pytest.mark.usefixtures("without_engine")
 
@@ -23,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("without_engine")
 def test_a_stage_alone_takes_the_registrys_candidate(stages, settings):
     sft = sft_stage(settings, SftInputs(run="one"))
     stages.models["models:/rlhf-sft@candidate"] = sft.model
-    reward_stage(settings, RewardInputs(run="two"))
+    reward_stage(settings, RewardInputs(run="two", new_run=True))
     assert stages.calls.count("sft") == 1
     assert stages.calls[-1] == "reward"
 
@@ -31,12 +45,30 @@ def test_a_stage_alone_takes_the_registrys_candidate(stages, settings):
 def test_without_a_candidate_the_champion_is_taken(stages, settings):
     sft = sft_stage(settings, SftInputs(run="one"))
     stages.models["models:/rlhf-sft@champion"] = sft.model
-    assert reward_stage(settings, RewardInputs(run="two")).model.name == "rlhf-reward"
+    assert reward_stage(settings, RewardInputs(run="two", new_run=True)).model.name == "rlhf-reward"
 
 
 def test_without_any_sft_model_the_message_says_what_to_run(stages, settings):
     with pytest.raises(RegistryError, match="run `rlhf sft CONFIG` first"):
-        reward_stage(settings, RewardInputs(run="one"))
+        reward_stage(settings, RewardInputs(run="one", new_run=True))
+
+
+@pytest.mark.parametrize(
+    ("stage", "inputs"),
+    [
+        (reward_stage, RewardInputs(run="won")),
+        (policy_stage, PolicyInputs(run="won")),
+        (evaluate_stage, EvaluateInputs(run="won")),
+        (promote_stage, PromoteInputs(run="won")),
+    ],
+)
+def test_a_deployed_stage_refuses_a_run_that_is_not_there(stages, settings, stage, inputs):
+    sft = sft_stage(settings, SftInputs(run="one"))
+    stages.models["models:/rlhf-sft@candidate"] = sft.model
+    with pytest.raises(ConfigError, match=r"runs/won: no such run here.*mean one\?.*new_run"):
+        stage(settings, inputs)
+    assert not (stages.directory / "runs/won").exists()
+    assert stages.calls == ["prepare", "sft"]
 
 
 def test_a_stage_with_the_same_inputs_is_not_repeated_unless_forced(stages, settings):
@@ -60,6 +92,7 @@ def test_a_stage_is_repeated_when_what_it_was_made_from_changed(stages, settings
 
 
 def test_promotion_needs_an_evaluation(stages, settings):
+    sft_stage(settings, SftInputs(run="one"))
     with pytest.raises(RegistryError, match="no evaluation"):
         promote_stage(settings, PromoteInputs(run="one"))
 

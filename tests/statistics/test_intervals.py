@@ -202,3 +202,25 @@ def test_a_gated_metric_is_measured_at_the_confidence_of_its_gate():
     plans = Plans(default=PLAN, confidences={"policy/win_rate": 0.99})
     assert plans("policy/win_rate").confidence == 0.99
     assert plans("policy/kl").confidence == 0.95
+
+
+def test_answers_that_were_all_cut_have_a_length_ratio_with_an_interval():
+    lengths = [48.0] * 100
+    assert math.isinf(estimate_ratio(lengths, lengths, PLAN).high)
+    estimate = estimate_ratio(lengths, lengths, PLAN, bounds=(1.0, 48.0))
+    share = 1.0 - 0.025 ** (1 / 100)  # of other answers that 100 may have missed
+    assert estimate.value == 1.0
+    assert estimate.high == pytest.approx(48.0 / (48.0 - share * 47.0))
+    assert estimate.low == pytest.approx((48.0 - share * 47.0) / 48.0)
+    few = estimate_ratio(lengths[:2], lengths[:2], PLAN, bounds=(1.0, 48.0))
+    assert few.low < 0.2 < 5.0 < few.high
+
+
+def test_lengths_that_vary_alike_are_bounded_too_and_others_are_as_before():
+    varied = [2.0, 10.0, 30.0]
+    alike = estimate_ratio(varied, varied, PLAN, bounds=(1.0, 48.0))
+    assert 0.0 < alike.low < 1.0 < alike.high < 48.0
+    other = [3.0, 9.0, 40.0]
+    assert estimate_ratio(other, varied, PLAN, bounds=(1.0, 48.0)) == estimate_ratio(
+        other, varied, PLAN
+    )

@@ -1,0 +1,320 @@
+"""What a run or a stage would do: looked up and nothing changed, not even a folder made."""
+
+import json
+from collections.abc import Mapping
+from typing import Literal
+
+from rlhf_core.adapters import registry
+from rlhf_core.config import PipelineConfig, PreparationConfig, config_digest, judges_of
+from rlhf_core.schema import (
+    DatasetSplits,
+    ModelRef,
+    Record,
+    RunContext,
+    StageName,
+    StageResult,
+)
+from rlhf_core.stages.promote import Promotion
+from rlhf_flows.engine.inputs import (
+    EvaluateInputs,
+    ModelInputs,
+    PolicyInputs,
+    RewardInputs,
+    SftInputs,
+)
+from rlhf_flows.engine.past_runs import flat_settings
+from rlhf_flows.engine.progress import ORDER
+from rlhf_flows.engine.references import check_roles, find_dataset, find_models
+from rlhf_flows.engine.runs import locate_run, require_same_settings, saved_result
+from rlhf_flows.engine.stage import ModelStage, read_besides
+
+NEEDS: dict[StageName, tuple[StageName, ...]] = {
+    "prepare": (),
+    "sft": ("prepare",),
+    "reward": ("prepare", "sft"),
+    "judge": ("prepare", "sft"),
+    "policy": ("prepare", "sft", "reward"),
+    "evaluate": ("prepare", "sft", "reward", "judge", "policy"),
+    "promote": ("evaluate",),
+}
+NEW = "(new)"
+"""Name of a run that has none yet."""
+
+
+class PlannedStage(Record):
+    """One stage of a dry run."""
+
+    stage: StageName
+    would: Literal["run", "skip", "not be reached"]
+    why: str
+    reads: dict[str, str]
+    """Dataset, files and models, by what they are to the stage."""
+    settings: dict[str, str]
+    """Of the stage's section, those that differ from the defaults."""
+
+
+class DryRun(Record):
+    """What a command would do."""
+
+    run_id: str
+    is_new: bool
+    config_sha256: str
+    stages: tuple[PlannedStage, ...]
+    problem: str | None = None
+    """What would end the command before the first stage; None where nothing is known that would."""
+
+
+def plan_pipeline(config: PipelineConfig, run_id: str | None) -> DryRun:
+    """Say stage by stage what `rlhf run` would do.
+
+    Raises:
+        ConfigError: the run was begun with other settings.
+    """
+    context, is_new = _context(config, run_id)
+    plan = _Plan(config, context)
+    left = [stage for stage in ORDER if stage != "reward" or config.policy.needs_reward_model]
+    return DryRun(
+        run_id=context.run_id,
+        is_new=is_new,
+        config_sha256=config_digest(config),
+        stages=tuple(plan.next_stage(stage) for stage in left),
+    )
+
+
+def plan_stage(
+    config: PipelineConfig, run_id: str | None, stage: StageName, inputs: ModelInputs
+) -> DryRun:
+    """Say what a command of one stage would do.
+
+    Raises:
+        RlhfError: what it reads cannot be found.
+    """
+    context, is_new = _context(config, run_id)
+    check_roles(inputs)
+    given = inputs.dataset or saved_result(context, "prepare", DatasetSplits)
+    splits = find_dataset(config, context, inputs.dataset) if given else _prepared(config)
+    models = find_models(config, context, inputs, registry.look_up_model)
+    reads = {"dataset": _dataset(config, splits), **_names(models)}
+    if stage == "sft":
+        reads["base"] = config.model.base
+    done = splits is not None and not inputs.force
+    done = done and _is_done(config, context, stage, splits, models)
+    why = "done, from the same inputs" if done else _why(context, stage, force=inputs.force)
+    planned = PlannedStage(
+        stage=stage,
+        would="skip" if done else "run",
+        why=why,
+        reads=reads,
+        settings=settings_of(config, stage),
+    )
+    return DryRun(
+        run_id=context.run_id,
+        is_new=is_new,
+        config_sha256=config_digest(config),
+        stages=(planned,),
+    )
+
+
+def plan_preparation(config: PreparationConfig) -> PlannedStage:
+    """Say what `rlhf prepare` would do.
+
+    Raises:
+        DataError: a raw file is missing, or the output is somebody else's.
+    """
+    from rlhf_core.stages.prepare import find_prepared, require_own_folders
+
+    if config.data.version is None:
+        require_own_folders(config)
+    kept = find_prepared(config)
+    return PlannedStage(
+        stage="prepare",
+        would="run" if kept is None else "skip",
+        why="not prepared yet" if kept is None else f"prepared before: {kept.directory}",
+        reads=_raw(config),
+        settings=_changed(config, "data"),
+    )
+
+
+class _Plan:
+    """A pipeline, stage after stage, from what the ones before it made or would make."""
+
+    def __init__(self, config: PipelineConfig, context: RunContext) -> None:
+        self._config, self._context = config, context
+        self._results: dict[StageName, StageResult] = {}
+        self._splits: DatasetSplits | None = None
+        self._to_run: list[StageName] = []
+        self._ended: str | None = None
+
+    def next_stage(self, stage: StageName) -> PlannedStage:
+        would, why = self._decide(stage)
+        planned = PlannedStage(
+            stage=stage,
+            would=would,
+            why=why,
+            reads=self._reads(stage),
+            settings=settings_of(self._config, stage),
+        )
+        if would == "run" and not (stage == "prepare" and self._splits):
+            self._to_run.append(stage)
+        elif would == "skip" and (result := self._results.get(stage)):
+            verdict = result.decision.verdict
+            if verdict != "PROMOTE":
+                self._ended = f"{stage} said {verdict}"
+        return planned
+
+    def _decide(self, stage: StageName) -> tuple[Literal["run", "skip", "not be reached"], str]:
+        if self._ended:
+            return "not be reached", self._ended
+        missing = [needed for needed in NEEDS[stage] if needed in self._to_run]
+        if stage == "prepare":
+            return self._prepare()
+        if missing:
+            return "run", f"{' and '.join(missing)} would run before it"
+        if stage == "promote":
+            return self._promote()
+        models = self._models(stage)
+        if self._splits is not None and _is_done(
+            self._config, self._context, stage, self._splits, models
+        ):
+            self._results[stage] = _saved(self._context, stage)
+            return "skip", "done, from the same inputs"
+        return "run", _why(self._context, stage)
+
+    def _prepare(self) -> tuple[Literal["run", "skip"], str]:
+        from rlhf_core.stages.prepare import find_prepared
+
+        stamp = read_besides("prepare", self._config, self._context, {})
+        saved = saved_result(self._context, "prepare", DatasetSplits)
+        if saved and saved.report.is_file() and _stamp(self._context, "prepare") == stamp:
+            self._splits = saved
+            return "skip", "done, from the same raw data"
+        self._splits = find_prepared(self._config)
+        if self._splits is None:
+            return "run", _why(self._context, "prepare")
+        return "run", f"takes what was prepared before from the same: {self._splits.directory}"
+
+    def _promote(self) -> tuple[Literal["run", "not be reached"], str]:
+        if self._config.promotion.approval == "person":
+            return "run", "if a person agrees"
+        saved = saved_result(self._context, "promote", Promotion)
+        return "run", f"again: it said {saved.verdict}" if saved else "its gates said PROMOTE"
+
+    def _models(self, stage: StageName) -> dict[str, ModelRef]:
+        kinds = {"sft": SftInputs, "policy": PolicyInputs, "evaluate": EvaluateInputs}
+        return find_models(
+            self._config, self._context, kinds.get(stage, RewardInputs)(), registry.look_up_model
+        )
+
+    def _reads(self, stage: StageName) -> dict[str, str]:
+        if stage == "prepare":
+            return _raw(self._config)
+        reads = {} if stage == "promote" else {"dataset": self._dataset()}
+        if stage == "sft":
+            reads["base"] = self._config.model.base
+        for role in NEEDS[stage][1:] if stage != "promote" else ("policy",):
+            if role == "reward" and not self._config.policy.needs_reward_model:
+                continue
+            made = self._results.get(role)
+            reads[role] = made.model.uri if made else f"what {role} makes"
+        if stage == "evaluate":
+            reads |= self._deciders()
+        return reads
+
+    def _dataset(self) -> str:
+        return _dataset(self._config, self._splits)
+
+    def _deciders(self) -> dict[str, str]:
+        """Champion and judge of an evaluation, as far as they are not the run's own."""
+        from rlhf_core.adapters.decision import judge_of
+        from rlhf_core.adapters.mlflow_client import has_store
+        from rlhf_core.stages.promote import look_at
+
+        current = look_at(self._config.project).current if has_store() else None
+        found = {"champion": current.policy} if current else {"champion": "none yet"}
+        named = judges_of(self._config.evaluation.judge)
+        if named:
+            names = (seat if isinstance(seat, str) else seat.model for seat in named)
+            return found | {"judge": ", ".join(names)}
+        judge = judge_of(current.policy) if current else None
+        return found | ({"judge": f"{judge} (of the champion's release)"} if judge else {})
+
+
+def settings_of(config: PipelineConfig, stage: StageName) -> dict[str, str]:
+    """Return the settings of a stage that differ from their defaults."""
+    sections = {"prepare": "data", "evaluate": "evaluation", "promote": "promotion"}
+    if stage == "judge" and config.judge is None:
+        return _changed(config, "reward")
+    return _changed(config, sections.get(stage, stage))
+
+
+def _changed(config: PreparationConfig, section: str) -> dict[str, str]:
+    found = config.model_dump(mode="json", exclude_defaults=True).get(section)
+    return flat_settings(found, section) if found else {}
+
+
+def _context(config: PipelineConfig, run_id: str | None) -> tuple[RunContext, bool]:
+    context = locate_run(run_id or NEW, config.runs)
+    return context, not require_same_settings(context, config)
+
+
+def _saved(context: RunContext, stage: StageName) -> StageResult:
+    result = saved_result(context, stage, StageResult)
+    assert result is not None
+    return result
+
+
+def _is_done(
+    config: PipelineConfig,
+    context: RunContext,
+    stage: StageName,
+    splits: DatasetSplits,
+    models: Mapping[str, ModelRef],
+) -> bool:
+    """Whether the stage's result was made from just this; digests tell."""
+    if saved_result(context, stage, StageResult) is None:
+        return False
+    made_from = ModelStage(stage, config, context, False, splits, dict(models)).made_from()
+    besides = read_besides(stage, config, context, models, registry.look_up_model)
+    return _stamp(context, stage) == made_from | besides
+
+
+def _stamp(context: RunContext, stage: StageName) -> dict[str, str]:
+    path = context.stage_directory(stage) / "inputs.json"
+    if not path.is_file():
+        return {}
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _why(context: RunContext, stage: StageName, *, force: bool = False) -> str:
+    folder = context.stage_directory(stage)
+    if force:
+        return "--force; what was done is kept beside it"
+    if (folder / "result.json").exists():
+        return "its inputs have changed; what was done is kept beside it"
+    steps = sorted(folder.glob("checkpoints/step-*"))
+    return f"goes on from {steps[-1].name}" if steps else "not done yet"
+
+
+def _raw(config: PreparationConfig) -> dict[str, str]:
+    from rlhf_core.stages.preparation.inputs import named_paths
+
+    if config.data.version is not None:
+        return {"dataset": f"version {config.data.version}"}
+    return {key: str(path) for key, path in named_paths(config.data).items()}
+
+
+def _prepared(config: PipelineConfig) -> DatasetSplits | None:
+    from rlhf_core.stages.prepare import find_prepared
+
+    return find_prepared(config)
+
+
+def _dataset(config: PreparationConfig, splits: DatasetSplits | None) -> str:
+    if splits is not None:
+        return f"{splits.directory} (sha256 {splits.sha256[:12]})"
+    return config.data.version or "what prepare makes"
+
+
+def _names(models: Mapping[str, ModelRef]) -> dict[str, str]:
+    return {role: model.uri for role, model in models.items()}

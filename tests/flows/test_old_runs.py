@@ -1,0 +1,345 @@
+"""Runs that nothing needs are deleted; whatever anything still needs stays, with the reason."""
+
+import json
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.releases import Plan, Release, record_move
+from rlhf_core.config import RetentionConfig
+from rlhf_core.errors import CheckpointError, RegistryError
+from rlhf_core.schema import EvaluationReport, ModelRef, PromotionDecision, StageResult
+from rlhf_core.stages.promote import Promotion
+from rlhf_flows.commands.cli import app
+from rlhf_flows.engine import old_runs
+from rlhf_flows.engine.old_runs import (
+    Rule,
+    delete_old_runs,
+    look_for_old_runs,
+    retain,
+    runs_in_prefect,
+)
+from rlhf_flows.engine.runs import hold_stage, in_use, open_run, run_once
+
+CLEAN = ["runs", "clean"]
+
+
+class Folder:
+    """Runs as stages leave them, and what MLflow has of them."""
+
+    def __init__(self, config):
+        self.config = config
+        self.client = mlflow_client()
+
+    def run(
+        self, name, verdict="REJECT", *, days_old=0, stage="evaluate", reads="", sha="", **more
+    ):
+        """Make a run whose ``stage`` ended; the policy's version is ``rlhf-policy`` of its tags."""
+        context = open_run(self.config.model_copy(update=more), name)
+        model = context.stage_directory(stage) / "model"
+        version = self.version("rlhf-policy", name)
+        ref = ModelRef(
+            name="rlhf-policy",
+            version=version,
+            uri=f"models:/rlhf-policy/{version}",
+            path=model,
+            sha256=sha or f"{int(version):064x}",
+            kind="causal",
+            run_id="r",
+        )
+        told = {"stage": stage, "model": ref}
+        result = StageResult(
+            **told,
+            report=EvaluationReport(**told, metrics={}),
+            decision=PromotionDecision(**told, verdict=verdict, results=(), reasons=()),
+            seconds=1,
+            tracking_url="",
+        )
+        run_once(context, stage, {"sft": reads}, lambda: result, record=StageResult)
+        model.mkdir()
+        (model / "model.safetensors").write_bytes(os.urandom(50_000))
+        at = time.time() - days_old * 86_400
+        os.utime(context.directory / "config.json", (at, at))
+        return context
+
+    def version(self, name, run, **tags):
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        tags = {"rlhf.run_id": run, **{f"rlhf.{key}": text for key, text in tags.items()}}
+        return str(self.client.create_model_version(name, "/nowhere", tags=tags).version)
+
+    def why(self, name, **rule):
+        found = look_for_old_runs(self.config.runs, Rule(**rule))
+        return "; ".join(next(run for run in found.runs if run.run_id == name).kept_because)
+
+
+@pytest.fixture
+def folder(settings, tmp_path, mlflow_home, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Folder(settings.config.model_copy(update={"runs": tmp_path / "runs"}))
+
+
+def test_nothing_goes_unless_asked_and_then_only_what_is_ours(folder, monkeypatch):
+    run = folder.run("one")
+    notes = [run.directory / "notes.txt", run.stage_directory("evaluate") / "model" / "mine.md"]
+    for path in notes:
+        path.write_text("mine")
+    runner = CliRunner()
+    for words in ([*CLEAN], [*CLEAN, "--dry-run"]):
+        shown = runner.invoke(app, words)
+        assert shown.exit_code == 0, shown.output
+        assert (run.directory / "config.json").exists()
+    assert "nothing deleted; --yes deletes 1 runs and frees" in shown.output
+    shown = runner.invoke(app, [*CLEAN, "--yes", "--json", "kept.json"])
+    assert shown.exit_code == 0, shown.output
+    (told,) = json.loads(Path("kept.json").read_text())["runs"]
+    assert told["deleted"]
+    assert told["freed_bytes"] >= 50_000
+    assert "deleted 1 runs, freed" in shown.output
+    left = [path for path in run.directory.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(notes)
+    assert all(f"kept {path}" in shown.output.replace("\n", "") for path in notes)
+    assert runner.invoke(app, [*CLEAN, "--yes", "--dry-run"]).exit_code == 2
+
+
+def test_a_whole_run_leaves_no_folder_and_what_is_linked_to_frees_nothing(folder, tmp_path):
+    run = folder.run("one")
+    weights = run.stage_directory("evaluate") / "model" / "model.safetensors"
+    (tmp_path / "linked").hardlink_to(weights)
+    seen = look_for_old_runs(folder.config.runs, Rule())
+    assert seen.runs[0].disk_bytes >= 50_000 > seen.runs[0].freed_bytes
+    delete_old_runs(seen, Rule())
+    assert not run.directory.exists()
+    assert (tmp_path / "linked").stat().st_size == 50_000
+
+
+@pytest.mark.parametrize("alias", ["candidate", "champion", "somebodys"])
+def test_a_run_that_an_alias_stands_at_stays(folder, alias):
+    folder.run("one")
+    folder.client.set_registered_model_alias("rlhf-policy", alias, "1")
+    assert folder.why("one") == f"aliases stand at its models: rlhf-policy@{alias}"
+
+
+def test_runs_of_a_release_and_of_those_that_a_rollback_goes_back_to_stay(folder):
+    for name in ("judged", "first", "second", "other"):
+        folder.run(name)
+    judge = f"models:/rlhf-judge/{folder.version('rlhf-judge', 'judged')}"
+    first = Release(policy="models:/rlhf-policy/2", judge=judge)
+    second = Release(policy="models:/rlhf-policy/3", judge=judge)
+    record_move("rlhf", Plan(token="a", action="promote", base=0, releases=(second, first)), {})
+    kept = {name: folder.why(name) for name in ("judged", "first", "second", "other")}
+    assert kept.pop("other") == ""
+    assert all("a rollback may need models:/rlhf-" in reason for reason in kept.values())
+
+
+def test_a_run_that_waits_for_a_person_stays_until_the_person_has_spoken(folder):
+    folder.run("one", "HOLD")
+    folder.client.set_model_version_tag("rlhf-policy", "1", "rlhf.approval", "ASKED")
+    assert "waits for a person's approval" in folder.why("one")
+    folder.client.set_model_version_tag("rlhf-policy", "1", "rlhf.approval", "REJECT")
+    assert folder.why("one") == ""
+
+
+def test_a_run_that_passed_its_gates_stays_until_it_is_promoted_or_refused(folder):
+    run = folder.run("one", "PROMOTE")
+    assert "waits for its promotion: rlhf promote models:/rlhf-policy/1" in folder.why("one")
+    folder.client.set_model_version_tag("rlhf-policy", "1", "rlhf.approval", "HOLD")
+    assert folder.why("one") == ""
+    folder.client.delete_model_version_tag("rlhf-policy", "1", "rlhf.approval")
+    ended = Promotion(model="m", verdict="HOLD", moved=False, champion=None,
+                      previous_champion=None, reasons=())  # fmt: skip
+    run_once(run, "promote", {}, lambda: ended, record=Promotion)
+    assert folder.why("one") == ""
+
+
+def test_a_look_that_has_not_ended_keeps_its_run(folder):
+    folder.run("one")
+    version = folder.version("rlhf-looks", "one")
+    assert "look models:/rlhf-looks/1 at held-out prompts has not ended" in folder.why("one")
+    folder.client.set_model_version_tag("rlhf-looks", version, "rlhf.measured_by", "r")
+    assert folder.why("one") == ""
+
+
+def test_what_somebody_works_on_stays(folder):
+    run = folder.run("one")
+    with in_use(run):
+        assert folder.why("one") == "a process is working on it"
+    with hold_stage(run, "policy"):
+        assert folder.why("one") == "a process is working on it"
+    assert folder.why("one") == ""
+
+
+def test_a_run_that_is_taken_up_while_it_is_asked_about_stays(folder, monkeypatch):
+    run = folder.run("one")
+    seen = look_for_old_runs(folder.config.runs, Rule())
+    with in_use(run):
+        monkeypatch.setattr(old_runs, "is_held", lambda path: False)
+        (told,) = delete_old_runs(seen, Rule()).runs
+    assert told.kept_because == ("a process is working on it",)
+    assert (run.stage_directory("evaluate") / "result.json").exists()
+
+
+def test_a_run_that_is_being_deleted_is_not_gone_on_with(folder):
+    from rlhf_core.storage.locks import locked
+
+    run = folder.run("one")
+    with (
+        locked(run.directory / ".in-use.lock"),
+        pytest.raises(CheckpointError, match="is being deleted"),
+        in_use(run),
+    ):
+        pass
+
+
+def test_what_a_kill_left_of_a_deletion_is_deleted(folder):
+    run = folder.run("one")
+    (run.directory / ".deleting").touch()
+    (run.stage_directory("evaluate") / "result.json").unlink()
+    assert folder.why("one") == ""
+
+
+@pytest.mark.parametrize("how", ["digest", "registry", "folder in settings", "settings file"])
+def test_runs_that_another_one_was_made_from_stay(folder, how):
+    one = folder.run("one", sha="a" * 64)
+    folder.run("unneeded", sha="b" * 64)
+    more = {}
+    if how == "folder in settings":
+        base = str(one.stage_directory("evaluate") / "model")
+        more = {"model": folder.config.model.model_copy(update={"base": base})}
+    folder.run("two", reads="a" * 64 if how == "digest" else "", **more)
+    folder.client.set_registered_model_alias("rlhf-policy", "champion", "3")
+    if how == "registry":
+        folder.version("rlhf-sft", "two", **{"upstream.sft": "models:/rlhf-policy/1"})
+    if how == "settings file":
+        Path("mine.yaml").write_text("model: {base: runs/one/evaluate/model}")
+        assert folder.why("one") == "mine.yaml names it"
+    else:
+        assert folder.why("one") == "run two was made from it"
+    assert folder.why("unneeded") == ""
+
+
+def test_runs_of_a_chain_that_nothing_needs_go_together(folder):
+    folder.run("one", sha="a" * 64)
+    folder.run("two", reads="a" * 64)
+    assert (folder.why("one"), folder.why("two")) == ("", "")
+
+
+def test_the_same_weights_made_again_need_no_other_run(folder):
+    folder.run("one", sha="a" * 64)
+    folder.run("two", reads="a" * 64, sha="a" * 64)
+    folder.client.set_registered_model_alias("rlhf-policy", "champion", "2")
+    assert folder.why("one") == ""
+
+
+def test_unfinished_and_damaged_runs(folder):
+    open_run(folder.config, "unfinished")
+    damaged = folder.run("damaged")
+    (damaged.stage_directory("evaluate") / "result.json").write_text("{")
+    assert "--unfinished" in folder.why("unfinished")
+    assert folder.why("unfinished", unfinished=True) == ""
+    assert folder.why("damaged", unfinished=True).startswith("damaged")
+
+
+def test_age_and_number_are_limits(folder):
+    for name, days in (("old", 40), ("middle", 20), ("new", 1)):
+        folder.run(name, days_old=days)
+    assert folder.why("old", older_than=timedelta(days=30)) == ""
+    assert "started 20 days ago" in folder.why("middle", older_than=timedelta(days=30))
+    kept = [folder.why(name, keep_last=2) for name in ("old", "middle", "new")]
+    assert kept == ["", "one of the last 2", "one of the last 2"]
+    shown = CliRunner().invoke(app, [*CLEAN, "--older-than", "30d", "--keep-last", "1", "--yes"])
+    assert shown.exit_code == 0, shown.output
+    assert sorted(path.name for path in folder.config.runs.iterdir()) == ["middle", "new"]
+
+
+@pytest.mark.parametrize("age", ["30", "d", "-3d", "1.5d", "30 days", "", "999999d"])
+def test_an_age_that_is_none_is_said(folder, age):
+    shown = CliRunner().invoke(app, [*CLEAN, "--older-than", age])
+    assert shown.exit_code == 2
+    assert "expected a number and h, d or w" in shown.output.replace("\n", " ").replace("│", "")
+
+
+def test_a_run_that_this_mlflow_does_not_know_stays(folder):
+    run = folder.run("one")
+    (run.stage_directory("evaluate") / "mlflow-run").write_text("0" * 32)
+    assert "does not know it; look at MLFLOW_TRACKING_URI" in folder.why("one")
+    folder.client.create_run("0", tags={"rlhf.run_id": "one"})
+    assert folder.why("one") == ""
+
+
+def test_a_run_that_another_machine_works_on_stays(folder):
+    folder.run("one")
+    there = folder.client.create_run(
+        "0", tags={"rlhf.run_id": "one", "checkpoints.place": "elsewhere:/srv"}
+    )
+    assert folder.why("one") == "MLflow says that it is worked on: elsewhere:/srv"
+    folder.client.set_terminated(there.info.run_id)
+    assert folder.why("one") == ""
+
+
+def test_a_link_in_place_of_a_run_is_not_followed(folder, tmp_path):
+    elsewhere = folder.run("one").directory.rename(tmp_path / "elsewhere")
+    (folder.config.runs / "one").symlink_to(elsewhere)
+    assert folder.why("one") == "its folder is a link"
+
+
+def test_flow_runs_that_have_not_ended_keep_their_runs(folder, monkeypatch):
+    created = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    pages = [
+        {"id": "x" * 32 + "9f3c", "created": created.isoformat(), "parameters": {"inputs": {}}},
+        {
+            "id": "y" * 36,
+            "created": "2026-01-01T00:00:00Z",
+            "parameters": {"inputs": {"run": "one"}},
+        },
+    ]
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    monkeypatch.setattr(old_runs, "ask", lambda url, path, body: pages)
+    assert {"20260102-030405-9f3c", "one"} <= runs_in_prefect()
+    folder.run("one")
+    assert folder.why("one") == "Prefect has a flow run of it that has not ended"
+
+
+def test_a_lost_mlflow_lists_what_the_folder_knows_and_deletes_nothing(folder, monkeypatch):
+    run = folder.run("one")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    shown = CliRunner().invoke(app, ["runs"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stderr.count("warning: aliases are not known") == 1
+    assert "unknown" in shown.stdout
+    shown = CliRunner().invoke(app, [*CLEAN, "--yes"])
+    assert isinstance(shown.exception, RegistryError)
+    assert (run.directory / "config.json").exists()
+
+
+def test_retention_deletes_earlier_runs_that_were_begun_with_it(folder):
+    kept = {"retention": RetentionConfig(older_than_days=30, keep_last=1)}
+    folder.run("old", days_old=40, **kept)
+    folder.run("needed", days_old=40, **kept)
+    folder.run("a-persons", days_old=40)
+    folder.run("other-project", days_old=40, project="other", **kept)
+    folder.run("young", days_old=3, **kept)
+    folder.client.set_registered_model_alias("rlhf-policy", "champion", "2")
+    now = folder.run("now", **kept)
+    retain(folder.config, now)
+    assert len(list(folder.config.runs.iterdir())) == 6
+    retain(folder.config.model_copy(update=kept), now)
+    left = sorted(path.name for path in folder.config.runs.iterdir())
+    assert left == ["a-persons", "needed", "now", "other-project", "young"]
+
+
+def test_retention_that_cannot_ask_mlflow_costs_a_warning(folder, monkeypatch, caplog):
+    def lost():
+        raise RegistryError("MLflow is lost")
+
+    kept = {"retention": RetentionConfig(older_than_days=30, keep_last=0)}
+    folder.run("old", days_old=40, **kept)
+    monkeypatch.setattr(old_runs, "registry_needs", lost)
+    retain(folder.config.model_copy(update=kept), folder.run("now", **kept))
+    assert "old_runs_kept" in caplog.text
+    assert (folder.config.runs / "old" / "config.json").exists()
