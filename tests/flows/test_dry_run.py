@@ -116,7 +116,6 @@ def test_the_commands_change_nothing_and_say_what_would_end_them(
     def refuse(config):
         raise ConfigError("the base model has no tokenizer")
 
-    sft_stage.fn  # the flows are imported: what they leave behind is not this test's
     before = files(tmp_path)
     runner, kept = CliRunner(), tmp_path.parent / f"{tmp_path.name}.json"
     for words in (["run"], ["sft"], ["prepare"]):
