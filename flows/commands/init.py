@@ -1,5 +1,6 @@
 """`rlhf init`: from a base model and files of preferences to a folder that runs."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +30,7 @@ def add_to(app: typer.Typer) -> None:
 def init(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder to write; made if it is not there.")
-    ],
+    ] = Path(),
     base: Annotated[
         str | None,
         typer.Option("--base", metavar="MODEL", help="Model to start from: a folder or hub name."),
@@ -84,8 +85,9 @@ def init(
     write_json(made, json_file)
     for line in made.told:
         show_line(line)
-    show_line(f"written to {directory}: {', '.join(made.files)}")
-    show_line(f"next: cd {directory} && rlhf run {made.settings}    (README.md says the rest)")
+    show_line(f"written to {directory.absolute()}: {', '.join(made.files)}")
+    go_there = "" if directory.absolute() == Path.cwd() else f"cd {shlex.quote(str(directory))} && "
+    show_line(f"next: {go_there}rlhf run {made.settings}    (README.md says the rest)")
 
 
 def _given(wanted: "Wanted") -> "Wanted":

@@ -34,7 +34,7 @@ def begin_repository(directory: Path, tracked: Sequence[str]) -> str | None:
 
     Args:
         directory: may be a repository already.
-        tracked: files in it whose bytes DVC keeps, and git does not.
+        tracked: files in it that have to be kept: by DVC, unless git keeps them already.
     """
     root = git_root(directory)
     if root is not None and root.resolve() != directory.resolve():
@@ -45,15 +45,23 @@ def begin_repository(directory: Path, tracked: Sequence[str]) -> str | None:
         dvc("init", cwd=directory)
         dvc("config", "core.analytics", "false", cwd=directory)
         dvc("remote", "add", "--default", "storage", ".rlhf/dvc-storage", cwd=directory)
-    if tracked:
-        dvc("add", *tracked, cwd=directory)
+    if new := [name for name in tracked if not _is_kept(directory, name)]:
+        dvc("add", *new, cwd=directory)
     return None
+
+
+def _is_kept(directory: Path, name: str) -> bool:
+    """Whether git or DVC keeps a file already."""
+    return (directory / f"{name}.dvc").is_file() or bool(
+        git("ls-files", "--", name, cwd=directory).strip()
+    )
 
 
 def commit_first(directory: Path, files: Sequence[str], tracked: Sequence[str]) -> str:
     """Commit files of a new repository and what DVC notes of others; say how that went."""
-    ours = [".dvc", ".dvcignore", *files, *(f"{name}.dvc" for name in tracked)]
-    ours += sorted({f"{Path(name).parent}/.gitignore" for name in tracked})
+    noted = [name for name in tracked if (directory / f"{name}.dvc").is_file()]
+    ours = [".dvc", ".dvcignore", *files, *(f"{name}.dvc" for name in noted)]
+    ours += sorted({f"{Path(name).parent}/.gitignore" for name in noted})
     git("add", "--", *ours, cwd=directory)
     try:
         git("commit", "--quiet", "-m", "rlhf init", "--", *ours, cwd=directory)

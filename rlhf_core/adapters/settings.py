@@ -25,6 +25,7 @@ ENVIRONMENT_DEFAULTS = {
     "GIT_PYTHON_REFRESH": "quiet",
     "GIT_TERMINAL_PROMPT": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
     # MLflow's own client waits 120 s and retries 7 times; retrying is done once, in mlflow_client.
     # A repeat behind its back would make a second version where only the answer had been lost.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

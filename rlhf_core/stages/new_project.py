@@ -129,13 +129,13 @@ def init_project(directory: Path, wanted: Wanted) -> NewProject:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         sources.copy()
-        told = dvc_versions.begin_repository(directory, tuple(sources.copies))
+        told = dvc_versions.begin_repository(directory, sources.kept)
         values |= {"has_dvc": told is None, "why_no_dvc": told or ""}
         files = _write(directory, values)
         load_config(directory / SETTINGS)
         kept = f"no git and DVC: {told}"
         if told is None:
-            kept = dvc_versions.commit_first(directory, files, tuple(sources.copies))
+            kept = dvc_versions.commit_first(directory, files, sources.kept)
     except BaseException:
         if not existing:
             shutil.rmtree(directory, ignore_errors=True)
@@ -219,7 +219,7 @@ def _comparisons(found: Found) -> Iterator[Comparison]:
 
 
 def _tokens(base: _Base, text: str) -> int:
-    return len(base.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return len(base.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 class _Sources:
@@ -228,6 +228,8 @@ class _Sources:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.copies: dict[str, Path] = {}
+        self.kept: list[str] = []
+        """Files in the folder that a dataset version needs."""
 
     def place(self, file: str) -> str:
         """Return what the settings say of a file: where it lies in the folder, or will."""
@@ -235,13 +237,15 @@ class _Sources:
         if is_hub(path):
             return file
         absolute, root = path.absolute(), self.directory.absolute()
-        if absolute.is_relative_to(root):
-            return absolute.relative_to(root).as_posix()
+        if absolute.is_relative_to(root / "data/raw"):
+            self.kept.append(absolute.relative_to(root).as_posix())
+            return self.kept[-1]
         name, number = f"data/raw/{path.name}", 1
         while self._is_taken(name, path):
             number += 1
             name = f"data/raw/{number}-{path.name}"
         self.copies[name] = path
+        self.kept.append(name)
         return name
 
     def _is_taken(self, name: str, path: Path) -> bool:
@@ -356,6 +360,7 @@ def _data_values(wanted: Wanted, data: _Data, sources: _Sources) -> dict[str, An
     return {
         **other,
         "preferences": _yaml(settings[0], 4),
+        "add_options": data.found[0].add_options(),
         "more_preferences": _yaml(settings[1:], 4) if settings[1:] else "",
         "told": told,
         "told_readme": f"Found in {', '.join(wanted.preferences)}: {told}.",

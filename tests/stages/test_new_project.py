@@ -121,6 +121,39 @@ def test_a_file_of_something_else_and_too_few_rows_are_refused_and_leave_nothing
     assert not (tmp_path / "own").exists()
 
 
+@pytest.mark.parametrize("place", ["files/votes.jsonl", "data/raw/votes.jsonl"])
+def test_files_that_lie_in_the_folder_are_kept_for_versions_too(tmp_path, place):
+    file = tmp_path / "own" / place
+    file.parent.mkdir(parents=True)
+    votes(file, 200)
+    made = init_project(tmp_path / "own", Wanted(str(BASE), (str(file),)))
+    assert file.is_file()
+    kept = made.directory / "data/raw/votes.jsonl"
+    assert kept.read_bytes() == file.read_bytes()
+    assert kept.with_name("votes.jsonl.dvc").is_file()
+    assert load_config(made.directory / made.settings).data.preferences.path == kept
+    assert "all that was written committed" in made.told[-1]
+
+
+def test_a_file_that_git_keeps_already_is_left_to_it(tmp_path):
+    file = tmp_path / "own/data/raw/votes.jsonl"
+    file.parent.mkdir(parents=True)
+    votes(file, 200)
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "mine"]):
+        subprocess.run(["git", *words], cwd=tmp_path / "own", check=True)
+    made = init_project(tmp_path / "own", Wanted(str(BASE), (str(file),)))
+    assert not file.with_name("votes.jsonl.dvc").exists()
+    assert "all that was written committed" in made.told[-1]
+
+
+def test_the_readme_says_how_rows_of_the_same_shape_are_added(made):
+    readme = (made.directory / "README.md").read_text()
+    (line,) = (
+        line for line in readme.splitlines() if line.startswith("rlhf data add votes.jsonl ")
+    )
+    assert "--format flat" in line
+
+
 def test_a_folder_inside_another_repository_says_why_it_has_no_versions(tmp_path):
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     made = init_project(tmp_path / "own", Wanted(str(BASE), (votes(tmp_path / "m.jsonl", 200),)))

@@ -4,6 +4,7 @@ A file is one of comparisons where it can be, else of labelled responses, of dem
 prompts.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,9 @@ _NEUTRAL = frozenset(
 Section = Literal["preferences", "unpaired", "demonstrations", "prompts"]
 
 
+_ADD_OPTIONS = {"--column": "columns", "--choice": "choices", "--strength": "strengths"}
+
+
 class LookRecord(Record):
     """What ``--json`` writes."""
 
@@ -109,6 +113,15 @@ class Found:
         return OtherLookRecord(
             settings=self.settings, rows=self.rows, usable=self.usable, section=self.section
         )
+
+    def add_options(self) -> str:
+        """Return what `rlhf data add` has to be told of a file like this, a space before each."""
+        format_ = self.settings.get("format", "canonical")
+        words = [] if format_ == "canonical" else ["--format", format_]
+        for option, key in _ADD_OPTIONS.items():
+            for name, value in self.settings.get(key, {}).items():
+                words += [option, f"{name}={value}"]
+        return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def look_at(path: Path, join: JoinConfig | None = None) -> Found:
