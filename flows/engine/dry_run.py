@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from rlhf_core.adapters import registry
+from rlhf_core.adapters.run_records import is_recorded
 from rlhf_core.config import PipelineConfig, PreparationConfig, config_digest, judges_of
 from rlhf_core.schema import (
     DatasetSplits,
@@ -21,11 +22,12 @@ from rlhf_flows.engine.inputs import (
     PolicyInputs,
     RewardInputs,
     SftInputs,
+    may_begin,
 )
 from rlhf_flows.engine.past_runs import flat_settings
 from rlhf_flows.engine.progress import ORDER
 from rlhf_flows.engine.references import check_roles, find_dataset, find_models
-from rlhf_flows.engine.runs import locate_run, require_same_settings, saved_result
+from rlhf_flows.engine.runs import locate_run, require_run, require_same_settings, saved_result
 from rlhf_flows.engine.stage import ModelStage, read_besides
 
 NEEDS: dict[StageName, tuple[StageName, ...]] = {
@@ -90,6 +92,8 @@ def plan_stage(
         RlhfError: what it reads cannot be found.
     """
     context, is_new = _context(config, run_id)
+    if run_id and is_new and not may_begin(inputs) and not is_recorded(context):
+        require_run(context)
     check_roles(inputs)
     given = inputs.dataset or saved_result(context, "prepare", DatasetSplits)
     splits = find_dataset(config, context, inputs.dataset) if given else _prepared(config)

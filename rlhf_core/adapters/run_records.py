@@ -82,6 +82,18 @@ def bring_records(project: str | None, context: RunContext) -> list[str]:
     return withdrawn
 
 
+def is_recorded(context: RunContext) -> bool:
+    """Return whether MLflow has records of a run, which a stage would bring here; look only.
+
+    Raises:
+        RegistryError: MLflow refuses, or stays lost.
+    """
+    if load_settings().embedded:
+        return False
+    what = f"looking for records of run {context.run_id}"
+    return patiently(what, lambda: _record_run(None, context)) is not None
+
+
 def _keep(config: PipelineConfig, context: RunContext, stage: StageName, fill: Any) -> None:
     if load_settings().embedded:
         return

@@ -9,6 +9,7 @@ from rlhf_core.errors import ConfigError, RegistryError
 from rlhf_flows.commands.cli import app
 from rlhf_flows.engine.dry_run import plan_pipeline, plan_stage
 from rlhf_flows.engine.inputs import EvaluateInputs, PipelineInputs, RewardInputs, SftInputs
+from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.pipeline import rlhf_pipeline
 from rlhf_flows.stages import sft_stage
 
@@ -87,7 +88,7 @@ def test_behind_a_gate_that_said_no_nothing_would_be_reached(stages, settings):
 
 def test_other_settings_than_the_runs_are_refused(stages, settings):
     sft_stage(settings, SftInputs(run="one"))
-    other = settings.model_copy(update={"overrides": ("seed=1",)})
+    other = RunSettings(file=settings.file, overrides=("seed=1",))
     with pytest.raises(ConfigError, match=r"started with other settings \(changed: seed\)"):
         plan_pipeline(other.config, "one")
 
