@@ -102,7 +102,9 @@ def take_pictures(served: Served) -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("/srv/rlhf"), help="must not exist; pages show it")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("/srv/rlhf"), help="must not exist; pages show it"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the servers running")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as deaths:
