@@ -101,8 +101,9 @@ def plan_stage(
     reads = {"dataset": _dataset(config, splits), **_names(models)}
     if stage == "sft":
         reads["base"] = config.model.base
-    done = splits is not None and not inputs.force
-    done = done and _is_done(config, context, stage, splits, models)
+    done = (
+        not inputs.force and splits is not None and _is_done(config, context, stage, splits, models)
+    )
     why = "done, from the same inputs" if done else _why(context, stage, force=inputs.force)
     planned = PlannedStage(
         stage=stage,

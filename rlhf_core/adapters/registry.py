@@ -22,7 +22,7 @@ from rlhf_core.schema import CHAMPION, PREVIOUS, ModelKind, ModelRef, ModelRole
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 logger = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ def find_version(reference: str) -> "ModelVersion":
             f"{reference!r} is not a model: expected models:/<name>/<version>, "
             "models:/<name>@<alias> or a folder"
         )
-    registered = []
+    registered: list[RegisteredModel] = []
     if has_store():
         client = mlflow_client()
         registered = patiently(

@@ -119,14 +119,15 @@ def estimate_ratio(
         plan: level, resamples, seed.
         bounds: range, above 0, that both terms of any one sample have.
     """
-    columns = [numerators, denominators]
+    rows = [np.asarray(column, dtype=np.float64) for column in (numerators, denominators)]
+    columns = rows
     if plan.clusters is not None:
-        columns = [cluster_sums(column, plan.clusters) for column in columns]
+        columns = [cluster_sums(column, plan.clusters) for column in rows]
     estimate = estimate_sums(_ratio, columns, plan)
     if bounds is None or math.isfinite(estimate.low) or math.isfinite(estimate.high):
         return estimate
     share = _missed_share(estimate.num_samples, plan.level)
-    above, below = ((1.0 - share) * float(np.mean(each)) for each in (numerators, denominators))
+    above, below = ((1.0 - share) * float(each.mean()) for each in rows)
     least, most = (share * bound for bound in bounds)
     ends = {"low": (above + least) / (below + most), "high": (above + most) / (below + least)}
     return estimate.model_copy(update=ends)
