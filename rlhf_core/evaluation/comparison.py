@@ -90,10 +90,8 @@ class PairedAnswers:
     """The outside rater's of them."""
     decided: Decided | None = None
     """What several judges, or one from elsewhere, decided; None where the judge's scores do."""
-<<<<<<< HEAD
     best_of_n: BestOfN | None = None
     """The baseline; None where settings ask for none."""
-=======
     longest: int | None = None
     """Most tokens that an answer can have, EOS included; None where nobody says."""
 
@@ -101,7 +99,6 @@ class PairedAnswers:
     def length_bounds(self) -> tuple[float, float] | None:
         """Range of the length of an answer, in tokens."""
         return None if self.longest is None else (1.0, float(self.longest))
->>>>>>> 48d03c1 (Old runs are cleaned away, dry runs, runs that are not there refused in deployments, length ratios of cut answers)
 
     @cached_property
     def won(self) -> Array:

@@ -101,7 +101,6 @@ def _prepared(config: PreparationConfig) -> DatasetSplits:
         return read_splits(kept)
 
 
-<<<<<<< HEAD
 def require_labels(config: PipelineConfig, splits: DatasetSplits) -> None:
     """Refuse a dataset that lacks the labels which the policy is to learn from, before training.
 
@@ -124,7 +123,8 @@ def require_labels(config: PipelineConfig, splits: DatasetSplits) -> None:
         f" {found} labels to train on; with policy.train_on: unpaired loss kto needs both: name a"
         " file with the others, or take train_on: both"
     )
-=======
+
+
 def find_prepared(config: PreparationConfig) -> DatasetSplits | None:
     """Return what preparation would take as it is, because it was made from the same; look only.
 
@@ -133,17 +133,13 @@ def find_prepared(config: PreparationConfig) -> DatasetSplits | None:
     """
     if config.data.version is not None:
         return None
-    output, fingerprint, limit = (
-        config.data.output,
-        prepare_fingerprint(config),
-        prompt_limit(config),
-    )
+    output, limit = config.data.output, prompt_limit(config)
+    fingerprint = _fingerprint(config)
     kept = _find_kept(output, fingerprint, limit)
     manifest = find_manifest(output) if kept is None else None
     if manifest and manifest.fingerprint == fingerprint and manifest.holds_for(limit):
         kept = output if _is_whole(output) else None
     return None if kept is None else read_splits(kept)
->>>>>>> 48d03c1 (Old runs are cleaned away, dry runs, runs that are not there refused in deployments, length ratios of cut answers)
 
 
 def require_own_folders(config: PreparationConfig) -> None:

@@ -95,11 +95,8 @@ def compare_answers(
         champion_judge=scores[2] if others else None,
         champion_gold=gold[2] if gold is not None and others else None,
         decided=decided,
-<<<<<<< HEAD
         best_of_n=best_of_n(config, models, panel, conversations, texts[:2]),
-=======
         longest=config.answer_length(),
->>>>>>> 48d03c1 (Old runs are cleaned away, dry runs, runs that are not there refused in deployments, length ratios of cut answers)
     )
 
 
