@@ -171,7 +171,6 @@ def clean(
 
 
 def _show_cleaning(found: "Cleaning") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from rlhf_flows.commands.tables import show_line, show_table
@@ -179,17 +178,19 @@ def _show_cleaning(found: "Cleaning") -> None:
     if not found.runs:
         show_line(f"{found.directory}: no runs")
         return
-    table = Table("run", "started (UTC)", "verdict", "disk", "would free", "kept because")
+    table = Table("run", "started (UTC)", "verdict", "disk", "would free")
     for run in found.runs:
         table.add_row(
             run.run_id,
             f"{run.started:%Y-%m-%d %H:%M}",
             run.verdict,
             size(run.disk_bytes),
-            "" if run.kept_because else size(run.freed_bytes),
-            escape("; ".join(run.kept_because)),
+            "stays" if run.kept_because else size(run.freed_bytes),
         )
     show_table(table)
+    for run in found.runs:
+        if run.kept_because:
+            show_line(f"{run.run_id} stays: {'; '.join(run.kept_because)}")
     for run in found.safe:
         for path in run.left:
             show_line(f"{run.run_id}: {path} stays, the pipeline did not write it")
