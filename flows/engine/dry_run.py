@@ -181,7 +181,8 @@ class _Plan:
         if self._splits is not None and _is_done(
             self._config, self._context, stage, self._splits, models
         ):
-            self._results[stage] = _saved(self._context, stage)
+            done = saved_result(self._context, stage, StageResult)
+            self._results |= {stage: done} if done else {}
             return "skip", "done, from the same inputs"
         return "run", _why(self._context, stage)
 
@@ -260,12 +261,6 @@ def _changed(config: PreparationConfig, section: str) -> dict[str, str]:
 def _context(config: PipelineConfig, run_id: str | None) -> tuple[RunContext, bool]:
     context = locate_run(run_id or NEW, config.runs)
     return context, not require_same_settings(context, config)
-
-
-def _saved(context: RunContext, stage: StageName) -> StageResult:
-    result = saved_result(context, stage, StageResult)
-    assert result is not None
-    return result
 
 
 def _is_done(

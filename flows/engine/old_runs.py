@@ -16,7 +16,6 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import CheckpointError, RlhfError
 from rlhf_core.feedback.collection import MANIFEST, Collection
 from rlhf_core.schema import Record, RunContext, StageName, StageResult
-from rlhf_core.storage.locks import is_held
 from rlhf_core.storage.records import read_record
 from rlhf_flows.engine.past_runs import RunSummary, flat_settings, list_runs
 from rlhf_flows.engine.run_files import (
@@ -28,7 +27,7 @@ from rlhf_flows.engine.run_files import (
     own_files,
 )
 from rlhf_flows.engine.run_folder import named_after
-from rlhf_flows.engine.runs import CONFIG, IN_USE, saved_result, settings_of_run
+from rlhf_flows.engine.runs import CONFIG, is_worked_on, saved_result, settings_of_run
 from rlhf_flows.servers.prefect_server import ask
 
 logger = logging.getLogger(__name__)
@@ -178,8 +177,7 @@ def _own_reasons(
     """Yield what the run's own folder says."""
     if context.directory.is_symlink():
         yield "its folder is a link"
-    locks = (IN_USE, *(f".{stage}.lock" for stage in STAGES))
-    if any(is_held(context.directory / lock) for lock in locks):
+    if is_worked_on(context):
         yield "a process is working on it"
     if (context.directory / MARK).exists():
         return

@@ -11,7 +11,7 @@ from rlhf_core.errors import CheckpointError
 from rlhf_core.schema import RunContext, StageName
 from rlhf_core.storage.full_disk import writing
 from rlhf_core.storage.locks import locked
-from rlhf_flows.engine.runs import CONFIG, IN_USE, RESULT, hold_stage
+from rlhf_flows.engine.runs import CLEANING, CONFIG, RESULT, hold_stage, is_worked_on
 
 MARK = ".deleting"
 """In the folder of a run while it is deleted: what a kill leaves of it is no run any more."""
@@ -101,7 +101,9 @@ def delete_run(context: RunContext) -> tuple[Path, ...]:
     directory = context.directory
     busy = CheckpointError("a process is working on it")
     with ExitStack() as locks, writing(directory):
-        locks.enter_context(locked(directory / IN_USE, busy=busy))
+        locks.enter_context(locked(directory / CLEANING, busy=busy))
+        if is_worked_on(context):
+            raise busy
         for stage in STAGES:
             locks.enter_context(hold_stage(context, stage))
         (directory / MARK).touch()

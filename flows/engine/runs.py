@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import TypeVar
 from rlhf_core.config import PipelineConfig, config_digest
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
 from rlhf_core.schema import Record, RunContext, StageName
-from rlhf_core.storage.locks import locked, shared
+from rlhf_core.storage.locks import is_held, locked
 from rlhf_core.storage.records import read_record
 from rlhf_flows.engine.files import write_atomically
 
@@ -25,8 +26,8 @@ RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a stage's folder, with ``step-*`` in it."""
 
-IN_USE = ".in-use.lock"
-"""Lock of a run's folder that every command which works on the run shares."""
+CLEANING = ".cleaning.lock"
+"""Lock of a run's folder that whoever deletes it holds."""
 
 RecordType = TypeVar("RecordType", bound=Record)
 
@@ -156,12 +157,26 @@ def hold_stage(context: RunContext, stage: StageName) -> Iterator[None]:
 def in_use(context: RunContext) -> Iterator[None]:
     """Keep the run from being cleaned away until the block ends or this process dies.
 
+    Every process has a lock of its own, and looks for the other side's once it holds it: so does
+    whoever deletes, and never both go on.
+
     Raises:
         CheckpointError: it is being cleaned away now.
     """
-    busy = CheckpointError(f"run {context.run_id} is being deleted; start a new one")
-    with shared(context.directory / IN_USE, busy=busy):
-        yield
+    path = context.directory / f".in-use-{os.getpid()}.lock"
+    with locked(path):
+        try:
+            if is_held(context.directory / CLEANING):
+                raise CheckpointError(f"run {context.run_id} is being deleted; start a new one")
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def is_worked_on(context: RunContext) -> bool:
+    """Return whether a process of this machine works on the run or on a stage of it."""
+    found = context.directory.glob(".*.lock")
+    return any(is_held(path) for path in found if path.name != CLEANING)
 
 
 def saved_result(

@@ -1,8 +1,6 @@
 """The one lock between processes: a file that the kernel frees when its holder dies."""
 
-import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,39 +44,14 @@ def locked(path: Path, *, busy: Exception | None = None) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def shared(path: Path, *, busy: Exception) -> Iterator[None]:
-    """Hold the lock ``path`` beside others who share it, and keep ``locked`` out meanwhile.
-
-    Args:
-        path: file of the lock; its folder is there.
-        busy: raised at once where somebody holds it alone.
-
-    Raises:
-        StorageError: the disk is full, or the folder takes no files.
-    """
-    with writing(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise busy from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def is_held(path: Path) -> bool:
-    """Return whether some process, this one included, holds the lock ``path`` or shares it."""
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+    """Return whether some process, this one included, holds the lock ``path``; none is made."""
+    if not path.exists():
         return False
+    lock = FileLock(path, fallback_to_soft=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(blocking=False)
+    except Timeout:
         return True
-    finally:
-        os.close(descriptor)
+    lock.release()
     return False

@@ -178,7 +178,7 @@ def test_a_run_that_is_taken_up_while_it_is_asked_about_stays(folder, monkeypatc
     run = folder.run("one")
     seen = look_for_old_runs(folder.config.runs, Rule())
     with in_use(run):
-        monkeypatch.setattr(old_runs, "is_held", lambda path: False)
+        monkeypatch.setattr(old_runs, "is_worked_on", lambda context: False)
         (told,) = delete_old_runs(seen, Rule()).runs
     assert told.kept_because == ("a process is working on it",)
     assert (run.stage_directory("evaluate") / "result.json").exists()
@@ -189,7 +189,7 @@ def test_a_run_that_is_being_deleted_is_not_gone_on_with(folder):
 
     run = folder.run("one")
     with (
-        locked(run.directory / ".in-use.lock"),
+        locked(run.directory / ".cleaning.lock"),
         pytest.raises(CheckpointError, match="is being deleted"),
         in_use(run),
     ):

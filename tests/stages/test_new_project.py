@@ -131,7 +131,7 @@ def test_files_that_lie_in_the_folder_are_kept_for_versions_too(tmp_path, place)
     kept = made.directory / "data/raw/votes.jsonl"
     assert kept.read_bytes() == file.read_bytes()
     assert kept.with_name("votes.jsonl.dvc").is_file()
-    assert load_config(made.directory / made.settings).data.preferences.path == kept
+    assert load_config(made.directory / made.settings).data.preferences.path.resolve() == kept
     assert "all that was written committed" in made.told[-1]
 
 
