@@ -105,8 +105,11 @@ def adapters_off(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """Return the transformers model inside a PEFT wrapper, or ``model`` itself."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    """Return the transformers model inside a PEFT wrapper, or ``model`` itself.
+
+    PEFT gives the model inside a ``peft_config`` as well, which so tells nothing.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     if not isinstance(inner, PreTrainedModel):
         raise ModelError(f"expected a transformers model, found {type(inner).__name__}")
     return inner

@@ -139,6 +139,12 @@ def test_no_adapters_cannot_be_switched_off(llama_directory):
         adapters_off(load_causal(llama_directory))
 
 
+def test_the_model_that_adapters_were_put_into_is_still_itself(llama_directory):
+    model = load_causal(llama_directory)
+    assert module.unwrapped(prepare_training(model, LORA, seed=0)) is model
+    assert module.unwrapped(model) is model
+
+
 def test_unwrapping_something_else_is_refused():
     with pytest.raises(ModelError, match="Linear"):
         module.unwrapped(torch.nn.Linear(2, 2))
