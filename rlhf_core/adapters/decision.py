@@ -113,7 +113,11 @@ def _log_estimates(report: EvaluationReport, run: StageRun, version: "ModelVersi
 
 def recorded_verdict(reference: str) -> tuple[Verdict | None, tuple[str, ...]]:
     """Return the verdict written with a version, and its reasons; None before any gate."""
-    tags = find_version(reference).tags
+    return verdict_of(find_version(reference).tags)
+
+
+def verdict_of(tags: Mapping[str, str]) -> tuple[Verdict | None, tuple[str, ...]]:
+    """Return the verdict in the tags of a version, and its reasons; None before any gate."""
     reasons = tuple(tags.get(VERDICT + "_reasons", "").splitlines())
     verdicts: dict[str | None, Verdict] = {"PROMOTE": "PROMOTE", "HOLD": "HOLD", "REJECT": "REJECT"}
     return verdicts.get(tags.get(VERDICT)), reasons

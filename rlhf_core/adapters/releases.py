@@ -308,18 +308,25 @@ def wanted_aliases(
 
 def champion_aliases(project: str) -> dict[str, dict[str, str]]:
     """Return the aliases ``champion`` and ``previous-champion`` of each role, by version number."""
-    found: dict[str, dict[str, str]] = {}
-    for role in ROLES:
-        name = f"{project}-{role}"
-        models = patiently(
-            f"aliases of {name}",
-            lambda n=name: mlflow_client().search_registered_models(f"name = '{n}'"),  # type: ignore[misc]
+    found: dict[str, dict[str, str]] = {role: {} for role in ROLES}
+    token: str | None = None
+    while True:
+        page = patiently(
+            f"aliases of {project}",
+            lambda t=token: mlflow_client().search_registered_models(  # type: ignore[misc]
+                f"name LIKE '{project}-%'", page_token=t
+            ),
         )
-        aliases = models[0].aliases if models else {}
-        found[role] = {
-            alias: str(aliases[alias]) for alias in (CHAMPION, PREVIOUS) if alias in aliases
-        }
-    return found
+        for model in page:
+            if project_of(model.name) == project:
+                aliases = found[model.name.rpartition("-")[2]]
+                aliases |= {alias: str(number) for alias, number in model.aliases.items()}
+        token = page.token
+        if not token:
+            return {
+                role: {alias: aliases[alias] for alias in (CHAMPION, PREVIOUS) if alias in aliases}
+                for role, aliases in found.items()
+            }
 
 
 def lost_parts(release: Release) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from rlhf_core.adapters.access import require_release_rights
 from rlhf_core.adapters.approval import record_approval
-from rlhf_core.adapters.decision import COMPARED, EVALUATION, JUDGED_BY, NOBODY, recorded_verdict
+from rlhf_core.adapters.decision import COMPARED, EVALUATION, JUDGED_BY, NOBODY, verdict_of
 from rlhf_core.adapters.mlflow_client import has_store
 from rlhf_core.adapters.registry import (
     UPSTREAM,
@@ -93,13 +93,14 @@ def promote_policy(config: PipelineConfig, result: StageResult, context: RunCont
     expected, uri = f"{config.project}-policy", result.model.uri
     if result.model.name != expected:
         raise RegistryError(f"run {context.run_id}: {uri} is not a version of {expected}")
-    registered = find_version(result.model.uri).tags.get("rlhf.sha256")
+    tags = find_version(result.model.uri).tags
+    registered = tags.get("rlhf.sha256")
     if registered != result.model.sha256:
         raise RegistryError(
             f"{result.model.uri}: evaluated weights {result.model.sha256[:12]}, registered are "
             f"{str(registered)[:12]}; evaluate again"
         )
-    recorded, _ = recorded_verdict(result.model.uri)
+    recorded, _ = verdict_of(tags)
     if recorded != result.decision.verdict:
         raise RegistryError(
             f"{result.model.uri}: the evaluation said {result.decision.verdict}, the registry now "
@@ -164,10 +165,10 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
     project = project_of(version.name)
     if project is None:
         raise RegistryError(f"{uri}: only versions of <project>-policy are promoted")
-    verdict, reasons = recorded_verdict(uri)
+    verdict, reasons = verdict_of(version.tags)
     if verdict is None:
         raise RegistryError(f"{uri} has no verdict; run `rlhf evaluate` on it first")
-    before = _champion(project)
+    before = policy_uri(project, champion_aliases(project)["policy"].get(CHAMPION))
     by_hand: tuple[str, ...] = ()
     also_by = None
     if verdict == "PROMOTE":
@@ -180,12 +181,14 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
         except SameMoveError as error:
             also_by = str(error)
             apply_newest(project)
+    aliases = champion_aliases(project)["policy"]
+    champion = policy_uri(project, aliases.get(CHAMPION))
     return Promotion(
         model=uri,
         verdict=verdict,
-        moved=also_by is None and before != uri == _champion(project),
-        champion=_champion(project),
-        previous_champion=policy_uri(project, champion_aliases(project)["policy"].get(PREVIOUS)),
+        moved=also_by is None and before != uri == champion,
+        champion=champion,
+        previous_champion=policy_uri(project, aliases.get(PREVIOUS)),
         reasons=reasons,
         by_hand=by_hand,
         also_by=also_by,
@@ -243,10 +246,11 @@ def _unfit(role: str, uri: str) -> str | None:
         return "is not registered"
     if not version_exists(uri):
         return "was deleted"
-    trained_as = find_version(uri).tags.get("rlhf.stage")
+    tags = find_version(uri).tags
+    trained_as = tags.get("rlhf.stage")
     if trained_as != role:
         return f"was trained as {trained_as or 'something unknown'}"
-    verdict, _ = recorded_verdict(uri)
+    verdict, _ = verdict_of(tags)
     return None if verdict == "PROMOTE" else f"has verdict {verdict or 'none'}"
 
 
@@ -335,10 +339,6 @@ def note_of(seen: Situation, lost: Iterable[str] = ()) -> dict[str, str]:
     """Return what the journal says of a move beside the plan."""
     notes = {"moved_by_hand": "; ".join(seen.by_hand), "lost": "; ".join(lost)}
     return {word: text for word, text in notes.items() if text}
-
-
-def _champion(project: str) -> str | None:
-    return policy_uri(project, champion_aliases(project)["policy"].get(CHAMPION))
 
 
 def policy_uri(project: str, number: str | None) -> str | None:
