@@ -1,6 +1,7 @@
 """The processes that train one model together; the only module that knows there may be several.
 
-Each keeps whole models and takes the rows ``rank::size`` of every batch. Losses are sums over the
+Each takes the rows ``rank::size`` of every batch, and keeps whole models unless their layers are
+divided (``models.sharding``). Losses are sums over the
 rows of one process divided by the number of the whole batch, and gradients are added up over all of
 them, so that a step is what one process would take, to rounding. Whatever decides reads sums over
 all processes: it decides alike everywhere.
@@ -11,13 +12,14 @@ it was given.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhf_core.errors import PeerLostError, ProcessError
+from rlhf_core.errors import PeerLostError, ProcessError, RlhfError
 
 Shared = TypeVar("Shared", bound=Sequence[object] | Tensor)
 
@@ -57,6 +59,15 @@ def total(*values: float) -> tuple[float, ...]:
     sums = torch.tensor(values, dtype=torch.float64)
     _reduce(sums)
     return tuple(sums.tolist())
+
+
+def most(number: int) -> int:
+    """Return the largest of the numbers that the processes give."""
+    if alone():
+        return number
+    largest = torch.tensor([number], dtype=torch.int64)
+    _reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def whole(own: Tensor, num_rows: int) -> Tensor:
@@ -150,12 +161,34 @@ def _reduce(values: Tensor, by: "dist.ReduceOp.RedOpType" = dist.ReduceOp.SUM) -
     _told(lambda: dist.all_reduce(values, by))
 
 
+@contextmanager
+def losses_told() -> Iterator[None]:
+    """Raise as ``PeerLostError`` what a library's own collective raises where a process is gone."""
+    try:
+        yield
+    except RlhfError:
+        raise
+    except RuntimeError as error:
+        if _in_collective(error):
+            raise _lost(error) from error
+        raise
+
+
+def _in_collective(error: RuntimeError) -> bool:
+    """Gloo has no type of error; what it says begins with a file of its own."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
 def _told(collective: Callable[[], object]) -> None:
     try:
         collective()
     except RuntimeError as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PeerLostError(f"another process of the training is gone: {said}") from error
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> PeerLostError:
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return PeerLostError(f"another process of the training is gone: {said}")
 
 
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -88,10 +88,12 @@ class DistributedConfig(Section):
     """
 
     processes: int = Field(default=1, ge=1, le=65_536)
-    """Processes that share every batch; each keeps all weights. 1 trains in the process that was
-    started. More need a GPU each, or cores enough."""
-    shard: Literal["none"] = "none"
-    """What is divided among them besides the batch: nothing, so each keeps whole models."""
+    """Processes that share every batch. 1 trains in the process that was started. More need a GPU
+    each, or cores enough."""
+    shard: Literal["none", "layers"] = "none"
+    """What is divided among them besides the batch. ``none``: each keeps whole models. ``layers``:
+    each keeps a part of every decoder layer, its gradients and moments, and puts a layer together
+    while it computes: less memory, more to send."""
 
 
 class SupervisedConfig(Section):

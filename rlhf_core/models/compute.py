@@ -36,7 +36,7 @@ def prepare_training(model: nn.Module, compute: ComputeConfig, *, seed: int) -> 
         model = _add_adapters(unwrapped(model), compute.lora, seed=seed)
     if compute.compile_layers:
         _require_compiler()
-        for layer in _decoder_layers(model):
+        for layer in decoder_layers(model):
             layer.compile(dynamic=True)
     return model.train()
 
@@ -50,7 +50,7 @@ def finish_training(model: nn.Module) -> PreTrainedModel:
     Returns:
         The transformers model that ``prepare_training`` was given, the same object.
     """
-    for layer in _decoder_layers(model):
+    for layer in decoder_layers(model):
         layer._compiled_call_impl = None
     if hasattr(model, "merge_and_unload"):
         keep_adapter(model)
@@ -63,6 +63,11 @@ def finish_training(model: nn.Module) -> PreTrainedModel:
     round_to_files(inner)
     inner.eval()
     return inner
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that transformers can compute again in a backward pass, of towers too."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def set_precision(model: nn.Module, compute: ComputeConfig) -> None:
@@ -188,10 +193,6 @@ def keep_adapter(model: nn.Module) -> None:
         kept["base_model.model.score.weight"] = head.weight.detach().cpu().clone()
     config.base_model_name_or_path = inner.name_or_path
     setattr(inner, ADAPTER, (config, kept))
-
-
-def _decoder_layers(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _GROUPS = Path("/sys/fs/cgroup")
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 """Files of limit and usage, and what of the usage is given back when needed."""
+_OF_LAYER = re.compile(r"\.\d+\.")
+"""In the name of a weight: the number of the layer it belongs to."""
 
 
 def require_memory(base: str | Path, dtype: torch.dtype, device: torch.device) -> None:
@@ -53,11 +56,13 @@ class TrainingMemory:
     """Kept by the tokens of one forward pass until its backward pass; None: not known."""
     cache: int = 0
     """Keys and values while sampling, when no step is under way."""
+    loaded: int = 0
+    """Weights while they are loaded, whole where layers are divided only later."""
 
     @property
     def certain(self) -> int:
         """What there has to be whatever the batches are."""
-        return sum(self.weights.values()) + self.gradients + self.moments
+        return max(sum(self.weights.values()) + self.gradients + self.moments, self.loaded)
 
     @property
     def total(self) -> int:
@@ -85,6 +90,7 @@ def memory_of_training(
     *,
     step_tokens: int,
     sampled_tokens: int = 0,
+    parts: int = 1,
 ) -> TrainingMemory:
     """Count what a training takes, before a model is loaded; weights and moments are float32.
 
@@ -96,17 +102,15 @@ def memory_of_training(
         step_tokens: of the largest forward pass of a step.
         sampled_tokens: that keys and values are kept for while sampling, by the first of
             ``trained``.
+        parts: that decoder layers are divided into, of which one process keeps one.
     """
-    weights = {
-        role: weight_bytes(Path(path), torch.float32)
-        for models in (trained, read)
-        for role, path in models.items()
-    }
+    folders = {role: Path(path) for models in (trained, read) for role, path in models.items()}
+    weights = {role: _kept_bytes(folder, parts) for role, folder in folders.items()}
     steps = [step_memory(path, compute) for path in trained.values()]
     learning = 0
     for (role, path), step in zip(trained.items(), steps, strict=True):
         if compute.lora is not None:
-            adapters = 0 if step is None else step.adapters
+            adapters = 0 if step is None else math.ceil(step.adapters / parts)
             weights[role] += adapters
             learning += adapters
         elif not _has_towers(Path(path)):
@@ -119,6 +123,7 @@ def memory_of_training(
         moments=2 * learning,
         step=max(known) if len(known) == len(steps) else None,
         cache=0 if sampler is None else sampler.cached_per_token * sampled_tokens,
+        loaded=sum(weight_bytes(folder, torch.float32) for folder in folders.values()),
     )
 
 
@@ -178,12 +183,26 @@ def _free_on(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Return the bytes that the weights of a folder's safetensors files take in memory."""
+def _kept_bytes(folder: Path, parts: int) -> int:
+    """Bytes of a model's weights that one process keeps of decoder layers in so many parts."""
+    whole = weight_bytes(folder, torch.float32)
+    layers = weight_bytes(folder, torch.float32, layers_only=True) if parts > 1 else 0
+    return whole - layers + math.ceil(layers / parts)
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype, *, layers_only: bool = False) -> int:
+    """Return the bytes that the weights of a folder's safetensors files take in memory.
+
+    ``layers_only`` leaves out what belongs to no numbered layer: embeddings, norms, heads.
+    """
     count = 0
     for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
         with suppress(SafetensorError, OSError), safe_open(file, "pt") as weights:
-            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 - no mapping
+            count += sum(
+                math.prod(weights.get_slice(name).get_shape())
+                for name in weights.keys()  # noqa: SIM118 - no mapping
+                if not layers_only or _OF_LAYER.search(name)
+            )
     return count * dtype.itemsize
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlhf_core.errors import DataError, DivergedError, ModelError
-from rlhf_core.models.causal import logit_transform, output_head
+from rlhf_core.models.causal import hidden_states, logit_transform, output_head
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.models.last_layer import READ
 from rlhf_core.models.layout import OwnCache, by_length, layout_of
+from rlhf_core.models.sharding import before_pass, wait_in_step, without_gradients
 from rlhf_core.models.text import text_config, text_trunk
 from rlhf_core.rollout.attention import decode_attention, decoding
 from rlhf_core.rollout.kv_block import KvBlock
@@ -71,7 +73,6 @@ class Step:
     them: those rows are answered no further."""
 
 
-@torch.inference_mode()
 def decode(
     model: nn.Module,
     prompts: Sequence[TokenIds],
@@ -95,6 +96,20 @@ def decode(
         DivergedError: a logit is not finite.
         ModelError: prompt plus response would not fit the model's positions.
     """
+    with without_gradients(model):
+        decoded = _decode(model, prompts, uniforms, sampling, budget)
+        # Other processes may have longer answers, which need this one's part of the layers.
+        wait_in_step(model, partial(_idle_pass, model))
+    return decoded
+
+
+def _decode(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    uniforms: Tensor,
+    sampling: Sampling,
+    budget: int,
+) -> Decoded:
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     width = uniforms.shape[1]
     _require_room(model, lengths, width)
@@ -114,6 +129,11 @@ def decode(
                 with decoding(model):
                     _decode_together(_OwnReader(model, own), rows, uniforms, sampling, out)
     return out
+
+
+def _idle_pass(model: nn.Module) -> None:
+    with decoding(model):
+        hidden_states(model, pack_prompts([]).to(unwrapped(model).device))
 
 
 def _turns(rows: Sequence[int], lengths: Sequence[int], width: int, budget: int) -> list[list[int]]:
@@ -255,6 +275,7 @@ class _PackedReader:
         return hidden
 
     def _states(self, **inputs: Any) -> Tensor:
+        before_pass(self.model)
         trunk = text_trunk(self.model)
         states: Tensor = trunk(
             **inputs, past_key_values=self.block, use_cache=True

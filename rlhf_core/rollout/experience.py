@@ -107,7 +107,7 @@ class Experience:
 
     def at(self, rows: Sequence[int], *fields: Tensor) -> tuple[Tensor, ...]:
         """Take [B, T] ``fields`` at the response tokens of ``rows``: [M] each, as ``pack`` does."""
-        index = torch.as_tensor(rows, device=self.rollout.mask.device)
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.rollout.mask.device)
         mask = self.rollout.mask[index]
         return tuple(field[index][mask] for field in fields)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core import processes
+from rlhf_core.models.sharding import in_step, without_gradients
 from rlhf_core.rollout.decode import Decoded, Sampling, decode
 from rlhf_core.rollout.experience import Rollout, ScoredRollout
 from rlhf_core.tokenization import TokenBatch, TokenIds
@@ -58,6 +59,8 @@ class Scorers:
     """[M] value before each token; None where the rollout has them or nobody needs them."""
     old_logprobs: Callable[[TokenBatch], Tensor] | None
     """[M] log-probabilities that importance ratios refer to; None takes the sampler's."""
+    policy: nn.Module
+    """Where its layers are divided among processes, those of all that are asked are."""
 
 
 def score_rollout(rollout: Rollout, scorers: Scorers, *, budget: int) -> ScoredRollout:
@@ -74,12 +77,13 @@ def score_rollout(rollout: Rollout, scorers: Scorers, *, budget: int) -> ScoredR
     if scorers.old_logprobs is not None:
         asked["old_logprobs"] = scorers.old_logprobs
     answers: dict[str, list[Tensor]] = {name: [] for name in asked}
-    with torch.inference_mode():
-        own_rows = processes.share(range(rollout.num_rows))
-        for rows in rollout.micro_batches(own_rows, budget=budget):
+    own_runs = rollout.micro_batches(processes.share(range(rollout.num_rows)), budget=budget)
+    with without_gradients(scorers.policy):
+        for rows in in_step(scorers.policy, own_runs):
             batch = rollout.pack(rows)
             for name, ask in asked.items():
-                answers[name].append(ask(batch))
+                answer = ask(batch)
+                answers[name] += [answer] if rows else []  # that of an idle pass is nobody's
     # Joined outside of inference mode, whose tensors cannot take part in autograd.
     joined = {name: torch.cat(parts) for name, parts in answers.items()}
     scores = processes.whole(joined.pop("scores"), rollout.num_rows)

@@ -72,6 +72,7 @@ class Followers:
                 copies=None if run is None else copies_of(run),
             ),
             observer=self.observer,
+            shard=job.config.distributed_of(job.role).shard,
         )
 
 
@@ -113,7 +114,7 @@ def require_memory(
     """Say what a training needs of memory, and refuse it where its models alone do not fit.
 
     Args:
-        job: the training; each of its processes has models of its own.
+        job: the training; each of its processes has models of its own, or a part of them.
         compute: of the training; with adapters only they are trained.
         trained: directories of the models that are trained, by role.
         read: of those that are only read.
@@ -123,13 +124,16 @@ def require_memory(
     Raises:
         ModelError: names the bytes needed and found.
     """
+    distributed = job.config.distributed_of(job.role)
     needed = memory_of_training(
-        trained, read or {}, compute, step_tokens=step_tokens, sampled_tokens=sampled_tokens
+        trained,
+        read or {},
+        compute,
+        step_tokens=step_tokens,
+        sampled_tokens=sampled_tokens,
+        parts=distributed.processes if distributed.shard == "layers" else 1,
     )
     line = require_memory_of_training(
-        needed,
-        job.config.model.device,
-        what=job.role,
-        processes=job.config.distributed_of(job.role).processes,
+        needed, job.config.model.device, what=job.role, processes=distributed.processes
     )
     logger.info("memory: %s", line)

@@ -1,4 +1,4 @@
-"""Tokenized records to packed batches."""
+"""Tokenized records to packed batches; of nothing, a batch of one token that nobody reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ class _Packer:
         return len(self.lengths) - 1
 
     def batch(self) -> TokenBatch:
+        if not self.ids:  # a process without rows passes through the model as often as the others
+            self.add(np.zeros(1, dtype=np.int32), np.zeros(1, dtype=np.bool_))
         return TokenBatch(
             input_ids=torch.from_numpy(np.concatenate(self.ids).astype(np.int64)),
             position_ids=torch.from_numpy(np.concatenate(self.positions)),
@@ -110,8 +112,8 @@ def pack_pairs(pairs: Sequence[TokenizedPair], *, share: bool = True) -> Prefere
             _add_apart(packer, group[0].prompt_ids, order)
     return PreferenceBatch(
         tokens=packer.batch(),
-        chosen=torch.tensor(chosen),
-        rejected=torch.tensor(rejected),
+        chosen=torch.tensor(chosen, dtype=torch.int64),
+        rejected=torch.tensor(rejected, dtype=torch.int64),
         probability=torch.tensor([pair.probability for pair in pairs], dtype=torch.float32),
         margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
     )

@@ -5,17 +5,24 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 from rlhf_core import processes
 from rlhf_core.errors import CheckpointError
+from rlhf_core.models.sharding import is_divided
 from rlhf_core.ports import CheckpointCopies
 from rlhf_core.storage.folders import put_in_place
 
@@ -30,7 +37,8 @@ class Checkpoint:
 
     step: int
     """Optimiser steps or iterations that are done."""
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    """Each whole; those that were written in parts are put together as they are asked for."""
     values: dict[str, Any]
     """Anything JSON can hold."""
 
@@ -38,7 +46,8 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints of one training stage, in one directory.
 
-    Of several processes one writes and all read, from a disk that all see.
+    Of several processes one writes and all read, from a disk that all see. Divided tensors are
+    written by all, each its part, and are read whole by however many there are then.
 
     A checkpoint is written beside its final name, synced, then renamed; its manifest holds the
     sha256 of every file, so that one torn by a failing disk is noticed and the one before is used.
@@ -83,32 +92,47 @@ class CheckpointStore:
             CheckpointError: the disk is full or refuses; the checkpoints before are untouched,
                 and nothing half-written is left.
         """
+        checkpoint = Checkpoint(step, tensors, values)
+        in_parts = any(is_divided(tensor) for tensor in tensors.values())
         if processes.leads():
-            self._save(step, tensors, values, fingerprint)
+            self._save(checkpoint, fingerprint, in_parts=in_parts)
+        elif in_parts:
+            self._add_parts(checkpoint)
         processes.wait_for_all()
 
-    def _save(
-        self, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any], fingerprint: str
-    ) -> None:
+    def _save(self, checkpoint: Checkpoint, fingerprint: str, *, in_parts: bool) -> None:
         if self._before_save is not None:
             self._before_save()
-        target = self.directory / f"step-{step:09d}"
-        temporary = self.directory / f".{target.name}.{os.getpid()}.tmp"
+        target, temporary = self._places(checkpoint, os.getpid())
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
-            _write(temporary, Checkpoint(step, dict(tensors), dict(values)), fingerprint)
+            if in_parts:
+                processes.most(os.getpid())  # the folder is there
+                _write_parts(temporary, checkpoint)
+            else:
+                _write_whole(temporary, checkpoint)
+            _complete(temporary, checkpoint, fingerprint)
             put_in_place(temporary, target)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{target}: the checkpoint cannot be written: {error}; "
-                "make room and start the run again, it goes on from the one before"
-            ) from error
+        except (OSError, SafetensorError, CheckpointException) as error:
+            raise _unwritten(target, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._prune()
         if self._copies is not None:
             self._copies.keep(target)
+
+    def _add_parts(self, checkpoint: Checkpoint) -> None:
+        target, temporary = self._places(checkpoint, processes.most(0))
+        try:
+            _write_parts(temporary, checkpoint)
+        except CheckpointException as error:
+            raise _unwritten(target, error) from error
+
+    def _places(self, checkpoint: Checkpoint, writer: int) -> tuple[Path, Path]:
+        """Where a checkpoint goes, and where process ``writer`` makes it."""
+        target = self.directory / f"step-{checkpoint.step:09d}"
+        return target, self.directory / f".{target.name}.{writer}.tmp"
 
     def latest(self, *, fingerprint: str) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None where there is none.
@@ -157,14 +181,57 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _write(directory: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
+class _InParts(Mapping[str, Tensor]):
+    """Tensors that several processes wrote parts of, each put together when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._reader = _PartsReader(str(folder))
+        self._described = self._reader.read_metadata().state_dict_metadata
+
+    def __getitem__(self, name: str) -> Tensor:
+        described = self._described[name]
+        whole = torch.empty(described.size, dtype=described.properties.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as asked for
+            dcp.load({name: whole}, storage_reader=self._reader, no_dist=True)
+        return whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._described)
+
+    def __len__(self) -> int:
+        return len(self._described)
+
+
+class _PartsReader(HuggingFaceStorageReader):
+    """Reads the headers of all files once, and not for every tensor."""
+
+    @cached_property
+    def _metadata(self) -> Any:
+        return super().read_metadata()
+
+    def read_metadata(self) -> Any:
+        return self._metadata
+
+
+def _write_parts(directory: Path, checkpoint: Checkpoint) -> None:
+    """Write this process's parts; all processes call it. Safetensors files, no pickles."""
+    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    tensors = {name: tensor.detach() for name, tensor in checkpoint.tensors.items()}
+    dcp.save(tensors, storage_writer=writer)
+
+
+def _write_whole(directory: Path, checkpoint: Checkpoint) -> None:
     tensors = {name: t.detach().contiguous() for name, t in checkpoint.tensors.items()}
     save_file(tensors, directory / TENSORS)
+
+
+def _complete(directory: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
     (directory / VALUES).write_text(json.dumps(checkpoint.values), encoding="utf-8")
     manifest = {
         "step": checkpoint.step,
         "fingerprint": fingerprint,
-        "sha256": {name: _file_sha256(directory / name) for name in (TENSORS, VALUES)},
+        "sha256": {path.name: _file_sha256(path) for path in sorted(directory.iterdir())},
     }
     (directory / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
@@ -175,8 +242,18 @@ def _read(path: Path) -> tuple[Checkpoint, str]:
         if _file_sha256(path / name) != expected:
             raise ValueError(f"{name} does not have the sha256 of its manifest")
     values = json.loads((path / VALUES).read_text(encoding="utf-8"))
-    tensors = load_file(path / TENSORS)
+    in_parts = TENSORS not in manifest["sha256"]
+    tensors: Mapping[str, Tensor] = _InParts(path) if in_parts else load_file(path / TENSORS)
     return Checkpoint(int(manifest["step"]), tensors, values), str(manifest["fingerprint"])
+
+
+def _unwritten(target: Path, error: BaseException) -> CheckpointError:
+    if isinstance(error, CheckpointException):  # what the first that could not write was told
+        error = next(cause for cause, _ in error.failures.values())
+    return CheckpointError(
+        f"{target}: the checkpoint cannot be written: {error}; "
+        "make room and start the run again, it goes on from the one before"
+    )
 
 
 def _file_sha256(path: Path) -> str:

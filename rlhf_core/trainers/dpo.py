@@ -18,7 +18,7 @@ from rlhf_core.functional.dpo import (
     robust_dpo_loss,
     simpo_loss,
 )
-from rlhf_core.models import finish_training, prepare_training, token_logprobs
+from rlhf_core.models import prepare_training, token_logprobs
 from rlhf_core.models.compute import file_dtype, precision
 from rlhf_core.tokenization import PreferenceBatch, TokenizedPair
 from rlhf_core.trainers.loop import FitSummary, Optimization, TrainingRun, at_start
@@ -65,7 +65,7 @@ def fit_dpo(
     fingerprint = run_fingerprint(
         settings, [policy, reference], pair_rows(train, heldout), seed=run.seed
     )
-    optimization = Optimization(policy, settings.optimizer, total_steps=len(plan))
+    optimization = Optimization(policy, settings.optimizer, total_steps=len(plan), shard=run.shard)
     objective, others = DpoObjective(policy, settings), mismatched(train)
     if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
         optimization.load(checkpoint)
@@ -103,7 +103,7 @@ def fit_dpo(
                 fingerprint=fingerprint,
             )
     progress.close()
-    final = objective.finish(heldout, heldout_ref)
+    final = objective.finish(optimization, heldout, heldout_ref)
     run.tracker.log_metrics(final, step=len(plan))
     return FitSummary(num_steps=len(plan), metrics=final | at_start(first))
 
@@ -178,7 +178,9 @@ class DpoObjective:
         ratios = pair_logprobs(self.policy, others, budget=self.budget) - ref_logprobs[:, 2:]
         return self.settings.beta * ratios.double().mean().clamp(min=0.0).float()
 
-    def finish(self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor) -> dict[str, float]:
+    def finish(
+        self, optimization: Optimization, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor
+    ) -> dict[str, float]:
         """End the policy's training and measure it, rounded where its files are of half precision.
 
         Returns:
@@ -186,7 +188,7 @@ class DpoObjective:
         """
         rounds = file_dtype(self.policy) is not None
         measures = None if rounds else self.measure(pairs, ref_logprobs)
-        self.policy = finish_training(self.policy)
+        self.policy = optimization.finish()
         measures = measures or self.measure(pairs, ref_logprobs)
         return measures.summary("policy", "heldout_")
 

@@ -8,12 +8,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf_core import processes
 from rlhf_core.config import OptimizerConfig
 from rlhf_core.errors import DivergedError
 from rlhf_core.functional.schedule import learning_rate_factor
+from rlhf_core.models import finish_training
+from rlhf_core.models.sharding import Shard, gather_layers, is_divided, own_part, shard_layers
 from rlhf_core.ports import Observer, Tracker
 from rlhf_core.tokenization import evenly
 from rlhf_core.trainers.checkpoint import Checkpoint, CheckpointStore
@@ -42,6 +45,8 @@ class TrainingRun:
     checkpoints: CheckpointStore
     observer: Observer | None = None
     """Who follows the training while it runs."""
+    shard: Shard = "none"
+    """What of a model several processes divide among them."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +61,33 @@ class FitSummary:
 
 
 class Optimization:
-    """AdamW with clipping and a schedule over the trainable weights of one model."""
+    """AdamW with clipping and a schedule over the trainable weights of one model.
 
-    def __init__(self, model: nn.Module, settings: OptimizerConfig, *, total_steps: int) -> None:
+    With ``shard`` the model's layers are divided among the processes until ``finish``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: OptimizerConfig,
+        *,
+        total_steps: int,
+        shard: Shard = "none",
+    ) -> None:
+        shard_layers(model, shard)
         self.model, self.settings, self.total_steps = model, settings, total_steps
         self.step = 0
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.divided = [p for p in self.parameters if is_divided(p)]
+        self.whole = [p for p in self.parameters if not is_divided(p)]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=settings.learning_rate,
             betas=(settings.adam_beta1, settings.adam_beta2),
             eps=settings.adam_eps,
             weight_decay=settings.weight_decay,
-            fused=True,
+            fused=not self.divided,
+            foreach=False if self.divided else None,  # neither takes weights of both kinds
         )
 
     @property
@@ -93,9 +112,8 @@ class Optimization:
         Raises:
             DivergedError: loss or gradient is not finite; the weights are untouched.
         """
-        processes.add_gradients(self.parameters)
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm, limit = nn.utils.get_total_norm(grads, foreach=True), self.settings.max_grad_norm
+        processes.add_gradients(self.whole)
+        norm, limit = self._total_norm(), self.settings.max_grad_norm
         grad_norm, learning_rate = float(norm), self.learning_rate
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not torch.isfinite(torch.tensor(value)):
@@ -103,13 +121,33 @@ class Optimization:
                     f"{name} is {value} at step {self.step}; lower the learning rate"
                 )
         if grad_norm > limit:
-            nn.utils.clip_grads_with_norm_(self.parameters, limit, norm, foreach=True)
+            for kind in (self.whole, self.divided):
+                nn.utils.clip_grads_with_norm_(kind, limit, norm, foreach=kind is self.whole)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return {"learning_rate": learning_rate, "grad_norm": grad_norm}
+
+    def finish(self) -> PreTrainedModel:
+        """Let go of the moments, put divided layers together, and end the model's training."""
+        del self.optimizer, self.parameters, self.divided, self.whole
+        gather_layers(self.model)
+        return finish_training(self.model)
+
+    def _total_norm(self) -> Tensor:
+        """Norm of all gradients; of divided ones every process knows its own part."""
+        whole, own = (
+            nn.utils.get_total_norm(
+                [own_part(p.grad) for p in kind if p.grad is not None], foreach=True
+            )
+            for kind in (self.whole, self.divided)
+        )
+        if not self.divided:
+            return whole
+        (squares,) = processes.total(float(own.double() ** 2))
+        return (whole.double() ** 2 + squares).sqrt().float()
 
     def tensors(self) -> Tensors:
         """Weights, moments and generator states, for a checkpoint."""

@@ -33,13 +33,7 @@ from rlhf_core.rollout.rewards import sum_terms
 from rlhf_core.rollout.sampling import sequence_uniforms
 from rlhf_core.rollout.score import sample_rollout, score_rollout
 from rlhf_core.tokenization import TokenBatch
-from rlhf_core.trainers.loop import (
-    FitSummary,
-    Optimization,
-    TrainingRun,
-    at_start,
-    mean_metrics,
-)
+from rlhf_core.trainers.loop import FitSummary, Optimization, TrainingRun, at_start, mean_metrics
 from rlhf_core.trainers.parallel import side_by_side
 from rlhf_core.trainers.ppo_learner import (
     Checkpointer,
@@ -105,8 +99,9 @@ def fit_ppo(
     """
     require_ready(models, data, settings)
     models = models.prepared(settings.compute, seed=run.seed)
-    learner = Learner(models, data, settings, seed=run.seed)
-    checkpointer = Checkpointer(learner, run, fingerprint(models, data, settings, run.seed))
+    identity = fingerprint(models, data, settings, run.seed)
+    learner = Learner(models.divided(run.shard), data, settings, seed=run.seed)
+    checkpointer = Checkpointer(learner, run, identity)
     state = checkpointer.resume() or PpoState(kl_coef=settings.kl_coef)
     progress = Progress("ppo", run.observer, total=settings.num_iterations, done=state.iteration)
     while state.iteration < settings.num_iterations:
@@ -140,7 +135,7 @@ def fit_ppo(
         state = _watch_the_end(learner, checkpointer, state)
         checkpointer.save(state)
     on_checkpoint(state.iteration)
-    models.finish()
+    learner.finish()
     return FitSummary(
         learner.policy.step, _named(state.last_metrics) | at_start(_named(state.first_metrics))
     )
@@ -266,7 +261,7 @@ def accumulate_policy_gradient(
     The denominator is the whole minibatch's, so micro-batches do not change the gradient.
     """
     num_tokens, parts = update.num_tokens(rows), []
-    for micro in update.micro_batches(rows):
+    for micro in update.micro_batches(optimization.model, rows):
         batch = update.experience.rollout.pack(micro)
         hidden = hidden_states(optimization.model, batch, batch.predictor_positions)
         total, terms = policy_terms(optimization.model, hidden, batch, update, micro)
@@ -313,7 +308,7 @@ def update_value(optimization: Optimization, update: Update) -> Metrics:
     steps: list[Metrics] = []
     for rows in update.minibatches:
         num_tokens, parts = update.num_tokens(rows), []
-        for micro in update.micro_batches(rows):
+        for micro in update.micro_batches(optimization.model, rows):
             values = token_values(optimization.model, update.experience.rollout.pack(micro))
             loss, moved = value_terms(values, update, micro)
             (update.settings.value_coef * loss.sum() / num_tokens).backward()
@@ -356,9 +351,8 @@ def update_shared(
     first: Metrics = {}
     steps: list[Metrics] = []
     for rows in update.minibatches:
-        num_tokens = update.num_tokens(rows)
-        policy_parts, value_parts = [], []
-        for micro in update.micro_batches(rows):
+        num_tokens, policy_parts, value_parts = update.num_tokens(rows), [], []
+        for micro in update.micro_batches(policy.model, rows):
             batch = update.experience.rollout.pack(micro)
             with torch.set_grad_enabled(not policy_frozen):
                 hidden = hidden_states(policy.model, batch, batch.predictor_positions)

@@ -15,7 +15,6 @@ from rlhf_core.errors import ConfigError, DataError, KlLimitError
 from rlhf_core.functional.ppo import PolicyTerms
 from rlhf_core.models import (
     device_of,
-    finish_training,
     nll_sum,
     output_head,
     prepare_training,
@@ -26,6 +25,7 @@ from rlhf_core.models import (
 from rlhf_core.models.compute import adapters_off, clear_precision, set_precision
 from rlhf_core.models.dropout import switch_off_dropout
 from rlhf_core.models.known_ids import require_same_ids
+from rlhf_core.models.sharding import Shard, in_step, shard_layers
 from rlhf_core.rollout.experience import Experience
 from rlhf_core.rollout.rewards import RewardTerms
 from rlhf_core.rollout.score import Scorers
@@ -33,6 +33,7 @@ from rlhf_core.tokenization import TokenBatch, TokenizedExample, TokenizedPrompt
 from rlhf_core.trainers.loop import Optimization, TrainingRun, draw, shuffled, split_by_tokens
 from rlhf_core.trainers.ppo_watch import Metrics, PpoState
 from rlhf_core.trainers.state import (
+    Saved,
     Tensors,
     load_model_tensors,
     load_optimizer_tensors,
@@ -61,12 +62,12 @@ class PpoModels:
     where advantages need no values."""
 
     def prepared(self, compute: ComputeConfig, *, seed: int) -> "PpoModels":
-        """Make all of them ready as ``compute`` says; ``finish`` undoes it in place.
+        """Make all of them ready as ``compute`` says; ``Learner.finish`` undoes it in place.
 
         The frozen ones compute in the precision of the trained ones: a reference that rounds
         differently would show a KL where there is none.
         """
-        for frozen in self._frozen():
+        for frozen in self.frozen():
             set_precision(frozen, compute)
         value_model = self.value_model
         if value_model is not None:
@@ -74,15 +75,15 @@ class PpoModels:
         policy = prepare_training(self.policy, compute, seed=seed)
         return replace(self, policy=policy, value_model=value_model)
 
-    def finish(self) -> None:
-        """Merge adapters and switch off what ``prepared`` switched on."""
-        for frozen in self._frozen():
-            clear_precision(frozen)
-        finish_training(self.policy)
-        if self.value_model is not None:
-            finish_training(self.value_model)
+    def divided(self, shard: Shard) -> "PpoModels":
+        """Divide the layers of all of them among the processes, in place."""
+        for model in (self.policy, self.value_model, *self.frozen()):
+            if model is not None:
+                shard_layers(model, shard)
+        return self
 
-    def _frozen(self) -> list[nn.Module]:
+    def frozen(self) -> list[nn.Module]:
+        """Return those that are only asked."""
         return [model for model in (self.reference, self.reward_model) if model is not None]
 
 
@@ -112,11 +113,10 @@ class Update:
     mix: Callable[[], Metrics]
     """Adds the gradients of other losses before each policy step and returns their metrics."""
 
-    def micro_batches(self, rows: Sequence[int]) -> list[list[int]]:
-        """Cut this process's share of a minibatch by the token budget."""
-        return self.experience.rollout.micro_batches(
-            processes.share(rows), budget=self.settings.micro_batch_tokens
-        )
+    def micro_batches(self, model: nn.Module, rows: Sequence[int]) -> Sequence[Sequence[int]]:
+        """Cut this process's share of a minibatch, which ``model`` reads, by the token budget."""
+        own, budget = processes.share(rows), self.settings.micro_batch_tokens
+        return in_step(model, self.experience.rollout.micro_batches(own, budget=budget))
 
     def seen_by_all(self, parts: Sequence[PolicyTerms]) -> PolicyTerms:
         """Join the micro-batches of all processes into their minibatch."""
@@ -205,7 +205,16 @@ class Learner:
             if models.value_model is None
             else partial(token_values, models.value_model),
             old_logprobs=own if self.settings.recompute_old_logprobs else None,
+            policy=models.policy,
         )
+
+    def finish(self) -> None:
+        """End the training of what was trained; what was only asked stays divided, if it is."""
+        for model in self.models.frozen():
+            clear_precision(model)
+        self.policy.finish()
+        if self.value is not None and self.models.value_model is not None:
+            self.value.finish()
 
     def prompts_of(self, iteration: int) -> list[TokenizedPrompt]:
         """Return the prompts of an iteration: the same every time it is sampled."""
@@ -240,7 +249,7 @@ class Learner:
         """Steps taken by each optimiser."""
         return {prefix: optimization.step for prefix, optimization in self._learning().items()}
 
-    def load(self, tensors: Tensors, *, steps: dict[str, int]) -> None:
+    def load(self, tensors: Saved, *, steps: dict[str, int]) -> None:
         """Put back what ``tensors`` gave, and stand at ``steps`` of the schedules."""
         for prefix, optimization in self._learning().items():
             load_model_tensors(optimization.model, tensors, f"{prefix}-model")
@@ -273,7 +282,7 @@ class Learner:
             budget=settings.micro_batch_tokens,
         )
         device = device_of(self.models.policy)
-        batches = [pack_examples(run).to(device) for run in runs]
+        batches = [pack_examples(run).to(device) for run in in_step(self.models.policy, runs)]
         (num_tokens,) = processes.total(sum(batch.num_loss_tokens for batch in batches))
         own = 0.0
         for batch in batches:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rlhf_core import processes
 from rlhf_core.errors import DataError
 from rlhf_core.models import device_of
+from rlhf_core.models.sharding import in_step
 from rlhf_core.tokenization import PreferenceBatch, TokenizedPair, evenly, pack_pairs
 from rlhf_core.trainers.loop import plan_batches
 
@@ -54,10 +55,10 @@ def _filled(pairs: Sequence[TokenizedPair], budget: int) -> list[list[TokenizedP
 
 def pack_runs(
     model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: int
-) -> Iterator[tuple[PreferenceBatch, list[TokenizedPair]]]:
+) -> Iterator[tuple[PreferenceBatch, Sequence[TokenizedPair]]]:
     """Yield micro-batches of pairs on the model's device, each with the pairs it came from."""
     device = device_of(model)
-    for run in split_pairs_by_tokens(pairs, budget=budget):
+    for run in in_step(model, split_pairs_by_tokens(pairs, budget=budget)):
         yield pack_pairs(run).to(device), run
 
 

@@ -12,7 +12,6 @@ from rlhf_core.config import RewardConfig
 from rlhf_core.functional.bradley_terry import soft_bradley_terry_loss
 from rlhf_core.models import (
     device_of,
-    finish_training,
     prepare_training,
     sequence_scores,
     set_reward_shift,
@@ -75,7 +74,7 @@ def fit_reward_model(
         train, batch_size=settings.batch_size, num_epochs=settings.num_epochs, seed=run.seed
     )
     fingerprint = run_fingerprint(settings, [model], pair_rows(train, heldout), seed=run.seed)
-    optimization = Optimization(model, settings.optimizer, total_steps=len(plan))
+    optimization = Optimization(model, settings.optimizer, total_steps=len(plan), shard=run.shard)
     if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
         optimization.load(checkpoint)
         first: dict[str, float] = checkpoint.values["first"]
@@ -106,7 +105,7 @@ def fit_reward_model(
                 fingerprint=fingerprint,
             )
     progress.close()
-    model = finish_training(model)
+    model = optimization.finish()
     measures = measure_pairs(model, heldout, budget=budget, labels=labels)
     final = measures.summary("reward", "heldout_") | measures.accuracy_by_length(heldout, "reward")
     if settings.center_on_reference:

@@ -12,8 +12,9 @@ from torch import nn
 from rlhf_core import processes
 from rlhf_core.config import SftConfig
 from rlhf_core.errors import DataError, DivergedError
-from rlhf_core.models import device_of, finish_training, nll_sum, prepare_training
+from rlhf_core.models import device_of, nll_sum, prepare_training
 from rlhf_core.models.compute import file_dtype
+from rlhf_core.models.sharding import in_step
 from rlhf_core.tokenization import TokenBatch, TokenizedExample, pack_examples
 from rlhf_core.trainers.checkpoint import Checkpoint
 from rlhf_core.trainers.loop import (
@@ -60,7 +61,7 @@ def fit_sft(
     )
     evaluate = partial(heldout_nll, model, heldout, budget=settings.micro_batch_tokens)
     fingerprint = run_fingerprint(settings, [model], _rows(train, heldout), seed=run.seed)
-    optimization = Optimization(model, settings.optimizer, total_steps=len(plan))
+    optimization = Optimization(model, settings.optimizer, total_steps=len(plan), shard=run.shard)
     best = BestWeights(patience=settings.early_stopping_patience)
     if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
         optimization.load(checkpoint)
@@ -91,7 +92,7 @@ def fit_sft(
             )
     progress.close()
     best.restore(model)
-    final, finished = best.kept, finish_training(model)
+    final, finished = best.kept, optimization.finish()
     if file_dtype(finished) is not None:  # rounded to the precision of the files
         final = heldout_nll(finished, heldout, budget=settings.micro_batch_tokens)
         run.tracker.log_metrics({"sft/heldout_nll": final}, step=optimization.step)
@@ -192,7 +193,9 @@ class BestWeights:
         """Take the state out of a checkpoint."""
         self.history = list(checkpoint.values["heldout_nll"])
         self.tensors = {
-            name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("best.")
+            name: checkpoint.tensors[name]
+            for name in checkpoint.tensors
+            if name.startswith("best.")
         }
 
 
@@ -200,7 +203,8 @@ def _micro_batches(
     model: nn.Module, examples: Sequence[TokenizedExample], budget: int
 ) -> Iterator[TokenBatch]:
     device = device_of(model)
-    for run in split_by_tokens(examples, lambda example: example.num_tokens, budget=budget):
+    runs = split_by_tokens(examples, lambda example: example.num_tokens, budget=budget)
+    for run in in_step(model, runs):
         yield pack_examples(run).to(device)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import joblib
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from rlhf_core import processes
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
 from rlhf_core.errors import CheckpointError
+from rlhf_core.models.sharding import local_part
 
 logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
+Saved = Mapping[str, Tensor]
+"""Tensors of a checkpoint; asking for one may read it from the disk."""
 
 
 def model_tensors(model: nn.Module, prefix: str = "model") -> Tensors:
@@ -31,7 +34,7 @@ def model_tensors(model: nn.Module, prefix: str = "model") -> Tensors:
 
 
 @torch.no_grad()
-def load_model_tensors(model: nn.Module, tensors: Tensors, prefix: str = "model") -> None:
+def load_model_tensors(model: nn.Module, tensors: Saved, prefix: str = "model") -> None:
     """Copy what ``model_tensors`` gave back into the model.
 
     Raises:
@@ -42,7 +45,7 @@ def load_model_tensors(model: nn.Module, tensors: Tensors, prefix: str = "model"
             continue
         if f"{prefix}.{name}" not in tensors:
             raise CheckpointError(f"the checkpoint lacks the weight {name!r}")
-        parameter.copy_(tensors[f"{prefix}.{name}"])
+        parameter.copy_(local_part(tensors[f"{prefix}.{name}"], parameter))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer") -> Tensors:
@@ -55,14 +58,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, tensors: Tensors, prefix: str = "optimizer"
+    optimizer: torch.optim.Optimizer, tensors: Saved, prefix: str = "optimizer"
 ) -> None:
     """Put back what ``optimizer_tensors`` gave."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, Tensors] = {}
-    for name, value in tensors.items():
+    for name in tensors:
         if name.startswith(f"{prefix}."):
             index, key = name.removeprefix(f"{prefix}.").split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            value, weight = tensors[name], weights[int(index)]
+            is_moment = value.shape == weight.shape  # and no count of steps
+            kept = local_part(value, weight) if is_moment else value
+            state.setdefault(int(index), {})[key] = kept
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -88,7 +95,7 @@ def random_values() -> dict[str, Any]:
     }
 
 
-def load_random(tensors: Tensors, values: dict[str, Any]) -> None:
+def load_random(tensors: Saved, values: dict[str, Any]) -> None:
     """Put every generator back to where ``random_tensors`` and ``random_values`` found it.
 
     Sums are cut into one part a thread, so the number of threads goes back too, if there are cores
@@ -100,10 +107,10 @@ def load_random(tensors: Tensors, values: dict[str, Any]) -> None:
     else:
         logger.info("processes=%d, before the interruption %d", processes.size(), before)
     torch.set_rng_state(tensors["random.cpu"])
-    for name, state in tensors.items():
+    for name in tensors:
         index = name.removeprefix("random.cuda")
         if index.isdigit() and int(index) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, int(index))
+            torch.cuda.set_rng_state(tensors[name], int(index))
     version, numbers, gauss = values["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = values["numpy"]

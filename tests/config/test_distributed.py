@@ -16,12 +16,13 @@ def minimal(tmp_path):
 
 def test_how_many_processes_train_decides_nothing_of_a_run(minimal):
     plain = load_config(minimal)
-    changes = {"distributed.processes": "2", "policy.distributed": "{processes: 4}"}
+    changes = {"distributed.processes": "2", "policy.distributed": "{processes: 4, shard: layers}"}
     several = load_config(minimal, changes)
     assert config_digest(several) == config_digest(plain)
     found = [several.distributed_of(stage).processes for stage in GATED_STAGES]
     assert found == [2, 2, 2, 4]
-    assert several.distributed_of("judge").shard == "none"
+    found = [several.distributed_of(stage).shard for stage in GATED_STAGES]
+    assert found == ["none", "none", "none", "layers"]
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,16 @@ def test_what_is_not_known_is_said_so(tmp_path):
     assert "activations not known" in str(needed)
 
 
+def test_divided_layers_are_counted_by_the_part_that_a_process_keeps():
+    whole = memory.weight_bytes(BASE, torch.float32)
+    layers = memory.weight_bytes(BASE, torch.float32, layers_only=True)
+    assert 0.3 * whole < layers < whole
+    kept = whole - layers + -(-layers // 2)
+    assert needed_by_ppo(parts=2).certain == (2 * 4 + 2) * kept
+    adapted = needed_by_ppo(parts=64, compute=ComputeConfig(lora=LoraConfig(rank=2)))
+    assert adapted.certain == 4 * whole, "models are whole while they are loaded"
+
+
 def test_a_damaged_file_is_left_to_the_loader(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
     assert memory.weight_bytes(tmp_path, torch.float32) == 0

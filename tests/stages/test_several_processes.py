@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf_core import processes
 from rlhf_core.adapters.tracking import look_up_run, open_run, stage_inputs
-from rlhf_core.errors import ConfigError, KlLimitError, ProcessError
+from rlhf_core.errors import ConfigError, KlLimitError, PeerLostError, ProcessError
 from rlhf_core.stages import sft
 from rlhf_core.stages.distributed import launch
 from rlhf_core.stages.distributed.task import FAILED, LOGS, RankFailure, RankFailures, RankTask
@@ -36,14 +37,14 @@ class Steps:
 def training(mlflow_home, stage_config, stage_context, small_splits):
     """Train the SFT stage's model with so many processes; return what the stage gets."""
 
-    def run(processes, observer=None, run_id="one", **changes):
+    def run(processes, observer=None, run_id="one", shard="none", **changes):
         context = stage_context.model_copy(
             update={"run_id": run_id, "directory": mlflow_home / run_id}
         )
         directory = context.stage_directory("sft")
         config = stage_config()
         settings = config.sft.model_copy(update={**SETTINGS, **changes})
-        distributed = config.distributed.model_copy(update={"processes": processes})
+        distributed = config.distributed.model_copy(update={"processes": processes, "shard": shard})
         config = config.model_copy(update={"sft": settings, "distributed": distributed})
         directory.mkdir(parents=True, exist_ok=True)
         job = TrainingJob(
@@ -105,13 +106,28 @@ def test_a_killed_rank_ends_all_and_the_stage_goes_on_with_one_process(
 
 @pytest.mark.nightly
 def test_a_stage_with_two_processes_hands_on_what_one_trains(training, mlflow_home):
-    for count, name in ((1, "one"), (2, "two")):
-        training(count, run_id=name, num_epochs=2)
-    ours, theirs = (
-        load_file(mlflow_home / name / "sft/model/model.safetensors") for name in ("one", "two")
+    for count, name, shard in ((1, "one", "none"), (2, "two", "none"), (2, "divided", "layers")):
+        training(count, run_id=name, shard=shard, num_epochs=2)
+    theirs, *others = (
+        load_file(mlflow_home / name / "sft/model/model.safetensors")
+        for name in ("one", "two", "divided")
     )
-    worst = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
-    assert worst < 1e-5
+    for ours in others:
+        assert ours.keys() == theirs.keys()
+        worst = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
+        assert worst < 1e-5
+
+
+@pytest.mark.nightly
+def test_a_rank_that_is_killed_between_layers_is_the_one_that_is_named(training, mlflow_home):
+    """The others notice in the middle of FSDP, not in a sum of ours."""
+    directory = mlflow_home / "one" / "sft"
+    after(directory, "rank")
+    with pytest.raises(ProcessError, match=r"rank [01] of 2 was ended by SIGKILL; its lines are"):
+        training(2, shard="layers")
+    assert living_ranks(directory) == []
+    trained, _, _ = training(1)
+    assert trained.num_steps == NUM_STEPS
 
 
 @pytest.mark.nightly
@@ -184,6 +200,21 @@ def test_the_stage_names_the_rank_that_failed_first(raised, exit_codes, kind, sa
     error = ended(raised, exit_codes, agent=-9)
     assert type(error) is kind
     assert str(error).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (RuntimeError("[/src/gloo/transport/tcp/pair.cc:547] Connection closed"), PeerLostError),
+        (torch.distributed.DistBackendError("NCCL error"), PeerLostError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError),
+        (ProcessError("the processes differ"), ProcessError),
+    ],
+)
+def test_what_a_library_says_of_a_lost_process_is_no_cause(raised, told):
+    with pytest.raises(told) as caught, processes.losses_told():
+        raise raised
+    assert type(caught.value) is told
 
 
 @pytest.mark.parametrize(

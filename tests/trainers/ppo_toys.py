@@ -123,7 +123,9 @@ def toy_data():
     return PpoData(toy_prompts(), [EOS], toy_examples(10))
 
 
-def train_ppo(causal: Path, work: Path, tracker=None, models=None, observer=None, **changes):
+def train_ppo(
+    causal: Path, work: Path, tracker=None, models=None, observer=None, shard="none", **changes
+):
     """Train in ``work``; return summary, models and the policy's sha256."""
     settings = toy_settings(**changes)
     models = models or toy_models(
@@ -137,6 +139,6 @@ def train_ppo(causal: Path, work: Path, tracker=None, models=None, observer=None
         models,
         toy_data(),
         settings=settings,
-        run=TrainingRun(0, tracker or ListTracker(), store, observer),
+        run=TrainingRun(0, tracker or ListTracker(), store, observer, shard),
     )
     return summary, models, save_model(models.policy, FakeTokenizer(), work / "model")

@@ -28,21 +28,31 @@ from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
 from safetensors.torch import save_file
-from rlhf_core.config import ComputeConfig, LoraConfig, OptimizerConfig
+from rlhf_core.config import ComputeConfig, OptimizerConfig
+from rlhf_core.errors import CheckpointError
+from rlhf_core.trainers import checkpoint
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from tests.trainers import ppo_toys, toys
+
+Writer = checkpoint.HuggingFaceStorageWriter
+
+class FullDisk(Writer):
+    def write_data(self, plan, planner):
+        raise OSError(28, "No space left on device")
 
 class Halted(Exception):
     pass
 
 class HaltingTracker(toys.ListTracker):
-    def __init__(self, halt):
+    def __init__(self, halt, full):
         super().__init__()
-        self.halt = halt
+        self.halt, self.full = halt, full
     def log_metrics(self, metrics, step):
         super().log_metrics(metrics, step)
         if step == self.halt:
             raise Halted
+        if step == self.full:
+            checkpoint.HuggingFaceStorageWriter = FullDisk
 
 def train(job, rank):
     shared = Path(job["work"])
@@ -58,9 +68,10 @@ def train(job, rank):
         lambda directory: CheckpointStore(shared / "checkpoints")
     )
     changes = {"optimizer": OptimizerConfig(**job["optimizer"]), **job["changes"]}
-    if job["lora"]:
-        changes["compute"] = ComputeConfig(lora=LoraConfig(rank=4))
-    tracker = HaltingTracker(job["halt"])
+    if job["compute"]:
+        changes["compute"] = ComputeConfig(**job["compute"])
+    changes["shard"] = job["shard"]
+    tracker = HaltingTracker(job["halt"], job["full"] if rank == 1 else -1)
     try:
         if job["trainer"] in ("sft", "reward", "dpo"):
             toys.train_stage(job["trainer"], Path(job["causal"]), own, tracker, **changes)
@@ -69,6 +80,8 @@ def train(job, rank):
             ppo_toys.train_ppo(Path(job["causal"]), own, tracker, **changes)
     except Halted:
         pass
+    except CheckpointError as error:
+        (own / "error.txt").write_text(str(error))
     (own / "rows.json").write_text(json.dumps(tracker.rows))
 
 def work_as(rank, task):
@@ -105,10 +118,13 @@ ONCE = {"num_epochs": 1}
 SHORT = {"num_iterations": 3, "checkpoint_every": 2}
 
 
-def job(trainer, causal, work, *, lora=False, halt=-1, **changes):
+LORA = {"lora": {"rank": 4}}
+
+
+def job(trainer, causal, work, *, compute=None, shard="none", halt=-1, full=-1, **changes):
     return {
-        "trainer": trainer, "causal": str(causal), "work": str(work), "lora": lora, "halt": halt,
-        "changes": changes, "optimizer": OPTIMIZER,
+        "trainer": trainer, "causal": str(causal), "work": str(work), "compute": compute,
+        "shard": shard, "halt": halt, "full": full, "changes": changes, "optimizer": OPTIMIZER,
     }  # fmt: skip
 
 
@@ -153,14 +169,27 @@ def models(tmp_path_factory):
 KINDS = {
     "sft": ("sft", "untied", {**ONCE, "batch_size": 6, "evaluate_every": 4}),
     "sft-tied": ("sft", "tied", {**ONCE, "batch_size": 9}),
-    "sft-lora": ("sft", "untied", {**ONCE, "lora": True}),
+    "sft-lora": ("sft", "untied", {**ONCE, "compute": LORA}),
     "reward": ("reward", "untied", {**ONCE, "use_soft_labels": True}),
     "dpo": ("dpo", "tied", {**ONCE, "evaluate_every": 5}),
     "ppo": ("PPO", "untied", {**SHORT, "kl_controller": "adaptive", "target_kl": 0.5}),
     "one-trunk": ("ONE_TRUNK", "tied", {**SHORT, "ptx_coef": 0.1, "scale_scores": True}),
-    "grpo": ("GRPO", "untied", {**SHORT, "lora": True}),
+    "grpo": ("GRPO", "untied", {**SHORT, "compute": LORA}),
 }
 """Batches of 6 and 9 divide neither by 2 nor by 4: ranks get unequal shares, and at times none."""
+
+
+DIVIDED = {
+    "reward": {"compute": {"gradient_checkpointing": True}},
+    "one-trunk": {"decode_tokens": 20},
+}
+"""What a kind does besides where layers are divided: the numbers are the same, the passes not."""
+
+
+def at_every_change(*kinds):
+    return [
+        kind if kind in kinds else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS
+    ]
 
 
 BY_FOUR = ("sft", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("ppo", "grpo")))
@@ -172,10 +201,11 @@ def trained(launch, models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("worlds")
 
     @cache
-    def train(kind, world):
+    def train(kind, world, shard="none"):
         trainer, causal, changes = KINDS[kind]
-        work = folder / str(world) / kind
-        launch(world, folder, job(trainer, models / causal, work, **changes))
+        changes = changes | (DIVIDED.get(kind, {}) if shard == "layers" else {})
+        work = folder / f"{world}-{shard}" / kind
+        launch(world, folder, job(trainer, models / causal, work, shard=shard, **changes))
         return work
 
     return train
@@ -222,8 +252,19 @@ def test_four_processes_train_what_one_trains(kind, trained):
     assert_several_train_what_one_trains(kind, 4, trained)
 
 
-def assert_several_train_what_one_trains(kind, world, trained):
-    found = trained(kind, world)
+@pytest.mark.parametrize("kind", at_every_change("sft-tied", "reward", "ppo"))
+def test_divided_layers_train_what_one_process_trains(kind, trained):
+    assert_several_train_what_one_trains(kind, 2, trained, "layers")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["sft", "sft-lora", "ppo"])
+def test_layers_divided_by_four_train_what_one_process_trains(kind, trained):
+    assert_several_train_what_one_trains(kind, 4, trained, "layers")
+
+
+def assert_several_train_what_one_trains(kind, world, trained, shard="none"):
+    found = trained(kind, world, shard)
     assert_near(found, trained(kind, 1))
     for rank in range(1, world):
         assert rows(found, rank) == rows(found)
@@ -239,23 +280,48 @@ def test_two_ranks_with_a_row_each_are_one_process_bit_for_bit(launch, models, t
     assert_same_bits(weights(tmp_path / "2"), weights(tmp_path / "1"))
 
 
+NIGHTLY = pytest.mark.nightly
+WORLDS = {"one": (1, "none"), "two": (2, "none"), "four": (4, "none"),
+          "two-divided": (2, "layers"), "four-divided": (4, "layers")}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(2, 1), (1, 2), (2, 2), pytest.param(2, 4, marks=pytest.mark.nightly)],
+    [
+        ("two", "two"),
+        ("two-divided", "one"),
+        pytest.param("two", "one", marks=NIGHTLY),
+        pytest.param("two-divided", "two-divided", marks=NIGHTLY),
+        pytest.param("one", "two", marks=NIGHTLY),
+        pytest.param("one", "two-divided", marks=NIGHTLY),
+        pytest.param("two", "four", marks=NIGHTLY),
+        pytest.param("two-divided", "four-divided", marks=NIGHTLY),
+        pytest.param("two-divided", "two", marks=NIGHTLY),
+    ],
 )
 def test_a_checkpoint_goes_on_with_any_number_of_processes(
     before, after, launch, models, trained, tmp_path
 ):
     kinds = ("sft", "ppo")
-    for world, halt in ((before, 3), (after, -1)):
+    for (world, shard), halt in ((WORLDS[before], 3), (WORLDS[after], -1)):
         jobs = []
         for name in kinds:
             trainer, causal, changes = KINDS[name]
-            changes = {**changes, "checkpoint_every": 1}
+            changes = {**changes, "checkpoint_every": 1, "shard": shard}
             jobs.append(job(trainer, models / causal, tmp_path / name, halt=halt, **changes))
         launch(world, tmp_path, *jobs)
     for name in kinds:
         assert_same_weights(tmp_path / name, trained(name, 1))
         assert rows(tmp_path / name)[0][0] > 1, "it began again"
         if before == after:
-            assert_same_bits(weights(tmp_path / name), weights(trained(name, after)))
+            assert_same_bits(weights(tmp_path / name), weights(trained(name, *WORLDS[after])))
+
+
+def test_a_part_that_cannot_be_written_leaves_the_checkpoint_before(launch, models, tmp_path):
+    work = tmp_path / "sft"
+    changes = {**ONCE, "checkpoint_every": 2, "shard": "layers", "full": 3}
+    launch(2, tmp_path, job("sft", models / "tied", work, **changes))
+    for rank in (0, 1):
+        said = (work / f"rank-{rank}/error.txt").read_text()
+        assert "step-000000004: the checkpoint cannot be written: [Errno 28] No space left" in said
+    assert [path.name for path in (work / "checkpoints").iterdir()] == ["step-000000002"]

@@ -102,10 +102,12 @@ class ListObserver:
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.1)
 
 
-def train_stage(stage, causal: Path, work: Path, tracker=None, observer=None, **changes):
+def train_stage(
+    stage, causal: Path, work: Path, tracker=None, observer=None, shard="none", **changes
+):
     """Train one stage from ``causal`` in ``work``; return summary, model and weights' sha256."""
     store = CheckpointStore(work / "checkpoints")
-    run = TrainingRun(0, tracker or ListTracker(), store, observer)
+    run = TrainingRun(0, tracker or ListTracker(), store, observer, shard)
     common = {
         "batch_size": 8,
         "micro_batch_tokens": 40,

@@ -97,14 +97,19 @@ def main(task_file: Path) -> None:
     if on_gpu:
         torch.cuda.set_device(dist.get_node_local_rank())
     fit: Fit = import_module(FITS[task.job.role]).fit
+    with processes.losses_told():
+        _train(task, fit)
+    dist.destroy_process_group()
+
+
+def _train(task: RankTask, fit: Fit) -> None:
     if processes.leads():
         _lead(task, fit)
-    else:
-        _begin(task, logging.StreamHandler())
-        scratch = task.folder / f"rank-{processes.rank()}"
-        scratch.mkdir()
-        fit(task.job.model_copy(update={"directory": scratch}), Followers(NoTracker()))
-    dist.destroy_process_group()
+        return
+    _begin(task, logging.StreamHandler())
+    scratch = task.folder / f"rank-{processes.rank()}"
+    scratch.mkdir()
+    fit(task.job.model_copy(update={"directory": scratch}), Followers(NoTracker()))
 
 
 def _lead(task: RankTask, fit: Fit) -> None:

@@ -120,9 +120,13 @@ def _facts(
         "configuration": f"{config.policy.algorithm}, seed {config.seed}, "
         f"settings {config_digest(config)[:12]}",
     }
-    several = {stage: config.distributed_of(stage).processes for stage in GATED_STAGES}
-    if max(several.values()) > 1:
-        facts["processes"] = ", ".join(f"{stage} {count}" for stage, count in several.items())
+    several = {stage: config.distributed_of(stage) for stage in GATED_STAGES}
+    if any(each.processes > 1 for each in several.values()):
+        facts["processes"] = ", ".join(
+            f"{stage} {each.processes}"
+            + (" (layers divided)" if each.processes > 1 and each.shard == "layers" else "")
+            for stage, each in several.items()
+        )
     if lineage:
         changed = " with uncommitted changes" if lineage["git_dirty"] else ""
         commit = lineage["git_commit"]
