@@ -16,8 +16,9 @@ from rlhf_core.config import DpoConfig
 from rlhf_core.config.policy import MOST_DESIRABLE, balancing_weights
 from rlhf_core.errors import DataError
 from rlhf_core.functional.dpo import implicit_rewards, unpaired_kto_loss
-from rlhf_core.models import device_of, finish_training, prepare_training, token_logprobs
+from rlhf_core.models import device_of, prepare_training, token_logprobs
 from rlhf_core.models.compute import file_dtype, precision
+from rlhf_core.models.sharding import in_step
 from rlhf_core.tokenization import TokenBatch, TokenizedPair, TokenizedUnpaired, pack_responses
 from rlhf_core.trainers.loop import (
     FitSummary,
@@ -66,7 +67,7 @@ def fit_kto(
         seed=run.seed,
     )
     fingerprint = run_fingerprint(settings, [policy], _rows(train, heldout), seed=run.seed)
-    optimization = Optimization(policy, settings.optimizer, total_steps=len(plan))
+    optimization = Optimization(policy, settings.optimizer, total_steps=len(plan), shard=run.shard)
     objective = KtoObjective(policy, settings)
     others, other_heldout = mismatched_examples(train), mismatched_examples(heldout)
     if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
@@ -106,7 +107,7 @@ def fit_kto(
                 fingerprint=fingerprint,
             )
     progress.close()
-    final = objective.finish(heldout, heldout_ref, other_heldout)
+    final = objective.finish(optimization, heldout, heldout_ref, other_heldout)
     run.tracker.log_metrics(final, step=len(plan))
     return FitSummary(num_steps=len(plan), metrics=final | at_start(first))
 
@@ -215,6 +216,7 @@ class KtoObjective:
 
     def finish(
         self,
+        optimization: Optimization,
         examples: Sequence[TokenizedUnpaired],
         ref_logprobs: Tensor,
         others: Sequence[TokenizedUnpaired],
@@ -226,7 +228,7 @@ class KtoObjective:
         """
         rounds = file_dtype(self.policy) is not None
         measures = None if rounds else self.measure(examples, ref_logprobs, others)
-        self.policy = finish_training(self.policy)
+        self.policy = optimization.finish()
         measures = measures or self.measure(examples, ref_logprobs, others)
         return measures.summary("heldout_")
 
@@ -237,12 +239,12 @@ class KtoObjective:
         ref_logprobs: Tensor,
         baseline: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        logprobs = micro.sum_by_sequence(token_logprobs(self.policy, micro))
+        logprobs = _sequence_logprobs(self.policy, micro, rows)
         device = logprobs.device
         rewards = implicit_rewards(logprobs, ref_logprobs.to(device), beta=self.settings.beta)
         losses = unpaired_kto_loss(
             rewards,
-            torch.tensor([row.desirable for row in rows], device=device),
+            torch.tensor([row.desirable for row in rows], dtype=torch.bool, device=device),
             baseline.to(device),
             desirable_weight=self.settings.desirable_weight,
             undesirable_weight=self.settings.undesirable_weight,
@@ -322,15 +324,22 @@ def example_logprobs(
 ) -> Tensor:
     """Log-probabilities of whole responses: [N] float32 on the CPU, in nats."""
     own = [
-        micro.sum_by_sequence(token_logprobs(model, micro)).cpu()
-        for micro, _ in _runs(model, processes.share(examples), budget=budget)
+        _sequence_logprobs(model, micro, rows).cpu()
+        for micro, rows in _runs(model, processes.share(examples), budget=budget)
     ]
     return processes.whole(torch.cat(own) if own else torch.empty(0), len(examples))
 
 
+def _sequence_logprobs(
+    model: nn.Module, micro: TokenBatch, rows: Sequence[TokenizedUnpaired]
+) -> Tensor:
+    """[N] of the responses of ``rows``; of none, where others still pass, there is no response."""
+    return micro.sum_by_sequence(token_logprobs(model, micro))[: len(rows)]
+
+
 def _runs(
     model: nn.Module, examples: Sequence[TokenizedUnpaired], *, budget: int
-) -> list[tuple[TokenBatch, list[TokenizedUnpaired]]]:
+) -> list[tuple[TokenBatch, Sequence[TokenizedUnpaired]]]:
     """Micro-batches on the model's device, each with the examples it came from."""
     return [
         (
@@ -339,7 +348,9 @@ def _runs(
             ),
             rows,
         )
-        for rows in split_by_tokens(examples, lambda row: row.num_tokens, budget=budget)
+        for rows in in_step(
+            model, split_by_tokens(examples, lambda row: row.num_tokens, budget=budget)
+        )
     ]
 
 

@@ -73,7 +73,7 @@ def train(job, rank):
     changes["shard"] = job["shard"]
     tracker = HaltingTracker(job["halt"], job["full"] if rank == 1 else -1)
     try:
-        if job["trainer"] in ("sft", "reward", "dpo"):
+        if job["trainer"] in ("sft", "reward", "dpo", "kto"):
             toys.train_stage(job["trainer"], Path(job["causal"]), own, tracker, **changes)
         else:
             changes |= getattr(ppo_toys, job["trainer"], {})
@@ -172,6 +172,7 @@ KINDS = {
     "sft-lora": ("sft", "untied", {**ONCE, "compute": LORA}),
     "reward": ("reward", "untied", {**ONCE, "use_soft_labels": True}),
     "dpo": ("dpo", "tied", {**ONCE, "evaluate_every": 5}),
+    "kto": ("kto", "tied", {**ONCE, "batch_size": 3}),
     "ppo": ("PPO", "untied", {**SHORT, "kl_controller": "adaptive", "target_kl": 0.5}),
     "one-trunk": ("ONE_TRUNK", "tied", {**SHORT, "ptx_coef": 0.1, "scale_scores": True}),
     "grpo": ("GRPO", "untied", {**SHORT, "compute": LORA}),

@@ -10,6 +10,7 @@ from rlhf_core.models import load_causal, save_model, scalar_from_causal
 from rlhf_core.tokenization import TokenizedExample, TokenizedPair
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.dpo import fit_dpo
+from rlhf_core.trainers.kto import examples_of_pairs, fit_kto
 from rlhf_core.trainers.loop import TrainingRun
 from rlhf_core.trainers.reward import fit_reward_model
 from rlhf_core.trainers.sft import fit_sft
@@ -129,6 +130,15 @@ def train_stage(
             toy_pairs(16, 1),
             toy_examples(8),
             settings=RewardConfig(**common),
+            run=run,
+        )
+    elif stage == "kto":
+        model = load_causal(causal)
+        summary = fit_kto(
+            model,
+            examples_of_pairs(toy_pairs(48))[::3],
+            examples_of_pairs(toy_pairs(16, 1))[::3],
+            settings=DpoConfig(**{"loss": "kto", **common}),
             run=run,
         )
     else:
