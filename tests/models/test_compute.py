@@ -148,10 +148,3 @@ def test_the_model_that_adapters_were_put_into_is_still_itself(llama_directory):
 def test_unwrapping_something_else_is_refused():
     with pytest.raises(ModelError, match="Linear"):
         module.unwrapped(torch.nn.Linear(2, 2))
-
-
-def test_the_model_inside_adapters_is_found_from_within_too(llama_directory):
-    """Whoever was given the model before its adapters goes on using it."""
-    model = load_causal(llama_directory)
-    adapted = prepare_training(model, LORA, seed=0)
-    assert module.unwrapped(adapted) is module.unwrapped(model) is model
