@@ -144,7 +144,8 @@ def _outermost_layers(trunk: nn.Module) -> list[nn.Module]:
 
 
 def _name_of(module: nn.Module, within: nn.Module) -> str:
-    return next(name for name, part in within.named_modules() if part is module)
+    names: list[str] = [name for name, part in within.named_modules() if part is module]
+    return names[0]
 
 
 def _require_divisible(inner: nn.Module, trunk: nn.Module, layers: Sequence[nn.Module]) -> None:

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from rlhf_core import processes
 from rlhf_core.errors import CheckpointError
@@ -92,7 +96,7 @@ class CheckpointStore:
             CheckpointError: the disk is full or refuses; the checkpoints before are untouched,
                 and nothing half-written is left.
         """
-        checkpoint = Checkpoint(step, tensors, values)
+        checkpoint = Checkpoint(step, tensors, dict(values))
         in_parts = any(is_divided(tensor) for tensor in tensors.values())
         if processes.leads():
             self._save(checkpoint, fingerprint, in_parts=in_parts)
@@ -193,7 +197,7 @@ class _InParts(Mapping[str, Tensor]):
         whole = torch.empty(described.size, dtype=described.properties.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as asked for
-            dcp.load({name: whole}, storage_reader=self._reader, no_dist=True)
+            load({name: whole}, storage_reader=self._reader, no_dist=True)
         return whole
 
     def __iter__(self) -> Iterator[str]:
@@ -218,7 +222,7 @@ def _write_parts(directory: Path, checkpoint: Checkpoint) -> None:
     """Write this process's parts; all processes call it. Safetensors files, no pickles."""
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
     tensors = {name: tensor.detach() for name, tensor in checkpoint.tensors.items()}
-    dcp.save(tensors, storage_writer=writer)
+    save(tensors, storage_writer=writer)
 
 
 def _write_whole(directory: Path, checkpoint: Checkpoint) -> None:
