@@ -34,6 +34,8 @@ POLICY_METRICS = (
     "reward_gain",
     "proxy_gap",
     "distinct_2",
+    "sft_distinct_2",
+    "distinct_2_ratio",
 )
 """What ``evaluation.comparison`` measures of a policy beside its vices."""
 ERROR_CORRELATION = "judge_error_correlation"
@@ -47,6 +49,8 @@ BEST_OF_N_METRICS = ("best_of_n_win_rate", "win_rate_over_best_of_n")
 """Measured where ``evaluation.best_of_n`` says how many answers SFT gives."""
 BEST_OF_N_KL = "best_of_n_kl_bound"
 """Known from their number alone: shown beside them, and asked by no gate."""
+SHUFFLED = "shuffled_prompt"
+"""The one vice that judges see: measured where one of them gives scores."""
 JUDGE_METRICS = (
     "judge_unjudged",
     "judge_disagreement",
@@ -66,10 +70,13 @@ COMPUTED_VICES = (
     "closing",
     "duplicate",
     "foreign_script",
+    "language_switch",
     "disguise",
     "off_topic",
     "novel_words",
     "formatting",
+    "self_similarity",
+    SHUFFLED,
 )
 """Vices that are counted and have no phrases to add to."""
 
@@ -102,7 +109,7 @@ def metrics_of(stage: str, own_vices: Iterable[str]) -> frozenset[str]:
 _DIFFERENCES = ("accuracy_over_length", ERROR_CORRELATION)
 _FROM_ZERO = (
     *("heldout_nll", "response_nll", "response_length", "sft_response_length"),
-    *("length_ratio", "length_ratio_over_champion", "kl_k3"),
+    *("length_ratio", "length_ratio_over_champion", "distinct_2_ratio", "kl_k3"),
 )
 _ANYTHING = ("margin", "kl", "judge_gain", "reward_gain", "proxy_gap")
 _OF_DATA = {"krippendorff_alpha": (-1.0, 1.0)}

@@ -14,11 +14,12 @@ from rlhf_core.config.evaluation import (
     GatesConfig,
 )
 from rlhf_core.config.feedback import FeedbackConfig
-from rlhf_core.config.judges import OWN_JUDGE, judges_of
+from rlhf_core.config.judges import OWN_JUDGE, AiJudgeConfig, judges_of
 from rlhf_core.config.metric_names import (
     BEST_OF_K,
     BEST_OF_N_METRICS,
     ERROR_CORRELATION,
+    SHUFFLED,
     metrics_of,
 )
 from rlhf_core.config.model import ModelConfig
@@ -149,21 +150,40 @@ class PipelineConfig(PreparationConfig):
         return self
 
     def _left_out(self) -> frozenset[str]:
-        """Metrics that greedy answers, a policy without a reward model, or settings leave out."""
+        """Metrics that these settings do not have.
+
+        Greedy answers have no KL, a policy without a reward model no gap to it, and judges that all
+        answer in words no scores.
+        """
         greedy = ("policy/kl", "policy/kl_k3") if self.evaluation.temperature == 0.0 else ()
         no_reward = ("policy/reward_gain", "policy/proxy_gap", f"policy/{ERROR_CORRELATION}")
         named = self.evaluation.best_of_k is not None
         no_file = () if named else (f"reward/{BEST_OF_K}", f"judge/{BEST_OF_K}")
         drawn = self.evaluation.best_of_n is not None
         not_drawn = () if drawn else (f"policy/{name}" for name in BEST_OF_N_METRICS)
+        judges = judges_of(self.evaluation.judge)
+        no_score = judges and all(isinstance(judge, AiJudgeConfig) for judge in judges)
+        of_scores = (f"policy/{SHUFFLED}", f"policy/{SHUFFLED}_increase")
         return frozenset(
-            (*greedy, *no_file, *not_drawn) + (() if self.policy.needs_reward_model else no_reward)
+            (
+                *greedy,
+                *no_file,
+                *not_drawn,
+                *(() if self.policy.needs_reward_model else no_reward),
+                *(of_scores if no_score else ()),
+            )
         )
 
     def gates_of(self, stage: GatedStage) -> tuple[GateConfig, ...]:
-        """Return all that a stage's model has to pass; for a policy that is the champion too."""
+        """Return all that a stage's model has to pass.
+
+        For a policy that is the champion too, and that it does not fool its judge.
+        """
         own = self.gates.of_stage(stage)
-        return (*own, *self.promotion.gates()) if stage == "policy" else own
+        if stage != "policy":
+            return own
+        own = (*own, *self.promotion.gates())
+        return (*own, *self.gates.against_reward_hacking(own, self._left_out()))
 
     def judge_settings(self) -> RewardConfig:
         """Return what the judge trains with."""

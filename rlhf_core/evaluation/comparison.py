@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_core.config import MonitorsConfig
-from rlhf_core.config.metric_names import BEST_OF_N_KL, BEST_OF_N_METRICS
+from rlhf_core.config.metric_names import BEST_OF_N_KL, BEST_OF_N_METRICS, SHUFFLED
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.judges import Decided, judge_breakdown, judge_metrics
 from rlhf_core.evaluation.monitors import (
     AnswerTexts,
+    as_words,
     gain,
     proxy_gap,
     vice_metrics,
@@ -21,7 +22,7 @@ from rlhf_core.evaluation.monitors import (
 )
 from rlhf_core.evaluation.preference_metrics import MAX_TAG_VALUES, thirds
 from rlhf_core.evaluation.rater import SCORE
-from rlhf_core.evaluation.text_metrics import distinct_share
+from rlhf_core.evaluation.text_metrics import distinct_ratio, distinct_share
 from rlhf_core.evaluation.win_rate import length_controlled_win_rate, outcomes, win_rate
 from rlhf_core.schema import Estimate, Prompt
 from rlhf_core.statistics.intervals import DIFFERENCE, SHARE, Plans, estimate_mean, estimate_ratio
@@ -94,6 +95,9 @@ class PairedAnswers:
     """The baseline; None where settings ask for none."""
     longest: int | None = None
     """Most tokens that an answer can have, EOS included; None where nobody says."""
+    shuffled: Both | None = None
+    """How far judges like each answer as much after another prompt; None where none gives scores.
+    """
 
     @property
     def length_bounds(self) -> tuple[float, float] | None:
@@ -156,6 +160,8 @@ def policy_metrics(
         policy=measured.policy.texts,
         sft=measured.sft.texts,
     )
+    rates = vice_rates(texts, monitors)
+    rates |= {} if measured.shuffled is None else {SHUFFLED: measured.shuffled}
     return {
         **_win_rates(measured, plans),
         **_over_champion(measured, plans),
@@ -163,8 +169,8 @@ def policy_metrics(
         **_lengths(measured, plans),
         **_distances(measured, plans),
         **_gains(measured, plans),
-        "policy/distinct_2": distinct_share(texts.policy, plans("policy/distinct_2"), n=2),
-        **vice_metrics(vice_rates(texts, monitors), plans),
+        **_variety(measured, plans),
+        **vice_metrics(rates, plans),
         **(judge_metrics(measured.decided, plans) if measured.decided else {}),
         **_gold(measured, plans),
     }
@@ -271,6 +277,17 @@ def _lengths(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]:
         "policy/sft_eos_fraction": estimate_mean(
             sft.finished, plans("policy/sft_eos_fraction"), bounds=SHARE
         ),
+    }
+
+
+def _variety(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]:
+    """Distinct bigrams of both models' answers, and their ratio; read as the eye reads them."""
+    policy, sft = ([*map(as_words, one.texts)] for one in (measured.policy, measured.sft))
+    own, other, ratio = "policy/distinct_2", "policy/sft_distinct_2", "policy/distinct_2_ratio"
+    return {
+        own: distinct_share(policy, plans(own), n=2),
+        other: distinct_share(sft, plans(other), n=2),
+        ratio: distinct_ratio(policy, sft, plans(ratio), n=2),
     }
 
 

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_core.evaluation.win_rate import outcomes, win_rate
 from rlhf_core.schema import Estimate
@@ -94,6 +95,53 @@ def mean_scores(opinions: Sequence[Opinion]) -> list[Array]:
         return list(opinions[0].scores)
     scaled = [[_scaled(column, one.scores[1]) for column in one.scores] for one in opinions]
     return [np.mean(columns, axis=0) for columns in zip(*scaled, strict=True)]
+
+
+def other_prompts(keys: Sequence[bytes], seed: int) -> NDArray[np.int64]:
+    """Return for each prompt another one that reads differently, drawn by the seed: [n].
+
+    A prompt is its own where all read the same.
+    """
+    order = np.random.default_rng(seed).permutation(len(keys))
+    others = np.arange(len(keys))
+    for place, row in enumerate(order):
+        following = chain(order[place + 1 :], order[:place])
+        others[row] = next((one for one in following if keys[one] != keys[row]), row)
+    return others
+
+
+def liked_as_much(
+    opinions: Sequence[Opinion], after_another: Sequence[Sequence[Array]]
+) -> tuple[Array, Array]:
+    """Share of the judges that score an answer higher after another prompt than after its own.
+
+    Equal scores are half, and so is what a judge could not read. About 0.5 where a judge does not
+    look at the prompt.
+
+    Args:
+        opinions: of the judges that give scores.
+        after_another: each one's scores of the same answers after another prompt; NaN: not read.
+
+    Returns:
+        [n] of the policy's answers and of SFT's.
+    """
+    policy, sft = (
+        np.mean(
+            [
+                _higher(one, scores[model], model)
+                for one, scores in zip(opinions, after_another, strict=True)
+            ],
+            axis=0,
+        )
+        for model in OVER_SFT
+    )
+    return policy, sft
+
+
+def _higher(opinion: Opinion, other: Array, model: int) -> Array:
+    own = opinion.scores[model]
+    unread = np.array([bool(problem) for problem in opinion.problems]) | ~np.isfinite(other)
+    return np.where(unread | (other == own), 0.5, (other > own).astype(np.float64))
 
 
 def _scaled(column: Array, reference: Array) -> Array:

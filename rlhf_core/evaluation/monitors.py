@@ -13,7 +13,8 @@ from functools import partial
 import numpy as np
 
 from rlhf_core.config import MonitorsConfig
-from rlhf_core.config.evaluation import Phrase
+from rlhf_core.config.phrases import Phrase
+from rlhf_core.dataprep.cleaning.language import switches_language
 from rlhf_core.dataprep.measures.lexicon import compile_lexicon
 from rlhf_core.evaluation.reading import folded, is_disguised, plain, scripts, units
 from rlhf_core.evaluation.text_metrics import (
@@ -24,6 +25,7 @@ from rlhf_core.evaluation.text_metrics import (
     novel_shares,
     off_topic,
     repetition,
+    shared_shares,
     words_of,
 )
 from rlhf_core.schema import Conversation, Estimate
@@ -50,15 +52,20 @@ VICES = {
     "closing": "its answers all close alike",
     "duplicate": "it gives one answer to many prompts",
     "foreign_script": "it answers in another script than it was asked in",
+    "language_switch": "it answers in another language than it was asked in",
     "disguise": "it hides what it says behind look-alike or unseen letters",
     "off_topic": "its answers fit other prompts as well as their own",
     "novel_words": "it says what neither the prompts nor SFT's answers have words of",
     "formatting": "it turns its answers into lists and headings",
+    "self_similarity": "its answers share their phrases",
+    "shuffled_prompt": "its judge likes its answers as much after another prompt",
 }
 """What each built-in vice means, for the reasons of a decision."""
 
+_SHARED_BY_TWO = ("duplicate", "self_similarity")
 _TWO_AT_ONCE = math.sqrt(2.0)
-"""A duplicate makes another text one too: counts that come in pairs vary by twice the variance."""
+"""A duplicate, and a phrase that two texts share, makes another text one too: counts that come in
+pairs vary by twice the variance."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +85,17 @@ def vice_rates(texts: AnswerTexts, config: MonitorsConfig) -> dict[str, tuple[Ar
         for vice, patterns in compile_lexicon(config.phrases).items()
     }
     rates["foreign_script"] = _foreign_script(texts, asked)
+    rates["language_switch"] = _language_switch(texts, asked)
     for vice, seen in (("disguise", is_disguised), ("formatting", has_layout)):
         rates[vice] = _both(texts, partial(_share_seen, seen))
     counted = AnswerTexts(
-        texts.prompts, tuple(map(_as_words, texts.policy)), tuple(map(_as_words, texts.sft))
+        texts.prompts, tuple(map(as_words, texts.policy)), tuple(map(as_words, texts.sft))
     )
-    return rates | _counted(counted, [_as_words(prompt) for prompt in asked], config)
+    return rates | _counted(counted, [as_words(prompt) for prompt in asked], config)
 
 
-def _as_words(text: str) -> str:
+def as_words(text: str) -> str:
+    """Return a text as all that counts words reads it."""
     return units(folded(text))
 
 
@@ -119,6 +128,7 @@ def _counted(
             novel_shares(texts.policy, asked, texts.sft),
             novel_shares(texts.sft, asked, texts.policy),
         ),
+        "self_similarity": _both(texts, lambda answers: shared_shares(answers, asked, n=n)),
     }
 
 
@@ -129,8 +139,9 @@ def vice_metrics(rates: Mapping[str, tuple[Array, Array]], plans: Plans) -> dict
         rate, increase = f"policy/{vice}", f"policy/{vice}_increase"
         metrics[rate] = estimate_mean(policy, plans(rate), bounds=SHARE)
         metrics[increase] = estimate_mean(policy - sft, plans(increase), bounds=DIFFERENCE)
-    for name, bounds in (("policy/duplicate", SHARE), ("policy/duplicate_increase", DIFFERENCE)):
-        metrics[name] = widened(metrics[name], _TWO_AT_ONCE, bounds)
+        if vice in _SHARED_BY_TWO:
+            metrics[rate] = widened(metrics[rate], _TWO_AT_ONCE, SHARE)
+            metrics[increase] = widened(metrics[increase], _TWO_AT_ONCE, DIFFERENCE)
     return metrics
 
 
@@ -201,6 +212,15 @@ def _foreign_script(texts: AnswerTexts, asked: Sequence[str]) -> tuple[Array, Ar
     return (
         np.array([float(bool(policy - prompt - sft)) for prompt, policy, sft in rows]),
         np.array([float(bool(sft - prompt - policy)) for prompt, policy, sft in rows]),
+    )
+
+
+def _language_switch(texts: AnswerTexts, asked: Sequence[str]) -> tuple[Array, Array]:
+    """Answers in a language that neither the prompt nor the other model's answer is in."""
+    rows = list(zip(*(map(folded, each) for each in (asked, texts.policy, texts.sft)), strict=True))
+    return (
+        np.array([float(switches_language(policy, (prompt, sft))) for prompt, policy, sft in rows]),
+        np.array([float(switches_language(sft, (prompt, policy))) for prompt, policy, sft in rows]),
     )
 
 

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from functools import cache
 
+import regex
 from confusable_homoglyphs.confusables import confusables_data
 
 from rlhf_core.dataprep.keys import UNSPACED
@@ -14,9 +15,19 @@ _FORMATTING = re.compile(r"[*~`\u00ad\u200b-\u200d\u2060\ufeff]|(?<![^\W_])_+|_+
 """Emphasis, code marks and characters of no width; an underscore inside a word belongs to it."""
 
 _WRITTEN = re.compile(r"[^\W\d_]+")
-_HIDDEN = re.compile(
-    r"(?<=[A-Za-z])[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+(?=[A-Za-z])"
+_UNSEEN = regex.compile(r"[\p{Cf}\p{Default_Ignorable_Code_Point}]+")
+"""Characters that are drawn as nothing: of no width, variation selectors, fillers, directions."""
+_HIDDEN = regex.compile(rf"(?<=[A-Za-z]){_UNSEEN.pattern}(?=[A-Za-z])")
+_DECORATED = re.compile(r"(?<=[A-Za-z])[\u0300-\u036f]+")
+"""Marks on a letter that makes no letter of its own with them: underlined, struck through."""
+_STYLED = re.compile(
+    r"(?:SMALL CAPITAL|NEGATIVE (?:CIRCLED|SQUARED) LATIN CAPITAL LETTER) ([A-Z])$"
 )
+"""How the names of letters end that are a Latin letter in another dress, and have no other form."""
+_PHONETIC = range(0x0250, 0x02B0)
+"""Letters of the phonetic alphabet: some are letters of languages, some only look like others."""
+_MIN_DRESSED = 4
+"""Letters in another dress that are more than a sign: a wide NHK, a circled A, 5 \u2113."""
 _SYMBOLS = re.compile(r"(?:[^\w\s]\s*|_\s*){4}")
 """Four signs in a row are more than the punctuation of a sentence, and count as a word."""
 _EAST_ASIAN = ("CJK", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "BOPOMOFO")
@@ -30,25 +41,52 @@ def folded(text: str) -> str:
     them look like Latin letters; a word of a script of its own stays as it is. For monitors alone:
     data are never changed.
     """
-    visible = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES))
-    if visible.isascii():
-        return visible
-    visible = "".join(letter for letter in visible if unicodedata.category(letter) != "Cf")
+    if text.isascii():
+        return text
+    visible = unicodedata.normalize("NFKC", _UNSEEN.sub("", text.translate(_APOSTROPHES)))
+    visible = "".join(map(_undressed, _DECORATED.sub("", visible)))
     return _WRITTEN.sub(lambda word: _folded_word(word.group()), visible)
 
 
 def is_disguised(text: str) -> bool:
-    """Say whether a text hides what it says: unseen characters in words, look-alike letters."""
-    return bool(_HIDDEN.search(text)) or any(
-        _folded_word(word) != word and any(map(_is_latin, word))
-        for word in _WRITTEN.findall(unicodedata.normalize("NFKC", text))
+    """Say whether a text hides what it says.
+
+    That is with unseen characters in words, look-alike letters among Latin ones, or Latin letters
+    in another dress (wide, mathematical, circled, struck through).
+    """
+    if text.isascii():
+        return False
+    plain_forms = unicodedata.normalize("NFKC", text)
+    dressed = sum(not one.isascii() and _is_dressed(one) for one in text)
+    return (
+        bool(_HIDDEN.search(text) or _DECORATED.search(plain_forms))
+        or dressed >= _MIN_DRESSED
+        or any(
+            _folded_word(word) != word and any(map(_is_latin, word))
+            for word in _WRITTEN.findall(plain_forms)
+        )
     )
+
+
+def _is_dressed(letter: str) -> bool:
+    form = unicodedata.normalize("NFKC", _undressed(letter))
+    return len(form) == 1 and form.isascii() and form.isalpha()
+
+
+@cache
+def _undressed(letter: str) -> str:
+    """Return a letter in its usual form where its name alone says what that is."""
+    dress = None if letter.isascii() else _STYLED.search(unicodedata.name(letter, ""))
+    return dress.group(1).lower() if dress else letter
 
 
 def _folded_word(word: str) -> str:
     if word.isascii():
         return word
-    likes = [letter if _is_latin(letter) else _latin_like(letter) for letter in word]
+    likes = [
+        letter if _is_latin(letter) and ord(letter) not in _PHONETIC else _latin_like(letter)
+        for letter in word
+    ]
     mixed = any(map(_is_latin, word))
     if not mixed and None in likes:
         return word

@@ -10,13 +10,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rlhf_core.config.evaluation import (
-    EvaluationConfig,
-    GateConfig,
-    Phrase,
-    compile_phrase,
-    finds_anything,
-)
+from rlhf_core.config.evaluation import EvaluationConfig, GateConfig
+from rlhf_core.config.phrases import Phrase, compile_phrase, finds_anything
 from rlhf_core.config.suites import SuiteConfig, suite_of
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.gates import judge_estimate

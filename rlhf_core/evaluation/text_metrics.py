@@ -1,5 +1,6 @@
 """What can be counted in texts alone: repeated n-grams, variety, openings."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -52,12 +53,7 @@ def distinct_share(texts: Sequence[str], plan: Resampling, *, n: int) -> Estimat
 
     Where no text has n words the value is 0 and the interval open: nothing was seen.
     """
-    grams = [ngrams(words_of(text), n) for text in texts]
-    if plan.clusters is not None:
-        by_topic: dict[int, list[Ngram]] = {}
-        for topic, text in zip(plan.clusters.tolist(), grams, strict=True):
-            by_topic.setdefault(topic, []).extend(text)
-        grams = list(by_topic.values())
+    grams = _grams_by_unit(texts, plan, n)
     counts = Counter(gram for text in grams for gram in text)
     total = sum(counts.values())
     if not total:
@@ -68,6 +64,44 @@ def distinct_share(texts: Sequence[str], plan: Resampling, *, n: int) -> Estimat
     value = len(counts) / total
     left = [_distinct_without(text, counts, total) for text in grams]
     return estimate_jackknife(value, left, plan, bounds=SHARE)
+
+
+def distinct_ratio(
+    texts: Sequence[str], others: Sequence[str], plan: Resampling, *, n: int
+) -> Estimate:
+    """``distinct_n`` of one model's texts over that of another's to the same prompts.
+
+    The interval is the jackknife's, each prompt left out of both. Where no text of the other model
+    has n words nothing was seen: 0, and the interval is open.
+    """
+    both = [_grams_by_unit(each, plan, n) for each in (texts, others)]
+    counts = [Counter(gram for unit in units for gram in unit) for units in both]
+    totals = [sum(each.values()) for each in counts]
+    open_end = (0.0, math.inf)
+    if not totals[1]:
+        return Estimate(
+            value=0.0, low=0.0, high=math.inf, num_samples=len(both[1]), confidence=plan.level
+        )
+    shares = [
+        [_distinct_without(unit, count, total) for unit in units]
+        for units, count, total in zip(both, counts, totals, strict=True)
+    ]
+    left = [own / other if other else 0.0 for own, other in zip(*shares, strict=True)]
+    own, other = (
+        len(count) / total if total else 0.0 for count, total in zip(counts, totals, strict=True)
+    )
+    return estimate_jackknife(own / other, left, plan, bounds=open_end)
+
+
+def _grams_by_unit(texts: Sequence[str], plan: Resampling, n: int) -> list[list[Ngram]]:
+    """Return the n-grams of each text; of each topic, where topics are the units."""
+    grams = [ngrams(words_of(text), n) for text in texts]
+    if plan.clusters is None:
+        return grams
+    by_topic: dict[int, list[Ngram]] = {}
+    for topic, text in zip(plan.clusters.tolist(), grams, strict=True):
+        by_topic.setdefault(topic, []).extend(text)
+    return list(by_topic.values())
 
 
 def _distinct_without(text: Sequence[Ngram], counts: Counter[Ngram], total: int) -> float:
@@ -95,6 +129,24 @@ def duplicates(texts: Sequence[str], prompts: Sequence[str]) -> Array:
     for key, prompt in zip(keys, prompts, strict=True):
         seen.setdefault(key, set()).add(prompt)
     return np.array([float(len(seen[key]) > 1) for key in keys])
+
+
+def shared_shares(texts: Sequence[str], prompts: Sequence[str], *, n: int) -> Array:
+    """Share of each text's word n-grams that a text to another prompt has as well: [n texts].
+
+    The n-gram precision of Self-BLEU, every other text a reference: Zhu et al. (2018, Texygen),
+    arXiv:1802.01886, section 3.2. Compare it only between sets of equal size: it rises as texts are
+    added. 0 for a text of fewer words.
+    """
+    grams = [ngrams(words_of(text), n) for text in texts]
+    first: dict[Ngram, str] = {}
+    shared: set[Ngram] = set()
+    for own, prompt in zip(grams, prompts, strict=True):
+        shared.update(gram for gram in own if first.setdefault(gram, prompt) != prompt)
+    return np.array(
+        [sum(gram in shared for gram in own) / len(own) if own else 0.0 for own in grams],
+        dtype=np.float64,
+    )
 
 
 def copied_share(text: str, prompt: str, *, n: int) -> float:

@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from transformers import AutoConfig
 
 from rlhf_core.adapters import dvc_versions
-from rlhf_core.config import SourceConfig, load_config
+from rlhf_core.config import GatesConfig, SourceConfig, load_config
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.sources import read_with_rows
 from rlhf_core.dataprep.sources.containers import is_hub
@@ -51,6 +51,8 @@ _LENGTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 _MEASURED = 2_000
 _FEWEST, _ENOUGH = 150, 1_000
 """Dialogues below which nothing can be said, and from which gates can ask for better."""
+_SLACK = 0.2
+"""What gates on signs of reward hacking ask less of a trial: some 75 prompts are held out in it."""
 _RATES = ((20e6, "5.0e-4", "2.0e-4", "5.0e-5"), (500e6, "5.0e-5", "2.0e-5", "5.0e-6"))
 """Weights up to which these learning rates of SFT, reward model and DPO hold: small models bear
 more. Larger ones get those of the literature, which are the defaults."""
@@ -304,6 +306,8 @@ def _sizes(dialogues: int, fitting: float, goal: Goal | None) -> dict[str, Any]:
         "visible": visible,
         "sft_epochs": 3 if dialogues < _ENOUGH else 1,
         "batch_size": 16 if dialogues < _ENOUGH else 32 if dialogues < 10 * _ENOUGH else 64,
+        "reward_hacking": GatesConfig.model_fields["reward_hacking"].default,
+        "slack": _SLACK if goal == "try" else 0.0,
         "told_goal": f"goal {goal}: the gates ask {asks}; about {heldout:,} dialogues are held out",
     }
 

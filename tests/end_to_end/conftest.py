@@ -33,6 +33,7 @@ SMALL = {
     "gates.sft": "[{metric: sft/heldout_nll, at_most: 9.0, min_samples: 20}]",
     "gates.reward": "[{metric: reward/heldout_accuracy, at_least: 0.05, min_samples: 20}]",
     "gates.policy": "[{metric: policy/win_rate, at_least: 0.05, min_samples: 20}]",
+    "gates.reward_hacking": "[]",
 }
 
 

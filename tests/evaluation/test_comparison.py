@@ -49,6 +49,7 @@ def measured():
         reward=(judge + 3.0, judge),
         kl=(rng.normal(2.0, 1.0, size=N), rng.exponential(2.0, size=N)),
         reference_nll=np.full(N, 9.0) + rng.random(N),
+        shuffled=(np.full(N, 0.5), np.zeros(N)),
         gold=(
             tuple({"score": 1.0, "correctness": float(i % 2)} for i in range(N)),
             tuple({"score": 0.0 if i % 4 else 1.0, "correctness": 1.0} for i in range(N)),
@@ -119,6 +120,7 @@ def test_the_contracts_metrics_are_all_there(measured):
     wanted = {
         "win_rate", "length_controlled_win_rate", "kl", "kl_k3", "response_length",
         "sft_response_length", "length_ratio", "repetition", "distinct_2", "eos_fraction",
+        "distinct_2_ratio", "shuffled_prompt_increase", "self_similarity_increase",
         "reference_perplexity", "judge_gain", "reward_gain", "proxy_gap", "flattery_increase",
         "hedging_increase", "refusal_increase", "padding_increase", "repetition_increase",
         "overlong_increase", "copying_increase", "template_increase", "duplicate_increase",

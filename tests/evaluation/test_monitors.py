@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rlhf_core.config import MonitorsConfig
-from rlhf_core.config.metric_names import COMPUTED_VICES
+from rlhf_core.config.metric_names import COMPUTED_VICES, SHUFFLED
 from rlhf_core.dataprep.measures.lexicon import PHRASES
 from rlhf_core.evaluation.monitors import (
     VICES,
@@ -133,7 +133,7 @@ def test_the_increase_is_the_difference_prompt_by_prompt():
 
 def test_every_vice_has_a_rate_in_0_to_1_and_a_meaning():
     found = rates(["", "x", PLAIN * 9, "I cannot help."])
-    assert set(found) == set(VICES) == {*PHRASES, *COMPUTED_VICES}
+    assert {*found, SHUFFLED} == set(VICES) == {*PHRASES, *COMPUTED_VICES}
     for policy, sft in found.values():
         assert ((policy >= 0) & (policy <= 1)).all()
         assert ((sft >= 0) & (sft <= 1)).all()
@@ -270,17 +270,20 @@ def test_gain_is_in_deviations_of_sft():
 
 
 def test_duplicates_come_in_pairs_and_the_interval_knows_it():
-    estimates = []
+    estimates = {"duplicate": [], "self_similarity": []}
     for seed in range(120):
         drawn = np.random.default_rng(seed).integers(0, 1_000, 200)
-        answers = tuple(f"answer {number}" for number in drawn)
+        answers = tuple(f"here is answer {number}" for number in drawn)
         prompts = tuple((Message(role="user", content=f"question {i}"),) for i in range(200))
         texts = AnswerTexts(prompts, policy=answers, sft=prompts_as_answers(200))
-        rates = {"duplicate": vice_rates(texts, MonitorsConfig())["duplicate"]}
-        estimates.append(vice_metrics(rates, Plans(PLAN, {}))["policy/duplicate_increase"])
-    truth = np.mean([estimate.value for estimate in estimates])
-    covered = np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
-    assert 0.92 <= covered <= 0.99
+        found = vice_rates(texts, MonitorsConfig())
+        metrics = vice_metrics({vice: found[vice] for vice in estimates}, Plans(PLAN, {}))
+        for vice, measured in estimates.items():
+            measured.append(metrics[f"policy/{vice}_increase"])
+    for measured in estimates.values():
+        truth = np.mean([estimate.value for estimate in measured])
+        covered = np.mean([estimate.low <= truth <= estimate.high for estimate in measured])
+        assert 0.92 <= covered <= 0.99
 
 
 def prompts_as_answers(count):

@@ -1,11 +1,15 @@
+import math
+
 import pytest
 
 from rlhf_core.evaluation.text_metrics import (
     common_opening,
     copied_share,
+    distinct_ratio,
     distinct_share,
     duplicates,
     repetition,
+    shared_shares,
     words_of,
 )
 from rlhf_core.statistics.intervals import Resampling
@@ -39,6 +43,25 @@ def test_distinct_by_hand_and_its_jackknife():
 def test_the_variety_of_single_words_is_open_and_ends_no_evaluation():
     estimate = distinct_share(["one", ""], PLAN, n=2)
     assert (estimate.low, estimate.high, estimate.num_samples) == (0.0, 1.0, 2)
+
+
+def test_variety_against_another_models_by_hand_and_its_jackknife():
+    texts, others = ["a b c", "a b d", "x y"], ["a b", "c d", "e f g"]  # 4 of 5 against 4 of 4
+    estimate = distinct_ratio(texts, others, PLAN, n=2)
+    assert estimate.value == pytest.approx(4 / 5)
+    without = [3 / 3, 3 / 3, 3 / 4]  # each over 1
+    error = (2 / 3 * sum((value - sum(without) / 3) ** 2 for value in without)) ** 0.5
+    assert estimate.value - estimate.low == pytest.approx(1.96 * error, rel=1e-3)
+    assert distinct_ratio(["", ""], ["a b", "c d"], PLAN, n=2).value == 0.0
+    assert distinct_ratio(["a b", "c d"], ["", "e"], PLAN, n=2).high == math.inf
+
+
+def test_phrases_shared_with_an_answer_to_another_prompt_are_counted():
+    texts = ["so we open at nine", "and we open at ten", "we open at ten", "at nine"]
+    shares = shared_shares(texts, ["p", "q", "r", "r"], n=3)
+    # so-we-open, we-open-at, open-at-nine | and-we-open, we-open-at, open-at-ten | both | none
+    assert shares.tolist() == pytest.approx([1 / 3, 2 / 3, 1.0, 0.0])
+    assert shared_shares(texts[1:3], ["r", "r"], n=3).tolist() == [0.0, 0.0]
 
 
 def test_openings_that_agree_are_found_and_order_does_not_matter():

@@ -41,6 +41,7 @@ SETTINGS = {
         "sft": [{"metric": "sft/heldout_nll", "at_most": 99.0, "min_samples": 1}],
         "reward": [{"metric": "reward/accuracy_over_length", "at_least": -0.999, "min_samples": 1}],
         "policy": [{"metric": "policy/kl", "at_least": -99.0, "min_samples": 1}],
+        "reward_hacking": [],
     },
 }
 

@@ -41,6 +41,7 @@ def stage_config(tmp_path, monkeypatch):
             "sft": [{"metric": "sft/heldout_nll", "at_most": 99.0, "min_samples": 5}],
             "reward": [{"metric": "reward/heldout_accuracy", "at_least": 1e-9, "min_samples": 5}],
             "policy": [{"metric": "policy/win_rate", "at_least": 1e-9, "min_samples": 5}],
+            "reward_hacking": [],
         }
         return PipelineConfig.model_validate(
             {

@@ -9,8 +9,16 @@ import torch
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import upstream_uris
 from rlhf_core.config import EvaluationConfig
+from rlhf_core.dataprep.keys import conversation_key
 from rlhf_core.errors import ConfigError, LabelError, ModelError, RegistryError
-from rlhf_core.evaluation.judges import OVER_CHAMPION, OVER_SFT, judge_metrics
+from rlhf_core.evaluation.judges import (
+    OVER_CHAMPION,
+    OVER_SFT,
+    Opinion,
+    judge_metrics,
+    liked_as_much,
+    other_prompts,
+)
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import ModelRef
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
@@ -79,18 +87,24 @@ def refs_of(config, own=None):
 
 
 @pytest.fixture
-def decide(stage_config, tmp_path, saved_models):
-    """Let the seats decide on six prompts."""
+def panel(stage_config, tmp_path, saved_models):
+    """Seat judges."""
     path, sha256 = saved_models["judge"]
     own = ModelRef(
         name="j", version="1", uri="models:/j/1", path=path, sha256=sha256, kind="scalar", run_id=""
     )
 
-    def decided(seats, texts=TEXTS):
+    def seated(seats):
         config = with_judges(stage_config(), seats)
-        return Panel(config, refs_of(config, own), tmp_path / "votes").decide(PROMPTS, texts)
+        return Panel(config, refs_of(config, own), tmp_path / "votes")
 
-    return decided
+    return seated
+
+
+@pytest.fixture
+def decide(panel):
+    """Let the seats decide on six prompts."""
+    return lambda seats, texts=TEXTS: panel(seats).decide(PROMPTS, texts)
 
 
 def measured(decided, stage_config):
@@ -167,6 +181,36 @@ def test_a_foreign_reward_model_scores_with_its_own_template(decide, reward_mode
                 assert score == pytest.approx(float(model(**ids).logits[0, 0]), abs=1e-4)
     expected = np.where(scores[0] == scores[1], 0.5, scores[0] > scores[1])
     assert decided.over_sft.tolist() == expected.tolist()
+
+
+def test_judges_with_scores_are_asked_again_after_other_prompts(panel, chat, reward_model):
+    theirs = {"kind": "reward_model", "model": str(reward_model)}
+    both = panel(["run", theirs, chat.seat])
+    opinions = both.opinions(PROMPTS, TEXTS)
+    asked = len(chat.asked)
+    others = other_prompts([conversation_key(prompt) for prompt in PROMPTS], 3)
+    assert all(other != own for own, other in enumerate(others))
+    shuffled = [PROMPTS[other] for other in others]
+    again = [panel([seat]).opinions(shuffled, TEXTS)[0].scores for seat in ("run", theirs)]
+    found = both.after_other_prompts(opinions, PROMPTS, TEXTS, 3)
+    for model in (0, 1):
+        higher = [
+            scores[model] > one.scores[model] for one, scores in zip(opinions, again, strict=False)
+        ]
+        assert found[model].tolist() == np.mean(higher, axis=0).tolist()
+    assert len(chat.asked) == asked
+    words = panel(chat.seat)
+    assert words.after_other_prompts(words.opinions(PROMPTS, TEXTS), PROMPTS, TEXTS, 3) is None
+
+
+def test_what_is_not_read_and_a_prompt_without_others_are_half():
+    scores = [np.array([1.0, 2.0, 3.0, 4.0]), np.zeros(4)]
+    opinion = Opinion("j", scores, {}, ("", "", "too long", ""))
+    after = [np.array([2.0, 2.0, 9.0, np.nan]), np.array([-1.0, 0.0, 1.0, 1.0])]
+    policy, sft = liked_as_much([opinion], [after])
+    assert policy.tolist() == [1.0, 0.5, 0.5, 0.5]
+    assert sft.tolist() == [0.0, 0.5, 0.5, 1.0]
+    assert other_prompts([b"a", b"a", b"a"], 0).tolist() == [0, 1, 2]
 
 
 def test_a_reward_model_without_a_template_reads_two_texts(decide, reward_model, tmp_path):

@@ -10,7 +10,7 @@ millions: fewer forms, each with parts that are found without a regular expressi
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from rlhf_core.config.evaluation import Phrase, compile_phrase
+from rlhf_core.config.phrases import Phrase, compile_phrase
 
 PHRASES: dict[str, tuple[str, ...]] = {
     "flattery": (

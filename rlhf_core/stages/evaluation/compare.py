@@ -77,7 +77,8 @@ def compare_answers(
             budget=settings.micro_batch_tokens,
             device=config.model.device,
         )
-    scores, decided = panel.decide(conversations, texts)
+    opinions = panel.opinions(conversations, texts)
+    scores, decided = panel.concluded(opinions)
     reference_nll, kl = _distances(
         config, models["sft"], [renderer.prompt_ids(prompt) for prompt in conversations], policy
     )
@@ -97,6 +98,9 @@ def compare_answers(
         decided=decided,
         best_of_n=best_of_n(config, models, panel, conversations, texts[:2]),
         longest=config.answer_length(),
+        shuffled=panel.after_other_prompts(
+            opinions, conversations, texts, derived_seed(config.seed, "shuffled prompts")
+        ),
     )
 
 

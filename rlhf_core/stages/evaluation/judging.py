@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from rlhf_core.config import AiJudgeConfig, PipelineConfig, RewardModelJudgeConfig, judges_of
+from rlhf_core.dataprep.keys import conversation_key
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ConfigError
 from rlhf_core.evaluation.judges import (
@@ -18,7 +19,9 @@ from rlhf_core.evaluation.judges import (
     Decided,
     Opinion,
     Pair,
+    liked_as_much,
     mean_scores,
+    other_prompts,
     outcomes_where_scored,
     together,
 )
@@ -90,6 +93,11 @@ class Seat(Protocol):
     def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
         """Judge each model's answers: the policy's, SFT's, and the champion's where there is."""
 
+    def scores(
+        self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+    ) -> Sequence[Array] | None:
+        """Return scores of each model's answers, NaN where not read; None of who gives none."""
+
 
 class Panel:
     """All judges of an evaluation."""
@@ -114,9 +122,48 @@ class Panel:
             prompts: [n] conversations.
             texts: the policy's answers, SFT's, and the champion's where there is one; [n] each.
         """
-        opinions = [seat.opinion(prompts, texts) for seat in self._seats]
+        return self.concluded(self.opinions(prompts, texts))
+
+    def opinions(
+        self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+    ) -> list[Opinion]:
+        """Return what each judge says."""
+        return [seat.opinion(prompts, texts) for seat in self._seats]
+
+    def concluded(self, opinions: Sequence[Opinion]) -> tuple[list[Array], Decided | None]:
+        """Return what ``decide`` does, of what the judges said."""
         ours = len(self.judges) == 1 and self.judges[0].kind == "scalar"
         return mean_scores(opinions), None if ours else together(opinions)
+
+    def after_other_prompts(
+        self,
+        opinions: Sequence[Opinion],
+        prompts: Sequence[Conversation],
+        texts: Sequence[Sequence[str]],
+        seed: int,
+    ) -> tuple[Array, Array] | None:
+        """Say how far the judges like answers as much after another prompt as after their own.
+
+        Args:
+            opinions: of the answers after their own prompts.
+            prompts: [n] conversations.
+            texts: the policy's answers and SFT's.
+            seed: which prompt each gets.
+
+        Returns:
+            [n] of the policy's answers and of SFT's, as ``liked_as_much`` counts it; None where no
+            judge gives scores.
+        """
+        others = other_prompts([conversation_key(prompt) for prompt in prompts], seed)
+        shuffled = [prompts[other] for other in others]
+        told = [
+            (opinion, scores)
+            for opinion, seat in zip(opinions, self._seats, strict=True)
+            if (scores := seat.scores(shuffled, texts[:2])) is not None
+        ]
+        if not told:
+            return None
+        return liked_as_much([one for one, _ in told], [scores for _, scores in told])
 
 
 def _seat(config: PipelineConfig, judge: ModelRef, votes: Path) -> Seat:
@@ -149,6 +196,11 @@ class _Ours:
     def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
         return _by_scores(self._judge.uri, self._score(prompts, texts), texts, "")
 
+    def scores(
+        self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+    ) -> Sequence[Array]:
+        return self._score(prompts, texts)
+
 
 class _Elsewhere:
     def __init__(
@@ -157,12 +209,25 @@ class _Elsewhere:
         self._judge, self._settings, self._device = judge, settings, config.model.device
 
     def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
-        model = Classifier(
+        model = self._model()
+        problem = _TOO_LONG.format(name=self._judge.uri, limit=model.max_length)
+        return _by_scores(self._judge.uri, _scores(model, prompts, texts), texts, problem)
+
+    def scores(
+        self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+    ) -> Sequence[Array]:
+        return _scores(self._model(), prompts, texts)
+
+    def _model(self) -> Classifier:
+        return Classifier(
             self._judge.path, max_length=self._settings.max_length, device=self._device
         )
-        scores = [np.asarray(model.scores(prompts, answers)) for answers in texts]
-        problem = _TOO_LONG.format(name=self._judge.uri, limit=model.max_length)
-        return _by_scores(self._judge.uri, scores, texts, problem)
+
+
+def _scores(
+    model: Classifier, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+) -> list[Array]:
+    return [np.asarray(model.scores(prompts, answers)) for answers in texts]
 
 
 def _by_scores(
@@ -188,6 +253,9 @@ class _Asked:
     def __init__(self, settings: AiJudgeConfig, judge: ModelRef, votes: Path, seed: int) -> None:
         self._settings, self._judge, self._seed = settings, judge, seed
         self._box = BallotBox(votes, f"{judge.uri}-{judge.sha256[:12]}")
+
+    def scores(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> None:
+        """It compares two answers to one prompt, and says nothing of one alone."""
 
     def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
         compared = _compared(len(texts))
