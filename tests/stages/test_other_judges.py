@@ -188,11 +188,11 @@ def test_judges_with_scores_are_asked_again_after_other_prompts(panel, chat, rew
     both = panel(["run", theirs, chat.seat])
     opinions = both.opinions(PROMPTS, TEXTS)
     asked = len(chat.asked)
-    others = other_prompts([conversation_key(prompt) for prompt in PROMPTS], 3)
+    others = other_prompts([conversation_key(prompt) for prompt in PROMPTS], both.seed)
     assert all(other != own for own, other in enumerate(others))
     shuffled = [PROMPTS[other] for other in others]
     again = [panel([seat]).opinions(shuffled, TEXTS)[0].scores for seat in ("run", theirs)]
-    found = both.after_other_prompts(opinions, PROMPTS, TEXTS, 3)
+    found = both.after_other_prompts(opinions, PROMPTS, TEXTS)
     for model in (0, 1):
         higher = [
             scores[model] > one.scores[model] for one, scores in zip(opinions, again, strict=False)
@@ -200,7 +200,7 @@ def test_judges_with_scores_are_asked_again_after_other_prompts(panel, chat, rew
         assert found[model].tolist() == np.mean(higher, axis=0).tolist()
     assert len(chat.asked) == asked
     words = panel(chat.seat)
-    assert words.after_other_prompts(words.opinions(PROMPTS, TEXTS), PROMPTS, TEXTS, 3) is None
+    assert words.after_other_prompts(words.opinions(PROMPTS, TEXTS), PROMPTS, TEXTS) is None
 
 
 def test_what_is_not_read_and_a_prompt_without_others_are_half():

@@ -98,9 +98,7 @@ def compare_answers(
         decided=decided,
         best_of_n=best_of_n(config, models, panel, conversations, texts[:2]),
         longest=config.answer_length(),
-        shuffled=panel.after_other_prompts(
-            opinions, conversations, texts, derived_seed(config.seed, "shuffled prompts")
-        ),
+        shuffled=panel.after_other_prompts(opinions, conversations, texts),
     )
 
 

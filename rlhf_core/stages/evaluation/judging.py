@@ -111,6 +111,7 @@ class Panel:
             votes: folder of the votes of AI judges, so that nothing is asked twice.
         """
         self.judges = judge.members or (judge,)
+        self.seed = derived_seed(config.seed, "shuffled prompts")
         self._seats = [_seat(config, one, votes) for one in self.judges]
 
     def decide(
@@ -140,7 +141,6 @@ class Panel:
         opinions: Sequence[Opinion],
         prompts: Sequence[Conversation],
         texts: Sequence[Sequence[str]],
-        seed: int,
     ) -> tuple[Array, Array] | None:
         """Say how far the judges like answers as much after another prompt as after their own.
 
@@ -148,13 +148,12 @@ class Panel:
             opinions: of the answers after their own prompts.
             prompts: [n] conversations.
             texts: the policy's answers and SFT's.
-            seed: which prompt each gets.
 
         Returns:
             [n] of the policy's answers and of SFT's, as ``liked_as_much`` counts it; None where no
             judge gives scores.
         """
-        others = other_prompts([conversation_key(prompt) for prompt in prompts], seed)
+        others = other_prompts([conversation_key(prompt) for prompt in prompts], self.seed)
         shuffled = [prompts[other] for other in others]
         told = [
             (opinion, scores)
