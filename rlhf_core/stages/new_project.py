@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 from transformers import AutoConfig
 
 from rlhf_core.adapters import dvc_versions
@@ -29,24 +28,13 @@ from rlhf_core.dataprep.sources.rows import comparison_problem
 from rlhf_core.errors import ConfigError, DataError, ModelError
 from rlhf_core.models.memory import weight_bytes
 from rlhf_core.schema import Comparison, Record
+from rlhf_core.stages.project_writer import SETTINGS, write_project
 from rlhf_core.storage.records import atomic_file
 from rlhf_core.tokenization.load import own_template, tokenizer_beside
 
 Goal = Literal["try", "better"]
 GOALS: dict[str, Goal] = {"try": "try", "better": "better"}
 
-SETTINGS = "rlhf.yaml"
-_FILES = Path(__file__).with_name("project_files")
-_IGNORED = """/runs/
-/mlruns/
-/mlartifacts/
-/mlflow.db*
-/.mlflow.db.lock
-/.rlhf/
-/data/prepared*/
-/data/.prepared.lock
-*.tmp
-"""
 _LENGTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 _MEASURED = 2_000
 _FEWEST, _ENOUGH = 150, 1_000
@@ -133,7 +121,7 @@ def init_project(directory: Path, wanted: Wanted) -> NewProject:
         sources.copy()
         told = dvc_versions.begin_repository(directory, sources.kept)
         values |= {"has_dvc": told is None, "why_no_dvc": told or ""}
-        files = _write(directory, values)
+        files = write_project(directory, values)
         load_config(directory / SETTINGS)
         kept = f"no git and DVC: {told}"
         if told is None:
@@ -387,18 +375,3 @@ def _at_least(tokens: int) -> int:
 def _project_name(directory: Path) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", directory.absolute().name.lower()).strip("-")
     return name or "rlhf"
-
-
-def _write(directory: Path, values: dict[str, Any]) -> list[str]:
-    """Write every file whole; return their names."""
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    texts = {".gitignore": _IGNORED}
-    if values["template"]:
-        texts["templates/chat.jinja"] = (_FILES / "chat.jinja").read_text(encoding="utf-8")
-    for name in ("dvc.yaml", "prefect.yaml", "README.md", SETTINGS):
-        text = (_FILES / f"{name}.jinja").read_text(encoding="utf-8")
-        texts[name] = environment.from_string(text).render(values)
-    for name, text in texts.items():
-        with atomic_file(directory / name) as stream:
-            stream.write(text.encode())
-    return list(texts)

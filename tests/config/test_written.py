@@ -167,7 +167,7 @@ def test_phrases_have_the_whole_language_of_regular_expressions(minimal, pattern
 
 def test_a_phrase_that_takes_exponential_time_is_refused(minimal, monkeypatch):
     """Here the first thousandth of a second is too long for anything, and the pattern harmless."""
-    monkeypatch.setattr("rlhf_core.config.evaluation._MAX_SECONDS", 1e-9)
+    monkeypatch.setattr("rlhf_core.config.phrases._MAX_SECONDS", 1e-9)
     changes = {"evaluation.monitors.phrases": yaml.safe_dump({"upselling": [r"(\w+) \1"]})}
     assert "takes exponential time" in refusal(minimal, changes)
 

@@ -67,8 +67,7 @@ def compare_answers(
     conversations = [prompt.prompt for prompt in prompts]
     answers = [_sample(config, role, model, conversations) for role, model in asked.items()]
     policy, sft, *others = answers
-    texts = [[answer.text for answer in model_answers] for model_answers in answers]
-    reward = None
+    texts, reward = [[answer.text for answer in own] for own in answers], None
     if "reward" in models:
         reward = score_texts(
             models["reward"].path,
