@@ -5,7 +5,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,6 +26,7 @@ from rlhf_core.storage.records import keep_private
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.store.entities.paged_list import PagedList
 
 Result = TypeVar("Result")
 
@@ -239,6 +240,25 @@ def patiently(what: str, call: Callable[[], Result], *, patience: float | None =
     except LostServerError as error:
         waited = f"; gave up after {limit:.0f} s" if limit else ""
         raise RegistryError(f"{error}{waited}") from error
+
+
+def every_page(what: str, search: Callable[..., "PagedList[Result]"]) -> Iterator[Result]:
+    """Yield what a search of MLflow finds, page after page.
+
+    Args:
+        what: beginning of the error message, as of ``patiently``.
+        search: takes ``page_token``.
+
+    Raises:
+        RegistryError: as ``patiently``.
+    """
+    token: str | None = None
+    while True:
+        page = patiently(what, partial(search, page_token=token))
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -4,12 +4,13 @@ import socket
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.approval import APPROVAL, ASKED
 from rlhf_core.adapters.looks import MEASURED
 from rlhf_core.adapters.looks import SUFFIX as LOOKS
-from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.mlflow_client import every_page, mlflow_client, patiently
 from rlhf_core.adapters.registry import UPSTREAM, aliases_by_run
 from rlhf_core.adapters.releases import SUFFIX as RELEASE
 from rlhf_core.adapters.releases import read_journal
@@ -123,16 +124,8 @@ def _parts_of_releases(project: str) -> list[str]:
 
 
 def _versions() -> "Iterator[ModelVersion]":
-    client, token = mlflow_client(), None
-    while True:
-        page = patiently(
-            "reading the registry",
-            lambda t=token: client.search_model_versions(max_results=_PAGE, page_token=t),  # type: ignore[misc]
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
+    search = partial(mlflow_client().search_model_versions, max_results=_PAGE)
+    return every_page("reading the registry", search)
 
 
 def _is(version: "ModelVersion", suffix: str) -> bool:

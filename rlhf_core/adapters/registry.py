@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlparse
 
 from rlhf_core.adapters.mlflow_client import (
     create_unless_there,
+    every_page,
     has_store,
     mlflow_client,
     patiently,
@@ -114,23 +115,15 @@ def aliases_by_run() -> dict[str, list[str]]:
     """
     client = mlflow_client()
     found: dict[str, list[str]] = {}
-    token: str | None = None
-    while True:
-        page = patiently(
-            "looking for aliases",
-            lambda t=token: client.search_registered_models(page_token=t),  # type: ignore[misc]
-        )
-        for model in page:
-            for alias, number in model.aliases.items():
-                version = patiently(
-                    f"finding {model.name}@{alias}",
-                    lambda m=model, n=number: client.get_model_version(m.name, str(n)),  # type: ignore[misc]
-                )
-                if run := version.tags.get("rlhf.run_id"):
-                    found.setdefault(run, []).append(f"{model.name}@{alias}")
-        token = page.token
-        if not token:
-            return found
+    for model in every_page("looking for aliases", client.search_registered_models):
+        for alias, number in model.aliases.items():
+            version = patiently(
+                f"finding {model.name}@{alias}",
+                lambda m=model, n=number: client.get_model_version(m.name, str(n)),  # type: ignore[misc]
+            )
+            if run := version.tags.get("rlhf.run_id"):
+                found.setdefault(run, []).append(f"{model.name}@{alias}")
+    return found
 
 
 def _registered_version(name: str, tags: Mapping[str, str]) -> "ModelVersion | None":

@@ -16,12 +16,18 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import psutil
 from pydantic import Field, ValidationError
 
-from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client, patiently
+from rlhf_core.adapters.mlflow_client import (
+    create_unless_there,
+    every_page,
+    mlflow_client,
+    patiently,
+)
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import CHAMPION, PREVIOUS, Record
 
@@ -241,10 +247,8 @@ def settle(project: str) -> Journal:
 
 def settle_all() -> list[str]:
     """Complete what killed commands left half done, in every project; return those looked at."""
-    found = patiently(
-        "looking for releases",
-        lambda: list(mlflow_client().search_registered_models(f"name LIKE '%{SUFFIX}'")),
-    )
+    search = partial(mlflow_client().search_registered_models, f"name LIKE '%{SUFFIX}'")
+    found = every_page("looking for releases", search)
     journals = [model.name for model in found if model.tags.get("rlhf.kind") == "releases"]
     for name in journals:
         settle(name.removesuffix(SUFFIX))
@@ -309,24 +313,14 @@ def wanted_aliases(
 def champion_aliases(project: str) -> dict[str, dict[str, str]]:
     """Return the aliases ``champion`` and ``previous-champion`` of each role, by version number."""
     found: dict[str, dict[str, str]] = {role: {} for role in ROLES}
-    token: str | None = None
-    while True:
-        page = patiently(
-            f"aliases of {project}",
-            lambda t=token: mlflow_client().search_registered_models(  # type: ignore[misc]
-                f"name LIKE '{project}-%'", page_token=t
-            ),
-        )
-        for model in page:
-            if project_of(model.name) == project:
-                aliases = found[model.name.rpartition("-")[2]]
-                aliases |= {alias: str(number) for alias, number in model.aliases.items()}
-        token = page.token
-        if not token:
-            return {
-                role: {alias: aliases[alias] for alias in (CHAMPION, PREVIOUS) if alias in aliases}
-                for role, aliases in found.items()
+    search = partial(mlflow_client().search_registered_models, f"name LIKE '{project}-%'")
+    for model in every_page(f"aliases of {project}", search):
+        if project_of(model.name) == project:
+            aliases = {alias: str(number) for alias, number in model.aliases.items()}
+            found[model.name.rpartition("-")[2]] = {
+                alias: aliases[alias] for alias in (CHAMPION, PREVIOUS) if alias in aliases
             }
+    return found
 
 
 def lost_parts(release: Release) -> list[str]:

@@ -7,7 +7,7 @@ from rlhf_core.config.feedback import FeedbackConfig
 from rlhf_core.errors import ModelError, RegistryError
 from rlhf_core.schema import RunContext
 from rlhf_flows.collect import sample_pairs
-from rlhf_flows.commands import models
+from rlhf_flows.commands import sample
 from rlhf_flows.engine.inputs import CollectInputs, EvaluateInputs, PolicyInputs, RewardInputs
 from rlhf_flows.engine.references import find_model
 from rlhf_flows.engine.run_settings import RunSettings
@@ -57,11 +57,11 @@ def test_a_stage_refuses_a_model_of_another_role(
 def test_what_gives_no_text_is_not_sampled_or_collected_from(
     made, mlflow_home, settings, given, monkeypatch
 ):
-    monkeypatch.setattr(models, "begin", lambda log_level: None)
+    monkeypatch.setattr(sample, "begin", lambda log_level: None)
     before = everything(mlflow_home)
     message = f"{made[given]} was trained as {given}, expected sft or policy"
     with pytest.raises(RegistryError, match=message):
-        models.sample(made[given], "Hello?")
+        sample.sample(None, made[given], "Hello?")
     config = settings.config.model_copy(
         update={
             "feedback": FeedbackConfig(
