@@ -49,8 +49,11 @@ def mlflow_home(tmp_path, monkeypatch, fresh_database):
 
 @pytest.fixture(scope="session")
 def forked(tmp_path_factory):
-    """Commands without their start-up."""
-    made = Forked(tmp_path_factory.mktemp("forked"))
+    """Commands without their start-up; the workers of pytest-xdist share one server."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    made = Forked(folder / "forked")
     yield made
     made.end()
 

@@ -5,14 +5,18 @@ starts three more; tests run a hundred commands. Here each is a fork with a work
 environment, standard streams and an exit code of its own, as the shell would start it. Tests that
 are about starting, signals or kills start real processes.
 
-``python -m tests.forked SOCKET FOLDER`` serves. An executable named ``rlhf`` in the folder asks it
-for a command on behalf of another process, DVC's stage for one.
+``python -m tests.forked SOCKET FOLDER LOAD`` serves. An executable in the folder, named as the
+tool, asks it on behalf of another process: for ``rlhf`` DVC's stage, for ``prefect.engine``, a
+flow run's process, a worker.
 """
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
+import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,21 +27,36 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+from filelock import FileLock
+
 from rlhf_core.adapters.settings import child_environment
 
 ROOT = Path(__file__).parents[1]
 CLIENT = """#!{python} -ISs
-import json, os, socket, sys
+import json, os, signal, socket, sys
 link = socket.socket(socket.AF_UNIX)
 link.connect({address!r})
-words = ["rlhf", *sys.argv[1:]]
+words = [{tool!r}, *sys.argv[1:]]
 request = {{"arguments": words, "folder": os.getcwd(), "environment": dict(os.environ)}}
 data = json.dumps(request).encode()
 socket.send_fds(link, [len(data).to_bytes(8, "big")], [0, 1, 2])
 link.sendall(data)
-sys.exit(int(link.makefile().readline() or 70))
+answers = link.makefile()
+pid = int(answers.readline())
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, _: os.kill(pid, number))
+status = int(answers.readline() or 70)
+if status < 0:
+    if status != -signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+sys.exit(status)
 """
-"""``rlhf`` for other processes: passes its streams on and waits for the exit code."""
+"""A tool for other processes: passes streams and signals on and ends as the fork does."""
+TOOLS = ("rlhf", "prefect.engine")
+"""What an executable in the server's folder asks for."""
+USERS = "users"
+"""File that every user of the server holds locked, and the last of them lets go."""
 
 
 class Commands:
@@ -60,7 +79,7 @@ class Commands:
             self.connect() as link,
         ):
             ask(link, request, [stream.fileno() for stream in (stdin, stdout, stderr)])
-            status = int(link.makefile().readline())
+            _, status = map(int, link.makefile())
             texts = []
             for stream in (stdout, stderr):
                 stream.seek(0)
@@ -94,7 +113,7 @@ class Commands:
         os.close(theirs)
         os.close(answered)
         return SimpleNamespace(
-            stdin=open(ours, "wb"), stdout=open(answers, "rb"), wait=link.makefile().readline
+            stdin=open(ours, "wb"), stdout=open(answers, "rb"), wait=link.makefile().read
         )
 
     def instead_of(self, start):
@@ -121,44 +140,67 @@ def ask(link, request, streams):
 
 
 class Forked(Commands):
-    """The same with a server of its own, which starts with the first command."""
+    """The same with a server, which starts with the first command.
 
-    def __init__(self, folder: Path):
-        # Paths of sockets may have 107 characters, those of a test's folders have more.
-        self.home = tempfile.TemporaryDirectory(prefix="forked-")
-        super().__init__(f"{self.home.name}/socket", folder)
-        self.process = None
+    Those who give the same folder share one, pytest's workers for one: it ends by itself once all
+    of them have ended, however they did.
+
+    Args:
+        folder: for its log and the executables that ask it.
+        load: what it imports, a function of this module.
+        sources: folders from which it imports.
+    """
+
+    def __init__(self, folder: Path, load="load_everything", sources=(ROOT,)):
+        super().__init__("", folder)
+        self.load, self.sources = load, sources
+        self.users = None
 
     def start(self):
-        """Start the server, and put an ``rlhf`` that asks it into ``folder``."""
+        """Have a server that has imported everything, and executables in ``folder`` that ask it."""
+        if self.users is not None:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "tests.forked", self.address, str(self.folder)]
+        self.users = (self.folder / USERS).open("w")
+        fcntl.flock(self.users, fcntl.LOCK_SH)
+        with FileLock(self.folder / "turn"):
+            home = self.folder / "home.txt"
+            self.address = f"{home.read_text()}/socket" if home.exists() else ""
+            if not Path(self.address).is_socket():
+                # Paths of sockets may have 107 characters, those of a test's folders have more.
+                made = tempfile.mkdtemp(prefix="forked-")
+                self.address = f"{made}/socket"
+                self._start(made)
+                home.write_text(made)
+
+    def _start(self, home):
+        command = [sys.executable, "-m", "tests.forked"]
+        command += [self.address, str(self.folder), self.load]
         environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "PREFECT_HOME": f"{self.home.name}/home",
+            "PYTHONPATH": os.pathsep.join(map(str, self.sources)),
+            "PREFECT_HOME": f"{home}/home",
         }
-        log = (self.folder / "server.log").open("w")
-        self.process = subprocess.Popen(
-            command, env=environment, cwd=self.home.name, stdout=log, stderr=log
-        )
-        client = self.folder / "rlhf"
-        client.write_text(CLIENT.format(python=sys.executable, address=self.address))
-        client.chmod(0o755)
+        log = self.folder / "server.log"
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                command, env=environment, cwd=home, stdout=stream, stderr=stream
+            )
+        for tool in TOOLS:
+            client = self.folder / tool
+            client.write_text(CLIENT.format(python=sys.executable, address=self.address, tool=tool))
+            client.chmod(0o755)
+        while not Path(self.address).exists():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
 
     def connect(self):
-        if self.process is None:
-            self.start()
-        while not Path(self.address).exists():
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()
-            time.sleep(0.05)
+        self.start()
         return super().connect()
 
     def end(self):
         """No more commands."""
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait()
-        self.home.cleanup()
+        if self.users is not None:
+            self.users.close()
 
 
 def load_everything():
@@ -206,6 +248,24 @@ def load_everything():
     )
 
 
+def load_flows():
+    """Import what deployed flows import, fake stages and all where they are on the path."""
+    import mlflow.artifacts
+    import prefect.engine
+    import prefect.flow_engine
+    import prefect.runner
+
+    import rlhf_core.adapters.approval
+    import rlhf_core.adapters.registry
+    import rlhf_core.stages.versions.versions
+    import rlhf_flows.collect
+    import rlhf_flows.pipeline
+    import rlhf_flows.promotion
+    import rlhf_flows.stages
+
+    return mlflow, prefect, rlhf_core, rlhf_flows
+
+
 def become(request):
     """Be one command, in a fork: never returns."""
     status = 1
@@ -241,6 +301,9 @@ def _main(tool):
 
     # Prefect read the environment when it was imported.
     prefect.context.GLOBAL_SETTINGS_CONTEXT = prefect.context.root_settings_context()
+    if tool == "prefect.engine":
+        runpy.run_module(tool, run_name="__main__", alter_sys=True)
+        return 0
     if tool == "rlhf":
         from rlhf_flows.commands.start import main
     else:
@@ -251,7 +314,10 @@ def _main(tool):
 
 
 def answer(link):
-    """Run the command that comes over a connection and send its exit code."""
+    """Run the command that comes over a connection; send its process and, at its end, exit code.
+
+    It is killed with the one who asked for it.
+    """
     size, streams, _, _ = socket.recv_fds(link, 8, 3)
     data = b""
     while len(data) < int.from_bytes(size, "big"):
@@ -262,13 +328,20 @@ def answer(link):
             os.dup2(stream, number)
         link.close()
         become(json.loads(data))
+    link.sendall(f"{child}\n".encode())
+
+    def end_with_link():
+        link.recv(1)
+        os.kill(child, signal.SIGKILL)
+
+    threading.Thread(target=end_with_link, daemon=True).start()
     _, status = os.waitpid(child, 0)
     link.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def serve(address, folder):
-    """Answer each connection in a fork, several at once."""
-    load_everything()
+def serve(address, folder, load):
+    """Answer each connection in a fork, several at once, as long as somebody may ask."""
+    globals()[load]()
     from rlhf_core.adapters import versioning
     from rlhf_flows.servers import temporary_server
 
@@ -280,16 +353,31 @@ def serve(address, folder):
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)
+    listener.settimeout(1.0)
     os.rename(f"{address}.new", address)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        link, _ = listener.accept()
-        if not os.fork():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            listener.close()
-            answer(link)
-            os._exit(0)
-        link.close()
+    users = (Path(folder) / USERS).open()
+    while not nobody_left(users):
+        with contextlib.suppress(TimeoutError):
+            link, _ = listener.accept()
+            if not os.fork():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                listener.close()
+                users.close()
+                link.setblocking(True)
+                answer(link)
+                os._exit(0)
+            link.close()
+    shutil.rmtree(Path(address).parent)
+
+
+def nobody_left(users):
+    """Tell whether all who used the server have ended."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

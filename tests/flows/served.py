@@ -1,6 +1,7 @@
 """A real Prefect server with real workers, as `rlhf up` starts them, in a folder of its own."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -51,14 +52,21 @@ class Served:
     environment: dict[str, str]
 
     @classmethod
-    def prepare(cls, path, *, fake_stages=True, training_pool=None, **variables):
-        """Make the folder: the project's flows and settings, everything else its own."""
+    def prepare(cls, path, *, fake_stages=True, training_pool=None, engine=None, **variables):
+        """Make the folder: the project's flows and settings, everything else its own.
+
+        Workers start runs by ``engine``, an executable, and not by Python anew where it is given.
+        """
         path.mkdir(parents=True)
         for name in ("flows", "rlhf_flows", "configs"):
             (path / name).symlink_to(ROOT / name)
         shipped = (ROOT / "prefect.yaml").read_text()
         if training_pool:
             shipped = shipped.replace("{name: rlhf-training}", f"{{name: {training_pool}}}")
+        if engine:
+            command = f"job_variables: {{command: {engine}}}"
+            shipped, count = re.subn(r"&(\w+) {name: ([\w-]+)", rf"\g<0>, {command}", shipped)
+            assert count == 3, "of orchestration, pipelines and training"
         (path / "prefect.yaml").write_text(shipped)
         environment = {
             name: value
@@ -137,11 +145,12 @@ class Served:
     def get(self, path):
         return self.ask("GET", path)
 
-    def trigger(self, deployment, inputs=None, settings=None):
+    def trigger(self, deployment, inputs=None, settings=None, **job_variables):
         """Press Run; returns the flow run's id."""
         found = self.get(f"deployments/name/{deployment}")
         parameters = {"settings": settings, "inputs": inputs or {}}
-        made = self.post(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+        body = {"parameters": parameters, "job_variables": job_variables}
+        made = self.post(f"deployments/{found['id']}/create_flow_run", body)
         return made["id"]
 
     def retry(self, run):

@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from tests.browser.pages import open_page, require_chromium
-from tests.flows.served import CONFIG, EVERY_STAGE, ROOT, SETTINGS, Served
+from tests.flows.served import CONFIG, EVERY_STAGE, FAKES, ROOT, SETTINGS, Served
+from tests.forked import Forked
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +18,18 @@ def page():
 
 
 @pytest.fixture(scope="package")
-def served(tmp_path_factory):
-    made = Served.prepare(tmp_path_factory.mktemp("served") / "work", training_pool="gpu")
+def engine(tmp_path_factory):
+    """Flow runs without the seconds of a processor that two starts of Python take for each."""
+    made = Forked(tmp_path_factory.mktemp("engine"), load="load_flows", sources=(FAKES, ROOT))
+    made.start()
+    yield made.folder / "prefect.engine"
+    made.end()
+
+
+@pytest.fixture(scope="package")
+def served(tmp_path_factory, engine):
+    work = tmp_path_factory.mktemp("served") / "work"
+    made = Served.prepare(work, training_pool="gpu", engine=engine)
     (made.path / "config.yaml").write_text(CONFIG)
     (made.path / "configs").unlink()
     shutil.copytree(ROOT / "configs", made.path / "configs")

@@ -156,10 +156,10 @@ def test_a_refusal_is_named_and_announced(served):
 
 
 def start_sft(served):
-    """A run that is inside SFT for a minute."""
+    """A run that is inside SFT for a minute, its process started as anywhere else."""
     served.calls()  # those of earlier tests
     (served.path / "slow-sft").write_text("60")
-    run = served.trigger("rlhf-sft/sft", settings=SETTINGS)
+    run = served.trigger("rlhf-sft/sft", settings=SETTINGS, command=None)
     served.wait_for_call("sft")
     return run
 
