@@ -250,8 +250,9 @@ def load_everything():
 
 def load_flows():
     """Import what deployed flows import, fake stages and all where they are on the path."""
+    # A run's own variables say which of the product's loggers get Prefect's handlers, once.
+    os.environ.pop("PREFECT_LOGGING_EXTRA_LOGGERS", None)
     import mlflow.artifacts
-    import prefect.engine
     import prefect.flow_engine
     import prefect.runner
 
@@ -302,6 +303,10 @@ def _main(tool):
     # Prefect read the environment when it was imported.
     prefect.context.GLOBAL_SETTINGS_CONTEXT = prefect.context.root_settings_context()
     if tool == "prefect.engine":
+        from prefect.logging.configuration import setup_logging
+
+        setup_logging(incremental=False)
+        sys.modules.pop(tool, None)
         runpy.run_module(tool, run_name="__main__", alter_sys=True)
         return 0
     if tool == "rlhf":
