@@ -335,12 +335,16 @@ def answer(link):
         become(json.loads(data))
     link.sendall(f"{child}\n".encode())
 
+    ended = threading.Event()
+
     def end_with_link():
         link.recv(1)
-        os.kill(child, signal.SIGKILL)
+        if not ended.is_set():  # else the number may be another process's by now
+            os.kill(child, signal.SIGKILL)
 
     threading.Thread(target=end_with_link, daemon=True).start()
     _, status = os.waitpid(child, 0)
+    ended.set()
     link.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
