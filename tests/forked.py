@@ -182,8 +182,10 @@ class Forked(Commands):
         }
         log = self.folder / "server.log"
         with log.open("w") as stream:
+            # Ctrl-C is for its users; it has a folder to remove when they have ended.
+            streams = {"stdout": stream, "stderr": stream}
             process = subprocess.Popen(
-                command, env=environment, cwd=home, stdout=stream, stderr=stream
+                command, env=environment, cwd=home, start_new_session=True, **streams
             )
         for tool in TOOLS:
             client = self.folder / tool
@@ -326,7 +328,9 @@ def answer(link):
     size, streams, _, _ = socket.recv_fds(link, 8, 3)
     data = b""
     while len(data) < int.from_bytes(size, "big"):
-        data += link.recv(1 << 20)
+        if not (part := link.recv(1 << 20)):
+            return  # who asked has ended before the end of the request
+        data += part
     child = os.fork()
     if not child:
         for number, stream in enumerate(streams):

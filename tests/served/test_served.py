@@ -161,6 +161,7 @@ def start_sft(served):
     (served.path / "slow-sft").write_text("60")
     run = served.trigger("rlhf-sft/sft", settings=SETTINGS, command=None)
     served.wait_for_call("sft")
+    assert psutil.Process(served.process_of(run)).cmdline()[1:] == ["-m", "prefect.engine"]
     return run
 
 
