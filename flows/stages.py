@@ -96,6 +96,7 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageRes
             stage.context,
             observer,
             scorers=scorers,
+            judge=models.get("judge"),
         )
 
     return run_stage(stage, StageResult, train, besides=besides)

@@ -49,3 +49,6 @@ class CheckpointCopies(Protocol):
 
     def bring(self, directory: Path, after: str) -> None:
         """Bring the last copy into ``directory`` if it is later than the one named ``after``."""
+
+    def bring_all(self, directory: Path) -> None:
+        """Bring every copy into ``directory`` that is not there."""

@@ -165,6 +165,7 @@ def policy(
     dataset: DatasetOption = None,
     sft: SftOption = None,
     reward: RewardOption = None,
+    judge: JudgeOption = None,
     overrides: Overrides = None,
     run_id: RunIdOption = None,
     new_run: NewRunOption = False,
@@ -173,11 +174,13 @@ def policy(
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
-    """Optimise the policy, with PPO or DPO as the settings say."""
+    """Optimise the policy, with PPO or DPO as the settings say; the judge chooses a checkpoint."""
     settings = _start(config, overrides, log_level, dry_run=dry_run)
     from rlhf_flows.engine.inputs import PolicyInputs
 
-    inputs = PolicyInputs(new_run=new_run, dataset=dataset, sft=sft, reward=reward, force=force)
+    inputs = PolicyInputs(
+        new_run=new_run, dataset=dataset, sft=sft, reward=reward, judge=judge, force=force
+    )
     if dry_run:
         _plan(settings, run_id, "policy", inputs, json_file)
         return

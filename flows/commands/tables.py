@@ -165,6 +165,8 @@ def show_stage(name: str, result: StageResult) -> None:
             counts = ", ".join(f"{reason} {count:,}" for reason, count in rows.left_out.items())
             uneven = f"; {rows.uneven}" if rows.uneven else ""
             show_line(f"{file}: {rows.rows:,} rows, {rows.kept:,} kept; left out: {counts}{uneven}")
+    if result.report.choice:
+        show_line(result.report.choice.in_words)
     if not result.is_judged:
         show_line(f"{name}: {model.uri}, weights sha256 {model.sha256[:16]}, files {model.path}")
         return
@@ -208,6 +210,7 @@ def _lineage_tree(lineage: "Lineage", role: str, *, seen: set[str]) -> Tree:
     tree.add(f"verdict {_coloured(lineage.verdict) if lineage.verdict else 'none yet'}")  # type: ignore[arg-type]
     for line in (
         *(f"gate {reason}" for reason in lineage.gates.values()),
+        *([lineage.checkpoint] if lineage.checkpoint else []),
         f"weights sha256 {lineage.sha256}",
         f"data {lineage.dataset_path} sha256 {lineage.dataset_sha256}"
         f" dvc md5 {lineage.dataset_dvc_md5}",

@@ -52,6 +52,13 @@ JudgeUri = Annotated[
         "of the champion's release, else as for sft."
     ),
 ]
+ChooserUri = Annotated[
+    str | None,
+    Field(
+        description="Judge that chooses which checkpoint is offered. Empty: evaluation.judge of the"
+        " settings, else as for sft."
+    ),
+]
 PolicyUri = Annotated[str | None, Field(description="Policy to evaluate. Empty: as for sft.")]
 Role = Annotated[
     Literal["reward", "judge"],
@@ -108,6 +115,7 @@ class PolicyInputs(Record):
     dataset: Dataset = None
     sft: SftUri = None
     reward: RewardUri = None
+    judge: ChooserUri = None
 
 
 class EvaluateInputs(Record):

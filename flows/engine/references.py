@@ -125,6 +125,8 @@ def find_models(
         models["judge"] = find_judge(config, context, champion, inputs.judge, resolve)
     if not isinstance(inputs, SftInputs):
         models["sft"] = find_model(config, context, "sft", inputs.sft, resolve)
+    if isinstance(inputs, PolicyInputs) and config.policy.selection.num_prompts > 0:
+        models["judge"] = _find_chooser(config, context, inputs.judge, resolve)
     if isinstance(inputs, PolicyInputs | EvaluateInputs) and config.policy.needs_reward_model:
         models["reward"] = find_model(config, context, "reward", inputs.reward, resolve)
     return models
@@ -183,6 +185,22 @@ def find_judge(
         for seat in seats
     ]
     return judges_together(judges)
+
+
+def _find_chooser(
+    config: PipelineConfig, context: RunContext, given: str | None, resolve: Resolve
+) -> ModelRef:
+    """Return who chooses the checkpoint: the judge given, the settings', or the run's own.
+
+    Never that of the champion's release: a policy would be trained again when the champion moves.
+    """
+    try:
+        return find_judge(config, context, None, given, resolve)
+    except RegistryError as error:
+        raise RegistryError(
+            f"{error}. The judge chooses which checkpoint is offered; policy.selection.num_prompts:"
+            " 0 offers the last one"
+        ) from error
 
 
 def _made_by_run(context: RunContext, role: ModelRole, resolve: Resolve) -> ModelRef | None:

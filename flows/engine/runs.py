@@ -263,12 +263,14 @@ def discard_checkpoints(context: RunContext, stage: StageName) -> bool:
         with hold_stage(context, stage):
             if not (directory / RESULT).exists():
                 return False
-            folder = directory / CHECKPOINTS
-            found = sorted((*folder.glob("step-*"), *folder.glob(".step-*")))
-            for path in found:
-                shutil.rmtree(path)
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            found: list[Path] = []
+            for folder in (directory / CHECKPOINTS / "kept", directory / CHECKPOINTS):
+                own = sorted((*folder.glob("step-*"), *folder.glob(".step-*")))
+                for path in own:
+                    shutil.rmtree(path)
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+                found += own
     except (CheckpointError, OSError) as error:
         logger.warning("checkpoints_kept stage=%s run=%s: %s", stage, context.run_id, error)
         return False

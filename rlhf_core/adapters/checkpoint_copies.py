@@ -19,21 +19,25 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 KEPT = 2
+WEIGHTS = "kept-weights"
+"""Folder of the weights that one is chosen from when the training is over."""
 
 
 class CheckpointCopies:
     """The copies of one stage's checkpoints; a ``ports.CheckpointCopies``."""
 
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
+    def __init__(self, run_id: str, folder: str = FOLDER, *, most: int = KEPT) -> None:
+        self._run_id, self._folder, self._most = run_id, folder, most
 
     def keep(self, checkpoint: Path) -> None:
-        """Copy a checkpoint, and drop all but the last two; a lost server costs a warning."""
+        """Copy a checkpoint, and drop all but the last few; a lost server costs a warning."""
         try:
             with registry_errors(f"copying {checkpoint.name}"):
                 client = mlflow_client()
-                client.log_artifacts(self._run_id, str(checkpoint), f"{FOLDER}/{checkpoint.name}")
-                for name in self._names()[:-KEPT]:
+                client.log_artifacts(
+                    self._run_id, str(checkpoint), f"{self._folder}/{checkpoint.name}"
+                )
+                for name in self._names()[: -self._most]:
                     self._delete(name)
         except RegistryError as error:
             logger.warning("checkpoint_not_copied checkpoint=%s %s", checkpoint.name, error)
@@ -46,14 +50,22 @@ class CheckpointCopies:
             after: name of the last one there; empty if there is none.
         """
         names = patiently("finding checkpoints", self._names)
-        if not names or names[-1] <= after:
-            return
+        if names and names[-1] > after:
+            self._bring(directory, names[-1])
+
+    def bring_all(self, directory: Path) -> None:
+        """Bring back every copy that does not lie in ``directory``."""
+        for name in patiently("finding checkpoints", self._names):
+            if not (directory / name).is_dir():
+                self._bring(directory, name)
+
+    def _bring(self, directory: Path, name: str) -> None:
         from mlflow.artifacts import download_artifacts
 
         def fetch(target: str) -> Path:
             found = download_artifacts(
                 run_id=self._run_id,
-                artifact_path=f"{FOLDER}/{names[-1]}",
+                artifact_path=f"{self._folder}/{name}",
                 dst_path=target,
                 tracking_uri=load_settings().mlflow_tracking_uri,
             )
@@ -61,10 +73,10 @@ class CheckpointCopies:
 
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".copy-", dir=directory) as folder:
-            found = patiently(f"bringing back {names[-1]}", lambda: fetch(folder))
-            shutil.rmtree(directory / names[-1], ignore_errors=True)
-            found.rename(directory / names[-1])
-        logger.info("checkpoint_brought checkpoint=%s", names[-1])
+            found = patiently(f"bringing back {name}", lambda: fetch(folder))
+            shutil.rmtree(directory / name, ignore_errors=True)
+            found.rename(directory / name)
+        logger.info("checkpoint_brought checkpoint=%s", name)
 
     def drop(self) -> None:
         """Delete all of them; a lost server costs a warning."""
@@ -76,7 +88,7 @@ class CheckpointCopies:
             logger.warning("checkpoint_copies_kept %s", error)
 
     def _names(self) -> list[str]:
-        entries = mlflow_client().list_artifacts(self._run_id, FOLDER)
+        entries = mlflow_client().list_artifacts(self._run_id, self._folder)
         return sorted(Path(entry.path).name for entry in entries if entry.is_dir)
 
     def _delete(self, name: str) -> None:
@@ -86,12 +98,18 @@ class CheckpointCopies:
         store = get_artifact_repository(
             run.info.artifact_uri, tracking_uri=load_settings().mlflow_tracking_uri
         )
-        store.delete_artifacts(f"{FOLDER}/{name}")
+        store.delete_artifacts(f"{self._folder}/{name}")
 
 
-def copies_of(run: StageRun) -> CheckpointCopies | None:
-    """Return where a stage's checkpoints are copied to; None where nobody asked for it."""
-    return CheckpointCopies(run.run_id) if _are_shared() else None
+def copies_of(run: StageRun, folder: str = FOLDER, *, most: int = KEPT) -> CheckpointCopies | None:
+    """Return where a stage's checkpoints are copied to; None where nobody asked for it.
+
+    Args:
+        run: of the stage.
+        folder: of the run's artifacts.
+        most: copies that stay.
+    """
+    return CheckpointCopies(run.run_id, folder, most=most) if _are_shared() else None
 
 
 def drop_copies(folder: Path) -> None:
@@ -102,7 +120,8 @@ def drop_copies(folder: Path) -> None:
     """
     note = folder / RUN_NOTE
     if _are_shared() and note.exists():
-        CheckpointCopies(note.read_text(encoding="utf-8")).drop()
+        for name in (FOLDER, WEIGHTS):
+            CheckpointCopies(note.read_text(encoding="utf-8"), name).drop()
 
 
 def _are_shared() -> bool:

@@ -41,6 +41,9 @@ class Lineage(Record):
     """PROMOTE, HOLD, REJECT; empty where no gate has been applied."""
     gates: dict[str, str]
     """Metric to verdict and reason."""
+    checkpoint: str = ""
+    """Of a policy: which checkpoint of its training it is, and who preferred it; empty where the
+    last one is offered."""
     upstream: dict[str, "Lineage"]
     """Role (``sft``, ``reward``, ``judge``) to that model's own lineage."""
     release_problem: str = ""
@@ -102,5 +105,6 @@ def _trace(version: "ModelVersion") -> Lineage:
             for name, text in sorted(tags.items())
             if name.startswith(_GATE)
         },
+        checkpoint=tag("checkpoint"),
         upstream={role: _trace(find_version(uri)) for role, uri in upstream_uris(model).items()},
     )

@@ -59,6 +59,20 @@ class KlWatchConfig(Section):
     """After so many interventions the next one stops the run."""
 
 
+class SelectionConfig(Section):
+    """Which checkpoint is offered: the one that the judge prefers, on prompts set apart for that.
+
+    They are taken from the prompts that the policy would train on, each with its whole dialogue;
+    no held-out row moves, and looks at the held-out set are not spent.
+    """
+
+    num_prompts: int = Field(default=200, ge=0, le=1_000_000)
+    """Prompts set apart, of as many dialogues, at most a tenth of all; 0 offers the last checkpoint
+    and sets nothing apart."""
+    max_checkpoints: Count = 5
+    """Weights kept to choose from, spread evenly over the training; the last are among them."""
+
+
 OF_A_VALUE_FUNCTION = (
     "share_trunk",
     "value_learning_rate",
@@ -183,6 +197,7 @@ class PpoConfig(Section):
     "Your efficient RL framework secretly brings you off-policy RL training")."""
     checkpoint_every: Count = 10
     """Iterations between checkpoints."""
+    selection: SelectionConfig = SelectionConfig()
 
     @model_validator(mode="after")
     def _critic_free_is_so_throughout(self) -> "PpoConfig":
@@ -267,6 +282,13 @@ class PpoConfig(Section):
         return self.compute.lora is None
 
     @property
+    def checkpoints(self) -> list[int]:
+        """Iterations after which there is a checkpoint with a trained policy, the last included."""
+        planned = range(0, self.num_iterations, self.checkpoint_every)
+        trained = [number for number in planned if number > self.warmup_iterations]
+        return [*trained, self.num_iterations]
+
+    @property
     def warmup_iterations(self) -> int:
         """First iterations in which the policy stands still."""
         return self.critic_warmup_iterations if self.needs_values else 0
@@ -318,6 +340,7 @@ class DpoConfig(SupervisedConfig):
     unbiased with ``robust``."""
     use_soft_labels: bool = False
     """Train towards ``PreferencePair.probability``; smoothing applies on top of it."""
+    selection: SelectionConfig = SelectionConfig()
 
     def cached_tokens(self, longest: int) -> int:
         """Return 0: it keeps no keys and values."""

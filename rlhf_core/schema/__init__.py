@@ -13,6 +13,8 @@ from rlhf_core.schema.references import (
     StageName,
 )
 from rlhf_core.schema.results import (
+    CheckpointChoice,
+    CheckpointScore,
     CheckResult,
     Estimate,
     EvaluationReport,
@@ -50,6 +52,8 @@ __all__ = [
     "UNNAMED",
     "BatchResult",
     "CheckResult",
+    "CheckpointChoice",
+    "CheckpointScore",
     "Choice",
     "Comparison",
     "Conversation",

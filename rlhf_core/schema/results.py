@@ -133,6 +133,48 @@ class SuiteRecord(Record):
     """JSON lines, one item each, those that changed first."""
 
 
+class CheckpointScore(Record):
+    """What the answers of one checkpoint of a policy were worth to the judge."""
+
+    step: int
+    """Iterations of PPO, optimiser steps of DPO."""
+    win_rate: Estimate
+    """Over SFT, on the prompts set apart."""
+    kl: Estimate | None
+    """From SFT, nats per response; None where answers are greedy."""
+
+
+class CheckpointChoice(Record):
+    """Which checkpoint of a policy is offered, and why."""
+
+    step: int
+    """Of the checkpoint that is offered."""
+    scores: tuple[CheckpointScore, ...]
+    """Of all that were kept, the earliest first."""
+    judge: str
+    """Who preferred it."""
+    num_prompts: int = Field(ge=1)
+    rule: str
+    """The rule in words."""
+    answers: Path
+    """JSON lines: the prompts set apart, with all that was answered and who won."""
+
+    @property
+    def in_words(self) -> str:
+        """What is offered, in a line."""
+        rates = ", ".join(
+            f"{score.step}: {score.win_rate.value:.3f}"
+            f" [{score.win_rate.low:.3f}, {score.win_rate.high:.3f}]"
+            + ("" if score.kl is None else f" at KL {score.kl.value:.2f}")
+            for score in self.scores
+        )
+        return (
+            f"checkpoint {self.step} of {self.scores[-1].step} is offered, preferred by "
+            f"{self.judge} on {self.num_prompts} prompts set apart ({self.rule}); "
+            f"win rates over SFT {rates}"
+        )
+
+
 class EvaluationReport(Record):
     """Metrics of one model on held-out data."""
 
@@ -166,6 +208,8 @@ class EvaluationReport(Record):
     """What was asked beside preference, by the suite's name."""
     people: PeopleVotes | None = None
     """Votes that the judge's win rate was corrected by; None where there are none."""
+    choice: CheckpointChoice | None = None
+    """Of a policy's training: which checkpoint it offers. None where the last one is."""
 
     def metric(self, name: str) -> Estimate:
         """Return the estimate called ``name``.
@@ -229,13 +273,19 @@ class StageResult(Record):
 
     @classmethod
     def judged_later(
-        cls, stage: StageName, model: ModelRef, *, seconds: float, tracking_url: str
+        cls,
+        stage: StageName,
+        model: ModelRef,
+        *,
+        seconds: float,
+        tracking_url: str,
+        choice: CheckpointChoice | None = None,
     ) -> "StageResult":
         """Return the result of a training whose model a later stage measures and judges."""
         return cls(
             stage=stage,
             model=model,
-            report=EvaluationReport(stage=stage, model=model, metrics={}),
+            report=EvaluationReport(stage=stage, model=model, metrics={}, choice=choice),
             decision=PromotionDecision(
                 stage=stage,
                 model=model,

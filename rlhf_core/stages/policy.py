@@ -1,7 +1,7 @@
 """Stage 4: the policy. PPO against the reward model, or DPO straight from the pairs."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial, singledispatch
 from itertools import zip_longest
@@ -14,6 +14,7 @@ from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import DpoConfig, PipelineConfig, PpoConfig
 from rlhf_core.config.base import Section
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.ports import Observer
@@ -31,9 +32,11 @@ from rlhf_core.schema import (
 from rlhf_core.stages.base_model import model_renderer, name_ends
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluation.scoring import fits
+from rlhf_core.stages.evaluation.verdict import require_independent_judge
 from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.reward import load_pairs
 from rlhf_core.stages.reward_terms import open_reward_terms, rewards_digest
+from rlhf_core.stages.selection import choose_checkpoint, set_apart
 from rlhf_core.stages.sft import load_demonstrations
 from rlhf_core.stages.training_run import Fitted, Followers, TrainingJob, require_memory, train
 from rlhf_core.storage.records import read_records, write_records
@@ -65,8 +68,11 @@ def train_policy(  # noqa: PLR0913 - every model that a policy may learn from
     observer: Observer | None = None,
     *,
     scorers: Mapping[str, ModelRef] | None = None,
+    judge: ModelRef | None = None,
 ) -> StageResult:
     """Optimise the policy from SFT and register it as a candidate; evaluation decides about it.
+
+    Of its checkpoints the one is registered that the judge prefers on prompts set apart.
 
     Args:
         config: settings of the run; ``policy.algorithm`` chooses PPO or DPO.
@@ -76,9 +82,12 @@ def train_policy(  # noqa: PLR0913 - every model that a policy may learn from
         context: where the run keeps its files.
         observer: follows the training.
         scorers: what ``find_scorers`` found of the models that ``policy.rewards`` names.
+        judge: who chooses the checkpoint; it never trains the policy. None where
+            ``policy.selection.num_prompts`` is 0 and the last one is offered.
 
     Raises:
-        ConfigError: PPO without a reward model.
+        ConfigError: PPO without a reward model, or a checkpoint is to be chosen and by nobody.
+        RegistryError: the judge is what the policy is optimised against.
         DivergedError: the loss is not finite, or the KL watch stopped the run.
     """
     started = time.monotonic()
@@ -95,21 +104,27 @@ def train_policy(  # noqa: PLR0913 - every model that a policy may learn from
     )
     make_deterministic(config.seed)
     _require_memory(job)
+    _require_chooser(config, judge, reward, splits)
     upstream = {"sft": sft} | ({"reward": reward} if reward else {})
     inputs = stage_inputs(splits, **upstream) | _rewards_of(job)
     with open_run(config, context, "policy", inputs=inputs) as run:
         run.log_dataset(splits)
-        trained = train(job, fit, run, observer)
+        trained, choice = train(job, fit, run, observer), None
+        if judge is not None and config.policy.selection.num_prompts > 0:
+            trained, choice = choose_checkpoint(job, trained, judge, run)
+        tags = {"algorithm": config.policy.algorithm, "num_steps": str(trained.num_steps)}
         model = register_model(
             run,
             directory=directory / "model",
             name=f"{config.project}-policy",
             kind="causal",
             sha256=trained.sha256,
-            tags={"algorithm": config.policy.algorithm, "num_steps": str(trained.num_steps)},
+            tags=tags | ({"checkpoint": choice.in_words} if choice else {}),
         )
         seconds = time.monotonic() - started
-        return StageResult.judged_later("policy", model, seconds=seconds, tracking_url=run.url)
+        return StageResult.judged_later(
+            "policy", model, seconds=seconds, tracking_url=run.url, choice=choice
+        )
 
 
 def fit(job: TrainingJob, followers: Followers) -> Fitted:
@@ -119,6 +134,19 @@ def fit(job: TrainingJob, followers: Followers) -> Fitted:
     name_ends(policy, renderer)
     summary = optimize(job.config.policy, _Task(job, followers, policy, renderer))
     return policy, renderer.tokenizer, summary
+
+
+def _require_chooser(
+    config: PipelineConfig, judge: ModelRef | None, reward: ModelRef | None, splits: DatasetSplits
+) -> None:
+    if config.policy.selection.num_prompts == 0:
+        return
+    if judge is None:
+        raise ConfigError(
+            "policy.selection: a judge chooses which checkpoint is offered, and none was given; "
+            "give one (--judge), or set policy.selection.num_prompts to 0 for the last checkpoint"
+        )
+    require_independent_judge(judge, None, reward, splits)
 
 
 def _rewards_of(job: TrainingJob) -> dict[str, str]:
@@ -217,20 +245,21 @@ def _optimize_ppo(settings: PpoConfig, task: _Task) -> FitSummary:
 @optimize.register
 def _optimize_dpo(settings: DpoConfig, task: _Task) -> FitSummary:
     job = task.job
+    apart = set_apart(job.config, job.splits, task.renderer).dialogues
     load = partial(load_pairs, job.config, task.renderer, job.directory)
     if settings.learns_from_unpaired(has_unpaired=job.splits.unpaired_train is not None):
-        return _optimize_kto(settings, task)
+        return _optimize_kto(settings, task, apart)
     return fit_dpo(
         task.policy,
         None,
-        load(job.splits.reward_train),
+        load(job.splits.reward_train, apart=apart),
         load(job.splits.reward_heldout),
         settings=settings,
         run=task.followers.training_run(job),
     )
 
 
-def _optimize_kto(settings: DpoConfig, task: _Task) -> FitSummary:
+def _optimize_kto(settings: DpoConfig, task: _Task, apart: Set[DialogueKey]) -> FitSummary:
     """KTO on labelled responses, and on the pairs taken apart where ``train_on`` does not say no.
 
     Raises:
@@ -248,7 +277,11 @@ def _optimize_kto(settings: DpoConfig, task: _Task) -> FitSummary:
                 " policy.train_on asks for; prepare it with data.unpaired"
             )
         examples = tokenize_records(
-            read_records(unpaired, UnpairedExample),
+            [
+                row
+                for row in read_records(unpaired, UnpairedExample)
+                if dialogue_key(row.prompt) not in apart
+            ],
             task.renderer.unpaired,
             length=attrgetter("num_tokens"),
             max_length=job.config.model.max_length,
@@ -256,7 +289,7 @@ def _optimize_kto(settings: DpoConfig, task: _Task) -> FitSummary:
         )
         if settings.learns_from_pairs:
             examples += examples_of_pairs(
-                load_pairs(job.config, task.renderer, job.directory, pairs)
+                load_pairs(job.config, task.renderer, job.directory, pairs, apart=apart)
             )
         sides.append(examples)
     train, heldout = sides
@@ -324,15 +357,20 @@ def _ppo_data(
     renderer: Renderer,
     directory: Path,
 ) -> PpoData:
+    apart = set_apart(config, splits, renderer).dialogues
     prompts = tokenize_records(
-        read_records(splits.prompts_train, Prompt),
+        [
+            prompt
+            for prompt in read_records(splits.prompts_train, Prompt)
+            if dialogue_key(prompt.prompt) not in apart
+        ],
         renderer.prompt,
         length=attrgetter("num_tokens"),
         max_length=config.longest_prompt(),
         filtered=directory / "set-aside-prompts.jsonl",
     )
     demonstrations = (
-        load_demonstrations(config, renderer, directory, splits.demonstrations_train)
+        load_demonstrations(config, renderer, directory, splits.demonstrations_train, apart=apart)
         if settings.ptx_coef > 0
         else []
     )

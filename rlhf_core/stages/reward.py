@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -12,6 +12,7 @@ from typing import Literal
 from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig, RewardConfig
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.errors import DataError
 from rlhf_core.models import scalar_from_causal
 from rlhf_core.ports import Observer
@@ -141,13 +142,26 @@ def load_pairs(
     source: DatasetRef,
     *,
     margin: Callable[[PreferencePair], float] | None = None,
+    apart: Set[DialogueKey] = frozenset(),
 ) -> list[TokenizedPair]:
     """Read prepared pairs as token sequences; those that do not fit are filtered out by reason.
+
+    Args:
+        config: settings of the run.
+        renderer: of the model that reads them.
+        directory: where it is noted what was filtered out.
+        source: the pairs.
+        margin: by how much the scores of a pair should differ.
+        apart: dialogues that are not read.
 
     Raises:
         DataError: nothing is left, or there is a ``margin`` and it is 0 for every pair.
     """
-    records = read_records(source, PreferencePair)
+    records = [
+        pair
+        for pair in read_records(source, PreferencePair)
+        if not apart or dialogue_key(pair.prompt) not in apart
+    ]
     if margin is not None:
         _require_margins(records, margin, source)
     return tokenize_records(

@@ -1,6 +1,7 @@
 """Stage 2: demonstrations teach the base model format and tone."""
 
 import time
+from collections.abc import Set
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, RunContext, StageResult
 from rlhf_core.stages.base_model import load_base
@@ -83,11 +85,23 @@ def fit(job: TrainingJob, followers: Followers) -> Fitted:
 
 
 def load_demonstrations(
-    config: PipelineConfig, renderer: Renderer, directory: Path, source: DatasetRef
+    config: PipelineConfig,
+    renderer: Renderer,
+    directory: Path,
+    source: DatasetRef,
+    *,
+    apart: Set[DialogueKey] = frozenset(),
 ) -> list[TokenizedExample]:
-    """Read prepared demonstrations as tokens; those that do not fit are filtered out by reason."""
+    """Read prepared demonstrations as tokens; those that do not fit are filtered out by reason.
+
+    Dialogues that are set ``apart`` are not read.
+    """
     return tokenize_records(
-        read_records(source, Demonstration),
+        [
+            row
+            for row in read_records(source, Demonstration)
+            if not apart or dialogue_key(row.prompt) not in apart
+        ],
         partial(renderer.demonstration, all_turns=config.sft.loss_on == "assistant_turns"),
         length=attrgetter("num_tokens"),
         max_length=config.model.max_length,

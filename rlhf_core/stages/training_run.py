@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.adapters.checkpoint_copies import copies_of
+from rlhf_core.adapters.checkpoint_copies import WEIGHTS, copies_of
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.config import ComputeConfig, PipelineConfig
 from rlhf_core.models import save_model
@@ -16,7 +16,7 @@ from rlhf_core.models.memory import memory_of_training, require_memory_of_traini
 from rlhf_core.ports import Observer, Tracker
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record
 from rlhf_core.stages.determinism import derived_seed
-from rlhf_core.trainers.checkpoint import CheckpointStore
+from rlhf_core.trainers.checkpoint import CheckpointStore, KeptWeights
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,19 @@ class TrainingJob(Record):
     """What PPO optimises against."""
     scorers: dict[str, ModelRef] = Field(default_factory=dict)
     """Other models in the terms of its reward, by the name the settings have for them."""
+
+    def kept(self, run: StageRun | None) -> KeptWeights | None:
+        """Where weights of a policy stay that one is chosen from; None where the last is offered.
+
+        Args:
+            run: with which they are shared among machines, where checkpoints are.
+        """
+        selection = self.config.policy.selection
+        if self.role != "policy" or selection.num_prompts == 0:
+            return None
+        most = selection.max_checkpoints
+        copies = None if run is None else copies_of(run, WEIGHTS, most=most)
+        return KeptWeights(self.checkpoints / "kept", most=most, copies=copies)
 
     @property
     def start(self) -> ModelRef:
@@ -73,6 +86,7 @@ class Followers:
             ),
             observer=self.observer,
             shard=job.config.distributed_of(job.role).shard,
+            kept=job.kept(run),
         )
 
 

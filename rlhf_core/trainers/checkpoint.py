@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -29,6 +29,7 @@ from rlhf_core.errors import CheckpointError
 from rlhf_core.models.sharding import is_divided
 from rlhf_core.ports import CheckpointCopies
 from rlhf_core.storage.folders import put_in_place
+from rlhf_core.trainers.state import model_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +175,18 @@ class CheckpointStore:
             return checkpoint
         return None
 
+    def whole(self) -> Iterator[Checkpoint]:
+        """Read every whole checkpoint that is kept, the earliest first, one at a time."""
+        if self._copies is not None:
+            self._copies.bring_all(self.directory)
+        for path in self._steps():
+            try:
+                checkpoint, _ = _read(path)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                logger.warning("checkpoint=%s is torn and is not used: %s", path, error)
+                continue
+            yield checkpoint
+
     def _steps(self) -> list[Path]:
         return sorted(self.directory.glob("step-*"))
 
@@ -183,6 +196,51 @@ class CheckpointStore:
         ]
         for path in [*self._steps()[: -self.keep], *leftovers]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+class KeptWeights:
+    """The weights of a training at a few of its checkpoints: one is chosen when it is over.
+
+    Trainable weights alone, without an optimiser's moments; of adapters no more than these.
+    """
+
+    def __init__(
+        self, directory: Path, *, most: int, copies: CheckpointCopies | None = None
+    ) -> None:
+        """Keep weights in ``directory``, of at most ``most`` checkpoints."""
+        self._store, self._most = CheckpointStore(directory, keep=most, copies=copies), most
+
+    def keep(
+        self, step: int, model: nn.Module, *, steps: Sequence[int], taken: int, fingerprint: str
+    ) -> None:
+        """Keep the model's weights if ``step`` is one of those that are to be kept.
+
+        Call it before the checkpoint of the step: who goes on from there finds them.
+
+        Args:
+            step: number of the checkpoint.
+            model: as it is trained.
+            steps: numbers of all checkpoints that the training means to have, ascending.
+            taken: optimiser steps until here.
+            fingerprint: identifies the run.
+
+        Raises:
+            CheckpointError: the disk is full or refuses.
+        """
+        if step in spread_evenly(steps, self._most):
+            values = {"num_steps": taken}
+            self._store.save(step, model_tensors(model), values, fingerprint=fingerprint)
+
+    def read(self) -> Iterator[Checkpoint]:
+        """Read what was kept, the earliest first, one at a time."""
+        return self._store.whole()
+
+
+def spread_evenly(steps: Sequence[int], count: int) -> list[int]:
+    """Return at most ``count`` of the steps, evenly spread, the last among them."""
+    if len(steps) <= count:
+        return list(steps)
+    return [steps[len(steps) * number // count - 1] for number in range(1, count + 1)]
 
 
 class _InParts(Mapping[str, Tensor]):

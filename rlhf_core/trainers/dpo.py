@@ -21,7 +21,13 @@ from rlhf_core.functional.dpo import (
 from rlhf_core.models import prepare_training, token_logprobs
 from rlhf_core.models.compute import file_dtype, precision
 from rlhf_core.tokenization import PreferenceBatch, TokenizedPair
-from rlhf_core.trainers.loop import FitSummary, Optimization, TrainingRun, at_start
+from rlhf_core.trainers.loop import (
+    FitSummary,
+    Optimization,
+    TrainingRun,
+    at_start,
+    checkpoint_steps,
+)
 from rlhf_core.trainers.preference import (
     PairMeasures,
     join_measures,
@@ -67,6 +73,7 @@ def fit_dpo(
     )
     optimization = Optimization(policy, settings.optimizer, total_steps=len(plan), shard=run.shard)
     objective, others = DpoObjective(policy, settings), mismatched(train)
+    checkpoints = checkpoint_steps(len(plan), settings.checkpoint_every)
     if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
         optimization.load(checkpoint)
         train_ref, heldout_ref = (checkpoint.tensors[name] for name in ("train_ref", "heldout_ref"))
@@ -94,11 +101,11 @@ def fit_dpo(
             metrics |= objective.measure(heldout, heldout_ref).summary("policy", "heldout_")
         run.tracker.log_metrics(metrics, step=step)
         progress.advance(metrics)
-        if step % settings.checkpoint_every == 0 or step == len(plan):
-            references = {"train_ref": train_ref, "heldout_ref": heldout_ref}
+        if step in checkpoints:
+            run.keep_weights(step, policy, steps=checkpoints, taken=step, fingerprint=fingerprint)
             run.checkpoints.save(
                 step,
-                {**optimization.tensors(), **references},
+                {**optimization.tensors(), "train_ref": train_ref, "heldout_ref": heldout_ref},
                 {**optimization.values(), "first": first},
                 fingerprint=fingerprint,
             )

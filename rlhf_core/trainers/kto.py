@@ -25,6 +25,7 @@ from rlhf_core.trainers.loop import (
     Optimization,
     TrainingRun,
     at_start,
+    checkpoint_steps,
     plan_batches,
     split_by_tokens,
 )
@@ -80,6 +81,7 @@ def fit_kto(
             heldout_ref = objective.reference_logprobs(policy, heldout, other_heldout)
         first = objective.measure(heldout, heldout_ref, other_heldout).summary("heldout_")
         run.tracker.log_metrics(first, step=0)
+    checkpoints = checkpoint_steps(len(plan), settings.checkpoint_every)
     progress = Progress("kto", run.observer, total=len(plan), done=optimization.step)
     while optimization.step < len(plan):
         started = time.perf_counter()
@@ -98,11 +100,11 @@ def fit_kto(
             metrics |= objective.measure(heldout, heldout_ref, other_heldout).summary("heldout_")
         run.tracker.log_metrics(metrics, step=step)
         progress.advance(metrics)
-        if step % settings.checkpoint_every == 0 or step == len(plan):
-            references = {"train_ref": train_ref, "heldout_ref": heldout_ref}
+        if step in checkpoints:
+            run.keep_weights(step, policy, steps=checkpoints, taken=step, fingerprint=fingerprint)
             run.checkpoints.save(
                 step,
-                {**optimization.tensors(), **references},
+                {**optimization.tensors(), "train_ref": train_ref, "heldout_ref": heldout_ref},
                 {**optimization.values(), "first": first},
                 fingerprint=fingerprint,
             )

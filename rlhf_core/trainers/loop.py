@@ -19,7 +19,7 @@ from rlhf_core.models import finish_training
 from rlhf_core.models.sharding import Shard, gather_layers, is_divided, own_part, shard_layers
 from rlhf_core.ports import Observer, Tracker
 from rlhf_core.tokenization import evenly
-from rlhf_core.trainers.checkpoint import Checkpoint, CheckpointStore
+from rlhf_core.trainers.checkpoint import Checkpoint, CheckpointStore, KeptWeights
 from rlhf_core.trainers.state import (
     Tensors,
     load_model_tensors,
@@ -47,6 +47,15 @@ class TrainingRun:
     """Who follows the training while it runs."""
     shard: Shard = "none"
     """What of a model several processes divide among them."""
+    kept: KeptWeights | None = None
+    """Where weights stay that one is chosen from afterwards; None: the last ones are taken."""
+
+    def keep_weights(
+        self, step: int, model: nn.Module, *, steps: Sequence[int], taken: int, fingerprint: str
+    ) -> None:
+        """Keep the model's weights as ``KeptWeights.keep`` says, where any are to be kept."""
+        if self.kept is not None:
+            self.kept.keep(step, model, steps=steps, taken=taken, fingerprint=fingerprint)
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,11 @@ class Optimization:
         load_random(checkpoint.tensors, checkpoint.values)
         self.step = checkpoint.step
         logger.info("resume=step step=%d of=%d", self.step, self.total_steps)
+
+
+def checkpoint_steps(total: int, every: int) -> list[int]:
+    """Return the steps after which there is a checkpoint: every so many, and the last."""
+    return [*range(every, total, every), total]
 
 
 def at_start(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -324,6 +324,13 @@ class Checkpointer:
         """Keep everything the run depends on; saving again what was just resumed is skipped."""
         if self.saved_iteration == state.iteration:
             return
+        self.run.keep_weights(
+            state.iteration,
+            self.learner.models.policy,
+            steps=self.learner.settings.checkpoints,
+            taken=self.learner.policy.step,
+            fingerprint=self.fingerprint,
+        )
         self.run.checkpoints.save(
             state.iteration,
             {**self.learner.tensors(), **random_tensors()},

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from rlhf_core.adapters.checkpoint_copies import copies_of, drop_copies
+from rlhf_core.adapters.checkpoint_copies import WEIGHTS, copies_of, drop_copies
 from rlhf_core.adapters.registry import register_model, resolve_model
 from rlhf_core.adapters.run_records import bring_records, keep_absence, keep_record
 from rlhf_core.adapters.tracking import open_run
@@ -146,7 +146,13 @@ def test_checkpoints_are_copied_where_the_team_wants_it(machines, config, monkey
         assert copies_of(run) is None
     monkeypatch.setenv("RLHF_SHARE_CHECKPOINTS", "true")
     made = [checkpoint(there.stage_directory("sft"), step) for step in (1, 2, 3)]
-    run = interrupted(config, there, lambda run: [copies_of(run).keep(each) for each in made])
+
+    def copy(run):
+        for each in made:
+            copies_of(run).keep(each)
+            copies_of(run, WEIGHTS, most=5).keep(each)
+
+    run = interrupted(config, there, copy)
     here = machines("b")
     directory = here.stage_directory("sft") / "checkpoints"
     directory.mkdir(parents=True, exist_ok=True)
@@ -155,11 +161,15 @@ def test_checkpoints_are_copied_where_the_team_wants_it(machines, config, monkey
         copies = copies_of(resumed)
         assert copies._names() == ["step-000000002", "step-000000003"]
         copies.bring(directory, after="")
+        kept = copies_of(resumed, WEIGHTS, most=5)
+        kept.bring_all(here.directory / "kept")
+    names = [f"step-{step:09d}" for step in (1, 2, 3)]
+    assert sorted(path.name for path in (here.directory / "kept").iterdir()) == names
     assert [path.name for path in directory.iterdir()] == ["step-000000003"]
     copies.bring(directory, after="step-000000004")
     assert [path.name for path in directory.iterdir()] == ["step-000000003"]
     drop_copies(here.stage_directory("sft"))
-    assert copies._names() == [], "they go with the stage's own"
+    assert copies._names() == kept._names() == [], "they go with the stage's own"
 
 
 def test_a_stage_that_starts_over_on_another_machine_says_why(machines, config, caplog):

@@ -62,6 +62,7 @@ class FakeStages:
         self.champion = None
         self.judges = {}
         self.compared = {}
+        self.chooser = None
         self.base = digest("base")
         self.raw = digest("raw")
         self.kept = None
@@ -149,8 +150,11 @@ class FakeStages:
     def train_reward(self, config, splits, sft, context, role, observer=None):
         return self._result(role, context, splits.sha256, sft.sha256)
 
-    def train_policy(self, config, splits, sft, reward, context, observer=None, *, scorers=None):
+    def train_policy(
+        self, config, splits, sft, reward, context, observer=None, *, scorers=None, judge=None
+    ):
         self._called("policy")
+        self.chooser = judge
         model = self._model("policy", context, sft.sha256, reward and reward.sha256)
         return StageResult.judged_later("policy", model, seconds=1.0, tracking_url="")
 

@@ -235,6 +235,33 @@ def test_the_judge_of_the_champions_release_decides_until_another_is_named(
     assert decides != "the run's own" or own != first
 
 
+def test_the_runs_own_judge_chooses_the_checkpoint_whoever_the_champion_is(stages, config_path):
+    settings = RunSettings(file=config_path)
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    own = stages.chooser.uri
+    assert own == "models:/rlhf-judge/1"
+    champion = stages.champion
+    stages.models[champion] = stages.compared["policy"]
+    stages.judges[champion] = "models:/other-judge/1"
+    other = stages.compared["judge"].model_copy(update={"uri": "models:/other-judge/1"})
+    stages.models["models:/other-judge/1"] = other
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    assert stages.calls.count("policy") == 1
+    named = RunSettings(file=config_path, overrides=("evaluation.judge=models:/other-judge/1",))
+    policy_stage(named, PolicyInputs(run="two", sft="models:/rlhf-sft/1"))
+    assert stages.chooser == other
+    off = RunSettings(file=config_path, overrides=("policy.selection.num_prompts=0",))
+    policy_stage(off, PolicyInputs(run="three", sft="models:/rlhf-sft/1"))
+    assert stages.chooser is None
+
+
+def test_a_policy_without_a_judge_says_how_to_get_one_or_to_do_without(stages, settings):
+    sft = sft_stage(settings, SftInputs(run="one"))
+    reward_stage(settings, RewardInputs(run="one", sft=sft.model.uri))
+    with pytest.raises(RegistryError, match=r"reward CONFIG --role judge.*selection\.num_prompts"):
+        policy_stage(settings, PolicyInputs(run="one"))
+
+
 def test_an_evaluation_is_repeated_when_the_champion_changed(stages, settings):
     rlhf_pipeline(settings, PipelineInputs(run="one"))
     other = stages.models["models:/rlhf-policy/1"].model_copy(
@@ -251,9 +278,10 @@ def test_an_evaluation_is_repeated_when_the_champion_changed(stages, settings):
 def leave_checkpoints(stages, stage, run="one"):
     """What a training leaves in its folder; and a file of somebody's own."""
     folder = stages.directory / "runs" / run / stage / "checkpoints"
-    for step in (1, 2):
-        (folder / f"step-{step:09d}").mkdir(parents=True)
-        (folder / f"step-{step:09d}" / "tensors.safetensors").write_text("weights")
+    for place in (folder, folder / "kept"):
+        for step in (1, 2):
+            (place / f"step-{step:09d}").mkdir(parents=True)
+            (place / f"step-{step:09d}" / "tensors.safetensors").write_text("weights")
     return folder
 
 

@@ -93,7 +93,7 @@ def test_all_kinds_train_a_policy_together_and_each_is_logged(
         {
             "rewards": terms, "num_iterations": 2, "rollout_batch_size": 4, "num_minibatches": 1,
             "critic_warmup_iterations": 0, "num_epochs": 1, "max_new_tokens": 8,
-            "checkpoint_every": 5,
+            "checkpoint_every": 5, "selection": {"num_prompts": 0},
         }
     )  # fmt: skip
     config = config.model_copy(update={"policy": settings})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import topic_numbers
@@ -78,7 +79,7 @@ def compare_answers(
         )
     opinions = panel.opinions(conversations, texts)
     scores, decided = panel.concluded(opinions)
-    reference_nll, kl = _distances(
+    reference_nll, kl = distances(
         config, models["sft"], [renderer.prompt_ids(prompt) for prompt in conversations], policy
     )
     gold = score_gold(settings.rater, conversations, texts)
@@ -133,16 +134,44 @@ def _note_room(
 def _sample(
     config: PipelineConfig, role: str, model: ModelRef, prompts: Sequence[Conversation]
 ) -> list[SampledResponse]:
-    batches = math.ceil(len(prompts) / _AT_ONCE)
-    progress = Progress(f"evaluate: {role} answers", total=batches, done=0)
+    return sample_answers(
+        config,
+        load_causal(model.path, device=config.model.device),
+        model_renderer(model.path).tokenizer,
+        prompts,
+        purpose="evaluate",
+        told=f"evaluate: {role} answers",
+    )
+
+
+def sample_answers(
+    config: PipelineConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Conversation],
+    *,
+    purpose: str,
+    told: str,
+) -> list[SampledResponse]:
+    """Answer every prompt once, as the evaluation's settings say.
+
+    Args:
+        config: settings of the run.
+        model: who answers.
+        tokenizer: its own.
+        prompts: [n] conversations.
+        purpose: the random numbers are those of this purpose, for every model the same.
+        told: name of the progress.
+    """
+    progress = Progress(told, total=math.ceil(len(prompts) / _AT_ONCE), done=0)
     try:
         return sample_responses(
-            load_causal(model.path, device=config.model.device),
-            model_renderer(model.path).tokenizer,
+            model,
+            tokenizer,
             prompts,
             max_new_tokens=config.answer_length(),
             temperature=config.evaluation.temperature,
-            seed=derived_seed(config.seed, "evaluate"),
+            seed=derived_seed(config.seed, purpose),
             batch_size=_AT_ONCE,
             advance=lambda: progress.advance({}),
         )
@@ -150,7 +179,7 @@ def _sample(
         progress.close()
 
 
-def _distances(
+def distances(
     config: PipelineConfig,
     sft: ModelRef,
     prompts: Sequence[TokenIds],

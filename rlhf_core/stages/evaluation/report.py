@@ -80,7 +80,9 @@ def write_report(directory: Path) -> Path:
     splits = _splits(directory)
     docs = find_docs(splits.directory) if splits else None
     promotion, lineage = _saved(directory / "promote" / "result.json"), _lineage(results, notes)
-    models = _models(directory, results)
+    saved = directory / "policy" / "result.json"
+    trained = read_record(saved, StageResult) if saved.is_file() else None
+    models = _models(trained, results)
     page = Page(
         run_id=directory.name,
         project=config.project,
@@ -88,7 +90,7 @@ def write_report(directory: Path) -> Path:
         promotion=promotion,
         figures={
             "Policy against SFT": _comparison_figures(results.get("evaluate"), rows, notes),
-            "Training": _training_figures(models, notes),
+            "Training": _choice_figures(trained, notes) + _training_figures(models, notes),
         },
         samples=pick_samples(rows),
         suites=shown_suites(tuple(results.values())),
@@ -98,6 +100,7 @@ def write_report(directory: Path) -> Path:
         notes=tuple(notes),
         data_docs=str(docs / INDEX) if docs else None,
         facts=_facts(config, splits, lineage, promotion, results)
+        | _offered(trained)
         | _times(models, results.get("evaluate"), notes),
         standings=side_by_side(rows) if rows else (),
         models=_names(results),
@@ -146,6 +149,12 @@ def _facts(
     if promotion:
         facts["champion now"] = promotion["champion"] or "none"
     return facts
+
+
+def _offered(trained: StageResult | None) -> dict[str, str]:
+    """Which checkpoint the policy is, where one was chosen."""
+    choice = trained.report.choice if trained else None
+    return {"checkpoint": choice.in_words} if choice else {}
 
 
 def _times(
@@ -336,12 +345,25 @@ def _comparison_figures(
     return figures
 
 
-def _models(directory: Path, results: Mapping[str, StageResult]) -> dict[str, ModelRef]:
+def _models(trained: StageResult | None, results: Mapping[str, StageResult]) -> dict[str, ModelRef]:
     """The model of every stage that trained one, for its training run."""
     models = {stage: result.model for stage, result in results.items() if stage in CURVES}
-    if (saved := directory / "policy" / "result.json").is_file():
-        models["policy"] = read_record(saved, StageResult).model
-    return models
+    return models | ({"policy": trained.model} if trained else {})
+
+
+def _choice_figures(trained: StageResult | None, notes: list[str]) -> list[str]:
+    """What every checkpoint of the policy was worth to the judge, and which is offered."""
+    choice = trained.report.choice if trained else None
+    if choice is None:
+        return []
+    rows = {
+        f"{score.step}"
+        + ("" if score.kl is None else f", KL {score.kl.value:.2f}")
+        + (", offered" if score.step == choice.step else ""): {"win rate": score.win_rate}
+        for score in choice.scores
+    }
+    title = f"Checkpoints: win rate over SFT, {choice.num_prompts} prompts set apart"
+    return _draw(notes, interval_plot, title, rows, neutral=0.5)
 
 
 def _training_figures(models: Mapping[str, ModelRef], notes: list[str]) -> list[str]:

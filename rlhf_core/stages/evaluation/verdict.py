@@ -184,13 +184,14 @@ def _with_look(decision: PromotionDecision, report: EvaluationReport) -> Promoti
 
 
 def require_independent_judge(
-    judge: ModelRef, policy: ModelRef, reward: ModelRef | None, splits: DatasetSplits
+    judge: ModelRef, policy: ModelRef | None, reward: ModelRef | None, splits: DatasetSplits
 ) -> None:
     """Refuse a judge that the policy was optimised against, or that was not trained as one.
 
     Args:
         judge: who is to decide.
-        policy: what is judged; the registry knows what it was optimised against.
+        policy: what is judged; the registry knows what it was optimised against. None: one that
+            is in training.
         reward: the reward model that this evaluation was given; None after DPO.
         splits: an AI judge whose votes are among the data is what the policy was optimised against.
 
@@ -198,14 +199,15 @@ def require_independent_judge(
         RegistryError: says which model it is and what to do.
     """
     optimised = {reward.uri: reward.sha256} if reward else {}
-    if policy.registered:
+    if policy is not None and policy.registered:
         used = upstream_uris(policy.uri).get("reward")
         optimised |= {used: find_version(used).tags.get("rlhf.sha256", "")} if used else {}
     for one in judge.members or (judge,):
         for uri, sha256 in optimised.items():
             if one.sha256 == sha256:
+                whose = policy.uri if policy else "the policy"
                 raise RegistryError(
-                    f"the judge {one.uri} is {uri}, the reward model {policy.uri} was optimised "
+                    f"the judge {one.uri} is {uri}, the reward model {whose} was optimised "
                     "against; its word proves nothing. Give a judge: "
                     "`rlhf reward CONFIG --role judge`"
                 )

@@ -1,0 +1,331 @@
+"""Which checkpoint of a policy is offered: the one the judge prefers, on prompts set apart for it.
+
+The prompts are a third part of the split, beside those that train and those held out. They come
+out of the policy's training prompts, so every other stage reads what it ever read, and the final
+held-out set is not looked at: what is chosen here is measured there for the first time.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from rlhf_core.adapters.stage_run import StageRun
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
+from rlhf_core.dataprep.keys import DialogueKey, conversation_key, dialogue_key, unit_interval
+from rlhf_core.errors import CheckpointError
+from rlhf_core.evaluation.win_rate import outcomes, win_rate
+from rlhf_core.models import finish_training, load_causal, prepare_training, save_model
+from rlhf_core.rollout.sample import SampledResponse
+from rlhf_core.schema import (
+    CheckpointChoice,
+    CheckpointScore,
+    Conversation,
+    DatasetRef,
+    DatasetSplits,
+    ModelRef,
+    PreferencePair,
+    Prompt,
+    Record,
+    UnpairedExample,
+)
+from rlhf_core.stages.base_model import model_renderer, name_ends
+from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.stages.evaluation.compare import distances, sample_answers
+from rlhf_core.stages.evaluation.judging import Panel
+from rlhf_core.stages.evaluation.scoring import fits
+from rlhf_core.stages.training_run import Trained, TrainingJob
+from rlhf_core.statistics.intervals import Resampling, estimate_mean
+from rlhf_core.statistics.resampling import Array
+from rlhf_core.storage.records import iterate_records, read_records, write_records
+from rlhf_core.tokenization import Renderer
+from rlhf_core.trainers.checkpoint import Checkpoint
+from rlhf_core.trainers.state import load_model_tensors
+
+logger = logging.getLogger(__name__)
+
+MOST_SET_APART = 0.1
+"""Share of the training prompts' dialogues, at most: the policy has to learn from the rest."""
+RULE = "the earliest within one standard error of the best"
+ANSWERS = "selection-answers.jsonl"
+
+
+@dataclass(frozen=True)
+class SelectionPart:
+    """The third part of the split."""
+
+    prompts: tuple[Prompt, ...] = ()
+    """One of each dialogue."""
+    dialogues: frozenset[DialogueKey] = frozenset()
+    """No row of these trains the policy."""
+
+
+class SelectionAnswer(Record):
+    """What SFT and every checkpoint said to a prompt that was set apart, and who won."""
+
+    prompt_id: str
+    prompt: Conversation
+    sft: str
+    answers: dict[int, str]
+    """By checkpoint."""
+    won: dict[int, float]
+    """By checkpoint, by the judge: 1 the checkpoint, 0 SFT, 0.5 a tie."""
+
+
+def set_apart(config: PipelineConfig, splits: DatasetSplits, renderer: Renderer) -> SelectionPart:
+    """Take the selection prompts out of the training prompts: the same ones every time.
+
+    Dialogues are taken whole, by the key that all other parts are made by, those that open nearly
+    alike together where the split keeps them so; which ones, their hash says. None is taken whose
+    pairs trained the judge: it would know the answers by heart. Of each dialogue one prompt is
+    asked, which leaves room for an answer.
+
+    Args:
+        config: settings of the run.
+        splits: dataset version, of this build or an earlier one.
+        renderer: of the policy.
+    """
+    count, seed = config.policy.selection.num_prompts, config.seed
+    if count == 0:
+        return SelectionPart()
+    prompts = read_records(splits.prompts_train, Prompt)
+    judged = _openings(splits.judge_train, PreferencePair)
+    learned: dict[DialogueKey, Conversation] = {}
+    if not config.policy.needs_reward_model:
+        learned = _openings(splits.reward_train, PreferencePair)
+        learned |= _openings(splits.unpaired_train, UnpairedExample)
+    own = {dialogue_key(prompt.prompt): prompt.prompt for prompt in prompts}
+    decides = _deciding(own | learned | judged, config.data.near_dialogues, seed)
+    groups: dict[DialogueKey, list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(decides[dialogue_key(prompt.prompt)], []).append(prompt)
+    taken = {decides[key] for key in judged}
+    order = sorted(
+        (key for key in groups if key not in taken),
+        key=lambda key: unit_interval(seed, "selection", key),
+    )
+    chosen: dict[DialogueKey, Prompt] = {}
+    longest = config.model.max_length - config.answer_length()
+    for key in order:
+        if len(chosen) >= min(count, int(MOST_SET_APART * len(groups))):
+            break
+        if fitting := [prompt for prompt in groups[key] if fits(prompt, renderer, longest)]:
+            chosen[key] = min(fitting, key=lambda prompt: conversation_key(prompt.prompt))
+    logger.info("selection_prompts=%d of_dialogues=%d", len(chosen), len(groups))
+    dialogues = frozenset(key for key, deciding in decides.items() if deciding in chosen)
+    return SelectionPart(tuple(chosen.values()), dialogues)
+
+
+def _openings(
+    part: DatasetRef | None, kind: type[PreferencePair | UnpairedExample]
+) -> dict[DialogueKey, Conversation]:
+    """Return a prompt of every dialogue in a file of the dataset; none where there is no file."""
+    rows = () if part is None else iterate_records(part, kind)
+    return {dialogue_key(row.prompt): row.prompt for row in rows}
+
+
+def _deciding(
+    dialogues: Mapping[DialogueKey, Conversation], threshold: float | None, seed: int
+) -> dict[DialogueKey, DialogueKey]:
+    """Return which dialogue decides for each: another one where they open nearly alike."""
+    if threshold is None:
+        return {key: key for key in dialogues}
+    index = FirstTurnIndex()
+    for key, prompt in dialogues.items():
+        index.add(prompt, key)
+    near = index.groups(
+        threshold, largest_fraction=MOST_SET_APART / 2, reserved=frozenset(), seed=seed
+    )
+    return {key: near.representative.get(key, key) for key in dialogues}
+
+
+def choose_checkpoint(
+    job: TrainingJob, trained: Trained, judge: ModelRef, run: StageRun
+) -> tuple[Trained, CheckpointChoice | None]:
+    """Let the judge choose among the checkpoints kept; the chosen one's weights become the model.
+
+    Every checkpoint and SFT answer the prompts set apart, with the same random numbers. The judge
+    compares each answer with SFT's; what it prefers by ``preferred`` is offered.
+
+    Args:
+        job: the training, which is over.
+        trained: its last model, written to ``model``.
+        judge: who prefers.
+        run: where scores by checkpoint are logged.
+
+    Returns:
+        What is offered, and why; no reason where nothing could be set apart.
+
+    Raises:
+        CheckpointError: no kept checkpoint is whole.
+    """
+    config, renderer = job.config, model_renderer(job.start.path)
+    panel = Panel(config, judge, job.directory)
+    prompts = _readable(config, set_apart(config, job.splits, renderer).prompts, panel)
+    kept = job.kept(run)
+    if kept is None or not prompts:
+        logger.warning(
+            "selection: no prompt could be set apart (too few dialogues that the judge did not "
+            "learn from): the last checkpoint is offered"
+        )
+        return trained, None
+    sft = _answers(config, _load(job, renderer), renderer, prompts, "SFT")
+    scored = {
+        checkpoint.step: _score(job, checkpoint, renderer, prompts, sft, panel)
+        for checkpoint in kept.read()
+    }
+    if not scored:
+        raise CheckpointError(f"{job.checkpoints}: no checkpoint of the policy is whole any more")
+    step = preferred({step: one.won for step, one in scored.items()})
+    choice = CheckpointChoice(
+        step=step,
+        scores=tuple(one.score for one in scored.values()),
+        judge=judge.uri,
+        num_prompts=len(prompts),
+        rule=RULE,
+        answers=job.directory / ANSWERS,
+    )
+    write_records(choice.answers, _told(prompts, sft, scored))
+    run.log_artifact(choice.answers)
+    for score in choice.scores:
+        run.log_metrics(_logged(score), step=score.step)
+    if step != max(scored):
+        trained = _rewrite(job, step, renderer)
+    logger.info("%s", choice.in_words)
+    return trained, choice
+
+
+def preferred(won: Mapping[int, Array]) -> int:
+    """Return the earliest checkpoint that is as good as the best one, within its noise.
+
+    The best has the highest win rate; an earlier one is as good if it falls short of it by no more
+    than one standard error of the paired difference, taken as if there were none:
+
+        sum of d <= sqrt(sum of d^2),  d = outcome of the best - outcome of the earlier one
+
+    An earlier one has moved less from SFT. One standard error: Breiman et al. (1984),
+    "Classification and Regression Trees", section 3.4.3; the error: McNemar (1947).
+
+    Args:
+        won: checkpoint to its outcome on each prompt, [n], 1 for a win.
+    """
+    best = max(sorted(won), key=lambda step: float(won[step].mean()))
+
+    def as_good(step: int) -> bool:
+        short = won[best] - won[step]
+        return float(short.sum()) <= math.sqrt(float((short**2).sum()))
+
+    return min(step for step in won if as_good(step))
+
+
+@dataclass(frozen=True)
+class _Scored:
+    score: CheckpointScore
+    won: Array
+    texts: list[str]
+
+
+def _score(
+    job: TrainingJob,
+    checkpoint: Checkpoint,
+    renderer: Renderer,
+    prompts: Sequence[Prompt],
+    sft: Sequence[SampledResponse],
+    panel: Panel,
+) -> _Scored:
+    config, conversations = job.config, [prompt.prompt for prompt in prompts]
+    model, told = _load(job, renderer, checkpoint), f"checkpoint {checkpoint.step}"
+    answers = _answers(config, model, renderer, prompts, told)
+    texts = [[answer.text for answer in each] for each in (answers, sft)]
+    scores, decided = panel.decide(conversations, texts)
+    won = (
+        outcomes(scores[0], scores[1], policy_texts=texts[0], sft_texts=texts[1])
+        if decided is None
+        else decided.over_sft
+    )
+    rendered = [renderer.prompt_ids(prompt) for prompt in conversations]
+    _, kl = distances(config, job.start, rendered, answers)
+    settings = config.evaluation
+    plan = Resampling(
+        settings.confidence, settings.num_resamples, derived_seed(config.seed, "selection")
+    )
+    score = CheckpointScore(
+        step=checkpoint.step,
+        win_rate=win_rate(won, plan),
+        kl=None if kl is None else estimate_mean(kl[0], plan),
+    )
+    return _Scored(score, won, texts[0])
+
+
+def _answers(
+    config: PipelineConfig,
+    model: PreTrainedModel,
+    renderer: Renderer,
+    prompts: Sequence[Prompt],
+    told: str,
+) -> list[SampledResponse]:
+    return sample_answers(
+        config,
+        model,
+        renderer.tokenizer,
+        [prompt.prompt for prompt in prompts],
+        purpose="selection",
+        told=f"selection: answers of {told}",
+    )
+
+
+def _load(
+    job: TrainingJob, renderer: Renderer, checkpoint: Checkpoint | None = None
+) -> PreTrainedModel:
+    """Return SFT, or the policy as it would have been written after a checkpoint."""
+    model = load_causal(job.start.path, device=job.config.model.device)
+    name_ends(model, renderer)
+    if checkpoint is None:
+        return model
+    compute = job.config.policy.compute.model_copy(update={"compile_layers": False})
+    policy = prepare_training(model, compute, seed=derived_seed(job.config.seed, job.role))
+    load_model_tensors(policy, checkpoint.tensors)
+    return finish_training(policy)
+
+
+def _rewrite(job: TrainingJob, step: int, renderer: Renderer) -> Trained:
+    """Write the policy as it was after a checkpoint in the place of the last one."""
+    kept = job.kept(None)
+    found = [] if kept is None else [one for one in kept.read() if one.step == step]
+    if not found:
+        raise CheckpointError(f"{job.checkpoints}: checkpoint {step} is gone while it was chosen")
+    model = _load(job, renderer, found[0])
+    sha256 = save_model(model, renderer.tokenizer, job.directory / "model")
+    return Trained(sha256=sha256, num_steps=found[0].values["num_steps"])
+
+
+def _readable(config: PipelineConfig, prompts: Sequence[Prompt], panel: Panel) -> list[Prompt]:
+    """Leave out what a judge of ours has no room for."""
+    longest = config.model.max_length - config.answer_length()
+    readers = [model_renderer(one.path) for one in panel.judges if one.kind == "scalar"]
+    return [
+        prompt for prompt in prompts if all(fits(prompt, reader, longest) for reader in readers)
+    ]
+
+
+def _told(
+    prompts: Sequence[Prompt], sft: Sequence[SampledResponse], scored: Mapping[int, _Scored]
+) -> Iterator[SelectionAnswer]:
+    for row, (prompt, answer) in enumerate(zip(prompts, sft, strict=True)):
+        yield SelectionAnswer(
+            prompt_id=prompt.prompt_id,
+            prompt=prompt.prompt,
+            sft=answer.text,
+            answers={step: one.texts[row] for step, one in scored.items()},
+            won={step: float(one.won[row]) for step, one in scored.items()},
+        )
+
+
+def _logged(score: CheckpointScore) -> dict[str, float]:
+    """Return a checkpoint's scores as metrics, with the interval."""
+    name, rate = "policy/selection_win_rate", score.win_rate
+    metrics = {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+    return metrics | ({} if score.kl is None else {"policy/selection_kl": score.kl.value})
