@@ -18,6 +18,7 @@ from rlhf_core.config.training import (
     ComputeConfig,
     DistributedConfig,
     OptimizerConfig,
+    SelectionConfig,
     SupervisedConfig,
     filled_with,
 )
@@ -57,20 +58,6 @@ class KlWatchConfig(Section):
     """The learning rate is divided, or the KL coefficient multiplied, by this."""
     max_interventions: Count = 5
     """After so many interventions the next one stops the run."""
-
-
-class SelectionConfig(Section):
-    """Which checkpoint is offered: the one that the judge prefers, on prompts set apart for that.
-
-    They are taken from the prompts that the policy would train on, each with its whole dialogue;
-    no held-out row moves, and looks at the held-out set are not spent.
-    """
-
-    num_prompts: int = Field(default=200, ge=0, le=1_000_000)
-    """Prompts set apart, of as many dialogues, at most a tenth of all; 0 offers the last checkpoint
-    and sets nothing apart."""
-    max_checkpoints: Count = 5
-    """Weights kept to choose from, spread evenly over the training; the last are among them."""
 
 
 OF_A_VALUE_FUNCTION = (
@@ -285,8 +272,7 @@ class PpoConfig(Section):
     def checkpoints(self) -> list[int]:
         """Iterations after which there is a checkpoint with a trained policy, the last included."""
         planned = range(0, self.num_iterations, self.checkpoint_every)
-        trained = [number for number in planned if number > self.warmup_iterations]
-        return [*trained, self.num_iterations]
+        return [*(one for one in planned if one > self.warmup_iterations), self.num_iterations]
 
     @property
     def warmup_iterations(self) -> int:

@@ -96,6 +96,20 @@ class DistributedConfig(Section):
     while it computes: less memory, more to send."""
 
 
+class SelectionConfig(Section):
+    """Which checkpoint is offered: the one that the judge prefers, on prompts set apart for that.
+
+    They are taken from the prompts that the policy would train on, each with its whole dialogue;
+    no held-out row moves, and looks at the held-out set are not spent.
+    """
+
+    num_prompts: int = Field(default=200, ge=0, le=1_000_000)
+    """Prompts set apart, of as many dialogues, at most a tenth of all; 0 offers the last checkpoint
+    and sets nothing apart."""
+    max_checkpoints: Count = 5
+    """Weights kept to choose from, spread evenly over the training; the last are among them."""
+
+
 class SupervisedConfig(Section):
     """What SFT, reward-model and DPO training have in common."""
 

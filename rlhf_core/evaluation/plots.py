@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.schema import Estimate
+from rlhf_core.schema import CheckpointChoice, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,6 +79,17 @@ def interval_plot(title: str, rows: Mapping[str, Mapping[str, Estimate]], *, neu
             *axes.get_legend_handles_labels(), loc="outside lower right", ncols=4, **LEGEND
         )
     return _address(figure)
+
+
+def checkpoint_plot(title: str, choice: CheckpointChoice) -> str:
+    """Win rates of a policy's checkpoints with their intervals and KL; says which is offered."""
+    rows = {}
+    for score in choice.scores:
+        kl = "" if score.kl is None else f", KL {score.kl.value:.2f}"
+        offered = ", offered" if score.step == choice.step else ""
+        rows[f"{score.step}{kl}{offered}"] = {"win rate": score.win_rate}
+    about = f"{title}, win rate over SFT on {choice.num_prompts} prompts set apart"
+    return interval_plot(about, rows, neutral=0.5)
 
 
 def _cut(label: str) -> str:

@@ -247,11 +247,12 @@ def test_the_runs_own_judge_chooses_the_checkpoint_whoever_the_champion_is(stage
     stages.models["models:/other-judge/1"] = other
     rlhf_pipeline(settings, PipelineInputs(run="one"))
     assert stages.calls.count("policy") == 1
+    made = {"sft": "models:/rlhf-sft/1", "reward": "models:/rlhf-reward/1"}
     named = RunSettings(file=config_path, overrides=("evaluation.judge=models:/other-judge/1",))
-    policy_stage(named, PolicyInputs(run="two", sft="models:/rlhf-sft/1"))
+    policy_stage(named, PolicyInputs(run="two", **made))
     assert stages.chooser == other
     off = RunSettings(file=config_path, overrides=("policy.selection.num_prompts=0",))
-    policy_stage(off, PolicyInputs(run="three", sft="models:/rlhf-sft/1"))
+    policy_stage(off, PolicyInputs(run="three", **made))
     assert stages.chooser is None
 
 
@@ -376,4 +377,4 @@ def test_checkpoints_of_a_stage_that_is_being_repeated_are_left(stages, settings
         assert not discard_checkpoints(context, "sft")
     (folder.parent / "result.json").unlink()
     assert not discard_checkpoints(context, "sft")
-    assert len(list(folder.iterdir())) == 2
+    assert len(list(folder.glob("step-*"))) == len(list(folder.glob("kept/step-*"))) == 2

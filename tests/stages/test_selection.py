@@ -209,11 +209,11 @@ def test_the_checkpoint_that_the_judge_prefers_is_registered(
     assert "rlhf-policy" in names, "no look at the held-out prompts is spent"
     assert "rlhf-looks" not in names
     notes = []
-    (picture,) = report._choice_figures(result, notes)
+    (directory / "result.json").write_text(result.model_dump_json())
+    (picture,) = report._choice_figures(stage_context.directory, notes)
     assert picture.startswith("data:image/svg+xml")
     assert not notes
-    assert report._offered(result) == {"checkpoint": choice.in_words}
-    assert report._choice_figures(None, notes) == []
+    assert report._choice_figures(stage_context.directory / "none", notes) == []
     # What is made of the weights kept at the end is what the training itself wrote, to the bit.
     assert written[0].sha256 != result.model.sha256
     job = a_job(config, splits, models, directory)

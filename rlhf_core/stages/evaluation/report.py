@@ -11,8 +11,8 @@ from rlhf_core.adapters.data_docs import INDEX, find_docs
 from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.config import GATED_STAGES, PipelineConfig, config_digest
 from rlhf_core.errors import ConfigError, DataError, RegistryError
+from rlhf_core.evaluation import plots
 from rlhf_core.evaluation.corrected import labels_needed
-from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot, length_plot
 from rlhf_core.evaluation.report import (
     Page,
     Sample,
@@ -80,9 +80,7 @@ def write_report(directory: Path) -> Path:
     splits = _splits(directory)
     docs = find_docs(splits.directory) if splits else None
     promotion, lineage = _saved(directory / "promote" / "result.json"), _lineage(results, notes)
-    saved = directory / "policy" / "result.json"
-    trained = read_record(saved, StageResult) if saved.is_file() else None
-    models = _models(trained, results)
+    models = _models(directory, results)
     page = Page(
         run_id=directory.name,
         project=config.project,
@@ -90,7 +88,7 @@ def write_report(directory: Path) -> Path:
         promotion=promotion,
         figures={
             "Policy against SFT": _comparison_figures(results.get("evaluate"), rows, notes),
-            "Training": _choice_figures(trained, notes) + _training_figures(models, notes),
+            "Training": _choice_figures(directory, notes) + _training_figures(models, notes),
         },
         samples=pick_samples(rows),
         suites=shown_suites(tuple(results.values())),
@@ -100,7 +98,6 @@ def write_report(directory: Path) -> Path:
         notes=tuple(notes),
         data_docs=str(docs / INDEX) if docs else None,
         facts=_facts(config, splits, lineage, promotion, results)
-        | _offered(trained)
         | _times(models, results.get("evaluate"), notes),
         standings=side_by_side(rows) if rows else (),
         models=_names(results),
@@ -119,10 +116,8 @@ def _facts(
     results: Mapping[str, StageResult],
 ) -> dict[str, str]:
     """With what the run was made, label to text; what nothing is known of is left out."""
-    facts = {
-        "configuration": f"{config.policy.algorithm}, seed {config.seed}, "
-        f"settings {config_digest(config)[:12]}",
-    }
+    made_by = f"{config.policy.algorithm}, seed {config.seed}"
+    facts = {"configuration": f"{made_by}, settings {config_digest(config)[:12]}"}
     several = {stage: config.distributed_of(stage) for stage in GATED_STAGES}
     if any(each.processes > 1 for each in several.values()):
         facts["processes"] = ", ".join(
@@ -134,6 +129,7 @@ def _facts(
         changed = " with uncommitted changes" if lineage["git_dirty"] else ""
         commit = lineage["git_commit"]
         facts["commit"] = commit[:12] + changed if commit else "none: not in a git repository"
+        facts |= {"checkpoint": lineage["checkpoint"]} if lineage["checkpoint"] else {}
     if splits:
         facts["dataset"] = splits.sha256[:12]
     evaluated = results["evaluate"].report if "evaluate" in results else None
@@ -149,12 +145,6 @@ def _facts(
     if promotion:
         facts["champion now"] = promotion["champion"] or "none"
     return facts
-
-
-def _offered(trained: StageResult | None) -> dict[str, str]:
-    """Which checkpoint the policy is, where one was chosen."""
-    choice = trained.report.choice if trained else None
-    return {"checkpoint": choice.in_words} if choice else {}
 
 
 def _times(
@@ -329,41 +319,34 @@ def _comparison_figures(
         for tag, metrics in {"all": result.report.metrics, **result.report.breakdown}.items()
     }
     title = "Win rate over SFT, by kind of prompt"
-    figures += _draw(notes, interval_plot, title, by_tag, neutral=0.5)
+    figures += _draw(notes, plots.interval_plot, title, by_tag, neutral=0.5)
     if rows:
         lengths = {
             "policy": [row.policy_length for row in rows],
             "SFT": [row.sft_length for row in rows],
         }
-        figures += _draw(notes, length_plot, "Response length, held-out prompts", lengths)
+        figures += _draw(notes, plots.length_plot, "Response length, held-out prompts", lengths)
     increases = {
         name.removeprefix("policy/").removesuffix("_increase"): {"increase": estimate}
         for name, estimate in result.report.metrics.items()
         if name.endswith("_increase")
     }
-    figures += _draw(notes, interval_plot, "Vices: increase over SFT", increases, neutral=0.0)
+    figures += _draw(notes, plots.interval_plot, "Vices: increase over SFT", increases, neutral=0.0)
     return figures
 
 
-def _models(trained: StageResult | None, results: Mapping[str, StageResult]) -> dict[str, ModelRef]:
+def _models(directory: Path, results: Mapping[str, StageResult]) -> dict[str, ModelRef]:
     """The model of every stage that trained one, for its training run."""
     models = {stage: result.model for stage, result in results.items() if stage in CURVES}
-    return models | ({"policy": trained.model} if trained else {})
+    if (saved := directory / "policy" / "result.json").is_file():
+        models["policy"] = read_record(saved, StageResult).model
+    return models
 
 
-def _choice_figures(trained: StageResult | None, notes: list[str]) -> list[str]:
-    """What every checkpoint of the policy was worth to the judge, and which is offered."""
-    choice = trained.report.choice if trained else None
-    if choice is None:
-        return []
-    rows = {
-        f"{score.step}"
-        + ("" if score.kl is None else f", KL {score.kl.value:.2f}")
-        + (", offered" if score.step == choice.step else ""): {"win rate": score.win_rate}
-        for score in choice.scores
-    }
-    title = f"Checkpoints: win rate over SFT, {choice.num_prompts} prompts set apart"
-    return _draw(notes, interval_plot, title, rows, neutral=0.5)
+def _choice_figures(directory: Path, notes: list[str]) -> list[str]:
+    saved = directory / "policy" / "result.json"
+    choice = read_record(saved, StageResult).report.choice if saved.is_file() else None
+    return _draw(notes, plots.checkpoint_plot, "Policy: checkpoints", choice) if choice else []
 
 
 def _training_figures(models: Mapping[str, ModelRef], notes: list[str]) -> list[str]:
@@ -385,10 +368,10 @@ def _training_figures(models: Mapping[str, ModelRef], notes: list[str]) -> list[
                 if fnmatch.fnmatchcase(name, pattern)
             }
             if shown:
-                figures += _draw(notes, curve_plot, title, shown)
+                figures += _draw(notes, plots.curve_plot, title, shown)
         if {"policy/kl", "policy/reward_model_score"} <= curves.keys():
-            kl, score = curves["policy/kl"][1], curves["policy/reward_model_score"][1]
-            figures += _draw(notes, frontier_plot, "Policy: what the KL has bought", kl, score)
+            bought = curves["policy/kl"][1], curves["policy/reward_model_score"][1]
+            figures += _draw(notes, plots.frontier_plot, "Policy: what the KL has bought", *bought)
     return figures
 
 
