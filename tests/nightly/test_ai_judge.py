@@ -15,7 +15,7 @@ from tests.feedback.servers import Chat, prefers_longer, serving
 from tests.flows.tiny import CONFIG, SETTINGS, make_tiny
 from tests.team import answers, free_port, running
 
-LITELLM = "litellm[proxy]==1.93.0"
+LITELLM = "litellm[proxy]==1.108.7"
 KEY = "sk-of-the-test"
 
 pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("ai_judge")]
