@@ -43,7 +43,7 @@ from rlhf_core.config.load import (
 )
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
-from rlhf_core.config.policy import DpoConfig, KlWatchConfig, PolicyConfig, PpoConfig
+from rlhf_core.config.policy import DpoConfig, PolicyConfig, PpoConfig
 from rlhf_core.config.promotion import PromotionConfig, RetentionConfig
 from rlhf_core.config.reward_terms import (
     RUN_REWARD,
@@ -55,6 +55,7 @@ from rlhf_core.config.reward_terms import (
 from rlhf_core.config.training import (
     ComputeConfig,
     DistributedConfig,
+    KlWatchConfig,
     LoraConfig,
     OptimizerConfig,
     RewardConfig,

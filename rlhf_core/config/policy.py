@@ -17,6 +17,7 @@ from rlhf_core.config.reward_terms import RewardTerm
 from rlhf_core.config.training import (
     ComputeConfig,
     DistributedConfig,
+    KlWatchConfig,
     OptimizerConfig,
     SelectionConfig,
     SupervisedConfig,
@@ -39,25 +40,6 @@ def balancing_weights(num_desirable: int, num_undesirable: int) -> tuple[float, 
     """Return the least and the largest ``desirable_weight`` for so many labels, >= 1 of each."""
     low = num_undesirable / num_desirable
     return low, low * MOST_DESIRABLE
-
-
-class KlWatchConfig(Section):
-    """What to do when the policy drifts too far from the reference in one iteration.
-
-    Reward over the KL a policy has spent first rises and then falls (Gao et al. 2023,
-    arXiv:2210.10760); the limits end a run before it pays for the fall.
-    """
-
-    max_kl_per_token: Positive | None = 1.0
-    """Mean KL of a batch, nats per response token; None sets no limit."""
-    max_kl_per_response: Positive | None = None
-    """Mean KL of a batch, nats per response; None sets no limit."""
-    action: Literal["lower_learning_rate", "raise_kl_coef", "roll_back", "stop"] = "stop"
-    """``roll_back`` returns to the last checkpoint with fresh prompts and a lower learning rate."""
-    factor: float = Field(default=2.0, gt=1)
-    """The learning rate is divided, or the KL coefficient multiplied, by this."""
-    max_interventions: Count = 5
-    """After so many interventions the next one stops the run."""
 
 
 OF_A_VALUE_FUNCTION = (

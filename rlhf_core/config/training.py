@@ -96,6 +96,25 @@ class DistributedConfig(Section):
     while it computes: less memory, more to send."""
 
 
+class KlWatchConfig(Section):
+    """What to do when the policy drifts too far from the reference in one iteration.
+
+    Reward over the KL a policy has spent first rises and then falls (Gao et al. 2023,
+    arXiv:2210.10760); the limits end a run before it pays for the fall.
+    """
+
+    max_kl_per_token: Positive | None = 1.0
+    """Mean KL of a batch, nats per response token; None sets no limit."""
+    max_kl_per_response: Positive | None = None
+    """Mean KL of a batch, nats per response; None sets no limit."""
+    action: Literal["lower_learning_rate", "raise_kl_coef", "roll_back", "stop"] = "stop"
+    """``roll_back`` returns to the last checkpoint with fresh prompts and a lower learning rate."""
+    factor: float = Field(default=2.0, gt=1)
+    """The learning rate is divided, or the KL coefficient multiplied, by this."""
+    max_interventions: Count = 5
+    """After so many interventions the next one stops the run."""
+
+
 class SelectionConfig(Section):
     """Which checkpoint is offered: the one that the judge prefers, on prompts set apart for that.
 

@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 import torch
 
-from rlhf_core.config import ComputeConfig, DpoConfig, LoraConfig
-from rlhf_core.config.policy import KlWatchConfig, PolicyConfig
+from rlhf_core.config import ComputeConfig, DpoConfig, KlWatchConfig, LoraConfig
+from rlhf_core.config.policy import PolicyConfig
 from rlhf_core.errors import DataError
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.schema import DatasetRef, Message, Prompt, UnpairedExample
