@@ -35,7 +35,7 @@ NEEDS: dict[StageName, tuple[StageName, ...]] = {
     "sft": ("prepare",),
     "reward": ("prepare", "sft"),
     "judge": ("prepare", "sft"),
-    "policy": ("prepare", "sft", "reward"),
+    "policy": ("prepare", "sft", "reward", "judge"),
     "evaluate": ("prepare", "sft", "reward", "judge", "policy"),
     "promote": ("evaluate",),
 }
@@ -170,7 +170,7 @@ class _Plan:
     def _decide(self, stage: StageName) -> tuple[Literal["run", "skip", "not be reached"], str]:
         if self._ended:
             return "not be reached", self._ended
-        missing = [needed for needed in NEEDS[stage] if needed in self._to_run]
+        missing = [needed for needed in self._needs(stage) if needed in self._to_run]
         if stage == "prepare":
             return self._prepare()
         if missing:
@@ -217,14 +217,28 @@ class _Plan:
         reads = {} if stage == "promote" else {"dataset": self._dataset()}
         if stage == "sft":
             reads["base"] = self._config.model.base
-        for role in NEEDS[stage][1:] if stage != "promote" else ("policy",):
-            if role == "reward" and not self._config.policy.needs_reward_model:
-                continue
+        for role in self._needs(stage)[1:] if stage != "promote" else ("policy",):
             made = self._results.get(role)
             reads[role] = made.model.uri if made else f"what {role} makes"
         if stage == "evaluate":
             reads |= self._deciders()
+        if "judge" in reads and (named := self._named_judges()):
+            reads["judge"] = named
         return reads
+
+    def _needs(self, stage: StageName) -> tuple[StageName, ...]:
+        """What must be done before a stage, as the settings are; the judge may choose nothing."""
+        policy, needed = self._config.policy, list(NEEDS[stage])
+        if "reward" in needed and not policy.needs_reward_model:
+            needed.remove("reward")
+        if stage == "policy" and policy.selection.num_prompts == 0:
+            needed.remove("judge")
+        return tuple(needed)
+
+    def _named_judges(self) -> str:
+        """Those of the settings; empty where they name none."""
+        named = judges_of(self._config.evaluation.judge)
+        return ", ".join(seat if isinstance(seat, str) else seat.model for seat in named)
 
     def _dataset(self) -> str:
         return _dataset(self._config, self._splits)
@@ -237,10 +251,8 @@ class _Plan:
 
         current = look_at(self._config.project).current if has_store() else None
         found = {"champion": current.policy} if current else {"champion": "none yet"}
-        named = judges_of(self._config.evaluation.judge)
-        if named:
-            names = (seat if isinstance(seat, str) else seat.model for seat in named)
-            return found | {"judge": ", ".join(names)}
+        if self._named_judges():
+            return found
         judge = judge_of(current.policy) if current else None
         return found | ({"judge": f"{judge} (of the champion's release)"} if judge else {})
 

@@ -40,6 +40,7 @@ def test_a_new_run_would_run_every_stage_and_leaves_no_folder(stages, settings, 
     assert reads["prepare"]["data.preferences.path"] == "raw.jsonl"
     assert reads["sft"] == {"dataset": "what prepare makes", "base": "base"}
     assert reads["policy"]["reward"] == "what reward makes"
+    assert reads["policy"]["judge"] == "what judge makes"
     assert reads["evaluate"]["champion"] == "none yet"
     assert stages.calls == []
     assert files(tmp_path) == before
@@ -56,6 +57,20 @@ def test_what_was_done_from_the_same_inputs_would_be_skipped(stages, settings, t
     assert by_stage["promote"].why == "again: it said PROMOTE"
     assert stages.calls == calls
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "judge"),
+    [
+        (("policy.selection.num_prompts=0",), None),
+        (("evaluation.judge=models:/rlhf-judge/7",), "models:/rlhf-judge/7"),
+    ],
+)
+def test_the_policy_reads_the_judge_that_chooses_its_checkpoint(stages, settings, overrides, judge):
+    chosen = RunSettings(file=settings.file, overrides=(*settings.overrides, *overrides))
+    reads = {each.stage: each.reads for each in plan_pipeline(chosen.config, None).stages}
+    assert reads["policy"].get("judge") == judge
+    assert reads["evaluate"]["judge"] == judge or judge is None
 
 
 @pytest.mark.parametrize("first", ["prepare", "sft", "evaluate"])

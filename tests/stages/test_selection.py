@@ -221,6 +221,28 @@ def test_the_checkpoint_that_the_judge_prefers_is_registered(
     assert again == written[0]
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("settings", [PPO, DPO])
+def test_weights_kept_in_parts_by_several_processes_are_put_together(
+    settings, config_of, splits, models, stage_context, monkeypatch
+):
+    several = settings | {"distributed": {"processes": 2, "shard": "layers"}}
+    config, directory = config_of(several), stage_context.stage_directory("policy")
+    written = []
+    learn = policy.train
+    monkeypatch.setattr(selection, "Panel", Prefers(turn=1))
+    monkeypatch.setattr(policy, "train", lambda *given: written.append(learn(*given)) or written[0])
+    result = train(config, splits, models, stage_context)
+    steps = [score.step for score in result.report.choice.scores]
+    assert result.report.choice.step == steps[0] < steps[-1]
+    assert result.model.sha256 == weights_sha256(directory / "model") != written[0].sha256
+    parts = directory / "checkpoints/kept" / f"step-{steps[0]:09d}"
+    assert len(list(parts.glob("*.safetensors"))) > 1
+    job = a_job(config, splits, models, directory)
+    again = selection._rewrite(job, steps[-1], selection.model_renderer(models["sft"].path))
+    assert again == written[0]
+
+
 def a_job(config, splits, models, directory):
     return TrainingJob(
         role="policy", config=config, splits=splits, directory=directory,
