@@ -102,7 +102,7 @@ def fit_dpo(
         run.tracker.log_metrics(metrics, step=step)
         progress.advance(metrics)
         if step in checkpoints:
-            run.keep_weights(step, policy, steps=checkpoints, taken=step, fingerprint=fingerprint)
+            run.keep_weights(step, optimization, checkpoints, fingerprint)
             run.checkpoints.save(
                 step,
                 {**optimization.tensors(), "train_ref": train_ref, "heldout_ref": heldout_ref},

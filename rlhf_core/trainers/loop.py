@@ -51,11 +51,13 @@ class TrainingRun:
     """Where weights stay that one is chosen from afterwards; None: the last ones are taken."""
 
     def keep_weights(
-        self, step: int, model: nn.Module, *, steps: Sequence[int], taken: int, fingerprint: str
+        self, step: int, learned: "Optimization", steps: Sequence[int], fingerprint: str
     ) -> None:
         """Keep the model's weights as ``KeptWeights.keep`` says, where any are to be kept."""
         if self.kept is not None:
-            self.kept.keep(step, model, steps=steps, taken=taken, fingerprint=fingerprint)
+            self.kept.keep(
+                step, learned.model, steps=steps, taken=learned.step, fingerprint=fingerprint
+            )
 
 
 @dataclass(frozen=True)

@@ -324,13 +324,8 @@ class Checkpointer:
         """Keep everything the run depends on; saving again what was just resumed is skipped."""
         if self.saved_iteration == state.iteration:
             return
-        self.run.keep_weights(
-            state.iteration,
-            self.learner.models.policy,
-            steps=self.learner.settings.checkpoints,
-            taken=self.learner.policy.step,
-            fingerprint=self.fingerprint,
-        )
+        planned = self.learner.settings.checkpoints
+        self.run.keep_weights(state.iteration, self.learner.policy, planned, self.fingerprint)
         self.run.checkpoints.save(
             state.iteration,
             {**self.learner.tensors(), **random_tensors()},
@@ -341,8 +336,7 @@ class Checkpointer:
 
     def resume(self) -> PpoState | None:
         """Load the newest checkpoint into the models; None where there is none."""
-        checkpoint = self.run.checkpoints.latest(fingerprint=self.fingerprint)
-        if checkpoint is None:
+        if (checkpoint := self.run.checkpoints.latest(fingerprint=self.fingerprint)) is None:
             return None
         self.learner.load(checkpoint.tensors, steps=checkpoint.values["steps"])
         load_random(checkpoint.tensors, checkpoint.values)

@@ -249,7 +249,7 @@ def test_the_runs_own_judge_chooses_the_checkpoint_whoever_the_champion_is(stage
     assert stages.calls.count("policy") == 1
     made = {"sft": "models:/rlhf-sft/1", "reward": "models:/rlhf-reward/1"}
     named = RunSettings(file=config_path, overrides=("evaluation.judge=models:/other-judge/1",))
-    policy_stage(named, PolicyInputs(run="two", **made))
+    policy_stage(named, PolicyInputs(run="two", new_run=True, **made))
     assert stages.chooser == other
     off = RunSettings(file=config_path, overrides=("policy.selection.num_prompts=0",))
     policy_stage(off, PolicyInputs(run="three", **made))

@@ -95,7 +95,7 @@ def test_pictures_that_all_fail_leave_a_page(tmp_path, stage_config, monkeypatch
     (tmp_path / "config.json").write_text(
         stage_config().model_copy(update={"gates": NO_GATES}).model_dump_json()
     )
-    monkeypatch.setattr("rlhf_core.stages.evaluation.report.interval_plot", None)
+    monkeypatch.setattr("rlhf_core.evaluation.plots.interval_plot", None)
     assert "No picture of" in write_report(tmp_path).read_text()
 
 
@@ -183,5 +183,6 @@ def test_a_held_win_rate_says_how_many_prompts_and_how_many_votes():
     ],
 )
 def test_the_page_says_from_which_commit_the_run_was_made(stage_config, commit, dirty, said):
-    lineage = {"git_commit": commit, "git_dirty": dirty}
-    assert _facts(stage_config(), None, lineage, None, {})["commit"] == said
+    lineage = {"git_commit": commit, "git_dirty": dirty, "checkpoint": "checkpoint 20 of 50"}
+    facts = _facts(stage_config(), None, lineage, None, {})
+    assert (facts["commit"], facts["checkpoint"]) == (said, "checkpoint 20 of 50")

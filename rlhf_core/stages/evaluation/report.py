@@ -321,10 +321,8 @@ def _comparison_figures(
     title = "Win rate over SFT, by kind of prompt"
     figures += _draw(notes, plots.interval_plot, title, by_tag, neutral=0.5)
     if rows:
-        lengths = {
-            "policy": [row.policy_length for row in rows],
-            "SFT": [row.sft_length for row in rows],
-        }
+        lengths = {"policy": [row.policy_length for row in rows]}
+        lengths["SFT"] = [row.sft_length for row in rows]
         figures += _draw(notes, plots.length_plot, "Response length, held-out prompts", lengths)
     increases = {
         name.removeprefix("policy/").removesuffix("_increase"): {"increase": estimate}
@@ -363,9 +361,8 @@ def _training_figures(models: Mapping[str, ModelRef], notes: list[str]) -> list[
         for title, names in pictures.items():
             shown = {
                 name: curve
-                for pattern in names
                 for name, curve in curves.items()
-                if fnmatch.fnmatchcase(name, pattern)
+                if any(fnmatch.fnmatchcase(name, pattern) for pattern in names)
             }
             if shown:
                 figures += _draw(notes, plots.curve_plot, title, shown)
