@@ -252,7 +252,7 @@ def test_the_runs_own_judge_chooses_the_checkpoint_whoever_the_champion_is(stage
     policy_stage(named, PolicyInputs(run="two", new_run=True, **made))
     assert stages.chooser == other
     off = RunSettings(file=config_path, overrides=("policy.selection.num_prompts=0",))
-    policy_stage(off, PolicyInputs(run="three", **made))
+    policy_stage(off, PolicyInputs(run="three", new_run=True, **made))
     assert stages.chooser is None
 
 
