@@ -14,7 +14,8 @@ from rlhf_flows.servers.temporary_server import temporary_server
 from tests.flows.served import ROOT
 
 CODE = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from rlhf_flows.engine.environment import prepare_environment
 prepare_environment()
 from rlhf_flows.engine import local
