@@ -19,10 +19,15 @@ STAGES = get_args(StageName)
 _IN_RUN = (CONFIG, "report.html", MARK, ".*.lock", ".*.forced-by", ".approval-*.deadline")
 _IN_STAGE = (
     *("inputs.json", RESULT, "record.json", "rows.json", "mlflow-run", "mlflow-address.txt"),
-    *("set-aside-*.jsonl", "samples.jsonl", "watched-answers.jsonl"),
-    *("suites/*.jsonl", "votes/*.jsonl", "votes/*.json", "processes/*"),
-    *("checkpoints/step-*/tensors.safetensors", "checkpoints/step-*/values.json"),
-    *("checkpoints/step-*/manifest.json", "checkpoints/.step-*/*"),
+    *("set-aside-*.jsonl", "samples.jsonl", "watched-answers.jsonl", "selection-answers.jsonl"),
+    *("suites/*.jsonl", "votes/*/*.jsonl", "votes/*/*.json", "processes/*"),
+    *(
+        f"{folder}/{pattern}"
+        for folder in ("checkpoints", "checkpoints/kept")
+        # Tensors of divided layers are in as many files as there were processes.
+        for pattern in ("step-*/*.safetensors", "step-*/values.json", "step-*/manifest.json")
+    ),
+    *("checkpoints/.step-*/*", "checkpoints/kept/.step-*/*"),
 )
 _IN_MODEL = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),

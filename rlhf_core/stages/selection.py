@@ -7,6 +7,7 @@ held-out set is not looked at: what is chosen here is measured there for the fir
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -109,12 +110,14 @@ def set_apart(config: PipelineConfig, splits: DatasetSplits, renderer: Renderer)
     )
     chosen: dict[DialogueKey, Prompt] = {}
     longest = config.model.max_length - config.answer_length()
+    sizes, room = Counter(decides[key] for key in own), int(MOST_SET_APART * len(own))
     for key in order:
-        if len(chosen) >= min(count, int(MOST_SET_APART * len(groups))):
-            break
+        if len(chosen) >= count or sizes[key] > room:
+            continue
         if fitting := [prompt for prompt in groups[key] if fits(prompt, renderer, longest)]:
             chosen[key] = min(fitting, key=lambda prompt: conversation_key(prompt.prompt))
-    logger.info("selection_prompts=%d of_dialogues=%d", len(chosen), len(groups))
+            room -= sizes[key]
+    logger.info("selection_prompts=%d of_dialogues=%d", len(chosen), len(own))
     dialogues = frozenset(key for key, deciding in decides.items() if deciding in chosen)
     return SelectionPart(tuple(chosen.values()), dialogues)
 
@@ -192,7 +195,7 @@ def choose_checkpoint(
     run.log_artifact(choice.answers)
     for score in choice.scores:
         run.log_metrics(_logged(score), step=score.step)
-    if step != max(scored):
+    if step != max(scored) or scored[step].num_steps != trained.num_steps:
         trained = _rewrite(job, step, renderer)
     logger.info("%s", choice.in_words)
     return trained, choice
@@ -226,6 +229,8 @@ class _Scored:
     score: CheckpointScore
     won: Array
     texts: list[str]
+    num_steps: int
+    """Fewer than the training's where the weights kept at its end are lost."""
 
 
 def _score(
@@ -257,7 +262,7 @@ def _score(
         win_rate=win_rate(won, plan),
         kl=None if kl is None else estimate_mean(kl[0], plan),
     )
-    return _Scored(score, won, texts[0])
+    return _Scored(score, won, texts[0], checkpoint.values["num_steps"])
 
 
 def _answers(

@@ -125,6 +125,24 @@ def test_a_dialogue_goes_whole_and_near_ones_go_with_it(config_of, splits):
     assert len(apart(config_of(PPO, num_prompts=3), splits).dialogues) == 3
 
 
+def test_dialogues_that_open_nearly_alike_are_a_tenth_at_most_as_well(config_of, splits):
+    words = "please tell me on which days of the week and at what time the place is open for us"
+    openings = [
+        " ".join(f"{topic}{word}" for word in (*words.split(), f"variant{variant}"))
+        for topic in range(55)
+        for variant in range(10 if topic < 5 else 1)
+    ]
+    prompts = [
+        Prompt(prompt_id=f"p{place}", prompt=(Message(role="user", content=text),))
+        for place, text in enumerate(openings)
+    ]
+    splits = rewritten(splits, prompts_train=prompts)
+    for seed in range(5):
+        config = config_of(PPO, near=0.6).model_copy(update={"seed": seed})
+        part = apart(config, splits)
+        assert 1 <= len(part.prompts) <= len(part.dialogues) <= len(openings) // 10
+
+
 def test_the_earliest_checkpoint_within_the_noise_of_the_best_is_preferred():
     won = {10: np.array([0.0] * 60 + [1.0] * 40), 20: np.array([0.0] * 30 + [1.0] * 70)}
     assert preferred(won | {30: won[20].copy()}) == 20
@@ -219,6 +237,13 @@ def test_the_checkpoint_that_the_judge_prefers_is_registered(
     job = a_job(config, splits, models, directory)
     again = selection._rewrite(job, steps[-1], selection.model_renderer(models["sft"].path))
     assert again == written[0]
+    # Where they are lost, the best of those left is offered, and not what was trained last.
+    shutil.rmtree(directory / "checkpoints/kept" / f"step-{steps[-1]:09d}")
+    monkeypatch.setattr(selection, "Panel", Prefers(turn=len(steps) - 1))
+    quiet = SimpleNamespace(log_artifact=lambda path: None, log_metrics=lambda of, step: None)
+    offered, choice = selection.choose_checkpoint(job, written[0], models["judge"], quiet)
+    assert choice.step == steps[-2]
+    assert offered.sha256 == weights_sha256(directory / "model") != written[0].sha256
 
 
 @pytest.mark.nightly
