@@ -343,8 +343,7 @@ def retain(config: PipelineConfig, context: RunContext) -> None:
         spared = {context.run_id: "it has just ended"}
         for path in config.runs.glob(f"*/{CONFIG}"):
             other = RunContext(run_id=path.parent.name, directory=path.parent.absolute())
-            settings = settings_of_run(other)
-            if settings.retention is None or settings.project != config.project:
+            if not _was_begun_with_retention(other, config.project):
                 spared[other.run_id] = "begun without this project's retention"
         seen = look_for_old_runs(config.runs, rule, spared=spared)
         done = delete_old_runs(seen, rule, spared=spared) if seen.safe else seen
@@ -358,3 +357,12 @@ def retain(config: PipelineConfig, context: RunContext) -> None:
         sum(run.freed_bytes for run in gone),
         len(done.runs) - len(gone),
     )
+
+
+def _was_begun_with_retention(context: RunContext, project: str) -> bool:
+    """Of a run whose settings cannot be read nobody knows: it is not."""
+    try:
+        settings = settings_of_run(context)
+    except RlhfError:
+        return False
+    return settings.retention is not None and settings.project == project

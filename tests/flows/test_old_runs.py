@@ -136,9 +136,10 @@ def test_what_a_policy_keeps_to_choose_from_goes_with_its_run(folder):
     (run.stage_directory("policy") / ANSWERS).write_text("x")
     with BallotBox(run.stage_directory("policy"), "an AI judge").opened({"model": "m"}):
         pass
-    seen = look_for_old_runs(folder.config.runs, Rule())
+    rule = Rule(unfinished=True)
+    seen = look_for_old_runs(folder.config.runs, rule)
     assert seen.runs[0].left == ()
-    delete_old_runs(seen, Rule())
+    delete_old_runs(seen, rule)
     assert not run.directory.exists()
 
 
@@ -348,13 +349,15 @@ def test_retention_deletes_earlier_runs_that_were_begun_with_it(folder):
     folder.run("a-persons", days_old=40)
     folder.run("other-project", days_old=40, project="other", **kept)
     folder.run("young", days_old=3, **kept)
+    unread = folder.run("unread", days_old=40, **kept).directory / "config.json"
+    unread.write_text(unread.read_text().replace('"retention"', '"of_another_build"'))
     folder.client.set_registered_model_alias("rlhf-policy", "champion", "2")
     now = folder.run("now", **kept)
     retain(folder.config, now)
-    assert len(list(folder.config.runs.iterdir())) == 6
+    assert len(list(folder.config.runs.iterdir())) == 7
     retain(folder.config.model_copy(update=kept), now)
     left = sorted(path.name for path in folder.config.runs.iterdir())
-    assert left == ["a-persons", "needed", "now", "other-project", "young"]
+    assert left == ["a-persons", "needed", "now", "other-project", "unread", "young"]
 
 
 def test_retention_that_cannot_ask_mlflow_costs_a_warning(folder, monkeypatch, caplog):
