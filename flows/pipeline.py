@@ -25,6 +25,7 @@ from rlhf_flows.engine.records import PipelineResult
 from rlhf_flows.engine.references import dataset_reference
 from rlhf_flows.engine.run_folder import is_deployed, name_of_run, open_context
 from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs import in_use
 from rlhf_flows.promotion import ask_person
 from rlhf_flows.stages import (
     evaluate_stage,
@@ -42,9 +43,10 @@ def rlhf_pipeline(settings: RunSettings | None, inputs: PipelineInputs) -> Pipel
     config, context = open_context(settings, inputs.run)
     if is_deployed():
         check_access(config.project)
-    run = Progress(settings, config, context)
-    run.repeat_from(inputs.repeat_from)
-    result = conclude(follow_diagram(run))
+    with in_use(context):
+        run = Progress(settings, config, context)
+        run.repeat_from(inputs.repeat_from)
+        result = conclude(follow_diagram(run))
     retain(config, context)
     return result
 

@@ -19,7 +19,6 @@ from rlhf_core.schema import Record, RunContext, StageName, StageResult
 from rlhf_core.storage.records import read_record
 from rlhf_flows.engine.past_runs import RunSummary, flat_settings, list_runs
 from rlhf_flows.engine.run_files import (
-    MARK,
     STAGES,
     delete_run,
     foreign_files,
@@ -27,7 +26,7 @@ from rlhf_flows.engine.run_files import (
     own_files,
 )
 from rlhf_flows.engine.run_folder import named_after
-from rlhf_flows.engine.runs import CONFIG, is_worked_on, saved_result, settings_of_run
+from rlhf_flows.engine.runs import CONFIG, MARK, is_worked_on, saved_result, settings_of_run
 from rlhf_flows.servers.prefect_server import ask
 
 logger = logging.getLogger(__name__)
@@ -117,6 +116,8 @@ def delete_old_runs(
 ) -> Cleaning:
     """Delete the runs that may go, by what was seen and still now; say what was freed.
 
+    The newest goes first: one that somebody has taken up meanwhile keeps what it was made from.
+
     Raises:
         RegistryError: MLflow does not answer.
         OrchestrationError: Prefect does not.
@@ -124,17 +125,25 @@ def delete_old_runs(
     """
     now = look_for_old_runs(seen.directory, rule, spared=spared)
     chosen = {run.run_id for run in seen.safe}
-    done = []
-    for run in now.runs:
+    done: list[OldRun] = []
+    spared = dict(spared or {})
+    left = list(now.runs)
+    while left:
+        run = left.pop()
         if run.run_id not in chosen or run.kept_because:
-            done.append(run)
+            done.insert(0, run)
             continue
         try:
-            left = delete_run(_context(seen.directory, run.run_id))
-            done.append(run.model_copy(update={"deleted": True, "left": left}))
-            logger.info("run_deleted run=%s freed_bytes=%d", run.run_id, run.freed_bytes)
+            foreign = delete_run(_context(seen.directory, run.run_id))
         except CheckpointError as error:
-            done.append(run.model_copy(update={"kept_because": (str(error),)}))
+            spared[run.run_id] = str(error)
+            done.insert(0, run.model_copy(update={"kept_because": (str(error),)}))
+            again = look_for_old_runs(seen.directory, rule, spared=spared).runs
+            before = {each.run_id for each in left}
+            left = [each for each in again if each.run_id in before]
+            continue
+        done.insert(0, run.model_copy(update={"deleted": True, "left": foreign}))
+        logger.info("run_deleted run=%s freed_bytes=%d", run.run_id, run.freed_bytes)
     return now.model_copy(update={"runs": tuple(done)})
 
 
@@ -300,10 +309,12 @@ def _named_by(context: RunContext) -> set[str]:
 
 def _untracked(run_id: str, context: RunContext) -> list[str]:
     """Keep a run whose records this MLflow has never heard of: it may be the wrong one."""
-    num_tracked, elsewhere = tracked_runs(run_id)
+    tracked, elsewhere = tracked_runs(run_id)
     if elsewhere:
         return [f"MLflow says that it is worked on: {', '.join(elsewhere)}"]
-    if num_tracked or not any(context.directory.glob(f"*/{RUN_NOTE}")):
+    # By the ids that MLflow gave: another project may have a run of the same name.
+    notes = [path.read_text(encoding="utf-8") for path in context.directory.glob(f"*/{RUN_NOTE}")]
+    if not notes or any(note in tracked for note in notes):
         return []
     where = without_credentials(load_settings().mlflow_tracking_uri)
     return [f"MLflow at {where} does not know it; look at MLFLOW_TRACKING_URI"]

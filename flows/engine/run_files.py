@@ -11,10 +11,15 @@ from rlhf_core.errors import CheckpointError
 from rlhf_core.schema import RunContext, StageName
 from rlhf_core.storage.full_disk import writing
 from rlhf_core.storage.locks import locked
-from rlhf_flows.engine.runs import CLEANING, CONFIG, RESULT, hold_stage, is_worked_on
+from rlhf_flows.engine.runs import (
+    CLEANING,
+    CONFIG,
+    MARK,
+    RESULT,
+    hold_stage,
+    is_worked_on,
+)
 
-MARK = ".deleting"
-"""In the folder of a run while it is deleted: what a kill leaves of it is no run any more."""
 STAGES = get_args(StageName)
 _IN_RUN = (CONFIG, "report.html", MARK, ".*.lock", ".*.forced-by", ".approval-*.deadline")
 _IN_STAGE = (
@@ -88,6 +93,7 @@ def _is_ours(path: Path) -> bool:
     return _is_one_of(inner, _IN_STAGE) or inner.parts[0] == "processes"
 
 
+
 def _is_one_of(path: Path, patterns: Iterable[str]) -> bool:
     """Match part by part: a star does not reach into folders."""
     for pattern in patterns:
@@ -114,7 +120,9 @@ def delete_run(context: RunContext) -> tuple[Path, ...]:
         (directory / MARK).touch()
         own = own_files(directory)
         last = [path for path in own if path.parent == directory]
-        last.sort(key=lambda path: (path.name == MARK, path.name == CONFIG))
+        # The lock of cleaning goes when there is nothing left that somebody could go on with.
+        ends = (CONFIG, MARK, CLEANING)
+        last.sort(key=lambda path: ends.index(path.name) if path.name in ends else -1)
         for path in sorted(set(own) - set(last), key=lambda path: (path.name != RESULT, path)):
             path.unlink(missing_ok=True)
         for path in last:

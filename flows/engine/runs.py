@@ -28,6 +28,10 @@ CHECKPOINTS = "checkpoints"
 
 CLEANING = ".cleaning.lock"
 """Lock of a run's folder that whoever deletes it holds."""
+MARK = ".deleting"
+"""In the folder of a run while it is deleted: what a kill leaves of it is no run any more."""
+_IN_USE: set[Path] = set()
+"""Locks by which this process keeps runs; the process's number is in the name."""
 
 RecordType = TypeVar("RecordType", bound=Record)
 
@@ -51,6 +55,7 @@ def open_run(config: PipelineConfig, run: str | None) -> RunContext:
         context.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, text)
         return context
+    _require_whole(context)
     if kept.read_bytes() != text.encode():
         require_same_settings(context, config)
     return context
@@ -121,6 +126,16 @@ def require_run(context: RunContext) -> None:
             "at MLFLOW_TRACKING_URI, or start a new run (rlhf run, rlhf sft, --new-run; in a form, "
             "new_run)"
         )
+    _require_whole(context)
+
+
+def _require_whole(context: RunContext) -> None:
+    """Refuse what a deletion that was stopped has left: it would be deleted with what is new."""
+    if (context.directory / MARK).exists():
+        raise ConfigError(
+            f"{context.directory}: a deletion of this run was stopped before its end, and files "
+            "are gone; rlhf runs clean deletes the rest; start a new run"
+        )
 
 
 def settings_of_run(context: RunContext) -> PipelineConfig:
@@ -158,18 +173,23 @@ def in_use(context: RunContext) -> Iterator[None]:
     """Keep the run from being cleaned away until the block ends or this process dies.
 
     Every process has a lock of its own, and looks for the other side's once it holds it: so does
-    whoever deletes, and never both go on.
+    whoever deletes, and never both go on. A process may ask again for a run that it keeps.
 
     Raises:
         CheckpointError: it is being cleaned away now.
     """
     path = context.directory / f".in-use-{os.getpid()}.lock"
+    if path in _IN_USE:
+        yield
+        return
     with locked(path):
+        _IN_USE.add(path)
         try:
             if is_held(context.directory / CLEANING):
                 raise CheckpointError(f"run {context.run_id} is being deleted; start a new one")
             yield
         finally:
+            _IN_USE.discard(path)
             path.unlink(missing_ok=True)
 
 

@@ -78,14 +78,14 @@ def _waits_for(version: "ModelVersion") -> Iterator[str]:
         yield f"its look {_uri(version)} at held-out prompts has not ended"
 
 
-def tracked_runs(run_id: str) -> tuple[int, list[str]]:
-    """Return how many MLflow runs there are of a pipeline run, and where it is worked on elsewhere.
+def tracked_runs(run_id: str) -> tuple[set[str], list[str]]:
+    """Return which MLflow runs there are of a pipeline run, and where it is worked on elsewhere.
 
     Args:
         run_id: of the pipeline run.
 
     Returns:
-        The number, deleted ones included; and ``host:folder`` of those that another machine has
+        Their ids, deleted ones included; and ``host:folder`` of those that another machine has
         not ended. On this machine the locks of its folder tell more.
 
     Raises:
@@ -102,12 +102,14 @@ def tracked_runs(run_id: str) -> tuple[int, list[str]]:
             f"tags.`{RUN_ID}` = '{run_id}'",
             run_view_type=ViewType.ALL,
         )
-        return [{"status": run.info.status, **run.data.tags} for run in found]
+        return [
+            {"id": run.info.run_id, "status": run.info.status, **run.data.tags} for run in found
+        ]
 
     runs = patiently(f"finding the runs of {run_id}", search)
     here = f"{socket.gethostname()}:"
     places = {run.get(PLACE, here) for run in runs if run["status"] == "RUNNING"}
-    return len(runs), sorted(place for place in places if not place.startswith(here))
+    return {run["id"] for run in runs}, sorted(place for place in places if not place.startswith(here))
 
 
 def _parts_of_releases(project: str) -> list[str]:

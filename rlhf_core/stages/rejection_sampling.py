@@ -177,8 +177,11 @@ def sample_best(
     if output.suffix != ".jsonl":
         raise DataError(f"{output}: expected a name that ends in .jsonl, which is what is written")
     left_file = output.with_name(f"{output.stem}.left_out{output.suffix}")
-    journal = _journal(policy, prompts, settings, output)
-    _require_absent(output, *(() if journal.exists() else (left_file,)))
+    _require_absent(output)
+    # Which prompts are asked depends on both models; answers that are kept are theirs alone.
+    asked, left_out = _readable(policy, scorer, prompts, settings)
+    journal = _journal(policy, asked, settings, output)
+    _require_absent(*(() if journal.exists() else (left_file,)))
     said = len(prompts), settings.num_answers, policy.uri, scorer.uri
     logger.info("sampling prompts=%d answers_each=%d policy=%s scorer=%s", *said)
     _open_scorer(scorer, device)  # one that cannot be loaded is told of before hours of sampling
@@ -186,7 +189,6 @@ def sample_best(
     with locked(output.parent / f".{output.name}.lock", busy=busy):
         _require_absent(output)  # another call may have written it since
         make_deterministic(settings.seed)
-        asked, left_out = _readable(policy, scorer, prompts, settings)
         answers = _answers(policy, asked, settings, device, journal)
         scores = _scores(_open_scorer(scorer, device), asked, answers)
         found = [
@@ -215,11 +217,11 @@ def sample_best(
     )
 
 
-def _journal(policy: ModelRef, prompts: Sequence[Prompt], settings: BestOf, output: Path) -> Path:
-    """Return the file that keeps these very answers while they are sampled."""
+def _journal(policy: ModelRef, asked: Sequence[Prompt], settings: BestOf, output: Path) -> Path:
+    """Return the file that keeps these very answers to these prompts while they are sampled."""
     parts = {
         "policy": policy.sha256,
-        "prompts": "\n".join(prompt.model_dump_json() for prompt in prompts),
+        "prompts": "\n".join(prompt.model_dump_json() for prompt in asked),
         "settings": settings.model_dump_json(),
     }
     return output.with_name(f".{output.name}.{fingerprint_of(parts)[:12]}.answers.jsonl")

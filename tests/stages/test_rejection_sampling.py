@@ -149,6 +149,36 @@ def test_a_killed_call_goes_on_and_writes_the_same(models, tmp_path, monkeypatch
     assert names <= {"whole.jsonl", "part.jsonl", "whole.left_out.jsonl", "part.left_out.jsonl"}
 
 
+def test_answers_kept_for_one_scorer_are_not_taken_for_other_prompts(
+    models, tmp_path, monkeypatch
+):
+    """A scorer that reads fewer prompts shifts the others; their answers must not shift too."""
+    policy, scorer = models
+    whole = sample_best(policy, scorer, asked(10), HOW, tmp_path / "whole.jsonl").output
+    readable, calls = rejection_sampling._readable, []
+
+    def without_first(policy, scorer, prompts, settings):
+        found, left = readable(policy, scorer, prompts, settings)
+        detail = {"prompt_id": "p0", "prompt": found[0].prompt, "detail": ""}
+        gone = rejection_sampling.LeftOut(reason="not_renderable", **detail)
+        return found[1:], [*left, gone]
+
+    def killed(*args, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return sample_responses(*args, **options)
+
+    part = tmp_path / "part.jsonl"
+    with monkeypatch.context() as other:
+        other.setattr(rejection_sampling, "_readable", without_first)
+        other.setattr(rejection_sampling, "sample_responses", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sample_best(policy, scorer, asked(10), HOW, part)
+    sample_best(policy, scorer, asked(10), HOW, part)
+    assert part.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.parametrize("name", ["best.jsonl", "best.left_out.jsonl"])
 def test_a_file_that_is_there_stays(models, tmp_path, name):
     (tmp_path / name).write_text("mine")
