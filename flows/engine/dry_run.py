@@ -1,12 +1,20 @@
 """What a run or a stage would do: looked up and nothing changed, not even a folder made."""
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from rlhf_core.adapters import registry
 from rlhf_core.adapters.run_records import is_recorded
-from rlhf_core.config import PipelineConfig, PreparationConfig, config_digest, judges_of
+from rlhf_core.config import (
+    VERSION_NAME,
+    PipelineConfig,
+    PreparationConfig,
+    config_digest,
+    judges_of,
+)
 from rlhf_core.schema import (
     DatasetSplits,
     ModelRef,
@@ -95,10 +103,9 @@ def plan_stage(
     if run_id and is_new and not may_begin(inputs) and not is_recorded(context):
         require_run(context)
     check_roles(inputs)
-    given = inputs.dataset or saved_result(context, "prepare", DatasetSplits)
-    splits = find_dataset(config, context, inputs.dataset) if given else _prepared(config)
+    splits = _look_for_dataset(config, context, inputs.dataset)
     models = find_models(config, context, inputs, registry.look_up_model)
-    reads = {"dataset": _dataset(config, splits), **_names(models)}
+    reads = {"dataset": _dataset(config, splits, inputs.dataset), **_names(models)}
     if stage == "sft":
         reads["base"] = config.model.base
     done = (
@@ -316,16 +323,37 @@ def _raw(config: PreparationConfig) -> dict[str, str]:
     return {key: str(path) for key, path in named_paths(config.data).items()}
 
 
+def _look_for_dataset(
+    config: PipelineConfig, context: RunContext, given: str | None
+) -> DatasetSplits | None:
+    """Return what a stage reads; None where nobody knows it before it is made or brought here."""
+    from rlhf_core.stages.versions.versions import find_brought
+
+    saved = saved_result(context, "prepare", DatasetSplits)
+    if given is None and saved is None:
+        return _prepared(config)
+    if given is None and saved is not None and not saved.directory.is_dir():
+        return saved
+    if given is not None and re.fullmatch(VERSION_NAME, given):
+        return find_brought(given)
+    directory, _, sha256 = (given or "").partition("@")
+    if sha256 and not Path(directory).is_dir():
+        return None
+    return find_dataset(config, context, given)
+
+
 def _prepared(config: PipelineConfig) -> DatasetSplits | None:
     from rlhf_core.stages.prepare import find_prepared
 
     return find_prepared(config)
 
 
-def _dataset(config: PreparationConfig, splits: DatasetSplits | None) -> str:
+def _dataset(
+    config: PreparationConfig, splits: DatasetSplits | None, given: str | None = None
+) -> str:
     if splits is not None:
         return f"{splits.directory} (sha256 {splits.sha256[:12]})"
-    return config.data.version or "what prepare makes"
+    return given or config.data.version or "what prepare makes"
 
 
 def _names(models: Mapping[str, ModelRef]) -> dict[str, str]:

@@ -123,6 +123,15 @@ def test_the_last_rating_of_an_answer_counts_wherever_it_stands(tmp_path):
     assert all(isinstance(item, Prompt) for _, item in read_prompts(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "z.jsonl"])
+def test_the_last_rating_counts_beside_files_of_people(tmp_path, name):
+    as_lines(tmp_path / "kept.jsonl", [ANSWER, rated(True, 3), rated(False, 4)])
+    as_lines(tmp_path / name, [{**TEXTS[0], "label": True}])
+    items = [item for _, item in read_unpaired([UnpairedConfig(path=tmp_path)])]
+    told = [i.reason if isinstance(i, FilteredRow) else i.label for i in items]
+    assert sorted(map(str, told)) == ["False", "True", "superseded", "superseded"]
+
+
 def test_what_a_server_adds_meanwhile_is_left_for_the_next_time(tmp_path, monkeypatch):
     path = tmp_path / "kept.jsonl"
     as_lines(path, [ANSWER, rated(True, 3)])

@@ -119,6 +119,9 @@ class FakeStages:
         self.calls.append(f"bring_back {version}")
         return self.read_splits(self.directory / version)
 
+    def find_brought(self, version):
+        return None
+
     def check_server(self):
         self.calls.append("check_server")
 

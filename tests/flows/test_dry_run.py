@@ -1,6 +1,7 @@
 """A dry run says what would be done, from what, and leaves everything as it was."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -123,6 +124,18 @@ def test_a_stage_alone_says_which_models_it_would_read(stages, settings, tmp_pat
     assert planned.would == "run"
     with pytest.raises(ConfigError, match="no such run"):
         plan_stage(settings.config, "two", "evaluate", EvaluateInputs())
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("given", ["data-v3", None, "elsewhere@" + "0" * 64])
+def test_a_dataset_that_is_not_here_is_neither_made_nor_brought(stages, settings, tmp_path, given):
+    splits = rlhf_pipeline(settings, PipelineInputs(run="one")).splits
+    shutil.rmtree(splits.directory)
+    before, calls = files(tmp_path), list(stages.calls)
+    (planned,) = plan_stage(settings.config, "one", "sft", SftInputs(dataset=given)).stages
+    assert planned.reads["dataset"] == (given or f"{splits.directory} (sha256 {splits.sha256[:12]})")
+    assert planned.would == ("run" if given else "skip")
+    assert stages.calls == calls
     assert files(tmp_path) == before
 
 

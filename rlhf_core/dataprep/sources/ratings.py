@@ -31,14 +31,14 @@ class Ratings:
 
 
 def last_ratings(rows: Iterable[RawRow | FilteredRow]) -> Ratings:
-    """Look at files for the first time; nothing is found in those of another kind."""
+    """Look at files for the first time; rows that no server wrote may stand among its own."""
     found = Ratings()
     for row in rows:
         if isinstance(row, FilteredRow):
             continue
         answer = _answer(row)
         if answer is None:
-            return Ratings()
+            continue
         found.last[answer] = row.path, row.line
         found.ends[row.path] = row.line
     return found

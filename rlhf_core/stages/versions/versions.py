@@ -47,6 +47,18 @@ def bring_back(version: str, directory: Path = Path()) -> DatasetSplits:
     return _materialise(root, commit, dvc_versions.prepared_md5(root, commit))
 
 
+def find_brought(version: str, directory: Path = Path()) -> DatasetSplits | None:
+    """Return the dataset of a version if it has been brought back before; look only.
+
+    Raises:
+        DataError: there is no such version.
+    """
+    root = versioning.repository_root(directory)
+    commit = dvc_versions.require_tag(root, version)
+    folder = _folder(root, dvc_versions.prepared_md5(root, commit))
+    return read_splits(folder, revision=commit) if folder.is_dir() else None
+
+
 def restore(dvc_md5: str, directory: Path = Path()) -> DatasetSplits:
     """Return the dataset with this DVC md5, as a model's tags name it, byte for byte.
 
