@@ -109,7 +109,9 @@ def tracked_runs(run_id: str) -> tuple[set[str], list[str]]:
     runs = patiently(f"finding the runs of {run_id}", search)
     here = f"{socket.gethostname()}:"
     places = {run.get(PLACE, here) for run in runs if run["status"] == "RUNNING"}
-    return {run["id"] for run in runs}, sorted(place for place in places if not place.startswith(here))
+    return {run["id"] for run in runs}, sorted(
+        place for place in places if not place.startswith(here)
+    )
 
 
 def _parts_of_releases(project: str) -> list[str]:

@@ -133,7 +133,9 @@ def test_a_dataset_that_is_not_here_is_neither_made_nor_brought(stages, settings
     shutil.rmtree(splits.directory)
     before, calls = files(tmp_path), list(stages.calls)
     (planned,) = plan_stage(settings.config, "one", "sft", SftInputs(dataset=given)).stages
-    assert planned.reads["dataset"] == (given or f"{splits.directory} (sha256 {splits.sha256[:12]})")
+    assert planned.reads["dataset"] == (
+        given or f"{splits.directory} (sha256 {splits.sha256[:12]})"
+    )
     assert planned.would == ("run" if given else "skip")
     assert stages.calls == calls
     assert files(tmp_path) == before

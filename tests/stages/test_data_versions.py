@@ -19,6 +19,7 @@ from rlhf_core.stages.versions.publish import publish
 from rlhf_core.stages.versions.versions import (
     bring_back,
     compare,
+    find_brought,
     list_versions,
     restore,
     restore_for_model,
@@ -132,7 +133,9 @@ def test_a_lost_cache_is_filled_from_the_remote(published, tmp_path):
         str(published.parent / "storage"),
         cwd=clone,
     )
+    assert find_brought("data-v2", directory=clone) is None
     splits = bring_back("data-v2", directory=clone)
+    assert find_brought("data-v2", directory=clone) == splits
     assert splits.dvc_md5 == list_versions(published)[1].dvc_md5
 
 

@@ -149,9 +149,7 @@ def test_a_killed_call_goes_on_and_writes_the_same(models, tmp_path, monkeypatch
     assert names <= {"whole.jsonl", "part.jsonl", "whole.left_out.jsonl", "part.left_out.jsonl"}
 
 
-def test_answers_kept_for_one_scorer_are_not_taken_for_other_prompts(
-    models, tmp_path, monkeypatch
-):
+def test_answers_kept_for_one_scorer_are_not_taken_for_other_prompts(models, tmp_path, monkeypatch):
     """A scorer that reads fewer prompts shifts the others; their answers must not shift too."""
     policy, scorer = models
     whole = sample_best(policy, scorer, asked(10), HOW, tmp_path / "whole.jsonl").output
