@@ -7,6 +7,7 @@ from rlhf_core.errors import (
     KlLimitError,
     RegistryError,
 )
+from rlhf_flows import pipeline
 from rlhf_flows import stages as flow_stages
 from rlhf_flows.engine import runs, stage
 from rlhf_flows.engine.files import write_atomically
@@ -133,6 +134,19 @@ def test_preparation_is_repeated_when_its_dataset_is_gone(stages, settings):
 def test_a_stage_reads_a_published_dataset_version_by_its_name(stages, settings):
     sft_stage(settings, SftInputs(run="one", dataset="data-v3"))
     assert stages.calls == ["bring_back data-v3", "sft"]
+
+
+def test_a_pipeline_keeps_its_run_from_being_deleted_between_stages(stages, settings, monkeypatch):
+    conclude, seen = pipeline.conclude, []
+
+    def look(result):
+        seen.append(runs.is_worked_on(locate_run("one", settings.config.runs)))
+        return conclude(result)
+
+    monkeypatch.setattr(pipeline, "conclude", look)
+    rlhf_pipeline(settings, PipelineInputs(run="one"))
+    assert seen == [True]
+    assert not runs.is_worked_on(locate_run("one", settings.config.runs))
 
 
 def test_force_does_not_pull_the_folder_from_under_a_stage_at_work(stages, settings):
