@@ -178,7 +178,6 @@ def sample_best(
         raise DataError(f"{output}: expected a name that ends in .jsonl, which is what is written")
     left_file = output.with_name(f"{output.stem}.left_out{output.suffix}")
     _require_absent(output)
-    # Which prompts are asked depends on both models; answers that are kept are theirs alone.
     asked, left_out = _readable(policy, scorer, prompts, settings)
     journal = _journal(policy, asked, settings, output)
     _require_absent(*(() if journal.exists() else (left_file,)))
@@ -218,7 +217,7 @@ def sample_best(
 
 
 def _journal(policy: ModelRef, asked: Sequence[Prompt], settings: BestOf, output: Path) -> Path:
-    """Return the file that keeps these very answers to these prompts while they are sampled."""
+    """Return the file that keeps these very answers; which prompts are asked, the scorer says."""
     parts = {
         "policy": policy.sha256,
         "prompts": "\n".join(prompt.model_dump_json() for prompt in asked),

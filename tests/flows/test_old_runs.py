@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.releases import Plan, Release, record_move
 from rlhf_core.config import RetentionConfig
-from rlhf_core.errors import CheckpointError, ConfigError, RegistryError
+from rlhf_core.errors import CheckpointError, RegistryError
 from rlhf_core.schema import EvaluationReport, ModelRef, PromotionDecision, StageResult
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.commands.cli import app
@@ -24,8 +24,7 @@ from rlhf_flows.engine.old_runs import (
     retain,
     runs_in_prefect,
 )
-from rlhf_flows.engine.run_files import foreign_files
-from rlhf_flows.engine.runs import hold_stage, in_use, open_run, run_once, settings_of_run
+from rlhf_flows.engine.runs import hold_stage, in_use, open_run, run_once
 
 CLEAN = ["runs", "clean"]
 
@@ -227,63 +226,6 @@ def test_what_a_kill_left_of_a_deletion_is_deleted(folder):
     (run.directory / ".deleting").touch()
     (run.stage_directory("evaluate") / "result.json").unlink()
     assert folder.why("one") == ""
-
-
-def test_what_a_kill_left_of_a_deletion_is_not_gone_on_with(folder):
-    """What a new attempt made would be deleted with the rest, promoted or not."""
-    run = folder.run("one")
-    (run.directory / ".deleting").touch()
-    with pytest.raises(ConfigError, match="a deletion of this run was stopped"):
-        open_run(folder.config, "one")
-    with pytest.raises(ConfigError, match="a deletion of this run was stopped"):
-        settings_of_run(run)
-
-
-def test_nobody_takes_up_a_run_whose_settings_are_not_gone_yet(folder, monkeypatch):
-    run, unlink, seen = folder.run("one"), Path.unlink, []
-
-    def look(path, missing_ok=False):
-        if path.name == "config.json":
-            with pytest.raises(CheckpointError, match="is being deleted"), in_use(run):
-                pass
-            seen.append(path)
-        unlink(path, missing_ok=missing_ok)
-
-    monkeypatch.setattr(Path, "unlink", look)
-    delete_old_runs(look_for_old_runs(folder.config.runs, Rule()), Rule())
-    assert seen
-    assert not run.directory.exists()
-
-
-def test_a_process_that_keeps_a_run_may_ask_again(folder):
-    run = folder.run("one")
-    with in_use(run):
-        with in_use(run):
-            pass
-        assert folder.why("one") == "a process is working on it"
-    assert folder.why("one") == ""
-
-
-def test_all_that_stages_write_is_ours(folder):
-    run = folder.run("one")
-    shard = "shard-00001-model-00001-of-00001.safetensors"
-    ours = [
-        "policy/selection-answers.jsonl",
-        "evaluate/votes/ai-judge-6d53dcae32b6-c23bee/asked.json",
-        "evaluate/votes/ai-judge-6d53dcae32b6-c23bee/ballots.jsonl",
-        *(f"policy/checkpoints/{place}step-000000002/{name}"
-          for place in ("", "kept/")
-          for name in (shard, "tensors.safetensors", "values.json", "manifest.json")),
-        "policy/checkpoints/.copy-x1/checkpoints/step-000000002/values.json",
-        "sft.1/checkpoints/.step-000000004.77.tmp/tensors.safetensors",
-    ]  # fmt: skip
-    theirs = ["policy/checkpoints/notes.txt", "policy/checkpoints/step-000000002/notes.txt"]
-    for name in (*ours, *theirs):
-        path = run.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("x")
-    left = {str(path.relative_to(run.directory)) for path in foreign_files(run.directory)}
-    assert left == set(theirs)
 
 
 def test_a_run_that_is_taken_up_keeps_what_it_was_made_from(folder, monkeypatch):
