@@ -93,7 +93,6 @@ def _is_ours(path: Path) -> bool:
     return _is_one_of(inner, _IN_STAGE) or inner.parts[0] == "processes"
 
 
-
 def _is_one_of(path: Path, patterns: Iterable[str]) -> bool:
     """Match part by part: a star does not reach into folders."""
     for pattern in patterns:

@@ -18,7 +18,6 @@ OURS = [
         for place in ("", "kept/")
         for name in (SHARD, "tensors.safetensors", "values.json", "manifest.json")
     ),
-    "policy/checkpoints/.copy-x1/checkpoints/step-000000002/values.json",
     "sft.1/checkpoints/.step-000000004.77.tmp/tensors.safetensors",
 ]
 THEIRS = ["policy/checkpoints/notes.txt", "policy/checkpoints/step-000000002/notes.txt"]
