@@ -118,31 +118,6 @@ def test_a_whole_run_leaves_no_folder_and_what_is_linked_to_frees_nothing(folder
     assert (tmp_path / "linked").stat().st_size == 50_000
 
 
-def test_what_a_policy_keeps_to_choose_from_goes_with_its_run(folder):
-    from torch import nn
-
-    from rlhf_core.feedback.ballots import BallotBox
-    from rlhf_core.stages.selection import ANSWERS
-    from rlhf_core.trainers.checkpoint import KeptWeights
-
-    run = folder.run("one", stage="policy")
-    checkpoints = run.stage_directory("policy") / "checkpoints"
-    kept = KeptWeights(checkpoints / "kept", most=1)
-    kept.keep(2, nn.Linear(2, 1), steps=[2], taken=2, fingerprint="f")
-    part = "shard-00002-model-00001-of-00001.safetensors"
-    for name in (f"step-000000002/{part}", f"kept/step-000000003/{part}", "kept/.step-3.7.tmp/x"):
-        (checkpoints / name).parent.mkdir(parents=True, exist_ok=True)
-        (checkpoints / name).write_text("x")
-    (run.stage_directory("policy") / ANSWERS).write_text("x")
-    with BallotBox(run.stage_directory("policy"), "an AI judge").opened({"model": "m"}):
-        pass
-    rule = Rule(unfinished=True)
-    seen = look_for_old_runs(folder.config.runs, rule)
-    assert seen.runs[0].left == ()
-    delete_old_runs(seen, rule)
-    assert not run.directory.exists()
-
-
 @pytest.mark.parametrize("alias", ["candidate", "champion", "somebodys"])
 def test_a_run_that_an_alias_stands_at_stays(folder, alias):
     folder.run("one")

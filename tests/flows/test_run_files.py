@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from rlhf_core.errors import CheckpointError, ConfigError
+from rlhf_core.feedback.ballots import BallotBox
+from rlhf_core.stages.selection import ANSWERS
+from rlhf_core.trainers.checkpoint import KeptWeights
 from rlhf_flows.engine.run_files import delete_run, foreign_files
 from rlhf_flows.engine.runs import in_use, is_worked_on, open_run, settings_of_run
 
@@ -40,6 +44,18 @@ def test_all_that_stages_write_is_ours(run):
         path.write_text("x")
     left = {str(path.relative_to(run.directory)) for path in foreign_files(run.directory)}
     assert left == set(THEIRS)
+
+
+def test_what_a_policy_keeps_to_choose_from_goes_with_its_run(run):
+    checkpoints = run.stage_directory("policy") / "checkpoints"
+    kept = KeptWeights(checkpoints / "kept", most=1)
+    kept.keep(2, nn.Linear(2, 1), steps=[2], taken=2, fingerprint="f")
+    (run.stage_directory("policy") / ANSWERS).write_text("x")
+    with BallotBox(run.stage_directory("policy"), "an AI judge").opened({"model": "m"}):
+        pass
+    assert list(checkpoints.rglob("*.safetensors"))
+    assert delete_run(run) == ()
+    assert not run.directory.exists()
 
 
 def test_what_a_kill_left_of_a_deletion_is_not_gone_on_with(config, run):
