@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -161,12 +161,7 @@ class CheckpointStore:
             )
 
     def _newest(self, fingerprint: str) -> Checkpoint | None:
-        for path in reversed(self._steps()):
-            try:
-                checkpoint, found = _read(path)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                logger.warning("checkpoint=%s is torn and is not used: %s", path, error)
-                continue
+        for path, checkpoint, found in _whole(reversed(self._steps())):
             if found != fingerprint:
                 raise CheckpointError(
                     f"{path}: this checkpoint belongs to another run: its settings, data or "
@@ -179,12 +174,7 @@ class CheckpointStore:
         """Read every whole checkpoint that is kept, the earliest first, one at a time."""
         if self._copies is not None:
             self._copies.bring_all(self.directory)
-        for path in self._steps():
-            try:
-                checkpoint, _ = _read(path)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                logger.warning("checkpoint=%s is torn and is not used: %s", path, error)
-                continue
+        for _, checkpoint, _ in _whole(self._steps()):
             yield checkpoint
 
     def _steps(self) -> list[Path]:
@@ -296,6 +286,17 @@ def _complete(directory: Path, checkpoint: Checkpoint, fingerprint: str) -> None
         "sha256": {path.name: _file_sha256(path) for path in sorted(directory.iterdir())},
     }
     (directory / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _whole(paths: Iterable[Path]) -> Iterator[tuple[Path, Checkpoint, str]]:
+    """Read checkpoints one at a time, each with its fingerprint; torn ones are left out."""
+    for path in paths:
+        try:
+            checkpoint, fingerprint = _read(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            logger.warning("checkpoint=%s is torn and is not used: %s", path, error)
+            continue
+        yield path, checkpoint, fingerprint
 
 
 def _read(path: Path) -> tuple[Checkpoint, str]:
