@@ -50,26 +50,27 @@ class ChangedExample(Record):
     label: bool
 
 
-class UnpairedDiff(Record):
-    """What differs between the labelled responses of two datasets, each known by its texts."""
+class DiffCounts(Record):
+    """How many rows of two datasets differ, and how."""
 
     num_came: int = Field(ge=0)
     num_went: int = Field(ge=0)
     num_relabelled: int = Field(ge=0)
     num_same: int = Field(ge=0)
+
+
+class UnpairedDiff(DiffCounts):
+    """What differs between the labelled responses of two datasets, each known by its texts."""
+
     came: tuple[ChangedExample, ...]
     went: tuple[ChangedExample, ...]
     relabelled: tuple[ChangedExample, ...]
     """With the label of the second dataset; in the first it was the other."""
 
 
-class DatasetDiff(Record):
+class DatasetDiff(DiffCounts):
     """What differs between the pairs of two datasets; a pair is known by its texts."""
 
-    num_came: int = Field(ge=0)
-    num_went: int = Field(ge=0)
-    num_relabelled: int = Field(ge=0)
-    num_same: int = Field(ge=0)
     came: tuple[ChangedPair, ...]
     went: tuple[ChangedPair, ...]
     relabelled: tuple[ChangedPair, ...]
