@@ -12,10 +12,10 @@ from rlhf_core.config import DpoConfig, PpoConfig
 from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.errors import ConfigError, RegistryError
 from rlhf_core.models.files import weights_sha256
-from rlhf_core.schema import DatasetRef, Message, PreferencePair, Prompt
+from rlhf_core.schema import DatasetRef, Message, PreferencePair, Prompt, StageResult
 from rlhf_core.stages import policy, selection
 from rlhf_core.stages.base_model import base_renderer
-from rlhf_core.stages.evaluation import report
+from rlhf_core.stages.evaluation import figures, report
 from rlhf_core.stages.selection import SelectionAnswer, preferred, set_apart
 from rlhf_core.stages.training_run import Trained, TrainingJob
 from rlhf_core.storage.records import read_records, write_records
@@ -228,10 +228,13 @@ def test_the_checkpoint_that_the_judge_prefers_is_registered(
     assert "rlhf-looks" not in names
     notes = []
     (directory / "result.json").write_text(result.model_dump_json())
-    (picture,) = report._choice_figures(stage_context.directory, notes)
+    (picture,) = figures.choice_figures(
+        report._result(stage_context.directory, "policy", StageResult), notes
+    )
     assert picture.startswith("data:image/svg+xml")
     assert not notes
-    assert report._choice_figures(stage_context.directory / "none", notes) == []
+    missing = report._result(stage_context.directory / "none", "policy", StageResult)
+    assert figures.choice_figures(missing, notes) == []
     # What is made of the weights kept at the end is what the training itself wrote, to the bit.
     assert written[0].sha256 != result.model.sha256
     job = a_job(config, splits, models, directory)

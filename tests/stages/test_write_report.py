@@ -10,9 +10,9 @@ from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
 from rlhf_core.schema import Estimate, EvaluationReport, Message, ModelRef, StageResult
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
+from rlhf_core.stages.evaluation.figures import _draw
 from rlhf_core.stages.evaluation.report import (
     NUM_SAMPLES,
-    _draw,
     _facts,
     needed_to_decide,
     pick_samples,

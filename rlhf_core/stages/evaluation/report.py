@@ -1,17 +1,15 @@
 """Gather what a run left behind, in its folder and in MLflow, into one HTML page."""
 
-import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.adapters.curves import read_curves, run_span
+from rlhf_core.adapters.curves import run_span
 from rlhf_core.adapters.data_docs import INDEX, find_docs
 from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.config import GATED_STAGES, PipelineConfig, config_digest
 from rlhf_core.errors import ConfigError, DataError, RegistryError
-from rlhf_core.evaluation import plots
 from rlhf_core.evaluation.corrected import labels_needed
 from rlhf_core.evaluation.report import (
     Page,
@@ -23,7 +21,19 @@ from rlhf_core.evaluation.report import (
 )
 from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
 from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
-from rlhf_core.storage.records import atomic_file, parse_object, read_record, read_records
+from rlhf_core.stages.evaluation.figures import (
+    CURVES,
+    choice_figures,
+    comparison_figures,
+    training_figures,
+)
+from rlhf_core.storage.records import (
+    AnyRecord,
+    atomic_file,
+    parse_object,
+    read_record,
+    read_records,
+)
 
 REPORT = "report.html"
 NUM_SAMPLES = 8
@@ -31,26 +41,6 @@ NUM_SAMPLES = 8
 CHANGED = "Changed most from {}, for better or worse by the judge"
 
 STAGES = ("sft", "reward", "judge", "evaluate")
-CURVES: dict[str, dict[str, tuple[str, ...]]] = {
-    "sft": {"SFT: nats per token": ("sft/loss", "sft/heldout_nll")},
-    "reward": {
-        "Reward model: loss, nats per pair": ("reward/loss", "reward/heldout_loss"),
-        "Reward model: accuracy": ("reward/accuracy", "reward/heldout_accuracy"),
-    },
-    "judge": {"Judge: accuracy": ("reward/accuracy", "reward/heldout_accuracy")},
-    "policy": {
-        "Policy: reward-model score": ("policy/reward_model_score",),
-        "Policy: terms of the reward": ("policy/reward_term_*",),
-        "Policy: KL from SFT, nats per response": ("policy/kl",),
-        "Policy: response length, tokens": ("policy/response_length",),
-        "Policy: entropy, nats per token": ("policy/entropy", "policy/sampled_entropy"),
-        "Policy: share of responses that end": ("policy/eos_fraction",),
-        "Policy: loss, nats per pair": ("policy/loss", "policy/heldout_loss"),
-        "Policy: accuracy on pairs": ("policy/accuracy", "policy/heldout_accuracy"),
-    },
-}
-"""Stage to picture to the metrics, or patterns of them, drawn in it; those that a run did not log
-are left out."""
 
 
 def write_report(directory: Path) -> Path:
@@ -70,25 +60,23 @@ def write_report(directory: Path) -> Path:
     if not settings_file.is_file():
         raise ConfigError(f"{directory}: not a run, there is no config.json in it")
     config = read_record(settings_file, PipelineConfig)
-    results = {
-        stage: read_record(path, StageResult)
-        for stage in STAGES
-        if (path := directory / stage / "result.json").is_file()
-    }
+    ended = {stage: _result(directory, stage, StageResult) for stage in STAGES}
+    results = {stage: result for stage, result in ended.items() if result is not None}
     notes: list[str] = []
     rows = compared_answers(results.get("evaluate"))
-    splits = _splits(directory)
+    splits = _result(directory, "prepare", DatasetSplits)
+    policy = _result(directory, "policy", StageResult)
     docs = find_docs(splits.directory) if splits else None
     promotion, lineage = _saved(directory / "promote" / "result.json"), _lineage(results, notes)
-    models = _models(directory, results)
+    models = _models(results, policy)
     page = Page(
         run_id=directory.name,
         project=config.project,
         results=tuple(results.values()),
         promotion=promotion,
         figures={
-            "Policy against SFT": _comparison_figures(results.get("evaluate"), rows, notes),
-            "Training": _choice_figures(directory, notes) + _training_figures(models, notes),
+            "Policy against SFT": comparison_figures(results.get("evaluate"), rows, notes),
+            "Training": choice_figures(policy, notes) + training_figures(models, notes),
         },
         samples=pick_samples(rows),
         suites=shown_suites(tuple(results.values())),
@@ -288,88 +276,10 @@ def compared_answers(result: StageResult | None) -> list[ComparedAnswer]:
     return read_records(result.report.samples, ComparedAnswer)
 
 
-def _draw(
-    notes: list[str], plot: Callable[..., str], title: str, *data: Any, **how: Any
-) -> list[str]:
-    """Return one picture, or none and a note: the run has decided, and its page must not fail."""
-    try:
-        return [plot(title, *data, **how)]
-    except Exception as error:  # what matplotlib stumbles over has many types
-        notes.append(f"No picture of {title!r}: {type(error).__name__}: {error}")
-        return []
-
-
-def _comparison_figures(
-    result: StageResult | None, rows: Sequence[ComparedAnswer], notes: list[str]
-) -> list[str]:
-    if result is None:
-        return []
-    figures: list[str] = []
-    names = {
-        "judge": "policy/win_rate",
-        "judge, corrected by people": "policy/win_rate_corrected",
-        "judge, over the champion": "policy/win_rate_over_champion",
-        "judge, over best-of-n": "policy/win_rate_over_best_of_n",
-        "outside rater": "gold/win_rate",
-    }
-    by_tag = {
-        tag.replace("=", ": ").replace("_", " "): {
-            who: metrics[name] for who, name in names.items() if name in metrics
-        }
-        for tag, metrics in {"all": result.report.metrics, **result.report.breakdown}.items()
-    }
-    title = "Win rate over SFT, by kind of prompt"
-    figures += _draw(notes, plots.interval_plot, title, by_tag, neutral=0.5)
-    if rows:
-        lengths = {"policy": [row.policy_length for row in rows]}
-        lengths["SFT"] = [row.sft_length for row in rows]
-        figures += _draw(notes, plots.length_plot, "Response length, held-out prompts", lengths)
-    increases = {
-        name.removeprefix("policy/").removesuffix("_increase"): {"increase": estimate}
-        for name, estimate in result.report.metrics.items()
-        if name.endswith("_increase")
-    }
-    figures += _draw(notes, plots.interval_plot, "Vices: increase over SFT", increases, neutral=0.0)
-    return figures
-
-
-def _models(directory: Path, results: Mapping[str, StageResult]) -> dict[str, ModelRef]:
+def _models(results: Mapping[str, StageResult], policy: StageResult | None) -> dict[str, ModelRef]:
     """The model of every stage that trained one, for its training run."""
     models = {stage: result.model for stage, result in results.items() if stage in CURVES}
-    if (saved := directory / "policy" / "result.json").is_file():
-        models["policy"] = read_record(saved, StageResult).model
-    return models
-
-
-def _choice_figures(directory: Path, notes: list[str]) -> list[str]:
-    saved = directory / "policy" / "result.json"
-    choice = read_record(saved, StageResult).report.choice if saved.is_file() else None
-    return _draw(notes, plots.checkpoint_plot, "Policy: checkpoints", choice) if choice else []
-
-
-def _training_figures(models: Mapping[str, ModelRef], notes: list[str]) -> list[str]:
-    figures: list[str] = []
-    for stage, pictures in CURVES.items():
-        if stage not in models or not models[stage].run_id:
-            continue
-        wanted = [name for names in pictures.values() for name in names]
-        try:
-            curves = read_curves(models[stage].run_id, wanted)
-        except RegistryError as error:
-            notes.append(f"No training curves of {stage}: {error}")
-            continue
-        for title, names in pictures.items():
-            shown = {
-                name: curve
-                for name, curve in curves.items()
-                if any(fnmatch.fnmatchcase(name, pattern) for pattern in names)
-            }
-            if shown:
-                figures += _draw(notes, plots.curve_plot, title, shown)
-        if {"policy/kl", "policy/reward_model_score"} <= curves.keys():
-            bought = curves["policy/kl"][1], curves["policy/reward_model_score"][1]
-            figures += _draw(notes, plots.frontier_plot, "Policy: what the KL has bought", *bought)
-    return figures
+    return models if policy is None else models | {"policy": policy.model}
 
 
 def _lineage(results: Mapping[str, StageResult], notes: list[str]) -> dict[str, Any] | None:
@@ -385,9 +295,10 @@ def _lineage(results: Mapping[str, StageResult], notes: list[str]) -> dict[str, 
         return None
 
 
-def _splits(directory: Path) -> DatasetSplits | None:
-    saved = directory / "prepare" / "result.json"
-    return read_record(saved, DatasetSplits) if saved.is_file() else None
+def _result(directory: Path, stage: str, kind: type[AnyRecord]) -> AnyRecord | None:
+    """What a stage of the run ended with; None where it has not."""
+    saved = directory / stage / "result.json"
+    return read_record(saved, kind) if saved.is_file() else None
 
 
 def _saved(path: Path) -> dict[str, Any] | None:
