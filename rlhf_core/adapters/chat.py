@@ -18,6 +18,7 @@ from rlhf_core.config import AiLabelerConfig
 from rlhf_core.errors import LabelError, QuestionRefusedError
 from rlhf_core.schema import Message
 
+_KEY = "RLHF_JUDGE_API_KEY"
 _SPOKEN = ("text", "output_text", "refusal")
 _MORE_ROOM = 4
 """So many times the tokens for a question whose answer its reasoning left no room for."""
@@ -85,10 +86,10 @@ class ChatEndpoint:
             body["max_tokens"] = room
         answer = self._server.request("POST", "chat/completions", json=body)
         place = self._server.place
-        _refuse_errors(answer, place)
+        self._refuse_errors(answer)
         try:
             choice = answer["choices"][0]
-            _refuse_errors(choice, place)
+            self._refuse_errors(choice)
             text = _text_of(choice["message"])
             num_tokens = int((answer.get("usage") or {}).get("total_tokens") or 0)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
@@ -99,6 +100,23 @@ class ChatEndpoint:
         with self._lock:
             self.num_tokens += num_tokens
         return text, str(choice.get("finish_reason"))
+
+    def _refuse_errors(self, answer: Any) -> None:
+        """Refuse an error that came with status 200, as gateways pass on those of others.
+
+        Raises:
+            LabelError: there is one; ``QuestionRefusedError`` where it is about the question.
+        """
+        error = answer.get("error") if isinstance(answer, dict) else None
+        if not error:
+            return
+        code, said = None, str(error)
+        if isinstance(error, dict):
+            code, said = error.get("code"), str(error.get("message") or error)
+        kind = refusal_of(said)
+        advice = self._server.advice(code, str(error)) if kind is LabelError else ""
+        place = self._server.place
+        raise kind(f"{place}: answers with an error: {' '.join(said.split())[:200]}{advice}")
 
     def stop(self) -> None:
         """Let questions that wait for another attempt end at once."""
@@ -112,19 +130,6 @@ def _without_system(messages: Sequence[Message]) -> Sequence[Message]:
     first = messages[1]
     said = f"{messages[0].content}\n\n{first.content}"
     return (first.model_copy(update={"content": said}), *messages[2:])
-
-
-def _refuse_errors(answer: Any, place: str) -> None:
-    """Refuse an error that came with status 200, as gateways pass on those of others.
-
-    Raises:
-        LabelError: there is one; ``QuestionRefusedError`` where it is about the question.
-    """
-    error = answer.get("error") if isinstance(answer, dict) else None
-    if error:
-        said = str(error.get("message") or error) if isinstance(error, dict) else str(error)
-        kind = refusal_of(said)
-        raise kind(f"{place}: answers with an error: {' '.join(said.split())[:200]}")
 
 
 def _text_of(message: Mapping[str, Any]) -> str:
@@ -157,7 +162,8 @@ def open_chat(settings: AiLabelerConfig) -> Iterator[ChatEndpoint]:
     key = load_settings().rlhf_judge_api_key
     with LabelServer(
         settings.url,
-        auth=None if key is None else FixedKey("Bearer", readable_key("RLHF_JUDGE_API_KEY", key)),
+        auth=None if key is None else FixedKey("Bearer", readable_key(_KEY, key)),
+        variable=_KEY,
         timeout=settings.timeout_seconds,
         patience=settings.patience_seconds,
     ) as server:

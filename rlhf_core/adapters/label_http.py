@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-_BUSY, _TOO_LARGE = 429, 413
+_BUSY, _TOO_LARGE, _FAILED = 429, 413, 500
 _UNFIT = (400, 413, 422)
 """Answers that may be about what was sent, and not about who sends."""
 _TOO_LONG = re.compile(
@@ -37,6 +37,14 @@ _NO_SYSTEM = re.compile(
     r"|roles must alternate",
     re.IGNORECASE,
 )
+_DENIED = re.compile(
+    r"api[ _-]?key|authenti|authori[sz]|\bauth\b|credential|forbidden|access denied|permission"
+    r"|bearer|(?:invalid|expired|missing|no) token|token (?:is )?(?:invalid|expired|missing)"
+    r"|user not found|no[ _]connected[ _]db|no_db_connection",
+    re.IGNORECASE,
+)
+"""What refusals of a key say, whatever their status. litellm looks for a key that is not its own in
+a database, and where it has none it says so, with status 400."""
 _EXCERPT = 200
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -87,19 +95,21 @@ class LabelServer:
     """One server, with its credentials; may be used from several threads."""
 
     def __init__(
-        self, url: str, *, auth: httpx.Auth | None, timeout: float, patience: float
+        self, url: str, *, auth: httpx.Auth | None, variable: str, timeout: float, patience: float
     ) -> None:
         """Connect to nothing yet.
 
         Args:
             url: address that paths are appended to.
-            auth: who asks; None where the server does not want to know.
+            auth: who asks; None where no key is set.
+            variable: of the environment that the key is read from, for messages.
             timeout: seconds one answer is waited for.
             patience: seconds after the first failure of a request to give up.
         """
         self.url = url.rstrip("/")
         self.place = without_credentials(self.url)
         self._client = httpx.Client(auth=auth, timeout=timeout)
+        self._variable, self._has_key = variable, auth is not None
         self._patience = patience
         self._stopped = threading.Event()
 
@@ -180,20 +190,34 @@ class LabelServer:
             raise LabelError(f"{self.place}: not an address: {error}") from error
         except httpx.HTTPError as error:
             return None, f"{type(error).__name__}: {without_credentials(str(error))}"
-        return answer, f"{below or 'it'} answers {answer.status_code}: {_excerpt(answer)}"
+        advice = "" if answer.is_success else self.advice(answer.status_code, answer.text)
+        said = f"{below or 'it'} answers {answer.status_code}: {_excerpt(answer)}{advice}"
+        return answer, said
+
+    def advice(self, code: Any, said: str) -> str:
+        """Return what to do about a refusal that is about the key; empty for any other.
+
+        Args:
+            code: the status, or the code inside of an error that came with another status.
+            said: the error as it came.
+        """
+        worded = _DENIED.search(said) and not _ACCOUNT.search(said)
+        denied = worded or str(code) in ("401", "403")
+        if denied and self._has_key:
+            return f"; check the key in {self._variable}"
+        # A proxy that wants a key and gets none may fail without a word.
+        return f"; no key was sent: set {self._variable}" if denied or code == _FAILED else ""
 
     def _content(self, answer: httpx.Response) -> Any:
         path = answer.request.url.path
         if not answer.is_success:  # nor a redirect: a POST would not survive it
-            advice = (
-                "; check the key in the environment" if answer.status_code in (401, 403) else ""
-            )
             said = _excerpt(answer)
             kind = refusal_of(said) if answer.status_code in _UNFIT else LabelError
             if kind is LabelError and _NO_SYSTEM.search(answer.text):
                 kind = SystemRoleRefusedError
             if answer.status_code == _TOO_LARGE:
                 kind = QuestionRefusedError
+            advice = self.advice(answer.status_code, answer.text) if kind is LabelError else ""
             raise kind(f"{self.place}: {path} answers {answer.status_code}: {said}{advice}")
         try:
             return answer.json() if answer.content else None

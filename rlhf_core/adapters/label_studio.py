@@ -132,6 +132,7 @@ def open_label_studio(settings: LabelStudioLabelerConfig) -> Iterator[LabelStudi
     with LabelServer(
         settings.url,
         auth=_auth(settings.url, readable_key("LABEL_STUDIO_API_KEY", key)),
+        variable="LABEL_STUDIO_API_KEY",
         timeout=settings.timeout_seconds,
         patience=settings.patience_seconds,
     ) as server:

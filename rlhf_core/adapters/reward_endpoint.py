@@ -30,6 +30,7 @@ class RewardEndpoint:
         self._server = LabelServer(
             settings.url,
             auth=auth or None,
+            variable="RLHF_REWARD_API_KEY",
             timeout=settings.timeout_seconds,
             patience=settings.patience_seconds,
         )

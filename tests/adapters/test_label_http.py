@@ -89,6 +89,51 @@ def test_a_refusal_is_told_at_once(answer, says, monkeypatch):
     assert "\n" not in str(refused.value)
 
 
+NO_DATABASE = {"error": {"message": "No connected db.", "type": "no_db_connection", "code": "400"}}
+"""What litellm without a database says to a key that is not its own, with status 400."""
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (400, NO_DATABASE),
+        (401, {"detail": "no"}),
+        (403, "no"),
+        (400, {"error": {"message": "Incorrect API key provided", "code": "invalid_api_key"}}),
+        (404, {"error": "Unauthorized"}),
+        (422, {"detail": "Authentication credentials were not provided."}),
+        (500, {"error": {"message": "Authentication Error, Invalid proxy server token passed"}}),
+        (200, {"error": {"message": "User not found.", "code": 401}}),
+        (200, {"error": {"message": "No cookie", "type": "authentication_error"}}),
+        (200, {"error": "expired token"}),
+    ],
+)
+def test_a_refused_key_names_its_variable_whatever_the_status(monkeypatch, refusal):
+    for key, advice in (("secret", "check the key in"), (None, "no key was sent: set")):
+        if key:
+            monkeypatch.setenv("RLHF_JUDGE_API_KEY", key)
+        else:
+            monkeypatch.delenv("RLHF_JUDGE_API_KEY")
+        with serving(lambda *_: refusal) as url, pytest.raises(LabelError) as refused:
+            ask(url, patience_seconds=0.05)
+        assert f"{advice} RLHF_JUDGE_API_KEY" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "advised"),
+    [
+        ((500, "Internal Server Error"), True),  # litellm 1.108 to a question without a key
+        ((404, {"detail": "the model m does not exist"}), False),
+        ((402, {"error": {"message": "budget of this API key is used up"}}), False),
+        ((400, {"error": "maximum context length is 10 tokens; authored by m"}), False),
+    ],
+)
+def test_what_is_not_about_a_key_says_nothing_of_it(refusal, advised):
+    with serving(lambda *_: refusal) as url, pytest.raises(LabelError) as refused:
+        ask(url, patience_seconds=0.05)
+    assert ("RLHF_JUDGE_API_KEY" in str(refused.value)) == advised
+
+
 def test_questions_that_wait_end_when_the_push_is_stopped():
     chat = Chat(lambda messages: "fine")
     chat.trouble = [(503, "starting", {"Retry-After": "15"})] * 10
