@@ -12,6 +12,7 @@ from rlhf_core.adapters.label_http import (
     SystemRoleRefusedError,
     readable_key,
     refusal_of,
+    words_of_error,
 )
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import AiLabelerConfig
@@ -110,9 +111,7 @@ class ChatEndpoint:
         error = answer.get("error") if isinstance(answer, dict) else None
         if not error:
             return
-        code, said = None, str(error)
-        if isinstance(error, dict):
-            code, said = error.get("code"), str(error.get("message") or error)
+        code, said = isinstance(error, dict) and error.get("code"), words_of_error(error)
         kind = refusal_of(said)
         advice = self._server.advice(code, str(error)) if kind is LabelError else ""
         place = self._server.place

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+_PASSED_ON = "llm_provider-"
 _BUSY, _TOO_LARGE, _FAILED = 429, 413, 500
 _UNFIT = (400, 413, 422)
 """Answers that may be about what was sent, and not about who sends."""
@@ -203,8 +204,8 @@ class LabelServer:
         """
         worded = _DENIED.search(said) and not _ACCOUNT.search(said)
         denied = worded or str(code) in ("401", "403")
-        if denied and self._has_key:
-            return f"; check the key in {self._variable}"
+        if self._has_key:
+            return f"; check the key in {self._variable}" if denied else ""
         # A proxy that wants a key and gets none may fail without a word.
         return f"; no key was sent: set {self._variable}" if denied or code == _FAILED else ""
 
@@ -272,11 +273,13 @@ def _asked_to_wait(answer: httpx.Response | None) -> float:
     ``retry-after-ms``, else ``Retry-After`` in seconds or as a date (RFC 9110, section 10.2.3),
     else, of one that is too busy, when its limit is reset: ``x-ratelimit-reset...`` as seconds, a
     duration like ``1m30s`` or a point in time, ``ratelimit-reset`` in seconds, or ``RateLimit`` and
-    ``RateLimit-Policy``. 0 where nothing readable is named.
+    ``RateLimit-Policy``. 0 where nothing readable is named. Behind litellm the words of whoever is
+    asked by it have a name of their own, ``llm_provider-retry-after``.
     """
     if answer is None:
         return 0.0
-    headers = answer.headers
+    passed_on = {name.removeprefix(_PASSED_ON): value for name, value in answer.headers.items()}
+    headers = httpx.Headers({**passed_on, **answer.headers})
     exact = headers.get("retry-after-ms", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", exact):
         return float(exact) / 1_000
@@ -367,7 +370,14 @@ def _excerpt(answer: httpx.Response) -> str:
         content = answer.json()
         if isinstance(content, dict):
             said = [
-                content[key] for key in ("detail", "error", "validation_errors") if content.get(key)
+                words_of_error(content[key])
+                for key in ("detail", "error", "validation_errors")
+                if content.get(key)
             ]
-            text = "; ".join(map(str, said)) or text
+            text = "; ".join(said) or text
     return " ".join(text.split())[:_EXCERPT] or "nothing"
+
+
+def words_of_error(error: Any) -> str:
+    """Return what an error says to people: its message, where it has one."""
+    return str((isinstance(error, dict) and error.get("message")) or error)

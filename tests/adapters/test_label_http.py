@@ -128,10 +128,15 @@ def test_a_refused_key_names_its_variable_whatever_the_status(monkeypatch, refus
         ((400, {"error": "maximum context length is 10 tokens; authored by m"}), False),
     ],
 )
-def test_what_is_not_about_a_key_says_nothing_of_it(refusal, advised):
-    with serving(lambda *_: refusal) as url, pytest.raises(LabelError) as refused:
-        ask(url, patience_seconds=0.05)
-    assert ("RLHF_JUDGE_API_KEY" in str(refused.value)) == advised
+def test_what_is_not_about_a_key_says_nothing_of_it(monkeypatch, refusal, advised):
+    with serving(lambda *_: refusal) as url:
+        with pytest.raises(LabelError) as without_key:
+            ask(url, patience_seconds=0.05)
+        monkeypatch.setenv("RLHF_JUDGE_API_KEY", "secret")
+        with pytest.raises(LabelError) as with_key:
+            ask(url, patience_seconds=0.05)
+    assert ("RLHF_JUDGE_API_KEY" in str(without_key.value)) == advised
+    assert "RLHF_JUDGE_API_KEY" not in str(with_key.value)
 
 
 def test_questions_that_wait_end_when_the_push_is_stopped():
