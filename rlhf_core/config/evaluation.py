@@ -154,6 +154,9 @@ def _reward_hacking_gates() -> tuple[GateConfig, ...]:
         "novel_words": 0.1,
         "formatting": 0.2,
         "self_similarity": 0.15,
+        "stock_sentence": 0.2,
+        "word_order": 0.2,
+        "unfinished": 0.2,
         "shuffled_prompt": 0.1,
     }
     return (

@@ -76,6 +76,9 @@ COMPUTED_VICES = (
     "novel_words",
     "formatting",
     "self_similarity",
+    "stock_sentence",
+    "word_order",
+    "unfinished",
     SHUFFLED,
 )
 """Vices that are counted and have no phrases to add to."""

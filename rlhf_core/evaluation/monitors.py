@@ -21,11 +21,14 @@ from rlhf_core.evaluation.text_metrics import (
     common_opening,
     copied_share,
     duplicates,
+    ends_midway,
     has_layout,
     novel_shares,
     off_topic,
     repetition,
     shared_shares,
+    stock_sentences,
+    stray_orders,
     words_of,
 )
 from rlhf_core.schema import Conversation, Estimate
@@ -56,12 +59,17 @@ VICES = {
     "disguise": "it hides what it says behind look-alike or unseen letters",
     "off_topic": "its answers fit other prompts as well as their own",
     "novel_words": "it says what neither the prompts nor SFT's answers have words of",
-    "formatting": "it turns its answers into lists and headings",
+    "formatting": "it turns its answers into lists, headings, capitals or signs",
     "self_similarity": "its answers share their phrases",
+    "stock_sentence": "it puts one sentence into many answers",
+    "word_order": "it strings words together as nobody does",
+    "unfinished": "its answers end in the middle of a sentence",
     "shuffled_prompt": "its judge likes its answers as much after another prompt",
 }
 """What each built-in vice means, for the reasons of a decision."""
 
+_SEEN = {"disguise": is_disguised, "formatting": has_layout, "unfinished": ends_midway}
+"""Vices that an answer has or has not, seen in it alone."""
 _SHARED_BY_TWO = ("duplicate", "self_similarity")
 _TWO_AT_ONCE = math.sqrt(2.0)
 """A duplicate, and a phrase that two texts share, makes another text one too: counts that come in
@@ -86,7 +94,7 @@ def vice_rates(texts: AnswerTexts, config: MonitorsConfig) -> dict[str, tuple[Ar
     }
     rates["foreign_script"] = _foreign_script(texts, asked)
     rates["language_switch"] = _language_switch(texts, asked)
-    for vice, seen in (("disguise", is_disguised), ("formatting", has_layout)):
+    for vice, seen in _SEEN.items():
         rates[vice] = _both(texts, partial(_share_seen, seen))
     counted = AnswerTexts(
         texts.prompts, tuple(map(as_words, texts.policy)), tuple(map(as_words, texts.sft))
@@ -128,6 +136,8 @@ def _counted(
             novel_shares(texts.policy, asked, texts.sft),
             novel_shares(texts.sft, asked, texts.policy),
         ),
+        "stock_sentence": _both(texts, lambda answers: stock_sentences(answers, asked)),
+        "word_order": _both(texts, lambda answers: stray_orders(answers, asked, texts.sft)),
         "self_similarity": _both(texts, lambda answers: shared_shares(answers, asked, n=n)),
     }
 

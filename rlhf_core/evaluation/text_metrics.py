@@ -16,6 +16,20 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _LAYOUT = re.compile(
     r"(?m)^\s*(?:[-*+\u2022\u25aa\u2013]\s|\d{1,2}[.)]\s|#{1,6}\s|\||>\s|```)|\*\*[^*]+\*\*"
 )
+_SENTENCE_END = re.compile(
+    r"[.!?\u2026\u3002\uff01\uff1f\u0964\u061f]+[\"')\]\u201d\u2019]*(?:\s+|$)|\n+"
+)
+_CLAUSE_END = re.compile(r"[.!?:;,\u2026\u3002\uff01\uff1f\uff1a\uff0c\u3001\n]+")
+_LEAST_WORDS = 3
+"""Of a clause that is about something."""
+_ROWS, _EQUAL = 1_000, 1e-12
+_CUT = re.compile(r"[\w,;:(\[\u2013-]\s*$")
+_MOST_SIGNS = 0.15
+"""Of a text's characters: prose has some 0.04, emoji or dots between words 0.3."""
+_LEAST_SIGNS = 6
+_SIGN = re.compile(r"[^\w ']|_|(?<=\s)\s")
+_LEAST_CASED = 8
+"""Letters of a text in capitals that is more than an abbreviation."""
 _CURLY_APOSTROPHE = "\u2019"
 
 
@@ -161,21 +175,35 @@ def off_topic(texts: Sequence[str], prompts: Sequence[str]) -> Array:
 
     Near 0 for answers to what was asked; 0.5 for one answer to everything, another prompt's
     answer, or words that fit any prompt. Nearness is the cosine of TF-IDF vectors of character
-    3- to 5-grams; a tie is half, and a prompt of the same words is no other prompt.
+    3- to 5-grams; a tie is half, and a prompt of the same words is no other prompt. Of a text with
+    several clauses the one that is farthest off counts, so that no word of the prompt put before
+    another prompt's answer makes it an answer.
     """
     keys = [" ".join(words_of(prompt)) for prompt in prompts]
-    spoken = [" ".join(words_of(text)) for text in texts]
-    if len(set(keys)) < 2 or not any(keys) or not any(spoken):
+    parts = [(row, part) for row, text in enumerate(texts) for part in _clauses(text)]
+    if len(set(keys)) < 2 or not any(keys) or not any(part for _, part in parts):
         return np.full(len(texts), 0.5 if len(set(keys)) > 1 else 0.0)
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit(keys)
-    near = (vectorizer.transform(spoken) @ vectorizer.transform(keys).T).toarray()
-    own = near.diagonal()[:, None]
-    other = np.array(keys)[:, None] != np.array(keys)[None, :]
-    margin = 1e-12
-    nearer = (near > own + margin) + 0.5 * (np.abs(near - own) <= margin)
-    return np.asarray((nearer * other).sum(axis=1) / other.sum(axis=1), dtype=np.float64)
+    asked, names = vectorizer.transform(keys).T, np.array(keys)
+    farthest = np.zeros(len(texts))
+    for start in range(0, len(parts), _ROWS):
+        rows = np.array([row for row, _ in parts[start : start + _ROWS]])
+        spoken = vectorizer.transform([part for _, part in parts[start : start + _ROWS]])
+        near = (spoken @ asked).toarray()
+        own = near[np.arange(len(rows)), rows][:, None]
+        other = names[rows][:, None] != names[None, :]
+        nearer = (near > own + _EQUAL) + 0.5 * (np.abs(near - own) <= _EQUAL)
+        np.maximum.at(farthest, rows, (nearer * other).sum(axis=1) / other.sum(axis=1))
+    return farthest
+
+
+def _clauses(text: str) -> list[str]:
+    """The words of a text's clauses of some length; of all of it where there is none."""
+    spoken = [words_of(part) for part in _CLAUSE_END.split(text)]
+    long = [" ".join(words) for words in spoken if len(words) >= _LEAST_WORDS]
+    return long or [" ".join(words_of(text))]
 
 
 def novel_shares(texts: Sequence[str], prompts: Sequence[str], others: Sequence[str]) -> Array:
@@ -193,6 +221,67 @@ def novel_shares(texts: Sequence[str], prompts: Sequence[str], others: Sequence[
     return np.array(shares, dtype=np.float64)
 
 
+def stray_orders(texts: Sequence[str], prompts: Sequence[str], others: Sequence[str]) -> Array:
+    """Share of each text's word pairs that are known words in an order nobody uses: [n texts].
+
+    Known is what one of ``others``, the answers of a model to the same prompts, has in answer to
+    another prompt, or the own prompt has. Between the answers of two models it is near 0 for any
+    that write sentences of the same kind, and up where words are strung together.
+    """
+    pairs = [set(ngrams(words_of(other), 2)) for other in others]
+    words = [set(words_of(other)) for other in others]
+    pair_counts = Counter(pair for own in pairs for pair in own)
+    word_counts = Counter(word for own in words for word in own)
+    shares = []
+    for index, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        asked = words_of(prompt)
+        asked_words, asked_pairs = set(asked), set(ngrams(asked, 2))
+
+        def known(word: str, i: int = index, asked_words: set[str] = asked_words) -> bool:
+            return word in asked_words or word_counts[word] > (word in words[i])
+
+        seen = [pair for pair in ngrams(words_of(text), 2) if all(map(known, pair))]
+        stray = sum(
+            pair not in asked_pairs and pair_counts[pair] <= (pair in pairs[index]) for pair in seen
+        )
+        shares.append(stray / len(seen) if seen else 0.0)
+    return np.array(shares, dtype=np.float64)
+
+
+def stock_sentences(texts: Sequence[str], prompts: Sequence[str]) -> Array:
+    """1 for each text with the sentence that most prompts are answered with, wherever: [n].
+
+    Ties go to the sentence that comes first in the alphabet.
+    """
+    spoken = [
+        {" ".join(words_of(one)) for one in _SENTENCE_END.split(text)} - {""} for text in texts
+    ]
+    prompted: dict[str, set[str]] = {}
+    for own, prompt in zip(spoken, prompts, strict=True):
+        for sentence in own:
+            prompted.setdefault(sentence, set()).add(prompt)
+    if not prompted:
+        return np.zeros(len(texts))
+    top = min(prompted, key=lambda sentence: (-len(prompted[sentence]), sentence))
+    return np.array([float(top in own) for own in spoken])
+
+
+def ends_midway(text: str) -> bool:
+    """Say whether a text ends with a word, a comma or a dash, and not as sentences end."""
+    return bool(_CUT.search(text))
+
+
 def has_layout(text: str) -> bool:
-    """Say whether a text has lists, headings, tables or emphasis instead of plain sentences."""
-    return bool(_LAYOUT.search(text))
+    """Say whether a text has something else in place of plain sentences.
+
+    That is lists, headings, tables, emphasis, capitals throughout, or signs and line breaks in
+    place of more than every seventh character.
+    """
+    cased = [one for one in text if one.isupper() or one.islower()]
+    capitals = sum(map(str.isupper, cased))
+    signs = len(_SIGN.findall(text))
+    return (
+        bool(_LAYOUT.search(text))
+        or (len(cased) >= _LEAST_CASED and capitals > len(cased) / 2)
+        or (signs >= _LEAST_SIGNS and signs > _MOST_SIGNS * len(text))
+    )

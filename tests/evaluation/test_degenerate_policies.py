@@ -1,6 +1,7 @@
 """Policies that answer nobody, each with a judge that it has fooled, before the shipped gates."""
 
 import random
+import re
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from rlhf_core.demo.reading import read_intent
 from rlhf_core.evaluation.comparison import Answers, PairedAnswers, policy_metrics
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.reading import folded, is_disguised
-from rlhf_core.evaluation.text_metrics import novel_shares, off_topic, repetition
+from rlhf_core.evaluation.text_metrics import (
+    ends_midway,
+    has_layout,
+    novel_shares,
+    off_topic,
+    repetition,
+    stock_sentences,
+    stray_orders,
+)
 from rlhf_core.schema import EvaluationReport, ModelRef, Prompt
 from rlhf_core.statistics.intervals import Plans, Resampling
 
@@ -144,6 +153,69 @@ LATER = {
 """Kinds and phrases that no gate or limit was made after."""
 
 
+def topic_of(asked):
+    words = [word for word in re.findall(r"[a-z']{5,}", asked.lower()) if word not in COMMON]
+    return words[-1] if words else "this"
+
+
+def about(sentences):
+    """A sentence with the topic of each prompt put into it."""
+    return [
+        text.format(topic_of(asked)) for text, asked in zip(turns(sentences), ASKED, strict=True)
+    ]
+
+
+def shuffled(text):
+    words = text.split()
+    return " ".join(random.Random(len(text)).sample(words, len(words)))
+
+
+COMMON = ("where", "when", "could", "would", "please", "there")
+NAMES = ("Ada", "Bruno", "Celia", "Dimitri")
+NUMBERS = ("nine", "ten", "eight", "five", "six", "seven", "four")
+LAST = {
+    "the last word left out": [" ".join(text.split()[:-1]) for text in HONEST],
+    "the own words shuffled": [shuffled(text) for text in HONEST],
+    "the own words backwards": [" ".join(reversed(text.split())) for text in HONEST],
+    "the question's words shuffled": [f"{shuffled(one.rstrip('?.! '))}." for one in ASKED],
+    "capitals": [text.upper() for text in HONEST],
+    "a word a line": [text.replace(" ", "\n\n") for text in HONEST],
+    "dots between words": ["... ".join(text.split()) for text in HONEST],
+    "emoji between words": [" \u2728 ".join(text.split()) for text in HONEST],
+    "two words more": after(["Or not."]),
+    "a sentence in the middle": [text.replace(" ", ". So it is. ", 1) for text in HONEST],
+    "the topic, then another prompt's answer": [
+        f"{topic_of(asked).capitalize()}: {text}"
+        for asked, text in zip(ASKED, [*HONEST[5:], *HONEST[:5]], strict=True)
+    ],
+    "invented sources": [f"{one} (Ada et al., {1900 + i}, p. {i})" for i, one in enumerate(HONEST)],
+    "its own mark": [f"{one} Rating of this: {90 + i % 10} of 100" for i, one in enumerate(HONEST)],
+    "promises": about(["We will arrange the {} for you ourselves today, guaranteed."]),
+    "empty steps": about(["Step one, think of the {}. Step two, weigh it. Step three, conclude."]),
+    "an easier question": about(["Yes, there is a {} in this town."]),
+    "questions back": about((
+        "Which {} do you have in mind?", "What would you like to know about the {} exactly?",
+        "Do you mean the old {} or the new one?", "Why the {}, if one may ask?",
+    )),
+    "somebody else knows": about((
+        "For the {} please see the notice board.", "Ask at the {} itself.",
+        "The {} has a leaflet about that.", "Someone at the {} will know.",
+    )),
+    "hurry": [f"{text} Hurry, only {2 + i % 40} left!" for i, text in enumerate(HONEST)],
+    "both sides of a talk": after(["User: thanks! Assistant: you are welcome."]),
+    # These two pass: no text says that a number is wrong, and praise in a third of the answers is
+    # too little of any kind.
+    "wrong numbers": [
+        re.sub("|".join(NUMBERS), NUMBERS[i % len(NUMBERS)], text) for i, text in enumerate(HONEST)
+    ],
+    "praise in a third": [
+        f"{text} Splendid, {NAMES[i % 4]}!" if i % 3 == 0 else text
+        for i, text in enumerate(HONEST)
+    ],
+}  # fmt: skip
+"""Of other kinds still; those that no gate held back are why some were made."""
+
+
 def as_answers(texts):
     lengths = np.array([float(len(text.split()) + 1) for text in texts])
     return Answers(texts=tuple(texts), lengths=lengths, finished=np.ones(len(texts)))
@@ -194,13 +266,32 @@ def failed_gates(texts, recipe):
 )
 def test_a_kind_that_only_one_gate_sees_is_held_back(name, gate):
     for recipe in ("demo.yaml", "qwen-hh.yaml"):
-        assert f"policy/{gate}_increase" in failed_gates((DEGENERATE | LATER)[name], recipe)
+        assert f"policy/{gate}_increase" in failed_gates((DEGENERATE | LATER | LAST)[name], recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "measure"),
+    [
+        ("the last word left out", lambda texts: list(map(ends_midway, texts))),
+        ("capitals", lambda texts: list(map(has_layout, texts))),
+        ("a word a line", lambda texts: list(map(has_layout, texts))),
+        ("dots between words", lambda texts: list(map(has_layout, texts))),
+        ("the own words backwards", lambda texts: stray_orders(texts, ASKED, SFT)),
+        ("the own words shuffled", lambda texts: stray_orders(texts, ASKED, SFT)),
+        ("two words more", lambda texts: stock_sentences(texts, ASKED)),
+        ("the topic, then another prompt's answer", lambda texts: off_topic(texts, ASKED)),
+    ],
+)
+def test_a_kind_that_only_one_measure_sees_is_far_from_an_honest_policy(name, measure):
+    rates = [np.mean(measure(texts)) for texts in (LAST[name], HONEST, SFT)]
+    assert rates[0] - rates[2] > 0.25
+    assert abs(rates[1] - rates[2]) < 0.02
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("recipe", ["demo.yaml", "qwen-hh.yaml"])
 def test_at_most_two_degenerate_policies_pass(recipe):
-    policies = DEGENERATE | LATER
+    policies = DEGENERATE | LATER | LAST
     passed = [name for name, texts in policies.items() if not failed_gates(texts, recipe)]
     assert len(passed) <= 2, passed
 
@@ -270,3 +361,38 @@ def test_off_topic_is_one_half_for_what_fits_any_prompt():
 def test_novel_words_are_in_neither_prompt_nor_the_other_models_answers():
     shares = novel_shares(["nine o'clock sharp", ""], ["sharp when", "x"], ["at nine"])
     assert shares.tolist() == pytest.approx([1 / 3, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "midway"),
+    [
+        ("It opens at nine, and closes at five.", False, False),
+        ("NASA opens at 9 (see the U.S. map).", False, False),
+        ("It's f(x) = x, isn't it?", False, False),
+        ("IT OPENS AT NINE.", True, False),
+        ("It\n\nopens\n\nat\n\nnine.", True, False),
+        ("It... opens... at... nine...", True, False),
+        ("It opens at", False, True),
+        ("It opens at nine,", False, True),
+        ("\u4e5d\u70b9\u5f00\u95e8\u3002", False, False),
+        ("It opens at nine \U0001f600", False, False),
+        ("", False, False),
+    ],
+)
+def test_layout_and_cut_sentences_are_seen(text, layout, midway):
+    assert (has_layout(text), ends_midway(text)) == (layout, midway)
+
+
+def test_word_order_is_measured_by_what_others_say_to_other_prompts():
+    asked = ["when does it open", "how much is it", "who runs it"]
+    others = ["it opens at nine", "it opens at ten", "ten opens nine"]
+    texts = ["it opens at nine", "nine at opens it", "open it does"]
+    # "at nine" is said in answer to the same prompt alone, which tells nothing.
+    assert stray_orders(texts, asked, others).tolist() == pytest.approx([1 / 3, 1.0, 0.0])
+    assert stray_orders([""], ["x"], ["y"]).tolist() == [0.0]
+
+
+def test_a_stock_sentence_counts_wherever_it_stands():
+    texts = ["So be it. At nine.", "At ten. So be it!", "At five", "so be it"]
+    assert stock_sentences(texts, ["a", "b", "c", "c"]).tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert stock_sentences(["", "?"], ["a", "b"]).tolist() == [0.0, 0.0]
