@@ -25,7 +25,13 @@ _IN_RUN = (CONFIG, "report.html", MARK, ".*.lock", ".*.forced-by", ".approval-*.
 _IN_STAGE = (
     *("inputs.json", RESULT, "record.json", "rows.json", "mlflow-run", "mlflow-address.txt"),
     *("set-aside-*.jsonl", "samples.jsonl", "watched-answers.jsonl", "selection-answers.jsonl"),
-    *("suites/*.jsonl", "votes/*/*.jsonl", "votes/*/*.json", "processes/*"),
+    *(
+        "suites/*.jsonl",
+        "suite-answers/*.jsonl",
+        "votes/*/*.jsonl",
+        "votes/*/*.json",
+        "processes/*",
+    ),
     *(
         f"{folder}/{pattern}"
         for folder in ("checkpoints", "checkpoints/kept")

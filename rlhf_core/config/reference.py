@@ -121,7 +121,9 @@ def start_paths(raw: Any, section: type[BaseModel], root: Path) -> None:
                 start_paths(part, inner, root)
 
 
-_MAY_BE_FOLDERS = ("base", "model", "models")
+_MAY_BE_FOLDERS = ("base", "model", "models", "tasks")
+_ENDS_FILE = (".yaml", ".yml")
+"""Of a task's file; other names of tasks are names."""
 _MAY_BE_FUNCTIONS = ("function", "rater", "annotators")
 
 
@@ -147,7 +149,8 @@ def _named_from_here(written: Any, root: Path, *, is_function: bool) -> Any:
     if is_function:
         file, colon, function = written.rpartition(":")
         return f"{_from_here(file, root)}{colon}{function}" if file.endswith(".py") else written
-    return _from_here(written, root) if (root / written).is_dir() else written
+    is_path = written.endswith(_ENDS_FILE) or (root / written).is_dir()
+    return _from_here(written, root) if is_path else written
 
 
 def _sections(annotation: Any, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:

@@ -12,9 +12,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlhf_core.config.evaluation import EvaluationConfig, GateConfig
 from rlhf_core.config.phrases import Phrase, compile_phrase, finds_anything
-from rlhf_core.config.suites import SuiteConfig, suite_of
+from rlhf_core.config.suites import DIFFERENCE as LOSS
+from rlhf_core.config.suites import LmEvalSuiteConfig, SuiteConfig, suite_of
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.gates import judge_estimate
+from rlhf_core.evaluation.harness import tasks_digest
 from rlhf_core.evaluation.reading import plain
 from rlhf_core.schema import Conversation, Estimate, EvaluationReport, GateResult, Message, Record
 from rlhf_core.statistics.intervals import DIFFERENCE, SHARE, Plans, Resampling, estimate_mean
@@ -124,6 +126,39 @@ class SuiteAnswer(Record):
         return self.candidate_score - self.baseline_score
 
 
+@dataclass(frozen=True)
+class ItemAnswer:
+    """What one model answered to one item."""
+
+    item: str
+    prompt: Conversation
+    tags: tuple[str, ...]
+    text: str
+    score: float
+    """From 0 to 1; 1 for an answer that passes."""
+    unmet: tuple[str, ...] = ()
+    """What the answer fails, in words."""
+
+
+def paired(candidate: Sequence[ItemAnswer], baseline: Sequence[ItemAnswer]) -> list[SuiteAnswer]:
+    """Return both models' answers to the same items, those that changed first, losses first."""
+    rows = [
+        SuiteAnswer(
+            item=own.item,
+            prompt=own.prompt,
+            tags=own.tags,
+            candidate=own.text,
+            baseline=other.text,
+            candidate_score=own.score,
+            baseline_score=other.score,
+            candidate_unmet=own.unmet,
+            baseline_unmet=other.unmet,
+        )
+        for own, other in zip(candidate, baseline, strict=True)
+    ]
+    return sorted(rows, key=lambda row: (row.change == 0.0, row.change))
+
+
 _PATTERNS: dict[str, Phrase] = {}
 
 
@@ -202,7 +237,12 @@ def suites_digest(suites: Sequence[SuiteConfig]) -> str:
     """Return sha256 of what all suites ask, empty without any: a list that changed is run again."""
     if not suites:
         return ""
-    asked = {suite.name: items_digest(read_items(suite.path)) for suite in suites}
+    asked = {
+        suite.name: tasks_digest(suite)
+        if isinstance(suite, LmEvalSuiteConfig)
+        else items_digest(read_items(suite.path))
+        for suite in suites
+    }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -265,7 +305,8 @@ def suite_results(
         suite = suite_of(metric, suites)
         if suite is None or suite.max_loss is None or metric in gated:
             continue
-        if metric not in _asked_of(suite):
+        tag = metric.removeprefix(f"suite/{suite.name}/").removesuffix(LOSS).rstrip("/")
+        if not metric.endswith(LOSS) or (tag and not suite.gates_part(tag)):
             continue
         gate = GateConfig(
             metric=metric,
@@ -275,8 +316,3 @@ def suite_results(
         )
         results.append(judge_estimate(gate, estimate))
     return tuple(results)
-
-
-def _asked_of(suite: SuiteConfig) -> set[str]:
-    start = f"suite/{suite.name}/"
-    return {f"{start}difference", *(f"{start}{tag}/difference" for tag in suite.gated_tags)}

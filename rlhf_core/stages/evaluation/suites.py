@@ -1,16 +1,24 @@
 """Champion and candidate on every suite; what each said is kept, what changed first."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from rlhf_core.config import PipelineConfig
-from rlhf_core.config.suites import RegressionSuiteConfig, suite_of
+from rlhf_core.config.suites import LmEvalSuiteConfig, RegressionSuiteConfig, suite_of
 from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.evaluation.harness import HarnessTask, harness_version, load_tasks, tasks_digest
+from rlhf_core.evaluation.harness_answers import Asked, harness_answers
 from rlhf_core.evaluation.suites import (
-    SuiteAnswer,
+    ItemAnswer,
     SuiteItem,
     SuitePlan,
     items_digest,
+    paired,
     read_items,
     suite_metrics,
 )
@@ -21,37 +29,141 @@ from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluation.scoring import fits_conversation
 from rlhf_core.stages.evaluation.verdict import metric_plans
 from rlhf_core.storage.records import write_records
+from rlhf_core.tokenization import Renderer
+from rlhf_core.trainers.progress import Progress
 
 FOLDER = "suites"
+ANSWERS = "suite-answers"
+"""Folder of answers as they come, which an evaluation that was stopped goes on from."""
 
 
-def check_suites(config: PipelineConfig) -> dict[str, list[SuiteItem]]:
+@dataclass(frozen=True)
+class AskedModel:
+    """A model with what it is asked by."""
+
+    ref: ModelRef
+    model: PreTrainedModel
+    renderer: Renderer
+
+
+@dataclass(frozen=True)
+class ListSuite:
+    """A list of one's own, read."""
+
+    suite: RegressionSuiteConfig
+    items: Sequence[SuiteItem]
+
+    @property
+    def source(self) -> str:
+        """Where it is from, for people."""
+        return str(self.suite.path)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what it asks."""
+        return items_digest(self.items)
+
+    @property
+    def tags(self) -> set[str]:
+        """Parts that have metrics of their own."""
+        return {tag for item in self.items for tag in item.tags}
+
+    def answers(
+        self, config: PipelineConfig, asked: AskedModel, directory: Path
+    ) -> list[ItemAnswer]:
+        """Answer every item greedily; nothing of it is kept, for it takes no longer than a look."""
+        said = _greedy(config, self.suite, self.items, asked)
+        unmet = [tuple(item.unmet(text)) for item, text in zip(self.items, said, strict=True)]
+        return [
+            ItemAnswer(item.id, item.prompt, item.tags, text, float(not failed), failed)
+            for item, text, failed in zip(self.items, said, unmet, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class HarnessSuite:
+    """Tasks of lm-evaluation-harness, loaded."""
+
+    suite: LmEvalSuiteConfig
+    tasks: Sequence[HarnessTask]
+    sha256: str = field(init=False)
+    """Digest of what they ask."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha256", tasks_digest(self.suite))
+
+    @property
+    def source(self) -> str:
+        """Where it is from, for people."""
+        metrics = sorted({task.metric for task in self.tasks})
+        harness = f"lm-eval {harness_version(self.suite.name)}"
+        return f"{', '.join(self.suite.tasks)} ({', '.join(metrics)}, {harness})"
+
+    @property
+    def tags(self) -> set[str]:
+        """Parts that have metrics of their own."""
+        return {task.part for task in self.tasks if task.part}
+
+    def answers(
+        self, config: PipelineConfig, asked: AskedModel, directory: Path
+    ) -> list[ItemAnswer]:
+        """Answer and score every item; what is there of an earlier attempt is not asked again."""
+        settings = self.suite.model_dump(exclude={"name", "max_loss", "items_are", "confidence"})
+        known = [self.sha256, asked.ref.sha256, settings, config.model.device]
+        name = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()[:16]
+        progress: dict[str, Progress] = {}
+
+        def tell(task: str, done: int, total: int) -> None:
+            if task not in progress:
+                told = f"evaluate: {self.suite.name}: {task}: {asked.ref.name}"
+                progress[task] = Progress(told, total=total, done=0)
+            while progress[task].done < done:
+                progress[task].advance({})
+
+        journal = directory / ANSWERS / f"{self.suite.name}-{name}.jsonl"
+        how = Asked(self.suite, config.answer_length(), journal, tell)
+        try:
+            return harness_answers(self.tasks, asked.model, asked.renderer.tokenizer, how)
+        finally:
+            for shown in progress.values():
+                shown.close()
+
+
+AskedSuite = ListSuite | HarnessSuite
+
+
+def check_suites(config: PipelineConfig) -> list[AskedSuite]:
     """Read the suites; refuse what cannot be run, and gates on parts of them that do not exist.
 
     Returns:
-        The items of each suite, by its name.
+        Every suite with its items.
 
     Raises:
-        DataError: a list is missing or broken; file and line.
-        ConfigError: a gate asks about a tag that no item has.
+        DataError: a list or a task's data are missing or broken; file and line.
+        ConfigError: a gate asks about a tag that no item has; a task cannot be used here.
     """
-    found = {suite.name: read_items(suite.path) for suite in config.evaluation.suites}
+    found: list[AskedSuite] = []
     for suite in config.evaluation.suites:
-        tags = {tag for item in found[suite.name] for tag in item.tags}
+        asked: AskedSuite = (
+            HarnessSuite(suite, load_tasks(suite))
+            if isinstance(suite, LmEvalSuiteConfig)
+            else ListSuite(suite, read_items(suite.path))
+        )
         for gate in config.gates_of("policy"):
-            asked = gate.metric.removeprefix(f"suite/{suite.name}/").rpartition("/")[0]
-            if suite_of(gate.metric, [suite]) and asked and asked not in tags:
-                known = ", ".join(sorted(tags)) or "none"
+            part = gate.metric.removeprefix(f"suite/{suite.name}/").rpartition("/")[0]
+            if suite_of(gate.metric, [suite]) and part and part not in asked.tags:
+                known = ", ".join(sorted(asked.tags)) or "none"
                 raise ConfigError(
-                    f"gates.policy: {gate.metric}: no item of {suite.path} has the tag {asked!r}; "
+                    f"gates.policy: {gate.metric}: no item of {asked.source} has the tag {part!r}; "
                     f"tags are {known}"
                 )
+        found.append(asked)
     return found
 
 
 def with_suites(
     config: PipelineConfig,
-    asked: Mapping[str, Sequence[SuiteItem]],
+    asked: Sequence[AskedSuite],
     models: Mapping[str, ModelRef],
     report: EvaluationReport,
     directory: Path,
@@ -60,7 +172,7 @@ def with_suites(
 
     Args:
         config: settings of the run.
-        asked: items of each suite, as ``check_suites`` read them.
+        asked: the suites, as ``check_suites`` read them.
         models: ``policy``, ``sft`` and, where there is one, ``champion``.
         report: what was measured on held-out prompts.
         directory: gets ``suites/NAME.jsonl`` of each.
@@ -68,17 +180,18 @@ def with_suites(
     others = {name: one for name, one in report.metrics.items() if not name.startswith("suite/")}
     suites: dict[str, SuiteRecord] = {}
     plans = metric_plans(config, "policy", look=report.look)
-    for suite in config.evaluation.suites:
-        items = asked[suite.name]
-        rows = compare_on(config, suite, items, models)
-        rows.sort(key=lambda row: (row.change == 0.0, row.change))
-        path = directory / FOLDER / f"{suite.name}.jsonl"
+    baseline = models.get("champion") or models["sft"]
+    candidates = _answers(config, asked, models["policy"], directory)
+    baselines = _answers(config, asked, baseline, directory)
+    for one, own, theirs in zip(asked, candidates, baselines, strict=True):
+        rows = paired(own, theirs)
+        path = directory / FOLDER / f"{one.suite.name}.jsonl"
         write_records(path, rows)
-        others |= suite_metrics(rows, SuitePlan(suite, plans, config.evaluation))
-        suites[suite.name] = SuiteRecord(
-            source=str(suite.path),
-            sha256=items_digest(items),
-            baseline=_baseline(models).uri,
+        others |= suite_metrics(rows, SuitePlan(one.suite, plans, config.evaluation))
+        suites[one.suite.name] = SuiteRecord(
+            source=one.source,
+            sha256=one.sha256,
+            baseline=baseline.uri,
             baseline_score=sum(row.baseline_score for row in rows) / len(rows),
             lost=sum(row.change < 0 for row in rows),
             gained=sum(row.change > 0 for row in rows),
@@ -87,60 +200,35 @@ def with_suites(
     return report.model_copy(update={"metrics": others, "suites": suites})
 
 
-def _baseline(models: Mapping[str, ModelRef]) -> ModelRef:
-    return models.get("champion") or models["sft"]
-
-
-def compare_on(
-    config: PipelineConfig,
-    suite: RegressionSuiteConfig,
-    items: Sequence[SuiteItem],
-    models: Mapping[str, ModelRef],
-) -> list[SuiteAnswer]:
-    """Answer every item greedily by candidate and baseline, and look at both answers."""
-    longest = suite.max_new_tokens or config.answer_length()
-    candidate, baseline = (
-        _greedy(config, suite, items, model, longest)
-        for model in (models["policy"], _baseline(models))
-    )
-    rows = []
-    for item, own, other in zip(items, candidate, baseline, strict=True):
-        unmet, theirs = item.unmet(own), item.unmet(other)
-        rows.append(
-            SuiteAnswer(
-                item=item.id,
-                prompt=item.prompt,
-                tags=item.tags,
-                candidate=own,
-                baseline=other,
-                candidate_score=float(not unmet),
-                baseline_score=float(not theirs),
-                candidate_unmet=tuple(unmet),
-                baseline_unmet=tuple(theirs),
-            )
-        )
-    return rows
+def _answers(
+    config: PipelineConfig, asked: Sequence[AskedSuite], ref: ModelRef, directory: Path
+) -> list[list[ItemAnswer]]:
+    """Return a model's answers to each suite; it is loaded once, and let go before the next is."""
+    if not asked:
+        return []
+    model = load_causal(ref.path, device=config.model.device)
+    one = AskedModel(ref, model, model_renderer(ref.path))
+    return [suite.answers(config, one, directory) for suite in asked]
 
 
 def _greedy(
     config: PipelineConfig,
     suite: RegressionSuiteConfig,
     items: Sequence[SuiteItem],
-    model: ModelRef,
-    longest: int,
+    asked: AskedModel,
 ) -> list[str]:
-    renderer = model_renderer(model.path)
+    longest = suite.max_new_tokens or config.answer_length()
     room = config.model.max_length - longest
     for item in items:
-        if not fits_conversation(item.prompt, renderer, room):
+        if not fits_conversation(item.prompt, asked.renderer, room):
             raise DataError(
-                f"{suite.path}, {item.id}: the prompt cannot be rendered for {model.uri} in {room} "
-                f"tokens (model.max_length less the answer's {longest}); shorten it, or give the "
-                f"suite {suite.name} fewer max_new_tokens"
+                f"{suite.path}, {item.id}: the prompt cannot be rendered for {asked.ref.uri} in "
+                f"{room} tokens (model.max_length less the answer's {longest}); shorten it, or "
+                f"give the suite {suite.name} fewer max_new_tokens"
             )
     answers = sample_responses(
-        load_causal(model.path, device=config.model.device),
-        renderer.tokenizer,
+        asked.model,
+        asked.renderer.tokenizer,
         [item.prompt for item in items],
         max_new_tokens=longest,
         temperature=0.0,
