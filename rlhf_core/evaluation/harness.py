@@ -282,7 +282,7 @@ def _require_plain(file: _TaskFile, where: str) -> None:
         known = named in metric_registry or own or file.settings.get("process_results")
         if not known or (isinstance(metric, dict) and metric.get("hf_evaluate")):
             raise ConfigError(
-                f"{where}: {file.path}: metric_list: {shorten(named)} is no metric of the harness; "
+                f"{where}: {file.path}: metric_list: {named} is no metric of the harness; "
                 f"it has {', '.join(sorted(metric_registry))}"
             )
     path = file.settings.get("dataset_path")

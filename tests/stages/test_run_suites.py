@@ -7,10 +7,14 @@ import pytest
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.evaluation.suites import SuiteAnswer, suites_digest
+from rlhf_core.evaluation.suites import SuiteAnswer, suite_results, suites_digest
+from rlhf_core.models import load_causal, save_model
+from rlhf_core.rollout.sample import sample_responses
+from rlhf_core.schema import EvaluationReport, Message
+from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluate import evaluate_policy
 from rlhf_core.stages.evaluation.report import write_report
-from rlhf_core.stages.evaluation.suites import check_suites
+from rlhf_core.stages.evaluation.suites import check_suites, with_suites
 from rlhf_core.storage.records import read_records
 
 
@@ -36,11 +40,6 @@ QUESTIONS = [f"When does the {place} open?" for place in ("mill", "zoo", "pool",
 def test_both_models_answer_each_item_and_what_changed_comes_first(
     four_models, with_suite, stage_context, small_splits
 ):
-    from rlhf_core.models import load_causal
-    from rlhf_core.rollout.sample import sample_responses
-    from rlhf_core.schema import Message
-    from rlhf_core.stages.base_model import model_renderer
-
     path = four_models["sft"].path
     said = sample_responses(
         load_causal(path), model_renderer(path).tokenizer,
@@ -119,3 +118,114 @@ def test_a_list_that_changed_is_another_evaluation(with_suite):
     with_suite([{"prompt": "x", "must_match": "b"}])
     assert suites_digest(one) != before
     assert suites_digest(()) == ""
+
+
+@pytest.fixture
+def with_tasks(stage_config, tmp_path):
+    """Settings with a multiple choice and a written answer of lm-evaluation-harness."""
+    pytest.importorskip("lm_eval")
+    rows = [
+        {
+            "place": place,
+            "choices": [f"It opens at {hour}." for hour in range(7, 11)],
+            "gold": i % 4,
+        }
+        for i, place in enumerate(("mill", "zoo", "pool", "castle", "tower", "market"))
+    ]
+    (tmp_path / "places.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    both = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "places.jsonl"}},
+        "test_split": "test",
+        "doc_to_text": "When does the {{place}} open?",
+    }
+    chosen = {"task": "chosen", "output_type": "multiple_choice", "doc_to_choice": "choices"}
+    written = {"task": "written", "output_type": "generate_until", "doc_to_target": "{{place}}"}
+    (tmp_path / "chosen.yaml").write_text(json.dumps(both | chosen | {"doc_to_target": "gold"}))
+    kept = {"metric_list": [{"metric": "exact_match"}], "generation_kwargs": {"until": ["."]}}
+    (tmp_path / "written.yaml").write_text(json.dumps(both | written | kept))
+
+    def make(**suite):
+        settings = stage_config().model_dump()
+        tasks = [str(tmp_path / f"{name}.yaml") for name in ("chosen", "written")]
+        suite = {"kind": "lm_eval", "name": "known", "tasks": tasks, "items_are": "all", **suite}
+        settings["evaluation"]["suites"] = [suite]
+        return PipelineConfig.model_validate(settings)
+
+    return make
+
+
+def by_the_harness(model, tasks):
+    """Scores as the harness computes them with its own model, loader and loop."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    found = TaskManager(include_defaults=False).load(list(tasks))
+    found["tasks"]["written"].set_config("generation_kwargs", {"max_gen_toks": 16}, update=True)
+    tokenizer = model_renderer(model.path).tokenizer
+    own = HFLM(pretrained=load_causal(model.path), tokenizer=tokenizer, batch_size=8)
+    return lm_eval.evaluate(own, found, apply_chat_template=True, bootstrap_iters=0)["results"]
+
+
+def test_tasks_of_the_harness_score_as_there_and_go_on_where_they_stopped(
+    four_models, with_tasks, stage_context
+):
+    config = with_tasks(batch_size=1)
+    suites, folder = check_suites(config), stage_context.directory
+    before = empty_report(four_models["policy"])
+    report = with_suites(config, suites, four_models, before, folder)
+    own = by_the_harness(four_models["policy"], config.evaluation.suites[0].tasks)
+    assert report.metrics["suite/known/chosen/score"].value == own["chosen"]["acc,none"]
+    assert report.metrics["suite/known/written/score"].value == own["written"]["exact_match,none"]
+    rows = read_records(report.suites["known"].answers, SuiteAnswer)
+    assert len(rows) == 12
+    assert "nats 'It opens at 7.'" in next(row for row in rows if row.tags == ("chosen",)).candidate
+
+    journals = sorted(folder.glob("suite-answers/*.jsonl"))
+    whole = [journal.read_text() for journal in journals]
+    assert len(whole) == 2
+    for journal in journals:
+        journal.write_text(journal.read_text()[:-20])
+    assert with_suites(config, suites, four_models, before, folder).metrics == report.metrics
+    # Only what the journals lacked was asked again: no line of them is there twice.
+    assert [journal.read_text() for journal in journals] == whole
+
+
+def test_a_candidate_that_lost_its_capability_is_held_back_and_an_equal_one_is_not(
+    four_models, with_tasks, stage_context, tmp_path
+):
+    sft, folder = four_models["sft"], stage_context.directory
+    damaged = load_causal(sft.path)
+    damaged.model.norm.weight.data.neg_()  # what was probable is improbable
+    sha256 = save_model(damaged, model_renderer(sft.path).tokenizer, tmp_path / "damaged")
+    config = with_tasks(tasks=str(tmp_path / "chosen.yaml"))
+
+    def measured(candidate):
+        models = {"policy": candidate, "sft": sft}
+        return with_suites(config, check_suites(config), models, empty_report(sft), folder)
+
+    # The right choice is the one that SFT finds most probable, so it passes all of them.
+    answers = read_records(measured(sft).suites["known"].answers, SuiteAnswer)
+    likely = {int(row.item.split()[1]): row.baseline.splitlines()[0] for row in answers}
+    rows = [json.loads(line) for line in (tmp_path / "places.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["gold"] = row["choices"].index(likely[number].partition("nats ")[2].strip("'"))
+    (tmp_path / "places.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    moved = {"path": tmp_path / "damaged", "sha256": sha256}
+    for candidate, verdict in ((sft, "PROMOTE"), (sft.model_copy(update=moved), "REJECT")):
+        report = measured(candidate)
+        assert report.suites["known"].baseline_score == 1.0
+        (result,) = suite_results(config.evaluation.suites, (), report)
+        assert (result.gate, result.verdict) == ("suite/known/difference", verdict)
+
+
+def empty_report(model):
+    return EvaluationReport(stage="policy", model=model, metrics={})
+
+
+def test_an_item_that_does_not_fit_the_model_is_named(four_models, with_tasks, stage_context):
+    config = with_tasks(max_new_tokens=600)
+    report = empty_report(four_models["policy"])
+    with pytest.raises(DataError, match=r"written: an item of .* answer of 600 does not fit .*512"):
+        with_suites(config, check_suites(config), four_models, report, stage_context.directory)

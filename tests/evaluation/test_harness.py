@@ -1,0 +1,169 @@
+"""Tasks of lm-evaluation-harness: what is trusted, what is refused and in which words."""
+
+import json
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+import yaml
+
+from rlhf_core.config.suites import LmEvalSuiteConfig
+from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.evaluation import harness
+from rlhf_core.evaluation.harness import load_tasks, tasks_digest
+
+pytest.importorskip("lm_eval")
+
+HOURS = ("nine", "ten", "two", "six")
+PLACES = ("mill", "zoo", "pool", "castle", "market", "tower")
+TASK = {
+    "task": "opening",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "places.jsonl"}},
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "When does the {{place}} open?",
+    "doc_to_choice": "choices",
+    "doc_to_target": "gold",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@pytest.fixture
+def task_file(tmp_path):
+    """A task of one's own, and its data beside it."""
+    rows = [
+        {"place": place, "choices": [f"At {hour}." for hour in HOURS], "gold": number % 4}
+        for number, place in enumerate(PLACES)
+    ]
+    (tmp_path / "places.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def write(name="opening.yaml", **settings):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({**TASK, **settings}))
+        return path
+
+    return write
+
+
+def suite(*tasks, **settings):
+    return LmEvalSuiteConfig(name="town", tasks=[str(task) for task in tasks], **settings)
+
+
+def test_a_task_file_is_loaded_with_the_data_beside_it(task_file):
+    (task,) = load_tasks(suite(task_file()))
+    assert (task.metric, task.filter, task.part) == ("acc", "none", "")
+    assert len(task.task.eval_docs) == len(PLACES)
+    assert task.task.get_config("num_fewshot") == 0
+
+
+def test_several_tasks_are_parts_and_solved_examples_are_taken(task_file):
+    other = task_file("closing.yaml", task="clo/sing", num_fewshot=0)
+    tasks = load_tasks(suite(task_file(), other, num_fewshot=2))
+    assert [one.part for one in tasks] == ["opening", "clo-sing"]
+    # The harness leaves a task that says 0 at 0, whatever is asked.
+    assert [one.task.get_config("num_fewshot") for one in tasks] == [2, 2]
+
+
+def test_what_is_asked_is_known_by_task_included_file_data_and_harness(task_file, monkeypatch):
+    path = task_file(include="base.yaml")
+    base, data = path.with_name("base.yaml"), path.with_name("places.jsonl")
+    base.write_text("description: Be brief.\n")
+    found = [tasks_digest(suite(path))]
+    assert tasks_digest(suite(path)) == found[0]
+    for file, text in ((base, "description: Be long.\n"), (data, data.read_text()[:-1] + " }")):
+        file.write_text(text)
+        found.append(tasks_digest(suite(path)))
+    task_file(include="base.yaml", doc_to_text="{{place}}?")
+    found.append(tasks_digest(suite(path)))
+    monkeypatch.setattr(harness, "version", lambda package: "9.9")
+    found.append(tasks_digest(suite(path)))
+    assert len(set(found)) == 5
+
+
+def test_code_runs_only_where_the_environment_names_its_digest(task_file, tmp_path, monkeypatch):
+    path = task_file()
+    (tmp_path / "ours.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+        "def text(doc):\n    return doc['place']\n"
+    )
+    # As a tag of YAML, and not the text of one.
+    path.write_text(
+        path.read_text().replace("When does the {{place}} open?", "!function ours.text")
+    )
+    path.write_text(path.read_text().replace("'!function ours.text'", "!function ours.text"))
+    with pytest.raises(ConfigError, match=r"runs Python code .*RLHF_TRUSTED_CODE=") as e:
+        load_tasks(suite(path))
+    assert not (tmp_path / "ran").exists()
+    digest = str(e.value).partition("RLHF_TRUSTED_CODE=")[2][:64]
+    monkeypatch.setenv("RLHF_TRUSTED_CODE", digest)
+    (task,) = load_tasks(suite(path))
+    assert task.task.doc_to_text({"place": "mill"}) == "mill"
+    (tmp_path / "ours.py").write_text("def text(doc):\n    return 'other'\n")
+    with pytest.raises(ConfigError, match="runs Python code"):
+        load_tasks(suite(path))
+
+
+def test_a_template_reaches_nothing_but_the_item(task_file):
+    path = task_file(doc_to_text="{{place.__class__}}")
+    with pytest.raises(DataError, match="SecurityError"):
+        load_tasks(suite(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "said"),
+    [
+        ({"task": ["a", "b"]}, {}, "is a group of tasks"),
+        ({"group": "a"}, {}, "is a group of tasks"),
+        ({"task": ""}, {}, "task: expected the task's name"),
+        ({"dataset_kwargs": {"data_files": "gone.jsonl"}}, {}, r"there is no file gone\.jsonl"),
+        ({"dataset_kwargs": {}}, {}, "names no data_files"),
+        ({"dataset_path": "pandas"}, {}, "pandas is not read here"),
+        ({"test_split": "dev"}, {}, "the task cannot be used: KeyError: 'dev'"),
+        ({"doc_to_text": "{{plaice}}"}, {}, "'plaice' is undefined"),
+        ({"include": "gone.yaml"}, {}, r"gone\.yaml cannot be read"),
+        ({"include": "opening.yaml"}, {}, "includes itself"),
+        ({"output_type": "guess"}, {}, "invalid output_type 'guess'"),
+        ({"metric_list": [{"metric": "accc"}]}, {}, "accc is no metric of the harness; it has acc"),
+        ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, {}, "no metric of the harness"),
+        ({"unsafe_code": True}, {}, "runs code that a model writes"),
+        ({"output_type": "loglikelihood_rolling", "metric_list": None}, {}, "perplexity of whole"),
+        ({}, {"metric": "f1"}, "does not measure f1; it has acc"),
+        ({}, {"metric": "acc,strict"}, "does not measure acc,strict"),
+    ],
+)
+def test_a_task_that_cannot_be_used_is_told_in_one_line(task_file, settings, asked, said):
+    with pytest.raises((ConfigError, DataError), match=said) as told:
+        load_tasks(suite(task_file(**settings), **asked))
+    assert "\n" not in str(told.value)
+    assert "evaluation.suites: town" in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["- a", "a: [", "just words", "", "task: !other x"])
+def test_a_file_that_is_no_task_is_refused(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"x\.yaml"):
+        load_tasks(suite(tmp_path / "x.yaml"))
+
+
+def test_a_missing_file_and_one_task_twice_are_named(task_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"gone\.yaml cannot be read: No such file"):
+        load_tasks(suite(tmp_path / "gone.yaml"))
+    with pytest.raises(ConfigError, match="opening is there twice"):
+        load_tasks(suite(task_file(), task_file("again.yaml")))
+
+
+def test_empty_data_are_refused(task_file, tmp_path):
+    path = task_file()
+    (tmp_path / "places.jsonl").write_text("")
+    with pytest.raises(DataError, match="the task cannot be used"):
+        load_tasks(suite(path))
+
+
+def test_without_the_package_its_extra_is_named(task_file, monkeypatch):
+    def missing(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(harness, "version", missing)
+    for ask in (load_tasks, tasks_digest):
+        with pytest.raises(ConfigError, match=r"pip install 'rlhf-pipeline\[suites\]'"):
+            ask(suite(task_file()))
