@@ -14,8 +14,9 @@ FUNCTIONS = "RLHF_ALLOWED_FUNCTIONS"
 """Names the variable with the functions that settings may name, by commas: ``module:function``
 or ``file.py:function``."""
 MODEL_CODE = "RLHF_TRUSTED_CODE"
-"""Names the variable with the code of models that may run, by commas: the commit of a hub
-repository (40 hexadecimal digits), or for a folder the sha256 of its Python files (64)."""
+"""Names the variable with the code of models, and of tasks, that may run, by commas: the commit of
+a hub repository (40 hexadecimal digits), or for a folder the sha256 of its Python files (64); of
+tasks in ``evaluation.suites`` the sha256 that their refusal names."""
 OWN_FUNCTIONS = ("rlhf_core.demo.annotators:collect_votes", "rlhf_core.demo.gold:rate")
 """The product's own, which the shipped demo names: always allowed."""
 

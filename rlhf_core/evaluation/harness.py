@@ -26,6 +26,7 @@ _ENDINGS = (".yaml", ".yml")
 _FORMATS = ("arrow", "csv", "json", "parquet", "text", "xml")
 """Builders of ``datasets`` that read files as data; others unpickle, or ask a server."""
 _FUNCTION = "!function"
+_UNSAFE = "runs code that a model writes, which is never done here"
 
 
 @dataclass(frozen=True)
@@ -307,6 +308,9 @@ def _by_name(entry: str, where: str) -> dict[str, Any]:
             f"{where}: {entry} is no task of lm-evaluation-harness {version('lm_eval')}; a task of "
             f"your own is named by its file (.yaml){meant}"
         )
+    # Asked before it is loaded: such a task fetches code of others for its metric.
+    if (manager._index[entry].cfg or {}).get("unsafe_code"):
+        raise ConfigError(f"{where}: {entry} {_UNSAFE}")
     with _told(f"{where}: {entry}"):
         loaded: dict[str, Any] = manager.load([entry])["tasks"]
         return loaded
@@ -342,7 +346,7 @@ def _is_about_hub(error: BaseException | None) -> bool:
 def _checked(suite: LmEvalSuiteConfig, entry: str, name: str, task: Any) -> HarnessTask:
     where = f"{_where(suite)}: {name}"
     if getattr(task, "UNSAFE_CODE", False):
-        raise ConfigError(f"{where} runs code that a model writes, which is never done here")
+        raise ConfigError(f"{where} {_UNSAFE}")
     if getattr(task, "MULTIMODAL", False) or task.OUTPUT_TYPE == "loglikelihood_rolling":
         what = "asks about images or sound" if getattr(task, "MULTIMODAL", False) else (
             "measures the perplexity of whole texts"

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 ALIASES = {
     "PolicyConfig": ("PpoConfig", "DpoConfig"),
     "RewardTerm": ("ModelTermConfig", "FunctionTermConfig", "EndpointTermConfig"),
-    "SuiteConfig": ("RegressionSuiteConfig",),
+    "SuiteConfig": ("RegressionSuiteConfig", "LmEvalSuiteConfig"),
     "LabelerConfig": ("SimulatedLabelerConfig", "AiLabelerConfig", "LabelStudioLabelerConfig"),
 }
 VALIDATORS = ("field_validator", "model_validator")
@@ -53,7 +53,10 @@ BY_NAME = {
     (kind, stage)
     for kind in ("GatesConfig", "RequiredGates")
     for stage in ("sft", "reward", "policy", "judge")
-} | {("RewardModelJudgeConfig", "kind"), ("RegressionSuiteConfig", "kind")}
+} | {
+    (kind, "kind")
+    for kind in ("RewardModelJudgeConfig", "RegressionSuiteConfig", "LmEvalSuiteConfig")
+}
 """``of_stage`` reads the key that its argument names; a discriminator tells these apart."""
 OPTIONAL = {("PreparationConfig", "policy"), ("PreparationConfig", "gates")}
 """Preparation lets them be missing; what reads them is read in ``PipelineConfig``."""
