@@ -205,7 +205,7 @@ class _Answerer:
 def _scored(one: HarnessTask, row: Mapping[str, Any]) -> ItemAnswer:
     """Return an item's answer with its score."""
     item = f"{one.task.task_name} {row['doc_id']}"
-    value = row.get(one.metric)
+    value: Any = row.get(one.metric)
     is_number = isinstance(value, int | float | np.generic) and math.isfinite(value)
     if not is_number or not 0 <= value <= 1:
         raise DataError(
