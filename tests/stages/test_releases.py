@@ -1,7 +1,9 @@
 """A release is one thing: promoted, rolled back, fought over, killed and completed as a whole."""
 
 import os
+import shutil
 import signal
+from itertools import product
 
 import pytest
 from mlflow.exceptions import RestException
@@ -21,12 +23,33 @@ def client(mlflow_home):
     return mlflow_client()
 
 
-def test_the_four_champions_move_and_come_back_together(client):
-    made = [register_release(client) for _ in range(3)]
-    for release in made:
-        assert promote_model(release["policy"]).moved
-        assert champions(client) == release
-    assert champions(client, "previous-champion") == made[1]
+@pytest.fixture(scope="module")
+def registry_of_three(tmp_path_factory, fresh_database):
+    """A database with three releases, promoted one after the other, and the releases."""
+    folder = tmp_path_factory.mktemp("three")
+    shutil.copy(fresh_database, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        client = mlflow_client()
+        made = [register_release(client) for _ in range(3)]
+        for release in made:
+            assert promote_model(release["policy"]).moved
+            assert champions(client) == release
+        assert champions(client, "previous-champion") == made[1]
+    return folder / "mlflow.db", made
+
+
+@pytest.fixture
+def three(mlflow_home, registry_of_three):
+    """The three releases in the test's own registry."""
+    database, made = registry_of_three
+    shutil.copy(database, mlflow_home)
+    return made
+
+
+def test_the_four_champions_move_and_come_back_together(three, client):
+    made = three
     back = rollback_policy("rlhf")
     assert (back.was, back.champion) == (made[2]["policy"], made[1]["policy"])
     assert champions(client) == made[1]
@@ -48,15 +71,16 @@ def test_a_release_without_a_reward_model_takes_its_alias_away_and_rollback_brin
     assert champions(client) == ppo
 
 
-@pytest.mark.parametrize("role", ["sft", "reward", "judge"])
-@pytest.mark.parametrize("verdict", ["HOLD", "REJECT", ""])
-def test_a_release_with_a_part_that_was_not_promoted_is_refused(client, role, verdict):
+def test_a_release_with_a_part_that_was_not_promoted_is_refused(client):
     promote_model(register_release(client)["policy"])
     before = champions(client)
-    bad = register_release(client, verdicts={role: verdict})
-    with pytest.raises(RegistryError, match=f"its {role} models:/rlhf-{role}/2 has verdict"):
-        promote_model(bad["policy"], reviewer="Ann")
-    assert champions(client) == before
+    bad = register_release(client)
+    for role, verdict in product(("sft", "reward", "judge"), ("HOLD", "REJECT", "")):
+        client.set_model_version_tag(f"rlhf-{role}", "2", "rlhf.verdict", verdict)
+        with pytest.raises(RegistryError, match=f"its {role} models:/rlhf-{role}/2 has verdict"):
+            promote_model(bad["policy"], reviewer="Ann")
+        assert champions(client) == before, (role, verdict)
+        client.set_model_version_tag(f"rlhf-{role}", "2", "rlhf.verdict", "PROMOTE")
     assert "rlhf.approval" not in find_version(bad["policy"]).tags
 
 
@@ -230,10 +254,8 @@ def test_the_sweep_completes_every_project(client, monkeypatch):
         assert len(champions(client, project=project)) == 4
 
 
-def test_a_deleted_champion_does_not_stop_a_rollback(client):
-    made = [register_release(client) for _ in range(3)]
-    for release in made:
-        promote_model(release["policy"])
+def test_a_deleted_champion_does_not_stop_a_rollback(three, client):
+    made = three
     client.delete_model_version("rlhf-policy", "3")
     back = rollback_policy("rlhf")
     assert back.champion == made[1]["policy"]
@@ -243,10 +265,8 @@ def test_a_deleted_champion_does_not_stop_a_rollback(client):
 
 
 @pytest.mark.parametrize("role", ["policy", "sft", "judge"])
-def test_a_deleted_previous_champion_is_passed_over_and_named(client, role):
-    made = [register_release(client) for _ in range(3)]
-    for release in made:
-        promote_model(release["policy"])
+def test_a_deleted_previous_champion_is_passed_over_and_named(three, client, role):
+    made = three
     client.delete_model_version(f"rlhf-{role}", "2")
     back = rollback_policy("rlhf")
     assert back.champion == made[0]["policy"]
@@ -267,10 +287,8 @@ def test_with_every_earlier_release_deleted_nothing_moves(client):
     assert champions(client) == made[1]
 
 
-def test_aliases_taken_away_in_the_ui_do_not_stop_a_rollback(client):
-    made = [register_release(client) for _ in range(3)]
-    for release in made:
-        promote_model(release["policy"])
+def test_aliases_taken_away_in_the_ui_do_not_stop_a_rollback(three, client):
+    made = three
     client.delete_registered_model_alias("rlhf-policy", "champion")
     client.delete_registered_model_alias("rlhf-policy", "previous-champion")
     back = rollback_policy("rlhf")
@@ -280,10 +298,8 @@ def test_aliases_taken_away_in_the_ui_do_not_stop_a_rollback(client):
     assert champions(client, "previous-champion") == made[0]
 
 
-def test_a_champion_that_a_person_chose_is_a_fact(client):
-    made = [register_release(client) for _ in range(4)]
-    for release in made[:3]:
-        promote_model(release["policy"])
+def test_a_champion_that_a_person_chose_is_a_fact(three, client):
+    made = [*three, register_release(client)]
     client.set_registered_model_alias("rlhf-policy", "champion", "1")
     settle("rlhf")
     assert champions(client)["policy"] == made[0]["policy"]
