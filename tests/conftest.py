@@ -1,5 +1,6 @@
 """Settings of Prefect and MLflow, and a real MLflow on SQLite, for every room that needs one."""
 
+import gc
 import logging
 import os
 import shutil
@@ -9,6 +10,8 @@ import pytest
 from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_flows.engine.environment import PREFECT_DEFAULTS
 from tests.forked import Forked
+
+gc.disable()  # until all is imported: looking for cycles in what stays is a quarter of that time
 
 # Before Prefect is imported by any test of any folder, for it reads its settings once.
 set_environment_defaults()
@@ -85,6 +88,12 @@ def pytest_collection_modifyitems(items):
             flows = "flows" if item.path.parent.name == "flows" else str(item.path)
             item.add_marker(pytest.mark.xdist_group(flows))
     items.sort(key=_turn)
+
+
+def pytest_collection_finish():
+    """From here on, what tests make is looked through, and not what was imported for them."""
+    gc.freeze()
+    gc.enable()
 
 
 def _turn(item):

@@ -13,6 +13,7 @@ flow run's process, a worker.
 import atexit
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import runpy
@@ -272,6 +273,7 @@ def load_flows():
 def become(request):
     """Be one command, in a fork: never returns."""
     status = 1
+    gc.enable()
     try:
         os.chdir(request["folder"])
         os.environ.clear()
@@ -354,7 +356,9 @@ def answer(link):
 
 def serve(address, folder, load):
     """Answer each connection in a fork, several at once, as long as somebody may ask."""
+    gc.disable()
     globals()[load]()
+    gc.freeze()  # a fork that looked through it for garbage would make a copy of every page
     from rlhf_core.adapters import versioning
     from rlhf_flows.servers import temporary_server
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from uuid import uuid4
 
 import pytest
 import requests
@@ -96,36 +97,53 @@ class DroppedAnswers:
         threading.Thread(target=self.listener.serve_forever, daemon=True).start()
 
 
-@pytest.fixture
-def server(tmp_path, fresh_database, monkeypatch):
-    folder = tmp_path / "server"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def started(tmp_path_factory, fresh_database):
+    folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(fresh_database.read_bytes())
     server = Server(folder)
-    server.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setenv("RLHF_TRACKING_PATIENCE", "60")
-    monkeypatch.chdir(tmp_path)
     yield server
     server.stop()
 
 
+@pytest.fixture
+def server(started, tmp_path, monkeypatch):
+    if started.process is None:
+        started.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", started.uri)
+    monkeypatch.setenv("RLHF_TRACKING_PATIENCE", "60")
+    monkeypatch.chdir(tmp_path)
+    return started
+
+
+@pytest.fixture
+def config(config):
+    """A project of the test's own on the server that all share."""
+    return config.model_copy(update={"project": f"project-{uuid4().hex[:8]}"})
+
+
+@pytest.fixture
+def name(config):
+    """The registered model of that project."""
+    return f"{config.project}-sft"
+
+
 def test_a_model_travels_over_http_and_is_downloaded_once(
-    server, config, context, model_folder, tmp_path, monkeypatch
+    server, config, name, context, model_folder, tmp_path, monkeypatch
 ):
     check_server()
     folder, sha256 = model_folder(b"weights over http")
     with open_run(config, context, "sft", inputs={}) as run:
         model = register_model(
-            run, directory=folder, name="rlhf-sft", kind="causal", sha256=sha256, tags={}
+            run, directory=folder, name=name, kind="causal", sha256=sha256, tags={}
         )
     assert run.url.startswith(server.uri)
     cache = tmp_path / "cache"
-    found = resolve_model("models:/rlhf-sft@candidate", cache=cache)
+    found = resolve_model(f"models:/{name}@candidate", cache=cache)
     assert found.sha256 == sha256
-    assert found.path == cache / "rlhf-sft" / "1"
+    assert found.path == cache / name / "1"
     assert (found.path / "model.safetensors").read_bytes() == b"weights over http"
-    assert [path.name for path in (cache / "rlhf-sft").iterdir()] == ["1"]
+    assert [path.name for path in (cache / name).iterdir()] == ["1"]
 
     def refuse(*args, **kwargs):
         raise AssertionError("downloaded again")
@@ -138,7 +156,7 @@ def test_a_model_travels_over_http_and_is_downloaded_once(
 
 
 def test_training_goes_on_while_the_server_is_away_and_nothing_is_lost(
-    server, config, context, model_folder
+    server, config, name, context, model_folder
 ):
     folder, sha256 = model_folder()
     with open_run(config, context, "sft", inputs={}) as run:
@@ -155,33 +173,31 @@ def test_training_goes_on_while_the_server_is_away_and_nothing_is_lost(
         restart = threading.Timer(3.0, server.start)
         restart.start()
         model = register_model(
-            run, directory=folder, name="rlhf-sft", kind="causal", sha256=sha256, tags={}
+            run, directory=folder, name=name, kind="causal", sha256=sha256, tags={}
         )
         restart.join()
     client = mlflow_client()
     steps = [point.step for point in client.get_metric_history(run.run_id, "sft/loss")]
     assert steps == list(range(8))
     assert client.get_run(run.run_id).info.status == "FINISHED"
-    assert [str(v.version) for v in client.search_model_versions("name='rlhf-sft'")] == ["1"]
+    assert [str(v.version) for v in client.search_model_versions(f"name='{name}'")] == ["1"]
     assert model.version == "1"
 
 
 @pytest.mark.parametrize("path", ["model-versions/create", "runs/create"])
 def test_an_answer_that_gets_lost_makes_nothing_twice(
-    server, config, context, model_folder, monkeypatch, path
+    server, config, name, context, model_folder, monkeypatch, path
 ):
     proxy = DroppedAnswers(server.uri, path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
     folder, sha256 = model_folder()
     with open_run(config, context, "sft", inputs={}) as run:
-        register_model(
-            run, directory=folder, name="rlhf-sft", kind="causal", sha256=sha256, tags={}
-        )
+        register_model(run, directory=folder, name=name, kind="causal", sha256=sha256, tags={})
     proxy.listener.shutdown()
     assert proxy.num_asked == 1, "it was found, and not asked for again"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     client = mlflow_client()
-    assert [str(v.version) for v in client.search_model_versions("name='rlhf-sft'")] == ["1"]
+    assert [str(v.version) for v in client.search_model_versions(f"name='{name}'")] == ["1"]
     assert len(client.search_runs([run.experiment_id])) == 1
 
 
