@@ -2,8 +2,8 @@
 
 A command's own imports take several seconds of a processor, those of the Prefect server that it
 starts three more; tests run a hundred commands. Here each is a fork with a working directory, an
-environment, standard streams and an exit code of its own, as the shell would start it. Tests that
-are about starting, signals or kills start real processes.
+environment, standard streams and an exit code of its own. Tests that are about starting, signals
+or kills start real processes.
 
 ``python -m tests.forked SOCKET FOLDER LOAD`` serves. An executable in the folder, named as the
 tool, asks it on behalf of another process: for ``rlhf`` DVC's stage, for ``prefect.engine``, a
@@ -340,7 +340,6 @@ def answer(link):
         link.close()
         become(json.loads(data))
     link.sendall(f"{child}\n".encode())
-
     ended = threading.Event()
 
     def end_with_link():
