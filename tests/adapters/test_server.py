@@ -46,7 +46,7 @@ class Server:
                 command, env={**os.environ, **set_environment_defaults()}, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             try:
                 if requests.get(f"{self.uri}/health", timeout=1).ok:
@@ -111,7 +111,7 @@ def server(started, tmp_path, monkeypatch):
     if started.process is None:
         started.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", started.uri)
-    monkeypatch.setenv("RLHF_TRACKING_PATIENCE", "60")
+    monkeypatch.setenv("RLHF_TRACKING_PATIENCE", "300")
     monkeypatch.chdir(tmp_path)
     return started
 
