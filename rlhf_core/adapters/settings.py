@@ -83,6 +83,18 @@ class Settings(BaseSettings):
     """How many threads compute, where a person has chosen."""
     omp_wait_policy: str | None = None
     """What a thread does that waits for the others."""
+    pet_nnodes: str | None = None
+    """Nodes that train together, as torchrun and Kubeflow Trainer have it."""
+    pet_nproc_per_node: str | None = None
+    """Processes on each of them: a number, or torchrun's ``auto``, ``gpu`` and ``cpu``."""
+    pet_node_rank: str | None = None
+    """Which of them this is."""
+    pet_master_addr: str | None = None
+    """Where node 0 is, and"""
+    pet_master_port: str | None = None
+    """at which port; or both as"""
+    pet_rdzv_endpoint: str | None = None
+    """``HOST:PORT``."""
     rlhf_share_checkpoints: bool = False
     """Copy checkpoints to the MLflow server, so that another machine can go on from them."""
     rlhf_tracking_patience: float = Field(default=300.0, gt=0)

@@ -102,6 +102,7 @@ def _processes(config: PipelineConfig, stage: StageName) -> dict[str, str]:
     settings = config.distributed_of(stage)
     return {
         "distributed.processes": str(settings.processes),
+        "distributed.nnodes": str(settings.nnodes),
         "distributed.shard": settings.shard,
     }
 

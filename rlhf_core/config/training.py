@@ -81,6 +81,10 @@ class ComputeConfig(Section):
     """Train adapters only; they are merged into the weights at the end."""
 
 
+ENDPOINT = r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):[0-9]{1,5}$"
+"""A host by its name or address (IPv6 in brackets), and a port."""
+
+
 class DistributedConfig(Section):
     """How many processes train a stage; changes where the work is done, and nothing but rounding.
 
@@ -88,12 +92,40 @@ class DistributedConfig(Section):
     """
 
     processes: int = Field(default=1, ge=1, le=65_536)
-    """Processes that share every batch. 1 trains in the process that was started. More need a GPU
-    each, or cores enough."""
+    """Processes that share every batch, on all nodes together. 1 trains in the process that was
+    started. More need a GPU each, or cores enough."""
     shard: Literal["none", "layers"] = "none"
     """What is divided among them besides the batch. ``none``: each keeps whole models. ``layers``:
     each keeps a part of every decoder layer, its gradients and moments, and puts a layer together
     while it computes: less memory, more to send."""
+    nnodes: int = Field(default=1, ge=1, le=65_536)
+    """Machines that train together, each with as many of the processes; the same command is started
+    on each."""
+    node_rank: int = Field(default=0, ge=0)
+    """Which of them this is. Node 0 is the stage; the others only run their processes for it."""
+    rdzv_endpoint: Annotated[str, Field(pattern=ENDPOINT)] | None = None
+    """``HOST:PORT`` of node 0, where the nodes meet (torchrun's ``--rdzv-endpoint``)."""
+    rdzv_timeout: Count = 900
+    """Seconds in which all nodes have to be there."""
+
+    @property
+    def processes_of_a_node(self) -> int:
+        """Processes on each of the machines."""
+        return self.processes // self.nnodes
+
+    @model_validator(mode="after")
+    def _nodes_have_as_many(self) -> "DistributedConfig":
+        if self.processes % self.nnodes:
+            raise ValueError(
+                f"distributed.processes is {self.processes}, of all nodes together, and "
+                f"distributed.nnodes {self.nnodes}: each node takes as many, give a multiple"
+            )
+        if self.node_rank >= self.nnodes:
+            raise ValueError(
+                f"distributed.node_rank is {self.node_rank}, but nodes count from 0 to "
+                f"{self.nnodes - 1} with distributed.nnodes {self.nnodes}"
+            )
+        return self
 
 
 class KlWatchConfig(Section):

@@ -148,6 +148,6 @@ def require_memory(
         parts=distributed.processes if distributed.shard == "layers" else 1,
     )
     line = require_memory_of_training(
-        needed, job.config.model.device, what=job.role, processes=distributed.processes
+        needed, job.config.model.device, what=job.role, processes=distributed.processes_of_a_node
     )
     logger.info("memory: %s", line)

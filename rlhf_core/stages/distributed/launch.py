@@ -1,18 +1,21 @@
-"""A training in several processes, seen from its stage: starts them, listens, ends them all.
+"""A training in several processes, seen from its command: starts them, listens, ends them all.
 
-The stage's child is torchrun's agent, whose children are the ranks. However the stage ends, in
-order, by an error, a cancelled flow or Ctrl-C, they end with it: asked first, which takes the agent
-up to half a minute where a rank does not listen, then killed one by one.
+The command's child is torchrun's agent, whose children are the ranks of this node. However the
+command ends, in order, by an error, a cancelled flow or Ctrl-C, they end with it: asked first,
+which takes the agent up to half a minute where a rank does not listen, then killed one by one. The
+stage runs on node 0; the command on another node follows it.
 """
 
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,21 +27,29 @@ import torch
 from rlhf_core import errors
 from rlhf_core.adapters.settings import environment_of_ranks
 from rlhf_core.adapters.stage_run import StageRun
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import DistributedConfig, PipelineConfig, config_digest
 from rlhf_core.errors import ConfigError, ProcessError, RlhfError
 from rlhf_core.models import choose_device
 from rlhf_core.ports import Observer
+from rlhf_core.schema import ModelRole
 from rlhf_core.stages.distributed.task import (
     FAILED,
+    JOINED,
     LINES,
     LOGS,
+    NODE,
+    NODES,
     TASK,
     TRAINED,
+    Joined,
+    NodesLost,
+    NodeTask,
     RankFailures,
     RankTask,
+    write_record,
 )
 from rlhf_core.stages.training_run import Trained, TrainingJob
-from rlhf_core.storage.records import atomic_file, read_record
+from rlhf_core.storage.records import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -48,45 +59,99 @@ FOLDER = "processes"
 ASKED_SECONDS = 40.0
 """The agent waits 30 s for ranks that do not listen, and kills them then."""
 LOOK_SECONDS = 0.1
+AGENT_LOG = "agent.log"
+AGAIN = "repeat the command, it goes on from the last checkpoint"
 SECONDARY = "PeerLostError"
 """What the other ranks raise when one is gone."""
 
 
 def train_in_processes(job: TrainingJob, run: StageRun, observer: Observer | None) -> Trained:
-    """Train with several processes on this machine; return when all have ended.
+    """Train with several processes, on this machine and, as their node 0, on others.
+
+    Returns when all have ended.
 
     Raises:
-        ConfigError: there are not as many GPUs.
-        ProcessError: a rank died; names it and says how. What a rank raised on purpose is raised
-            again, with its number.
+        ConfigError: there are not as many GPUs, or nowhere to meet the other nodes.
+        ProcessError: a rank or a node was lost; names it and says how. What a rank raised on
+            purpose is raised again, with its number.
     """
     settings = job.config.distributed_of(job.role)
-    processes = settings.processes
-    _require_devices(job.config, processes)
+    _require_place(settings, job.config.model.device)
+    if settings.node_rank:
+        raise ConfigError(
+            f"distributed.node_rank is {settings.node_rank}: a flow and its stage are node 0; the "
+            f"other nodes run `rlhf {job.role}` with their number"
+        )
     folder = _new_folder(job.directory / FOLDER)
     task = RankTask(
         job=job,
         folder=folder,
-        processes=processes,
+        processes=settings.processes,
         mlflow_run=run.run_id,
         lineage=run.lineage,
         resumed=run.resumed,
         log_level=logging.getLogger("rlhf_core").getEffectiveLevel(),
     )
-    with atomic_file(folder / TASK) as stream:
-        stream.write(task.model_dump_json().encode())
-    threads = max(1, joblib.cpu_count() // processes)
-    logger.info(
-        "processes=%d shard=%s threads_each=%d lines=%s",
-        processes,
-        settings.shard,
-        threads,
-        folder / LOGS,
-    )
-    exit_code = _run_agent(task, threads, Told(folder / LINES, observer))
+    write_record(folder / TASK, task)
+    _log_begin(settings, folder / LOGS)
+    told = Told(folder / LINES, observer)
+    exit_code = _run_agent("lead", folder / TASK, settings, told.pass_on)
     if exit_code != 0:
-        raise _reason(task, exit_code)
+        raise _reason(task, exit_code, folder)
     return read_record(folder / TRAINED, Trained)
+
+
+def follow_node_0(config: PipelineConfig, role: ModelRole, run: Path | None) -> Trained:
+    """Run this node's share of the processes of a stage; node 0 alone tells MLflow and writes.
+
+    Args:
+        config: as on node 0, but for the node's own number.
+        role: what is trained.
+        run: folder of the run; None takes the one that node 0 works on.
+
+    Raises:
+        ConfigError: there are not as many GPUs, or nothing says where node 0 is.
+        ProcessError: node 0 did not come, has ended, or has other settings or files; or a rank was
+            lost, on any node.
+    """
+    settings = config.distributed_of(role)
+    _require_place(settings, config.model.device)
+    with tempfile.TemporaryDirectory(prefix="rlhf-node-") as name:
+        folder = Path(name)
+        node = NodeTask(distributed=settings, role=role, digest=config_digest(config), run=run)
+        write_record(folder / NODE, node)
+        _log_begin(settings, folder)
+        exit_code = _run_agent("follow", folder / NODE, settings)
+        if not (folder / JOINED).exists():
+            raise ProcessError(_lines(folder) or f"the agent {_how(exit_code)}")
+        task = read_record(read_record(folder / JOINED, Joined).task, RankTask)
+        shutil.copy(folder / AGENT_LOG, task.folder_of(settings.node_rank) / AGENT_LOG)
+        if exit_code != 0:
+            raise _reason(task, exit_code, folder)
+    return read_record(task.folder / TRAINED, Trained)
+
+
+def _log_begin(settings: DistributedConfig, logs: Path) -> None:
+    if settings.nnodes > 1:
+        logger.info(
+            "node=%d of=%d rdzv_endpoint=%s waits_at_most=%ds",
+            settings.node_rank,
+            settings.nnodes,
+            settings.rdzv_endpoint,
+            settings.rdzv_timeout,
+        )
+    if not settings.node_rank:
+        logger.info(
+            "processes=%d shard=%s threads_each=%d lines=%s",
+            settings.processes,
+            settings.shard,
+            _threads(settings),
+            logs,
+        )
+
+
+def _threads(settings: DistributedConfig) -> int:
+    return max(1, joblib.cpu_count() // settings.processes_of_a_node)
 
 
 class Told:
@@ -118,27 +183,38 @@ class Told:
             getattr(self._observer, kind)(*told)
 
 
-def _run_agent(task: RankTask, threads: int, told: Told) -> int:
-    """Run torchrun's agent and its ranks, and end all of them whatever happens."""
-    command = [sys.executable, "-m", AGENT, str(task.folder / TASK), str(os.getpid())]
-    with (task.folder / "agent.log").open("wb") as log:
+def _run_agent(
+    role: str, file: Path, settings: DistributedConfig, look: Callable[[], None] | None = None
+) -> int:
+    """Run torchrun's agent and its ranks, and end all of them whatever happens.
+
+    Args:
+        role: ``lead`` or ``follow``.
+        file: what the agent is given; its lines go beside it.
+        settings: of the training.
+        look: called again and again while it runs, and once when it has ended.
+    """
+    command = [sys.executable, "-m", AGENT, role, str(file), str(os.getpid())]
+    with file.with_name(AGENT_LOG).open("wb") as log:
         agent = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment_of_ranks(threads),
-            start_new_session=True,  # Ctrl-C reaches the stage, which ends them in order
+            env=environment_of_ranks(_threads(settings)),
+            start_new_session=True,  # Ctrl-C reaches the command, which ends them in order
         )
     ranks: list[psutil.Process] = []
     try:
         while agent.poll() is None:
-            if len(ranks) < task.processes:
+            if len(ranks) < settings.processes_of_a_node:
                 ranks = _children(agent.pid)
-            told.pass_on()
+            if look is not None:
+                look()
             time.sleep(LOOK_SECONDS)
-        told.pass_on()
-        return agent.returncode
+        if look is not None:
+            look()
+        return int(agent.returncode)
     finally:
         _end(agent, ranks)
 
@@ -165,19 +241,26 @@ def _children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _require_devices(config: PipelineConfig, processes: int) -> None:
-    device = choose_device(config.model.device)
-    if device.type != "cuda":
-        return
-    if device.index is not None:
+def _require_place(settings: DistributedConfig, device: str) -> None:
+    """Refuse a training that this node has no GPUs for, or no way to the other nodes."""
+    if settings.nnodes > 1 and settings.rdzv_endpoint is None:
         raise ConfigError(
-            f"model.device is {config.model.device}, one GPU, and distributed.processes is "
-            f"{processes}: write cuda or auto, each process takes a GPU of its own"
+            f"distributed.nnodes is {settings.nnodes}: give distributed.rdzv_endpoint, HOST:PORT "
+            "of node 0 as the other nodes reach it, or PET_MASTER_ADDR and PET_MASTER_PORT"
         )
-    if torch.cuda.device_count() < processes:
+    place, wanted = choose_device(device), settings.processes_of_a_node
+    if place.type != "cuda" or settings.processes == 1:
+        return
+    here = "distributed.processes" if settings.nnodes == 1 else "distributed.processes of a node"
+    if place.index is not None:
         raise ConfigError(
-            f"distributed.processes is {processes}, but this machine has "
-            f"{torch.cuda.device_count()} GPUs; take as many processes, or fewer"
+            f"model.device is {device}, one GPU, and {here} is {wanted}: write cuda or auto, each "
+            "process takes a GPU of its own"
+        )
+    if torch.cuda.device_count() < wanted:
+        raise ConfigError(
+            f"{here} is {wanted}, but this machine has {torch.cuda.device_count()} GPUs; take as "
+            "many processes, or fewer"
         )
 
 
@@ -191,15 +274,24 @@ def _new_folder(parent: Path) -> Path:
     return folder
 
 
-def _reason(task: RankTask, exit_code: int) -> RlhfError:
-    """Say which rank failed first, and why.
+def _reason(task: RankTask, exit_code: int, folder: Path) -> RlhfError:
+    """Say which rank or node failed first, and why.
 
     torchrun's own first cause is the rank it noticed first. A rank that lost another one is never
     the cause, and the one that was killed has raised nothing.
+
+    Args:
+        task: what all ranks were given.
+        exit_code: of this node's agent.
+        folder: where that left a line on nodes that were lost.
     """
     raised = dict(_raised(task))
     own = {rank: said for rank, said in raised.items() if not said.startswith(SECONDARY)}
-    where = f"its lines are in {task.folder / LOGS}"
+
+    def where(rank: int) -> str:
+        node = rank // task.distributed.processes_of_a_node
+        return f"its lines are in {task.folder_of(node) / LOGS}"
+
     if own:
         rank = min(own)
         name, _, message = own[rank].partition(": ")
@@ -207,32 +299,52 @@ def _reason(task: RankTask, exit_code: int) -> RlhfError:
         of = f"rank {rank} of {task.processes}"
         if isinstance(known, type) and issubclass(known, RlhfError):
             return known(f"{of}: {message}")
-        return ProcessError(f"{of} failed: {own[rank]}; {where}")
-    failures = task.folder / FAILED
-    if not failures.exists():
+        return ProcessError(f"{of} failed: {own[rank]}; {where(rank)}")
+    failures = dict(_failures(task))
+    ended = {rank: code for rank, code in failures.items() if rank not in raised}
+    # Agents end their other ranks by SIGTERM as soon as they notice the first.
+    killed = any(code != -signal.SIGTERM for code in ended.values())
+    if not killed and (lines := _lines(folder)):
+        return ProcessError(f"{lines}; {AGAIN}")
+    if not failures:
         return ProcessError(
             f"the {task.processes} processes ended with their launcher, which "
-            f"{_how(exit_code)}; repeat the command, it goes on from the last checkpoint"
+            f"{_how(exit_code)}; {AGAIN}"
         )
-    ended = {
-        failure.rank: failure.exit_code
-        for failure in read_record(failures, RankFailures).failures
-        if failure.rank not in raised
-    }
     silent = [rank for rank in range(task.processes) if rank not in raised]
-    # The agent ends the others by SIGTERM as soon as it notices the first.
     rank = min(ended or silent or raised, key=lambda one: (ended.get(one) == -signal.SIGTERM, one))
     how = _how(ended[rank]) if ended else "left before the others"
-    return ProcessError(
-        f"rank {rank} of {task.processes} {how}; {where}; repeat the command, "
-        "it goes on from the last checkpoint"
-    )
+    return ProcessError(f"rank {rank} of {task.processes} {how}; {where(rank)}; {AGAIN}")
+
+
+def _ranks(task: RankTask) -> Iterable[tuple[int, int, int]]:
+    """Yield each rank, its node, and its number there."""
+    settings = task.distributed
+    for rank in range(settings.processes):
+        yield rank, *divmod(rank, settings.processes_of_a_node)
+
+
+def _failures(task: RankTask) -> Iterable[tuple[int, int]]:
+    """Yield rank and exit code of each that did not end well, on every node."""
+    for node in range(task.distributed.nnodes):
+        path = task.folder_of(node) / FAILED
+        if path.exists():
+            first = node * task.distributed.processes_of_a_node
+            for failure in read_record(path, RankFailures).failures:
+                yield first + failure.rank, failure.exit_code
+
+
+def _lines(folder: Path) -> str:
+    """Return what an agent says of nodes that were lost."""
+    path = folder / NODES
+    lines = read_record(path, NodesLost).lines if path.exists() else {}
+    return "; ".join(dict.fromkeys(lines.values()))
 
 
 def _raised(task: RankTask) -> Iterable[tuple[int, str]]:
     """Yield rank and ``Type: message`` of each that torchrun has an error file of."""
-    for rank in range(task.processes):
-        for path in (task.folder / LOGS).glob(f"*/attempt_0/{rank}/error.json"):
+    for rank, node, own in _ranks(task):
+        for path in (task.folder_of(node) / LOGS).glob(f"*/attempt_0/{own}/error.json"):
             with suppress(ValueError, KeyError, TypeError):
                 said = json.loads(path.read_text(encoding="utf-8"))["message"]
                 yield rank, str(said["message"] if isinstance(said, dict) else said)

@@ -23,9 +23,9 @@ from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_core.adapters.tracking import rejoin_run
 from rlhf_core.schema import ModelRole
 from rlhf_core.stages.determinism import make_deterministic
-from rlhf_core.stages.distributed.task import LINES, TRAINED, RankTask, end_with
+from rlhf_core.stages.distributed.task import LINES, TRAINED, RankTask, end_with, write_record
 from rlhf_core.stages.training_run import Fit, Followers, write_trained
-from rlhf_core.storage.records import atomic_file, read_record
+from rlhf_core.storage.records import read_record
 
 FITS: dict[ModelRole, str] = {
     "sft": "rlhf_core.stages.sft",
@@ -120,8 +120,7 @@ def _lead(task: RankTask, fit: Fit) -> None:
         fitted = fit(task.job, Followers(run, told))
         run.flush()
         trained = write_trained(task.job, fitted)
-        with atomic_file(task.folder / TRAINED) as target:
-            target.write(trained.model_dump_json().encode())
+        write_record(task.folder / TRAINED, trained)
 
 
 def _begin(task: RankTask, *handlers: logging.Handler) -> None:

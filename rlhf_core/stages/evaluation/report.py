@@ -110,6 +110,7 @@ def _facts(
     if any(each.processes > 1 for each in several.values()):
         facts["processes"] = ", ".join(
             f"{stage} {each.processes}"
+            + (f" on {each.nnodes} nodes" if each.nnodes > 1 else "")
             + (" (layers divided)" if each.processes > 1 and each.shard == "layers" else "")
             for stage, each in several.items()
         )
