@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlhf_flows.commands.nodes import as_started, follow
 from rlhf_flows.commands.options import (
     ConfigPath,
     DatasetOption,
@@ -32,7 +33,7 @@ from rlhf_flows.commands.options import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rlhf_core.config import PipelineConfig
+    from rlhf_core.config import GatedStage, PipelineConfig
     from rlhf_core.schema import StageName, StageResult
     from rlhf_flows.engine.dry_run import DryRun
     from rlhf_flows.engine.inputs import ModelInputs
@@ -116,7 +117,7 @@ def sft(
     log_level: LogLevel = "info",
 ) -> None:
     """Train the SFT model. Exit status 1 if its gate says no."""
-    settings = _start(config, overrides, log_level, dry_run=dry_run)
+    settings = _start(config, overrides, log_level, dry_run=dry_run, role="sft", run_id=run_id)
     if dry_run:
         from rlhf_flows.engine.inputs import SftInputs
 
@@ -145,7 +146,7 @@ def reward(
     log_level: LogLevel = "info",
 ) -> None:
     """Train the reward model, or the judge. Exit status 1 if its gate says no."""
-    settings = _start(config, overrides, log_level, dry_run=dry_run)
+    settings = _start(config, overrides, log_level, dry_run=dry_run, role=role.value, run_id=run_id)
     from rlhf_flows.engine.inputs import RewardInputs
 
     inputs = RewardInputs(new_run=new_run, dataset=dataset, sft=sft, role=role.value, force=force)
@@ -175,7 +176,7 @@ def policy(
     log_level: LogLevel = "info",
 ) -> None:
     """Optimise the policy, with PPO or DPO as the settings say; the judge chooses a checkpoint."""
-    settings = _start(config, overrides, log_level, dry_run=dry_run)
+    settings = _start(config, overrides, log_level, dry_run=dry_run, role="policy", run_id=run_id)
     from rlhf_flows.engine.inputs import PolicyInputs
 
     inputs = PolicyInputs(
@@ -236,10 +237,21 @@ def evaluate(
 
 
 def _start(
-    config: Path, overrides: list[str] | None, log_level: str, *, dry_run: bool
+    config: Path,
+    overrides: list[str] | None,
+    log_level: str,
+    *,
+    dry_run: bool,
+    role: "GatedStage | None" = None,
+    run_id: str | None = None,
 ) -> "RunSettings":
+    """Begin a command; that of a training ends here on every node but the first."""
     begin(log_level, uses_servers=not dry_run)
     settings = read_settings(config, overrides)
+    if role is not None:
+        settings = as_started(settings, role)
+        if not dry_run:
+            follow(settings.config, role, run_id)
     if not dry_run:
         check_servers(settings.config)
     return settings

@@ -151,7 +151,7 @@ def _log_begin(settings: DistributedConfig, logs: Path) -> None:
 
 
 def _threads(settings: DistributedConfig) -> int:
-    return max(1, joblib.cpu_count() // settings.processes_of_a_node)
+    return max(1, int(joblib.cpu_count()) // settings.processes_of_a_node)
 
 
 class Told:

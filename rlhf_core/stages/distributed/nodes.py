@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from rlhf_core.config import DistributedConfig
@@ -36,8 +37,8 @@ _LOST = (dist.DistError, RuntimeError, ValueError)
 class Meeting:
     """What one node hears from the others, and tells them."""
 
-    def __init__(self, store: dist.TCPStore, settings: DistributedConfig) -> None:
-        self._store = dist.PrefixStore("rlhf", store)
+    def __init__(self, store: TCPStore, settings: DistributedConfig) -> None:
+        self._store = PrefixStore("rlhf", store)
         self._keep = store
         self._settings = settings
         self._others = range(1, settings.nnodes)
@@ -213,7 +214,7 @@ def host(settings: DistributedConfig) -> Meeting:
     except OSError as error:
         listener.close()
         raise ProcessError(_not_listening(str(endpoint), error)) from error
-    store = dist.TCPStore(
+    store = TCPStore(
         name,
         port,
         is_master=True,
@@ -236,9 +237,7 @@ def join(settings: DistributedConfig) -> Meeting:
     while True:
         try:
             socket.create_connection((name, port), timeout=5).close()
-            store = dist.TCPStore(
-                name, port, is_master=False, wait_for_workers=False, timeout=ANSWER
-            )
+            store = TCPStore(name, port, is_master=False, wait_for_workers=False, timeout=ANSWER)
             return Meeting(store, settings)
         except _LOST as error:
             found = str(error)

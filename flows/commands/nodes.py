@@ -1,0 +1,97 @@
+"""Which node of a training this command is, and what it does where it is not the first."""
+
+import os
+from typing import TYPE_CHECKING
+
+import typer
+
+from rlhf_core.adapters.settings import load_settings
+from rlhf_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rlhf_core.config import GatedStage, PipelineConfig
+    from rlhf_flows.engine.run_settings import RunSettings
+
+
+def as_started(settings: "RunSettings", role: "GatedStage") -> "RunSettings":
+    """Return the settings with what torchrun's variables say of nodes and the settings do not.
+
+    ``PET_NNODES``, ``PET_NPROC_PER_NODE``, ``PET_NODE_RANK``, and ``PET_RDZV_ENDPOINT`` or
+    ``PET_MASTER_ADDR`` with ``PET_MASTER_PORT``: Kubeflow Trainer gives them to every pod.
+
+    Raises:
+        ConfigError: one of them is no number, or does not go with the settings.
+    """
+    said = load_settings()
+    config = settings.config
+    section, given = _section(config, role)
+    found: dict[str, str] = {}
+    if said.pet_nnodes is not None:
+        found["nnodes"] = str(_number("PET_NNODES", said.pet_nnodes))
+    if said.pet_node_rank is not None:
+        found["node_rank"] = str(_number("PET_NODE_RANK", said.pet_node_rank))
+    if said.pet_rdzv_endpoint is not None:
+        found["rdzv_endpoint"] = said.pet_rdzv_endpoint
+    elif said.pet_master_addr is not None and said.pet_master_port is not None:
+        port = _number("PET_MASTER_PORT", said.pet_master_port)
+        found["rdzv_endpoint"] = f"{said.pet_master_addr}:{port}"
+    found = {name: value for name, value in found.items() if name not in given}
+    if said.pet_nproc_per_node is not None and "processes" not in given:
+        nodes = int(found.get("nnodes", config.distributed_of(role).nnodes))
+        found["processes"] = str(nodes * _processes_here(said.pet_nproc_per_node, config))
+    if not found:
+        return settings
+    changes = tuple(f"{section}.{name}={value}" for name, value in found.items())
+    return settings.model_copy(update={"overrides": (*settings.overrides, *changes)})
+
+
+def follow(config: "PipelineConfig", role: "GatedStage", run_id: str | None) -> None:
+    """Where this is not node 0, run its processes for that one's stage, and leave the command."""
+    if config.distributed_of(role).node_rank == 0:
+        return
+    from rlhf_core.stages.distributed.launch import follow_node_0
+    from rlhf_flows.commands.tables import show_line
+    from rlhf_flows.engine.runs import locate_run
+
+    run: Path | None = None
+    if run_id is not None:
+        run = locate_run(run_id, config.runs).directory
+    trained = follow_node_0(config, role, run)
+    node = config.distributed_of(role).node_rank
+    show_line(
+        f"node {node}: {role} is trained, {trained.num_steps} steps, sha256 {trained.sha256[:12]}; "
+        "node 0 goes on with it"
+    )
+    raise typer.Exit(0)
+
+
+def _section(config: "PipelineConfig", role: "GatedStage") -> tuple[str, set[str]]:
+    """Return the section that says how a stage is distributed, and which settings it gives."""
+    names = ("judge", "reward") if role == "judge" else (role,)
+    owner = next((name for name in names if getattr(config, name) is not None), role)
+    own = getattr(config, owner).distributed
+    if own is not None:
+        return f"{owner}.distributed", own.model_fields_set
+    return "distributed", config.distributed.model_fields_set
+
+
+def _processes_here(said: str, config: "PipelineConfig") -> int:
+    """Return a number of processes; ``auto`` and ``gpu`` are one a GPU, ``cpu`` one a core."""
+    if said not in ("auto", "gpu", "cpu"):
+        return _number("PET_NPROC_PER_NODE", said)
+    import torch
+
+    from rlhf_core.models import choose_device
+
+    on_gpu = choose_device(config.model.device).type == "cuda"
+    if said == "gpu" and not on_gpu:
+        raise ConfigError("PET_NPROC_PER_NODE is gpu, and this machine has none that is used")
+    return torch.cuda.device_count() if on_gpu and said != "cpu" else os.cpu_count() or 1
+
+
+def _number(name: str, said: str) -> int:
+    if not (said.isascii() and said.isdecimal()):
+        raise ConfigError(f"{name} is {said!r}: expected a number")
+    return int(said)
