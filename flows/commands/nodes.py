@@ -1,5 +1,6 @@
 """Which node of a training this command is, and what it does where it is not the first."""
 
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,10 @@ def as_started(settings: "RunSettings", role: "GatedStage") -> "RunSettings":
     if said.pet_node_rank is not None:
         found["node_rank"] = str(_number("PET_NODE_RANK", said.pet_node_rank))
     if said.pet_rdzv_endpoint is not None:
-        found["rdzv_endpoint"] = said.pet_rdzv_endpoint
+        found["rdzv_endpoint"] = json.dumps(said.pet_rdzv_endpoint)
     elif said.pet_master_addr is not None and said.pet_master_port is not None:
         port = _number("PET_MASTER_PORT", said.pet_master_port)
-        found["rdzv_endpoint"] = f"{said.pet_master_addr}:{port}"
+        found["rdzv_endpoint"] = json.dumps(f"{said.pet_master_addr}:{port}")
     found = {name: value for name, value in found.items() if name not in given}
     if said.pet_nproc_per_node is not None and "processes" not in given:
         nodes = int(found.get("nnodes", config.distributed_of(role).nnodes))
@@ -44,7 +45,9 @@ def as_started(settings: "RunSettings", role: "GatedStage") -> "RunSettings":
     if not found:
         return settings
     changes = tuple(f"{section}.{name}={value}" for name, value in found.items())
-    return settings.model_copy(update={"overrides": (*settings.overrides, *changes)})
+    # No copy: that would keep the settings as they were read.
+    given_as = {name: getattr(settings, name) for name in type(settings).model_fields}
+    return type(settings)(**{**given_as, "overrides": (*settings.overrides, *changes)})
 
 
 def follow(config: "PipelineConfig", role: "GatedStage", run_id: str | None) -> None:

@@ -6,9 +6,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from setuptools import find_packages
 
+from rlhf_core.stages.distributed.launch import ASKED_SECONDS
+from rlhf_flows.commands.cli import app
 from rlhf_flows.engine.environment import CLIENT_RETRIES, HEARTBEAT_SECONDS
 from rlhf_flows.servers.pools import read_pools
 from rlhf_flows.servers.servers import LEASES
@@ -125,6 +128,9 @@ def pods():
         for item in filter(None, yaml.safe_load_all(path.read_text())):
             if item["kind"] in ("Deployment", "Job"):
                 yield f"{path.name} {item['metadata']['name']}", item["spec"]["template"]["spec"]
+            if item["kind"] == "TrainingRuntime":
+                (job,) = item["spec"]["template"]["spec"]["replicatedJobs"]
+                yield f"{path.name} {job['name']}", job["template"]["spec"]["template"]["spec"]
     for path in sorted((ROOT / "deploy/kubernetes").glob("pool-*.json")):
         job = json.loads(path.read_text())["job_configuration"]["job_manifest"]
         yield path.name, job["spec"]["template"]["spec"]
@@ -141,6 +147,56 @@ def test_no_container_runs_as_root_or_gains_rights(where, pod):
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
         }
+
+
+TRAINER = "kubeflow_trainer_api.models"
+
+
+def keys(value):
+    """Every path of keys in what YAML gives, lists left out."""
+    for key, below in value.items() if isinstance(value, dict) else ():
+        yield (key,)
+        yield from ((key, *rest) for rest in keys(below))
+    for below in value if isinstance(value, list) else ():
+        yield from keys(below)
+
+
+def train_job_objects():
+    made = yaml.safe_load_all((ROOT / "deploy/kubernetes/trainjob.yaml").read_text())
+    return {item["kind"]: item for item in made if item}
+
+
+@pytest.mark.parametrize("kind", ["TrainJob", "TrainingRuntime"])
+def test_a_training_over_several_nodes_is_what_kubeflow_trainer_takes(kind):
+    item = train_job_objects()[kind]
+    known = getattr(importlib.import_module(TRAINER), f"TrainerV1alpha1{kind}")
+    found = known.from_dict(item).to_dict()
+    assert set(keys(found)) == set(keys(item)), "the type knows no such field"
+
+
+def test_a_training_job_runs_the_command_of_a_stage_on_the_runtime_beside_it():
+    made = train_job_objects()
+    job, runtime = made["TrainJob"]["spec"], made["TrainingRuntime"]
+    assert job["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    assert runtime["spec"]["mlPolicy"]["torch"] == {}
+    (node,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert node["template"]["metadata"]["labels"] == {
+        "trainer.kubeflow.org/trainjob-ancestor-step": "trainer"
+    }
+    pod = node["template"]["spec"]["template"]
+    policy = made["NetworkPolicy"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == pod["metadata"]["labels"]
+    training = json.loads((ROOT / "deploy/kubernetes/pool-rlhf-training.json").read_text())
+    alone = training["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    mounts = pod["spec"]["containers"][0]["volumeMounts"]
+    for mount in alone["containers"][0]["volumeMounts"]:
+        assert mount in mounts, "a node sees the files of a run that is trained in one pod"
+    assert pod["spec"]["terminationGracePeriodSeconds"] > 2 * ASKED_SECONDS
+    command = [*job["trainer"]["command"], *job["trainer"]["args"]]
+    assert command[:2] == ["rlhf", "sft"]
+    assert (ROOT / command[2]).is_file()
+    sft = typer.main.get_command(app).commands["sft"]
+    assert sft.make_context("sft", command[2:]).params["run_id"]
 
 
 def test_the_image_leaves_root_behind_once_it_is_made():

@@ -32,6 +32,16 @@ def test_how_many_processes_train_decides_nothing_of_a_run(minimal):
         ({"distributed.shard": "halves"}, "distributed.shard: Input should be"),
         ({"sft.distributed.procs": "2"}, "sft.distributed.procs: no such setting"),
         (
+            {"distributed.processes": "3", "distributed.nnodes": "2"},
+            "distributed.processes is 3, of all nodes together, and distributed.nnodes 2",
+        ),
+        (
+            {"distributed.nnodes": "2", "distributed.processes": "2", "distributed.node_rank": "2"},
+            "distributed.node_rank is 2, but nodes count from 0 to 1",
+        ),
+        ({"distributed.rdzv_endpoint": "host"}, "distributed.rdzv_endpoint: "),
+        ({"distributed.rdzv_timeout": "0"}, "distributed.rdzv_timeout: "),
+        (
             {"distributed.processes": "20"},
             "distributed.processes is 20 for policy, whose batches have 16 rows",
         ),

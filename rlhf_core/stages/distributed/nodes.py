@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from ipaddress import ip_address
 
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -190,7 +191,7 @@ class Meeting:
 
 
 def host(settings: DistributedConfig) -> Meeting:
-    """Listen for the other nodes, at the endpoint's address alone.
+    """Listen for the other nodes, at the endpoint's address alone where it is known here.
 
     Raises:
         ProcessError: it is no address of this machine, or another program has the port.
@@ -206,6 +207,8 @@ def host(settings: DistributedConfig) -> Meeting:
             if time.monotonic() > deadline:
                 raise ProcessError(f"distributed.rdzv_endpoint {endpoint}: {error}") from error
             time.sleep(1)
+    if ip_address(address[0]).is_loopback and not _names_loopback(name):
+        address = ("", *address[1:])  # Debian gives a machine's own name 127.0.1.1
     listener = socket.socket(family, kind)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -224,6 +227,13 @@ def host(settings: DistributedConfig) -> Meeting:
         master_listen_fd=listener.detach(),
     )
     return Meeting(store, settings)
+
+
+def _names_loopback(name: str) -> bool:
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
 
 
 def join(settings: DistributedConfig) -> Meeting:

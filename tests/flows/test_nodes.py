@@ -1,0 +1,79 @@
+"""What torchrun's variables say of a node, where the settings say nothing."""
+
+import pytest
+
+from rlhf_core.errors import ConfigError
+from rlhf_flows.commands.nodes import as_started
+from rlhf_flows.engine.run_settings import RunSettings
+from tests.config.test_load import MINIMAL
+
+POD = {
+    "PET_NNODES": "2",
+    "PET_NPROC_PER_NODE": "4",
+    "PET_NODE_RANK": "1",
+    "PET_MASTER_ADDR": "job-node-0-0.job",
+    "PET_MASTER_PORT": "29500",
+}
+"""What Kubeflow Trainer gives a pod."""
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    path = tmp_path / "minimal.yaml"
+    path.write_text(MINIMAL)
+
+    def start(role="sft", overrides=(), **variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        settings = RunSettings(file=path, overrides=overrides)
+        return as_started(settings, role).config.distributed_of(role)
+
+    return start
+
+
+@pytest.mark.parametrize("role", ["sft", "reward", "judge", "policy"])
+def test_a_pod_of_a_training_job_knows_its_place(role, started):
+    found = started(role, **POD)
+    assert (found.processes, found.nnodes, found.node_rank) == (8, 2, 1)
+    assert found.rdzv_endpoint == "job-node-0-0.job:29500"
+
+
+def test_what_the_settings_say_wins_and_the_rest_is_the_pod_s(started):
+    own = ("policy.distributed.processes=4", "policy.distributed.shard=layers")
+    found = started("policy", own, **POD)
+    assert (found.processes, found.nnodes, found.shard) == (4, 2, "layers")
+    assert started("sft", own, **POD).processes == 8
+
+
+def test_without_variables_nothing_changes(started):
+    assert started().model_fields_set == set()
+
+
+def test_one_pod_alone_trains_with_its_processes(started):
+    found = started(PET_NNODES="1", PET_NPROC_PER_NODE="2", PET_NODE_RANK="0")
+    assert (found.processes, found.nnodes) == (2, 1)
+
+
+def test_torchrun_s_own_endpoint_is_taken_first(started):
+    assert started(**POD, PET_RDZV_ENDPOINT="[fe80::1]:1234").rdzv_endpoint == "[fe80::1]:1234"
+
+
+@pytest.mark.parametrize("said", ["auto", "cpu"])
+def test_a_process_a_core_where_there_is_no_gpu(said, started, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert started(PET_NPROC_PER_NODE=said).processes == 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"PET_NNODES": "1:4"}, "PET_NNODES is '1:4': expected a number"),
+        ({"PET_NPROC_PER_NODE": "xpu"}, "PET_NPROC_PER_NODE is 'xpu': expected a number"),
+        ({"PET_NPROC_PER_NODE": "gpu"}, "PET_NPROC_PER_NODE is gpu, and this machine has none"),
+        ({"PET_NNODES": "2"}, "distributed.processes is 1, of all nodes together"),
+        ({"PET_NODE_RANK": "2"}, "distributed.node_rank is 2, but nodes count from 0 to 0"),
+    ],
+)
+def test_variables_that_cannot_be_are_one_line(variables, says, started):
+    with pytest.raises(ConfigError, match=says):
+        started(**variables)
