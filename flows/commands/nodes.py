@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from rlhf_core.adapters.settings import load_settings
 from rlhf_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ def as_started(settings: "RunSettings", role: "GatedStage") -> "RunSettings":
     Raises:
         ConfigError: one of them is no number, or does not go with the settings.
     """
+    from rlhf_core.adapters.settings import load_settings
+
     said = load_settings()
     config = settings.config
     section, given = _section(config, role)

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_address
 
 import torch.distributed as dist
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
@@ -198,15 +200,11 @@ def host(settings: DistributedConfig) -> Meeting:
     """
     endpoint = settings.rdzv_endpoint
     name, port = parse_rendezvous_endpoint(endpoint, default_port=0)
-    deadline = time.monotonic() + settings.rdzv_timeout
-    while True:
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
-            break
-        except OSError as error:  # a pod's name takes seconds to be known
-            if time.monotonic() > deadline:
-                raise ProcessError(f"distributed.rdzv_endpoint {endpoint}: {error}") from error
-            time.sleep(1)
+    try:
+        find = partial(socket.getaddrinfo, name, port, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = _repeated(settings, socket.gaierror)(find)[0]
+    except OSError as error:
+        raise ProcessError(f"distributed.rdzv_endpoint {endpoint}: {error}") from error
     if ip_address(address[0]).is_loopback and not _names_loopback(name):
         address = ("", *address[1:])  # Debian gives a machine's own name 127.0.1.1
     listener = socket.socket(family, kind)
@@ -243,23 +241,31 @@ def join(settings: DistributedConfig) -> Meeting:
         ProcessError: nobody listened at the endpoint in time.
     """
     name, port = parse_rendezvous_endpoint(settings.rdzv_endpoint, default_port=0)
-    deadline = time.monotonic() + settings.rdzv_timeout
-    while True:
-        try:
-            socket.create_connection((name, port), timeout=5).close()
-            store = TCPStore(name, port, is_master=False, wait_for_workers=False, timeout=ANSWER)
-            return Meeting(store, settings)
-        except _LOST as error:
-            found = str(error)
-        except OSError as error:
-            found = error.strerror or str(error)
-        if time.monotonic() > deadline:
-            raise ProcessError(
-                f"node 0 did not listen at {settings.rdzv_endpoint} within "
-                f"{settings.rdzv_timeout} s (distributed.rdzv_timeout): {found}; its command says "
-                "why, unless the stage had been finished before"
-            )
-        time.sleep(1)
+
+    def connect() -> TCPStore:
+        socket.create_connection((name, port), timeout=5).close()
+        return TCPStore(name, port, is_master=False, wait_for_workers=False, timeout=ANSWER)
+
+    try:
+        store = _repeated(settings, OSError, *_LOST)(connect)
+    except (OSError, *_LOST) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise ProcessError(
+            f"node 0 did not listen at {settings.rdzv_endpoint} within "
+            f"{settings.rdzv_timeout} s (distributed.rdzv_timeout): {said}; its command says "
+            "why, unless the stage had been finished before"
+        ) from error
+    return Meeting(store, settings)
+
+
+def _repeated(settings: DistributedConfig, *errors: type[Exception]) -> Retrying:
+    """Repeat what fails once a second while nodes may still come."""
+    return Retrying(
+        retry=retry_if_exception_type(errors),
+        wait=wait_fixed(1),
+        stop=stop_after_delay(settings.rdzv_timeout),
+        reraise=True,
+    )
 
 
 def _not_listening(endpoint: str, error: OSError) -> str:
