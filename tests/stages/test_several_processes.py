@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from rlhf_core import processes
 from rlhf_core.adapters.tracking import look_up_run, open_run, stage_inputs
+from rlhf_core.config import DistributedConfig
 from rlhf_core.errors import ConfigError, KlLimitError, PeerLostError, ProcessError
 from rlhf_core.stages import sft
 from rlhf_core.stages.distributed import launch
@@ -156,11 +157,13 @@ def test_an_interrupted_stage_ends_its_processes(training, mlflow_home, monkeypa
 
 
 @pytest.fixture
-def ended(tmp_path):
+def ended(tmp_path, stage_config):
     """What the stage says when ranks left these error files and exit codes."""
+    config = stage_config().model_copy(update={"distributed": DistributedConfig(processes=3)})
+    job = TrainingJob.model_construct(role="sft", config=config)
 
     def reason(raised, exit_codes=None, agent=1):
-        task = RankTask.model_construct(folder=tmp_path, processes=3)
+        task = RankTask.model_construct(folder=tmp_path, processes=3, job=job)
         for rank, message in raised.items():
             place = tmp_path / LOGS / "run" / "attempt_0" / str(rank)
             place.mkdir(parents=True)
@@ -172,7 +175,7 @@ def ended(tmp_path):
             ]
             record = RankFailures(failures=tuple(failures))
             (tmp_path / FAILED).write_text(record.model_dump_json())
-        return launch._reason(task, agent)
+        return launch._reason(task, agent, tmp_path)
 
     return reason
 
@@ -224,10 +227,8 @@ def test_what_a_library_says_of_a_lost_process_is_no_cause(raised, told):
         ("cuda", 1, "distributed.processes is 2, but this machine has 1 GPUs"),
     ],
 )
-def test_a_gpu_each_or_one_line(device, gpus, says, stage_config, monkeypatch):
+def test_a_gpu_each_or_one_line(device, gpus, says, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    model = stage_config().model.model_copy(update={"device": device})
-    config = stage_config().model_copy(update={"model": model})
     with pytest.raises(ConfigError, match=says):
-        launch._require_devices(config, 2)
+        launch._require_place(DistributedConfig(processes=2), device)
