@@ -158,6 +158,8 @@ class CheckpointChoice(Record):
     """The rule in words."""
     answers: Path
     """JSON lines: the prompts set apart, with all that was answered and who won."""
+    doubt: str = ""
+    """Why nothing was preferred, and the last one is offered; empty where the rule chose."""
 
     @property
     def in_words(self) -> str:
@@ -168,11 +170,14 @@ class CheckpointChoice(Record):
             + ("" if score.kl is None else f" at KL {score.kl.value:.2f}")
             for score in self.scores
         )
-        return (
-            f"checkpoint {self.step} of {self.scores[-1].step} is offered, preferred by "
-            f"{self.judge} on {self.num_prompts} prompts set apart ({self.rule}); "
-            f"win rates over SFT {rates}"
-        )
+        why = f"preferred by {self.judge} on {self.num_prompts} prompts set apart ({self.rule})"
+        if self.doubt:
+            why = (
+                f"the last one, for {self.judge} chose none on {self.num_prompts} prompts set "
+                f"apart: {self.doubt}"
+            )
+        last = self.scores[-1].step
+        return f"checkpoint {self.step} of {last} is offered, {why}; win rates over SFT {rates}"
 
 
 class EvaluationReport(Record):
@@ -220,7 +225,8 @@ class EvaluationReport(Record):
         if name not in self.metrics:
             known = ", ".join(sorted(self.metrics)) or "none"
             raise MissingMetricError(
-                f"metric {name!r} was not measured for stage {self.stage!r}; measured: {known}"
+                f"metric {name!r} was not measured for stage {self.stage!r}, by an earlier build "
+                f"or with other settings: evaluate again; measured: {known}"
             )
         return self.metrics[name]
 

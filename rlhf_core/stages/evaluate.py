@@ -272,18 +272,28 @@ def _standing(config: PipelineConfig, look: Look, samples: Path) -> EvaluationRe
 
     It is where other answers would be drawn now, and where people have voted on those answers and
     neither the gates nor ``evaluation.best_of_n`` ask anything else of them.
+
+    Raises:
+        MissingMetricError: other answers would be drawn, and gates ask of those on record what was
+            not measured then, by an earlier build or for other gates.
     """
     if look.measured_by is None:
         return None
-    if look.sampling != sampling(config):
-        return measured_before(look, samples)
-    if votes_digest(look.entry) is None:
+    other_answers = look.sampling != sampling(config)
+    if not other_answers and votes_digest(look.entry) is None:
         return None
     report = measured_before(look, samples)
     try:
         decide(gates_asked(config, "policy", look, report.people), report)
-    except MissingMetricError:
-        return None
+    except MissingMetricError as error:
+        if not other_answers:
+            return None
+        raise MissingMetricError(
+            f"{look.entry}: these weights were measured with {look.sampling}; evaluate with the "
+            f"same, and those answers are measured again: {error}"
+        ) from error
+    if other_answers:
+        return report
     wanted = config.evaluation.best_of_n
     return report if wanted in (None, report.best_of_n) else None
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from rlhf_core.adapters.stage_run import StageRun
@@ -38,6 +39,7 @@ from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.compare import distances, sample_answers
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.scoring import fits
+from rlhf_core.stages.evaluation.verdict import MOST_UNJUDGED
 from rlhf_core.stages.training_run import Trained, TrainingJob
 from rlhf_core.statistics.intervals import Resampling, estimate_mean
 from rlhf_core.statistics.resampling import Array
@@ -50,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 MOST_SET_APART = 0.1
 """Share of the training prompts' dialogues, at most: the policy has to learn from the rest."""
+TIE = 0.5
 RULE = "the earliest within one standard error of the best"
 ANSWERS = "selection-answers.jsonl"
 
@@ -182,9 +185,14 @@ def choose_checkpoint(
     }
     if not scored:
         raise CheckpointError(f"{job.checkpoints}: no checkpoint of the policy is whole any more")
-    step = preferred({step: one.won for step, one in scored.items()})
+    doubt = _doubt(scored)
+    if doubt:
+        logger.warning("selection: %s; the last checkpoint is offered", doubt)
+    won = {step: one.won for step, one in scored.items()}
+    step = max(scored) if doubt else preferred(won)
     choice = CheckpointChoice(
         step=step,
+        doubt=doubt,
         scores=tuple(one.score for one in scored.values()),
         judge=judge.uri,
         num_prompts=len(prompts),
@@ -209,7 +217,8 @@ def preferred(won: Mapping[int, Array]) -> int:
 
         sum of d <= sqrt(sum of d^2),  d = outcome of the best - outcome of the earlier one
 
-    An earlier one has moved less from SFT. One standard error: Breiman et al. (1984),
+    An earlier one has trained less on what the reward model likes; its KL from SFT is shown, and is
+    most often less. One standard error: Breiman et al. (1984),
     "Classification and Regression Trees", section 3.4.3; the error: McNemar (1947).
 
     Args:
@@ -224,10 +233,25 @@ def preferred(won: Mapping[int, Array]) -> int:
     return min(step for step in won if as_good(step))
 
 
+def _doubt(scored: Mapping[int, "_Scored"]) -> str:
+    """Say why the judge's word chooses nothing; empty where it does.
+
+    Ties would offer the earliest checkpoint, as if training had been found to be of no use.
+    """
+    unjudged = max(one.unjudged for one in scored.values())
+    if unjudged > MOST_UNJUDGED:
+        return f"{unjudged:.0%} of the answers were not judged (at most {MOST_UNJUDGED:.0%} may be)"
+    if all(bool(np.all(one.won == TIE)) for one in scored.values()):
+        return "the judge prefers no answer of any checkpoint to SFT's, nor SFT's to one"
+    return ""
+
+
 @dataclass(frozen=True)
 class _Scored:
     score: CheckpointScore
     won: Array
+    unjudged: float
+    """Share of the answers that no judge compared with SFT's: ties, for want of a verdict."""
     texts: list[str]
     num_steps: int
     """Fewer than the training's where the weights kept at its end are lost."""
@@ -262,7 +286,8 @@ def _score(
         win_rate=win_rate(won, plan),
         kl=None if kl is None else estimate_mean(kl[0], plan),
     )
-    return _Scored(score, won, texts[0], checkpoint.values["num_steps"])
+    unjudged = 0.0 if decided is None else float(np.mean([bool(why) for why in decided.unjudged]))
+    return _Scored(score, won, unjudged, texts[0], checkpoint.values["num_steps"])
 
 
 def _answers(

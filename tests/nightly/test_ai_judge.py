@@ -208,7 +208,8 @@ def test_a_judge_behind_a_proxy_chooses_the_checkpoint_decides_and_labels(projec
 
     # A wrong key, none of the proxy's own: one line with what it says and what to do; no verdict.
     other = json.dumps({**project.seat, "principles": ["Say less."]})
-    done = project(*again, "--set", f"evaluation.judge={other}", key="sk-other")
+    new = ("evaluate", CONFIG, "--run-id", "two", "--new-run", "--set", f"evaluation.judge={other}")
+    done = project(*new, key="sk-other")
     assert done.returncode == 2
     assert "check the key in RLHF_JUDGE_API_KEY" in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,7 +6,7 @@ from rlhf_core.adapters.looks import read_looks, sets_looked_at
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.required_gates import require_gates
 from rlhf_core.config import GateConfig, RequiredGates
-from rlhf_core.errors import DataError, RegistryError
+from rlhf_core.errors import DataError, MissingMetricError, RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
 from rlhf_core.stages.promote import promote_model
@@ -48,6 +48,18 @@ def test_the_same_answers_may_be_asked_by_other_gates(
     assert (first.decision.verdict, second.decision.verdict) == ("HOLD", "PROMOTE")
     assert first.report.look == second.report.look
     assert second.report.metrics == first.report.metrics
+
+
+def test_other_answers_are_not_drawn_for_what_was_not_measured_then(
+    four_models, stage_config, stage_context, small_splits
+):
+    judged(stage_config(), small_splits, four_models, stage_context)
+    gate = {"metric": "policy/win_rate", "at_least": 0.5, "confidence": 0.9, "min_samples": 100}
+    surer = stage_config(policy=[gate])
+    says = r"looks/1: .* measured with seed 0, .*; evaluate with the same, .* measured again: .*90%"
+    with pytest.raises(MissingMetricError, match=says):
+        judged(with_seed(surer, 7), small_splits, four_models, stage_context)
+    assert judged(surer, small_splits, four_models, stage_context).decision.verdict == "PROMOTE"
 
 
 def test_a_second_candidate_has_to_be_surer(

@@ -179,7 +179,16 @@ class Prefers:
     def decide(self, prompts, texts):
         self.asked += 1
         won = np.full(len(prompts), float(self.asked == self.turn))
-        return [won, 1.0 - won], SimpleNamespace(over_sft=won)
+        return [won, 1.0 - won], SimpleNamespace(over_sft=won, unjudged=[""] * len(won))
+
+
+class ToldNothing(Prefers):
+    """A judge that never comes to a verdict, on some prompts for want of an answer."""
+
+    def decide(self, prompts, texts):
+        won = np.full(len(prompts), 0.5)
+        reasons = ["refused"] * self.turn + [""] * (len(prompts) - self.turn)
+        return [won, won], SimpleNamespace(over_sft=won, unjudged=reasons)
 
 
 @pytest.fixture
@@ -247,6 +256,47 @@ def test_the_checkpoint_that_the_judge_prefers_is_registered(
     offered, choice = selection.choose_checkpoint(job, written[0], models["judge"], quiet)
     assert choice.step == steps[-2]
     assert offered.sha256 == weights_sha256(directory / "model") != written[0].sha256
+
+
+@pytest.mark.parametrize(
+    ("judge", "says"),
+    [
+        (ToldNothing(0), "the judge prefers no answer of any checkpoint"),
+        (ToldNothing(1), "of the answers were not judged"),
+    ],
+)
+def test_a_judge_that_says_nothing_chooses_nothing(judge, says, scored):
+    assert says in selection._doubt(scored(judge))
+
+
+def test_a_judge_that_says_something_chooses(scored):
+    assert selection._doubt(scored(Prefers(turn=2))) == ""
+
+
+@pytest.fixture
+def scored():
+    """What a judge said of two checkpoints on five prompts."""
+
+    def ask(judge):
+        said = {step: judge.decide([None] * 5, [])[1] for step in (2, 4)}
+        return {
+            step: selection._Scored(
+                None, one.over_sft, np.mean(list(map(bool, one.unjudged))), [], 1
+            )
+            for step, one in said.items()
+        }
+
+    return ask
+
+
+def test_the_last_checkpoint_is_offered_where_the_judge_says_nothing(
+    config_of, splits, models, stage_context, monkeypatch, caplog
+):
+    monkeypatch.setattr(selection, "Panel", ToldNothing(0))
+    choice = train(config_of(PPO), splits, models, stage_context).report.choice
+    assert choice.step == 4
+    assert "chose none on" in choice.in_words
+    assert "the last checkpoint is offered" in caplog.text
 
 
 @pytest.mark.nightly
