@@ -258,35 +258,19 @@ def test_the_checkpoint_that_the_judge_prefers_is_registered(
     assert offered.sha256 == weights_sha256(directory / "model") != written[0].sha256
 
 
-@pytest.mark.parametrize(
-    ("judge", "says"),
-    [
-        (ToldNothing(0), "the judge prefers no answer of any checkpoint"),
-        (ToldNothing(1), "of the answers were not judged"),
-    ],
-)
-def test_a_judge_that_says_nothing_chooses_nothing(judge, says, scored):
-    assert says in selection._doubt(scored(judge))
-
-
-def test_a_judge_that_says_something_chooses(scored):
-    assert selection._doubt(scored(Prefers(turn=2))) == ""
-
-
-@pytest.fixture
-def scored():
-    """What a judge said of two checkpoints on five prompts."""
-
-    def ask(judge):
-        said = {step: judge.decide([None] * 5, [])[1] for step in (2, 4)}
-        return {
-            step: selection._Scored(
-                None, one.over_sft, np.mean(list(map(bool, one.unjudged))), [], 1
-            )
-            for step, one in said.items()
-        }
-
-    return ask
+@pytest.mark.parametrize(("judge", "says"), [
+    (ToldNothing(0), "the judge prefers no answer of any checkpoint"),
+    (ToldNothing(1), "of the answers were not judged"),
+    (Prefers(turn=2), ""),
+])  # fmt: skip
+def test_a_judge_that_says_nothing_chooses_nothing(judge, says):
+    said = {step: judge.decide([None] * 5, [])[1] for step in (2, 4)}
+    scored = {
+        step: selection._Scored(None, one.over_sft, np.mean(list(map(bool, one.unjudged))), [], 1)
+        for step, one in said.items()
+    }
+    assert says in (doubt := selection._doubt(scored))
+    assert bool(doubt) == bool(says)
 
 
 def test_the_last_checkpoint_is_offered_where_the_judge_says_nothing(
