@@ -48,7 +48,7 @@ class LmEvalSuiteConfig(Section):
     name: str = Field(pattern=_NAME)
     """Names the suite's metrics: ``suite/NAME/score``, ``suite/NAME/difference``; with several
     tasks ``suite/NAME/TASK/score`` and ``.../difference`` of each."""
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: tuple[str, ...]
     """Task files of one's own (``.yaml``; data beside it needs no network), or names of the
     harness's tasks and groups."""
     metric: str | None = None
@@ -83,6 +83,8 @@ class LmEvalSuiteConfig(Section):
     @field_validator("tasks")
     @classmethod
     def _each_once(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if not tasks:
+            raise ValueError("expected at least one task: its name or its file (.yaml)")
         for task in tasks:
             if not task.strip():
                 raise ValueError("an empty name; expected a task's name or its file (.yaml)")

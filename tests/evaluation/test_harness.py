@@ -167,3 +167,18 @@ def test_without_the_package_its_extra_is_named(task_file, monkeypatch):
     for ask in (load_tasks, tasks_digest):
         with pytest.raises(ConfigError, match=r"pip install 'rlhf-pipeline\[suites\]'"):
             ask(suite(task_file()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tasks": []}, "at least one task"),
+        ({"tasks": ["a", "a"]}, "'a' is there twice"),
+        ({"tasks": " "}, "an empty name"),
+        ({"tasks": "a", "limit": 0}, "limit"),
+        ({"tasks": "a", "path": "x"}, "path"),
+    ],
+)
+def test_settings_that_ask_nothing_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        LmEvalSuiteConfig(name="town", **settings)
