@@ -20,7 +20,7 @@ from rlhf_flows.engine.artifacts import show_labels
 from rlhf_flows.engine.events import announce_published
 from rlhf_flows.engine.inputs import CollectInputs
 from rlhf_flows.engine.records import LabelsResult
-from rlhf_flows.engine.references import find_dataset, resolve_model
+from rlhf_flows.engine.references import find_choosers, find_dataset, resolve_model
 from rlhf_flows.engine.run_folder import find_run, is_deployed, label_process, name_of_run
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import saved_result
@@ -63,7 +63,7 @@ def sample_pairs(config: PipelineConfig, inputs: CollectInputs) -> CollectedPair
         registry.check_role(name, ("sft", "policy"), "only they answer prompts")
     models = [resolve_model(name) for name in names]
     splits = find_dataset(config, None, inputs.dataset)
-    return collect_pairs(config, splits, models)
+    return collect_pairs(config, splits, models, find_choosers(config))
 
 
 def _evaluated_pairs(config: PipelineConfig, inputs: CollectInputs, run: str) -> CollectedPairs:

@@ -17,6 +17,7 @@ from rlhf_flows.commands import collect as collect_cli
 from rlhf_flows.commands import config as config_cli
 from rlhf_flows.commands import init as init_cli
 from rlhf_flows.commands import models as model_cli
+from rlhf_flows.commands import rounds as rounds_cli
 from rlhf_flows.commands import runs as runs_cli
 from rlhf_flows.commands import sample as sample_cli
 from rlhf_flows.commands import serve as serve_cli
@@ -103,6 +104,7 @@ def run(
 init_cli.add_to(app)
 stage_cli.add_to(app)
 collect_cli.add_to(app)
+rounds_cli.add_to(app)
 model_cli.add_to(app)
 sample_cli.add_to(app)
 serve_cli.add_to(app)

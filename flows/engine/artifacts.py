@@ -21,7 +21,7 @@ from rlhf_core.schema import (
 from rlhf_core.schema.shown import shown_code, shown_link, shown_markdown
 from rlhf_core.stages.versions import dataset_page
 from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
-from rlhf_flows.engine.records import LabelsResult, PipelineResult
+from rlhf_flows.engine.records import LabelsResult, PipelineResult, Round, Rounds
 from rlhf_flows.engine.run_folder import is_deployed
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,11 @@ def show_outcome(result: PipelineResult) -> None:
 def show_labels(result: LabelsResult) -> None:
     """Publish how far a collection has come, if a worker runs this."""
     _publish("collect-outcome", lambda: _labels(result))
+
+
+def show_rounds(result: Rounds) -> None:
+    """Publish the rounds so far, one line each."""
+    _publish("rounds", lambda: _rounds(result))
 
 
 def file_report(directory: Path, decided: StageResult) -> tuple[Path, str | None]:
@@ -221,6 +226,23 @@ def _labels(result: LabelsResult) -> Page:
     if result.next_step is not None:
         lines.append(f"Next: {shown_markdown(result.next_step)}")
     return "\n".join(lines), [(pushed.place, "label studio")] if pushed.place else []
+
+
+def _rounds(result: Rounds) -> Page:
+    names = [name for name in Round.SHOWN if any(name in one.metrics for one in result.rounds)]
+    lines = [
+        f"# rounds of {shown_code(result.run_id)}",
+        "\n| round | data | verdict | labelled | " + " | ".join(names) + " |",
+        "|---" * (4 + len(names)) + "|",
+    ]
+    for one in result.rounds:
+        data = one.data_version or "raw data"
+        cells = [str(one.number), shown_markdown(data), str(one.verdict), str(one.labelled or "")]
+        cells += [_estimate(one.metrics[n]) if n in one.metrics else "" for n in names]
+        lines.append(f"| {' | '.join(cells)} |")
+    if result.awaits is not None:
+        lines.append(f"\nNext: {shown_markdown(result.awaits)}")
+    return "\n".join(lines), []
 
 
 def _of_gate(gate: GateResult) -> str:

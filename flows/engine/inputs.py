@@ -176,6 +176,21 @@ class CollectInputs(Record):
     dataset: Dataset = None
 
 
+class RoundsInputs(Record):
+    """How many rounds, and which are gone on with."""
+
+    run: str | None = Field(
+        default=None,
+        description="Rounds to go on with: the id of their first run, or its folder. Empty begins.",
+    )
+    rounds: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="Rounds in all, those that are done included. (at least 1)",
+    )
+
+
 ModelInputs = SftInputs | RewardInputs | PolicyInputs | EvaluateInputs
 StageInputs = PrepareInputs | ModelInputs | PromoteInputs
 

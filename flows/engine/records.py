@@ -1,12 +1,15 @@
 """What a pipeline run hands back to the person who started it."""
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
+from rlhf_core.feedback.collection import Choice
 from rlhf_core.feedback.results import CollectedPairs, PullResult, PushResult
 from rlhf_core.schema import (
     DatasetSplits,
+    Estimate,
     ModelRef,
     Record,
     StageName,
@@ -78,3 +81,61 @@ class LabelsResult(Record):
             return None
         needed = self.pulled.votes_per_pair
         return f"{collection}: no new pair has the votes it needs ({needed}) yet; later {again}"
+
+
+class Round(Record):
+    """One round: what was trained from which data, and what was asked about its answers."""
+
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        *("gold/win_rate", "gold/win_rate_over_champion", "gold/score"),
+        *("policy/win_rate", "policy/win_rate_over_champion", "policy/kl", "policy/length_ratio"),
+        *("reward/heldout_accuracy", "judge/heldout_accuracy"),
+    )
+    """Metrics of a round's run that are kept here."""
+
+    number: int = Field(ge=1)
+    run_id: str
+    """Pipeline run of the round."""
+    data_version: str | None
+    """Dataset version it trains on; None: the raw data of the settings."""
+    base: str | None = None
+    """What its SFT starts from in place of ``model.base``."""
+    verdict: Verdict | None = None
+    """None until its pipeline run has ended."""
+    reasons: tuple[str, ...] = ()
+    policy: str | None = None
+    """URI; None where a gate ended the run before there was one."""
+    champion: str | None = None
+    """The champion it made; None where it made none."""
+    dataset: str | None = None
+    scorers: tuple[str, ...] = ()
+    """URIs of the reward model, if it trained one, and of the judge."""
+    metrics: dict[str, Estimate] = Field(default_factory=dict)
+    collection: str | None = None
+    """Id of the collection of its policy's answers."""
+    pairs: int | None = None
+    choice: Choice | None = None
+    labelled: int | None = None
+    """Pairs with the votes they need."""
+    alpha: Estimate | None = None
+    """Krippendorff's, over the votes on its pairs."""
+    agreement: dict[str, Estimate] = Field(default_factory=dict)
+    """Of the reward models that chose its pairs with the votes on them, by URI."""
+    next_version: str | None = None
+    """Dataset version of its labels, which the next round trains on."""
+    awaits: str | None = None
+    """What has to happen before there is one."""
+
+
+class Rounds(Record):
+    """Rounds of training and labelling; lies in the first run's folder as ``rounds.json``."""
+
+    run_id: str
+    """Of the first round's run, which the rounds are gone on with by."""
+    directory: Path
+    rounds: tuple[Round, ...] = ()
+
+    @property
+    def awaits(self) -> str | None:
+        """What has to happen before the next round can begin; None where nothing has."""
+        return self.rounds[-1].awaits if self.rounds else None

@@ -1,11 +1,12 @@
 """References to the things themselves: datasets checked by digest, models by registry version."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
 from rlhf_core.adapters import decision, registry
+from rlhf_core.adapters.model_files import folder_kind
 from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig, judges_of
 from rlhf_core.errors import DataError, RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, StageResult
@@ -147,6 +148,39 @@ def find_model(
     if given is not None:
         return resolve(given)
     return _made_by_run(context, role, resolve) or _aliased(config, role, resolve)
+
+
+def find_choosers(
+    config: PipelineConfig, trained: Sequence[ModelRef] = (), resolve: Resolve = resolve_model
+) -> list[ModelRef]:
+    """Return the reward models that choose pairs by disagreeing; none where nobody is to choose.
+
+    Those that ``feedback.choice`` names; else those just trained; else the project's reward model
+    and judge, by alias.
+
+    Raises:
+        RegistryError: there is no such version, or it was trained as something else.
+        ModelError: there is no such folder, and the hub does not give one.
+    """
+    choice = config.feedback_settings().choice
+    if choice is None:
+        return []
+    if not choice.models:
+        roles: tuple[ModelRole, ModelRole] = ("reward", "judge")
+        return list(trained) or [_aliased(config, role, resolve) for role in roles]
+    key, found = "feedback.choice.models", []
+    for name in choice.models:
+        if name.startswith("models:/"):
+            registry.check_role(name, ("reward", "judge"), f"{key} names it")
+        if name.startswith("models:/") or (
+            Path(name).is_dir() and folder_kind(Path(name)) == "scalar"
+        ):
+            found.append(resolve(name))
+            continue
+        from rlhf_core.models.classifier import outside_model
+
+        found.append(outside_model(key, name))
+    return found
 
 
 def find_champion(

@@ -16,12 +16,17 @@ from rlhf_flows.engine.runs import (
     CONFIG,
     MARK,
     RESULT,
+    ROUNDS,
+    ROUNDS_PICTURE,
     hold_stage,
     is_worked_on,
 )
 
 STAGES = get_args(StageName)
-_IN_RUN = (CONFIG, "report.html", MARK, ".*.lock", ".*.forced-by", ".approval-*.deadline")
+_IN_RUN = (
+    *(CONFIG, "report.html", MARK, ".*.lock", ".*.forced-by", ".approval-*.deadline"),
+    *(ROUNDS, ROUNDS_PICTURE),
+)
 _IN_STAGE = (
     *("inputs.json", RESULT, "record.json", "rows.json", "mlflow-run", "mlflow-address.txt"),
     *("set-aside-*.jsonl", "samples.jsonl", "watched-answers.jsonl", "selection-answers.jsonl"),

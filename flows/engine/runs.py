@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 RESULT = "result.json"
+ROUNDS, ROUNDS_PICTURE = "rounds.json", "rounds.png"
+"""In the folder of the first run of ``rlhf rounds``: how far they are, and their win rates."""
 CHECKPOINTS = "checkpoints"
 """Folder of a stage's folder, with ``step-*`` in it."""
 

@@ -22,7 +22,9 @@ from rlhf_core.config.evaluation import (
 )
 from rlhf_core.config.feedback import (
     AiLabelerConfig,
+    ChoiceConfig,
     FeedbackConfig,
+    FileLabelerConfig,
     LabelerConfig,
     LabelStudioLabelerConfig,
     SimulatedLabelerConfig,
@@ -71,6 +73,7 @@ __all__ = [
     "VERSION_NAME",
     "AiJudgeConfig",
     "AiLabelerConfig",
+    "ChoiceConfig",
     "CleaningConfig",
     "ComputeConfig",
     "DataConfig",
@@ -80,6 +83,7 @@ __all__ = [
     "EndpointTermConfig",
     "EvaluationConfig",
     "FeedbackConfig",
+    "FileLabelerConfig",
     "FunctionTermConfig",
     "GateConfig",
     "GatedStage",

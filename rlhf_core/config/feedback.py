@@ -89,10 +89,52 @@ class LabelStudioLabelerConfig(Section):
     _no_credentials = model_validator(mode="after")(_refuse_credentials)
 
 
+class FileLabelerConfig(Section):
+    """Votes come from elsewhere, as files: ``rlhf label pull COLLECTION CONFIG --votes FILE``."""
+
+    kind: Literal["file"] = "file"
+    """Whoever votes reads the collection's pairs.jsonl; a push sends nothing."""
+
+
 LabelerConfig = Annotated[
-    SimulatedLabelerConfig | AiLabelerConfig | LabelStudioLabelerConfig,
+    SimulatedLabelerConfig | AiLabelerConfig | LabelStudioLabelerConfig | FileLabelerConfig,
     Field(discriminator="kind"),
 ]
+
+
+class ChoiceConfig(Section):
+    """Ask about the pairs of answers that reward models disagree on most.
+
+    Disagreement is the variance over the models of the probability that the first answer is the
+    better one (Christiano et al. 2017, arXiv:1706.03741, section 2.2.4).
+    """
+
+    models: tuple[str, ...] = ()
+    """Reward models and judges that are asked, two or more. Empty: the project's reward model and
+    judge, by alias; a round of ``rlhf rounds`` takes those that its own run trained."""
+    drawn_per_pair: int = Field(default=4, ge=2, le=1_000)
+    """Prompts answered for each pair that is kept: of 4 times ``num_prompts`` pairs, a quarter."""
+
+    @model_validator(mode="after")
+    def _somebody_to_disagree_with(self) -> "ChoiceConfig":
+        if len(set(self.models)) == 1:
+            raise ValueError(
+                f"models names {self.models[0]} alone: name two different ones or more, or none"
+            )
+        return self
+
+
+class RoundsConfig(Section):
+    """Rounds of training, collecting, labelling and training again: ``rlhf rounds``."""
+
+    start: Literal["base", "champion"] = "base"
+    """What SFT of the rounds after the first starts from. ``base``: ``model.base`` again, so that
+    every round is measured against the same SFT model and no round's mistake lives on in the
+    weights (Bai et al. 2022, arXiv:2204.05862, section 4.5, train anew on all data so far).
+    ``champion``: the champion at that time, which is then the reference of the KL, too."""
+    min_labelled_fraction: float = Field(default=0.9, gt=0, le=1)
+    """Share of a round's pairs that need their votes before the next round begins, where people
+    vote. An AI judge and simulated annotators have said all they say when the push ends."""
 
 
 class FeedbackConfig(Section):
@@ -109,6 +151,10 @@ class FeedbackConfig(Section):
     """Longest response, in tokens; None takes what evaluation takes."""
     max_resamples: int = Field(default=3, ge=0, le=100)
     """How often a pair of equal or empty responses is drawn again before its prompt is left out."""
+    fresh: bool = False
+    """Leave out prompts of dialogues that have a pair in the dataset already."""
+    choice: ChoiceConfig | None = None
+    """Answer more prompts and keep the pairs that reward models disagree on; None keeps all."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the prompts drawn, the responses and their sides; another one makes another collection."""
     output: Path = Path("data/collected")
@@ -116,4 +162,7 @@ class FeedbackConfig(Section):
     votes_per_pair: Count = 1
     """Votes that a pair needs to become part of a dataset version."""
     labeler: LabelerConfig
-    """Who votes: ``simulated`` annotators, an ``ai`` judge, or people in ``label_studio``."""
+    """Who votes: ``simulated`` annotators, an ``ai`` judge, people in ``label_studio``, or people
+    elsewhere, whose votes come as a ``file``."""
+    rounds: RoundsConfig = RoundsConfig()
+    """How ``rlhf rounds`` goes from one round to the next."""

@@ -4,9 +4,11 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.schema import CheckpointChoice, Estimate
+from rlhf_core.storage.records import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +20,8 @@ LEGEND: Any = {"frameon": False, "fontsize": 8, "labelcolor": FAINT}
 LABEL_LENGTH = 32
 """Letters of a label that are shown; a longer one would leave no room for the picture."""
 COLOURS = (POLICY, SFT, "#059669", "#dc2626")
+
+_OF_ROUNDS = {"gold/win_rate": "by the outside rater", "policy/win_rate": "by the judge"}
 
 Curve = tuple[Sequence[int], Sequence[float]]
 
@@ -114,6 +118,37 @@ def length_plot(title: str, lengths: Mapping[str, Sequence[int]]) -> str:
     axes.set_xlabel("tokens")
     axes.legend(**LEGEND)
     return _address(figure)
+
+
+def save_rounds_plot(path: Path, rounds: Mapping[int, Mapping[str, Estimate]]) -> None:
+    """Save win rates over SFT after each round, with their intervals, as a PNG file.
+
+    Args:
+        path: of the file.
+        rounds: number of the round to its metrics; those of ``_OF_ROUNDS`` are drawn.
+    """
+    figure, axes = _figure(5.2, 3.2)
+    for number, (name, label) in enumerate(_OF_ROUNDS.items()):
+        given = {at: found[name] for at, found in rounds.items() if name in found}
+        if not given:
+            continue
+        places = [at + 0.06 * (number - 0.5) for at in given]
+        middle = [one.value for one in given.values()]
+        below = [one.value - one.low for one in given.values()]
+        above = [one.high - one.value for one in given.values()]
+        axes.errorbar(
+            places, middle, yerr=[below, above], color=COLOURS[number], marker="o",
+            markersize=4.5, linewidth=1.2, capsize=3, label=label,
+        )  # fmt: skip
+    axes.axhline(0.5, color=FAINT, linestyle="--", linewidth=1.0, zorder=0)
+    axes.set_xticks(sorted(rounds))
+    axes.set_xlabel("round")
+    axes.set_ylabel("win rate over SFT")
+    axes.set_title("Win rate after each round of collecting and labelling")
+    axes.title.set(color=INK, fontsize=9.5, fontweight="bold")
+    axes.legend(**LEGEND)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
 
 
 def _figure(width: float, height: float) -> "tuple[Figure, Axes]":

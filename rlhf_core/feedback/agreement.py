@@ -1,13 +1,18 @@
 """How far those who voted on a collection agree: all of them, and each AI judge with people."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from rlhf_core.dataprep.votes.against_rest import CONFIDENCE, against_rest
 from rlhf_core.dataprep.votes.agreement import alpha_estimate
 from rlhf_core.dataprep.votes.vote_table import VoteTable
+from rlhf_core.feedback.ballots import all_votes
+from rlhf_core.feedback.collection import ORIGINS, Origin
 from rlhf_core.schema import AI_JUDGE, Estimate, Vote
+from rlhf_core.statistics.intervals import SHARE, Resampling, estimate_mean
+from rlhf_core.storage.records import read_records
 
 
 def votes_alpha(
@@ -60,6 +65,29 @@ def judges_against_people(
                 confidence=CONFIDENCE,
             )
     return found
+
+
+def choosers_against_votes(collection: Path) -> dict[str, Estimate]:
+    """Return how often each reward model that chose the pairs was of the voters' mind.
+
+    On pairs chosen because the models disagree, that is less than on pairs drawn at random.
+
+    Args:
+        collection: folder of the collection.
+
+    Returns:
+        By the model's URI: share of the pairs with more votes for one answer than for the other
+        on which the model scored that answer higher. Empty where no models chose.
+    """
+    votes = all_votes(collection)
+    right: dict[str, list[float]] = {}
+    for origin in read_records(collection / ORIGINS, Origin):
+        choices = [vote.choice for vote in votes.get(origin.comparison_id, ())]
+        lead = choices.count("a") - choices.count("b")
+        if lead:
+            for model, probability in origin.probabilities.items():
+                right.setdefault(model, []).append(float((probability > 0.5) == (lead > 0)))
+    return {m: estimate_mean(found, Resampling(), bounds=SHARE) for m, found in right.items()}
 
 
 def _table(votes: Sequence[Sequence[Vote]]) -> VoteTable:

@@ -32,6 +32,8 @@ class Origin(Record):
     model_a: str
     """URI of the model that gave the first response."""
     model_b: str
+    probabilities: dict[str, float] = Field(default_factory=dict)
+    """Of a pair that reward models disagree on: each one's probability that ``a`` is better."""
 
 
 class SamplingSettings(Record):
@@ -61,8 +63,25 @@ class Counts(Record):
     indistinct: int = Field(ge=0)
     """Left out because they stayed so."""
     unfinished: int = Field(ge=0)
-    """Responses in the pairs that were cut at ``max_new_tokens``."""
+    """Responses to the prompts asked that were cut at ``max_new_tokens``."""
     pairs: int = Field(ge=0)
+    compared: int = Field(default=0, ge=0)
+    """Left out because the dataset has a pair of their dialogue, where ``fresh`` ones are asked."""
+    agreed: int = Field(default=0, ge=0)
+    """Pairs left out because the reward models agreed more on them than on those kept."""
+
+
+class Choice(Record):
+    """Which reward models chose the pairs, by disagreeing on them."""
+
+    models: tuple[SampledModel, ...]
+    drawn: int
+    """Pairs of answers that they were asked about."""
+    kept_disagreement: float
+    """Mean over the pairs kept: standard deviation, over the models, of the probability that the
+    first answer is better."""
+    disagreement: float
+    """The same over all pairs drawn."""
 
 
 class Evaluated(Record):
@@ -105,6 +124,8 @@ class Collection(Record):
     """Of the code that sampled."""
     evaluation: Evaluated | None = None
     """Where the answers are those of an evaluation."""
+    choice: Choice | None = None
+    """Where reward models chose among the pairs."""
 
 
 def find_collection(reference: str, output: Path) -> Path:

@@ -64,6 +64,8 @@ class PullResult(Record):
     """File the batch was written to instead of being published."""
     published: BatchResult | None = None
     """The new version; None where nothing was published."""
+    last_version: str | None = None
+    """Newest version with pairs of the collection, by this pull or an earlier one."""
     evaluation: str | None = None
     """Run whose evaluation keeps the votes, where the answers are its own: nothing is published."""
     kept: int = 0

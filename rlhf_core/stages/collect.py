@@ -2,17 +2,19 @@
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from rlhf_core.adapters.versioning import git_revision
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import FeedbackConfig, PipelineConfig
+from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.manifest import fingerprint_of
-from rlhf_core.errors import DataError, ModelError
+from rlhf_core.errors import ConfigError, DataError, ModelError
 from rlhf_core.feedback.collection import (
     MANIFEST,
     ORIGINS,
     PAIRS,
+    Choice,
     Collection,
     Counts,
     Origin,
@@ -22,9 +24,11 @@ from rlhf_core.feedback.collection import (
 )
 from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import Comparison, DatasetSplits, ModelRef, Prompt
-from rlhf_core.stages.labels.answers import AnswerPairs, answer_twice
+from rlhf_core.stages.labels.answers import Answer, AnswerPairs, answer_twice
+from rlhf_core.stages.labels.disagreement import choose_pairs
 from rlhf_core.stages.labels.prompts import (
     AskedPrompts,
+    compared_dialogues,
     draw_prompts,
     heldout_dialogues,
     prompt_file,
@@ -40,7 +44,10 @@ COLLECTION = OwnFolder("the collection", is_ours=lambda folder: (folder / MANIFE
 
 
 def collect_pairs(
-    config: PipelineConfig, splits: DatasetSplits, models: Sequence[ModelRef]
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    models: Sequence[ModelRef],
+    choosers: Sequence[ModelRef] = (),
 ) -> CollectedPairs:
     """Sample two different answers to each of some prompts.
 
@@ -53,6 +60,8 @@ def collect_pairs(
         splits: dataset whose training prompts are asked where the settings name no others, and
             whose held-out dialogues are asked in no case.
         models: one that answers twice, or two that answer once each.
+        choosers: reward models; where ``feedback.choice`` is set, the pairs that they disagree on
+            are kept.
 
     Raises:
         ConfigError: there is no ``feedback`` section.
@@ -65,11 +74,14 @@ def collect_pairs(
             raise ModelError(f"{model.uri}: a {model.kind} model gives no answers; name a policy")
     prompts, settings = prompt_file(config, splits), _sampling(config)
     heldout = heldout_dialogues(splits)
+    compared = compared_dialogues(splits) if feedback.fresh else set()
     parts = {
         "models": " ".join(model.sha256 for model in models),
         "prompts": sha256_of(prompts),
-        "heldout": "".join(sorted(key.hex() for key in heldout)),
+        "heldout": _joined(heldout),
         "settings": settings.model_dump_json(),
+        **({"compared": _joined(compared)} if feedback.fresh else {}),
+        **_choosing(feedback, choosers),
     }
     folder = _folder(feedback.output, parts)
     with exclusive(folder):
@@ -78,11 +90,13 @@ def collect_pairs(
             return CollectedPairs(collection=read_collection(folder)[0], folder=folder)
         journal = folder.with_name(f".{folder.name}.answers.jsonl")
         with replacing_directory(folder) as work:
-            asked = draw_prompts(prompts, heldout, models, settings)
+            asked = draw_prompts(prompts, heldout, models, settings, compared)
             answers = answer_twice(
                 models, asked.prompts, settings, device=config.model.device, journal=journal
             )
-            pairs, origins = _on_sides(folder.name, models, asked.prompts, answers, settings)
+            pairs, origins, choice = _compared(
+                config, folder.name, models, choosers, asked, answers
+            )
             write_records(work / PAIRS, pairs)
             write_records(work / ORIGINS, origins)
             found = Collection(
@@ -95,10 +109,55 @@ def collect_pairs(
                 counts=_counted(asked, answers, len(pairs)),
                 pairs_sha256=sha256_of(work / PAIRS),
                 git_commit=git_revision(Path()),
+                choice=choice,
             )
             _write_manifest(work, found)
         journal.unlink(missing_ok=True)
     return CollectedPairs(collection=found, folder=folder)
+
+
+def _joined(keys: Set[DialogueKey]) -> str:
+    return "".join(sorted(key.hex() for key in keys))
+
+
+def _choosing(feedback: FeedbackConfig, choosers: Sequence[ModelRef]) -> dict[str, str]:
+    """Return who chooses among the pairs, as part of what a collection is known by."""
+    if feedback.choice is None:
+        return {}
+    if len({model.sha256 for model in choosers}) < 2:
+        named = ", ".join(model.uri for model in choosers) or "nobody"
+        raise ConfigError(
+            f"feedback.choice: disagreement needs two different reward models, found {named}; name"
+            " them in feedback.choice.models"
+        )
+    for model in choosers:
+        if model.kind == "causal":
+            raise ModelError(f"feedback.choice.models: {model.uri} gives text, and no scores")
+    return {"choosers": " ".join(model.sha256 for model in choosers)}
+
+
+def _compared(
+    config: PipelineConfig,
+    name: str,
+    models: Sequence[ModelRef],
+    choosers: Sequence[ModelRef],
+    asked: AskedPrompts,
+    answers: AnswerPairs,
+) -> tuple[list[Comparison], list[Origin], Choice | None]:
+    """Return the pairs that are worth a vote, whose they are, and who chose them."""
+    feedback = config.feedback_settings()
+    if feedback.choice is None:
+        return *_on_sides(name, models, asked.prompts, answers.pairs, feedback.seed), None
+    chosen = choose_pairs(
+        choosers,
+        asked.prompts,
+        answers.pairs,
+        count=feedback.num_prompts,
+        device=config.model.device,
+    )
+    told = chosen.probabilities
+    rows = _on_sides(name, models, asked.prompts, chosen.pairs, feedback.seed, told)
+    return *rows, chosen.choice
 
 
 def _folder(output: Path, parts: Mapping[str, str]) -> Path:
@@ -116,8 +175,9 @@ def _write_manifest(folder: Path, collection: Collection) -> None:
 def _sampling(config: PipelineConfig) -> SamplingSettings:
     feedback = config.feedback_settings()
     longest = feedback.max_new_tokens or config.answer_length()
+    drawn = feedback.choice.drawn_per_pair if feedback.choice is not None else 1
     return SamplingSettings(
-        num_prompts=feedback.num_prompts,
+        num_prompts=feedback.num_prompts * drawn,
         temperature=feedback.temperature,
         max_new_tokens=longest,
         max_prompt_tokens=config.model.max_length - longest,
@@ -137,9 +197,11 @@ def _counted(asked: AskedPrompts, answers: AnswerPairs, num_pairs: int) -> Count
         unfitting=asked.unfitting,
         asked=len(asked.prompts),
         resampled=answers.resampled,
-        indistinct=len(asked.prompts) - num_pairs,
+        indistinct=answers.pairs.count(None),
         unfinished=answers.unfinished,
         pairs=num_pairs,
+        compared=asked.compared,
+        agreed=len(asked.prompts) - answers.pairs.count(None) - num_pairs,
     )
 
 
@@ -147,8 +209,9 @@ def _on_sides(
     name: str,
     models: Sequence[ModelRef],
     prompts: Sequence[Prompt],
-    answers: AnswerPairs,
-    settings: SamplingSettings,
+    answers: Sequence[tuple[Answer, Answer] | None],
+    seed: int,
+    probabilities: Sequence[dict[str, float]] | None = None,
 ) -> tuple[list[Comparison], list[Origin]]:
     """Return the pairs, each answer on a side drawn for it, and apart from them whose it is.
 
@@ -157,14 +220,17 @@ def _on_sides(
     """
     comparisons: list[Comparison] = []
     origins: list[Origin] = []
-    for prompt, pair in zip(prompts, answers.pairs, strict=True):
+    for index, (prompt, pair) in enumerate(zip(prompts, answers, strict=True)):
         if pair is None:
             continue
         number = len(comparisons) + 1
         row_id = f"{name}-{number:05d}"
         sides = [(pair[0].text, models[0].uri), (pair[1].text, models[-1].uri)]
-        random.Random(f"{settings.seed}:{row_id}").shuffle(sides)
+        random.Random(f"{seed}:{row_id}").shuffle(sides)
         (first, model_a), (second, model_b) = sides
+        told = probabilities[index] if probabilities else {}
+        if first != pair[0].text:
+            told = {name: round(1.0 - p, 6) for name, p in told.items()}
         comparisons.append(
             Comparison(
                 comparison_id=row_id,
@@ -178,7 +244,11 @@ def _on_sides(
         )
         origins.append(
             Origin(
-                comparison_id=row_id, prompt_id=prompt.prompt_id, model_a=model_a, model_b=model_b
+                comparison_id=row_id,
+                prompt_id=prompt.prompt_id,
+                model_a=model_a,
+                model_b=model_b,
+                probabilities=told,
             )
         )
     if not comparisons:

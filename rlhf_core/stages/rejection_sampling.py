@@ -183,13 +183,13 @@ def sample_best(
     _require_absent(*(() if journal.exists() else (left_file,)))
     said = len(prompts), settings.num_answers, policy.uri, scorer.uri
     logger.info("sampling prompts=%d answers_each=%d policy=%s scorer=%s", *said)
-    _open_scorer(scorer, device)  # one that cannot be loaded is told of before hours of sampling
+    open_scorer(scorer, device)  # one that cannot be loaded is told of before hours of sampling
     busy = DataError(f"{output}: another rlhf sample is writing it; wait for it")
     with locked(output.parent / f".{output.name}.lock", busy=busy):
         _require_absent(output)  # another call may have written it since
         make_deterministic(settings.seed)
         answers = _answers(policy, asked, settings, device, journal)
-        scores = _scores(_open_scorer(scorer, device), asked, answers)
+        scores = _scores(open_scorer(scorer, device), asked, answers)
         found = [
             _best(policy, scorer, prompt, settings, *row)
             for prompt, *row in zip(asked, answers, scores, strict=True)
@@ -298,7 +298,8 @@ def _answers(
     return rows
 
 
-def _open_scorer(scorer: ModelRef, device: str) -> Scorer:
+def open_scorer(scorer: ModelRef, device: str) -> Scorer:
+    """Load a reward model, judge or classifier; what it cannot read scores NaN."""
     if scorer.kind == "classifier":
         return Classifier(scorer.path, max_length=None, device=device).scores
     model, renderer = load_scalar(scorer.path, device=device), model_renderer(scorer.path)

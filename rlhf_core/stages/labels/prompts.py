@@ -30,6 +30,7 @@ class AskedPrompts:
     prompts: list[Prompt]
     num_read: int
     heldout: int
+    compared: int
     unfitting: int
 
 
@@ -49,7 +50,11 @@ def prompt_file(config: PipelineConfig, splits: DatasetSplits) -> Path:
 
 
 def draw_prompts(
-    path: Path, heldout: Set[DialogueKey], models: Sequence[ModelRef], settings: SamplingSettings
+    path: Path,
+    heldout: Set[DialogueKey],
+    models: Sequence[ModelRef],
+    settings: SamplingSettings,
+    compared: Set[DialogueKey] = frozenset(),
 ) -> AskedPrompts:
     """Draw the prompts that are asked: within every model, one of a dialogue.
 
@@ -58,44 +63,68 @@ def draw_prompts(
         heldout: dialogues that are left out.
         models: all of them get the prompts.
         settings: of the collection.
+        compared: dialogues that have a pair already and are left out, too.
 
     Raises:
         DataError: none is left.
     """
-    prompts = [prompt for _, prompt in read_prompts(path) if isinstance(prompt, Prompt)]
-    open_ones = [prompt for prompt in prompts if dialogue_key(prompt.prompt) not in heldout]
-    if not prompts:
-        raise DataError(f"{path}: no prompts in it; name another file in feedback.prompts")
-    if not open_ones:
-        raise DataError(
-            f"{path}: all {len(prompts)} prompts are of held-out dialogues; name others in"
-            " feedback.prompts"
-        )
+    prompts, heldout_count, compared_count = _open_prompts(path, heldout, compared)
     renderers = [model_renderer(model.path) for model in models]
     seed = derived_seed(settings.seed, "collect prompts")
     drawn: dict[DialogueKey, int] = {}
     unfitting = 0
-    for index in random.Random(seed).sample(range(len(open_ones)), len(open_ones)):
-        key = dialogue_key(open_ones[index].prompt)
+    for index in random.Random(seed).sample(range(len(prompts)), len(prompts)):
+        key = dialogue_key(prompts[index].prompt)
         if len(drawn) == settings.num_prompts:
             break
         if key in drawn:
             continue
-        if all(fits(open_ones[index], one, settings.max_prompt_tokens) for one in renderers):
+        if all(fits(prompts[index], one, settings.max_prompt_tokens) for one in renderers):
             drawn[key] = index
         else:
             unfitting += 1
     if not drawn:
         raise DataError(
-            f"{path}: none of {len(open_ones)} prompts fits into {settings.max_prompt_tokens}"
+            f"{path}: none of {len(prompts)} prompts fits into {settings.max_prompt_tokens}"
             " tokens; raise model.max_length, or lower feedback.max_new_tokens"
         )
     return AskedPrompts(
-        prompts=[open_ones[index] for index in sorted(drawn.values())],
-        num_read=len(prompts),
-        heldout=len(prompts) - len(open_ones),
+        prompts=[prompts[index] for index in sorted(drawn.values())],
+        num_read=len(prompts) + heldout_count + compared_count,
+        heldout=heldout_count,
+        compared=compared_count,
         unfitting=unfitting,
     )
+
+
+def _open_prompts(
+    path: Path, heldout: Set[DialogueKey], compared: Set[DialogueKey]
+) -> tuple[list[Prompt], int, int]:
+    """Return the prompts of a file that may be asked, and how many are held out or compared."""
+    prompts = [prompt for _, prompt in read_prompts(path) if isinstance(prompt, Prompt)]
+    if not prompts:
+        raise DataError(f"{path}: no prompts in it; name another file in feedback.prompts")
+    allowed = [prompt for prompt in prompts if dialogue_key(prompt.prompt) not in heldout]
+    if not allowed:
+        raise DataError(
+            f"{path}: all {len(prompts)} prompts are of held-out dialogues; name others in"
+            " feedback.prompts"
+        )
+    fresh = [prompt for prompt in allowed if dialogue_key(prompt.prompt) not in compared]
+    if not fresh:
+        raise DataError(
+            f"{path}: each of {len(allowed)} prompts is of a dialogue that has a pair already; name"
+            " a file of others in feedback.prompts, or leave feedback.fresh out"
+        )
+    return fresh, len(prompts) - len(allowed), len(allowed) - len(fresh)
+
+
+def compared_dialogues(splits: DatasetSplits) -> set[DialogueKey]:
+    """Keys of all dialogues that have a pair of answers in the dataset."""
+    files = (splits.reward_train, splits.judge_train, splits.reward_heldout, splits.judge_heldout)
+    return {
+        dialogue_key(pair.prompt) for file in files for pair in read_records(file, PreferencePair)
+    }
 
 
 def heldout_dialogues(splits: DatasetSplits) -> set[DialogueKey]:

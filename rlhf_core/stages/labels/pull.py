@@ -26,7 +26,13 @@ from rlhf_core.stages.versions import batches as data_batches
 from rlhf_core.stages.versions.publish import publish
 from rlhf_core.stages.versions.versions import bring_back, find_version, list_versions
 from rlhf_core.storage.folders import exclusive
-from rlhf_core.storage.records import atomic_file, iterate_records, read_records, write_records
+from rlhf_core.storage.records import (
+    atomic_file,
+    iterate_records,
+    read_record,
+    read_records,
+    write_records,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +52,7 @@ def pull_labels(
     *,
     output: Path | None = None,
     votes: Path | None = None,
+    at_least: int = 1,
     min_kept_fraction: float = 1.0,
 ) -> PullResult:
     """Publish the pairs of a collection that have enough votes by now, each once.
@@ -59,6 +66,7 @@ def pull_labels(
         reference: id or folder of the collection.
         output: write the batch to this file, in canonical form, and publish nothing.
         votes: file of votes to bring in instead of asking the label server.
+        at_least: publish nothing while fewer pairs are ready.
         min_kept_fraction: as for ``publish``.
 
     Raises:
@@ -94,8 +102,16 @@ def pull_labels(
         if output is not None:
             write_records(output, ready)
             return result.model_copy(update={"output": output})
-        published = _publish(folder, ready, min_kept_fraction) if ready else recovered
-    return result.model_copy(update={"published": published})
+        enough = len(ready) >= max(1, at_least)
+        published = _publish(folder, ready, min_kept_fraction) if enough else recovered
+        last = last_version(folder)
+    return result.model_copy(update={"published": published, "last_version": last})
+
+
+def last_version(folder: Path) -> str | None:
+    """Return the newest version that has pairs of a collection; None where there is none yet."""
+    marks = sorted((folder / PUBLISHED).glob("*.json"))
+    return read_record(marks[-1], PublishedBatch).version if marks else None
 
 
 def _kept(

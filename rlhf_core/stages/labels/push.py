@@ -6,12 +6,13 @@ from pathlib import Path
 from rlhf_core.config import (
     AiLabelerConfig,
     FeedbackConfig,
+    FileLabelerConfig,
     LabelStudioLabelerConfig,
     PipelineConfig,
     SimulatedLabelerConfig,
 )
 from rlhf_core.feedback.ballots import FOLDER, BallotBox
-from rlhf_core.feedback.collection import find_collection, read_collection
+from rlhf_core.feedback.collection import PAIRS, find_collection, read_collection
 from rlhf_core.feedback.results import PushResult
 from rlhf_core.feedback.simulated import load_annotators, simulate
 from rlhf_core.schema import Comparison
@@ -47,8 +48,10 @@ def push_labels(config: PipelineConfig, reference: str, *, again: bool = False) 
             result = _simulate(folder, pairs, feedback, feedback.labeler)
         elif isinstance(feedback.labeler, AiLabelerConfig):
             result = _ask_judge(folder, pairs, feedback, feedback.labeler, again=again)
-        else:
+        elif isinstance(feedback.labeler, LabelStudioLabelerConfig):
             result = _send(folder, pairs, feedback, feedback.labeler)
+        else:
+            result = _left_to_others(folder, len(pairs), feedback.labeler)
     labeler, asked = feedback.labeler.kind, result.asked
     logger.info("labels_pushed collection=%s labeler=%s asked=%d", folder.name, labeler, asked)
     return result
@@ -131,4 +134,17 @@ def _send(
         asked=sent,
         waits=True,
         place=place,
+    )
+
+
+def _left_to_others(folder: Path, num_pairs: int, settings: FileLabelerConfig) -> PushResult:
+    """Send nothing: somebody else asks about the pairs, and brings a file of votes."""
+    return PushResult(
+        collection_id=folder.name,
+        labeler=settings.kind,
+        pairs=num_pairs,
+        before=num_pairs,
+        asked=0,
+        waits=True,
+        place=str(folder / PAIRS),
     )
