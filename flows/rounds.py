@@ -137,14 +137,14 @@ class _Rounds:
         config = self._settings_of(one)
         if one.collection is None:
             one = self._record(self._collected(one, config))
-        folder = str(config.feedback_settings().output / str(one.collection))
-        pushed = push_labels(config, folder)
+        collection = str(one.collection)
+        pushed = push_labels(config, collection)
         needed = 1
         if pushed.waits:
             share = config.feedback_settings().rounds.min_labelled_fraction
             needed = math.ceil(share * pushed.pairs)
-        pulled = pull_labels(config, folder, at_least=needed)
-        one = _with_votes(one, Path(folder), pulled)
+        pulled = pull_labels(config, collection, at_least=needed)
+        one = _with_votes(one, config.feedback_settings().output / collection, pulled)
         if one.next_version is not None:
             return self._record(one.model_copy(update={"awaits": None}))
         if not pushed.waits:

@@ -97,7 +97,8 @@ def _show(result: "Rounds") -> None:
                 f" [{found.low:.2f}, {found.high:.2f}] of {found.num_samples:,} pairs"
             )
         if one.verdict not in (None, "PROMOTE"):
-            show_line(f"round {one.number}: {one.verdict}: {'; '.join(one.reasons)}")
+            reasons = (reason for reason in one.reasons if not reason.startswith("PROMOTE"))
+            show_line(f"round {one.number}: {'; '.join(reasons)}")
     show_line(f"picture: {result.directory / ROUNDS_PICTURE}; record: {result.directory / ROUNDS}")
 
 

@@ -36,10 +36,10 @@ def make_pair(number, name="abc", a="short", b="a longer answer"):
     )
 
 
-def make_collection(output, size=6, models=("models:/rlhf-policy/3",)):
+def make_collection(output, size=6, models=("models:/rlhf-policy/3",), name="abc"):
     """Write a collection whose second answers are the longer ones; return its folder."""
-    folder = output / "abc"
-    pairs = [make_pair(number) for number in range(1, size + 1)]
+    folder = output / name
+    pairs = [make_pair(number, name) for number in range(1, size + 1)]
     write_records(folder / PAIRS, pairs)
     origins = [
         Origin(
@@ -52,7 +52,7 @@ def make_collection(output, size=6, models=("models:/rlhf-policy/3",)):
     ]
     write_records(folder / ORIGINS, origins)
     collection = Collection(
-        collection_id="abc",
+        collection_id=name,
         models=tuple(SampledModel(uri=uri, version="3", sha256="f" * 64) for uri in models),
         prompts="prompts.jsonl",
         prompts_sha256="a" * 64,
