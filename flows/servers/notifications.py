@@ -21,7 +21,7 @@ EXAMPLES = (
 )
 DECISIONS = ("rlhf.gate-failed", "rlhf.kl-spike", "rlhf.promoted")
 STATES = ("Suspended", "Failed", "Crashed")
-FLOWS = ("rlhf-pipeline", "rlhf-collect")
+FLOWS = ("rlhf-pipeline", "rlhf-collect", "rlhf-rounds")
 """Their states are notified; a stage that fails in a pipeline fails that as well."""
 SUBJECT = "rlhf: {{ event.event | replace('rlhf.', '') | replace('prefect.flow-run.', 'run ') }}"
 ABOUT_DECISION = "{% for name, said in event.payload.items() %}{{ name }}: {{ said }}\n{% endfor %}"

@@ -133,7 +133,8 @@ def _choosing(feedback: FeedbackConfig, choosers: Sequence[ModelRef]) -> dict[st
     for model in choosers:
         if model.kind == "causal":
             raise ModelError(f"feedback.choice.models: {model.uri} gives text, and no scores")
-    return {"choosers": " ".join(model.sha256 for model in choosers)}
+    chosen_by = " ".join(model.sha256 for model in choosers)
+    return {"choosers": chosen_by, "kept": str(feedback.num_prompts)}
 
 
 def _compared(

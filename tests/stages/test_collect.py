@@ -1,5 +1,6 @@
 """Pairs of answers from the shipped base model: the same again, and none of a held-out prompt."""
 
+import numpy as np
 import pytest
 
 from rlhf_core.errors import ConfigError, DataError, ModelError
@@ -8,6 +9,7 @@ from rlhf_core.rollout.sample import SampledResponse
 from rlhf_core.schema import Comparison, Demonstration, Message, ModelRef, PreferencePair, Prompt
 from rlhf_core.stages.collect import collect_pairs
 from rlhf_core.stages.labels import answers as collect_answers
+from rlhf_core.stages.labels import disagreement
 from rlhf_core.storage.records import read_records, sha256_of, write_records
 
 SIMULATED = {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:collect_votes"}
@@ -265,3 +267,101 @@ def test_a_reward_model_gives_no_answers(feedback_config, splits, models):
 def test_without_the_section_one_line_says_where_it_is_described(stage_config, splits, models):
     with pytest.raises(ConfigError, match=r"feedback: no such section .* docs/feedback.md"):
         collect_pairs(stage_config(), splits, [models["policy"]])
+
+
+def test_the_pairs_kept_are_those_that_the_reward_models_disagree_on(
+    feedback_config, splits, models, monkeypatch
+):
+    scores = {"reward": {}, "judge": {}}
+    monkeypatch.setattr(
+        disagreement,
+        "open_scorer",
+        lambda model, device: (
+            lambda prompts, texts: np.array(
+                [scores[model.name].setdefault(text, float(len(text) % 5)) for text in texts]
+            )
+        ),
+    )
+    every = collect_pairs(feedback_config(), splits, [models["policy"]])
+    pairs = read_records(every.folder / PAIRS, Comparison)
+    # They differ on two pairs alone: of one mind about which is better, and not.
+    sure, divided = pairs[2], pairs[5]
+    scores["reward"] |= {sure.response_a: 9.0, sure.response_b: 8.0}
+    scores["judge"] |= {sure.response_a: 9.0, sure.response_b: 6.0}
+    scores["reward"] |= {divided.response_a: 9.0, divided.response_b: 6.0}
+    scores["judge"] |= {divided.response_a: 6.0, divided.response_b: 9.0}
+    choosers = [models["reward"], models["judge"]]
+    choice = {"drawn_per_pair": 8}
+    settings = feedback_config(num_prompts=1, choice=choice)
+    found = collect_pairs(settings, splits, [models["policy"]], choosers)
+    (kept,) = read_records(found.folder / PAIRS, Comparison)
+    assert kept.prompt == divided.prompt
+    assert {kept.response_a, kept.response_b} == {divided.response_a, divided.response_b}
+    counts, chosen = found.collection.counts, found.collection.choice
+    assert (counts.pairs, counts.agreed, chosen.drawn) == (1, len(pairs) - 1, len(pairs))
+    (origin,) = read_records(found.folder / ORIGINS, Origin)
+    sign = 1 if kept.response_a == divided.response_a else -1
+    expected = 1 / (1 + np.exp([-3.0 * sign, 3.0 * sign]))
+    assert list(origin.probabilities.values()) == pytest.approx(expected, abs=1e-5)
+    assert chosen.kept_disagreement == pytest.approx(np.std(expected))
+    again = feedback_config(num_prompts=2, choice={"drawn_per_pair": 4})
+    second = collect_pairs(again, splits, [models["policy"]], choosers)
+    assert sure.prompt in [pair.prompt for pair in read_records(second.folder / PAIRS, Comparison)]
+
+
+def test_real_reward_models_choose_and_the_same_ones_make_the_same_collection(
+    feedback_config, splits, models, tmp_path
+):
+    settings = {"num_prompts": 3, "choice": {"drawn_per_pair": 2}}
+    choosers = [models["reward"], models["judge"].model_copy(update={"sha256": "e" * 64})]
+    first = collect_pairs(feedback_config(**settings), splits, [models["policy"]], choosers)
+    elsewhere = feedback_config(**settings, output=str(tmp_path / "elsewhere"))
+    assert files_of(collect_pairs(elsewhere, splits, [models["policy"]], choosers)) == files_of(
+        first
+    )
+    rows = read_records(first.folder / ORIGINS, Origin)
+    assert len(rows) == 3
+    assert {name for row in rows for name in row.probabilities} == {m.uri for m in choosers}
+
+
+@pytest.mark.parametrize(
+    ("roles", "error", "says"),
+    [
+        (["reward"], ConfigError, "two different reward models, found models:/reward/1"),
+        ([], ConfigError, "found nobody"),
+        (["reward", "sft"], ModelError, "models:/sft/1 gives text, and no scores"),
+    ],
+)
+def test_pairs_are_chosen_by_two_reward_models_or_not_at_all(
+    feedback_config, splits, models, roles, error, says
+):
+    choosers = [models[role] for role in roles]
+    with pytest.raises(error, match=says):
+        collect_pairs(feedback_config(choice={}), splits, [models["policy"]], choosers)
+
+
+def test_fresh_prompts_are_of_dialogues_that_no_pair_is_about(
+    feedback_config, splits, models, small_splits, tmp_path
+):
+    (pair, *_) = read_records(small_splits.reward_train, PreferencePair)
+    trained = read_records(splits.prompts_train, Prompt)
+    compared = [pair.model_copy(update={"prompt": prompt.prompt}) for prompt in trained[:6]]
+    ref = splits.judge_train
+    write_records(ref.path, compared)
+    changed = ref.model_copy(update={"num_rows": 6, "sha256": sha256_of(ref.path)})
+    (tmp_path / "none.jsonl").touch()
+    none = splits.reward_train.model_copy(update={"path": tmp_path / "none.jsonl", "num_rows": 0})
+    splits = splits.model_copy(update={"judge_train": changed, "reward_train": none})
+    found = collect_pairs(feedback_config(fresh=True), splits, [models["policy"]])
+    counts = found.collection.counts
+    assert (counts.compared, counts.asked) == (6, 2)
+    assert len(asked(collect_pairs(feedback_config(), splits, [models["policy"]]))) == 8
+    write_records(ref.path, [one.model_copy(update={"prompt": p.prompt})
+                             for one in compared[:1] for p in trained])  # fmt: skip
+    ref = ref.model_copy(update={"num_rows": 8, "sha256": sha256_of(ref.path)})
+    with pytest.raises(DataError, match="each of 8 prompts is of a dialogue that has a pair"):
+        collect_pairs(
+            feedback_config(fresh=True),
+            splits.model_copy(update={"judge_train": ref}),
+            [models["policy"]],
+        )
