@@ -214,10 +214,18 @@ def _show_collected(found: "CollectedPairs", config: Path, overrides: list[str] 
         f"prompts: {counts.prompts:,} in {collection.prompts}; left out {counts.heldout:,} of"
         f" held-out dialogues and {counts.unfitting:,} that do not fit; {counts.asked:,} asked"
     )
+    if counts.compared:
+        show_line(f"left out because a pair is about their dialogue: {counts.compared:,}")
     show_line(
         f"answers: {counts.resampled:,} prompts asked again because both were alike, "
         f"{counts.indistinct:,} left out because they stayed so; {counts.unfinished:,} answers cut"
     )
+    if (choice := collection.choice) is not None:
+        by = " and ".join(model.uri for model in choice.models)
+        show_line(
+            f"chosen by {by}: {counts.pairs:,} of {choice.drawn:,} pairs, disagreement"
+            f" {choice.kept_disagreement:.3f}; over all of them {choice.disagreement:.3f}"
+        )
     show_line(f"files: {found.folder}")
     show_line(f"next: {_next('push', collection.collection_id, config, overrides)}")
 

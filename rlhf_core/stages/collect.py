@@ -75,14 +75,8 @@ def collect_pairs(
     prompts, settings = prompt_file(config, splits), _sampling(config)
     heldout = heldout_dialogues(splits)
     compared = compared_dialogues(splits) if feedback.fresh else set()
-    parts = {
-        "models": " ".join(model.sha256 for model in models),
-        "prompts": sha256_of(prompts),
-        "heldout": _joined(heldout),
-        "settings": settings.model_dump_json(),
-        **({"compared": _joined(compared)} if feedback.fresh else {}),
-        **_choosing(feedback, choosers),
-    }
+    known_by = _known_by(models, prompts, heldout, compared if feedback.fresh else None, settings)
+    parts = known_by | _choosing(feedback, choosers)
     folder = _folder(feedback.output, parts)
     with exclusive(folder):
         if (folder / MANIFEST).is_file():
@@ -114,6 +108,23 @@ def collect_pairs(
             _write_manifest(work, found)
         journal.unlink(missing_ok=True)
     return CollectedPairs(collection=found, folder=folder)
+
+
+def _known_by(
+    models: Sequence[ModelRef],
+    prompts: Path,
+    heldout: Set[DialogueKey],
+    compared: Set[DialogueKey] | None,
+    settings: SamplingSettings,
+) -> dict[str, str]:
+    """Return what decides a collection; None where dialogues with a pair are asked, too."""
+    return {
+        "models": " ".join(model.sha256 for model in models),
+        "prompts": sha256_of(prompts),
+        "heldout": _joined(heldout),
+        "settings": settings.model_dump_json(),
+        **({} if compared is None else {"compared": _joined(compared)}),
+    }
 
 
 def _joined(keys: Set[DialogueKey]) -> str:

@@ -35,7 +35,7 @@ def asked(stages, monkeypatch):
     """Stands in for sampling, which needs a model: the models that were asked, each time."""
     found = []
 
-    def sample(config, splits, models):
+    def sample(config, splits, models, choosers=()):
         found.append([model.uri for model in models])
         folder = make_collection(config.feedback.output)
         collection, _ = label_pull.read_collection(folder)

@@ -7,13 +7,17 @@ import yaml
 from typer.testing import CliRunner
 
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
+from rlhf_core.evaluation.plots import save_rounds_plot
+from rlhf_core.feedback.agreement import choosers_against_votes
+from rlhf_core.feedback.ballots import Ballot, BallotBox
+from rlhf_core.feedback.collection import ORIGINS, Origin
 from rlhf_core.feedback.results import CollectedPairs
-from rlhf_core.schema import BatchResult, Comparison, DataVersion
+from rlhf_core.schema import BatchResult, Comparison, DataVersion, Estimate, Vote
 from rlhf_core.stages import collect as collection
 from rlhf_core.stages.labels import pull as label_pull
 from rlhf_core.stages.labels import push as label_push
 from rlhf_core.storage.locks import locked
-from rlhf_core.storage.records import read_records
+from rlhf_core.storage.records import read_records, write_records
 from rlhf_flows import rounds
 from rlhf_flows.commands.cli import app
 from rlhf_flows.engine.inputs import RoundsInputs
@@ -227,3 +231,38 @@ def test_fewer_rounds_than_there_are_and_a_second_process_are_refused(world, wit
         carry_out(settings, number=1)
     with locked(result.directory / rounds._LOCK), pytest.raises(CheckpointError, match="another"):
         carry_out(settings, number=2)
+
+
+def test_the_picture_shows_every_round_that_was_measured(tmp_path):
+    found = [Estimate(value=v, low=v - 0.1, high=v + 0.05, num_samples=9) for v in (0.6, 0.7, 0.8)]
+    sizes = []
+    for number in (1, 3):
+        rounds_so_far = {
+            n: {"gold/win_rate": one, "policy/win_rate": one}
+            for n, one in enumerate(found[:number], start=1)
+        }
+        save_rounds_plot(tmp_path / "rounds.png", rounds_so_far)
+        picture = (tmp_path / "rounds.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        sizes.append(len(picture))
+    assert sizes[1] > sizes[0]
+
+
+def test_models_that_chose_are_counted_where_the_votes_have_a_majority(tmp_path):
+    folder = make_collection(tmp_path, size=4)
+    rows = read_records(folder / ORIGINS, Origin)
+    told = [row.model_copy(update={"probabilities": {"reward": p, "judge": 1 - p}})
+            for row, p in zip(rows, (0.9, 0.8, 0.3, 0.9), strict=True)]  # fmt: skip
+    write_records(folder / ORIGINS, told)
+    choices = ("aab", "b", "bb", "ab")  # the last pair has no majority
+    BallotBox(folder, "file").replace(
+        Ballot(
+            comparison_id=row.comparison_id,
+            votes=tuple(Vote(annotator=f"p{n}", choice=c) for n, c in enumerate(each)),
+        )
+        for row, each in zip(rows, choices, strict=True)
+    )
+    found = choosers_against_votes(folder)
+    assert found["reward"].value == pytest.approx(2 / 3)
+    assert found["judge"].value == pytest.approx(1 / 3)
+    assert found["judge"].num_samples == 3
