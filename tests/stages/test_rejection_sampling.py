@@ -122,7 +122,7 @@ def test_a_scorer_that_gives_no_score_chooses_nothing(models, tmp_path, monkeypa
     def deaf(prompts, texts):
         return np.full(len(prompts), np.nan)
 
-    monkeypatch.setattr(rejection_sampling, "_open_scorer", lambda *_: deaf)
+    monkeypatch.setattr(rejection_sampling, "open_scorer", lambda *_: deaf)
     with pytest.raises(DataError, match="not_scored"):
         sample_best(*models, asked(4), HOW, tmp_path / "best.jsonl")
 
