@@ -104,7 +104,7 @@ class FeedbackBody(BaseModel):
 
     id: Annotated[str, Field(min_length=1, max_length=200)]
     rating: Literal["up", "down"]
-    index: Annotated[int, Field(ge=0)] | None = None
+    index: Annotated[int, Field(ge=0, strict=True)] | None = None
     comment: Annotated[str, Field(max_length=LONGEST_COMMENT)] | None = None
 
 

@@ -4,7 +4,9 @@ import os
 import threading
 
 import pytest
+from pydantic import ValidationError
 
+from rlhf_core.adapters.chat_requests import FeedbackBody
 from rlhf_core.adapters.kept_answers import KeptAnswer, KeptAnswers, UnknownAnswerError
 from rlhf_core.config import UnpairedConfig
 from rlhf_core.dataprep.sources import read_prompts, read_unpaired
@@ -147,3 +149,11 @@ def test_a_full_disk_keeps_whole_lines_alone(tmp_path, monkeypatch):
         kept.keep([answer("b")])
     monkeypatch.undo()
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("index", [True, False, "1", 1.0, -1])
+def test_the_index_of_a_rated_answer_is_a_whole_number_and_nothing_like_one(index):
+    body = {"id": "chatcmpl-1", "rating": "up"}
+    assert FeedbackBody.model_validate({**body, "index": 1}).index == 1
+    with pytest.raises(ValidationError, match="index"):
+        FeedbackBody.model_validate({**body, "index": index})
