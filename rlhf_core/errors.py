@@ -57,6 +57,10 @@ class RewardError(RlhfError, RuntimeError):
     """A term of the reward gave no number for a response; names the term and the response."""
 
 
+class RolloutError(RlhfError, RuntimeError):
+    """The engine that samples responses does not answer, or not as the model would."""
+
+
 class CheckpointError(RlhfError, RuntimeError):
     """A checkpoint is torn, missing, or belongs to another run."""
 

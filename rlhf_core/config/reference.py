@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from rlhf_core.config.written import KeyPath, Places
 
-KINDS = ("algorithm", "kind")
+KINDS = ("algorithm", "kind", "engine")
 """Keys that say which of several sections one is."""
 REQUIRED = "(required)"
 

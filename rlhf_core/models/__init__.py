@@ -15,6 +15,7 @@ from rlhf_core.models.device import choose_device, device_of
 from rlhf_core.models.files import save_model, weights_sha256
 from rlhf_core.models.load import load_causal
 from rlhf_core.models.scalar import (
+    fresh_value_head,
     load_scalar,
     reward_shift,
     scalar_from_causal,
@@ -22,6 +23,7 @@ from rlhf_core.models.scalar import (
     sequence_scores,
     set_reward_shift,
     token_values,
+    value_of_hidden,
 )
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "choose_device",
     "device_of",
     "finish_training",
+    "fresh_value_head",
     "hidden_states",
     "load_causal",
     "load_scalar",
@@ -49,5 +52,6 @@ __all__ = [
     "token_logprobs",
     "token_values",
     "unwrapped",
+    "value_of_hidden",
     "weights_sha256",
 ]

@@ -7,6 +7,7 @@ config.json, a constant that this module subtracts from every score; differences
 not depend on it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.models.auto import modeling_auto
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.build import build_model
-from rlhf_core.models.causal import hidden_states
+from rlhf_core.models.causal import hidden_states, output_head
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.models.known_ids import limit_ids
 from rlhf_core.models.library_output import hide_transformers_output
@@ -102,6 +103,26 @@ def scores_from_hidden(model: nn.Module, hidden: Tensor) -> Tensor:
     """Scalar head on hidden states [M, H], less the shift: [M] float32."""
     scores: Tensor = scalar_head(model)(hidden).squeeze(-1).float()
     return scores - reward_shift(model)
+
+
+def fresh_value_head(policy: nn.Module) -> nn.Linear:
+    """Return a head that values every state at 0, so that it draws nothing at random."""
+    weight, _ = output_head(policy)
+    head = nn.Linear(weight.shape[1], 1, device=weight.device, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def value_of_hidden(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the function from hidden states [M, H] to values [M], float32 under autocast too."""
+
+    def values(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            out: Tensor = head(hidden.float()).squeeze(-1)
+        return out
+
+    return values
 
 
 def scalar_head(model: nn.Module) -> nn.Linear:

@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.models.compute import unwrapped
-from rlhf_core.rollout.decode import Decoded, Sampling, decode
-from rlhf_core.rollout.sampling import sequence_uniforms
+from rlhf_core.rollout.decode import Decoded, Sampling
+from rlhf_core.rollout.sampler import OWN_LOOP, Draws, Sampler
 from rlhf_core.schema import Conversation
 from rlhf_core.tokenization import Renderer, make_renderer, token_ids
 
@@ -40,6 +40,7 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
     batch_size: int = 64,
     first_stream: int = 0,
     advance: Callable[[], None] | None = None,
+    sampler: Sampler = OWN_LOOP,
 ) -> list[SampledResponse]:
     """Answer every conversation once, in order.
 
@@ -56,10 +57,12 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
         batch_size: prompts decoded together.
         first_stream: number of the first prompt, where these are a part of more.
         advance: called after each batch.
+        sampler: who draws the tokens.
 
     Raises:
         DataError: a prompt cannot be rendered.
         ModelError: a prompt and its answer do not fit the model.
+        RolloutError: an engine elsewhere does not answer, or not as this model would.
     """
     generation = getattr(unwrapped(model), "generation_config", None)
     renderer = make_renderer(
@@ -70,10 +73,10 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
     for start in range(0, len(prompts), batch_size):
         part = [renderer.prompt_ids(prompt) for prompt in prompts[start : start + batch_size]]
         streams = range(first_stream + start, first_stream + start + len(part))
-        decoded = decode(
+        decoded = sampler.sample(
             model,
             part,
-            uniforms=sequence_uniforms(seed, streams, max_new_tokens),
+            draws=Draws(seed, streams, max_new_tokens),
             sampling=sampling,
             budget=_DECODE_TOKENS,
         )

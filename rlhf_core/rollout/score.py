@@ -1,7 +1,7 @@
 """Sample responses and have every model say what it thinks of them: one packing, one pass each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from rlhf_core import processes
 from rlhf_core.models.sharding import in_step, without_gradients
-from rlhf_core.rollout.decode import Decoded, Sampling, decode
+from rlhf_core.rollout.decode import Decoded, Sampling
 from rlhf_core.rollout.experience import Rollout, ScoredRollout
+from rlhf_core.rollout.sampler import Draws, Sampler
 from rlhf_core.tokenization import TokenBatch, TokenIds
 
 
@@ -18,15 +19,16 @@ def sample_rollout(
     policy: nn.Module,
     prompts: Sequence[TokenIds],
     *,
-    uniforms: Tensor,
+    sampler: Sampler,
+    draws: Draws,
     sampling: Sampling,
     budget: int,
 ) -> Rollout:
-    """Answer each prompt once, the processes a share each; see ``decode`` for the arguments."""
-    own = decode(
+    """Answer each prompt once, the processes a share each; see ``Sampler`` for the arguments."""
+    own = sampler.sample(
         policy,
         processes.share(prompts),
-        uniforms=processes.share(uniforms),
+        draws=replace(draws, streams=processes.share(draws.streams)),
         sampling=sampling,
         budget=budget,
     )

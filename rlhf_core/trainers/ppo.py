@@ -17,7 +17,12 @@ from rlhf_core.functional.advantages import GROUP_ADVANTAGES
 from rlhf_core.functional.kl import KL_ESTIMATORS
 from rlhf_core.functional.ppo import PolicyTerms, clipped_policy_loss, clipped_value_loss
 from rlhf_core.functional.rewards import shape_scores, token_rewards
-from rlhf_core.models import hidden_states, losses_from_hidden, token_values
+from rlhf_core.models import (
+    hidden_states,
+    losses_from_hidden,
+    token_values,
+    value_of_hidden,
+)
 from rlhf_core.rollout.decode import Sampling
 from rlhf_core.rollout.experience import (
     Experience,
@@ -30,7 +35,7 @@ from rlhf_core.rollout.experience import (
     rollout_metrics,
 )
 from rlhf_core.rollout.rewards import sum_terms
-from rlhf_core.rollout.sampling import sequence_uniforms
+from rlhf_core.rollout.sampler import Draws
 from rlhf_core.rollout.score import sample_rollout, score_rollout
 from rlhf_core.tokenization import TokenBatch
 from rlhf_core.trainers.loop import FitSummary, Optimization, TrainingRun, at_start, mean_metrics
@@ -43,7 +48,6 @@ from rlhf_core.trainers.ppo_learner import (
     Update,
     fingerprint,
     require_ready,
-    value_of_hidden,
 )
 from rlhf_core.trainers.ppo_watch import (
     SHOWN,
@@ -149,7 +153,8 @@ def collect_rollout(learner: Learner, data: PpoData, *, iteration: int) -> Rollo
     return sample_rollout(
         learner.models.policy,
         [prompt.prompt_ids for prompt in learner.prompts_of(iteration) for _ in range(group)],
-        uniforms=sequence_uniforms(learner.seed, rows, settings.max_new_tokens),
+        sampler=data.sampler,
+        draws=Draws(learner.seed, rows, settings.max_new_tokens),
         sampling=Sampling(settings.temperature, data.end_ids, learner.value_head),
         budget=settings.decode_tokens,
     )

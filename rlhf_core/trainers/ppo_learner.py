@@ -15,12 +15,14 @@ from rlhf_core.errors import ConfigError, DataError, KlLimitError
 from rlhf_core.functional.ppo import PolicyTerms
 from rlhf_core.models import (
     device_of,
+    fresh_value_head,
     nll_sum,
     output_head,
     prepare_training,
     sequence_scores,
     token_logprobs,
     token_values,
+    value_of_hidden,
 )
 from rlhf_core.models.compute import adapters_off, clear_precision, set_precision
 from rlhf_core.models.dropout import switch_off_dropout
@@ -28,6 +30,7 @@ from rlhf_core.models.known_ids import require_same_ids
 from rlhf_core.models.sharding import Shard, in_step, shard_layers
 from rlhf_core.rollout.experience import Experience
 from rlhf_core.rollout.rewards import RewardTerms
+from rlhf_core.rollout.sampler import OWN_LOOP, Sampler
 from rlhf_core.rollout.score import Scorers
 from rlhf_core.tokenization import TokenBatch, TokenizedExample, TokenizedPrompt, pack_examples
 from rlhf_core.trainers.loop import Optimization, TrainingRun, draw, shuffled, split_by_tokens
@@ -98,6 +101,8 @@ class PpoData:
     """For PPO-ptx; read where ``ptx_coef`` is above 0."""
     rewards: RewardTerms | None = None
     """The terms of ``policy.rewards``; None: the reward model's score is the reward."""
+    sampler: Sampler = OWN_LOOP
+    """Who answers the prompts, as ``policy.rollouts`` says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,26 +296,6 @@ class Learner:
             own += loss.item()
         (total,) = processes.total(own)
         return {"ptx_loss": total}
-
-
-def fresh_value_head(policy: nn.Module) -> nn.Linear:
-    """Return a head that values every state at 0, so that it draws nothing at random."""
-    weight, _ = output_head(policy)
-    head = nn.Linear(weight.shape[1], 1, device=weight.device, dtype=torch.float32)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
-
-
-def value_of_hidden(head: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states [M, H] to values [M], float32 under autocast too."""
-
-    def values(hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            out: Tensor = head(hidden.float()).squeeze(-1)
-        return out
-
-    return values
 
 
 class Checkpointer:

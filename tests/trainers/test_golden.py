@@ -70,7 +70,7 @@ class Recorded:
     def __init__(self, responses):
         self.iterations = iter(responses)
 
-    def __call__(self, policy, prompts, *, uniforms, sampling, budget):
+    def __call__(self, policy, prompts, *, sampler, draws, sampling, budget):
         responses = [toys.ids(*row) for row in next(self.iterations)]
         lengths = torch.tensor([len(row) for row in responses])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
