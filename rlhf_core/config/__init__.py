@@ -54,6 +54,7 @@ from rlhf_core.config.reward_terms import (
     ModelTermConfig,
     RewardTerm,
 )
+from rlhf_core.config.rollouts import OwnRolloutsConfig, RolloutsConfig, VllmRolloutsConfig
 from rlhf_core.config.training import (
     ComputeConfig,
     DistributedConfig,
@@ -97,6 +98,7 @@ __all__ = [
     "ModelTermConfig",
     "MonitorsConfig",
     "OptimizerConfig",
+    "OwnRolloutsConfig",
     "PipelineConfig",
     "PolicyConfig",
     "PpoConfig",
@@ -108,12 +110,14 @@ __all__ = [
     "RewardConfig",
     "RewardModelJudgeConfig",
     "RewardTerm",
+    "RolloutsConfig",
     "Section",
     "SftConfig",
     "SimulatedLabelerConfig",
     "SourceConfig",
     "SupervisedConfig",
     "UnpairedConfig",
+    "VllmRolloutsConfig",
     "VotesConfig",
     "config_digest",
     "judges_of",
