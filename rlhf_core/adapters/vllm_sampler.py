@@ -326,14 +326,10 @@ def _write(model: nn.Module, folder: Path) -> None:
     Raises:
         RolloutError: the disk is full or refuses.
     """
-    whole: Any = copy.deepcopy(model).merge_and_unload() if _has_adapters(model) else model
-    inner = unwrapped(whole)
+    copied: Any = copy.deepcopy(model) if hasattr(model, "merge_and_unload") else None
+    inner = unwrapped(model if copied is None else copied.merge_and_unload())
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing_directory(folder) as work, hide_transformers_output(), as_published(inner):
         inner.save_pretrained(work)
         for path in work.iterdir():
             path.chmod(0o644)  # the server may be somebody else
-
-
-def _has_adapters(model: nn.Module) -> bool:
-    return hasattr(model, "merge_and_unload")

@@ -16,6 +16,7 @@ from rlhf_core.config.evaluation import RequiredGates
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
 from rlhf_core.config.reference import KINDS, InForce, in_force, say_unknown, start_paths
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
+from rlhf_core.config.rollouts import PATIENCE_OF_ENGINES
 from rlhf_core.config.written import KeyPath, Places, read_written, shown
 from rlhf_core.errors import ConfigError
 
@@ -187,12 +188,16 @@ UNDECIDING: dict[str, Any] = {
     "keep_checkpoints": True,
     "retention": True,
     **{stage: {"distributed"} for stage in ("sft", "reward", "judge")},
-    "policy": {"distributed": True, "rewards": {"__all__": PATIENCE_OF_TERMS}},
+    "policy": {
+        "distributed": True,
+        "rollouts": PATIENCE_OF_ENGINES,
+        "rewards": {"__all__": PATIENCE_OF_TERMS},
+    },
 }
 """Settings that decide nothing of a run: no stage reads ``feedback``, the checkpoints of one that
 has finished or earlier runs that are deleted, how many processes share the work changes rounding
-alone, and how long a term of the reward is waited for decides no score. They may change while a run
-is gone on with."""
+alone, how long a term of the reward is waited for decides no score, and where an engine is no
+response. They may change while a run is gone on with."""
 
 
 def config_digest(config: PipelineConfig) -> str:

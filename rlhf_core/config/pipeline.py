@@ -236,6 +236,11 @@ class PipelineConfig(PreparationConfig):
             "judge": self.judge_settings().smallest_batch,
             "policy": self.policy.smallest_batch,
         }
+        if self.policy.rollouts.elsewhere and self.distributed_of("policy").processes > 1:
+            raise ValueError(
+                f"policy.rollouts.engine {self.policy.rollouts.engine} needs the policy trained in "
+                "one process: set policy.distributed.processes to 1, or take engine: transformers"
+            )
         for stage in GATED_STAGES:
             processes = self.distributed_of(stage).processes
             if processes > batches[stage]:

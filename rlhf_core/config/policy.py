@@ -14,6 +14,7 @@ from rlhf_core.config.base import (
     Temperature,
 )
 from rlhf_core.config.reward_terms import RewardTerm
+from rlhf_core.config.rollouts import OwnRolloutsConfig, RolloutsConfig
 from rlhf_core.config.training import (
     ComputeConfig,
     DistributedConfig,
@@ -103,6 +104,8 @@ class PpoConfig(Section):
     """Of policy and value model; with LoRA the reference is the policy, adapters off."""
     distributed: DistributedConfig | None = None
     """Processes of this stage; None takes the ``distributed`` of the whole file."""
+    rollouts: RolloutsConfig = OwnRolloutsConfig()
+    """Who samples responses, here and where the policy is evaluated."""
     decode_tokens: Count = 65_536
     """Tokens that keys and values are kept for while sampling: rows times the longest prompt plus
     ``max_new_tokens``. More rows take turns; bounds memory and changes nothing but rounding."""
@@ -262,6 +265,11 @@ class PpoConfig(Section):
         return self.critic_warmup_iterations if self.needs_values else 0
 
     @property
+    def recomputes_old_logprobs(self) -> bool:
+        """Whether the trainer itself says what importance ratios refer to."""
+        return self.recompute_old_logprobs or self.rollouts.elsewhere
+
+    @property
     def whitens(self) -> bool:
         """Whether advantages are whitened over the batch."""
         return self.needs_values if self.whiten_advantages is None else self.whiten_advantages
@@ -280,6 +288,8 @@ class DpoConfig(SupervisedConfig):
     rewards: ClassVar[tuple[RewardTerm, ...]] = ()
     sampled_tokens: ClassVar[int | None] = None
     """It samples nothing in training."""
+    rollouts: RolloutsConfig = OwnRolloutsConfig()
+    """Who samples responses where the policy is evaluated; training samples none."""
     loss: Literal["dpo", "robust", "ipo", "kto", "simpo", "orpo"] = "dpo"
     """``dpo`` (Rafailov 2023, arXiv:2305.18290; conservative with ``label_smoothing``), ``robust``
     (Chowdhury 2024, arXiv:2403.00409), ``ipo`` (Azar 2023, arXiv:2310.12036), ``kto`` (Ethayarajh

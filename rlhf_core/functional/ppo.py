@@ -151,6 +151,31 @@ def logprob_mismatch(logprobs: Tensor, sampled_logprobs: Tensor) -> Tensor:
     return (logprobs - sampled_logprobs).abs().exp().mean()
 
 
+def truncated_importance_weights(
+    logprobs: Tensor, sampled_logprobs: Tensor, *, most: float
+) -> Tensor:
+    """Weights that make up for a sampler that is not quite the policy, one value per token.
+
+        weight = min(exp(logprobs - sampled_logprobs), most)
+
+    Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy RL training"
+    (truncated importance sampling); the rho-bar of Espeholt et al. (2018), arXiv:1802.01561, eq. 1.
+
+    Args:
+        logprobs: any shape, sampled tokens under the trainer's forward pass, nats.
+        sampled_logprobs: same shape, as the sampler reported them.
+        most: > 0, the largest weight.
+
+    Returns:
+        Same shape, 0 to ``most``.
+
+    Raises:
+        ShapeError: the shapes differ.
+    """
+    require_same_shape(logprobs=logprobs, sampled_logprobs=sampled_logprobs)
+    return torch.exp(logprobs - sampled_logprobs).clamp(max=most)
+
+
 @dataclass(frozen=True, eq=False)
 class PolicyTerms:
     """What a pass over response tokens showed of the policy: [M] each, with no gradient."""

@@ -11,10 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_core.errors import ConfigError
+from rlhf_core.config import VllmRolloutsConfig
+from rlhf_core.errors import ConfigError, DivergedError
 from rlhf_core.functional.advantages import GROUP_EPS, generalized_advantages
 from rlhf_core.functional.kl import kl_k1
-from rlhf_core.functional.ppo import explained_variance
+from rlhf_core.functional.ppo import explained_variance, truncated_importance_weights
 from rlhf_core.functional.whitening import masked_mean, whiten
 from rlhf_core.tokenization import TokenBatch, TokenIds, evenly, pack_grouped_responses
 
@@ -88,6 +89,9 @@ class ScoredRollout:
     """[B] reward-model scores as they came; after ``sum_terms`` the sum of the terms."""
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     """[B] score of each term of ``policy.rewards``, before scale, clip and weight."""
+    importance: Tensor | None = None
+    """[B, T] weight of each token's advantage, where an engine elsewhere sampled it; 0 past the end
+    of a response."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +114,38 @@ class Experience:
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.rollout.mask.device)
         mask = self.rollout.mask[index]
         return tuple(field[index][mask] for field in fields)
+
+
+def weighed_against_engine(scored: ScoredRollout, settings: VllmRolloutsConfig) -> ScoredRollout:
+    """Give the tokens that an engine sampled their importance weights.
+
+    Raises:
+        DivergedError: engine and trainer disagree about the same policy, past the setting's limit.
+    """
+    mask, sampled = scored.rollout.mask, scored.rollout.logprobs
+    mean, most = logprob_difference(scored)
+    if not mean <= settings.max_logprob_difference:
+        raise DivergedError(
+            f"the engine and the trainer disagree about the same policy: their log-probabilities "
+            f"differ by {mean:.3g} nats a token (at most {most:.3g}), past "
+            f"policy.rollouts.max_logprob_difference {settings.max_logprob_difference:.3g}; does "
+            "the server run with --logprobs-mode processed_logprobs, and in a precision near that "
+            "of policy.compute?"
+        )
+    weights = truncated_importance_weights(
+        scored.old_logprobs, sampled, most=settings.max_importance_weight
+    )
+    return replace(scored, importance=torch.where(mask, weights, 0.0))
+
+
+def logprob_difference(scored: ScoredRollout) -> tuple[float, float]:
+    """Return mean and largest |log-probability of the trainer - of the sampler| of a token, nats.
+
+    The trainer's are those that importance ratios refer to.
+    """
+    mask = scored.rollout.mask
+    apart = (scored.old_logprobs - scored.rollout.logprobs)[mask].abs()
+    return float(apart.mean()), float(apart.max())
 
 
 def require_values(values: Tensor | None) -> Tensor:
@@ -183,12 +219,17 @@ def _experience(
     scored: ScoredRollout, advantages: Tensor, returns: Tensor, whiten_advantages: bool
 ) -> Experience:
     mask = scored.rollout.mask
+    if whiten_advantages:
+        advantages = whiten(advantages, mask)
+    if scored.importance is not None:
+        # A weight on an advantage is one on the clipped surrogate: both of its sides carry it.
+        advantages = advantages * scored.importance
     return Experience(
         rollout=scored.rollout,
         old_logprobs=scored.old_logprobs,
         ref_logprobs=scored.ref_logprobs,
         values=scored.values,
-        advantages=whiten(advantages, mask) if whiten_advantages else advantages,
+        advantages=advantages,
         returns=returns,
     )
 
@@ -199,7 +240,10 @@ def rollout_metrics(scored: ScoredRollout) -> dict[str, float]:
     ``kl`` is in nats per response and ``kl_per_token`` in nats per token, both by the unbiased
     estimator k1 whatever the reward uses; ``reward_model_score`` leaves the penalty for missing
     EOS out, and the terms of ``policy.rewards``, each of which has its mean score, before scale,
-    clip and weight, as ``reward_term_<name>``; lengths are in tokens.
+    clip and weight, as ``reward_term_<name>``; lengths are in tokens. Where an engine elsewhere
+    sampled, ``engine_logprob_difference`` (mean, and ``_max``) is what it and the trainer differ by
+    in a token's log-probability, nats, and ``truncated_weight_fraction`` the share of tokens whose
+    importance weight was cut.
     """
     rollout, mask = scored.rollout, scored.rollout.mask
     kl = kl_k1(scored.old_logprobs, scored.ref_logprobs)
@@ -212,6 +256,19 @@ def rollout_metrics(scored: ScoredRollout) -> dict[str, float]:
         "eos_fraction": float(rollout.finished.float().mean()),
         "sampled_entropy": -float(masked_mean(scored.old_logprobs, mask)),
         **{f"reward_term_{name}": float(term.mean()) for name, term in scored.terms.items()},
+        **_engine_metrics(scored),
+    }
+
+
+def _engine_metrics(scored: ScoredRollout) -> dict[str, float]:
+    if scored.importance is None:
+        return {}
+    mask, (mean, most) = scored.rollout.mask, logprob_difference(scored)
+    untruncated = torch.exp(scored.old_logprobs - scored.rollout.logprobs)[mask]
+    return {
+        "engine_logprob_difference": mean,
+        "engine_logprob_difference_max": most,
+        "truncated_weight_fraction": float((scored.importance[mask] < untruncated).float().mean()),
     }
 
 

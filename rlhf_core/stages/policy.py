@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.adapters.vllm_sampler import open_sampler
 from rlhf_core.config import DpoConfig, PipelineConfig, PpoConfig
 from rlhf_core.config.base import Section
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
@@ -19,6 +20,7 @@ from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.ports import Observer
 from rlhf_core.rollout.sample import sample_responses
+from rlhf_core.rollout.sampler import OWN_LOOP, Sampler
 from rlhf_core.schema import (
     Conversation,
     DatasetSplits,
@@ -228,12 +230,16 @@ def _optimize_ppo(settings: PpoConfig, task: _Task) -> FitSummary:
     )
     data = _ppo_data(config, settings, job.splits, task.renderer, job.directory)
     prompts = read_records(job.splits.prompts_train, Prompt)
-    with open_reward_terms(
-        settings.rewards, job.scorers, prompts, task.renderer, device=device
-    ) as rewards:
+    with (
+        open_sampler(settings.rollouts) as sampler,
+        open_reward_terms(
+            settings.rewards, job.scorers, prompts, task.renderer, device=device
+        ) as rewards,
+    ):
+        watcher.sampler = sampler
         summary = fit_ppo(
             models,
-            replace(data, rewards=rewards),
+            replace(data, rewards=rewards, sampler=sampler),
             settings=settings,
             run=task.followers.training_run(job),
             on_checkpoint=watcher.look,
@@ -311,6 +317,7 @@ class AnswerWatcher:
         self.path = directory / "watched-answers.jsonl"
         self._config, self._prompts = config, prompts
         self._policy, self._renderer = policy, renderer
+        self.sampler: Sampler = OWN_LOOP
 
     def look(self, step: int) -> None:
         """Answer the prompts as the policy is now; a step answered before a kill is replaced."""
@@ -321,6 +328,7 @@ class AnswerWatcher:
             max_new_tokens=self._config.answer_length(),
             temperature=self._config.evaluation.temperature,
             seed=derived_seed(self._config.seed, "watch"),
+            sampler=self.sampler,
         )
         earlier = read_records(self.path, WatchedAnswer) if self.path.exists() else []
         fresh = [

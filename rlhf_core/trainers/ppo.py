@@ -12,17 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core import processes
-from rlhf_core.config import PpoConfig
+from rlhf_core.config import PpoConfig, VllmRolloutsConfig
 from rlhf_core.functional.advantages import GROUP_ADVANTAGES
 from rlhf_core.functional.kl import KL_ESTIMATORS
 from rlhf_core.functional.ppo import PolicyTerms, clipped_policy_loss, clipped_value_loss
 from rlhf_core.functional.rewards import shape_scores, token_rewards
-from rlhf_core.models import (
-    hidden_states,
-    losses_from_hidden,
-    token_values,
-    value_of_hidden,
-)
+from rlhf_core.models import hidden_states, losses_from_hidden, token_values, value_of_hidden
 from rlhf_core.rollout.decode import Sampling
 from rlhf_core.rollout.experience import (
     Experience,
@@ -33,6 +28,7 @@ from rlhf_core.rollout.experience import (
     experience_metrics,
     require_values,
     rollout_metrics,
+    weighed_against_engine,
 )
 from rlhf_core.rollout.rewards import sum_terms
 from rlhf_core.rollout.sampler import Draws
@@ -155,7 +151,7 @@ def collect_rollout(learner: Learner, data: PpoData, *, iteration: int) -> Rollo
         [prompt.prompt_ids for prompt in learner.prompts_of(iteration) for _ in range(group)],
         sampler=data.sampler,
         draws=Draws(learner.seed, rows, settings.max_new_tokens),
-        sampling=Sampling(settings.temperature, data.end_ids, learner.value_head),
+        sampling=Sampling(settings.temperature, data.end_ids, learner.sampled_values),
         budget=settings.decode_tokens,
     )
 
@@ -164,12 +160,14 @@ def judge_rollout(learner: Learner, rollout: Rollout, *, iteration: int) -> Scor
     """Ask every model about every response.
 
     Raises:
-        DivergedError: one gave a score, value or log-probability that is not finite.
+        DivergedError: one gave a number that is not finite, or an engine disagrees.
     """
     scored = score_rollout(rollout, learner.scorers(), budget=learner.settings.micro_batch_tokens)
     if (terms := learner.data.rewards) is not None:
         scored = terms.of(learner.prompts_of(iteration), scored)
     require_finite(scored, iteration)
+    if isinstance(rollouts := learner.settings.rollouts, VllmRolloutsConfig):
+        scored = weighed_against_engine(scored, rollouts)
     if iteration == 0:
         warn_if_nothing_ends(rollout, learner.settings, learner.data.end_ids)
     return scored

@@ -16,6 +16,7 @@ from rlhf_core.functional.ppo import PolicyTerms
 from rlhf_core.models import (
     device_of,
     fresh_value_head,
+    hidden_states,
     nll_sum,
     output_head,
     prepare_training,
@@ -206,12 +207,23 @@ class Learner:
             ref_logprobs=self._without_adapter
             if models.reference is None
             else partial(token_logprobs, models.reference, temperature=temperature),
-            values=None
-            if models.value_model is None
-            else partial(token_values, models.value_model),
-            old_logprobs=own if self.settings.recompute_old_logprobs else None,
+            values=self._values(),
+            old_logprobs=own if self.settings.recomputes_old_logprobs else None,
             policy=models.policy,
         )
+
+    @property
+    def sampled_values(self) -> Callable[[Tensor], Tensor] | None:
+        """The value head that the sampler reads on its way; an engine elsewhere knows none."""
+        return None if self.settings.rollouts.elsewhere else self.value_head
+
+    def _values(self) -> Callable[[TokenBatch], Tensor] | None:
+        if self.models.value_model is not None:
+            return partial(token_values, self.models.value_model)
+        head, policy = self.value_head, self.models.policy
+        if head is None or self.sampled_values is not None:
+            return None
+        return lambda batch: head(hidden_states(policy, batch, batch.predictor_positions))
 
     def finish(self) -> None:
         """End the training of what was trained; what was only asked stays divided, if it is."""

@@ -186,10 +186,10 @@ def require_first_ratio_one(seen: PolicyTerms, settings: PpoConfig) -> Metrics:
     """
     error = float(torch.expm1(seen.logprobs - seen.old_logprobs).abs().max())
     mismatch = float(logprob_mismatch(seen.logprobs, seen.sampled_logprobs))
-    for name, found, limit in (
-        ("max_ratio_error", error, settings.max_ratio_error),
-        ("max_logprob_mismatch", mismatch, settings.max_logprob_mismatch),
-    ):
+    limits = [("max_ratio_error", error, settings.max_ratio_error)]
+    if not settings.rollouts.elsewhere:  # an engine has a limit of its own, met before
+        limits += [("max_logprob_mismatch", mismatch, settings.max_logprob_mismatch)]
+    for name, found, limit in limits:
         if not found <= limit:
             raise DivergedError(
                 f"sampler and trainer disagree about the same policy: {found:.3g} is past "

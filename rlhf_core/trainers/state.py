@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlhf_core import processes
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
+from rlhf_core.config.rollouts import PATIENCE_OF_ENGINES
 from rlhf_core.errors import CheckpointError
 from rlhf_core.models.sharding import local_part
 
@@ -121,7 +122,11 @@ def run_fingerprint(
     settings: BaseModel, models: Iterable[nn.Module], data: Iterable[bytes], *, seed: int
 ) -> str:
     """Identify a run: settings, seed, starting weights, and the bytes of its data in order."""
-    undeciding: dict[str, Any] = {"distributed": True, "rewards": {"__all__": PATIENCE_OF_TERMS}}
+    undeciding: dict[str, Any] = {
+        "distributed": True,
+        "rollouts": PATIENCE_OF_ENGINES,
+        "rewards": {"__all__": PATIENCE_OF_TERMS},
+    }
     decisive = settings.model_dump_json(exclude=undeciding)
     digest = hashlib.sha256(f"{decisive} seed={seed}".encode())
     for model in models:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.adapters.vllm_sampler import open_sampler
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.comparison import BestOfN, Rows
@@ -14,6 +16,7 @@ from rlhf_core.evaluation.rater import score_gold
 from rlhf_core.evaluation.win_rate import outcomes
 from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import SampledResponse, sample_responses
+from rlhf_core.rollout.sampler import OWN_LOOP, Sampler
 from rlhf_core.schema import Conversation, ModelRef
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed
@@ -92,7 +95,7 @@ def _drawn(
 ) -> list[list[SampledResponse]]:
     batches = count * math.ceil(len(prompts) / _AT_ONCE)
     progress = Progress(f"evaluate: best of {count} answers", total=batches, done=0)
-    try:
+    with closing(progress), open_sampler(config.policy.rollouts) as sampler:
         return answer_several_times(
             load_causal(sft.path, device=config.model.device),
             model_renderer(sft.path).tokenizer,
@@ -102,9 +105,8 @@ def _drawn(
             temperature=config.evaluation.temperature,
             seed=config.seed,
             advance=lambda: progress.advance({}),
+            sampler=sampler,
         )
-    finally:
-        progress.close()
 
 
 def answer_several_times(  # noqa: PLR0913 - each of them changes the answers, none groups
@@ -117,6 +119,7 @@ def answer_several_times(  # noqa: PLR0913 - each of them changes the answers, n
     temperature: float,
     seed: int,
     advance: Callable[[], None] | None = None,
+    sampler: Sampler = OWN_LOOP,
 ) -> list[list[SampledResponse]]:
     """Answer every prompt ``num_answers`` times: [num_answers][n].
 
@@ -132,6 +135,7 @@ def answer_several_times(  # noqa: PLR0913 - each of them changes the answers, n
         temperature: divides the logits; above 0.
         seed: of all of them.
         advance: called after each batch.
+        sampler: who draws the tokens.
 
     Raises:
         DataError: a prompt cannot be rendered.
@@ -147,6 +151,7 @@ def answer_several_times(  # noqa: PLR0913 - each of them changes the answers, n
             seed=derived_seed(seed, "best of n", str(number)),
             batch_size=_AT_ONCE,
             advance=advance,
+            sampler=sampler,
         )
         for number in range(num_answers)
     ]

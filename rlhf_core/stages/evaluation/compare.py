@@ -3,12 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_core.adapters.vllm_sampler import open_sampler
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import topic_numbers
 from rlhf_core.evaluation.comparison import PairedAnswers
@@ -164,7 +166,7 @@ def sample_answers(
         told: name of the progress.
     """
     progress = Progress(told, total=math.ceil(len(prompts) / _AT_ONCE), done=0)
-    try:
+    with closing(progress), open_sampler(config.policy.rollouts) as sampler:
         return sample_responses(
             model,
             tokenizer,
@@ -174,9 +176,8 @@ def sample_answers(
             seed=derived_seed(config.seed, purpose),
             batch_size=_AT_ONCE,
             advance=lambda: progress.advance({}),
+            sampler=sampler,
         )
-    finally:
-        progress.close()
 
 
 def distances(

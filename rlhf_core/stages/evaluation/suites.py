@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from rlhf_core.adapters.vllm_sampler import open_sampler
 from rlhf_core.config import PipelineConfig
 from rlhf_core.config.suites import LmEvalSuiteConfig, RegressionSuiteConfig, suite_of
 from rlhf_core.errors import ConfigError, DataError
@@ -226,12 +227,14 @@ def _greedy(
                 f"{room} tokens (model.max_length less the answer's {longest}); shorten it, or "
                 f"give the suite {suite.name} fewer max_new_tokens"
             )
-    answers = sample_responses(
-        asked.model,
-        asked.renderer.tokenizer,
-        [item.prompt for item in items],
-        max_new_tokens=longest,
-        temperature=0.0,
-        seed=config.seed,
-    )
+    with open_sampler(config.policy.rollouts) as sampler:
+        answers = sample_responses(
+            asked.model,
+            asked.renderer.tokenizer,
+            [item.prompt for item in items],
+            max_new_tokens=longest,
+            temperature=0.0,
+            seed=config.seed,
+            sampler=sampler,
+        )
     return [answer.text for answer in answers]

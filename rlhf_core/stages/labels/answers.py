@@ -11,6 +11,7 @@ from rlhf_core.dataprep.keys import response_keys
 from rlhf_core.feedback.collection import SamplingSettings
 from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import sample_responses
+from rlhf_core.rollout.sampler import OWN_LOOP, Sampler
 from rlhf_core.schema import ModelRef, Prompt, Record
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
@@ -58,6 +59,7 @@ def answer_twice(
     *,
     device: str,
     journal: Path,
+    sampler: Sampler = OWN_LOOP,
 ) -> AnswerPairs:
     """Answer every prompt twice; again, from new random streams, where the answers are alike.
 
@@ -67,13 +69,14 @@ def answer_twice(
         settings: of the collection.
         device: where the models compute.
         journal: file that answers are kept in as they come; those in it are not sampled again.
+        sampler: who draws the tokens.
     """
     make_deterministic(settings.seed)
     pairs: list[tuple[Answer, Answer] | None] = [None] * len(prompts)
     waiting, resampled = list(range(len(prompts))), 0
     kept_parts = iter(read_journal(journal, AnsweredPart))
     with appending(journal) as keep:
-        asking = _Asking(models, settings, device, kept_parts, keep)
+        asking = _Asking(models, settings, device, sampler, kept_parts, keep)
         for attempt in range(1 + settings.max_resamples):
             resampled = max(resampled, len(waiting) if attempt else 0)
             asked = [prompts[index] for index in waiting]
@@ -96,11 +99,12 @@ class _Asking:
         models: Sequence[ModelRef],
         settings: SamplingSettings,
         device: str,
+        sampler: Sampler,
         kept_parts: Iterator[AnsweredPart],
         keep: Keep,
     ) -> None:
         self._models, self._settings, self._device = models, settings, device
-        self._kept_parts, self._keep = kept_parts, keep
+        self._kept_parts, self._keep, self._sampler = kept_parts, keep, sampler
         self._loaded: tuple[Path, nn.Module] | None = None
 
     def ask(self, side: int, attempt: int, prompts: Sequence[Prompt]) -> list[Answer]:
@@ -134,6 +138,7 @@ class _Asking:
             temperature=self._settings.temperature,
             seed=seed,
             first_stream=first_stream,
+            sampler=self._sampler,
         )
         answers = (Answer(text=one.text, finished=one.finished) for one in sampled)
         return AnsweredPart(answers=tuple(answers))
