@@ -5,7 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -35,6 +35,7 @@ def examine(config: Path | None) -> tuple[Finding, ...]:
             _permissions,
             _telemetry,
             lambda: _settings(config),
+            lambda: _engine(config),
         )
         for finding in check()
     )
@@ -268,6 +269,34 @@ def _settings(config: Path | None) -> Iterator[Finding]:
         check_inputs(load_config(config))
 
     yield _attempt(f"settings {config}", "data and base model are usable", check, "see README")
+
+
+def _engine(config: Path | None) -> Iterator[Finding]:
+    """Look at the server that samples, where the settings name one."""
+    from rlhf_core.config import VllmRolloutsConfig, load_config
+
+    rollouts = None
+    with suppress(RlhfError):  # bad settings are reported elsewhere
+        if config is not None:
+            loaded = load_config(config)
+            rollouts = loaded.policy.rollouts
+    if not isinstance(rollouts, VllmRolloutsConfig):
+        return
+    from transformers import AutoConfig
+
+    from rlhf_core.adapters.vllm_sampler import VllmSampler
+
+    try:
+        with closing(VllmSampler(rollouts)) as sampler:
+            found, base = sampler.look(), loaded.model.base
+            if Path(base).is_dir():  # one on the hub is not fetched for this
+                ours = AutoConfig.from_pretrained(base).get_text_config()
+                sampler.require_vocabulary(ours.vocab_size)
+                found += f", {ours.vocab_size} tokens as {base}"
+        healthy = True
+    except (RlhfError, OSError, ValueError) as error:
+        found, healthy = str(error), False
+    yield Finding(what="rollouts", healthy=healthy, found=found, fix="see docs/ppo.md")
 
 
 def _attempt(what: str, found: str, check: Callable[[], None], fix: str) -> Finding:

@@ -62,23 +62,19 @@ def trained(server, causal, work, tracker=None, *, rollouts=None, **changes):
     "changes", [{}, ONE_TRUNK, RLOO, GRPO], ids=["ppo", "one-trunk", "rloo", "grpo"]
 )
 def test_a_policy_learns_from_an_engines_responses(changes, server, causal_directory, tmp_path):
-    rows, digest = trained(server, causal_directory, tmp_path, **changes)
+    rows, _ = trained(server, causal_directory, tmp_path, **changes)
     metrics = [row for _, row in rows if "policy/engine_logprob_difference" in row]
     assert len(metrics) == 3
     for row in metrics:
-        assert 0 < row["policy/engine_logprob_difference_max"] < 1e-4
-        assert (
-            row["policy/engine_logprob_difference"] <= row["policy/engine_logprob_difference_max"]
-        )
+        most = row["policy/engine_logprob_difference_max"]
+        assert 0 <= row["policy/engine_logprob_difference"] <= most < 1e-4
         assert row["policy/truncated_weight_fraction"] == 0
     moved = 3 if "advantages" in changes else 2  # the critic's warm-up leaves the policy alone
     assert server.asked.count("/collective_rpc") == moved + 1
-    again = trained(server, causal_directory, tmp_path / "again", **changes)[1]
-    assert again == digest
 
 
 class Dying(ListTracker):
-    """The server dies for good after the first iteration."""
+    """The server dies for good after the second iteration."""
 
     def __init__(self, server):
         super().__init__()
@@ -86,7 +82,8 @@ class Dying(ListTracker):
 
     def log_metrics(self, metrics, step):
         super().log_metrics(metrics, step)
-        self.server.faults["/v1/completions"] = lambda *_: (None, None)
+        if step == 2:
+            self.server.faults["/v1/completions"] = lambda *_: (None, None)
 
 
 def test_a_dead_server_ends_in_one_line_and_the_run_goes_on_later(
