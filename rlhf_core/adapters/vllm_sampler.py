@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 FIRST_PATIENCE_SECONDS = 10.0
 """How long a server is looked for that has not answered yet: a forgotten one is told soon."""
 _LOADING = "loading"
+_NO_KEY = "no variable (engines are asked without a key: start the server without one)"
 _DIGITS = 16
 Result = TypeVar("Result")
 
@@ -70,6 +71,7 @@ class VllmSampler:
         self._server = LabelServer(
             settings.url,
             auth=None,
+            variable=_NO_KEY,
             timeout=settings.timeout_seconds,
             patience=settings.patience_seconds,
         )
@@ -88,7 +90,7 @@ class VllmSampler:
         patience = min(FIRST_PATIENCE_SECONDS, self._settings.patience_seconds)
         timeout = min(FIRST_PATIENCE_SECONDS, self._settings.timeout_seconds)
         with LabelServer(
-            self._settings.url, auth=None, timeout=timeout, patience=patience
+            self._settings.url, auth=None, variable=_NO_KEY, timeout=timeout, patience=patience
         ) as server:
             listed = self._ask("GET", "v1/models", server=server)
             version = self._ask("GET", "version", server=server)
