@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from rlhf_core.adapters.versioning import git_revision
+from rlhf_core.adapters.vllm_sampler import open_sampler
 from rlhf_core.config import FeedbackConfig, PipelineConfig
 from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.manifest import fingerprint_of
@@ -76,7 +77,7 @@ def collect_pairs(
     heldout = heldout_dialogues(splits)
     compared = compared_dialogues(splits) if feedback.fresh else set()
     known_by = _known_by(models, prompts, heldout, compared if feedback.fresh else None, settings)
-    parts = known_by | _choosing(feedback, choosers)
+    parts = known_by | _choosing(feedback, choosers) | _engine_of(config)
     folder = _folder(feedback.output, parts)
     with exclusive(folder):
         if (folder / MANIFEST).is_file():
@@ -85,9 +86,7 @@ def collect_pairs(
         journal = folder.with_name(f".{folder.name}.answers.jsonl")
         with replacing_directory(folder) as work:
             asked = draw_prompts(prompts, heldout, models, settings, compared)
-            answers = answer_twice(
-                models, asked.prompts, settings, device=config.model.device, journal=journal
-            )
+            answers = _answers(config, models, asked.prompts, settings, journal)
             pairs, origins, choice = _compared(
                 config, folder.name, models, choosers, asked, answers
             )
@@ -170,6 +169,26 @@ def _compared(
     told = chosen.probabilities
     rows = _on_sides(name, models, asked.prompts, chosen.pairs, feedback.seed, told)
     return *rows, chosen.choice
+
+
+def _engine_of(config: PipelineConfig) -> dict[str, str]:
+    """Part of a collection's name; none of the own loop, so that earlier ones keep theirs."""
+    rollouts = config.policy.rollouts
+    return {"engine": rollouts.engine} if rollouts.elsewhere else {}
+
+
+def _answers(
+    config: PipelineConfig,
+    models: Sequence[ModelRef],
+    prompts: Sequence[Prompt],
+    settings: SamplingSettings,
+    journal: Path,
+) -> AnswerPairs:
+    device = config.model.device
+    with open_sampler(config.policy.rollouts) as sampler:
+        return answer_twice(
+            models, prompts, settings, device=device, journal=journal, sampler=sampler
+        )
 
 
 def _folder(output: Path, parts: Mapping[str, str]) -> Path:
