@@ -29,7 +29,7 @@ from rlhf_core.config import DpoConfig
 from rlhf_core.models import load_causal
 from rlhf_core.tokenization import TokenizedPair, TokenizedUnpaired
 from rlhf_core.tokenization.examples import as_token_ids
-from rlhf_core.trainers.dpo import DpoObjective
+from rlhf_core.trainers.dpo import DpoObjective, mismatched
 from rlhf_core.trainers.kto import KtoObjective, mismatched_examples
 
 TOLERANCE = 1e-5
@@ -111,9 +111,10 @@ def our_loss(folder: Path, options: dict[str, Any]) -> float:
     objective = DpoObjective(
         load_causal(folder / "causal"), DpoConfig.model_validate({"beta": BETA, **options})
     )
+    others = mismatched(pairs)
     with torch.no_grad():
-        reference = objective.reference_logprobs(load_causal(folder / "reference"), pairs)
-    return float(objective.measure(pairs, reference).losses.double().mean())
+        reference = objective.reference_logprobs(load_causal(folder / "reference"), pairs, others)
+    return float(objective.measure(pairs, reference, others).losses.double().mean())
 
 
 def is_unpaired(case: dict[str, Any]) -> bool:

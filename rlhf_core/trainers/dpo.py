@@ -1,7 +1,6 @@
 """DPO's family: a policy straight from the pairs, with no reward model and no sampling."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +18,18 @@ from rlhf_core.functional.dpo import (
     simpo_loss,
 )
 from rlhf_core.models import prepare_training, token_logprobs
-from rlhf_core.models.compute import file_dtype, precision
 from rlhf_core.tokenization import PreferenceBatch, TokenizedPair
-from rlhf_core.trainers.loop import (
-    FitSummary,
-    Optimization,
-    TrainingRun,
-    at_start,
-    checkpoint_steps,
-)
+from rlhf_core.trainers.loop import FitSummary, TrainingRun
 from rlhf_core.trainers.preference import (
     PairMeasures,
+    PreferenceData,
+    fit_objective,
     join_measures,
     pack_runs,
     pair_rows,
     plan_pair_batches,
     require_pairs,
 )
-from rlhf_core.trainers.progress import Progress
 from rlhf_core.trainers.state import run_fingerprint
 
 
@@ -71,69 +64,41 @@ def fit_dpo(
     fingerprint = run_fingerprint(
         settings, [policy, reference], pair_rows(train, heldout), seed=run.seed
     )
-    optimization = Optimization(policy, settings.optimizer, total_steps=len(plan), shard=run.shard)
-    objective, others = DpoObjective(policy, settings), mismatched(train)
-    checkpoints = checkpoint_steps(len(plan), settings.checkpoint_every)
-    if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
-        optimization.load(checkpoint)
-        train_ref, heldout_ref = (checkpoint.tensors[name] for name in ("train_ref", "heldout_ref"))
-        first: dict[str, float] = checkpoint.values["first"]
-    else:
-        with precision(reference, settings.compute):
-            train_ref = objective.reference_logprobs(reference, train)
-            heldout_ref = objective.reference_logprobs(reference, heldout)
-        first = objective.measure(heldout, heldout_ref).summary("policy", "heldout_")
-        run.tracker.log_metrics(first, step=0)
-    progress = Progress("dpo", run.observer, total=len(plan), done=optimization.step)
-    while optimization.step < len(plan):
-        started = time.perf_counter()
-        indices = plan[optimization.step]
-        batch = [train[index] for index in indices]
-        measures, num_tokens = objective.accumulate(
-            batch, train_ref[indices], [others[index] for index in indices]
-        )
-        metrics = measures.summary("policy")
-        applied = optimization.apply(metrics["policy/loss"])
-        metrics |= {f"policy/{name}": value for name, value in applied.items()}
-        metrics["policy/tokens_per_second"] = num_tokens / (time.perf_counter() - started)
-        step = optimization.step
-        if settings.evaluate_every and step % settings.evaluate_every == 0 and step < len(plan):
-            metrics |= objective.measure(heldout, heldout_ref).summary("policy", "heldout_")
-        run.tracker.log_metrics(metrics, step=step)
-        progress.advance(metrics)
-        if step in checkpoints:
-            run.keep_weights(step, optimization, checkpoints, fingerprint)
-            run.checkpoints.save(
-                step,
-                {**optimization.tensors(), "train_ref": train_ref, "heldout_ref": heldout_ref},
-                {**optimization.values(), "first": first},
-                fingerprint=fingerprint,
-            )
-    progress.close()
-    final = objective.finish(optimization, heldout, heldout_ref)
-    run.tracker.log_metrics(final, step=len(plan))
-    return FitSummary(num_steps=len(plan), metrics=final | at_start(first))
+    return fit_objective(
+        DpoObjective(policy, settings),
+        reference,
+        PreferenceData(train, heldout, mismatched(train), mismatched(heldout)),
+        plan,
+        fingerprint,
+        run=run,
+    )
 
 
 class DpoObjective:
     """The loss of one policy under one setting."""
 
+    name = "dpo"
+
     def __init__(self, policy: nn.Module, settings: DpoConfig) -> None:
         self.policy: nn.Module = policy
         self.settings, self.budget = settings, settings.micro_batch_tokens
 
-    def reference_logprobs(self, reference: nn.Module, pairs: Sequence[TokenizedPair]) -> Tensor:
+    def reference_logprobs(
+        self,
+        reference: nn.Module,
+        pairs: Sequence[TokenizedPair],
+        others: Sequence[TokenizedPair] = (),
+    ) -> Tensor:
         """Log-probabilities [P, 2] that the loss compares with; 0 where it has no reference.
 
-        With a baseline [P, 4]: those of ``mismatched`` pairs stand behind.
+        With a baseline [P, 4]: those of the ``mismatched`` pairs stand behind.
         """
         if not self.settings.needs_reference:
             return torch.zeros(len(pairs), 2)
         own = pair_logprobs(reference, pairs, budget=self.budget)
         if not self.settings.needs_baseline:
             return own
-        others = pair_logprobs(reference, mismatched(pairs), budget=self.budget)
-        return torch.cat([own, others], dim=1)
+        return torch.cat([own, pair_logprobs(reference, others, budget=self.budget)], dim=1)
 
     def accumulate(
         self,
@@ -164,10 +129,15 @@ class DpoObjective:
         return join_measures(parts, len(pairs)), int(*processes.total(num_tokens))
 
     @torch.no_grad()
-    def measure(self, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor) -> PairMeasures:
+    def measure(
+        self,
+        pairs: Sequence[TokenizedPair],
+        ref_logprobs: Tensor,
+        others: Sequence[TokenizedPair] = (),
+    ) -> PairMeasures:
         """Measure pairs without touching the policy."""
         parts, start = [], 0
-        baseline = self.baseline(mismatched(pairs), ref_logprobs)
+        baseline = self.baseline(others, ref_logprobs)
         own_ref = processes.share(ref_logprobs[:, :2])
         for micro, run in pack_runs(self.policy, processes.share(pairs), budget=self.budget):
             own = own_ref[start : start + len(run)]
@@ -184,20 +154,6 @@ class DpoObjective:
             return torch.zeros(())
         ratios = pair_logprobs(self.policy, others, budget=self.budget) - ref_logprobs[:, 2:]
         return self.settings.beta * ratios.double().mean().clamp(min=0.0).float()
-
-    def finish(
-        self, optimization: Optimization, pairs: Sequence[TokenizedPair], ref_logprobs: Tensor
-    ) -> dict[str, float]:
-        """End the policy's training and measure it, rounded where its files are of half precision.
-
-        Returns:
-            ``policy/heldout_*``.
-        """
-        rounds = file_dtype(self.policy) is not None
-        measures = None if rounds else self.measure(pairs, ref_logprobs)
-        self.policy = optimization.finish()
-        measures = measures or self.measure(pairs, ref_logprobs)
-        return measures.summary("policy", "heldout_")
 
     def _apply(
         self, micro: PreferenceBatch, ref_logprobs: Tensor, baseline: Tensor
@@ -236,16 +192,25 @@ def pair_losses(
     """
     label = probability if settings.use_soft_labels else torch.ones_like(probability)
     label = label + settings.label_smoothing * (1.0 - 2.0 * label)
-    if settings.loss == "robust":
-        return robust_dpo_loss(rewards[:, 0], rewards[:, 1], noise=settings.label_smoothing)
-    if settings.loss == "ipo":
-        return ipo_loss(ratios[:, 0], ratios[:, 1], label, beta=settings.beta)
-    if settings.loss == "simpo":
-        margin = settings.target_margin
-        return simpo_loss(rewards[:, 0], rewards[:, 1], label, target_margin=margin)
-    if settings.loss == "orpo":
-        return orpo_loss(ratios[:, 0], ratios[:, 1], weight=settings.beta)
-    return dpo_loss(rewards[:, 0], rewards[:, 1], label)
+    return PAIR_LOSSES[settings.loss](settings, label, ratios, rewards)
+
+
+PAIR_LOSSES: dict[str, Callable[[DpoConfig, Tensor, Tensor, Tensor], Tensor]] = {
+    "dpo": lambda settings, label, ratios, rewards: dpo_loss(rewards[:, 0], rewards[:, 1], label),
+    "robust": lambda settings, label, ratios, rewards: robust_dpo_loss(
+        rewards[:, 0], rewards[:, 1], noise=settings.label_smoothing
+    ),
+    "ipo": lambda settings, label, ratios, rewards: ipo_loss(
+        ratios[:, 0], ratios[:, 1], label, beta=settings.beta
+    ),
+    "simpo": lambda settings, label, ratios, rewards: simpo_loss(
+        rewards[:, 0], rewards[:, 1], label, target_margin=settings.target_margin
+    ),
+    "orpo": lambda settings, label, ratios, rewards: orpo_loss(
+        ratios[:, 0], ratios[:, 1], weight=settings.beta
+    ),
+}
+"""By ``loss``; KTO's, which has a baseline besides, is not among them."""
 
 
 def mismatched(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:

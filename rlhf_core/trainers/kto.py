@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,20 +16,10 @@ from rlhf_core.config.policy import MOST_DESIRABLE, balancing_weights
 from rlhf_core.errors import DataError
 from rlhf_core.functional.dpo import implicit_rewards, unpaired_kto_loss
 from rlhf_core.models import device_of, prepare_training, token_logprobs
-from rlhf_core.models.compute import file_dtype, precision
 from rlhf_core.models.sharding import in_step
 from rlhf_core.tokenization import TokenBatch, TokenizedPair, TokenizedUnpaired, pack_responses
-from rlhf_core.trainers.loop import (
-    FitSummary,
-    Optimization,
-    TrainingRun,
-    at_start,
-    checkpoint_steps,
-    plan_batches,
-    split_by_tokens,
-)
-from rlhf_core.trainers.preference import require_pairs
-from rlhf_core.trainers.progress import Progress
+from rlhf_core.trainers.loop import FitSummary, TrainingRun, plan_batches, split_by_tokens
+from rlhf_core.trainers.preference import PreferenceData, fit_objective, require_pairs
 from rlhf_core.trainers.state import run_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -68,50 +57,14 @@ def fit_kto(
         seed=run.seed,
     )
     fingerprint = run_fingerprint(settings, [policy], _rows(train, heldout), seed=run.seed)
-    optimization = Optimization(policy, settings.optimizer, total_steps=len(plan), shard=run.shard)
-    objective = KtoObjective(policy, settings)
-    others, other_heldout = mismatched_examples(train), mismatched_examples(heldout)
-    if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
-        optimization.load(checkpoint)
-        train_ref, heldout_ref = (checkpoint.tensors[name] for name in ("train_ref", "heldout_ref"))
-        first: dict[str, float] = checkpoint.values["first"]
-    else:
-        with precision(policy, settings.compute):
-            train_ref = objective.reference_logprobs(policy, train, others)
-            heldout_ref = objective.reference_logprobs(policy, heldout, other_heldout)
-        first = objective.measure(heldout, heldout_ref, other_heldout).summary("heldout_")
-        run.tracker.log_metrics(first, step=0)
-    checkpoints = checkpoint_steps(len(plan), settings.checkpoint_every)
-    progress = Progress("kto", run.observer, total=len(plan), done=optimization.step)
-    while optimization.step < len(plan):
-        started = time.perf_counter()
-        indices = plan[optimization.step]
-        measures, num_tokens = objective.accumulate(
-            [train[index] for index in indices],
-            train_ref[indices],
-            [others[index] for index in indices],
-        )
-        metrics = measures.summary()
-        applied = optimization.apply(metrics["policy/loss"])
-        metrics |= {f"policy/{name}": value for name, value in applied.items()}
-        metrics["policy/tokens_per_second"] = num_tokens / (time.perf_counter() - started)
-        step = optimization.step
-        if settings.evaluate_every and step % settings.evaluate_every == 0 and step < len(plan):
-            metrics |= objective.measure(heldout, heldout_ref, other_heldout).summary("heldout_")
-        run.tracker.log_metrics(metrics, step=step)
-        progress.advance(metrics)
-        if step in checkpoints:
-            run.keep_weights(step, optimization, checkpoints, fingerprint)
-            run.checkpoints.save(
-                step,
-                {**optimization.tensors(), "train_ref": train_ref, "heldout_ref": heldout_ref},
-                {**optimization.values(), "first": first},
-                fingerprint=fingerprint,
-            )
-    progress.close()
-    final = objective.finish(optimization, heldout, heldout_ref, other_heldout)
-    run.tracker.log_metrics(final, step=len(plan))
-    return FitSummary(num_steps=len(plan), metrics=final | at_start(first))
+    return fit_objective(
+        KtoObjective(policy, settings),
+        policy,
+        PreferenceData(train, heldout, mismatched_examples(train), mismatched_examples(heldout)),
+        plan,
+        fingerprint,
+        run=run,
+    )
 
 
 @dataclass(frozen=True)
@@ -127,7 +80,7 @@ class LabelMeasures:
     baseline: float
     """beta * KL, nats."""
 
-    def summary(self, prefix: str = "") -> dict[str, float]:
+    def summary(self, stage: str, prefix: str = "") -> dict[str, float]:
         """Return the metrics of ``fit_kto``; what needs a label that is not there is left out."""
         rewards = self.rewards.double()
         good, bad = rewards[self.desirable], rewards[~self.desirable]
@@ -136,7 +89,7 @@ class LabelMeasures:
         found |= {"undesirable_reward": float(bad.mean())} if len(bad) else {}
         if len(good) and len(bad):
             found |= {"accuracy": _in_order(good, bad), "margin": float(good.mean() - bad.mean())}
-        return {f"policy/{prefix}{name}": value for name, value in found.items()}
+        return {f"{stage}/{prefix}{name}": value for name, value in found.items()}
 
 
 def _in_order(good: Tensor, bad: Tensor) -> float:
@@ -148,6 +101,8 @@ def _in_order(good: Tensor, bad: Tensor) -> float:
 
 class KtoObjective:
     """KTO's loss of one policy under one setting."""
+
+    name = "kto"
 
     def __init__(self, policy: nn.Module, settings: DpoConfig) -> None:
         self.policy: nn.Module = policy
@@ -215,24 +170,6 @@ class KtoObjective:
         logprobs = example_logprobs(self.policy, others, budget=self.budget)
         ratios = logprobs - ref_logprobs[:, 1]
         return self.settings.beta * ratios.double().mean().clamp(min=0.0).float()
-
-    def finish(
-        self,
-        optimization: Optimization,
-        examples: Sequence[TokenizedUnpaired],
-        ref_logprobs: Tensor,
-        others: Sequence[TokenizedUnpaired],
-    ) -> dict[str, float]:
-        """End the policy's training and measure it, rounded where its files are of half precision.
-
-        Returns:
-            ``policy/heldout_*``.
-        """
-        rounds = file_dtype(self.policy) is not None
-        measures = None if rounds else self.measure(examples, ref_logprobs, others)
-        self.policy = optimization.finish()
-        measures = measures or self.measure(examples, ref_logprobs, others)
-        return measures.summary("heldout_")
 
     def _apply(
         self,

@@ -1,21 +1,158 @@
-"""What reward-model and DPO training share: batches of pairs, and how well pairs are told apart."""
+"""What trainings on preferences share: batches of pairs, measures, and the loop of DPO's family."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_core import processes
+from rlhf_core.config import DpoConfig
 from rlhf_core.errors import DataError
 from rlhf_core.models import device_of
+from rlhf_core.models.compute import file_dtype, precision
 from rlhf_core.models.sharding import in_step
-from rlhf_core.tokenization import PreferenceBatch, TokenizedPair, evenly, pack_pairs
-from rlhf_core.trainers.loop import plan_batches
+from rlhf_core.tokenization import (
+    PreferenceBatch,
+    TokenizedPair,
+    TokenizedUnpaired,
+    evenly,
+    pack_pairs,
+)
+from rlhf_core.trainers.loop import (
+    FitSummary,
+    Optimization,
+    TrainingRun,
+    at_start,
+    checkpoint_steps,
+    plan_batches,
+)
+from rlhf_core.trainers.progress import Progress
 
 LENGTH_TOLERANCE = 0.1
 """Responses whose lengths differ by less than this share of the longer count as equally long."""
+
+Row = TypeVar("Row", TokenizedPair, TokenizedUnpaired)
+
+
+class Measures(Protocol):
+    """What a policy makes of a set of rows."""
+
+    def summary(self, stage: str, prefix: str = "") -> dict[str, float]:
+        """Metrics as ``<stage>/<prefix><quantity>``."""
+
+
+class Objective(Protocol[Row]):
+    """A loss of a policy on rows, compared with a reference that never changes."""
+
+    name: str
+    """As progress is reported."""
+    policy: nn.Module
+    settings: DpoConfig
+
+    def reference_logprobs(
+        self, reference: nn.Module, rows: Sequence[Row], others: Sequence[Row]
+    ) -> Tensor:
+        """Log-probabilities [N, ...] of the rows, and of the mismatched ``others``."""
+
+    def accumulate(
+        self, rows: Sequence[Row], ref_logprobs: Tensor, others: Sequence[Row]
+    ) -> tuple[Measures, int]:
+        """Add the gradient of the mean loss; return measures and the number of tokens computed."""
+
+    def measure(self, rows: Sequence[Row], ref_logprobs: Tensor, others: Sequence[Row]) -> Measures:
+        """Measure rows without touching the policy."""
+
+
+@dataclass(frozen=True)
+class PreferenceData(Generic[Row]):
+    """What DPO's family trains and is measured on."""
+
+    train: Sequence[Row]
+    heldout: Sequence[Row]
+    train_others: Sequence[Row]
+    """For each row of ``train`` one with its prompt and a response to another."""
+    heldout_others: Sequence[Row]
+
+
+def fit_objective(
+    objective: Objective[Row],
+    reference: nn.Module,
+    data: PreferenceData[Row],
+    plan: Sequence[Sequence[int]],
+    fingerprint: str,
+    *,
+    run: TrainingRun,
+) -> FitSummary:
+    """Train the objective's policy in place: the loop of ``fit_dpo`` and ``fit_kto``.
+
+    The reference's log-probabilities are computed once, before the first step, and lie in every
+    checkpoint.
+
+    Args:
+        objective: the loss, and the policy made ready to train.
+        reference: as the policy was at the start, or the policy itself.
+        data: rows.
+        plan: indices of ``data.train``, batch after batch.
+        fingerprint: of the run, for its checkpoints.
+        run: seed, tracker, checkpoints.
+    """
+    policy, settings, total = objective.policy, objective.settings, len(plan)
+    optimization = Optimization(policy, settings.optimizer, total_steps=total, shard=run.shard)
+    if (checkpoint := run.checkpoints.latest(fingerprint=fingerprint)) is not None:
+        optimization.load(checkpoint)
+        train_ref, heldout_ref = (checkpoint.tensors[name] for name in ("train_ref", "heldout_ref"))
+        first: dict[str, float] = checkpoint.values["first"]
+    else:
+        with precision(reference, settings.compute):
+            train_ref = objective.reference_logprobs(reference, data.train, data.train_others)
+            heldout_ref = objective.reference_logprobs(reference, data.heldout, data.heldout_others)
+        first = _heldout(objective, data, heldout_ref)
+        run.tracker.log_metrics(first, step=0)
+    checkpoints = checkpoint_steps(total, settings.checkpoint_every)
+    progress = Progress(objective.name, run.observer, total=total, done=optimization.step)
+    while optimization.step < total:
+        started = time.perf_counter()
+        indices = plan[optimization.step]
+        rows, others = (
+            [part[index] for index in indices] for part in (data.train, data.train_others)
+        )
+        measures, num_tokens = objective.accumulate(rows, train_ref[indices], others)
+        metrics = measures.summary("policy")
+        applied = optimization.apply(metrics["policy/loss"])
+        metrics |= {f"policy/{name}": value for name, value in applied.items()}
+        metrics["policy/tokens_per_second"] = num_tokens / (time.perf_counter() - started)
+        step = optimization.step
+        if settings.evaluate_every and step % settings.evaluate_every == 0 and step < total:
+            metrics |= _heldout(objective, data, heldout_ref)
+        run.tracker.log_metrics(metrics, step=step)
+        progress.advance(metrics)
+        if step in checkpoints:
+            run.keep_weights(step, optimization, checkpoints, fingerprint)
+            run.checkpoints.save(
+                step,
+                {**optimization.tensors(), "train_ref": train_ref, "heldout_ref": heldout_ref},
+                {**optimization.values(), "first": first},
+                fingerprint=fingerprint,
+            )
+    progress.close()
+    # Files of half precision round the weights: what is measured at the end is what they hold.
+    rounds = file_dtype(policy) is not None
+    final = {} if rounds else _heldout(objective, data, heldout_ref)
+    objective.policy = optimization.finish()
+    final = final or _heldout(objective, data, heldout_ref)
+    run.tracker.log_metrics(final, step=total)
+    return FitSummary(num_steps=total, metrics=final | at_start(first))
+
+
+def _heldout(
+    objective: Objective[Row], data: PreferenceData[Row], ref_logprobs: Tensor
+) -> dict[str, float]:
+    measures = objective.measure(data.heldout, ref_logprobs, data.heldout_others)
+    return measures.summary("policy", "heldout_")
 
 
 def plan_pair_batches(

@@ -42,8 +42,9 @@ def test_pairs_taken_apart_give_the_loss_and_gradient_of_the_paired_form(causal_
             torch.testing.assert_close(again.losses, measures.losses)
         else:
             paired = DpoObjective(policy, SETTINGS)
-            reference = paired.reference_logprobs(policy, pairs)
-            measures, _ = paired.accumulate(pairs, reference - drift, mismatched(pairs))
+            mixed = mismatched(pairs)
+            reference = paired.reference_logprobs(policy, pairs, mixed)
+            measures, _ = paired.accumulate(pairs, reference - drift, mixed)
         gradients = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
         found.append((measures.losses.mean(), gradients))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)

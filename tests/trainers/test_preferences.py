@@ -258,7 +258,8 @@ def test_kto_by_hand_against_responses_to_other_prompts(causal_directory):
         good = 1.5 * (1 - torch.sigmoid(0.3 * (ratios[:, 0] - kl)))
         bad = 0.5 * (1 - torch.sigmoid(0.3 * (kl - ratios[:, 1])))
         torch.testing.assert_close(measures.losses, (good + bad) / 2, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(objective.measure(pairs, reference).losses, measures.losses)
+        measured = objective.measure(pairs, reference, others)
+        torch.testing.assert_close(measured.losses, measures.losses)
 
 
 def test_mismatched_responses_are_no_longer_than_the_longest_sequence():
