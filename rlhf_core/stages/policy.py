@@ -10,7 +10,6 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.adapters.vllm_sampler import open_sampler
 from rlhf_core.config import DpoConfig, PipelineConfig, PpoConfig
@@ -32,7 +31,7 @@ from rlhf_core.schema import (
     UnpairedExample,
 )
 from rlhf_core.stages.base_model import model_renderer, name_ends
-from rlhf_core.stages.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.scoring import fits
 from rlhf_core.stages.evaluation.verdict import require_independent_judge
 from rlhf_core.stages.examples import tokenize_records
@@ -40,7 +39,15 @@ from rlhf_core.stages.reward import load_pairs
 from rlhf_core.stages.reward_terms import open_reward_terms, rewards_digest
 from rlhf_core.stages.selection import choose_checkpoint, set_apart
 from rlhf_core.stages.sft import load_demonstrations
-from rlhf_core.stages.training_run import Fitted, Followers, TrainingJob, require_memory, train
+from rlhf_core.stages.training_run import (
+    Fitted,
+    Followers,
+    TrainingJob,
+    begin_training,
+    register_trained,
+    require_memory,
+    train,
+)
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import Renderer
 from rlhf_core.trainers.dpo import fit_dpo
@@ -93,18 +100,7 @@ def train_policy(  # noqa: PLR0913 - every model that a policy may learn from
         DivergedError: the loss is not finite, or the KL watch stopped the run.
     """
     started = time.monotonic()
-    directory = context.stage_directory("policy")
-    job = TrainingJob(
-        role="policy",
-        config=config,
-        splits=splits,
-        directory=directory,
-        checkpoints=directory / "checkpoints",
-        sft=sft,
-        reward=reward,
-        scorers=dict(scorers or {}),
-    )
-    make_deterministic(config.seed)
+    job = begin_training("policy", config, splits, context, sft=sft, reward=reward, scorers=scorers)
     _require_memory(job)
     _require_chooser(config, judge, reward, splits)
     upstream = {"sft": sft} | ({"reward": reward} if reward else {})
@@ -114,15 +110,9 @@ def train_policy(  # noqa: PLR0913 - every model that a policy may learn from
         trained, choice = train(job, fit, run, observer), None
         if judge is not None and config.policy.selection.num_prompts > 0:
             trained, choice = choose_checkpoint(job, trained, judge, run)
-        tags = {"algorithm": config.policy.algorithm, "num_steps": str(trained.num_steps)}
-        model = register_model(
-            run,
-            directory=directory / "model",
-            name=f"{config.project}-policy",
-            kind="causal",
-            sha256=trained.sha256,
-            tags=tags | ({"checkpoint": choice.in_words} if choice else {}),
-        )
+        tags = {"algorithm": config.policy.algorithm}
+        tags |= {"checkpoint": choice.in_words} if choice else {}
+        model = register_trained(run, job, trained, "causal", **tags)
         seconds = time.monotonic() - started
         return StageResult.judged_later(
             "policy", model, seconds=seconds, tracking_url=run.url, choice=choice

@@ -9,7 +9,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
-from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig, RewardConfig
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
@@ -26,10 +25,18 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.stages.base_model import model_renderer, name_ends
-from rlhf_core.stages.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluate import evaluate_reward
 from rlhf_core.stages.examples import pair_fault, tokenize_records
-from rlhf_core.stages.training_run import Fitted, Followers, TrainingJob, require_memory, train
+from rlhf_core.stages.training_run import (
+    Fitted,
+    Followers,
+    TrainingJob,
+    begin_training,
+    register_trained,
+    require_memory,
+    train,
+)
 from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer, TokenizedPair
 from rlhf_core.trainers.reward import fit_reward_model
@@ -60,16 +67,7 @@ def train_reward(
         observer: follows the training.
     """
     started = time.monotonic()
-    directory = context.stage_directory(role)
-    job = TrainingJob(
-        role=role,
-        config=config,
-        splits=splits,
-        directory=directory,
-        checkpoints=directory / "checkpoints",
-        sft=sft,
-    )
-    make_deterministic(config.seed)
+    job = begin_training(role, config, splits, context, sft=sft)
     settings = _settings(job)
     require_memory(
         job,
@@ -80,14 +78,7 @@ def train_reward(
     with open_run(config, context, role, inputs=stage_inputs(splits, sft=sft)) as run:
         run.log_dataset(splits)
         trained = train(job, fit, run, observer)
-        reference = register_model(
-            run,
-            directory=directory / "model",
-            name=f"{config.project}-{role}",
-            kind="scalar",
-            sha256=trained.sha256,
-            tags={"num_steps": str(trained.num_steps)},
-        )
+        reference = register_trained(run, job, trained, "scalar")
         result = evaluate_reward(config, splits, reference, context, role=role, run=run)
     return result.model_copy(update={"seconds": time.monotonic() - started})
 

@@ -6,17 +6,23 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
-from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, RunContext, StageResult
 from rlhf_core.stages.base_model import load_base
-from rlhf_core.stages.determinism import make_deterministic
 from rlhf_core.stages.evaluate import evaluate_sft
 from rlhf_core.stages.examples import tokenize_records
-from rlhf_core.stages.training_run import Fitted, Followers, TrainingJob, require_memory, train
+from rlhf_core.stages.training_run import (
+    Fitted,
+    Followers,
+    TrainingJob,
+    begin_training,
+    register_trained,
+    require_memory,
+    train,
+)
 from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer, TokenizedExample
 from rlhf_core.trainers.sft import fit_sft
@@ -40,15 +46,7 @@ def train_sft(
         RegistryError: MLflow does not answer.
     """
     started = time.monotonic()
-    directory = context.stage_directory("sft")
-    job = TrainingJob(
-        role="sft",
-        config=config,
-        splits=splits,
-        directory=directory,
-        checkpoints=directory / "checkpoints",
-    )
-    make_deterministic(config.seed)
+    job = begin_training("sft", config, splits, context)
     require_memory(
         job,
         config.sft.compute,
@@ -58,14 +56,7 @@ def train_sft(
     with open_run(config, context, "sft", inputs=stage_inputs(splits)) as run:
         run.log_dataset(splits)
         trained = train(job, fit, run, observer)
-        reference = register_model(
-            run,
-            directory=directory / "model",
-            name=f"{config.project}-sft",
-            kind="causal",
-            sha256=trained.sha256,
-            tags={"base": config.model.base, "num_steps": str(trained.num_steps)},
-        )
+        reference = register_trained(run, job, trained, "causal", base=config.model.base)
         result = evaluate_sft(config, splits, reference, context, run=run)
     return result.model_copy(update={"seconds": time.monotonic() - started})
 

@@ -4,18 +4,20 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.adapters.checkpoint_copies import WEIGHTS, copies_of
+from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.config import ComputeConfig, PipelineConfig
 from rlhf_core.models import save_model
 from rlhf_core.models.memory import memory_of_training, require_memory_of_training
 from rlhf_core.ports import Observer, Tracker
-from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record
-from rlhf_core.stages.determinism import derived_seed
+from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record, RunContext
+from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.trainers.checkpoint import CheckpointStore, KeptWeights
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
 
@@ -57,6 +59,29 @@ class TrainingJob(Record):
         if self.sft is None:
             raise ValueError(f"the training of {self.role} was given no SFT model")
         return self.sft
+
+
+def begin_training(
+    role: ModelRole,
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    context: RunContext,
+    *,
+    sft: ModelRef | None = None,
+    reward: ModelRef | None = None,
+) -> TrainingJob:
+    """Return what a stage trains in its folder of the run, this process made deterministic."""
+    make_deterministic(config.seed)
+    directory = context.stage_directory(role)
+    return TrainingJob(
+        role=role,
+        config=config,
+        splits=splits,
+        directory=directory,
+        checkpoints=directory / "checkpoints",
+        sft=sft,
+        reward=reward,
+    )
 
 
 class Trained(Record):
@@ -114,6 +139,24 @@ def write_trained(job: TrainingJob, fitted: Fitted) -> Trained:
     model, tokenizer, summary = fitted
     sha256 = save_model(model, tokenizer, job.directory / "model")
     return Trained(sha256=sha256, num_steps=summary.num_steps)
+
+
+def register_trained(
+    run: StageRun,
+    job: TrainingJob,
+    trained: Trained,
+    kind: Literal["causal", "scalar"],
+    **tags: str,
+) -> ModelRef:
+    """Register the model of a training as the newest version of its role, with its digest."""
+    return register_model(
+        run,
+        directory=job.directory / "model",
+        name=f"{job.config.project}-{job.role}",
+        kind=kind,
+        sha256=trained.sha256,
+        tags={"num_steps": str(trained.num_steps), **tags},
+    )
 
 
 def require_memory(
