@@ -158,11 +158,11 @@ def _reduce(values: Tensor, by: "dist.ReduceOp.RedOpType" = dist.ReduceOp.SUM) -
     Raises:
         PeerLostError: another process is gone.
     """
-    _told(lambda: dist.all_reduce(values, by))
+    _naming_the_lost(lambda: dist.all_reduce(values, by))
 
 
 @contextmanager
-def losses_told() -> Iterator[None]:
+def lost_processes_reported() -> Iterator[None]:
     """Raise as ``PeerLostError`` what a library's own collective raises where a process is gone."""
     try:
         yield
@@ -179,7 +179,7 @@ def _in_collective(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
-def _told(collective: Callable[[], object]) -> None:
+def _naming_the_lost(collective: Callable[[], object]) -> None:
     try:
         collective()
     except RuntimeError as error:

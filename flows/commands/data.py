@@ -262,10 +262,10 @@ def _show_found(found: "Found") -> None:
 
     format_ = found.settings.get("format")
     show_line(f"shape: {found.shape}" + (f" (format {format_})" if format_ else ""))
-    show_line(f"{found.rows:,} rows, {found.usable:,} usable: " + _told(found))
+    show_line(f"{found.rows:,} rows, {found.usable:,} usable: " + _summary(found))
     for reason, count in found.filtered.most_common():
         show_line(f"filtered out: {count:,} {reason}")
-    for column, count in sorted(found.unread.items()):
+    for column, count in sorted(found.unused_columns.items()):
         show_line(f"not read: column {column!r} of {count:,} rows")
     for note in found.notes:
         show_line(f"taken for granted: {note}")
@@ -279,7 +279,7 @@ def _show_found(found: "Found") -> None:
     show_line(f"data:\n  {found.section}:\n" + "".join(f"    {line}\n" for line in lines))
 
 
-def _told(found: "Found") -> str:
+def _summary(found: "Found") -> str:
     """Return what comes of a file."""
     if found.section == "unpaired":
         return f"labelled responses, {found.labels[True]:,} good and {found.labels[False]:,} bad"

@@ -83,7 +83,7 @@ def init(
     )
     made = init_project(directory, _given(wanted) if yes else _asked(wanted))
     write_json(made, json_file)
-    for line in made.told:
+    for line in made.lines:
         show_line(line)
     show_line(f"written to {directory.absolute()}: {', '.join(made.files)}")
     go_there = "" if directory.absolute() == Path.cwd() else f"cd {shlex.quote(str(directory))} && "

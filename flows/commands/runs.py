@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from humanize import naturalsize
 
 from rlhf_flows.commands.options import Commands, JsonOption, begin, write_json
 
@@ -65,11 +66,11 @@ def list_(runs: RunsOption = _RUNS, json_file: JsonOption = None) -> None:
             f"{run.started:%Y-%m-%d %H:%M}",
             " ".join(run.stages) or "none",
             run.verdict,
-            size(run.disk_bytes),
+            _size(run.disk_bytes),
             "unknown" if run.aliases is None else " ".join(run.aliases),
         )
     show_table(table)
-    show_line(f"{len(found.runs)} runs, {size(sum(run.disk_bytes for run in found.runs))}")
+    show_line(f"{len(found.runs)} runs, {_size(sum(run.disk_bytes for run in found.runs))}")
     for run in found.runs:
         if run.reason:
             show_line(f"{run.run_id}: {run.reason}")
@@ -155,18 +156,18 @@ def clean(
     _show_cleaning(found)
     freed = sum(run.freed_bytes for run in found.safe)
     asks = found.safe and not (yes or dry_run) and sys.stdin.isatty()
-    if asks and typer.confirm(f"Delete {len(found.safe)} runs and free {size(freed)}?"):
+    if asks and typer.confirm(f"Delete {len(found.safe)} runs and free {_size(freed)}?"):
         yes = True
     if yes and found.safe:
         found = delete_old_runs(found, rule)
         gone = [run for run in found.runs if run.deleted]
         freed = sum(run.freed_bytes for run in gone)
-        show_line(f"deleted {len(gone)} runs, freed {size(freed)}")
+        show_line(f"deleted {len(gone)} runs, freed {_size(freed)}")
         for run in gone:
             for path in run.left:
                 show_line(f"kept {path}: the pipeline did not write it")
     elif found.safe:
-        show_line(f"nothing deleted; --yes deletes {len(found.safe)} runs and frees {size(freed)}")
+        show_line(f"nothing deleted; --yes deletes {len(found.safe)} runs and frees {_size(freed)}")
     write_json(found, json_file)
 
 
@@ -184,8 +185,8 @@ def _show_cleaning(found: "Cleaning") -> None:
             run.run_id,
             f"{run.started:%Y-%m-%d %H:%M}",
             run.verdict,
-            size(run.disk_bytes),
-            "stays" if run.kept_because else size(run.freed_bytes),
+            _size(run.disk_bytes),
+            "stays" if run.kept_because else _size(run.freed_bytes),
         )
     show_table(table)
     for run in found.runs:
@@ -196,9 +197,9 @@ def _show_cleaning(found: "Cleaning") -> None:
             show_line(f"{run.run_id}: {path} stays, the pipeline did not write it")
     shared = sum(run.disk_bytes - run.freed_bytes for run in found.safe)
     if shared:
-        show_line(f"{size(shared)} of them stay: files of models in MLflow, and what is not ours")
+        show_line(f"{_size(shared)} of them stay: files of models in MLflow, and what is not ours")
     show_line(
-        f"{len(found.runs)} runs, {size(sum(run.disk_bytes for run in found.runs))}; "
+        f"{len(found.runs)} runs, {_size(sum(run.disk_bytes for run in found.runs))}; "
         f"safe to delete: {len(found.safe)}"
     )
 
@@ -211,13 +212,8 @@ def _age(text: str) -> timedelta:
     return timedelta(**{unit: int(number)})
 
 
-def size(num_bytes: float) -> str:
-    """Return bytes as people read them: 1 KiB is 1,024 bytes."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
+def _size(num_bytes: float) -> str:
+    return naturalsize(num_bytes, binary=True)
 
 
 def _measured(estimate: "Estimate | None") -> str:

@@ -132,13 +132,13 @@ def _print_answers(
     count: int,
     drawn: Mapping[str, Any],
 ) -> None:
-    from rlhf_core.rollout.chat import ChatModel, opening
+    from rlhf_core.rollout.chat import ChatModel, first_messages
     from rlhf_core.rollout.prompts import read_prompts
     from rlhf_core.rollout.sample import sample_responses
     from rlhf_flows.commands.tables import show_line
 
     if file is None:
-        asked = [opening(system, str(prompt))]
+        asked = [first_messages(system, str(prompt))]
     else:
         asked = [one.prompt for one in read_prompts(file, system)]
     chat = ChatModel.load(_resolve(model).path)

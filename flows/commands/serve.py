@@ -258,7 +258,7 @@ def _has_gpu() -> bool:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port, so that one that is taken is told before a model is loaded."""
+    """Take the port, so that one that is taken is refused before a model is loaded."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family)
@@ -280,7 +280,7 @@ class _Watch:
         model: the reference; only an alias can move.
         found: what it stands for.
         every: seconds between looks.
-        moved: told of the other model; if it fails it is told again.
+        moved: called with the other model; if it fails it is called again.
     """
 
     def __init__(

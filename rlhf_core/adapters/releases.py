@@ -168,13 +168,13 @@ def _entry(version: "ModelVersion") -> Entry | None:
     return Entry(int(version.version), plan, tags.get(STATE), appliers)
 
 
-def record_move(project: str, plan: Plan, words: Mapping[str, str]) -> Entry:
+def record_move(project: str, plan: Plan, notes: Mapping[str, str]) -> Entry:
     """Write a move into the journal: from here on it is decided, or lost.
 
     Args:
         project: prefix of the registered model names.
         plan: the move.
-        words: further tags, for people, without the prefix ``rlhf.``.
+        notes: further tags, for people, without the prefix ``rlhf.``.
 
     Raises:
         SameMoveError: the promotion in force is of the same release.
@@ -182,10 +182,10 @@ def record_move(project: str, plan: Plan, words: Mapping[str, str]) -> Entry:
     """
     name, release = project + SUFFIX, plan.releases[0]
     parts = {f"rlhf.{role}": uri or "none" for role, uri in release.parts().items()}
-    tags = {**parts, **{f"rlhf.{word}": text for word, text in words.items()}}
+    tags = {**parts, **{f"rlhf.{name}": text for name, text in notes.items()}}
     tags |= {"rlhf.judge": release.judge or release.judged_by or "none"}
     tags |= {"rlhf.action": plan.action, PLAN: plan.model_dump_json()}
-    by = f" by {words['approved_by']}" if words.get("approved_by") else ""
+    by = f" by {notes['approved_by']}" if notes.get("approved_by") else ""
     patiently(f"opening the journal {name}", lambda: open_journal(name, project))
     patiently(
         f"recording the release of {release.policy}",
@@ -305,7 +305,7 @@ def wanted_aliases(
         for role in ROLES:
             uri = None if release is None else release.parts()[role]
             name, _, number = (uri or "").removeprefix("models:/").partition("/")
-            ours = uri is not None and name == f"{project}-{role}" and version_exists(uri)
+            ours = uri is not None and name == f"{project}-{role}" and version_tags(uri) is not None
             wanted[role, alias] = number if ours else None
     return wanted
 
@@ -325,23 +325,22 @@ def champion_aliases(project: str) -> dict[str, dict[str, str]]:
 
 def lost_parts(release: Release) -> list[str]:
     """Return the versions of a release that were deleted."""
-    return [uri for uri in release.parts().values() if uri is not None and not version_exists(uri)]
+    return [uri for uri in release.parts().values() if uri and version_tags(uri) is None]
 
 
-def version_exists(uri: str) -> bool:
-    """Return whether the registry still has ``models:/<name>/<version>``."""
+def version_tags(uri: str) -> dict[str, str] | None:
+    """Return the tags of ``models:/<name>/<version>``; None where the registry has it no longer."""
     from mlflow.exceptions import MlflowException
 
     name, _, number = uri.removeprefix("models:/").partition("/")
 
-    def look() -> bool:
+    def look() -> dict[str, str] | None:
         try:
-            mlflow_client().get_model_version(name, number)
+            return dict(mlflow_client().get_model_version(name, number).tags)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
+                return None
             raise
-        return True
 
     return patiently(f"looking for {uri}", look)
 

@@ -54,7 +54,7 @@ def _some(judges: tuple[Any, ...]) -> tuple[Any, ...]:
     return judges
 
 
-def _told_by_kind(more: str = "") -> Discriminator:
+def _by_kind(more: str = "") -> Discriminator:
     return Discriminator(
         _kind_of,
         custom_error_type="judge",
@@ -68,10 +68,10 @@ _One: TypeAlias = (
     | Annotated[AiJudgeConfig, Tag("ai")]
     | Annotated[RewardModelJudgeConfig, Tag("reward_model")]
 )
-OneJudge: TypeAlias = Annotated[_One, _told_by_kind()]
+OneJudge: TypeAlias = Annotated[_One, _by_kind()]
 JudgeConfig: TypeAlias = Annotated[
     _One | Annotated[tuple[OneJudge, ...], AfterValidator(_some), Tag("_several")],
-    _told_by_kind(", or a list of these"),
+    _by_kind(", or a list of these"),
 ]
 OutsideJudge: TypeAlias = AiJudgeConfig | RewardModelJudgeConfig
 

@@ -54,7 +54,7 @@ class Intake:
     columns: FrameBuilder = field(default_factory=lambda: FrameBuilder(RAW_COLUMNS))
     signatures: RowSignatures | None = None
     """None where near repeats do not matter."""
-    openings: FirstTurnIndex | None = None
+    first_turns: FirstTurnIndex | None = None
     """None where only equal dialogues are kept together."""
     pooled: dict[int, Ballot] = field(default_factory=dict)
     """Row to all votes on its pair, where other rows gave it theirs."""
@@ -84,8 +84,8 @@ class Intake:
         self.entries.append(entry)
         if self.signatures is not None:
             self.signatures.add(item, entry.prompt, entry.dialogue)
-        if self.openings is not None and entry.reason is None:
-            self.openings.add(item.prompt, entry.dialogue)
+        if self.first_turns is not None and entry.reason is None:
+            self.first_turns.add(item.prompt, entry.dialogue)
         self.columns.add(
             item.comparison_id,
             item.source,

@@ -49,7 +49,7 @@ def conversation_key(conversation: Conversation) -> Key:
     )
 
 
-def opening(conversation: Conversation) -> Conversation:
+def first_turn(conversation: Conversation) -> Conversation:
     """Return what every later turn of a dialogue repeats: system messages and first user turn."""
     for place, turn in enumerate(conversation):
         if turn.role == "user":
@@ -60,12 +60,12 @@ def opening(conversation: Conversation) -> Conversation:
 
 def dialogue_key(conversation: Conversation) -> DialogueKey:
     """Return the key of the dialogue that a prompt is part of; of one turn, the prompt's own."""
-    return DialogueKey(conversation_key(opening(conversation)))
+    return DialogueKey(conversation_key(first_turn(conversation)))
 
 
 def prompt_keys(conversation: Conversation) -> tuple[Key, DialogueKey]:
     """Return the keys of a prompt and of its dialogue; most have one turn and are read once."""
-    start, prompt = opening(conversation), conversation_key(conversation)
+    start, prompt = first_turn(conversation), conversation_key(conversation)
     if len(start) == len(conversation):
         return prompt, DialogueKey(prompt)
     return prompt, DialogueKey(conversation_key(start))

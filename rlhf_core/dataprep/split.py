@@ -18,7 +18,7 @@ Half = Literal["reward", "judge"]
 class DialogueSplitter:
     """Assigns dialogues, each as a whole, to sides and halves.
 
-    The choice hashes the normalised opening with the seed, so rows added later move no other row
+    The choice hashes the normalised first turn with the seed, so rows added later move no other row
     but those that are nearly equal to them, and every file (demonstrations, pairs, prompts) gives
     the same dialogue the same side.
     """

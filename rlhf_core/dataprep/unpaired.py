@@ -50,7 +50,7 @@ class LabelCounts:
 
     def describe(self) -> list[str]:
         """Return a line for each thing that people should know before they train on them."""
-        told = [
+        lines = [
             f"{name}: all {counts.total():,} labels are {'good' if counts[True] else 'bad'}; KTO"
             " learns from both, so the others have to come from another file or from the pairs"
             for name, counts in sorted(self.sources.items())
@@ -60,11 +60,11 @@ class LabelCounts:
         if good and bad:
             low, high = balancing_weights(good, bad)
             if not low <= 1 <= high:
-                told.append(
+                lines.append(
                     f"{good:,} good to {bad:,} bad labels; without pairs they weigh alike with"
                     f" policy.desirable_weight from {low:.3g} to {high:.3g}"
                 )
-        return told
+        return lines
 
 
 def _named(counts: Counter[bool]) -> dict[str, int]:
@@ -222,10 +222,10 @@ class _Seen:
         found: dict[int, Problem] = {}
         for labels in self.rows.values():
             good, bad = (labels.get(label, []) for label in (True, False))
-            told = f"{len(good)} rows call it good, {len(bad)} bad"
+            detail = f"{len(good)} rows call it good, {len(bad)} bad"
             for rows, others in ((good, bad), (bad, good)):
                 if len(rows) <= len(others):
-                    found |= dict.fromkeys(rows, ("conflicting_labels", told))
+                    found |= dict.fromkeys(rows, ("conflicting_labels", detail))
                 elif rows:
                     found |= dict.fromkeys(rows[1:], ("exact_duplicate", f"of {self.ids[rows[0]]}"))
         if self.near_threshold is None:

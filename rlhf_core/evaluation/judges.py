@@ -140,8 +140,8 @@ def liked_as_much(
 
 def _higher(opinion: Opinion, other: Array, model: int) -> Array:
     own = opinion.scores[model]
-    unread = np.array([bool(problem) for problem in opinion.problems]) | ~np.isfinite(other)
-    return np.where(unread | (other == own), 0.5, (other > own).astype(np.float64))
+    unusable = np.array([bool(problem) for problem in opinion.problems]) | ~np.isfinite(other)
+    return np.where(unusable | (other == own), 0.5, (other > own).astype(np.float64))
 
 
 def _scaled(column: Array, reference: Array) -> Array:

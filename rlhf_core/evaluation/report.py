@@ -176,7 +176,7 @@ def render_page(page: Page) -> str:
         page=page,
         decided=page.results[-1] if page.results else None,
         headlines=[(metrics[name], text) for name, text in HEADLINES.items() if name in metrics],
-        reasons=_told(page.results[-1]) if page.results else ([], []),
+        reasons=_passed_and_failed(page.results[-1]) if page.results else ([], []),
         gate_rows=gate_rows,
         vices=vice_rows(page.results),
         rows_left_out={
@@ -209,7 +209,7 @@ def gate_rows(result: StageResult) -> list[tuple[GateResult, Meter | None]]:
     return [(outcome, _meter(outcome)) for outcome in outcomes]
 
 
-def _told(result: StageResult) -> tuple[list[str], list[str]]:
+def _passed_and_failed(result: StageResult) -> tuple[list[str], list[str]]:
     """Return the reasons that decided, without the verdict before them, and the others.
 
     Where everything passed, nothing speaks against the model and the reasons are the others.

@@ -13,6 +13,7 @@ from rlhf_core.errors import ModelError
 from rlhf_core.models.device import choose_device, device_of
 from rlhf_core.models.files import files_sha256, weights_sha256
 from rlhf_core.models.library_output import hide_transformers_output
+from rlhf_core.models.text import num_positions
 from rlhf_core.schema import Conversation, ModelRef
 
 
@@ -108,8 +109,7 @@ class Classifier:
         self.shift: float | None = getattr(model.config, "reward_shift", None)
         """What our own models' scores are shifted by; None where the files say nothing of it."""
         self._model = model.eval().to(choose_device(device))
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_length: int | None = max_length or positions
+        self.max_length: int | None = max_length or num_positions(model.config)
 
     @torch.inference_mode()
     def scores(

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 _LAYOUT = "_sequence_layout"
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def set_layout(model: nn.Module, layout: Layout, reason: str | None = None) -> N
     """Give a model its layout; with a reason, it is logged for the first model of its class."""
     setattr(unwrapped(model), _LAYOUT, layout)
     name = type(unwrapped(model)).__name__
-    if reason is not None and name not in _told:
-        _told.add(name)
+    if reason is not None and name not in _warned:
+        _warned.add(name)
         logger.warning(
             "%s runs sequences of equal length together, not packed: exact, but slower (%s)%s",
             name,

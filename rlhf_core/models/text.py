@@ -39,6 +39,12 @@ def text_config(model: nn.Module) -> Any:
     return unwrapped(model).config.get_text_config()
 
 
+def num_positions(config: PreTrainedConfig) -> int | None:
+    """Return the positions that the text part has; None where there is no limit."""
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions
+
+
 def text_trunk(model: nn.Module) -> PreTrainedModel:
     """Return the stack of decoder layers that maps token ids to hidden states."""
     inner = unwrapped(model)

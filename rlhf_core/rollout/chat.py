@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from rlhf_core.errors import NoRoomError
 from rlhf_core.models import load_causal
 from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.text import num_positions, text_config
 from rlhf_core.rollout.decode import Sampling, Step, decode_steps, ready_to_decode
 from rlhf_core.rollout.sampling import sequence_uniforms
 from rlhf_core.schema import Conversation, Message
@@ -151,11 +152,10 @@ class ChatModel:
         Raises:
             NoRoomError: prompt and answer do not fit the model's positions.
         """
-        config: Any = unwrapped(self.model).config
-        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        limit = num_positions(text_config(self.model))
         if limit is None:
             return wanted or DEFAULT_MAX_TOKENS
-        room = int(limit) - prompt_tokens
+        room = limit - prompt_tokens
         if room < (wanted or 1):
             raise NoRoomError(
                 f"this model's maximum context length is {limit} tokens; the conversation has "
@@ -183,7 +183,7 @@ class ChatModel:
         return reply
 
 
-def opening(system: str | None, text: str) -> Conversation:
+def first_messages(system: str | None, text: str) -> Conversation:
     """Return a conversation of one question, after the system message where there is one."""
     before = () if system is None else (Message(role="system", content=system),)
     return (*before, Message(role="user", content=text))
@@ -196,7 +196,9 @@ def open_chat(
     said: list[Message] = []
 
     def answer(text: str) -> str:
-        asked = (*said, Message(role="user", content=text)) if said else opening(system, text)
+        asked = (
+            (*said, Message(role="user", content=text)) if said else first_messages(system, text)
+        )
         request = ChatRequest(
             asked, temperature=temperature, seed=seed + len(said), max_tokens=max_tokens
         )

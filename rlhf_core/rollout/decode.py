@@ -17,7 +17,7 @@ from rlhf_core.models.compute import unwrapped
 from rlhf_core.models.last_layer import READ
 from rlhf_core.models.layout import OwnCache, by_length, layout_of
 from rlhf_core.models.sharding import before_pass, wait_in_step, without_gradients
-from rlhf_core.models.text import text_config, text_trunk
+from rlhf_core.models.text import num_positions, text_config, text_trunk
 from rlhf_core.rollout.attention import decode_attention, decoding
 from rlhf_core.rollout.kv_block import KvBlock
 from rlhf_core.rollout.sampling import greedy_tokens, nucleus, sample_tokens
@@ -325,7 +325,7 @@ def _choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tenso
 def _require_room(model: nn.Module, lengths: Tensor, max_new_tokens: int) -> None:
     if int(lengths.min()) == 0:
         raise DataError(f"prompt {int(lengths.argmin())} of the batch has no tokens")
-    limit = getattr(unwrapped(model).config.get_text_config(), "max_position_embeddings", None)
+    limit = num_positions(text_config(model))
     needed = int(lengths.max()) + max_new_tokens
     if limit is not None and needed > limit:
         raise ModelError(

@@ -12,6 +12,7 @@ from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal
 from rlhf_core.models.known_ids import num_embeddings, unknown_ids
+from rlhf_core.models.text import num_positions
 from rlhf_core.stages.model_digests import template_parts
 from rlhf_core.storage.records import sha256_of
 from rlhf_core.tokenization import (
@@ -56,7 +57,7 @@ def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTraine
     renderer = base_renderer(settings, day)
     require_no_clock(renderer)
     model = load_causal(settings.base, revision=settings.revision, device=settings.device)
-    positions = _num_positions(model)
+    positions = _unstretched_positions(model)
     if positions is not None and positions < 1:
         raise ModelError(f"{settings.base}: config.json gives it {positions} positions")
     if positions is not None and settings.max_length > positions:
@@ -115,7 +116,7 @@ def name_ends(model: PreTrainedModel, renderer: Renderer) -> None:
         logger.warning("generation_config: left out: %s", ", ".join(bent))
 
 
-def _num_positions(model: PreTrainedModel) -> int | None:
+def _unstretched_positions(model: PreTrainedModel) -> int | None:
     """Positions that a model has; None where there is no limit.
 
     Of ``longrope`` (Phi 3) only those before it stretches: beyond them one long sequence of a batch
@@ -125,8 +126,7 @@ def _num_positions(model: PreTrainedModel) -> int | None:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         return int(rope["original_max_position_embeddings"])
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    return positions
+    return num_positions(config)
 
 
 def base_renderer(settings: ModelConfig, day: date | None = None) -> Renderer:

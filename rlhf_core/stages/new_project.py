@@ -55,7 +55,7 @@ class NewProject(Record):
     settings: str
     files: tuple[str, ...]
     """Relative to the folder."""
-    told: tuple[str, ...]
+    lines: tuple[str, ...]
     """What was found and done, a line each."""
 
 
@@ -119,12 +119,12 @@ def init_project(directory: Path, wanted: Wanted) -> NewProject:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         sources.copy()
-        told = dvc_versions.begin_repository(directory, sources.kept)
-        values |= {"has_dvc": told is None, "why_no_dvc": told or ""}
+        problem = dvc_versions.begin_repository(directory, sources.kept)
+        values |= {"has_dvc": problem is None, "why_no_dvc": problem or ""}
         files = write_project(directory, values)
         load_config(directory / SETTINGS)
-        kept = f"no git and DVC: {told}"
-        if told is None:
+        kept = f"no git and DVC: {problem}"
+        if problem is None:
             kept = dvc_versions.commit_first(directory, files, sources.kept)
     except BaseException:
         if not existing:
@@ -135,7 +135,7 @@ def init_project(directory: Path, wanted: Wanted) -> NewProject:
         goal=values["goal"],
         settings=SETTINGS,
         files=(*files, *sources.copies),
-        told=(values["told"], values["told_model"], values["told_goal"], kept),
+        lines=(values["found"], values["model_line"], values["goal_line"], kept),
     )
 
 
@@ -165,16 +165,18 @@ def _look_at_base(base: str) -> _Base:
     if tokenizer is None or tokenizer.eos_token_id is None:
         raise ModelError(f"{base}: has no tokenizer with an EOS token; responses could never end")
     try:
-        config = AutoConfig.from_pretrained(base).get_text_config()
+        config = AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
         raise ModelError(f"{base}: config.json cannot be read: {error}") from error
     import torch
 
+    from rlhf_core.models.text import num_positions
+
     return _Base(
         base=base,
         has_template=template is not None,
-        positions=getattr(config, "max_position_embeddings", None),
-        vocabulary=int(config.vocab_size),
+        positions=num_positions(config),
+        vocabulary=int(config.get_text_config().vocab_size),
         weights=weight_bytes(Path(base), torch.uint8),
         tokenizer=tokenizer,
     )
@@ -296,7 +298,7 @@ def _sizes(dialogues: int, fitting: float, goal: Goal | None) -> dict[str, Any]:
         "batch_size": 16 if dialogues < _ENOUGH else 32 if dialogues < 10 * _ENOUGH else 64,
         "reward_hacking": GatesConfig.model_fields["reward_hacking"].default,
         "slack": _SLACK if goal == "try" else 0.0,
-        "told_goal": f"goal {goal}: the gates ask {asks}; about {heldout:,} dialogues are held out",
+        "goal_line": f"goal {goal}: the gates ask {asks}; about {heldout:,} dialogues are held out",
     }
 
 
@@ -323,11 +325,11 @@ def _model_values(base: _Base, data: _Data) -> dict[str, Any]:
         "sft_rate": rates[0],
         "reward_rate": rates[1],
         "policy_rate": rates[2],
-        "size_told": size,
+        "model_size": size,
         "nll": round(0.8 * uniform, 1),
-        "nll_told": f"Nats per token. Guessing among {base.vocabulary:,} tokens is {uniform:.1f}: "
+        "nll_note": f"Nats per token. Guessing among {base.vocabulary:,} tokens is {uniform:.1f}: "
         "tighten this to what your first run measures.",
-        "told_model": f"{base.base}: {size}, {own}; {length} tokens hold 98% of the conversations"
+        "model_line": f"{base.base}: {size}, {own}; {length} tokens hold 98% of the conversations"
         if length == longest
         else f"{base.base}: {size}, {own}; it has {length} positions, longer rows are left out",
     }
@@ -340,7 +342,7 @@ def _data_values(wanted: Wanted, data: _Data, sources: _Sources) -> dict[str, An
     ]
     rows, usable = (sum(getattr(one, name) for one in data.found) for name in ("rows", "usable"))
     shapes = ", ".join(dict.fromkeys(found.shape for found in data.found))
-    told = f"{rows:,} rows ({shapes}), {usable:,} usable, {len(data.dialogues):,} dialogues"
+    facts = f"{rows:,} rows ({shapes}), {usable:,} usable, {len(data.dialogues):,} dialogues"
     other: dict[str, Any] = {"demonstrations": "", "prompts": ""}
     if wanted.demonstrations:
         found = _found(wanted.demonstrations, "demonstrations")
@@ -354,8 +356,8 @@ def _data_values(wanted: Wanted, data: _Data, sources: _Sources) -> dict[str, An
         "preferences": _yaml(settings[0], 4),
         "add_options": data.found[0].add_options(),
         "more_preferences": _yaml(settings[1:], 4) if settings[1:] else "",
-        "told": told,
-        "told_readme": f"Found in {', '.join(wanted.preferences)}: {told}.",
+        "found": facts,
+        "found_readme": f"Found in {', '.join(wanted.preferences)}: {facts}.",
     }
 
 

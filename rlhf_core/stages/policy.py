@@ -110,7 +110,7 @@ def train_policy(  # noqa: PLR0913 - every model that a policy may learn from
         trained, choice = train(job, fit, run, observer), None
         if judge is not None and config.policy.selection.num_prompts > 0:
             trained, choice = choose_checkpoint(job, trained, judge, run)
-        tags = {"algorithm": config.policy.algorithm}
+        tags: dict[str, str] = {"algorithm": config.policy.algorithm}
         tags |= {"checkpoint": choice.in_words} if choice else {}
         model = register_trained(run, job, trained, "causal", **tags)
         seconds = time.monotonic() - started
@@ -262,7 +262,7 @@ def _optimize_kto(settings: DpoConfig, task: _Task, apart: Set[DialogueKey]) -> 
         DataError: the dataset has no such responses.
     """
     job, splits = task.job, task.job.splits
-    sides = []
+    parts = []
     for unpaired, pairs in (
         (splits.unpaired_train, splits.reward_train),
         (splits.unpaired_heldout, splits.reward_heldout),
@@ -287,8 +287,8 @@ def _optimize_kto(settings: DpoConfig, task: _Task, apart: Set[DialogueKey]) -> 
             examples += examples_of_pairs(
                 load_pairs(job.config, task.renderer, job.directory, pairs, apart=apart)
             )
-        sides.append(examples)
-    train, heldout = sides
+        parts.append(examples)
+    train, heldout = parts
     run = task.followers.training_run(job)
     return fit_kto(task.policy, train, heldout, settings=settings, run=run)
 

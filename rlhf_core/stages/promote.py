@@ -6,10 +6,10 @@ become champions together, and a rollback brings all of them back.
 
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rlhf_core.adapters.access import require_release_rights
 from rlhf_core.adapters.approval import record_approval
@@ -29,13 +29,16 @@ from rlhf_core.adapters.releases import (
     project_of,
     record_move,
     settle,
-    version_exists,
+    version_tags,
     wanted_aliases,
 )
 from rlhf_core.adapters.required_gates import require_applied
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import CHAMPION, PREVIOUS, ModelRef, Record, RunContext, StageResult, Verdict
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -93,20 +96,20 @@ def promote_policy(config: PipelineConfig, result: StageResult, context: RunCont
     expected, uri = f"{config.project}-policy", result.model.uri
     if result.model.name != expected:
         raise RegistryError(f"run {context.run_id}: {uri} is not a version of {expected}")
-    tags = find_version(result.model.uri).tags
-    registered = tags.get("rlhf.sha256")
+    version = find_version(uri)
+    registered = version.tags.get("rlhf.sha256")
     if registered != result.model.sha256:
         raise RegistryError(
             f"{result.model.uri}: evaluated weights {result.model.sha256[:12]}, registered are "
             f"{str(registered)[:12]}; evaluate again"
         )
-    recorded, _ = verdict_of(tags)
+    recorded, _ = verdict_of(version.tags)
     if recorded != result.decision.verdict:
         raise RegistryError(
             f"{result.model.uri}: the evaluation said {result.decision.verdict}, the registry now "
             f"says {recorded or 'nothing'}; evaluate again"
         )
-    return promote_model(result.model.uri)
+    return _promote(version, {})
 
 
 def bar_for(policy: ModelRef, project: str) -> str | None:
@@ -119,10 +122,10 @@ def bar_for(policy: ModelRef, project: str) -> str | None:
     if champion is None or champion != policy.uri:
         return champion
     compared = find_version(champion).tags.get(COMPARED, NOBODY)
-    return compared if compared != NOBODY and version_exists(compared) else None
+    return compared if compared != NOBODY and version_tags(compared) is not None else None
 
 
-def _require_compared(uri: str, champion: str | None) -> None:
+def _require_compared(uri: str, tags: Mapping[str, str], champion: str | None) -> None:
     """Refuse a candidate that was compared with another champion than the one in force.
 
     A verdict that no evaluation wrote says nothing of a comparison; who wrote it answers for it.
@@ -130,7 +133,6 @@ def _require_compared(uri: str, champion: str | None) -> None:
     Raises:
         RegistryError: says which one, and what to do.
     """
-    tags = find_version(uri).tags
     compared = tags.get(COMPARED)
     if compared == (champion or NOBODY) or champion == uri:
         return
@@ -155,7 +157,12 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
     Raises:
         RegistryError: there is no such model, no gate has been applied to it, or MLflow refuses.
     """
-    version = find_version(reference)
+    noted = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
+    return _promote(find_version(reference), noted)
+
+
+def _promote(version: "ModelVersion", noted: dict[str, str]) -> Promotion:
+    """Apply a version's verdict; ``noted`` is who approves it, and why."""
     uri = f"models:/{version.name}/{version.version}"
     require_role(
         version,
@@ -172,12 +179,11 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
     by_hand: tuple[str, ...] = ()
     also_by = None
     if verdict == "PROMOTE":
-        release = release_of(uri)
+        release = release_of(uri, version.tags)
         require_applied(project, release.parts())
         require_release_rights(project)
-        words = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
         try:
-            by_hand = _make_champion(project, release, words)
+            by_hand = _make_champion(project, release, version.tags, noted)
         except SameMoveError as error:
             also_by = str(error)
             apply_newest(project)
@@ -195,38 +201,41 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
     )
 
 
-def _make_champion(project: str, release: Release, words: dict[str, str]) -> tuple[str, ...]:
+def _make_champion(
+    project: str, release: Release, tags: Mapping[str, str], noted: dict[str, str]
+) -> tuple[str, ...]:
     seen = look_at(project)
     if release == seen.current and not seen.by_hand and seen.base:
-        _approve(release.policy, words)
+        _approve(release.policy, noted)
         return ()
-    _require_compared(release.policy, seen.current.policy if seen.current else None)
+    _require_compared(release.policy, tags, seen.current.policy if seen.current else None)
     chain = [release, *([seen.current] if seen.current else []), *seen.before]
     if release == seen.current:
         del chain[1]
     require_release_rights(project, tuple(chain))
-    _approve(release.policy, words)
-    record_move(project, plan_of("promote", seen, chain), words | note_of(seen))
+    _approve(release.policy, noted)
+    record_move(project, plan_of("promote", seen, chain), noted | note_of(seen))
     apply_newest(project)
     return seen.by_hand
 
 
-def _approve(uri: str, words: dict[str, str]) -> None:
-    if words:
-        who = {"reviewer": words["approved_by"], "comment": words["approval_comment"]}
+def _approve(uri: str, noted: dict[str, str]) -> None:
+    if noted:
+        who = {"reviewer": noted["approved_by"], "comment": noted["approval_comment"]}
         record_approval(uri, "PROMOTE", said_at=datetime.now(UTC), **who)
 
 
-def release_of(policy: str) -> Release:
+def release_of(policy: str, tags: Mapping[str, str] | None = None) -> Release:
     """Return the release a policy belongs to: what it was made and judged with, by its tags.
 
     Args:
         policy: ``models:/<name>/<version>``.
+        tags: its own, where they were read already.
 
     Raises:
         RegistryError: a part is not registered, plays another role, or did not pass its gates.
     """
-    tags = find_version(policy).tags
+    tags = find_version(policy).tags if tags is None else tags
     parts = {role: tags.get(UPSTREAM + role) for role in ("sft", "reward", "judge")}
     for role, uri in parts.items():
         if uri is None:
@@ -244,9 +253,8 @@ def _unfit(role: str, uri: str) -> str | None:
     """Say why a version cannot be part of a release; None if it can."""
     if not uri.startswith("models:/"):
         return "is not registered"
-    if not version_exists(uri):
+    if (tags := version_tags(uri)) is None:
         return "was deleted"
-    tags = find_version(uri).tags
     trained_as = tags.get("rlhf.stage")
     if trained_as != role:
         return f"was trained as {trained_as or 'something unknown'}"
@@ -311,7 +319,7 @@ def _without_journal(champion: str | None, previous: str | None) -> Situation:
 def _before(policy: str) -> str | None:
     number = find_version(policy).tags.get(_LEGACY_BEFORE)
     uri = f"{policy.rpartition('/')[0]}/{number}"
-    return uri if number is not None and version_exists(uri) else None
+    return uri if number is not None and version_tags(uri) is not None else None
 
 
 def _release_as_it_is(policy: str) -> Release:
@@ -338,7 +346,7 @@ def plan_of(action: Literal["promote", "rollback"], seen: Situation, chain: list
 def note_of(seen: Situation, lost: Iterable[str] = ()) -> dict[str, str]:
     """Return what the journal says of a move beside the plan."""
     notes = {"moved_by_hand": "; ".join(seen.by_hand), "lost": "; ".join(lost)}
-    return {word: text for word, text in notes.items() if text}
+    return {name: text for name, text in notes.items() if text}
 
 
 def policy_uri(project: str, number: str | None) -> str | None:

@@ -25,6 +25,7 @@ from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.comparison import best_of_n_kl_bound
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.models.classifier import Classifier, outside_model
+from rlhf_core.models.text import num_positions
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Conversation, Demonstration, ModelRef, ModelRole, Prompt, Record
 from rlhf_core.stages.base_model import model_renderer
@@ -183,7 +184,7 @@ def sample_best(
     _require_absent(*(() if journal.exists() else (left_file,)))
     said = len(prompts), settings.num_answers, policy.uri, scorer.uri
     logger.info("sampling prompts=%d answers_each=%d policy=%s scorer=%s", *said)
-    open_scorer(scorer, device)  # one that cannot be loaded is told of before hours of sampling
+    open_scorer(scorer, device)  # one that cannot be loaded is refused before hours of sampling
     busy = DataError(f"{output}: another rlhf sample is writing it; wait for it")
     with locked(output.parent / f".{output.name}.lock", busy=busy):
         _require_absent(output)  # another call may have written it since
@@ -271,14 +272,14 @@ def _answers(
     Answer j to prompt i has a random stream of its own, as in ``answer_several_times``.
     """
     starts = range(0, len(prompts), _AT_ONCE)
-    told = iter(read_journal(journal, AnsweredPart))
+    recorded = iter(read_journal(journal, AnsweredPart))
     model: nn.Module | None = None
     renderer = model_renderer(policy.path)
     rows: list[list[Answer]] = [[] for _ in prompts]
     progress = Progress("answers", total=len(starts) * settings.num_answers, done=0)
     with closing(progress), appending(journal) as keep:
         for start, number in product(starts, range(settings.num_answers)):
-            part = next(told, None)
+            part = next(recorded, None)
             if part is None:
                 model = model or load_causal(policy.path, device=device)
                 sampled = sample_responses(
@@ -395,5 +396,4 @@ def _left_out(prompt: Prompt, reason: Reason, detail: str) -> LeftOut:
 
 def _positions(folder: Path) -> int | None:
     """Tokens that a saved model has positions for; None where there is no limit."""
-    text = AutoConfig.from_pretrained(folder).get_text_config()
-    return getattr(text, "max_position_embeddings", None)
+    return num_positions(AutoConfig.from_pretrained(folder))

@@ -46,7 +46,7 @@ def rollback_policy(
         RegistryError: there is no champion, or no release before it is left; or ``to`` never was
             champion, or is not whole any more.
     """
-    words = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
+    notes = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
     require_release_rights(project)
     seen = look_at(project)
     was = seen.current or seen.withdrawn
@@ -57,7 +57,7 @@ def rollback_policy(
     else:
         chain, lost = _chain_to(project, to, seen), []
     require_release_rights(project, tuple(chain))
-    record_move(project, plan_of("rollback", seen, chain), words | note_of(seen, lost))
+    record_move(project, plan_of("rollback", seen, chain), notes | note_of(seen, lost))
     apply_newest(project)
     aliases = champion_aliases(project)["policy"]
     return Rollback(

@@ -199,7 +199,7 @@ def choose_checkpoint(
         rule=RULE,
         answers=job.directory / ANSWERS,
     )
-    write_records(choice.answers, _told(prompts, sft, scored))
+    write_records(choice.answers, _choice_answers(prompts, sft, scored))
     run.log_artifact(choice.answers)
     for score in choice.scores:
         run.log_metrics(_logged(score), step=score.step)
@@ -266,8 +266,8 @@ def _score(
     panel: Panel,
 ) -> _Scored:
     config, conversations = job.config, [prompt.prompt for prompt in prompts]
-    model, told = _load(job, renderer, checkpoint), f"checkpoint {checkpoint.step}"
-    answers = _answers(config, model, renderer, prompts, told)
+    model, label = _load(job, renderer, checkpoint), f"checkpoint {checkpoint.step}"
+    answers = _answers(config, model, renderer, prompts, label)
     texts = [[answer.text for answer in each] for each in (answers, sft)]
     scores, decided = panel.decide(conversations, texts)
     won = (
@@ -295,7 +295,7 @@ def _answers(
     model: PreTrainedModel,
     renderer: Renderer,
     prompts: Sequence[Prompt],
-    told: str,
+    label: str,
 ) -> list[SampledResponse]:
     return sample_answers(
         config,
@@ -303,7 +303,7 @@ def _answers(
         renderer.tokenizer,
         [prompt.prompt for prompt in prompts],
         purpose="selection",
-        told=f"selection: answers of {told}",
+        label=f"selection: answers of {label}",
     )
 
 
@@ -341,7 +341,7 @@ def _readable(config: PipelineConfig, prompts: Sequence[Prompt], panel: Panel) -
     ]
 
 
-def _told(
+def _choice_answers(
     prompts: Sequence[Prompt], sft: Sequence[SampledResponse], scored: Mapping[int, _Scored]
 ) -> Iterator[SelectionAnswer]:
     for row, (prompt, answer) in enumerate(zip(prompts, sft, strict=True)):

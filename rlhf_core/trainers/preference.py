@@ -36,6 +36,7 @@ LENGTH_TOLERANCE = 0.1
 """Responses whose lengths differ by less than this share of the longer count as equally long."""
 
 Row = TypeVar("Row", TokenizedPair, TokenizedUnpaired)
+Read = TypeVar("Read", TokenizedPair, TokenizedUnpaired, contravariant=True)
 
 
 class Measures(Protocol):
@@ -45,7 +46,7 @@ class Measures(Protocol):
         """Metrics as ``<stage>/<prefix><quantity>``."""
 
 
-class Objective(Protocol[Row]):
+class Objective(Protocol[Read]):
     """A loss of a policy on rows, compared with a reference that never changes."""
 
     name: str
@@ -54,16 +55,18 @@ class Objective(Protocol[Row]):
     settings: DpoConfig
 
     def reference_logprobs(
-        self, reference: nn.Module, rows: Sequence[Row], others: Sequence[Row]
+        self, reference: nn.Module, rows: Sequence[Read], others: Sequence[Read]
     ) -> Tensor:
         """Log-probabilities [N, ...] of the rows, and of the mismatched ``others``."""
 
     def accumulate(
-        self, rows: Sequence[Row], ref_logprobs: Tensor, others: Sequence[Row]
+        self, rows: Sequence[Read], ref_logprobs: Tensor, others: Sequence[Read]
     ) -> tuple[Measures, int]:
         """Add the gradient of the mean loss; return measures and the number of tokens computed."""
 
-    def measure(self, rows: Sequence[Row], ref_logprobs: Tensor, others: Sequence[Row]) -> Measures:
+    def measure(
+        self, rows: Sequence[Read], ref_logprobs: Tensor, others: Sequence[Read]
+    ) -> Measures:
         """Measure rows without touching the policy."""
 
 

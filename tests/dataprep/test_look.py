@@ -53,7 +53,7 @@ def test_demonstrations_and_prompts_are_told_from_comparisons(write_jsonl, row, 
     else:
         items = list(read_demonstrations(DemonstrationsConfig(**found.settings)))
     assert items[0][1].prompt == found.examples[0].prompt
-    assert found.unread == ({"topic": 2} if "topic" in row else {})
+    assert found.unused_columns == ({"topic": 2} if "topic" in row else {})
 
 
 def test_answers_without_a_winner_are_no_prompts(write_jsonl):

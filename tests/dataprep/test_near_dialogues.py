@@ -25,10 +25,10 @@ def question(number: int) -> str:
 
 
 def grouped(prompts, *, threshold=0.7, largest_fraction=0.05, reserved=()) -> NearDialogues:
-    openings = FirstTurnIndex()
+    first_turns = FirstTurnIndex()
     for prompt in prompts:
-        openings.add(prompt, dialogue_key(prompt))
-    return openings.groups(
+        first_turns.add(prompt, dialogue_key(prompt))
+    return first_turns.groups(
         threshold,
         largest_fraction=largest_fraction,
         reserved={dialogue_key(prompt) for prompt in reserved},

@@ -182,7 +182,7 @@ def test_what_a_mapping_leads_into_is_read_and_a_row_set_aside_names_no_columns(
     path = write_jsonl("lists.jsonl", [row, {**row, "responses": 3}])
     _, counts = read(path, "ranked", columns=columns)
     assert counts.filtered == {"missing_column": 1}
-    assert not counts.unread
+    assert not counts.unused_columns
 
 
 def test_a_mapping_that_no_row_knows_is_an_error(write_jsonl):
@@ -213,7 +213,7 @@ def test_columns_that_belong_to_a_prompt_are_read_and_others_are_named(write_jso
         ("assistant", "Hello."),
         ("user", "Translate.\nBonjour"),
     ]
-    assert counts.unread == {"tools": 2, "notes": 1}
+    assert counts.unused_columns == {"tools": 2, "notes": 1}
 
 
 def test_a_path_leads_into_a_column(write_jsonl):

@@ -292,7 +292,7 @@ def test_published_votes_are_found(shared_data):
     found = look_at(shared_data / "ukp_convarg1" / "pairs.jsonl.gz")
     assert (found.rows, found.usable, found.wins.total()) == (16_927, 16_912, 84_370)
     assert found.filtered == {"identical_responses": 15}
-    assert found.unread == {"gold": 16_081, "topic": 16_927}
+    assert found.unused_columns == {"gold": 16_081, "topic": 16_927}
 
 
 def test_a_workbook_may_hold_an_answer_as_a_number(tmp_path):

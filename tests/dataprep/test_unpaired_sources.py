@@ -95,7 +95,7 @@ def test_a_column_of_other_labels_is_none_of_these(write_jsonl):
     rows = [{**row, "label": "math"} for row in TEXTS]
     path = write_jsonl("topics.jsonl", rows)
     found = look_at(path)
-    assert (found.section, found.unread) == ("demonstrations", {"label": NUM})
+    assert (found.section, found.unused_columns) == ("demonstrations", {"label": NUM})
     with pytest.raises(DataError, match=r"none of its 6 rows can be used.*expected true or false"):
         list(read_unpaired([UnpairedConfig(path=path)]))
 

@@ -132,7 +132,7 @@ def test_files_that_lie_in_the_folder_are_kept_for_versions_too(tmp_path, place)
     assert kept.read_bytes() == file.read_bytes()
     assert kept.with_name("votes.jsonl.dvc").is_file()
     assert load_config(made.directory / made.settings).data.preferences.path.resolve() == kept
-    assert "all that was written committed" in made.told[-1]
+    assert "all that was written committed" in made.lines[-1]
 
 
 def test_a_file_that_git_keeps_already_is_left_to_it(tmp_path):
@@ -143,7 +143,7 @@ def test_a_file_that_git_keeps_already_is_left_to_it(tmp_path):
         subprocess.run(["git", *words], cwd=tmp_path / "own", check=True)
     made = init_project(tmp_path / "own", Wanted(str(BASE), (str(file),)))
     assert not file.with_name("votes.jsonl.dvc").exists()
-    assert "all that was written committed" in made.told[-1]
+    assert "all that was written committed" in made.lines[-1]
 
 
 def test_the_readme_says_how_rows_of_the_same_shape_are_added(made):
@@ -157,7 +157,7 @@ def test_the_readme_says_how_rows_of_the_same_shape_are_added(made):
 def test_a_folder_inside_another_repository_says_why_it_has_no_versions(tmp_path):
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     made = init_project(tmp_path / "own", Wanted(str(BASE), (votes(tmp_path / "m.jsonl", 200),)))
-    assert "it lies in the git repository" in made.told[-1]
+    assert "it lies in the git repository" in made.lines[-1]
     assert not (made.directory / ".git").exists()
     assert not (made.directory / ".dvc").exists()
     assert "none of its own" in (made.directory / "README.md").read_text()

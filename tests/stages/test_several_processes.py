@@ -150,7 +150,7 @@ def test_an_interrupted_stage_ends_its_processes(training, mlflow_home, monkeypa
         if list((mlflow_home / "one/sft/checkpoints").glob("step-*")):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch.Told, "pass_on", interrupt)
+    monkeypatch.setattr(launch.EventReader, "pass_on", interrupt)
     with pytest.raises(KeyboardInterrupt):
         training(2)
     assert living_ranks(mlflow_home / "one" / "sft") == []
@@ -215,7 +215,7 @@ def test_the_stage_names_the_rank_that_failed_first(raised, exit_codes, kind, sa
     ],
 )
 def test_what_a_library_says_of_a_lost_process_is_no_cause(raised, told):
-    with pytest.raises(told) as caught, processes.losses_told():
+    with pytest.raises(told) as caught, processes.lost_processes_reported():
         raise raised
     assert type(caught.value) is told
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_core.dataprep.cleaning.near import SignatureTable, linked
-from rlhf_core.dataprep.keys import DialogueKey, dialogue_key, opening, unit_interval
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key, first_turn, unit_interval
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Conversation, Prompt
 from rlhf_core.statistics.clusters import numbered
@@ -60,7 +60,7 @@ class FirstTurnIndex:
         if dialogue in self._place:
             return
         self._place[dialogue] = len(self._place)
-        *before, turn = opening(prompt) or prompt
+        *before, turn = first_turn(prompt) or prompt
         self._turns.add(turn.content)
         self._systems.add("\n".join(earlier.content for earlier in before))
 
@@ -131,10 +131,10 @@ def topic_numbers(prompts: Sequence[Prompt], key: str) -> Ints:
             prompt.tags.get(key, dialogue)
             for prompt, dialogue in zip(prompts, dialogues, strict=True)
         )
-    openings = FirstTurnIndex()
+    first_turns = FirstTurnIndex()
     for prompt, dialogue in zip(prompts, dialogues, strict=True):
-        openings.add(prompt.prompt, dialogue)
-    near = openings.groups(_NEAR, largest_fraction=1.0, reserved=frozenset(), seed=0)
+        first_turns.add(prompt.prompt, dialogue)
+    near = first_turns.groups(_NEAR, largest_fraction=1.0, reserved=frozenset(), seed=0)
     return numbered(near.representative.get(dialogue, dialogue) for dialogue in dialogues)
 
 

@@ -14,7 +14,7 @@ from rlhf_core.dataprep.cleaning.near import (
     signature,
     similarity,
 )
-from rlhf_core.dataprep.keys import DialogueKey, Key, opening
+from rlhf_core.dataprep.keys import DialogueKey, Key, first_turn
 from rlhf_core.schema import Comparison, Conversation
 
 if TYPE_CHECKING:
@@ -27,19 +27,19 @@ def prompt_text(prompt: Conversation) -> str:
 
 
 def prompt_signatures(prompt: Conversation) -> list[Signature]:
-    """Return what a prompt is known by: all of it and, where it has more turns, its opening."""
-    start = opening(prompt)
+    """Return what a prompt is known by: all of it and, where it has more, its first turn."""
+    start = first_turn(prompt)
     parts = [prompt] if len(start) == len(prompt) else [prompt, start]
     return [signature(prompt_text(part)) for part in parts]
 
 
 class RowSignatures:
-    """Of comparisons: responses and prompt of each row, and the opening of each dialogue."""
+    """Of comparisons: responses and prompt of each row, and the first turn of each dialogue."""
 
     def __init__(self) -> None:
         """Start empty."""
         self.responses, self.prompts = SignatureTable(), SignatureTable()
-        self._openings = SignatureTable()
+        self._first_turns = SignatureTable()
         self._opening_of: dict[DialogueKey, int] = {}
 
     def add(self, item: Comparison, prompt: Key, dialogue: DialogueKey) -> None:
@@ -49,13 +49,13 @@ class RowSignatures:
         self.prompts.add(prompt_text(item.prompt))
         if dialogue != prompt and dialogue not in self._opening_of:
             self._opening_of[dialogue] = len(self._opening_of)
-            self._openings.add(prompt_text(opening(item.prompt)))
+            self._first_turns.add(prompt_text(first_turn(item.prompt)))
 
     def of_prompt(self, row: int, dialogue: DialogueKey) -> list[Signature]:
-        """Return what a prompt is known by: all of it and, where it has more turns, its opening."""
+        """Return what a prompt is known by: all of it and, where it has more, its first turn."""
         found = [self.prompts.array()[row]]
         place = self._opening_of.get(dialogue)
-        return found if place is None else [*found, self._openings.array()[place]]
+        return found if place is None else [*found, self._first_turns.array()[place]]
 
 
 class PromptIndex:
@@ -70,7 +70,7 @@ class PromptIndex:
         self._signatures: dict[bytes, Signature] = {}
 
     def add(self, signatures: Iterable[Signature]) -> None:
-        """Add a held-out prompt: the signatures of all of it and of its opening."""
+        """Add a held-out prompt: the signatures of all of it and of its first turn."""
         for hashed in signatures:
             key = hashed.tobytes()
             if key not in self._signatures:

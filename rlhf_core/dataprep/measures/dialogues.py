@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from rlhf_core.dataprep.keys import opening
+from rlhf_core.dataprep.keys import first_turn
 from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.schema import Message
 from rlhf_core.storage.records import parse_object, read_lines
@@ -61,5 +61,5 @@ def _opening_of(row: "pd.Series[Any]", frame: pd.DataFrame, directory: Path) -> 
     number, line = next(islice(read_lines(path), int(before.sum()), None))
     record = parse_object(line, where=f"{path}, line {number}")
     prompt = tuple(Message.model_validate(turn) for turn in record["prompt"])
-    text = " ".join(opening(prompt)[-1].content.split())
+    text = " ".join(first_turn(prompt)[-1].content.split())
     return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}..."

@@ -179,7 +179,7 @@ def _row_by_row(
             continue
         read = attempt(row, partial(_all_of, parse, row))
         items = [read] if isinstance(read, FilteredRow) else read
-        _note_unread(row, files)
+        _note_unused(row, files)
         # A list makes many comparisons of one row; it is filtered out only where all of them are.
         items.sort(key=lambda item: isinstance(item, FilteredRow))
         for number, item in enumerate(items):
@@ -199,11 +199,11 @@ def _watched(
     for row in rows:
         yield row
         if isinstance(row, RawRow):
-            _note_unread(row, files)
+            _note_unused(row, files)
 
 
-def _note_unread(row: RawRow, files: dict[str, FileRows]) -> None:
-    files[str(row.path)].unread.update(row.value.unread())
+def _note_unused(row: RawRow, files: dict[str, FileRows]) -> None:
+    files[str(row.path)].unused_columns.update(row.value.unused())
 
 
 def _parser(source: SourceConfig) -> Callable[[RawRow], Iterator[Comparison | FilteredRow]]:
@@ -272,6 +272,6 @@ def _records(
         if isinstance(item, FilteredRow):
             counts.note_filtered(item)
         if isinstance(row, RawRow):
-            _note_unread(row, files)
+            _note_unused(row, files)
         yield row.line, item
     _require_usable(files)

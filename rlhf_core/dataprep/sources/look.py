@@ -95,7 +95,7 @@ class Found:
     """Rows that a sound comparison comes of."""
     filtered: Counter[str] = field(default_factory=Counter)
     """The other rows by reason."""
-    unread: Counter[str] = field(default_factory=Counter)
+    unused_columns: Counter[str] = field(default_factory=Counter)
     """Columns that nothing looks at, and the rows they hold something in."""
     num_comparisons: int = 0
     wins: Counter[str] = field(default_factory=Counter)
@@ -115,7 +115,7 @@ class Found:
         )
 
     def add_options(self) -> str:
-        """Return what `rlhf data add` has to be told of a file like this, a space before each."""
+        """Return what `rlhf data add` needs for a file like this, a space before each."""
         format_ = self.settings.get("format", "canonical")
         words = [] if format_ == "canonical" else ["--format", format_]
         for option, key in _ADD_OPTIONS.items():
@@ -187,20 +187,20 @@ def _without_comparisons(path: Path) -> Found | None:
         found = Found("labelled responses", {"path": str(path)}, [], section="unpaired")
         labelled: dict[str, FileRows] = {}
         rows = read_unpaired([UnpairedConfig(path=path)], labelled)
-        if (told := _count(found, rows, labelled)) is not None:
-            return told
+        if (counted := _count(found, rows, labelled)) is not None:
+            return counted
     for name, has, format_, columns in DEMONSTRATION_SHAPES:
         source = DemonstrationsConfig(path=path, format=format_, columns=dict(columns))
         if _first_rows_have(path, has):
             settings = source.model_dump(mode="json", exclude_defaults=True) | {"format": format_}
             found = Found(name, settings, [], section="demonstrations")
             files: dict[str, FileRows] = {}
-            if (told := _count(found, read_demonstrations(source, files), files)) is not None:
-                return told
+            if (counted := _count(found, read_demonstrations(source, files), files)) is not None:
+                return counted
     found, files = Found("prompts", {"path": str(path)}, [], section="prompts"), {}
-    told = _count(found, read_prompts(path, files), files)
+    counted = _count(found, read_prompts(path, files), files)
     # A column that may hold answers is a shape that is not known.
-    return None if told is None or _answers(path, told.unread) else told
+    return None if counted is None or _answers(path, counted.unused_columns) else counted
 
 
 def _answers(path: Path, columns: Iterable[str]) -> bool:
@@ -235,7 +235,7 @@ def _count(
     except DataError:  # Nothing in it can be used.
         return None
     for counts in files.values():
-        found.unread += counts.unread
+        found.unused_columns += counts.unused_columns
     return found if found.usable else None
 
 
@@ -323,5 +323,5 @@ def _measure(guess: Guess) -> Found:
         found.examples += sound[: _EXAMPLES - len(found.examples)]
     found.rows = found.usable + found.filtered.total()
     for counts in files.values():
-        found.unread += counts.unread
+        found.unused_columns += counts.unused_columns
     return found

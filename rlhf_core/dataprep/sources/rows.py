@@ -103,7 +103,7 @@ class Columns(dict[str, Any]):
         copy.read = self.read
         return copy
 
-    def unread(self) -> list[str]:
+    def unused(self) -> list[str]:
         """Return the columns that hold something and were not looked at."""
         return [name for name, value in self.items() if name not in self.read and not _empty(value)]
 
@@ -235,7 +235,7 @@ class FileRows:
 
     rows: int = 0
     filtered: Counter[str] = field(default_factory=Counter)
-    unread: Counter[str] = field(default_factory=Counter)
+    unused_columns: Counter[str] = field(default_factory=Counter)
     """Columns that hold something and that nothing looks at: rows they are in."""
     first_fault: str = ""
 
@@ -261,7 +261,7 @@ class FileRows:
             "rows": self.rows,
             "used": self.used,
             "set_aside": dict(sorted(self.filtered.items())),
-            "unread_columns": dict(sorted(self.unread.items())),
+            "unread_columns": dict(sorted(self.unused_columns.items())),
         }
 
 

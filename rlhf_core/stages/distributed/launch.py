@@ -94,8 +94,8 @@ def train_in_processes(job: TrainingJob, run: StageRun, observer: Observer | Non
     )
     write_record(folder / TASK, task)
     _log_begin(settings, folder / LOGS)
-    told = Told(folder / LINES, observer)
-    exit_code = _run_agent("lead", folder / TASK, settings, told.pass_on)
+    events = EventReader(folder / LINES, observer)
+    exit_code = _run_agent("lead", folder / TASK, settings, events.pass_on)
     if exit_code != 0:
         raise _reason(task, exit_code, folder)
     return read_record(folder / TRAINED, Trained)
@@ -154,8 +154,8 @@ def _threads(settings: DistributedConfig) -> int:
     return max(1, int(joblib.cpu_count()) // settings.processes_of_a_node)
 
 
-class Told:
-    """Reads what the first rank tells, and passes it on to the stage's log and observer."""
+class EventReader:
+    """Passes the events that the first rank writes on to the stage's log and observer."""
 
     def __init__(self, path: Path, observer: Observer | None) -> None:
         self._path, self._observer, self._offset = path, observer, 0
@@ -170,17 +170,17 @@ class Told:
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
-                kind, *told = json.loads(line)
-                self._pass(kind, told)
+                kind, *values = json.loads(line)
+                self._pass(kind, values)
 
-    def _pass(self, kind: str, told: list[Any]) -> None:
+    def _pass(self, kind: str, values: list[Any]) -> None:
         if kind == "line":
-            name, level, message, created = told
-            values = {"name": name, "levelno": level, "levelname": logging.getLevelName(level)}
-            line = logging.makeLogRecord({**values, "msg": message, "created": created})
+            name, level, message, created = values
+            fields = {"name": name, "levelno": level, "levelname": logging.getLevelName(level)}
+            line = logging.makeLogRecord({**fields, "msg": message, "created": created})
             logging.getLogger(name).handle(line)
         elif self._observer is not None:
-            getattr(self._observer, kind)(*told)
+            getattr(self._observer, kind)(*values)
 
 
 def _run_agent(

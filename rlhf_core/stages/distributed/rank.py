@@ -51,7 +51,7 @@ class NoTracker:
         """Drop it."""
 
 
-class Told:
+class EventWriter:
     """Writes what happens to a file that the stage reads: an ``Observer``, and a log handler."""
 
     def __init__(self, stream: IO[str]) -> None:
@@ -69,18 +69,18 @@ class Told:
         """Tell the stage's log."""
         self._write("line", record.name, record.levelno, record.getMessage(), record.created)
 
-    def _write(self, kind: str, *told: object) -> None:
-        self._stream.write(json.dumps([kind, *told]) + "\n")
+    def _write(self, kind: str, *values: object) -> None:
+        self._stream.write(json.dumps([kind, *values]) + "\n")
         self._stream.flush()
 
 
 class _ToStage(logging.Handler):
-    def __init__(self, told: Told) -> None:
+    def __init__(self, events: EventWriter) -> None:
         super().__init__()
-        self._told = told
+        self._events = events
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._told.line(record)
+        self._events.line(record)
 
 
 @record
@@ -97,7 +97,7 @@ def main(task_file: Path) -> None:
     if on_gpu:
         torch.cuda.set_device(dist.get_node_local_rank())
     fit: Fit = import_module(FITS[task.job.role]).fit
-    with processes.losses_told():
+    with processes.lost_processes_reported():
         _train(task, fit)
     dist.destroy_process_group()
 
@@ -114,10 +114,10 @@ def _train(task: RankTask, fit: Fit) -> None:
 
 def _lead(task: RankTask, fit: Fit) -> None:
     with (task.folder / LINES).open("w", encoding="utf-8") as stream:
-        told = Told(stream)
-        _begin(task, logging.StreamHandler(), _ToStage(told))
+        events = EventWriter(stream)
+        _begin(task, logging.StreamHandler(), _ToStage(events))
         run = rejoin_run(task.mlflow_run, task.lineage, resumed=task.resumed)
-        fitted = fit(task.job, Followers(run, told))
+        fitted = fit(task.job, Followers(run, events))
         run.flush()
         trained = write_trained(task.job, fitted)
         write_record(task.folder / TRAINED, trained)

@@ -142,7 +142,7 @@ def _sample(
         model_renderer(model.path).tokenizer,
         prompts,
         purpose="evaluate",
-        told=f"evaluate: {role} answers",
+        label=f"evaluate: {role} answers",
     )
 
 
@@ -153,7 +153,7 @@ def sample_answers(
     prompts: Sequence[Conversation],
     *,
     purpose: str,
-    told: str,
+    label: str,
 ) -> list[SampledResponse]:
     """Answer every prompt once, as the evaluation's settings say.
 
@@ -163,9 +163,9 @@ def sample_answers(
         tokenizer: its own.
         prompts: [n] conversations.
         purpose: the random numbers are those of this purpose, for every model the same.
-        told: name of the progress.
+        label: name of the progress.
     """
-    progress = Progress(told, total=math.ceil(len(prompts) / _AT_ONCE), done=0)
+    progress = Progress(label, total=math.ceil(len(prompts) / _AT_ONCE), done=0)
     with closing(progress), open_sampler(config.policy.rollouts) as sampler:
         return sample_responses(
             model,

@@ -155,14 +155,14 @@ class Panel:
         """
         others = other_prompts([conversation_key(prompt) for prompt in prompts], self.seed)
         shuffled = [prompts[other] for other in others]
-        told = [
+        decided = [
             (opinion, scores)
             for opinion, seat in zip(opinions, self._seats, strict=True)
             if (scores := seat.scores(shuffled, texts[:2])) is not None
         ]
-        if not told:
+        if not decided:
             return None
-        return liked_as_much([one for one, _ in told], [scores for _, scores in told])
+        return liked_as_much([one for one, _ in decided], [scores for _, scores in decided])
 
 
 def _seat(config: PipelineConfig, judge: ModelRef, votes: Path) -> Seat:

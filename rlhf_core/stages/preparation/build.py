@@ -112,8 +112,8 @@ def build(
     validator = Validator(docs=work / data_docs.FOLDER, failures=failures)
     with Quarantine(work / QUARANTINE) as quarantine, _files(data, work) as files:
         bench = _workbench(config, files, quarantine, token_check)
-        openings = _reserve_heldout(data, bench)
-        intake = _read(data, bench, openings, work / "spill.jsonl")
+        first_turns = _reserve_heldout(data, bench)
+        intake = _read(data, bench, first_turns, work / "spill.jsonl")
         checks.require_rows(intake, subject, failures / QUARANTINE)
         checks.require_readable(quarantine, data.max_unusable_fraction, failures / QUARANTINE)
         _validate_raw(data, intake, validator)
@@ -171,8 +171,8 @@ def _split_sections(splitter: DialogueSplitter, labels: LabelCounts | None) -> d
     }
     if labels is None:
         return {"near_dialogues": near}
-    for told in labels.describe():
-        logger.warning("labels: %s", told)
+    for line in labels.describe():
+        logger.warning("labels: %s", line)
     return {"near_dialogues": near, "labels": labels.as_json()}
 
 
@@ -212,17 +212,17 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> FirstTurnIndex | Non
         assemble.write_heldout_prompts(path, read_prompts(path, files), bench)
     if data.near_dialogues is None:
         return None
-    openings = FirstTurnIndex()
+    first_turns = FirstTurnIndex()
     if path is not None:
         for prompt in _prompts_of(read_prompts(path)):
             if (dialogue := dialogue_key(prompt)) in bench.splitter.reserved:
-                openings.add(prompt, dialogue)
+                first_turns.add(prompt, dialogue)
     shown = _prompts_of(read_demonstrations(data.demonstrations))
     labelled = _prompts_of(read_unpaired(data.unpaired_files))
     for prompt in chain(shown, labelled, _prompts_to_sample_from(data)):
         if prompt_problem(prompt) is None:
-            openings.add(prompt, dialogue_key(prompt))
-    return openings
+            first_turns.add(prompt, dialogue_key(prompt))
+    return first_turns
 
 
 def _prompts_to_sample_from(data: DataConfig) -> Iterator[Conversation]:
@@ -238,16 +238,16 @@ def _prompts_of(
 def _keep_near_together(data: DataConfig, intake: Intake, bench: Workbench) -> None:
     """Let dialogues that open nearly alike share a side; then learn which are held out."""
     splitter = bench.splitter
-    if intake.openings is not None and data.near_dialogues is not None:
+    if intake.first_turns is not None and data.near_dialogues is not None:
         shares = (data.heldout_fraction, data.judge_fraction)
         smallest = min((part for s in shares for part in (s, 1 - s) if part > 0), default=1.0)
-        splitter.near = intake.openings.groups(
+        splitter.near = intake.first_turns.groups(
             data.near_dialogues,
             largest_fraction=smallest / 2,
             reserved=splitter.reserved,
             seed=splitter.seed,
         )
-        intake.openings = None
+        intake.first_turns = None
     if bench.heldout is None:
         return
     assemble.index_heldout(read_demonstrations(data.demonstrations), bench)
@@ -257,9 +257,9 @@ def _keep_near_together(data: DataConfig, intake: Intake, bench: Workbench) -> N
 
 
 def _read(
-    data: DataConfig, bench: Workbench, openings: FirstTurnIndex | None, spill: Path
+    data: DataConfig, bench: Workbench, first_turns: FirstTurnIndex | None, spill: Path
 ) -> Intake:
-    intake = Intake(spill, openings=openings)
+    intake = Intake(spill, first_turns=first_turns)
     if bench.heldout is not None:
         intake.signatures = RowSignatures()
     source_rows = bench.quarantine.source_rows.setdefault("preferences", Counter())
