@@ -18,11 +18,10 @@ from rlhf_core.dataprep.keys import (
     response_key,
     source_name,
 )
-from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.ledger import Entry, resolve
 from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.sources.rows import FilteredRow, Reason, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter, Side
-from rlhf_core.dataprep.votes.resolve import resolve
 from rlhf_core.schema import (
     Comparison,
     Conversation,

@@ -1,4 +1,4 @@
-"""What must be known of all comparisons at once, a few dozen bytes each; texts stay on disk."""
+"""What is known of each comparison besides its texts, and which response won: decided here, once."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_keys, text_key
 from rlhf_core.dataprep.sources.rows import Reason, comparison_problem
 from rlhf_core.dataprep.votes.vote_table import Floats, Ints, decide
-from rlhf_core.schema import Comparison
+from rlhf_core.schema import Comparison, PreferencePair
 
 
 @dataclass(slots=True)
@@ -100,3 +100,38 @@ def filter_reserved(entries: Sequence[Entry], reserved: Set[DialogueKey]) -> Non
     for entry in entries:
         if entry.dialogue in reserved:
             entry.filter_out("prompt_is_heldout", "its first turn is that of a held-out prompt")
+
+
+def resolve(item: Comparison, a_beats_b: float) -> PreferencePair:
+    """Return the pair, with the winner's probability as its soft label.
+
+        agreement   = (votes for the winner + votes for a tie / 2) / all votes
+        probability = max(a_beats_b, 1 - a_beats_b)
+
+    Args:
+        item: a comparison that is no tie.
+        a_beats_b: probability that ``response_a`` is better, from a vote model; by plain majority
+            the share of its votes.
+    """
+    a_won = a_beats_b > 0.5
+    winner = "a" if a_won else "b"
+    won = item.votes_a if a_won else item.votes_b
+    num_votes = len(item.votes)
+    ties = num_votes - item.votes_a - item.votes_b
+    strengths = [
+        vote.strength for vote in item.votes if vote.choice == winner and vote.strength is not None
+    ]
+    return PreferencePair(
+        comparison_id=item.comparison_id,
+        prompt=item.prompt,
+        chosen=item.response_a if a_won else item.response_b,
+        rejected=item.response_b if a_won else item.response_a,
+        agreement=(won + ties / 2) / num_votes,
+        probability=max(a_beats_b, 1 - a_beats_b),
+        num_votes=num_votes,
+        tie_fraction=ties / num_votes,
+        strength=sum(strengths) / len(strengths) if strengths else None,
+        source=item.source,
+        group=item.group,
+        tags=item.tags,
+    )

@@ -4,9 +4,8 @@ import random
 
 import pytest
 
-from rlhf_core.dataprep.ledger import apply_votes, enter, filter_reserved
+from rlhf_core.dataprep.ledger import apply_votes, enter, filter_reserved, resolve
 from rlhf_core.dataprep.votes.pooling import pool_votes
-from rlhf_core.dataprep.votes.resolve import resolve
 from rlhf_core.dataprep.votes.vote_models import majority
 from rlhf_core.dataprep.votes.vote_table import VoteTable
 from rlhf_core.schema import Comparison, Message, Vote
