@@ -1,4 +1,4 @@
-"""What is known of each comparison besides its texts, and which response won: decided here, once."""
+"""What is known of each comparison besides its texts, and which response of it won."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
 """What documents show is so: links lead somewhere, code runs, settings load."""
 
+import ast
 import doctest
 import json
 import re
@@ -63,3 +64,31 @@ def test_the_settings_shown_for_ones_own_data_are_those_that_the_file_asks_for(t
     shown = yaml.safe_load(settings)["data"]["preferences"]
     assert found.settings | {"path": shown["path"]} == shown
     assert load_config(tmp_path / "mine.yaml").project == "mine"
+
+
+WALKS = (ROOT / "docs/code-walks.md").read_text(encoding="utf-8").split("\n## ")[1:]
+
+
+@pytest.mark.parametrize("walk", WALKS, ids=lambda walk: walk.splitlines()[0])
+def test_on_a_walk_each_function_is_called_by_one_named_before(walk):
+    bodies, wrong = "", []
+    for line in re.findall(r"^\| `(.+\.py)` \| (.+) \|$", walk, re.MULTILINE):
+        tree = ast.parse((ROOT / line[0]).read_text(encoding="utf-8"))
+        functions = {
+            node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+        }
+        for place, name in enumerate(re.findall(r"`(\w+)`", line[1])):
+            begins = not bodies or (place == 0 and line[1].startswith("from disk"))
+            if name not in functions:
+                wrong.append(f"{line[0]} has no {name}")
+                continue
+            node = functions[name]
+            known = {
+                name,
+                *re.findall(r"(\w+)\.register", " ".join(map(ast.unparse, node.decorator_list))),
+            }
+            if not begins and not known & set(re.findall(r"\w+", bodies)):
+                wrong.append(f"nothing before {name} calls it")
+            bodies += ast.unparse(node.body) + "\n"
+    assert bodies
+    assert wrong == []
