@@ -100,7 +100,8 @@ def train_policy(  # noqa: PLR0913 - every model that a policy may learn from
         DivergedError: the loss is not finite, or the KL watch stopped the run.
     """
     started = time.monotonic()
-    job = begin_training("policy", config, splits, context, sft=sft, reward=reward, scorers=scorers)
+    job = begin_training("policy", config, splits, context, sft=sft, reward=reward)
+    job = job.model_copy(update={"scorers": dict(scorers or {})})
     _require_memory(job)
     _require_chooser(config, judge, reward, splits)
     upstream = {"sft": sft} | ({"reward": reward} if reward else {})

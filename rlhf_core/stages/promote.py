@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from rlhf_core.adapters.access import require_release_rights
 from rlhf_core.adapters.approval import record_approval
@@ -36,9 +36,6 @@ from rlhf_core.adapters.required_gates import require_applied
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import CHAMPION, PREVIOUS, ModelRef, Record, RunContext, StageResult, Verdict
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +158,8 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
     return _promote(find_version(reference), noted)
 
 
-def _promote(version: "ModelVersion", noted: dict[str, str]) -> Promotion:
-    """Apply a version's verdict; ``noted`` is who approves it, and why."""
+def _promote(version: Any, noted: dict[str, str]) -> Promotion:
+    """Apply the verdict of what ``find_version`` found; ``noted`` is who approves it, and why."""
     uri = f"models:/{version.name}/{version.version}"
     require_role(
         version,
