@@ -6,6 +6,7 @@ of them here, before it starts and beside it: the same port serves both.
 """
 
 import errno
+import logging
 import os
 import socket
 import threading
@@ -15,14 +16,17 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from ipaddress import ip_address
+from typing import TypeVar
 
 import torch.distributed as dist
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
+from rlhf_core.adapters.patience import repeat_while
 from rlhf_core.config import DistributedConfig
 from rlhf_core.errors import ProcessError
+
+logger = logging.getLogger(__name__)
 
 ANSWER = timedelta(seconds=60)
 """How long one question to the store may take."""
@@ -32,6 +36,8 @@ SILENT_SECONDS = 60.0
 GRACE_SECONDS = 10.0
 """What the ranks of one node have to notice by themselves that another node has ended."""
 WELL = "ended well"
+
+Answered = TypeVar("Answered")
 
 _LOST = (dist.DistError, RuntimeError, ValueError)
 """What a store raises whose server is gone; it has no one type of error."""
@@ -202,7 +208,7 @@ def host(settings: DistributedConfig) -> Meeting:
     name, port = parse_rendezvous_endpoint(endpoint, default_port=0)
     try:
         find = partial(socket.getaddrinfo, name, port, type=socket.SOCK_STREAM)
-        family, kind, _, _, address = _repeated(settings, socket.gaierror)(find)[0]
+        family, kind, _, _, address = _until_it_answers(settings, find, socket.gaierror)[0]
     except OSError as error:
         raise ProcessError(f"distributed.rdzv_endpoint {endpoint}: {error}") from error
     if ip_address(address[0]).is_loopback and not _names_loopback(name):
@@ -247,7 +253,7 @@ def join(settings: DistributedConfig) -> Meeting:
         return TCPStore(name, port, is_master=False, wait_for_workers=False, timeout=ANSWER)
 
     try:
-        store = _repeated(settings, OSError, *_LOST)(connect)
+        store = _until_it_answers(settings, connect, OSError, *_LOST)
     except (OSError, *_LOST) as error:
         said = getattr(error, "strerror", None) or str(error)
         raise ProcessError(
@@ -258,13 +264,16 @@ def join(settings: DistributedConfig) -> Meeting:
     return Meeting(store, settings)
 
 
-def _repeated(settings: DistributedConfig, *errors: type[Exception]) -> Retrying:
-    """Repeat what fails once a second while nodes may still come."""
-    return Retrying(
-        retry=retry_if_exception_type(errors),
-        wait=wait_fixed(1),
-        stop=stop_after_delay(settings.rdzv_timeout),
-        reraise=True,
+def _until_it_answers(
+    settings: DistributedConfig, ask: Callable[[], Answered], *errors: type[Exception]
+) -> Answered:
+    """Ask once a second while nodes may still come."""
+    return repeat_while(
+        lambda error: isinstance(error, errors),
+        ask,
+        patience=settings.rdzv_timeout,
+        announce=lambda error, _: logger.debug("no answer yet: %s", error),
+        waits=lambda _: 1.0,
     )
 
 
