@@ -84,11 +84,17 @@ class Outcome:
     """Of training."""
 
 
+def slug(method: str) -> str:
+    """Return the name of a method for folders and registries."""
+    return method.replace(" ", "-").replace(",", "")
+
+
 def settings_of(method: str, seed: int, changes: Mapping[str, str]) -> PipelineConfig:
     """Return the settings of a method; every path in them starts in the folder of the results."""
     file, policy = METHODS[method]
     own = {f"policy.{key}": value for key, value in policy.items()}
-    own |= {"data.output": "prepared", "seed": str(seed)}
+    # A project of its own for each: a registry lets the same weights be judged only once.
+    own |= {"data.output": "prepared", "seed": str(seed), "project": f"{slug(method)}-{seed}"}
     if method == BEST:
         own["evaluation.best_of_n"] = str(NUM_ANSWERS)
     return load_config(ROOT / "configs" / file, {**own, **changes})
@@ -133,7 +139,7 @@ def measure(method: str, seed: int, shared: Shared, changes: Mapping[str, str]) 
         DivergedError: its training ended by itself.
     """
     config = settings_of(method, seed, changes)
-    folder = Path("runs").absolute() / method.replace(" ", "-").replace(",", "") / f"seed-{seed}"
+    folder = Path("runs").absolute() / slug(method) / f"seed-{seed}"
     require_same_settings(folder, config)
     reward = shared.reward if config.policy.needs_reward_model else None
     policy, seconds = shared.sft, 0.0
