@@ -86,7 +86,7 @@ class Outcome:
 
 def slug(method: str) -> str:
     """Return the name of a method for folders and registries."""
-    return method.replace(" ", "-").replace(",", "")
+    return method.lower().replace(" ", "-").replace(",", "")
 
 
 def settings_of(method: str, seed: int, changes: Mapping[str, str]) -> PipelineConfig:
@@ -147,7 +147,9 @@ def measure(method: str, seed: int, shared: Shared, changes: Mapping[str, str]) 
         trained = kept(
             folder,
             "policy",
-            lambda to: train_policy(config, shared.splits, shared.sft, reward, to),
+            lambda to: train_policy(
+                config, shared.splits, shared.sft, reward, to, judge=shared.judge
+            ),
         )
         policy, seconds = trained.model, trained.seconds
     compared = kept(
