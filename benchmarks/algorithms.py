@@ -125,11 +125,9 @@ def share(changes: Mapping[str, str]) -> Shared:
     require_same_settings(folder, config)
     splits = prepare_data(config)
     sft = kept(folder, "sft", lambda to: train_sft(config, splits, to)).model
-    reward, judge = (
-        kept(folder, role, lambda to, role=role: train_reward(config, splits, sft, to, role)).model
-        for role in ("reward", "judge")
-    )
-    return Shared(splits, sft, reward, judge)
+    reward = kept(folder, "reward", lambda to: train_reward(config, splits, sft, to, "reward"))
+    judge = kept(folder, "judge", lambda to: train_reward(config, splits, sft, to, "judge"))
+    return Shared(splits, sft, reward.model, judge.model)
 
 
 def measure(method: str, seed: int, shared: Shared, changes: Mapping[str, str]) -> Outcome:
