@@ -11,6 +11,7 @@ from tests.config.reads import Code, declared, sections
 ROOT = Path(__file__).parents[2]
 ALIASES = {
     "PolicyConfig": ("PpoConfig", "DpoConfig"),
+    "RolloutsConfig": ("OwnRolloutsConfig", "VllmRolloutsConfig"),
     "RewardTerm": ("ModelTermConfig", "FunctionTermConfig", "EndpointTermConfig"),
     "SuiteConfig": ("RegressionSuiteConfig", "LmEvalSuiteConfig"),
     "LabelerConfig": ("SimulatedLabelerConfig", "AiLabelerConfig", "LabelStudioLabelerConfig"),

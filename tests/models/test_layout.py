@@ -169,7 +169,7 @@ def test_the_towers_of_a_composite_model_are_not_trained(folder):
 
 
 def test_a_class_that_runs_unpacked_is_told_of_once(folder, caplog, monkeypatch):
-    monkeypatch.setattr(layouts, "_told", set())
+    monkeypatch.setattr(layouts, "_warned", set())
     directory = folder("mamba")
     with caplog.at_level(logging.WARNING):
         load_causal(directory)

@@ -64,7 +64,7 @@ def test_evaluation_asks_the_engine_about_the_weights_it_evaluates(
     model, renderer = load_causal(folder), model_renderer(folder)
     prompts = [row.prompt for row in read_records(small_splits.prompts_train, Prompt)[:4]]
     answers = sample_answers(
-        config(), model, renderer.tokenizer, prompts, purpose="evaluate", told="answers"
+        config(), model, renderer.tokenizer, prompts, purpose="evaluate", label="answers"
     )
     assert server.asked.count("/v1/completions") == 4 + 2  # and the vocabulary, at both ends
     batch = pack_grouped_responses(
