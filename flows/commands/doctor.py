@@ -284,10 +284,15 @@ def _engine(config: Path | None) -> Iterator[Finding]:
         return
     from transformers import AutoConfig
 
-    from rlhf_core.adapters.vllm_sampler import VllmSampler
+    from rlhf_core.adapters.vllm_sampler import FIRST_PATIENCE_SECONDS, VllmSampler
 
     try:
-        with closing(VllmSampler(rollouts)) as sampler:
+        # A server that loads weights for a run, or was left so, answers late or never.
+        soon = {
+            "timeout_seconds": FIRST_PATIENCE_SECONDS,
+            "patience_seconds": FIRST_PATIENCE_SECONDS,
+        }
+        with closing(VllmSampler(rollouts.model_copy(update=soon))) as sampler:
             found, base = sampler.look(), loaded.model.base
             if Path(base).is_dir():  # one on the hub is not fetched for this
                 ours = AutoConfig.from_pretrained(base).get_text_config()

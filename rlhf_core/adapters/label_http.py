@@ -96,14 +96,21 @@ class LabelServer:
     """One server, with its credentials; may be used from several threads."""
 
     def __init__(
-        self, url: str, *, auth: httpx.Auth | None, variable: str, timeout: float, patience: float
+        self,
+        url: str,
+        *,
+        auth: httpx.Auth | None,
+        variable: str | None,
+        timeout: float,
+        patience: float,
     ) -> None:
         """Connect to nothing yet.
 
         Args:
             url: address that paths are appended to.
             auth: who asks; None where no key is set.
-            variable: of the environment that the key is read from, for messages.
+            variable: of the environment that the key is read from, for messages; None where the
+                server is never sent one.
             timeout: seconds one answer is waited for.
             patience: seconds after the first failure of a request to give up.
         """
@@ -204,6 +211,8 @@ class LabelServer:
         """
         worded = _DENIED.search(said) and not _ACCOUNT.search(said)
         denied = worded or str(code) in ("401", "403")
+        if self._variable is None:
+            return ""
         if self._has_key:
             return f"; check the key in {self._variable}" if denied else ""
         # A proxy that wants a key and gets none may fail without a word.

@@ -72,7 +72,8 @@ def read_answer(
 
 
 def _logprobs(choice: dict[str, Any], count: int, place: str) -> list[float]:
-    found = (choice.get("logprobs") or {}).get("token_logprobs")
+    given = choice.get("logprobs")
+    found = given.get("token_logprobs") if isinstance(given, dict) else None
     if not isinstance(found, list) or len(found) != count:
         raise RolloutError(
             f"{place}: it gives no log-probabilities (choices.0.logprobs.token_logprobs, one for "

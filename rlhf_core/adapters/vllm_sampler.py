@@ -12,10 +12,12 @@ import copy
 import hashlib
 import logging
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from socket import gethostname
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +34,7 @@ from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.rollout.decode import Decoded, Sampling
 from rlhf_core.rollout.sampler import OWN_LOOP, Draws, Sampler
 from rlhf_core.storage.folders import replacing_directory
+from rlhf_core.storage.locks import is_held, locked
 from rlhf_core.tokenization import TokenIds
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,9 @@ logger = logging.getLogger(__name__)
 FIRST_PATIENCE_SECONDS = 10.0
 """How long a server is looked for that has not answered yet: a forgotten one is told soon."""
 _LOADING = "loading"
-_NO_KEY = "no variable (engines are asked without a key: start the server without one)"
+_FOLDER = "rollouts-"
+"""What the folders of weights are called, with the machine and a number of the process's own: two
+runs may sample from the same weights, and each deletes its own."""
 _DIGITS = 16
 Result = TypeVar("Result")
 
@@ -71,7 +76,7 @@ class VllmSampler:
         self._server = LabelServer(
             settings.url,
             auth=None,
-            variable=_NO_KEY,
+            variable=None,
             timeout=settings.timeout_seconds,
             patience=settings.patience_seconds,
         )
@@ -79,6 +84,8 @@ class VllmSampler:
         self._served = ""
         self._room: int | None = None
         self._vocabulary: int | None = None
+        self._folder: Path | None = None
+        self._held = ExitStack()
         self._written: list[Path] = []
 
     def look(self) -> str:
@@ -90,7 +97,7 @@ class VllmSampler:
         patience = min(FIRST_PATIENCE_SECONDS, self._settings.patience_seconds)
         timeout = min(FIRST_PATIENCE_SECONDS, self._settings.timeout_seconds)
         with LabelServer(
-            self._settings.url, auth=None, variable=_NO_KEY, timeout=timeout, patience=patience
+            self._settings.url, auth=None, variable=None, timeout=timeout, patience=patience
         ) as server:
             listed = self._ask("GET", "v1/models", server=server)
             version = self._ask("GET", "version", server=server)
@@ -145,6 +152,8 @@ class VllmSampler:
         budget: int,
     ) -> Decoded:
         """As ``Sampler`` says; a server that is lost or has other weights is asked again."""
+        if self._vocabulary is None:
+            self._resume_after_kill()
         self.require_vocabulary(len(output_head(model)[0]))
         self._require_room(prompts, draws.max_new_tokens)
         version = weights_version(model)
@@ -166,7 +175,10 @@ class VllmSampler:
     def close(self) -> None:
         """Let go of the connections, and delete the weights that were handed over."""
         self._server.close()
-        self._forget([])
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            _lock_of(self._folder).unlink(missing_ok=True)
+        self._held.close()
 
     def _repeated(self, call: Callable[[], Result]) -> Result:
         def announce(error: BaseException, wait: float) -> None:
@@ -189,6 +201,8 @@ class VllmSampler:
 
     def _error(self, error: LabelError) -> RolloutError:
         said = f"policy.rollouts: {error}"
+        if "answers 401" in said or "answers 403" in said:
+            said = f"{said}. No key is sent to an engine: start it without --api-key"
         if "answers 404" in said or "Connect" in said:
             said = f"{said}. A server is started with: {start_line(self.port)}"
         return RolloutError(said)
@@ -200,13 +214,21 @@ class VllmSampler:
         version: str | None = found["weight_version"]
         return version
 
+    def _resume_after_kill(self) -> None:
+        """Let a server go on that a process paused for its weights and never resumed.
+
+        It answers nobody until then. The weights that it has are no version's, so they are sent.
+        """
+        if str(self._weights_version()).startswith(_LOADING):
+            self._ask("POST", "resume")
+
     def _send(self, model: nn.Module, version: str) -> None:
         """Hand the weights over, empty the cache of what the old ones thought, name the version.
 
         The version is taken away first and given last: whatever dies in between, no other weights
         ever bear it.
         """
-        folder = Path(self._settings.weights).absolute() / version
+        folder = self._own_folder() / version
         if folder not in self._written:
             _write(model, folder)
             self._written.append(folder)
@@ -232,6 +254,19 @@ class VllmSampler:
                 "folder under this path (policy.rollouts.weights), and serve a model of the same "
                 "architecture"
             ) from error
+
+    def _own_folder(self) -> Path:
+        """Return the folder that this process alone writes weights to; those of killed ones go."""
+        if self._folder is None:
+            parent, mine = Path(self._settings.weights).absolute(), f"{_FOLDER}{gethostname()}-"
+            for lock in parent.glob(f".{mine}*.lock"):
+                if not is_held(lock):
+                    shutil.rmtree(lock.with_name(lock.stem[1:]), ignore_errors=True)
+                    lock.unlink(missing_ok=True)
+            folder = parent / f"{mine}{uuid.uuid4().hex[:_DIGITS]}"
+            self._held.enter_context(locked(_lock_of(folder)))
+            self._folder = folder
+        return self._folder
 
     def _forget(self, kept: list[Path]) -> None:
         for folder in self._written:
@@ -264,7 +299,13 @@ class VllmSampler:
             "stop_token_ids": list(sampling.eos_ids),
         }
         answer = self._ask("POST", "v1/completions", json=body)
-        return read_answer(answer, prompt, draws.max_new_tokens, sampling, self._place)
+        found = read_answer(answer, prompt, draws.max_new_tokens, sampling, self._place)
+        if not 0 <= min(found.tokens) <= max(found.tokens) < (self._vocabulary or 0):
+            raise RolloutError(
+                f"{self._place}: a token is none of the {self._vocabulary} of the model: "
+                f"{excerpt(found.tokens)}"
+            )
+        return found
 
     def _request(self, prompt: list[int], *, seed: int) -> dict[str, Any]:
         """All that a model's ``generation_config.json`` would otherwise decide is said."""
@@ -293,6 +334,11 @@ class VllmSampler:
                 f"{longest + max_new_tokens} positions; the server has {self._room} (its "
                 "--max-model-len)"
             )
+
+
+def _lock_of(folder: Path) -> Path:
+    """Return what a process holds while it uses its folder of weights."""
+    return folder.with_name(f".{folder.name}.lock")
 
 
 def row_seed(seed: int, stream: int) -> int:

@@ -16,7 +16,7 @@ from rlhf_core.config.evaluation import RequiredGates
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
 from rlhf_core.config.reference import KINDS, InForce, in_force, say_unknown, start_paths
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
-from rlhf_core.config.rollouts import PATIENCE_OF_ENGINES
+from rlhf_core.config.rollouts import PATIENCE_OF_ENGINES, undeciding_rollouts
 from rlhf_core.config.written import KeyPath, Places, read_written, shown
 from rlhf_core.errors import ConfigError
 
@@ -202,7 +202,9 @@ response. They may change while a run is gone on with."""
 
 def config_digest(config: PipelineConfig) -> str:
     """Return the sha256 of the canonical JSON of all that decides a run."""
-    return hashlib.sha256(config.model_dump_json(exclude=UNDECIDING).encode()).hexdigest()
+    policy = {**UNDECIDING["policy"], "rollouts": undeciding_rollouts(config.policy)}
+    decisive = config.model_dump_json(exclude={**UNDECIDING, "policy": policy})
+    return hashlib.sha256(decisive.encode()).hexdigest()
 
 
 def _read_mapping(path: Path) -> tuple[dict[str, Any], Places]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from rlhf_core.config.base import Positive, Section
 
@@ -60,10 +60,24 @@ class VllmRolloutsConfig(Section):
         return True
 
     @model_validator(mode="after")
-    def _no_credentials(self) -> "VllmRolloutsConfig":
+    def _plain_address(self) -> "VllmRolloutsConfig":
         if "@" in urlsplit(self.url).netloc:
             raise ValueError("url: no user and password in it, for settings are logged")
+        if urlsplit(self.url).path.rstrip("/").endswith("/v1"):
+            raise ValueError("url: give the server's own address, without /v1")
         return self
 
 
 RolloutsConfig = Annotated[OwnRolloutsConfig | VllmRolloutsConfig, Field(discriminator="engine")]
+
+
+def undeciding_rollouts(policy: BaseModel) -> bool | set[str]:
+    """Return what of ``rollouts`` decides no response, as pydantic's ``exclude`` takes it.
+
+    Of the own loop it is all: runs of builds that had no such setting sampled in the same way.
+
+    Args:
+        policy: settings of a policy, or others, which have no ``rollouts``.
+    """
+    rollouts = getattr(policy, "rollouts", OwnRolloutsConfig())
+    return PATIENCE_OF_ENGINES if rollouts.elsewhere else True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rlhf_core import processes
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
-from rlhf_core.config.rollouts import PATIENCE_OF_ENGINES
+from rlhf_core.config.rollouts import undeciding_rollouts
 from rlhf_core.errors import CheckpointError
 from rlhf_core.models.sharding import local_part
 
@@ -124,7 +124,7 @@ def run_fingerprint(
     """Identify a run: settings, seed, starting weights, and the bytes of its data in order."""
     undeciding: dict[str, Any] = {
         "distributed": True,
-        "rollouts": PATIENCE_OF_ENGINES,
+        "rollouts": undeciding_rollouts(settings),
         "rewards": {"__all__": PATIENCE_OF_TERMS},
     }
     decisive = settings.model_dump_json(exclude=undeciding)

@@ -2,13 +2,14 @@
 
 import os
 from dataclasses import replace
+from hashlib import sha256
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rlhf_core.config import FunctionTermConfig, ModelTermConfig, PipelineConfig, PpoConfig
-from rlhf_core.config.load import config_digest
+from rlhf_core.config.load import UNDECIDING, config_digest
 from rlhf_core.errors import ConfigError, RewardError
 from rlhf_core.functional.rewards import combine_ensemble
 from rlhf_core.functional.running_moments import RunningMoments
@@ -226,3 +227,15 @@ def test_how_long_a_term_is_waited_for_decides_nothing_of_a_run():
     assert known_by(time_limit=9) == known_by()
     for one, other in zip(known_by(weight=9), known_by(), strict=True):
         assert one != other
+
+
+def test_runs_of_builds_without_engines_are_known_by_the_same():
+    """A setting at what all did before it was there repeats no stage and loses no checkpoint."""
+    policy = PpoConfig()
+    config = PipelineConfig.model_construct(policy=policy)
+    before = config.model_dump_json(exclude={**UNDECIDING, "policy": {"rollouts", "distributed"}})
+    assert config_digest(config) == sha256(before.encode()).hexdigest()
+    before = policy.model_dump_json(exclude={"rollouts", "distributed"})
+    assert (
+        run_fingerprint(policy, [], [], seed=0) == sha256(f"{before} seed=0".encode()).hexdigest()
+    )

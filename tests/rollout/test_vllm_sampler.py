@@ -3,6 +3,7 @@
 import math
 import re
 import threading
+from socket import gethostname
 
 import numpy as np
 import pytest
@@ -125,11 +126,39 @@ def test_weights_are_sent_once_and_again_when_they_move(settings, model, prompts
             model.lm_head.weight.mul_(0.5)
         decoded = sampler.sample(model, prompts, **ask)
         assert server.asked.count("/collective_rpc") == 2
-        assert len(list(settings.weights.iterdir())) == 1  # the earlier ones are gone
+        assert len(list(settings.weights.glob("*/*"))) == 1  # the earlier ones are gone
     own = own_logprobs(model, prompts, decoded, 0.9)
     assert float((own - reported(decoded)).abs().max()) < 1e-4
     assert not list(settings.weights.iterdir())
     assert [version.partition(" ")[0] for version in server.versions[::2]] == ["loading"] * 2
+
+
+def killed_while_it_wrote(weights):
+    name = f"rollouts-{gethostname()}-0123456789abcdef"
+    (weights / name / "version").mkdir(parents=True)
+    (weights / f".{name}.lock").touch()
+
+
+def test_each_process_deletes_its_own_weights_and_those_of_killed_ones(settings, model, prompts):
+    killed_while_it_wrote(settings.weights)
+    (settings.weights / "somebody-elses").mkdir()
+    with open_sampler(settings) as one:
+        one.sample(model, prompts, draws=DRAWS, sampling=SAMPLING, budget=1_000)
+        (ours,) = settings.weights.glob("rollouts-*")
+        assert ours.name != f"rollouts-{gethostname()}-0123456789abcdef"
+        with open_sampler(settings) as other:  # of a process that was given other weights between
+            one._server.request("POST", "update_weight_version", json={"new_version": "none"})
+            other.sample(model, prompts, draws=DRAWS, sampling=SAMPLING, budget=1_000)
+            assert len(list(settings.weights.glob("rollouts-*"))) == 2
+        assert [path.name for path in ours.iterdir()]
+    assert [path.name for path in settings.weights.iterdir()] == ["somebody-elses"]
+
+
+def test_a_server_that_was_left_paused_goes_on(settings, model, prompts, server):
+    expected = sampled(settings, model, prompts)
+    server.restart()
+    server.version, server.paused = "loading 0123456789abcdef", True
+    assert torch.equal(sampled(settings, model, prompts).tokens, expected.tokens)
 
 
 def test_adapters_are_merged_for_the_server_and_stay_adapters_here(settings, folder, prompts):
@@ -209,6 +238,18 @@ REFUSED = {
         changed(token_ids=[EOS], logprobs={"token_logprobs": [math.nan]}),
         "not finite",
     ),
+    "no-token": (
+        "/v1/completions",
+        changed(token_ids=[10**9, EOS], logprobs={"token_logprobs": [-1.0, -1.0]}),
+        f"a token is none of the {VOCAB} of the model",
+    ),
+    "strange-logprobs": ("/v1/completions", changed(logprobs=[-1.0]), "gives no log-probabilities"),
+    "key": (
+        "/v1/completions",
+        lambda *_: (401, {"error": "Unauthorized"}),
+        "answers 401: Unauthorized. No key is sent to an engine: start it without --api-key",
+    ),
+    "broken": ("/v1/completions", lambda *_: (500, {"error": "bad"}), r"answers 500: bad \(pati"),
     "refused": (
         "/v1/completions",
         lambda *_: (400, {"error": {"message": "no such model"}}),
@@ -237,6 +278,7 @@ def test_what_is_wrong_is_said_in_one_line(case, settings, model, prompts, serve
     with pytest.raises(RolloutError, match=said) as refused:
         sampled(settings.model_copy(update=patience), model, prompts)
     assert "\n" not in str(refused.value)
+    assert "no key was sent" not in str(refused.value)
     assert re.match(r"policy\.rollouts: http://127\.0\.0\.1:\d+", str(refused.value))
 
 
@@ -260,6 +302,8 @@ def test_what_does_not_fit_the_server_is_not_asked(settings, model, prompts):
         sampled(settings, model, prompts, draws=Draws(5, range(8), 60))
 
 
-def test_no_password_in_the_address():
+def test_no_password_and_no_path_in_the_address():
     with pytest.raises(ValueError, match="no user and password"):
         VllmRolloutsConfig(engine="vllm", url="http://me:secret@host:8000")
+    with pytest.raises(ValueError, match="without /v1"):
+        VllmRolloutsConfig(engine="vllm", url="http://host:8000/v1/")
