@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -182,17 +183,61 @@ def test_what_keeps_one_node_from_training_ends_all(settings):
         ready()
 
 
+def test_a_node_that_ends_before_it_is_ready_ends_node_0_though_others_have_not_come(settings):
+    meeting = nodes.host(settings(nnodes=3))
+    meeting._store.set("ended/2", "node 2 was ended with its command")
+    with pytest.raises(ProcessError, match="node 2 was ended with its command"):
+        meeting.gather("the task")
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [("build", "node 1 cannot read node 0's task: install"), ("disk", "node 1 cannot write to")],
+)
+def test_a_node_says_to_node_0_why_it_cannot_take_part(lost, says, other, settings, task, tmp_path):
+    said = "{}" if lost == "build" else (task.folder / "task.json").read_text()
+    if lost == "disk":
+        task.folder_of(1).touch()
+    meeting = nodes.host(settings())
+    ready = in_thread(meeting.gather, said)
+    with pytest.raises(ProcessError, match=says):
+        agent._join(other(), nodes.join(settings(1)), tmp_path / "joined.json")
+    with pytest.raises(ProcessError, match=says):
+        ready()
+
+
+def test_a_killed_command_of_another_node_leaves_no_folder(other, tmp_path):
+    folder = tmp_path / "rlhf-node-1"
+    folder.mkdir()
+    write_record(folder / "node.json", other())
+    start = "import os, subprocess, sys; subprocess.Popen([*sys.argv[1:], str(os.getpid())]).wait()"
+    follow = [sys.executable, "-m", launch.AGENT, "follow", str(folder / "node.json")]
+    command = subprocess.Popen(
+        [sys.executable, "-c", start, *follow], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    while not psutil.Process(command.pid).children():
+        time.sleep(0.05)
+    (began,) = psutil.Process(command.pid).children()
+    command.kill()
+    command.wait()
+    psutil.wait_procs([began])
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({}, ""),
+        ({"distributed": {"processes": 4}}, "distributed.processes is 4 on node 1 and 2 on node 0"),
         ({"role": "reward"}, "node 1 was started for reward and node 0 for sft"),
         ({"digest": "0"}, "node 1 has other settings than node 0"),
         ({"run": Path("runs/other")}, r"node 1 was started for the run runs/other and node 0"),
     ],
 )
-def test_every_node_is_started_for_the_same(change, says, other, task):
+def test_every_node_is_started_for_the_same(change, says, other, task, settings):
     said = (task.folder / "task.json").read_text()
+    if "distributed" in change:
+        change = {"distributed": settings(1, **change["distributed"])}
     found = agent._difference(other(**change), task, said)
     assert found.startswith(says)
     assert bool(found) == bool(change)

@@ -6,6 +6,7 @@ cannot end its agent: then that ends its ranks and itself.
 """
 
 import os
+import shutil
 import signal
 import sys
 import uuid
@@ -99,11 +100,27 @@ def follow(node_file: Path) -> int:
 def _join(node: NodeTask, meeting: nodes.Meeting, joined: Path) -> RankTask:
     """Take node 0's task, from the disk that both see."""
     said = meeting.receive()
-    theirs = RankTask.model_validate_json(said)
-    meeting.answer(_difference(node, theirs, said))
-    theirs.folder_of(node.distributed.node_rank).mkdir()
+    me = f"node {node.distributed.node_rank}"
+    try:
+        theirs = RankTask.model_validate_json(said)
+    except ValueError:
+        problem = f"{me} cannot read node 0's task: install the same build on both"
+    else:
+        problem = _difference(node, theirs, said) or _no_folder(node, theirs)
+    meeting.answer(problem)
     write_record(joined, Joined(task=theirs.folder / TASK))
     return theirs
+
+
+def _no_folder(node: NodeTask, theirs: RankTask) -> str:
+    """Make this node's folder beside node 0's files; say in a line why there is none."""
+    folder = theirs.folder_of(node.distributed.node_rank)
+    try:
+        folder.mkdir()
+    except OSError as error:
+        me = f"node {node.distributed.node_rank}"
+        return f"{me} cannot write to {folder.parent}: {error.strerror}: its lines belong there"
+    return ""
 
 
 def _difference(node: NodeTask, theirs: RankTask, said: str) -> str:
@@ -114,6 +131,9 @@ def _difference(node: NodeTask, theirs: RankTask, said: str) -> str:
         return f"{me} was started for {node.role} and node 0 for {role}: start the same command"
     if nnodes != node.distributed.nnodes:
         return f"distributed.nnodes is {node.distributed.nnodes} on {me} and {nnodes} on node 0"
+    count, here = theirs.processes, node.distributed.processes
+    if count != here:
+        return f"distributed.processes is {here} on {me} and {count} on node 0"
     try:
         seen = marker.read_text(encoding="utf-8") == said
     except OSError:
@@ -189,9 +209,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def main(role: str, file: Path, parent: int) -> int:
     """Run as node 0's agent, ``lead``, or as another node's, ``follow``."""
     signal.signal(signal.SIGTERM, _stop)
-    end_with(parent, signal.SIGTERM)
     roles: dict[str, Callable[[Path], int]] = {"lead": lead, "follow": follow}
-    return roles[role](file)
+    try:
+        end_with(parent, signal.SIGTERM)
+        return roles[role](file)
+    finally:
+        if role == "follow" and os.getppid() != parent:  # killed, and so could not
+            shutil.rmtree(file.parent, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -62,13 +62,10 @@ class Meeting:
         """
         self._store.set("task", task)
         deadline = time.monotonic() + self._settings.rdzv_timeout
-        for node in self._others:
-            while (problem := self._said(f"ready/{node}")) is None:
-                if time.monotonic() > deadline:
-                    raise ProcessError(self._missing(node))
-                time.sleep(LOOK_SECONDS)
-            if problem:
-                raise ProcessError(problem)
+        while missing := [node for node in self._others if not self._is_ready(node)]:
+            if time.monotonic() > deadline:
+                raise ProcessError(self._missing(missing[0]))
+            time.sleep(LOOK_SECONDS)
         self._store.set("go", "now")
 
     def receive(self) -> str:
@@ -163,6 +160,13 @@ class Meeting:
             if how is None and now - self._beats[node][1] > SILENT_SECONDS:
                 return f"node {node} has been silent for {SILENT_SECONDS:.0f} s"
         return None
+
+    def _is_ready(self, node: int) -> bool:
+        """Say whether a node waits for the others; raise what keeps it from that."""
+        ready = self._said(f"ready/{node}")
+        if problem := ready or self._said(f"ended/{node}"):
+            raise ProcessError(problem)
+        return ready is not None
 
     def _wait(self, key: str) -> str:
         with self._lost_told():
