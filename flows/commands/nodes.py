@@ -2,11 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
-from rlhf_core.errors import ConfigError
+from rlhf_core.errors import ConfigError, RlhfError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,11 +66,38 @@ def follow(config: "PipelineConfig", role: "GatedStage", run_id: str | None) -> 
         run = locate_run(run_id, config.runs).directory
     trained = follow_node_0(config, role, run)
     node = config.distributed_of(role).node_rank
+    if trained is None:
+        show_line(f"node {node}: {role} was finished before; node 0 goes on with it")
+        raise typer.Exit(0)
     show_line(
         f"node {node}: {role} is trained, {trained.num_steps} steps, sha256 {trained.sha256[:12]}; "
         "node 0 goes on with it"
     )
     raise typer.Exit(0)
+
+
+@contextmanager
+def others_told(
+    config: "PipelineConfig", role: "GatedStage", *, goes_on: bool = False
+) -> Iterator[None]:
+    """Tell the nodes that wait for this one, as node 0, where the block ends without a training.
+
+    Args:
+        config: of the run.
+        role: what is trained.
+        goes_on: the training comes after the block, if that raises nothing.
+    """
+    error = ""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as raised:
+        error = str(raised) if isinstance(raised, RlhfError) else "its own lines say why"
+        raise
+    finally:
+        if config.distributed_of(role).nnodes > 1 and (error or not goes_on):
+            from rlhf_core.stages.distributed.launch import tell_others
+
+            tell_others(config, role, error)
 
 
 def _section(config: "PipelineConfig", role: "GatedStage") -> tuple[str, set[str]]:

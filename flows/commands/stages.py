@@ -1,13 +1,14 @@
 """`rlhf prepare`, `sft`, `reward`, `policy`, `evaluate`: one stage alone, inputs by reference."""
 
 import shlex
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_flows.commands.nodes import as_started, follow
+from rlhf_flows.commands.nodes import as_started, follow, others_told
 from rlhf_flows.commands.options import (
     ConfigPath,
     DatasetOption,
@@ -123,7 +124,7 @@ def sft(
 
         _plan(settings, run_id, "sft", SftInputs(dataset=dataset, force=force), json_file)
         return
-    with resumable(context, settings, run_id) as run:
+    with others_told(settings.config, "sft"), resumable(context, settings, run_id) as run:
         from rlhf_flows.engine.inputs import SftInputs
         from rlhf_flows.stages import sft_stage
 
@@ -153,7 +154,8 @@ def reward(
     if dry_run:
         _plan(settings, run_id, role.value, inputs, json_file)
         return
-    with resumable(context, settings, run_id, may_begin=new_run) as run:
+    told = others_told(settings.config, role.value)
+    with told, resumable(context, settings, run_id, may_begin=new_run) as run:
         from rlhf_flows.stages import reward_stage
 
         result = reward_stage(settings, inputs.model_copy(update={"run": run}))
@@ -185,7 +187,8 @@ def policy(
     if dry_run:
         _plan(settings, run_id, "policy", inputs, json_file)
         return
-    with resumable(context, settings, run_id, may_begin=new_run) as run:
+    told = others_told(settings.config, "policy")
+    with told, resumable(context, settings, run_id, may_begin=new_run) as run:
         from rlhf_flows.stages import policy_stage
 
         result = policy_stage(settings, inputs.model_copy(update={"run": run}))
@@ -253,7 +256,9 @@ def _start(
         if not dry_run:
             follow(settings.config, role, run_id)
     if not dry_run:
-        check_servers(settings.config)
+        told = nullcontext() if role is None else others_told(settings.config, role, goes_on=True)
+        with told:
+            check_servers(settings.config)
     return settings
 
 

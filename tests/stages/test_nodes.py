@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,8 @@ from rlhf_core.stages.distributed.task import (
     write_record,
 )
 from rlhf_core.stages.training_run import TrainingJob, train
+from rlhf_core.storage.records import read_record
+from rlhf_flows.commands.nodes import others_told
 from tests.stages.test_several_processes import living_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +209,7 @@ def test_a_node_says_to_node_0_why_it_cannot_take_part(lost, says, other, settin
         ready()
 
 
+@pytest.mark.nightly
 def test_a_killed_command_of_another_node_leaves_no_folder(other, tmp_path):
     folder = tmp_path / "rlhf-node-1"
     folder.mkdir()
@@ -264,6 +268,35 @@ def test_an_endpoint_that_node_0_cannot_have_is_one_line(which, settings):
         nodes.host(at)
     if which == "taken":
         taken.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "nodes_lost"),
+    [("no data", {1: "node 0 has ended before it trained: no data"}), ("", None)],
+)
+def test_another_node_hears_that_there_is_nothing_to_train(
+    error, nodes_lost, other, task, tmp_path
+):
+    write_record(tmp_path / "node.json", other())
+    follows = in_thread(agent.follow, tmp_path / "node.json")
+    with (
+        pytest.raises(ConfigError) if error else nullcontext(),
+        others_told(task.job.config, "sft"),
+    ):
+        if error:
+            raise ConfigError(error)
+    assert follows() == (1 if error else 0)
+    lost = tmp_path / NODES
+    assert (read_record(lost, NodesLost).lines if lost.exists() else None) == nodes_lost
+
+
+def test_nobody_is_told_of_an_end_after_the_training_or_before_it(task, monkeypatch):
+    monkeypatch.setattr(nodes, "host", lambda _: pytest.fail("the other nodes are called"))
+    with others_told(task.job.config, "sft", goes_on=True):
+        pass
+    monkeypatch.setattr(launch, "_MET", {"sft"})
+    with others_told(task.job.config, "sft"):
+        pass
 
 
 def test_node_0_hears_of_nodes_that_end_and_of_those_that_fall_silent(settings, monkeypatch):

@@ -88,6 +88,9 @@ def follow(node_file: Path) -> int:
         code = _run_as_node(task, folder, node.distributed, meeting)
         how = nodes.WELL if code == 0 else f"{me} has failed"
         return code
+    except nodes.NothingToTrain:
+        how = nodes.WELL
+        return 0
     except ProcessError as error:
         how = str(error)
         write_record(node_file.with_name(NODES), NodesLost(lines={node.distributed.node_rank: how}))

@@ -61,6 +61,8 @@ ASKED_SECONDS = 40.0
 LOOK_SECONDS = 0.1
 AGENT_LOG = "agent.log"
 AGAIN = "repeat the command, it goes on from the last checkpoint"
+_MET: set[ModelRole] = set()
+"""What this process has called other nodes to train, as node 0."""
 SECONDARY = "PeerLostError"
 """What the other ranks raise when one is gone."""
 
@@ -93,6 +95,7 @@ def train_in_processes(job: TrainingJob, run: StageRun, observer: Observer | Non
         log_level=logging.getLogger("rlhf_core").getEffectiveLevel(),
     )
     write_record(folder / TASK, task)
+    _MET.add(job.role)
     _log_begin(settings, folder / LOGS)
     events = EventReader(folder / LINES, observer)
     exit_code = _run_agent("lead", folder / TASK, settings, events.pass_on)
@@ -101,13 +104,36 @@ def train_in_processes(job: TrainingJob, run: StageRun, observer: Observer | Non
     return read_record(folder / TRAINED, Trained)
 
 
-def follow_node_0(config: PipelineConfig, role: ModelRole, run: Path | None) -> Trained:
+def tell_others(config: PipelineConfig, role: ModelRole, error: str = "") -> None:
+    """Tell the other nodes, as node 0, that this command ends; after a training they know it.
+
+    Args:
+        config: of the run.
+        role: what was to be trained.
+        error: what ended the command; empty where the stage had been finished before.
+    """
+    settings = config.distributed_of(role)
+    alone = settings.nnodes == 1 or settings.node_rank or settings.rdzv_endpoint is None
+    if alone or role in _MET:
+        return
+    from rlhf_core.stages.distributed import nodes
+
+    logger.info("other_nodes_told rdzv_endpoint=%s", settings.rdzv_endpoint)
+    with suppress(ProcessError):  # what ends the command matters more
+        meeting = nodes.host(settings.model_copy(update={"rdzv_timeout": 1}))
+        meeting.dismiss(f"node 0 has ended before it trained: {error}" if error else nodes.WELL)
+
+
+def follow_node_0(config: PipelineConfig, role: ModelRole, run: Path | None) -> Trained | None:
     """Run this node's share of the processes of a stage; node 0 alone tells MLflow and writes.
 
     Args:
         config: as on node 0, but for the node's own number.
         role: what is trained.
         run: folder of the run; None takes the one that node 0 works on.
+
+    Returns:
+        What was trained; None where node 0 had finished the stage before.
 
     Raises:
         ConfigError: there are not as many GPUs, or nothing says where node 0 is.
@@ -123,6 +149,8 @@ def follow_node_0(config: PipelineConfig, role: ModelRole, run: Path | None) -> 
         _log_begin(settings, folder)
         exit_code = _run_agent("follow", folder / NODE, settings)
         if not (folder / JOINED).exists():
+            if exit_code == 0:
+                return None
             raise ProcessError(_lines(folder) or f"the agent {_how(exit_code)}")
         task = read_record(read_record(folder / JOINED, Joined).task, RankTask)
         shutil.copy(folder / AGENT_LOG, task.folder_of(settings.node_rank) / AGENT_LOG)

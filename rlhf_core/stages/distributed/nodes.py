@@ -37,6 +37,11 @@ GRACE_SECONDS = 10.0
 """What the ranks of one node have to notice by themselves that another node has ended."""
 WELL = "ended well"
 
+
+class NothingToTrain(ProcessError):
+    """Node 0 has finished without a training: the stage was done before."""
+
+
 Answered = TypeVar("Answered")
 
 _LOST = (dist.DistError, RuntimeError, ValueError)
@@ -132,6 +137,15 @@ class Meeting:
         except _LOST:
             return
 
+    def dismiss(self, how: str) -> None:
+        """Tell nodes that wait for node 0, or come within a while, how it has ended untrained."""
+        self.leave(how)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline:
+            if all(self._said(f"ended/{node}") is not None for node in self._others):
+                return
+            time.sleep(LOOK_SECONDS)
+
     def farewell(self) -> dict[int, str]:
         """Return how the others have ended, by node; those that came have a while for it."""
         said: dict[int, str] = {}
@@ -173,7 +187,7 @@ class Meeting:
             while (said := self._said(key)) is None:
                 end = self._said("end")
                 if end is not None:
-                    raise ProcessError(end)
+                    raise NothingToTrain(end) if end == WELL else ProcessError(end)
                 time.sleep(LOOK_SECONDS)
         return said
 
