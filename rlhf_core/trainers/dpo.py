@@ -195,6 +195,10 @@ def pair_losses(
     return PAIR_LOSSES[settings.loss](settings, label, ratios, rewards)
 
 
+def _simpo(settings: DpoConfig, label: Tensor, ratios: Tensor, rewards: Tensor) -> Tensor:
+    return simpo_loss(rewards[:, 0], rewards[:, 1], label, target_margin=settings.target_margin)
+
+
 PAIR_LOSSES: dict[str, Callable[[DpoConfig, Tensor, Tensor, Tensor], Tensor]] = {
     "dpo": lambda settings, label, ratios, rewards: dpo_loss(rewards[:, 0], rewards[:, 1], label),
     "robust": lambda settings, label, ratios, rewards: robust_dpo_loss(
@@ -203,9 +207,7 @@ PAIR_LOSSES: dict[str, Callable[[DpoConfig, Tensor, Tensor, Tensor], Tensor]] = 
     "ipo": lambda settings, label, ratios, rewards: ipo_loss(
         ratios[:, 0], ratios[:, 1], label, beta=settings.beta
     ),
-    "simpo": lambda settings, label, ratios, rewards: simpo_loss(
-        rewards[:, 0], rewards[:, 1], label, target_margin=settings.target_margin
-    ),
+    "simpo": _simpo,
     "orpo": lambda settings, label, ratios, rewards: orpo_loss(
         ratios[:, 0], ratios[:, 1], weight=settings.beta
     ),
