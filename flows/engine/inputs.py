@@ -187,7 +187,7 @@ class RoundsInputs(Record):
         default=3,
         ge=1,
         le=1000,
-        description="Rounds in all, those that are done included. (at least 1)",
+        description="Rounds in all, those that are done included. (at least 1, at most 1000)",
     )
 
 
