@@ -1,11 +1,12 @@
 """A small dataset, and the shipped base model in every role, registered in a real MLflow."""
 
 import hashlib
+import socket
 from pathlib import Path
 
 import pytest
 
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import DistributedConfig, PipelineConfig
 from rlhf_core.schema import (
     DatasetRef,
     DatasetSplits,
@@ -167,3 +168,22 @@ def register_all(mlflow_home, stage_config, stage_context, small_splits):
 @pytest.fixture
 def four_models(register_all, saved_models):
     return register_all(saved_models)
+
+
+@pytest.fixture
+def endpoint():
+    """A free port to meet at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def as_node(endpoint):
+    """Settings of one of several nodes on this machine."""
+
+    def make(node_rank=0, nnodes=2, **changes):
+        given = {"processes": nnodes, "nnodes": nnodes, "node_rank": node_rank}
+        return DistributedConfig(**{**given, "rdzv_endpoint": endpoint, **changes})
+
+    return make
