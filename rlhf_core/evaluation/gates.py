@@ -165,13 +165,41 @@ def slice_results(promotion: PromotionConfig, report: EvaluationReport) -> tuple
             min_samples=promotion.min_slice_samples,
             slice=name,
         )
-        result = judge_estimate(gate, estimate)
-        rule = f"{result.rule} and upper bound >= 0.5"
-        if result.verdict == "PROMOTE" and estimate.high < 0.5:
-            reason = f"{_measured(gate, estimate)}: the champion is better here."
-            result = result.model_copy(update={"verdict": "HOLD", "reason": reason})
-        results.append(result.model_copy(update={"rule": rule}))
+        results.append(_reaching_champion(gate, estimate))
     return tuple(results)
+
+
+_AS_GOOD = 0.5
+"""Win rate over the champion of an answer that is as good."""
+
+
+def _reaching_champion(gate: GateConfig, estimate: Estimate) -> GateResult:
+    """Apply a slice's gate on the lower bound, and ask that the upper one says as good."""
+    result = judge_estimate(gate, estimate)
+    told: dict[str, object] = {
+        "rule": f"{result.rule} and upper bound >= {_AS_GOOD:g}",
+        "reach": _AS_GOOD,
+    }
+    if result.verdict == "PROMOTE" and estimate.high < _AS_GOOD:
+        told["verdict"] = "HOLD"
+        told["reason"] = f"{_measured(gate, estimate)}: the champion is better here."
+    passed = told.get("verdict", result.verdict) == "PROMOTE"
+    if not passed and _high_when_passed(gate, estimate) < _AS_GOOD:
+        told["needed"] = (
+            f"{gate_name(gate)}: more samples do not pass it, if the value stays at "
+            f"{estimate.value:.3g}: the champion is better here"
+        )
+    return result.model_copy(update=told)
+
+
+def _high_when_passed(gate: GateConfig, estimate: Estimate) -> float:
+    """Forecast the upper bound when so many samples are there that the lower one passes."""
+    limit = math.nan if gate.at_least is None else gate.at_least
+    above = estimate.value - limit
+    if above <= 0:
+        return math.nan  # it is not going to pass
+    below = max(estimate.value - estimate.low, above)
+    return estimate.value + (estimate.high - estimate.value) * above / below
 
 
 def _unseen_slice(gate: GateConfig, report: EvaluationReport) -> GateResult:

@@ -152,6 +152,18 @@ class Meter:
     limit: float
     passes_above: bool
     """True where the side above the threshold passes."""
+    reach: float | None = None
+    """What the interval has to reach, too; where it passes begins there and not at the limit."""
+
+    @property
+    def passes(self) -> float:
+        """Where the part that passes begins."""
+        return self.limit if self.reach is None else self.reach
+
+    @property
+    def allowed(self) -> float:
+        """Width of the part between both, where an interval may begin but not end."""
+        return round(self.passes - self.limit, 2)
 
 
 def render_page(page: Page) -> str:
@@ -230,7 +242,8 @@ def _meter(outcome: GateResult) -> Meter | None:
         or not all(map(math.isfinite, (estimate.low, estimate.high)))
     ):
         return None
-    marks = (estimate.low, estimate.high, estimate.value, limit)
+    reach = limit if outcome.reach is None else outcome.reach
+    marks = (estimate.low, estimate.high, estimate.value, limit, reach)
     low, high = min(marks), max(marks)
     span = 1.24 * ((high - low) or 1.0)
     start = (low + high - span) / 2
@@ -245,6 +258,7 @@ def _meter(outcome: GateResult) -> Meter | None:
         value=percent(estimate.value),
         limit=percent(limit),
         passes_above=not outcome.rule.startswith("upper"),
+        reach=None if outcome.reach is None else percent(outcome.reach),
     )
 
 

@@ -245,6 +245,9 @@ class GateResult(Record):
     reason: str
     limit: float | None = None
     """The threshold; None in results of earlier builds."""
+    reach: float | None = None
+    """What the interval has to reach beside that, however far below it may begin; None for gates
+    that ask for one bound."""
     needed: str = ""
     """How many samples would decide it, in words; empty where it is decided."""
 

@@ -305,6 +305,23 @@ def test_a_candidate_may_be_worse_than_the_champion_in_no_slice(bounds, verdict)
         assert "[style=odd]" in decision.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("bounds", "needed"),
+    [
+        ((0.31, 0.49), "more samples do not pass it, if the value stays at 0.4"),
+        ((0.22, 0.52), "more samples do not pass it"),  # where 0.3 is cleared, 0.44 is the highest
+        ((0.25, 0.65), "about 110 samples in place of 60 would pass it"),
+        ((0.31, 0.6), ""),
+    ],
+)
+def test_what_a_slice_needs_is_said_of_both_bounds(bounds, needed):
+    measured = against_champion(0.55, 0.6, {"style=odd": bounds})
+    (result,) = slice_results(PromotionConfig(), measured)
+    assert needed in result.needed
+    assert bool(needed) == bool(result.needed)
+    assert (result.limit, result.reach) == (0.3, 0.5)
+
+
 def test_small_slices_are_shown_and_hold_nobody_back():
     measured = against_champion(0.55, 0.6, {"style=odd": (0.1, 0.2)}, num_samples=39)
     assert slice_results(PromotionConfig(), measured) == ()

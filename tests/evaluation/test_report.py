@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_core.config import GateConfig
+from rlhf_core.config import GateConfig, PromotionConfig
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot, length_plot
 from rlhf_core.evaluation.report import (
@@ -138,6 +138,46 @@ def test_the_side_that_passes_is_the_rules():
     gates = (*GATES, GateConfig(metric="policy/kl", at_most=8.0))
     rows = gate_rows(finished(gates, win_rate=(0.5, 0.4, 0.55), kl=(2.0, 1.0, 3.0)))
     assert [meter.passes_above for _, meter in rows] == [True, False]
+
+
+def slices_held(low, value, high):
+    """A slice of the champion's gate, at margin 0.2."""
+    metric = "policy/win_rate_over_champion"
+    report = EvaluationReport(
+        stage="policy", model=MODEL, metrics={}, champion="models:/rlhf-policy/3",
+        breakdown={"style=terse": {metric: estimate(value, low, high)}},
+    )  # fmt: skip
+    decision = decide((), report, promotion=PromotionConfig())
+    return StageResult(
+        stage="evaluate", model=MODEL, report=report, decision=decision, seconds=1.0,
+        tracking_url="http://mlflow/#/run",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bounds", "verdict"),
+    [
+        ((0.31, 0.4, 0.49), "HOLD"),
+        ((0.31, 0.4, 0.52), "PROMOTE"),
+        ((0.2, 0.4, 0.52), "HOLD"),
+        ((0.1, 0.2, 0.29), "REJECT"),
+    ],
+)
+def test_a_gate_on_both_bounds_is_drawn_with_both(bounds, verdict):
+    """The legend's rule, on the picture: the bar reaches the green, none of it is in the red."""
+    result = slices_held(*bounds)
+    [(outcome, meter)] = gate_rows(result)
+    assert outcome.verdict == verdict
+    reaches_green = meter.left + meter.width >= meter.passes
+    none_in_red = meter.left >= meter.limit
+    assert (reaches_green and none_in_red) == (verdict == "PROMOTE")
+    html = render_page(page(results=(result,)))
+    assert f'<s class="allowed" style="left:{meter.limit}%;width:{meter.allowed}%">' in " ".join(
+        html.split()
+    )
+    bound = html[html.index('<div class="bound">') : html.index('<div class="track')]
+    assert ">0.3<" in bound
+    assert ">0.5<" in bound
 
 
 def test_what_failed_is_shown_first_and_what_passed_is_not_among_the_reasons():
