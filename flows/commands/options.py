@@ -187,12 +187,15 @@ def read_settings(config: Path, overrides: list[str] | None) -> "RunSettings":
     return RunSettings(file=config, overrides=tuple(overrides or ()))
 
 
-def check_servers(config: "PipelineConfig", *, check_inputs: bool = False) -> None:
+def check_servers(
+    config: "PipelineConfig", *, check_inputs: bool = False, evaluates: bool = True
+) -> None:
     """Fail in one line now rather than in a traceback after an hour of training.
 
     Args:
         config: settings of the run.
         check_inputs: look at raw files and base model, too.
+        evaluates: the command asks the suites, tasks of lm-evaluation-harness among them.
 
     Raises:
         RlhfError: a server is lost or refuses; an input cannot be used.
@@ -210,11 +213,11 @@ def check_servers(config: "PipelineConfig", *, check_inputs: bool = False) -> No
     elif config.evaluation.suites:
         from rlhf_core.stages.evaluation.suites import check_suites
 
-        check_suites(config)
+        check_suites(config, tasks=evaluates)
     check_access(config.project, patience=0)
 
 
-def check_quietly(config: "PipelineConfig", *, check_inputs: bool) -> None:
+def check_quietly(config: "PipelineConfig", *, check_inputs: bool, evaluates: bool) -> None:
     """Look for what ``check_servers`` would refuse, as far as looking changes nothing.
 
     Raises:
@@ -229,7 +232,10 @@ def check_quietly(config: "PipelineConfig", *, check_inputs: bool) -> None:
     if has_store():
         check_server()
     check_prefect()
-    (preflight.check_inputs if check_inputs else check_suites)(config)
+    if check_inputs:
+        preflight.check_inputs(config)
+    else:
+        check_suites(config, tasks=evaluates)
 
 
 def write_json(record: "BaseModel", path: Path | None) -> None:

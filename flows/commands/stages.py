@@ -258,7 +258,7 @@ def _start(
     if not dry_run:
         told = nullcontext() if role is None else others_told(settings.config, role, goes_on=True)
         with told:
-            check_servers(settings.config)
+            check_servers(settings.config, evaluates=role is None)
     return settings
 
 
@@ -273,7 +273,12 @@ def _plan(
     from rlhf_flows.engine.dry_run import plan_stage
 
     config = settings.config
-    show_dry_run(config, lambda: plan_stage(config, run_id, stage, inputs), json_file)
+    show_dry_run(
+        config,
+        lambda: plan_stage(config, run_id, stage, inputs),
+        json_file,
+        evaluates=stage == "evaluate",
+    )
 
 
 def show_dry_run(
@@ -282,6 +287,7 @@ def show_dry_run(
     json_file: Path | None,
     *,
     check_inputs: bool = False,
+    evaluates: bool = True,
 ) -> None:
     """Print what a command would do, and what would end it before its first stage.
 
@@ -293,7 +299,7 @@ def show_dry_run(
 
     problem = None
     try:
-        check_quietly(config, check_inputs=check_inputs)
+        check_quietly(config, check_inputs=check_inputs, evaluates=evaluates)
     except RlhfError as error:
         problem = error
     try:

@@ -1,31 +1,33 @@
-"""Tasks of lm-evaluation-harness: read, trusted or not, known by a digest, loaded and checked."""
+"""Tasks of lm-evaluation-harness: trusted or not, known by a digest, loaded and checked."""
 
 import difflib
-import glob
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from rlhf_core.config.permissions import MODEL_CODE, trusted_code
 from rlhf_core.config.suites import LmEvalSuiteConfig
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.storage.records import shorten
+from rlhf_core.evaluation.harness_files import (
+    FORMATS,
+    FUNCTION,
+    TaskFile,
+    data_files,
+    data_folder,
+    digest_of,
+    is_file,
+    read_task_file,
+    with_data_here,
+)
 
 FEWSHOT_SEED = 1234
 """The harness's own: its solved examples are part of what a task asks."""
-_ENDINGS = (".yaml", ".yml")
-_FORMATS = ("arrow", "csv", "json", "parquet", "text", "xml")
-"""Builders of ``datasets`` that read files as data; others unpickle, or ask a server."""
-_FUNCTION = "!function"
 _UNSAFE = "runs code that a model writes, which is never done here"
 
 
@@ -42,21 +44,6 @@ class HarnessTask:
     lower_is_better: bool
     where: str
     """For messages."""
-
-
-@dataclass(frozen=True)
-class _TaskFile:
-    path: Path
-    settings: dict[str, Any]
-    """Keys of the file over those that it includes; functions are not loaded."""
-    files: tuple[Path, ...]
-    """The file and what it includes."""
-    has_code: bool
-
-    @property
-    def code_sha256(self) -> str:
-        """Digest of names and bytes of these files and of all Python files beside the first."""
-        return _sha256_of(self.files + tuple(sorted(self.path.parent.rglob("*.py"))))
 
 
 def harness(where: str) -> Any:
@@ -117,9 +104,9 @@ def tasks_digest(suite: LmEvalSuiteConfig) -> str:
     asked: dict[str, str] = {"lm_eval": harness_version(where)}
     for entry in suite.tasks:
         asked[entry] = ""
-        if _is_file(entry):
-            file = _read_file(entry, where)
-            asked[entry] = _sha256_of([*file.files, *_data_files(file, where)])
+        if is_file(entry):
+            file = read_task_file(entry, where)
+            asked[entry] = digest_of([*file.files, *data_files(file, where)])
             asked[entry] += file.code_sha256 if file.has_code else ""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
@@ -136,7 +123,7 @@ def load_tasks(suite: LmEvalSuiteConfig) -> list[HarnessTask]:
     harness(where)
     found: dict[str, HarnessTask] = {}
     for entry in suite.tasks:
-        loaded = _from_file(entry, where) if _is_file(entry) else _by_name(entry, where)
+        loaded = _from_file(entry, where) if is_file(entry) else _by_name(entry, where)
         for name, task in loaded.items():
             if name in found:
                 raise ConfigError(f"{where}: {name} is there twice; name each task once")
@@ -148,115 +135,16 @@ def _where(suite: LmEvalSuiteConfig) -> str:
     return f"evaluation.suites: {suite.name}"
 
 
-def _is_file(entry: str) -> bool:
-    return entry.endswith(_ENDINGS)
-
-
-def _read_file(entry: str, where: str) -> _TaskFile:
-    """Read a task file and what it includes, as data."""
-    files: list[Path] = []
-    marks: list[str] = []
-    settings = _with_included(Path(entry).expanduser(), where, files, marks)
-    if "group" in settings or isinstance(settings.get("task"), list):
-        raise ConfigError(
-            f"{where}: {entry} is a group of tasks; name the files of its tasks under tasks"
-        )
-    task = settings.get("task")
-    if not isinstance(task, str) or not task:
-        raise ConfigError(
-            f"{where}: {entry}: task: expected the task's name, found {shorten(task)}"
-        )
-    return _TaskFile(Path(entry), settings, tuple(files), bool(marks) or "class" in settings)
-
-
-def _with_included(path: Path, where: str, files: list[Path], marks: list[str]) -> dict[str, Any]:
-    class Loader(yaml.SafeLoader):
-        """As the harness's, but a function is only noted."""
-
-    def note(loader: yaml.SafeLoader, node: yaml.Node) -> str:
-        marks.append(str(node.value))
-        return f"{_FUNCTION} {node.value}"
-
-    Loader.add_constructor(_FUNCTION, note)
-    if path.resolve() in (one.resolve() for one in files):
-        raise ConfigError(f"{where}: {path} includes itself")
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except OSError as error:
-        raise ConfigError(f"{where}: {path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{where}: {path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise ConfigError(
-            f"{where}: {path}: expected the keys of a task (task, dataset_path, doc_to_text, ...), "
-            f"found {shorten(found)}"
-        )
-    files.append(path)
-    included = found.pop("include", [])
-    below: dict[str, Any] = {}
-    for name in included if isinstance(included, list) else [included]:
-        below |= _with_included(path.parent / str(name), where, files, marks)
-    return {**below, **found}
-
-
-def _data_files(file: _TaskFile, where: str) -> list[Path]:
-    """Return the files of a task's data set, where it is made of files."""
-    return [Path(one) for one in _strings(_with_data_here(file, where).get("data_files"))]
-
-
-def _with_data_here(file: _TaskFile, where: str) -> dict[str, Any]:
-    """Return the task's ``dataset_kwargs`` with the files found: from here, or beside the task."""
-    kwargs = file.settings.get("dataset_kwargs") or {}
-    if not isinstance(kwargs, dict):
-        raise ConfigError(f"{where}: {file.path}: dataset_kwargs: expected keys, as data_files")
-    if file.settings.get("dataset_path") not in _FORMATS:
-        return kwargs
-    if "data_files" not in kwargs:
-        raise ConfigError(f"{where}: {file.path}: dataset_kwargs: names no data_files")
-    return {**kwargs, "data_files": _located(kwargs["data_files"], file, where)}
-
-
-def _located(named: Any, file: _TaskFile, where: str) -> Any:
-    if isinstance(named, dict):
-        return {split: _located(one, file, where) for split, one in named.items()}
-    if isinstance(named, list):
-        return [path for one in named for path in _located(one, file, where)]
-    for start in (Path(), file.path.parent):
-        if found := sorted(glob.glob(str(start / str(named)))):
-            return found
-    raise ConfigError(
-        f"{where}: {file.path}: data_files: there is no file {named}, neither from here nor beside "
-        "the task file"
-    )
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    for part in value.values() if isinstance(value, dict) else value or ():
-        if part is not value and not isinstance(value, str):
-            yield from _strings(part)
-
-
-def _sha256_of(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        content = path.read_bytes()
-        digest.update(f"{path.name}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
 def _from_file(entry: str, where: str) -> dict[str, Any]:
     """Load a task file: its code only where the environment names its digest."""
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    file = _read_file(entry, where)
+    file = read_task_file(entry, where)
     if file.has_code and file.code_sha256 not in trusted_code():
         raise ConfigError(
-            f"{where}: {entry} runs Python code ({_FUNCTION} or class), which is never run unasked;"
+            f"{where}: {entry} runs Python code ({FUNCTION} or class), which is never run unasked;"
             f" if you have read it and trust it, set {MODEL_CODE}={file.code_sha256} in the "
             "environment"
         )
@@ -266,41 +154,74 @@ def _from_file(entry: str, where: str) -> dict[str, Any]:
             loaded: dict[str, Any] = TaskManager(include_defaults=False).load([entry])["tasks"]
             return loaded
         settings = load_yaml(file.path) if file.has_code else dict(file.settings)
-        settings["dataset_kwargs"] = _with_data_here(file, where)
+        settings["dataset_kwargs"] = with_data_here(file, where)
+        if (folder := data_folder(file)) is not None:
+            settings["dataset_path"] = str(folder)
         for key in ("tag", "task_list"):
             settings.pop(key, None)
         return {file.settings["task"]: ConfigurableTask(config=settings)}
 
 
-def _require_plain(file: _TaskFile, where: str) -> None:
+def _require_plain(file: TaskFile, where: str) -> None:
     """Refuse what would load code, or data that run, from elsewhere."""
     from lm_eval.api.registry import metric_registry
 
     entries = file.settings.get("metric_list") or ()
     for metric in entries if isinstance(entries, list | tuple) else ():
         named = metric.get("metric") if isinstance(metric, dict) else metric
-        own = isinstance(named, str) and named.startswith(_FUNCTION)
+        own = isinstance(named, str) and named.startswith(FUNCTION)
         known = named in metric_registry or own or file.settings.get("process_results")
         if not known or (isinstance(metric, dict) and metric.get("hf_evaluate")):
             raise ConfigError(
                 f"{where}: {file.path}: metric_list: {named} is no metric of the harness; "
                 f"it has {', '.join(sorted(metric_registry))}"
             )
+    if file.settings.get("use_prompt") is not None:
+        raise ConfigError(
+            f"{where}: {file.path}: use_prompt takes a template from elsewhere, which a digest of "
+            "the task does not know; write it as doc_to_text"
+        )
     path = file.settings.get("dataset_path")
     import datasets
 
     builders = datasets.packaged_modules._PACKAGED_DATASETS_MODULES
-    if path in builders and path not in _FORMATS:
+    if path in builders and path not in FORMATS:
         raise ConfigError(
             f"{where}: {file.path}: dataset_path: {path} is not read here; files of a task are "
-            f"{', '.join(_FORMATS)}"
+            f"{', '.join(FORMATS)}"
         )
 
 
-def _by_name(entry: str, where: str) -> dict[str, Any]:
+@cache
+def _brought() -> Any:
+    """Return the manager of the harness's own tasks: reading its 14,000 files takes 12 s."""
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager()
+    return TaskManager()
+
+
+def _members(manager: Any, entry: Any) -> Iterator[dict[str, Any]]:
+    """Yield the settings of a task, or those of every task of a group or tag and of its groups."""
+    index = manager.task_index
+    waiting, seen = [entry], set()
+    while waiting:
+        name = waiting.pop()
+        found = index.get(name) if isinstance(name, str) else None
+        if found is None or name in seen:
+            continue
+        seen.add(name)
+        settings = found.cfg or {}
+        yield settings
+        below = settings.get("task")
+        named = [*found.tags] if found.yaml_path is None else []
+        for one in below if isinstance(below, list) else ():
+            named += [one.get("task"), one.get("group")] if isinstance(one, dict) else [one]
+        for one in named:
+            waiting += one if isinstance(one, list) else [one]
+
+
+def _by_name(entry: str, where: str) -> dict[str, Any]:
+    manager = _brought()
     if entry not in manager.all_tasks:
         close = difflib.get_close_matches(entry, manager.all_tasks, n=3)
         meant = f"; did you mean {', '.join(close)}?" if close else ""
@@ -309,7 +230,7 @@ def _by_name(entry: str, where: str) -> dict[str, Any]:
             f"your own is named by its file (.yaml){meant}"
         )
     # Asked before it is loaded: such a task fetches code of others for its metric.
-    if (manager._index[entry].cfg or {}).get("unsafe_code"):
+    if any(settings.get("unsafe_code") for settings in _members(manager, entry)):
         raise ConfigError(f"{where}: {entry} {_UNSAFE}")
     with _told(f"{where}: {entry}"):
         loaded: dict[str, Any] = manager.load([entry])["tasks"]
@@ -365,6 +286,6 @@ def _checked(suite: LmEvalSuiteConfig, entry: str, name: str, task: Any) -> Harn
         task.set_config(key="num_fewshot", value=suite.num_fewshot)
     elif task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
-    part = "" if len(suite.tasks) == 1 else task.config.task if _is_file(entry) else entry
+    part = "" if len(suite.tasks) == 1 else task.config.task if is_file(entry) else entry
     part = "".join(letter if letter.isalnum() or letter in "_-." else "-" for letter in str(part))
     return HarnessTask(task, part, metric, wanted or filters[0], better[metric] is False, where)

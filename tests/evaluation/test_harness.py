@@ -80,6 +80,80 @@ def test_what_is_asked_is_known_by_task_included_file_data_and_harness(task_file
     assert len(set(found)) == 5
 
 
+def test_a_folder_of_data_is_found_and_known_by_what_is_in_it(task_file, tmp_path):
+    folder = tmp_path / "town"
+    folder.mkdir()
+    (tmp_path / "places.jsonl").rename(folder / "test.jsonl")
+    path = task_file(dataset_path="town", dataset_kwargs=None)
+    (task,) = load_tasks(suite(path))
+    assert len(task.task.eval_docs) == len(PLACES)
+    before = tasks_digest(suite(path))
+    rows = (folder / "test.jsonl").read_text().splitlines()
+    (folder / "test.jsonl").write_text("\n".join(rows[1:]))
+    assert tasks_digest(suite(path)) != before
+    (task,) = load_tasks(suite(path))
+    assert len(task.task.eval_docs) == len(PLACES) - 1
+
+
+def test_a_file_in_the_home_folder_has_its_data_there(task_file, tmp_path, monkeypatch):
+    task_file()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (task,) = load_tasks(suite("~/opening.yaml"))
+    assert len(task.task.eval_docs) == len(PLACES)
+
+
+class Brought:
+    """The harness's manager of its own tasks, which are these; none can be loaded."""
+
+    read = 0
+
+    def __init__(self):
+        from lm_eval.tasks._index import Entry, Kind
+
+        Brought.read += 1
+        kinds = {
+            "plain": (Kind.TASK, {"task": "plain"}),
+            "writes_code": (Kind.TASK, {"task": "writes_code", "unsafe_code": True}),
+            "below": (Kind.GROUP, {"group": "below", "task": ["plain", {"task": "writes_code"}]}),
+            "above": (Kind.GROUP, {"group": "above", "task": [{"group": "below"}, "above"]}),
+            "tagged": (Kind.TAG, None),
+        }
+        self.task_index = {
+            name: Entry(name, kind, None if kind is Kind.TAG else "x.yaml", cfg)
+            for name, (kind, cfg) in kinds.items()
+        }
+        self.task_index["tagged"].tags = {"writes_code"}
+        self.all_tasks = sorted(kinds)
+
+    def load(self, names):
+        raise OSError(f"loaded {names}")
+
+
+@pytest.fixture
+def brought(monkeypatch):
+    """Stands for the harness's own tasks, whose index takes 12 s to read."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Brought)
+    monkeypatch.setattr(Brought, "read", 0)
+    harness._brought.cache_clear()
+    yield Brought
+    harness._brought.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["writes_code", "below", "above", "tagged"])
+def test_a_task_that_runs_what_a_model_writes_is_refused_before_its_code_is_loaded(brought, name):
+    with pytest.raises(ConfigError, match=f"{name} runs code that a model writes"):
+        load_tasks(suite(name))
+
+
+def test_the_index_of_the_harness_is_read_once(brought):
+    for name in ("plain", "plain"):
+        with pytest.raises(DataError, match=r"cannot be used: OSError: loaded \['plain'\]"):
+            load_tasks(suite(name))
+    with pytest.raises(ConfigError, match=r"is no task .* did you mean plain"):
+        load_tasks(suite("plane"))
+    assert brought.read == 1
+
+
 def test_code_runs_only_where_the_environment_names_its_digest(task_file, tmp_path, monkeypatch):
     path = task_file()
     (tmp_path / "ours.py").write_text(
@@ -117,6 +191,8 @@ def test_a_template_reaches_nothing_but_the_item(task_file):
         ({"task": ""}, {}, "task: expected the task's name"),
         ({"dataset_kwargs": {"data_files": "gone.jsonl"}}, {}, r"there is no file gone\.jsonl"),
         ({"dataset_kwargs": {}}, {}, "names no data_files"),
+        ({"dataset_kwargs": {"data_files": "../"}}, {}, r"there is no file \.\./"),
+        ({"use_prompt": "prompts.yaml:first"}, {}, "use_prompt takes a template from elsewhere"),
         ({"dataset_path": "pandas"}, {}, "pandas is not read here"),
         ({"test_split": "dev"}, {}, "the task cannot be used: KeyError: 'dev'"),
         ({"doc_to_text": "{{plaice}}"}, {}, "'plaice' is undefined"),

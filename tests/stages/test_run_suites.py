@@ -220,6 +220,15 @@ def test_a_candidate_that_lost_its_capability_is_held_back_and_an_equal_one_is_n
         assert (result.gate, result.verdict) == ("suite/known/difference", verdict)
 
 
+def test_what_evaluates_nothing_loads_no_tasks(with_tasks, with_suite):
+    config = with_tasks(tasks="gone.yaml")
+    assert check_suites(config, tasks=False) == []
+    with pytest.raises(ConfigError, match=r"gone\.yaml cannot be read"):
+        check_suites(config)
+    items = [{"prompt": "x", "must_match": "a"}]
+    assert len(check_suites(with_suite(items), tasks=False)) == 1
+
+
 def empty_report(model):
     return EvaluationReport(stage="policy", model=model, metrics={})
 

@@ -133,8 +133,13 @@ class HarnessSuite:
 AskedSuite = ListSuite | HarnessSuite
 
 
-def check_suites(config: PipelineConfig) -> list[AskedSuite]:
+def check_suites(config: PipelineConfig, *, tasks: bool = True) -> list[AskedSuite]:
     """Read the suites; refuse what cannot be run, and gates on parts of them that do not exist.
+
+    Args:
+        config: settings of the run.
+        tasks: load those of lm-evaluation-harness, too, which takes seconds; what evaluates nothing
+            leaves them out.
 
     Returns:
         Every suite with its items.
@@ -145,6 +150,8 @@ def check_suites(config: PipelineConfig) -> list[AskedSuite]:
     """
     found: list[AskedSuite] = []
     for suite in config.evaluation.suites:
+        if isinstance(suite, LmEvalSuiteConfig) and not tasks:
+            continue
         asked: AskedSuite = (
             HarnessSuite(suite, load_tasks(suite))
             if isinstance(suite, LmEvalSuiteConfig)
