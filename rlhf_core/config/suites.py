@@ -78,7 +78,8 @@ class LmEvalSuiteConfig(Section):
     @field_validator("tasks", mode="before")
     @classmethod
     def _as_several(cls, tasks: object) -> object:
-        return (tasks,) if isinstance(tasks, str) else tasks
+        # A file of settings is read strictly: from here on a list is no array of JSON.
+        return (tasks,) if isinstance(tasks, str) else _as_tuple(tasks)
 
     @field_validator("tasks")
     @classmethod
@@ -95,6 +96,10 @@ class LmEvalSuiteConfig(Section):
     def gates_part(self, tag: str) -> bool:
         """Say whether the items of a task alone have to pass: those of each."""
         return True
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _kind_of(value: Any) -> str:

@@ -2,10 +2,12 @@
 
 import json
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import yaml
 
+from rlhf_core.config import load_config
 from rlhf_core.config.suites import LmEvalSuiteConfig
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation import harness
@@ -258,3 +260,13 @@ def test_without_the_package_its_extra_is_named(task_file, monkeypatch):
 def test_settings_that_ask_nothing_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         LmEvalSuiteConfig(name="town", **settings)
+
+
+@pytest.mark.parametrize("written", ["a.yaml", "[a.yaml]", "[a.yaml, b.yaml]"])
+def test_tasks_are_read_from_a_file_of_settings(tmp_path, written):
+    demo = Path(__file__).parents[2] / "configs" / "demo.yaml"
+    suites = f"evaluation: {{suites: [{{kind: lm_eval, name: town, tasks: {written}}}]}}"
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"extends: {demo}\n{suites}\n")
+    (found,) = load_config(path).evaluation.suites
+    assert found.tasks == tuple(written.strip("[]").split(", "))
