@@ -60,6 +60,12 @@ def other(as_node, task):
     return lambda **changes: made.model_copy(update=changes)
 
 
+@pytest.fixture(autouse=True)
+def nobody_met(monkeypatch):
+    """As in a process that has called no node yet, whatever tests before this one trained."""
+    monkeypatch.setattr(launch, "_MET", set())
+
+
 def in_thread(function, *args):
     """Run beside the test; the result or what was raised comes from the function returned."""
     found = []
