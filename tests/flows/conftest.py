@@ -1,10 +1,13 @@
 import pytest
+import yaml
 
 from rlhf_flows.engine.local import in_this_process
 from rlhf_flows.engine.run_settings import RunSettings
 from tests.flows.fakes import FakeStages
 from tests.flows.mortal import Mortal
 from tests.flows.tiny import STAGES, Workplace
+
+SIMULATED = {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:collect_votes"}
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +79,17 @@ def undisturbed(tmp_path_factory, fresh_database, mortal):
     made = Workplace(tmp_path_factory.mktemp("whole") / "work", fresh_database, mortal)
     made.outcomes = {stage: made.carry_out(stage, "run-1") for stage in STAGES}
     return made
+
+
+@pytest.fixture
+def with_feedback(config_path, tmp_path):
+    """Settings that collect votes, of the demo's annotators unless another labeler is given."""
+
+    def make(labeler=SIMULATED, **changes):
+        raw = yaml.safe_load(config_path.read_text())
+        output = str(tmp_path / "collected")
+        raw["feedback"] = {"output": output, "labeler": labeler, "votes_per_pair": 3, **changes}
+        config_path.write_text(yaml.safe_dump(raw))
+        return RunSettings(file=config_path)
+
+    return make

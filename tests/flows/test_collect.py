@@ -3,7 +3,6 @@
 import sys
 
 import pytest
-import yaml
 from prefect.utilities.names import generate_slug
 from typer.testing import CliRunner
 
@@ -19,11 +18,9 @@ from rlhf_flows.collect import collect_flow
 from rlhf_flows.commands.cli import app, main
 from rlhf_flows.engine import events, run_folder
 from rlhf_flows.engine.inputs import CollectInputs
-from rlhf_flows.engine.run_settings import RunSettings
 from tests.feedback.conftest import make_collection
 from tests.feedback.servers import LabelStudio, serving
 
-SIMULATED = {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:collect_votes"}
 PUBLISHED = DataVersion(
     version="data-v7", commit="c" * 40, date="2026-01-02", batch="batch-0003.jsonl", rows=9,
     pairs=8, alpha=None, came=3, went=0, relabelled=1, sha256="a" * 64, dvc_md5="b" * 32,
@@ -77,22 +74,10 @@ def sent(monkeypatch):
     return found
 
 
-@pytest.fixture
-def with_feedback(config_path, tmp_path):
-    def make(labeler, **changes):
-        raw = yaml.safe_load(config_path.read_text())
-        output = str(tmp_path / "collected")
-        raw["feedback"] = {"output": output, "labeler": labeler, "votes_per_pair": 3, **changes}
-        config_path.write_text(yaml.safe_dump(raw))
-        return RunSettings(file=config_path)
-
-    return make
-
-
 def test_where_the_labeler_answers_at_once_the_flow_ends_with_a_version_and_its_event(
     asked, batches, sent, with_feedback
 ):
-    result = collect_flow(with_feedback(SIMULATED), CollectInputs())
+    result = collect_flow(with_feedback(), CollectInputs())
     assert asked == [["models:/rlhf-policy@champion"]]
     assert result.pushed.asked == 6
     assert len(batches[0]) == 6
@@ -104,7 +89,7 @@ def test_where_the_labeler_answers_at_once_the_flow_ends_with_a_version_and_its_
 
 
 def test_repeated_it_asks_and_publishes_nothing_again(asked, batches, sent, with_feedback):
-    settings = with_feedback(SIMULATED)
+    settings = with_feedback()
     for _ in range(2):
         result = collect_flow(settings, CollectInputs())
     assert (result.pushed.asked, result.pulled.published_before) == (0, 6)
@@ -135,9 +120,7 @@ def test_people_are_waited_for_by_another_run_with_the_collection(
 
 def test_what_a_worker_runs_says_what_it_waits_for(asked, batches, with_feedback, monkeypatch):
     monkeypatch.setattr(collect, "is_deployed", lambda: True)
-    state = collect_flow(
-        with_feedback(SIMULATED, votes_per_pair=4), CollectInputs(), return_state=True
-    )
+    state = collect_flow(with_feedback(votes_per_pair=4), CollectInputs(), return_state=True)
     assert (state.name, state.type.value) == ("WAITING", "COMPLETED")
     assert state.message.startswith("abc: no new pair has the votes it needs (4) yet")
     assert not batches
@@ -170,7 +153,7 @@ def test_a_name_that_prefects_server_made_up_is_known(monkeypatch):
 
 
 def test_models_and_dataset_can_be_named(asked, stages, with_feedback):
-    settings = with_feedback(SIMULATED).config
+    settings = with_feedback().config
     inputs = CollectInputs(model="models:/rlhf-sft/1", against="models:/rlhf-policy@champion",
                            dataset="data-v3")  # fmt: skip
     collect.sample_pairs(settings, inputs)
@@ -188,7 +171,7 @@ def test_without_the_section_nothing_is_looked_for(asked, stages, settings):
 
 def test_the_section_is_no_part_of_what_a_run_was_started_with(with_feedback, settings):
     before = config_digest(settings.config)
-    assert config_digest(with_feedback(SIMULATED).config) == before
+    assert config_digest(with_feedback().config) == before
 
 
 def rlhf(*arguments):
@@ -200,7 +183,7 @@ def rlhf(*arguments):
 def test_the_three_commands_go_from_a_model_to_a_version(
     asked, batches, sent, with_feedback, tmp_path
 ):
-    config = str(with_feedback(SIMULATED).file)
+    config = str(with_feedback().file)
     said = rlhf("collect", config, "--json", "collected.json")
     assert "collection abc: 6 pairs by models:/rlhf-policy/3" in said
     assert f"next: rlhf label push abc {config}" in said
@@ -242,5 +225,5 @@ def test_a_command_without_the_section_is_one_clear_line(stages, config_path, mo
 )
 def test_an_evaluation_is_asked_about_alone_and_has_to_be_there(asked, with_feedback, inputs, said):
     with pytest.raises(ConfigError, match=said):
-        collect.sample_pairs(with_feedback(SIMULATED).config, CollectInputs(**inputs))
+        collect.sample_pairs(with_feedback().config, CollectInputs(**inputs))
     assert asked == []

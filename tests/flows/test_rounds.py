@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
@@ -21,10 +20,8 @@ from rlhf_core.storage.records import read_records, write_records
 from rlhf_flows import rounds
 from rlhf_flows.commands.cli import app
 from rlhf_flows.engine.inputs import RoundsInputs
-from rlhf_flows.engine.run_settings import RunSettings
 from tests.feedback.conftest import make_collection
 
-SIMULATED = {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:collect_votes"}
 TRAINING = ["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
 
 
@@ -77,18 +74,6 @@ class World:
 def world(stages, monkeypatch, tmp_path, without_engine):
     monkeypatch.setattr(rounds, "rlhf_pipeline", rounds.rlhf_pipeline.fn)
     return World(stages, monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def with_feedback(config_path, tmp_path):
-    def make(labeler=SIMULATED, **changes):
-        raw = yaml.safe_load(config_path.read_text())
-        output = str(tmp_path / "collected")
-        raw["feedback"] = {"output": output, "labeler": labeler, "votes_per_pair": 3, **changes}
-        config_path.write_text(yaml.safe_dump(raw))
-        return RunSettings(file=config_path)
-
-    return make
 
 
 def carry_out(settings, number=3, run="one"):
