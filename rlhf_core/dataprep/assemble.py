@@ -1,9 +1,16 @@
-"""Second pass: what stays is resolved, split and written; what does not is filtered out."""
+"""Second pass: what stays is resolved, split and written to the prepared files.
+
+What does not is filtered out.
+"""
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import IO
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, prompt_signatures
@@ -18,10 +25,10 @@ from rlhf_core.dataprep.keys import (
     response_key,
     source_name,
 )
-from rlhf_core.dataprep.ledger import Entry, resolve
-from rlhf_core.dataprep.outputs import PreparedFiles
+from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.measures.frames import FrameBuilder, excerpt
 from rlhf_core.dataprep.sources.rows import FilteredRow, Reason, prompt_problem
-from rlhf_core.dataprep.split import DialogueSplitter, Side
+from rlhf_core.dataprep.split import DialogueSplitter, Half, Side
 from rlhf_core.schema import (
     Comparison,
     Conversation,
@@ -32,6 +39,104 @@ from rlhf_core.schema import (
     UnpairedExample,
 )
 from rlhf_core.storage.records import iterate_records
+
+FILE_NAMES = (
+    "demonstrations_heldout",
+    "demonstrations_train",
+    "judge_heldout",
+    "judge_train",
+    "prompts_heldout",
+    "prompts_train",
+    "reward_heldout",
+    "reward_train",
+)
+"""Prepared files in name order; each is ``<name>.jsonl``."""
+
+UNPAIRED_FILES = ("unpaired_heldout", "unpaired_train")
+"""There where ``data.unpaired`` names files; they come after the others in name order."""
+
+PAIR_FILES = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
+"""Those that hold preference pairs."""
+
+PAIR_COLUMNS = pa.schema(
+    [
+        ("comparison_id", pa.string()),
+        ("dialogue_key", pa.string()),
+        ("half", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("probability", pa.float64()),
+    ]
+)
+PROMPT_COLUMNS = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("file", pa.string()),
+        ("side", pa.string()),
+        ("dialogue_key", pa.string()),
+    ]
+)
+
+
+class PreparedFiles:
+    """The prepared files, open for writing, and the columns the last validation looks at.
+
+    Writes records to the file of their side; used as a context manager.
+    """
+
+    def __init__(self, directory: Path, *, unpaired: bool = False) -> None:
+        """Open the files in ``directory``: eight, and with ``unpaired`` those of such rows."""
+        names = FILE_NAMES + (UNPAIRED_FILES if unpaired else ())
+        self._stack = ExitStack()
+        self._streams: dict[str, IO[bytes]] = {
+            name: self._stack.enter_context((directory / f"{name}.jsonl").open("wb"))
+            for name in names
+        }
+        self.num_rows = dict.fromkeys(names, 0)
+        self.pairs = FrameBuilder(PAIR_COLUMNS)
+        self.prompts = FrameBuilder(PROMPT_COLUMNS)
+
+    def add_pair(self, pair: PreferencePair, dialogue: DialogueKey, half: Half, side: Side) -> None:
+        """Write a preference pair."""
+        self._write(f"{half}_{side}", pair, pair.comparison_id, dialogue, side)
+        self.pairs.add(
+            pair.comparison_id,
+            dialogue.hex(),
+            half,
+            excerpt(pair.chosen),
+            excerpt(pair.rejected),
+            pair.probability,
+        )
+
+    def add_demonstration(self, item: Demonstration, dialogue: DialogueKey, side: Side) -> None:
+        """Write a demonstration."""
+        self._write(f"demonstrations_{side}", item, item.demonstration_id, dialogue, side)
+
+    def add_unpaired(self, item: UnpairedExample, dialogue: DialogueKey, side: Side) -> None:
+        """Write a response with its label."""
+        self._write(f"unpaired_{side}", item, item.example_id, dialogue, side)
+
+    def add_prompt(self, item: Prompt, dialogue: DialogueKey, side: Side) -> None:
+        """Write a prompt."""
+        self._write(f"prompts_{side}", item, item.prompt_id, dialogue, side)
+
+    def _write(
+        self, name: str, record: Record, row_id: str, dialogue: DialogueKey, side: Side
+    ) -> None:
+        self._streams[name].write(record.model_dump_json().encode() + b"\n")
+        self.num_rows[name] += 1
+        self.prompts.add(row_id, name, side, dialogue.hex())
+
+    def __enter__(self) -> "PreparedFiles":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +188,41 @@ def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Entry, Prefe
         bench.files.add_pair(pair, entry.dialogue, bench.splitter.half(entry.dialogue), side)
         bench.quarantine.keep("preferences")
         yield entry, pair
+
+
+def resolve(item: Comparison, a_beats_b: float) -> PreferencePair:
+    """Return the pair, with the winner's probability as its soft label.
+
+        agreement   = (votes for the winner + votes for a tie / 2) / all votes
+        probability = max(a_beats_b, 1 - a_beats_b)
+
+    Args:
+        item: a comparison that is no tie.
+        a_beats_b: probability that ``response_a`` is better, from a vote model; by plain majority
+            the share of its votes.
+    """
+    a_won = a_beats_b > 0.5
+    winner = "a" if a_won else "b"
+    won = item.votes_a if a_won else item.votes_b
+    num_votes = len(item.votes)
+    ties = num_votes - item.votes_a - item.votes_b
+    strengths = [
+        vote.strength for vote in item.votes if vote.choice == winner and vote.strength is not None
+    ]
+    return PreferencePair(
+        comparison_id=item.comparison_id,
+        prompt=item.prompt,
+        chosen=item.response_a if a_won else item.response_b,
+        rejected=item.response_b if a_won else item.response_a,
+        agreement=(won + ties / 2) / num_votes,
+        probability=max(a_beats_b, 1 - a_beats_b),
+        num_votes=num_votes,
+        tie_fraction=ties / num_votes,
+        strength=sum(strengths) / len(strengths) if strengths else None,
+        source=item.source,
+        group=item.group,
+        tags=item.tags,
+    )
 
 
 def write_demonstrations(

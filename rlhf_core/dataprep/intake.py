@@ -1,7 +1,10 @@
-"""First pass over raw comparisons: read, screen, remember little, spill the texts to disk."""
+"""First pass over raw comparisons: read, screen, remember little, spill the texts to disk.
+
+Then, of what is remembered, who won and what is filtered out for the sake of other rows.
+"""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
@@ -14,14 +17,14 @@ from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import RowRules
-from rlhf_core.dataprep.keys import Key
+from rlhf_core.dataprep.keys import DialogueKey, Key
 from rlhf_core.dataprep.ledger import Entry, enter
 from rlhf_core.dataprep.measures.frames import FrameBuilder, batched, excerpt
 from rlhf_core.dataprep.measures.losses import TokenLosses
 from rlhf_core.dataprep.sources.rows import UNNAMED, FilteredRow
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.dataprep.votes.pooling import Ballot, votes_once
-from rlhf_core.dataprep.votes.vote_table import VoteTable
+from rlhf_core.dataprep.votes.vote_table import Floats, VoteTable, decide
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Comparison
 from rlhf_core.storage.records import atomic_file
@@ -154,6 +157,27 @@ def _screen(items: Sequence[Comparison], rules: RowRules, losses: TokenLosses) -
             entry.filter_out(*problem)
             losses.add(problem, item)
     return entries
+
+
+def apply_votes(entries: Sequence[Entry], probabilities: Floats) -> None:
+    """Write down who wins; ties are filtered out.
+
+    Args:
+        entries: all comparisons.
+        probabilities: [N, 3] of a, b and tie, from a vote model.
+    """
+    beats, tied = decide(probabilities)
+    for entry, probability, is_tie in zip(entries, beats.tolist(), tied.tolist(), strict=True):
+        entry.a_beats_b = probability
+        if is_tie:
+            entry.filter_out("tie")
+
+
+def filter_reserved(entries: Sequence[Entry], reserved: Set[DialogueKey]) -> None:
+    """Filter out every comparison whose dialogue belongs to the held-out file."""
+    for entry in entries:
+        if entry.dialogue in reserved:
+            entry.filter_out("prompt_is_heldout", "its first turn is that of a held-out prompt")
 
 
 def filter_near_duplicates(intake: Intake, threshold: float) -> None:

@@ -1,6 +1,6 @@
-"""What is known of each comparison besides its texts, and which response of it won."""
+"""What is known of each comparison besides its texts: one entry a row, kept in memory."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_keys, text_key
 from rlhf_core.dataprep.sources.rows import Reason, comparison_problem
-from rlhf_core.dataprep.votes.vote_table import Floats, Ints, decide
-from rlhf_core.schema import Comparison, PreferencePair
+from rlhf_core.dataprep.votes.vote_table import Ints
+from rlhf_core.schema import Comparison
 
 
 @dataclass(slots=True)
@@ -64,20 +64,6 @@ def enter(item: Comparison) -> Entry:
     )
 
 
-def apply_votes(entries: Sequence[Entry], probabilities: Floats) -> None:
-    """Write down who wins; ties are filtered out.
-
-    Args:
-        entries: all comparisons.
-        probabilities: [N, 3] of a, b and tie, from a vote model.
-    """
-    beats, tied = decide(probabilities)
-    for entry, probability, is_tie in zip(entries, beats.tolist(), tied.tolist(), strict=True):
-        entry.a_beats_b = probability
-        if is_tie:
-            entry.filter_out("tie")
-
-
 def votes_to_train_on(entries: Sequence[Entry], counts: Ints) -> NDArray[np.bool_]:
     """[N] whether the votes on a comparison are of those that training rests on.
 
@@ -93,45 +79,3 @@ def votes_to_train_on(entries: Sequence[Entry], counts: Ints) -> NDArray[np.bool
     reasons = [entry.reason for entry in entries]
     stays = np.array([reason is None for reason in reasons], dtype=bool)
     return stays | (np.array([reason == "tie" for reason in reasons], dtype=bool) & is_split)
-
-
-def filter_reserved(entries: Sequence[Entry], reserved: Set[DialogueKey]) -> None:
-    """Filter out every comparison whose dialogue belongs to the held-out file."""
-    for entry in entries:
-        if entry.dialogue in reserved:
-            entry.filter_out("prompt_is_heldout", "its first turn is that of a held-out prompt")
-
-
-def resolve(item: Comparison, a_beats_b: float) -> PreferencePair:
-    """Return the pair, with the winner's probability as its soft label.
-
-        agreement   = (votes for the winner + votes for a tie / 2) / all votes
-        probability = max(a_beats_b, 1 - a_beats_b)
-
-    Args:
-        item: a comparison that is no tie.
-        a_beats_b: probability that ``response_a`` is better, from a vote model; by plain majority
-            the share of its votes.
-    """
-    a_won = a_beats_b > 0.5
-    winner = "a" if a_won else "b"
-    won = item.votes_a if a_won else item.votes_b
-    num_votes = len(item.votes)
-    ties = num_votes - item.votes_a - item.votes_b
-    strengths = [
-        vote.strength for vote in item.votes if vote.choice == winner and vote.strength is not None
-    ]
-    return PreferencePair(
-        comparison_id=item.comparison_id,
-        prompt=item.prompt,
-        chosen=item.response_a if a_won else item.response_b,
-        rejected=item.response_b if a_won else item.response_a,
-        agreement=(won + ties / 2) / num_votes,
-        probability=max(a_beats_b, 1 - a_beats_b),
-        num_votes=num_votes,
-        tie_fraction=ties / num_votes,
-        strength=sum(strengths) / len(strengths) if strengths else None,
-        source=item.source,
-        group=item.group,
-        tags=item.tags,
-    )

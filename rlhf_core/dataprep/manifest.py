@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from rlhf_core.dataprep.outputs import FILE_NAMES, UNPAIRED_FILES
+from rlhf_core.dataprep.assemble import FILE_NAMES, UNPAIRED_FILES
 from rlhf_core.schema import Record
 from rlhf_core.storage.records import atomic_file, md5_of, sha256_of
 

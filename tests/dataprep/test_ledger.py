@@ -4,7 +4,9 @@ import random
 
 import pytest
 
-from rlhf_core.dataprep.ledger import apply_votes, enter, filter_reserved, resolve
+from rlhf_core.dataprep.assemble import resolve
+from rlhf_core.dataprep.intake import apply_votes, filter_reserved
+from rlhf_core.dataprep.ledger import enter
 from rlhf_core.dataprep.votes.pooling import pool_votes
 from rlhf_core.dataprep.votes.vote_models import majority
 from rlhf_core.dataprep.votes.vote_table import VoteTable

@@ -4,7 +4,8 @@ import csv
 import itertools
 
 from rlhf_core.config import SourceConfig
-from rlhf_core.dataprep.ledger import apply_votes, enter
+from rlhf_core.dataprep.intake import apply_votes
+from rlhf_core.dataprep.ledger import enter
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.votes.pooling import pool_votes, votes_once
 from rlhf_core.dataprep.votes.vote_models import majority

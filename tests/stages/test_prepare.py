@@ -10,8 +10,8 @@ import pytest
 
 from rlhf_core.adapters.versioning import directory_md5
 from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.assemble import PAIR_FILES
 from rlhf_core.dataprep.keys import conversation_key
-from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, PreferencePair, Prompt
 from rlhf_core.stages.preparation.dataset import read_splits

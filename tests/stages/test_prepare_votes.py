@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_core.dataprep.outputs import PAIR_FILES
+from rlhf_core.dataprep.assemble import PAIR_FILES
 from rlhf_core.schema import PreferencePair
 from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.storage.records import iterate_records

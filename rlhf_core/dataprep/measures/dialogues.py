@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from rlhf_core.dataprep.assemble import PAIR_FILES
 from rlhf_core.dataprep.keys import first_turn
-from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.schema import Message
 from rlhf_core.storage.records import parse_object, read_lines
 

@@ -14,23 +14,23 @@ import numpy as np
 from rlhf_core.adapters import data_docs, validation
 from rlhf_core.config import DataConfig, PreparationConfig
 from rlhf_core.dataprep import assemble
-from rlhf_core.dataprep.assemble import Workbench
+from rlhf_core.dataprep.assemble import PreparedFiles, Workbench
 from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import TokenCheck, make_rules
 from rlhf_core.dataprep.intake import (
     Intake,
+    apply_votes,
     filter_near_duplicates,
     filter_near_heldout,
+    filter_reserved,
     take_in,
 )
 from rlhf_core.dataprep.keys import dialogue_key
-from rlhf_core.dataprep.ledger import apply_votes, filter_reserved
 from rlhf_core.dataprep.manifest import Manifest, write_manifest
 from rlhf_core.dataprep.measures.dialogues import DialogueFacts, dialogue_facts
 from rlhf_core.dataprep.measures.pictures import draw_pictures
-from rlhf_core.dataprep.outputs import PreparedFiles
 from rlhf_core.dataprep.sources import (
     read_comparisons,
     read_demonstrations,

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.config import DataConfig, GateConfig
+from rlhf_core.dataprep.assemble import PAIR_FILES, PreparedFiles
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.measures.dialogues import DialogueFacts
-from rlhf_core.dataprep.outputs import PAIR_FILES, PreparedFiles
 from rlhf_core.dataprep.sources.rows import FAULTS
 from rlhf_core.errors import DataError, MissingMetricError
 from rlhf_core.evaluation.gates import judge_estimate

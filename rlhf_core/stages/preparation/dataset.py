@@ -5,8 +5,8 @@ from typing import Any
 
 from rlhf_core.adapters import versioning
 from rlhf_core.adapters.data_docs import FOLDER as DOCS
+from rlhf_core.dataprep.assemble import FILE_NAMES, UNPAIRED_FILES
 from rlhf_core.dataprep.manifest import NAME, find_manifest, read_manifest
-from rlhf_core.dataprep.outputs import FILE_NAMES, UNPAIRED_FILES
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, DatasetSplits
 from rlhf_core.stages.preparation import build, checks

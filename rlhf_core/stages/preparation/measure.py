@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_core.config import PreparationConfig
+from rlhf_core.dataprep.assemble import PAIR_FILES
 from rlhf_core.dataprep.cleaning.prompt_index import prompt_text
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.ledger import Entry
@@ -15,7 +16,6 @@ from rlhf_core.dataprep.measures import bias
 from rlhf_core.dataprep.measures.pictures import PictureData
 from rlhf_core.dataprep.measures.shift import PromptSample, prompt_shift
 from rlhf_core.dataprep.measures.source_bias import SourceFacts, source_estimates, source_facts
-from rlhf_core.dataprep.outputs import PAIR_FILES
 from rlhf_core.dataprep.sources import read_prompts
 from rlhf_core.schema import Conversation, Estimate, PreferencePair, Prompt
 from rlhf_core.stages.preparation.report import AgreementReport

@@ -11,6 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from pydantic import Field
 
+from rlhf_core.dataprep.assemble import PAIR_FILES, UNPAIRED_FILES
 from rlhf_core.dataprep.keys import (
     Key,
     conversation_key,
@@ -18,7 +19,6 @@ from rlhf_core.dataprep.keys import (
     response_keys,
     text_key,
 )
-from rlhf_core.dataprep.outputs import PAIR_FILES, UNPAIRED_FILES
 from rlhf_core.schema import DatasetSplits, PreferencePair, Record, UnpairedExample
 from rlhf_core.storage.records import iterate_records
 
