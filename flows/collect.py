@@ -42,7 +42,7 @@ def collect_flow(settings: RunSettings, inputs: CollectInputs) -> LabelsResult:
     pushed = _step("push", push_labels)(config, collection)
     pulled = None
     if collected is None or not pushed.waits:
-        pulled = _step("pull", pull_labels)(config, collection)
+        pulled = _step("pull", pull_labels)(config, collection, at_least=inputs.at_least or 0.0)
         if pulled.published is not None:
             announce_published(pulled.published)
     return _conclude(LabelsResult(collected=collected, pushed=pushed, pulled=pulled))

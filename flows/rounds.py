@@ -5,7 +5,6 @@ that waits for people's votes, goes on where it was and does nothing twice.
 """
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +138,8 @@ class _Rounds:
             one = self._record(self._collected(one, config))
         collection = str(one.collection)
         pushed = push_labels(config, collection)
-        needed = 1
-        if pushed.waits:
-            share = config.feedback_settings().rounds.min_labelled_fraction
-            needed = math.ceil(share * pushed.pairs)
-        pulled = pull_labels(config, collection, at_least=needed)
+        share = config.feedback_settings().rounds.min_labelled_fraction if pushed.waits else 0.0
+        pulled = pull_labels(config, collection, at_least=share)
         one = _with_votes(one, config.feedback_settings().output / collection, pulled)
         if one.next_version is not None:
             return self._record(one.model_copy(update={"awaits": None}))
@@ -154,7 +150,7 @@ class _Rounds:
             )
         awaits = (
             f"labels are awaited: {pulled.ready} of {pulled.pairs} pairs have the votes they need "
-            f"({pulled.votes_per_pair}), {needed} are needed; people label {pushed.place}"
+            f"({pulled.votes_per_pair}), {pulled.needed} are needed; people label {pushed.place}"
         )
         return self._record(one.model_copy(update={"awaits": awaits}))
 

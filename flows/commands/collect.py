@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_core.errors import ConfigError
+from rlhf_flows.commands.label_listen import listen_for_labels
 from rlhf_flows.commands.options import (
     Commands,
     ConfigPath,
@@ -46,6 +47,8 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands to the front door."""
     example = "rlhf collect configs/demo.yaml --set feedback.num_prompts=50"
     app.command(epilog=f"Example: {example}")(collect)
+    example = "rlhf label listen configs/demo.yaml --port 8010"
+    label_app.command("listen", epilog=f"Example: {example}")(listen_for_labels)
     app.add_typer(label_app)
 
 
@@ -171,6 +174,15 @@ def pull(
             "annotator and winner (a, b or tie).",
         ),
     ] = None,
+    at_least: Annotated[
+        float | None,
+        typer.Option(
+            "--at-least",
+            metavar="FRACTION",
+            help="Publish nothing, and end with status 1, while a smaller share of the "
+            "collection's pairs has its votes and is in no version yet.",
+        ),
+    ] = None,
     min_kept_fraction: KeepOption = 1.0,
     overrides: Overrides = None,
     json_file: JsonOption = None,
@@ -186,12 +198,38 @@ def pull(
     from rlhf_flows.engine.events import announce_published
 
     result = pull_labels(
-        settings, collection, output=output, votes=votes, min_kept_fraction=min_kept_fraction
+        settings,
+        collection,
+        output=output,
+        votes=votes,
+        at_least=require_share(at_least),
+        min_kept_fraction=min_kept_fraction,
     )
     write_json(result, json_file)
+    if at_least and result.published is None and result.ready < result.needed:
+        typer.echo(
+            f"collection {result.collection_id}: {result.ready:,} of {result.pairs:,} pairs have "
+            f"the votes they need ({result.votes_per_pair}) and are in no version yet; "
+            f"{result.needed:,} are needed (--at-least {at_least:g}); nothing was published",
+            err=True,
+        )
+        raise typer.Exit(1)
     _show_pulled(result, config, overrides)
     if result.published is not None:
         announce_published(result.published)
+
+
+def require_share(at_least: float | None) -> float:
+    """Return the share of pairs that a person asks for; 0 where nobody does.
+
+    Raises:
+        ConfigError: it is no share.
+    """
+    if at_least is None:
+        return 0.0
+    if not 0.0 < at_least <= 1.0:
+        raise ConfigError(f"--at-least {at_least:g}: expected a share, above 0 and at most 1")
+    return at_least
 
 
 def _load(config: Path, overrides: list[str] | None, log_level: str) -> "PipelineConfig":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_core.errors import ConfigError, RlhfError
+from rlhf_flows.commands.http import address_of, listen, make_server, own_names
 from rlhf_flows.commands.options import LogLevel, ModelArgument, begin
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GRACE_SECONDS = 30
 """So long answers that were begun may take when the server is ended."""
 
@@ -137,7 +137,7 @@ def serve(
     if by_vllm:
         typer.echo(f"this machine has a GPU; with vLLM installed: {shlex.join(line)}")
     kept = None if feedback is None else _keep_in(feedback)
-    listening = _listen(host, port)
+    listening = listen(host, port)
     _serve_ourselves(model, found, listening, follow=follow, look_every=look_every, kept=kept)
 
 
@@ -183,23 +183,13 @@ def _serve_ourselves(
     look_every: float,
     kept: "KeptAnswers | None",
 ) -> None:
-    import uvicorn
-
     from rlhf_core.adapters.chat_server import ApiServer, ServedModel
     from rlhf_core.adapters.settings import load_settings
 
     served = ServedModel(model, found)
-    host, port = listening.getsockname()[:2]
     key = load_settings().rlhf_serve_api_key
-    own_names = [*LOOPBACK, "[::1]"] if host in LOOPBACK else None
-    api = ApiServer(served, None if key is None else key.get_secret_value(), own_names, kept)
-    config = uvicorn.Config(
-        api.app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
-    )
-    server = uvicorn.Server(config)
-    # uvicorn raises a signal again once it has ended; by then there is nothing left to do.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    secret = None if key is None else key.get_secret_value()
+    server = make_server(ApiServer(served, secret, own_names(listening), kept).app, GRACE_SECONDS)
 
     def moved(now: "Found") -> None:
         if not follow:
@@ -210,8 +200,7 @@ def _serve_ourselves(
         served.replace(now)
         typer.echo(f"serving {now.name} ({now.uri})", err=True)
 
-    address = f"[{host}]" if ":" in host else host
-    typer.echo(f"serving {found.name} ({found.uri}) at http://{address}:{port}/v1", err=True)
+    typer.echo(f"serving {found.name} ({found.uri}) at {address_of(listening)}/v1", err=True)
     with _Watch(model, found, look_every, moved):
         server.run(sockets=[listening])
     typer.echo("ended", err=True)
@@ -255,22 +244,6 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Take the port, so that one that is taken is refused before a model is loaded."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen()
-    except OSError as error:
-        raise ConfigError(
-            f"--host {host} --port {port}: cannot listen there: {error.strerror or error}; "
-            "take another port"
-        ) from error
-    return listening
 
 
 class _Watch:

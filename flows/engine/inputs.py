@@ -146,6 +146,13 @@ class CollectInputs(Record):
         description="Collection to go on with, by its id: asks for the votes that are missing and "
         "brings back those there are. Empty samples a new one.",
     )
+    at_least: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Publish nothing before this share of the collection's pairs has its votes. "
+        "Empty: whatever has them. (above 0, at most 1)",
+    )
     model: str | None = Field(
         default=None,
         description="Model that answers every prompt twice, as models:/NAME/VERSION, "

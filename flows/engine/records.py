@@ -80,6 +80,11 @@ class LabelsResult(Record):
         if self.pulled.published_before == self.pulled.pairs:
             return None
         needed = self.pulled.votes_per_pair
+        if self.pulled.ready:
+            return (
+                f"{collection}: {self.pulled.ready} new pairs have the votes they need ({needed}), "
+                f"{self.pulled.needed} are needed; later {again}"
+            )
         return f"{collection}: no new pair has the votes it needs ({needed}) yet; later {again}"
 
 

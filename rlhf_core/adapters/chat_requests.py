@@ -1,21 +1,16 @@
-"""What clients of the OpenAI API may ask of a chat, and the errors that they read."""
+"""What clients of the OpenAI API may ask of a chat."""
 
-import json
 import secrets
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
-from starlette.requests import Request
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from rlhf_core.rollout.chat import ChatRequest
 from rlhf_core.schema import Message
 
-LARGEST_REQUEST = 16 * 1024 * 1024
 SEEDS = 1 << 64
 LONGEST_COMMENT = 10_000
 """Characters."""
-
-Body = TypeVar("Body", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -85,18 +80,6 @@ class ChatBody(BaseModel):
         )
 
 
-class ApiError(Exception):
-    """An error as OpenAI's clients read it."""
-
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
 class FeedbackBody(BaseModel):
     """What people think of an answer."""
 
@@ -106,28 +89,3 @@ class FeedbackBody(BaseModel):
     rating: Literal["up", "down"]
     index: Annotated[int, Field(ge=0, strict=True)] | None = None
     comment: Annotated[str, Field(max_length=LONGEST_COMMENT)] | None = None
-
-
-async def read_body(request: Request, kind: type[Body]) -> Body:
-    """Read a request.
-
-    Raises:
-        ApiError: names the field that is wrong.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise ApiError(415, "expected content-type application/json")
-    raw = b""
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > LARGEST_REQUEST:
-            raise ApiError(413, f"the request is larger than {LARGEST_REQUEST} bytes")
-    try:
-        return kind.model_validate(json.loads(raw))
-    except ValidationError as error:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][:3])
-        unknown = first["type"] == "extra_forbidden"
-        said = "this server does not know it" if unknown else first["msg"]
-        raise ApiError(400, f"{param or 'body'}: {said}", param=param or None) from error
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the request is no JSON: {error}") from error

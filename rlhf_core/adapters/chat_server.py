@@ -14,14 +14,14 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rlhf_core.adapters.chat_requests import ApiError, ChatBody, FeedbackBody, read_body
+from rlhf_core.adapters.chat_requests import ChatBody, FeedbackBody
+from rlhf_core.adapters.json_requests import EXCEPTION_HANDLERS, ApiError, read_body
 from rlhf_core.adapters.kept_answers import KeptAnswer, KeptAnswers, UnknownAnswerError
 from rlhf_core.errors import DataError, ModelError, NoRoomError, RlhfError, StorageError
 from rlhf_core.rollout.chat import ChatModel, ChatRequest
@@ -121,11 +121,7 @@ class ApiServer:
                 Route("/v1/feedback", self._feedback, methods=["POST"]),
             ],
             middleware=middleware,
-            exception_handlers={
-                ApiError: _say,
-                HTTPException: _say_http,
-                Exception: _say_fault,
-            },
+            exception_handlers=EXCEPTION_HANDLERS,
         )
 
     async def _health(self, request: Request) -> Response:
@@ -343,20 +339,3 @@ class _Stream:
         usage = {"usage": None} if self.with_usage else {}
         said = {"object": "chat.completion.chunk", "choices": choices, **usage, **more}
         return f"data: {json.dumps({**self.head, **said})}\n\n"
-
-
-def _answer(error: ApiError) -> Response:
-    return JSONResponse(error.body, status_code=error.status)
-
-
-async def _say(request: Request, error: Any) -> Response:
-    return _answer(error)
-
-
-async def _say_http(request: Request, error: Any) -> Response:
-    where = f"{request.method} {request.url.path}"
-    return _answer(ApiError(error.status_code, f"{where}: {error.detail}"))
-
-
-async def _say_fault(request: Request, error: Exception) -> Response:
-    return _answer(ApiError(500, "the server failed; its log says why"))

@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     """Key of the scorers that `policy.rewards` asks over HTTP; None sends none."""
     rlhf_serve_api_key: SecretStr | None = None
     """Key that clients of `rlhf serve` have to send; None asks for none."""
+    rlhf_label_secret: SecretStr | None = None
+    """What Label Studio's webhook has to bring to `rlhf label listen`; None asks for nothing."""
     label_studio_api_key: SecretStr | None = None
     """Token of Label Studio: a personal access token, or a legacy one."""
     omp_num_threads: str | None = None

@@ -54,6 +54,8 @@ class PullResult(Record):
     """Votes on those that came after."""
     ready: int
     """Pairs that have the votes and were in no version before this pull."""
+    needed: int = 1
+    """So many of them it takes before anything is published."""
     alpha: Estimate | None
     """Krippendorff's alpha over all votes."""
     judges: dict[str, Estimate] = Field(default_factory=dict)

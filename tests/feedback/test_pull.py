@@ -6,7 +6,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.feedback.ballots import Ballot, BallotBox
 from rlhf_core.schema import BatchResult, Comparison, DataVersion, Vote
 from rlhf_core.stages.labels import pull as label_pull
-from rlhf_core.stages.labels.pull import pull_labels
+from rlhf_core.stages.labels.pull import count_ready, pairs_needed, pull_labels
 from rlhf_core.stages.labels.push import push_labels
 from rlhf_core.storage.records import read_records
 from tests.feedback.conftest import make_collection
@@ -142,3 +142,31 @@ def test_votes_of_people_come_as_label_studio_has_them_now(collection, configure
         assert [(v.annotator, v.choice) for v in pair.votes] == [("1", side), ("2", side)]
         app.tasks[5]["annotations"].clear()
         assert pull_labels(config, "abc").pairs_by_votes == {0: 5, 2: 1}
+
+
+def test_nothing_is_published_before_the_share_that_was_asked_for_is_ready(
+    collection, configured, batches, tmp_path
+):
+    config = configured(SIMULATED)
+    vote(collection, "ann", p1="a", p2="b")
+    early = pull_labels(config, "abc", at_least=0.5)
+    assert (early.ready, early.needed, early.published, batches) == (2, 3, None, [])
+    output = tmp_path / "out.jsonl"
+    assert pull_labels(config, "abc", at_least=0.5, output=output).output is None
+    assert not output.exists()
+    assert count_ready(config, "abc") == (2, 6)
+
+    vote(collection, "ann", p3="tie")
+    assert pull_labels(config, "abc", at_least=0.5).published.version.version == "data-v1"
+    assert ids(batches[0]) == [1, 2, 3]
+    vote(collection, "ann", p4="a", p5="a")
+    assert pull_labels(config, "abc", at_least=0.5).published is None  # 2 new ones of 6
+    assert pull_labels(config, "abc").published.version.version == "data-v2"
+
+
+@pytest.mark.parametrize(
+    ("share", "pairs", "needed"),
+    [(0.55, 100, 55), (0.07, 100, 7), (0.9, 6, 6), (0.5, 5, 3), (1.0, 7, 7), (0.0, 9, 1)],
+)
+def test_a_share_is_what_people_write(share, pairs, needed):
+    assert pairs_needed(share, pairs) == needed

@@ -205,6 +205,40 @@ def test_the_three_commands_go_from_a_model_to_a_version(
     assert "nothing new to publish" in rlhf("label", "pull", "abc", config)
 
 
+def test_a_pull_that_comes_too_early_is_one_line_and_status_1(
+    asked, batches, with_feedback, tmp_path
+):
+    config = str(with_feedback({"kind": "file"}, votes_per_pair=1).file)
+    rlhf("collect", config)
+    votes = tmp_path / "votes.jsonl"
+    votes.write_text('{"pair": "abc-00001", "annotator": "ann", "winner": "a"}\n')
+    pull = ["label", "pull", "abc", config, "--votes", str(votes), "--at-least"]
+    early = CliRunner().invoke(app, [*pull, "0.5"])
+    assert early.exit_code == 1
+    assert early.stderr.splitlines()[-1] == (
+        "collection abc: 1 of 6 pairs have the votes they need (1) and are in no version yet; "
+        "3 are needed (--at-least 0.5); nothing was published"
+    )
+    assert not batches
+    assert isinstance(CliRunner().invoke(app, [*pull, "1.5"]).exception, ConfigError)
+    assert "data-v7" in rlhf(*pull, "0.1")
+
+
+def test_the_flow_waits_for_the_share_that_its_form_asks_for(asked, batches, sent, with_feedback):
+    settings = with_feedback({"kind": "file"}, votes_per_pair=1)
+    collect_flow(settings, CollectInputs())
+    folder = settings.config.feedback.output / "abc"
+    votes = settings.file.with_name("votes.jsonl")
+    votes.write_text('{"pair": "abc-00001", "annotator": "ann", "winner": "a"}\n')
+    with label_pull.exclusive(folder / label_pull.FOLDER):
+        label_pull.add_file_votes(folder, votes, label_pull.read_collection(folder)[1])
+    early = collect_flow(settings, CollectInputs(collection="abc", at_least=0.5))
+    assert "1 new pairs have the votes they need (1), 3 are needed" in early.next_step
+    assert not batches
+    assert collect_flow(settings, CollectInputs(collection="abc")).next_step is None
+    assert (len(batches), len(sent)) == (1, 1)
+
+
 def test_a_command_without_the_section_is_one_clear_line(stages, config_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["rlhf", "label", "push", "abc", str(config_path)])
     with pytest.raises(SystemExit) as stopped:

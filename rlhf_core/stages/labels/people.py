@@ -1,5 +1,6 @@
 """People vote in Label Studio: send pairs as tasks, fetch what was said about them."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from rlhf_core.adapters.label_studio import LabelStudio, open_label_studio
 from rlhf_core.config import FeedbackConfig, LabelStudioLabelerConfig
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.feedback.ballots import BallotBox
+from rlhf_core.feedback.collection import MANIFEST, Collection
 from rlhf_core.feedback.people import FORM, ID, ballots_of, task_of
 from rlhf_core.schema import Comparison, Record
 from rlhf_core.storage.records import atomic_file, read_record
+
+logger = logging.getLogger(__name__)
 
 SENT = "label_studio.json"
 _AT_ONCE = 500
@@ -84,6 +88,29 @@ def fetch_votes(
     place = f"Label Studio project {sent.project}"
     ballots = ballots_of(tasks, {pair.comparison_id: pair for pair in pairs}, place)
     BallotBox(folder, settings.kind).replace(ballots)
+
+
+def sent_collections(output: Path, settings: LabelStudioLabelerConfig) -> dict[str, int]:
+    """Return the collections that were sent to the server, each with its project's number.
+
+    Those of answers that an evaluation judged are left out: their votes are no data.
+
+    Args:
+        output: folder of all collections.
+        settings: the server, and the project where it is a fixed one.
+    """
+    found: dict[str, int] = {}
+    for path in sorted(output.glob(f"*/{SENT}")):
+        try:
+            sent = read_record(path, SentTasks)
+            about = read_record(path.with_name(MANIFEST), Collection)
+        except DataError as error:
+            logger.warning("collection_passed_over collection=%s: %s", path.parent.name, error)
+            continue
+        here = sent.url == settings.url.rstrip("/") and settings.project in (None, sent.project)
+        if here and about.evaluation is None:
+            found[path.parent.name] = sent.project
+    return found
 
 
 def _project(

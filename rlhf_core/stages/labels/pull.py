@@ -1,8 +1,10 @@
 """Bring votes back: pairs that have enough of them become part of a new dataset version."""
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from rlhf_core.adapters import dvc_versions, versioning
@@ -52,7 +54,7 @@ def pull_labels(
     *,
     output: Path | None = None,
     votes: Path | None = None,
-    at_least: int = 1,
+    at_least: float = 0.0,
     min_kept_fraction: float = 1.0,
 ) -> PullResult:
     """Publish the pairs of a collection that have enough votes by now, each once.
@@ -66,7 +68,7 @@ def pull_labels(
         reference: id or folder of the collection.
         output: write the batch to this file, in canonical form, and publish nothing.
         votes: file of votes to bring in instead of asking the label server.
-        at_least: publish nothing while fewer pairs are ready.
+        at_least: publish, or write, nothing while a smaller share of the pairs is ready.
         min_kept_fraction: as for ``publish``.
 
     Raises:
@@ -82,6 +84,11 @@ def pull_labels(
             f"{folder.name}: votes on the answers of an evaluation correct its judge and train "
             "nothing; leave --output out"
         )
+    if collection.evaluation is not None and at_least:
+        raise DataError(
+            f"{folder.name}: votes on the answers of an evaluation count at any number; leave "
+            "--at-least out"
+        )
     with exclusive(folder / PUBLISHED):
         if votes is not None:
             with exclusive(folder / FOLDER):
@@ -93,19 +100,53 @@ def pull_labels(
         recovered = None if output else _finish_interrupted(folder)
         labelled = _labelled(folder, pairs)
         before = _published(folder)
-        ready = [
-            pair
-            for pair in labelled
-            if pair.comparison_id not in before and len(pair.votes) >= feedback.votes_per_pair
-        ]
+        ready = _ready(labelled, before, feedback.votes_per_pair)
+        needed = pairs_needed(at_least, len(pairs))
         result = _measured(config, folder, labelled, before, len(ready))
+        result = result.model_copy(update={"needed": needed})
         if output is not None:
-            write_records(output, ready)
-            return result.model_copy(update={"output": output})
-        enough = len(ready) >= max(1, at_least)
+            if at_least == 0.0 or len(ready) >= needed:
+                write_records(output, ready)
+                result = result.model_copy(update={"output": output})
+            return result
+        enough = len(ready) >= needed
         published = _publish(folder, ready, min_kept_fraction) if enough else recovered
         last = last_version(folder)
     return result.model_copy(update={"published": published, "last_version": last})
+
+
+def count_ready(config: PipelineConfig, reference: str) -> tuple[int, int]:
+    """Ask the label server; return how many pairs a pull would publish now, and how many there are.
+
+    Args:
+        config: settings, with a ``feedback`` section.
+        reference: id or folder of the collection.
+
+    Raises:
+        DataError: there is no such collection, or it was not sent to the server.
+        LabelError: the label server does not answer.
+    """
+    feedback = config.feedback_settings()
+    folder = find_collection(reference, feedback.output)
+    pairs = read_collection(folder)[1]
+    with exclusive(folder / PUBLISHED):
+        if isinstance(feedback.labeler, LabelStudioLabelerConfig):
+            fetch_votes(folder, pairs, feedback.labeler)
+        before = _published(folder)
+        return len(_ready(_labelled(folder, pairs), before, feedback.votes_per_pair)), len(pairs)
+
+
+def pairs_needed(share: float, pairs: int) -> int:
+    """Return how many of the pairs are a share of them, as people write it; at least one.
+
+    0.55 of 100 are 55: as binary numbers they would be a little more, and so 56.
+    """
+    return max(1, math.ceil(Fraction(repr(share)) * pairs))
+
+
+def num_published(folder: Path) -> int:
+    """Return how many batches of a collection are part of a version."""
+    return len(list((folder / PUBLISHED).glob("*.json")))
 
 
 def last_version(folder: Path) -> str | None:
@@ -126,6 +167,14 @@ def _kept(
 def _labelled(folder: Path, pairs: Sequence[Comparison]) -> list[Comparison]:
     votes = all_votes(folder)
     return [pair.model_copy(update={"votes": votes.get(pair.comparison_id, ())}) for pair in pairs]
+
+
+def _ready(
+    labelled: Sequence[Comparison], before: Container[str], votes_per_pair: int
+) -> list[Comparison]:
+    """Return the pairs that have the votes they need and are in no version yet."""
+    new = (pair for pair in labelled if pair.comparison_id not in before)
+    return [pair for pair in new if len(pair.votes) >= votes_per_pair]
 
 
 def _published(folder: Path) -> dict[str, int]:
@@ -180,7 +229,7 @@ def _preferred(folder: Path, labelled: Sequence[Comparison]) -> dict[str, int]:
 
 def _publish(folder: Path, ready: Sequence[Comparison], min_kept_fraction: float) -> BatchResult:
     """Publish a batch; what it holds is on the disk before, so that a kill loses no account."""
-    number = len(list((folder / PUBLISHED).glob("*.json"))) + 1
+    number = num_published(folder) + 1
     batch = folder / PUBLISHED / f"{number:04d}.jsonl"
     write_records(batch, ready)
     result = publish(SourceConfig(path=batch.absolute()), min_kept_fraction=min_kept_fraction)
