@@ -1,9 +1,8 @@
 """Which runs nothing needs any more, and how their folders go: only what the pipeline wrote."""
 
 import logging
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,24 +13,33 @@ from rlhf_core.adapters.needed_runs import RegistryNeeds, registry_needs, tracke
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import CheckpointError, RlhfError
-from rlhf_core.feedback.collection import MANIFEST, Collection
-from rlhf_core.schema import Record, RunContext, StageName, StageResult
+from rlhf_core.schema import Record, RunContext, StageResult
 from rlhf_core.storage.records import read_record
-from rlhf_flows.engine.past_runs import RunSummary, flat_settings, list_runs
+from rlhf_flows.engine.named_runs import keep_inputs, keep_what_is_named
+from rlhf_flows.engine.past_runs import RunSummary, list_runs
+from rlhf_flows.engine.records import Rounds
 from rlhf_flows.engine.run_files import (
-    STAGES,
     delete_run,
     foreign_files,
     freed_bytes,
+    hold_run,
     own_files,
 )
 from rlhf_flows.engine.run_folder import named_after
-from rlhf_flows.engine.runs import CONFIG, MARK, is_worked_on, saved_result, settings_of_run
+from rlhf_flows.engine.runs import (
+    CONFIG,
+    MARK,
+    ROUNDS,
+    is_worked_on,
+    saved_result,
+    settings_of_run,
+)
 from rlhf_flows.servers.prefect_server import ask
 
 logger = logging.getLogger(__name__)
 
-_HEX = re.compile("[0-9a-f]{64}")
+_AT_ONCE = 50
+"""Runs that are held together: each takes a file for every stage."""
 
 
 class Rule(Record):
@@ -74,7 +82,11 @@ class Cleaning(Record):
 
 
 def look_for_old_runs(
-    runs: Path, rule: Rule, *, spared: Mapping[str, str] | None = None
+    runs: Path,
+    rule: Rule,
+    *,
+    spared: Mapping[str, str] | None = None,
+    held: Container[str] = (),
 ) -> Cleaning:
     """Say of every run in a folder whether anything needs it; nothing is changed.
 
@@ -82,6 +94,7 @@ def look_for_old_runs(
         runs: folder of all runs.
         rule: which runs may go.
         spared: runs that may not, each with the reason.
+        held: runs that the caller keeps everybody out of.
 
     Raises:
         RegistryError: MLflow does not answer, so that nobody knows what it needs.
@@ -98,11 +111,12 @@ def look_for_old_runs(
             *([spared[run.run_id]] if run.run_id in spared else ()),
             *needs.reasons.get(run.run_id, ()),
             *_own_reasons(run, context, needs, rule),
+            *(["a process is working on it"] if _is_taken(context, held) else ()),
             *(["Prefect has a flow run of it that has not ended"] if run.run_id in at_work else ()),
             *_of_rule(run, len(found) - place, rule),
         ]
-    _keep_what_is_named(why, contexts, needs)
-    _keep_inputs(why, contexts, needs)
+    keep_what_is_named(why, contexts, needs)
+    keep_inputs(why, contexts, needs)
     for run_id, reasons in why.items():
         reasons += [] if reasons else _untracked(run_id, contexts[run_id])
     return Cleaning(
@@ -116,35 +130,46 @@ def delete_old_runs(
 ) -> Cleaning:
     """Delete the runs that may go, by what was seen and still now; say what was freed.
 
-    The newest goes first: one that somebody has taken up meanwhile keeps what it was made from.
+    Whether they may go is looked up again while everybody is kept out of them: one that somebody
+    has taken up, or that an alias has been moved to, stays, and keeps what it was made from. The
+    newest goes first.
 
     Raises:
         RegistryError: MLflow does not answer.
         OrchestrationError: Prefect does not.
         StorageError: a folder takes no changes.
     """
-    now = look_for_old_runs(seen.directory, rule, spared=spared)
-    chosen = {run.run_id for run in seen.safe}
-    done: list[OldRun] = []
+    found = {run.run_id: run for run in seen.runs}
     spared = dict(spared or {})
-    left = list(now.runs)
+    left = [run.run_id for run in seen.safe]
     while left:
-        run = left.pop()
-        if run.run_id not in chosen or run.kept_because:
-            done.insert(0, run)
-            continue
-        try:
-            foreign = delete_run(_context(seen.directory, run.run_id))
-        except CheckpointError as error:
-            spared[run.run_id] = str(error)
-            done.insert(0, run.model_copy(update={"kept_because": (str(error),)}))
-            again = look_for_old_runs(seen.directory, rule, spared=spared).runs
-            before = {each.run_id for each in left}
-            left = [each for each in again if each.run_id in before]
-            continue
-        done.insert(0, run.model_copy(update={"deleted": True, "left": foreign}))
-        logger.info("run_deleted run=%s freed_bytes=%d", run.run_id, run.freed_bytes)
-    return now.model_copy(update={"runs": tuple(done)})
+        left, group = left[:-_AT_ONCE], left[-_AT_ONCE:]
+        with ExitStack() as locks:
+            held = set()
+            for run_id in group:
+                try:
+                    locks.enter_context(hold_run(_context(seen.directory, run_id)))
+                    held.add(run_id)
+                except CheckpointError as error:
+                    spared[run_id] = str(error)
+                    kept = {"kept_because": (str(error),)}
+                    found[run_id] = found[run_id].model_copy(update=kept)
+            now = look_for_old_runs(seen.directory, rule, spared=spared, held=held)
+            found |= {run.run_id: run for run in now.runs}
+            for run in reversed(now.safe):
+                if run.run_id in held:
+                    found[run.run_id] = _delete(run, seen.directory)
+    return seen.model_copy(update={"runs": tuple(sorted(found.values(), key=_order))})
+
+
+def _order(run: OldRun) -> tuple[datetime, str]:
+    return run.started, run.run_id
+
+
+def _delete(run: OldRun, runs: Path) -> OldRun:
+    foreign = delete_run(_context(runs, run.run_id))
+    logger.info("run_deleted run=%s freed_bytes=%d", run.run_id, run.freed_bytes)
+    return run.model_copy(update={"deleted": True, "left": foreign})
 
 
 def runs_in_prefect() -> set[str]:
@@ -176,6 +201,11 @@ def runs_in_prefect() -> set[str]:
             return found
 
 
+def _is_taken(context: RunContext, held: Container[str]) -> bool:
+    """Whether another process works on a run."""
+    return context.run_id not in held and is_worked_on(context)
+
+
 def _context(runs: Path, run_id: str) -> RunContext:
     return RunContext(run_id=run_id, directory=runs.absolute() / run_id)
 
@@ -186,13 +216,12 @@ def _own_reasons(
     """Yield what the run's own folder says."""
     if context.directory.is_symlink():
         yield "its folder is a link"
-    if is_worked_on(context):
-        yield "a process is working on it"
     if (context.directory / MARK).exists():
         return
     if run.verdict == "damaged":
         yield f"damaged, so that nobody knows what it needs: {run.reason}"
         return
+    yield from _of_rounds(context, rule)
     if run.verdict == "unfinished" and not rule.unfinished:
         yield "unfinished: go on with it by --run-id, or give --unfinished"
     evaluated = saved_result(context, "evaluate", StageResult)
@@ -201,6 +230,22 @@ def _own_reasons(
         uri = evaluated.model.uri
         if uri not in needs.refused:
             yield f"{uri} passed its gates and waits for its promotion: rlhf promote {uri}"
+
+
+def _of_rounds(context: RunContext, rule: Rule) -> Iterator[str]:
+    """Yield why the first run of `rlhf rounds` is needed: all that is known of them lies there."""
+    path = context.directory / ROUNDS
+    if not path.exists():
+        return
+    try:
+        rounds = read_record(path, Rounds)
+    except RlhfError:
+        yield f"{ROUNDS} is damaged, so that nobody knows whether its rounds have ended"
+        return
+    if rounds.awaits is not None:
+        yield f"its rounds wait for labels: rlhf rounds CONFIG --run-id {context.run_id} goes on"
+    elif rounds.rounds and rounds.rounds[-1].verdict is None and not rule.unfinished:
+        yield "its rounds were stopped: go on with them by --run-id, or give --unfinished"
 
 
 def _of_rule(run: RunSummary, place: int, rule: Rule) -> Iterator[str]:
@@ -214,97 +259,6 @@ def _of_rule(run: RunSummary, place: int, rule: Rule) -> Iterator[str]:
 def _days(age: timedelta) -> str:
     days, hours = age.days, age.seconds // 3600
     return f"{days} day{'s' * (days != 1)}" if days else f"{hours} hour{'s' * (hours != 1)}"
-
-
-def _keep_what_is_named(
-    why: dict[str, list[str]], contexts: Mapping[str, RunContext], needs: RegistryNeeds
-) -> None:
-    """Keep what settings files and collections of this folder name."""
-    for path in (*sorted(Path().glob("*.yaml")), *sorted(Path("configs").glob("*.yaml"))):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            continue
-        words = set(re.findall(r"models:/[\w.-]+/\d+", text))
-        named = {needs.run_of[uri] for uri in words if uri in needs.run_of}
-        for run, context in contexts.items():
-            place = re.escape(f"{context.directory.parent.name}/{run}")
-            named |= {run} if re.search(rf"{place}(?![\w-])", text) else set()
-        for run in sorted(named & set(why)):
-            why[run].append(f"{path} names it")
-    outputs = {Path("data/collected"), *(_collected(context) for context in contexts.values())}
-    for path in sorted(path for output in outputs for path in output.glob(f"*/{MANIFEST}")):
-        try:
-            about = read_record(path, Collection).evaluation
-        except RlhfError:
-            continue
-        if about and about.run_id in why:
-            why[about.run_id].append(f"people are asked about its answers: {path.parent}")
-
-
-def _collected(context: RunContext) -> Path:
-    try:
-        feedback = settings_of_run(context).feedback
-    except RlhfError:
-        feedback = None
-    return Path("data/collected") if feedback is None else feedback.output
-
-
-def _keep_inputs(
-    why: dict[str, list[str]], contexts: Mapping[str, RunContext], needs: RegistryNeeds
-) -> None:
-    """Keep the runs that kept ones were made from, and so on down."""
-    made = {run: set(_made(context)) for run, context in contexts.items()}
-    open_ = [run for run, reasons in why.items() if reasons]
-    while open_:
-        run = open_.pop()
-        read = set(_read(contexts[run])) - made[run]
-        named = _named_by(contexts[run])
-        for other, context in contexts.items():
-            folder = f"{context.directory}/"
-            used = (
-                other in needs.made_from.get(run, ())
-                or bool(read & made[other])
-                or any(f"{os.path.abspath(name)}/".startswith(folder) for name in named)
-                or any(needs.run_of.get(name) == other for name in named)
-            )
-            if other != run and used:
-                if not why[other]:
-                    open_.append(other)
-                if (reason := f"run {run} was made from it") not in why[other]:
-                    why[other].append(reason)
-
-
-def _made(context: RunContext) -> Iterator[str]:
-    """Yield the digests of the models that a run made itself."""
-    for stage in STAGES:
-        try:
-            result = None if stage in ("prepare", "promote") else _result(context, stage)
-        except RlhfError:
-            continue
-        if result and result.model.path.is_relative_to(context.stage_directory(stage)):
-            yield result.model.sha256
-
-
-def _result(context: RunContext, stage: StageName) -> StageResult | None:
-    return saved_result(context, stage, StageResult)
-
-
-def _read(context: RunContext) -> Iterator[str]:
-    """Yield the digests of what the stages of a run read."""
-    for path in context.directory.glob("*/inputs.json"):
-        yield from _HEX.findall(path.read_text(encoding="utf-8", errors="replace"))
-
-
-def _named_by(context: RunContext) -> set[str]:
-    """Return what may be a path or a model in the settings of a run."""
-    try:
-        config: PipelineConfig = settings_of_run(context)
-    except RlhfError:
-        return set()
-    texts = flat_settings(config.model_dump(mode="json")).values()
-    words = {word for text in texts for word in re.findall(r"[^\s'\",()\[\]]+", text)}
-    return {word for word in words if "/" in word}
 
 
 def _untracked(run_id: str, context: RunContext) -> list[str]:

@@ -1,8 +1,8 @@
 """The files of a run's folder: which of them the pipeline wrote, what they take, how they go."""
 
 import os
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import get_args
@@ -18,7 +18,6 @@ from rlhf_flows.engine.runs import (
     RESULT,
     ROUNDS,
     ROUNDS_PICTURE,
-    hold_stage,
     is_worked_on,
 )
 
@@ -113,20 +112,33 @@ def _is_one_of(path: Path, patterns: Iterable[str]) -> bool:
     return False
 
 
-def delete_run(context: RunContext) -> tuple[Path, ...]:
-    """Delete what is ours of a run's folder, results first, settings last; return what stays.
+@contextmanager
+def hold_run(context: RunContext) -> Iterator[None]:
+    """Keep every process out of a run and of each of its stages, for as long as the block lasts.
 
     Raises:
         CheckpointError: a process works on the run.
     """
     directory = context.directory
     busy = CheckpointError("a process is working on it")
-    with ExitStack() as locks, writing(directory):
+    if not directory.is_dir():
+        raise CheckpointError("it is gone")
+    with ExitStack() as locks:
         locks.enter_context(locked(directory / CLEANING, busy=busy))
         if is_worked_on(context):
             raise busy
         for stage in STAGES:
-            locks.enter_context(hold_stage(context, stage))
+            locks.enter_context(locked(directory / f".{stage}.lock", busy=busy))
+        yield
+
+
+def delete_run(context: RunContext) -> tuple[Path, ...]:
+    """Delete what is ours of a run's folder, results first, settings last; return what stays.
+
+    The caller holds the run.
+    """
+    directory = context.directory
+    with writing(directory):
         (directory / MARK).touch()
         own = own_files(directory)
         last = [path for path in own if path.parent == directory]

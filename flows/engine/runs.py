@@ -189,6 +189,8 @@ def in_use(context: RunContext) -> Iterator[None]:
         try:
             if is_held(context.directory / CLEANING):
                 raise CheckpointError(f"run {context.run_id} is being deleted; start a new one")
+            if not (context.directory / CONFIG).exists():
+                raise CheckpointError(f"run {context.run_id} was deleted; start a new one")
             yield
         finally:
             _IN_USE.discard(path)

@@ -4,6 +4,7 @@ import yaml
 from rlhf_flows.engine.local import in_this_process
 from rlhf_flows.engine.run_settings import RunSettings
 from tests.flows.fakes import FakeStages
+from tests.flows.finished import Folder
 from tests.flows.mortal import Mortal
 from tests.flows.tiny import STAGES, Workplace
 
@@ -93,3 +94,9 @@ def with_feedback(config_path, tmp_path):
         return RunSettings(file=config_path)
 
     return make
+
+
+@pytest.fixture
+def folder(settings, tmp_path, mlflow_home, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Folder(settings.config.model_copy(update={"runs": tmp_path / "runs"}))

@@ -1,19 +1,15 @@
 """Runs that nothing needs are deleted; whatever anything still needs stays, with the reason."""
 
 import json
-import os
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.releases import Plan, Release, record_move
 from rlhf_core.config import RetentionConfig
 from rlhf_core.errors import CheckpointError, RegistryError
-from rlhf_core.schema import EvaluationReport, ModelRef, PromotionDecision, StageResult
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.commands.cli import app
 from rlhf_flows.engine import old_runs
@@ -27,61 +23,6 @@ from rlhf_flows.engine.old_runs import (
 from rlhf_flows.engine.runs import hold_stage, in_use, open_run, run_once
 
 CLEAN = ["runs", "clean"]
-
-
-class Folder:
-    """Runs as stages leave them, and what MLflow has of them."""
-
-    def __init__(self, config):
-        self.config = config
-        self.client = mlflow_client()
-
-    def run(
-        self, name, verdict="REJECT", *, days_old=0, stage="evaluate", reads="", sha="", **more
-    ):
-        """Make a run whose ``stage`` ended; the policy's version is ``rlhf-policy`` of its tags."""
-        context = open_run(self.config.model_copy(update=more), name)
-        model = context.stage_directory(stage) / "model"
-        version = self.version("rlhf-policy", name)
-        ref = ModelRef(
-            name="rlhf-policy",
-            version=version,
-            uri=f"models:/rlhf-policy/{version}",
-            path=model,
-            sha256=sha or f"{int(version):064x}",
-            kind="causal",
-            run_id="r",
-        )
-        told = {"stage": stage, "model": ref}
-        result = StageResult(
-            **told,
-            report=EvaluationReport(**told, metrics={}),
-            decision=PromotionDecision(**told, verdict=verdict, results=(), reasons=()),
-            seconds=1,
-            tracking_url="",
-        )
-        run_once(context, stage, {"sft": reads}, lambda: result, record=StageResult)
-        model.mkdir()
-        (model / "model.safetensors").write_bytes(os.urandom(50_000))
-        at = time.time() - days_old * 86_400
-        os.utime(context.directory / "config.json", (at, at))
-        return context
-
-    def version(self, name, run, **tags):
-        if not self.client.search_registered_models(f"name = '{name}'"):
-            self.client.create_registered_model(name)
-        tags = {"rlhf.run_id": run, **{f"rlhf.{key}": text for key, text in tags.items()}}
-        return str(self.client.create_model_version(name, "/nowhere", tags=tags).version)
-
-    def why(self, name, **rule):
-        found = look_for_old_runs(self.config.runs, Rule(**rule))
-        return "; ".join(next(run for run in found.runs if run.run_id == name).kept_because)
-
-
-@pytest.fixture
-def folder(settings, tmp_path, mlflow_home, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return Folder(settings.config.model_copy(update={"runs": tmp_path / "runs"}))
 
 
 def test_nothing_goes_unless_asked_and_then_only_what_is_ours(folder, monkeypatch):
@@ -174,14 +115,56 @@ def test_what_somebody_works_on_stays(folder):
     assert folder.why("one") == ""
 
 
-def test_a_run_that_is_taken_up_while_it_is_asked_about_stays(folder, monkeypatch):
+def test_a_run_that_is_taken_up_while_it_is_asked_about_stays(folder):
     run = folder.run("one")
     seen = look_for_old_runs(folder.config.runs, Rule())
     with in_use(run):
-        monkeypatch.setattr(old_runs, "is_worked_on", lambda context: False)
         (told,) = delete_old_runs(seen, Rule()).runs
     assert told.kept_because == ("a process is working on it",)
     assert (run.stage_directory("evaluate") / "result.json").exists()
+
+
+def test_nobody_can_take_up_a_run_from_the_last_look_at_it_on(folder, monkeypatch):
+    """An alias that moved after the look, or a stage that began, would find its files gone."""
+    run = folder.run("one")
+    seen = look_for_old_runs(folder.config.runs, Rule())
+    looking = old_runs.registry_needs
+
+    def look():
+        with pytest.raises(CheckpointError, match="is being deleted"), in_use(run):
+            pass
+        with pytest.raises(CheckpointError, match="another process"), hold_stage(run, "policy"):
+            pass
+        return looking()
+
+    monkeypatch.setattr(old_runs, "registry_needs", look)
+    (told,) = delete_old_runs(seen, Rule()).runs
+    assert told.deleted
+    with pytest.raises(CheckpointError, match="was deleted; start a new one"), in_use(run):
+        pass
+
+
+def test_an_alias_that_moves_after_the_list_was_shown_keeps_its_run(folder):
+    folder.run("one")
+    seen = look_for_old_runs(folder.config.runs, Rule())
+    folder.client.set_registered_model_alias("rlhf-policy", "champion", "1")
+    (told,) = delete_old_runs(seen, Rule()).runs
+    assert told.kept_because == ("aliases stand at its models: rlhf-policy@champion",)
+    assert not told.deleted
+
+
+def test_more_runs_than_are_held_at_once_go_newest_first(folder, monkeypatch):
+    monkeypatch.setattr(old_runs, "_AT_ONCE", 2)
+    for number in range(5):
+        folder.run(f"run-{number}", days_old=5 - number)
+    gone, deleting = [], old_runs.delete_run
+    monkeypatch.setattr(
+        old_runs, "delete_run", lambda run: (gone.append(run.run_id), deleting(run))[1]
+    )
+    seen = look_for_old_runs(folder.config.runs, Rule(keep_last=1))
+    done = delete_old_runs(seen, Rule(keep_last=1)).runs
+    assert gone == ["run-3", "run-2", "run-1", "run-0"]
+    assert [run.run_id for run in done if not run.deleted] == ["run-4"]
 
 
 def test_a_run_that_is_being_deleted_is_not_gone_on_with(folder):
@@ -203,56 +186,16 @@ def test_what_a_kill_left_of_a_deletion_is_deleted(folder):
     assert folder.why("one") == ""
 
 
-def test_a_run_that_is_taken_up_keeps_what_it_was_made_from(folder, monkeypatch):
+def test_a_run_that_is_taken_up_keeps_what_it_was_made_from(folder):
     one, two = folder.run("one", sha="a" * 64), folder.run("two", reads="a" * 64)
     seen = look_for_old_runs(folder.config.runs, Rule())
     assert len(seen.safe) == 2
-    deleting = old_runs.delete_run
-
-    def taken_up(context):
-        if context.run_id == "two":
-            raise CheckpointError("a process is working on it")
-        return deleting(context)
-
-    monkeypatch.setattr(old_runs, "delete_run", taken_up)
-    done = {run.run_id: run for run in delete_old_runs(seen, Rule()).runs}
+    with in_use(two):
+        done = {run.run_id: run for run in delete_old_runs(seen, Rule()).runs}
     assert done["two"].kept_because == ("a process is working on it",)
     assert done["one"].kept_because == ("run two was made from it",)
     assert one.directory.exists()
     assert two.directory.exists()
-
-
-@pytest.mark.parametrize("how", ["digest", "registry", "folder in settings", "settings file"])
-def test_runs_that_another_one_was_made_from_stay(folder, how):
-    one = folder.run("one", sha="a" * 64)
-    folder.run("unneeded", sha="b" * 64)
-    more = {}
-    if how == "folder in settings":
-        base = str(one.stage_directory("evaluate") / "model")
-        more = {"model": folder.config.model.model_copy(update={"base": base})}
-    folder.run("two", reads="a" * 64 if how == "digest" else "", **more)
-    folder.client.set_registered_model_alias("rlhf-policy", "champion", "3")
-    if how == "registry":
-        folder.version("rlhf-sft", "two", **{"upstream.sft": "models:/rlhf-policy/1"})
-    if how == "settings file":
-        Path("mine.yaml").write_text("model: {base: runs/one/evaluate/model}")
-        assert folder.why("one") == "mine.yaml names it"
-    else:
-        assert folder.why("one") == "run two was made from it"
-    assert folder.why("unneeded") == ""
-
-
-def test_runs_of_a_chain_that_nothing_needs_go_together(folder):
-    folder.run("one", sha="a" * 64)
-    folder.run("two", reads="a" * 64)
-    assert (folder.why("one"), folder.why("two")) == ("", "")
-
-
-def test_the_same_weights_made_again_need_no_other_run(folder):
-    folder.run("one", sha="a" * 64)
-    folder.run("two", reads="a" * 64, sha="a" * 64)
-    folder.client.set_registered_model_alias("rlhf-policy", "champion", "2")
-    assert folder.why("one") == ""
 
 
 def test_unfinished_and_damaged_runs(folder):

@@ -9,7 +9,7 @@ from rlhf_core.errors import CheckpointError, ConfigError
 from rlhf_core.feedback.ballots import BallotBox
 from rlhf_core.stages.selection import ANSWERS
 from rlhf_core.trainers.checkpoint import KeptWeights
-from rlhf_flows.engine.run_files import delete_run, foreign_files
+from rlhf_flows.engine.run_files import delete_run, foreign_files, hold_run
 from rlhf_flows.engine.runs import in_use, is_worked_on, open_run, settings_of_run
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
@@ -78,7 +78,8 @@ def test_nobody_takes_up_a_run_whose_settings_are_not_gone_yet(run, monkeypatch)
         unlink(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", look)
-    delete_run(run)
+    with hold_run(run):
+        delete_run(run)
     assert seen
     assert not run.directory.exists()
 
