@@ -77,7 +77,8 @@ def interval_plot(title: str, rows: Mapping[str, Mapping[str, Estimate]], *, neu
     # A dollar in a tag begins no formula.
     axes.set_yticks(range(len(rows)), labels=[_cut(label) for label in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_title(title)
+    # Over the whole picture: long labels leave the axes less room than a title takes.
+    figure.suptitle(title, color=INK, fontsize=9.5, fontweight="bold")
     if len(series) > 1:
         figure.legend(
             *axes.get_legend_handles_labels(), loc="outside lower right", ncols=4, **LEGEND
@@ -92,7 +93,7 @@ def checkpoint_plot(title: str, choice: CheckpointChoice) -> str:
         kl = "" if score.kl is None else f", KL {score.kl.value:.2f}"
         offered = ", offered" if score.step == choice.step else ""
         rows[f"{score.step}{kl}{offered}"] = {"win rate": score.win_rate}
-    about = f"{title}, win rate over SFT on {choice.num_prompts} prompts set apart"
+    about = f"{title}, win rate over SFT, {choice.num_prompts} prompts"
     return interval_plot(about, rows, neutral=0.5)
 
 

@@ -80,6 +80,18 @@ class ShownSuite:
     """Without ``suite/NAME/``."""
     answers: Sequence[SuiteAnswer]
     """Those that changed first."""
+    baseline: str
+    """``champion`` or ``SFT``: with whose answers they are compared."""
+
+    @property
+    def changed(self) -> list[SuiteAnswer]:
+        """Answers that are worth more or less than the baseline's."""
+        return [answer for answer in self.answers if answer.change]
+
+    @property
+    def unchanged(self) -> list[SuiteAnswer]:
+        """The others of ``answers``."""
+        return [answer for answer in self.answers if not answer.change]
 
 
 @dataclass(frozen=True)
@@ -123,18 +135,33 @@ class Page:
     @property
     def accuracies(self) -> dict[str, list[Estimate | None]]:
         """Slice to the accuracy of ``scorers`` over its pairs, all pairs and the ceiling first."""
-        reports = [result.report for result in self.scorers]
-        rows = {
-            "all pairs": [one.metrics.get(f"{one.stage}/heldout_accuracy") for one in reports],
+        ceiling = {
             "what the annotators' disagreement allows": [
-                one.metrics.get(f"{one.stage}/{CEILING}") for one in reports
-            ],
-        }
-        for name in dict.fromkeys(name for one in reports for name in one.breakdown):
-            rows[name] = [
-                one.breakdown.get(name, {}).get(f"{one.stage}/heldout_accuracy") for one in reports
+                one.report.metrics.get(f"{one.stage}/{CEILING}") for one in self.scorers
             ]
+        }
+        pairs, slices = self._by_slice("heldout_accuracy")
+        rows = {"all pairs": pairs} | ceiling | slices
         return {name: row for name, row in rows.items() if any(row)}
+
+    @property
+    def best_of_k(self) -> dict[str, list[Estimate | None]]:
+        """Subset to how often ``scorers`` find the right answer out of several, all rows first."""
+        rows, subsets = self._by_slice("best_of_k_accuracy")
+        return {"all rows": rows} | subsets if any(rows) else {}
+
+    def _by_slice(
+        self, quantity: str
+    ) -> tuple[list[Estimate | None], dict[str, list[Estimate | None]]]:
+        """One quantity of each of ``scorers``: over all, and slice by slice."""
+        reports = [(one.stage, one.report) for one in self.scorers]
+        names = dict.fromkeys(name for _, one in reports for name in one.breakdown)
+        slices = {
+            name: [one.breakdown.get(name, {}).get(f"{stage}/{quantity}") for stage, one in reports]
+            for name in names
+        }
+        whole = [one.metrics.get(f"{stage}/{quantity}") for stage, one in reports]
+        return whole, {name: row for name, row in slices.items() if any(row)}
 
     @property
     def scorers(self) -> list[StageResult]:
@@ -341,6 +368,7 @@ def shown_suites(results: Sequence[StageResult]) -> list[ShownSuite]:
             answers=tuple(read_records(record.answers, SuiteAnswer)[:NUM_SUITE_ANSWERS])
             if record.answers.is_file()
             else (),
+            baseline="champion" if record.baseline == result.report.champion else "SFT",
         )
         for result in results
         for name, record in result.report.suites.items()

@@ -9,6 +9,7 @@ from rlhf_core.evaluation.plots import curve_plot, frontier_plot, interval_plot,
 from rlhf_core.evaluation.report import (
     Page,
     Sample,
+    ShownSuite,
     duration,
     gate_rows,
     interval,
@@ -16,8 +17,9 @@ from rlhf_core.evaluation.report import (
     place,
     render_page,
 )
+from rlhf_core.evaluation.suites import SuiteAnswer
 from rlhf_core.schema import Estimate, EvaluationReport, Message, ModelRef, StageResult
-from rlhf_core.schema.results import Look, PeopleVotes
+from rlhf_core.schema.results import Look, PeopleVotes, SuiteRecord
 
 MODEL = ModelRef(
     name="rlhf-policy", version="7", uri="models:/rlhf-policy/7", path=Path("m"), sha256="s",
@@ -42,6 +44,37 @@ def finished(gates, **metrics):
     )  # fmt: skip
 
 
+def scorer(stage, breakdown, **metrics):
+    """A judge or reward model that was measured, over all and by slice."""
+    report = EvaluationReport(
+        stage=stage,
+        model=MODEL,
+        metrics={f"{stage}/{name}": estimate(*numbers) for name, numbers in metrics.items()},
+        breakdown={
+            name: {f"{stage}/{quantity}": estimate(*numbers)}
+            for name, (quantity, numbers) in breakdown.items()
+        },
+        units="best_of_k_accuracy on choices.jsonl: 40 of 40 rows, chance 0.25",
+    )
+    return StageResult(
+        stage=stage, model=MODEL, report=report, decision=decide((), report), seconds=75.0,
+        tracking_url="http://mlflow/#/run",
+    )  # fmt: skip
+
+
+SCORERS = tuple(
+    scorer(
+        stage,
+        {
+            "length_difference=middle": ("heldout_accuracy", (0.71, 0.6, 0.8)),
+            "subset=maths": ("best_of_k_accuracy", (0.41, 0.3, 0.5)),
+        },
+        heldout_accuracy=(0.72, 0.6, 0.8),
+        noise_ceiling=(0.9, 0.88, 0.92),
+        best_of_k_accuracy=(0.44, 0.3, 0.5),
+    )
+    for stage in ("reward", "judge")
+)
 GATES = (GateConfig(metric="policy/win_rate", at_least=0.6),)
 
 
@@ -72,6 +105,39 @@ def test_the_page_says_what_was_decided_and_why():
     assert "even the upper bound is below 0.6" in html
     assert "win rate over SFT, by the judge" in html
     assert "it flatters the user" in html
+
+
+def test_accuracies_stand_beside_the_ceiling_and_best_of_k_by_subset():
+    shown = page(results=(*SCORERS, finished(GATES, win_rate=(0.7, 0.65, 0.75))))
+    assert list(shown.accuracies) == [
+        "all pairs", "what the annotators' disagreement allows", "length_difference=middle",
+    ]  # fmt: skip
+    assert {name: [one.value for one in row] for name, row in shown.best_of_k.items()} == {
+        "all rows": [0.44, 0.44], "subset=maths": [0.41, 0.41],
+    }  # fmt: skip
+    html = render_page(shown)
+    assert "one right answer among several" in html
+    assert "chance 0.25" in html
+    assert "one right answer among several" not in render_page(page())
+
+
+def test_answers_of_a_suite_that_changed_stand_open_and_the_others_closed():
+    rows = [
+        SuiteAnswer(
+            item=str(number), prompt=(Message(role="user", content="When?"),), candidate="a",
+            baseline="b", candidate_score=score, baseline_score=1.0,
+        )
+        for number, score in enumerate((0.0, 1.0, 1.0))
+    ]  # fmt: skip
+    record = SuiteRecord(
+        source="town.jsonl", sha256="s", baseline="models:/p/1", baseline_score=1.0, lost=1,
+        gained=0, answers=Path("a"),
+    )  # fmt: skip
+    suite = ShownSuite("town", record, {}, rows, baseline="champion")
+    html = " ".join(render_page(page(suites=(suite,))).split())
+    assert "<details open><summary>town: answers that changed (1)</summary>" in html
+    assert "<details><summary>town: answers that pass or fail as before (2)</summary>" in html
+    assert "<b>champion 1</b>" in html
 
 
 def test_the_page_says_which_look_it_was_and_whose_votes_count():
