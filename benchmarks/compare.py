@@ -4,7 +4,8 @@
 
 STAGE is sft, reward or dpo. Each setting starts the peer and ours, warms them up with two steps,
 whose losses must agree to 1e-5, then takes steps A B A B. Seconds are processor seconds of one
-thread: other work on the machine changes wall time by much more than it changes these.
+thread: other work on the machine changes wall time by much more than it changes these. Settings of
+two threads compare the wall's seconds and want a quiet machine.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def compare(stage: str, setting: Setting, peer: Path, rounds: int) -> dict[str, 
             for options in setting.ours.values()
         ]
         turns = Turns(peer, ("peer.py", "ours.py"), stage, folder)
-        with turns.start(setting.peer, list(setting.ours.values())):
+        with turns.start(setting.peer, list(setting.ours.values()), setting.threads):
             theirs, *warm = turns.take(WARM_UP)
             gaps = [_loss_gap(theirs, answers) for answers in warm]
             if setting.same_numbers and max(gaps) > LOSS_TOLERANCE:
@@ -54,9 +55,10 @@ def compare(stage: str, setting: Setting, peer: Path, rounds: int) -> dict[str, 
     found = {}
     for name, answers, gap, least in zip(setting.ours, ours, gaps, flops, strict=True):
         found[name] = {
-            **ratio_and_memory(theirs, answers),
+            **ratio_and_memory(theirs, answers, "cpu" if setting.threads == 1 else "wall"),
             "tokens_per_second": answers[0]["tokens"] / median(answers, "cpu"),
             "over_floor": median(answers, "cpu") * rate / least,
+            "threads": setting.threads,
             "loss_gap": gap,
         }
     return found
@@ -71,10 +73,15 @@ def median(answers: list[Answer], name: str) -> float:
     return statistics.median(answer[name] for answer in answers)
 
 
-def ratio_and_memory(theirs: list[Answer], ours: list[Answer]) -> dict[str, object]:
-    """Return what every comparison states: ratios of each round, seconds, peak memory, load."""
+def ratio_and_memory(
+    theirs: list[Answer], ours: list[Answer], clock: str = "cpu"
+) -> dict[str, object]:
+    """Return what every comparison states: ratios of each round, seconds, peak memory, load.
+
+    ``clock`` is what the ratios are of: ``cpu`` for processor seconds, ``wall`` for the wall's.
+    """
     return {
-        "ratios": [a["cpu"] / b["cpu"] for a, b in zip(theirs, ours, strict=True)],
+        "ratios": [a[clock] / b[clock] for a, b in zip(theirs, ours, strict=True)],
         "wall_ratio": median(theirs, "wall") / median(ours, "wall"),
         "peer_seconds": median(theirs, "cpu"),
         "our_seconds": median(ours, "cpu"),

@@ -11,7 +11,7 @@ import worker
 from work import BETA2, DPO_BETA, LEARNING_RATE, MAX_GRAD_NORM, read_rows
 
 sys.stdout = sys.stderr
-torch.set_num_threads(1)
+worker.take_threads()
 
 from rlhf_core.config import ComputeConfig, DpoConfig, OptimizerConfig  # noqa: E402
 from rlhf_core.models import load_causal, load_scalar, prepare_training  # noqa: E402

@@ -22,7 +22,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 from work import BETA2, DPO_BETA, LEARNING_RATE, MAX_GRAD_NORM, read_rows
 
 sys.stdout = sys.stderr
-torch.set_num_threads(1)
+worker.take_threads()
 
 
 class Pretokenized(DPOTrainer):

@@ -9,7 +9,6 @@ iterations A B A B. Each side samples for itself, so a pair of iterations is onl
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 from compare import chosen, median, ratio_and_memory
 from ppo_work import EPOCHS, LEARNING_RATE, MINIBATCHES, floor, write_replay, write_work
 from results import keep
-from sides import ENVIRONMENT, HERE, Answer, Turns
+from sides import HERE, Answer, Turns, environment
 from work import Size
 
 PEER = HERE.parent / ".peer-ppo" / "bin" / "python"
@@ -113,7 +112,7 @@ def _answer(python: Path, script: str, options: dict[str, object], folder: Path)
         [str(python), str(HERE / script), "replay", str(folder), json.dumps(options)],
         capture_output=True,
         text=True,
-        env={**os.environ, **ENVIRONMENT},
+        env=environment(),
     )
     if run.returncode:
         raise SystemExit(run.stderr[-3_000:])

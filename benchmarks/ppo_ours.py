@@ -26,7 +26,7 @@ from work import BETA2, EOS, MAX_GRAD_NORM
 
 sys.stdout = sys.stderr
 OPTIONS = json.loads(sys.argv[3])
-torch.set_num_threads(OPTIONS.pop("threads", 1))
+worker.take_threads()
 
 from rlhf_core.config import OptimizerConfig, PpoConfig  # noqa: E402
 from rlhf_core.functional.advantages import (  # noqa: E402

@@ -35,7 +35,10 @@ COMMANDS = {
 def keep(section: str, row: str, values: Values) -> None:
     """Replace one row of a section, say what it is, and write the page again."""
     found = read()
-    found.setdefault(section, {"rows": {}})["rows"][row] = {**values, "machine": machine()}
+    found.setdefault(section, {"rows": {}})["rows"][row] = {
+        **values,
+        "machine": machine(values.get("threads", 1)),
+    }
     PATH.write_text(json.dumps(found, indent=1) + "\n")
     print(row, json.dumps(values), flush=True)
     write_page(found)

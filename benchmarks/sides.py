@@ -12,21 +12,31 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 Answer = dict[str, float]
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-}
-"""Of every side: one thread, nothing fetched."""
+
+
+def environment(threads: int = 1) -> dict[str, str]:
+    """Return the environment of a side: so many threads, nothing fetched."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }
 
 
 class Side:
     """One process that answers."""
 
     def __init__(
-        self, python: Path, script: str, stage: str, folder: Path, options: dict[str, object]
+        self,
+        python: Path,
+        script: str,
+        stage: str,
+        folder: Path,
+        options: dict[str, object],
+        threads: int = 1,
     ) -> None:
         command = [str(python), str(HERE / script), stage, str(folder), json.dumps(options)]
         self.log = (folder / f"{script}.log").open("a")
@@ -36,7 +46,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env={**os.environ, **ENVIRONMENT},
+            env=environment(threads),
         )
         self.idle_mb = self._read()["idle_mb"]
 
@@ -78,13 +88,16 @@ class Turns:
         self.sides: list[Side] = []
 
     def start(
-        self, peer_options: dict[str, object], variants: Sequence[dict[str, object]]
+        self,
+        peer_options: dict[str, object],
+        variants: Sequence[dict[str, object]],
+        threads: int = 1,
     ) -> "Turns":
-        """Start all processes."""
+        """Start all processes, each with so many threads."""
         started = [(self.peer, self.scripts[0], peer_options)]
         started += [(Path(sys.executable), self.scripts[1], options) for options in variants]
         for python, script, options in started:
-            side = Side(python, script, self.stage, self.folder, options)
+            side = Side(python, script, self.stage, self.folder, options, threads)
             self.sides.append(self.stack.enter_context(side))
         return self
 
@@ -100,7 +113,7 @@ class Turns:
         return [list(answers) for answers in zip(*turns, strict=True)]
 
 
-def machine() -> str:
+def machine(threads: int = 1) -> str:
     """Say what this was measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     fields = {
@@ -111,7 +124,8 @@ def machine() -> str:
     units = ", ".join(name for flag, name in known.items() if flag in flags)
     model = fields.get("model name", platform.processor())
     cores = f"{os.cpu_count()} cores ({units})"
-    return f"{model}, {cores}, torch {version('torch')}, one thread a side, float32"
+    each = "one thread" if threads == 1 else f"{threads} threads"
+    return f"{model}, {cores}, torch {version('torch')}, {each} a side, float32"
 
 
 def load() -> float:

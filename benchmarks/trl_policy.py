@@ -105,7 +105,7 @@ def run(build: Function, replay: Function, hold: Function) -> None:
     """
     sys.stdout = sys.stderr
     stage, folder, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-    torch.set_num_threads(options.pop("threads", 1))
+    worker.take_threads()
     if stage == "replay":
         worker.answer(idle_mb=0, **replay(folder))
         return

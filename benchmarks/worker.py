@@ -4,6 +4,7 @@ Started by ``sides.py``. It reads one word a line and answers with one line of J
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -18,6 +19,11 @@ ANSWERS = sys.stdout
 def answer(**values: object) -> None:
     ANSWERS.write(json.dumps(values) + "\n")
     ANSWERS.flush()
+
+
+def take_threads() -> None:
+    """Take as many threads as ``sides.py`` says; torch would take every core it sees."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def peak_megabytes() -> float:
