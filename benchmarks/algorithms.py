@@ -9,23 +9,23 @@ checkpoints too. ``--set KEY=VALUE`` changes a setting of all, as in ``rlhf run`
 """
 
 import argparse
-import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.resumable import ROOT, enter, kept, require_same_settings
 from rlhf_core.config import PipelineConfig, load_config
 from rlhf_core.errors import DivergedError
 from rlhf_core.evaluation.comparison import best_of_n_kl_bound
 from rlhf_core.evaluation.rater import SCORE, score_gold
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.evaluation.win_rate import outcomes, win_rate
-from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageResult
+from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
 from rlhf_core.stages.evaluate import evaluate_policy
 from rlhf_core.stages.policy import train_policy
 from rlhf_core.stages.prepare import prepare_data
@@ -33,10 +33,9 @@ from rlhf_core.stages.reward import train_reward
 from rlhf_core.stages.sft import train_sft
 from rlhf_core.statistics.intervals import Resampling
 from rlhf_core.statistics.resampling import Array
-from rlhf_core.storage.records import atomic_file, iterate_records, read_record
+from rlhf_core.storage.records import atomic_file, iterate_records
 from rlhf_core.tokenization import load_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 PAIRS, SAMPLED, GROUPS = "demo-dpo.yaml", "demo.yaml", "demo-rloo.yaml"
 NUM_ANSWERS = 4
 BEST = f"best of {NUM_ANSWERS}"
@@ -98,25 +97,6 @@ def settings_of(method: str, seed: int, changes: Mapping[str, str]) -> PipelineC
     if method == BEST:
         own["evaluation.best_of_n"] = str(NUM_ANSWERS)
     return load_config(ROOT / "configs" / file, {**own, **changes})
-
-
-def kept(folder: Path, name: str, make: Callable[[RunContext], StageResult]) -> StageResult:
-    """Return a stage's result, made now unless it was before."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        result = make(RunContext(run_id="-".join(folder.parts[-2:]), directory=folder))
-        with atomic_file(path) as stream:
-            stream.write(result.model_dump_json().encode())
-    return read_record(path, StageResult)
-
-
-def require_same_settings(folder: Path, config: PipelineConfig) -> None:
-    """Refuse to go on with results of other settings."""
-    path, text = folder / "settings.json", config.model_dump_json(indent=2)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        sys.exit(f"{path}: these results are of other settings; give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
 
 
 def share(changes: Mapping[str, str]) -> Shared:
@@ -268,11 +248,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     wanted: Any = parser.parse_args()
-    wanted.out.mkdir(parents=True, exist_ok=True)
-    os.chdir(wanted.out)
-    # The settings' paths, and where MLflow keeps its runs, start here.
-    if not Path("data").exists():
-        Path("data").symlink_to(ROOT / "data")
+    enter(wanted.out)
     changes = dict(change.split("=", 1) for change in wanted.set)
     print(measure_all(wanted.only, wanted.seeds, changes))
 

@@ -178,7 +178,7 @@ def choose_checkpoint(
             "learn from): the last checkpoint is offered"
         )
         return trained, None
-    sft = _answers(config, _load(job, renderer), renderer, prompts, "SFT")
+    sft = _answers(config, load_checkpoint(job, renderer), renderer, prompts, "SFT")
     scored = {
         checkpoint.step: _score(job, checkpoint, renderer, prompts, sft, panel)
         for checkpoint in kept.read()
@@ -266,7 +266,7 @@ def _score(
     panel: Panel,
 ) -> _Scored:
     config, conversations = job.config, [prompt.prompt for prompt in prompts]
-    model, label = _load(job, renderer, checkpoint), f"checkpoint {checkpoint.step}"
+    model, label = load_checkpoint(job, renderer, checkpoint), f"checkpoint {checkpoint.step}"
     answers = _answers(config, model, renderer, prompts, label)
     texts = [[answer.text for answer in each] for each in (answers, sft)]
     scores, decided = panel.decide(conversations, texts)
@@ -307,10 +307,16 @@ def _answers(
     )
 
 
-def _load(
+def load_checkpoint(
     job: TrainingJob, renderer: Renderer, checkpoint: Checkpoint | None = None
 ) -> PreTrainedModel:
-    """Return SFT, or the policy as it would have been written after a checkpoint."""
+    """Return SFT, or the policy as it would have been written after a checkpoint.
+
+    Args:
+        job: the training.
+        renderer: of its SFT model.
+        checkpoint: one of ``job.kept``; None is SFT.
+    """
     model = load_causal(job.start.path, device=job.config.model.device)
     name_ends(model, renderer)
     if checkpoint is None:
@@ -327,7 +333,7 @@ def _rewrite(job: TrainingJob, step: int, renderer: Renderer) -> Trained:
     found = [] if kept is None else [one for one in kept.read() if one.step == step]
     if not found:
         raise CheckpointError(f"{job.checkpoints}: checkpoint {step} is gone while it was chosen")
-    model = _load(job, renderer, found[0])
+    model = load_checkpoint(job, renderer, found[0])
     sha256 = save_model(model, renderer.tokenizer, job.directory / "model")
     return Trained(sha256=sha256, num_steps=found[0].values["num_steps"])
 

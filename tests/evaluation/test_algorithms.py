@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.algorithms import METHODS, Outcome, kept, require_same_settings, settings_of, table
+from benchmarks.algorithms import METHODS, Outcome, settings_of, table
+from benchmarks.resumable import kept, require_same_settings
 from rlhf_core.schema import ModelRef, StageResult
 
 
