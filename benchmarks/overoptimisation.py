@@ -63,16 +63,19 @@ from rlhf_core.storage.records import (
 )
 
 How: TypeAlias = Literal["mean", "worst"]
-SETTINGS = {
+SETTINGS = {"evaluation.num_prompts": "150"}
+"""What all of it changes of the demo's settings."""
+OF_MEMBERS = {"reward.num_epochs": "4"}
+"""What the reward models change: of few pairs two passes are hardly any steps."""
+OF_POLICIES = {
     "policy.kl_coef": "0",  # as Gao et al. train
     "policy.kl_watch": "{max_kl_per_token: null}",  # drifting is the point here
-    "policy.optimizer.learning_rate": "4.0e-4",
-    "policy.num_iterations": "50",
-    "policy.checkpoint_every": "5",
+    "policy.optimizer.learning_rate": "1.0e-4",  # slow enough to see the way there
+    "policy.num_iterations": "40",
+    "policy.checkpoint_every": "3",
     "policy.selection": "{num_prompts: 100, max_checkpoints: 100}",  # every checkpoint is kept
-    "evaluation.num_prompts": "150",
 }
-"""What all of it changes of the demo's settings."""
+"""What the policies change."""
 
 
 class Plan(Record):
@@ -197,8 +200,10 @@ def member_of(
 ) -> ModelRef:
     """Train one reward model, with pairs and a seed of its own."""
     name = f"member-{number}"
-    own = {"reward.num_epochs": "4"}  # of few pairs two passes are hardly any steps
-    folder, config = Path("runs").absolute() / name, settings_of(name, {**own, **changes}, number)
+    folder, config = (
+        Path("runs").absolute() / name,
+        settings_of(name, {**OF_MEMBERS, **changes}, number),
+    )
     require_same_settings(folder, config)
     few = few_pairs(splits, plan.pairs, number, folder)
     return kept(folder, "reward", lambda to: train_reward(config, few, sft, to, "reward")).model
@@ -297,7 +302,8 @@ def trained(
     if others:
         models = ["run", *(model.uri for model in others)]
         rewards = [{"kind": "model", "models": models, "combine": proxy.how}]
-    config = settings_of(name, {"policy.rewards": json.dumps(rewards), **changes})
+    own = {**OF_POLICIES, "policy.rewards": json.dumps(rewards)}
+    config = settings_of(name, {**own, **changes})
     folder = Path("runs").absolute() / name
     require_same_settings(folder, config)
     result = kept(
@@ -343,7 +349,7 @@ def ppo_curve(
         kl=np.stack([found[step].kl.mean(axis=1) for step in steps]),
         gold_reward=np.stack([gold(found[step].gold).mean(axis=1) for step in steps]),
         proxy_reward=np.stack([by(found[step].proxy(proxy)).mean(axis=1) for step in steps]),
-        offered=result.choice.step if result.choice else None,
+        offered=result.report.choice.step if result.report.choice else None,
     )
 
 

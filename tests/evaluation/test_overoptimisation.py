@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.overoptimisation import (
+    OF_POLICIES,
     Measured,
     Plan,
     Proxy,
@@ -182,8 +183,8 @@ def test_each_member_learns_from_pairs_of_its_own_the_same_every_time(splits, tm
         few_pairs(splits, 21, 0, tmp_path)
 
 
-def test_settings_are_the_demos_without_a_kl_term_and_other_plans_are_refused(tmp_path):
-    config = settings_of("ppo-x", {"evaluation.num_prompts": "7"}, seed=3)
+def test_policies_have_no_kl_term_and_other_plans_are_refused(tmp_path):
+    config = settings_of("x", {**OF_POLICIES, "evaluation.num_prompts": "7"}, seed=3)
     assert (config.seed, config.policy.kl_coef, config.evaluation.num_prompts) == (3, 0.0, 7)
     plan = Plan(pairs=400, members=4, drawn=64, answers=4)
     require_same_settings(tmp_path, plan, "plan")
