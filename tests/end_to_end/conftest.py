@@ -27,6 +27,7 @@ SMALL = {
     "reward.num_epochs": "1",
     "policy.num_iterations": "4",
     "policy.rollout_batch_size": "16",
+    "policy.selection.num_prompts": "32",
     "evaluation.num_prompts": "32",
     "evaluation.num_resamples": "100",
     # So few rows and steps prove that every part works, not that the policy is better.

@@ -40,9 +40,13 @@ def test_the_reward_hacking_recipe_is_refused_by_its_gates(tmp_path):
     few = {
         "sft.num_epochs": "1",
         "reward.num_epochs": "1",
-        "policy.num_iterations": "30",
-        "policy.rollout_batch_size": "32",
+        # Few and large steps; the last is offered, for an earlier one has less of a vice.
+        "policy.num_iterations": "20",
+        "policy.rollout_batch_size": "16",
+        "policy.optimizer.learning_rate": "1.2e-3",
+        "policy.checkpoint_every": "20",
         "evaluation.num_prompts": "300",
+        "evaluation.num_resamples": "500",
     }
     kept = ("data.votes.num_resamples", "data.gates", "gates.sft", "gates.reward")
     settings = [
