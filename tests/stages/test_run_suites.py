@@ -72,6 +72,20 @@ def test_both_models_answer_each_item_and_what_changed_comes_first(
     assert QUESTIONS[3] in page
 
 
+def test_another_seed_of_the_run_moves_no_bound_of_a_suite(four_models, with_suite, tmp_path):
+    wanted = ({"must_match": "~~"}, {"must_not_match": "~~"})
+    config = with_suite([{"prompt": f"Tell me {i}", **wanted[i % 2]} for i in range(24)])
+    report = EvaluationReport(stage="policy", model=four_models["policy"], metrics={})
+    scores = {
+        with_suites(
+            one, check_suites(one), {**four_models}, report, tmp_path
+        ).metrics["suite/town/score"]
+        for one in (config.model_copy(update={"seed": seed}) for seed in range(3))
+    }  # fmt: skip
+    assert len(scores) == 1
+    assert scores.pop().low not in (0.0, 0.5)
+
+
 def test_a_prompt_that_has_no_room_is_named(four_models, with_suite, stage_context, small_splits):
     config = with_suite([{"prompt": "why " * 300, "must_match": "a"}])
     with pytest.raises(DataError, match=r"town\.jsonl, line 1: the prompt cannot .*max_length"):

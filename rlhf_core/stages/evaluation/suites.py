@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -27,8 +27,10 @@ from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import EvaluationReport, ModelRef, SuiteRecord
 from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.scoring import fits_conversation
 from rlhf_core.stages.evaluation.verdict import metric_plans
+from rlhf_core.statistics.intervals import Plans
 from rlhf_core.storage.records import write_records
 from rlhf_core.tokenization import Renderer
 from rlhf_core.trainers.progress import Progress
@@ -195,7 +197,9 @@ def with_suites(
         rows = paired(own, theirs)
         path = directory / FOLDER / f"{one.suite.name}.jsonl"
         write_records(path, rows)
-        others |= suite_metrics(rows, SuitePlan(one.suite, plans, config.evaluation))
+        others |= suite_metrics(
+            rows, SuitePlan(one.suite, _reseeded(plans, one), config.evaluation)
+        )
         suites[one.suite.name] = SuiteRecord(
             source=one.source,
             sha256=one.sha256,
@@ -206,6 +210,12 @@ def with_suites(
             answers=path,
         )
     return report.model_copy(update={"metrics": others, "suites": suites})
+
+
+def _reseeded(plans: Plans, asked: AskedSuite) -> Plans:
+    """Resample by what is asked: with another seed of the run the same answers are as wide."""
+    seed = derived_seed(0, f"suite {asked.sha256}")
+    return replace(plans, default=replace(plans.default, seed=seed))
 
 
 def _answers(
