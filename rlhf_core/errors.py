@@ -88,6 +88,9 @@ class SameMoveError(RegistryError):
 class LabelError(RlhfError, RuntimeError):
     """Who should label does not answer, or refuses: a label server, or an AI judge's endpoint."""
 
+    status: int | None = None
+    """The HTTP status of what was answered; None where nothing was."""
+
 
 class QuestionRefusedError(LabelError):
     """One question is refused as such: it is too long, most often. Others may be answered."""

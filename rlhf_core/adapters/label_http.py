@@ -63,9 +63,10 @@ class SystemRoleRefusedError(LabelError):
 class _PassingError(LabelError):
     """What a later attempt may not meet."""
 
-    def __init__(self, problem: str, asked_to_wait: float) -> None:
+    def __init__(self, problem: str, answer: httpx.Response | None) -> None:
         super().__init__(problem)
-        self.asked_to_wait = asked_to_wait
+        self.asked_to_wait = _asked_to_wait(answer)
+        self.status = None if answer is None else answer.status_code
 
 
 class FixedKey(httpx.Auth):
@@ -152,8 +153,11 @@ class LabelServer:
                 return self._content(answer)
             # What is too many was not done; whether what was lost was, nobody knows.
             if repeat or (answer is not None and answer.status_code == _BUSY):
-                raise _PassingError(problem, _asked_to_wait(answer))
-            raise LabelError(f"{self.place}: {problem}; repeat the command to go on from here")
+                raise _PassingError(problem, answer)
+            raise _answered(
+                answer,
+                LabelError(f"{self.place}: {problem}; repeat the command to go on from here"),
+            )
 
         try:
             return repeat_while(
@@ -165,10 +169,12 @@ class LabelServer:
                 sleep=self._stopped.wait,
             )
         except _PassingError as error:
-            raise LabelError(
+            lost = LabelError(
                 f"{self.place}: {error} (patience_seconds {self._patience:g}); repeat the command"
                 " to go on from here"
-            ) from error
+            )
+            lost.status = error.status
+            raise lost from error
 
     def _announce(self, _: BaseException, wait: float) -> None:
         logger.warning("label_server_lost where=%s retry_in_seconds=%.1f", self.place, wait)
@@ -228,14 +234,23 @@ class LabelServer:
             if answer.status_code == _TOO_LARGE:
                 kind = QuestionRefusedError
             advice = self.advice(answer.status_code, answer.text) if kind is LabelError else ""
-            raise kind(f"{self.place}: {path} answers {answer.status_code}: {said}{advice}")
+            raise _answered(
+                answer, kind(f"{self.place}: {path} answers {answer.status_code}: {said}{advice}")
+            )
         try:
             return answer.json() if answer.content else None
         except ValueError as error:
-            raise LabelError(
+            unread = LabelError(
                 f"{self.place}: {path} answers no JSON: {_excerpt(answer)}; is this the address of"
                 " the API?"
-            ) from error
+            )
+            raise _answered(answer, unread) from error
+
+
+def _answered(answer: httpx.Response | None, error: LabelError) -> LabelError:
+    """Return the error with the status of the answer that it is about."""
+    error.status = None if answer is None else answer.status_code
+    return error
 
 
 def _waits(state: RetryCallState) -> float:

@@ -201,9 +201,9 @@ class VllmSampler:
 
     def _error(self, error: LabelError) -> RolloutError:
         said = f"policy.rollouts: {error}"
-        if "answers 401" in said or "answers 403" in said:
+        if error.status in (401, 403):
             said = f"{said}. No key is sent to an engine: start it without --api-key"
-        if "answers 404" in said or "Connect" in said:
+        if error.status == 404 or "Connect" in said:
             said = f"{said}. A server is started with: {start_line(self.port)}"
         return RolloutError(said)
 
@@ -247,7 +247,7 @@ class VllmSampler:
         try:
             self._server.request("POST", "collective_rpc", json=reload, repeat=False)
         except LabelError as error:
-            if "answers" not in str(error):
+            if error.status is None:
                 raise OtherWeightsError(f"policy.rollouts: {error}") from error
             raise RolloutError(
                 f"policy.rollouts: {error}. The server could not read {folder}: it has to see that "
