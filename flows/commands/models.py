@@ -32,6 +32,9 @@ def promote(
     model: ModelArgument,
     reviewer: ReviewerOption = None,
     comment: Annotated[str, typer.Option(help="Why; recorded with the model.")] = "rlhf promote",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would move; nothing is changed.")
+    ] = False,
     json_file: JsonOption = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -40,20 +43,27 @@ def promote(
     Your word counts as the approval where one is asked for, and replaces an earlier refusal.
     Exit status 1 if the gates said HOLD or REJECT; nothing moves then.
     """
-    begin(log_level)
+    begin(log_level, uses_servers=not dry_run)
     import getpass
 
+    from rlhf_core.adapters.mlflow_client import has_store
     from rlhf_core.adapters.tracking import check_server
-    from rlhf_core.stages.promote import promote_model
-    from rlhf_flows.commands.tables import show_record
+    from rlhf_core.stages.promote import plan_promotion, promote_model
+    from rlhf_flows.commands.tables import show_line, show_record
     from rlhf_flows.engine.events import announce_champion
 
-    check_server()
-    record = promote_model(model, reviewer=reviewer or getpass.getuser(), comment=comment)
-    if record.moved:
-        announce_champion(record.model)
+    if has_store() or not dry_run:
+        check_server()
+    if dry_run:
+        record = plan_promotion(model)
+    else:
+        record = promote_model(model, reviewer=reviewer or getpass.getuser(), comment=comment)
+        if record.moved:
+            announce_champion(record.model)
     write_json(record, json_file)
     show_record(record)
+    if dry_run:
+        show_line("dry run: nothing was changed")
     raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)
 
 

@@ -294,18 +294,20 @@ def show_dry_run(
     Raises:
         RlhfError: what would end it.
     """
+    from rlhf_core.adapters.only_looking import only_looking
     from rlhf_core.errors import RlhfError
     from rlhf_flows.commands.tables import show_line, show_planned
 
     problem = None
-    try:
-        check_quietly(config, check_inputs=check_inputs, evaluates=evaluates)
-    except RlhfError as error:
-        problem = error
-    try:
-        found = plan()
-    except RlhfError as error:
-        raise (problem or error) from None
+    with only_looking():
+        try:
+            check_quietly(config, check_inputs=check_inputs, evaluates=evaluates)
+        except RlhfError as error:
+            problem = error
+        try:
+            found = plan()
+        except RlhfError as error:
+            raise (problem or error) from None
     write_json(found.model_copy(update={"problem": problem and str(problem)}), json_file)
     show_line(f"run {found.run_id}, settings sha256 {found.config_sha256[:12]}")
     show_planned(found.stages)

@@ -16,6 +16,7 @@ from rlhf_core.adapters.mlflow_client import (
     patiently,
 )
 from rlhf_core.adapters.model_files import folder_kind, local_model, version_files
+from rlhf_core.adapters.only_looking import is_only_looking
 from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.errors import ModelError, RegistryError, RlhfError
@@ -284,7 +285,7 @@ def find_version(reference: str) -> "ModelVersion":
     model = registered[0]
     if alias in (CHAMPION, PREVIOUS) and _completed_release(name):
         model = patiently(f"finding {reference}", lambda: client.get_registered_model(name))
-    aliases = {key: str(value) for key, value in model.aliases.items()}
+    aliases = _as_seen(name, {key: str(value) for key, value in model.aliases.items()})
     if alias and alias not in aliases:
         raise RegistryError(
             f"{reference}: {name} has no {alias} yet; aliases set: "
@@ -292,6 +293,17 @@ def find_version(reference: str) -> "ModelVersion":
         )
     wanted = aliases[alias] if alias else number
     return patiently(f"finding {reference}", lambda: client.get_model_version(name, wanted))
+
+
+def _as_seen(name: str, aliases: Mapping[str, str]) -> dict[str, str]:
+    """Return where a version's aliases stand; to a dry run, where a move will have put them."""
+    from rlhf_core.adapters.releases import champion_aliases, project_of
+
+    project = project_of(name)
+    if project is None or not is_only_looking():
+        return dict(aliases)
+    others = {alias: n for alias, n in aliases.items() if alias not in (CHAMPION, PREVIOUS)}
+    return others | champion_aliases(project)[name.rpartition("-")[2]]
 
 
 def _completed_release(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rlhf_core.adapters.processes_at_work import is_gone
 from rlhf_core.adapters.registry import UPSTREAM, find_version
 from rlhf_core.adapters.releases import (
     DONE,
@@ -9,7 +10,6 @@ from rlhf_core.adapters.releases import (
     Journal,
     Release,
     champion_aliases,
-    is_gone,
     lost_parts,
     read_journal,
     wanted_aliases,

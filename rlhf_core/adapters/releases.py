@@ -9,17 +9,13 @@ may repeat that at any time, so the next command, or the sweep, completes what a
 """
 
 import logging
-import os
-import socket
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-import psutil
 from pydantic import Field, ValidationError
 
 from rlhf_core.adapters.mlflow_client import (
@@ -28,6 +24,8 @@ from rlhf_core.adapters.mlflow_client import (
     mlflow_client,
     patiently,
 )
+from rlhf_core.adapters.only_looking import is_only_looking
+from rlhf_core.adapters.processes_at_work import is_gone, this_process
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import CHAMPION, PREVIOUS, Record
 
@@ -47,8 +45,6 @@ ENDED = "ended"
 """Its value where its writer may not take it away: MLflow lets only MANAGE delete."""
 MOST_RELEASES = 50
 """So far back the way to earlier releases is kept."""
-SILENCE = timedelta(minutes=10)
-"""A process of another machine that has been moving aliases for so long is taken for dead."""
 LATE_SECONDS = 2.0
 """A request that a killed process had sent is waited for so long."""
 
@@ -129,6 +125,14 @@ class Journal:
         """The entry in force."""
         counting = self.counting()
         return counting[-1] if counting else None
+
+    def killed(self) -> dict[tuple[int, str], str]:
+        """Return those of ``appliers`` whose process is gone."""
+        return {key: who for key, who in self.appliers().items() if is_gone(who)}
+
+    def is_settled(self, killed: Mapping[tuple[int, str], str]) -> bool:
+        """Return whether no move is half done, given who was killed."""
+        return self.head is None or (self.head.state == DONE and not killed)
 
     def appliers(self) -> dict[tuple[int, str], str]:
         """Return who is moving aliases: entry and tag to the tag's value."""
@@ -232,8 +236,8 @@ def settle(project: str) -> Journal:
     where that person put them.
     """
     journal = read_journal(project)
-    killed = {key: who for key, who in journal.appliers().items() if is_gone(who)}
-    if journal.head is None or (journal.head.state == DONE and not killed):
+    killed = journal.killed()
+    if is_only_looking() or journal.head is None or journal.is_settled(killed):
         return journal
     logger.info("release_completed project=%s number=%s", project, journal.head.number)
     apply_newest(project)
@@ -265,7 +269,7 @@ def apply_newest(project: str) -> None:
     if head is None:
         return
     name, mine, first = project + SUFFIX, APPLYING + uuid.uuid4().hex[:8], head.number
-    _tag(name, first, mine, _this_process())
+    _tag(name, first, mine, this_process())
     while True:
         moved = _move_aliases(project, head.plan.releases)
         newest = read_journal(project)
@@ -320,7 +324,19 @@ def champion_aliases(project: str) -> dict[str, dict[str, str]]:
             found[model.name.rpartition("-")[2]] = {
                 alias: aliases[alias] for alias in (CHAMPION, PREVIOUS) if alias in aliases
             }
-    return found
+    return _as_decided(project, found) if is_only_looking() else found
+
+
+def _as_decided(project: str, aliases: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return where a move that is half done will have put the aliases."""
+    journal = read_journal(project)
+    if journal.head is None or journal.is_settled(journal.killed()):
+        return aliases
+    wanted = wanted_aliases(project, journal.head.plan.releases)
+    return {
+        role: {alias: n for (of, alias), n in wanted.items() if of == role and n is not None}
+        for role in aliases
+    }
 
 
 def lost_parts(release: Release) -> list[str]:
@@ -374,24 +390,6 @@ def _untag(name: str, number: int, tag: str) -> None:
                 raise
 
     patiently(f"tagging models:/{name}/{number}", remove)
-
-
-def _this_process() -> str:
-    began = int(psutil.Process().create_time())
-    return f"{socket.gethostname()}:{os.getpid()}:{began}|{datetime.now(UTC).isoformat()}"
-
-
-def is_gone(who: str) -> bool:
-    """Return whether a process that is moving aliases has ended, or been silent for too long."""
-    process, _, said = who.partition("|")
-    host, _, rest = process.partition(":")
-    number, _, began = rest.partition(":")
-    if host != socket.gethostname():
-        return datetime.now(UTC) - datetime.fromisoformat(said) > SILENCE
-    try:
-        return int(psutil.Process(int(number)).create_time()) != int(began)
-    except psutil.NoSuchProcess:
-        return True
 
 
 if __name__ == "__main__":

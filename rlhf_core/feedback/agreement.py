@@ -77,7 +77,8 @@ def choosers_against_votes(collection: Path) -> dict[str, Estimate]:
 
     Returns:
         By the model's URI: share of the pairs with more votes for one answer than for the other
-        on which the model scored that answer higher. Empty where no models chose.
+        on which the model scored that answer higher; equal scores count as half. Empty where no
+        models chose.
     """
     votes = all_votes(collection)
     right: dict[str, list[float]] = {}
@@ -86,7 +87,9 @@ def choosers_against_votes(collection: Path) -> dict[str, Estimate]:
         lead = choices.count("a") - choices.count("b")
         if lead:
             for model, probability in origin.probabilities.items():
-                right.setdefault(model, []).append(float((probability > 0.5) == (lead > 0)))
+                # A model that prefers neither is right by chance: half a time.
+                said = 0.5 if probability == 0.5 else float((probability > 0.5) == (lead > 0))
+                right.setdefault(model, []).append(said)
     return {m: estimate_mean(found, Resampling(), bounds=SHARE) for m, found in right.items()}
 
 

@@ -15,6 +15,7 @@ from rlhf_core.adapters.access import require_release_rights
 from rlhf_core.adapters.approval import record_approval
 from rlhf_core.adapters.decision import COMPARED, EVALUATION, JUDGED_BY, NOBODY, verdict_of
 from rlhf_core.adapters.mlflow_client import has_store
+from rlhf_core.adapters.only_looking import only_looking
 from rlhf_core.adapters.registry import (
     UPSTREAM,
     find_version,
@@ -160,18 +161,7 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
 
 def _promote(version: Any, noted: dict[str, str]) -> Promotion:
     """Apply the verdict of what ``find_version`` found; ``noted`` is who approves it, and why."""
-    uri = f"models:/{version.name}/{version.version}"
-    require_role(
-        version,
-        ("policy",),
-        "only a policy is promoted; its SFT model, reward model and judge become champions with it",
-    )
-    project = project_of(version.name)
-    if project is None:
-        raise RegistryError(f"{uri}: only versions of <project>-policy are promoted")
-    verdict, reasons = verdict_of(version.tags)
-    if verdict is None:
-        raise RegistryError(f"{uri} has no verdict; run `rlhf evaluate` on it first")
+    uri, project, verdict, reasons = _require_verdict(version)
     before = policy_uri(project, champion_aliases(project)["policy"].get(CHAMPION))
     by_hand: tuple[str, ...] = ()
     also_by = None
@@ -198,6 +188,58 @@ def _promote(version: Any, noted: dict[str, str]) -> Promotion:
     )
 
 
+def plan_promotion(reference: str) -> Promotion:
+    """Say what ``promote_model`` would do; nothing is written, not even a move completed.
+
+    Raises:
+        RegistryError: what ``promote_model`` would refuse; rights are not asked for.
+    """
+    with only_looking():
+        version = find_version(reference)
+        uri, project, verdict, reasons = _require_verdict(version)
+        aliases = champion_aliases(project)["policy"]
+        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        before = policy_uri(project, champion)
+        by_hand: tuple[str, ...] = ()
+        if verdict == "PROMOTE":
+            release = release_of(uri, version.tags)
+            require_applied(project, release.parts())
+            seen = look_at(project)
+            by_hand = seen.by_hand
+            wanted = wanted_aliases(project, tuple(_chain_of(release, version.tags, seen)))
+            champion, previous = wanted["policy", CHAMPION], wanted["policy", PREVIOUS]
+        return Promotion(
+            model=uri,
+            verdict=verdict,
+            moved=before != uri == policy_uri(project, champion),
+            champion=policy_uri(project, champion),
+            previous_champion=policy_uri(project, previous),
+            reasons=reasons,
+            by_hand=by_hand,
+        )
+
+
+def _require_verdict(version: Any) -> tuple[str, str, Verdict, tuple[str, ...]]:
+    """Return URI and project of a policy, and what its gates said.
+
+    Raises:
+        RegistryError: it is no policy of a project, or no gate has been applied to it.
+    """
+    uri = f"models:/{version.name}/{version.version}"
+    require_role(
+        version,
+        ("policy",),
+        "only a policy is promoted; its SFT model, reward model and judge become champions with it",
+    )
+    project = project_of(version.name)
+    if project is None:
+        raise RegistryError(f"{uri}: only versions of <project>-policy are promoted")
+    verdict, reasons = verdict_of(version.tags)
+    if verdict is None:
+        raise RegistryError(f"{uri} has no verdict; run `rlhf evaluate` on it first")
+    return uri, project, verdict, reasons
+
+
 def _make_champion(
     project: str, release: Release, tags: Mapping[str, str], noted: dict[str, str]
 ) -> tuple[str, ...]:
@@ -205,15 +247,19 @@ def _make_champion(
     if release == seen.current and not seen.by_hand and seen.base:
         _approve(release.policy, noted)
         return ()
-    _require_compared(release.policy, tags, seen.current.policy if seen.current else None)
-    chain = [release, *([seen.current] if seen.current else []), *seen.before]
-    if release == seen.current:
-        del chain[1]
+    chain = _chain_of(release, tags, seen)
     require_release_rights(project, tuple(chain))
     _approve(release.policy, noted)
     record_move(project, plan_of("promote", seen, chain), noted | note_of(seen))
     apply_newest(project)
     return seen.by_hand
+
+
+def _chain_of(release: Release, tags: Mapping[str, str], seen: Situation) -> list[Release]:
+    """Return a release and those before it, if it may come after the one in force."""
+    _require_compared(release.policy, tags, seen.current.policy if seen.current else None)
+    before = [seen.current] if seen.current and release != seen.current else []
+    return [release, *before, *seen.before]
 
 
 def _approve(uri: str, noted: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from rlhf_core.adapters import releases as journal
 from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.processes_at_work import this_process
 from rlhf_core.adapters.registry import find_version
 from rlhf_core.adapters.release_state import release_state
 from rlhf_core.errors import RegistryError
@@ -134,7 +135,7 @@ def test_a_move_that_was_killed_is_half_done_and_one_that_goes_on_is_not(client,
         promote_model(made[0]["policy"])
     fix = failing(f"promote to {made[0]['policy']} is half done")
     assert fix.startswith("rlhf lineage models:/rlhf-policy@champion")
-    client.set_model_version_tag("rlhf-release", "3", "rlhf.applying.x", journal._this_process())
+    client.set_model_version_tag("rlhf-release", "3", "rlhf.applying.x", this_process())
     assert "is going on" in release_state("rlhf").found
     client.delete_model_version_tag("rlhf-release", "3", "rlhf.applying.x")
     assert find_version("models:/rlhf-policy@champion").aliases == ["champion"]

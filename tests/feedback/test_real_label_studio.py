@@ -1,16 +1,20 @@
 """Push and pull against the real Label Studio, where this machine has one."""
 
 import os
+import queue
 import shutil
 import socket
 import subprocess
+import threading
 import time
 
 import httpx
 import pytest
+import uvicorn
 
+from rlhf_core.adapters.label_webhook import WebhookReceiver
 from rlhf_core.schema import Comparison
-from rlhf_core.stages.labels.pull import pull_labels
+from rlhf_core.stages.labels.pull import count_ready, pull_labels
 from rlhf_core.stages.labels.push import push_labels
 from rlhf_core.storage.records import read_records
 
@@ -37,6 +41,7 @@ def server(tmp_path_factory):
         "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
         "COLLECT_ANALYTICS": "False",
         "LATEST_VERSION_CHECK": "0",
+        "SSRF_PROTECTION_ENABLED": "false",  # else no webhook goes to 127.0.0.1
         "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "",
     }
@@ -106,3 +111,44 @@ def test_people_vote_on_the_server_and_their_votes_come_back(
     # The second answers of the fixture's pairs are the longer ones.
     assert [vote.choice for pair in batch for vote in pair.votes] == ["b"] * 5
     assert batch[0].votes[0].seconds == 7.5
+
+
+@pytest.fixture
+def received():
+    """A receiver of webhooks on a port of its own, and the projects that it was told of."""
+    told = queue.Queue()
+    receiver = WebhookReceiver(lambda project: told.put(project) or ["abc"], "a secret", None)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        web = uvicorn.Server(uvicorn.Config(receiver.app, log_config=None))
+        thread = threading.Thread(target=web.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/", told
+        web.should_exit = True
+        thread.join()
+
+
+def test_its_webhook_tells_of_votes_that_are_there_by_then(
+    server, collection, configured, monkeypatch, received
+):
+    url, token = server
+    address, told = received
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", token)
+    config = configured({"kind": "label_studio", "url": url})
+    project = int(push_labels(config, "abc").place.rsplit("/", 1)[1])
+    with _client(url, token) as people:
+        hook = {"url": address, "project": project, "headers": {"X-RLHF-Secret": "a secret"}}
+        people.post("/api/webhooks/", json=hook).raise_for_status()
+        listing = {"project": project, "page_size": 100}
+        tasks = people.get("/api/tasks", params=listing).json()["tasks"]
+        task = next(task["id"] for task in tasks if not task["is_labeled"])
+        before, _ = count_ready(config, "abc")
+        result = {"from_name": "choice", "to_name": "prompt", "type": "choices"}
+        result["value"] = {"choices": ["left"]}
+        path = f"/api/tasks/{task}/annotations/"
+        made = people.post(path, json={"result": [result]}).raise_for_status().json()
+        assert told.get() == project
+        assert count_ready(config, "abc") == (before + 1, 6)
+        path = f"/api/annotations/{made['id']}/"
+        people.patch(path, json={"result": [result]}).raise_for_status()
+        assert told.get() == project

@@ -6,13 +6,16 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
+from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.errors import ConfigError, RegistryError
+from rlhf_core.stages.promote import promote_model
 from rlhf_flows.commands.cli import app
 from rlhf_flows.engine.dry_run import plan_pipeline, plan_stage
 from rlhf_flows.engine.inputs import EvaluateInputs, PipelineInputs, RewardInputs, SftInputs
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.pipeline import rlhf_pipeline
 from rlhf_flows.stages import sft_stage
+from tests.releases import champions, register_release
 
 pytestmark = pytest.mark.usefixtures("without_engine")
 
@@ -163,3 +166,28 @@ def test_the_commands_change_nothing_and_say_what_would_end_them(
     assert told["problem"] == "the base model has no tokenizer"
     assert len(told["stages"]) == len(ALL)
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", [["run", "config.yaml"], ["promote", "models:/rlhf-policy/2"]])
+def test_a_promotion_that_was_killed_is_seen_and_left_to_others(
+    config_path, mlflow_home, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_home}/mlflow.db")
+    client = mlflow_client()
+    first, second = register_release(client), register_release(client)
+    promote_model(first["policy"])
+    with monkeypatch.context() as killed:
+        killed.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
+        promote_model(second["policy"])
+    done = CliRunner().invoke(app, [*command, "--dry-run", "--json", "said.json"])
+    said = json.loads((tmp_path / "said.json").read_text())
+    if command[0] == "run":
+        (evaluate,) = [each for each in said["stages"] if each["stage"] == "evaluate"]
+        assert evaluate["reads"]["champion"] == second["policy"]
+    else:
+        assert (said["champion"], said["moved"]) == (second["policy"], False)
+        assert (done.exit_code, done.output.splitlines()[-1]) == (
+            0, "dry run: nothing was changed",
+        )  # fmt: skip
+    assert champions(client) == first

@@ -251,3 +251,16 @@ def test_models_that_chose_are_counted_where_the_votes_have_a_majority(tmp_path)
     assert found["reward"].value == pytest.approx(2 / 3)
     assert found["judge"].value == pytest.approx(1 / 3)
     assert found["judge"].num_samples == 3
+
+
+def test_a_model_that_prefers_neither_answer_is_half_right(tmp_path):
+    folder = make_collection(tmp_path, size=3)
+    rows = read_records(folder / ORIGINS, Origin)
+    told = [row.model_copy(update={"probabilities": {"reward": p}})
+            for row, p in zip(rows, (0.5, 0.5, 0.2), strict=True)]  # fmt: skip
+    write_records(folder / ORIGINS, told)
+    BallotBox(folder, "file").replace(
+        Ballot(comparison_id=row.comparison_id, votes=(Vote(annotator="ann", choice=choice),))
+        for row, choice in zip(rows, "aab", strict=True)
+    )
+    assert choosers_against_votes(folder)["reward"].value == pytest.approx((0.5 + 0.5 + 1) / 3)
