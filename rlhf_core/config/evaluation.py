@@ -1,5 +1,6 @@
 """What is measured on held-out data and what must be true before a model moves on."""
 
+import difflib
 import math
 import re
 from collections.abc import Container
@@ -118,10 +119,11 @@ class RequiredGates(Section):
         for stage in GATED_STAGES:
             for gate in self.of_stage(stage):
                 if gate.metric not in metrics_of(stage, ()):
-                    known = ", ".join(sorted(metrics_of(stage, ())))
+                    close = difflib.get_close_matches(gate.metric, metrics_of(stage, ()), n=3)
+                    meant = f"did you mean {' or '.join(close)}? " if close else ""
                     raise ValueError(
                         f"{stage}: every run has to measure {gate.metric}, and not all do; "
-                        f"measured are {known}"
+                        f"{meant}docs/gates.md lists what is measured"
                     )
                 _require_sliced(stage, gate)
                 gate.require_some_fail()

@@ -80,6 +80,7 @@ def test_a_metric_is_measured_at_the_highest_confidence_that_anybody_asks():
     [
         ("policy: [{metric: policy/win_rate, at_least: 0.0}]", "cannot fail"),
         ("policy: [{metric: policy/charm, at_least: 0.1}]", "every run has to measure"),
+        ("policy: [{metric: policy/win_rte, at_least: 0.6}]", r"did you mean policy/win_rate\b"),
         ("policy: [{metric: policy/kl, at_most: 5, slice: style=a}]", "not measured by slice"),
         ("politics: []", "politics"),
     ],
