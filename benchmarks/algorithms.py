@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.resumable import ROOT, enter, kept, require_same_settings
+from benchmarks.resumable import ROOT, enter, kept, processor_seconds, require_same_settings
 from rlhf_core.config import PipelineConfig, load_config
 from rlhf_core.errors import DivergedError
 from rlhf_core.evaluation.comparison import best_of_n_kl_bound
@@ -79,8 +79,8 @@ class Outcome:
     """Tokens of its answers."""
     kl: float
     """From SFT, nats a response; best-of-n's is its upper bound, log n - (n - 1)/n."""
-    minutes: float
-    """Of training."""
+    seconds: float | None
+    """Of processors, for training; None where they were not counted."""
 
 
 def slug(method: str) -> str:
@@ -120,7 +120,8 @@ def measure(method: str, seed: int, shared: Shared, changes: Mapping[str, str]) 
     folder = Path("runs").absolute() / slug(method) / f"seed-{seed}"
     require_same_settings(folder, config)
     reward = shared.reward if config.policy.needs_reward_model else None
-    policy, seconds = shared.sft, 0.0
+    policy = shared.sft
+    seconds: float | None = None  # best-of-n trains nothing
     if method != BEST:
         trained = kept(
             folder,
@@ -129,7 +130,7 @@ def measure(method: str, seed: int, shared: Shared, changes: Mapping[str, str]) 
                 config, shared.splits, shared.sft, reward, to, judge=shared.judge
             ),
         )
-        policy, seconds = trained.model, trained.seconds
+        policy, seconds = trained.model, processor_seconds(folder, "policy")
     compared = kept(
         folder,
         "evaluate",
@@ -148,7 +149,7 @@ def measure(method: str, seed: int, shared: Shared, changes: Mapping[str, str]) 
 
 
 def outcome_of(
-    config: PipelineConfig, compared: StageResult, seconds: float, *, is_best: bool
+    config: PipelineConfig, compared: StageResult, seconds: float | None, *, is_best: bool
 ) -> Outcome:
     """Return what an evaluation says of the policy, or of the best of several answers of SFT."""
     report = compared.report
@@ -165,7 +166,7 @@ def outcome_of(
         judge=np.array(judge),
         lengths=np.array(lengths, dtype=np.float64),
         kl=kl,
-        minutes=seconds / 60.0,
+        seconds=seconds,
     )
 
 
@@ -179,7 +180,7 @@ def gold_won(config: PipelineConfig, rows: Sequence[ComparedAnswer], texts: list
     return outcomes(ours, theirs, policy_texts=texts, sft_texts=sft)
 
 
-COLUMNS = ("", "seeds", "gold win rate", "judge win rate", "KL", "tokens", "minutes")
+COLUMNS = ("", "seeds", "gold win rate", "judge win rate", "KL", "tokens", "processor minutes")
 
 
 def table(found: Mapping[str, Sequence[Outcome]], stopped: Mapping[str, Sequence[str]]) -> str:
@@ -204,7 +205,7 @@ def row_of(method: str, found: Sequence[Outcome]) -> tuple[str, ...]:
         interval([one.judge for one in found]),
         spread([one.kl for one in found], 2),
         spread([float(one.lengths.mean()) for one in found], 1),
-        spread([one.minutes for one in found], 1),
+        spread([one.seconds / 60.0 for one in found if one.seconds is not None], 1),
     )
 
 
@@ -216,6 +217,8 @@ def interval(won: Sequence[Array]) -> str:
 
 def spread(values: Sequence[float], digits: int) -> str:
     """Return the mean of a value over seeds, with the lowest and the highest."""
+    if not values:
+        return ""
     middle = f"{statistics.fmean(values):.{digits}f}"
     if len(values) == 1:
         return middle

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,10 +29,22 @@ def kept(folder: Path, name: str, make: Callable[[RunContext], StageResult]) -> 
     """Return a stage's result, made now unless it was before."""
     path = folder / f"{name}.json"
     if not path.is_file():
+        began = time.process_time()
         result = make(RunContext(run_id="-".join(folder.parts[-2:]), directory=folder))
+        with atomic_file(folder / f"{name}.seconds") as stream:
+            stream.write(f"{time.process_time() - began:.1f}".encode())
         with atomic_file(path) as stream:
             stream.write(result.model_dump_json().encode())
     return read_record(path, StageResult)
+
+
+def processor_seconds(folder: Path, name: str) -> float | None:
+    """Return what a stage's last attempt took of processors, other work on them left out.
+
+    None where that was not counted.
+    """
+    path = folder / f"{name}.seconds"
+    return float(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def require_same_settings(folder: Path, settings: BaseModel, name: str = "settings") -> None:

@@ -16,13 +16,17 @@ def test_every_method_has_settings_of_its_own():
     assert len(told) == len(METHODS)
 
 
-def outcome(wins, kl):
+def outcome(wins, kl, seconds=120.0):
     won = np.array([1.0] * wins + [0.0] * (100 - wins))
-    return Outcome(gold=won, judge=1.0 - won, lengths=np.full(100, 12.0), kl=kl, minutes=2.0)
+    return Outcome(gold=won, judge=1.0 - won, lengths=np.full(100, 12.0), kl=kl, seconds=seconds)
 
 
 def test_the_table_has_intervals_and_says_what_ended_by_itself():
-    found = {"DPO": [outcome(60, 1.0), outcome(70, 2.0)], "PPO": [outcome(50, 3.0)], "IPO": []}
+    found = {
+        "DPO": [outcome(60, 1.0), outcome(70, 2.0)],
+        "PPO": [outcome(50, 3.0, None)],
+        "IPO": [],
+    }
     lines = table(found, {"IPO": ["seed 0 ended by itself: KL"]}).splitlines()
     assert len(lines) == 6
     name, seeds, gold, judge, kl, tokens, minutes = (
@@ -32,7 +36,7 @@ def test_the_table_has_intervals_and_says_what_ended_by_itself():
     assert gold.startswith("0.650 [0.5")
     assert judge.startswith("0.350 [0.2")
     assert (kl, minutes) == ("1.50 (1.00 to 2.00)", "2.0 (2.0 to 2.0)")
-    assert "| 3.00 | 12.0 | 2.0 |" in lines[3]
+    assert "| 3.00 | 12.0 |  |" in lines[3]
     assert lines[-1] == "IPO: seed 0 ended by itself: KL"
 
 
