@@ -4,11 +4,8 @@ import logging
 import random
 import re
 import threading
-import time
 from collections.abc import Generator, Mapping
 from contextlib import suppress
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -16,6 +13,7 @@ from pydantic import SecretStr
 from tenacity import RetryCallState
 
 from rlhf_core.adapters.patience import error_of, ever_longer, repeat_while
+from rlhf_core.adapters.retry_headers import BUSY, asked_to_wait
 from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.errors import ConfigError, LabelError, QuestionRefusedError
 
@@ -23,8 +21,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
-_PASSED_ON = "llm_provider-"
-_BUSY, _TOO_LARGE, _FAILED = 429, 413, 500
+_TOO_LARGE, _FAILED = 413, 500
 _UNFIT = (400, 413, 422)
 """Answers that may be about what was sent, and not about who sends."""
 _TOO_LONG = re.compile(
@@ -47,13 +44,6 @@ _DENIED = re.compile(
 """What refusals of a key say, whatever their status. litellm looks for a key that is not its own in
 a database, and where it has none it says so, with status 400."""
 _EXCERPT = 200
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
-_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-_LIMIT = re.compile(r'("(?:[^"\\]|\\.)*"|[^\s",;]+)((?:\s*;\s*\w+(?:=(?:"[^"]*"|[^",;]*))?)*)')
-_PARAMETER = re.compile(r";\s*(\w+)=(\d+(?:\.\d+)?)(?![\w.])")
-_OLD_LIMIT = re.compile(r"\b(limit|remaining|reset)=(\d+(?:\.\d+)?)")
-_EPOCH = 1e9
-"""A reset of more seconds than this is a point in time and no wait; a thousand times it, in ms."""
 
 
 class SystemRoleRefusedError(LabelError):
@@ -65,7 +55,7 @@ class _PassingError(LabelError):
 
     def __init__(self, problem: str, answer: httpx.Response | None) -> None:
         super().__init__(problem)
-        self.asked_to_wait = _asked_to_wait(answer)
+        self.asked_to_wait = 0.0 if answer is None else asked_to_wait(answer)
         self.status = None if answer is None else answer.status_code
 
 
@@ -152,7 +142,7 @@ class LabelServer:
             if answer is not None and not _may_pass(answer):
                 return self._content(answer)
             # What is too many was not done; whether what was lost was, nobody knows.
-            if repeat or (answer is not None and answer.status_code == _BUSY):
+            if repeat or (answer is not None and answer.status_code == BUSY):
                 raise _PassingError(problem, answer)
             raise _answered(
                 answer,
@@ -278,7 +268,7 @@ def _may_pass(answer: httpx.Response) -> bool:
         return _passing_code(answer)
     # Some servers answer 500 where a template raises.
     lasting = _NO_SYSTEM.search(answer.text)
-    return answer.status_code == _BUSY or (answer.is_server_error and not lasting)
+    return answer.status_code == BUSY or (answer.is_server_error and not lasting)
 
 
 def _passing_code(answer: httpx.Response) -> bool:
@@ -287,104 +277,8 @@ def _passing_code(answer: httpx.Response) -> bool:
         content = answer.json()
         error = content.get("error") if isinstance(content, dict) else None
         code = str(error.get("code")) if isinstance(error, dict) else ""
-        return code == str(_BUSY) or (len(code) == 3 and code.isdigit() and code[0] == "5")
+        return code == str(BUSY) or (len(code) == 3 and code.isdigit() and code[0] == "5")
     return False
-
-
-def _asked_to_wait(answer: httpx.Response | None) -> float:
-    """Return the seconds that a busy server names.
-
-    ``retry-after-ms``, else ``Retry-After`` in seconds or as a date (RFC 9110, section 10.2.3),
-    else, of one that is too busy, when its limit is reset: ``x-ratelimit-reset...`` as seconds, a
-    duration like ``1m30s`` or a point in time, ``ratelimit-reset`` in seconds, or ``RateLimit`` and
-    ``RateLimit-Policy``. 0 where nothing readable is named. Behind litellm the words of whoever is
-    asked by it have a name of their own, ``llm_provider-retry-after``.
-    """
-    if answer is None:
-        return 0.0
-    passed_on = {name.removeprefix(_PASSED_ON): value for name, value in answer.headers.items()}
-    headers = httpx.Headers({**passed_on, **answer.headers})
-    exact = headers.get("retry-after-ms", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", exact):
-        return float(exact) / 1_000
-    asked = headers.get("retry-after", "")
-    named = _seconds(asked)
-    named = _date(asked) if named is None else named
-    if named is not None or answer.status_code != _BUSY:
-        return named or 0.0
-    resets = {
-        name: wait
-        for name, text in headers.items()
-        if "ratelimit-reset" in name and (wait := _seconds(text)) is not None
-    }
-    used_up = [
-        wait
-        for name, wait in resets.items()
-        if headers.get(name.replace("reset", "remaining")) == "0"
-    ]
-    return max(used_up or resets.values() or _structured_resets(headers), default=0.0)
-
-
-def _structured_resets(headers: httpx.Headers) -> list[float]:
-    """Return the seconds until each limit that is used up is renewed; of all, where none says so.
-
-    ``RateLimit: "hour";r=0;t=30`` has what remains and the seconds until more does, and
-    ``RateLimit-Policy: "hour";q=100;w=3600`` the window that a limit without ``t`` is renewed after
-    at the latest (IETF draft-ietf-httpapi-ratelimit-headers-10); until draft 07 it was one limit,
-    ``RateLimit: limit=100, remaining=0, reset=30``.
-    """
-    limit_header = headers.get("ratelimit", "")
-    earlier = {key: float(number) for key, number in _OLD_LIMIT.findall(limit_header)}
-    if "reset" in earlier:
-        return [earlier["reset"]]
-    windows = {
-        name: limit["w"]
-        for name, limit in _limits(headers.get("ratelimit-policy", "")).items()
-        if "w" in limit
-    }
-    limits = _limits(limit_header)
-    waits = {
-        name: wait
-        for name, limit in limits.items()
-        if (wait := limit.get("t", windows.get(name))) is not None
-    }
-    used_up = [wait for name, wait in waits.items() if limits[name].get("r") == 0]
-    if used_up or waits:
-        return used_up or list(waits.values())
-    return [min(windows.values())] if windows else []
-
-
-def _limits(text: str) -> dict[str, dict[str, float]]:
-    """Read a structured field's list of named items with numbers as parameters (RFC 9651)."""
-    return {
-        name: {key.lower(): float(number) for key, number in _PARAMETER.findall(parameters)}
-        for name, parameters in _LIMIT.findall(text)
-    }
-
-
-def _seconds(text: str) -> float | None:
-    """Read a number of seconds, a duration with units, or a point in time after 2001."""
-    text = text.strip()
-    parts = _DURATION.findall(text)
-    if parts and "".join(map("".join, parts)) == text:
-        return sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not re.fullmatch(r"\d+(\.\d+)?", text):
-        return None
-    number = float(text)
-    if number < _EPOCH:
-        return number
-    return max(0.0, (number / 1_000 if number > 1_000 * _EPOCH else number) - time.time())
-
-
-def _date(text: str) -> float | None:
-    """Read the seconds until an HTTP date; 0 where it is past."""
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    # An HTTP date is in GMT, also in the form that does not say so.
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, moment.timestamp() - time.time())
 
 
 def _excerpt(answer: httpx.Response) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_core.adapters import label_http
 from rlhf_core.adapters.chat import open_chat
+from rlhf_core.adapters.retry_headers import asked_to_wait
 from rlhf_core.config import AiLabelerConfig
 from rlhf_core.errors import LabelError, QuestionRefusedError
 from rlhf_core.schema import Message
@@ -160,6 +161,4 @@ def test_limits_are_read_in_every_form(status, headers, seconds):
         "@epoch_ms": f"{then * 1e3:.0f}",
     }
     answer = httpx.Response(status, headers={k: forms.get(v, v) for k, v in headers.items()})
-    assert label_http._asked_to_wait(answer) == pytest.approx(
-        seconds, abs=1.5 if seconds >= 30 else 0
-    )
+    assert asked_to_wait(answer) == pytest.approx(seconds, abs=1.5 if seconds >= 30 else 0)
