@@ -209,7 +209,7 @@ def _lineage_tree(lineage: "Lineage", role: str, *, seen: set[str]) -> Tree:
     dirty = " with uncommitted changes" if lineage.git_dirty else ""
     tree.add(f"verdict {_coloured(lineage.verdict) if lineage.verdict else 'none yet'}")  # type: ignore[arg-type]
     for line in (
-        *(f"gate {reason}" for reason in lineage.gates.values()),
+        *(f"gate {reason}" for told in lineage.gates.values() for reason in told.splitlines()),
         *([lineage.checkpoint] if lineage.checkpoint else []),
         f"weights sha256 {lineage.sha256}",
         f"data {lineage.dataset_path} sha256 {lineage.dataset_sha256}"

@@ -39,8 +39,9 @@ def record_decision(
     """Write a verdict where people look: tags and metrics of the version, files of the run.
 
     The version gets the tags ``rlhf.verdict``, ``rlhf.verdict_reasons``, ``rlhf.verdict_run`` and
-    one ``rlhf.gate.<metric>`` per gate; every metric goes to run and version with ``/low`` and
-    ``/high`` beside it; the run keeps ``evaluation/report.json`` and ``decision.json``.
+    one ``rlhf.gate.<metric>`` per gated metric, a line for each of its gates; every metric goes to
+    run and version with ``/low`` and ``/high`` beside it; the run keeps ``evaluation/report.json``
+    and ``decision.json``.
     A model that is not in the registry (a local folder) gets the run's part only.
 
     Args:
@@ -77,7 +78,9 @@ def _decision_tags(
     for result in decision.results:
         if result.verdict != "PROMOTE" or result.gate in report.metrics or result.estimate is None:
             key = re.sub(r"[^\w./\- :]", "-", result.gate)[:_LONGEST_KEY]
-            tags[GATE + key] = f"{result.verdict}: {result.reason}"
+            # Two gates on one metric, as a range has, share its tag.
+            earlier = [tags[GATE + key]] if GATE + key in tags else []
+            tags[GATE + key] = "\n".join([*earlier, f"{result.verdict}: {result.reason}"])
     return tags
 
 

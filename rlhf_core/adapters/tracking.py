@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,7 +160,13 @@ def keep_file(run_id: str, path: Path, folder: str = "") -> str | None:
 def look_up_run(run_id: str) -> tuple[str, dict[str, float]]:
     """Return where a person looks at a run of which only the id is known, and its last metrics."""
     run = patiently(f"finding run {run_id}", lambda: mlflow_client().get_run(run_id))
-    return run_url(run.info.experiment_id, run_id), dict(run.data.metrics)
+    metrics = {name: _unbounded(value) for name, value in run.data.metrics.items()}
+    return run_url(run.info.experiment_id, run_id), metrics
+
+
+def _unbounded(value: float) -> float:
+    """Return infinity for what MLflow's databases keep in its place, the largest number."""
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
 
 
 def _terminate(run: StageRun, status: str) -> None:

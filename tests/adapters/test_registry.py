@@ -1,11 +1,14 @@
+import math
+
 import pytest
 
 from rlhf_core import schema
 from rlhf_core.adapters import registry
 from rlhf_core.adapters.decision import record_decision, recorded_verdict
+from rlhf_core.adapters.lineage import trace_lineage
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import register_model, resolve_model
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.tracking import look_up_run, open_run
 from rlhf_core.errors import ModelError, RegistryError
 from rlhf_core.schema import Estimate, EvaluationReport, GateResult, PromotionDecision
 
@@ -154,6 +157,23 @@ def test_a_verdict_is_written_where_people_look(made, judged):
     assert {metric.key: metric.value for metric in logged.metrics}["sft/heldout_nll/high"] == 1.6
     files = [item.path for item in mlflow_client().list_artifacts(run.run_id, "evaluation")]
     assert files == ["evaluation/decision.json", "evaluation/report.json"]
+
+
+def test_both_gates_of_a_range_are_written_with_the_version(made, config, context):
+    model, name = made(), "sft/heldout_nll"
+    estimate = Estimate(value=1.5, low=1.4, high=math.inf, num_samples=200)
+    results = tuple(
+        GateResult(gate=name, verdict=verdict, estimate=estimate, rule="r", reason=reason)
+        for verdict, reason in (("HOLD", "at most 2."), ("PROMOTE", "at least 0.5."))
+    )
+    report = EvaluationReport(stage="sft", model=model, metrics={name: estimate})
+    decision = PromotionDecision(
+        stage="sft", model=model, verdict="HOLD", results=results, reasons=("at most 2.",)
+    )
+    with open_run(config, context, "evaluate", inputs={}) as run:
+        record_decision(decision, report, run=run)
+    assert trace_lineage(model.uri).gates[name] == "HOLD: at most 2.\nPROMOTE: at least 0.5."
+    assert look_up_run(run.run_id)[1][f"{name}/high"] == math.inf  # kept as the largest number
 
 
 def test_a_new_verdict_replaces_the_old_one_with_all_its_gates(made, judged):
