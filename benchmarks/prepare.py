@@ -24,7 +24,17 @@ from rlhf_core.stages import prepare
 from rlhf_core.stages.preparation import build as prepare_build
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["the", "of", "and", "to", "is", "in", "that", "it", "for", "you", "with", "as", "are"]
+SMALL = (
+    "the of and to a in is that it for was on are as with they be at one have this from by not but"
+    " what all were when we there can an your which their if do will each about how up out them"
+    " then she many some so these would other into has more her two like him see time could no make"
+    " than first been its who now people my made over did down only way find use may water long"
+).split()
+PARTS = (
+    "light house water hand work book land stone road night day fire head wood farm town home wind"
+    " rain sun snow mill bridge foot field garden market ship sand salt bread apple winter summer"
+    " morning green black white long high round under over side back board line master keeper maker"
+).split()
 PHASES = {
     "_fingerprint": "digest of inputs",
     "_read": "read, rules, tokens, signatures",
@@ -40,13 +50,13 @@ PHASES = {
 
 
 class Texts:
-    """English to the eye of a rule: small words among made-up nouns whose counts fall as 1/rank."""
+    """English to a detector of languages: common words, and compounds that fall as 1/rank."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        syllables = ["ba", "ko", "li", "mur", "ten", "sa", "vo", "ri", "pel", "dun", "gar", "to"]
-        nouns = {"".join(self.rng.choices(syllables, k=3)) for _ in range(8_000)}
-        self.words = [*SMALL, *sorted(nouns)]
+        nouns = [first + second for first in PARTS for second in PARTS if first != second]
+        self.rng.shuffle(nouns)
+        self.words = [*SMALL, *nouns]
         self.weights = list(accumulate(1 / rank for rank in range(8, len(self.words) + 8)))
 
     def text(self, low: int, high: int) -> str:

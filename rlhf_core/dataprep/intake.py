@@ -185,8 +185,8 @@ def filter_near_duplicates(intake: Intake, threshold: float) -> None:
     if intake.signatures is None:
         return
     staying = [row for row, entry in enumerate(intake.entries) if entry.reason is None]
-    both = intake.signatures.responses, intake.signatures.prompts
-    tables = [table.array()[staying] for table in both]
+    both = intake.signatures.responses.array(), intake.signatures.prompts
+    tables = [table[staying] for table in both]
     for row, earlier in near_duplicates(tables, threshold).items():
         original = intake.entries[staying[earlier]]
         intake.entries[staying[row]].filter_out("near_duplicate", f"of {original.place}")

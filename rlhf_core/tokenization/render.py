@@ -166,7 +166,7 @@ class Renderer:
             rest = np.append(rest, np.int32(self.turn_end_id))
         if len(rest) == 0 or int(rest[-1]) != self.turn_end_id:
             raise DataError("the response does not end in the token that ends a turn")
-        if np.isin(rest[:-1], self.end_ids).any():
+        if any((rest[:-1] == end).any() for end in self.end_ids):
             raise DataError("the response holds a token that ends a turn")
         return rest
 
@@ -211,7 +211,8 @@ class Renderer:
     def refuse_forged(self, text: str, ids: TokenIds) -> None:
         """Refuse tokens with more control tokens than ``text`` has."""
         written = len(self.turns.control_pattern.findall(text))
-        if int(np.isin(ids, self._control_ids).sum()) > written:
+        is_control = self._is_control
+        if int(is_control[np.minimum(ids, len(is_control) - 1)].sum()) > written:
             raise DataError("the tokenizer reads a special token where the text has other letters")
 
     def refuse_unusable(self, text: str) -> None:
@@ -231,6 +232,13 @@ class Renderer:
         unknown = self.tokenizer.unk_token
         names = [name for name in self.turns.control_tokens if name != unknown]
         return [_id_of(self.tokenizer, name) for name in names]
+
+    @cached_property
+    def _is_control(self) -> np.ndarray:
+        """[V] bool, up to the highest control token and one more: a look-up for many ids."""
+        table = np.zeros(max(self._control_ids, default=0) + 2, dtype=np.bool_)
+        table[self._control_ids] = True
+        return table
 
     def _decode(self, ids: list[int]) -> str:
         anchored, alone = (

@@ -117,3 +117,15 @@ def test_a_training_prompt_that_gives_a_heldout_one_away_is_told():
     index.add([signature(text(1))])
     assert index.near([signature(text(1) + " please")])
     assert not index.near([signature(text(2))])
+
+
+@pytest.mark.parametrize("num_words", [1, 3, 60, 130, 131, 400])
+def test_a_signature_is_what_the_permutations_of_datasketch_give(num_words):
+    words = text(num_words, num_words)
+    a, b = (part.tolist() for part in near.empty_sketch().permutations)
+    triples = near._shingles(words).tolist()
+    expected = [
+        min((((h * x + y) % 2**64) % (2**61 - 1)) % 2**32 for h in triples)
+        for x, y in zip(a, b, strict=True)
+    ]
+    assert signature(words).tolist() == expected

@@ -1,12 +1,18 @@
 """Cleaning rules for single rows: what they catch, and what they must leave alone."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.config import CleaningConfig
+from rlhf_core.dataprep.cleaning import language
 from rlhf_core.dataprep.cleaning.contamination import read_benchmark
-from rlhf_core.dataprep.cleaning.language import known_languages, other_language
+from rlhf_core.dataprep.cleaning.language import (
+    known_languages,
+    other_language,
+    surely_allowed,
+)
 from rlhf_core.dataprep.cleaning.personal import find_personal_data
 from rlhf_core.dataprep.cleaning.rules import make_rules
 from rlhf_core.errors import ConfigError, DataError
@@ -213,3 +219,34 @@ def test_each_rule_gives_its_reason_and_nothing_is_on_by_default(tmp_path):
     assert found == ("wrong_language", f"reads like de: {text[:57]}...")
     found = rules_for(tmp_path, personal_data=("email",)).problem(prompt(text), [])
     assert found == ("personal_data", "email")
+
+
+def test_texts_asked_together_are_cleared_only_where_each_alone_would_be():
+    texts = [*TEXTS.values(), QUESTION, "", "a", "123 456", "half \ud800 of it", QUESTION.upper()]
+    texts += [f"{text} {QUESTION}" for text in TEXTS.values()]
+    for allowed in (frozenset({"en"}), frozenset({"de", "ja"})):
+        cleared = surely_allowed(texts, allowed)
+        alone = [other_language(text, allowed) for text in texts]
+        assert not [text for text, yes, no in zip(texts, cleared, alone, strict=True) if yes and no]
+        assert any(cleared)
+    assert surely_allowed([], frozenset({"en"})) == []
+
+
+def test_shares_of_texts_asked_together_are_those_that_the_library_gives_each():
+    texts = [*TEXTS.values(), QUESTION, QUESTION * 30, "", "123 456"]
+    model = language._identifier()
+    ours = np.array([name in ("en", "de") for name in model.nb_classes])
+    found = language._shares_at_once([language._bytes_of(text) for text in texts], ours)
+    expected = [
+        sum(share for name, share in model.rank(text) if name in ("en", "de")) for text in texts
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_first_of_several_quotations_is_named(write_jsonl):
+    lines = [" ".join(f"w{n}" for n in range(start, start + 10)) for start in (0, 100)]
+    benchmark = read_benchmark([write_jsonl("bench.jsonl", [{"q": line} for line in lines])])
+    text = f"so {lines[1]} and {lines[0]}"
+    assert benchmark.quoted_by(text) == " ".join(lines[1].split()[:8])
+    mixed = " ".join(reversed(lines[0].split()))
+    assert benchmark.quoted_by(mixed) is None

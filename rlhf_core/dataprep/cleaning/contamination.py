@@ -3,6 +3,10 @@
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_core.dataprep.cleaning.near import word_hashes
 from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
 from rlhf_core.dataprep.sources.containers import read_rows
 from rlhf_core.dataprep.sources.rows import FilteredRow
@@ -13,7 +17,9 @@ NUM_WORDS = 8
 """A run of this many equal words counts as a quotation (Brown et al. 2020 use 13, GLaM 8)."""
 _NUM_CHARACTERS = 2 * NUM_WORDS
 """So many in scripts that put no spaces between words, where a word has about two."""
-_ALL_KNOWN = b"\x01" * NUM_WORDS
+_FACTOR = 0x9E3779B97F4A7C15
+_MIX = np.array([pow(_FACTOR, power + 1, 1 << 64) for power in range(NUM_WORDS)], dtype=np.uint64)
+"""Odd numbers that mix the hashes of a run's words, modulo 2**64."""
 
 
 class Benchmark:
@@ -31,7 +37,8 @@ class Benchmark:
             self._runs.update(_runs(words))
             self._characters.update(_character_runs(text))
         self._short.discard("")
-        self._words = {word for run in self._runs for word in run.split()}
+        words = word_hashes([word for run in self._runs for word in run.split()])
+        self._hashes = np.unique(words.reshape(-1, NUM_WORDS) @ _MIX)
 
     def quoted_by(self, text: str) -> str | None:
         """Return the run of words that ``text`` shares with a benchmark text, if any."""
@@ -39,16 +46,16 @@ class Benchmark:
             for run in _character_runs(text):
                 if run in self._characters:
                     return run
-        words = _words(text)
+        words = normalise(text).split()
         if len(words) < NUM_WORDS:
-            whole = " ".join(words)
+            whole = " ".join(map(bare, words))
             return whole if whole in self._short else None
-        # No run can match before the first eight words in a row that a benchmark has at all.
-        known = bytes(map(self._words.__contains__, words))
-        start = known.find(_ALL_KNOWN)
-        if start < 0:
-            return None
-        return next((run for run in _runs(words[start:]) if run in self._runs), None)
+        # Equal runs have equal hashes; those of other runs may be equal too.
+        for start in np.flatnonzero(_are_in(_run_hashes(word_hashes(words)), self._hashes)):
+            run = " ".join(map(bare, words[start : start + NUM_WORDS]))
+            if run in self._runs:
+                return run
+        return None
 
 
 def read_benchmark(paths: Iterable[Path], columns: Collection[str] = ()) -> Benchmark:
@@ -102,6 +109,22 @@ def _character_runs(text: str) -> Iterator[str]:
     characters = "".join(UNSPACED.findall(normalise(text)))
     for start in range(len(characters) - _NUM_CHARACTERS + 1):
         yield characters[start : start + _NUM_CHARACTERS]
+
+
+def _run_hashes(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """[N - NUM_WORDS + 1] hash of each run of words, from the hashes of the words."""
+    num_runs = len(hashes) - NUM_WORDS + 1
+    mixed = hashes[:num_runs] * _MIX[0]
+    for place in range(1, NUM_WORDS):
+        mixed += hashes[place : place + num_runs] * _MIX[place]
+    return mixed
+
+
+def _are_in(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """[N] whether each value is among ``ordered``."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=bool)
+    return ordered[np.searchsorted(ordered, values).clip(max=len(ordered) - 1)] == values
 
 
 def _runs(words: list[str]) -> Iterator[str]:

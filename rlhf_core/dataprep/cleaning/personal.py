@@ -35,7 +35,10 @@ _SECRET = re.compile(
     r"|\bsk-[A-Za-z0-9_-]{20,}"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"
 )
-_SECRET_MARKS = ("PRIVATE KEY", "AKIA", "gh", "hf_", "xox", "sk-", "eyJ")
+_SECRET_MARKS = (
+    *("PRIVATE KEY", "AKIA", "xox", "sk-", "eyJ"),
+    *("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "hf_"),
+)
 """What is quick to look for: each alternative of ``_SECRET`` has one."""
 _MIN_KEY = 32
 _KEY_LIKE = re.compile(r"(?<![\w/=+-])[A-Za-z0-9_+/=-]{32,200}(?![\w/=+-])")

@@ -1,9 +1,11 @@
 """Which prompts nearly give a held-out one away: by all they say, or by how they open."""
 
+from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_core.dataprep.cleaning.near import (
     NUM_PERMUTATIONS,
@@ -38,22 +40,33 @@ class RowSignatures:
 
     def __init__(self) -> None:
         """Start empty."""
-        self.responses, self.prompts = SignatureTable(), SignatureTable()
-        self._first_turns = SignatureTable()
+        self.responses = SignatureTable()
+        self._prompts, self._first_turns = SignatureTable(), SignatureTable()
+        self._prompt_of_row: "array[int]" = array("q")
+        self._place_of: dict[Key, int] = {}
         self._opening_of: dict[DialogueKey, int] = {}
+
+    @property
+    def prompts(self) -> NDArray[np.uint32]:
+        """[N, NUM_PERMUTATIONS] of each row's prompt, which many rows may share."""
+        return self._prompts.array()[np.array(self._prompt_of_row, dtype=np.int64)]
 
     def add(self, item: Comparison, prompt: Key, dialogue: DialogueKey) -> None:
         """Append a comparison, whose prompt and dialogue have these keys."""
         first, second = sorted((item.response_a, item.response_b))
         self.responses.add(f"{first}\n{second}")
-        self.prompts.add(prompt_text(item.prompt))
+        # Prompts of one key read the same once they are normalised, and so do their triples.
+        is_new = prompt not in self._place_of
+        self._prompt_of_row.append(self._place_of.setdefault(prompt, len(self._place_of)))
+        if is_new:
+            self._prompts.add(prompt_text(item.prompt))
         if dialogue != prompt and dialogue not in self._opening_of:
             self._opening_of[dialogue] = len(self._opening_of)
             self._first_turns.add(prompt_text(first_turn(item.prompt)))
 
     def of_prompt(self, row: int, dialogue: DialogueKey) -> list[Signature]:
         """Return what a prompt is known by: all of it and, where it has more, its first turn."""
-        found = [self.prompts.array()[row]]
+        found = [self._prompts.array()[self._prompt_of_row[row]]]
         place = self._opening_of.get(dialogue)
         return found if place is None else [*found, self._first_turns.array()[place]]
 

@@ -1,12 +1,13 @@
 """The cleaning rules that look at one row alone, switched on by the configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import compress
 from typing import Protocol
 
 from rlhf_core.config.data import CleaningConfig
 from rlhf_core.dataprep.cleaning.contamination import Benchmark, read_benchmark
-from rlhf_core.dataprep.cleaning.language import known_languages, other_language
+from rlhf_core.dataprep.cleaning.language import known_languages, other_language, surely_allowed
 from rlhf_core.dataprep.cleaning.personal import find_personal_data
 from rlhf_core.dataprep.sources.rows import Reason
 from rlhf_core.errors import ConfigError
@@ -45,7 +46,8 @@ class RowRules:
 
     def problems(self, rows: Sequence[Row]) -> list[Problem | None]:
         """Return why each row is filtered out, if so; many rows at once are cheaper."""
-        found = [self._words_problem(prompt, responses) for prompt, responses in rows]
+        cleared = self._surely_allowed(rows)
+        found = [self._words_problem(prompt, responses, cleared) for prompt, responses in rows]
         if self.token_check is None:
             return found
         open_rows = [row for row, problem in zip(rows, found, strict=True) if problem is None]
@@ -58,27 +60,42 @@ class RowRules:
 
     def prompt_problem(self, prompt: Conversation) -> Problem | None:
         """Return why a prompt to sample from is filtered out, if so."""
-        found = self._words_problem(prompt, ())
+        found = self._words_problem(prompt, (), frozenset())
         return found or self.room_problem(prompt)
 
     def room_problem(self, prompt: Conversation) -> Problem | None:
         """Return why a policy could not answer a prompt whose words are known to be sound."""
         return self.token_check.prompt(prompt) if self.token_check else None
 
-    def _words_problem(self, prompt: Conversation, responses: Sequence[str]) -> Problem | None:
-        for text in (*(turn.content for turn in prompt), *responses):
-            if (found := self._text_problem(text)) is not None:
+    def _surely_allowed(self, rows: Sequence[Row]) -> Set[str]:
+        """Return texts whose language needs no closer look; each of the rows' is asked once."""
+        if not self.languages:
+            return frozenset()
+        texts = list(dict.fromkeys(text for row in rows for text in _texts(*row)))
+        return set(compress(texts, surely_allowed(texts, self.languages)))
+
+    def _words_problem(
+        self, prompt: Conversation, responses: Sequence[str], cleared: Set[str]
+    ) -> Problem | None:
+        for text in _texts(prompt, responses):
+            if (found := self._text_problem(text, text in cleared)) is not None:
                 return found
         return None
 
-    def _text_problem(self, text: str) -> Problem | None:
-        if self.languages and (language := other_language(text, self.languages)):
+    def _text_problem(self, text: str, is_cleared: bool) -> Problem | None:
+        languages = frozenset() if is_cleared else self.languages
+        if languages and (language := other_language(text, languages)):
             return "wrong_language", f"reads like {language}: {_excerpt(text)}"
         if kind := find_personal_data(text, self.personal_data):
             return "personal_data", kind
         if self.benchmark and (run := self.benchmark.quoted_by(text)):
             return "benchmark_contamination", f"quotes: {run}"
         return None
+
+
+def _texts(prompt: Conversation, responses: Sequence[str]) -> Iterator[str]:
+    yield from (turn.content for turn in prompt)
+    yield from responses
 
 
 def make_rules(cleaning: CleaningConfig, token_check: TokenCheck | None) -> RowRules:
