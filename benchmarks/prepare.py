@@ -29,12 +29,12 @@ SMALL = (
     " what all were when we there can an your which their if do will each about how up out them"
     " then she many some so these would other into has more her two like him see time could no make"
     " than first been its who now people my made over did down only way find use may water long"
-).split()
+)
 PARTS = (
     "light house water hand work book land stone road night day fire head wood farm town home wind"
     " rain sun snow mill bridge foot field garden market ship sand salt bread apple winter summer"
     " morning green black white long high round under over side back board line master keeper maker"
-).split()
+)
 PHASES = {
     "_fingerprint": "digest of inputs",
     "_read": "read, rules, tokens, signatures",
@@ -54,9 +54,9 @@ class Texts:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        nouns = [first + second for first in PARTS for second in PARTS if first != second]
+        nouns = [a + b for a in PARTS.split() for b in PARTS.split() if a != b]
         self.rng.shuffle(nouns)
-        self.words = [*SMALL, *nouns]
+        self.words = [*SMALL.split(), *nouns]
         self.weights = list(accumulate(1 / rank for rank in range(8, len(self.words) + 8)))
 
     def text(self, low: int, high: int) -> str:

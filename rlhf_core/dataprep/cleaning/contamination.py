@@ -37,8 +37,8 @@ class Benchmark:
             self._runs.update(_runs(words))
             self._characters.update(_character_runs(text))
         self._short.discard("")
-        words = word_hashes([word for run in self._runs for word in run.split()])
-        self._hashes = np.unique(words.reshape(-1, NUM_WORDS) @ _MIX)
+        hashes = word_hashes([word for run in self._runs for word in run.split()])
+        self._hashes = np.unique(hashes.reshape(-1, NUM_WORDS) @ _MIX)
 
     def quoted_by(self, text: str) -> str | None:
         """Return the run of words that ``text`` shares with a benchmark text, if any."""
@@ -114,7 +114,7 @@ def _character_runs(text: str) -> Iterator[str]:
 def _run_hashes(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """[N - NUM_WORDS + 1] hash of each run of words, from the hashes of the words."""
     num_runs = len(hashes) - NUM_WORDS + 1
-    mixed = hashes[:num_runs] * _MIX[0]
+    mixed: NDArray[np.uint64] = hashes[:num_runs] * _MIX[0]
     for place in range(1, NUM_WORDS):
         mixed += hashes[place : place + num_runs] * _MIX[place]
     return mixed
@@ -124,7 +124,9 @@ def _are_in(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[
     """[N] whether each value is among ``ordered``."""
     if not len(ordered):
         return np.zeros(len(values), dtype=bool)
-    return ordered[np.searchsorted(ordered, values).clip(max=len(ordered) - 1)] == values
+    places = np.searchsorted(ordered, values).clip(max=len(ordered) - 1)
+    found: NDArray[np.bool_] = ordered[places] == values
+    return found
 
 
 def _runs(words: list[str]) -> Iterator[str]:

@@ -77,8 +77,7 @@ def surely_allowed(texts: Sequence[str], allowed: frozenset[str]) -> list[bool]:
     model = _identifier()
     encoded = [_bytes_of(without_addresses(text)[:_READ_CHARACTERS]) for text in texts]
     ours = np.array([language in allowed for language in model.nb_classes])
-    shares = _shares_at_once(encoded, ours)
-    return (shares > _CLEARED_SHARE).tolist()
+    return [bool(share > _CLEARED_SHARE) for share in _shares_at_once(encoded, ours)]
 
 
 def _bytes_of(text: str) -> bytes:

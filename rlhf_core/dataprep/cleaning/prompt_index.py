@@ -42,7 +42,7 @@ class RowSignatures:
         """Start empty."""
         self.responses = SignatureTable()
         self._prompts, self._first_turns = SignatureTable(), SignatureTable()
-        self._prompt_of_row: "array[int]" = array("q")
+        self._prompt_of_row: array[int] = array("q")
         self._place_of: dict[Key, int] = {}
         self._opening_of: dict[DialogueKey, int] = {}
 
