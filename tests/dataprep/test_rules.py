@@ -6,13 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.config import CleaningConfig
-from rlhf_core.dataprep.cleaning import language
+from rlhf_core.dataprep.cleaning import contamination, language
 from rlhf_core.dataprep.cleaning.contamination import read_benchmark
-from rlhf_core.dataprep.cleaning.language import (
-    known_languages,
-    other_language,
-    surely_allowed,
-)
+from rlhf_core.dataprep.cleaning.language import known_languages, other_language, surely_allowed
 from rlhf_core.dataprep.cleaning.personal import find_personal_data
 from rlhf_core.dataprep.cleaning.rules import make_rules
 from rlhf_core.errors import ConfigError, DataError
@@ -224,12 +220,15 @@ def test_each_rule_gives_its_reason_and_nothing_is_on_by_default(tmp_path):
 def test_texts_asked_together_are_cleared_only_where_each_alone_would_be():
     texts = [*TEXTS.values(), QUESTION, "", "a", "123 456", "half \ud800 of it", QUESTION.upper()]
     texts += [f"{text} {QUESTION}" for text in TEXTS.values()]
+    texts += [f"{number} {text}" for number in range(4) for text in texts]
     for allowed in (frozenset({"en"}), frozenset({"de", "ja"})):
         cleared = surely_allowed(texts, allowed)
         alone = [other_language(text, allowed) for text in texts]
         assert not [text for text, yes, no in zip(texts, cleared, alone, strict=True) if yes and no]
         assert any(cleared)
+    # Few texts are cheaper asked one by one.
     assert surely_allowed([], frozenset({"en"})) == []
+    assert surely_allowed([QUESTION], frozenset({"en"})) == [False]
 
 
 def test_shares_of_texts_asked_together_are_those_that_the_library_gives_each():
@@ -250,3 +249,13 @@ def test_the_first_of_several_quotations_is_named(write_jsonl):
     assert benchmark.quoted_by(text) == " ".join(lines[1].split()[:8])
     mixed = " ".join(reversed(lines[0].split()))
     assert benchmark.quoted_by(mixed) is None
+
+
+def test_runs_of_one_hash_are_told_apart_by_their_words(write_jsonl, monkeypatch):
+    monkeypatch.setattr(
+        contamination, "word_hashes", lambda words: np.zeros(len(words), dtype=np.uint64)
+    )
+    benchmark = read_benchmark([write_jsonl("bench.jsonl", [{"q": QUESTION}])])
+    others = " ".join(f"w{n}" for n in range(30))
+    assert benchmark.quoted_by(others) is None
+    assert benchmark.quoted_by(f"{others} {QUESTION}") is not None
