@@ -129,3 +129,13 @@ def test_a_signature_is_what_the_permutations_of_datasketch_give(num_words):
         for x, y in zip(a, b, strict=True)
     ]
     assert signature(words).tolist() == expected
+
+
+@pytest.mark.parametrize("value", [2**61 - 2, 2**61 - 1, 2**61, 2**62 - 2, 2**64 - 1])
+def test_values_at_the_edges_of_the_prime_are_taken_modulo_it(value):
+    """Hardly any text has one, so the shingle is solved for: a h + b = value modulo 2**64."""
+    a, b = (part.tolist() for part in near.empty_sketch().permutations)
+    place = next(place for place, factor in enumerate(a) if factor % 2)
+    shingle = (value - b[place]) * pow(a[place], -1, 2**64) % 2**64
+    found = near._least(np.array([shingle], dtype=np.uint64))
+    assert found[place] == value % (2**61 - 1) % 2**32
