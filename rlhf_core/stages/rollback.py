@@ -51,7 +51,9 @@ def rollback_policy(
     seen = look_at(project)
     was = seen.current or seen.withdrawn
     if was is None and not seen.before:
-        raise RegistryError(f"models:/{project}-policy has no champion yet")
+        raise RegistryError(
+            f"models:/{project}-policy has no champion yet; models with another prefix: --project"
+        )
     if to is None:
         chain, lost = _earlier(project, seen)
     else:
