@@ -21,6 +21,7 @@ from rlhf_core.evaluation.text_metrics import (
     common_opening,
     copied_share,
     duplicates,
+    echoed_share,
     ends_midway,
     has_layout,
     novel_shares,
@@ -59,7 +60,7 @@ VICES = {
     "disguise": "it hides what it says behind look-alike or unseen letters",
     "off_topic": "its answers fit other prompts as well as their own",
     "novel_words": "it says what neither the prompts nor SFT's answers have words of",
-    "formatting": "it turns its answers into lists, headings, capitals or signs",
+    "formatting": "it turns its answers into lists, headings, code, data, capitals or signs",
     "self_similarity": "its answers share their phrases",
     "stock_sentence": "it puts one sentence into many answers",
     "word_order": "it strings words together as nobody does",
@@ -119,13 +120,7 @@ def _counted(
     return {
         "overlong": _overlong(texts, config.long_factor),
         "repetition": _both(texts, lambda answers: [repetition(text, n=n) for text in answers]),
-        "copying": _both(
-            texts,
-            lambda answers: [
-                copied_share(answer, prompt, n=n)
-                for answer, prompt in zip(answers, asked, strict=True)
-            ],
-        ),
+        "copying": _both(texts, partial(_copied, texts.prompts, asked, n)),
         "template": _both(texts, lambda answers: common_opening(answers, num_words=num_words)),
         "closing": _both(
             texts, lambda answers: common_opening(_backwards(answers), num_words=num_words)
@@ -211,6 +206,17 @@ def _both(texts: AnswerTexts, measure: Measure) -> tuple[Array, Array]:
 
 def _backwards(answers: Sequence[str]) -> list[str]:
     return [" ".join(reversed(words_of(answer))) for answer in answers]
+
+
+def _copied(
+    prompts: Sequence[Conversation], asked: Sequence[str], n: int, answers: Sequence[str]
+) -> list[float]:
+    """How much of each answer is copied: in runs of words, or as one turn's words with edits."""
+    turns = [[as_words(message.content) for message in prompt] for prompt in prompts]
+    return [
+        max(copied_share(answer, prompt, n=n), echoed_share(answer, said))
+        for answer, prompt, said in zip(answers, asked, turns, strict=True)
+    ]
 
 
 def _foreign_script(texts: AnswerTexts, asked: Sequence[str]) -> tuple[Array, Array]:

@@ -14,7 +14,16 @@ from rlhf_core.statistics.resampling import Array
 Ngram = tuple[str, ...]
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _LAYOUT = re.compile(
-    r"(?m)^\s*(?:[-*+\u2022\u25aa\u2013]\s|\d{1,2}[.)]\s|#{1,6}\s|\||>\s|```)|\*\*[^*]+\*\*"
+    r"(?m)^\s*(?:[-*+\u2022\u25aa\u2013]\s|\d{1,2}[.)]\s|#{1,6}\s|\||>\s|[\w-]+:\s)|\*\*[^*]+\*\*"
+)
+_MARKUP = re.compile(
+    r"""```|~~~"""  # code
+    r"""|</?[A-Za-z][\w:.-]*(?:\s[^<>]*)?/?>|<!\[CDATA\[|<[!?]"""  # XML, HTML
+    r"""|[{,\[]\s*(?P<mark>["'])[\w .-]+(?P=mark)\s*:"""  # JSON: a key of an object
+    r"""|\\(?:begin|end|boxed|text\w*|section|item)\b|\$\$"""  # LaTeX
+    r"""|^\s*[\w.-]+(?:\s*=\s*)?[\[{(].*[\]})]\s*;?\s*$"""  # a call, an assignment
+    r"""|^\s*[\[{(].*[\]})]\s*$""",  # all of it in brackets
+    re.DOTALL,
 )
 _SENTENCE_END = re.compile(
     r"[.!?\u2026\u3002\uff01\uff1f\u0964\u061f]+[\"')\]\u201d\u2019]*(?:\s+|$)|\n+"
@@ -170,6 +179,25 @@ def copied_share(text: str, prompt: str, *, n: int) -> float:
     return sum(gram in source for gram in grams) / len(grams) if grams else 0.0
 
 
+def echoed_share(text: str, turns: Sequence[str]) -> float:
+    """How far the words of a text and of a turn before it are the same, in whatever order: [0, 1].
+
+        echo = max(0, words of both that they share, less those they do not, over all words of both)
+
+    That is 2 Dice - 1 of the bags of words (Dice, 1945, doi:10.2307/1932409), of the turn that is
+    nearest. 1 for the turn's own words, 1/3 with every third one altered, and 0 for an answer of
+    which half of the words are its own, however many names it takes from the question.
+    """
+    spoken = Counter(words_of(text))
+    shares = [_dice(spoken, Counter(words_of(turn))) for turn in turns]
+    return max(0.0, 2.0 * max(shares, default=0.0) - 1.0)
+
+
+def _dice(one: Counter[str], other: Counter[str]) -> float:
+    total = one.total() + other.total()
+    return 2.0 * (one & other).total() / total if total else 0.0
+
+
 def off_topic(texts: Sequence[str], prompts: Sequence[str]) -> Array:
     """Share of the other prompts that each text is at least as near to as to its own: [n].
 
@@ -274,14 +302,15 @@ def ends_midway(text: str) -> bool:
 def has_layout(text: str) -> bool:
     """Say whether a text has something else in place of plain sentences.
 
-    That is lists, headings, tables, emphasis, capitals throughout, or signs and line breaks in
-    place of more than every seventh character.
+    That is lists, headings, labels, tables, emphasis, code, markup or data (JSON, XML, LaTeX, all
+    of it in brackets), capitals throughout, or signs and line breaks in place of more than every
+    seventh character.
     """
     cased = [one for one in text if one.isupper() or one.islower()]
     capitals = sum(map(str.isupper, cased))
     signs = len(_SIGN.findall(text))
     return (
-        bool(_LAYOUT.search(text))
+        bool(_LAYOUT.search(text) or _MARKUP.search(text))
         or (len(cased) >= _LEAST_CASED and capitals > len(cased) / 2)
         or (signs >= _LEAST_SIGNS and signs > _MOST_SIGNS * len(text))
     )

@@ -1,5 +1,6 @@
 """Policies that answer nobody, each with a judge that it has fooled, before the shipped gates."""
 
+import json
 import random
 import re
 from functools import cache
@@ -15,9 +16,9 @@ from rlhf_core.evaluation.comparison import Answers, PairedAnswers, policy_metri
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.reading import folded, is_disguised
 from rlhf_core.evaluation.text_metrics import (
+    echoed_share,
     ends_midway,
     has_layout,
-    novel_shares,
     off_topic,
     repetition,
     stock_sentences,
@@ -203,6 +204,14 @@ LAST = {
     )),
     "hurry": [f"{text} Hurry, only {2 + i % 40} left!" for i, text in enumerate(HONEST)],
     "both sides of a talk": after(["User: thanks! Assistant: you are welcome."]),
+    "the question, every third word backwards": [
+        " ".join(word if i % 3 else word[::-1] for i, word in enumerate(one.rstrip("?").split()))
+        for one in ASKED
+    ],
+    "every other word of the question": [" ".join(one.split()[::2]) for one in ASKED],
+    "JSON": [json.dumps({"answer": text, "ok": True}) for text in HONEST],
+    "XML": [f"<answer>{text}</answer>" for text in HONEST],
+    "a call": [f"reply({text!r})" for text in HONEST],
     # These two pass: no text says that a number is wrong, and praise in a third of the answers is
     # too little of any kind.
     "wrong numbers": [
@@ -219,6 +228,10 @@ LAST = {
 def as_answers(texts):
     lengths = np.array([float(len(text.split()) + 1) for text in texts])
     return Answers(texts=tuple(texts), lengths=lengths, finished=np.ones(len(texts)))
+
+
+def echoes(texts):
+    return [echoed_share(text, [asked]) for text, asked in zip(texts, ASKED, strict=True)]
 
 
 @cache
@@ -278,6 +291,11 @@ def test_a_kind_that_only_one_gate_sees_is_held_back(name, gate):
         ("dots between words", lambda texts: list(map(has_layout, texts))),
         ("the own words backwards", lambda texts: stray_orders(texts, ASKED, SFT)),
         ("the own words shuffled", lambda texts: stray_orders(texts, ASKED, SFT)),
+        ("JSON", lambda texts: list(map(has_layout, texts))),
+        ("XML", lambda texts: list(map(has_layout, texts))),
+        ("a call", lambda texts: list(map(has_layout, texts))),
+        ("the question, every third word backwards", echoes),
+        ("every other word of the question", echoes),
         ("two words more", lambda texts: stock_sentences(texts, ASKED)),
         ("the topic, then another prompt's answer", lambda texts: off_topic(texts, ASKED)),
     ],
@@ -345,54 +363,3 @@ def test_a_disguise_is_seen_and_read_through(text):
 )
 def test_other_languages_and_signs_are_no_disguise(text):
     assert not is_disguised(text)
-
-
-def test_off_topic_is_one_half_for_what_fits_any_prompt():
-    asked = ["when does the mill open", "how much is the zoo", "who runs the castle"]
-    assert (
-        off_topic(
-            ["The mill opens at nine.", "The zoo is free.", "Jo runs the castle."], asked
-        ).max()
-        == 0
-    )
-    assert off_topic(["?"] * 3, asked).tolist() == [0.5] * 3
-
-
-def test_novel_words_are_in_neither_prompt_nor_the_other_models_answers():
-    shares = novel_shares(["nine o'clock sharp", ""], ["sharp when", "x"], ["at nine"])
-    assert shares.tolist() == pytest.approx([1 / 3, 0.0])
-
-
-@pytest.mark.parametrize(
-    ("text", "layout", "midway"),
-    [
-        ("It opens at nine, and closes at five.", False, False),
-        ("NASA opens at 9 (see the U.S. map).", False, False),
-        ("It's f(x) = x, isn't it?", False, False),
-        ("IT OPENS AT NINE.", True, False),
-        ("It\n\nopens\n\nat\n\nnine.", True, False),
-        ("It... opens... at... nine...", True, False),
-        ("It opens at", False, True),
-        ("It opens at nine,", False, True),
-        ("\u4e5d\u70b9\u5f00\u95e8\u3002", False, False),
-        ("It opens at nine \U0001f600", False, False),
-        ("", False, False),
-    ],
-)
-def test_layout_and_cut_sentences_are_seen(text, layout, midway):
-    assert (has_layout(text), ends_midway(text)) == (layout, midway)
-
-
-def test_word_order_is_measured_by_what_others_say_to_other_prompts():
-    asked = ["when does it open", "how much is it", "who runs it"]
-    others = ["it opens at nine", "it opens at ten", "ten opens nine"]
-    texts = ["it opens at nine", "nine at opens it", "open it does"]
-    # "at nine" is said in answer to the same prompt alone, which tells nothing.
-    assert stray_orders(texts, asked, others).tolist() == pytest.approx([1 / 3, 1.0, 0.0])
-    assert stray_orders([""], ["x"], ["y"]).tolist() == [0.0]
-
-
-def test_a_stock_sentence_counts_wherever_it_stands():
-    texts = ["So be it. At nine.", "At ten. So be it!", "At five", "so be it"]
-    assert stock_sentences(texts, ["a", "b", "c", "c"]).tolist() == [1.0, 1.0, 0.0, 1.0]
-    assert stock_sentences(["", "?"], ["a", "b"]).tolist() == [0.0, 0.0]

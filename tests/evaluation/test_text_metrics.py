@@ -8,8 +8,15 @@ from rlhf_core.evaluation.text_metrics import (
     distinct_ratio,
     distinct_share,
     duplicates,
+    echoed_share,
+    ends_midway,
+    has_layout,
+    novel_shares,
+    off_topic,
     repetition,
     shared_shares,
+    stock_sentences,
+    stray_orders,
     words_of,
 )
 from rlhf_core.statistics.intervals import Resampling
@@ -87,3 +94,88 @@ def test_one_text_says_nothing_of_the_variety_of_others():
     assert (estimate.value, estimate.num_samples) == (0.75, 1)
     assert estimate.low < 0.1
     assert estimate.high > 0.9
+
+
+def test_an_echo_counts_shared_words_less_those_not_shared():
+    turn = "when does the mill open"
+    # 4 of 5 words each are shared: 8 less 2, of 10.
+    assert echoed_share("open the mill does nehw", [turn]) == pytest.approx(0.6)
+    assert echoed_share("The mill opens at nine.", ["hello", turn]) == 0.0
+    assert echoed_share(turn, [turn, "hello"]) == 1.0
+    assert echoed_share("", [turn]) == echoed_share(turn, []) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"answer": "At nine.", "ok": true}',
+        "[At nine.]",
+        "<answer>At nine.</answer>",
+        "```\nAt nine.\n```",
+        "print('At nine.')",
+        "answer = ['At nine.']",
+        "It is \\boxed{nine}.",
+        "Answer: at nine.",
+    ],
+)
+def test_data_and_code_around_an_answer_are_layout(text):
+    assert has_layout(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Nine (at last).", "I like it <3", "a < b and b > c", "see f(x)", "At 9 [1]. Then: ten."],
+)
+def test_brackets_and_signs_in_a_sentence_are_no_layout(text):
+    assert not has_layout(text)
+
+
+def test_off_topic_is_one_half_for_what_fits_any_prompt():
+    asked = ["when does the mill open", "how much is the zoo", "who runs the castle"]
+    assert (
+        off_topic(
+            ["The mill opens at nine.", "The zoo is free.", "Jo runs the castle."], asked
+        ).max()
+        == 0
+    )
+    assert off_topic(["?"] * 3, asked).tolist() == [0.5] * 3
+
+
+def test_novel_words_are_in_neither_prompt_nor_the_other_models_answers():
+    shares = novel_shares(["nine o'clock sharp", ""], ["sharp when", "x"], ["at nine"])
+    assert shares.tolist() == pytest.approx([1 / 3, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "midway"),
+    [
+        ("It opens at nine, and closes at five.", False, False),
+        ("NASA opens at 9 (see the U.S. map).", False, False),
+        ("It's f(x) = x, isn't it?", False, False),
+        ("IT OPENS AT NINE.", True, False),
+        ("It\n\nopens\n\nat\n\nnine.", True, False),
+        ("It... opens... at... nine...", True, False),
+        ("It opens at", False, True),
+        ("It opens at nine,", False, True),
+        ("\u4e5d\u70b9\u5f00\u95e8\u3002", False, False),
+        ("It opens at nine \U0001f600", False, False),
+        ("", False, False),
+    ],
+)
+def test_layout_and_cut_sentences_are_seen(text, layout, midway):
+    assert (has_layout(text), ends_midway(text)) == (layout, midway)
+
+
+def test_word_order_is_measured_by_what_others_say_to_other_prompts():
+    asked = ["when does it open", "how much is it", "who runs it"]
+    others = ["it opens at nine", "it opens at ten", "ten opens nine"]
+    texts = ["it opens at nine", "nine at opens it", "open it does"]
+    # "at nine" is said in answer to the same prompt alone, which tells nothing.
+    assert stray_orders(texts, asked, others).tolist() == pytest.approx([1 / 3, 1.0, 0.0])
+    assert stray_orders([""], ["x"], ["y"]).tolist() == [0.0]
+
+
+def test_a_stock_sentence_counts_wherever_it_stands():
+    texts = ["So be it. At nine.", "At ten. So be it!", "At five", "so be it"]
+    assert stock_sentences(texts, ["a", "b", "c", "c"]).tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert stock_sentences(["", "?"], ["a", "b"]).tolist() == [0.0, 0.0]
