@@ -122,7 +122,7 @@ def gates(
     from rlhf_core.adapters.required_gates import require_gates, requirement
     from rlhf_core.adapters.tracking import check_server
     from rlhf_core.config.load import load_required_gates
-    from rlhf_flows.commands.tables import show_record
+    from rlhf_flows.commands.tables import show_line, show_record
 
     wanted = None if require is None else load_required_gates(require)
     check_server()
@@ -131,7 +131,11 @@ def gates(
     else:
         record = require_gates(project, wanted, by=by or getpass.getuser())
     write_json(record, json_file)
-    show_record(record)
+    if record.gates:
+        show_record(record)
+    else:
+        said = f", as {record.set_by} said" if record.set_by else ""
+        show_line(f"gates: project {project} requires none{said}; `--require FILE` sets some")
 
 
 def lineage(
