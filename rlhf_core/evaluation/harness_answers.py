@@ -18,7 +18,7 @@ from rlhf_core.config.suites import LmEvalSuiteConfig
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.harness import FEWSHOT_SEED, HarnessTask, harness
 from rlhf_core.evaluation.suites import ItemAnswer
-from rlhf_core.schema import Message, Record
+from rlhf_core.schema import Conversation, Message, Record
 from rlhf_core.storage.journal import appending, read_journal
 
 _BATCHES_AT_ONCE = 4
@@ -85,7 +85,9 @@ def harness_answers(
                     f"{one.where}: an item cannot be asked or scored: {said}"
                 ) from error
         rows = results["samples"][one.task.task_name]
-        found += [_scored(one, row) for row in rows if row["filter"] == one.filter]
+        found += [
+            _scored(one, row, answerer.conversations) for row in rows if row["filter"] == one.filter
+        ]
     return found
 
 
@@ -148,8 +150,20 @@ class _Answerer:
             batch_size=asked.suite.batch_size,
             backend="causal",
         )
-        self.apply_chat_template = self.model.apply_chat_template
+        self.conversations: dict[str, Conversation] = {}
+        """What each prompt was before the template wrote it, for people to read."""
         self.tokenizer_name = self.model.tokenizer_name
+
+    def apply_chat_template(
+        self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return a conversation as the model reads it."""
+        history = list(chat_history)
+        text = str(
+            self.model.apply_chat_template(history, add_generation_prompt=add_generation_prompt)
+        )
+        self.conversations[text] = tuple(Message.model_validate(turn) for turn in history)
+        return text
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Return log-probability in nats, and whether it is the greedy one, of continuations."""
@@ -202,7 +216,9 @@ class _Answerer:
         return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
 
 
-def _scored(one: HarnessTask, row: Mapping[str, Any]) -> ItemAnswer:
+def _scored(
+    one: HarnessTask, row: Mapping[str, Any], conversations: Mapping[str, Conversation]
+) -> ItemAnswer:
     """Return an item's answer with its score."""
     item = f"{one.task.task_name} {row['doc_id']}"
     value: Any = row.get(one.metric)
@@ -214,11 +230,12 @@ def _scored(one: HarnessTask, row: Mapping[str, Any]) -> ItemAnswer:
         )
     score = 1.0 - float(value) if one.lower_is_better else float(value)
     asked, wanted = row["arguments"], row["target"]
+    context = str(asked[0][0])
     if isinstance(wanted, int) and 0 <= wanted < len(asked):
         wanted = str(asked[wanted][1]).strip()
     return ItemAnswer(
         item=f"{item} {row['doc_hash'][:12]}",
-        prompt=(Message(role="user", content=str(asked[0][0])),),
+        prompt=conversations.get(context, (Message(role="user", content=context),)),
         tags=(one.part,) if one.part else (),
         text=_shown(row),
         score=score,

@@ -194,6 +194,7 @@ def test_tasks_of_the_harness_score_as_there_and_go_on_where_they_stopped(
     assert report.metrics["suite/known/written/score"].value == own["written"]["exact_match,none"]
     rows = read_records(report.suites["known"].answers, SuiteAnswer)
     assert len(rows) == 12
+    assert not any("<|" in turn.content for row in rows for turn in row.prompt)
     assert "nats 'It opens at 7.'" in next(row for row in rows if row.tags == ("chosen",)).candidate
 
     journals = sorted(folder.glob("suite-answers/*.jsonl"))
