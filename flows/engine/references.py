@@ -8,7 +8,7 @@ from typing import get_args
 from rlhf_core.adapters import decision, registry
 from rlhf_core.adapters.model_files import folder_kind
 from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig, judges_of
-from rlhf_core.errors import DataError, RegistryError
+from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, StageResult
 from rlhf_core.stages import promote
 from rlhf_flows.engine.environment import STATE
@@ -202,8 +202,16 @@ def find_judge(
 
     One judge for one champion after the other keeps the measure the same; ``evaluation.judge``
     names another, which then scores the champion's answers too.
+
+    Raises:
+        ConfigError: one judge is given, and ``evaluation.judge`` names another.
     """
-    seats = (given,) if given else judges_of(config.evaluation.judge)
+    seats = judges_of(config.evaluation.judge)
+    if given and seats not in ((), (given,)):
+        raise ConfigError(
+            f"judge {given}: evaluation.judge of the settings names another; give one of the two"
+        )
+    seats = (given,) if given else seats
     if not seats and champion is not None and champion.registered:
         seats = tuple(filter(None, (decision.judge_of(champion.uri),)))
     if all(isinstance(seat, str) for seat in seats) and len(seats) < 2:

@@ -249,6 +249,14 @@ def test_the_judge_of_the_champions_release_decides_until_another_is_named(
     assert decides != "the run's own" or own != first
 
 
+def test_a_judge_that_is_given_and_another_in_the_settings_are_refused(stages, config_path):
+    own = RunSettings(file=config_path, overrides=("evaluation.judge=run",))
+    rlhf_pipeline(own, PipelineInputs(run="one"))
+    judge = judge_that_decided(stages)
+    with pytest.raises(ConfigError, match=rf"{judge}: evaluation\.judge .* names another"):
+        evaluate_stage(own, EvaluateInputs(run="one", judge=judge))
+
+
 def test_the_runs_own_judge_chooses_the_checkpoint_whoever_the_champion_is(stages, config_path):
     settings = RunSettings(file=config_path)
     rlhf_pipeline(settings, PipelineInputs(run="one"))
