@@ -12,7 +12,9 @@ from rlhf_core.dataprep.cleaning.near import (
     signature,
     similarity,
 )
-from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex
+from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
+from rlhf_core.dataprep.keys import prompt_keys
+from rlhf_core.schema import Comparison, Message
 
 WORDS = [f"word{i}" for i in range(3_000)]
 
@@ -139,3 +141,20 @@ def test_values_at_the_edges_of_the_prime_are_taken_modulo_it(value):
     shingle = (value - b[place]) * pow(a[place], -1, 2**64) % 2**64
     found = near._least(np.array([shingle], dtype=np.uint64))
     assert found[place] == value % (2**61 - 1) % 2**32
+
+
+def test_each_row_has_the_signature_of_its_own_prompt_which_others_share():
+    rows = RowSignatures()
+    asked = [text(1), text(2), text(1).upper(), text(3), text(2)]
+    for number, words in enumerate(asked):
+        item = Comparison(
+            comparison_id=str(number),
+            prompt=(Message(role="user", content=words),),
+            response_a="yes",
+            response_b="no",
+            votes=(),
+        )
+        rows.add(item, *prompt_keys(item.prompt))
+    np.testing.assert_array_equal(rows.prompts, table(*asked))
+    dialogue = prompt_keys((Message(role="user", content=text(3)),))[1]
+    np.testing.assert_array_equal(rows.of_prompt(3, dialogue), table(text(3)))

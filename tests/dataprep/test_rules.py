@@ -31,7 +31,7 @@ QUESTION = "How many sides does a regular polygon with an interior angle of 120 
         ("0044 20 7946 0958", "phone"),
         ("1-415-555-0132", "phone"),
         ("key AKIAIOSFODNN7EXAMPLE", "secret"),
-        ("token ghp_abcdefghijklmnopqrstuvwxyz0123456789", "secret"),
+        *((f"token gh{of}_abcdefghijklmnopqrstuvwxyz0123456789", "secret") for of in "pousr"),
         ("token hf_abcdefghijklmnopqrstuvwxyzABCDEFGH", "secret"),
         ("-----BEGIN RSA PRIVATE KEY-----", "secret"),
         ("set it to 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b", "secret"),

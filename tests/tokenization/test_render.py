@@ -88,6 +88,16 @@ def test_earlier_assistant_turns_can_count(renderer):
     assert text.endswith(eos)
 
 
+def test_a_response_with_the_end_of_a_turn_inside_is_refused(renderer):
+    prompt = renderer.prompt_ids(QUESTION)
+    end = np.array([renderer.turn_end_id], dtype=np.int32)
+    word = renderer.encode("yes")
+    whole = np.concatenate([prompt, word, end])
+    np.testing.assert_array_equal(renderer.after_prompt(prompt, whole)[: len(word)], word)
+    with pytest.raises(DataError, match="holds a token that ends a turn"):
+        renderer.after_prompt(prompt, np.concatenate([prompt, word, end, word, end]))
+
+
 def test_text_of_a_special_token_is_refused(renderer):
     eos = renderer.tokenizer.eos_token
     with pytest.raises(DataError, match="special token"):
