@@ -42,6 +42,7 @@ NEEDS_MORE = {
     "--run-id ID": "covered by test_small_demo",
     "--set policy.kl_coef": "every training command here runs with --set",
     "rlhf rounds": "covered by test_rounds: needs a repository",
+    "rlhf label listen": "covered by test_label_listener: runs until it is ended",
     "rlhf label pull": "covered by tests of labels: needs a repository",
     "rlhf init": "covered by test_new_project",
     "rlhf notify": "covered by test_notifications and test_served: needs a Prefect server",
