@@ -26,6 +26,7 @@ from rlhf_flows.engine.label_listener import LabelListener, start_deployed_pull
 from tests.feedback.conftest import make_collection
 from tests.feedback.servers import LabelStudio, serving
 from tests.stages.data_helpers import make_repository
+from tests.waiting import wait_for
 
 RLHF = str(Path(sys.executable).with_name("rlhf"))
 SECRET = {"X-RLHF-Secret": "a secret"}
@@ -60,16 +61,6 @@ def start():
     for process in running:
         process.kill()
         process.wait()
-
-
-def wait_for(process, text):
-    """Return the first line with ``text`` in it; nothing stands still while it is waited for."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if text in line:
-            return line
-    raise AssertionError("".join(lines))
 
 
 def address(process):

@@ -23,6 +23,7 @@ from rlhf_core.dataprep.sources import read_unpaired
 from rlhf_core.models.files import weights_sha256
 from rlhf_core.rollout import engine
 from rlhf_core.schema import CHAMPION, RunContext, UnpairedExample
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "data/base"
@@ -90,16 +91,6 @@ def start(tmp_path, forked):
     for process in running:
         process.kill()
         process.communicate()
-
-
-def wait_for(process, text):
-    """Return the first line of the server that has ``text`` in it."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if text in line:
-            return line
-    raise AssertionError("".join(lines))
 
 
 def content(answer):
