@@ -2,9 +2,13 @@
 
 import json
 import logging
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,10 +20,12 @@ from rlhf_core.adapters.tracking import look_up_run, open_run, stage_inputs
 from rlhf_core.config import DistributedConfig
 from rlhf_core.errors import ConfigError, KlLimitError, PeerLostError, ProcessError
 from rlhf_core.stages import sft
-from rlhf_core.stages.distributed import launch
+from rlhf_core.stages.distributed import agent, launch
 from rlhf_core.stages.distributed.task import FAILED, LOGS, RankFailure, RankFailures, RankTask
 from rlhf_core.stages.training_run import TrainingJob, train
+from tests.flows.served import PATIENCE_SECONDS
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"batch_size": 4, "num_epochs": 20, "checkpoint_every": 1}
 NUM_STEPS = 60
 
@@ -140,6 +146,15 @@ def test_ranks_end_when_their_launcher_is_killed(training, mlflow_home):
     ):
         training(2)
     assert living_ranks(directory) == []
+
+
+@pytest.mark.slow
+def test_a_rank_whose_launcher_was_killed_while_it_was_imported_ends(tmp_path):
+    """Its parent is another process by then."""
+    task = tmp_path / "task.json"
+    os.mkfifo(task)  # reading it lasts for ever
+    rank = [sys.executable, "-m", agent.RANK, str(task), str(os.getppid())]
+    assert subprocess.run(rank, cwd=ROOT, timeout=PATIENCE_SECONDS).returncode == -signal.SIGKILL
 
 
 @pytest.mark.nightly

@@ -194,7 +194,8 @@ def _run_ranks(task: RankTask, folder: Path, **rendezvous: Any) -> int:
         **rendezvous,
     )
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", RANK, str(task.folder / TASK))
+        given = (str(task.folder / TASK), str(os.getpid()))
+        elastic_launch(config, sys.executable)("-u", "-m", RANK, *given)
     except ChildFailedError as error:
         failures = tuple(
             RankFailure(rank=failure.local_rank, pid=failure.pid, exit_code=failure.exitcode)

@@ -1,11 +1,10 @@
 """One process of a training with several: trains with the others; the first one tells and writes.
 
-``python -m rlhf_core.stages.distributed.rank TASK``, as torchrun's agent starts it.
+``python -m rlhf_core.stages.distributed.rank TASK AGENT``, as torchrun's agent starts it.
 """
 
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -84,12 +83,13 @@ class _ToStage(logging.Handler):
 
 
 @record
-def main(task_file: Path) -> None:
+def main(task_file: Path, agent: int) -> None:
     """Train as one of the ranks, and as the first write the model as well.
 
-    What is raised goes to torchrun's error file of this rank.
+    What is raised goes to torchrun's error file of this rank. It ends with the agent, a process id,
+    which may have ended already: imports took seconds.
     """
-    end_with(os.getppid(), signal.SIGKILL)
+    end_with(agent, signal.SIGKILL)
     set_environment_defaults()
     task = read_record(task_file, RankTask)
     on_gpu = torch.cuda.is_available() and task.job.config.model.device != "cpu"
@@ -132,4 +132,4 @@ def _begin(task: RankTask, *handlers: logging.Handler) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))
