@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from rlhf_core.errors import RlhfError
+from rlhf_flows.commands.doctor_processes import check_processes
 from rlhf_flows.commands.doctor_servers import check_prefect, check_supervisor
 from rlhf_flows.commands.findings import Finding
 
@@ -35,6 +36,7 @@ def examine(config: Path | None) -> tuple[Finding, ...]:
             _permissions,
             _telemetry,
             lambda: _settings(config),
+            lambda: check_processes(config),
             lambda: _engine(config),
         )
         for finding in check()

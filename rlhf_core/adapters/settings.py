@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     """at which port; or both as"""
     pet_rdzv_endpoint: str | None = None
     """``HOST:PORT``."""
+    gloo_socket_ifname: str | None = None
+    """Interfaces of this machine by which gloo's processes find each other."""
     rlhf_share_checkpoints: bool = False
     """Copy checkpoints to the MLflow server, so that another machine can go on from them."""
     rlhf_tracking_patience: float = Field(default=300.0, gt=0)

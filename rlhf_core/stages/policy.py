@@ -35,6 +35,7 @@ from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.scoring import fits
 from rlhf_core.stages.evaluation.verdict import require_independent_judge
 from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.stages.memory import models_of_policy, require_memory
 from rlhf_core.stages.reward import load_pairs
 from rlhf_core.stages.reward_terms import open_reward_terms, rewards_digest
 from rlhf_core.stages.selection import choose_checkpoint, set_apart
@@ -45,7 +46,6 @@ from rlhf_core.stages.training_run import (
     TrainingJob,
     begin_training,
     register_trained,
-    require_memory,
     train,
 )
 from rlhf_core.storage.records import read_records, write_records
@@ -155,15 +155,10 @@ def _rewards_of(job: TrainingJob) -> dict[str, str]:
 
 
 def _require_memory(job: TrainingJob) -> None:
-    settings, sft, reward = job.config.policy, job.start, job.reward
-    trained = {"policy": sft.path}
-    read = {f"reward {name}": model.path for name, model in job.scorers.items()}
-    if settings.needs_reference_model:
-        read["reference"] = sft.path
-    if settings.needs_reward_model and reward is not None:
-        read["reward"] = reward.path
-        if settings.needs_value_model:
-            trained["value"] = reward.path
+    settings, reward = job.config.policy, job.reward
+    scored_by = None if reward is None else reward.path
+    trained, read = models_of_policy(settings, job.start.path, scored_by)
+    read |= {f"reward {name}": model.path for name, model in job.scorers.items()}
     longest = job.config.model.max_length
     require_memory(
         job,

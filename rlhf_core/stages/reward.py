@@ -28,13 +28,13 @@ from rlhf_core.stages.base_model import model_renderer, name_ends
 from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluate import evaluate_reward
 from rlhf_core.stages.examples import pair_fault, tokenize_records
+from rlhf_core.stages.memory import require_memory
 from rlhf_core.stages.training_run import (
     Fitted,
     Followers,
     TrainingJob,
     begin_training,
     register_trained,
-    require_memory,
     train,
 )
 from rlhf_core.storage.records import read_records

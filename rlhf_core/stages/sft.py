@@ -14,13 +14,13 @@ from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, RunContex
 from rlhf_core.stages.base_model import load_base
 from rlhf_core.stages.evaluate import evaluate_sft
 from rlhf_core.stages.examples import tokenize_records
+from rlhf_core.stages.memory import require_memory
 from rlhf_core.stages.training_run import (
     Fitted,
     Followers,
     TrainingJob,
     begin_training,
     register_trained,
-    require_memory,
     train,
 )
 from rlhf_core.storage.records import read_records

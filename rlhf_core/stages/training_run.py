@@ -1,7 +1,6 @@
 """One training of a stage: what it is given, who follows it, and in how many processes it runs."""
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,16 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_core.adapters.checkpoint_copies import WEIGHTS, copies_of
 from rlhf_core.adapters.registry import register_model
 from rlhf_core.adapters.stage_run import StageRun
-from rlhf_core.config import ComputeConfig, PipelineConfig
+from rlhf_core.config import PipelineConfig
 from rlhf_core.models import save_model
-from rlhf_core.models.memory import memory_of_training, require_memory_of_training
 from rlhf_core.ports import Observer, Tracker
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record, RunContext
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.trainers.checkpoint import CheckpointStore, KeptWeights
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
-
-logger = logging.getLogger(__name__)
 
 
 class TrainingJob(Record):
@@ -157,40 +153,3 @@ def register_trained(
         sha256=trained.sha256,
         tags={"num_steps": str(trained.num_steps), **tags},
     )
-
-
-def require_memory(
-    job: TrainingJob,
-    compute: ComputeConfig,
-    *,
-    trained: Mapping[str, str | Path],
-    read: Mapping[str, str | Path] | None = None,
-    step_tokens: int,
-    sampled_tokens: int = 0,
-) -> None:
-    """Say what a training needs of memory, and refuse it where its models alone do not fit.
-
-    Args:
-        job: the training; each of its processes has models of its own, or a part of them.
-        compute: of the training; with adapters only they are trained.
-        trained: directories of the models that are trained, by role.
-        read: of those that are only read.
-        step_tokens: of the largest forward pass of a step.
-        sampled_tokens: that keys and values are kept for while sampling.
-
-    Raises:
-        ModelError: names the bytes needed and found.
-    """
-    distributed = job.config.distributed_of(job.role)
-    needed = memory_of_training(
-        trained,
-        read or {},
-        compute,
-        step_tokens=step_tokens,
-        sampled_tokens=sampled_tokens,
-        parts=distributed.processes if distributed.shard == "layers" else 1,
-    )
-    line = require_memory_of_training(
-        needed, job.config.model.device, what=job.role, processes=distributed.processes_of_a_node
-    )
-    logger.info("memory: %s", line)

@@ -302,4 +302,4 @@ def test_the_rank_or_node_that_failed_first_is_named(raised, codes, lost, says, 
 
 def test_nodes_need_a_place_to_meet(as_node):
     with pytest.raises(ConfigError, match=r"give distributed.rdzv_endpoint, HOST:PORT of node 0"):
-        launch._require_place(as_node(rdzv_endpoint=None), "cpu")
+        launch.require_place(as_node(rdzv_endpoint=None), "cpu")

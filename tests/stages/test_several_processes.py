@@ -246,4 +246,4 @@ def test_a_gpu_each_or_one_line(device, gpus, says, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(ConfigError, match=says):
-        launch._require_place(DistributedConfig(processes=2), device)
+        launch.require_place(DistributedConfig(processes=2), device)

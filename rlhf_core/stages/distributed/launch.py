@@ -78,7 +78,7 @@ def train_in_processes(job: TrainingJob, run: StageRun, observer: Observer | Non
             purpose is raised again, with its number.
     """
     settings = job.config.distributed_of(job.role)
-    _require_place(settings, job.config.model.device)
+    require_place(settings, job.config.model.device)
     if settings.node_rank:
         raise ConfigError(
             f"distributed.node_rank is {settings.node_rank}: a flow and its stage are node 0; the "
@@ -141,7 +141,7 @@ def follow_node_0(config: PipelineConfig, role: ModelRole, run: Path | None) -> 
             lost, on any node.
     """
     settings = config.distributed_of(role)
-    _require_place(settings, config.model.device)
+    require_place(settings, config.model.device)
     with tempfile.TemporaryDirectory(prefix="rlhf-node-") as name:
         folder = Path(name)
         node = NodeTask(distributed=settings, role=role, digest=config_digest(config), run=run)
@@ -173,12 +173,13 @@ def _log_begin(settings: DistributedConfig, logs: Path) -> None:
             "processes=%d shard=%s threads_each=%d lines=%s",
             settings.processes,
             settings.shard,
-            _threads(settings),
+            threads_each(settings),
             logs,
         )
 
 
-def _threads(settings: DistributedConfig) -> int:
+def threads_each(settings: DistributedConfig) -> int:
+    """Return how many threads each process takes, unless a person has chosen a number."""
     return max(1, int(joblib.cpu_count()) // settings.processes_of_a_node)
 
 
@@ -229,7 +230,7 @@ def _run_agent(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment_of_ranks(_threads(settings)),
+            env=environment_of_ranks(threads_each(settings)),
             start_new_session=True,  # Ctrl-C reaches the command, which ends them in order
         )
     ranks: list[psutil.Process] = []
@@ -269,8 +270,12 @@ def _children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _require_place(settings: DistributedConfig, device: str) -> None:
-    """Refuse a training that this node has no GPUs for, or no way to the other nodes."""
+def require_place(settings: DistributedConfig, device: str) -> None:
+    """Refuse a training that this node has no GPUs for, or no way to the other nodes.
+
+    Raises:
+        ConfigError: says which, and what to set.
+    """
     if settings.nnodes > 1 and settings.rdzv_endpoint is None:
         raise ConfigError(
             f"distributed.nnodes is {settings.nnodes}: give distributed.rdzv_endpoint, HOST:PORT "

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from ipaddress import ip_address
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -226,15 +226,11 @@ def host(settings: DistributedConfig) -> Meeting:
     name, port = parse_rendezvous_endpoint(endpoint, default_port=0)
     try:
         find = partial(socket.getaddrinfo, name, port, type=socket.SOCK_STREAM)
-        family, kind, _, _, address = _until_it_answers(settings, find, socket.gaierror)[0]
+        found = _until_it_answers(settings, find, socket.gaierror)[0]
     except OSError as error:
         raise ProcessError(f"distributed.rdzv_endpoint {endpoint}: {error}") from error
-    if ip_address(address[0]).is_loopback and not _names_loopback(name):
-        address = ("", *address[1:])  # Debian gives a machine's own name 127.0.1.1
-    listener = socket.socket(family, kind)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = bound_socket(str(endpoint), found)
     try:
-        listener.bind(address)
         listener.listen(settings.nnodes + settings.processes)
     except OSError as error:
         listener.close()
@@ -251,7 +247,35 @@ def host(settings: DistributedConfig) -> Meeting:
     return Meeting(store, settings)
 
 
-def _names_loopback(name: str) -> bool:
+Found = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
+
+
+def bound_socket(endpoint: str, found: Found) -> socket.socket:
+    """Return a socket of node 0's endpoint, which does not listen yet.
+
+    Args:
+        endpoint: as the settings have it.
+        found: what ``socket.getaddrinfo`` found it to be.
+
+    Raises:
+        ProcessError: it is no address of this machine, or another program has the port.
+    """
+    family, kind, _, _, address = found
+    name, _ = parse_rendezvous_endpoint(endpoint, default_port=0)
+    if is_loopback(str(address[0])) and not is_loopback(name):
+        address = ("", *address[1:])  # Debian gives a machine's own name 127.0.1.1
+    bound = socket.socket(family, kind)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise ProcessError(_not_listening(endpoint, error)) from error
+    return bound
+
+
+def is_loopback(name: str) -> bool:
+    """Say whether an address, or ``localhost``, is one that this machine alone reaches."""
     try:
         return ip_address(name).is_loopback
     except ValueError:
