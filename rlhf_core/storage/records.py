@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from rlhf_core.errors import DataError, StorageError
 from rlhf_core.schema import DatasetRef, Record
@@ -110,9 +110,18 @@ def parse_object(text: str, *, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: broken JSON ({error}); expected one JSON object") from error
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    if (key := _key_twice(text)) is not None:
+    if not _is_all_of(text, value) and (key := _key_twice(text)) is not None:
         raise DataError(f"{where}: the key {shorten(key)} stands there twice; leave one of them")
     return value
+
+
+def _is_all_of(text: str, value: dict[str, Any]) -> bool:
+    """Tell, where that is quick, that nothing which valid JSON says was left out of its value.
+
+    A colon stands behind each key, and besides only in texts. Where the value written anew has as
+    many, no key was there twice. An escaped colon is none that the text has.
+    """
+    return "\\u003" not in text and text.count(":") == to_json(value).count(b":")
 
 
 def _key_twice(text: str) -> str | None:

@@ -65,6 +65,13 @@ def test_compression_is_chosen_by_the_name(tmp_path, suffix):
         ("x.jsonl", b"[1]\n", "line 1: expected a JSON object, found list"),
         ("x.jsonl", b'{"a": "\\ud800"}\n', "line 1: broken JSON"),
         ("x.jsonl", b'{"a": {"b": 1, "b": 2}}\n', "line 1: the key 'b' stands there twice"),
+        ("x.jsonl", b'{"a": ":::", "a": ""}\n', "line 1: the key 'a' stands there twice"),
+        (
+            "x.jsonl",
+            b'{"a": "\\u003a", "b": 1, "b": 2}\n',
+            "line 1: the key 'b' stands there twice",
+        ),
+        ("x.jsonl", b'{"a:": 1, "\\u0061:": 2}\n', "line 1: the key 'a:' stands there twice"),
         ("x.jsonl", '{"a": "é"}\n'.encode("latin-1"), "line 1: not UTF-8"),
         ("x.jsonl", '{"a": 1}\n'.encode("utf-16"), "line 1: not UTF-8"),
         ("x.jsonl.gz", b"not gzip at all", "damaged gzip"),
@@ -81,6 +88,16 @@ def test_a_damaged_file_is_one_line_with_the_place(tmp_path, name, data, says):
     assert str(path) in str(raised.value)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_nothing_of_a_row_is_rounded_or_replaced(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(
+        b'{"id": 12345678901234567890123, "score": -0.1e-7,'
+        b' "t:\\u003a": "\\ud83d\\ude42: \\u0000"}\n'
+    )
+    row = {"id": 12345678901234567890123, "score": -1e-8, "t::": "\U0001f642: \0"}
+    assert read_objects(path) == [(1, row)]
 
 
 def test_a_missing_file_is_named(tmp_path):
