@@ -83,6 +83,17 @@ def test_punctuation_and_scripts_without_spaces_do_not_hide_a_repeat():
     assert alike(thai, thai + "ครับ") > 0.7
 
 
+def test_texts_one_after_the_other_are_as_one_text():
+    for first, second in (
+        ("Open at nine", "or ten. É\u0301"),
+        ("ﾃｽﾄ", "then \uff21\uff22"),
+        ("", "a"),
+    ):
+        joined = signature(f"{first}\n{second}")
+        np.testing.assert_array_equal(signature(first, second), joined)
+        np.testing.assert_array_equal(signature(f"{first} ", second), joined)
+
+
 def test_most_planted_repeats_are_found_among_many_texts():
     texts = [text(i) for i in range(3_000)]
     planted = {i: changed(texts[i], 0.01, seed=i) for i in range(0, 3_000, 10)}
@@ -121,11 +132,11 @@ def test_a_training_prompt_that_gives_a_heldout_one_away_is_told():
     assert not index.near([signature(text(2))])
 
 
-@pytest.mark.parametrize("num_words", [1, 3, 60, 130, 131, 400])
+@pytest.mark.parametrize("num_words", [1, 3, 60, 65, 66, 67, 130, 400, 514, 515, 1_300])
 def test_a_signature_is_what_the_permutations_of_datasketch_give(num_words):
     words = text(num_words, num_words)
     a, b = (part.tolist() for part in near.empty_sketch().permutations)
-    triples = near._shingles(words).tolist()
+    triples = near._shingles([words]).tolist()
     expected = [
         min((((h * x + y) % 2**64) % (2**61 - 1)) % 2**32 for h in triples)
         for x, y in zip(a, b, strict=True)
@@ -141,6 +152,35 @@ def test_values_at_the_edges_of_the_prime_are_taken_modulo_it(value):
     shingle = (value - b[place]) * pow(a[place], -1, 2**64) % 2**64
     found = near._least(np.array([shingle], dtype=np.uint64))
     assert found[place] == value % (2**61 - 1) % 2**32
+
+
+@pytest.mark.parametrize(
+    "lower", [(9, 12), (9, 9), (2**32 - 1,), (2**32 - 8,), (0,), (3, 2**32 - 2)]
+)
+def test_lower_bits_that_are_close_or_go_round_are_looked_at_whole(lower):
+    """Solved for as above: of many shingles one or two have these lower bits of a h + b."""
+    a, b = (part.tolist() for part in near.empty_sketch().permutations)
+    assert all(factor % 2 for factor in a)
+    others = random.Random(0).sample(range(2**32), 200)
+    for place in (0, 63):
+        inverse = pow(a[place], -1, 2**32)
+        solved = [(value - b[place]) * inverse % 2**32 for value in lower]
+        shingles = [*others[:100], *solved, *others[100:]]
+        expected = [
+            min((((h * x + y) % 2**64) % (2**61 - 1)) % 2**32 for h in shingles)
+            for x, y in zip(a, b, strict=True)
+        ]
+        assert near._least(np.array(shingles, dtype=np.uint64)).tolist() == expected
+
+
+def test_a_text_that_repeats_itself_has_the_signature_of_its_triples():
+    again = " ".join([text(1)] * 5)
+    a, b = (part.tolist() for part in near.empty_sketch().permutations)
+    expected = [
+        min((((h * x + y) % 2**64) % (2**61 - 1)) % 2**32 for h in near._shingles([again]).tolist())
+        for x, y in zip(a, b, strict=True)
+    ]
+    assert signature(again).tolist() == expected
 
 
 def test_each_row_has_the_signature_of_its_own_prompt_which_others_share():

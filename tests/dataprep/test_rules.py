@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.config import CleaningConfig
-from rlhf_core.dataprep.cleaning import contamination, language
+from rlhf_core.dataprep.cleaning import contamination, language, near
 from rlhf_core.dataprep.cleaning.contamination import read_benchmark
 from rlhf_core.dataprep.cleaning.language import known_languages, other_language, surely_allowed
 from rlhf_core.dataprep.cleaning.personal import find_personal_data
@@ -253,9 +253,11 @@ def test_the_first_of_several_quotations_is_named(write_jsonl):
 
 
 def test_runs_of_one_hash_are_told_apart_by_their_words(write_jsonl, monkeypatch):
-    monkeypatch.setattr(
-        contamination, "word_hashes", lambda words: np.zeros(len(words), dtype=np.uint64)
-    )
+    monkeypatch.setattr(near, "_TEXTS", {})
+    for module in (contamination, near):
+        monkeypatch.setattr(
+            module, "word_hashes", lambda words: np.zeros(len(words), dtype=np.uint64)
+        )
     benchmark = read_benchmark([write_jsonl("bench.jsonl", [{"q": QUESTION}])])
     others = " ".join(f"w{n}" for n in range(30))
     assert benchmark.quoted_by(others) is None

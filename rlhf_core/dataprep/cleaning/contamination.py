@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_core.dataprep.cleaning.near import word_hashes
+from rlhf_core.dataprep.cleaning.near import text_hashes, word_hashes
 from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
 from rlhf_core.dataprep.sources.containers import read_rows
 from rlhf_core.dataprep.sources.rows import FilteredRow
@@ -46,13 +46,15 @@ class Benchmark:
             for run in _character_runs(text):
                 if run in self._characters:
                     return run
-        words = normalise(text).split()
-        if len(words) < NUM_WORDS:
-            whole = " ".join(map(bare, words))
+        hashes = text_hashes(text)
+        if len(hashes) < NUM_WORDS:
+            whole = " ".join(_words(text))
             return whole if whole in self._short else None
         # Equal runs have equal hashes; those of other runs may be equal too.
-        for start in np.flatnonzero(_are_in(_run_hashes(word_hashes(words)), self._hashes)):
-            run = " ".join(map(bare, words[start : start + NUM_WORDS]))
+        starts = np.flatnonzero(_are_in(_run_hashes(hashes), self._hashes)).tolist()
+        words = _words(text) if starts else []
+        for start in starts:
+            run = " ".join(words[start : start + NUM_WORDS])
             if run in self._runs:
                 return run
         return None

@@ -5,7 +5,7 @@ In scripts that put no spaces between words each character counts as a word.
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,12 +23,20 @@ NUM_PERMUTATIONS = 64
 """Standard error of a similarity of 0.8: 0.05."""
 _SHINGLE_WORDS = 3
 _MAX_WORDS = 200_000
+_MAX_TEXTS = 2_048
+_LONGEST_KEPT = 8_192
+"""Characters of a text whose words are kept, for as long as its row is looked at."""
 _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
 """Odd numbers that mix the hashes of three words, modulo 2**64."""
 _PRIME_BITS = np.uint64(61)
 _PRIME = np.uint64((1 << 61) - 1)
-_SHINGLES_AT_ONCE = 128
-"""Whose permuted values, 64 kB, stay in the processor's cache."""
+_SHINGLES_AT_ONCE = 512
+"""Whose permuted values, 128 kB, stay in the processor's cache."""
+_FEWEST_BY_HALVES = 64
+"""Of fewer the steps cost more than they save."""
+_CARRIED = 7
+"""Most that the upper three bits of a number add to its lower ones."""
+_EACH = np.arange(NUM_PERMUTATIONS)
 WEIGHTS = (0.1, 0.9)
 """Of false candidates and of misses, when bands are chosen."""
 _HIGHEST = 0.95
@@ -40,9 +48,19 @@ Signature = NDArray[np.uint32]
 """[NUM_PERMUTATIONS]: the share of equal places estimates the Jaccard similarity."""
 
 
-def signature(text: str) -> Signature:
-    """Return the MinHash signature of a text's word triples."""
-    shingles = _shingles(text)
+@lru_cache(maxsize=16)
+def signature(*texts: str) -> Signature:
+    """Return the MinHash signature of the word triples of texts, one after the other.
+
+    Nobody may write into it: a prompt is asked for it several times in a row, for all of it and for
+    how it opens.
+    """
+    found = _signature(_shingles(texts))
+    found.flags.writeable = False
+    return found
+
+
+def _signature(shingles: NDArray[np.uint64]) -> Signature:
     least = _least(shingles[:_SHINGLES_AT_ONCE])
     for start in range(_SHINGLES_AT_ONCE, len(shingles), _SHINGLES_AT_ONCE):
         least = np.minimum(least, _least(shingles[start : start + _SHINGLES_AT_ONCE]))
@@ -54,12 +72,51 @@ def _least(shingles: NDArray[np.uint64]) -> Signature:
 
         (a h + b mod 2**64) mod (2**61 - 1), its lower 32 bits
 
+    They are the lower 32 bits of a h + b and its upper three as a number, but at the edge of the
+    prime. So where the least lower bits stand more than seven apart from the next, the least value
+    is that of their shingle, and the other shingles take half the bits of a number.
+    """
+    if len(shingles) < _FEWEST_BY_HALVES:
+        return _least_whole(shingles)
+    a, lifted = _half_permutations()
+    low = a * shingles.astype(np.uint32)
+    low += lifted
+    place = low.argmin(axis=1)
+    least = low[_EACH, place]
+    near = least + np.uint32(_CARRIED)
+    if least.min() <= _CARRIED or (near < least).any():
+        return _least_whole(shingles)
+    num_near = np.count_nonzero(low <= near[:, None])
+    # A triple may stand there twice: as every a is odd, equal bits are of equal shingles.
+    if num_near > NUM_PERMUTATIONS and num_near > np.count_nonzero(low == least[:, None]):
+        return _least_whole(shingles)
+    whole = _permuted(shingles[place])
+    values: Signature = whole.astype(np.uint32) + (whole >> _PRIME_BITS).astype(np.uint32)
+    return values
+
+
+@cache
+def _half_permutations() -> tuple[Signature, Signature]:
+    """[NUM_PERMUTATIONS, 1] lower halves of a, and of b raised so that no edge is passed unseen."""
+    a, b = empty_sketch().permutations
+    lifted = b.astype(np.uint32) + np.uint32(_CARRIED + 1)
+    return a.astype(np.uint32)[:, None], lifted[:, None]
+
+
+def _permuted(shingles: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    a, b = empty_sketch().permutations
+    permuted: NDArray[np.uint64] = shingles * a
+    permuted += b
+    return permuted
+
+
+def _least_whole(shingles: NDArray[np.uint64]) -> Signature:
+    """What ``_least`` gives, whatever the shingles.
+
     As 2**61 is 1 modulo the prime, x mod p is x // 2**61 + x mod 2**61, less p where that is p or
     more; where it is less, taking p away goes round to a larger number.
     """
-    a, b = empty_sketch().permutations
-    permuted = shingles[:, None] * a
-    permuted += b
+    permuted = _permuted(shingles[:, None])
     carried = permuted >> _PRIME_BITS
     permuted &= _PRIME
     permuted += carried
@@ -81,9 +138,9 @@ class SignatureTable:
         self._chunks: list[NDArray[np.uint32]] = []
         self._rows: list[Signature] = []
 
-    def add(self, text: str) -> None:
-        """Append the signature of a text."""
-        self._rows.append(signature(text))
+    def add(self, *texts: str) -> None:
+        """Append the signature of texts that are one after the other."""
+        self._rows.append(signature(*texts))
         if len(self._rows) == 4_096:
             self._flush()
 
@@ -160,11 +217,25 @@ class _WordHashes(dict[str, int]):
 
 
 _HASHES = _WordHashes()
+_TEXTS: dict[str, NDArray[np.uint64]] = {}
 
 
 def word_hashes(words: Sequence[str]) -> NDArray[np.uint64]:
     """[N] 32-bit hashes of words as ``normalise`` leaves them, punctuation around each aside."""
-    return np.array([_HASHES[word] for word in words], dtype=np.uint64)
+    return np.fromiter(map(_HASHES.__getitem__, words), dtype=np.uint64, count=len(words))
+
+
+def text_hashes(text: str) -> NDArray[np.uint64]:
+    """[N] ``word_hashes`` of a text; not to be written into, for several checks ask for them."""
+    found = _TEXTS.get(text)
+    if found is None:
+        found = word_hashes(normalise(text).split())
+        found.flags.writeable = False
+        if len(_TEXTS) >= _MAX_TEXTS:
+            _TEXTS.clear()
+        if len(text) <= _LONGEST_KEPT:
+            _TEXTS[text] = found
+    return found
 
 
 @cache
@@ -175,15 +246,21 @@ def empty_sketch() -> "MinHash":
     return MinHash(NUM_PERMUTATIONS)
 
 
-def _shingles(text: str) -> NDArray[np.uint64]:
-    """[N] 32-bit hashes of a text's word triples, or of the whole of a shorter one."""
-    words = _words(normalise(text))
-    if len(words) < _SHINGLE_WORDS:
-        return np.array([zlib.crc32(" ".join(map(bare, words)).encode())], dtype=np.uint64)
-    hashes = word_hashes(words)
+def _shingles(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """[N] 32-bit hashes of the word triples of texts, or of all words where they are fewer."""
+    hashes = np.concatenate([_spaced_hashes(text) for text in texts])
+    if len(hashes) < _SHINGLE_WORDS:
+        words = [bare(word) for text in texts for word in _words(normalise(text))]
+        return np.array([zlib.crc32(" ".join(words).encode())], dtype=np.uint64)
     triples = hashes[:-2] * _ODD[0] + hashes[1:-1] * _ODD[1] + hashes[2:] * _ODD[2]
     hashed: NDArray[np.uint64] = triples >> np.uint64(32)
     return hashed
+
+
+def _spaced_hashes(text: str) -> NDArray[np.uint64]:
+    if not text.isascii() and UNSPACED.search(normalised := normalise(text)):
+        return word_hashes(_words(normalised))
+    return text_hashes(text)
 
 
 def _words(text: str) -> list[str]:

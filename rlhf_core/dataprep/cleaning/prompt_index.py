@@ -53,8 +53,7 @@ class RowSignatures:
 
     def add(self, item: Comparison, prompt: Key, dialogue: DialogueKey) -> None:
         """Append a comparison, whose prompt and dialogue have these keys."""
-        first, second = sorted((item.response_a, item.response_b))
-        self.responses.add(f"{first}\n{second}")
+        self.responses.add(*sorted((item.response_a, item.response_b)))
         # Prompts of one key read the same once they are normalised, and so do their triples.
         is_new = prompt not in self._place_of
         self._prompt_of_row.append(self._place_of.setdefault(prompt, len(self._place_of)))
