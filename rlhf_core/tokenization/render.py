@@ -137,14 +137,28 @@ class Renderer:
             DataError: as ``answer_ids``.
         """
         self.refuse_unusable(response)
-        turns, answered = self.turns, with_answer(opened.conversation, response)
+        answered = with_answer(opened.conversation, response)
         whole = apply_template(self.tokenizer, answered, generation_prompt=False)
-        if not whole.startswith(opened.text) or not whole.endswith(turns.closing):
+        return self.up_to_end(opened.text, whole, response)
+
+    def up_to_end(self, opened: str, whole: str, response: str) -> str:
+        """Text of prompt and response, of the ``whole`` rendering of both.
+
+        Args:
+            opened: rendering of the prompt alone.
+            whole: that of prompt and response.
+            response: as it was given.
+
+        Raises:
+            DataError: as ``answer_ids``.
+        """
+        turns = self.turns
+        if not whole.startswith(opened) or not whole.endswith(turns.closing):
             raise DataError(
                 "with its answer the chat template writes this conversation in another way than "
                 "without"
             )
-        body = whole[len(opened.text) : len(whole) - len(turns.closing)]
+        body = whole[len(opened) : len(whole) - len(turns.closing)]
         if response.strip() not in (body.strip(), body.removeprefix(turns.lead).strip()):
             raise DataError("the chat template does not keep the answer as it is written")
         return whole[: len(whole) - turns.num_left_off]
@@ -228,7 +242,8 @@ class Renderer:
         return self.open((QUESTION,))
 
     @cached_property
-    def _control_ids(self) -> list[int]:
+    def control_ids(self) -> list[int]:
+        """Ids of ``special_tokens``, but for that of unknown text."""
         unknown = self.tokenizer.unk_token
         names = [name for name in self.turns.control_tokens if name != unknown]
         return [_id_of(self.tokenizer, name) for name in names]
@@ -236,8 +251,8 @@ class Renderer:
     @cached_property
     def _is_control(self) -> np.ndarray:
         """[V] bool, up to the highest control token and one more: a look-up for many ids."""
-        table = np.zeros(max(self._control_ids, default=0) + 2, dtype=np.bool_)
-        table[self._control_ids] = True
+        table = np.zeros(max(self.control_ids, default=0) + 2, dtype=np.bool_)
+        table[self.control_ids] = True
         return table
 
     def _decode(self, ids: list[int]) -> str:
@@ -258,7 +273,7 @@ class Renderer:
         encoded = self.tokenizer(opened.text, add_special_tokens=False, return_offsets_mapping=True)
         spans = self._assistant_spans(opened.conversation, opened.text)
         mask = np.zeros(len(opened.ids), dtype=np.bool_)
-        ends = self._control_ids
+        ends = self.control_ids
         for index, (start, end) in enumerate(encoded["offset_mapping"]):
             # A control token may take the white space behind it along.
             within = start < end and encoded["input_ids"][index] in ends

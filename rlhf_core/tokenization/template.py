@@ -5,7 +5,7 @@ the saved tokenizer renders the same bytes without knowing of them.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
 
 import jinja2
@@ -38,10 +38,9 @@ def apply_template(
         DataError: the template refuses the conversation (roles out of order, say).
         ModelError: it is no Jinja template.
     """
-    messages = [{"role": message.role, "content": message.content} for message in conversation]
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation_prompt
+            _messages(conversation), tokenize=False, add_generation_prompt=generation_prompt
         )
     except jinja2.TemplateSyntaxError as error:
         raise _no_template(error) from error
@@ -51,6 +50,33 @@ def apply_template(
             f"the chat template refuses a conversation of ({roles}): {' '.join(str(error).split())}"
         ) from error
     return str(text)
+
+
+def apply_to_many(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    *,
+    generation_prompt: bool,
+) -> list[str] | None:
+    """Return the template's text for each conversation, for less than one by one.
+
+    None where one is empty or the template refuses it: ``apply_template`` says which and why.
+    """
+    if not all(conversations):
+        return None
+    try:
+        texts = tokenizer.apply_chat_template(
+            [_messages(conversation) for conversation in conversations],
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+        )
+    except Exception:  # whatever an expression of the template raises
+        return None
+    return [str(text) for text in texts]
+
+
+def _messages(conversation: Conversation) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in conversation]
 
 
 def reads_clock(template: Template) -> bool:

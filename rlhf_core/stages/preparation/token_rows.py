@@ -1,25 +1,39 @@
 """The token check of rows: exactly what the renderer gives, many answers encoded at once."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.dataprep.cleaning.rules import AT_FAULT, Problem, Row
 from rlhf_core.dataprep.keys import Key, text_key
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Conversation
+from rlhf_core.stages.preparation.word_tokens import Prompt, WordTokens, cuts_at_spaces
 from rlhf_core.tokenization import as_token_ids
 from rlhf_core.tokenization.render import Opened
-from rlhf_core.tokenization.turns import QUESTION
+from rlhf_core.tokenization.template import apply_to_many
+from rlhf_core.tokenization.turns import QUESTION, with_answer
 
 if TYPE_CHECKING:
     from rlhf_core.tokenization import Renderer, TokenIds
 
 _PROBES = ("Yes.", " two  spaces\nand a line ", "Grüße, 図書館 🙂", "x" * 50, "")
 """Texts on which the quick way must agree with the renderer, or is not taken."""
-_OPENED_AT_ONCE = 1_024
+_ASKED_AT_ONCE = 1_024
 _SIDES = tuple(AT_FAULT)
 Answer = tuple[Opened, str]
+
+
+@dataclass(slots=True)
+class Asked:
+    """A prompt that answers follow."""
+
+    conversation: Conversation
+    text: str
+    num_tokens: int
+    words: Prompt | None
+    """What an answer's words need to know of it; None where it takes its tokens."""
+    opened: Opened | None = None
 
 
 class RowTokens:
@@ -39,7 +53,7 @@ class RowTokens:
         self._max_prompt_length = max_prompt_length
         self.room: tuple[int, int | None] = 0, None
         self._prompts: dict[Key, int | Problem] = {}
-        self._open = lru_cache(_OPENED_AT_ONCE)(self._open_anew)
+        self._asked: dict[Conversation, Asked | Problem] = {}
         self._backend = _backend_of(renderer)
         if self._backend is not None:
             answers = [(renderer.open((QUESTION,)), probe) for probe in _PROBES]
@@ -47,25 +61,28 @@ class RowTokens:
             backend, self._backend = self._backend, None
             if self._encode(answers) == quickly:
                 self._backend = backend
+        self._words: WordTokens | None = None
+        if self._backend is not None and cuts_at_spaces(self._backend) and not renderer.anchor_ids:
+            self._words = WordTokens(renderer, self._backend)
 
     def rows(self, rows: Sequence[Row]) -> list[Problem | None]:
         """Return what is wrong with each row: its prompt and its responses."""
-        opened = [self._open(prompt) for prompt, _ in rows]
-        encoded = iter(
-            self._encode(
+        asked = self._ask([prompt for prompt, _ in rows])
+        lengths = iter(
+            self._lengths(
                 [
                     (found, response)
-                    for found, (_, responses) in zip(opened, rows, strict=True)
-                    if isinstance(found, Opened)
+                    for found, (_, responses) in zip(asked, rows, strict=True)
+                    if isinstance(found, Asked)
                     for response in responses
                 ]
             )
         )
         return [
-            self._row_problem(found, [next(encoded) for _ in responses])
-            if isinstance(found, Opened)
+            self._row_problem(found, [next(lengths) for _ in responses])
+            if isinstance(found, Asked)
             else found
-            for found, (_, responses) in zip(opened, rows, strict=True)
+            for found, (_, responses) in zip(asked, rows, strict=True)
         ]
 
     def prompt(self, prompt: Conversation) -> Problem | None:
@@ -81,10 +98,10 @@ class RowTokens:
         self.room = max(longest, found), shortest_out
         return None
 
-    def _row_problem(self, opened: Opened, found: list[int | Problem]) -> Problem | None:
+    def _row_problem(self, asked: Asked, found: list[int | Problem]) -> Problem | None:
         """The first thing that is wrong, and with which of the responses."""
         lengths = [part if isinstance(part, int) else 0 for part in found]
-        totals = [len(opened.ids) + length for length in lengths] or [len(opened.ids) + 1]
+        totals = [asked.num_tokens + length for length in lengths] or [asked.num_tokens + 1]
         broken = [index for index, part in enumerate(found) if isinstance(part, tuple)]
         if broken:
             reason, detail = next(part for part in found if isinstance(part, tuple))
@@ -99,9 +116,82 @@ class RowTokens:
         """Number of a prompt's tokens, or what is wrong with them; asked once a prompt."""
         key = text_key("\x1e".join(f"{turn.role}\x1f{turn.content}" for turn in prompt))
         if key not in self._prompts:
-            found = self._open(prompt)
-            self._prompts[key] = len(found.ids) if isinstance(found, Opened) else found
+            [found] = self._ask([prompt])
+            self._prompts[key] = found.num_tokens if isinstance(found, Asked) else found
         return self._prompts[key]
+
+    def _ask(self, prompts: Sequence[Conversation]) -> "list[Asked | Problem]":
+        """Each prompt as the answers need it, or what is wrong with it."""
+        if len(self._asked) > _ASKED_AT_ONCE:
+            self._asked.clear()
+        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._asked]
+        for prompt, text in zip(fresh, self._rendered(fresh, generation_prompt=True), strict=True):
+            self._asked[prompt] = self._known(prompt, text) or self._opened_anew(prompt)
+        return [self._asked[prompt] for prompt in prompts]
+
+    def _rendered(
+        self, conversations: Sequence[Conversation], *, generation_prompt: bool
+    ) -> Sequence[str | None]:
+        """What the template makes of each; None where it has to be asked one by one."""
+        texts = None
+        if self._words is not None and conversations:
+            tokenizer = self._renderer.tokenizer
+            texts = apply_to_many(tokenizer, conversations, generation_prompt=generation_prompt)
+        return [None] * len(conversations) if texts is None else texts
+
+    def _known(self, prompt: Conversation, text: str | None) -> Asked | None:
+        """A prompt of which its words tell that its tokens are sound; None where they do not."""
+        if self._words is None or text is None:
+            return None
+        try:
+            for turn in prompt:
+                self._renderer.refuse_unusable(turn.content)
+        except DataError:
+            return None
+        words = self._words.prompt(text)
+        if words is None or any(turn.content.strip() not in text for turn in prompt):
+            return None
+        return Asked(prompt, text, words.num_tokens, words)
+
+    def _lengths(self, answers: Sequence[tuple[Asked, str]]) -> list[int | Problem]:
+        """Number of tokens of each response, or what is wrong with them: by words, or whole."""
+        whole = self._rendered(
+            [with_answer(asked.conversation, response) for asked, response in answers],
+            generation_prompt=False,
+        )
+        told = [
+            self._told(asked, response, text)
+            for (asked, response), text in zip(answers, whole, strict=True)
+        ]
+        untold = [answer for answer, length in zip(answers, told, strict=True) if length is None]
+        rest = iter(self._encode([(self._opened(asked), said) for asked, said in untold]))
+        return [next(rest) if length is None else length for length in told]
+
+    def _told(self, asked: Asked, response: str, whole: str | None) -> int | None:
+        """Number of tokens of a response as its words tell it; None where they do not."""
+        if self._words is None or asked.words is None or whole is None:
+            return None
+        try:
+            self._renderer.refuse_unusable(response)
+            text = self._renderer.up_to_end(asked.text, whole, response)[len(asked.text) :]
+        except DataError:
+            return None
+        turns, (before, after) = self._renderer.turns, self._renderer.shown
+        said = text.removesuffix(turns.end) if turns.is_written else text
+        if said.removeprefix(before).removesuffix(after).strip() != response.strip():
+            return None
+        return self._words.answer(asked.words, text)
+
+    def _opened(self, asked: Asked) -> Opened:
+        if asked.opened is None:
+            asked.opened = self._renderer.open(asked.conversation)
+        return asked.opened
+
+    def _opened_anew(self, prompt: Conversation) -> Asked | Problem:
+        opened = self._open_anew(prompt)
+        if isinstance(opened, tuple):
+            return opened
+        return Asked(prompt, opened.text, len(opened.ids), None, opened)
 
     def _open_anew(self, prompt: Conversation) -> Opened | Problem:
         renderer = self._renderer
