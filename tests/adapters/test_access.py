@@ -1,5 +1,6 @@
 """What a team's servers refuse is said before any work, with who was refused and what to set."""
 
+import shutil
 import sys
 
 import pytest
@@ -25,11 +26,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("access")]
 
 
 @pytest.fixture(scope="module")
-def with_users(tmp_path_factory):
+def with_users(tmp_path_factory, fresh_database, forked):
     folder = tmp_path_factory.mktemp("users")
+    shutil.copy(fresh_database, folder)
     authority = Authority(folder)
     files = ("--artifacts-destination", str(folder / "files"))
-    with mlflow_with_users(folder, authority, *files) as url:
+    with mlflow_with_users(folder, authority, *files, forked=forked) as url:
         add_user(url, authority, "reader", "Reader-of-the-test-1")
         yield url, authority
 
@@ -136,17 +138,18 @@ def test_a_refusal_in_the_middle_of_the_work_is_not_repeated(asked):
 
 
 @pytest.fixture(scope="module")
-def direct(tmp_path_factory):
+def direct(tmp_path_factory, fresh_database, forked):
     """MLflow whose clients write to the object store themselves."""
     folder = tmp_path_factory.mktemp("direct")
-    with object_store(folder) as store:
+    shutil.copy(fresh_database, folder)
+    with object_store(folder, forked=forked) as store:
         url = f"http://127.0.0.1:{free_port()}"
         command = [
             sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1",
-            "--port", url.rpartition(":")[2], "--backend-store-uri", f"sqlite:///{folder}/m.db",
+            "--port", url.rpartition(":")[2], "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
             "--no-serve-artifacts", "--default-artifact-root", "s3://artifacts/mlflow",
         ]  # fmt: skip
-        with running(command, folder, "mlflow", answers(f"{url}/health")):
+        with running(command, folder, "mlflow", answers(f"{url}/health"), forked=forked):
             yield url, store
 
 

@@ -1,8 +1,6 @@
 """Data Docs in a real browser: readable, complete, and nothing asked of the outside."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -98,14 +96,12 @@ def test_a_person_finds_the_failed_check_and_follows_it(docs, page):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_what_prepare_made_is_read_from_the_address_it_printed(tmp_path, page):
+def test_what_prepare_made_is_read_from_the_address_it_printed(tmp_path, page, forked):
     blank = [{**row, "response_b": "  "} for row in rows([60])]
     write(tmp_path / "data" / "raw" / "comparisons.jsonl", rows(range(60)) + blank)
     (tmp_path / "small.yaml").write_text(CONFIG)
-    command = [str(Path(sys.executable).parent / "rlhf"), "prepare", "small.yaml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    entrance = tmp_path / done.stdout.partition("data docs: ")[2].splitlines()[0]
+    said = forked.rlhf("prepare", "small.yaml", cwd=tmp_path)
+    entrance = tmp_path / said.partition("data docs: ")[2].splitlines()[0]
     require_nothing_outside(entrance.parent)
 
     report = json.loads((tmp_path / "data" / "prepared" / "report.json").read_text())

@@ -12,16 +12,16 @@ from rlhf_core.adapters.registry import register_model, resolve_model
 from rlhf_core.adapters.run_records import bring_records, keep_absence, keep_record
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.schema import RunContext
-from tests.adapters.test_server import Server
+from tests.servers import MlflowServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_server")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, fresh_database):
+def server(tmp_path_factory, fresh_database, forked):
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(fresh_database.read_bytes())
-    made = Server(folder)
+    made = MlflowServer(folder, forked)
     made.start()
     yield made
     made.stop()

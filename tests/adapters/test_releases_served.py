@@ -10,20 +10,21 @@ import pytest
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.stages.promote import promote_model
 from rlhf_flows.engine.zombies import complete_releases
-from tests.adapters.test_server import Server
 from tests.postgres import needs_postgres, running_postgres
 from tests.releases import champions, fights, register_release
+from tests.servers import MlflowServer
 
 
 @pytest.fixture(
     params=["sqlite", pytest.param("postgresql", marks=[needs_postgres, pytest.mark.nightly])],
     name="served_client",
 )
-def _served_client(request, tmp_path, fresh_database, monkeypatch):
+def _served_client(request, tmp_path, fresh_database, forked, monkeypatch):
     there = running_postgres("mlflow") if request.param == "postgresql" else nullcontext()
     shutil.copy(fresh_database, tmp_path / "mlflow.db")
     with there as address:
-        server = Server(tmp_path, f"postgresql://{address}/mlflow" if address else None)
+        database = f"postgresql://{address}/mlflow" if address else None
+        server = MlflowServer(tmp_path, forked, database)
         server.start()
         try:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)

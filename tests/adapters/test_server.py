@@ -1,10 +1,5 @@
 """Against a real MLflow server over HTTP: proxied artifacts, and a server that goes away."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,51 +10,11 @@ import requests
 
 from rlhf_core.adapters.mlflow_client import check_server, mlflow_client
 from rlhf_core.adapters.registry import register_model, resolve_model
-from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_core.adapters.tracking import open_run
 from rlhf_core.errors import RegistryError
+from tests.servers import MlflowServer
 
 pytestmark = pytest.mark.slow
-
-
-class Server:
-    """MLflow on a free port with a store of its own; can be stopped and started again."""
-
-    def __init__(self, folder, database=None):
-        self.folder = folder
-        self.database = database or f"sqlite:///{folder}/mlflow.db"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self):
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
-            "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", self.database,
-            "--artifacts-destination", str(self.folder / "artifacts"),
-        ]  # fmt: skip
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env={**os.environ, **set_environment_defaults()}, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
-            try:
-                if requests.get(f"{self.uri}/health", timeout=1).ok:
-                    return
-            except requests.RequestException:
-                time.sleep(0.2)
-        raise TimeoutError((self.folder / "server.log").read_text()[-2000:])
-
-    def stop(self):
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(timeout=30)
-            self.process = None
 
 
 class DroppedAnswers:
@@ -98,10 +53,10 @@ class DroppedAnswers:
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory, fresh_database):
+def started(tmp_path_factory, fresh_database, forked):
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(fresh_database.read_bytes())
-    server = Server(folder)
+    server = MlflowServer(folder, forked)
     yield server
     server.stop()
 
