@@ -17,7 +17,6 @@ import gc
 import json
 import os
 import runpy
-import select
 import shutil
 import signal
 import socket
@@ -57,8 +56,6 @@ sys.exit(status)
 """A tool for other processes: passes streams and signals on and ends as the fork does."""
 TOOLS = ("rlhf", "prefect.engine")
 """What an executable in the server's folder asks for."""
-SERVERS = {"mlflow": "serve_mlflow", "moto.server": "serve_objects"}
-"""What else it can be, and the function of ``tests.servers`` that is it."""
 USERS = "users"
 """File that every user of the server holds locked, and the last of them lets go."""
 
@@ -107,18 +104,6 @@ class Commands:
         link.connect(self.address)
         return link
 
-    def begin(self, *arguments, cwd, env, log):
-        """Start a command that goes on; returns what is used of a ``subprocess.Popen``.
-
-        Besides what ``run`` takes it may be ``mlflow server`` and ``moto.server``.
-        """
-        request = {"arguments": list(map(str, arguments)), "folder": str(cwd)}
-        link = self.connect()
-        with open(os.devnull) as nothing:
-            streams = [nothing.fileno(), log.fileno(), log.fileno()]
-            ask(link, request | {"environment": dict(env)}, streams)
-        return Begun(link)
-
     def serve_prefect(self, command, *, stdin, stdout, env, start_new_session):
         """Start Prefect's temporary server; returns what is used of a ``subprocess.Popen``."""
         theirs, ours = os.pipe()
@@ -146,30 +131,6 @@ class Commands:
             return self.dvc(*command[3:], cwd=cwd)
 
         return run
-
-
-class Begun:
-    """A command that runs, and is killed with the process that began it."""
-
-    def __init__(self, link):
-        self.link, self.answers = link, link.makefile("rb", buffering=0)
-        self.pid = int(self.answers.readline())
-        self.returncode = None
-
-    def poll(self):
-        if select.select([self.link], [], [], 0)[0]:
-            self.wait()
-        return self.returncode
-
-    def wait(self):
-        if self.returncode is None:
-            self.returncode = int(self.answers.readline())
-            self.answers.close()
-            self.link.close()
-        return self.returncode
-
-    def terminate(self):
-        os.kill(self.pid, signal.SIGTERM)
 
 
 def ask(link, request, streams):
@@ -277,19 +238,10 @@ def load_everything():
     import rlhf_flows.stages
     import tests.servers
 
-    tests.servers.load()
     return (
-        dvc,
-        rlhf_flows,
-        great_expectations,
-        mlflow,
-        peft,
-        prefect,
-        rlhf_core,
-        sklearn,
-        transformers,
-        uvicorn,
-    )
+        *tests.servers.load(), dvc, rlhf_flows, great_expectations, mlflow, peft, prefect,
+        rlhf_core, sklearn, transformers, uvicorn,
+    )  # fmt: skip
 
 
 def load_flows():
@@ -343,10 +295,10 @@ def _main(tool):
         from dvc.cli import main
 
         return main(sys.argv[1:])
-    if tool in SERVERS:
-        from tests import servers
+    if tool in ("mlflow", "moto.server"):
+        from tests.servers import serve
 
-        return getattr(servers, SERVERS[tool])()
+        return serve(tool)
     import prefect.context
 
     # Prefect read the environment when it was imported.

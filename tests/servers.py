@@ -6,13 +6,16 @@ uvicorn in the same process.
 """
 
 import os
+import select
+import signal
+import socket
 import sys
 import time
 
 import requests
 
 from rlhf_core.adapters.settings import set_environment_defaults
-from tests.team import free_port
+from tests.forked import ask
 
 USERS = "mlflow.server.auth"
 APPLICATIONS = ("mlflow.server", "mlflow.server.fastapi_app", USERS)
@@ -28,6 +31,11 @@ def load():
     import moto.server
 
     return mlflow, moto
+
+
+def serve(tool):
+    """Be ``mlflow server ...`` or ``moto.server ...``."""
+    serve_mlflow() if tool == "mlflow" else serve_objects()
 
 
 def serve_mlflow():
@@ -56,6 +64,47 @@ def serve_objects():
     main(sys.argv[1:])
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A fork that serves, and is killed with the process that began it: a ``subprocess.Popen``.
+
+    Args:
+        forked: what has imported them.
+        arguments: ``mlflow``, ``server`` or ``moto.server``, and what follows.
+        cwd, env, log: where it runs, all its variables, and the stream of what it prints.
+    """
+
+    def __init__(self, forked, *arguments, cwd, env, log):
+        request = {"arguments": list(map(str, arguments)), "folder": str(cwd)}
+        link = forked.connect()
+        with open(os.devnull) as nothing:
+            streams = [nothing.fileno(), log.fileno(), log.fileno()]
+            ask(link, request | {"environment": dict(env)}, streams)
+        self.link, self.answers = link, link.makefile("rb", buffering=0)
+        self.pid = int(self.answers.readline())
+        self.returncode = None
+
+    def poll(self):
+        if select.select([self.link], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self):
+        if self.returncode is None:
+            self.returncode = int(self.answers.readline())
+            self.answers.close()
+            self.link.close()
+        return self.returncode
+
+    def terminate(self):
+        os.kill(self.pid, signal.SIGTERM)
+
+
 class MlflowServer:
     """MLflow on a free port with a store of its own; can be stopped and started again."""
 
@@ -74,7 +123,7 @@ class MlflowServer:
         ]  # fmt: skip
         environment = {**os.environ, **set_environment_defaults()}
         with (self.folder / "server.log").open("ab") as log:
-            self.process = self.forked.begin(*command, cwd=self.folder, env=environment, log=log)
+            self.process = Server(self.forked, *command, cwd=self.folder, env=environment, log=log)
         while self.process.poll() is None:
             try:
                 if requests.get(f"{self.uri}/health", timeout=1).ok:

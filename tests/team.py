@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,16 +11,11 @@ import requests
 import trustme
 
 from rlhf_core.adapters.settings import set_environment_defaults
+from tests.servers import Server, free_port
 
 ADMIN = ("admin", "Admin-of-the-test-1")
 BUCKETS = ("artifacts", "datasets")
 START_SECONDS = 600
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -44,7 +38,7 @@ def running(command, folder, name, healthy, environment=None, forked=None, **var
                 command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env=env
             )
         else:
-            process = forked.begin(*command[2:], cwd=folder, env=env, log=log)
+            process = Server(forked, *command[2:], cwd=folder, env=env, log=log)
     try:
         deadline = time.monotonic() + START_SECONDS
         while not healthy():

@@ -20,7 +20,8 @@ from rlhf_core.schema import Message, StageResult
 from rlhf_core.storage.records import read_record, read_records
 from tests.feedback.servers import serving
 from tests.flows.tiny import CONFIG, ROOT, SETTINGS, make_tiny
-from tests.team import answers, free_port, running
+from tests.servers import free_port
+from tests.team import answers, running
 
 LITELLM = "litellm[proxy]==1.108.7"
 KEY = "sk-of-the-test"
