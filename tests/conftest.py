@@ -1,11 +1,14 @@
 """Settings of Prefect and MLflow, and a real MLflow on SQLite, for every room that needs one."""
 
+import contextlib
 import gc
 import logging
 import os
 import shutil
+import sqlite3
 
 import pytest
+from filelock import FileLock
 
 from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_flows.engine.environment import PREFECT_DEFAULTS
@@ -51,14 +54,42 @@ def mlflow_home(tmp_path, monkeypatch, fresh_database):
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory):
-    """Commands without their start-up; the workers of pytest-xdist share one server."""
+def shared_folder(tmp_path_factory):
+    """What the workers of pytest-xdist share lies here."""
     folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    made = Forked(folder / "forked")
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def forked(shared_folder):
+    """Commands without their start-up; the workers of pytest-xdist share one server."""
+    made = Forked(shared_folder / "forked")
     yield made
     made.end()
+
+
+@pytest.fixture(scope="session")
+def prefect_database(shared_folder, forked):
+    """Prefect's tables, made once: its migrations take five seconds of a processor."""
+    home = shared_folder / "prefect"
+    with FileLock(shared_folder / "prefect.lock"):
+        if not home.exists():
+            made = home.with_name("prefect.tmp")
+            make_prefect_database(made, forked)
+            made.rename(home)
+    return home / "prefect.db"
+
+
+def make_prefect_database(home, forked):
+    from rlhf_flows.servers import temporary_server
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(home))
+        patch.setattr(temporary_server, "subprocess", forked.subprocess())
+        with temporary_server.temporary_server() as server:
+            server.wait()
+    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it into one file
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +100,14 @@ def forked_tools(forked):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(versioning, "_run", forked.instead_of(versioning._run))
         yield forked
+
+
+@pytest.fixture
+def forked_prefect(forked, monkeypatch):
+    """Prefect's temporary server without its start-up."""
+    from rlhf_flows.servers import temporary_server
+
+    monkeypatch.setattr(temporary_server, "subprocess", forked.subprocess())
 
 
 LONGEST_FIRST = ("served", "small_demo", "faults", "outages", "data_versions", "flows", "processes")

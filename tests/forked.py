@@ -31,6 +31,7 @@ from types import SimpleNamespace
 from filelock import FileLock
 
 from rlhf_core.adapters.settings import child_environment
+from tests import forked_imports
 
 ROOT = Path(__file__).parents[1]
 CLIENT = """#!{python} -ISs
@@ -67,7 +68,7 @@ class Commands:
         self.address, self.folder = address, folder
 
     def run(self, *arguments, cwd, env) -> subprocess.CompletedProcess[str]:
-        """Run ``rlhf ...`` or ``dvc ...`` and return what ``subprocess.run`` would."""
+        """Run ``rlhf``, ``dvc`` or ``patched_prefect`` and return what ``subprocess.run`` would."""
         request = {
             "arguments": [str(argument) for argument in arguments],
             "folder": str(cwd),
@@ -117,6 +118,10 @@ class Commands:
             stdin=open(ours, "wb"), stdout=open(answers, "rb"), wait=link.makefile().read
         )
 
+    def subprocess(self):
+        """What a module whose ``subprocess`` starts Prefect's temporary server gets for it."""
+        return SimpleNamespace(Popen=self.serve_prefect, PIPE=subprocess.PIPE)
+
     def instead_of(self, start):
         """Return what runs DVC here and hands other tools on to ``start``.
 
@@ -148,7 +153,7 @@ class Forked(Commands):
 
     Args:
         folder: for its log and the executables that ask it.
-        load: what it imports, a function of this module.
+        load: what it imports, a function of ``tests.forked_imports``.
         sources: folders from which it imports.
     """
 
@@ -206,63 +211,6 @@ class Forked(Commands):
             self.users.close()
 
 
-def load_everything():
-    """Import what commands import; nothing here may start a thread or open a connection."""
-    from rlhf_flows.engine.environment import prepare_environment
-
-    prepare_environment()
-    import dvc.cli
-    import dvc.commands
-    import dvc.repo
-    import great_expectations
-    import mlflow.store.model_registry.sqlalchemy_store
-    import mlflow.store.tracking.sqlalchemy_store
-    import peft
-    import prefect
-    import prefect.server.api.server
-    import sklearn.linear_model
-    import transformers.models.auto.modeling_auto
-    import uvicorn
-
-    import rlhf_core.stages.evaluate
-    import rlhf_core.stages.policy
-    import rlhf_core.stages.prepare
-    import rlhf_core.stages.promote
-    import rlhf_core.stages.reward
-    import rlhf_core.stages.sft
-    import rlhf_flows.commands.cli
-    import rlhf_flows.commands.data
-    import rlhf_flows.commands.tables
-    import rlhf_flows.engine.local
-    import rlhf_flows.pipeline
-    import rlhf_flows.stages
-    import tests.servers
-
-    return (
-        *tests.servers.load(), dvc, rlhf_flows, great_expectations, mlflow, peft, prefect,
-        rlhf_core, sklearn, transformers, uvicorn,
-    )  # fmt: skip
-
-
-def load_flows():
-    """Import what deployed flows import, fake stages and all where they are on the path."""
-    # A run's own variables say which of the product's loggers get Prefect's handlers, once.
-    os.environ.pop("PREFECT_LOGGING_EXTRA_LOGGERS", None)
-    import mlflow.artifacts
-    import prefect.flow_engine
-    import prefect.runner
-
-    import rlhf_core.adapters.approval
-    import rlhf_core.adapters.registry
-    import rlhf_core.stages.versions.versions
-    import rlhf_flows.collect
-    import rlhf_flows.pipeline
-    import rlhf_flows.promotion
-    import rlhf_flows.stages
-
-    return mlflow, prefect, rlhf_core, rlhf_flows
-
-
 def become(request):
     """Be one command, in a fork: never returns."""
     status = 1
@@ -271,6 +219,7 @@ def become(request):
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
+        tempfile.tempdir = None  # else where it was when somebody first asked
         sys.argv = list(request["arguments"])
         status = _main(sys.argv[0])
     except SystemExit as leaving:
@@ -299,10 +248,7 @@ def _main(tool):
         from tests.servers import serve
 
         return serve(tool)
-    import prefect.context
-
-    # Prefect read the environment when it was imported.
-    prefect.context.GLOBAL_SETTINGS_CONTEXT = prefect.context.root_settings_context()
+    read_settings()
     if tool == "prefect.engine":
         from prefect.logging.configuration import setup_logging
 
@@ -312,17 +258,30 @@ def _main(tool):
         return 0
     if tool == "rlhf":
         from rlhf_flows.commands.start import main
+    elif tool == "patched_prefect":
+        from rlhf_flows.servers.patched_prefect import main
     else:
-        from rlhf_flows.servers.temporary_server import main
+        from rlhf_flows.servers import temporary_server
 
+        close = temporary_server.close_prefect
+        temporary_server.close_prefect = lambda port: (close(port), read_settings())[0]
+        main = temporary_server.main
     main()
     return 0
+
+
+def read_settings():
+    """Let Prefect see the environment as it is now: it read it when it was imported."""
+    import prefect.context
+
+    prefect.context.GLOBAL_SETTINGS_CONTEXT = prefect.context.root_settings_context()
 
 
 def answer(link):
     """Run the command that comes over a connection; send its process and, at its end, exit code.
 
-    It is killed with the one who asked for it.
+    It is killed with the one who asked for it, and with it what it started in its process group:
+    git, and an executable of this folder, at whose end another fork ends in turn.
     """
     size, streams, _, _ = socket.recv_fds(link, 8, 3)
     data = b""
@@ -332,17 +291,20 @@ def answer(link):
         data += part
     child = os.fork()
     if not child:
+        os.setpgid(0, 0)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         link.close()
         become(json.loads(data))
+    with contextlib.suppress(OSError):  # done, by itself: whoever is first
+        os.setpgid(child, child)
     link.sendall(f"{child}\n".encode())
     ended = threading.Event()
 
     def end_with_link():
         link.recv(1)
         if not ended.is_set():  # else the number may be another process's by now
-            os.kill(child, signal.SIGKILL)
+            os.killpg(child, signal.SIGKILL)
 
     threading.Thread(target=end_with_link, daemon=True).start()
     _, status = os.waitpid(child, 0)
@@ -353,16 +315,14 @@ def answer(link):
 def serve(address, folder, load):
     """Answer each connection in a fork, several at once, as long as somebody may ask."""
     gc.disable()
-    globals()[load]()
+    getattr(forked_imports, load)()
     gc.freeze()  # a fork that looked through it for garbage would make a copy of every page
     from rlhf_core.adapters import versioning
     from rlhf_flows.servers import temporary_server
 
     commands = Commands(address, Path(folder))
     versioning._run = commands.instead_of(versioning._run)
-    temporary_server.subprocess = SimpleNamespace(
-        Popen=commands.serve_prefect, PIPE=subprocess.PIPE
-    )
+    temporary_server.subprocess = commands.subprocess()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)

@@ -1,8 +1,11 @@
+import shutil
+
 import pytest
 import yaml
 
 from rlhf_flows.engine.local import in_this_process
 from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.servers import temporary_server
 from tests.flows.fakes import FakeStages
 from tests.flows.finished import Folder
 from tests.flows.mortal import Mortal
@@ -12,10 +15,13 @@ SIMULATED = {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:colle
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory):
+def prefect_server(tmp_path_factory, prefect_database, forked):
     """One temporary Prefect server for all tests of this folder: starting it is slow."""
+    home = tmp_path_factory.mktemp("prefect")
+    shutil.copy(prefect_database, home)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        patch.setattr(temporary_server, "subprocess", forked.subprocess())
+        patch.setenv("PREFECT_HOME", str(home))
         with in_this_process():
             yield
 

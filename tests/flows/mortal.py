@@ -146,6 +146,8 @@ def load_everything():
 
     prepare_environment()
     import great_expectations
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
     import mlflow.store.tracking.sqlalchemy_store
     import sklearn.linear_model
 
@@ -166,7 +168,7 @@ def load_everything():
         name = f"{stage}_stage"
         setattr(rlhf_flows.stages, name, getattr(rlhf_flows.stages, name).fn)
     rlhf_flows.engine.local.in_this_process = contextlib.nullcontext
-    return rlhf_flows.commands.cli.main, great_expectations, mlflow, sklearn
+    return rlhf_flows.commands.cli.main, great_expectations, matplotlib, mlflow, sklearn
 
 
 def run_child(request, pipe, log):

@@ -12,6 +12,7 @@ import requests
 
 from rlhf_flows.servers.processes import kept_in
 from rlhf_flows.servers.servers import STATE, Servers
+from tests.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 RLHF = Path(sys.executable).with_name("rlhf")
@@ -34,13 +35,14 @@ PATIENCE_SECONDS = 600
 
 
 def until(condition, what, seconds=PATIENCE_SECONDS):
-    """Ask again and again; return the first answer that is not empty."""
-    deadline = time.monotonic() + seconds
+    """Ask again and again, ever less often; return the first answer that is not empty."""
+    deadline, pause = time.monotonic() + seconds, 0.2
     while time.monotonic() < deadline:
         answer = condition()
         if answer:
             return answer
-        time.sleep(0.3)
+        time.sleep(pause)
+        pause = min(1.0, 1.3 * pause)
     raise AssertionError(f"never: {what() if callable(what) else what}")
 
 
@@ -50,6 +52,8 @@ class Served:
 
     path: Path
     environment: dict[str, str]
+    forked: Forked | None = None
+    """What runs commands, where they are not started by Python."""
 
     @classmethod
     def prepare(cls, path, *, fake_stages=True, training_pool=None, engine=None, **variables):
@@ -86,13 +90,11 @@ class Served:
         assert kept_in(str(self.path / STATE)) == []
 
     def rlhf(self, *arguments, check=0, **variables):
-        done = subprocess.run(
-            [str(RLHF), *arguments],
-            cwd=self.path,
-            env=self.environment | variables,
-            capture_output=True,
-            text=True,
-        )
+        place = {"cwd": self.path, "env": self.environment | variables}
+        if self.forked:
+            done = self.forked.run("rlhf", *arguments, **place)
+        else:
+            done = subprocess.run([RLHF, *arguments], capture_output=True, text=True, **place)
         assert done.returncode == check, f"{done.stdout}\n{done.stderr}\n{self.logs()}"
         return done.stdout
 

@@ -4,10 +4,8 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
@@ -28,7 +26,6 @@ from tests.feedback.servers import LabelStudio, serving
 from tests.stages.data_helpers import make_repository
 from tests.waiting import wait_for
 
-RLHF = str(Path(sys.executable).with_name("rlhf"))
 SECRET = {"X-RLHF-Secret": "a secret"}
 
 
@@ -41,12 +38,13 @@ def studio():
 
 
 @pytest.fixture
-def start():
+def start(forked):
     """Start the command in a repository; it is ended with the test."""
     running = []
+    forked.start()
 
     def begin(root, *arguments):
-        command = [RLHF, "label", "listen", "configs/small.yaml", *arguments]
+        command = [forked.folder / "rlhf", "label", "listen", "configs/small.yaml", *arguments]
         environment = {
             **os.environ, "LABEL_STUDIO_API_KEY": "a.good.token",
             "RLHF_LABEL_SECRET": SECRET["X-RLHF-Secret"],
@@ -98,7 +96,7 @@ def test_the_last_vote_that_is_needed_publishes_once_and_a_restart_forgets_none(
     assert httpx.post(app.webhook, json={}).status_code == 401
 
     process.kill()
-    process.wait()
+    process.communicate()
     for task in range(7, 13):
         app.annotate(task, 1, "tie")  # nobody hears of it
     again = start(root)

@@ -3,12 +3,11 @@
 import asyncio
 import os
 import socket
-import subprocess
-import sys
 
 import httpx
 import pytest
 import requests
+from prefect.settings import PREFECT_API_URL
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -16,8 +15,6 @@ from rlhf_core.errors import ConfigError
 from rlhf_flows.engine import environment
 from rlhf_flows.servers.own_pages import OwnPages
 from rlhf_flows.servers.prefect_server import ask
-from rlhf_flows.servers.temporary_server import temporary_server
-from tests.flows.served import ROOT, until
 
 SELF = "127.0.0.1:4200"
 FOREIGN_PAGES = ("https://stranger.example", "http://localhost:8888", "null", "http://127.0.0.1")
@@ -132,6 +129,10 @@ def test_a_list_that_would_let_everybody_in_is_refused(unset, name, value):
 
 def check_closed(url):
     """Ask a running server as a stranger's page would, then as its own page and clients do."""
+
+    def flows():
+        return {flow["name"] for flow in ask(api, "flows/filter", {})}
+
     api, host = f"{url}/api", url.removeprefix("http://")
     create, body = f"{api}/flows/", {"name": "a-stranger-s"}
     for page in (*FOREIGN_PAGES, f"http://localhost:{int(host.rpartition(':')[2]) + 1}"):
@@ -150,70 +151,19 @@ def check_closed(url):
         assert found.status_code == 403
     found = requests.post(create, json=body, timeout=60)
     assert (found.status_code, found.json()["detail"]) == (403, "Missing CSRF token.")
-    assert ask(api, "flows/filter", {}) == []
+    assert "a-stranger-s" not in flows()
 
     page = {"Origin": url}
     token = requests.get(f"{api}/csrf-token?client=page", headers=page, timeout=60).json()["token"]
     page |= {"Prefect-Csrf-Client": "page", "Prefect-Csrf-Token": token}
     assert requests.post(create, json={"name": "own"}, headers=page, timeout=60).ok
-    assert [flow["name"] for flow in ask(api, "flows/filter", {})] == ["own"]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A server as the units and manifests start it."""
-    path = tmp_path_factory.mktemp("closed")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "rlhf_flows.servers.patched_prefect",
-        "server",
-        "start",
-        "--port",
-        str(port),
-    ]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    with (path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=path,
-            env=kept | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(path)},
-            stdout=log,
-            stderr=log,
-        )
-    url = f"http://127.0.0.1:{port}"
-
-    def answers():
-        assert process.poll() is None, (path / "log").read_text()
-        try:
-            return requests.get(f"{url}/api/health", timeout=5).ok
-        except requests.ConnectionError:
-            return False
-
-    until(answers, "answer of the server")
-    yield url
-    process.terminate()
-    process.wait()
+    assert "own" in flows()
 
 
 @pytest.mark.slow
-def test_a_stranger_s_page_reaches_nothing_of_a_running_server(server):
-    check_closed(server)
-
-
-@pytest.mark.slow
-def test_a_stranger_s_page_reaches_nothing_of_a_command_s_own_server(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    with temporary_server() as temporary:
-        check_closed(temporary.wait().removesuffix("/api"))
-
-
-@pytest.mark.slow
-def test_the_page_of_the_server_is_told_to_bring_its_token(server):
-    told = requests.get(f"{server}/ui-settings", timeout=60).json()
-    assert told["csrf_enabled"] is True
+def test_a_stranger_s_page_reaches_nothing_of_a_command_s_own_server(prefect_server):
+    """Of one that lasts ``tests/served`` shows it."""
+    check_closed(PREFECT_API_URL.value().removesuffix("/api"))
 
 
 @pytest.mark.slow
@@ -224,25 +174,14 @@ def test_the_page_of_the_server_is_told_to_bring_its_token(server):
         ([], {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "*"}, "would let every page"),
     ],
 )
-def test_a_server_that_would_be_open_is_not_started(arguments, variables, says, tmp_path):
+def test_a_server_that_would_be_open_is_not_started(arguments, variables, says, tmp_path, forked):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "rlhf_flows.servers.patched_prefect",
-            "server",
-            "start",
-            "--port",
-            port,
-            *arguments,
-        ],
+    done = forked.run(
+        *("patched_prefect", "server", "start", "--port", port, *arguments),
         cwd=tmp_path,
-        env=kept | variables | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
+        env=kept | variables | {"PREFECT_HOME": str(tmp_path)},
     )
     assert done.returncode == 2
     told = " ".join((done.stdout + done.stderr).split())

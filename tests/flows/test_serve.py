@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -28,7 +27,6 @@ from tests.waiting import wait_for
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "data/base"
 QUESTION = [{"role": "user", "content": "When does the castle open?"}]
-RLHF = str(Path(sys.executable).with_name("rlhf"))
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +72,12 @@ def registry(mlflow_home, monkeypatch):
 
 @pytest.fixture
 def start(tmp_path, forked):
-    """Start the command, by Python or as a fork; it is ended with the test."""
+    """Start the command; it is ended with the test."""
     running = []
     forked.start()
 
-    def begin(*arguments, env=None, rlhf=forked.folder / "rlhf"):
-        command = [rlhf, "serve", "models:/rlhf-policy@champion", *arguments]
+    def begin(*arguments, env=None):
+        command = [forked.folder / "rlhf", "serve", "models:/rlhf-policy@champion", *arguments]
         process = subprocess.Popen(
             command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, **(env or {})},
@@ -98,7 +96,7 @@ def content(answer):
 
 
 def test_a_champion_that_moves_is_followed_without_dropping_an_answer(registry, start):
-    process = start("--port", "0", "--follow", "--look-every", "0.2", rlhf=RLHF)
+    process = start("--port", "0", "--follow", "--look-every", "0.2")
     url = re.search(r"http\S+", wait_for(process, "serving rlhf-policy (models:/rlhf-policy/1)"))[0]
     client = openai.OpenAI(base_url=url, api_key="x", max_retries=0)
     assert [model.id for model in client.models.list()] == ["rlhf-policy"]

@@ -27,14 +27,17 @@ def engine(tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def served(tmp_path_factory, engine):
+def served(tmp_path_factory, engine, forked, prefect_database):
     work = tmp_path_factory.mktemp("served") / "work"
     made = Served.prepare(work, training_pool="gpu", engine=engine)
     (made.path / "config.yaml").write_text(CONFIG)
     (made.path / "configs").unlink()
     shutil.copytree(ROOT / "configs", made.path / "configs")
     (made.path / "configs/demo-approval.yaml").write_text(CONFIG)
+    (made.path / ".rlhf/prefect").mkdir(parents=True)
+    shutil.copy(prefect_database, made.path / ".rlhf/prefect")
     made.up()
+    made.forked = forked
     yield made
     made.down()
 

@@ -9,11 +9,13 @@ from uuid import uuid4
 
 import psutil
 import pytest
+import requests
 
 from rlhf_flows.commands.doctor_servers import check_prefect, check_supervisor
 from rlhf_flows.servers.servers import Servers
 from tests.flows.served import SETTINGS, until
 from tests.flows.test_notifications import Receiver, listening
+from tests.flows.test_own_pages import check_closed
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]
 
@@ -46,6 +48,12 @@ def test_the_doctor_finds_everything_up(served, monkeypatch):
     findings = [*check_supervisor(), *check_prefect()]
     assert [finding for finding in findings if not finding.healthy] == []
     assert {"pool gpu", "process worker-gpu", "deployments"} <= {item.what for item in findings}
+
+
+def test_a_stranger_s_page_reaches_nothing_and_the_servers_own_brings_its_token(served):
+    check_closed(served.servers.prefect_url)
+    told = requests.get(f"{served.servers.prefect_url}/ui-settings", timeout=60).json()
+    assert told["csrf_enabled"] is True
 
 
 def test_a_run_that_waits_for_a_person_holds_no_process(served, approved):

@@ -1,12 +1,10 @@
 """Publishing killed at any moment, or started twice at once: whole versions, each batch once."""
 
-import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,14 +15,12 @@ from rlhf_core.adapters.dvc_versions import list_tags
 from rlhf_core.stages.versions.versions import bring_back, list_versions
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 
-RLHF = Path(sys.executable).with_name("rlhf")
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("data_versions"),
     pytest.mark.usefixtures("forked_tools"),
 ]
-"""What looks at the versions afterwards is quick; what is killed is a real process."""
+"""A fork that is killed ends as a process does that Python started, with git and DVC below it."""
 
 
 @pytest.fixture
@@ -38,17 +34,33 @@ def batch(repository: Path, number: int) -> Path:
     return write(repository.parent / f"batch-{number}.jsonl", rows(range(start, start + 10)))
 
 
-def add(repository: Path, file: Path, **environment: str) -> subprocess.Popen:
-    """Start ``rlhf data add`` as a person would, with a process group of its own."""
-    return subprocess.Popen(
-        [RLHF, "data", "add", str(file)],
-        cwd=repository,
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def add(repository, forked):
+    """Start ``rlhf data add`` with a batch; it can be killed."""
+    forked.start()
+
+    def start(file: Path, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [forked.folder / "rlhf", "data", "add", str(file)],
+            cwd=repository,
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def kill(process: subprocess.Popen) -> bool:
+    """Kill what ``add`` started, and wait for the end of all that writes to its streams.
+
+    Returns:
+        Whether it was still at work.
+    """
+    process.kill()
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
 
 
 def batches_of(repository: Path) -> list[list[str]]:
@@ -81,20 +93,19 @@ def test_two_at_once_become_two_versions_with_both_batches(repository, forked_to
     assert call("git", "status", "--porcelain", cwd=repository) == ""
 
 
-def test_what_a_kill_leaves_is_gone_after_the_next_call(repository, tmp_path):
+def test_what_a_kill_leaves_is_gone_after_the_next_call(repository, add, tmp_path):
     temporary, versions = tmp_path / "temporary", repository / ".rlhf" / "data"
     temporary.mkdir()
-    process = add(repository, batch(repository, 0), TMPDIR=str(temporary))
+    process = add(batch(repository, 0), TMPDIR=str(temporary))
     deadline = time.monotonic() + 120
     while not list(versions.glob(".publish.*.tmp/data/raw/preferences/*.dvc")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert kill(process)
     assert len(list(versions.glob(".publish.*.tmp"))) == 1
     assert list(temporary.iterdir()) == []
-    process = add(repository, batch(repository, 0), TMPDIR=str(temporary))
+    process = add(batch(repository, 0), TMPDIR=str(temporary))
     assert process.communicate()[1].count("error") == 0
     assert process.returncode == 0
     assert not list(versions.glob(".*.tmp"))
@@ -105,23 +116,21 @@ def test_what_a_kill_leaves_is_gone_after_the_next_call(repository, tmp_path):
 
 
 @pytest.mark.parametrize("num_kills", [1, pytest.param(4, marks=pytest.mark.nightly)])
-def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repository, num_kills):
+def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repository, add, num_kills):
     started = time.monotonic()
-    assert add(repository, batch(repository, 0)).wait() == 0
+    assert add(batch(repository, 0)).wait() == 0
     duration = time.monotonic() - started
     rng, killed = random.Random(0), 0
     for number in range(1, num_kills + 1):
-        process = add(repository, batch(repository, number))
+        process = add(batch(repository, number))
         # What comes after the first is quicker: its programs are read already.
         time.sleep(0.6 * duration * (number - 1 + rng.random()) / num_kills)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        killed += kill(process)
         for version in list_versions(repository):
             assert bring_back(version.version, repository).dvc_md5 == version.dvc_md5
     assert killed
     for number in range(1, num_kills + 1):
-        process = add(repository, batch(repository, number))
+        process = add(batch(repository, number))
         _, stderr = process.communicate()
         assert process.returncode == 0 or "already there as batch-" in stderr
     assert sorted(batches_of(repository)) == sorted(map(questions, range(num_kills + 1)))
