@@ -55,7 +55,8 @@ FILE_NAMES = (
 UNPAIRED_FILES = ("unpaired_heldout", "unpaired_train")
 """There where ``data.unpaired`` names files; they come after the others in name order."""
 
-PAIR_FILES = ("reward_train", "reward_heldout", "judge_train", "judge_heldout")
+REWARD_TRAIN = "reward_train"
+PAIR_FILES = (REWARD_TRAIN, "reward_heldout", "judge_train", "judge_heldout")
 """Those that hold preference pairs."""
 
 PAIR_COLUMNS = pa.schema(

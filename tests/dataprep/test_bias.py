@@ -165,3 +165,25 @@ def test_a_vocabulary_of_one_word_tells_nothing():
         counter.add(pair("yes", "yes yes"))
     assert counter.telling_words() == {"chosen": [], "rejected": []}
     assert bias.StyleCounter().telling_words() == {"chosen": [], "rejected": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("the cat's 2nd hat, a b_c", {"the", "cat", "nd", "hat"}),
+        ("über ça va x", {"über", "ça", "va"}),
+        ("", set()),
+    ],
+)
+def test_words_are_runs_of_two_letters_or_more(text, words):
+    assert bias._words(text) == words
+    assert bias._words(f"{text} \u2014") == words
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- a", "so:\n  2. b", "a - b", "1.5 is", "no\n\n", "\n\n* c", "x. y\n-", "\r- a\n1)\tb"],
+)
+def test_a_list_is_found_where_its_pattern_is(text):
+    pattern, _ = bias.STYLES["list"]
+    assert bias._has_style("list", text) == (pattern.search(text) is not None)

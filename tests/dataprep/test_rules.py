@@ -253,7 +253,7 @@ def test_the_first_of_several_quotations_is_named(write_jsonl):
 
 
 def test_runs_of_one_hash_are_told_apart_by_their_words(write_jsonl, monkeypatch):
-    monkeypatch.setattr(near, "_TEXTS", {})
+    monkeypatch.setattr(near, "_TEXTS", near._RecentTexts())
     for module in (contamination, near):
         monkeypatch.setattr(
             module, "word_hashes", lambda words: np.zeros(len(words), dtype=np.uint64)
@@ -262,3 +262,18 @@ def test_runs_of_one_hash_are_told_apart_by_their_words(write_jsonl, monkeypatch
     others = " ".join(f"w{n}" for n in range(30))
     assert benchmark.quoted_by(others) is None
     assert benchmark.quoted_by(f"{others} {QUESTION}") is not None
+
+
+def test_many_texts_asked_together_are_told_from_those_that_may_quote(write_jsonl):
+    lines = [" ".join(f"w{n}" for n in range(start, start + 10)) for start in (0, 100)]
+    path = write_jsonl("bench.jsonl", [{"q": line} for line in [*lines, "yes it is"]])
+    benchmark = read_benchmark([path], ["q"])
+    others = [" ".join(f"x{n}" for n in range(start, start + 40)) for start in range(200)]
+    quoting = [f"so {lines[1]}", lines[0], "Yes, it is!"]
+    texts = [*others[:50], *quoting, *others[50:], lines[0][:15], lines[0][15:], ""]
+    asked = benchmark.may_be_quoted_by(texts)
+    found = [benchmark.quoted_by(text) for text in texts]
+    assert [text for text, run in zip(texts, found, strict=True) if run] == quoting
+    assert all(is_asked for is_asked, run in zip(asked, found, strict=True) if run)
+    assert sum(asked[:50] + asked[53:-3]) == 0
+    assert benchmark.may_be_quoted_by([]) == []

@@ -1,6 +1,6 @@
 """Rows that quote a benchmark: training on them would make its score meaningless."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ _NUM_CHARACTERS = 2 * NUM_WORDS
 _FACTOR = 0x9E3779B97F4A7C15
 _MIX = np.array([pow(_FACTOR, power + 1, 1 << 64) for power in range(NUM_WORDS)], dtype=np.uint64)
 """Odd numbers that mix the hashes of a run's words, modulo 2**64."""
+_FEWEST_BITS, _MOST_BITS, _SPARSE = 10, 24, 32
+"""Of a hash, by which most runs are told from all of ours: a table with one place in 32 taken."""
 
 
 class Benchmark:
@@ -39,6 +41,31 @@ class Benchmark:
         self._short.discard("")
         hashes = word_hashes([word for run in self._runs for word in run.split()])
         self._hashes = np.unique(hashes.reshape(-1, NUM_WORDS) @ _MIX)
+        bits = min(_MOST_BITS, max(_FEWEST_BITS, (_SPARSE * len(self._hashes)).bit_length()))
+        self._shift = np.uint64(64 - bits)
+        self._begins = np.zeros(1 << bits, dtype=np.bool_)
+        self._begins[self._hashes >> self._shift] = True
+
+    def may_be_quoted_by(self, texts: Sequence[str]) -> list[bool]:
+        """Say which texts ``quoted_by`` has to be asked about: it gives None for the others.
+
+        The runs of all texts are looked for at once. One that lies across two texts, or has the
+        hash of another, asks for a look too many.
+        """
+        parts = [text_hashes(text) for text in texts]
+        sizes = np.array([len(part) for part in parts], dtype=np.int64)
+        asked = sizes < NUM_WORDS
+        if self._characters:
+            asked |= np.array([not text.isascii() for text in texts], dtype=np.bool_)
+        if sizes.sum() >= NUM_WORDS:
+            found = self._places_of(_run_hashes(np.concatenate(parts)))
+            asked[np.searchsorted(np.cumsum(sizes), found, side="right")] = True
+        return [bool(one) for one in asked]
+
+    def _places_of(self, runs: NDArray[np.uint64]) -> NDArray[np.intp]:
+        """Places of the runs that have the hash of one of ours."""
+        likely = np.flatnonzero(self._begins[runs >> self._shift])
+        return likely[_are_in(runs[likely], self._hashes)]
 
     def quoted_by(self, text: str) -> str | None:
         """Return the run of words that ``text`` shares with a benchmark text, if any."""
@@ -51,7 +78,7 @@ class Benchmark:
             whole = " ".join(_words(text))
             return whole if whole in self._short else None
         # Equal runs have equal hashes; those of other runs may be equal too.
-        starts = np.flatnonzero(_are_in(_run_hashes(hashes), self._hashes)).tolist()
+        starts = self._places_of(_run_hashes(hashes)).tolist()
         words = _words(text) if starts else []
         for start in starts:
             run = " ".join(words[start : start + NUM_WORDS])

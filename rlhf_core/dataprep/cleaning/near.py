@@ -217,7 +217,6 @@ class _WordHashes(dict[str, int]):
 
 
 _HASHES = _WordHashes()
-_TEXTS: dict[str, NDArray[np.uint64]] = {}
 
 
 def word_hashes(words: Sequence[str]) -> NDArray[np.uint64]:
@@ -225,17 +224,38 @@ def word_hashes(words: Sequence[str]) -> NDArray[np.uint64]:
     return np.fromiter(map(_HASHES.__getitem__, words), dtype=np.uint64, count=len(words))
 
 
+class _RecentTexts:
+    """Words of the texts that were last asked for: the checks of a row and its batch ask again."""
+
+    def __init__(self) -> None:
+        self._young: dict[str, NDArray[np.uint64]] = {}
+        self._old: dict[str, NDArray[np.uint64]] = {}
+
+    def hashes(self, text: str) -> NDArray[np.uint64]:
+        found = self._young.get(text)
+        if found is None:
+            found = self._old.get(text)
+            if found is None:
+                found = word_hashes(_normalised_words(text))
+                found.flags.writeable = False
+            if len(self._young) >= _MAX_TEXTS:
+                self._old, self._young = self._young, {}
+            if len(text) <= _LONGEST_KEPT:
+                self._young[text] = found
+        return found
+
+
+_TEXTS = _RecentTexts()
+
+
 def text_hashes(text: str) -> NDArray[np.uint64]:
     """[N] ``word_hashes`` of a text; not to be written into, for several checks ask for them."""
-    found = _TEXTS.get(text)
-    if found is None:
-        found = word_hashes(normalise(text).split())
-        found.flags.writeable = False
-        if len(_TEXTS) >= _MAX_TEXTS:
-            _TEXTS.clear()
-        if len(text) <= _LONGEST_KEPT:
-            _TEXTS[text] = found
-    return found
+    return _TEXTS.hashes(text)
+
+
+def _normalised_words(text: str) -> list[str]:
+    """Words of ``normalise``."""
+    return text.casefold().split() if text.isascii() else normalise(text).split()
 
 
 @cache

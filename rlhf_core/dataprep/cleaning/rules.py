@@ -46,8 +46,8 @@ class RowRules:
 
     def problems(self, rows: Sequence[Row]) -> list[Problem | None]:
         """Return why each row is filtered out, if so; many rows at once are cheaper."""
-        cleared = self._surely_allowed(rows)
-        found = [self._words_problem(prompt, responses, cleared) for prompt, responses in rows]
+        look = _Look(self._surely_allowed(rows), self._surely_unquoting(rows))
+        found = [self._words_problem(prompt, responses, look) for prompt, responses in rows]
         if self.token_check is None:
             return found
         open_rows = [row for row, problem in zip(rows, found, strict=True) if problem is None]
@@ -60,7 +60,7 @@ class RowRules:
 
     def prompt_problem(self, prompt: Conversation) -> Problem | None:
         """Return why a prompt to sample from is filtered out, if so."""
-        found = self._words_problem(prompt, (), frozenset())
+        found = self._words_problem(prompt, (), _Look())
         return found or self.room_problem(prompt)
 
     def room_problem(self, prompt: Conversation) -> Problem | None:
@@ -74,23 +74,42 @@ class RowRules:
         texts = list(dict.fromkeys(text for row in rows for text in _texts(*row)))
         return set(compress(texts, surely_allowed(texts, self.languages)))
 
+    def _surely_unquoting(self, rows: Sequence[Row]) -> Set[str]:
+        """Return texts that quote no benchmark; each of the rows' is asked once."""
+        if self.benchmark is None:
+            return frozenset()
+        texts = list(dict.fromkeys(text for row in rows for text in _texts(*row)))
+        asked = self.benchmark.may_be_quoted_by(texts)
+        return {text for text, is_asked in zip(texts, asked, strict=True) if not is_asked}
+
     def _words_problem(
-        self, prompt: Conversation, responses: Sequence[str], cleared: Set[str]
+        self, prompt: Conversation, responses: Sequence[str], look: "_Look"
     ) -> Problem | None:
         for text in _texts(prompt, responses):
-            if (found := self._text_problem(text, text in cleared)) is not None:
+            if (found := self._text_problem(text, look)) is not None:
                 return found
         return None
 
-    def _text_problem(self, text: str, is_cleared: bool) -> Problem | None:
-        languages = frozenset() if is_cleared else self.languages
+    def _text_problem(self, text: str, look: "_Look") -> Problem | None:
+        languages = frozenset() if text in look.allowed else self.languages
         if languages and (language := other_language(text, languages)):
             return "wrong_language", f"reads like {language}: {_excerpt(text)}"
         if kind := find_personal_data(text, self.personal_data):
             return "personal_data", kind
-        if self.benchmark and (run := self.benchmark.quoted_by(text)):
-            return "benchmark_contamination", f"quotes: {run}"
-        return None
+        if self.benchmark is None or text in look.unquoting:
+            return None
+        run = self.benchmark.quoted_by(text)
+        return ("benchmark_contamination", f"quotes: {run}") if run else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a first look at many texts together has told of them."""
+
+    allowed: Set[str] = frozenset()
+    """Their language needs no closer look."""
+    unquoting: Set[str] = frozenset()
+    """They quote no benchmark."""
 
 
 def _texts(prompt: Conversation, responses: Sequence[str]) -> Iterator[str]:

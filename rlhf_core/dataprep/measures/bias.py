@@ -2,6 +2,7 @@
 
 import math
 import re
+import string
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ from rlhf_core.statistics.resampling import Array, Ints
 _NUM_BINS = 10
 _MAX_WORDS = 15
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_LETTERS = frozenset(string.ascii_lowercase)
+_APART = {code: " " for code in range(128) if chr(code) not in _LETTERS}
+"""Of text in lower case, all that is no letter."""
 
 
 @dataclass(slots=True)
@@ -50,8 +54,8 @@ class StyleCounter:
                 dialogues, wins = self.contrasts.setdefault(name, (array("q"), array("b")))
                 dialogues.append(self.dialogues.setdefault(key, len(self.dialogues)))
                 wins.append(in_chosen)
-        self.chosen_words.update(set(_WORD.findall(chosen)))
-        self.rejected_words.update(set(_WORD.findall(rejected)))
+        self.chosen_words.update(_words(chosen))
+        self.rejected_words.update(_words(rejected))
 
     def estimates(self) -> dict[str, Estimate]:
         """Share of pairs that the response with a habit wins, where the other lacks it."""
@@ -90,9 +94,31 @@ class StyleCounter:
         }
 
 
+def _words(text: str) -> set[str]:
+    """Different words of two letters or more of a text in lower case."""
+    if not text.isascii():
+        return set(_WORD.findall(text))
+    return set(text.translate(_APART).split()) - _LETTERS
+
+
 def _has_style(name: str, text: str) -> bool:
     pattern, parts = STYLES[name]
-    return any(part in text for part in parts) and pattern.search(text) is not None
+    for part in parts:
+        if part in text:
+            if pattern.pattern.startswith("^"):
+                return _begins_a_line(pattern, text)
+            return pattern.search(text) is not None
+    return False
+
+
+def _begins_a_line(pattern: re.Pattern[str], text: str) -> bool:
+    """Tell whether a pattern of the beginning of lines is found, looking at no other place."""
+    start = 0
+    while pattern.match(text, start) is None:
+        start = text.find("\n", start) + 1
+        if not start:
+            return False
+    return True
 
 
 def length_win_estimate(entries: Sequence[Entry]) -> Estimate:

@@ -7,6 +7,7 @@ column may be left out is the same as none. Columns that no record has are ignor
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -60,13 +61,19 @@ def prompt_of(row: RawRow) -> Prompt:
 
 def _columns(kind: type[Record], row: RawRow, *answers: str) -> dict[str, Any]:
     """Return the columns that the record has, its prompt as turns and its answers as text."""
-    value = {name: row.value[name] for name in kind.model_fields if name in row.value}
+    value = {name: row.value[name] for name in _fields_of(kind) if name in row.value}
     if value.get("prompt") is not None:
-        value["prompt"] = [turn.model_dump() for turn in parse_prompt(row)]
+        value["prompt"] = parse_prompt(row)
     for name in answers:
         if isinstance(value.get(name), list | dict):
             value[name] = answer_of(value[name], name)[1]
     return value
+
+
+@cache
+def _fields_of(kind: type[Record]) -> dict[str, bool]:
+    """Fields of a record, and whether each has to be there."""
+    return {name: field.is_required() for name, field in kind.model_fields.items()}
 
 
 def _vote(
@@ -77,7 +84,7 @@ def _vote(
         vote = {"annotator": UNNAMED, "choice": choice_of(vote, choices)}
     if not isinstance(vote, dict):
         return vote
-    fields = {name: part for name, part in vote.items() if name in Vote.model_fields}
+    fields = {name: part for name, part in vote.items() if name in _fields_of(Vote)}
     if choices and "choice" in fields:
         fields["choice"] = choice_of(fields["choice"], choices)
     if strengths:
@@ -93,12 +100,12 @@ def _give_id(value: dict[str, Any], column: str, *content: str) -> None:
 
 
 def _validated(kind: type[AnyRecord], value: dict[str, Any], row: RawRow) -> AnyRecord:
-    optional = {name for name, field in kind.model_fields.items() if not field.is_required()}
-    given = {name: part for name, part in value.items() if part is not None or name not in optional}
+    fields = _fields_of(kind)
+    given = {name: part for name, part in value.items() if part is not None or fields[name]}
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        columns = ", ".join(kind.model_fields)
+        columns = ", ".join(fields)
         for problem in error.errors(include_url=False):
             if problem["type"] == "missing" and len(problem["loc"]) == 1:
                 row.require(str(problem["loc"][0]))

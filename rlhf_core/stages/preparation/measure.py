@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_core.config import PreparationConfig
-from rlhf_core.dataprep.assemble import PAIR_FILES
+from rlhf_core.dataprep.assemble import PAIR_FILES, REWARD_TRAIN
 from rlhf_core.dataprep.cleaning.prompt_index import prompt_text
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.ledger import Entry
@@ -69,20 +69,30 @@ def measure(
     found.sources = source_facts(staying)
     for name, estimate in source_estimates(staying, config.seed).items():
         found.metrics[f"data/{name}"] = estimate
-    pictures = _read_pairs(work, found, intake, staying)
-    _measure_shift(config, work, found)
+    rewarded = PromptSample(_SAMPLE)
+    pictures = _read_pairs(work, found, intake, staying, rewarded)
+    _measure_shift(config, work, found, rewarded.texts())
     return found, pictures
 
 
 def _read_pairs(
-    work: Path, found: Measurements, intake: Intake, staying: list[Entry]
+    work: Path,
+    found: Measurements,
+    intake: Intake,
+    staying: list[Entry],
+    rewarded: PromptSample,
 ) -> PictureData:
-    """Read the prepared pairs once more, for what only their texts tell."""
+    """Read the prepared pairs once more, for what only their texts tell.
+
+    The prompts that the reward model trains on are offered to ``rewarded``.
+    """
     styles = bias.StyleCounter()
     chosen, rejected, agreements = [], [], []
     for name in PAIR_FILES:
         for pair in iterate_records(work / f"{name}.jsonl", PreferencePair):
             styles.add(pair)
+            if name == REWARD_TRAIN:
+                rewarded.add(prompt_text(pair.prompt))
             chosen.append(len(pair.chosen))
             rejected.append(len(pair.rejected))
             agreements.append(pair.agreement)
@@ -98,10 +108,10 @@ def _read_pairs(
     )
 
 
-def _measure_shift(config: PreparationConfig, work: Path, found: Measurements) -> None:
+def _measure_shift(
+    config: PreparationConfig, work: Path, found: Measurements, reward: list[str]
+) -> None:
     """Compare reward-model prompts with PPO's, and with production's where there is a file."""
-    pairs = iterate_records(work / "reward_train.jsonl", PreferencePair)
-    reward = _sample(pair.prompt for pair in pairs)
     prompts = iterate_records(work / "prompts_train.jsonl", Prompt)
     others = {"prompt_shift_auc": _sample(item.prompt for item in prompts)}
     production = config.data.prompts.production_path
