@@ -98,7 +98,9 @@ def _words(text: str) -> set[str]:
     """Different words of two letters or more of a text in lower case."""
     if not text.isascii():
         return set(_WORD.findall(text))
-    return set(text.translate(_APART).split()) - _LETTERS
+    words = set(text.translate(_APART).split())
+    words -= _LETTERS
+    return words
 
 
 def _has_style(name: str, text: str) -> bool:
