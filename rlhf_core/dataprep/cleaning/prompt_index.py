@@ -1,26 +1,20 @@
 """Which prompts nearly give a held-out one away: by all they say, or by how they open."""
 
 from array import array
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_core.dataprep.cleaning.near import (
-    NUM_PERMUTATIONS,
     Signature,
     SignatureTable,
     bands_of,
-    empty_sketch,
     signature,
     similarity,
 )
 from rlhf_core.dataprep.keys import DialogueKey, Key, first_turn
 from rlhf_core.schema import Comparison, Conversation
-
-if TYPE_CHECKING:
-    from datasketch import MinHash
 
 
 def prompt_text(prompt: Conversation) -> str:
@@ -75,30 +69,35 @@ class PromptIndex:
 
     def __init__(self, threshold: float) -> None:
         """Ask for prompts at least this similar."""
-        from datasketch import MinHashLSH
-
         self._threshold = threshold
-        self._lsh = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=bands_of(threshold))
-        self._signatures: dict[bytes, Signature] = {}
+        bands, rows = bands_of(threshold)
+        width = rows * np.dtype(np.uint32).itemsize
+        self._ends = [(start, start + width) for start in range(0, bands * width, width)]
+        self._buckets: list[dict[bytes, list[Signature]]] = [{} for _ in self._ends]
+        self._known: set[bytes] = set()
 
     def add(self, signatures: Iterable[Signature]) -> None:
         """Add a held-out prompt: the signatures of all of it and of its first turn."""
         for hashed in signatures:
             key = hashed.tobytes()
-            if key not in self._signatures:
-                self._lsh.insert(key, _sketch(hashed))
-                self._signatures[key] = hashed
+            if key not in self._known:
+                self._known.add(key)
+                kept = np.frombuffer(key, dtype=np.uint32)  # and not the table it is a row of
+                for bucket, (start, end) in zip(self._buckets, self._ends, strict=True):
+                    bucket.setdefault(key[start:end], []).append(kept)
 
     def near(self, signatures: Iterable[Signature]) -> bool:
-        """Tell whether a prompt, or how it opens, is nearly that of a held-out one."""
+        """Tell whether a prompt, or how it opens, is nearly that of a held-out one.
+
+        Candidates share a band of a signature (locality-sensitive hashing).
+        """
         return any(
-            similarity(hashed, self._signatures[key]) >= self._threshold
+            similarity(hashed, other) >= self._threshold
             for hashed in signatures
-            for key in self._lsh.query(_sketch(hashed))
+            for other in self._sharing_a_band(hashed)
         )
 
-
-def _sketch(hashed: Signature) -> "MinHash":
-    sketch = empty_sketch().copy()
-    sketch.hashvalues = hashed.astype(np.uint64)
-    return sketch
+    def _sharing_a_band(self, hashed: Signature) -> Iterator[Signature]:
+        key = hashed.tobytes()
+        for bucket, (start, end) in zip(self._buckets, self._ends, strict=True):
+            yield from bucket.get(key[start:end], ())

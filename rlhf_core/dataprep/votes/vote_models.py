@@ -7,6 +7,7 @@ the same reason no model knows a habit of one side, only of ties.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +28,9 @@ _RARE = 1e-9
 _SHARED = 0
 """Number of the record that people with few votes have in common."""
 _TIE = CHOICES.index("tie")
-_OTHER_SIDE = (1, 0, 2)
+_OTHER_SIDE = np.array((1, 0, 2))
+_CODE = np.dtype(">u4")
+"""Of a vote, the person and the answer: as bytes, whose order is that of the numbers."""
 
 
 class VoteModel(Protocol):
@@ -128,24 +131,24 @@ def _ballots(table: VoteTable, num_comparisons: int, min_votes: int) -> _Ballots
     comparison, annotator, choice = table.columns()
     ranks = {name: rank for rank, name in enumerate(sorted(table.names))}
     rank = np.array([ranks[name] for name in table.names], dtype=np.int64)[annotator]
-    votes: list[list[tuple[int, int]]] = [[] for _ in range(num_comparisons)]
-    for number, *vote in zip(comparison.tolist(), rank.tolist(), choice.tolist(), strict=True):
-        votes[number].append((vote[0], vote[1]))
-    places: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    starts = np.concatenate(([0], np.cumsum(np.bincount(comparison, minlength=num_comparisons))))
+    as_given = _written(comparison, rank, choice)
+    other_way = _written(comparison, rank, _OTHER_SIDE[choice])
+    places: dict[bytes, list[int]] = {}
     is_swapped = np.zeros(num_comparisons, dtype=bool)
-    for number, given in enumerate(votes):
-        if given:
-            as_is = tuple(sorted(given))
-            other = tuple(sorted((person, _OTHER_SIDE[answer]) for person, answer in given))
+    for number, (start, end) in enumerate(pairwise((starts * _CODE.itemsize).tolist())):
+        if start < end:
+            as_is, other = as_given[start:end], other_way[start:end]
             is_swapped[number] = other < as_is
             places.setdefault(min(as_is, other), []).append(number)
     contents = sorted(places)
     of_comparison = np.full(num_comparisons, -1, dtype=np.int64)
     for number, content in enumerate(contents):
         of_comparison[places[content]] = number
-    flat = np.array([vote for content in contents for vote in content], dtype=np.int64)
-    person, answer = flat.reshape(-1, 2).T
-    ballot = np.repeat(np.arange(len(contents)), [len(content) for content in contents])
+    flat = np.frombuffer(b"".join(contents), dtype=_CODE).astype(np.int64)
+    person, answer = np.divmod(flat, len(CHOICES))
+    sizes = [len(content) // _CODE.itemsize for content in contents]
+    ballot = np.repeat(np.arange(len(contents)), sizes)
     is_few = np.bincount(rank, minlength=len(ranks)) < min_votes
     if UNNAMED in ranks:
         is_few[ranks[UNNAMED]] = True
@@ -160,6 +163,12 @@ def _ballots(table: VoteTable, num_comparisons: int, min_votes: int) -> _Ballots
         is_swapped=is_swapped,
         num_people=len(ranks) + 1,
     )
+
+
+def _written(comparison: Ints, rank: Ints, choice: Ints) -> bytes:
+    """All votes, comparison by comparison, each one's in order, as bytes that sort as votes do."""
+    codes = rank * len(CHOICES) + choice
+    return codes[np.lexsort((codes, comparison))].astype(_CODE).tobytes()
 
 
 def _fit(table: VoteTable, num_comparisons: int, min_votes: int, step: Step) -> Floats:
