@@ -27,6 +27,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := false
+# Images of containers set it; then each of a hundred processes compiles what it imports: a second for one with torch.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Two test workers with two torch threads each on two cores spin against each other: a step can take
 # a hundred times longer.
