@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -56,7 +57,7 @@ from rlhf_core.stages.evaluation.verdict import (
 from rlhf_core.stages.examples import TurnOf, row_counts, tokenize_records
 from rlhf_core.statistics.clusters import numbered
 from rlhf_core.statistics.intervals import cluster_sums, estimate_clustered, estimate_ratio
-from rlhf_core.storage.records import read_records
+from rlhf_core.storage.records import iterate_records, read_records
 
 
 def evaluate_sft(
@@ -82,12 +83,14 @@ def evaluate_sft(
     started = time.monotonic()
     with evaluation_run(config, splits, context, run, sft=model) as run:
         renderer = model_renderer(model.path)
-        examples = tokenize_records(
-            read_records(splits.demonstrations_heldout, Demonstration),
-            lambda row: TurnOf(dialogue_key(row.prompt), renderer.demonstration(row)),
-            length=attrgetter("tokens.num_tokens"),
-            max_length=config.model.max_length,
-            filtered=context.stage_directory("sft") / "set-aside-evaluation.jsonl",
+        examples = list(
+            tokenize_records(
+                iterate_records(splits.demonstrations_heldout, Demonstration),
+                lambda row: TurnOf(dialogue_key(row.prompt), renderer.demonstration(row)),
+                length=attrgetter("tokens.num_tokens"),
+                max_length=config.model.max_length,
+                filtered=context.stage_directory("sft") / "set-aside-evaluation.jsonl",
+            )
         )
         logprobs = response_logprobs(
             load_causal(model.path, device=config.model.device),
@@ -138,20 +141,11 @@ def evaluate_reward(
     is_judge = role == "judge"
     with evaluation_run(config, splits, context, run, **{role: model}) as run:
         renderer = model_renderer(model.path)
-        train = heldout_pairs(
-            config, renderer, context, role, splits.judge_train if is_judge else splits.reward_train
-        )
-        heldout = heldout_pairs(
-            config,
-            renderer,
-            context,
-            role,
-            splits.judge_heldout if is_judge else splits.reward_heldout,
-        )
-        rival = fit_length_rival(
-            [len(pair.tokens.chosen_ids) for pair in train],
-            [len(pair.tokens.rejected_ids) for pair in train],
-        )
+        pairs_of = partial(heldout_pairs, config, renderer, context, role)
+        train = pairs_of(splits.judge_train if is_judge else splits.reward_train)
+        lengths = np.array([(len(p.tokens.chosen_ids), len(p.tokens.rejected_ids)) for p in train])
+        rival = fit_length_rival(*lengths.T)
+        heldout = list(pairs_of(splits.judge_heldout if is_judge else splits.reward_heldout))
         pairs = score_pairs(config, model, heldout)
         plans = metric_plans(config, role)
         metrics = preference_metrics(

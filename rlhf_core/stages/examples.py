@@ -3,16 +3,17 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import IO, Generic, TypeVar
 
 from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.measures.losses import uneven
 from rlhf_core.errors import DataError
 from rlhf_core.schema import PreferencePair, Record, RowCounts
-from rlhf_core.storage.records import atomic_file, write_records
+from rlhf_core.storage.records import atomic_file
 from rlhf_core.tokenization import Renderer
 
 logger = logging.getLogger(__name__)
@@ -44,48 +45,52 @@ def tokenize_records(
     max_length: int,
     filtered: Path,
     at_fault: Callable[[AnyRecord], str] | None = None,
-) -> list[Tokenized]:
-    """Render ``records``; those too long or not renderable go to ``filtered`` with the reason.
+) -> Iterator[Tokenized]:
+    """Render ``records`` as they come; those too long or not renderable go to ``filtered``.
 
     Args:
-        records: prepared records.
+        records: prepared records; each is let go of before the next is read.
         render: record to token sequences; ``DataError`` says why it cannot.
         length: tokens of a rendered record.
         max_length: most tokens that are kept.
-        filtered: JSON lines of what was left out; written only if there is something. The counts
-            go to ``rows.json`` beside it (``row_counts``).
+        filtered: JSON lines of what was left out, with the reasons; written only if there is
+            something. The counts go to ``rows.json`` beside it (``row_counts``), both at the end.
         at_fault: says which response of a pair that is left out does not fit.
 
     Raises:
         DataError: nothing is left.
     """
-    kept: list[Tokenized] = []
-    left: list[FilteredRow] = []
+    num_kept = 0
     reasons: Counter[str] = Counter()
     sides: Counter[str] = Counter()
-    for record in records:
-        try:
-            tokens = render(record)
-            why, reason = "too_long", f"{length(tokens)} tokens, at most {max_length} fit"
-            if length(tokens) <= max_length:
-                kept.append(tokens)
-                continue
-        except DataError as error:
-            why, reason = "not_renderable", str(error)
-        left.append(FilteredRow(reason=reason, record=record.model_dump(mode="json")))
-        reasons[why] += 1
-        if at_fault is not None:
-            sides[at_fault(record)] += 1
-    note_rows(filtered, len(kept), reasons, sides)
-    if left:
-        write_records(filtered, left)
-        logger.info("rows_filtered=%d kept=%d file=%s", len(left), len(kept), filtered)
-    if not kept:
+    with ExitStack() as files:
+        stream: IO[bytes] | None = None
+        for record in records:
+            try:
+                tokens = render(record)
+            except DataError as error:
+                why, reason = "not_renderable", str(error)
+            else:
+                if length(tokens) <= max_length:
+                    num_kept += 1
+                    yield tokens
+                    continue
+                why, reason = "too_long", f"{length(tokens)} tokens, at most {max_length} fit"
+            stream = stream or files.enter_context(atomic_file(filtered))
+            row = FilteredRow(reason=reason, record=record.model_dump(mode="json"))
+            stream.write(row.model_dump_json().encode() + b"\n")
+            reasons[why] += 1
+            if at_fault is not None:
+                sides[at_fault(record)] += 1
+    note_rows(filtered, num_kept, reasons, sides)
+    if reasons:
+        left = reasons.total()
+        logger.info("rows_filtered=%d kept=%d file=%s", left, num_kept, filtered)
+    if not num_kept:
         raise DataError(
-            f"none of {len(left)} records fits the model; reasons in {filtered}. "
+            f"none of {reasons.total()} records fits the model; reasons in {filtered}. "
             "Raise model.max_length or give shorter texts"
         )
-    return kept
 
 
 ROWS = "rows.json"

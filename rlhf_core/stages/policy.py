@@ -1,10 +1,10 @@
 """Stage 4: the policy. PPO against the reward model, or DPO straight from the pairs."""
 
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial, singledispatch
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from operator import attrgetter
 from pathlib import Path
 
@@ -48,8 +48,8 @@ from rlhf_core.stages.training_run import (
     register_trained,
     train,
 )
-from rlhf_core.storage.records import read_records, write_records
-from rlhf_core.tokenization import Renderer
+from rlhf_core.storage.records import iterate_records, read_records, write_records
+from rlhf_core.tokenization import Renderer, TokenizedPrompt, TokenizedUnpaired, keep_rows
 from rlhf_core.trainers.dpo import fit_dpo
 from rlhf_core.trainers.kto import examples_of_pairs, fit_kto
 from rlhf_core.trainers.loop import FitSummary
@@ -215,7 +215,7 @@ def _optimize_ppo(settings: PpoConfig, task: _Task) -> FitSummary:
         else None,
     )
     data = _ppo_data(config, settings, job.splits, task.renderer, job.directory)
-    prompts = read_records(job.splits.prompts_train, Prompt)
+    prompts = iterate_records(job.splits.prompts_train, Prompt)
     with (
         open_sampler(settings.rollouts) as sampler,
         open_reward_terms(
@@ -268,22 +268,21 @@ def _optimize_kto(settings: DpoConfig, task: _Task, apart: Set[DialogueKey]) -> 
                 f"{splits.directory}: no responses with good or bad labels in this dataset, which"
                 " policy.train_on asks for; prepare it with data.unpaired"
             )
-        examples = tokenize_records(
-            [
+        examples: Iterator[TokenizedUnpaired] = tokenize_records(
+            (
                 row
-                for row in read_records(unpaired, UnpairedExample)
+                for row in iterate_records(unpaired, UnpairedExample)
                 if dialogue_key(row.prompt) not in apart
-            ],
+            ),
             task.renderer.unpaired,
             length=attrgetter("num_tokens"),
             max_length=job.config.model.max_length,
             filtered=job.directory / f"set-aside-{unpaired.path.stem}.jsonl",
         )
         if settings.learns_from_pairs:
-            examples += examples_of_pairs(
-                load_pairs(job.config, task.renderer, job.directory, pairs, apart=apart)
-            )
-        parts.append(examples)
+            taken_apart = load_pairs(job.config, task.renderer, job.directory, pairs, apart=apart)
+            examples = chain(examples, examples_of_pairs(taken_apart))
+        parts.append(keep_rows(TokenizedUnpaired, examples, job.directory))
     train, heldout = parts
     run = task.followers.training_run(job)
     return fit_kto(task.policy, train, heldout, settings=settings, run=run)
@@ -335,10 +334,10 @@ def watched_prompts(
     """
     by_tags: dict[str, list[Prompt]] = {}
     longest = config.model.max_length - config.answer_length()
-    for prompt in read_records(splits.prompts_heldout, Prompt):
-        if not fits(prompt, renderer, longest):
-            continue
-        by_tags.setdefault(str(sorted(prompt.tags.items())), []).append(prompt)
+    for prompt in iterate_records(splits.prompts_heldout, Prompt):
+        alike = by_tags.setdefault(str(sorted(prompt.tags.items())), [])
+        if len(alike) < NUM_WATCHED_PROMPTS and fits(prompt, renderer, longest):
+            alike.append(prompt)
     turns = zip_longest(*(by_tags[key] for key in sorted(by_tags)))
     spread = [prompt for turn in turns for prompt in turn if prompt is not None]
     return spread[:NUM_WATCHED_PROMPTS]
@@ -353,19 +352,20 @@ def _ppo_data(
 ) -> PpoData:
     apart = set_apart(config, splits, renderer).dialogues
     prompts = tokenize_records(
-        [
+        (
             prompt
-            for prompt in read_records(splits.prompts_train, Prompt)
+            for prompt in iterate_records(splits.prompts_train, Prompt)
             if dialogue_key(prompt.prompt) not in apart
-        ],
+        ),
         renderer.prompt,
         length=attrgetter("num_tokens"),
         max_length=config.longest_prompt(),
         filtered=directory / "set-aside-prompts.jsonl",
     )
+    kept = keep_rows(TokenizedPrompt, prompts, directory)
     demonstrations = (
         load_demonstrations(config, renderer, directory, splits.demonstrations_train, apart=apart)
         if settings.ptx_coef > 0
-        else []
+        else ()
     )
-    return PpoData(prompts=prompts, end_ids=renderer.end_ids, demonstrations=demonstrations)
+    return PpoData(prompts=kept, end_ids=renderer.end_ids, demonstrations=demonstrations)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -37,8 +37,8 @@ from rlhf_core.stages.training_run import (
     register_trained,
     train,
 )
-from rlhf_core.storage.records import read_records
-from rlhf_core.tokenization import Renderer, TokenizedPair
+from rlhf_core.storage.records import iterate_records
+from rlhf_core.tokenization import Renderer, Rows, TokenizedPair, keep_rows
 from rlhf_core.trainers.reward import fit_reward_model
 
 logger = logging.getLogger(__name__)
@@ -109,12 +109,14 @@ def fit(job: TrainingJob, followers: Followers) -> Fitted:
         model,
         load(splits.judge_train if job.role == "judge" else splits.reward_train),
         load(splits.judge_heldout if job.role == "judge" else splits.reward_heldout),
-        tokenize_records(
-            read_records(splits.demonstrations_heldout, Demonstration)[:NUM_REFERENCES],
-            renderer.demonstration,
-            length=attrgetter("num_tokens"),
-            max_length=config.model.max_length,
-            filtered=job.directory / "set-aside-references.jsonl",
+        list(
+            tokenize_records(
+                _first(iterate_records(splits.demonstrations_heldout, Demonstration)),
+                renderer.demonstration,
+                length=attrgetter("num_tokens"),
+                max_length=config.model.max_length,
+                filtered=job.directory / "set-aside-references.jsonl",
+            )
         ),
         settings=settings,
         run=followers.training_run(job),
@@ -126,6 +128,11 @@ def _settings(job: TrainingJob) -> RewardConfig:
     return job.config.judge_settings() if job.role == "judge" else job.config.reward
 
 
+def _first(demonstrations: Iterable[Demonstration]) -> Iterator[Demonstration]:
+    """Yield the references; the file is read, and its rows are checked and counted, to the end."""
+    return (row for place, row in enumerate(demonstrations) if place < NUM_REFERENCES)
+
+
 def load_pairs(
     config: PipelineConfig,
     renderer: Renderer,
@@ -134,13 +141,14 @@ def load_pairs(
     *,
     margin: Callable[[PreferencePair], float] | None = None,
     apart: Set[DialogueKey] = frozenset(),
-) -> list[TokenizedPair]:
+) -> Rows[TokenizedPair]:
     """Read prepared pairs as token sequences; those that do not fit are filtered out by reason.
 
     Args:
         config: settings of the run.
         renderer: of the model that reads them.
-        directory: where it is noted what was filtered out.
+        directory: where it is noted what was filtered out, and where tokens lie that are too many
+            for the memory.
         source: the pairs.
         margin: by how much the scores of a pair should differ.
         apart: dialogues that are not read.
@@ -148,14 +156,14 @@ def load_pairs(
     Raises:
         DataError: nothing is left, or there is a ``margin`` and it is 0 for every pair.
     """
-    records = [
+    records: Iterable[PreferencePair] = (
         pair
-        for pair in read_records(source, PreferencePair)
+        for pair in iterate_records(source, PreferencePair)
         if not apart or dialogue_key(pair.prompt) not in apart
-    ]
+    )
     if margin is not None:
-        _require_margins(records, margin, source)
-    return tokenize_records(
+        records = _with_margins(records, margin, source)
+    pairs = tokenize_records(
         records,
         renderer.pair
         if margin is None
@@ -165,17 +173,23 @@ def load_pairs(
         filtered=directory / f"set-aside-{source.path.stem}.jsonl",
         at_fault=partial(pair_fault, renderer, config.model.max_length),
     )
+    return keep_rows(TokenizedPair, pairs, directory)
 
 
-def _require_margins(
-    pairs: Sequence[PreferencePair], margin: Callable[[PreferencePair], float], source: DatasetRef
-) -> None:
-    without = sum(margin(pair) == 0.0 for pair in pairs)
-    if pairs and without == len(pairs):
+def _with_margins(
+    pairs: Iterable[PreferencePair], margin: Callable[[PreferencePair], float], source: DatasetRef
+) -> Iterator[PreferencePair]:
+    """Yield the pairs, and refuse them in the end if none of them has a margin."""
+    num_pairs = without = 0
+    for pair in pairs:
+        num_pairs += 1
+        without += margin(pair) == 0.0
+        yield pair
+    if num_pairs and without == num_pairs:
         raise DataError(
             f"{source.path}: margin_scale asks for margins, but no pair has a strength above 0: "
             "name the column that says it (columns: {strength: ...}), take margin_of: votes, or "
             "leave margin_scale out"
         )
     if without:
-        logger.info("margins: %d of %d pairs of %s have none", without, len(pairs), source.path)
+        logger.info("margins: %d of %d pairs of %s have none", without, num_pairs, source.path)

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,7 @@ def rewards_digest(settings: Sequence[RewardTerm], scorers: Mapping[str, ModelRe
 def open_reward_terms(
     settings: Sequence[RewardTerm],
     scorers: Mapping[str, ModelRef],
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     renderer: Renderer,
     *,
     device: str,
@@ -83,7 +83,8 @@ def open_reward_terms(
     Args:
         settings: ``policy.rewards``.
         scorers: what ``find_scorers`` found.
-        prompts: all that may be sampled from, with their reference answers.
+        prompts: all that may be sampled from, with their reference answers; read where there are
+            terms.
         renderer: of the policy.
         device: of the models.
 
@@ -95,9 +96,10 @@ def open_reward_terms(
     if not settings:
         yield None
         return
-    by_id = {prompt.prompt_id: prompt for prompt in prompts}
-    if len(by_id) < len(prompts):
-        raise DataError(f"{len(prompts) - len(by_id)} prompts repeat the prompt_id of another")
+    by_id: dict[str, Prompt] = {}
+    repeated = sum(by_id.setdefault(prompt.prompt_id, prompt) is not prompt for prompt in prompts)
+    if repeated:
+        raise DataError(f"{repeated} prompts repeat the prompt_id of another")
     with ExitStack() as opened:
         terms = []
         for index, term in enumerate(settings):

@@ -8,7 +8,7 @@ held-out set is not looked at: what is chosen here is measured there for the fir
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,7 @@ from rlhf_core.stages.evaluation.verdict import MOST_UNJUDGED
 from rlhf_core.stages.training_run import Trained, TrainingJob
 from rlhf_core.statistics.intervals import Resampling, estimate_mean
 from rlhf_core.statistics.resampling import Array
-from rlhf_core.storage.records import iterate_records, read_records, write_records
+from rlhf_core.storage.records import iterate_records, write_records
 from rlhf_core.tokenization import Renderer
 from rlhf_core.trainers.checkpoint import Checkpoint
 from rlhf_core.trainers.state import load_model_tensors
@@ -95,29 +95,29 @@ def set_apart(config: PipelineConfig, splits: DatasetSplits, renderer: Renderer)
     count, seed = config.policy.selection.num_prompts, config.seed
     if count == 0:
         return SelectionPart()
-    prompts = read_records(splits.prompts_train, Prompt)
-    judged = _openings(splits.judge_train, PreferencePair)
-    learned: dict[DialogueKey, Conversation] = {}
+    threshold = config.data.near_dialogues
+    opened = None if threshold is None else FirstTurnIndex()
+    judged = _dialogues(splits.judge_train, PreferencePair, opened)
+    own = _dialogues(splits.prompts_train, Prompt, opened)
+    learned: set[DialogueKey] = set()
     if not config.policy.needs_reward_model:
-        learned = _openings(splits.reward_train, PreferencePair)
-        learned |= _openings(splits.unpaired_train, UnpairedExample)
-    own = {dialogue_key(prompt.prompt): prompt.prompt for prompt in prompts}
-    decides = _deciding(own | learned | judged, config.data.near_dialogues, seed)
-    groups: dict[DialogueKey, list[Prompt]] = {}
-    for prompt in prompts:
-        groups.setdefault(decides[dialogue_key(prompt.prompt)], []).append(prompt)
+        learned = _dialogues(splits.reward_train, PreferencePair, opened)
+        learned |= _dialogues(splits.unpaired_train, UnpairedExample, opened)
+    decides = _deciding(own | learned | judged, opened, threshold, seed)
+    sizes, room = Counter(decides[key] for key in own), int(MOST_SET_APART * len(own))
     taken = {decides[key] for key in judged}
     order = sorted(
-        (key for key in groups if key not in taken),
+        (key for key, size in sizes.items() if key not in taken and size <= room),
         key=lambda key: unit_interval(seed, "selection", key),
     )
     chosen: dict[DialogueKey, Prompt] = {}
     longest = config.model.max_length - config.answer_length()
-    sizes, room = Counter(decides[key] for key in own), int(MOST_SET_APART * len(own))
-    for key in order:
-        if len(chosen) >= count or sizes[key] > room:
+    for key, prompts in _in_order(splits.prompts_train, order, decides, at_once=4 * count):
+        if len(chosen) >= count:
+            break
+        if sizes[key] > room:
             continue
-        if fitting := [prompt for prompt in groups[key] if fits(prompt, renderer, longest)]:
+        if fitting := [prompt for prompt in prompts if fits(prompt, renderer, longest)]:
             chosen[key] = min(fitting, key=lambda prompt: conversation_key(prompt.prompt))
             room -= sizes[key]
     logger.info("selection_prompts=%d of_dialogues=%d", len(chosen), len(own))
@@ -125,24 +125,57 @@ def set_apart(config: PipelineConfig, splits: DatasetSplits, renderer: Renderer)
     return SelectionPart(tuple(chosen.values()), dialogues)
 
 
-def _openings(
-    part: DatasetRef | None, kind: type[PreferencePair | UnpairedExample]
-) -> dict[DialogueKey, Conversation]:
-    """Return a prompt of every dialogue in a file of the dataset; none where there is no file."""
-    rows = () if part is None else iterate_records(part, kind)
-    return {dialogue_key(row.prompt): row.prompt for row in rows}
+def _in_order(
+    source: DatasetRef,
+    order: Sequence[DialogueKey],
+    decides: Mapping[DialogueKey, DialogueKey],
+    *,
+    at_once: int,
+) -> Iterator[tuple[DialogueKey, list[Prompt]]]:
+    """Yield groups of dialogues with their prompts; the file is read anew for every so many.
+
+    Each time for twice as many: a few passes whatever is chosen, and few prompts in memory.
+    """
+    start = 0
+    while start < len(order):
+        groups: dict[DialogueKey, list[Prompt]] = {
+            key: [] for key in order[start : start + at_once]
+        }
+        for prompt in iterate_records(source, Prompt):
+            if (deciding := decides[dialogue_key(prompt.prompt)]) in groups:
+                groups[deciding].append(prompt)
+        yield from groups.items()
+        start, at_once = start + at_once, 2 * at_once
+
+
+def _dialogues(
+    part: DatasetRef | None,
+    kind: type[Prompt | PreferencePair | UnpairedExample],
+    opened: FirstTurnIndex | None,
+) -> set[DialogueKey]:
+    """Return the dialogues of a file of the dataset, none where there is no file.
+
+    How they open is noted in ``opened``.
+    """
+    found = set[DialogueKey]()
+    for row in () if part is None else iterate_records(part, kind):
+        key = dialogue_key(row.prompt)
+        found.add(key)
+        if opened is not None:
+            opened.add(row.prompt, key)
+    return found
 
 
 def _deciding(
-    dialogues: Mapping[DialogueKey, Conversation], threshold: float | None, seed: int
+    dialogues: Iterable[DialogueKey],
+    opened: FirstTurnIndex | None,
+    threshold: float | None,
+    seed: int,
 ) -> dict[DialogueKey, DialogueKey]:
     """Return which dialogue decides for each: another one where they open nearly alike."""
-    if threshold is None:
+    if opened is None or threshold is None:
         return {key: key for key in dialogues}
-    index = FirstTurnIndex()
-    for key, prompt in dialogues.items():
-        index.add(prompt, key)
-    near = index.groups(
+    near = opened.groups(
         threshold, largest_fraction=MOST_SET_APART / 2, reserved=frozenset(), seed=seed
     )
     return {key: near.representative.get(key, key) for key in dialogues}

@@ -23,8 +23,8 @@ from rlhf_core.stages.training_run import (
     register_trained,
     train,
 )
-from rlhf_core.storage.records import read_records
-from rlhf_core.tokenization import Renderer, TokenizedExample
+from rlhf_core.storage.records import iterate_records
+from rlhf_core.tokenization import Renderer, Rows, TokenizedExample, keep_rows
 from rlhf_core.trainers.sft import fit_sft
 
 
@@ -82,19 +82,20 @@ def load_demonstrations(
     source: DatasetRef,
     *,
     apart: Set[DialogueKey] = frozenset(),
-) -> list[TokenizedExample]:
+) -> Rows[TokenizedExample]:
     """Read prepared demonstrations as tokens; those that do not fit are filtered out by reason.
 
     Dialogues that are set ``apart`` are not read.
     """
-    return tokenize_records(
-        [
+    examples = tokenize_records(
+        (
             row
-            for row in read_records(source, Demonstration)
+            for row in iterate_records(source, Demonstration)
             if not apart or dialogue_key(row.prompt) not in apart
-        ],
+        ),
         partial(renderer.demonstration, all_turns=config.sft.loss_on == "assistant_turns"),
         length=attrgetter("num_tokens"),
         max_length=config.model.max_length,
         filtered=directory / f"set-aside-{source.path.stem}.jsonl",
     )
+    return keep_rows(TokenizedExample, examples, directory)

@@ -27,11 +27,13 @@ from rlhf_core.tokenization.pack import (
     pack_responses,
 )
 from rlhf_core.tokenization.render import Renderer, make_renderer
+from rlhf_core.tokenization.rows import Rows, keep_rows
 from rlhf_core.tokenization.runs import evenly
 
 __all__ = [
     "PreferenceBatch",
     "Renderer",
+    "Rows",
     "TemplateChoice",
     "TokenBatch",
     "TokenIds",
@@ -42,6 +44,7 @@ __all__ = [
     "as_token_ids",
     "evenly",
     "group_by_prompt",
+    "keep_rows",
     "load_tokenizer",
     "make_renderer",
     "own_template",

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-Item = TypeVar("Item")
+Run = TypeVar("Run")
 
 MANY_RUNS = 8
 """From so many runs on, making them even would take less than an eighth off the largest."""
 
 
-def evenly(cut: Callable[[int], list[list[Item]]], *, budget: int) -> list[list[Item]]:
+def evenly(cut: Callable[[int], list[Run]], *, budget: int) -> list[Run]:
     """Cut into as few runs as ``budget`` allows, with the largest as small as so few can be.
 
     Peak memory is that of the largest run: 4,500 tokens under a budget of 4,096 take no more

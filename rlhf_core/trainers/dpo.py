@@ -18,7 +18,7 @@ from rlhf_core.functional.dpo import (
     simpo_loss,
 )
 from rlhf_core.models import prepare_training, token_logprobs
-from rlhf_core.tokenization import PreferenceBatch, TokenizedPair
+from rlhf_core.tokenization import PreferenceBatch, Rows, TokenizedPair
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
 from rlhf_core.trainers.preference import (
     PairMeasures,
@@ -215,18 +215,20 @@ PAIR_LOSSES: dict[str, Callable[[DpoConfig, Tensor, Tensor, Tensor], Tensor]] = 
 """By ``loss``; KTO's, which has a baseline besides, is not among them."""
 
 
-def mismatched(pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+def mismatched(pairs: Sequence[TokenizedPair]) -> Rows[TokenizedPair]:
     """Give each prompt the responses of the pair before it, the first one those of the last.
 
     Cut to the longest sequence there is, so that the models have room for all.
     """
     longest = max(pair.num_tokens for pair in pairs)
-    shifted = []
-    for pair, before in zip(pairs, [pairs[-1], *pairs[:-1]], strict=True):
+
+    def shifted(place: int) -> TokenizedPair:
+        pair, before = pairs[place], pairs[place - 1]
         room = longest - len(pair.prompt_ids)
         responses = before.chosen_ids[:room], before.rejected_ids[:room]
-        shifted.append(TokenizedPair(pair.pair_id, pair.prompt_ids, *responses))
-    return shifted
+        return TokenizedPair(pair.pair_id, pair.prompt_ids, *responses)
+
+    return Rows(shifted, range(len(pairs)))
 
 
 @torch.no_grad()

@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby, pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlhf_core import processes
@@ -17,7 +18,13 @@ from rlhf_core.errors import DataError
 from rlhf_core.functional.dpo import implicit_rewards, unpaired_kto_loss
 from rlhf_core.models import device_of, prepare_training, token_logprobs
 from rlhf_core.models.sharding import in_step
-from rlhf_core.tokenization import TokenBatch, TokenizedPair, TokenizedUnpaired, pack_responses
+from rlhf_core.tokenization import (
+    Rows,
+    TokenBatch,
+    TokenizedPair,
+    TokenizedUnpaired,
+    pack_responses,
+)
 from rlhf_core.trainers.loop import FitSummary, TrainingRun, plan_batches, split_by_tokens
 from rlhf_core.trainers.preference import PreferenceData, fit_objective, require_pairs
 from rlhf_core.trainers.state import run_fingerprint
@@ -51,7 +58,7 @@ def fit_kto(
     warn_of_imbalance(train, settings)
     policy = prepare_training(policy, settings.compute, seed=run.seed)
     plan = plan_batches(
-        [[index] for index in range(len(train))],
+        np.arange(len(train)),
         batch_size=settings.batch_size,
         num_epochs=settings.num_epochs,
         seed=run.seed,
@@ -191,7 +198,7 @@ class KtoObjective:
         return rewards, losses
 
 
-def mismatched_examples(examples: Sequence[TokenizedUnpaired]) -> list[TokenizedUnpaired]:
+def mismatched_examples(examples: Sequence[TokenizedUnpaired]) -> Rows[TokenizedUnpaired]:
     """Give each prompt responses to another one: the examples of the prompt before it, in order.
 
     The first prompt takes those of the last. Cut to the longest sequence there is, so that the
@@ -201,31 +208,41 @@ def mismatched_examples(examples: Sequence[TokenizedUnpaired]) -> list[Tokenized
         DataError: all prompts are the same.
     """
     longest = max(example.num_tokens for example in examples)
-    runs = [list(run) for _, run in groupby(examples, lambda row: row.prompt_ids.tobytes())]
-    first = runs[0][0].prompt_ids.tobytes()
-    before = next((run for run in runs[::-1] if run[0].prompt_ids.tobytes() != first), None)
+    givers = _places_of_other_prompts(examples)
+
+    def shifted(place: int) -> TokenizedUnpaired:
+        example, other = examples[place], examples[int(givers[place])]
+        room = longest - len(example.prompt_ids)
+        return replace(example, response_ids=other.response_ids[:room])
+
+    return Rows(shifted, range(len(examples)))
+
+
+def _places_of_other_prompts(examples: Sequence[TokenizedUnpaired]) -> NDArray[np.int64]:
+    """[N] which example each takes its response of."""
+    keys = groupby(enumerate(examples), lambda row: row[1].prompt_ids.tobytes())
+    starts = [next(run)[0] for _, run in keys]
+    runs = [range(start, end) for start, end in pairwise([*starts, len(examples)])]
+    first = examples[0].prompt_ids
+    others = (run for run in runs[::-1] if not np.array_equal(examples[run[0]].prompt_ids, first))
+    before = next(others, None)
     if before is None:
         raise DataError(
             "policy: loss kto measures the KL on responses to other prompts, but all labelled"
             " responses are to one prompt; give more prompts"
         )
-    found = []
+    givers = np.empty(len(examples), dtype=np.int64)
     for run in runs:
-        for place, example in enumerate(run):
-            room = longest - len(example.prompt_ids)
-            response_ids = before[place % len(before)].response_ids[:room]
-            found.append(replace(example, response_ids=response_ids))
+        givers[run.start : run.stop] = before.start + np.arange(len(run)) % len(before)
         before = run
-    return found
+    return givers
 
 
-def examples_of_pairs(pairs: Sequence[TokenizedPair]) -> list[TokenizedUnpaired]:
+def examples_of_pairs(pairs: Iterable[TokenizedPair]) -> Iterator[TokenizedUnpaired]:
     """Take pairs apart: each is a desirable response and an undesirable one."""
-    return [
-        TokenizedUnpaired(pair.pair_id, pair.prompt_ids, ids, desirable)
-        for pair in pairs
-        for ids, desirable in ((pair.chosen_ids, True), (pair.rejected_ids, False))
-    ]
+    for pair in pairs:
+        yield TokenizedUnpaired(pair.pair_id, pair.prompt_ids, pair.chosen_ids, True)
+        yield TokenizedUnpaired(pair.pair_id, pair.prompt_ids, pair.rejected_ids, False)
 
 
 def warn_of_imbalance(train: Sequence[TokenizedUnpaired], settings: DpoConfig) -> None:
@@ -278,19 +295,13 @@ def _sequence_logprobs(
 
 def _runs(
     model: nn.Module, examples: Sequence[TokenizedUnpaired], *, budget: int
-) -> list[tuple[TokenBatch, Sequence[TokenizedUnpaired]]]:
-    """Micro-batches on the model's device, each with the examples it came from."""
-    return [
-        (
-            pack_responses([row.prompt_ids for row in rows], [row.response_ids for row in rows]).to(
-                device_of(model)
-            ),
-            rows,
-        )
-        for rows in in_step(
-            model, split_by_tokens(examples, lambda row: row.num_tokens, budget=budget)
-        )
-    ]
+) -> Iterator[tuple[TokenBatch, Sequence[TokenizedUnpaired]]]:
+    """Yield micro-batches on the model's device, each with the examples it came from."""
+    device = device_of(model)
+    for run in in_step(model, split_by_tokens(examples, lambda row: row.num_tokens, budget=budget)):
+        rows = list(run)
+        batch = pack_responses([row.prompt_ids for row in rows], [row.response_ids for row in rows])
+        yield batch.to(device), rows
 
 
 def _joined(
@@ -308,16 +319,10 @@ def _joined(
     return LabelMeasures(rewards, losses, labels, float(baseline))
 
 
-def _rows(*parts: Sequence[TokenizedUnpaired]) -> list[bytes]:
+def _rows(*parts: Sequence[TokenizedUnpaired]) -> Iterator[bytes]:
     """Bytes of all examples in order and where each part ends, to identify the data of a run."""
-    sizes = [str(len(part)).encode() for part in parts]
-    return sizes + [
-        row
-        for part in parts
-        for example in part
-        for row in (
-            np.asarray(example.prompt_ids).tobytes(),
-            np.asarray(example.response_ids).tobytes(),
-            str(example.desirable).encode(),
-        )
-    ]
+    yield from (str(len(part)).encode() for part in parts)
+    for example in chain.from_iterable(parts):
+        yield example.prompt_ids.tobytes()
+        yield example.response_ids.tobytes()
+        yield str(example.desirable).encode()

@@ -5,9 +5,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -199,55 +202,61 @@ def shuffled(num_items: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def plan_batches(
-    groups: Sequence[Sequence[int]], *, batch_size: int, num_epochs: int, seed: int
+    groups: NDArray[np.int64], *, batch_size: int, num_epochs: int, seed: int
 ) -> list[list[int]]:
     """Lay out every batch of a run in advance: indices of items, epoch after epoch.
 
     Args:
-        groups: indices that belong together (the pairs of one prompt). A group stays in one batch
-            unless it is larger than a batch; then it is cut into batches.
+        groups: [N] the number of each item's group, from 0 in the order of their first items. Those
+            of a group (the pairs of one prompt) stay in one batch unless they are more than a
+            batch; then the group is cut into batches.
         batch_size: items in a batch; a batch may end early so as not to cut a group. The last
             batch of an epoch holds what is left.
         num_epochs: passes over all groups, each in an order of its own.
         seed: of the orders.
     """
-    pieces = [
-        list(group[start : start + batch_size])
-        for group in groups
-        for start in range(0, len(group), batch_size)
-    ]
+    items = np.argsort(groups, kind="stable").tolist()
+    sizes = np.bincount(groups)
+    place_in_group = np.arange(len(items)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    starts = np.flatnonzero(place_in_group % batch_size == 0).tolist()
+    ends = [*starts[1:], len(items)]
     batches: list[list[int]] = []
     for epoch in range(num_epochs):
         batch: list[int] = []
-        for position in shuffled(len(pieces), seed=seed, epoch=epoch):
-            if batch and len(batch) + len(pieces[position]) > batch_size:
+        for position in shuffled(len(starts), seed=seed, epoch=epoch):
+            piece = items[starts[position] : ends[position]]
+            if batch and len(batch) + len(piece) > batch_size:
                 batches.append(batch)
                 batch = []
-            batch = batch + pieces[position]
+            batch = batch + piece
         batches.append(batch)
     return batches
 
 
 def split_by_tokens(
     items: Sequence[Item], num_tokens: Callable[[Item], int], *, budget: int
-) -> list[list[Item]]:
+) -> list[Sequence[Item]]:
     """Cut ``items`` into even runs within ``budget``; a longer item is a run of its own."""
     return evenly(partial(_filled, items, num_tokens), budget=budget)
 
 
 def _filled(
     items: Sequence[Item], num_tokens: Callable[[Item], int], budget: int
-) -> list[list[Item]]:
-    runs: list[list[Item]] = []
+) -> list[Sequence[Item]]:
+    starts: list[int] = []
     used = 0
-    for item in items:
+    for place, item in enumerate(items):
         size = num_tokens(item)
-        if not runs or used + size > budget:
-            runs.append([])
+        if not starts or used + size > budget:
+            starts.append(place)
             used = 0
-        runs[-1].append(item)
         used += size
-    return runs
+    return cut_at(items, starts)
+
+
+def cut_at(items: Sequence[Item], starts: Sequence[int]) -> list[Sequence[Item]]:
+    """Cut ``items`` into slices that begin at ``starts``."""
+    return [items[start:end] for start, end in pairwise([*starts, len(items)])]
 
 
 def draw(items: Sequence[Item], *, drawn: int, count: int, seed: int) -> list[Item]:
@@ -263,10 +272,12 @@ def draw(items: Sequence[Item], *, drawn: int, count: int, seed: int) -> list[It
         epoch: shuffled(len(items), seed=seed, epoch=epoch)
         for epoch in range(drawn // len(items), (drawn + count - 1) // len(items) + 1)
     }
-    return [
-        items[orders[number // len(items)][number % len(items)]]
-        for number in range(drawn, drawn + count)
+    places = [
+        orders[number // len(items)][number % len(items)] for number in range(drawn, drawn + count)
     ]
+    # One object for an item that is drawn twice: whoever packs them shares what is the same one.
+    found = {place: items[place] for place in places}
+    return [found[place] for place in places]
 
 
 def mean_metrics(steps: Sequence[dict[str, float]]) -> dict[str, float]:

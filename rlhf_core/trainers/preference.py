@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -15,6 +17,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.models import device_of
 from rlhf_core.models.compute import file_dtype, precision
 from rlhf_core.models.sharding import in_step
+from rlhf_core.statistics.clusters import numbered
 from rlhf_core.tokenization import (
     PreferenceBatch,
     TokenizedPair,
@@ -28,6 +31,7 @@ from rlhf_core.trainers.loop import (
     TrainingRun,
     at_start,
     checkpoint_steps,
+    cut_at,
     plan_batches,
 )
 from rlhf_core.trainers.progress import Progress
@@ -162,35 +166,30 @@ def plan_pair_batches(
     pairs: Sequence[TokenizedPair], *, batch_size: int, num_epochs: int, seed: int
 ) -> list[list[int]]:
     """Lay out every batch in advance, the pairs of one prompt together (Ouyang 2022, sec. 3.5)."""
-    groups: dict[bytes, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        groups.setdefault(pair.prompt_ids.tobytes(), []).append(index)
-    return plan_batches(
-        list(groups.values()), batch_size=batch_size, num_epochs=num_epochs, seed=seed
-    )
+    prompts = numbered(blake2b(pair.prompt_ids.data, digest_size=16).digest() for pair in pairs)
+    return plan_batches(prompts, batch_size=batch_size, num_epochs=num_epochs, seed=seed)
 
 
 def split_pairs_by_tokens(
     pairs: Sequence[TokenizedPair], *, budget: int
-) -> list[list[TokenizedPair]]:
+) -> list[Sequence[TokenizedPair]]:
     """Cut pairs into even runs within ``budget`` tokens; what pairs share is counted once."""
     return evenly(partial(_filled, pairs), budget=budget)
 
 
-def _filled(pairs: Sequence[TokenizedPair], budget: int) -> list[list[TokenizedPair]]:
-    runs: list[list[TokenizedPair]] = []
+def _filled(pairs: Sequence[TokenizedPair], budget: int) -> list[Sequence[TokenizedPair]]:
+    starts: list[int] = []
     used, seen = 0, set[bytes]()
-    for pair in pairs:
+    for place, pair in enumerate(pairs):
         prompt = pair.prompt_ids.tobytes()
         parts = {b"": pair.prompt_ids, b"+": pair.chosen_ids, b"-": pair.rejected_ids}
         keys = {prompt + (ids.tobytes() if mark else b""): len(ids) for mark, ids in parts.items()}
         extra = sum(size for key, size in keys.items() if key not in seen)
-        if not runs or used + extra > budget:
-            runs.append([])
+        if not starts or used + extra > budget:
+            starts.append(place)
             used, seen, extra = 0, set(), sum(keys.values())
-        runs[-1].append(pair)
         used, seen = used + extra, seen | set(keys)
-    return runs
+    return cut_at(pairs, starts)
 
 
 def pack_runs(
@@ -199,7 +198,8 @@ def pack_runs(
     """Yield micro-batches of pairs on the model's device, each with the pairs it came from."""
     device = device_of(model)
     for run in in_step(model, split_pairs_by_tokens(pairs, budget=budget)):
-        yield pack_pairs(run).to(device), run
+        made = list(run)
+        yield pack_pairs(made).to(device), made
 
 
 @dataclass(frozen=True)
@@ -260,20 +260,14 @@ def _concatenated(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)).cpu() if parts else torch.empty(0)
 
 
-def pair_rows(*parts: Sequence[TokenizedPair]) -> list[bytes]:
+def pair_rows(*parts: Sequence[TokenizedPair]) -> Iterator[bytes]:
     """Bytes of all pairs in order and where each part ends, to identify the data of a run."""
-    sizes = [str(len(part)).encode() for part in parts]
-    return sizes + [
-        row
-        for part in parts
-        for pair in part
-        for row in (
-            pair.prompt_ids.tobytes(),
-            pair.chosen_ids.tobytes(),
-            pair.rejected_ids.tobytes(),
-            repr((pair.probability, pair.margin)).encode(),
-        )
-    ]
+    yield from (str(len(part)).encode() for part in parts)
+    for pair in chain.from_iterable(parts):
+        yield pair.prompt_ids.tobytes()
+        yield pair.chosen_ids.tobytes()
+        yield pair.rejected_ids.tobytes()
+        yield repr((pair.probability, pair.margin)).encode()
 
 
 def require_pairs(stage: str, **parts: Sequence[object]) -> None:

@@ -5,7 +5,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ from rlhf_core.errors import DataError, DivergedError
 from rlhf_core.models import device_of, nll_sum, prepare_training
 from rlhf_core.models.compute import file_dtype
 from rlhf_core.models.sharding import in_step
-from rlhf_core.tokenization import TokenBatch, TokenizedExample, pack_examples
+from rlhf_core.tokenization import Rows, TokenBatch, TokenizedExample, pack_examples
 from rlhf_core.trainers.checkpoint import Checkpoint
 from rlhf_core.trainers.loop import (
     FitSummary,
@@ -54,7 +56,7 @@ def fit_sft(
     _require_examples(train=train, heldout=heldout)
     model = prepare_training(model, settings.compute, seed=run.seed)
     plan = plan_batches(
-        [[index] for index in range(len(train))],
+        np.arange(len(train)),
         batch_size=settings.batch_size,
         num_epochs=settings.num_epochs,
         seed=run.seed,
@@ -127,7 +129,9 @@ def accumulate_nll(
 @torch.no_grad()
 def heldout_nll(model: nn.Module, examples: Sequence[TokenizedExample], *, budget: int) -> float:
     """Mean negative log-likelihood per counted token over all ``examples``, in nats."""
-    by_length = sorted(examples, key=lambda example: example.num_tokens)
+    lengths = [example.num_tokens for example in examples]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    by_length = Rows(lambda place: examples[order[place]], range(len(order)))
     own, own_tokens = 0.0, 0
     for micro in _micro_batches(model, processes.share(by_length), budget):
         own += nll_sum(model, micro).item()
@@ -208,15 +212,12 @@ def _micro_batches(
         yield pack_examples(run).to(device)
 
 
-def _rows(*parts: Sequence[TokenizedExample]) -> list[bytes]:
-    sizes = [str(len(part)).encode() for part in parts]
-    return sizes + [
-        array.tobytes()
-        for part in parts
-        for example in part
-        for array in (example.prompt_ids, example.response_ids, example.prompt_mask)
-        if array is not None
-    ]
+def _rows(*parts: Sequence[TokenizedExample]) -> Iterator[bytes]:
+    yield from (str(len(part)).encode() for part in parts)
+    for example in chain.from_iterable(parts):
+        for array in (example.prompt_ids, example.response_ids, example.prompt_mask):
+            if array is not None:
+                yield array.tobytes()
 
 
 def _require_examples(**parts: Sequence[TokenizedExample]) -> None:

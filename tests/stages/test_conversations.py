@@ -159,7 +159,7 @@ def test_rows_left_out_add_up_and_the_side_that_loses_more_is_named(tmp_path):
         )
         for number in range(20)
     ]
-    kept = tokenize_records(
+    found = tokenize_records(
         pairs,
         renderer.pair,
         length=lambda pair: pair.num_tokens,
@@ -167,6 +167,7 @@ def test_rows_left_out_add_up_and_the_side_that_loses_more_is_named(tmp_path):
         filtered=tmp_path / "reward" / "set-aside-reward_train.jsonl",
         at_fault=lambda pair: pair_fault(renderer, 100, pair),
     )
+    kept = list(found)
     [(name, counts)] = row_counts(tmp_path / "reward", tmp_path / "nowhere").items()
     assert name == "reward/reward_train"
     assert counts.rows == 20 == counts.kept + sum(counts.left_out.values())
@@ -182,9 +183,10 @@ def test_rows_that_all_fit_are_counted_too(tmp_path):
     renderer = make_renderer(FAMILIES["gemma"].tokenizer())
     row = Demonstration(demonstration_id="d", prompt=QUESTION, response="Hello")
     path = tmp_path / "sft" / "set-aside-demonstrations_train.jsonl"
-    tokenize_records(
+    found = tokenize_records(
         [row], renderer.demonstration, length=lambda d: d.num_tokens, max_length=99, filtered=path
     )
+    assert len(list(found)) == 1
     counts = row_counts(tmp_path / "sft")["sft/demonstrations_train"]
     assert (counts.rows, counts.kept, counts.left_out, counts.uneven) == (1, 1, {}, "")
     assert not path.exists()

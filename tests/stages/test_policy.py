@@ -15,6 +15,7 @@ from rlhf_core.stages import policy
 from rlhf_core.stages.base_model import base_renderer
 from rlhf_core.stages.training_run import Followers, TrainingJob
 from rlhf_core.storage.records import md5_of, read_records, sha256_of, write_records
+from rlhf_core.tokenization import Rows
 from tests.trainers.toys import ListTracker
 
 
@@ -27,7 +28,7 @@ def test_a_watched_prompt_that_leaves_no_room_for_an_answer_is_passed_over(
     rows.insert(0, Prompt(prompt_id="long", prompt=words, tags={"style": "endless"}))
     monkeypatch.setattr(policy, "NUM_WATCHED_PROMPTS", 3)
     with monkeypatch.context() as patch:
-        patch.setattr(policy, "read_records", lambda *_: rows)
+        patch.setattr(policy, "iterate_records", lambda *_: iter(rows))
         renderer = base_renderer(config.model)
         watched = policy.watched_prompts(config, small_splits, renderer)
     assert len(watched) == 3
@@ -136,7 +137,7 @@ def test_kto_learns_from_the_rows_it_is_told_to(
 
     def note(name):
         def fit(*arguments, settings, run):
-            learned[name] = [part for part in arguments if isinstance(part, list)]
+            learned[name] = [part for part in arguments if isinstance(part, Rows)]
             raise Begun
 
         return fit

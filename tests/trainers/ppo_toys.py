@@ -119,14 +119,24 @@ VARIANTS = {
 """Settings that take the trainer through every branch."""
 
 
-def toy_data():
-    return PpoData(toy_prompts(), [EOS], toy_examples(10))
+def toy_data(keep=lambda rows: rows):
+    return PpoData(keep(toy_prompts()), [EOS], keep(toy_examples(10)))
 
 
 def train_ppo(
-    causal: Path, work: Path, tracker=None, models=None, observer=None, shard="none", **changes
+    causal: Path,
+    work: Path,
+    tracker=None,
+    models=None,
+    observer=None,
+    shard="none",
+    keep=lambda rows: rows,
+    **changes,
 ):
-    """Train in ``work``; return summary, models and the policy's sha256."""
+    """Train in ``work``; return summary, models and the policy's sha256.
+
+    ``keep`` says what becomes of the rows before they are given to the trainer.
+    """
     settings = toy_settings(**changes)
     models = models or toy_models(
         causal,
@@ -137,7 +147,7 @@ def train_ppo(
     store = CheckpointStore(work / "checkpoints")
     summary = fit_ppo(
         models,
-        toy_data(),
+        toy_data(keep),
         settings=settings,
         run=TrainingRun(0, tracker or ListTracker(), store, observer, shard),
     )

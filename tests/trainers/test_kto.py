@@ -27,7 +27,7 @@ SETTINGS = DpoConfig(loss="kto", beta=0.3, desirable_weight=1.5, undesirable_wei
 
 def test_pairs_taken_apart_give_the_loss_and_gradient_of_the_paired_form(causal_directory):
     pairs = toy_pairs(5)
-    examples = examples_of_pairs(pairs)
+    examples = list(examples_of_pairs(pairs))
     others = mismatched_examples(examples)
     drift = torch.randn(5, 4)
     found = []
@@ -73,7 +73,7 @@ def test_the_kl_is_of_responses_to_other_prompts():
 
 
 def test_imbalance_is_told_with_the_weights_that_mend_it(caplog):
-    examples = examples_of_pairs(toy_pairs(12))
+    examples = list(examples_of_pairs(toy_pairs(12)))
     uneven = [row for index, row in enumerate(examples) if row.desirable or index < 6]
     with caplog.at_level(logging.WARNING):
         warn_of_imbalance(uneven, DpoConfig(loss="kto", undesirable_weight=4.0))
@@ -87,11 +87,11 @@ def test_imbalance_is_told_with_the_weights_that_mend_it(caplog):
 
 def test_it_learns_from_labels_alone(causal_directory, tmp_path):
     tracker = ListTracker()
-    train = examples_of_pairs(toy_pairs(48))[::3]
+    train = list(examples_of_pairs(toy_pairs(48)))[::3]
     summary = fit_kto(
         load_causal(causal_directory),
         train,
-        examples_of_pairs(toy_pairs(16, 1))[::3],
+        list(examples_of_pairs(toy_pairs(16, 1)))[::3],
         settings=DpoConfig(loss="kto", batch_size=8, num_epochs=12, optimizer=OPTIMIZER),
         run=TrainingRun(tracker=tracker, checkpoints=CheckpointStore(tmp_path), seed=0),
     )

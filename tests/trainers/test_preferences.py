@@ -99,7 +99,7 @@ def test_reward_loss_with_margins_and_smoothing_by_hand(causal_directory):
         expected = 0.9 * math.log1p(math.exp(-short)) + 0.1 * math.log1p(math.exp(short))
         assert float(measures.losses[index]) == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(measures.margins, gaps)
-    assert pair_rows(asked) != pair_rows(pairs)
+    assert list(pair_rows(asked)) != list(pair_rows(pairs))
 
 
 def test_a_draw_counts_half():
@@ -317,7 +317,8 @@ def test_batches_of_pairs_are_packed_one_at_a_time(causal_directory):
 
 def test_where_training_ends_and_heldout_begins_tells_runs_apart():
     pairs, examples = toy_pairs(4), toy_examples(4)
-    assert pair_rows(pairs[:2], pairs[2:]) != pair_rows(pairs[:1], pairs[1:])
+    parts = (pairs[:2], pairs[2:]), (pairs[:1], pairs[1:])
+    assert list(pair_rows(*parts[0])) != list(pair_rows(*parts[1]))
     assert sft._rows(examples[:2], examples[2:]) != sft._rows(examples[:1], examples[1:])
 
 

@@ -104,9 +104,19 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.1)
 
 
 def train_stage(
-    stage, causal: Path, work: Path, tracker=None, observer=None, shard="none", **changes
+    stage,
+    causal: Path,
+    work: Path,
+    tracker=None,
+    observer=None,
+    shard="none",
+    keep=lambda rows: rows,
+    **changes,
 ):
-    """Train one stage from ``causal`` in ``work``; return summary, model and weights' sha256."""
+    """Train one stage from ``causal`` in ``work``; return summary, model and weights' sha256.
+
+    ``keep`` says what becomes of the rows before they are given to the trainer.
+    """
     store = CheckpointStore(work / "checkpoints")
     run = TrainingRun(0, tracker or ListTracker(), store, observer, shard)
     common = {
@@ -120,14 +130,18 @@ def train_stage(
     if stage == "sft":
         model = load_causal(causal)
         summary = fit_sft(
-            model, toy_examples(64), toy_examples(16, 1), settings=SftConfig(**common), run=run
+            model,
+            keep(toy_examples(64)),
+            keep(toy_examples(16, 1)),
+            settings=SftConfig(**common),
+            run=run,
         )
     elif stage == "reward":
         model = scalar_from_causal(causal, seed=0)
         summary = fit_reward_model(
             model,
-            toy_pairs(64, prompts=40),
-            toy_pairs(16, 1),
+            keep(toy_pairs(64, prompts=40)),
+            keep(toy_pairs(16, 1)),
             toy_examples(8),
             settings=RewardConfig(**common),
             run=run,
@@ -136,8 +150,8 @@ def train_stage(
         model = load_causal(causal)
         summary = fit_kto(
             model,
-            examples_of_pairs(toy_pairs(48))[::3],
-            examples_of_pairs(toy_pairs(16, 1))[::3],
+            keep(list(examples_of_pairs(toy_pairs(48)))[::3]),
+            keep(list(examples_of_pairs(toy_pairs(16, 1)))[::3]),
             settings=DpoConfig(**{"loss": "kto", **common}),
             run=run,
         )
@@ -146,8 +160,8 @@ def train_stage(
         summary = fit_dpo(
             model,
             load_causal(causal),
-            toy_pairs(64, prompts=40),
-            toy_pairs(16, 1),
+            keep(toy_pairs(64, prompts=40)),
+            keep(toy_pairs(16, 1)),
             settings=DpoConfig(**common),
             run=run,
         )

@@ -1,6 +1,6 @@
 """Held-out pairs as a reward model scores them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -23,7 +23,7 @@ from rlhf_core.schema import (
 from rlhf_core.stages.evaluation.scoring import response_scores
 from rlhf_core.stages.examples import pair_fault, tokenize_records
 from rlhf_core.statistics.clusters import numbered
-from rlhf_core.storage.records import read_records
+from rlhf_core.storage.records import iterate_records
 from rlhf_core.tokenization import Renderer, TokenizedPair
 
 
@@ -41,10 +41,10 @@ def heldout_pairs(
     context: RunContext,
     role: Literal["reward", "judge"],
     source: DatasetRef,
-) -> list[HeldoutPair]:
+) -> Iterator[HeldoutPair]:
     """Read prepared pairs as tokens; those that do not fit are filtered out by reason."""
     return tokenize_records(
-        read_records(source, PreferencePair),
+        iterate_records(source, PreferencePair),
         lambda pair: HeldoutPair(pair, renderer.pair(pair)),
         length=attrgetter("tokens.num_tokens"),
         max_length=config.model.max_length,
@@ -76,7 +76,7 @@ def with_tags(pairs: Sequence[PreferencePair], splits: DatasetSplits) -> list[Pr
     tags = {
         conversation_key(prompt.prompt): prompt.tags
         for source in (splits.prompts_train, splits.prompts_heldout)
-        for prompt in read_records(source, Prompt)
+        for prompt in iterate_records(source, Prompt)
         if prompt.tags
     }
     if not tags:

@@ -1,0 +1,61 @@
+"""Rows kept in one file, in memory or mapped, train to the bits that a list of them trains to."""
+
+import pytest
+
+from rlhf_core.tokenization import keep_rows, rows
+from tests.trainers.ppo_toys import RLOO, train_ppo
+from tests.trainers.toys import ListTracker, train_stage
+
+
+def told(tracker):
+    """What is logged, but for the seconds."""
+    return [
+        (step, {name: value for name, value in metrics.items() if "second" not in name})
+        for step, metrics in tracker.rows
+    ]
+
+
+def trainers():
+    for stage in ("sft", "reward", "dpo", "kto"):
+        yield pytest.param(lambda *given, s=stage, **more: train_stage(s, *given, **more), id=stage)
+    # 20 prompts, 16 an iteration: some are drawn twice in a row, and are one prompt then too.
+    yield pytest.param(train_ppo, id="ppo")
+    yield pytest.param(lambda *given, **more: train_ppo(*given, ptx_coef=0.1, **more, **RLOO),
+                       id="rloo-and-ptx")  # fmt: skip
+
+
+@pytest.mark.parametrize("train", trainers())
+def test_the_same_bits_from_a_list_from_memory_and_from_a_mapped_file(
+    train, causal_directory, tmp_path, monkeypatch
+):
+    def keep(given):
+        return keep_rows(type(given[0]), given, tmp_path / "rows")
+
+    listed, told_by_list = ListTracker(), None
+    *_, weights = train(causal_directory, tmp_path / "list", listed)
+    told_by_list = told(listed)
+    for size in (1 << 20, 1):
+        monkeypatch.setattr(rows, "MAPPED_BYTES", size)
+        tracker = ListTracker()
+        *_, kept = train(causal_directory, tmp_path / str(size), tracker, keep=keep)
+        assert kept == weights
+        assert told(tracker) == told_by_list
+    assert list((tmp_path / "rows").iterdir()) == []
+
+
+@pytest.mark.parametrize("train", trainers())
+def test_a_run_begun_on_a_list_goes_on_from_a_mapped_file(
+    train, causal_directory, tmp_path, monkeypatch
+):
+    """Its data is identified by the same bytes."""
+    monkeypatch.setattr(rows, "MAPPED_BYTES", 1)
+    *_, weights = train(causal_directory, tmp_path / "run")
+    tracker = ListTracker()
+    *_, again = train(
+        causal_directory,
+        tmp_path / "run",
+        tracker,
+        keep=lambda given: keep_rows(type(given[0]), given, tmp_path / "rows"),
+    )
+    assert again == weights
+    assert len(tracker.rows) <= 1  # finished before
