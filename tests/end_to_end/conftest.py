@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,11 @@ def make_workspace(path: Path, *, whole: bool = False, rows: dict[str, int] = RO
 
 
 @pytest.fixture(scope="session", autouse=True)
-def commands(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> None:
+def commands(
+    tmp_path_factory: pytest.TempPathFactory, forked: Forked, prefect_database: Path
+) -> None:
     Workspace.prefect_home = tmp_path_factory.mktemp("prefect")
+    shutil.copy(prefect_database, Workspace.prefect_home)
     Workspace.commands = forked
 
 

@@ -1,6 +1,7 @@
 """The shipped variants of the demo run on the same code, a few steps each."""
 
 import re
+import shutil
 
 import pytest
 
@@ -21,7 +22,8 @@ def _few(**more: str) -> list[str]:
     return [part for key, value in kept.items() for part in ("--set", f"{key}={value}")]
 
 
-def test_dpo_reaches_a_decision_without_a_reward_model(workspace):
+def test_dpo_reaches_a_decision_without_a_reward_model(workspace, fresh_database):
+    shutil.copy(fresh_database, workspace.path / "mlflow.db")
     workspace.rlhf(
         "run",
         "configs/demo-dpo.yaml",
@@ -35,8 +37,9 @@ def test_dpo_reaches_a_decision_without_a_reward_model(workspace):
     assert result["verdict"] == "PROMOTE"
 
 
-def test_the_reward_hacking_recipe_is_refused_by_its_gates(tmp_path):
+def test_the_reward_hacking_recipe_is_refused_by_its_gates(tmp_path, fresh_database):
     workspace = make_workspace(tmp_path / "work", rows=ROWS | EXPLOITABLE)
+    shutil.copy(fresh_database, workspace.path / "mlflow.db")
     few = {
         "sft.num_epochs": "1",
         "reward.num_epochs": "1",
