@@ -2,8 +2,9 @@
 
 import pytest
 
-from rlhf_core.tokenization import keep_rows, rows
-from tests.trainers.ppo_toys import RLOO, train_ppo
+from rlhf_core.tokenization import TokenizedPrompt, keep_rows, rows
+from rlhf_core.trainers.loop import draw
+from tests.trainers.ppo_toys import RLOO, toy_prompts, train_ppo
 from tests.trainers.toys import ListTracker, train_stage
 
 
@@ -18,7 +19,6 @@ def told(tracker):
 def trainers():
     for stage in ("sft", "reward", "dpo", "kto"):
         yield pytest.param(lambda *given, s=stage, **more: train_stage(s, *given, **more), id=stage)
-    # 20 prompts, 16 an iteration: some are drawn twice in a row, and are one prompt then too.
     yield pytest.param(train_ppo, id="ppo")
     yield pytest.param(lambda *given, **more: train_ppo(*given, ptx_coef=0.1, **more, **RLOO),
                        id="rloo-and-ptx")  # fmt: skip
@@ -59,3 +59,9 @@ def test_a_run_begun_on_a_list_goes_on_from_a_mapped_file(
     )
     assert again == weights
     assert len(tracker.rows) <= 1  # finished before
+
+
+def test_a_prompt_that_is_drawn_twice_is_one_object_that_its_responses_share(tmp_path):
+    kept = keep_rows(TokenizedPrompt, toy_prompts(3), tmp_path)
+    drawn = draw(kept, drawn=0, count=9, seed=0)
+    assert {id(row) for row in drawn} == {id(row) for row in drawn[:3]}
