@@ -14,8 +14,9 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 PATIENCE_MILLISECONDS = 300_000
-SETTLE_MILLISECONDS = 3_000
-"""The run graph and the forms draw themselves after their data came."""
+SETTLE_MILLISECONDS = 1_000
+"""The run graph and the forms draw themselves after their data came. A run's page draws its graph
+sixty times a second for as long as it is open, without a GPU by a core of the machine."""
 
 
 def find_chromium():
@@ -75,8 +76,12 @@ class Prefect:
 
     def rest(self):
         """Leave the page while nothing is to be seen on it: it draws itself all the time."""
-        self.settle()
         self.page.goto("about:blank")
+
+    def read(self, text):
+        """Wait until the text stands on the page."""
+        says = "text => document.body.innerText.includes(text)"
+        self.page.wait_for_function(says, arg=text, polling=200)
 
     def open_deployment(self, name):
         found = self.served.get(f"deployments/name/{name}")
@@ -98,6 +103,7 @@ class Prefect:
         self.press("Submit")
         self.page.get_by_text("scheduled to start").first.wait_for()
         (run,) = self._asked_for() - known
+        self.rest()
         return run
 
     def _asked_for(self):
@@ -109,13 +115,13 @@ class Prefect:
         self.page.goto(f"{self.served.servers.prefect_url}/runs/flow-run/{run}")
         self.page.get_by_text("Artifacts", exact=True).wait_for()
         self.page.locator("canvas").first.wait_for()
-        self.settle()
 
     def retry(self, run):
         """Retry, and yes, really; returns once the server has heard it."""
         self.press("Retry")
         self.press("Retry", within=self.page.locator(".p-modal"))
         until(lambda: self.served.run(run)["state"]["type"] not in FINAL, lambda: "the retry")
+        self.rest()
 
     def open_resume_form(self):
         """Resume; returns the form."""
@@ -130,6 +136,12 @@ class Prefect:
         self.page.locator(".p-select-option", has_text=decision).click()
         for box, text in zip(form.locator("textarea").all(), (reviewer, comment), strict=True):
             box.fill(text)
+
+    def resume(self, form):
+        """Submit the form; returns once the server has heard it."""
+        with self.page.expect_response(lambda answer: answer.url.endswith("/resume")):
+            self.press("Submit", within=form)
+        self.rest()
 
 
 def open_version(page, served, name, version):
