@@ -118,6 +118,10 @@ class Commands:
             stdin=open(ours, "wb"), stdout=open(answers, "rb"), wait=link.makefile().read
         )
 
+    def run_prefect(self, command, **streams):
+        """Run Prefect's command line as `rlhf deploy` asks for it."""
+        return self.run("prefect", *command[3:], cwd=os.getcwd(), env=os.environ)
+
     def subprocess(self):
         """What a module whose ``subprocess`` starts Prefect's temporary server gets for it."""
         return SimpleNamespace(Popen=self.serve_prefect, PIPE=subprocess.PIPE)
@@ -260,6 +264,8 @@ def _main(tool):
         from rlhf_flows.commands.start import main
     elif tool == "patched_prefect":
         from rlhf_flows.servers.patched_prefect import main
+    elif tool == "prefect":
+        from prefect.cli import app as main
     else:
         from rlhf_flows.servers import temporary_server
 
@@ -318,11 +324,12 @@ def serve(address, folder, load):
     getattr(forked_imports, load)()
     gc.freeze()  # a fork that looked through it for garbage would make a copy of every page
     from rlhf_core.adapters import versioning
-    from rlhf_flows.servers import temporary_server
+    from rlhf_flows.servers import deploy, temporary_server
 
     commands = Commands(address, Path(folder))
     versioning._run = commands.instead_of(versioning._run)
     temporary_server.subprocess = commands.subprocess()
+    deploy.subprocess = SimpleNamespace(run=commands.run_prefect)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)

@@ -1,6 +1,56 @@
 """What a server of forks imports once; nothing here may start a thread or open a connection."""
 
 import os
+from importlib import import_module
+
+EVERYTHING = (
+    "datasketch",
+    "dvc.cachemgr",
+    "dvc.cli.parser",
+    "dvc.data_cloud",
+    "dvc.dirs",
+    "dvc.repo.graph",
+    "dvc.repo.index",
+    "dvc.repo.worktree",
+    "dvc.rwlock",
+    "dvc.utils.strictyaml",
+    "dvc_data.index.checkout",
+    "dvc_data.index.collect",
+    "dvc_data.index.fetch",
+    "dvc_data.index.push",
+    "great_expectations",
+    "krippendorff",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "networkx",
+    "peft",
+    "prefect",
+    "prefect.cli.deploy",
+    "prefect.server.api.server",
+    "pyarrow.pandas_compat",
+    "scmrepo.git",
+    "sklearn.feature_extraction.text",
+    "sklearn.linear_model",
+    "sklearn.pipeline",
+    "transformers.models.auto.modeling_auto",
+    "uvicorn",
+    "rlhf_core.adapters.expectations",
+    "rlhf_core.stages.evaluate",
+    "rlhf_core.stages.policy",
+    "rlhf_core.stages.prepare",
+    "rlhf_core.stages.promote",
+    "rlhf_core.stages.reward",
+    "rlhf_core.stages.sft",
+    "rlhf_flows.commands.cli",
+    "rlhf_flows.commands.data",
+    "rlhf_flows.commands.tables",
+    "rlhf_flows.engine.local",
+    "rlhf_flows.pipeline",
+    "rlhf_flows.stages",
+)
+"""What commands import, and DVC's, which import 500 modules before they begin."""
 
 
 def load_everything():
@@ -8,39 +58,11 @@ def load_everything():
     from rlhf_flows.engine.environment import prepare_environment
 
     prepare_environment()
-    import dvc.cli
-    import dvc.commands
-    import dvc.repo
-    import great_expectations
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure
-    import mlflow.store.model_registry.sqlalchemy_store
-    import mlflow.store.tracking.sqlalchemy_store
-    import peft
-    import prefect
-    import prefect.server.api.server
-    import sklearn.linear_model
-    import transformers.models.auto.modeling_auto
-    import uvicorn
+    for name in EVERYTHING:
+        import_module(name)
+    from tests import servers
 
-    import rlhf_core.stages.evaluate
-    import rlhf_core.stages.policy
-    import rlhf_core.stages.prepare
-    import rlhf_core.stages.promote
-    import rlhf_core.stages.reward
-    import rlhf_core.stages.sft
-    import rlhf_flows.commands.cli
-    import rlhf_flows.commands.data
-    import rlhf_flows.commands.tables
-    import rlhf_flows.engine.local
-    import rlhf_flows.pipeline
-    import rlhf_flows.stages
-    import tests.servers
-
-    return (
-        *tests.servers.load(), dvc, rlhf_flows, great_expectations, matplotlib, mlflow, peft,
-        prefect, rlhf_core, sklearn, transformers, uvicorn,
-    )  # fmt: skip
+    servers.load()
 
 
 def load_flows():

@@ -163,18 +163,19 @@ def test_a_refusal_is_named_and_announced(served):
     )
 
 
-def start_sft(served):
-    """A run that is inside SFT for a minute, its process started as anywhere else."""
+def start_sft(served, **job_variables):
+    """A run that is inside SFT for a minute."""
     served.calls()  # those of earlier tests
     (served.path / "slow-sft").write_text("60")
-    run = served.trigger("rlhf-sft/sft", settings=SETTINGS, command=None)
+    run = served.trigger("rlhf-sft/sft", settings=SETTINGS, **job_variables)
     served.wait_for_call("sft")
-    assert psutil.Process(served.process_of(run)).cmdline()[1:] == ["-m", "prefect.engine"]
     return run
 
 
 def test_a_killed_stage_is_marked_and_its_retry_completes(served):
-    run = start_sft(served)
+    """Of a process that was started as anywhere else."""
+    run = start_sft(served, command=None)
+    assert psutil.Process(served.process_of(run)).cmdline()[1:] == ["-m", "prefect.engine"]
     os.kill(served.process_of(run), signal.SIGKILL)
     served.finish_after_death(run)
 
