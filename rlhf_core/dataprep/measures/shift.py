@@ -83,11 +83,13 @@ def prompt_shift(first: Sequence[str], second: Sequence[str], seed: int) -> Shif
     if min(len(one), len(other)) < MIN_PROMPTS:
         return None
     texts = [*one, *other]
-    min_df = _rarest_term(texts)
+    # Every fold asks for the terms of nearly all texts.
+    terms = {text: _terms(text) for text in texts}
+    min_df = _rarest_term(list(terms.values()))
     if min_df is None:
         return None
     labels = np.array([True] * len(one) + [False] * len(other))
-    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min_df, analyzer=_terms)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min_df, analyzer=terms.__getitem__)
     classifier = LogisticRegression(max_iter=300, class_weight="balanced")
     model = make_pipeline(vectorizer, classifier)
     folds = StratifiedKFold(_NUM_FOLDS, shuffle=True, random_state=seed)
@@ -115,17 +117,16 @@ def _terms(text: str) -> list[str]:
     return terms
 
 
-def _rarest_term(texts: Sequence[str]) -> int | None:
+def _rarest_term(found: Sequence[list[str]]) -> int | None:
     """In how many texts a term must be to count: two, or one where no term is common enough.
 
     Every fold leaves four texts in five, and some term must be left in them. None where most texts
     have no term at all.
     """
-    terms = [set(_terms(text)) for text in texts]
-    if 2 * sum(map(bool, terms)) < len(texts):
+    if 2 * sum(map(bool, found)) < len(found):
         return None
-    most = max(Counter(term for found in terms for term in found).values())
-    return 2 if most >= 2 + math.ceil(len(texts) / _NUM_FOLDS) else 1
+    most = max(Counter(term for terms in found for term in set(terms)).values())
+    return 2 if most >= 2 + math.ceil(len(found) / _NUM_FOLDS) else 1
 
 
 def _disjoint(first: Sequence[str], second: Sequence[str]) -> tuple[list[str], list[str]]:
