@@ -83,6 +83,8 @@ GOALS = [
     Goal("PPO update over the floor", "ppo", f"{LONG} | {PLAIN}", update_over_floor, 1.4, False),
     Goal("GRPO, time", "grpo", f"{SHORT} | {PLAIN}", speed, 1.0),
     Goal("GRPO, time", "grpo", f"{LONG} | {PLAIN}", speed, 1.0),
+    Goal("two processes on two cores against two threads", "processes_wall", "SFT", speed, 1.0),
+    Goal("two processes on two cores against two threads", "processes_wall", "PPO", speed, 1.0),
     Goal(
         "head memory, vocabulary 131,072",
         "head",

@@ -20,6 +20,8 @@ TITLES = {
     "grpo": "GRPO iteration",
     "head": "Memory of the output head",
     "scaling": "Growth of an SFT step",
+    "processes": "Several processes against one, on the demo",
+    "processes_wall": "Two processes against two threads",
 }
 COMMANDS = {
     "sft": "python benchmarks/compare.py sft",
@@ -29,6 +31,8 @@ COMMANDS = {
     "grpo": "python benchmarks/grpo.py",
     "head": "python benchmarks/head.py",
     "scaling": "python benchmarks/scaling.py",
+    "processes": "python benchmarks/processes.py",
+    "processes_wall": "python benchmarks/processes.py --wall",
 }
 
 
@@ -122,6 +126,37 @@ def scaling_row(name: str, values: Values) -> list[str]:
     ]
 
 
+COMPARED = ("loss", "gradient norm", "KL", "score or margin")
+
+
+def processes_row(name: str, values: Values) -> list[str]:
+    cells = [*name.split(" | "), str(values["steps"])]
+    if "weights" not in values:
+        cells += ["-"] * (len(COMPARED) + 3)
+    else:
+        cells += [_difference(values[column]) for column in COMPARED]
+        began = "never"
+        if values["first"] is not None:
+            began = f"{values['first']}: {values['first_metric']}"
+            if values.get("other_responses") is not None:
+                began += f"; other responses from {values['other_responses']}"
+        cells += [began, _difference(values["weights"]), _difference(values["weights_relative"])]
+    seconds = ("step_seconds", "processor_seconds", "wall_seconds")
+    return [*cells, *(f"{values[one]:.2f}" for one in seconds), f"{values['others']:.0%}"]
+
+
+def _difference(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "same bits" if value == 0 else f"{value:.1e}"
+
+
+def processes_wall_row(name: str, values: Values) -> list[str]:
+    middle = (f"{statistics.median(values[one]):.2f} s" for one in ("one", "two"))
+    cells = [name, spread(values["ratios"]), f"{len(values['ratios'])}", *middle]
+    return [*cells, f"{values['others']:.0%}"]
+
+
 SUPERVISED = (
     (*COMMON, "our tokens/s", "time over the floor", "loss differs by"),
     supervised_row,
@@ -155,6 +190,33 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[str, Values], list[str]]]] = 
             "of it weights, gradients, moments",
         ),
         scaling_row,
+    ),
+    "processes": (
+        (
+            "stage",
+            "trained by",
+            "steps",
+            *COMPARED,
+            "beyond 1e-5 from step",
+            "a weight",
+            "all weights",
+            "seconds of a step",
+            "processor seconds of the command",
+            "wall seconds",
+            "cores taken by others",
+        ),
+        processes_row,
+    ),
+    "processes_wall": (
+        (
+            "stage",
+            "two processes are faster (spread)",
+            "rounds",
+            "a step, two threads",
+            "a step, two processes",
+            "cores taken by others",
+        ),
+        processes_wall_row,
     ),
 }
 
