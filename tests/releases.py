@@ -30,12 +30,13 @@ def register_release(client, *, without=(), verdicts=None, project=PROJECT):
 
 def champions(client, alias="champion", project=PROJECT):
     """Role to the URI that an alias points at; roles without one are left out."""
+    models = client.search_registered_models(f"name LIKE '{project}-%'")
+    named = {model.name: model.aliases for model in models}
     found = {}
     for role in ROLES:
         name = f"{project}-{role}"
-        models = client.search_registered_models(f"name = '{name}'")
-        if models and alias in models[0].aliases:
-            found[role] = f"models:/{name}/{models[0].aliases[alias]}"
+        if alias in named.get(name, ()):
+            found[role] = f"models:/{name}/{named[name][alias]}"
     return found
 
 

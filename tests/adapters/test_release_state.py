@@ -1,5 +1,7 @@
 """What the doctor says of releases, and that what it tells to do fixes them."""
 
+import shutil
+
 import pytest
 
 from rlhf_core.adapters import releases as journal
@@ -19,12 +21,26 @@ def client(mlflow_home):
     return mlflow_client()
 
 
+@pytest.fixture(scope="module")
+def registry_of_three(tmp_path_factory, fresh_database):
+    """A database with three releases, the last two of them promoted, and the releases."""
+    folder = tmp_path_factory.mktemp("three")
+    shutil.copy(fresh_database, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        client = mlflow_client()
+        found = [register_release(client) for _ in range(3)]
+        for release in found[1:]:
+            promote_model(release["policy"])
+    return folder / "mlflow.db", found
+
+
 @pytest.fixture
-def made(client):
-    """Three releases, the last two of them promoted."""
-    found = [register_release(client) for _ in range(3)]
-    for release in found[1:]:
-        promote_model(release["policy"])
+def made(mlflow_home, registry_of_three):
+    """The three releases in the test's own registry."""
+    database, found = registry_of_three
+    shutil.copy(database, mlflow_home)
     return found
 
 
@@ -53,7 +69,7 @@ def test_champions_of_one_release_and_the_one_before_are_named(made):
 
 
 @pytest.mark.parametrize("role", ["judge", "policy"])
-def test_an_alias_that_was_moved_by_hand_is_named_and_one_command_puts_it_back(client, made, role):
+def test_an_alias_that_was_moved_by_hand_is_named_and_one_command_puts_it_back(made, client, role):
     client.set_registered_model_alias(f"rlhf-{role}", "champion", "1")
     fix = failing(f"moved by hand: champion of rlhf-{role} stands at 1, its release says 3")
     assert fix.startswith("rlhf rollback --to 3 --project rlhf")
@@ -65,14 +81,14 @@ def test_an_alias_that_was_moved_by_hand_is_named_and_one_command_puts_it_back(c
     assert rollback_policy("rlhf").champion == made[1]["policy"]
 
 
-def test_a_policy_that_was_chosen_by_hand_can_be_kept(client, made):
+def test_a_policy_that_was_chosen_by_hand_can_be_kept(made, client):
     client.set_registered_model_alias("rlhf-policy", "champion", "1")
     promote_model(made[0]["policy"])
     assert champions(client) == made[0]
     assert release_state("rlhf").healthy
 
 
-def test_a_person_goes_back_to_a_version_and_forward_again(client, made):
+def test_a_person_goes_back_to_a_version_and_forward_again(made, client):
     promote_model(made[0]["policy"])
     back = rollback_policy("rlhf", to="2", reviewer="the reviewer", comment="it is rude")
     assert (back.was, back.champion) == (made[0]["policy"], made[1]["policy"])
@@ -89,7 +105,7 @@ def test_a_person_goes_back_to_a_version_and_forward_again(client, made):
     assert rollback_policy("rlhf").champion == made[2]["policy"]
 
 
-def test_a_version_that_nobody_can_go_back_to_is_told_of(client, made):
+def test_a_version_that_nobody_can_go_back_to_is_told_of(made, client):
     for version, said in (
         ("1", "never was champion"),
         ("9", "never was champion"),
@@ -104,14 +120,14 @@ def test_a_version_that_nobody_can_go_back_to_is_told_of(client, made):
     assert champions(client) == made[2]
 
 
-def test_an_alias_that_was_taken_away_is_named(client, made):
+def test_an_alias_that_was_taken_away_is_named(made, client):
     client.delete_registered_model_alias("rlhf-sft", "previous-champion")
     failing("previous-champion of rlhf-sft stands at none, its release says 2")
     promote_model(made[2]["policy"])
     assert release_state("rlhf").healthy
 
 
-def test_a_deleted_version_of_the_release_in_force_is_named_and_rollback_mends_it(client, made):
+def test_a_deleted_version_of_the_release_in_force_is_named_and_rollback_mends_it(made, client):
     client.delete_model_version("rlhf-judge", "3")
     fix = failing(f"models:/rlhf-judge/3 of the release of {made[2]['policy']} was deleted")
     assert fix.startswith("rlhf rollback")
@@ -120,7 +136,7 @@ def test_a_deleted_version_of_the_release_in_force_is_named_and_rollback_mends_i
     assert release_state("rlhf").healthy
 
 
-def test_a_deleted_version_of_the_release_before_is_named(client, made):
+def test_a_deleted_version_of_the_release_before_is_named(made, client):
     client.delete_model_version("rlhf-policy", "2")
     fix = failing("models:/rlhf-policy/2 was deleted, or moved by hand: previous-champion of")
     assert fix.startswith("rlhf rollback --to 3 --project rlhf")
@@ -128,7 +144,7 @@ def test_a_deleted_version_of_the_release_before_is_named(client, made):
     assert "deleted since: models:/rlhf-policy/2" in release_state("rlhf").found
 
 
-def test_a_move_that_was_killed_is_half_done_and_one_that_goes_on_is_not(client, made, monkeypatch):
+def test_a_move_that_was_killed_is_half_done_and_one_that_goes_on_is_not(made, client, monkeypatch):
     monkeypatch.setattr(journal, "LATE_SECONDS", 0.0)
     with pytest.MonkeyPatch.context() as killed:
         killed.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
