@@ -105,6 +105,22 @@ class Commands:
         link.connect(self.address)
         return link
 
+    def python(self, code, *arguments, cwd=ROOT):
+        """Start ``python -c``; returns what is used of a ``subprocess.Popen`` with text pipes."""
+        theirs, ours = os.pipe()
+        answers, answered = os.pipe()
+        link = self.connect()
+        words = ["-c", code, *map(str, arguments)]
+        request = {"arguments": words, "folder": str(cwd), "environment": dict(os.environ)}
+        ask(link, request, [theirs, answered, 2])
+        os.close(theirs)
+        os.close(answered)
+        said = link.makefile()
+        return SimpleNamespace(
+            pid=int(said.readline()), wait=lambda: int(said.readline()), link=link,
+            stdin=open(ours, "w", buffering=1), stdout=open(answers),
+        )  # fmt: skip
+
     def serve_prefect(self, command, *, stdin, stdout, env, start_new_session):
         """Start Prefect's temporary server; returns what is used of a ``subprocess.Popen``."""
         theirs, ours = os.pipe()
@@ -252,6 +268,9 @@ def _main(tool):
         from tests.servers import serve
 
         return serve(tool)
+    if tool == "-c":
+        exec(sys.argv.pop(1), {"__name__": "__main__"})
+        return 0
     read_settings()
     if tool == "prefect.engine":
         from prefect.logging.configuration import setup_logging

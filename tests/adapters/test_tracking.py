@@ -3,7 +3,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import textwrap
 import time
 from functools import partial
@@ -302,22 +301,14 @@ KILLED = """
 
 
 @pytest.mark.slow
-def test_after_sigkill_the_same_run_goes_on_and_no_step_counts_twice(mlflow_home, config, context):
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            textwrap.dedent(KILLED),
-            config.model_dump_json(),
-            context.model_dump_json(),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+def test_after_sigkill_the_same_run_goes_on_and_no_step_counts_twice(
+    mlflow_home, config, context, forked
+):
+    given = config.model_dump_json(), context.model_dump_json()
+    process = forked.python(textwrap.dedent(KILLED), *given, cwd=mlflow_home)
     run_id = process.stdout.readline().strip()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert mlflow_client().get_run(run_id).info.status == "RUNNING"
     with open_run(config, context, "sft", inputs={}) as run:
         for step in range(3, 8):  # the checkpoint was at step 3

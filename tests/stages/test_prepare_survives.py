@@ -6,8 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -46,19 +44,12 @@ pytestmark = pytest.mark.slow
 class Starter:
     """Starts preparations in processes of their own."""
 
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", STARTER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+    def __init__(self, forked) -> None:
+        self.process = forked.python(STARTER)
 
     def start(self, *configs: PipelineConfig) -> list[int]:
         line = json.dumps([json.loads(config.model_dump_json()) for config in configs])
         self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
     def wait(self) -> list[int]:
@@ -67,8 +58,8 @@ class Starter:
 
 
 @pytest.fixture(scope="module")
-def starter():
-    found = Starter()
+def starter(forked):
+    found = Starter(forked)
     yield found
     found.process.stdin.close()
     found.process.wait()

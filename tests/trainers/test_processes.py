@@ -1,12 +1,8 @@
 """Several processes train what one would: same numbers to rounding, whatever the trainer."""
 
 import json
-import os
-import subprocess
-import sys
 import uuid
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +14,6 @@ from tests.trainers.toys import toy_config
 
 pytestmark = pytest.mark.xdist_group("processes")
 
-ROOT = Path(__file__).parents[2]
 NEAR = 1e-5
 """Relative to 1; float32 sums of another order."""
 
@@ -94,6 +89,9 @@ def work_as(rank, task):
     for job in task["jobs"]:
         train(job, rank)
 
+import peft, peft.mapping, peft.tuners.lora, transformers.models.llama.modeling_llama
+import transformers.generation.utils, torch.distributed.fsdp
+
 for line in sys.stdin:
     task = json.loads(line)
     children = []
@@ -110,7 +108,7 @@ for line in sys.stdin:
         children.append(child)
     print(json.dumps([os.waitpid(child, 0)[1] for child in children]), flush=True)
 """
-"""One process imports torch once; every rank is a fork of it."""
+"""Runs as a fork of what has imported torch; every rank is a fork of it."""
 
 OPTIMIZER = {"learning_rate": 1e-3, "adam_eps": 1e-3, "warmup_fraction": 0.1}
 """Steps in proportion to gradients: else those near 0 are noise that Adam makes as large."""
@@ -129,28 +127,23 @@ def job(trainer, causal, work, *, compute=None, shard="none", halt=-1, full=-1, 
 
 
 @pytest.fixture(scope="module")
-def launch():
+def launch(forked):
     """Run jobs one after the other, each by so many processes; all have to end well."""
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    command = [sys.executable, "-c", NEST]
-    with subprocess.Popen(
-        command, text=True, bufsize=1, cwd=ROOT, env=environment, **pipes
-    ) as nest:
+    nest = forked.python(NEST)
 
-        def run(world, folder, *jobs):
-            folder.mkdir(parents=True, exist_ok=True)
-            task = {
-                "world": world,
-                "jobs": jobs,
-                "meeting": str(folder / f"meeting-{uuid.uuid4()}"),
-            }
-            nest.stdin.write(json.dumps(task) + "\n")
-            nest.stdin.flush()
-            assert json.loads(nest.stdout.readline()) == [0] * world
+    def run(world, folder, *jobs):
+        folder.mkdir(parents=True, exist_ok=True)
+        task = {
+            "world": world,
+            "jobs": jobs,
+            "meeting": str(folder / f"meeting-{uuid.uuid4()}"),
+        }
+        nest.stdin.write(json.dumps(task) + "\n")
+        assert json.loads(nest.stdout.readline()) == [0] * world
 
-        yield run
-        nest.stdin.close()
+    yield run
+    nest.stdin.close()
+    assert nest.wait() == 0
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,10 @@ import os
 import random
 import select
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 NUM_KILLS = 4
 MOST_ATTEMPTS = 40
 
@@ -38,7 +34,7 @@ for line in sys.stdin:
         os._exit(0)
     print("ended", os.waitpid(child, 0)[1], flush=True)
 """
-"""One process imports torch once; every run is a fork of it, so that a kill costs no start."""
+"""Runs as a fork of what has imported torch; every run is a fork of it: a kill costs no start."""
 
 
 class Nest:
@@ -50,7 +46,6 @@ class Nest:
     def run(self, threads, kill_after=None, **task):
         """Train; SIGKILL after so many seconds. Return the weights' sha256, or None if killed."""
         self.process.stdin.write(json.dumps({"threads": threads, **task}) + "\n")
-        self.process.stdin.flush()
         _, pid = self.process.stdout.readline().split()
         ready, _, _ = select.select([self.process.stdout], [], [], kill_after)
         if not ready:
@@ -64,14 +59,11 @@ class Nest:
 
 
 @pytest.fixture(scope="module")
-def nest():
-    command = [sys.executable, "-c", NEST]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    # Threads that wait must not spin: on busy cores every step would take a hundred times longer.
-    patient = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    with subprocess.Popen(command, text=True, bufsize=1, cwd=ROOT, env=patient, **pipes) as process:
-        yield Nest(process)
-        process.stdin.close()
+def nest(forked):
+    process = forked.python(NEST)
+    yield Nest(process)
+    process.stdin.close()
+    assert process.wait() == 0
 
 
 @pytest.mark.slow
