@@ -60,9 +60,13 @@ def load_everything():
     prepare_environment()
     for name in EVERYTHING:
         import_module(name)
+    from rlhf_core.adapters.data_docs import _page_view
     from tests import servers
 
     servers.load()
+    templates = _page_view().env
+    for name in templates.list_templates():
+        templates.get_template(name)
 
 
 def load_flows():

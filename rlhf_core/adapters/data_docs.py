@@ -9,6 +9,7 @@ import copy
 import html
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,23 @@ pre { white-space: pre-wrap; }
 """
 
 
+@cache
+def _page_view() -> Any:
+    """Return Great Expectations' view, one for all pages: each compiles its templates anew."""
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    return DefaultJinjaPageView()
+
+
 def write_page(folder: Path, suite: str, result: Any) -> Path:
     """Write the Data Docs page of one suite's validation result: same rows, same bytes."""
     from great_expectations.render.renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaPageView
 
     shown = copy.copy(result)
     shown.results = [copy.copy(found) for found in result.results]
     for found in shown.results:
         found.result = _escaped(found.result)
-    view: Any = DefaultJinjaPageView()
-    page: str = view.render(ValidationResultsPageRenderer().render(shown))
+    page: str = _page_view().render(ValidationResultsPageRenderer().render(shown))
     for pattern in (*_OUTSIDE, _FOOTER):
         page = pattern.sub("", page)
     page = _RANDOM_ID.sub(r"\1", _LOAD_TIME.sub(r"\1not kept", page))
