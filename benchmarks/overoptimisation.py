@@ -52,7 +52,8 @@ from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.stages.reward import train_reward
 from rlhf_core.stages.selection import load_checkpoint
 from rlhf_core.stages.sft import train_sft
-from rlhf_core.stages.training_run import TrainingJob, begin_training
+from rlhf_core.stages.training_job import TrainingJob
+from rlhf_core.stages.training_run import begin_training
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.records import (
     atomic_file,

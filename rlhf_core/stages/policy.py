@@ -40,10 +40,10 @@ from rlhf_core.stages.reward import load_pairs
 from rlhf_core.stages.reward_terms import open_reward_terms, rewards_digest
 from rlhf_core.stages.selection import choose_checkpoint, set_apart
 from rlhf_core.stages.sft import load_demonstrations
+from rlhf_core.stages.training_job import TrainingJob
 from rlhf_core.stages.training_run import (
     Fitted,
     Followers,
-    TrainingJob,
     begin_training,
     register_trained,
     train,

@@ -29,10 +29,10 @@ from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluate import evaluate_reward
 from rlhf_core.stages.examples import pair_fault, tokenize_records
 from rlhf_core.stages.memory import require_memory
+from rlhf_core.stages.training_job import TrainingJob
 from rlhf_core.stages.training_run import (
     Fitted,
     Followers,
-    TrainingJob,
     begin_training,
     register_trained,
     train,

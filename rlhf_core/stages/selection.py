@@ -40,7 +40,8 @@ from rlhf_core.stages.evaluation.compare import distances, sample_answers
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.scoring import fits
 from rlhf_core.stages.evaluation.verdict import MOST_UNJUDGED
-from rlhf_core.stages.training_run import Trained, TrainingJob
+from rlhf_core.stages.training_job import TrainingJob
+from rlhf_core.stages.training_run import Trained, kept_weights
 from rlhf_core.statistics.intervals import Resampling, estimate_mean
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.records import iterate_records, write_records
@@ -204,7 +205,7 @@ def choose_checkpoint(
     config, renderer = job.config, model_renderer(job.start.path)
     panel = Panel(config, judge, job.directory)
     prompts = _readable(config, set_apart(config, job.splits, renderer).prompts, panel)
-    kept = job.kept(run)
+    kept = kept_weights(job, run)
     if kept is None or not prompts:
         logger.warning(
             "selection: no prompt could be set apart (too few dialogues that the judge did not "
@@ -330,13 +331,9 @@ def _answers(
     prompts: Sequence[Prompt],
     label: str,
 ) -> list[SampledResponse]:
+    asked, label = [prompt.prompt for prompt in prompts], f"selection: answers of {label}"
     return sample_answers(
-        config,
-        model,
-        renderer.tokenizer,
-        [prompt.prompt for prompt in prompts],
-        purpose="selection",
-        label=f"selection: answers of {label}",
+        config, model, renderer.tokenizer, asked, purpose="selection", label=label
     )
 
 
@@ -348,7 +345,7 @@ def load_checkpoint(
     Args:
         job: the training.
         renderer: of its SFT model.
-        checkpoint: one of ``job.kept``; None is SFT.
+        checkpoint: one that was kept; None is SFT.
     """
     model = load_causal(job.start.path, device=job.config.model.device)
     name_ends(model, renderer)
@@ -362,7 +359,7 @@ def load_checkpoint(
 
 def _rewrite(job: TrainingJob, step: int, renderer: Renderer) -> Trained:
     """Write the policy as it was after a checkpoint in the place of the last one."""
-    kept = job.kept(None)
+    kept = kept_weights(job, None)
     found = [] if kept is None else [one for one in kept.read() if one.step == step]
     if not found:
         raise CheckpointError(f"{job.checkpoints}: checkpoint {step} is gone while it was chosen")

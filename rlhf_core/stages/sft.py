@@ -15,10 +15,10 @@ from rlhf_core.stages.base_model import load_base
 from rlhf_core.stages.evaluate import evaluate_sft
 from rlhf_core.stages.examples import tokenize_records
 from rlhf_core.stages.memory import require_memory
+from rlhf_core.stages.training_job import TrainingJob
 from rlhf_core.stages.training_run import (
     Fitted,
     Followers,
-    TrainingJob,
     begin_training,
     register_trained,
     train,

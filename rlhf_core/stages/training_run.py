@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.adapters.checkpoint_copies import WEIGHTS, copies_of
@@ -16,45 +14,24 @@ from rlhf_core.models import save_model
 from rlhf_core.ports import Observer, Tracker
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record, RunContext
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.training_job import TrainingJob
 from rlhf_core.trainers.checkpoint import CheckpointStore, KeptWeights
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
 
 
-class TrainingJob(Record):
-    """What a training needs: a record, so that other processes can be given it."""
+def kept_weights(job: TrainingJob, run: StageRun | None) -> KeptWeights | None:
+    """Where weights of a policy stay that one is chosen from; None where the last is offered.
 
-    role: ModelRole
-    config: PipelineConfig
-    splits: DatasetSplits
-    directory: Path
-    """Where it keeps files besides its checkpoints."""
-    checkpoints: Path
-    sft: ModelRef | None = None
-    """The model it starts from, unless that is the base model."""
-    reward: ModelRef | None = None
-    """What PPO optimises against."""
-    scorers: dict[str, ModelRef] = Field(default_factory=dict)
-    """Other models in the terms of its reward, by the name the settings have for them."""
-
-    def kept(self, run: StageRun | None) -> KeptWeights | None:
-        """Where weights of a policy stay that one is chosen from; None where the last is offered.
-
-        Args:
-            run: with which they are shared among machines, where checkpoints are.
-        """
-        selection = self.config.policy.selection
-        if self.role != "policy" or selection.num_prompts == 0:
-            return None
-        most = selection.max_checkpoints
-        copies = None if run is None else copies_of(run, WEIGHTS, most=most)
-        return KeptWeights(self.checkpoints / "kept", most=most, copies=copies)
-
-    @property
-    def start(self) -> ModelRef:
-        """The SFT model; the job of SFT itself has none."""
-        if self.sft is None:
-            raise ValueError(f"the training of {self.role} was given no SFT model")
-        return self.sft
+    Args:
+        job: the training.
+        run: with which they are shared among machines, where checkpoints are.
+    """
+    selection = job.config.policy.selection
+    if job.role != "policy" or selection.num_prompts == 0:
+        return None
+    most = selection.max_checkpoints
+    copies = None if run is None else copies_of(run, WEIGHTS, most=most)
+    return KeptWeights(job.checkpoints / "kept", most=most, copies=copies)
 
 
 def begin_training(
@@ -107,7 +84,7 @@ class Followers:
             ),
             observer=self.observer,
             shard=job.config.distributed_of(job.role).shard,
-            kept=job.kept(run),
+            kept=kept_weights(job, run),
         )
 
 

@@ -26,7 +26,7 @@ from rlhf_core.stages.distributed.task import (
     RankTask,
     write_record,
 )
-from rlhf_core.stages.training_run import TrainingJob
+from rlhf_core.stages.training_job import TrainingJob
 from rlhf_core.storage.records import read_record
 from rlhf_flows.commands.nodes import others_told
 

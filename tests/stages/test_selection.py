@@ -17,7 +17,8 @@ from rlhf_core.stages import policy, selection
 from rlhf_core.stages.base_model import base_renderer
 from rlhf_core.stages.evaluation import figures, report
 from rlhf_core.stages.selection import SelectionAnswer, preferred, set_apart
-from rlhf_core.stages.training_run import Trained, TrainingJob
+from rlhf_core.stages.training_job import TrainingJob
+from rlhf_core.stages.training_run import Trained, kept_weights
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.trainers.checkpoint import spread_evenly
 from tests.stages.conftest import question
@@ -375,7 +376,7 @@ def test_nothing_of_the_selection_prompts_trains_the_policy(
 def test_without_selection_nothing_is_kept_and_nobody_asked(config_of, splits, models, tmp_path):
     config = config_of(PPO, num_prompts=0)
     policy._require_chooser(config, None, models["reward"], splits)
-    assert a_job(config, splits, models, tmp_path).kept(None) is None
+    assert kept_weights(a_job(config, splits, models, tmp_path), None) is None
 
 
 def test_a_choice_without_a_judge_or_by_the_reward_model_is_refused(
