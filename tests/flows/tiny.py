@@ -66,9 +66,9 @@ def weights_of(run):
 class Workplace:
     """A folder with the tiny demo, MLflow on SQLite, and commands that can be killed."""
 
-    def __init__(self, path, database, mortal):
+    def __init__(self, path, database, mortal, **changes):
         self.path, self.mortal = path, mortal
-        make_tiny(path)
+        make_tiny(path, **changes)
         (path / "mlflow.db").write_bytes(database.read_bytes())
 
     def carry_out(self, stage, run, **moment):
