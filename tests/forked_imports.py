@@ -60,10 +60,13 @@ def load_everything():
     prepare_environment()
     for name in EVERYTHING:
         import_module(name)
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
     from rlhf_core.adapters.data_docs import _page_view
     from tests import servers
 
     servers.load()
+    get_checkpoint_conversion_mapping("llama")  # compiles every model's: a tenth of a second
     templates = _page_view().env
     for name in templates.list_templates():
         templates.get_template(name)
