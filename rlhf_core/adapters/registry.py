@@ -4,11 +4,13 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from rlhf_core.adapters.mlflow_client import (
+    LostServerError,
     create_unless_there,
     every_page,
     has_store,
@@ -58,15 +60,13 @@ def register_model(
     Raises:
         RegistryError: MLflow refuses, or stays lost.
     """
-    version_tags = {
+    carried = {
         **run.lineage,
         **{f"rlhf.{key}": value for key, value in tags.items()},
         "rlhf.sha256": sha256,
         "rlhf.kind": kind,
     }
-    version = patiently(
-        f"registering {name}", lambda: _register(run, directory, name, version_tags)
-    )
+    version = patiently(f"registering {name}", lambda: _register(run, directory, name, carried))
     return _model_ref(version, directory.resolve())
 
 
@@ -266,33 +266,46 @@ def find_version(reference: str) -> "ModelVersion":
     """
     body = reference.removeprefix("models:/")
     name, _, alias = body.partition("@")
-    number = ""
-    if not alias:
-        name, _, number = body.partition("/")
-    if not name or not (alias or number.isdigit()):
+    name, _, number = name.partition("/")
+    if not name or not (not number if alias else number.isdigit()):
         raise RegistryError(
             f"{reference!r} is not a model: expected models:/<name>/<version>, "
             "models:/<name>@<alias> or a folder"
         )
-    registered: list[RegisteredModel] = []
-    if has_store():
-        client = mlflow_client()
-        registered = patiently(
-            f"finding {reference}", lambda: client.search_registered_models(f"name = '{name}'")
-        )
-    if not registered:
-        raise RegistryError(f"{reference}: no model {name!r} is registered yet")
-    model = registered[0]
+    if not alias:
+        return _numbered_version(reference, name, number)
+    model, what = _require_model(reference, name), f"finding {reference}"
     if alias in (CHAMPION, PREVIOUS) and _completed_release(name):
-        model = patiently(f"finding {reference}", lambda: client.get_registered_model(name))
+        model = patiently(what, lambda: mlflow_client().get_registered_model(name))
     aliases = _as_seen(name, {key: str(value) for key, value in model.aliases.items()})
-    if alias and alias not in aliases:
+    if alias not in aliases:
         raise RegistryError(
             f"{reference}: {name} has no {alias} yet; aliases set: "
             + (", ".join(f"{key} -> {value}" for key, value in sorted(aliases.items())) or "none")
         )
-    wanted = aliases[alias] if alias else number
-    return patiently(f"finding {reference}", lambda: client.get_model_version(name, wanted))
+    return patiently(what, lambda: mlflow_client().get_model_version(name, aliases[alias]))
+
+
+def _numbered_version(reference: str, name: str, number: str) -> "ModelVersion":
+    if not has_store():
+        _require_model(reference, name)
+    find = partial(mlflow_client().get_model_version, name, number)
+    try:
+        return patiently(f"finding {reference}", find)
+    except RegistryError as error:
+        if not isinstance(error, LostServerError):
+            _require_model(reference, name)  # says it better where the name is unknown
+        raise
+
+
+def _require_model(reference: str, name: str) -> "RegisteredModel":
+    registered: list[RegisteredModel] = []
+    if has_store():
+        search = partial(mlflow_client().search_registered_models, f"name = '{name}'")
+        registered = patiently(f"finding {reference}", search)
+    if not registered:
+        raise RegistryError(f"{reference}: no model {name!r} is registered yet")
+    return registered[0]
 
 
 def _as_seen(name: str, aliases: Mapping[str, str]) -> dict[str, str]:

@@ -140,8 +140,11 @@ def test_a_wrong_reference_says_what_there_is(made, mlflow_home):
         resolve_model("models:/rlhf-sft@champion", cache=mlflow_home)
     with pytest.raises(RegistryError, match="models:/rlhf-sft/7"):
         resolve_model("models:/rlhf-sft/7", cache=mlflow_home)
-    with pytest.raises(RegistryError, match="expected models:/"):
-        resolve_model("models:/rlhf-sft", cache=mlflow_home)
+    with pytest.raises(RegistryError, match="no model 'nobody' is registered yet"):
+        resolve_model("models:/nobody/1", cache=mlflow_home)
+    for reference in ("models:/rlhf-sft", "models:/rlhf-sft/1@candidate", "models:/rlhf-sft/one"):
+        with pytest.raises(RegistryError, match="expected models:/"):
+            resolve_model(reference, cache=mlflow_home)
     with pytest.raises(ModelError, match="no such folder"):
         resolve_model("nowhere/at/all", cache=mlflow_home)
 
