@@ -9,13 +9,13 @@ import pytest
 
 
 class SmallDisk:
-    """A file system of 64 MiB, mounted at a folder until it is taken away."""
+    """A file system of 128 MiB, mounted at a folder until it is taken away."""
 
     def __init__(self, folder):
         if shutil.which("mount") is None:
             pytest.skip("a small disk cannot be mounted here: there is no mount")
         folder.mkdir(parents=True, exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+        command = ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")

@@ -1,5 +1,8 @@
 """Cleaning rules for single rows: what they catch, and what they must leave alone."""
 
+import re
+import tempfile
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +14,9 @@ from rlhf_core.dataprep.cleaning.contamination import read_benchmark
 from rlhf_core.dataprep.cleaning.language import known_languages, other_language, surely_allowed
 from rlhf_core.dataprep.cleaning.personal import find_personal_data
 from rlhf_core.dataprep.cleaning.rules import make_rules
-from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.errors import ConfigError, DataError, StorageError
 from rlhf_core.schema import Message
+from tests.disks import no_larger_files
 
 KINDS = ("email", "phone", "secret")
 QUESTION = "How many sides does a regular polygon with an interior angle of 120 degrees have?"
@@ -277,3 +281,9 @@ def test_many_texts_asked_together_are_told_from_those_that_may_quote(write_json
     assert all(is_asked for is_asked, run in zip(asked, found, strict=True) if run)
     assert sum(asked[:50] + asked[53:-3]) == 0
     assert benchmark.may_be_quoted_by([]) == []
+
+
+def test_a_temporary_folder_without_room_is_named():
+    named = f"^{re.escape(tempfile.gettempdir())}.* cannot be written"
+    with no_larger_files(1_000_000), pytest.raises(StorageError, match=named):
+        language._identifier.__wrapped__()

@@ -4,15 +4,18 @@ Lui & Baldwin (2012), langid.py: An Off-the-shelf Language Identification Tool.
 """
 
 import re
+import tempfile
 import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from rlhf_core.dataprep.cleaning.addresses import without_addresses
+from rlhf_core.storage.full_disk import writing
 
 _WORD = re.compile(r"[^\W\d_]+")
 _LETTER_OF_ANOTHER_SCRIPT = re.compile(r"[^\W\d_\u0041-\u024f\u1e00-\u1eff]")
@@ -38,7 +41,8 @@ _MIN_COMPARED_WORDS, _SURE, _POSSIBLE = 4, 0.9, 0.02
 
 @cache
 def _identifier() -> LanguageIdentifier:
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    with writing(Path(tempfile.gettempdir())):  # it unpacks its model to a file there
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def known_languages() -> frozenset[str]:
