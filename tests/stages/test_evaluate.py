@@ -14,6 +14,7 @@ from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import Demonstration, Message, ModelRef, PreferencePair, Prompt
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
 from rlhf_core.stages.evaluation.scoring import score_texts
+from rlhf_core.stages.evaluation.verdict import doubts_about_data
 from rlhf_core.storage.records import read_records, write_records
 
 KINDS = {"demonstrations": Demonstration, "prompts": Prompt}
@@ -268,15 +269,22 @@ def test_a_policy_is_compared_with_the_sft_model_it_set_out_from(
         (DialogueSplitter(0, 0.1, 0.5).rule, DialogueSplitter(0, 0.1, 0.5).rule, False),
     ],
 )
-def test_models_that_may_have_trained_on_what_is_held_out_hold_the_policy(
-    register_all, saved_models, stage_config, stage_context, small_splits, trained, read, doubted
+def test_models_that_may_have_trained_on_what_is_held_out_are_doubted(
+    register_all, saved_models, small_splits, trained, read, doubted
 ):
     models = register_all(saved_models, splits=small_splits.model_copy(update={"split": trained}))
     here = small_splits.model_copy(update={"sha256": "e" * 64, "split": read})
-    decision = judged(stage_config(), here, models, stage_context).decision
+    doubts = doubts_about_data(here, models.values())
+    assert len(doubts) == (4 if doubted else 0)
+    assert all("split by another rule" in doubt for doubt in doubts)
+
+
+def test_a_policy_of_doubted_models_is_held(four_models, stage_config, stage_context, small_splits):
+    here = small_splits.model_copy(update={"sha256": "e" * 64})
+    decision = judged(stage_config(), here, four_models, stage_context).decision
     about = [reason for reason in decision.reasons if "split by another rule" in reason]
-    assert len(about) == (4 if doubted else 0)
-    assert not doubted or decision.verdict != "PROMOTE"
+    assert len(about) == 4
+    assert decision.verdict == "HOLD"
 
 
 def test_greedy_answers_have_no_kl_and_dpo_has_no_reward_gain(
