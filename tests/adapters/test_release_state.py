@@ -13,7 +13,7 @@ from rlhf_core.errors import RegistryError
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.rollback import rollback_policy
 from rlhf_flows.commands import doctor
-from tests.releases import champions, register_release
+from tests.releases import champions, register_release, registry_in
 
 
 @pytest.fixture
@@ -25,11 +25,7 @@ def client(mlflow_home):
 def registry_of_three(tmp_path_factory, fresh_database):
     """A database with three releases, the last two of them promoted, and the releases."""
     folder = tmp_path_factory.mktemp("three")
-    shutil.copy(fresh_database, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        client = mlflow_client()
+    with registry_in(folder, fresh_database) as client:
         found = [register_release(client) for _ in range(3)]
         for release in found[1:]:
             promote_model(release["policy"])

@@ -17,7 +17,7 @@ from rlhf_core.adapters.releases import apply_newest, read_journal, settle, sett
 from rlhf_core.errors import RegistryError
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.rollback import rollback_policy
-from tests.releases import champions, fights, in_child, register_release
+from tests.releases import champions, fights, in_child, register_release, registry_in
 
 
 @pytest.fixture
@@ -29,11 +29,7 @@ def client(mlflow_home):
 def registry_of_three(tmp_path_factory, fresh_database):
     """A database with three releases, promoted one after the other, and the releases."""
     folder = tmp_path_factory.mktemp("three")
-    shutil.copy(fresh_database, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        client = mlflow_client()
+    with registry_in(folder, fresh_database) as client:
         made = [register_release(client) for _ in range(3)]
         for release in made:
             assert promote_model(release["policy"]).moved
@@ -187,11 +183,7 @@ def test_who_promotes_what_another_command_promoted_at_the_same_moment_has_succe
 def registry_of_two_and_one(tmp_path_factory, fresh_database):
     """A database with two promoted releases and one without a reward model, and the releases."""
     folder = tmp_path_factory.mktemp("two-and-one")
-    shutil.copy(fresh_database, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        client = mlflow_client()
+    with registry_in(folder, fresh_database) as client:
         first, second = register_release(client), register_release(client)
         third = register_release(client, without=("reward",))
         promote_model(first["policy"])
