@@ -22,6 +22,7 @@ TITLES = {
     "scaling": "Growth of an SFT step",
     "processes": "Several processes against one, on the demo",
     "processes_wall": "Two processes against two threads",
+    "threads": "How threads wait, in a step of SFT",
 }
 COMMANDS = {
     "sft": "python benchmarks/compare.py sft",
@@ -33,6 +34,7 @@ COMMANDS = {
     "scaling": "python benchmarks/scaling.py",
     "processes": "python benchmarks/processes.py",
     "processes_wall": "python benchmarks/processes.py --wall",
+    "threads": "python benchmarks/threads.py",
 }
 
 
@@ -157,6 +159,12 @@ def processes_wall_row(name: str, values: Values) -> list[str]:
     return [*cells, f"{values['others']:.0%}"]
 
 
+def threads_row(name: str, values: Values) -> list[str]:
+    seconds = (f"{values[one]:.2f} s" for one in ("wall", "slowest", "processor"))
+    cells = [*name.split(" | "), spread(values["ratios"]), f"{len(values['ratios'])}", *seconds]
+    return [*cells, f"{values['stolen']:.0%}"]
+
+
 SUPERVISED = (
     (*COMMON, "our tokens/s", "time over the floor", "loss differs by"),
     supervised_row,
@@ -217,6 +225,20 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[str, Values], list[str]]]] = 
             "cores taken by others",
         ),
         processes_wall_row,
+    ),
+    "threads": (
+        (
+            "model",
+            "busy processes beside it",
+            "threads that wait",
+            "faster than one thread (spread)",
+            "rounds",
+            "a step, middle",
+            "slowest",
+            "processor time",
+            "taken by other machines",
+        ),
+        threads_row,
     ),
 }
 

@@ -36,7 +36,7 @@ class Side:
         stage: str,
         folder: Path,
         options: dict[str, object],
-        threads: int = 1,
+        env: dict[str, str] | None = None,
     ) -> None:
         command = [str(python), str(HERE / script), stage, str(folder), json.dumps(options)]
         self.log = (folder / f"{script}.log").open("a")
@@ -46,7 +46,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env=environment(threads),
+            env=env or environment(),
         )
         self.idle_mb = self._read()["idle_mb"]
 
@@ -96,8 +96,9 @@ class Turns:
         """Start all processes, each with so many threads."""
         started = [(self.peer, self.scripts[0], peer_options)]
         started += [(Path(sys.executable), self.scripts[1], options) for options in variants]
+        env = environment(threads)
         for python, script, options in started:
-            side = Side(python, script, self.stage, self.folder, options, threads)
+            side = Side(python, script, self.stage, self.folder, options, env)
             self.sides.append(self.stack.enter_context(side))
         return self
 

@@ -33,9 +33,11 @@ ENVIRONMENT_DEFAULTS = {
 }
 """What every process of the project runs with unless its environment says otherwise."""
 
-PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 """OpenMP's threads spin at the end of every operation until the last has arrived, and hold the core
-that it needs where other programs run as well. Read when torch loads."""
+that it needs where other programs run as well; so they sleep. But to wake them for the next one,
+thousands of times a step, takes a third of a step where the machine is virtual; so first they
+spin for a moment, less than a millisecond (`benchmarks/threads.py`). Read when torch loads."""
 
 _CREDENTIALS = re.compile(
     r"(?<=://)(?:[^/\s]*@|(?<!http://)(?<!https://)[^:/\s]*:[^@\s]*@)",
@@ -85,6 +87,8 @@ class Settings(BaseSettings):
     """How many threads compute, where a person has chosen."""
     omp_wait_policy: str | None = None
     """What a thread does that waits for the others."""
+    gomp_spincount: str | None = None
+    """How many times it looks for them before it sleeps."""
     pet_nnodes: str | None = None
     """Nodes that train together, as torchrun and Kubeflow Trainer have it."""
     pet_nproc_per_node: str | None = None
@@ -157,9 +161,11 @@ def without_credentials(text: str) -> str:
 def set_environment_defaults() -> dict[str, str]:
     """Switch telemetry off for this process and return the variables for its children.
 
-    Its threads give their core up while they wait. A variable that is already set keeps its value.
+    Its threads give their core up while they wait, unless a variable already says how they wait.
+    A variable that is already set keeps its value.
     """
-    for name, value in {**ENVIRONMENT_DEFAULTS, **PATIENT_THREADS}.items():
+    chosen = PATIENT_THREADS.keys() & os.environ.keys()
+    for name, value in (ENVIRONMENT_DEFAULTS | ({} if chosen else PATIENT_THREADS)).items():
         os.environ.setdefault(name, value)
     return {name: os.environ[name] for name in ENVIRONMENT_DEFAULTS}
 

@@ -14,6 +14,7 @@ from rlhf_core.adapters.mlflow_client import check_server, mlflow_client, patien
 from rlhf_core.adapters.registry import register_model, resolve_model
 from rlhf_core.adapters.settings import (
     ENVIRONMENT_DEFAULTS,
+    PATIENT_THREADS,
     load_settings,
     set_environment_defaults,
 )
@@ -373,13 +374,26 @@ def test_telemetry_is_off_unless_a_person_says_otherwise(monkeypatch):
     assert variables["GX_ANALYTICS_ENABLED"] == "true"
 
 
-def test_waiting_threads_give_their_core_up_unless_a_person_says_otherwise(monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+@pytest.mark.parametrize(
+    ("chosen", "then"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+    ],
+)
+def test_waiting_threads_give_their_core_up_unless_a_person_says_otherwise(
+    monkeypatch, chosen, then
+):
+    for name in PATIENT_THREADS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
     set_environment_defaults()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    set_environment_defaults()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    found = {name: os.environ[name] for name in PATIENT_THREADS if name in os.environ}
+    for name in PATIENT_THREADS:
+        monkeypatch.delenv(name, raising=False)
+    assert found == then
 
 
 def test_settings_are_read_when_asked_and_not_on_import(monkeypatch, tmp_path):

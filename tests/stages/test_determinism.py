@@ -18,11 +18,12 @@ def test_no_more_threads_than_cores_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr(determinism.logger, "info", lambda line, *words: said.append(line % words))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setattr(determinism, "_TORCH_THREADS", 8)
     monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
     take_cores()
     assert torch.get_num_threads() == 3
-    assert said == ["threads=3 usable_cores=3 OMP_WAIT_POLICY=PASSIVE"]
+    assert said == ["threads=3 usable_cores=3 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=unset"]
 
 
 def test_a_chosen_number_of_threads_stays(monkeypatch):
