@@ -3,12 +3,13 @@
 Then, of what is remembered, who won and what is filtered out for the sake of other rows.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, field
-from itertools import compress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import RowRules
 from rlhf_core.dataprep.keys import DialogueKey, Key
-from rlhf_core.dataprep.ledger import Entry, enter
+from rlhf_core.dataprep.ledger import Entry, Ledger, enter
 from rlhf_core.dataprep.measures.frames import FrameBuilder, batched, excerpt
 from rlhf_core.dataprep.measures.losses import TokenLosses
 from rlhf_core.dataprep.sources.rows import UNNAMED, FilteredRow
@@ -52,7 +53,7 @@ class Intake:
     """All comparisons of the raw files: entries in memory, records in ``spill``, same order."""
 
     spill: Path
-    entries: list[Entry] = field(default_factory=list)
+    entries: Ledger = field(default_factory=Ledger)
     votes: VoteTable = field(default_factory=VoteTable)
     columns: FrameBuilder = field(default_factory=lambda: FrameBuilder(RAW_COLUMNS))
     signatures: RowSignatures | None = None
@@ -84,7 +85,7 @@ class Intake:
         """
         self.num_repeated_votes += num_repeated_votes
         self.votes.add(len(self.entries), item.votes)
-        self.entries.append(entry)
+        self.entries.add(entry)
         if self.signatures is not None:
             self.signatures.add(item, entry.prompt, entry.dialogue)
         if self.first_turns is not None and entry.reason is None:
@@ -148,18 +149,17 @@ def take_in(
 def _screen(items: Sequence[Comparison], rules: RowRules, losses: TokenLosses) -> list[Entry]:
     """Enter comparisons; what is of no use by itself needs no rules."""
     entries = [enter(item) for item in items]
-    sound = [entry.reason is None for entry in entries]
-    rows = [(item.prompt, (item.response_a, item.response_b)) for item in compress(items, sound)]
-    sound_items = compress(items, sound)
-    found = zip(compress(entries, sound), sound_items, rules.problems(rows), strict=True)
-    for entry, item, problem in found:
+    sound = [row for row, entry in enumerate(entries) if entry.reason is None]
+    rows = [(items[row].prompt, (items[row].response_a, items[row].response_b)) for row in sound]
+    for row, problem in zip(sound, rules.problems(rows), strict=True):
         if problem is not None:
-            entry.filter_out(*problem)
-            losses.add(problem, item)
+            reason, detail = problem
+            entries[row] = replace(entries[row], reason=reason, detail=detail)
+            losses.add(problem, items[row])
     return entries
 
 
-def apply_votes(entries: Sequence[Entry], probabilities: Floats) -> None:
+def apply_votes(entries: Ledger, probabilities: Floats) -> None:
     """Write down who wins; ties are filtered out.
 
     Args:
@@ -167,29 +167,28 @@ def apply_votes(entries: Sequence[Entry], probabilities: Floats) -> None:
         probabilities: [N, 3] of a, b and tie, from a vote model.
     """
     beats, tied = decide(probabilities)
-    for entry, probability, is_tie in zip(entries, beats.tolist(), tied.tolist(), strict=True):
-        entry.a_beats_b = probability
-        if is_tie:
-            entry.filter_out("tie")
+    entries.a_beats_b = array("d", beats.tobytes())
+    for row in np.flatnonzero(tied).tolist():
+        entries.filter_out(row, "tie")
 
 
-def filter_reserved(entries: Sequence[Entry], reserved: Set[DialogueKey]) -> None:
+def filter_reserved(entries: Ledger, reserved: Set[DialogueKey]) -> None:
     """Filter out every comparison whose dialogue belongs to the held-out file."""
-    for entry in entries:
-        if entry.dialogue in reserved:
-            entry.filter_out("prompt_is_heldout", "its first turn is that of a held-out prompt")
+    for row in range(len(entries)):
+        if entries.dialogue(row) in reserved:
+            detail = "its first turn is that of a held-out prompt"
+            entries.filter_out(row, "prompt_is_heldout", detail)
 
 
 def filter_near_duplicates(intake: Intake, threshold: float) -> None:
     """Filter out pairs whose prompt and responses nearly repeat those of an earlier pair."""
     if intake.signatures is None:
         return
-    staying = [row for row, entry in enumerate(intake.entries) if entry.reason is None]
-    both = intake.signatures.responses.array(), intake.signatures.prompts
-    tables = [table[staying] for table in both]
+    entries, staying = intake.entries, intake.entries.staying()
+    tables = intake.signatures.of_rows(staying)
     for row, earlier in near_duplicates(tables, threshold).items():
-        original = intake.entries[staying[earlier]]
-        intake.entries[staying[row]].filter_out("near_duplicate", f"of {original.place}")
+        place = entries[staying[earlier]].place
+        entries.filter_out(staying[row], "near_duplicate", f"of {place}")
 
 
 def filter_near_heldout(intake: Intake, heldout: PromptIndex, splitter: DialogueSplitter) -> None:
@@ -197,21 +196,20 @@ def filter_near_heldout(intake: Intake, heldout: PromptIndex, splitter: Dialogue
 
     The held-out prompts of the pairs that stay join those of the other files in ``heldout``.
     """
-    signatures = intake.signatures
+    signatures, entries = intake.signatures, intake.entries
     if signatures is None:
         return
     train: dict[Key, list[int]] = {}
-    for row, entry in enumerate(intake.entries):
-        if entry.reason is not None:
-            continue
-        if splitter.side(entry.dialogue) == "heldout":
-            heldout.add(signatures.of_prompt(row, entry.dialogue))
+    for row in entries.staying():
+        dialogue = entries.dialogue(row)
+        if splitter.side(dialogue) == "heldout":
+            heldout.add(signatures.of_prompt(row, dialogue))
         else:
-            train.setdefault(entry.prompt, []).append(row)
+            train.setdefault(entries.prompt(row), []).append(row)
     for rows in train.values():
-        if heldout.near(signatures.of_prompt(rows[0], intake.entries[rows[0]].dialogue)):
+        if heldout.near(signatures.of_prompt(rows[0], entries.dialogue(rows[0]))):
             for row in rows:
-                intake.entries[row].filter_out("prompt_near_heldout")
+                entries.filter_out(row, "prompt_near_heldout")
 
 
 def _without_votes_of(

@@ -1,6 +1,8 @@
-"""What is known of each comparison besides its texts: one entry a row, kept in memory."""
+"""What is known of each comparison besides its texts: columns of one ledger, kept in memory."""
 
-from collections.abc import Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +12,14 @@ from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_keys
 from rlhf_core.dataprep.sources.rows import Reason, comparison_problem
 from rlhf_core.dataprep.votes.vote_table import Ints
 from rlhf_core.schema import Comparison
+from rlhf_core.statistics.clusters import numbered
+
+_KEY_BYTES = 16
+_STAYS = 0
+"""Number of the reason of a row that is not filtered out."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One comparison in the ledger."""
 
@@ -40,10 +47,170 @@ class Entry:
         """Source and line, for messages."""
         return f"{self.source}, line {self.line}"
 
-    def filter_out(self, reason: Reason, detail: str = "") -> None:
-        """Filter the row out, unless it already is."""
-        if self.reason is None:
-            self.reason, self.detail = reason, detail
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Columns of comparisons of which it is decided who won."""
+
+    num_chars: Ints
+    """[N, 2] lengths of response a and response b."""
+    a_won: NDArray[np.bool_]
+    """[N]"""
+    dialogue: Ints
+    """[N] equal numbers for one dialogue."""
+    source: Ints
+    """[N] place in ``sources``."""
+    dialogues: tuple[DialogueKey, ...]
+    """By number."""
+    sources: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.a_won)
+
+    def only(self, rows: NDArray[np.bool_] | Ints) -> "Labelled":
+        """Return some of the rows; all numbers stay."""
+        return Labelled(
+            num_chars=self.num_chars[rows],
+            a_won=self.a_won[rows],
+            dialogue=self.dialogue[rows],
+            source=self.source[rows],
+            dialogues=self.dialogues,
+            sources=self.sources,
+        )
+
+
+class _Names:
+    """Texts by number, each held once."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self.of_row = array("l")
+
+    def append(self, name: str) -> None:
+        number = self._numbers.setdefault(name, len(self.names))
+        if number == len(self.names):
+            self.names.append(name)
+        self.of_row.append(number)
+
+    def __getitem__(self, row: int) -> str:
+        return self.names[self.of_row[row]]
+
+
+class Ledger:
+    """The entries of all comparisons as columns: some ninety bytes each."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        """Begin with ``entries``."""
+        self._prompts, self._dialogues, self._pairs = bytearray(), bytearray(), bytearray()
+        self._sources, self._groups = _Names(), _Names()
+        self._a_first, self._reason = array("b"), array("b")
+        self._line, self._num_chars = array("q"), array("q")
+        self._reasons: list[Reason | None] = [None]
+        self._details: dict[int, str] = {}
+        self.a_beats_b: array[float] = array("d")
+        """Of each row; to be written into once a model of the votes has spoken."""
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Append an entry."""
+        self._prompts += entry.prompt
+        self._dialogues += entry.dialogue
+        self._pairs += entry.pair
+        self._sources.append(entry.source)
+        self._groups.append(entry.group)
+        self._a_first.append(entry.a_first)
+        self._line.append(entry.line)
+        self._num_chars.extend(entry.num_chars)
+        self.a_beats_b.append(entry.a_beats_b)
+        self._reason.append(_STAYS)
+        if entry.reason is not None:
+            self.filter_out(len(self) - 1, entry.reason, entry.detail)
+
+    def __len__(self) -> int:
+        return len(self._reason)
+
+    def __getitem__(self, row: int) -> Entry:
+        return Entry(
+            prompt=self.prompt(row),
+            dialogue=self.dialogue(row),
+            pair=self.pair(row),
+            a_first=bool(self._a_first[row]),
+            source=self._sources[row],
+            line=self._line[row],
+            num_chars=(self._num_chars[2 * row], self._num_chars[2 * row + 1]),
+            reason=self.reason(row),
+            detail=self._details.get(row, ""),
+            a_beats_b=self.a_beats_b[row],
+            group=self._groups[row],
+        )
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self.__getitem__, range(len(self)))
+
+    def prompt(self, row: int) -> Key:
+        """Return the key of a row's prompt."""
+        return _key(self._prompts, row)
+
+    def dialogue(self, row: int) -> DialogueKey:
+        """Return the key of a row's dialogue."""
+        return DialogueKey(_key(self._dialogues, row))
+
+    def pair(self, row: int) -> Key:
+        """Return the key of a row's prompt and responses."""
+        return _key(self._pairs, row)
+
+    def reason(self, row: int) -> Reason | None:
+        """Return why a row is filtered out; None while it stays."""
+        return self._reasons[self._reason[row]]
+
+    def filter_out(self, row: int, reason: Reason, detail: str = "") -> None:
+        """Filter a row out, unless it already is."""
+        if self._reason[row] != _STAYS:
+            return
+        if reason not in self._reasons:
+            self._reasons.append(reason)
+        self._reason[row] = self._reasons.index(reason)
+        if detail:
+            self._details[row] = detail
+
+    def staying(self) -> list[int]:
+        """Return the rows that stay so far."""
+        return [row for row, number in enumerate(self._reason) if number == _STAYS]
+
+    def have(self, reason: Reason | None) -> NDArray[np.bool_]:
+        """[N] which rows are filtered out for a reason; with None which stay."""
+        number = self._reasons.index(reason) if reason in self._reasons else -1
+        found: NDArray[np.bool_] = np.array(self._reason) == number
+        return found
+
+    def reasons(self) -> Counter[Reason]:
+        """Count the rows that are filtered out by reason."""
+        found = Counter(map(self._reasons.__getitem__, self._reason))
+        return Counter({reason: count for reason, count in found.items() if reason is not None})
+
+    def groups(self) -> list[str]:
+        """[N] ranked list of each row."""
+        return list(map(self._groups.__getitem__, range(len(self))))
+
+    def labelled(self) -> Labelled:
+        """Return what is measured of the rows that stay."""
+        rows = self.staying()
+        keys = list(map(self.dialogue, rows))
+        sources = np.array(self._sources.of_row, dtype=np.int64)[rows]
+        return Labelled(
+            num_chars=np.array(self._num_chars, dtype=np.int64).reshape(-1, 2)[rows],
+            a_won=np.array(self.a_beats_b)[rows] > 0.5,
+            dialogue=numbered(keys),
+            source=sources,
+            dialogues=tuple(dict.fromkeys(keys)),
+            sources=tuple(self._sources.names),
+        )
+
+
+def _key(keys: bytearray, row: int) -> Key:
+    return bytes(keys[row * _KEY_BYTES : (row + 1) * _KEY_BYTES])
 
 
 def enter(item: Comparison) -> Entry:
@@ -64,7 +231,7 @@ def enter(item: Comparison) -> Entry:
     )
 
 
-def votes_to_train_on(entries: Sequence[Entry], counts: Ints) -> NDArray[np.bool_]:
+def votes_to_train_on(entries: Ledger, counts: Ints) -> NDArray[np.bool_]:
     """[N] whether the votes on a comparison are of those that training rests on.
 
     They are where the comparison stays, and where people were split: to leave the split ones out
@@ -76,6 +243,4 @@ def votes_to_train_on(entries: Sequence[Entry], counts: Ints) -> NDArray[np.bool
         counts: [N, 3] votes for a, b and tie.
     """
     is_split = counts[:, 0] + counts[:, 1] > counts[:, 2]
-    reasons = [entry.reason for entry in entries]
-    stays = np.array([reason is None for reason in reasons], dtype=bool)
-    return stays | (np.array([reason == "tie" for reason in reasons], dtype=bool) & is_split)
+    return entries.have(None) | (entries.have("tie") & is_split)

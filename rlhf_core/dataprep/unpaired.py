@@ -13,8 +13,9 @@ from rlhf_core.dataprep.assemble import Workbench
 from rlhf_core.dataprep.cleaning.near import SignatureTable, near_duplicates
 from rlhf_core.dataprep.cleaning.prompt_index import prompt_text
 from rlhf_core.dataprep.cleaning.rules import Problem
+from rlhf_core.dataprep.cleaning.signature_rows import SignatureRows
 from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_key
-from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.ledger import Ledger
 from rlhf_core.dataprep.measures.frames import batched
 from rlhf_core.dataprep.sources.rows import FilteredRow, prompt_problem
 from rlhf_core.dataprep.split import Side
@@ -71,13 +72,13 @@ def _named(counts: Counter[bool]) -> dict[str, int]:
     return {"good": counts[True], "bad": counts[False]}
 
 
-def judged_dialogues(entries: Iterable[Entry], bench: Workbench) -> set[DialogueKey]:
+def judged_dialogues(entries: Ledger, bench: Workbench) -> set[DialogueKey]:
     """Return the dialogues whose pairs train the judge; of near ones the one that decides."""
     splitter = bench.splitter
     return {
-        splitter.deciding(entry.dialogue)
-        for entry in entries
-        if entry.reason is None and splitter.half(entry.dialogue) == "judge"
+        splitter.deciding(dialogue)
+        for dialogue in map(entries.dialogue, entries.staying())
+        if splitter.half(dialogue) == "judge"
     }
 
 
@@ -232,7 +233,7 @@ class _Seen:
             return found
         for rows, responses, prompts in self.near.values():
             places = [place for place, row in enumerate(rows) if row not in found]
-            tables = [table.array()[places] for table in (responses, prompts)]
+            tables = [SignatureRows(table.array(), places) for table in (responses, prompts)]
             for place, earlier in near_duplicates(tables, self.near_threshold).items():
                 original = self.ids[rows[places[earlier]]]
                 found[rows[places[place]]] = "near_duplicate", f"of {original}"

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep.keys import DialogueKey
-from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.keys import DialogueKey, text_key
+from rlhf_core.dataprep.ledger import Entry, Labelled, Ledger
 from rlhf_core.dataprep.measures import bias
 from rlhf_core.schema import Message, PreferencePair
 
@@ -16,11 +16,11 @@ NUMBERS = itertools.count()
 
 def entry(num_chars: tuple[int, int], a_wins: bool, prompt: str | None = None) -> Entry:
     """By default each on a prompt of its own."""
-    key = (prompt or str(next(NUMBERS))).encode()
+    key = text_key(prompt or str(next(NUMBERS)))
     return Entry(
         prompt=key,
         dialogue=DialogueKey(key),
-        pair=b"",
+        pair=text_key("pair"),
         a_first=True,
         source="s",
         line=1,
@@ -40,14 +40,14 @@ def pair(chosen: str, rejected: str, prompt: str | None = None) -> PreferencePai
     )
 
 
-def entries(length_wins: float, num_rows: int = 800, seed: int = 0) -> list[Entry]:
+def entries(length_wins: float, num_rows: int = 800, seed: int = 0) -> Labelled:
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(num_rows):
         lengths = tuple(rng.integers(10, 200, size=2).tolist())
         longer_a = lengths[0] > lengths[1]
         rows.append(entry(lengths, bool(longer_a == (rng.random() < length_wins))))
-    return rows
+    return Ledger(rows).labelled()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_planted_length_bias_is_measured_with_its_interval():
     assert bias.length_auc_estimate(fair, 0) == area
 
 
-def ranked_lists(num_lists: int, size: int, seed: int) -> list[Entry]:
+def ranked_lists(num_lists: int, size: int, seed: int) -> Labelled:
     """Lists in an order that length has no part in, all their pairs with sides by chance."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -90,7 +90,7 @@ def ranked_lists(num_lists: int, size: int, seed: int) -> list[Entry]:
             a_wins = bool(rng.random() < 0.5)
             sides = (best, second) if a_wins else (second, best)
             rows.append(entry(sides, a_wins, prompt=f"list {number}"))
-    return rows
+    return Ledger(rows).labelled()
 
 
 def test_the_intervals_cover_on_ranked_lists_as_often_as_they_say():
@@ -113,13 +113,14 @@ def test_a_habit_on_one_prompt_is_no_habit_of_the_dataset():
 
 
 def test_equal_lengths_count_one_half():
-    assert bias.length_win_estimate([entry((5, 5), a_wins=True)] * 4).value == 0.5
+    rows = Ledger([entry((5, 5), a_wins=True)] * 4)
+    assert bias.length_win_estimate(rows.labelled()).value == 0.5
 
 
 def test_a_planted_position_bias_is_measured():
     rng = np.random.default_rng(0)
     rows = [entry((10, 10), bool(rng.random() < 0.7)) for _ in range(600)]
-    found = bias.first_win_estimate(rows)
+    found = bias.first_win_estimate(Ledger(rows).labelled())
     assert found.low > 0.6
     assert found.low < 0.7 < found.high
 

@@ -1,12 +1,14 @@
 """Ties, repeats and contradictions are filtered out, whatever the order of rows."""
 
 import random
+import tracemalloc
+from dataclasses import replace
 
 import pytest
 
 from rlhf_core.dataprep.assemble import resolve
 from rlhf_core.dataprep.intake import apply_votes, filter_reserved
-from rlhf_core.dataprep.ledger import enter
+from rlhf_core.dataprep.ledger import Ledger, enter
 from rlhf_core.dataprep.votes.pooling import pool_votes
 from rlhf_core.dataprep.votes.vote_models import majority
 from rlhf_core.dataprep.votes.vote_table import VoteTable
@@ -25,7 +27,7 @@ def comparison(choices: str, *, prompt="Q?", a="yes", b="no", row_id="1") -> Com
 
 
 def reasons(*items: Comparison) -> list[str | None]:
-    entries, table = [enter(item) for item in items], VoteTable()
+    entries, table = Ledger(map(enter, items)), VoteTable()
     for number, item in enumerate(items):
         table.add(number, item.votes)
     pool_votes(entries, table)
@@ -103,6 +105,22 @@ def test_the_order_of_rows_changes_no_count():
 
 
 def test_a_reserved_prompt_is_taken_from_training():
-    entries = [enter(comparison("a")), enter(comparison("a", prompt="R?"))]
+    entries = Ledger([enter(comparison("a")), enter(comparison("a", prompt="R?"))])
     filter_reserved(entries, {enter(comparison("a", prompt="r?")).prompt})
     assert [entry.reason for entry in entries] == [None, "prompt_is_heldout"]
+
+
+def test_a_row_takes_little_memory_and_comes_back_as_it_was():
+    items = [comparison("a", prompt=f"{number}?", b="no" * number) for number in range(2_000)]
+    entries = [replace(enter(item), source="s", line=7, group="list 3") for item in items]
+    entries[5] = replace(entries[5], reason="tie", detail="level")
+    ledger = Ledger(entries)
+    assert list(ledger) == entries
+    tracemalloc.start()
+    try:
+        ledger = Ledger(entries * 10)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(ledger) == 20_000
+    assert held < 150 * len(ledger)  # As objects of their own rows took some 500 bytes.

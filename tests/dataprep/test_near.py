@@ -195,6 +195,9 @@ def test_each_row_has_the_signature_of_its_own_prompt_which_others_share():
             votes=(),
         )
         rows.add(item, *prompt_keys(item.prompt))
-    np.testing.assert_array_equal(rows.prompts, table(*asked))
+    responses, prompts = rows.of_rows([0, 1, 2, 4])
+    np.testing.assert_array_equal(prompts[:], table(*asked[:3], asked[4]))
+    np.testing.assert_array_equal(prompts[1:, 8:16], table(*asked[1:3], asked[4])[:, 8:16])
+    np.testing.assert_array_equal(responses[[3]], table("no\nyes"))
     dialogue = prompt_keys((Message(role="user", content=text(3)),))[1]
     np.testing.assert_array_equal(rows.of_prompt(3, dialogue), table(text(3)))

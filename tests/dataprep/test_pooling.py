@@ -5,7 +5,7 @@ import itertools
 
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.intake import apply_votes
-from rlhf_core.dataprep.ledger import enter
+from rlhf_core.dataprep.ledger import Ledger, enter
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.votes.pooling import pool_votes, votes_once
 from rlhf_core.dataprep.votes.vote_models import majority
@@ -33,7 +33,7 @@ def row(votes: str, *, swapped: bool = False, line: int = 1) -> Comparison:
 
 
 def pool(*items: Comparison):
-    entries, table = [enter(item) for item in items], VoteTable()
+    entries, table = Ledger(map(enter, items)), VoteTable()
     for number, item in enumerate(items):
         table.add(number, item.votes)
     pooled = pool_votes(entries, table)

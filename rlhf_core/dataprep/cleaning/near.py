@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_core.dataprep.cleaning.signature_rows import SignatureRows
 from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ _LARGE_BUCKET = 256
 
 Signature = NDArray[np.uint32]
 """[NUM_PERMUTATIONS]: the share of equal places estimates the Jaccard similarity."""
+Table = NDArray[np.uint32] | SignatureRows
+"""[N, NUM_PERMUTATIONS] signatures of rows, one each, or by reference."""
 
 
 @lru_cache(maxsize=16)
@@ -135,31 +138,25 @@ class SignatureTable:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._chunks: list[NDArray[np.uint32]] = []
-        self._rows: list[Signature] = []
+        # Grows in place: the pages of a large one are moved and not copied.
+        self._bytes = bytearray()
 
     def add(self, *texts: str) -> None:
-        """Append the signature of texts that are one after the other."""
-        self._rows.append(signature(*texts))
-        if len(self._rows) == 4_096:
-            self._flush()
+        """Append the signature of texts that are one after the other.
+
+        Raises:
+            BufferError: somebody still holds what ``array`` returned.
+        """
+        self._bytes += signature(*texts).data
 
     def array(self) -> NDArray[np.uint32]:
-        """Return [N, NUM_PERMUTATIONS]."""
-        self._flush()
-        if not self._chunks:
-            return np.empty((0, NUM_PERMUTATIONS), dtype=np.uint32)
-        if len(self._chunks) > 1:
-            self._chunks = [np.concatenate(self._chunks)]
-        return self._chunks[0]
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._chunks.append(np.stack(self._rows))
-            self._rows.clear()
+        """Return [N, NUM_PERMUTATIONS], the table itself."""
+        found = np.frombuffer(self._bytes, dtype=np.uint32).reshape(-1, NUM_PERMUTATIONS)
+        found.flags.writeable = False
+        return found
 
 
-def near_duplicates(tables: Sequence[NDArray[np.uint32]], threshold: float) -> dict[int, int]:
+def near_duplicates(tables: Sequence[Table], threshold: float) -> dict[int, int]:
     """Return rows that nearly repeat an earlier one: row to that earlier row.
 
     Candidates share a band of the first table's signature (locality-sensitive hashing), and where
@@ -181,7 +178,7 @@ def near_duplicates(tables: Sequence[NDArray[np.uint32]], threshold: float) -> d
     return repeats
 
 
-def linked(tables: Sequence[NDArray[np.uint32]], threshold: float) -> list[NDArray[np.int64]]:
+def linked(tables: Sequence[Table], threshold: float) -> list[NDArray[np.int64]]:
     """Return groups of two or more rows that pairs of near rows connect, rows in order.
 
     Candidates and nearness are those of ``near_duplicates``. In a bucket of very many candidates
@@ -202,8 +199,7 @@ def linked(tables: Sequence[NDArray[np.uint32]], threshold: float) -> list[NDArr
         if edges:
             label = _connected(np.concatenate(edges), label)
     order = np.argsort(label, kind="stable")
-    ends = np.flatnonzero(np.diff(label[order])) + 1
-    return [group for group in np.split(order, ends) if len(group) > 1]
+    return list(_runs(order, label[order[1:]] == label[order[:-1]]))
 
 
 class _WordHashes(dict[str, int]):
@@ -304,12 +300,19 @@ def _buckets(band: NDArray[np.uint32]) -> Iterable[NDArray[np.int64]]:
     # A row's band as one opaque value, so that sorting and comparing takes one step a row.
     keys = band.view(np.dtype((np.void, band.dtype.itemsize * band.shape[1]))).ravel()
     order = np.argsort(keys, kind="stable")
-    ends = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
-    return (group for group in np.split(order, ends) if len(group) > 1)
+    is_same = keys[order[1:]] == keys[order[:-1]]
+    return _runs(order, is_same)
+
+
+def _runs(order: NDArray[np.int64], is_same: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
+    """Yield the runs of two or more of ``order`` [N] between whose members ``is_same`` [N - 1]."""
+    edges = np.flatnonzero(np.diff(is_same, prepend=False, append=False))
+    for start, stop in edges.reshape(-1, 2).tolist():
+        yield order[start : stop + 1]
 
 
 def _parts(
-    bucket: NDArray[np.int64], tables: Sequence[NDArray[np.uint32]], bands: int, rows: int
+    bucket: NDArray[np.int64], tables: Sequence[Table], bands: int, rows: int
 ) -> Iterator[NDArray[np.int64]]:
     """Yield a bucket, or where it is large its parts that share a band of the next table too."""
     if len(bucket) <= _LARGE_BUCKET or not tables:
@@ -321,7 +324,7 @@ def _parts(
 
 
 def _near_pairs(
-    part: NDArray[np.int64], tables: Sequence[NDArray[np.uint32]], threshold: float
+    part: NDArray[np.int64], tables: Sequence[Table], threshold: float
 ) -> list[NDArray[np.int64]]:
     """Return [E, 2] pairs of near rows, in a large part each row with the first it is near to."""
     # Quadratic only where it is cheap. A row that is near to an earlier head is reached through it,
@@ -340,7 +343,7 @@ def _near_pairs(
 def _near_to(
     head: int | np.int64,
     rest: NDArray[np.int64],
-    tables: Sequence[NDArray[np.uint32]],
+    tables: Sequence[Table],
     threshold: float,
 ) -> NDArray[np.bool_]:
     near = np.ones(len(rest), dtype=bool)
@@ -363,7 +366,7 @@ def _connected(edges: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np
 
 def _mark(
     bucket: NDArray[np.int64],
-    tables: Sequence[NDArray[np.uint32]],
+    tables: Sequence[Table],
     threshold: float,
     repeats: dict[int, int],
 ) -> None:

@@ -1,6 +1,7 @@
 """Dialogues that open nearly alike: kept on one side of the split, as if they were one."""
 
 import logging
+from array import array
 from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_core.dataprep.cleaning.near import SignatureTable, linked
+from rlhf_core.dataprep.cleaning.signature_rows import SignatureRows
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key, first_turn, unit_interval
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Conversation, Prompt
@@ -54,6 +56,8 @@ class FirstTurnIndex:
         """Start empty."""
         self._place: dict[DialogueKey, int] = {}
         self._turns, self._systems = SignatureTable(), SignatureTable()
+        self._known_systems: dict[str, int] = {}
+        self._system_of: array[int] = array("q")
 
     def add(self, prompt: Conversation, dialogue: DialogueKey) -> None:
         """Remember the dialogue that a prompt is part of."""
@@ -62,7 +66,11 @@ class FirstTurnIndex:
         self._place[dialogue] = len(self._place)
         *before, turn = first_turn(prompt) or prompt
         self._turns.add(turn.content)
-        self._systems.add("\n".join(earlier.content for earlier in before))
+        system = "\n".join(earlier.content for earlier in before)
+        if system not in self._known_systems:
+            self._known_systems[system] = len(self._known_systems)
+            self._systems.add(system)
+        self._system_of.append(self._known_systems[system])
 
     def groups(
         self, threshold: float, *, largest_fraction: float, reserved: Set[DialogueKey], seed: int
@@ -82,9 +90,11 @@ class FirstTurnIndex:
         # Sorted, so that groups do not depend on the order of the files.
         keys = sorted(self._place)
         rows = np.array([self._place[key] for key in keys], dtype=np.int64)
-        tables = [table.array()[rows] for table in (self._turns, self._systems)]
+        systems = np.array(self._system_of, dtype=np.int64)[rows]
+        parts = [(self._turns.array(), rows), (self._systems.array(), systems)]
         # A part that is the same everywhere, no system message say, tells nothing apart.
-        tables = [table for table in tables if (table != table[:1]).any()] or tables[:1]
+        parts = [part for part in parts if (part[0] != part[0][:1]).any()] or parts[:1]
+        tables = [SignatureRows(*part) for part in parts]
         limit = max(_ALWAYS_FITS, int(largest_fraction * len(keys)))
         groups = linked(tables, threshold)
         for similarity in (step for step in _STRICTER if step > threshold):
@@ -138,8 +148,8 @@ def topic_numbers(prompts: Sequence[Prompt], key: str) -> Ints:
     return numbered(near.representative.get(dialogue, dialogue) for dialogue in dialogues)
 
 
-def _apart(group: Ints, tables: list[NDArray[np.uint32]], similarity: float) -> list[Ints]:
-    return [group[part] for part in linked([table[group] for table in tables], similarity)]
+def _apart(group: Ints, tables: list[SignatureRows], similarity: float) -> list[Ints]:
+    return [group[part] for part in linked([table.only(group) for table in tables], similarity)]
 
 
 def _describe(

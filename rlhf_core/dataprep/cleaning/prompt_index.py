@@ -1,10 +1,9 @@
 """Which prompts nearly give a held-out one away: by all they say, or by how they open."""
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlhf_core.dataprep.cleaning.near import (
     Signature,
@@ -13,6 +12,7 @@ from rlhf_core.dataprep.cleaning.near import (
     signature,
     similarity,
 )
+from rlhf_core.dataprep.cleaning.signature_rows import SignatureRows
 from rlhf_core.dataprep.keys import DialogueKey, Key, first_turn
 from rlhf_core.schema import Comparison, Conversation
 
@@ -40,10 +40,13 @@ class RowSignatures:
         self._place_of: dict[Key, int] = {}
         self._opening_of: dict[DialogueKey, int] = {}
 
-    @property
-    def prompts(self) -> NDArray[np.uint32]:
-        """[N, NUM_PERMUTATIONS] of each row's prompt, which many rows may share."""
-        return self._prompts.array()[np.array(self._prompt_of_row, dtype=np.int64)]
+    def of_rows(self, rows: Sequence[int]) -> tuple[SignatureRows, SignatureRows]:
+        """Return [N, NUM_PERMUTATIONS] of the responses of rows and of their prompts."""
+        prompts = np.array(self._prompt_of_row, dtype=np.int64)[rows]
+        return (
+            SignatureRows(self.responses.array(), rows),
+            SignatureRows(self._prompts.array(), prompts),
+        )
 
     def add(self, item: Comparison, prompt: Key, dialogue: DialogueKey) -> None:
         """Append a comparison, whose prompt and dialogue have these keys."""

@@ -5,13 +5,12 @@ import re
 import string
 from array import array
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
-from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.ledger import Labelled
 from rlhf_core.dataprep.measures.lexicon import STYLES
 from rlhf_core.schema import Estimate, PreferencePair
 from rlhf_core.statistics.clusters import (
@@ -123,19 +122,17 @@ def _begins_a_line(pattern: re.Pattern[str], text: str) -> bool:
     return True
 
 
-def length_win_estimate(entries: Sequence[Entry]) -> Estimate:
+def length_win_estimate(pairs: Labelled) -> Estimate:
     """Share of pairs that the longer response wins; equal lengths count one half."""
-    differences = _winner_differences(entries)
-    return proportion((np.sign(differences) + 1) / 2, _dialogues(entries))
+    return proportion((np.sign(_winner_differences(pairs)) + 1) / 2, _dialogues(pairs))
 
 
-def first_win_estimate(entries: Sequence[Entry]) -> Estimate:
+def first_win_estimate(pairs: Labelled) -> Estimate:
     """Share of pairs that the first response shown wins; one half where order has no say."""
-    won = np.array([entry.a_beats_b > 0.5 for entry in entries], dtype=np.float64)
-    return proportion(won, _dialogues(entries))
+    return proportion(pairs.a_won.astype(np.float64), _dialogues(pairs))
 
 
-def length_auc_estimate(entries: Sequence[Entry], seed: int) -> Estimate:
+def length_auc_estimate(pairs: Labelled, seed: int) -> Estimate:
     """How well length alone predicts the label: area under the ROC curve.
 
     With D the winner's length less the loser's, over pairs i and j shown either way round:
@@ -145,8 +142,8 @@ def length_auc_estimate(entries: Sequence[Entry], seed: int) -> Estimate:
     Returns:
         0.5 where length says nothing, 1 where it says everything; of at most 5,000 pairs.
     """
-    rows = np.random.default_rng(seed).permutation(len(entries))[:MAX_ROWS]
-    differences, dialogues = _winner_differences(entries)[rows], _dialogues(entries)[rows]
+    rows = np.random.default_rng(seed).permutation(len(pairs))[:MAX_ROWS]
+    differences, dialogues = _winner_differences(pairs)[rows], _dialogues(pairs)[rows]
 
     def length_auc(drawn: Ints) -> float:
         sample = differences[drawn]
@@ -156,26 +153,24 @@ def length_auc_estimate(entries: Sequence[Entry], seed: int) -> Estimate:
     return bootstrap(length_auc, dialogues, seed)
 
 
-def label_by_length(entries: Sequence[Entry]) -> list[tuple[float, float, int]]:
+def label_by_length(pairs: Labelled) -> list[tuple[float, float, int]]:
     """Return (mean length difference a - b, share that a wins, pairs) in bins of equal size."""
-    lengths = np.array([entry.num_chars for entry in entries], dtype=np.float64).reshape(-1, 2)
+    lengths = pairs.num_chars.astype(np.float64)
     difference = lengths[:, 0] - lengths[:, 1]
-    won = np.array([entry.a_beats_b > 0.5 for entry in entries], dtype=np.float64)
     order = np.argsort(difference, kind="stable")
     return [
-        (float(difference[part].mean()), float(won[part].mean()), len(part))
+        (float(difference[part].mean()), float(pairs.a_won[part].mean()), len(part))
         for part in np.array_split(order, _NUM_BINS)
         if len(part)
     ]
 
 
-def _winner_differences(entries: Sequence[Entry]) -> Array:
-    lengths = np.array([entry.num_chars for entry in entries], dtype=np.float64).reshape(-1, 2)
-    sign = np.array([1.0 if entry.a_beats_b > 0.5 else -1.0 for entry in entries])
-    differences: Array = (lengths[:, 0] - lengths[:, 1]) * sign
+def _winner_differences(pairs: Labelled) -> Array:
+    lengths = pairs.num_chars.astype(np.float64)
+    differences: Array = (lengths[:, 0] - lengths[:, 1]) * np.where(pairs.a_won, 1.0, -1.0)
     return differences
 
 
-def _dialogues(entries: Sequence[Entry]) -> Ints:
-    """[N] number of each entry's dialogue."""
-    return numbered(entry.dialogue for entry in entries)
+def _dialogues(pairs: Labelled) -> Ints:
+    """[N] number of each pair's dialogue, in order of appearance."""
+    return numbered(pairs.dialogue.tolist())

@@ -4,15 +4,13 @@ Both responses of a pair have one source, so it cannot say which of them is bett
 side wins (a source that shows the better one first) and carry a habit of length into a mixture.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_core.dataprep.keys import unit_interval
-from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.ledger import Labelled
 from rlhf_core.dataprep.measures.bias import first_win_estimate, length_win_estimate
 from rlhf_core.schema import Estimate
 from rlhf_core.statistics.clusters import MAX_ROWS, auc, bootstrap, numbered
@@ -35,23 +33,24 @@ class SourceFacts:
     """Mean length of a response."""
 
 
-def source_facts(entries: Sequence[Entry]) -> dict[str, SourceFacts]:
+def source_facts(pairs: Labelled) -> dict[str, SourceFacts]:
     """Return the facts of every source, by name."""
-    by_source: dict[str, list[Entry]] = {}
-    for entry in entries:
-        by_source.setdefault(entry.source, []).append(entry)
+    parts = {
+        pairs.sources[number]: pairs.only(pairs.source == number)
+        for number in np.unique(pairs.source)
+    }
     return {
         name: SourceFacts(
-            num_pairs=len(rows),
-            length_win=length_win_estimate(rows),
-            first_win=first_win_estimate(rows),
-            mean_chars=float(np.mean([row.num_chars for row in rows])),
+            num_pairs=len(part),
+            length_win=length_win_estimate(part),
+            first_win=first_win_estimate(part),
+            mean_chars=float(np.mean(part.num_chars)),
         )
-        for name, rows in sorted(by_source.items())
+        for name, part in sorted(parts.items())
     }
 
 
-def source_estimates(entries: Sequence[Entry], seed: int) -> dict[str, Estimate]:
+def source_estimates(pairs: Labelled, seed: int) -> dict[str, Estimate]:
     """Return what the source predicts, where there are two sources of ``MIN_PAIRS`` pairs.
 
     Returns:
@@ -60,27 +59,26 @@ def source_estimates(entries: Sequence[Entry], seed: int) -> dict[str, Estimate]
         the source says nothing. ``source_length_share``: share of the variance of response length
         that the source explains (omega squared); 0 where it explains none.
     """
-    counts = Counter(entry.source for entry in entries)
-    names = sorted(name for name, count in counts.items() if count >= MIN_PAIRS)
-    if len(names) < 2:
+    counts = np.bincount(pairs.source, minlength=len(pairs.sources))
+    large = np.flatnonzero(counts >= MIN_PAIRS)
+    if len(large) < 2:
         return {}
-    number = {name: place for place, name in enumerate(names)}
-    rows = [entry for entry in entries if entry.source in number]
-    source = np.array([number[row.source] for row in rows])
-    won = np.array([row.a_beats_b > 0.5 for row in rows])
-    half = np.array([unit_interval(seed, "source", row.dialogue) < 0.5 for row in rows])
-    length = np.array([sum(row.num_chars) / 2 for row in rows])
-    record = _record(source, won, half, len(names))
+    rows = pairs.only(np.isin(pairs.source, large))
+    number = np.zeros(len(pairs.sources), dtype=np.int64)
+    number[sorted(large, key=pairs.sources.__getitem__)] = np.arange(len(large))
+    source, won, length = number[rows.source], rows.a_won, rows.num_chars.sum(axis=1) / 2
+    halves = np.array([unit_interval(seed, "source", key) < 0.5 for key in pairs.dialogues])
+    record = _record(source, won, halves[rows.dialogue], len(large))
     some = np.random.default_rng(seed).permutation(len(rows))[:MAX_ROWS]
     source, won, length, record = source[some], won[some], length[some], record[some]
-    dialogues = numbered(rows[place].dialogue for place in some)
+    dialogues = numbered(rows.dialogue[some].tolist())
     found = {}
     if 0 < won.sum() < len(won):
         found["source_label_auc"] = bootstrap(
             lambda drawn: auc(record[drawn], won[drawn]), dialogues, seed
         )
     found["source_length_share"] = bootstrap(
-        lambda drawn: _omega_squared(length[drawn], source[drawn], len(names)), dialogues, seed
+        lambda drawn: _omega_squared(length[drawn], source[drawn], len(large)), dialogues, seed
     )
     return found
 

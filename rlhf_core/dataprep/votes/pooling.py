@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rlhf_core.dataprep.keys import Key
-from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.ledger import Entry, Ledger
 from rlhf_core.dataprep.sources.rows import UNNAMED
 from rlhf_core.dataprep.votes.vote_table import CHOICES, VoteTable
 from rlhf_core.schema import Choice, Vote
@@ -22,7 +22,7 @@ def votes_once(votes: Ballot) -> Ballot:
     return tuple(_fresh(votes, set()))
 
 
-def pool_votes(entries: Sequence[Entry], table: VoteTable) -> dict[int, Ballot]:
+def pool_votes(entries: Ledger, table: VoteTable) -> dict[int, Ballot]:
     """Give all votes on a pair to its first row; the rows after it are filtered out.
 
     A row that brings votes of people who had not voted so on this pair is ``votes_pooled``; one
@@ -46,7 +46,7 @@ def pool_votes(entries: Sequence[Entry], table: VoteTable) -> dict[int, Ballot]:
         sides = [_as_in(entries[head], entries[row], ballots[row]) for row in rows]
         if _contradict(sides):
             for row in rows:
-                entries[row].filter_out("conflicting_labels", f"with {entries[head].place}")
+                entries.filter_out(row, "conflicting_labels", f"with {entries[head].place}")
             continue
         votes = _gather(entries, rows, sides)
         spent += others
@@ -59,15 +59,14 @@ def pool_votes(entries: Sequence[Entry], table: VoteTable) -> dict[int, Ballot]:
     return pooled
 
 
-def _rows_of_same_pairs(entries: Sequence[Entry]) -> list[list[int]]:
+def _rows_of_same_pairs(entries: Ledger) -> list[list[int]]:
     """Rows that stay and whose pair another row has as well, by pair."""
     first: dict[Key, int] = {}
     groups: dict[int, list[int]] = {}
-    for row, entry in enumerate(entries):
-        if entry.reason is None:
-            head = first.setdefault(entry.pair, row)
-            if head != row:
-                groups.setdefault(head, [head]).append(row)
+    for row in entries.staying():
+        head = first.setdefault(entries.pair(row), row)
+        if head != row:
+            groups.setdefault(head, [head]).append(row)
     return list(groups.values())
 
 
@@ -95,7 +94,7 @@ def _contradict(ballots: Sequence[Ballot]) -> bool:
     return any(len(winners) > 1 for winners in won_with.values())
 
 
-def _gather(entries: Sequence[Entry], rows: Sequence[int], ballots: Sequence[Ballot]) -> Ballot:
+def _gather(entries: Ledger, rows: Sequence[int], ballots: Sequence[Ballot]) -> Ballot:
     """All votes, each person's answer once; every row but the first learns what became of it."""
     known: set[tuple[str, Choice]] = set()
     votes = _fresh(ballots[0], known)
@@ -103,9 +102,10 @@ def _gather(entries: Sequence[Entry], rows: Sequence[int], ballots: Sequence[Bal
     for row, ballot in zip(rows[1:], ballots[1:], strict=True):
         fresh = _fresh(ballot, known)
         votes += fresh
-        entries[row].filter_out(
-            *(("votes_pooled", f"into {place}") if fresh else ("exact_duplicate", f"of {place}"))
-        )
+        if fresh:
+            entries.filter_out(row, "votes_pooled", f"into {place}")
+        else:
+            entries.filter_out(row, "exact_duplicate", f"of {place}")
     return tuple(votes)
 
 

@@ -9,8 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rlhf_core.adapters import data_docs, validation
 from rlhf_core.config import DataConfig, PreparationConfig
 from rlhf_core.dataprep import assemble
@@ -276,7 +274,7 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
     filter_reserved(intake.entries, bench.splitter.reserved)
     intake.pooled = pool_votes(intake.entries, intake.votes)
     # Votes on broken rows, as for a tie between equal answers, say nothing of a person's care.
-    sound = intake.votes.only(np.array([entry.reason is None for entry in intake.entries], bool))
+    sound = intake.votes.only(intake.entries.have(None))
     method, size, min_votes = data.votes.method, len(intake.entries), data.votes.min_votes
     probabilities = MODELS[method](sound, size, min_votes=min_votes)
     if method != "majority":

@@ -36,7 +36,7 @@ def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
     """Refuse input that yields no comparison at all."""
     if not intake.num_rows:
         raise DataError(f"{subject}: no rows; expected one comparison a line")
-    if not intake.entries:
+    if not len(intake.entries):
         raise DataError(
             f"{subject}: no rows left: all {intake.num_rows} were filtered out;"
             f" reasons in {quarantine}"
@@ -149,7 +149,7 @@ def require_agreement(agreement: AgreementReport, subject: str, min_alpha: float
 
 def require_pairs(intake: Intake, subject: str, min_pairs: int, quarantine: Path) -> None:
     """Refuse input that leaves fewer pairs than ``min_pairs``."""
-    reasons = Counter(entry.reason for entry in intake.entries if entry.reason is not None)
+    reasons = intake.entries.reasons()
     num_pairs = len(intake.entries) - reasons.total()
     if num_pairs >= min_pairs:
         return

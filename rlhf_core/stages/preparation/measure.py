@@ -11,7 +11,7 @@ from rlhf_core.config import PreparationConfig
 from rlhf_core.dataprep.assemble import PAIR_FILES, REWARD_TRAIN
 from rlhf_core.dataprep.cleaning.prompt_index import prompt_text
 from rlhf_core.dataprep.intake import Intake
-from rlhf_core.dataprep.ledger import Entry
+from rlhf_core.dataprep.ledger import Labelled
 from rlhf_core.dataprep.measures import bias
 from rlhf_core.dataprep.measures.pictures import PictureData
 from rlhf_core.dataprep.measures.shift import PromptSample, prompt_shift
@@ -59,7 +59,7 @@ def measure(
     config: PreparationConfig, work: Path, intake: Intake, agreement: AgreementReport
 ) -> tuple[Measurements, PictureData]:
     """Measure the dataset in ``work``, before it is published."""
-    staying = [entry for entry in intake.entries if entry.reason is None]
+    staying = intake.entries.labelled()
     found = Measurements()
     if agreement.alpha is not None:
         found.metrics["data/krippendorff_alpha"] = agreement.alpha
@@ -79,7 +79,7 @@ def _read_pairs(
     work: Path,
     found: Measurements,
     intake: Intake,
-    staying: list[Entry],
+    staying: Labelled,
     rewarded: PromptSample,
 ) -> PictureData:
     """Read the prepared pairs once more, for what only their texts tell.

@@ -73,7 +73,7 @@ def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> Agreeme
     whatever became of the comparison.
     """
     counts = intake.votes.counts(len(intake.entries))
-    groups = [entry.group for entry in intake.entries]
+    groups = intake.entries.groups()
     sources: dict[str, list[int]] = {}
     trained_on = np.flatnonzero(votes_to_train_on(intake.entries, counts))
     for row in trained_on.tolist():
