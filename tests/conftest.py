@@ -13,6 +13,7 @@ from filelock import FileLock
 from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_flows.engine.environment import PREFECT_DEFAULTS
 from tests.forked import Forked
+from tests.registries import share_preparations
 
 gc.disable()  # until all is imported: looking for cycles in what stays is a quarter of that time
 
@@ -39,8 +40,10 @@ def fresh_database(tmp_path_factory):
     from rlhf_core.adapters.mlflow_client import _client
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    _client(f"sqlite:///{path}").search_experiments()
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        share_preparations(patch)
+        _client(f"sqlite:///{path}").search_experiments()
+        yield path
 
 
 @pytest.fixture

@@ -3,14 +3,8 @@
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import time
-from contextlib import contextmanager
-
-import pytest
-
-from rlhf_core.adapters.mlflow_client import mlflow_client
 
 ROLES = ("sft", "reward", "judge", "policy")
 PROJECT = "rlhf"
@@ -114,13 +108,3 @@ def fights(client, *, rounds, processes, killed, seed):
             assert head.state == "done"
             assert not read_journal(PROJECT).appliers()
     return ended
-
-
-@contextmanager
-def registry_in(folder, fresh_database):
-    """A client of a registry with fresh tables in ``folder``, which is where to be meanwhile."""
-    shutil.copy(fresh_database, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield mlflow_client()

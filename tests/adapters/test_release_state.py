@@ -13,7 +13,8 @@ from rlhf_core.errors import RegistryError
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.rollback import rollback_policy
 from rlhf_flows.commands import doctor
-from tests.releases import champions, register_release, registry_in
+from tests.registries import registry_in
+from tests.releases import champions, register_release
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A small dataset, and the shipped base model in every role, registered in a real MLflow."""
 
+import functools
 import hashlib
 import socket
 from pathlib import Path
@@ -15,10 +16,14 @@ from rlhf_core.schema import (
     PreferencePair,
     Prompt,
     RunContext,
+    StageResult,
 )
 from rlhf_core.storage.records import read_records, write_records
+from tests.registries import copy_home, copy_registry, registry_in
 
 BASE = Path(__file__).parents[2] / "data" / "base"
+RUN = "20260101-000000-abcd"
+ROLES = ("sft", "policy", "reward", "judge")
 NUM_ROWS = 12
 STYLES = ("terse", "polite")
 PLACES = ("library", "museum", "pool", "zoo", "market", "theatre", "harbour", "tower", "park")
@@ -32,34 +37,43 @@ def rate(prompt, response):
 
 @pytest.fixture
 def stage_config(tmp_path, monkeypatch):
+    return config_with_rater(tmp_path, monkeypatch)
+
+
+def config_with_rater(home, patch):
+    """Settings as ``lenient_config`` makes them, and the rater that they name."""
+    (home / "house_rater.py").write_text(RATER)
+    patch.syspath_prepend(home)
+    patch.setenv("RLHF_ALLOWED_FUNCTIONS", "house_rater:rate")
+    return lenient_config
+
+
+def lenient_config(**gates) -> PipelineConfig:
     """Gates that pass whatever is measured; a test replaces those it is about."""
-    (tmp_path / "house_rater.py").write_text(RATER)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("RLHF_ALLOWED_FUNCTIONS", "house_rater:rate")
-
-    def make(**gates) -> PipelineConfig:
-        lenient = {
-            "sft": [{"metric": "sft/heldout_nll", "at_most": 99.0, "min_samples": 5}],
-            "reward": [{"metric": "reward/heldout_accuracy", "at_least": 1e-9, "min_samples": 5}],
-            "policy": [{"metric": "policy/win_rate", "at_least": 1e-9, "min_samples": 5}],
-            "reward_hacking": [],
+    lenient = {
+        "sft": [{"metric": "sft/heldout_nll", "at_most": 99.0, "min_samples": 5}],
+        "reward": [{"metric": "reward/heldout_accuracy", "at_least": 1e-9, "min_samples": 5}],
+        "policy": [{"metric": "policy/win_rate", "at_least": 1e-9, "min_samples": 5}],
+        "reward_hacking": [],
+    }
+    return PipelineConfig.model_validate(
+        {
+            "model": {"base": str(BASE), "max_length": 192},
+            "data": {"preferences": {"path": "unused.jsonl"}},
+            "policy": {"algorithm": "ppo", "max_new_tokens": 16},
+            "evaluation": {"num_resamples": 100, "rater": "house_rater:rate"},
+            "gates": {**lenient, **gates},
         }
-        return PipelineConfig.model_validate(
-            {
-                "model": {"base": str(BASE), "max_length": 192},
-                "data": {"preferences": {"path": "unused.jsonl"}},
-                "policy": {"algorithm": "ppo", "max_new_tokens": 16},
-                "evaluation": {"num_resamples": 100, "rater": "house_rater:rate"},
-                "gates": {**lenient, **gates},
-            }
-        )
-
-    return make
+    )
 
 
 @pytest.fixture
 def stage_context(tmp_path) -> RunContext:
-    return RunContext(run_id="20260101-000000-abcd", directory=tmp_path / "runs" / "one")
+    return context_in(tmp_path)
+
+
+def context_in(home: Path, run_id: str = RUN) -> RunContext:
+    return RunContext(run_id=run_id, directory=home / "runs" / "one")
 
 
 def question(index: int) -> tuple[Message, ...]:
@@ -69,7 +83,10 @@ def question(index: int) -> tuple[Message, ...]:
 
 @pytest.fixture
 def small_splits(tmp_path) -> DatasetSplits:
-    folder = tmp_path / "prepared"
+    return splits_in(tmp_path / "prepared")
+
+
+def splits_in(folder: Path) -> DatasetSplits:
     demonstrations = [
         Demonstration(
             demonstration_id=f"d{i}", prompt=question(i), response=f"It opens at {i % 12 + 1}."
@@ -139,35 +156,113 @@ def saved_models(tmp_path_factory):
     }
 
 
-@pytest.fixture
-def register_all(mlflow_home, stage_config, stage_context, small_splits):
+def register_models(folders, context, splits):
     """Register a folder for every role, each made with the registered SFT model."""
     from rlhf_core.adapters.registry import register_model
     from rlhf_core.adapters.tracking import open_run, stage_inputs
 
-    def register(folders, run_id=stage_context.run_id, splits=small_splits):
-        context = stage_context.model_copy(update={"run_id": run_id})
-        models = {}
-        for role, (folder, sha256) in folders.items():
-            upstream = {"sft": models["sft"]} if models else {}
-            inputs = stage_inputs(splits, **upstream)
-            with open_run(stage_config(), context, role, inputs=inputs) as run:
-                models[role] = register_model(
-                    run,
-                    directory=folder,
-                    name=f"rlhf-{role}",
-                    kind="causal" if role in ("sft", "policy") else "scalar",
-                    sha256=sha256,
-                    tags={},
-                )
-        return models
+    models = {}
+    for role, (folder, sha256) in folders.items():
+        upstream = {"sft": models["sft"]} if models else {}
+        inputs = stage_inputs(splits, **upstream)
+        with open_run(lenient_config(), context, role, inputs=inputs) as run:
+            models[role] = register_model(
+                run,
+                directory=folder,
+                name=f"rlhf-{role}",
+                kind="causal" if role in ("sft", "policy") else "scalar",
+                sha256=sha256,
+                tags={},
+            )
+    return models
+
+
+@pytest.fixture
+def register_all(mlflow_home, small_splits):
+    """Register folders by role in the test's own registry."""
+
+    def register(folders, run_id=RUN, splits=small_splits):
+        return register_models(folders, context_in(mlflow_home, run_id), splits)
 
     return register
 
 
+@pytest.fixture(scope="session")
+def registered_homes(tmp_path_factory, fresh_database, saved_models):
+    """Working directories with the saved models in a registry, each made when first wanted."""
+
+    @functools.cache
+    def home_of(roles, run_id):
+        home = tmp_path_factory.mktemp("registered")
+        folders = {role: saved_models[role] for role in roles}
+        with registry_in(home, fresh_database):
+            context, splits = context_in(home, run_id), splits_in(home / "prepared")
+            return home, register_models(folders, context, splits)
+
+    return home_of
+
+
 @pytest.fixture
-def four_models(register_all, saved_models):
-    return register_all(saved_models)
+def registered(mlflow_home, registered_homes):
+    """Find saved models registered, in a test's own copy: to register one takes half a second."""
+
+    def find(roles=ROLES, run_id=RUN):
+        home, models = registered_homes(roles, run_id)
+        copy_registry(home, mlflow_home)
+        return dict(models)
+
+    return find
+
+
+@pytest.fixture
+def four_models(registered):
+    return registered()
+
+
+@pytest.fixture(scope="session")
+def proven_home(tmp_path_factory, fresh_database, registered_homes):
+    """A working directory in which all models but the policy passed their gates; the models."""
+    from rlhf_core.stages.evaluate import evaluate_reward, evaluate_sft
+
+    home, (before, models) = tmp_path_factory.mktemp("proven"), registered_homes(ROLES, RUN)
+    config, splits = lenient_config(), splits_in(home / "prepared")
+    with registry_in(home, fresh_database):
+        copy_registry(before, home)
+        evaluate_sft(config, splits, models["sft"], context_in(home))
+        for role in ("reward", "judge"):
+            evaluate_reward(config, splits, models[role], context_in(home), role=role)
+    return home, models
+
+
+@pytest.fixture
+def proven_models(mlflow_home, proven_home):
+    """The four models, with verdicts of all but the policy by the gates of ``lenient_config``."""
+    home, models = proven_home
+    copy_home(home, mlflow_home)
+    return dict(models)
+
+
+@pytest.fixture(scope="session")
+def evaluated_home(tmp_path_factory, fresh_database, proven_home):
+    """A working directory in which the policy is evaluated as well; the models, the result."""
+    from rlhf_core.stages.evaluate import evaluate_policy
+
+    home, (before, models) = tmp_path_factory.mktemp("evaluated"), proven_home
+    splits = splits_in(home / "prepared")
+    with registry_in(home, fresh_database), pytest.MonkeyPatch.context() as patch:
+        copy_home(before, home)
+        config, context = config_with_rater(home, patch)(), context_in(home)
+        result = evaluate_policy(config, splits, context=context, champion=None, **models)
+    return home, models, result
+
+
+@pytest.fixture
+def evaluated(mlflow_home, evaluated_home):
+    """The four models, all with verdicts, and the result of the policy's evaluation."""
+    home, models, result = evaluated_home
+    copy_home(home, mlflow_home)
+    text = result.model_dump_json().replace(str(home), str(mlflow_home))
+    return dict(models), StageResult.model_validate_json(text)
 
 
 @pytest.fixture

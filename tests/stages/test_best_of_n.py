@@ -9,7 +9,7 @@ from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Message
 from rlhf_core.stages.base_model import model_renderer
-from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
+from rlhf_core.stages.evaluate import evaluate_policy
 from rlhf_core.stages.evaluation.best_of_n import answer_several_times, best_of_n, highest
 from rlhf_core.stages.evaluation.report import compared_answers, pick_samples
 from rlhf_core.stages.evaluation.scoring import score_texts
@@ -24,20 +24,15 @@ def asked(stage_config):
     return PipelineConfig.model_validate(raw)
 
 
-def judged(config, splits, models, context):
-    evaluate_sft(config, splits, models["sft"], context)
-    for role in ("reward", "judge"):
-        evaluate_reward(config, splits, models[role], context, role=role)
-    return evaluate_policy(config, splits, context=context, **{"champion": None, **models})
-
-
 def test_the_reward_model_chooses_and_the_judge_compares(
     four_models, asked, stage_context, small_splits
 ):
     raw = asked.model_dump()
     raw["gates"]["policy"] = [GATE]
     config = PipelineConfig.model_validate(raw)
-    result = judged(config, small_splits, four_models, stage_context)
+    result = evaluate_policy(
+        config, small_splits, context=stage_context, champion=None, **four_models
+    )
     rows = compared_answers(result)
     prompts, best = [row.prompt for row in rows], [row.best_of_n for row in rows]
     sft = four_models["sft"]
@@ -74,10 +69,8 @@ def _share(first, second):
     return float(np.mean((first > second) + 0.5 * (first == second)))
 
 
-def test_without_the_setting_nothing_is_drawn(
-    four_models, stage_config, stage_context, small_splits
-):
-    result = judged(stage_config(), small_splits, four_models, stage_context)
+def test_without_the_setting_nothing_is_drawn(evaluated):
+    _, result = evaluated
     assert not [name for name in result.report.metrics if "best_of_n" in name]
     assert all(row.best_of_n is None for row in compared_answers(result))
 

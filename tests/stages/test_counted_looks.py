@@ -8,14 +8,13 @@ from rlhf_core.adapters.required_gates import require_gates
 from rlhf_core.config import GateConfig, RequiredGates
 from rlhf_core.errors import DataError, MissingMetricError, RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
-from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
+from rlhf_core.stages.evaluate import evaluate_policy
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.storage.records import read_records
 
 
 def judged(config, splits, models, context):
-    """Let the judge pass its gates, then compare the policy with SFT."""
-    evaluate_reward(config, splits, models["judge"], context, role="judge")
+    """Compare the policy with SFT."""
     return evaluate_policy(config, splits, context=context, **{"champion": None, **models})
 
 
@@ -24,12 +23,12 @@ def with_seed(config, seed):
 
 
 def test_another_seed_is_no_second_chance_for_the_same_weights(
-    four_models, stage_config, stage_context, small_splits
+    proven_models, stage_config, stage_context, small_splits
 ):
     hold = {"policy": [{"metric": "policy/win_rate", "at_least": 0.9, "min_samples": 100}]}
-    first = judged(stage_config(**hold), small_splits, four_models, stage_context)
+    first = judged(stage_config(**hold), small_splits, proven_models, stage_context)
     assert first.decision.verdict != "PROMOTE"
-    again = judged(with_seed(stage_config(**hold), 7), small_splits, four_models, stage_context)
+    again = judged(with_seed(stage_config(**hold), 7), small_splits, proven_models, stage_context)
     assert again.report.metrics == first.report.metrics
     assert again.decision.verdict == first.decision.verdict
     assert "another seed or size is no new evidence" in again.decision.reasons[-1]
@@ -40,34 +39,32 @@ def test_another_seed_is_no_second_chance_for_the_same_weights(
 
 
 def test_the_same_answers_may_be_asked_by_other_gates(
-    four_models, stage_config, stage_context, small_splits
+    proven_models, stage_config, stage_context, small_splits
 ):
     hold = {"policy": [{"metric": "policy/win_rate", "at_least": 0.5, "min_samples": 100}]}
-    first = judged(stage_config(**hold), small_splits, four_models, stage_context)
-    second = judged(stage_config(), small_splits, four_models, stage_context)
+    first = judged(stage_config(**hold), small_splits, proven_models, stage_context)
+    second = judged(stage_config(), small_splits, proven_models, stage_context)
     assert (first.decision.verdict, second.decision.verdict) == ("HOLD", "PROMOTE")
     assert first.report.look == second.report.look
     assert second.report.metrics == first.report.metrics
 
 
 def test_other_answers_are_not_drawn_for_what_was_not_measured_then(
-    four_models, stage_config, stage_context, small_splits
+    evaluated, stage_config, stage_context, small_splits
 ):
-    judged(stage_config(), small_splits, four_models, stage_context)
+    models, _ = evaluated
     gate = {"metric": "policy/win_rate", "at_least": 0.5, "confidence": 0.9, "min_samples": 100}
     other = stage_config(policy=[gate])
     says = r"looks/1: .* measured with seed 0, .*; evaluate with the same, .* measured again: .*90%"
     with pytest.raises(MissingMetricError, match=says):
-        judged(with_seed(other, 7), small_splits, four_models, stage_context)
-    again = judged(other, small_splits, four_models, stage_context)
+        judged(with_seed(other, 7), small_splits, models, stage_context)
+    again = judged(other, small_splits, models, stage_context)
     assert again.report.metrics["policy/win_rate"].confidence == pytest.approx(0.9)
 
 
-def test_a_second_candidate_has_to_be_surer(
-    four_models, register_all, saved_models, stage_config, stage_context, small_splits
-):
-    first = judged(stage_config(), small_splits, four_models, stage_context)
-    other = {**four_models, "policy": four_models["sft"]}
+def test_a_second_candidate_has_to_be_surer(evaluated, stage_config, stage_context, small_splits):
+    models, first = evaluated
+    other = {**models, "policy": models["sft"]}
     second = judged(stage_config(), small_splits, other, stage_context)
     assert (first.report.look.number, second.report.look.number) == (1, 2)
     assert second.report.metrics["policy/win_rate"].confidence == pytest.approx(1 - 0.05 / 4)
@@ -78,25 +75,28 @@ def test_a_second_candidate_has_to_be_surer(
 
 
 def test_a_look_is_on_record_before_the_first_score(
-    four_models, stage_config, stage_context, small_splits, monkeypatch
+    proven_models, stage_config, stage_context, small_splits, monkeypatch
 ):
     def fail(*_args, **_kwargs):
         raise RuntimeError("killed while sampling")
 
     monkeypatch.setattr("rlhf_core.stages.evaluate.compare_answers", fail)
     with pytest.raises(RuntimeError):
-        judged(stage_config(), small_splits, four_models, stage_context)
+        judged(stage_config(), small_splits, proven_models, stage_context)
     assert [entry.number for entry in read_looks("rlhf")] == [1]
     assert [look.number for look in sets_looked_at("rlhf")] == [1]
 
 
 def test_prompts_of_one_topic_are_resampled_together(
-    four_models, stage_config, stage_context, small_splits
+    proven_models, stage_config, stage_context, small_splits
 ):
     config = stage_config()
     by_style = config.evaluation.model_copy(update={"topics": "style"})
     result = judged(
-        config.model_copy(update={"evaluation": by_style}), small_splits, four_models, stage_context
+        config.model_copy(update={"evaluation": by_style}),
+        small_splits,
+        proven_models,
+        stage_context,
     )
     of_prompts = result.report.metrics.keys() - {"policy/judge_error_correlation"}  # of pairs
     assert {result.report.metrics[name].num_samples for name in of_prompts} == {2}
@@ -107,13 +107,13 @@ def test_prompts_of_one_topic_are_resampled_together(
         judged(
             config.model_copy(update={"seed": 0, "evaluation": unknown}),
             small_splits,
-            four_models,
+            proven_models,
             stage_context,
         )
 
 
 def test_what_a_project_requires_is_asked_whatever_the_settings_say(
-    four_models, stage_config, stage_context, small_splits
+    proven_models, stage_config, stage_context, small_splits
 ):
     required = GateConfig(metric="policy/length_ratio", at_most=9.0, min_samples=500)
     require_gates("rlhf", RequiredGates(policy=(required,)), by="Ada")
@@ -123,21 +123,19 @@ def test_what_a_project_requires_is_asked_whatever_the_settings_say(
             {"metric": "policy/length_ratio", "at_most": 99.0, "min_samples": 5},
         ]
     }
-    decision = judged(stage_config(**weaker), small_splits, four_models, stage_context).decision
+    decision = judged(stage_config(**weaker), small_splits, proven_models, stage_context).decision
     assert decision.verdict == "HOLD"
     assert "12 samples are too few, the gate asks for 500" in decision.reasons[0]
     assert any("required by the project" in result.rule for result in decision.results)
 
 
 def test_promotion_asks_again_what_the_project_requires_by_then(
-    four_models, stage_config, stage_context, small_splits
+    evaluated, stage_config, stage_context, small_splits
 ):
-    evaluate_sft(stage_config(), small_splits, four_models["sft"], stage_context)
-    evaluate_reward(stage_config(), small_splits, four_models["reward"], stage_context)
-    judged(stage_config(), small_splits, four_models, stage_context)
+    models, _ = evaluated
     required = GateConfig(metric="policy/length_ratio", at_most=9.0, min_samples=5)
     require_gates("rlhf", RequiredGates(policy=(required,)), by="Ada")
     with pytest.raises(RegistryError, match=r"not held to what rlhf requires: policy/length_ratio"):
         promote_model("models:/rlhf-policy/1")
-    judged(stage_config(), small_splits, four_models, stage_context)
+    judged(stage_config(), small_splits, models, stage_context)
     assert promote_model("models:/rlhf-policy/1").moved

@@ -21,10 +21,7 @@ KINDS = {"demonstrations": Demonstration, "prompts": Prompt}
 
 
 def judged(config, splits, models, context):
-    """Give every model but the policy its verdict, then compare the policy with SFT."""
-    evaluate_sft(config, splits, models["sft"], context)
-    for role in ("reward", "judge"):
-        evaluate_reward(config, splits, models[role], context, role=role)
+    """Compare the policy with SFT, and with the champion where one is among the models."""
     return evaluate_policy(config, splits, context=context, **{"champion": None, **models})
 
 
@@ -103,12 +100,12 @@ def voted_on(splits):
 
 
 def test_the_judge_stands_beside_its_ceiling_and_the_reward_models_errors(
-    four_models, stage_config, stage_context, small_splits
+    proven_models, stage_config, stage_context, small_splits
 ):
     voted_on(small_splits)
     gate = {"metric": "policy/judge_error_correlation", "at_most": 0.9, "min_samples": 5}
     config = stage_config(policy=[gate])
-    result = judged(config, small_splits, four_models, stage_context)
+    result = judged(config, small_splits, proven_models, stage_context)
     report = result.report
     assert report.judge_ceiling.value > report.judge_accuracy.value
     prompts, texts = [], ([], [])
@@ -119,7 +116,7 @@ def test_the_judge_stands_beside_its_ceiling_and_the_reward_models_errors(
             texts[1].append(row.rejected)
     right = []
     for role in ("judge", "reward"):
-        chosen, rejected = score_texts(four_models[role].path, prompts, texts, budget=500)
+        chosen, rejected = score_texts(proven_models[role].path, prompts, texts, budget=500)
         right.append(chosen > rejected)
     phi = np.corrcoef(*right)[0, 1]
     measured = report.metrics["policy/judge_error_correlation"]
@@ -148,10 +145,8 @@ def test_slices_of_the_reward_model_can_be_gated(
     assert "reward/noise_ceiling" in result.report.metrics
 
 
-def test_a_policy_is_compared_judged_and_recorded(
-    four_models, stage_config, stage_context, small_splits
-):
-    result = judged(stage_config(), small_splits, four_models, stage_context)
+def test_a_policy_is_compared_judged_and_recorded(evaluated, small_splits):
+    _, result = evaluated
     assert (result.stage, result.report.stage) == ("evaluate", "policy")
     assert result.decision.verdict == "PROMOTE"
     thirds = {name for name in result.report.breakdown if name.startswith("prompt_length=")}
@@ -173,14 +168,12 @@ def test_a_policy_is_compared_judged_and_recorded(
     assert lineage.upstream["judge"].upstream["sft"].model == "models:/rlhf-sft/1"
 
 
-def test_the_judge_decides_and_not_the_reward_model(
-    four_models, stage_config, stage_context, small_splits
-):
-    result = judged(stage_config(), small_splits, four_models, stage_context)
+def test_the_judge_decides_and_not_the_reward_model(evaluated):
+    models, result = evaluated
     rows = read_records(result.report.samples, ComparedAnswer)
     prompts = [row.prompt for row in rows]
     policy, sft = score_texts(
-        four_models["judge"].path,
+        models["judge"].path,
         prompts,
         [[row.policy for row in rows], [row.sft for row in rows]],
         budget=500,
@@ -190,9 +183,9 @@ def test_the_judge_decides_and_not_the_reward_model(
 
 
 def test_a_model_against_itself_ties_everywhere(
-    four_models, stage_config, stage_context, small_splits
+    proven_models, stage_config, stage_context, small_splits
 ):
-    twins = {**four_models, "policy": four_models["sft"]}
+    twins = {**proven_models, "policy": proven_models["sft"]}
     result = judged(stage_config(), small_splits, twins, stage_context)
     metrics = result.report.metrics
     assert metrics["policy/win_rate"].value == 0.5
@@ -201,12 +194,9 @@ def test_a_model_against_itself_ties_everywhere(
     assert metrics["policy/judge_gain"].value == pytest.approx(0.0, abs=1e-4)
 
 
-def test_the_same_models_give_the_same_report(
-    four_models, stage_config, stage_context, small_splits
-):
-    first, second = (
-        judged(stage_config(), small_splits, four_models, stage_context) for _ in range(2)
-    )
+def test_the_same_models_give_the_same_report(evaluated, stage_config, stage_context, small_splits):
+    models, first = evaluated
+    second = judged(stage_config(), small_splits, models, stage_context)
     assert first.report == second.report
     assert first.decision == second.decision
 
@@ -214,8 +204,7 @@ def test_the_same_models_give_the_same_report(
 def test_a_judge_without_a_verdict_can_promote_nobody(
     four_models, stage_config, stage_context, small_splits
 ):
-    models = {**four_models, "champion": None}
-    result = evaluate_policy(stage_config(), small_splits, context=stage_context, **models)
+    result = judged(stage_config(), small_splits, four_models, stage_context)
     assert result.decision.verdict == "HOLD"
     assert "has passed no gate" in result.decision.reasons[0]
 
@@ -226,6 +215,7 @@ def test_a_judge_that_failed_its_gate_can_promote_nobody(
     strict = stage_config(
         judge=[{"metric": "judge/heldout_accuracy", "at_least": 1.0, "min_samples": 5}]
     )
+    evaluate_reward(strict, small_splits, four_models["judge"], stage_context, role="judge")
     result = judged(strict, small_splits, four_models, stage_context)
     assert result.decision.verdict == "HOLD"
     assert "the judge models:/rlhf-judge/1 has verdict" in result.decision.reasons[0]
@@ -241,9 +231,9 @@ def test_a_reward_model_is_no_judge(four_models, stage_config, stage_context, sm
 
 
 def test_a_judge_that_a_policy_was_optimised_against_is_refused(
-    register_all, saved_models, stage_config, stage_context, small_splits
+    four_models, stage_config, stage_context, small_splits
 ):
-    models = register_all(saved_models)
+    models = four_models
     client = mlflow_client()
     client.set_model_version_tag("rlhf-policy", "1", "rlhf.upstream.reward", models["judge"].uri)
     with pytest.raises(RegistryError, match="models:/rlhf-judge/1, the reward model"):
@@ -279,9 +269,11 @@ def test_models_that_may_have_trained_on_what_is_held_out_are_doubted(
     assert all("split by another rule" in doubt for doubt in doubts)
 
 
-def test_a_policy_of_doubted_models_is_held(four_models, stage_config, stage_context, small_splits):
+def test_a_policy_of_doubted_models_is_held(
+    proven_models, stage_config, stage_context, small_splits
+):
     here = small_splits.model_copy(update={"sha256": "e" * 64})
-    decision = judged(stage_config(), here, four_models, stage_context).decision
+    decision = judged(stage_config(), here, proven_models, stage_context).decision
     about = [reason for reason in decision.reasons if "split by another rule" in reason]
     assert len(about) == 4
     assert decision.verdict == "HOLD"
@@ -295,13 +287,9 @@ def test_greedy_answers_have_no_kl_and_dpo_has_no_reward_gain(
         update={"evaluation": config.evaluation.model_copy(update={"temperature": 0.0})}
     )
     models: dict[str, ModelRef | None] = {**four_models, "reward": None}
-    metrics = judged_without_reward(greedy, small_splits, models, stage_context).report.metrics
+    metrics = judged(greedy, small_splits, models, stage_context).report.metrics
     assert not {"policy/kl", "policy/reward_gain", "policy/proxy_gap"} & metrics.keys()
     assert math.isfinite(metrics["policy/reference_perplexity"].value)
-
-
-def judged_without_reward(config, splits, models, context):
-    return evaluate_policy(config, splits, context=context, **{"champion": None, **models})
 
 
 def test_scores_do_not_depend_on_what_is_scored_beside_them(four_models, small_splits):
@@ -359,10 +347,10 @@ def test_the_turns_of_a_dialogue_count_as_one_sample(
 
 
 def test_the_champion_answers_the_same_prompts_and_is_scored_by_the_same_judge(
-    four_models, stage_config, stage_context, small_splits
+    proven_models, stage_config, stage_context, small_splits
 ):
-    champion = four_models["sft"]
-    models = {**four_models, "champion": champion}
+    champion = proven_models["sft"]
+    models = {**proven_models, "champion": champion}
     result = judged(stage_config(), small_splits, models, stage_context)
     rows = read_records(result.report.samples, ComparedAnswer)
     assert [row.champion for row in rows] == [row.sft for row in rows]  # one random stream
@@ -376,10 +364,10 @@ def test_the_champion_answers_the_same_prompts_and_is_scored_by_the_same_judge(
 
 
 def test_a_candidate_that_beats_sft_and_not_the_champion_is_held_back(
-    four_models, stage_config, stage_context, small_splits
+    proven_models, stage_config, stage_context, small_splits
 ):
     """Twelve prompts prove nothing over the champion, whatever they prove over SFT."""
-    models = {**four_models, "champion": four_models["policy"]}
+    models = {**proven_models, "champion": proven_models["policy"]}
     decision = judged(stage_config(), small_splits, models, stage_context).decision
     assert decision.verdict == "HOLD"
     assert "win_rate_over_champion = 0.5" in "".join(decision.reasons)

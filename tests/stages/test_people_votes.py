@@ -10,7 +10,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.feedback.collection import ORIGINS, PAIRS, Origin
 from rlhf_core.schema import Comparison
-from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward
+from rlhf_core.stages.evaluate import evaluate_policy
 from rlhf_core.stages.labels import pull as label_pull
 from rlhf_core.stages.labels.evaluated import collect_evaluated
 from rlhf_core.stages.labels.pull import pull_labels
@@ -30,11 +30,10 @@ def asked(stage_config, tmp_path):
 
 
 @pytest.fixture
-def evaluated(four_models, asked, small_splits, stage_context):
+def evaluate(proven_models, asked, small_splits, stage_context):
     """Evaluate the policy, as often as wanted; the judge has passed its gates."""
-    evaluate_reward(asked, small_splits, four_models["judge"], stage_context, role="judge")
     return lambda config=asked: evaluate_policy(
-        config, small_splits, context=stage_context, champion=None, **four_models
+        config, small_splits, context=stage_context, champion=None, **proven_models
     )
 
 
@@ -55,9 +54,9 @@ def votes_for(folder, policy, *, people=("ann", "bob"), size=None, lost=0):
     return path
 
 
-def test_votes_turn_a_hold_into_a_decision_and_never_train(asked, evaluated, monkeypatch):
+def test_votes_turn_a_hold_into_a_decision_and_never_train(asked, evaluate, monkeypatch):
     monkeypatch.setattr(label_pull, "publish", lambda *_a, **_k: pytest.fail("published"))
-    first = evaluated()
+    first = evaluate()
     assert first.decision.verdict == "HOLD"
     assert "rlhf collect CONFIG --evaluation RUN" in first.decision.reasons[0]
     assert METRIC not in first.report.metrics
@@ -69,7 +68,7 @@ def test_votes_turn_a_hold_into_a_decision_and_never_train(asked, evaluated, mon
     assert (pulled.evaluation, pulled.kept, pulled.published) == (RUN, 12, None)
     assert not list((found.folder / "published").glob("*"))
 
-    second = evaluated()
+    second = evaluate()
     estimate = second.report.metrics[METRIC]
     alike = found.collection.counts.indistinct
     assert estimate.value == pytest.approx((12 - alike / 2) / 12)
@@ -89,27 +88,27 @@ def test_votes_turn_a_hold_into_a_decision_and_never_train(asked, evaluated, mon
         mlflow_client().get_model_version("rlhf-looks", "1").tags["rlhf.measured_by"], "votes"
     )
     assert len(kept) == 1
-    other = evaluated(asked.model_copy(update={"seed": 7}))
+    other = evaluate(asked.model_copy(update={"seed": 7}))
     assert other.report.people == second.report.people
     assert other.report.metrics[METRIC].value == estimate.value
 
 
-def test_more_votes_make_a_decision_that_has_to_be_surer(asked, evaluated):
-    first = evaluated()
+def test_more_votes_make_a_decision_that_has_to_be_surer(asked, evaluate):
+    first = evaluate()
     small = collect_evaluated(asked, RUN, first, pairs=10)
     pull_labels(asked, str(small.folder), votes=votes_for(small.folder, first.model.uri, size=2))
-    few = evaluated()
+    few = evaluate()
     assert METRIC not in few.report.metrics
     there = few.report.people.pairs
     assert 2 < there < 10
     assert f"votes on {there} pairs, expected at least 10" in few.decision.reasons[0]
     pull_labels(asked, str(small.folder), votes=votes_for(small.folder, first.model.uri))
-    second = evaluated()
+    second = evaluate()
     assert second.report.people.round == 1
-    assert evaluated().report.metrics[METRIC] == second.report.metrics[METRIC]
+    assert evaluate().report.metrics[METRIC] == second.report.metrics[METRIC]
     large = collect_evaluated(asked, RUN, first, pairs=12)
     pull_labels(asked, str(large.folder), votes=votes_for(large.folder, first.model.uri, lost=1))
-    third = evaluated()
+    third = evaluate()
     assert third.report.people.round == 2
     assert third.report.metrics[METRIC].confidence == pytest.approx(1 - 0.05 / 4)
     gate = third.decision.results[0]
@@ -117,8 +116,8 @@ def test_more_votes_make_a_decision_that_has_to_be_surer(asked, evaluated):
     assert "decision 2 with votes on these answers" in third.decision.reasons[-1]
 
 
-def test_the_draw_is_random_nested_and_the_same_for_a_seed(asked, evaluated):
-    first = evaluated()
+def test_the_draw_is_random_nested_and_the_same_for_a_seed(asked, evaluate):
+    first = evaluate()
     rows = read_records(first.report.samples, ComparedAnswer)
     found = {n: collect_evaluated(asked, RUN, first, pairs=n) for n in (10, 12)}
     assert collect_evaluated(asked, RUN, first, pairs=10).collection == found[10].collection

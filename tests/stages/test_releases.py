@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import sqlite3
-from contextlib import closing
 from itertools import product
 
 import pytest
@@ -17,7 +15,8 @@ from rlhf_core.adapters.releases import apply_newest, read_journal, settle, sett
 from rlhf_core.errors import RegistryError
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.rollback import rollback_policy
-from tests.releases import champions, fights, in_child, register_release, registry_in
+from tests.registries import put_back, registry_in
+from tests.releases import champions, fights, in_child, register_release
 
 
 @pytest.fixture
@@ -189,12 +188,6 @@ def registry_of_two_and_one(tmp_path_factory, fresh_database):
         promote_model(first["policy"])
         promote_model(second["policy"])
     return folder / "mlflow.db", (first, second, third)
-
-
-def put_back(database, target):
-    """Make a registry what another one is, under the connections that are open."""
-    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(target)) as here:
-        source.backup(here)
 
 
 @pytest.mark.slow

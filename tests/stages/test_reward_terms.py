@@ -65,15 +65,14 @@ def ours(saved_models, shift, folder):
 def test_all_kinds_train_a_policy_together_and_each_is_logged(
     function,
     scorer,
-    register_all,
+    registered,
     saved_models,
     stage_config,
     stage_context,
     small_splits,
     tmp_path,
 ):
-    roles = {role: saved_models[role] for role in ("sft", "reward")}
-    models = register_all(roles, run_id="earlier")
+    models = registered(("sft", "reward", "judge"), run_id="earlier")
     ours(saved_models, 2.0, tmp_path / "theirs")
     rows = read_records(small_splits.prompts_train, Prompt)
     rows = [row.model_copy(update={"reference": "nine"}) for row in rows]
@@ -160,11 +159,10 @@ def test_a_text_longer_than_the_model_reads_ends_the_run(saved_models, tmp_path)
             score(type("Answers", (), {"prompts": prompts, "texts": ["At nine."]}))
 
 
-def test_what_is_no_reward_model_is_refused(tmp_path, register_all, saved_models):
+def test_what_is_no_reward_model_is_refused(tmp_path, four_models):
     def terms(name):
         return PpoConfig.model_validate({"rewards": [{"kind": "model", "models": [name]}]}).rewards
 
-    register_all({role: saved_models[role] for role in ("sft", "judge")})
     with pytest.raises(RegistryError, match=r"judge.*policy.rewards.0.models names it"):
         find_scorers(terms("models:/rlhf-judge/1"), None)
     with pytest.raises(ModelError, match=r"no weights"):

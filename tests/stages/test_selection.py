@@ -193,9 +193,8 @@ class ToldNothing(Prefers):
 
 
 @pytest.fixture
-def models(register_all, saved_models):
-    roles = {role: saved_models[role] for role in ("sft", "reward", "judge")}
-    return register_all(roles, run_id="earlier")
+def models(registered):
+    return registered(("sft", "reward", "judge"), run_id="earlier")
 
 
 def train(config, splits, models, context, **changes):

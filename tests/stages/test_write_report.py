@@ -9,7 +9,7 @@ from rlhf_core.errors import ConfigError
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
 from rlhf_core.schema import Estimate, EvaluationReport, Message, ModelRef, StageResult
-from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
+from rlhf_core.stages.evaluate import evaluate_reward, evaluate_sft
 from rlhf_core.stages.evaluation.figures import _draw
 from rlhf_core.stages.evaluation.report import (
     NUM_SAMPLES,
@@ -23,17 +23,16 @@ NO_GATES = GatesConfig(sft=(), reward=(), policy=())
 
 
 @pytest.mark.slow
-def test_a_finished_run_becomes_one_page(four_models, stage_config, stage_context, small_splits):
+def test_a_finished_run_becomes_one_page(evaluated, stage_config, stage_context, small_splits):
     config, directory = stage_config(), stage_context.directory
+    models, result = evaluated
     results = {
-        "sft": evaluate_sft(config, small_splits, four_models["sft"], stage_context),
+        "sft": evaluate_sft(config, small_splits, models["sft"], stage_context),
         "judge": evaluate_reward(
-            config, small_splits, four_models["judge"], stage_context, role="judge"
+            config, small_splits, models["judge"], stage_context, role="judge"
         ),
-        "evaluate": evaluate_policy(
-            config, small_splits, context=stage_context, champion=None, **four_models
-        ),
-        "policy": four_models["policy"],
+        "evaluate": result,
+        "policy": models["policy"],
     }
     for stage, result in results.items():
         (directory / stage).mkdir(parents=True, exist_ok=True)
