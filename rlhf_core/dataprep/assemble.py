@@ -26,7 +26,7 @@ from rlhf_core.dataprep.keys import (
     source_name,
 )
 from rlhf_core.dataprep.ledger import Entry
-from rlhf_core.dataprep.measures.frames import FrameBuilder, excerpt
+from rlhf_core.dataprep.measures.frames import FEW, FrameBuilder, excerpt
 from rlhf_core.dataprep.sources.rows import FilteredRow, Reason, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter, Half, Side
 from rlhf_core.schema import (
@@ -63,7 +63,7 @@ PAIR_COLUMNS = pa.schema(
     [
         ("comparison_id", pa.string()),
         ("dialogue_key", pa.string()),
-        ("half", pa.string()),
+        ("half", FEW),
         ("chosen", pa.string()),
         ("rejected", pa.string()),
         ("probability", pa.float64()),
@@ -72,8 +72,8 @@ PAIR_COLUMNS = pa.schema(
 PROMPT_COLUMNS = pa.schema(
     [
         ("row_id", pa.string()),
-        ("file", pa.string()),
-        ("side", pa.string()),
+        ("file", FEW),
+        ("side", FEW),
         ("dialogue_key", pa.string()),
     ]
 )

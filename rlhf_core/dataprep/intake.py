@@ -20,7 +20,7 @@ from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import RowRules
 from rlhf_core.dataprep.keys import DialogueKey, Key
 from rlhf_core.dataprep.ledger import Entry, Ledger, enter
-from rlhf_core.dataprep.measures.frames import FrameBuilder, batched, excerpt
+from rlhf_core.dataprep.measures.frames import FEW, FrameBuilder, batched, excerpt
 from rlhf_core.dataprep.measures.losses import TokenLosses
 from rlhf_core.dataprep.sources.rows import UNNAMED, FilteredRow
 from rlhf_core.dataprep.split import DialogueSplitter
@@ -35,7 +35,7 @@ _ROWS_AT_ONCE = 512
 RAW_COLUMNS = pa.schema(
     [
         ("comparison_id", pa.string()),
-        ("source", pa.string()),
+        ("source", FEW),
         ("line", pa.int64()),
         ("prompt", pa.string()),
         ("response_a", pa.string()),

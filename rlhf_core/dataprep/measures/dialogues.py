@@ -40,9 +40,8 @@ def dialogue_facts(frame: pd.DataFrame, directory: Path) -> dict[str, DialogueFa
             the order of their lines.
         directory: where the prepared files lie.
     """
-    kinds = frame["file"].where(~frame["file"].isin(PAIR_FILES), "pairs")
     found = {}
-    for kind, rows in frame.groupby(kinds.str.removesuffix("_train").str.removesuffix("_heldout")):
+    for kind, rows in frame.groupby(frame["file"].map(_kind_of), observed=True):
         sizes = rows.groupby("dialogue_key", sort=True).size()
         example = rows[rows["dialogue_key"] == sizes.idxmax()].iloc[0]
         found[str(kind)] = DialogueFacts(
@@ -52,6 +51,12 @@ def dialogue_facts(frame: pd.DataFrame, directory: Path) -> dict[str, DialogueFa
             opening=_opening_of(example, frame, directory),
         )
     return found
+
+
+def _kind_of(file: str) -> str:
+    if file in PAIR_FILES:
+        return "pairs"
+    return file.removesuffix("_train").removesuffix("_heldout")
 
 
 def _opening_of(row: "pd.Series[Any]", frame: pd.DataFrame, directory: Path) -> str:

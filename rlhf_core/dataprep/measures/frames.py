@@ -10,8 +10,10 @@ import pyarrow as pa
 
 Item = TypeVar("Item")
 
+FEW = pa.dictionary(pa.int32(), pa.string())
+"""Type of a column of few different texts, each of which is held once."""
 _CHUNK = 10_000
-_EXCERPT = 80
+_EXCERPT = 40
 """Characters of a text that a validation suite sees."""
 
 
@@ -52,8 +54,10 @@ class FrameBuilder:
     def take_frame(self) -> pd.DataFrame:
         """Return all rows as a frame with Arrow-backed text columns, and forget them."""
         self._flush()
-        chunks, self._chunks = self._chunks, []
-        return pa.Table.from_batches(chunks, schema=self._schema).to_pandas()
+        table = pa.Table.from_batches(self._chunks, schema=self._schema).unify_dictionaries()
+        self._chunks = []
+        # Column by column, so that none is there twice.
+        return table.to_pandas(split_blocks=True, self_destruct=True)
 
     def _flush(self) -> None:
         if self._rows:

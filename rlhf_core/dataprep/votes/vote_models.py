@@ -134,17 +134,18 @@ def _ballots(table: VoteTable, num_comparisons: int, min_votes: int) -> _Ballots
     starts = np.concatenate(([0], np.cumsum(np.bincount(comparison, minlength=num_comparisons))))
     as_given = _written(comparison, rank, choice)
     other_way = _written(comparison, rank, _OTHER_SIDE[choice])
-    places: dict[bytes, list[int]] = {}
+    numbers: dict[bytes, int] = {}
+    of_comparison = np.full(num_comparisons, -1, dtype=np.int64)
     is_swapped = np.zeros(num_comparisons, dtype=bool)
     for number, (start, end) in enumerate(pairwise((starts * _CODE.itemsize).tolist())):
         if start < end:
             as_is, other = as_given[start:end], other_way[start:end]
             is_swapped[number] = other < as_is
-            places.setdefault(min(as_is, other), []).append(number)
-    contents = sorted(places)
-    of_comparison = np.full(num_comparisons, -1, dtype=np.int64)
-    for number, content in enumerate(contents):
-        of_comparison[places[content]] = number
+            of_comparison[number] = numbers.setdefault(min(as_is, other), len(numbers))
+    contents = sorted(numbers)
+    rank_of = np.argsort([numbers[content] for content in contents])
+    voted = of_comparison >= 0
+    of_comparison[voted] = rank_of[of_comparison[voted]]
     flat = np.frombuffer(b"".join(contents), dtype=_CODE).astype(np.int64)
     person, answer = np.divmod(flat, len(CHOICES))
     sizes = [len(content) // _CODE.itemsize for content in contents]
@@ -157,7 +158,7 @@ def _ballots(table: VoteTable, num_comparisons: int, min_votes: int) -> _Ballots
         ballot=ballot,
         person=np.where(is_few[person], _SHARED, person + 1),
         answer=answer,
-        weight=np.array([len(places[content]) for content in contents], dtype=np.float64),
+        weight=np.bincount(of_comparison[voted], minlength=len(contents)).astype(np.float64),
         nobody_known=known == 0,
         of_comparison=of_comparison,
         is_swapped=is_swapped,
@@ -185,7 +186,7 @@ def _fit(table: VoteTable, num_comparisons: int, min_votes: int, step: Step) -> 
     state: tuple[Floats, ...] = ()
     for _ in range(_MAX_STEPS):
         likelihood, state = step(ballots, posterior, state)
-        logs = ballots.by_ballot(np.log(likelihood)) + prior
+        logs = ballots.by_ballot(np.log(likelihood, out=likelihood)) + prior
         odds = np.exp(logs - logs.max(axis=1, keepdims=True))
         before, posterior = posterior, odds / odds.sum(axis=1, keepdims=True)
         if np.abs(posterior - before).max() < _CONVERGED:

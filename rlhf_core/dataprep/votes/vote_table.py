@@ -25,8 +25,8 @@ Ints = NDArray[np.int64]
 class VoteTable:
     """One entry a vote; comparisons and annotators by number."""
 
-    comparison: "array[int]" = field(default_factory=lambda: array("q"))
-    annotator: "array[int]" = field(default_factory=lambda: array("q"))
+    comparison: "array[int]" = field(default_factory=lambda: array("i"))
+    annotator: "array[int]" = field(default_factory=lambda: array("i"))
     choice: "array[int]" = field(default_factory=lambda: array("b"))
     """Index into ``CHOICES``."""
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
