@@ -13,11 +13,11 @@ from rlhf_core.stages.evaluation.scoring import response_logprobs, response_scor
 from rlhf_core.trainers.parallel import side_by_side
 from tests.devices.pretended import Distant, elsewhere
 from tests.trainers import ppo_toys, toys
-from tests.trainers.conftest import causal_directory
+from tests.trainers.conftest import causal_directory, saved_once
 from tests.trainers.ppo_toys import VARIANTS, train_ppo
 from tests.trainers.toys import EOS, ListTracker, ids, toy_examples, train_stage
 
-__all__ = ["causal_directory", "elsewhere"]
+__all__ = ["causal_directory", "elsewhere", "saved_once"]
 
 
 def test_auto_is_the_gpu_where_there_is_one(monkeypatch):

@@ -14,6 +14,13 @@ def save_causal(folder):
     return folder / "causal"
 
 
+@pytest.fixture(scope="session")
+def saved_once(tmp_path_factory):
+    return save_causal(tmp_path_factory.mktemp("toy"))
+
+
 @pytest.fixture
-def causal_directory(tmp_path):
-    return save_causal(tmp_path)
+def causal_directory(saved_once):
+    """Where the tiny model lies; nobody writes there."""
+    torch.manual_seed(0)
+    return saved_once

@@ -12,7 +12,7 @@ from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.loop import TrainingRun
 from rlhf_core.trainers.ppo import PpoData, PpoModels, fit_ppo
 from tests.models.conftest import FakeTokenizer
-from tests.trainers.toys import EOS, VOCAB, ListTracker, ids, toy_examples
+from tests.trainers.toys import EOS, VOCAB, ListTracker, fresh, ids, toy_examples
 
 GOOD = 3
 
@@ -42,19 +42,21 @@ def reward_model(causal: Path):
     return model
 
 
-def reward_directory(causal: Path, directory: Path) -> Path:
+def reward_directory(causal: Path) -> Path:
+    """Return where the reward model of ``causal`` lies: beside it, made once."""
+    directory = causal.with_name(f"{causal.name}-reward")
     if not directory.exists():
         save_model(reward_model(causal), FakeTokenizer(), directory)
     return directory
 
 
-def toy_models(causal: Path, work: Path, *, value_model=True, lora=False) -> PpoModels:
-    rewards = reward_directory(causal, work / "reward")
+def toy_models(causal: Path, *, value_model=True, lora=False) -> PpoModels:
+    rewards = reward_directory(causal)
     return PpoModels(
-        policy=load_causal(causal),
-        reference=None if lora else load_causal(causal),
-        reward_model=load_scalar(rewards),
-        value_model=load_scalar(rewards) if value_model else None,
+        policy=fresh(load_causal, causal),
+        reference=None if lora else fresh(load_causal, causal),
+        reward_model=fresh(load_scalar, rewards),
+        value_model=fresh(load_scalar, rewards) if value_model else None,
     )
 
 
@@ -66,7 +68,7 @@ def toy_settings(**changes) -> PpoConfig:
         "num_epochs": 2,
         "num_minibatches": 2,
         "max_new_tokens": 8,
-        "micro_batch_tokens": 60,
+        "micro_batch_tokens": 300,
         "checkpoint_every": 2,
         "optimizer": OptimizerConfig(
             learning_rate=1e-2,
@@ -82,6 +84,8 @@ def toy_settings(**changes) -> PpoConfig:
     return PpoConfig(**{**common, **changes})
 
 
+MANY_PASSES = {"micro_batch_tokens": 60}
+"""Four turns to sample, score and learn; else it is one, for most tests are not about that."""
 RLOO = {"advantages": "rloo", "responses_per_prompt": 4}
 GRPO = {
     "advantages": "grpo",
@@ -93,7 +97,7 @@ DR_GRPO = {**GRPO, "advantages": "dr_grpo", "clip_eps_high": 0.28}
 ONE_TRUNK = {"share_trunk": True, "value_learning_rate": 1e-2}
 VARIANTS = {
     "default": {},
-    "four-responses-per-prompt": {"responses_per_prompt": 4},
+    "four-responses-per-prompt": {"responses_per_prompt": 4, **MANY_PASSES},
     "shared-trunk": ONE_TRUNK,
     "kl-as-loss-and-ptx": {
         "kl_placement": "loss",
@@ -109,6 +113,7 @@ VARIANTS = {
     },
     "rloo-adaptive-kl-and-ptx": {
         **RLOO,
+        **MANY_PASSES,
         "kl_controller": "adaptive",
         "target_kl": 0.5,
         "ptx_coef": 0.1,
@@ -140,7 +145,6 @@ def train_ppo(
     settings = toy_settings(**changes)
     models = models or toy_models(
         causal,
-        work,
         value_model=settings.needs_value_model,
         lora=settings.compute.lora is not None,
     )

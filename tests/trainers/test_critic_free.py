@@ -57,12 +57,10 @@ def advantages_by_definition(name, returns):
 
 @pytest.mark.parametrize("placement", ["reward", "loss"])
 @pytest.mark.parametrize("name", CRITIC_FREE)
-def test_every_token_has_the_advantage_of_its_whole_response(
-    name, placement, causal_directory, tmp_path
-):
+def test_every_token_has_the_advantage_of_its_whole_response(name, placement, causal_directory):
     estimator = "k1" if placement == "reward" else "k3"
     changes = CRITIC_FREE[name] | {"kl_placement": placement, "kl_estimator": estimator}
-    learner = learner_for(causal_directory, tmp_path, **changes)
+    learner = learner_for(causal_directory, **changes)
     scored = scored_rollout(learner)
     assert scored.values is None
     assert not scored.rollout.finished.all()  # the penalty for missing EOS is among the scores
@@ -78,18 +76,16 @@ def test_every_token_has_the_advantage_of_its_whole_response(
         assert not found[~mask].any()
 
 
-def test_the_first_gradient_is_that_of_reinforce_with_the_leave_one_out_baseline(
-    causal_directory, tmp_path
-):
+def test_the_first_gradient_is_that_of_reinforce_with_the_leave_one_out_baseline(causal_directory):
     """- sum_i A_i grad log p(y_i | x_i) / tokens, by a plain padded model."""
-    learner = learner_for(causal_directory, tmp_path, **RLOO)
+    learner = learner_for(causal_directory, **RLOO)
     update = make_update(learner)
     rows = update.minibatches[0]
     accumulate_policy_gradient(learner.policy, update, rows)
     scored = scored_rollout(learner)
     _, scores, _ = prepare_experience(scored, PpoState(kl_coef=KL_COEF), learner.settings)
     advantages = advantages_by_definition("rloo", whole_returns(scored, scores, KL_COEF))
-    plain = PaddedPpo(learner, causal_directory, tmp_path / "reward", scored.rollout, "right")
+    plain = PaddedPpo(learner, causal_directory, scored.rollout, "right")
     logprobs = plain.logprobs(plain.policy, rows)
     loss = sum(
         -advantages[row] * tokens.sum() for row, tokens in zip(rows, logprobs, strict=True)
@@ -100,9 +96,9 @@ def test_the_first_gradient_is_that_of_reinforce_with_the_leave_one_out_baseline
 
 @pytest.mark.parametrize("whitened", [None, True])
 def test_advantages_are_whitened_over_the_batch_only_where_that_is_asked_for(
-    whitened, causal_directory, tmp_path
+    whitened, causal_directory
 ):
-    learner = learner_for(causal_directory, tmp_path, **RLOO, whiten_advantages=whitened)
+    learner = learner_for(causal_directory, **RLOO, whiten_advantages=whitened)
     experience = make_update(learner).experience
     deviation = experience.advantages[experience.rollout.mask].std(correction=0)
     assert (abs(float(deviation) - 1.0) < 1e-3) == bool(whitened)
@@ -127,14 +123,14 @@ def test_reward_rises_and_nothing_speaks_of_values(name, causal_directory, tmp_p
     assert not {metric for metric in logged if "value" in metric or "variance" in metric}
     for metric in ("group_return_std", "zero_advantage_fraction", "return_mean", "return_std"):
         assert len(tracker.series(f"policy/{metric}")) == 10
-    learner = learner_for(causal_directory, tmp_path, **CRITIC_FREE[name])
+    learner = learner_for(causal_directory, **CRITIC_FREE[name])
     assert {tensor.partition("-")[0] for tensor in learner.tensors()} == {"policy"}
     assert learner.steps() == {"policy": 0}
 
 
 @pytest.mark.parametrize("name", CRITIC_FREE)
 def test_groups_with_nothing_to_tell_apart_teach_nothing(name, causal_directory, tmp_path):
-    models = toy_models(causal_directory, tmp_path, value_model=False)
+    models = toy_models(causal_directory, value_model=False)
     before = policy_weights(models)
     with torch.no_grad():
         models.reward_model.score.weight.zero_()
@@ -156,7 +152,7 @@ def test_groups_with_nothing_to_tell_apart_teach_nothing(name, causal_directory,
 def test_the_spread_of_returns_is_reported_over_the_batch_and_within_groups(
     causal_directory, tmp_path
 ):
-    learner = learner_for(causal_directory, tmp_path, **RLOO)
+    learner = learner_for(causal_directory, **RLOO)
     scored = scored_rollout(learner)
     _, scores, _ = prepare_experience(scored, PpoState(kl_coef=0.05), learner.settings)
     returns = whole_returns(scored, scores, 0.05)
@@ -198,4 +194,4 @@ def test_the_kl_watch_rolls_back_and_a_crash_does_not_change_that(causal_directo
 
 def test_a_value_model_that_nobody_would_ask_is_refused(causal_directory, tmp_path):
     with pytest.raises(ConfigError, match="a value model is needed exactly with gae"):
-        train_ppo(causal_directory, tmp_path, None, toy_models(causal_directory, tmp_path), **RLOO)
+        train_ppo(causal_directory, tmp_path, None, toy_models(causal_directory), **RLOO)

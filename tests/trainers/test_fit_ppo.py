@@ -129,7 +129,7 @@ def test_a_torn_checkpoint_is_passed_over(causal_directory, tmp_path):
 def test_checkpoint_hook_sees_every_checkpoint_and_the_end(causal_directory, tmp_path):
     seen = []
     fit_ppo(
-        toy_models(causal_directory, tmp_path),
+        toy_models(causal_directory),
         toy_data(),
         settings=toy_settings(num_iterations=5),
         run=TrainingRun(0, ListTracker(), CheckpointStore(tmp_path / "checkpoints")),
@@ -148,7 +148,7 @@ def test_the_hook_at_the_end_is_made_up_for_when_the_run_died_in_it(causal_direc
     for hook in (die, seen.append):
         with suppress(Crash):
             fit_ppo(
-                toy_models(causal_directory, tmp_path),
+                toy_models(causal_directory),
                 toy_data(),
                 settings=toy_settings(num_iterations=5),
                 run=TrainingRun(0, ListTracker(), CheckpointStore(tmp_path / "checkpoints")),
@@ -178,7 +178,7 @@ def test_demonstrations_are_mixed_into_every_policy_step(causal_directory, tmp_p
 
 
 def test_critic_warm_up_trains_the_value_model_alone(causal_directory, tmp_path):
-    models = toy_models(causal_directory, tmp_path)
+    models = toy_models(causal_directory)
     policy, values = policy_weights(models), models.value_model.score.weight.detach().clone()
 
     class Watch(ListTracker):
@@ -203,10 +203,10 @@ def test_critic_warm_up_trains_the_value_model_alone(causal_directory, tmp_path)
 
 
 def test_frozen_models_stay_as_they_are(causal_directory, tmp_path):
-    models = toy_models(causal_directory, tmp_path)
+    models = toy_models(causal_directory)
     train_ppo(causal_directory, tmp_path, None, models)
     fresh = load_causal(causal_directory)
-    rewards = load_scalar(reward_directory(causal_directory, tmp_path / "reward"))
+    rewards = load_scalar(reward_directory(causal_directory))
     for trained, original in ((models.reference, fresh), (models.reward_model, rewards)):
         for (name, now), (_, before) in zip(
             trained.named_parameters(), original.named_parameters(), strict=True

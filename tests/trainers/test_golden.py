@@ -54,11 +54,12 @@ def train(name, causal, work, monkeypatch, rollouts):
     if name in PREFERENCE_STAGES:
         for load in ("load_causal", "scalar_from_causal"):
             monkeypatch.setattr(toys, load, in_float64(getattr(toys, load)))
-        toys.train_stage(name, causal, work, tracker, num_epochs=3, optimizer=OPTIMIZER)
+        given = {"optimizer": OPTIMIZER, **toys.MANY_PASSES}
+        toys.train_stage(name, causal, work, tracker, num_epochs=3, **given)
     else:
         monkeypatch.setattr(ppo, "sample_rollout", rollouts)
-        changes = {"num_iterations": NUM_STEPS, "optimizer": PPO_OPTIMIZER, **PPO[name]}
-        ppo_toys.train_ppo(causal, work, tracker, **changes)
+        changes = {"num_iterations": NUM_STEPS, "optimizer": PPO_OPTIMIZER, **ppo_toys.MANY_PASSES}
+        ppo_toys.train_ppo(causal, work, tracker, **changes | PPO[name])
     rows = [(step, {key: metrics[key] for key in metrics if is_kept(key)})
             for step, metrics in tracker.rows]  # fmt: skip
     return [[step, metrics] for step, metrics in rows if metrics and step <= NUM_STEPS]

@@ -44,7 +44,7 @@ def test_adaptive_controller_moves_the_coefficient_towards_the_target(causal_dir
 def test_weights_that_are_not_numbers_stop_the_run_and_name_the_iteration(
     causal_directory, tmp_path
 ):
-    models = toy_models(causal_directory, tmp_path)
+    models = toy_models(causal_directory)
     with torch.no_grad():
         models.reward_model.score.weight.fill_(torch.nan)
     with pytest.raises(DivergedError, match="iteration 0: a reward-model score is not finite"):
@@ -117,7 +117,7 @@ def test_kl_watch_raises_the_coefficient_then_gives_up(causal_directory, tmp_pat
 
 
 def test_kl_watch_rolls_back_to_weights_in_bounds(causal_directory, tmp_path):
-    models = toy_models(causal_directory, tmp_path / "a")
+    models = toy_models(causal_directory)
     start = policy_weights(models)
     rolled_back = []
 
@@ -202,7 +202,7 @@ def test_the_last_update_is_watched_too(causal_directory, tmp_path, caplog):
 
 
 def test_a_last_update_out_of_bounds_is_rolled_back(causal_directory, tmp_path, caplog):
-    models = toy_models(causal_directory, tmp_path)
+    models = toy_models(causal_directory)
     start = policy_weights(models)
     changes = {
         "kl_watch": KlWatchConfig(max_kl_per_token=1e-3, action="roll_back"),
@@ -232,7 +232,7 @@ def test_actions_with_nothing_left_to_act_on_keep_the_last_update(
 def test_a_last_update_that_leaves_no_numbers_is_not_kept(
     limit, causal_directory, tmp_path, monkeypatch
 ):
-    models = toy_models(causal_directory, tmp_path)
+    models = toy_models(causal_directory)
     watch = KlWatchConfig(max_kl_per_token=limit, action="lower_learning_rate")
 
     class Poison(ListTracker):
@@ -248,7 +248,7 @@ def test_a_last_update_that_leaves_no_numbers_is_not_kept(
 
 def test_responses_that_never_end_all_score_minus_the_penalty(causal_directory, tmp_path, caplog):
     tracker = ListTracker()
-    models = toy_models(causal_directory, tmp_path)
+    models = toy_models(causal_directory)
     with torch.no_grad():
         models.policy.lm_head.weight[EOS] = 0.0
         models.policy.lm_head.weight.mul_(0.0)
@@ -273,11 +273,11 @@ def test_settings_and_data_that_do_not_fit_are_refused(causal_directory, tmp_pat
             causal_directory,
             tmp_path,
             None,
-            toy_models(causal_directory, tmp_path),
+            toy_models(causal_directory),
             **ONE_TRUNK,
         )
     run = TrainingRun(0, ListTracker(), CheckpointStore(tmp_path / "checkpoints"))
-    models = toy_models(causal_directory, tmp_path)
+    models = toy_models(causal_directory)
     with pytest.raises(DataError, match="no prompts"):
         fit_ppo(models, PpoData([], [EOS]), settings=toy_settings(), run=run)
     with pytest.raises(ConfigError, match="ptx_coef"):

@@ -59,8 +59,8 @@ def test_the_cores_are_divided_among_the_tasks(cores, each):
         torch.set_num_threads(before)
 
 
-def test_gradient_norm_is_really_clipped(causal_directory, tmp_path):
-    learner = learner_for(causal_directory, tmp_path)
+def test_gradient_norm_is_really_clipped(causal_directory):
+    learner = learner_for(causal_directory)
     update = make_update(learner)
     norms = []
     for optimization in (learner.policy, learner.value):
@@ -81,8 +81,8 @@ def test_gradient_norm_is_really_clipped(causal_directory, tmp_path):
     assert norms == pytest.approx([1.0] * 8, rel=1e-3)
 
 
-def test_a_sampler_that_disagrees_is_noticed(causal_directory, tmp_path):
-    learner = learner_for(causal_directory, tmp_path)
+def test_a_sampler_that_disagrees_is_noticed(causal_directory):
+    learner = learner_for(causal_directory)
     update = make_update(learner)
     with torch.no_grad():
         learner.models.policy.lm_head.weight.mul_(1.01)
@@ -90,10 +90,8 @@ def test_a_sampler_that_disagrees_is_noticed(causal_directory, tmp_path):
         update_policy(learner.policy, update)
 
 
-def test_recomputed_logprobs_keep_the_ratio_at_one_but_the_mismatch_is_limited(
-    causal_directory, tmp_path
-):
-    learner = learner_for(causal_directory, tmp_path, recompute_old_logprobs=True)
+def test_recomputed_logprobs_keep_the_ratio_at_one_but_the_mismatch_is_limited(causal_directory):
+    learner = learner_for(causal_directory, recompute_old_logprobs=True)
     rollout = collect_rollout(learner, learner.data, iteration=0)
     for shift, ok in ((0.03, True), (0.06, False)):
         scored = score_rollout(_shifted(rollout, shift), learner.scorers(), budget=100)
@@ -115,8 +113,8 @@ def _shifted(rollout, by):
     )
 
 
-def test_dropout_is_off_everywhere(causal_directory, tmp_path):
-    learner = learner_for(causal_directory, tmp_path)
+def test_dropout_is_off_everywhere(causal_directory):
+    learner = learner_for(causal_directory)
     for model in (learner.models.policy, learner.models.value_model):
         model.add_module("noise", torch.nn.Dropout(0.5))
     Learner(learner.models, learner.data, learner.settings, seed=0)
@@ -124,8 +122,8 @@ def test_dropout_is_off_everywhere(causal_directory, tmp_path):
         assert model.noise.p == 0.0
 
 
-def test_a_shared_trunk_gets_the_sum_of_both_gradients(causal_directory, tmp_path):
-    learner = learner_for(causal_directory, tmp_path, **ONE_TRUNK)
+def test_a_shared_trunk_gets_the_sum_of_both_gradients(causal_directory):
+    learner = learner_for(causal_directory, **ONE_TRUNK)
     with torch.no_grad():
         learner.value.model.weight.normal_(generator=torch.Generator().manual_seed(0))
     update = make_update(learner, rows=ROWS)
@@ -134,7 +132,7 @@ def test_a_shared_trunk_gets_the_sum_of_both_gradients(causal_directory, tmp_pat
     update_shared(learner.policy, learner.value, update, policy_frozen=False)
     learner.models.policy.zero_grad()
 
-    other = learner_for(causal_directory, tmp_path, **ONE_TRUNK)
+    other = learner_for(causal_directory, **ONE_TRUNK)
     with torch.no_grad():
         other.value.model.weight.normal_(generator=torch.Generator().manual_seed(0))
     accumulate_policy_gradient(other.policy, update, ROWS)
@@ -145,8 +143,8 @@ def test_a_shared_trunk_gets_the_sum_of_both_gradients(causal_directory, tmp_pat
     assert largest_relative_gap(kept, gradients(other.models.policy)) < 1e-4
 
 
-def test_a_frozen_trunk_lets_the_value_head_alone_learn(causal_directory, tmp_path):
-    learner = learner_for(causal_directory, tmp_path, **ONE_TRUNK)
+def test_a_frozen_trunk_lets_the_value_head_alone_learn(causal_directory):
+    learner = learner_for(causal_directory, **ONE_TRUNK)
     update = make_update(learner)
     before = [p.detach().clone() for p in learner.models.policy.parameters()]
     assert not learner.value.model.weight.any()
@@ -158,8 +156,8 @@ def test_a_frozen_trunk_lets_the_value_head_alone_learn(causal_directory, tmp_pa
     assert learner.value.model.weight.abs().max() > 0
 
 
-def test_ptx_adds_its_weighted_nll_gradient(causal_directory, tmp_path):
-    learner = learner_for(causal_directory, tmp_path, ptx_coef=0.5, micro_batch_tokens=20)
+def test_ptx_adds_its_weighted_nll_gradient(causal_directory):
+    learner = learner_for(causal_directory, ptx_coef=0.5, micro_batch_tokens=20)
     nll = learner._mix_demonstrations()["ptx_loss"]
     mixed = gradients(learner.models.policy)
     plain = hf.AutoModelForCausalLM.from_pretrained(
@@ -184,9 +182,9 @@ KL_BY_DEFINITION = {
 
 
 @pytest.mark.parametrize("estimator", KL_BY_DEFINITION)
-def test_kl_as_a_loss_is_its_definition_beside_the_surrogate(estimator, causal_directory, tmp_path):
+def test_kl_as_a_loss_is_its_definition_beside_the_surrogate(estimator, causal_directory):
     learner = learner_for(
-        causal_directory, tmp_path, kl_placement="loss", kl_estimator=estimator, temperature=0.8
+        causal_directory, kl_placement="loss", kl_estimator=estimator, temperature=0.8
     )
     update = make_update(learner, rows=ROWS)
     rollout = update.experience.rollout
@@ -195,7 +193,7 @@ def test_kl_as_a_loss_is_its_definition_beside_the_surrogate(estimator, causal_d
         for parameter in learner.models.policy.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     seen = accumulate_policy_gradient(learner.policy, update, ROWS)
-    plain = PaddedPpo(learner, causal_directory, tmp_path / "reward", rollout, "right")
+    plain = PaddedPpo(learner, causal_directory, rollout, "right")
     plain.policy.load_state_dict(learner.models.policy.state_dict())
     new = torch.cat(plain.logprobs(plain.policy, ROWS))
     with torch.no_grad():
@@ -218,10 +216,8 @@ def test_kl_as_a_loss_is_its_definition_beside_the_surrogate(estimator, causal_d
     assert largest_relative_gap(gradients(learner.models.policy), gradients(plain.policy)) < 1e-4
 
 
-def test_with_kl_as_a_loss_the_rewards_hold_the_score_alone(causal_directory, tmp_path):
-    learner = learner_for(
-        causal_directory, tmp_path, kl_placement="loss", kl_estimator="k3", gae_lambda=1.0
-    )
+def test_with_kl_as_a_loss_the_rewards_hold_the_score_alone(causal_directory):
+    learner = learner_for(causal_directory, kl_placement="loss", kl_estimator="k3", gae_lambda=1.0)
     scored = scored_rollout(learner)
     state = PpoState(kl_coef=0.3)
     experience, scores, _ = prepare_experience(scored, state, learner.settings)
@@ -231,10 +227,8 @@ def test_with_kl_as_a_loss_the_rewards_hold_the_score_alone(causal_directory, tm
 
 
 @pytest.mark.parametrize("estimator", ["k1", *KL_BY_DEFINITION])
-def test_the_reward_holds_the_kl_by_the_estimator_of_the_settings(
-    estimator, causal_directory, tmp_path
-):
-    learner = learner_for(causal_directory, tmp_path, kl_estimator=estimator, gae_lambda=1.0)
+def test_the_reward_holds_the_kl_by_the_estimator_of_the_settings(estimator, causal_directory):
+    learner = learner_for(causal_directory, kl_estimator=estimator, gae_lambda=1.0)
     scored = scored_rollout(learner)
     experience, scores, _ = prepare_experience(scored, PpoState(kl_coef=0.3), learner.settings)
     by_definition = {"k1": lambda log_ratio: log_ratio, **KL_BY_DEFINITION}[estimator]
@@ -246,20 +240,18 @@ def test_the_reward_holds_the_kl_by_the_estimator_of_the_settings(
     assert np.abs(kl[mask]).mean() > 1e-4
 
 
-def test_the_value_loss_is_weighted_by_its_coefficient(causal_directory, tmp_path):
+def test_the_value_loss_is_weighted_by_its_coefficient(causal_directory):
     norms = []
     for coefficient in (0.1, 0.3):
-        learner = learner_for(causal_directory, tmp_path, value_coef=coefficient)
+        learner = learner_for(causal_directory, value_coef=coefficient)
         update = make_update(learner, rows=ROWS)
         norms.append(update_value(learner.value, update)["value_grad_norm"])
     assert norms[1] == pytest.approx(3 * norms[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("whitened", [True, False])
-def test_advantages_are_whitened_over_the_batch_or_left_as_they_are(
-    whitened, causal_directory, tmp_path
-):
-    learner = learner_for(causal_directory, tmp_path, whiten_advantages=whitened)
+def test_advantages_are_whitened_over_the_batch_or_left_as_they_are(whitened, causal_directory):
+    learner = learner_for(causal_directory, whiten_advantages=whitened)
     experience = make_update(learner).experience
     mask = experience.rollout.mask
     plain = (experience.returns - experience.values)[mask]
@@ -269,8 +261,8 @@ def test_advantages_are_whitened_over_the_batch_or_left_as_they_are(
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(None, 1e-2), (3e-4, 3e-4)])
-def test_the_value_model_has_a_learning_rate_of_its_own(rate, expected, causal_directory, tmp_path):
-    learner = learner_for(causal_directory, tmp_path, value_learning_rate=rate)
+def test_the_value_model_has_a_learning_rate_of_its_own(rate, expected, causal_directory):
+    learner = learner_for(causal_directory, value_learning_rate=rate)
     before = {n: p.detach().clone() for n, p in learner.models.value_model.named_parameters()}
     update = make_update(learner, rows=ROWS)
     assert update_value(learner.value, update)["value_learning_rate"] == pytest.approx(expected)
@@ -336,9 +328,7 @@ def test_without_a_penalty_the_reward_model_judges_cut_texts_too():
     assert moments.count == 2
 
 
-def test_value_step_reports_the_share_of_values_that_left_the_clip_range(
-    causal_directory, tmp_path
-):
+def test_value_step_reports_the_share_of_values_that_left_the_clip_range(causal_directory):
     model = torch.nn.Linear(1, 1)
     optimization = Optimization(model, toy_settings().optimizer, total_steps=1)
     model(torch.ones(1)).sum().backward()
@@ -351,10 +341,10 @@ def test_value_step_reports_the_share_of_values_that_left_the_clip_range(
     assert metrics["value_clip_fraction"] == 0.25
 
 
-def test_pad_plays_no_part_even_where_it_is_eos(causal_directory, tmp_path):
+def test_pad_plays_no_part_even_where_it_is_eos(causal_directory):
     outcomes = []
     for pad in (0, EOS):
-        learner = learner_for(causal_directory, tmp_path)
+        learner = learner_for(causal_directory)
         for model in vars(learner.models).values():
             model.config.pad_token_id = pad
         outcomes.append(scored_rollout(learner))
@@ -364,11 +354,11 @@ def test_pad_plays_no_part_even_where_it_is_eos(causal_directory, tmp_path):
     assert outcomes[0].rollout.finished.tolist() == ended
 
 
-def test_policy_and_value_learn_the_same_side_by_side_and_in_turn(causal_directory, tmp_path):
+def test_policy_and_value_learn_the_same_side_by_side_and_in_turn(causal_directory):
     threads = torch.get_num_threads()
     weights = []
     for cores in (1, 2):
-        learner = learner_for(causal_directory, tmp_path)
+        learner = learner_for(causal_directory)
         torch.set_num_threads(1)
         update = make_update(learner)
         torch.set_num_threads(cores)

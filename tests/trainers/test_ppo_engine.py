@@ -46,7 +46,7 @@ def trained(server, causal, work, tracker=None, *, rollouts=None, **changes):
         }
     )
     settings = toy_settings(rollouts=rollouts, **changes)
-    models = toy_models(causal, work, value_model=settings.needs_value_model)
+    models = toy_models(causal, value_model=settings.needs_value_model)
     tracker = tracker or ListTracker()
     with open_sampler(rollouts) as sampler:
         fit_ppo(

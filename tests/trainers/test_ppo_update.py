@@ -16,7 +16,7 @@ from rlhf_core.trainers.ppo import (
 )
 from rlhf_core.trainers.ppo_learner import Learner, Update, plan_minibatches
 from rlhf_core.trainers.ppo_watch import PpoState
-from tests.trainers.ppo_toys import toy_data, toy_models, toy_settings
+from tests.trainers.ppo_toys import reward_directory, toy_data, toy_models, toy_settings
 from tests.trainers.toys import EOS
 
 ROWS = [3, 0, 14, 7, 9, 1]
@@ -26,9 +26,9 @@ def nothing_mixed():
     return {}
 
 
-def learner_for(causal, work, **changes):
+def learner_for(causal, **changes):
     settings = toy_settings(**changes)
-    models = toy_models(causal, work, value_model=settings.needs_value_model)
+    models = toy_models(causal, value_model=settings.needs_value_model)
     with torch.no_grad():  # a reference of its own, so that the KL is not zero
         for parameter in models.reference.parameters():
             parameter.mul_(1.1)
@@ -62,15 +62,17 @@ def largest_relative_gap(one, other):
 class PaddedPpo:
     """PPO for one batch, written the plain way: padded, eager, one formula after the other."""
 
-    def __init__(self, learner, causal, rewards, rollout, side):
+    def __init__(self, learner, causal, rollout, side):
         self.learner, self.rollout = learner, rollout
         eager = {"attn_implementation": "eager", "dtype": torch.float32}
         self.policy = hf.AutoModelForCausalLM.from_pretrained(causal, **eager)
         self.reference = hf.AutoModelForCausalLM.from_pretrained(causal, **eager)
         self.reference.load_state_dict(learner.models.reference.state_dict())
         classifier = hf.AutoModelForSequenceClassification
-        self.rewarder = classifier.from_pretrained(rewards, num_labels=1, **eager)
-        self.value_model = classifier.from_pretrained(rewards, num_labels=1, **eager)
+        self.rewarder = classifier.from_pretrained(reward_directory(causal), num_labels=1, **eager)
+        self.value_model = classifier.from_pretrained(
+            reward_directory(causal), num_labels=1, **eager
+        )
         self.pad(side)
 
     def pad(self, side):
@@ -144,17 +146,13 @@ class PaddedPpo:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("group", [1, 4])
-def test_losses_and_gradients_equal_those_of_a_plain_padded_ppo(
-    side, group, causal_directory, tmp_path
-):
-    learner = learner_for(
-        causal_directory, tmp_path, temperature=0.8, gamma=0.97, responses_per_prompt=group
-    )
+def test_losses_and_gradients_equal_those_of_a_plain_padded_ppo(side, group, causal_directory):
+    learner = learner_for(causal_directory, temperature=0.8, gamma=0.97, responses_per_prompt=group)
     update = make_update(learner, rows=ROWS)
     rollout = update.experience.rollout
     assert rollout.finished.any()
     assert not rollout.finished.all()
-    plain = PaddedPpo(learner, causal_directory, tmp_path / "reward", rollout, side)
+    plain = PaddedPpo(learner, causal_directory, rollout, side)
     old, old_values, advantages, returns = plain.advantages_and_returns(0.3, 0.97, 0.95)
     for mine, theirs in (
         (update.experience.old_logprobs, old),
@@ -196,14 +194,11 @@ def test_losses_and_gradients_equal_those_of_a_plain_padded_ppo(
     ("advantages", "group"), [("gae", 1), ("gae", 4), ("rloo", 4), ("grpo", 4)]
 )
 @pytest.mark.parametrize("placement", ["reward", "loss"])
-def test_micro_batches_do_not_change_a_gradient(
-    advantages, group, placement, causal_directory, tmp_path
-):
+def test_micro_batches_do_not_change_a_gradient(advantages, group, placement, causal_directory):
     results = []
     for budget in (1, 25, 70, 100_000):
         learner = learner_for(
             causal_directory,
-            tmp_path,
             micro_batch_tokens=budget,
             advantages=advantages,
             responses_per_prompt=group,
@@ -217,8 +212,8 @@ def test_micro_batches_do_not_change_a_gradient(
     assert all(largest_relative_gap(other, results[-1]) < 1e-6 for other in results[:-1])
 
 
-def test_scores_values_and_logprobs_do_not_depend_on_the_batch(causal_directory, tmp_path):
-    learner = learner_for(causal_directory, tmp_path)
+def test_scores_values_and_logprobs_do_not_depend_on_the_batch(causal_directory):
+    learner = learner_for(causal_directory)
     rollout = collect_rollout(learner, learner.data, iteration=0)
     whole = score_rollout(rollout, learner.scorers(), budget=100_000)
     alone = score_rollout(rollout, learner.scorers(), budget=1)

@@ -53,8 +53,6 @@ def train(job, rank):
     shared = Path(job["work"])
     own = shared / f"rank-{rank}"
     own.mkdir(parents=True, exist_ok=True)
-    if not (own / "reward").exists():
-        (own / "reward").symlink_to(job["causal"] + "-reward")
     toys.save_model = ppo_toys.save_model = lambda model, tokenizer, folder: save_file(
         {name: weight.detach().clone() for name, weight in model.named_parameters()},
         folder.with_suffix(".safetensors"),
@@ -63,12 +61,14 @@ def train(job, rank):
         lambda directory: CheckpointStore(shared / "checkpoints")
     )
     changes = {"optimizer": OptimizerConfig(**job["optimizer"]), **job["changes"]}
+    passes = toys if job["trainer"] in toys.STAGES else ppo_toys
+    changes = passes.MANY_PASSES | changes
     if job["compute"]:
         changes["compute"] = ComputeConfig(**job["compute"])
     changes["shard"] = job["shard"]
     tracker = HaltingTracker(job["halt"], job["full"] if rank == 1 else -1)
     try:
-        if job["trainer"] in ("sft", "reward", "dpo", "kto"):
+        if job["trainer"] in toys.STAGES:
             toys.train_stage(job["trainer"], Path(job["causal"]), own, tracker, **changes)
         else:
             changes |= getattr(ppo_toys, job["trainer"], {})
@@ -155,7 +155,7 @@ def models(tmp_path_factory):
         config = toy_config()
         config.tie_word_embeddings = tied
         hf.LlamaForCausalLM(config).save_pretrained(folder / name)
-        reward_directory(folder / name, folder / f"{name}-reward")
+        reward_directory(folder / name)
     return folder
 
 
