@@ -18,7 +18,11 @@ endef
 PACKAGES := --constraint constraints.txt --editable '.[dev]'
 
 # All of it at once, on every core; what a run seldom imports is compiled when it is imported.
-SELDOM := '/(tests?|altair|celery|databricks|moto|openai|pip|sympy|torch/(_inductor|onnx|testing)|transformers/models)/'
+SELDOM := '/(tests?|altair|asyncssh|celery|cfnlint|databricks|dateparser|distlib|exporters|fontTools|graphql|gunicorn|$\
+huggingface_hub/(cli|inference)|hydra|hypothesis|key_value|kombu|lm_eval/tasks|moto|mypyc?|nltk|numpy/distutils|openai|pip|playwright/async_api|$\
+prompt_toolkit|pyasn1(_modules)?|pygments/lexers|rich_rst|scipy/signal|semconv|_vendor|$\
+sklearn/(cluster|datasets|decomposition|ensemble|neighbors)|sqlalchemy/testing|sympy|$\
+table_grapheme_overrides|torch/(_inductor|onnx|testing)|torchgen|transformers/models|virtualenv)/'
 
 # One place for every process started from here: no telemetry, no hub, no update checks.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
