@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sqlite3
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -14,6 +15,8 @@ from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_flows.engine.environment import PREFECT_DEFAULTS
 from tests.forked import Forked
 from tests.registries import share_preparations
+
+ROOT = Path(__file__).parents[1]
 
 gc.disable()  # until all is imported: looking for cycles in what stays is a quarter of that time
 
@@ -32,6 +35,20 @@ def logging_as_before():
     for logger, level, handlers in before:
         logger.setLevel(level)
         logger.handlers[:] = handlers
+
+
+KNOWN = set(os.listdir(ROOT))
+"""What lies in the checkout, before the first test and after each."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_in_the_checkout():
+    """Databases, models and pictures of tests lie in folders of their own."""
+    yield
+    new = set(os.listdir(ROOT)) - KNOWN
+    KNOWN.update(new)
+    left = sorted(name for name in new if not name.startswith("."))  # hidden: what tools keep
+    assert not left, f"{left} in {ROOT}: left by this test or by one that ran beside it"
 
 
 @pytest.fixture(scope="session")

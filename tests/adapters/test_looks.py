@@ -32,7 +32,7 @@ def model(name, version="1"):
 
 
 @pytest.fixture
-def project():
+def project(mlflow_home):
     return f"p{uuid.uuid4().hex}"
 
 

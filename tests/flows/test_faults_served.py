@@ -85,11 +85,11 @@ def test_no_process_of_a_killed_run_is_left(served):
 
 
 @pytest.mark.browser
-def test_the_champion_shows_in_mlflow(served):
+def test_the_champion_shows_in_mlflow(served, tmp_path):
     require_chromium()
     with open_page() as page:
         open_version(page, served, "rlhf-policy", 1)
         text = page.inner_text("body")
-        page.screenshot(path=ROOT / "artifacts/ui/champion.png")
+        page.screenshot(path=tmp_path / "champion.png")
         assert page.strangers == []
     assert "@ champion" in text or "champion" in text.split()

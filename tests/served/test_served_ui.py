@@ -1,4 +1,4 @@
-"""What people click in the Prefect UI; pictures are kept in ``artifacts/ui``."""
+"""What people click in the Prefect UI; pictures are kept in pytest's folder ``pictures``."""
 
 import json
 
@@ -8,11 +8,9 @@ from rlhf_flows.engine.inputs import PipelineInputs
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.promotion import Approval
 from tests.browser.pages import Prefect
-from tests.flows.served import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("served")]
 
-PICTURES = ROOT / "artifacts/ui"
 FIELDS = [*PipelineInputs.model_fields.values(), *RunSettings.model_fields.values()]
 
 
@@ -22,12 +20,17 @@ def ui(page, served):
 
 
 @pytest.fixture(scope="module")
-def form(ui):
+def pictures(tmp_path_factory):
+    return tmp_path_factory.mktemp("pictures")
+
+
+@pytest.fixture(scope="module")
+def form(ui, pictures):
     """The custom run form of the nightly deployment; returns what stands on it."""
     ui.open_deployment("rlhf-pipeline/nightly")
     ui.open_form()
     ui.read(FIELDS[-1].description)
-    ui.shoot(PICTURES / "run-form.png", full_page=True)
+    ui.shoot(pictures / "run-form.png", full_page=True)
     return ui.page.inner_text("body")
 
 
@@ -57,11 +60,11 @@ def test_the_run_form_says_what_each_field_is(form):
     assert missing == []
 
 
-def test_a_failed_run_offers_retry_and_says_what_broke(ui, failed):
+def test_a_failed_run_offers_retry_and_says_what_broke(ui, failed, pictures):
     ui.open_run(failed)
     ui.page.get_by_role("button", name="Retry", exact=True).wait_for()
     ui.read("prepare broke")
-    ui.shoot(PICTURES / "failed-run.png")
+    ui.shoot(pictures / "failed-run.png")
 
 
 def test_retry_repeats_what_failed_and_follows(ui, failed):
@@ -74,25 +77,25 @@ def test_retry_repeats_what_failed_and_follows(ui, failed):
     assert ui.served.calls() == ["prepare", "sft"]
 
 
-def test_a_run_that_waits_for_a_person_says_so(ui, suspended):
+def test_a_run_that_waits_for_a_person_says_so(ui, suspended, pictures):
     ui.open_run(suspended)
     ui.read("Suspended")
-    ui.shoot(PICTURES / "run-graph.png")
+    ui.shoot(pictures / "run-graph.png")
 
 
-def test_a_stage_shows_its_gates_as_an_artifact(ui, suspended):
+def test_a_stage_shows_its_gates_as_an_artifact(ui, suspended, pictures):
     *_, stage = ui.served.runs("rlhf-evaluate")
     ui.open_run(stage["id"])
     ui.page.get_by_text("Artifacts", exact=True).click()
     ui.page.get_by_text("evaluate-result").first.click()
     ui.page.get_by_text("lower bound").first.wait_for()
-    ui.shoot(PICTURES / "artifact.png")
+    ui.shoot(pictures / "artifact.png")
     text = ui.page.inner_text("body")
     assert "evaluate/quality" in text
     assert "0.7 [0.65, 0.75], n = 300" in text
 
 
-def test_a_person_approves_in_a_form_that_shows_the_gates(ui, suspended):
+def test_a_person_approves_in_a_form_that_shows_the_gates(ui, suspended, pictures):
     ui.open_run(suspended)
     form = ui.open_resume_form()
     form.get_by_text("evaluate/quality").first.wait_for()
@@ -100,7 +103,7 @@ def test_a_person_approves_in_a_form_that_shows_the_gates(ui, suspended):
     for field in Approval.model_fields.values():
         assert field.description in text
     ui.fill_resume_form(form, decision="PROMOTE", reviewer="the reviewer", comment="reads well")
-    ui.shoot(PICTURES / "approval.png")
+    ui.shoot(pictures / "approval.png")
     ui.resume(form)
     assert ui.served.wait(suspended)["state"]["name"] == "Completed"
     answer = json.loads((ui.served.path / "approval.json").read_text())
