@@ -7,7 +7,8 @@ Writes the same comparisons for the same seed: 50 to 300 words a response, three
 near duplicates, languages, personal data, contamination, tokens, Dawid-Skene and all suites.
 What languages and personal data take is in rows of its own; ``--without`` leaves them out.
 
-Seconds are the processor's, those of all threads; peak memory is the process's, libraries included.
+Seconds are the processor's, those of all threads; peak memory is the process's, libraries included:
+of each step by itself where Linux lets a peak be forgotten, and of all so far elsewhere.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -166,11 +168,13 @@ def configuration(folder: Path, without: Collection[str]) -> PipelineConfig:
 
 
 def time_phases() -> list[tuple[str, float, float]]:
-    """Let the stage's steps note their processor seconds and the peak memory at their end."""
+    """Let the stage's steps note their processor seconds and their peak memory."""
     notes: list[tuple[str, float, float]] = []
 
     def timed(function: Any, phase: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
+            notes.append(("between", 0.0, peak_gigabytes()))
+            forget_peak()
             start = time.process_time()
             result = function(*args, **kwargs)
             notes.append((phase, time.process_time() - start, peak_gigabytes()))
@@ -210,6 +214,12 @@ def peak_gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
+def forget_peak() -> None:
+    """Let the largest resident size begin anew, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def written_inputs(options: argparse.Namespace) -> Path:
     """Return the folder with the inputs, written where they are missing, without older outputs."""
     folder: Path = options.folder / f"{options.pairs}-{options.seed}"
@@ -239,13 +249,13 @@ def main() -> None:
     splits = prepare.prepare_data(configuration(folder, options.without))
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     report = json.loads(splits.report.read_text())
-    apart = sum(checks.values())
+    apart, largest = sum(checks.values()), max(peak for _, _, peak in notes)
     print(f"{options.pairs:,} pairs, {size / 1e6:,.0f} MB; {before:.2f} GB before the start\n")
     print(f"{'phase':<42}{'seconds':>9}{'rows/s':>10}{'peak GB':>9}")
     for phase, took, peak in [
-        *notes,
+        *(note for note in notes if note[0] != "between"),
         *((f"of these {check}", took, 0.0) for check, took in checks.items()),
-        ("all", cpu, peak_gigabytes()),
+        ("all", cpu, max(largest, peak_gigabytes())),
         ("all but languages and personal data", cpu - apart, 0.0),
     ]:
         shown = f"{peak:>9.2f}" if peak else ""

@@ -118,8 +118,8 @@ def _features_of(encoded: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[n
     for step, going in enumerate(num_going):
         state = next_state[rows[state[:going]] + letters[step, :going]]
         found[order[:going], step] = feature[state]
-    text, place = np.nonzero(found >= 0)
-    return text, found[text, place]
+    is_met = found >= 0
+    return np.repeat(np.arange(len(encoded)), is_met.sum(axis=1)), found[is_met]
 
 
 def _shares_at_once(encoded: Sequence[bytes], ours: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -144,7 +144,7 @@ def _shares_at_once(encoded: Sequence[bytes], ours: NDArray[np.bool_]) -> NDArra
         low, high = np.searchsorted(text, (start, stop))
         cells = (text[low:high] - start) * size + number[low:high]
         counts = np.bincount(cells, minlength=(stop - start) * size)
-        filled = np.flatnonzero(counts)
+        filled = np.flatnonzero(counts > 0)
         ends = np.searchsorted(filled, np.arange(stop - start + 1) * size)
         logs = np.log1p(counts[filled].astype(np.float32))
         table = csr_matrix((logs, filled % size, ends), shape=(stop - start, len(weights)))
