@@ -133,9 +133,10 @@ def _save(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows([shown_cell(value) for value in row] for row in rows)
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
     draw(figure.subplots())
     path = folder / f"{name}.png"
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    # Not by savefig: it goes through all once more, for the room that "constrained" has found.
+    canvas.print_png(path, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return path
