@@ -1,7 +1,9 @@
 """A small dataset, and the shipped base model in every role, registered in a real MLflow."""
 
+import contextlib
 import functools
 import hashlib
+import shutil
 import socket
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from rlhf_core.schema import (
     RunContext,
     StageResult,
 )
+from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.storage.records import read_records, write_records
 from tests.registries import copy_home, copy_registry, registry_in
+from tests.stages.prepare_helpers import comparisons, make_config, write
 
 BASE = Path(__file__).parents[2] / "data" / "base"
 RUN = "20260101-000000-abcd"
@@ -263,6 +267,24 @@ def evaluated(mlflow_home, evaluated_home):
     copy_home(home, mlflow_home)
     text = result.model_dump_json().replace(str(home), str(mlflow_home))
     return dict(models), StageResult.model_validate_json(text)
+
+
+@pytest.fixture(scope="session")
+def prepared_home(tmp_path_factory):
+    """A working directory with raw comparisons, and the dataset prepared from them there."""
+    home = tmp_path_factory.mktemp("dataset")
+    with contextlib.chdir(home):
+        write(Path("pairs.jsonl"), comparisons())
+        return home, prepare_data(make_config(Path()))
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch, prepared_home):
+    """The same of the test's own: settings by paths from there, and the dataset."""
+    home, splits = prepared_home
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return make_config(Path()), splits
 
 
 @pytest.fixture

@@ -44,8 +44,8 @@ def keys_by_file(splits: DatasetSplits) -> dict[str, set[bytes]]:
     }
 
 
-def test_references_prove_the_bytes(config):
-    splits = prepare_data(config)
+def test_references_prove_the_bytes(prepared):
+    _, splits = prepared
     for ref in references(splits).values():
         assert sha256_of(ref.path) == ref.sha256
         assert md5_of(ref.path) == ref.dvc_md5
@@ -54,8 +54,8 @@ def test_references_prove_the_bytes(config):
     assert read_splits(splits.directory) == splits
 
 
-def test_no_prompt_is_on_both_sides_or_in_both_halves(config):
-    keys = keys_by_file(prepare_data(config))
+def test_no_prompt_is_on_both_sides_or_in_both_halves(prepared):
+    keys = keys_by_file(prepared[1])
     sides = {
         side: set().union(*(found for name, found in keys.items() if name.endswith(side)))
         for side in ("_train", "_heldout")
@@ -86,8 +86,8 @@ def test_a_person_who_votes_twice_in_one_row_does_not_outvote_two(tmp_path):
     assert not check["passed"]
 
 
-def test_every_row_is_kept_or_set_aside_with_its_line(config):
-    splits = prepare_data(config)
+def test_every_row_is_kept_or_set_aside_with_its_line(prepared):
+    _, splits = prepared
     report = json.loads(splits.report.read_text())
     assert report["inputs"]["preferences"] == {
         "rows": 400,
@@ -104,17 +104,17 @@ def test_every_row_is_kept_or_set_aside_with_its_line(config):
     assert pairs == 360
 
 
-def test_the_same_input_gives_the_same_bytes_elsewhere(config, tmp_path):
-    first = prepare_data(config)
+def test_the_same_input_gives_the_same_bytes_elsewhere(prepared, tmp_path):
+    config, first = prepared
     again = config.model_copy(
         update={"data": config.data.model_copy(update={"output": tmp_path / "b"})}
     )
     assert prepare_data(again).dvc_md5 == first.dvc_md5
 
 
-def test_a_matching_output_is_used_again_and_a_damaged_one_is_not(config, caplog):
+def test_a_matching_output_is_used_again_and_a_damaged_one_is_not(prepared, caplog):
     caplog.set_level(logging.INFO, logger="rlhf_core")  # which a command before may have set higher
-    first = prepare_data(config)
+    config, first = prepared
     before = first.reward_train.path.stat().st_ino
     assert prepare_data(config) == first
     assert first.reward_train.path.stat().st_ino == before
@@ -124,8 +124,9 @@ def test_a_matching_output_is_used_again_and_a_damaged_one_is_not(config, caplog
     assert prepare_data(config.model_copy(update={"seed": 1})).sha256 != first.sha256
 
 
-def test_rows_added_later_move_no_other_row(config, tmp_path):
-    before = keys_by_file(prepare_data(config))
+def test_rows_added_later_move_no_other_row(prepared, tmp_path):
+    config, splits = prepared
+    before = keys_by_file(splits)
     write(tmp_path / "pairs.jsonl", comparisons(600)[::-1])
     after = keys_by_file(prepare_data(config))
     for name, keys in before.items():
@@ -171,8 +172,8 @@ def test_files_of_their_own_supply_demonstrations_and_prompts(config, tmp_path):
     assert read_records(splits.prompts_train, Prompt)[0].tags == {"style": "plain"}
 
 
-def test_without_them_both_come_from_the_pairs(config):
-    splits = prepare_data(config)
+def test_without_them_both_come_from_the_pairs(prepared):
+    _, splits = prepared
     chosen = {pair.chosen for pair in read_records(splits.reward_train, PreferencePair)}
     demonstrations = read_records(splits.demonstrations_train, Demonstration)
     assert chosen < {item.response for item in demonstrations}
@@ -214,8 +215,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "damage", "says"), BAD, ids=[case[0] for case in BAD])
-def test_bad_input_is_one_line_and_leaves_the_old_dataset(config, tmp_path, name, damage, says):
-    before = prepare_data(config)
+def test_bad_input_is_one_line_and_leaves_the_old_dataset(prepared, tmp_path, name, damage, says):
+    config, before = prepared
     rows = damage(comparisons())
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (tmp_path / "pairs.jsonl").write_text("".join(line + "\n" for line in lines))
@@ -289,15 +290,15 @@ def test_a_split_without_rows_is_refused(config, tmp_path):
         prepare_data(make_config(tmp_path, judge_fraction=0.0))
 
 
-def test_pictures_and_data_docs_are_made(config):
-    splits = prepare_data(config)
+def test_pictures_and_data_docs_are_made(prepared):
+    _, splits = prepared
     pictures = {path.name for path in (splits.directory / "pictures").iterdir()}
     assert {"lengths.png", "label_by_length.csv", "splits.png"} <= pictures
     assert "raw comparisons" in (splits.directory / "docs" / "index.html").read_text()
 
 
-def test_data_docs_come_and_go_with_the_dataset(config, tmp_path):
-    splits = prepare_data(config)
+def test_data_docs_come_and_go_with_the_dataset(prepared, tmp_path):
+    config, splits = prepared
     index = splits.directory / "docs" / "index.html"
     before = index.stat().st_ino
     with pytest.raises(DataError):
@@ -309,8 +310,8 @@ def test_data_docs_come_and_go_with_the_dataset(config, tmp_path):
     assert index.is_file()
 
 
-def test_every_annotator_is_in_the_table(config):
-    with (prepare_data(config).directory / "annotators.csv").open(newline="") as file:
+def test_every_annotator_is_in_the_table(prepared):
+    with (prepared[1].directory / "annotators.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["annotator"] for row in rows} == {"w0", "w1", "w2"}
     assert sum(int(row["num_votes"]) for row in rows) == 1_200

@@ -33,8 +33,8 @@ def with_data(config, **changes):
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
 
-def test_a_second_preparation_leaves_the_first_dataset_where_it_was(config, tmp_path):
-    first = prepare_data(config)
+def test_a_second_preparation_leaves_the_first_dataset_where_it_was(prepared, tmp_path):
+    config, first = prepared
     before = files_of(first.directory)
     second = prepare_data(with_data(config, heldout_fraction=0.4))
     assert first.sha256 != second.sha256
@@ -42,11 +42,11 @@ def test_a_second_preparation_leaves_the_first_dataset_where_it_was(config, tmp_
     assert files_of(first.directory) == before
     assert files_of(tmp_path / "prepared") == files_of(second.directory)
     for splits in (first, second):
-        assert splits.directory == tmp_path / f"prepared-{splits.sha256[:12]}"
+        assert splits.directory.absolute() == tmp_path / f"prepared-{splits.sha256[:12]}"
 
 
-def test_going_back_to_earlier_settings_finds_the_dataset_and_shows_it(config, tmp_path, caplog):
-    first = prepare_data(config)
+def test_going_back_to_earlier_settings_finds_the_dataset_and_shows_it(prepared, tmp_path, caplog):
+    config, first = prepared
     prepare_data(with_data(config, heldout_fraction=0.4))
     with caplog.at_level("INFO"):
         assert prepare_data(config) == first
@@ -54,8 +54,8 @@ def test_going_back_to_earlier_settings_finds_the_dataset_and_shows_it(config, t
     assert files_of(tmp_path / "prepared") == files_of(first.directory)
 
 
-def test_the_same_rows_from_something_else_do_not_take_the_report_away(config, tmp_path):
-    first = prepare_data(config)
+def test_the_same_rows_from_something_else_do_not_take_the_report_away(prepared):
+    config, first = prepared
     report = first.report.read_bytes()
     other = prepare_data(with_data(config, votes=config.data.votes.model_copy(
         update={"num_resamples": config.data.votes.num_resamples + 1}
@@ -65,8 +65,8 @@ def test_the_same_rows_from_something_else_do_not_take_the_report_away(config, t
     assert first.report.read_bytes() == report
 
 
-def test_whoever_edits_the_output_harms_no_run(config, tmp_path):
-    splits = prepare_data(config)
+def test_whoever_edits_the_output_harms_no_run(prepared, tmp_path):
+    config, splits = prepared
     with (tmp_path / "prepared/reward_train.jsonl").open("a") as stream:
         stream.write("{}\n")
     assert read_splits(splits.directory) == splits
@@ -74,24 +74,24 @@ def test_whoever_edits_the_output_harms_no_run(config, tmp_path):
     assert files_of(tmp_path / "prepared") == files_of(splits.directory)
 
 
-def test_a_dataset_that_came_by_dvc_is_used_and_kept(config, tmp_path, caplog):
-    splits = prepare_data(config)
+def test_a_dataset_that_came_by_dvc_is_used_and_kept(prepared, caplog):
+    config, splits = prepared
     shutil.rmtree(splits.directory)
     with caplog.at_level("INFO"):
         assert prepare_data(config) == splits
     assert "prepared_data_reused" in caplog.text
 
 
-def test_a_dataset_from_before_is_kept_when_other_settings_replace_the_output(config, tmp_path):
-    first = prepare_data(config)
+def test_a_dataset_from_before_is_kept_when_other_settings_replace_the_output(prepared):
+    config, first = prepared
     shutil.rmtree(first.directory)
     prepare_data(with_data(config, heldout_fraction=0.4))
     assert read_splits(first.directory) == first
 
 
 @pytest.mark.parametrize("damage", ["row", "docs"])
-def test_a_damaged_folder_of_a_dataset_is_mended(config, damage):
-    splits = prepare_data(config)
+def test_a_damaged_folder_of_a_dataset_is_mended(prepared, damage):
+    config, splits = prepared
     before = files_of(splits.directory)
     if damage == "row":
         (splits.directory / "reward_train.jsonl").write_text("")

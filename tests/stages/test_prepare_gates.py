@@ -41,8 +41,10 @@ def test_data_gates_pass_and_stand_in_the_report(config, tmp_path):
         (gate("data/length_win_fraction", at_least=0.01, min_samples=9_999), "HOLD"),
     ],
 )
-def test_a_data_gate_that_does_not_pass_stops_and_keeps_the_old(config, tmp_path, refused, verdict):
-    before = prepare_data(config)
+def test_a_data_gate_that_does_not_pass_stops_and_keeps_the_old(
+    prepared, tmp_path, refused, verdict
+):
+    config, before = prepared
     with pytest.raises(DataError) as raised:
         prepare_data(make_config(tmp_path, gates=[refused]))
     message = str(raised.value)
