@@ -129,7 +129,7 @@ def test_the_shipped_tokenizer_is_what_the_build_learns():
 
 def test_building_twice_gives_the_same_bytes_and_leaves_nothing_beside(tmp_path):
     for name in ("one", "two"):
-        build_base(tmp_path / name, seed=3, num_documents=300, num_threads=1)
+        build_base(tmp_path / name, seed=3, num_documents=150, num_threads=1)
     made = [{f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("one", "two")]
     assert made[0] == made[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_core.demo import raw
 from rlhf_core.demo.claims import claims_in
 from rlhf_core.demo.facts import NUM_HELDOUT_FACTS, town
 from rlhf_core.demo.gold import rate
@@ -59,7 +60,9 @@ def test_the_shipped_files_are_what_the_build_makes(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{n}.jsonl" for n in NAMES)
 
 
-def test_another_seed_makes_other_files(tmp_path):
+def test_another_seed_makes_other_files(tmp_path, monkeypatch):
+    for name in ("NUM_DEMONSTRATIONS", "NUM_COMPARISONS", "NUM_PROMPTS"):  # not looked at
+        monkeypatch.setattr(raw, name, 9)
     write_raw(tmp_path, seed=1)
     made = (tmp_path / "heldout_prompts.jsonl").read_bytes()
     assert made != (SHIPPED / "heldout_prompts.jsonl").read_bytes()

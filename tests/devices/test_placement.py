@@ -51,7 +51,7 @@ def moved(monkeypatch, elsewhere):
     return elsewhere
 
 
-SHORT = {"num_epochs": 1, "batch_size": 32, "micro_batch_tokens": 500}
+SHORT = {"num_epochs": 1, "batch_size": 64, "micro_batch_tokens": 500}
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
@@ -62,12 +62,15 @@ def test_a_trainer_stays_on_the_models_device(stage, moved, causal_directory, tm
     assert np.isfinite(tracker.series("policy/loss" if stage == "dpo" else f"{stage}/loss")).all()
 
 
+FEW = {"num_iterations": 2, "num_epochs": 1, "num_minibatches": 1, "max_new_tokens": 4}
+FEW |= {"micro_batch_tokens": 500}
+
+
 @pytest.mark.parametrize(
     "variant", ["default", "shared-trunk", "kl-as-loss-and-ptx", "rloo-adaptive-kl-and-ptx"]
 )
 def test_ppo_stays_on_the_models_device(variant, moved, causal_directory, tmp_path):
-    short = {"num_iterations": 2, "num_epochs": 1, "max_new_tokens": 4, "micro_batch_tokens": 500}
-    changes = {**VARIANTS[variant], **short, "recompute_old_logprobs": variant == "default"}
+    changes = {**VARIANTS[variant], **FEW, "recompute_old_logprobs": variant == "default"}
     _, models, _ = train_ppo(causal_directory, tmp_path, **changes)
     assert device_of(models.policy) == moved
 

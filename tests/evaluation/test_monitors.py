@@ -13,6 +13,7 @@ from rlhf_core.evaluation.monitors import (
     vice_rates,
 )
 from rlhf_core.evaluation.reading import units
+from rlhf_core.evaluation.text_metrics import duplicates, shared_shares
 from rlhf_core.schema import Message
 from rlhf_core.statistics.intervals import Plans, Resampling
 
@@ -270,16 +271,24 @@ def test_gain_is_in_deviations_of_sft():
 
 
 def test_duplicates_come_in_pairs_and_the_interval_knows_it():
-    estimates = {"duplicate": [], "self_similarity": []}
+    asked = [f"question {i}" for i in range(200)]
+    counted = {
+        "duplicate": lambda answers: duplicates(answers, asked),
+        "self_similarity": lambda answers: shared_shares(answers, asked, n=MonitorsConfig().ngram),
+    }
+    estimates = {vice: [] for vice in counted}
     for seed in range(120):
         drawn = np.random.default_rng(seed).integers(0, 1_000, 200)
         answers = tuple(f"here is answer {number}" for number in drawn)
-        prompts = tuple((Message(role="user", content=f"question {i}"),) for i in range(200))
-        texts = AnswerTexts(prompts, policy=answers, sft=prompts_as_answers(200))
-        found = vice_rates(texts, MonitorsConfig())
-        metrics = vice_metrics({vice: found[vice] for vice in estimates}, Plans(PLAN, {}))
+        sft = prompts_as_answers(200)
+        found = {vice: (of(answers), of(sft)) for vice, of in counted.items()}
+        metrics = vice_metrics(found, Plans(PLAN, {}))
         for vice, measured in estimates.items():
             measured.append(metrics[f"policy/{vice}_increase"])
+    prompts = tuple((Message(role="user", content=question),) for question in asked)
+    rates = vice_rates(AnswerTexts(prompts, policy=answers, sft=sft), MonitorsConfig())
+    for vice, sides in found.items():
+        assert np.array_equal(rates[vice], sides)
     for measured in estimates.values():
         truth = np.mean([estimate.value for estimate in measured])
         covered = np.mean([estimate.low <= truth <= estimate.high for estimate in measured])

@@ -1,7 +1,5 @@
 """Tokens nobody reads are left out of the last layer, and nothing that is read changes."""
 
-import multiprocessing
-
 import numpy as np
 import pytest
 import torch
@@ -120,16 +118,21 @@ def test_recomputed_layers_give_the_same_gradients(llama_directory):
     require_same_gradients(llama_directory, ComputeConfig(gradient_checkpointing=True))
 
 
-def test_compiled_layers_give_the_same_gradients(llama_directory, monkeypatch):
+COMPILED = """
+import sys
+from pathlib import Path
+import torch._inductor.config
+from tests.models.test_last_layer import require_compiled
+
+# Else torch starts as many processes to compile in, each of which imports it first.
+torch._inductor.config.compile_threads = 1
+require_compiled(Path(sys.argv[1]))
+"""
+
+
+def test_compiled_layers_give_the_same_gradients(llama_directory, forked):
     """In a process of its own: what others compiled, or gave up, would be taken and not counted."""
-    # Else torch starts as many processes to compile in, each of which imports it first.
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    process = multiprocessing.get_context("spawn").Process(
-        target=require_compiled, args=(llama_directory,)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert forked.python(COMPILED, llama_directory).wait() == 0
 
 
 @pytest.mark.parametrize("operation", [last_layer._take, last_layer._put])

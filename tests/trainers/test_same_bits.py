@@ -29,6 +29,7 @@ class CrashingTracker(ListTracker):
             raise Crash
 
 
+@pytest.mark.nightly  # the next one compares two runs as well, at every change
 @pytest.mark.parametrize("stage", STAGES)
 def test_same_seed_same_weights(stage, causal_directory, tmp_path):
     digests = {train_stage(stage, causal_directory, tmp_path / name)[2] for name in "ab"}
