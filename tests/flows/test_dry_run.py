@@ -174,6 +174,8 @@ def test_a_promotion_that_was_killed_is_seen_and_left_to_others(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_home}/mlflow.db")
+    # Its base model is none: the hub would be asked, for 45 seconds where there is no network.
+    monkeypatch.setattr("rlhf_core.stages.preflight.check_inputs", lambda config: None)
     client = mlflow_client()
     first, second = register_release(client), register_release(client)
     promote_model(first["policy"])
