@@ -28,6 +28,8 @@ SMALL = {
     "reward.num_epochs": "1",
     "policy.num_iterations": "4",
     "policy.rollout_batch_size": "16",
+    "policy.num_epochs": "1",
+    "policy.num_minibatches": "2",
     "policy.selection.num_prompts": "32",
     "evaluation.num_prompts": "32",
     "evaluation.num_resamples": "100",

@@ -45,8 +45,10 @@ def test_the_reward_hacking_recipe_is_refused_by_its_gates(tmp_path, fresh_datab
         "reward.num_epochs": "1",
         # Few and large steps; the last is offered, for an earlier one has less of a vice.
         "policy.num_iterations": "20",
+        "policy.num_epochs": "2",
+        "policy.critic_warmup_iterations": "1",
         "policy.rollout_batch_size": "16",
-        "policy.optimizer.learning_rate": "1.2e-3",
+        "policy.optimizer.learning_rate": "1.6e-3",
         "policy.checkpoint_every": "20",
         "evaluation.num_prompts": "300",
         "evaluation.num_resamples": "500",
