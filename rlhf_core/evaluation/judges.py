@@ -33,6 +33,9 @@ class Opinion:
     """[n] 1 where the verdict changed with the order; NaN where no order was asked about."""
     first_place: Array | None = None
     """[n] 1 where the first place won in both orders, -1 the second, NaN as above."""
+    after_another: Sequence[Array] | None = None
+    """Scores of the policy's and SFT's answers after another prompt than their own, NaN where not
+    read; None where that was not asked, or the judge gives no scores."""
 
 
 @dataclass(frozen=True)
@@ -110,29 +113,23 @@ def other_prompts(keys: Sequence[bytes], seed: int) -> NDArray[np.int64]:
     return others
 
 
-def liked_as_much(
-    opinions: Sequence[Opinion], after_another: Sequence[Sequence[Array]]
-) -> tuple[Array, Array]:
+def liked_as_much(opinions: Sequence[Opinion]) -> tuple[Array, Array] | None:
     """Share of the judges that score an answer higher after another prompt than after its own.
 
     Equal scores are half, and so is what a judge could not read. About 0.5 where a judge does not
     look at the prompt.
 
     Args:
-        opinions: of the judges that give scores.
-        after_another: each one's scores of the same answers after another prompt; NaN: not read.
+        opinions: of all judges; those without scores after other prompts do not count.
 
     Returns:
-        [n] of the policy's answers and of SFT's.
+        [n] of the policy's answers and of SFT's; None where no judge gives such scores.
     """
+    scored = [(one, one.after_another) for one in opinions if one.after_another is not None]
+    if not scored:
+        return None
     policy, sft = (
-        np.mean(
-            [
-                _higher(one, scores[model], model)
-                for one, scores in zip(opinions, after_another, strict=True)
-            ],
-            axis=0,
-        )
+        np.mean([_higher(one, after[model], model) for one, after in scored], axis=0)
         for model in OVER_SFT
     )
     return policy, sft

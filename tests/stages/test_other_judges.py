@@ -22,12 +22,15 @@ from rlhf_core.evaluation.judges import (
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import ModelRef
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
+from rlhf_core.stages.evaluation import judging, scoring
 from rlhf_core.stages.evaluation.judging import Panel, judges_together, outside_judge
 from rlhf_core.stages.evaluation.verdict import metric_plans, require_independent_judge
 from rlhf_core.stages.promote import release_of
 from rlhf_core.storage.records import read_records
 from tests.feedback.servers import Chat, prefers_longer, serving, shown
 from tests.stages.conftest import question
+
+pytestmark = pytest.mark.usefixtures("mlflow_home")  # a project's gates are asked for
 
 PROMPTS = [question(index) for index in range(6)]
 POLICY = [
@@ -183,31 +186,39 @@ def test_a_foreign_reward_model_scores_with_its_own_template(decide, reward_mode
     assert decided.over_sft.tolist() == expected.tolist()
 
 
-def test_judges_with_scores_are_asked_again_after_other_prompts(panel, chat, reward_model):
+def test_judges_with_scores_are_asked_after_other_prompts_too_and_loaded_once(
+    panel, chat, reward_model, monkeypatch
+):
+    loaded = []
+    for module, name in ((scoring, "load_scalar"), (judging, "Classifier")):
+        load = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, load=load, **k: loaded.append(a[0]) or load(*a, **k)
+        )
     theirs = {"kind": "reward_model", "model": str(reward_model)}
     both = panel(["run", theirs, chat.seat])
-    opinions = both.opinions(PROMPTS, TEXTS)
-    asked = len(chat.asked)
+    opinions = both.opinions(PROMPTS, TEXTS, after_others=True)
+    assert len(loaded) == 2
+    assert len(chat.asked) == 2 * (3 * 6 - 4)  # of the answers after their own prompts
     others = other_prompts([conversation_key(prompt) for prompt in PROMPTS], both.seed)
     assert all(other != own for own, other in enumerate(others))
     shuffled = [PROMPTS[other] for other in others]
     again = [panel([seat]).opinions(shuffled, TEXTS)[0].scores for seat in ("run", theirs)]
-    found = both.after_other_prompts(opinions, PROMPTS, TEXTS)
+    found = liked_as_much(opinions)
     for model in (0, 1):
         higher = [
             scores[model] > one.scores[model] for one, scores in zip(opinions, again, strict=False)
         ]
         assert found[model].tolist() == np.mean(higher, axis=0).tolist()
-    assert len(chat.asked) == asked
     words = panel(chat.seat)
-    assert words.after_other_prompts(words.opinions(PROMPTS, TEXTS), PROMPTS, TEXTS) is None
+    assert liked_as_much(words.opinions(PROMPTS, TEXTS, after_others=True)) is None
 
 
 def test_what_is_not_read_and_a_prompt_without_others_are_half():
     scores = [np.array([1.0, 2.0, 3.0, 4.0]), np.zeros(4)]
-    opinion = Opinion("j", scores, {}, ("", "", "too long", ""))
     after = [np.array([2.0, 2.0, 9.0, np.nan]), np.array([-1.0, 0.0, 1.0, 1.0])]
-    policy, sft = liked_as_much([opinion], [after])
+    opinion = Opinion("j", scores, {}, ("", "", "too long", ""), after_another=after)
+    policy, sft = liked_as_much([opinion])
     assert policy.tolist() == [1.0, 0.5, 0.5, 0.5]
     assert sft.tolist() == [0.0, 0.5, 0.5, 1.0]
     assert other_prompts([b"a", b"a", b"a"], 0).tolist() == [0, 1, 2]

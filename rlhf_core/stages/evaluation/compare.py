@@ -14,6 +14,7 @@ from rlhf_core.adapters.vllm_sampler import open_sampler
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import topic_numbers
 from rlhf_core.evaluation.comparison import PairedAnswers
+from rlhf_core.evaluation.judges import liked_as_much
 from rlhf_core.evaluation.rater import score_gold
 from rlhf_core.evaluation.samples import compared_answers
 from rlhf_core.functional.kl import kl_k1, kl_k3
@@ -79,7 +80,7 @@ def compare_answers(
             budget=settings.micro_batch_tokens,
             device=config.model.device,
         )
-    opinions = panel.opinions(conversations, texts)
+    opinions = panel.opinions(conversations, texts, after_others=True)
     scores, decided = panel.concluded(opinions)
     reference_nll, kl = distances(
         config, models["sft"], [renderer.prompt_ids(prompt) for prompt in conversations], policy
@@ -100,7 +101,7 @@ def compare_answers(
         decided=decided,
         best_of_n=best_of_n(config, models, panel, conversations, texts[:2]),
         longest=config.answer_length(),
-        shuffled=panel.after_other_prompts(opinions, conversations, texts),
+        shuffled=liked_as_much(opinions),
     )
 
 

@@ -19,7 +19,6 @@ from rlhf_core.evaluation.judges import (
     Decided,
     Opinion,
     Pair,
-    liked_as_much,
     mean_scores,
     other_prompts,
     outcomes_where_scored,
@@ -30,7 +29,7 @@ from rlhf_core.feedback.judge import read_verdict
 from rlhf_core.models.classifier import Classifier, outside_model
 from rlhf_core.schema import Comparison, Conversation, ModelRef
 from rlhf_core.stages.determinism import derived_seed
-from rlhf_core.stages.evaluation.scoring import score_texts
+from rlhf_core.stages.evaluation.scoring import Score, load_scorer
 from rlhf_core.stages.labels.ai import ask_judge, judge_name, what_is_asked
 from rlhf_core.statistics.resampling import Array
 
@@ -90,13 +89,16 @@ def judges_together(judges: Sequence[ModelRef]) -> ModelRef:
 class Seat(Protocol):
     """One judge at work."""
 
-    def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
-        """Judge each model's answers: the policy's, SFT's, and the champion's where there is."""
+    def opinion(
+        self,
+        prompts: Sequence[Conversation],
+        texts: Sequence[Sequence[str]],
+        others: Sequence[Conversation] | None,
+    ) -> Opinion:
+        """Judge each model's answers: the policy's, SFT's, and the champion's where there is.
 
-    def scores(
-        self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
-    ) -> Sequence[Array] | None:
-        """Return scores of each model's answers, NaN where not read; None of who gives none."""
+        Who gives scores says as well how it scores the first two after ``others`` [n].
+        """
 
 
 class Panel:
@@ -126,43 +128,26 @@ class Panel:
         return self.concluded(self.opinions(prompts, texts))
 
     def opinions(
-        self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+        self,
+        prompts: Sequence[Conversation],
+        texts: Sequence[Sequence[str]],
+        *,
+        after_others: bool = False,
     ) -> list[Opinion]:
-        """Return what each judge says."""
-        return [seat.opinion(prompts, texts) for seat in self._seats]
+        """Return what each judge says, and with ``after_others`` what ``liked_as_much`` reads.
+
+        Each judge is loaded once, one after the other.
+        """
+        others = None
+        if after_others:
+            keys = [conversation_key(prompt) for prompt in prompts]
+            others = [prompts[other] for other in other_prompts(keys, self.seed)]
+        return [seat.opinion(prompts, texts, others) for seat in self._seats]
 
     def concluded(self, opinions: Sequence[Opinion]) -> tuple[list[Array], Decided | None]:
         """Return what ``decide`` does, of what the judges said."""
         ours = len(self.judges) == 1 and self.judges[0].kind == "scalar"
         return mean_scores(opinions), None if ours else together(opinions)
-
-    def after_other_prompts(
-        self,
-        opinions: Sequence[Opinion],
-        prompts: Sequence[Conversation],
-        texts: Sequence[Sequence[str]],
-    ) -> tuple[Array, Array] | None:
-        """Say how far the judges like answers as much after another prompt as after their own.
-
-        Args:
-            opinions: of the answers after their own prompts.
-            prompts: [n] conversations.
-            texts: the policy's answers and SFT's.
-
-        Returns:
-            [n] of the policy's answers and of SFT's, as ``liked_as_much`` counts it; None where no
-            judge gives scores.
-        """
-        others = other_prompts([conversation_key(prompt) for prompt in prompts], self.seed)
-        shuffled = [prompts[other] for other in others]
-        decided = [
-            (opinion, scores)
-            for opinion, seat in zip(opinions, self._seats, strict=True)
-            if (scores := seat.scores(shuffled, texts[:2])) is not None
-        ]
-        if not decided:
-            return None
-        return liked_as_much([one for one, _ in decided], [scores for _, scores in decided])
 
 
 def _seat(config: PipelineConfig, judge: ModelRef, votes: Path) -> Seat:
@@ -185,20 +170,20 @@ def _compared(num_models: int) -> tuple[Pair, ...]:
 class _Ours:
     def __init__(self, config: PipelineConfig, judge: ModelRef) -> None:
         self._judge = judge
-        self._score = partial(
-            score_texts,
+        self._load = partial(
+            load_scorer,
             judge.path,
             budget=config.evaluation.micro_batch_tokens,
             device=config.model.device,
         )
 
-    def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
-        return _by_scores(self._judge.uri, self._score(prompts, texts), texts, "")
-
-    def scores(
-        self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
-    ) -> Sequence[Array]:
-        return self._score(prompts, texts)
+    def opinion(
+        self,
+        prompts: Sequence[Conversation],
+        texts: Sequence[Sequence[str]],
+        others: Sequence[Conversation] | None,
+    ) -> Opinion:
+        return _by_scores(self._judge.uri, self._load(), prompts, texts, others, "")
 
 
 class _Elsewhere:
@@ -207,20 +192,18 @@ class _Elsewhere:
     ) -> None:
         self._judge, self._settings, self._device = judge, settings, config.model.device
 
-    def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
-        model = self._model()
-        problem = _TOO_LONG.format(name=self._judge.uri, limit=model.max_length)
-        return _by_scores(self._judge.uri, _scores(model, prompts, texts), texts, problem)
-
-    def scores(
-        self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
-    ) -> Sequence[Array]:
-        return _scores(self._model(), prompts, texts)
-
-    def _model(self) -> Classifier:
-        return Classifier(
+    def opinion(
+        self,
+        prompts: Sequence[Conversation],
+        texts: Sequence[Sequence[str]],
+        others: Sequence[Conversation] | None,
+    ) -> Opinion:
+        model = Classifier(
             self._judge.path, max_length=self._settings.max_length, device=self._device
         )
+        problem = _TOO_LONG.format(name=self._judge.uri, limit=model.max_length)
+        score = partial(_scores, model)
+        return _by_scores(self._judge.uri, score, prompts, texts, others, problem)
 
 
 def _scores(
@@ -230,8 +213,15 @@ def _scores(
 
 
 def _by_scores(
-    name: str, scores: Sequence[Array], texts: Sequence[Sequence[str]], problem: str
+    name: str,
+    score: Score,
+    prompts: Sequence[Conversation],
+    texts: Sequence[Sequence[str]],
+    others: Sequence[Conversation] | None,
+    problem: str,
 ) -> Opinion:
+    scores = score(prompts, texts)
+    after = None if others is None else score(others, texts[:2])
     won = {
         (i, j): outcomes_where_scored(scores[i], scores[j], texts[i], texts[j])
         for i, j in _compared(len(texts))
@@ -243,7 +233,7 @@ def _by_scores(
         for column in scores
     ]
     problems = tuple(problem if np.isnan(one) else "" for one in won[OVER_SFT])
-    return Opinion(name, filled, won, problems)
+    return Opinion(name, filled, won, problems, after_another=after)
 
 
 class _Asked:
@@ -253,10 +243,12 @@ class _Asked:
         self._settings, self._judge, self._seed = settings, judge, seed
         self._box = BallotBox(votes, f"{judge.uri}-{judge.sha256[:12]}")
 
-    def scores(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> None:
-        """It compares two answers to one prompt, and says nothing of one alone."""
-
-    def opinion(self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]) -> Opinion:
+    def opinion(
+        self,
+        prompts: Sequence[Conversation],
+        texts: Sequence[Sequence[str]],
+        others: Sequence[Conversation] | None,
+    ) -> Opinion:
         compared = _compared(len(texts))
         questions = {
             (i, j): [

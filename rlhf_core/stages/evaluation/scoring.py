@@ -1,7 +1,7 @@
 """What models make of held-out texts: log-probabilities, scores, answers. Nothing is trained."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,10 @@ def response_scores(
     return np.asarray(torch.cat(scores).double().numpy(), dtype=np.float64)
 
 
+Score = Callable[[Sequence[Conversation], Sequence[Sequence[str]]], list[Array]]
+"""Prompts [n] and lists of [n] answers to the scores of each list."""
+
+
 def score_texts(
     directory: Path,
     prompts: Sequence[Conversation],
@@ -90,14 +94,23 @@ def score_texts(
 
     The texts are rendered with the scorer's own tokenizer and end with EOS, as in its training.
     """
+    return load_scorer(directory, budget=budget, device=device)(prompts, answers)
+
+
+def load_scorer(directory: Path, *, budget: int, device: str = "cpu") -> Score:
+    """Load a reward model for several calls of what ``score_texts`` does."""
     model, renderer = load_scalar(directory, device=device), model_renderer(directory)
-    prompt_ids = [renderer.prompt_ids(prompt) for prompt in prompts]
-    return [
-        response_scores(
-            model, prompt_ids, [readable_ids(renderer, text) for text in texts], budget=budget
-        )
-        for texts in answers
-    ]
+
+    def score(prompts: Sequence[Conversation], answers: Sequence[Sequence[str]]) -> list[Array]:
+        prompt_ids = [renderer.prompt_ids(prompt) for prompt in prompts]
+        return [
+            response_scores(
+                model, prompt_ids, [readable_ids(renderer, text) for text in texts], budget=budget
+            )
+            for texts in answers
+        ]
+
+    return score
 
 
 def readable_ids(renderer: Renderer, text: str) -> TokenIds:
