@@ -53,6 +53,7 @@ from rlhf_core.stages.evaluation.verdict import (
     metric_plans,
     require_independent_judge,
     require_own_reference,
+    require_topics,
 )
 from rlhf_core.stages.examples import TurnOf, row_counts, tokenize_records
 from rlhf_core.statistics.clusters import numbered
@@ -200,10 +201,12 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
     Raises:
         RegistryError: the judge is what the policy was optimised against, or was never one; or
             the policy was optimised from another SFT model.
+        DataError: topics are to be those of a tag that no prompt has.
     """
     started = time.monotonic()
     require_independent_judge(judge, policy, reward, splits)
     require_own_reference(policy, sft)
+    require_topics(config, splits)
     suites = check_suites(config)
     upstream = {"policy": policy, "sft": sft, "judge": judge}
     upstream |= {"reward": reward} if reward else {}

@@ -14,6 +14,7 @@ from rlhf_core.models import save_model
 from rlhf_core.ports import Observer, Tracker
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record, RunContext
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.evaluation.verdict import require_topics
 from rlhf_core.stages.training_job import TrainingJob
 from rlhf_core.trainers.checkpoint import CheckpointStore, KeptWeights
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
@@ -43,7 +44,12 @@ def begin_training(
     sft: ModelRef | None = None,
     reward: ModelRef | None = None,
 ) -> TrainingJob:
-    """Return what a stage trains in its folder of the run, this process made deterministic."""
+    """Return what a stage trains in its folder of the run, this process made deterministic.
+
+    Raises:
+        DataError: evaluation will be by topics of a tag that no prompt has.
+    """
+    require_topics(config, splits)
     make_deterministic(config.seed)
     directory = context.stage_directory(role)
     return TrainingJob(

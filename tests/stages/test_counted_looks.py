@@ -10,12 +10,18 @@ from rlhf_core.errors import DataError, MissingMetricError, RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.stages.evaluate import evaluate_policy
 from rlhf_core.stages.promote import promote_model
+from rlhf_core.stages.sft import train_sft
 from rlhf_core.storage.records import read_records
 
 
 def judged(config, splits, models, context):
     """Compare the policy with SFT."""
     return evaluate_policy(config, splits, context=context, **{"champion": None, **models})
+
+
+def trained(config, splits, models, context):
+    """Train the first stage."""
+    return train_sft(config, splits, context)
 
 
 def with_seed(config, seed):
@@ -102,14 +108,18 @@ def test_prompts_of_one_topic_are_resampled_together(
     assert {result.report.metrics[name].num_samples for name in of_prompts} == {2}
     assert "Units are topics (style): 2 of them in 12 prompts" in result.report.units
     assert "12 of the prompts are on a topic that training prompts have too" in result.report.units
+
+
+@pytest.mark.parametrize("does", [judged, trained])
+def test_topics_that_no_prompt_has_are_refused_before_anything_is_done(
+    does, proven_models, stage_config, stage_context, small_splits
+):
+    config = stage_config()
     unknown = config.evaluation.model_copy(update={"topics": "intent"})
+    config = config.model_copy(update={"evaluation": unknown})
     with pytest.raises(DataError, match="no prompt has a tag 'intent'; tags are style"):
-        judged(
-            config.model_copy(update={"seed": 0, "evaluation": unknown}),
-            small_splits,
-            proven_models,
-            stage_context,
-        )
+        does(config, small_splits, proven_models, stage_context)
+    assert read_looks("rlhf") == []
 
 
 def test_what_a_project_requires_is_asked_whatever_the_settings_say(

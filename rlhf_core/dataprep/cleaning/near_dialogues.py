@@ -2,7 +2,7 @@
 
 import logging
 from array import array
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -131,12 +131,7 @@ def topic_numbers(prompts: Sequence[Prompt], key: str) -> Ints:
     """
     dialogues = [dialogue_key(prompt.prompt) for prompt in prompts]
     if key != NEAR_DUPLICATES:
-        if not any(key in prompt.tags for prompt in prompts):
-            tags = sorted({tag for prompt in prompts for tag in prompt.tags})
-            raise DataError(
-                f"evaluation.topics: no prompt has a tag {key!r}; tags are "
-                f"{', '.join(tags) or 'none'}, and {NEAR_DUPLICATES} needs none"
-            )
+        require_tag(prompts, key)
         return numbered(
             prompt.tags.get(key, dialogue)
             for prompt, dialogue in zip(prompts, dialogues, strict=True)
@@ -146,6 +141,23 @@ def topic_numbers(prompts: Sequence[Prompt], key: str) -> Ints:
         first_turns.add(prompt.prompt, dialogue)
     near = first_turns.groups(_NEAR, largest_fraction=1.0, reserved=frozenset(), seed=0)
     return numbered(near.representative.get(dialogue, dialogue) for dialogue in dialogues)
+
+
+def require_tag(prompts: Iterable[Prompt], key: str) -> None:
+    """Refuse topics by a tag that no prompt has; prompts are read up to the first that has it.
+
+    Raises:
+        DataError: says which tags there are.
+    """
+    tags: set[str] = set()
+    for prompt in prompts:
+        if key in prompt.tags or key == NEAR_DUPLICATES:
+            return
+        tags |= prompt.tags.keys()
+    raise DataError(
+        f"evaluation.topics: no prompt has a tag {key!r}; tags are "
+        f"{', '.join(sorted(tags)) or 'none'}, and {NEAR_DUPLICATES} needs none"
+    )
 
 
 def _apart(group: Ints, tables: list[SignatureRows], similarity: float) -> list[Ints]:

@@ -4,6 +4,7 @@ import csv
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 from rlhf_core.adapters.decision import JUDGED_BY, record_decision, recorded_verdict
 from rlhf_core.adapters.registry import find_version, upstream_uris
@@ -11,6 +12,7 @@ from rlhf_core.adapters.required_gates import APPLIED, applied_tag, required_gat
 from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
 from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
 from rlhf_core.config.metric_names import CEILING, CORRECTED
+from rlhf_core.dataprep.cleaning.near_dialogues import require_tag
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide, describe_look, gate_name, judge_estimate
 from rlhf_core.evaluation.people import describe_votes
@@ -22,6 +24,7 @@ from rlhf_core.schema import (
     ModelRef,
     PeopleVotes,
     PromotionDecision,
+    Prompt,
     RunContext,
     StageResult,
 )
@@ -29,6 +32,7 @@ from rlhf_core.stages.determinism import derived_seed, take_cores
 from rlhf_core.stages.preparation.report import ANNOTATORS
 from rlhf_core.statistics.intervals import Plans, Resampling
 from rlhf_core.statistics.resampling import Ints
+from rlhf_core.storage.records import iterate_records
 
 WIN_RATE_CORRECTED = f"policy/{CORRECTED}"
 JUDGE_ACCURACY = "judge/heldout_accuracy"
@@ -181,6 +185,18 @@ def _with_look(decision: PromotionDecision, report: EvaluationReport) -> Promoti
         said.append(describe_look(look))
     reasons = (*decision.reasons, *(f"{decision.verdict}: {text}." for text in said))
     return decision.model_copy(update={"reasons": reasons})
+
+
+def require_topics(config: PipelineConfig, splits: DatasetSplits) -> None:
+    """Refuse an evaluation by topics of a tag that no prompt has, before hours go into one.
+
+    Raises:
+        DataError: says which tags there are.
+    """
+    if config.evaluation.topics is not None:
+        files = (splits.prompts_heldout, splits.prompts_train)
+        prompts = chain.from_iterable(iterate_records(file, Prompt) for file in files)
+        require_tag(prompts, config.evaluation.topics)
 
 
 def require_independent_judge(
