@@ -38,6 +38,7 @@ from rlhf_flows.commands import start
 import signal
 
 signal.signal(signal.SIGTERM, start._terminate)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 given = json.loads(Path(sys.argv[1]).read_text())
 config = PipelineConfig.model_validate(given["config"])
 try:
