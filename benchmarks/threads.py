@@ -42,10 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--busy", type=int, default=2, help="processes that only count")
+    parser.add_argument("--models", nargs="+", choices=SIZES, default=[*SIZES])
     options = parser.parse_args()
     for variable in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         os.environ.pop(variable, None)
-    for name, size in SIZES.items():
+    for name in options.models:
+        size = SIZES[name]
         with tempfile.TemporaryDirectory() as folder:
             write_models(Path(folder), size)
             write_rows(Path(folder), size)
