@@ -160,6 +160,13 @@ def saved_models(tmp_path_factory):
     }
 
 
+def judged(config, splits, models, context):
+    """Compare the policy with SFT, and with the champion where one is among the models."""
+    from rlhf_core.stages.evaluate import evaluate_policy
+
+    return evaluate_policy(config, splits, context=context, **{"champion": None, **models})
+
+
 def register_models(folders, context, splits):
     """Register a folder for every role, each made with the registered SFT model."""
     from rlhf_core.adapters.registry import register_model

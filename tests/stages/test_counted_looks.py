@@ -8,15 +8,11 @@ from rlhf_core.adapters.required_gates import require_gates
 from rlhf_core.config import GateConfig, RequiredGates
 from rlhf_core.errors import DataError, MissingMetricError, RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
-from rlhf_core.stages.evaluate import evaluate_policy
+from rlhf_core.stages.evaluation.verdict import require_topics
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.sft import train_sft
 from rlhf_core.storage.records import read_records
-
-
-def judged(config, splits, models, context):
-    """Compare the policy with SFT."""
-    return evaluate_policy(config, splits, context=context, **{"champion": None, **models})
+from tests.stages.conftest import judged
 
 
 def trained(config, splits, models, context):
@@ -120,6 +116,14 @@ def test_topics_that_no_prompt_has_are_refused_before_anything_is_done(
     with pytest.raises(DataError, match="no prompt has a tag 'intent'; tags are style"):
         does(config, small_splits, proven_models, stage_context)
     assert read_looks("rlhf") == []
+
+
+def test_topics_by_likeness_ask_for_no_tag(stage_config, small_splits):
+    config = stage_config()
+    alike = config.evaluation.model_copy(update={"topics": "near-duplicates"})
+    for prompts in (small_splits.prompts_heldout, small_splits.prompts_train):
+        prompts.path.write_text("")
+    require_topics(config.model_copy(update={"evaluation": alike}), small_splits)
 
 
 def test_what_a_project_requires_is_asked_whatever_the_settings_say(

@@ -16,13 +16,9 @@ from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate
 from rlhf_core.stages.evaluation.scoring import score_texts
 from rlhf_core.stages.evaluation.verdict import doubts_about_data
 from rlhf_core.storage.records import read_records, write_records
+from tests.stages.conftest import judged
 
 KINDS = {"demonstrations": Demonstration, "prompts": Prompt}
-
-
-def judged(config, splits, models, context):
-    """Compare the policy with SFT, and with the champion where one is among the models."""
-    return evaluate_policy(config, splits, context=context, **{"champion": None, **models})
 
 
 def test_nll_is_that_of_transformers_itself(four_models, stage_config, stage_context, small_splits):

@@ -151,7 +151,7 @@ def require_tag(prompts: Iterable[Prompt], key: str) -> None:
     """
     tags: set[str] = set()
     for prompt in prompts:
-        if key in prompt.tags or key == NEAR_DUPLICATES:
+        if key in prompt.tags:
             return
         tags |= prompt.tags.keys()
     raise DataError(

@@ -12,7 +12,7 @@ from rlhf_core.adapters.required_gates import APPLIED, applied_tag, required_gat
 from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
 from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
 from rlhf_core.config.metric_names import CEILING, CORRECTED
-from rlhf_core.dataprep.cleaning.near_dialogues import require_tag
+from rlhf_core.dataprep.cleaning.near_dialogues import NEAR_DUPLICATES, require_tag
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide, describe_look, gate_name, judge_estimate
 from rlhf_core.evaluation.people import describe_votes
@@ -193,10 +193,11 @@ def require_topics(config: PipelineConfig, splits: DatasetSplits) -> None:
     Raises:
         DataError: says which tags there are.
     """
-    if config.evaluation.topics is not None:
-        files = (splits.prompts_heldout, splits.prompts_train)
-        prompts = chain.from_iterable(iterate_records(file, Prompt) for file in files)
-        require_tag(prompts, config.evaluation.topics)
+    key = config.evaluation.topics
+    if key is None or key == NEAR_DUPLICATES:
+        return
+    files = (splits.prompts_heldout, splits.prompts_train)
+    require_tag(chain.from_iterable(iterate_records(file, Prompt) for file in files), key)
 
 
 def require_independent_judge(
