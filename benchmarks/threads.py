@@ -59,8 +59,7 @@ def compare(model: str, folder: Path, beside: int, rounds: int) -> None:
     """Time one model's step by every way beside so many busy processes."""
     with ExitStack() as stack:
         sides = {
-            way: stack.enter_context(side(folder, way, environment))
-            for way, environment in WAYS.items()
+            way: stack.enter_context(side(folder, way, changes)) for way, changes in WAYS.items()
         }
         for one in sides.values():
             one.ask("step")

@@ -177,7 +177,8 @@ class Ledger:
 
     def staying(self) -> list[int]:
         """Return the rows that stay so far."""
-        return [row for row, number in enumerate(self._reason) if number == _STAYS]
+        rows: list[int] = np.flatnonzero(self.have(None)).tolist()
+        return rows
 
     def have(self, reason: Reason | None) -> NDArray[np.bool_]:
         """[N] which rows are filtered out for a reason; with None which stay."""

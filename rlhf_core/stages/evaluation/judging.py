@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -86,19 +87,23 @@ def judges_together(judges: Sequence[ModelRef]) -> ModelRef:
     )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What each judge is asked about."""
+
+    prompts: Sequence[Conversation]
+    """[n]"""
+    texts: Sequence[Sequence[str]]
+    """Answers of the policy, of SFT, and of the champion where there is one; [n] each."""
+    others: Sequence[Conversation] | None = None
+    """[n] prompts after which the first two models' answers are scored as well."""
+
+
 class Seat(Protocol):
     """One judge at work."""
 
-    def opinion(
-        self,
-        prompts: Sequence[Conversation],
-        texts: Sequence[Sequence[str]],
-        others: Sequence[Conversation] | None,
-    ) -> Opinion:
-        """Judge each model's answers: the policy's, SFT's, and the champion's where there is.
-
-        Who gives scores says as well how it scores the first two after ``others`` [n].
-        """
+    def opinion(self, asked: Asked) -> Opinion:
+        """Judge each model's answers; who gives no scores leaves the other prompts out."""
 
 
 class Panel:
@@ -142,7 +147,8 @@ class Panel:
         if after_others:
             keys = [conversation_key(prompt) for prompt in prompts]
             others = [prompts[other] for other in other_prompts(keys, self.seed)]
-        return [seat.opinion(prompts, texts, others) for seat in self._seats]
+        asked = Asked(prompts, texts, others)
+        return [seat.opinion(asked) for seat in self._seats]
 
     def concluded(self, opinions: Sequence[Opinion]) -> tuple[list[Array], Decided | None]:
         """Return what ``decide`` does, of what the judges said."""
@@ -159,7 +165,7 @@ def _seat(config: PipelineConfig, judge: ModelRef, votes: Path) -> Seat:
         if settings.kind == "reward_model" and settings.model == judge.name:
             return _Elsewhere(config, judge, settings)
         if settings.kind == "ai" and outside_judge(settings).sha256 == judge.sha256:
-            return _Asked(settings, judge, votes, derived_seed(config.seed, "judge"))
+            return _Endpoint(settings, judge, votes, derived_seed(config.seed, "judge"))
     raise ConfigError(f"evaluation.judge: {judge.uri} is to judge, and no settings are about it")
 
 
@@ -177,13 +183,8 @@ class _Ours:
             device=config.model.device,
         )
 
-    def opinion(
-        self,
-        prompts: Sequence[Conversation],
-        texts: Sequence[Sequence[str]],
-        others: Sequence[Conversation] | None,
-    ) -> Opinion:
-        return _by_scores(self._judge.uri, self._load(), prompts, texts, others, "")
+    def opinion(self, asked: Asked) -> Opinion:
+        return _by_scores(self._judge.uri, self._load(), asked, "")
 
 
 class _Elsewhere:
@@ -192,18 +193,12 @@ class _Elsewhere:
     ) -> None:
         self._judge, self._settings, self._device = judge, settings, config.model.device
 
-    def opinion(
-        self,
-        prompts: Sequence[Conversation],
-        texts: Sequence[Sequence[str]],
-        others: Sequence[Conversation] | None,
-    ) -> Opinion:
+    def opinion(self, asked: Asked) -> Opinion:
         model = Classifier(
             self._judge.path, max_length=self._settings.max_length, device=self._device
         )
         problem = _TOO_LONG.format(name=self._judge.uri, limit=model.max_length)
-        score = partial(_scores, model)
-        return _by_scores(self._judge.uri, score, prompts, texts, others, problem)
+        return _by_scores(self._judge.uri, partial(_scores, model), asked, problem)
 
 
 def _scores(
@@ -212,15 +207,9 @@ def _scores(
     return [np.asarray(model.scores(prompts, answers)) for answers in texts]
 
 
-def _by_scores(
-    name: str,
-    score: Score,
-    prompts: Sequence[Conversation],
-    texts: Sequence[Sequence[str]],
-    others: Sequence[Conversation] | None,
-    problem: str,
-) -> Opinion:
-    scores = score(prompts, texts)
+def _by_scores(name: str, score: Score, asked: Asked, problem: str) -> Opinion:
+    texts, others = asked.texts, asked.others
+    scores = score(asked.prompts, texts)
     after = None if others is None else score(others, texts[:2])
     won = {
         (i, j): outcomes_where_scored(scores[i], scores[j], texts[i], texts[j])
@@ -236,24 +225,19 @@ def _by_scores(
     return Opinion(name, filled, won, problems, after_another=after)
 
 
-class _Asked:
+class _Endpoint:
     """An AI judge: every pair in both orders, a tie where the orders disagree."""
 
     def __init__(self, settings: AiJudgeConfig, judge: ModelRef, votes: Path, seed: int) -> None:
         self._settings, self._judge, self._seed = settings, judge, seed
         self._box = BallotBox(votes, f"{judge.uri}-{judge.sha256[:12]}")
 
-    def opinion(
-        self,
-        prompts: Sequence[Conversation],
-        texts: Sequence[Sequence[str]],
-        others: Sequence[Conversation] | None,
-    ) -> Opinion:
-        compared = _compared(len(texts))
+    def opinion(self, asked: Asked) -> Opinion:
+        texts, compared = asked.texts, _compared(len(asked.texts))
         questions = {
             (i, j): [
                 None if first == second else _question(prompt, first, second)
-                for prompt, first, second in zip(prompts, texts[i], texts[j], strict=True)
+                for prompt, first, second in zip(asked.prompts, texts[i], texts[j], strict=True)
             ]
             for i, j in compared
         }
