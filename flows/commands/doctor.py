@@ -138,9 +138,7 @@ def _threads() -> Iterator[Finding]:
     yield Finding(
         what="threads",
         healthy=healthy,
-        found=f"{threads}, {cores} cores for this process, "
-        f"OMP_WAIT_POLICY={settings.omp_wait_policy or 'unset'}, "
-        f"GOMP_SPINCOUNT={settings.gomp_spincount or 'unset'}",
+        found=f"{threads}, {cores} cores for this process, {settings.waiting_threads}",
         fix="unset OMP_NUM_THREADS, or set it to at most the number of cores",
     )
 

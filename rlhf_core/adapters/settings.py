@@ -114,6 +114,15 @@ class Settings(BaseSettings):
         return self.mlflow_tracking_uri.startswith("sqlite:")
 
     @property
+    def waiting_threads(self) -> str:
+        """What was chosen for threads that wait, in one line for logs."""
+        chosen = (
+            ("OMP_WAIT_POLICY", self.omp_wait_policy),
+            ("GOMP_SPINCOUNT", self.gomp_spincount),
+        )
+        return " ".join(f"{name}={value or 'unset'}" for name, value in chosen)
+
+    @property
     def artifact_root(self) -> Path:
         """Where the embedded MLflow keeps files: ``mlartifacts`` beside its database."""
         return self._database.parent / "mlartifacts"

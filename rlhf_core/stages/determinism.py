@@ -42,9 +42,8 @@ def take_cores() -> None:
     if settings.omp_num_threads is None:
         torch.set_num_threads(min(_TORCH_THREADS, cores))
     logger.info(
-        "threads=%d usable_cores=%d OMP_WAIT_POLICY=%s GOMP_SPINCOUNT=%s",
+        "threads=%d usable_cores=%d %s",
         torch.get_num_threads(),
         cores,
-        settings.omp_wait_policy or "unset",
-        settings.gomp_spincount or "unset",
+        settings.waiting_threads,
     )
