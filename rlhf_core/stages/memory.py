@@ -4,7 +4,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from rlhf_core.config import ComputeConfig, GatedStage, PipelineConfig, PolicyConfig
+from rlhf_core.config import ComputeConfig, GatedStage, PipelineConfig
+from rlhf_core.config.policy import PolicySettings
 from rlhf_core.models.memory import memory_of_training, require_memory_of_training
 from rlhf_core.stages.training_job import TrainingJob
 
@@ -41,7 +42,7 @@ def require_memory(
 
 
 def models_of_policy(
-    settings: PolicyConfig, sft: str | Path, reward: str | Path | None
+    settings: PolicySettings, sft: str | Path, reward: str | Path | None
 ) -> tuple[Folders, Folders]:
     """Return directories of the models that a policy's training trains and reads, by role."""
     trained: Folders = {"policy": sft}

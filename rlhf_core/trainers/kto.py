@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_core import processes
 from rlhf_core.config import DpoConfig
-from rlhf_core.config.policy import MOST_DESIRABLE, balancing_weights
+from rlhf_core.config.dpo import MOST_DESIRABLE, balancing_weights
 from rlhf_core.errors import DataError
 from rlhf_core.functional.dpo import implicit_rewards, unpaired_kto_loss
 from rlhf_core.models import device_of, prepare_training, token_logprobs
