@@ -2,13 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
-from rlhf_core.errors import ConfigError, RlhfError
+from rlhf_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,30 +72,6 @@ def follow(config: "PipelineConfig", role: "GatedStage", run_id: str | None) -> 
         "node 0 goes on with it"
     )
     raise typer.Exit(0)
-
-
-@contextmanager
-def others_told(
-    config: "PipelineConfig", role: "GatedStage", *, goes_on: bool = False
-) -> Iterator[None]:
-    """Tell the nodes that wait for this one, as node 0, where the block ends without a training.
-
-    Args:
-        config: of the run.
-        role: what is trained.
-        goes_on: the training comes after the block, if that raises nothing.
-    """
-    error = ""
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as raised:
-        error = str(raised) if isinstance(raised, RlhfError) else "its own lines say why"
-        raise
-    finally:
-        if config.distributed_of(role).nnodes > 1 and (error or not goes_on):
-            from rlhf_core.stages.distributed.launch import tell_others
-
-            tell_others(config, role, error)
 
 
 def _section(config: "PipelineConfig", role: "GatedStage") -> tuple[str, set[str]]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_flows.commands.nodes import as_started, follow, others_told
+from rlhf_core.stages.distributed.others import others_told
+from rlhf_flows.commands.nodes import as_started, follow
 from rlhf_flows.commands.options import (
     ConfigPath,
     DatasetOption,

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from rlhf_core.config import config_digest
 from rlhf_core.errors import ConfigError, ProcessError
 from rlhf_core.stages.distributed import agent, launch, nodes
+from rlhf_core.stages.distributed.failures import first_failure
+from rlhf_core.stages.distributed.others import note_called, others_told
 from rlhf_core.stages.distributed.task import (
     FAILED,
     LOGS,
@@ -28,7 +31,6 @@ from rlhf_core.stages.distributed.task import (
 )
 from rlhf_core.stages.training_job import TrainingJob
 from rlhf_core.storage.records import read_record
-from rlhf_flows.commands.nodes import others_told
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,12 +60,6 @@ def other(as_node, task):
         distributed=as_node(1), role="sft", digest=config_digest(task.job.config), run=None
     )
     return lambda **changes: made.model_copy(update=changes)
-
-
-@pytest.fixture(autouse=True)
-def nobody_met(monkeypatch):
-    """As in a process that has called no node yet, whatever tests before this one trained."""
-    monkeypatch.setattr(launch, "_MET", set())
 
 
 def in_thread(function, *args):
@@ -241,9 +237,18 @@ def test_nobody_is_told_of_an_end_after_the_training_or_before_it(task, monkeypa
     monkeypatch.setattr(nodes, "host", lambda _: pytest.fail("the other nodes are called"))
     with others_told(task.job.config, "sft", goes_on=True):
         pass
-    monkeypatch.setattr(launch, "_MET", {"sft"})
     with others_told(task.job.config, "sft"):
-        pass
+        note_called("sft")
+
+
+def test_a_training_before_keeps_no_later_one_from_being_told_of(task, monkeypatch):
+    with others_told(task.job.config, "sft"):
+        note_called("sft")
+    calls = []
+    monkeypatch.setattr(nodes, "host", lambda _: calls.append(1) or SimpleNamespace(dismiss=str))
+    with pytest.raises(ConfigError), others_told(task.job.config, "sft"):
+        raise ConfigError("no data")
+    assert calls == [1]
 
 
 def test_node_0_hears_of_nodes_that_end_and_of_those_that_fall_silent(as_node, monkeypatch):
@@ -297,7 +302,7 @@ def test_the_rank_or_node_that_failed_first_is_named(raised, codes, lost, says, 
         failures = tuple(RankFailure(rank=own, pid=1, exit_code=ended[own]) for own in ended)
         write_record(task.folder_of(node) / FAILED, RankFailures(failures=failures))
     write_record(task.folder / NODES, NodesLost(lines=lost))
-    assert str(launch._reason(task, 1, task.folder)).startswith(says)
+    assert str(first_failure(task, 1, task.folder)).startswith(says)
 
 
 def test_nodes_need_a_place_to_meet(as_node):

@@ -21,6 +21,7 @@ from rlhf_core.config import DistributedConfig
 from rlhf_core.errors import ConfigError, KlLimitError, PeerLostError, ProcessError
 from rlhf_core.stages import sft
 from rlhf_core.stages.distributed import agent, launch
+from rlhf_core.stages.distributed.failures import first_failure
 from rlhf_core.stages.distributed.task import FAILED, LOGS, RankFailure, RankFailures, RankTask
 from rlhf_core.stages.training_job import TrainingJob
 from rlhf_core.stages.training_run import train
@@ -191,7 +192,7 @@ def ended(tmp_path, stage_config):
             ]
             record = RankFailures(failures=tuple(failures))
             (tmp_path / FAILED).write_text(record.model_dump_json())
-        return launch._reason(task, agent, tmp_path)
+        return first_failure(task, agent, tmp_path)
 
     return reason
 

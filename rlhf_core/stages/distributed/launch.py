@@ -10,12 +10,11 @@ import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,27 +23,24 @@ import joblib
 import psutil
 import torch
 
-from rlhf_core import errors
 from rlhf_core.adapters.settings import environment_of_ranks
 from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.config import DistributedConfig, PipelineConfig, config_digest
-from rlhf_core.errors import ConfigError, ProcessError, RlhfError
+from rlhf_core.errors import ConfigError, ProcessError
 from rlhf_core.models import choose_device
 from rlhf_core.ports import Observer
 from rlhf_core.schema import ModelRole
+from rlhf_core.stages.distributed.failures import first_failure, how_ended, lines_of_lost
+from rlhf_core.stages.distributed.others import note_called
 from rlhf_core.stages.distributed.task import (
-    FAILED,
     JOINED,
     LINES,
     LOGS,
     NODE,
-    NODES,
     TASK,
     TRAINED,
     Joined,
-    NodesLost,
     NodeTask,
-    RankFailures,
     RankTask,
     write_record,
 )
@@ -61,11 +57,6 @@ ASKED_SECONDS = 40.0
 """The agent waits 30 s for ranks that do not listen, and kills them then."""
 LOOK_SECONDS = 0.1
 AGENT_LOG = "agent.log"
-AGAIN = "repeat the command, it goes on from the last checkpoint"
-_MET: set[ModelRole] = set()
-"""What this process has called other nodes to train, as node 0."""
-SECONDARY = "PeerLostError"
-"""What the other ranks raise when one is gone."""
 
 
 def train_in_processes(job: TrainingJob, run: StageRun, observer: Observer | None) -> Trained:
@@ -96,33 +87,13 @@ def train_in_processes(job: TrainingJob, run: StageRun, observer: Observer | Non
         log_level=logging.getLogger("rlhf_core").getEffectiveLevel(),
     )
     write_record(folder / TASK, task)
-    _MET.add(job.role)
+    note_called(job.role)
     _log_begin(settings, folder / LOGS)
     events = EventReader(folder / LINES, observer)
     exit_code = _run_agent("lead", folder / TASK, settings, events.pass_on)
     if exit_code != 0:
-        raise _reason(task, exit_code, folder)
+        raise first_failure(task, exit_code, folder)
     return read_record(folder / TRAINED, Trained)
-
-
-def tell_others(config: PipelineConfig, role: ModelRole, error: str = "") -> None:
-    """Tell the other nodes, as node 0, that this command ends; after a training they know it.
-
-    Args:
-        config: of the run.
-        role: what was to be trained.
-        error: what ended the command; empty where the stage had been finished before.
-    """
-    settings = config.distributed_of(role)
-    alone = settings.nnodes == 1 or settings.node_rank or settings.rdzv_endpoint is None
-    if alone or role in _MET:
-        return
-    from rlhf_core.stages.distributed import nodes
-
-    logger.info("other_nodes_told rdzv_endpoint=%s", settings.rdzv_endpoint)
-    with suppress(ProcessError):  # what ends the command matters more
-        meeting = nodes.host(settings.model_copy(update={"rdzv_timeout": 1}))
-        meeting.dismiss(f"node 0 has ended before it trained: {error}" if error else nodes.WELL)
 
 
 def follow_node_0(config: PipelineConfig, role: ModelRole, run: Path | None) -> Trained | None:
@@ -152,11 +123,11 @@ def follow_node_0(config: PipelineConfig, role: ModelRole, run: Path | None) -> 
         if not (folder / JOINED).exists():
             if exit_code == 0:
                 return None
-            raise ProcessError(_lines(folder) or f"the agent {_how(exit_code)}")
+            raise ProcessError(lines_of_lost(folder) or f"the agent {how_ended(exit_code)}")
         task = read_record(read_record(folder / JOINED, Joined).task, RankTask)
         shutil.copy(folder / AGENT_LOG, task.folder_of(settings.node_rank) / AGENT_LOG)
         if exit_code != 0:
-            raise _reason(task, exit_code, folder)
+            raise first_failure(task, exit_code, folder)
     return read_record(task.folder / TRAINED, Trained)
 
 
@@ -306,88 +277,3 @@ def _new_folder(parent: Path) -> Path:
         number += 1
     folder.mkdir()
     return folder
-
-
-def _reason(task: RankTask, exit_code: int, folder: Path) -> RlhfError:
-    """Say which rank or node failed first, and why.
-
-    torchrun's own first cause is the rank it noticed first. A rank that lost another one is never
-    the cause, and the one that was killed has raised nothing.
-
-    Args:
-        task: what all ranks were given.
-        exit_code: of this node's agent.
-        folder: where that left a line on nodes that were lost.
-    """
-    raised = dict(_raised(task))
-    own = {rank: said for rank, said in raised.items() if not said.startswith(SECONDARY)}
-
-    def where(rank: int) -> str:
-        node = rank // task.distributed.processes_of_a_node
-        return f"its lines are in {task.folder_of(node) / LOGS}"
-
-    if own:
-        rank = min(own)
-        name, _, message = own[rank].partition(": ")
-        known = getattr(errors, name, None)
-        of = f"rank {rank} of {task.processes}"
-        if isinstance(known, type) and issubclass(known, RlhfError):
-            return known(f"{of}: {message}")
-        return ProcessError(f"{of} failed: {own[rank]}; {where(rank)}")
-    failures = dict(_failures(task))
-    ended = {rank: code for rank, code in failures.items() if rank not in raised}
-    # Agents end their other ranks by SIGTERM as soon as they notice the first.
-    killed = any(code != -signal.SIGTERM for code in ended.values())
-    if not killed and (lines := _lines(folder)):
-        return ProcessError(f"{lines}; {AGAIN}")
-    if not failures:
-        return ProcessError(
-            f"the {task.processes} processes ended with their launcher, which "
-            f"{_how(exit_code)}; {AGAIN}"
-        )
-    silent = [rank for rank in range(task.processes) if rank not in raised]
-    rank = min(ended or silent or raised, key=lambda one: (ended.get(one) == -signal.SIGTERM, one))
-    how = _how(ended[rank]) if ended else "left before the others"
-    return ProcessError(f"rank {rank} of {task.processes} {how}; {where(rank)}; {AGAIN}")
-
-
-def _ranks(task: RankTask) -> Iterable[tuple[int, int, int]]:
-    """Yield each rank, its node, and its number there."""
-    settings = task.distributed
-    for rank in range(settings.processes):
-        yield rank, *divmod(rank, settings.processes_of_a_node)
-
-
-def _failures(task: RankTask) -> Iterable[tuple[int, int]]:
-    """Yield rank and exit code of each that did not end well, on every node."""
-    for node in range(task.distributed.nnodes):
-        path = task.folder_of(node) / FAILED
-        if path.exists():
-            first = node * task.distributed.processes_of_a_node
-            for failure in read_record(path, RankFailures).failures:
-                yield first + failure.rank, failure.exit_code
-
-
-def _lines(folder: Path) -> str:
-    """Return what an agent says of nodes that were lost."""
-    path = folder / NODES
-    lines = read_record(path, NodesLost).lines if path.exists() else {}
-    return "; ".join(dict.fromkeys(lines.values()))
-
-
-def _raised(task: RankTask) -> Iterable[tuple[int, str]]:
-    """Yield rank and ``Type: message`` of each that torchrun has an error file of."""
-    for rank, node, own in _ranks(task):
-        for path in (task.folder_of(node) / LOGS).glob(f"*/attempt_0/{own}/error.json"):
-            with suppress(ValueError, KeyError, TypeError):
-                said = json.loads(path.read_text(encoding="utf-8"))["message"]
-                yield rank, str(said["message"] if isinstance(said, dict) else said)
-
-
-def _how(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"ended with exit status {exit_code}"
-    try:
-        return f"was ended by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"was ended by signal {-exit_code}"

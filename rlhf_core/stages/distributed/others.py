@@ -1,0 +1,62 @@
+"""What the other nodes hear of node 0's command where it ends without a training."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from rlhf_core.errors import ProcessError, RlhfError
+
+if TYPE_CHECKING:
+    from rlhf_core.config import DistributedConfig, PipelineConfig
+    from rlhf_core.schema import ModelRole
+
+logger = logging.getLogger(__name__)
+
+_CALLED: ContextVar["set[ModelRole] | None"] = ContextVar("called", default=None)
+"""What the block of ``others_told`` around this has called other nodes to train."""
+
+
+def note_called(role: "ModelRole") -> None:
+    """Say that a training has begun: from here on its own processes tell the other nodes."""
+    called = _CALLED.get()
+    if called is not None:
+        called.add(role)
+
+
+@contextmanager
+def others_told(
+    config: "PipelineConfig", role: "ModelRole", *, goes_on: bool = False
+) -> Iterator[None]:
+    """Tell the nodes that wait for this one, as node 0, where the block ends without a training.
+
+    Args:
+        config: of the run.
+        role: what is trained.
+        goes_on: the training comes after the block, if that raises nothing.
+    """
+    error = ""
+    called: set[ModelRole] = set()
+    outside = _CALLED.set(called)
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as raised:
+        error = str(raised) if isinstance(raised, RlhfError) else "its own lines say why"
+        raise
+    finally:
+        _CALLED.reset(outside)
+        if role not in called and (error or not goes_on):
+            _tell(config.distributed_of(role), error)
+
+
+def _tell(settings: "DistributedConfig", error: str) -> None:
+    """Tell them that the command ends: by an error, or since the stage had been finished before."""
+    if settings.nnodes == 1 or settings.node_rank or settings.rdzv_endpoint is None:
+        return
+    from rlhf_core.stages.distributed import nodes
+
+    logger.info("other_nodes_told rdzv_endpoint=%s", settings.rdzv_endpoint)
+    with suppress(ProcessError):  # what ends the command matters more
+        meeting = nodes.host(settings.model_copy(update={"rdzv_timeout": 1}))
+        meeting.dismiss(f"node 0 has ended before it trained: {error}" if error else nodes.WELL)
