@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rlhf_core.adapters.chat_requests import ChatBody, FeedbackBody
+from rlhf_core.adapters.chat_requests import ChatBody, FeedbackBody, usage
 from rlhf_core.adapters.json_requests import EXCEPTION_HANDLERS, ApiError, read_body
 from rlhf_core.adapters.kept_answers import KeptAnswer, KeptAnswers, UnknownAnswerError
 from rlhf_core.errors import DataError, ModelError, NoRoomError, RlhfError, StorageError
@@ -191,8 +191,8 @@ class ApiServer:
             # A request that cannot be answered gets a status of its own, streamed or not.
             first = await _next(request, heard)
             if body.stream:
-                usage = bool(body.stream_options and body.stream_options.include_usage)
-                events = _Stream(head, usage, keep).events(ticket, first, heard)
+                with_usage = bool(body.stream_options and body.stream_options.include_usage)
+                events = _Stream(head, with_usage, keep).events(ticket, first, heard)
                 return StreamingResponse(events, media_type="text/event-stream", headers=headers)
             answered = await _whole(request, first, heard, body.n or 1)
             await keep([_said(choice) for choice in answered["choices"]])
@@ -280,16 +280,11 @@ async def _whole(
         }
         for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
     ]
-    return {"choices": choices, "usage": _usage(what)}
+    return {"choices": choices, "usage": usage(*what.usage)}
 
 
 def _said(choice: Mapping[str, Any]) -> Said:
     return choice["message"]["content"], choice["finish_reason"]
-
-
-def _usage(last: Heard) -> dict[str, int]:
-    read, said = last.usage or (0, 0)
-    return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
 
 
 @dataclass(frozen=True)
@@ -317,7 +312,7 @@ class _Stream:
                 yield f"data: {json.dumps(_as_api_error(what.error).body)}\n\n"
                 return
             if self.with_usage:
-                yield self._event([], usage=_usage(what))
+                yield self._event([], usage=usage(*(what.usage or (0, 0))))
             await self.keep(said)
             yield _DONE
         finally:
@@ -336,6 +331,6 @@ class _Stream:
         return self._event([said])
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> str:
-        usage = {"usage": None} if self.with_usage else {}
-        said = {"object": "chat.completion.chunk", "choices": choices, **usage, **more}
+        counted = {"usage": None} if self.with_usage else {}
+        said = {"object": "chat.completion.chunk", "choices": choices, **counted, **more}
         return f"data: {json.dumps({**self.head, **said})}\n\n"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
+from rlhf_core.adapters.chat_requests import ChatOptions, usage
 from rlhf_core.adapters.mlflow_model import OPTIONS
 from rlhf_core.adapters.model_files import folder_kind
 from rlhf_core.errors import DataError, RlhfError
@@ -118,39 +119,18 @@ def chat_request(row: Mapping[str, Any]) -> ChatRequest:
     Raises:
         DataError: says which field, and what was expected.
     """
+    try:
+        options = ChatOptions.model_validate({name: row.get(name) for name, _ in OPTIONS})
+    except ValidationError as error:
+        first = error.errors()[0]
+        expected = first["msg"].removeprefix("Input should be ")
+        raise DataError(
+            f"{first['loc'][0]}: {first['input']} is not possible, expected {expected}"
+        ) from error
     stop = row.get("stop")
     if stop is not None and not isinstance(stop, str):
         stop = [str(text) for text in stop]
-    given = {name: row[name] for name, _ in OPTIONS if row.get(name) is not None}
-    numbers = {name: int(given[name]) for name in ("max_tokens", "seed", "n") if name in given}
-    request = ChatRequest(
-        messages=conversation(row.get("messages")),
-        num_answers=numbers.get("n", 1),
-        temperature=float(given.get("temperature", 1.0)),
-        top_p=float(given.get("top_p", 1.0)),
-        seed=numbers["seed"] if "seed" in numbers else secrets.randbits(32),
-        max_tokens=numbers.get("max_tokens"),
-        stop=() if stop is None else [stop] if isinstance(stop, str) else stop,
-    )
-    require_possible(request)
-    return request
-
-
-def require_possible(request: ChatRequest) -> None:
-    """Refuse numbers that mean nothing.
-
-    Raises:
-        DataError: says which field, and what was expected.
-    """
-    for name, value, expected, fits in (
-        ("temperature", request.temperature, "0 to 2", 0 <= request.temperature <= 2),
-        ("top_p", request.top_p, "above 0, up to 1", 0 < request.top_p <= 1),
-        ("n", request.num_answers, "1 to 128", 1 <= request.num_answers <= 128),
-        ("seed", request.seed, "0 or more", 0 <= request.seed < 2**64),
-        ("max_tokens", request.max_tokens, "1 or more", (request.max_tokens or 1) > 0),
-    ):
-        if not fits:
-            raise DataError(f"{name}: {value} is not possible, expected {expected}")
+    return options.about(conversation(row.get("messages")), stop)
 
 
 def conversation(messages: object) -> Conversation:
@@ -190,15 +170,10 @@ def completion(reply: Reply, name: str) -> dict[str, Any]:
             }
             for index, answer in enumerate(reply.answers)
         ],
-        "usage": usage(reply),
+        "usage": usage(
+            len(reply.prompt_ids), sum(len(answer.token_ids) for answer in reply.answers)
+        ),
     }
-
-
-def usage(reply: Reply) -> dict[str, int]:
-    """Count the tokens that were read and said."""
-    said = sum(len(answer.token_ids) for answer in reply.answers)
-    read = len(reply.prompt_ids)
-    return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
 
 
 def _name_of(directory: Path) -> str:
