@@ -5,9 +5,11 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import sqlite3
 from pathlib import Path
 
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -24,6 +26,39 @@ gc.disable()  # until all is imported: looking for cycles in what stays is a qua
 set_environment_defaults()
 for name, value in PREFECT_DEFAULTS.items():
     os.environ.setdefault(name, value)
+
+
+TERMINATED = []
+"""Signals by which this process was asked to end."""
+
+
+def pytest_configure(config):
+    """SIGTERM ends the tests as Ctrl-C does: servers that fixtures have started end with them."""
+    own, worker = os.getpid(), "PYTEST_XDIST_WORKER" in os.environ
+    distributes = not worker and bool(config.getoption("numprocesses", None))
+
+    def stop(number, _):
+        if os.getpid() != own:  # a fork that a test ends
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if TERMINATED:  # the first is being obeyed
+            return
+        TERMINATED.append(number)
+        if distributes:  # pytest-xdist alone would give its workers ten seconds
+            workers = psutil.Process().children()
+            for process in workers:
+                process.terminate()
+            psutil.wait_procs(workers)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure():
+    """A worker that was asked to end does so by itself, once its fixtures are done."""
+    if TERMINATED and "PYTEST_XDIST_WORKER" in os.environ:
+        os._exit(128 + TERMINATED[0])
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,15 @@ class Served:
         sources = [FAKES, ROOT] if fake_stages else [ROOT]
         environment["PYTHONPATH"] = os.pathsep.join(map(str, sources))
         return cls(path, environment | variables)
+
+    @contextmanager
+    def running(self):
+        """Have the servers until the block ends, however it does."""
+        try:
+            self.up()
+            yield self
+        finally:
+            self.down()
 
     def up(self):
         self.rlhf("up", "--prefect-port", "0", "--mlflow-port", "0")

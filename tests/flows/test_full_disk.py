@@ -26,9 +26,8 @@ def served(tmp_path_factory):
     make_tiny(made.path)
     made.disk = SmallDisk(made.path / "runs")
     try:
-        made.up()
-        yield made
-        made.down()
+        with made.running():
+            yield made
     finally:
         made.disk.take_away()
 

@@ -28,9 +28,8 @@ def served(tmp_path_factory):
     )
     (made.path / "config.yaml").write_text(CONFIG)
     (made.path / "verdict-reward").write_text("REJECT")
-    made.up()
-    yield made
-    made.down()
+    with made.running():
+        yield made
 
 
 def start_slow_stage(served):

@@ -23,9 +23,8 @@ def served(tmp_path_factory, postgres):
         MLFLOW_BACKEND_STORE_URI=f"postgresql://{postgres}/mlflow",
     )
     (made.path / "config.yaml").write_text(CONFIG.replace("approval: person", "approval: gates"))
-    made.up()
-    yield made
-    made.down()
+    with made.running():
+        yield made
 
 
 def test_a_pipeline_runs_on_postgresql(served):

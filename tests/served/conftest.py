@@ -36,10 +36,9 @@ def served(tmp_path_factory, engine, forked, prefect_database):
     (made.path / "configs/demo-approval.yaml").write_text(CONFIG)
     (made.path / ".rlhf/prefect").mkdir(parents=True)
     shutil.copy(prefect_database, made.path / ".rlhf/prefect")
-    made.up()
-    made.forked = forked
-    yield made
-    made.down()
+    with made.running():
+        made.forked = forked
+        yield made
 
 
 @pytest.fixture(scope="package")
