@@ -37,6 +37,13 @@ from rlhf_core.schema import (
 from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluation.best_of_k import with_best_of_k
 from rlhf_core.stages.evaluation.compare import compare_answers, sampling, topics_of, write_samples
+from rlhf_core.stages.evaluation.independence import (
+    doubts_about_champion,
+    doubts_about_data,
+    require_independent_judge,
+    require_own_reference,
+    require_topics,
+)
 from rlhf_core.stages.evaluation.judge_check import check_judge
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.people import corrected_by_people
@@ -46,14 +53,9 @@ from rlhf_core.stages.evaluation.suites import FOLDER as SUITES
 from rlhf_core.stages.evaluation.suites import check_suites, with_suites
 from rlhf_core.stages.evaluation.verdict import (
     conclude,
-    doubts_about_champion,
-    doubts_about_data,
     evaluation_run,
     gates_asked,
     metric_plans,
-    require_independent_judge,
-    require_own_reference,
-    require_topics,
 )
 from rlhf_core.stages.examples import TurnOf, row_counts, tokenize_records
 from rlhf_core.statistics.clusters import numbered

@@ -1,4 +1,4 @@
-"""What a training is given, by itself: torchrun's agent reads it, and trains nothing."""
+"""What a training is given and gives, as records: other processes read and write them."""
 
 from pathlib import Path
 
@@ -30,3 +30,10 @@ class TrainingJob(Record):
         if self.sft is None:
             raise ValueError(f"the training of {self.role} was given no SFT model")
         return self.sft
+
+
+class Trained(Record):
+    """A model that was trained and written."""
+
+    sha256: str
+    num_steps: int

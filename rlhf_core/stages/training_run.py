@@ -12,10 +12,10 @@ from rlhf_core.adapters.stage_run import StageRun
 from rlhf_core.config import PipelineConfig
 from rlhf_core.models import save_model
 from rlhf_core.ports import Observer, Tracker
-from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, Record, RunContext
+from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext
 from rlhf_core.stages.determinism import derived_seed, make_deterministic
-from rlhf_core.stages.evaluation.verdict import require_topics
-from rlhf_core.stages.training_job import TrainingJob
+from rlhf_core.stages.evaluation.independence import require_topics
+from rlhf_core.stages.training_job import Trained, TrainingJob
 from rlhf_core.trainers.checkpoint import CheckpointStore, KeptWeights
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
 
@@ -61,13 +61,6 @@ def begin_training(
         sft=sft,
         reward=reward,
     )
-
-
-class Trained(Record):
-    """A model that was trained and written."""
-
-    sha256: str
-    num_steps: int
 
 
 @dataclass(frozen=True)

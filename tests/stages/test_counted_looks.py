@@ -8,7 +8,7 @@ from rlhf_core.adapters.required_gates import require_gates
 from rlhf_core.config import GateConfig, RequiredGates
 from rlhf_core.errors import DataError, MissingMetricError, RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer
-from rlhf_core.stages.evaluation.verdict import require_topics
+from rlhf_core.stages.evaluation.independence import require_topics
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.sft import train_sft
 from rlhf_core.storage.records import read_records

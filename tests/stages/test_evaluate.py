@@ -13,8 +13,8 @@ from rlhf_core.evaluation.report import errors_shared, how_right
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import Demonstration, Message, ModelRef, PreferencePair, Prompt
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
+from rlhf_core.stages.evaluation.independence import doubts_about_data
 from rlhf_core.stages.evaluation.scoring import score_texts
-from rlhf_core.stages.evaluation.verdict import doubts_about_data
 from rlhf_core.storage.records import read_records, write_records
 from tests.stages.conftest import judged
 

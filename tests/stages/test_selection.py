@@ -16,9 +16,10 @@ from rlhf_core.schema import DatasetRef, Message, PreferencePair, Prompt, StageR
 from rlhf_core.stages import policy, selection
 from rlhf_core.stages.base_model import base_renderer
 from rlhf_core.stages.evaluation import figures, report
-from rlhf_core.stages.selection import SelectionAnswer, preferred, set_apart
-from rlhf_core.stages.training_job import TrainingJob
-from rlhf_core.stages.training_run import Trained, kept_weights
+from rlhf_core.stages.selection import SelectionAnswer, preferred
+from rlhf_core.stages.selection_prompts import set_apart
+from rlhf_core.stages.training_job import Trained, TrainingJob
+from rlhf_core.stages.training_run import kept_weights
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.trainers.checkpoint import spread_evenly
 from tests.stages.conftest import question
