@@ -27,7 +27,7 @@ from rlhf_core.adapters import approval
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageResult, Verdict
 from rlhf_core.schema.shown import shown_code
-from rlhf_core.stages import promote
+from rlhf_core.stages.champions import look_at
 from rlhf_flows.engine.artifacts import (
     changed_answers,
     file_report,
@@ -132,7 +132,7 @@ def _page(
 ) -> str:
     """What the person decides from: report, champion, changed answers, gates, metrics."""
     path, url = file_report(context.directory, evaluated)
-    current = promote.look_at(config.project).current
+    current = look_at(config.project).current
     return "\n\n".join(
         (
             report_line(path, url),  # first: the metrics below it are many

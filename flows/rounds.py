@@ -17,7 +17,7 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
 from rlhf_core.feedback.results import PullResult
 from rlhf_core.schema import RunContext
-from rlhf_core.stages.promote import look_at
+from rlhf_core.stages.champions import look_at
 from rlhf_core.storage.locks import locked
 from rlhf_core.storage.records import read_record
 from rlhf_flows.engine.artifacts import show_rounds

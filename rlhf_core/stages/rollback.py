@@ -13,7 +13,7 @@ from rlhf_core.adapters.releases import (
 )
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import PREVIOUS, Record
-from rlhf_core.stages.promote import Situation, look_at, note_of, plan_of, policy_uri
+from rlhf_core.stages.champions import Situation, look_at, note_of, plan_of, policy_uri
 
 
 class Rollback(Record):
