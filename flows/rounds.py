@@ -46,7 +46,7 @@ def rounds_flow(settings: RunSettings | None, inputs: RoundsInputs) -> Rounds:
     busy = CheckpointError(f"rounds of run {context.run_id}: another process is at them; wait")
     with in_use(context), locked(context.directory / _LOCK, busy=busy):
         rounds = _Rounds(config, context, inputs.rounds)
-        result = rounds.carry_out()
+        result = rounds.run()
     return _conclude(result)
 
 
@@ -68,7 +68,7 @@ class _Rounds:
         if number > 1:
             _require_labels(config)
 
-    def carry_out(self) -> Rounds:
+    def run(self) -> Rounds:
         """Go on with the first round that is not done, until one has to wait or ends them all."""
         for number in range(1, self._number + 1):
             done = self._train(number)

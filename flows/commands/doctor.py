@@ -246,15 +246,15 @@ def _telemetry() -> Iterator[Finding]:
     """Names what a person has switched on; unset variables are switched off by every command."""
     from rlhf_core.adapters.settings import ENVIRONMENT_DEFAULTS, set_environment_defaults
 
-    loud = [
+    switched_on = [
         f"{name}={value}"
         for name, value in set_environment_defaults().items()
         if value != ENVIRONMENT_DEFAULTS[name]
     ]
     yield Finding(
         what="telemetry",
-        healthy=not loud,
-        found="off" if not loud else ", ".join(loud),
+        healthy=not switched_on,
+        found="off" if not switched_on else ", ".join(switched_on),
         fix="unset these variables: the project's own values switch telemetry off",
     )
 

@@ -217,7 +217,7 @@ def check_servers(
     check_access(config.project, patience=0)
 
 
-def check_quietly(config: "PipelineConfig", *, check_inputs: bool, evaluates: bool) -> None:
+def check_without_writing(config: "PipelineConfig", *, check_inputs: bool, evaluates: bool) -> None:
     """Look for what ``check_servers`` would refuse, as far as looking changes nothing.
 
     Raises:

@@ -25,8 +25,8 @@ from rlhf_flows.commands.options import (
     RunIdOption,
     SftOption,
     begin,
-    check_quietly,
     check_servers,
+    check_without_writing,
     read_settings,
     resumable,
     write_json,
@@ -302,7 +302,7 @@ def show_dry_run(
     problem = None
     with only_looking():
         try:
-            check_quietly(config, check_inputs=check_inputs, evaluates=evaluates)
+            check_without_writing(config, check_inputs=check_inputs, evaluates=evaluates)
         except RlhfError as error:
             problem = error
         try:

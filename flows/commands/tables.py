@@ -166,7 +166,7 @@ def show_stage(name: str, result: StageResult) -> None:
             uneven = f"; {rows.uneven}" if rows.uneven else ""
             show_line(f"{file}: {rows.rows:,} rows, {rows.kept:,} kept; left out: {counts}{uneven}")
     if result.report.choice:
-        show_line(result.report.choice.in_words)
+        show_line(result.report.choice.summary)
     if not result.is_judged:
         show_line(f"{name}: {model.uri}, weights sha256 {model.sha256[:16]}, files {model.path}")
         return

@@ -10,9 +10,9 @@ from rlhf_core.adapters.label_http import (
     FixedKey,
     LabelServer,
     SystemRoleRefusedError,
+    error_text,
     readable_key,
     refusal_of,
-    words_of_error,
 )
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import AiLabelerConfig
@@ -111,7 +111,7 @@ class ChatEndpoint:
         error = answer.get("error") if isinstance(answer, dict) else None
         if not error:
             return
-        code, said = isinstance(error, dict) and error.get("code"), words_of_error(error)
+        code, said = isinstance(error, dict) and error.get("code"), error_text(error)
         kind = refusal_of(said)
         advice = self._server.advice(code, str(error)) if kind is LabelError else ""
         place = self._server.place

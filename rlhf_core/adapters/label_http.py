@@ -174,7 +174,7 @@ class LabelServer:
         self._stopped.set()
 
     def close(self) -> None:
-        """Let go of its connections."""
+        """Close its connections."""
         self._client.close()
 
     def __enter__(self) -> "LabelServer":
@@ -230,11 +230,11 @@ class LabelServer:
         try:
             return answer.json() if answer.content else None
         except ValueError as error:
-            unread = LabelError(
+            unreadable = LabelError(
                 f"{self.place}: {path} answers no JSON: {_excerpt(answer)}; is this the address of"
                 " the API?"
             )
-            raise _answered(answer, unread) from error
+            raise _answered(answer, unreadable) from error
 
 
 def _answered(answer: httpx.Response | None, error: LabelError) -> LabelError:
@@ -288,7 +288,7 @@ def _excerpt(answer: httpx.Response) -> str:
         content = answer.json()
         if isinstance(content, dict):
             said = [
-                words_of_error(content[key])
+                error_text(content[key])
                 for key in ("detail", "error", "validation_errors")
                 if content.get(key)
             ]
@@ -296,6 +296,6 @@ def _excerpt(answer: httpx.Response) -> str:
     return " ".join(text.split())[:_EXCERPT] or "nothing"
 
 
-def words_of_error(error: Any) -> str:
+def error_text(error: Any) -> str:
     """Return what an error says to people: its message, where it has one."""
     return str((isinstance(error, dict) and error.get("message")) or error)

@@ -12,7 +12,7 @@ from rlhf_core.schema import Prompt
 
 
 class RewardEndpoint:
-    """Asks a server for the scores of responses; ``close`` lets go of its connections."""
+    """Asks a server for the scores of responses; ``close`` closes its connections."""
 
     def __init__(self, key: str, settings: EndpointTermConfig) -> None:
         """Connect to nothing yet.
@@ -46,7 +46,7 @@ class RewardEndpoint:
         return [score for batch in batches for score in self._ask(batch)]
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._server.close()
 
     def _ask(self, rows: Sequence[tuple[Prompt, str]]) -> list[float]:

@@ -51,7 +51,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def open_sampler(settings: OwnRolloutsConfig | VllmRolloutsConfig) -> Iterator[Sampler]:
-    """Yield who samples by ``policy.rollouts``, and let go of its connections afterwards.
+    """Yield who samples by ``policy.rollouts``, and close its connections afterwards.
 
     Raises:
         RolloutError: the server does not answer, or lacks what is needed of it.
@@ -68,7 +68,7 @@ def open_sampler(settings: OwnRolloutsConfig | VllmRolloutsConfig) -> Iterator[S
 
 
 class VllmSampler:
-    """Asks a vLLM server; ``close`` lets go of its connections and deletes the weights it wrote."""
+    """Asks a vLLM server; ``close`` closes its connections and deletes the weights it wrote."""
 
     def __init__(self, settings: VllmRolloutsConfig) -> None:
         """Connect to nothing yet."""
@@ -173,7 +173,7 @@ class VllmSampler:
         return decoded(answers, draws.max_new_tokens, device_of(model))
 
     def close(self) -> None:
-        """Let go of the connections, and delete the weights that were handed over."""
+        """Close the connections, and delete the weights that were written for the server."""
         self._server.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

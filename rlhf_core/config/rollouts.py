@@ -38,7 +38,7 @@ class VllmRolloutsConfig(Section):
     url: Annotated[str, Field(pattern=r"^https?://[^/].*$")]
     """Address of the server, without ``/v1``: ``http://HOST:8000``."""
     weights: Path = Path(".rlhf/engine-weights")
-    """Folder that weights are handed over in: this process and the server see it under one path."""
+    """Folder in which the server finds the weights: it and this process see it under one path."""
     requests_at_once: Annotated[int, Field(ge=1, le=100)] = 64
     """Prompts asked about at once, each in a request of its own; changes no response."""
     timeout_seconds: Positive = 300.0

@@ -162,7 +162,7 @@ class CheckpointChoice(Record):
     """Why nothing was preferred, and the last one is offered; empty where the rule chose."""
 
     @property
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """What is offered, in a line."""
         rates = ", ".join(
             f"{score.step}: {score.win_rate.value:.3f}"

@@ -113,7 +113,7 @@ def train_policy(  # noqa: PLR0913 - every model that a policy may learn from
         if judge is not None and config.policy.selection.num_prompts > 0:
             trained, choice = choose_checkpoint(job, trained, judge, run)
         tags: dict[str, str] = {"algorithm": config.policy.algorithm}
-        tags |= {"checkpoint": choice.in_words} if choice else {}
+        tags |= {"checkpoint": choice.summary} if choice else {}
         model = register_trained(run, job, trained, "causal", **tags)
         seconds = time.monotonic() - started
         return StageResult.judged_later(

@@ -117,7 +117,7 @@ def choose_checkpoint(
         run.log_metrics(_logged(score), step=score.step)
     if step != max(scored) or scored[step].num_steps != trained.num_steps:
         trained = _rewrite(job, step, renderer)
-    logger.info("%s", choice.in_words)
+    logger.info("%s", choice.summary)
     return trained, choice
 
 

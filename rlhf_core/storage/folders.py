@@ -90,11 +90,11 @@ def _replace(work: Path, target: Path) -> None:
     if not target.exists():
         work.rename(target)
     elif not _exchange(work, target):
-        aside = _aside(target)
-        shutil.rmtree(aside, ignore_errors=True)  # of a killed process: the target stands again
-        target.rename(aside)
+        replaced = _replaced(target)
+        shutil.rmtree(replaced, ignore_errors=True)  # of a killed process: the target stands again
+        target.rename(replaced)
         work.rename(target)
-        shutil.rmtree(aside)
+        shutil.rmtree(replaced)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -115,18 +115,18 @@ def _exchange(first: Path, second: Path) -> bool:
     raise OSError(code, os.strerror(code), str(first), None, str(second))
 
 
-def _aside(target: Path) -> Path:
+def _replaced(target: Path) -> Path:
     return target.parent / f".{target.name}.old"
 
 
 def _recover(target: Path) -> None:
     """Undo a replacement that was cut short; remove what killed processes left."""
-    aside = _aside(target)
-    if aside.exists():
+    replaced = _replaced(target)
+    if replaced.exists():
         if target.exists():
-            shutil.rmtree(aside)
+            shutil.rmtree(replaced)
         else:
-            aside.rename(target)
+            replaced.rename(target)
     for leftover in target.parent.glob(f".{target.name}.*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation against a reward model, with a KL leash to the reference.
+"""Proximal policy optimisation against a reward model, with a KL penalty towards the reference.
 
 The file follows an iteration in its order: sample, score, advantages, clipped steps. Equations
 are in ``functional/``, sampling in ``rollout/``, the rest in ``ppo_learner`` and ``ppo_watch``.

@@ -225,7 +225,7 @@ def test_the_checkpoint_that_the_judge_prefers_is_registered(
     assert choice.step == steps[0]
     assert [score.win_rate.value for score in choice.scores] == [1.0] + [0.0] * (len(steps) - 1)
     assert result.model.sha256 == weights_sha256(directory / "model")
-    assert trace_lineage(result.model.uri).checkpoint == choice.in_words
+    assert trace_lineage(result.model.uri).checkpoint == choice.summary
     rows = read_records(choice.answers, SelectionAnswer)
     assert len(rows) == choice.num_prompts
     assert {step for row in rows for step in row.answers} == set(steps)
@@ -280,7 +280,7 @@ def test_the_last_checkpoint_is_offered_where_the_judge_says_nothing(
     monkeypatch.setattr(selection, "Panel", ToldNothing(0))
     choice = train(config_of(PPO), splits, models, stage_context).report.choice
     assert choice.step == 4
-    assert "chose none on" in choice.in_words
+    assert "chose none on" in choice.summary
     assert "the last checkpoint is offered" in caplog.text
 
 
