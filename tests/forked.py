@@ -105,13 +105,14 @@ class Commands:
         link.connect(self.address)
         return link
 
-    def python(self, code, *arguments, cwd=ROOT):
+    def python(self, code, *arguments, cwd=ROOT, env=None):
         """Start ``python -c``; returns what is used of a ``subprocess.Popen`` with text pipes."""
+        environment = dict(os.environ if env is None else env)
         theirs, ours = os.pipe()
         answers, answered = os.pipe()
         link = self.connect()
         words = ["-c", code, *map(str, arguments)]
-        request = {"arguments": words, "folder": str(cwd), "environment": dict(os.environ)}
+        request = {"arguments": words, "folder": str(cwd), "environment": environment}
         ask(link, request, [theirs, answered, 2])
         os.close(theirs)
         os.close(answered)

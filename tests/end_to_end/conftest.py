@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 
+from tests.flows.tiny import write_base
 from tests.forked import Forked
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ SMALL = {
     "data.votes.num_resamples": "80",
     "data.gates": "[{metric: data/krippendorff_alpha, at_least: 0.1, min_samples: 100}]",
     "sft.num_epochs": "1",
+    "sft.optimizer.learning_rate": "0.02",  # a model that knows nothing learns to end its answers
     "reward.num_epochs": "1",
     "policy.num_iterations": "4",
     "policy.rollout_batch_size": "16",
@@ -81,14 +83,21 @@ class Workspace:
         return json.loads((self.path / name).read_text())
 
 
-def make_workspace(path: Path, *, whole: bool = False, rows: dict[str, int] = ROWS) -> Workspace:
-    """Link configs and base model into ``path``, and put the raw data beside them.
+def make_workspace(
+    path: Path, *, rows: dict[str, int] | None = ROWS, pretrained: bool = False
+) -> Workspace:
+    """Link configs into ``path``, and put raw data and a base model beside them.
 
-    The first rows of each file will do where it matters that everything works, not how well.
+    Where it matters that everything works, and not how well, the first ``rows`` of each file will
+    do (None: all), and a base model that knows nothing.
     """
     (path / "data").mkdir(parents=True)
-    links = ["configs", "data/base"]
-    if whole:
+    links = ["configs"]
+    if pretrained:
+        links.append("data/base")
+    else:
+        write_base(path / "data/base")
+    if rows is None:
         links.append("data/raw")
     else:
         (path / "data/raw").mkdir()
@@ -116,7 +125,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def whole_workspace(tmp_path: Path) -> Workspace:
-    return make_workspace(tmp_path / "work", whole=True)
+    return make_workspace(tmp_path / "work", rows=None, pretrained=True)
 
 
 @pytest.fixture(scope="session")

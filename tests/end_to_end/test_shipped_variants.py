@@ -38,7 +38,7 @@ def test_dpo_reaches_a_decision_without_a_reward_model(workspace, fresh_database
 
 
 def test_the_reward_hacking_recipe_is_refused_by_its_gates(tmp_path, fresh_database):
-    workspace = make_workspace(tmp_path / "work", rows=ROWS | EXPLOITABLE)
+    workspace = make_workspace(tmp_path / "work", rows=ROWS | EXPLOITABLE, pretrained=True)
     shutil.copy(fresh_database, workspace.path / "mlflow.db")
     few = {
         "sft.num_epochs": "1",

@@ -74,8 +74,8 @@ def settings(config_path):
 
 
 @pytest.fixture(scope="session")
-def mortal(tmp_path_factory):
-    made = Mortal(tmp_path_factory.mktemp("mortal") / "log.txt")
+def mortal(tmp_path_factory, forked):
+    made = Mortal(tmp_path_factory.mktemp("mortal") / "log.txt", forked)
     yield made
     made.end()
 

@@ -1,6 +1,6 @@
-"""`rlhf` commands that are killed at an exact point: ``python -m tests.flows.mortal``.
+"""`rlhf` commands that are killed at an exact point.
 
-The process imports everything once and forks a child per command, which costs no start-up. Stages
+A fork of the server that has imported everything forks a child per command. Stages
 run without Prefect's engine here; the served tests have it. A child counts its effects, all that
 lasts beyond it: every file it opens for writing, every rename, folder and removal, every statement
 and commit that changes the database, every request to a server. Told a number, it kills itself
@@ -13,36 +13,32 @@ import os
 import resource
 import select
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 EFFECTS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "http.client.send"}
 """Names of audit events, beside opening a file for writing."""
 MARK = "RLHF_TEST_MARK"
 """Environment variable by which a test finds the processes that it started."""
 STAGES = ("prepare", "sft", "reward", "policy", "evaluate")
+NEST = """
+import sys
+from tests.flows.mortal import main
+main(Path(sys.argv[1]))
+"""
 
 
 class Mortal:
     """The parent's side: runs commands, one after the other."""
 
-    def __init__(self, log):
+    def __init__(self, log, forked):
         environment = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("MLFLOW_", "PREFECT_", "RLHF_"))
         }
-        root = str(Path(__file__).parents[2])
         self.log = log
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.flows.mortal", str(log)],
-            env=environment | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.process = forked.python(NEST, log, env=environment | {"OMP_NUM_THREADS": "1"})
 
     def rlhf(
         self, folder, *arguments, at_effect=0, after_seconds=0.0, largest_file=-1, may_end=(0,)
@@ -140,35 +136,17 @@ def _writes(path, mode, flags):
     )
 
 
-def load_everything():
-    """Import what the stages import, and take Prefect's engine away from them."""
+def without_engine():
+    """Take Prefect's engine away from the stages."""
+    from rlhf_flows import stages
+    from rlhf_flows.engine import local
     from rlhf_flows.engine.environment import prepare_environment
 
     prepare_environment()
-    import great_expectations
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure
-    import mlflow.store.tracking.sqlalchemy_store
-    import sklearn.linear_model
-
-    import rlhf_core.adapters.approval
-    import rlhf_core.stages.evaluate
-    import rlhf_core.stages.policy
-    import rlhf_core.stages.prepare
-    import rlhf_core.stages.promote
-    import rlhf_core.stages.reward
-    import rlhf_core.stages.sft  # noqa: F401
-    import rlhf_flows.commands.cli
-    import rlhf_flows.commands.data
-    import rlhf_flows.commands.tables
-    import rlhf_flows.engine.local
-    import rlhf_flows.stages
-
     for stage in STAGES:
         name = f"{stage}_stage"
-        setattr(rlhf_flows.stages, name, getattr(rlhf_flows.stages, name).fn)
-    rlhf_flows.engine.local.in_this_process = contextlib.nullcontext
-    return rlhf_flows.commands.cli.main, great_expectations, matplotlib, mlflow, sklearn
+        setattr(stages, name, getattr(stages, name).fn)
+    local.in_this_process = contextlib.nullcontext
 
 
 def run_child(request, pipe, log):
@@ -228,11 +206,7 @@ def answer(request, log):
 
 def main(log):
     """Answer requests, one a line, until there are no more."""
-    load_everything()
+    without_engine()
     for line in sys.stdin:
         sys.stdout.write(json.dumps(answer(json.loads(line), log)) + "\n")
         sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

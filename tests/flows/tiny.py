@@ -52,7 +52,7 @@ def make_tiny(folder, **changes):
     for name, rows in ROWS.items():
         lines = (ROOT / f"data/raw/{name}.jsonl").read_text().splitlines(keepends=True)
         (folder / f"data/raw/{name}.jsonl").write_text("".join(lines[:rows]))
-    _write_base(folder / "data/base")
+    write_base(folder / "data/base")
     (folder / CONFIG).write_text(yaml.safe_dump(SETTINGS | changes))
 
 
@@ -100,7 +100,8 @@ class Workplace:
             self.client.delete_registered_model_alias("rlhf-policy", "champion")
 
 
-def _write_base(folder):
+def write_base(folder):
+    """Write a base model of random weights, one small layer, with the demo's tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 

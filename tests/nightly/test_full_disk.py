@@ -31,12 +31,12 @@ FEEDBACK = {
 class Full:
     """The tiny demo, each of its places on a small disk of its own; every stage done once."""
 
-    def __init__(self, path, database, log):
+    def __init__(self, path, database, log, forked):
         self.path = path
         self.disks = {name: SmallDisk(path / name) for name in reversed(PLACES)}
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TMPDIR", str(path / "tmp"))
-            self.mortal = Mortal(log)
+            self.mortal = Mortal(log, forked)
         make_tiny(path / "making", feedback=FEEDBACK)
         for made in ("data/raw", "data/base", CONFIG):
             shutil.move(path / "making" / made, path / made)
@@ -81,10 +81,10 @@ class Full:
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory, fresh_database):
+def full(tmp_path_factory, fresh_database, forked):
     folder = tmp_path_factory.mktemp("small")
     with ExitStack() as stack:
-        made = Full(folder / "work", fresh_database, folder / "log.txt")
+        made = Full(folder / "work", fresh_database, folder / "log.txt", forked)
         stack.callback(made.end)
         yield made
 
