@@ -6,6 +6,9 @@ rows of one process divided by the number of the whole batch, and gradients are 
 them, so that a step is what one process would take, to rounding. Whatever decides reads sums over
 all processes: it decides alike everywhere.
 
+Inside ``in_team`` all of this is so among the processes of a team, which do something that the
+others do not.
+
 Where ``torch.distributed`` was not started there is one process, and every function hands back what
 it was given.
 """
@@ -13,6 +16,9 @@ it was given.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -22,19 +28,54 @@ from torch import Tensor
 from rlhf_core.errors import PeerLostError, ProcessError, RlhfError
 
 Shared = TypeVar("Shared", bound=Sequence[object] | Tensor)
+Told = TypeVar("Told")
 
 BUCKET_ELEMENTS = 1 << 23
 """Gradients are added up in runs of so many numbers: few messages, little memory beside them."""
+PATIENCE_OF_TEAMS = timedelta(days=7)
+"""A team waits for another as long as that computes. Who is gone is noticed without it."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """Some of the processes; ``in_team`` has them work together without the others."""
+
+    members: range
+    """Numbers among all processes."""
+    group: dist.ProcessGroup
+
+    @classmethod
+    def of(cls, members: range) -> "Team":
+        """Form a team; every process has to, of as many teams and in the same order."""
+        return cls(members, dist.new_group(list(members), timeout=PATIENCE_OF_TEAMS))
+
+
+_TEAM: ContextVar[Team | None] = ContextVar("team", default=None)
+
+
+@contextmanager
+def in_team(team: Team) -> Iterator[None]:
+    """Inside, "all processes" are those of ``team``, of which this one has to be."""
+    before = _TEAM.set(team)
+    try:
+        yield
+    finally:
+        _TEAM.reset(before)
 
 
 def size() -> int:
     """Return how many processes train together."""
+    if (team := _TEAM.get()) is not None:
+        return len(team.members)
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Return which of them this is, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    if not dist.is_initialized():
+        return 0
+    team, number = _TEAM.get(), dist.get_rank()
+    return number if team is None else team.members.index(number)
 
 
 def alone() -> bool:
@@ -43,8 +84,8 @@ def alone() -> bool:
 
 
 def leads() -> bool:
-    """Return whether this process writes files: one of them does."""
-    return rank() == 0
+    """Return whether this process writes files: one of all does, whatever its team."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def share(rows: Shared) -> Shared:
@@ -120,12 +161,33 @@ def add_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
         if counts:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
             gradients.append(weight.grad)
-    for bucket in _buckets(gradients):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        _reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in bucket])
-        for gradient, part in zip(bucket, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+    _in_buckets(gradients, _reduce)
+
+
+def told_by_all(own: Told) -> list[Told]:
+    """Return what each process tells, in the order of their numbers; a message is pickled."""
+    if alone():
+        return [own]
+    told = [own] * size()
+    _naming_the_lost(lambda: dist.all_gather_object(told, own, group=_group()))
+    return told
+
+
+@torch.no_grad()
+def copy_from(giver: int, tensors: Iterable[Tensor]) -> None:
+    """Make every process's ``tensors``, alike in shape and type, those of ``giver``.
+
+    Args:
+        giver: its number among all processes, also in a team.
+        tensors: as many on every process; written in place.
+    """
+    if alone():
+        return
+
+    def send(flat: Tensor) -> None:
+        _naming_the_lost(lambda: dist.broadcast(flat, giver, group=_group()))
+
+    _in_buckets(tensors, send)
 
 
 def require_alike(what: str, value: str | int) -> None:
@@ -158,7 +220,13 @@ def _reduce(values: Tensor, by: "dist.ReduceOp.RedOpType" = dist.ReduceOp.SUM) -
     Raises:
         PeerLostError: another process is gone.
     """
-    _naming_the_lost(lambda: dist.all_reduce(values, by))
+    _naming_the_lost(lambda: dist.all_reduce(values, by, group=_group()))
+
+
+def _group() -> dist.ProcessGroup | None:
+    """Return the team's; None, as torch has it, are all processes."""
+    team = _TEAM.get()
+    return None if team is None else team.group
 
 
 @contextmanager
@@ -191,19 +259,29 @@ def _lost(error: RuntimeError) -> PeerLostError:
     return PeerLostError(f"another process of the training is gone: {said}")
 
 
-def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+def _in_buckets(tensors: Iterable[Tensor], collective: Callable[[Tensor], object]) -> None:
+    """Run an in-place ``collective`` over tensors, many in one message."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        collective(flat)
+        parts = flat.split([tensor.numel() for tensor in bucket])
+        for tensor, part in zip(bucket, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Yield neighbours of one type and place, up to ``BUCKET_ELEMENTS`` of them together."""
     bucket: list[Tensor] = []
     held = 0
-    for gradient in gradients:
+    for tensor in tensors:
         like = not bucket or (bucket[0].dtype, bucket[0].device) == (
-            gradient.dtype,
-            gradient.device,
+            tensor.dtype,
+            tensor.device,
         )
-        if bucket and (not like or held + gradient.numel() > BUCKET_ELEMENTS):
+        if bucket and (not like or held + tensor.numel() > BUCKET_ELEMENTS):
             yield bucket
             bucket, held = [], 0
-        bucket.append(gradient)
-        held += gradient.numel()
+        bucket.append(tensor)
+        held += tensor.numel()
     if bucket:
         yield bucket

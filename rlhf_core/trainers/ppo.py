@@ -35,7 +35,6 @@ from rlhf_core.rollout.sampler import Draws
 from rlhf_core.rollout.score import sample_rollout, score_rollout
 from rlhf_core.tokenization import TokenBatch
 from rlhf_core.trainers.loop import FitSummary, Optimization, TrainingRun, at_start, mean_metrics
-from rlhf_core.trainers.parallel import side_by_side
 from rlhf_core.trainers.ppo_learner import (
     Checkpointer,
     Learner,
@@ -226,11 +225,11 @@ def learn(learner: Learner, experience: Experience, state: PpoState) -> Metrics:
         return update_shared(learner.policy, learner.value, update, policy_frozen=frozen)
     if frozen:
         return update_value(learner.value, update)
-    metrics = side_by_side(
+    metrics = learner.networks.update(
         partial(update_policy, learner.policy, update),
         partial(update_value, learner.value, update),
         # A GPU gains nothing, and the compiler does not take work from two threads at once.
-        allowed=learner.on_cpu and not settings.compute.compile_layers,
+        threads=learner.on_cpu and not settings.compute.compile_layers,
     )
     return {name: value for part in metrics for name, value in part.items()}
 

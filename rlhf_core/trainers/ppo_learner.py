@@ -48,6 +48,7 @@ from rlhf_core.trainers.state import (
     random_values,
     run_fingerprint,
 )
+from rlhf_core.trainers.teams import Networks
 
 logger = logging.getLogger(__name__)
 
@@ -127,9 +128,8 @@ class Update:
     def seen_by_all(self, parts: Sequence[PolicyTerms]) -> PolicyTerms:
         """Join the micro-batches of all processes into their minibatch."""
         own = PolicyTerms.joined(parts)
-        return PolicyTerms(
-            *(processes.joined(getattr(own, field.name)) for field in fields(PolicyTerms))
-        )
+        columns = (processes.joined(getattr(own, field.name)) for field in fields(PolicyTerms))
+        return PolicyTerms(*columns)
 
     def num_tokens(self, rows: Sequence[int]) -> int:
         """Response tokens of a minibatch: what its losses are divided by."""
@@ -183,6 +183,7 @@ class Learner:
             settings.optimizer,
             total_steps=steps * (settings.num_iterations - settings.warmup_iterations),
         )
+        self.networks = Networks(self.policy)
         self.value: Optimization | None = None
         self.value_head: Callable[[Tensor], Tensor] | None = None
         if not settings.needs_values:
@@ -197,6 +198,8 @@ class Learner:
         )
         if models.value_model is None:
             self.value_head = value_of_hidden(value_model)
+        else:
+            self.networks = Networks(self.policy, self.value)
 
     def scorers(self) -> Scorers:
         """Who is asked about a rollout."""

@@ -1,6 +1,7 @@
 """Several processes train what one would: same numbers to rounding, whatever the trainer."""
 
 import json
+import signal
 import uuid
 from functools import cache
 
@@ -18,14 +19,14 @@ NEAR = 1e-5
 """Relative to 1; float32 sums of another order."""
 
 NEST = """
-import json, os, sys
+import json, os, signal, sys
 from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
 from safetensors.torch import save_file
 from rlhf_core.config import ComputeConfig, OptimizerConfig
-from rlhf_core.errors import CheckpointError
-from rlhf_core.trainers import checkpoint
+from rlhf_core.errors import CheckpointError, DivergedError, PeerLostError
+from rlhf_core.trainers import checkpoint, ppo
 from rlhf_core.trainers.checkpoint import CheckpointStore
 from tests.trainers import ppo_toys, toys
 
@@ -49,6 +50,17 @@ class HaltingTracker(toys.ListTracker):
         if step == self.full:
             checkpoint.HuggingFaceStorageWriter = FullDisk
 
+update_value = ppo.update_value
+
+def learn_from_nan(network, update):
+    network.parameters[0].data.fill_(torch.nan)
+    return update_value(network, update)
+
+FAULTS = {
+    "nan": learn_from_nan,
+    "killed": lambda network, update: os.kill(os.getpid(), signal.SIGKILL),
+}
+
 def train(job, rank):
     shared = Path(job["work"])
     own = shared / f"rank-{rank}"
@@ -66,6 +78,7 @@ def train(job, rank):
     if job["compute"]:
         changes["compute"] = ComputeConfig(**job["compute"])
     changes["shard"] = job["shard"]
+    ppo.update_value = FAULTS.get(job["fault"] if rank in job["faulty"] else None, update_value)
     tracker = HaltingTracker(job["halt"], job["full"] if rank == 1 else -1)
     try:
         if job["trainer"] in toys.STAGES:
@@ -75,7 +88,7 @@ def train(job, rank):
             ppo_toys.train_ppo(Path(job["causal"]), own, tracker, **changes)
     except Halted:
         pass
-    except CheckpointError as error:
+    except (CheckpointError, DivergedError, PeerLostError) as error:
         (own / "error.txt").write_text(str(error))
     (own / "rows.json").write_text(json.dumps(tracker.rows))
 
@@ -119,19 +132,21 @@ SHORT = {"num_iterations": 3, "checkpoint_every": 2}
 LORA = {"lora": {"rank": 4}}
 
 
-def job(trainer, causal, work, *, compute=None, shard="none", halt=-1, full=-1, **changes):
+def job(trainer, causal, work, *, compute=None, shard="none", halt=-1, full=-1, fault=None,
+        faulty=(), **changes):  # fmt: skip
     return {
         "trainer": trainer, "causal": str(causal), "work": str(work), "compute": compute,
-        "shard": shard, "halt": halt, "full": full, "changes": changes, "optimizer": OPTIMIZER,
+        "shard": shard, "halt": halt, "full": full, "fault": fault, "faulty": faulty,
+        "changes": changes, "optimizer": OPTIMIZER,
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def launch(forked):
-    """Run jobs one after the other, each by so many processes; all have to end well."""
+    """Run jobs one after the other, each by so many processes; all have to end well, or so."""
     nest = forked.python(NEST)
 
-    def run(world, folder, *jobs):
+    def run(world, folder, *jobs, statuses=None):
         folder.mkdir(parents=True, exist_ok=True)
         task = {
             "world": world,
@@ -139,7 +154,7 @@ def launch(forked):
             "meeting": str(folder / f"meeting-{uuid.uuid4()}"),
         }
         nest.stdin.write(json.dumps(task) + "\n")
-        assert json.loads(nest.stdout.readline()) == [0] * world
+        assert json.loads(nest.stdout.readline()) == (statuses or [0] * world)
 
     yield run
     nest.stdin.close()
@@ -218,10 +233,14 @@ def weights(folder, rank=0):
 
 
 def assert_near(folder, expected):
-    for (step, found), (same, metrics) in zip(rows(folder), rows(expected), strict=True):
+    assert_rows_near(rows(folder), rows(expected))
+    assert_same_weights(folder, expected)
+
+
+def assert_rows_near(ours, theirs):
+    for (step, found), (same, metrics) in zip(ours, theirs, strict=True):
         assert step == same
         assert found == pytest.approx(metrics, abs=NEAR, rel=1e-4, nan_ok=True), step
-    assert_same_weights(folder, expected)
 
 
 def assert_same_bits(ours, theirs):
@@ -274,6 +293,43 @@ def test_two_ranks_with_a_row_each_are_one_process_bit_for_bit(launch, models, t
     assert_same_bits(weights(tmp_path / "2"), weights(tmp_path / "1"))
 
 
+ALONE = {"micro_batch_tokens": 1, "decode_tokens": 1}
+"""Each response is sampled, scored and learned from in passes of its own, whoever makes them."""
+AT_ONCE = {
+    "critic_warmup_iterations": 0,
+    "num_iterations": 2,
+    "rollout_batch_size": 8,
+    "num_epochs": 1,
+}
+
+
+def test_policy_and_value_model_by_a_process_each_are_one_process_bit_for_bit(
+    launch, models, tmp_path
+):
+    for world in (1, 2):
+        changes = {**ALONE, **AT_ONCE, "ptx_coef": 0.1, "compute": LORA}
+        launch(world, tmp_path, job("PPO", models / "untied", tmp_path / str(world), **changes))
+    assert rows(tmp_path / "2", rank=0) == rows(tmp_path / "1")
+    assert rows(tmp_path / "2", rank=1) == rows(tmp_path / "1")
+    assert_same_bits(weights(tmp_path / "2"), weights(tmp_path / "1"))
+
+
+def test_what_ends_one_team_ends_all(launch, models, tmp_path):
+    """Ranks 0 and 1 train the policy, 2 and 3 the value model."""
+    jobs = [
+        job("PPO", models / "untied", tmp_path / "diverged", **AT_ONCE, fault="nan", faulty=(2, 3)),
+        job("PPO", models / "untied", tmp_path / "killed", **AT_ONCE, fault="killed", faulty=(3,)),
+    ]
+    launch(4, tmp_path, *jobs, statuses=[0, 0, 0, signal.SIGKILL])
+    for rank in range(4):
+        said = (tmp_path / f"diverged/rank-{rank}/error.txt").read_text()
+        assert said == "loss is nan at step 0; lower the learning rate"
+        assert rows(tmp_path / "diverged", rank) == []
+    for rank in range(3):
+        said = (tmp_path / f"killed/rank-{rank}/error.txt").read_text()
+        assert said.startswith("another process of the training is gone: ")
+
+
 NIGHTLY = pytest.mark.nightly
 WORLDS = {"one": (1, "none"), "two": (2, "none"), "four": (4, "none"),
           "two-divided": (2, "layers"), "four-divided": (4, "layers")}  # fmt: skip
@@ -306,8 +362,11 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(
         launch(world, tmp_path, *jobs)
     for name in kinds:
         assert_same_weights(tmp_path / name, trained(name, 1))
-        assert rows(tmp_path / name)[0][0] > 1, "it began again"
+        found = rows(tmp_path / name)
+        assert found[0][0] > 1, "it began again"
+        assert_rows_near(found, rows(trained(name, 1))[-len(found) :])
         if before == after:
+            assert found == rows(trained(name, *WORLDS[after]))[-len(found) :]
             assert_same_bits(weights(tmp_path / name), weights(trained(name, *WORLDS[after])))
 
 
