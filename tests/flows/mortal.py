@@ -23,6 +23,7 @@ MARK = "RLHF_TEST_MARK"
 STAGES = ("prepare", "sft", "reward", "policy", "evaluate")
 NEST = """
 import sys
+from pathlib import Path
 from tests.flows.mortal import main
 main(Path(sys.argv[1]))
 """
