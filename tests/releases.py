@@ -85,7 +85,8 @@ def fight(releases, dice, *, processes, killed):
 
 def fights(client, *, rounds, processes, killed, seed):
     """Check, after each of many rounds and one later command, that nothing is mixed."""
-    from rlhf_core.adapters.releases import read_journal, settle
+    from rlhf_core.adapters.release_aliases import settle
+    from rlhf_core.adapters.releases import read_journal
 
     dice = random.Random(seed)
     releases = [

@@ -146,6 +146,6 @@ def complete_releases(mlflow_url: str, environment: Mapping[str, str]) -> bool:
         for keys in tags
     )
     if undone:
-        command = [sys.executable, "-m", "rlhf_core.adapters.releases"]
+        command = [sys.executable, "-m", "rlhf_core.adapters.release_aliases"]
         subprocess.run(command, env=dict(environment), check=False)
     return undone

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.earlier_run import experiment_id
 from rlhf_core.adapters.mlflow_client import check_server, mlflow_client, patiently
-from rlhf_core.adapters.releases import ROLES, Release, champion_aliases, wanted_aliases
+from rlhf_core.adapters.release_aliases import champion_aliases, wanted_aliases
+from rlhf_core.adapters.releases import ROLES, Release
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.errors import RegistryError
 
@@ -75,7 +76,8 @@ def _without_alias(project: str, releases: tuple[Release, ...]) -> list[str]:
     """Return the roles of which a move takes an alias away."""
     if not releases:
         return []
-    aliases, wanted = champion_aliases(project), wanted_aliases(project, releases)
+    aliases = champion_aliases(project)
+    wanted = wanted_aliases(project, releases, aliases)
     return [role for (role, alias), to in wanted.items() if to is None and alias in aliases[role]]
 
 

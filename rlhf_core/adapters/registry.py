@@ -310,13 +310,13 @@ def _require_model(reference: str, name: str) -> "RegisteredModel":
 
 def _as_seen(name: str, aliases: Mapping[str, str]) -> dict[str, str]:
     """Return where a version's aliases stand; to a dry run, where a move will have put them."""
-    from rlhf_core.adapters.releases import champion_aliases, project_of
+    from rlhf_core.adapters import release_aliases, releases
 
-    project = project_of(name)
+    project = releases.project_of(name)
     if project is None or not is_only_looking():
         return dict(aliases)
     others = {alias: n for alias, n in aliases.items() if alias not in (CHAMPION, PREVIOUS)}
-    return others | champion_aliases(project)[name.rpartition("-")[2]]
+    return others | release_aliases.champion_aliases(project)[name.rpartition("-")[2]]
 
 
 def _completed_release(name: str) -> bool:
@@ -324,13 +324,13 @@ def _completed_release(name: str) -> bool:
 
     Who may only read goes on with the aliases as they are.
     """
-    from rlhf_core.adapters.releases import project_of, settle
+    from rlhf_core.adapters import release_aliases, releases
 
-    project = project_of(name)
+    project = releases.project_of(name)
     if project is None:
         return False
     try:
-        settle(project)
+        release_aliases.settle(project)
     except RegistryError as error:
         logger.warning("release_not_completed project=%s error=%s", project, error)
     return True

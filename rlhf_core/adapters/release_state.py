@@ -4,16 +4,8 @@ from dataclasses import dataclass
 
 from rlhf_core.adapters.processes_at_work import is_gone
 from rlhf_core.adapters.registry import UPSTREAM, find_version
-from rlhf_core.adapters.releases import (
-    DONE,
-    ROLES,
-    Journal,
-    Release,
-    champion_aliases,
-    lost_parts,
-    read_journal,
-    wanted_aliases,
-)
+from rlhf_core.adapters.release_aliases import champion_aliases, lost_parts, wanted_aliases
+from rlhf_core.adapters.releases import DONE, ROLES, Journal, Release, read_journal
 from rlhf_core.schema import CHAMPION, PREVIOUS
 
 Aliases = dict[str, dict[str, str]]
@@ -53,7 +45,7 @@ def release_state(project: str) -> ReleaseState:
     by_hand = [
         f"{alias} of {project}-{role} stands at {aliases[role].get(alias, 'none')}, its release "
         f"says {number or 'none'}"
-        for (role, alias), number in wanted_aliases(project, releases).items()
+        for (role, alias), number in wanted_aliases(project, releases, aliases).items()
         if aliases[role].get(alias) != number
     ]
     if by_hand:

@@ -8,15 +8,13 @@ from typing import Literal
 
 from rlhf_core.adapters.decision import JUDGED_BY, verdict_of
 from rlhf_core.adapters.registry import UPSTREAM, find_version
-from rlhf_core.adapters.releases import (
-    MOST_RELEASES,
-    Plan,
-    Release,
+from rlhf_core.adapters.release_aliases import (
     champion_aliases,
     settle,
     version_tags,
     wanted_aliases,
 )
+from rlhf_core.adapters.releases import MOST_RELEASES, Plan, Release
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import CHAMPION, PREVIOUS
 
@@ -90,7 +88,7 @@ def look_at(project: str) -> Situation:
     if journal.head is None:
         return _without_journal(champion, previous)
     base, releases = journal.head.number, journal.head.plan.releases
-    wanted = wanted_aliases(project, releases)
+    wanted = wanted_aliases(project, releases, aliases)
     by_hand = tuple(
         f"{alias} of {project}-{role} stood at {aliases[role].get(alias, 'none')}, its release "
         f"says {number or 'none'}"

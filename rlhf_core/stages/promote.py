@@ -17,15 +17,13 @@ from rlhf_core.adapters.registry import (
     find_version,
     require_role,
 )
-from rlhf_core.adapters.releases import (
-    Release,
+from rlhf_core.adapters.release_aliases import (
     apply_newest,
     champion_aliases,
-    project_of,
-    record_move,
     version_tags,
     wanted_aliases,
 )
+from rlhf_core.adapters.releases import Release, project_of, record_move
 from rlhf_core.adapters.required_gates import require_applied
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError, SameMoveError
@@ -178,8 +176,8 @@ def plan_promotion(reference: str) -> Promotion:
     with only_looking():
         version = find_version(reference)
         uri, project, verdict, reasons = _require_verdict(version)
-        aliases = champion_aliases(project)["policy"]
-        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        aliases = champion_aliases(project)
+        champion, previous = (aliases["policy"].get(alias) for alias in (CHAMPION, PREVIOUS))
         before = policy_uri(project, champion)
         by_hand: tuple[str, ...] = ()
         if verdict == "PROMOTE":
@@ -187,7 +185,8 @@ def plan_promotion(reference: str) -> Promotion:
             require_applied(project, release.parts())
             seen = look_at(project)
             by_hand = seen.by_hand
-            wanted = wanted_aliases(project, tuple(_chain_of(release, version.tags, seen)))
+            chain = tuple(_chain_of(release, version.tags, seen))
+            wanted = wanted_aliases(project, chain, aliases)
             champion, previous = wanted["policy", CHAMPION], wanted["policy", PREVIOUS]
         return Promotion(
             model=uri,

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from rlhf_core.adapters import release_aliases
 from rlhf_core.adapters import releases as journal
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.processes_at_work import this_process
@@ -142,7 +143,7 @@ def test_a_deleted_version_of_the_release_before_is_named(made, client):
 
 
 def test_a_move_that_was_killed_is_half_done_and_one_that_goes_on_is_not(made, client, monkeypatch):
-    monkeypatch.setattr(journal, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr(release_aliases, "LATE_SECONDS", 0.0)
     with pytest.MonkeyPatch.context() as killed:
         killed.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
         promote_model(made[0]["policy"])

@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from rlhf_core.adapters import releases as journal
+from rlhf_core.adapters import release_aliases
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.only_looking import only_looking
 from rlhf_core.adapters.registry import find_version
@@ -38,7 +38,7 @@ def killed(request, client, monkeypatch):
         client.set_registered_model_alias(name, alias, version)
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "_set_alias", move)
+        patch.setattr(release_aliases, "_set_alias", move)
         if request.param == "recorded":
             patch.setattr("rlhf_core.stages.promote.apply_newest", die)
         with pytest.raises(KeyboardInterrupt):

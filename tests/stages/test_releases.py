@@ -8,10 +8,12 @@ from itertools import product
 import pytest
 from mlflow.exceptions import RestException
 
+from rlhf_core.adapters import release_aliases
 from rlhf_core.adapters import releases as journal
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import find_version
-from rlhf_core.adapters.releases import apply_newest, read_journal, settle, settle_all
+from rlhf_core.adapters.release_aliases import apply_newest, settle, settle_all
+from rlhf_core.adapters.releases import read_journal
 from rlhf_core.errors import RegistryError
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.rollback import rollback_policy
@@ -56,6 +58,13 @@ def test_the_four_champions_move_and_come_back_together(three, client):
     assert champions(client, "previous-champion") == {}
     with pytest.raises(RegistryError, match="nothing to roll back to"):
         rollback_policy("rlhf")
+
+
+def test_versions_that_aliases_point_at_are_not_asked_for(three, monkeypatch):
+    asked, ask = [], release_aliases.version_tags
+    monkeypatch.setattr(release_aliases, "version_tags", lambda uri: asked.append(uri) or ask(uri))
+    apply_newest("rlhf")
+    assert asked == []
 
 
 def test_a_release_without_a_reward_model_takes_its_alias_away_and_rollback_brings_it_back(client):
@@ -195,7 +204,7 @@ def registry_of_two_and_one(tmp_path_factory, fresh_database):
 def test_killed_before_any_write_the_next_command_finds_one_release(
     mlflow_home, registry_of_two_and_one, action, monkeypatch
 ):
-    monkeypatch.setattr(journal, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr(release_aliases, "LATE_SECONDS", 0.0)
     database, (first, second, third) = registry_of_two_and_one
     client = mlflow_client()
     wanted = third if action == "promote" else first
