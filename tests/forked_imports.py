@@ -46,7 +46,7 @@ EVERYTHING = (
     "rlhf_flows.commands.cli",
     "rlhf_flows.commands.data",
     "rlhf_flows.commands.tables",
-    "rlhf_flows.engine.local",
+    "rlhf_flows.commands.local",
     "rlhf_flows.pipeline",
     "rlhf_flows.stages",
 )

@@ -6,9 +6,9 @@ from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import RlhfError
 from rlhf_flows.commands.findings import Finding
 from rlhf_flows.engine.environment import HEARTBEAT_VARIABLE, SILENT_RUNS
+from rlhf_flows.engine.prefect_server import PrefectLostError, ask
 from rlhf_flows.servers.installation import STEP, describe_code, installed_code, module_entrypoint
 from rlhf_flows.servers.pools import read_pools
-from rlhf_flows.servers.prefect_server import PrefectLostError, ask
 from rlhf_flows.servers.servers import LOGS, read_servers
 
 RESTART = "rlhf down, then rlhf up"

@@ -42,7 +42,7 @@ def listen_for_labels(
     from rlhf_core.adapters.settings import load_settings
     from rlhf_flows.commands.collect import require_share
     from rlhf_flows.engine.label_listener import LabelListener
-    from rlhf_flows.servers.prefect_server import check_prefect
+    from rlhf_flows.engine.prefect_server import check_prefect
 
     default = settings.feedback_settings().rounds.min_labelled_fraction
     share = default if at_least is None else require_share(at_least)

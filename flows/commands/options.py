@@ -202,7 +202,7 @@ def check_servers(
     """
     from rlhf_core.adapters.access import check_access
     from rlhf_core.adapters.tracking import check_server
-    from rlhf_flows.servers.prefect_server import check_prefect
+    from rlhf_flows.engine.prefect_server import check_prefect
 
     check_server()
     check_prefect()
@@ -227,7 +227,7 @@ def check_without_writing(config: "PipelineConfig", *, check_inputs: bool, evalu
     from rlhf_core.adapters.tracking import check_server
     from rlhf_core.stages import preflight
     from rlhf_core.stages.evaluation.suites import check_suites
-    from rlhf_flows.servers.prefect_server import check_prefect
+    from rlhf_flows.engine.prefect_server import check_prefect
 
     if has_store():
         check_server()
@@ -285,7 +285,7 @@ def resumable(
     Raises:
         ConfigError: there is no such run, and it may not begin; or it has other settings.
     """
-    from rlhf_flows.engine.local import in_this_process
+    from rlhf_flows.commands.local import in_this_process
     from rlhf_flows.engine.runs import discard_unstarted, in_use, locate_run, open_run
 
     config = settings.config

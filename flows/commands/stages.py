@@ -94,9 +94,9 @@ def prepare(
 
         splits = prepare_data(settings.load_preparation())
     else:
+        from rlhf_flows.commands.local import in_this_process
         from rlhf_flows.engine.inputs import PrepareInputs
-        from rlhf_flows.engine.local import in_this_process
-        from rlhf_flows.servers.prefect_server import check_prefect
+        from rlhf_flows.engine.prefect_server import check_prefect
         from rlhf_flows.stages import prepare_stage
 
         check_prefect()

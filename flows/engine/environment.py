@@ -5,15 +5,12 @@ that the person has set are never overwritten.
 """
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import rlhf_flows
 from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_core.errors import ConfigError
 from rlhf_core.storage.records import keep_private
-from rlhf_flows.servers.own_pages import HOSTS, App, OwnPages, host_names
 
 PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -23,12 +20,6 @@ PREFECT_DEFAULTS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """Training logs go to Prefect as well; the libraries' own chatter does not reach the terminal."""
-
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-CSRF = ("PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED", "PREFECT_SERVER_CSRF_PROTECTION_ENABLED")
-PAGES = ("PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
-"""Both names that Prefect gives each setting; it reads the first before the second."""
-ADDRESSES = ("PREFECT_API_URL", "PREFECT_UI_API_URL")
 
 HEARTBEAT_SECONDS = 30
 """How often a run says that it lives."""
@@ -78,49 +69,6 @@ def prepare_environment() -> None:
 def prefect_home() -> Path:
     """Return the folder in which Prefect keeps what it knows on this machine."""
     return Path(os.environ.get("PREFECT_HOME") or STATE / "prefect")
-
-
-def close_prefect(port: int) -> tuple[dict[str, str], Callable[[App], OwnPages]]:
-    """Close the Prefect server that this process is about to start to foreign pages and names.
-
-    It is called by this machine's loopback, the hosts of its addresses in the environment, and what
-    ``RLHF_PREFECT_HOSTS`` lists. Variables that the person has set keep their value.
-
-    Args:
-        port: of the server.
-
-    Returns:
-        Prefect's settings, which stand in the environment too, and what wraps its application.
-
-    Raises:
-        ConfigError: a list would let every page in, or is none.
-    """
-    named = [[name for name in names if name in os.environ] or names[1:] for names in (CSRF, PAGES)]
-    (csrf, *_), (pages, *_) = named
-    os.environ.setdefault(csrf, "true")
-    own = [f"http://{host}:{port}" for host in LOOPBACK]
-    own += [f"{scheme}://{host}" for scheme, host in _addresses()]
-    origins = os.environ.setdefault(pages, ",".join(dict.fromkeys(own)))
-    if "*" in origins:
-        raise ConfigError(
-            f"{pages}: '*' would let every page of a browser start runs; list the addresses of "
-            "the pages that may, e.g. https://prefect.example.org, or unset it"
-        )
-    try:
-        names = host_names(os.environ.get(HOSTS, ""))
-    except ValueError as error:
-        raise ConfigError(f"{HOSTS}: {error}") from error
-    hosts = {*LOOPBACK, *names, *(host for _, host in _addresses())}
-    settings = {name: os.environ[name] for name in (csrf, pages)}
-    return settings, lambda app: OwnPages(app, hosts, [page.strip() for page in origins.split(",")])
-
-
-def _addresses() -> Iterator[tuple[str, str]]:
-    """Yield scheme and ``host[:port]`` of the server's addresses, without user and password."""
-    for name in ADDRESSES:
-        parts = urlsplit(os.environ.get(name, ""))
-        if parts.scheme in ("http", "https") and parts.hostname:
-            yield parts.scheme, parts.netloc.rpartition("@")[2].lower()
 
 
 WORKER_FOLDER = "RLHF_WORKER_FOLDER"

@@ -10,7 +10,7 @@ import httpx
 from rlhf_core.adapters.patience import repeat_while
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import OrchestrationError
-from rlhf_flows.servers.prefect_server import PrefectLostError, explain
+from rlhf_flows.engine.prefect_server import PrefectLostError, explain
 
 Result = TypeVar("Result")
 

@@ -17,6 +17,7 @@ from rlhf_core.schema import Record, RunContext, StageResult
 from rlhf_core.storage.records import read_record
 from rlhf_flows.engine.named_runs import keep_inputs, keep_what_is_named
 from rlhf_flows.engine.past_runs import RunSummary, list_runs
+from rlhf_flows.engine.prefect_server import ask
 from rlhf_flows.engine.records import Rounds
 from rlhf_flows.engine.run_files import (
     delete_run,
@@ -34,7 +35,6 @@ from rlhf_flows.engine.runs import (
     saved_result,
     settings_of_run,
 )
-from rlhf_flows.servers.prefect_server import ask
 
 logger = logging.getLogger(__name__)
 

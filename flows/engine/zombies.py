@@ -17,7 +17,7 @@ import psutil
 import requests
 
 from rlhf_core.adapters.releases import APPLYING, ENDED, PLAN, STATE, SUFFIX
-from rlhf_flows.servers.prefect_server import ask
+from rlhf_flows.engine.prefect_server import ask
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from prefect.exceptions import ObjectNotFound
 
 from rlhf_core.errors import ConfigError, RlhfError
 from rlhf_flows.engine.environment import RELIED_ON, SILENT_RUNS, SILENT_SECONDS
+from rlhf_flows.engine.prefect_server import START_SECONDS, check_prefect
 from rlhf_flows.servers.installation import STEP, describe_code, installed_code, module_entrypoint
 from rlhf_flows.servers.pools import FILE, read_pools
-from rlhf_flows.servers.prefect_server import START_SECONDS, check_prefect
 
 logger = logging.getLogger(__name__)
 

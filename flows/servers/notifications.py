@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rlhf_core.errors import ConfigError, OrchestrationError
-from rlhf_flows.servers.prefect_server import check_prefect
+from rlhf_flows.engine.prefect_server import check_prefect
 
 if TYPE_CHECKING:
     from prefect.blocks.abstract import NotificationBlock

@@ -7,9 +7,13 @@ the browser of somebody who can reach the server could start runs. Its own setti
 
 import json
 import logging
+import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
+
+from rlhf_core.errors import ConfigError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -20,6 +24,11 @@ logger = logging.getLogger(__name__)
 
 HOSTS = "RLHF_PREFECT_HOSTS"
 """Variable with further names of the server, by commas: ``name`` or ``name:port``."""
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+CSRF = ("PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED", "PREFECT_SERVER_CSRF_PROTECTION_ENABLED")
+PAGES = ("PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
+"""Both names that Prefect gives each setting; it reads the first before the second."""
+ADDRESSES = ("PREFECT_API_URL", "PREFECT_UI_API_URL")
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 _ORIGIN = re.compile(r"https?://(?P<host>[^/\s]+)", re.ASCII)
 _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"SAMEORIGIN"))
@@ -40,6 +49,49 @@ def host_names(text: str) -> frozenset[str]:
         if not _HOST.fullmatch(name):
             raise ValueError(f"expected names, or name:port, by commas; found {name!r}")
     return frozenset(names)
+
+
+def close_prefect(port: int) -> tuple[dict[str, str], Callable[[App], "OwnPages"]]:
+    """Close the Prefect server that this process is about to start to foreign pages and names.
+
+    It is called by this machine's loopback, the hosts of its addresses in the environment, and what
+    ``RLHF_PREFECT_HOSTS`` lists. Variables that the person has set keep their value.
+
+    Args:
+        port: of the server.
+
+    Returns:
+        Prefect's settings, which stand in the environment too, and what wraps its application.
+
+    Raises:
+        ConfigError: a list would let every page in, or is none.
+    """
+    named = [[name for name in names if name in os.environ] or names[1:] for names in (CSRF, PAGES)]
+    (csrf, *_), (pages, *_) = named
+    os.environ.setdefault(csrf, "true")
+    own = [f"http://{host}:{port}" for host in LOOPBACK]
+    own += [f"{scheme}://{host}" for scheme, host in _addresses()]
+    origins = os.environ.setdefault(pages, ",".join(dict.fromkeys(own)))
+    if "*" in origins:
+        raise ConfigError(
+            f"{pages}: '*' would let every page of a browser start runs; list the addresses of "
+            "the pages that may, e.g. https://prefect.example.org, or unset it"
+        )
+    try:
+        names = host_names(os.environ.get(HOSTS, ""))
+    except ValueError as error:
+        raise ConfigError(f"{HOSTS}: {error}") from error
+    hosts = {*LOOPBACK, *names, *(host for _, host in _addresses())}
+    settings = {name: os.environ[name] for name in (csrf, pages)}
+    return settings, lambda app: OwnPages(app, hosts, [page.strip() for page in origins.split(",")])
+
+
+def _addresses() -> Iterator[tuple[str, str]]:
+    """Yield scheme and ``host[:port]`` of the server's addresses, without user and password."""
+    for name in ADDRESSES:
+        parts = urlsplit(os.environ.get(name, ""))
+        if parts.scheme in ("http", "https") and parts.hostname:
+            yield parts.scheme, parts.netloc.rpartition("@")[2].lower()
 
 
 class OwnPages:

@@ -17,7 +17,8 @@ from uuid import UUID
 
 from rlhf_core.config.permissions import FUNCTIONS, MODEL_CODE
 from rlhf_core.errors import ConfigError, RlhfError
-from rlhf_flows.engine.environment import close_prefect, prepare_service
+from rlhf_flows.engine.environment import prepare_service
+from rlhf_flows.servers.own_pages import close_prefect
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient

@@ -23,7 +23,8 @@ from rlhf_core.adapters.settings import child_environment
 from rlhf_core.errors import ConfigError, OrchestrationError, StorageError
 from rlhf_core.storage.full_disk import room_at
 from rlhf_core.storage.locks import locked
-from rlhf_flows.engine.environment import close_prefect, prefect_home
+from rlhf_flows.engine.environment import prefect_home
+from rlhf_flows.servers.own_pages import close_prefect
 
 MARKS = {
     "PREFECT_UI_ENABLED": "0",

@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "rlhf_core/adapters/settings.py",
     "rlhf_core/config/permissions.py",
     "flows/engine/environment.py",
+    "flows/servers/own_pages.py",
     "flows/servers/servers.py",
 }
 """Files that may touch the process environment: they prepare it for this process and its

@@ -3,7 +3,7 @@ import shutil
 import pytest
 import yaml
 
-from rlhf_flows.engine.local import in_this_process
+from rlhf_flows.commands.local import in_this_process
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.servers import temporary_server
 from tests.flows.fakes import FakeStages

@@ -140,7 +140,7 @@ def _writes(path, mode, flags):
 def without_engine():
     """Take Prefect's engine away from the stages."""
     from rlhf_flows import stages
-    from rlhf_flows.engine import local
+    from rlhf_flows.commands import local
     from rlhf_flows.engine.environment import prepare_environment
 
     prepare_environment()

@@ -19,10 +19,11 @@ from rlhf_core.schema import GateResult, PromotionDecision
 from rlhf_core.stages import promote as promotion
 from rlhf_core.stages import rollback
 from rlhf_core.stages.promote import Promotion
+from rlhf_flows.commands import local
 from rlhf_flows.commands.cli import app, main
 from rlhf_flows.commands.start import Terminated
 from rlhf_flows.commands.tables import show_gates, show_line, show_lineage, show_table
-from rlhf_flows.engine import events, local
+from rlhf_flows.engine import events
 from rlhf_flows.engine.runs import hold_stage, open_run, settings_of_run
 
 
@@ -110,7 +111,7 @@ def test_a_prefect_server_that_is_not_there_is_one_line_and_exit_2_and_nothing_i
     typed, stages, config_path, tmp_path, monkeypatch, command
 ):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setattr("rlhf_flows.servers.prefect_server.PAUSE_SECONDS", 60.0)
+    monkeypatch.setattr("rlhf_flows.engine.prefect_server.PAUSE_SECONDS", 60.0)
     code, stderr = typed(command, config_path, "--run-id", "one")
     assert code == 2
     (line,) = said(stderr)

@@ -12,9 +12,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from rlhf_core.errors import ConfigError
-from rlhf_flows.engine import environment
+from rlhf_flows.engine.prefect_server import ask
+from rlhf_flows.servers import own_pages
 from rlhf_flows.servers.own_pages import OwnPages
-from rlhf_flows.servers.prefect_server import ask
 
 SELF = "127.0.0.1:4200"
 FOREIGN_PAGES = ("https://stranger.example", "http://localhost:8888", "null", "http://127.0.0.1")
@@ -88,7 +88,7 @@ def test_own_pages_and_listed_ones_may_ask(page):
 @pytest.fixture
 def unset(monkeypatch):
     """No variable of the machine, and none left behind."""
-    for name in (*environment.CSRF, *environment.PAGES, *environment.ADDRESSES, environment.HOSTS):
+    for name in (*own_pages.CSRF, *own_pages.PAGES, *own_pages.ADDRESSES, own_pages.HOSTS):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return monkeypatch
@@ -98,7 +98,7 @@ def test_the_server_knows_its_names_from_the_addresses_of_the_environment(unset)
     unset.setenv("PREFECT_API_URL", "http://a:b@prefect.rlhf.svc:4200/api")
     unset.setenv("PREFECT_UI_API_URL", "https://Prefect.example.org/api")
     unset.setenv("RLHF_PREFECT_HOSTS", "other, third:4200")
-    settings, closed = environment.close_prefect(4200)
+    settings, closed = own_pages.close_prefect(4200)
     guard = closed(_open)
     assert guard.hosts == {
         *("127.0.0.1", "localhost", "[::1]"),
@@ -124,7 +124,7 @@ def test_the_server_knows_its_names_from_the_addresses_of_the_environment(unset)
 def test_a_list_that_would_let_everybody_in_is_refused(unset, name, value):
     unset.setenv(name, value)
     with pytest.raises(ConfigError, match=name):
-        environment.close_prefect(4200)
+        own_pages.close_prefect(4200)
 
 
 def check_closed(url):

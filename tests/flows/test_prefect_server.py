@@ -16,9 +16,9 @@ from prefect.settings import (
 )
 
 from rlhf_core.errors import OrchestrationError
+from rlhf_flows.engine.prefect_server import check_prefect
 from rlhf_flows.engine.zombies import mark_zombie_runs
 from rlhf_flows.servers import deploy
-from rlhf_flows.servers.prefect_server import check_prefect
 
 ROOT = Path(__file__).parents[2]
 LOGIN = f"Basic {b64encode(b'team:SECRET').decode()}"

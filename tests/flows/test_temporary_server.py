@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from rlhf_core.errors import OrchestrationError
-from rlhf_flows.engine import local
+from rlhf_flows.commands import local
 from rlhf_flows.servers.temporary_server import temporary_server
 from tests.flows.served import ROOT
 
@@ -20,7 +20,7 @@ import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from rlhf_flows.engine.environment import prepare_environment
 prepare_environment()
-from rlhf_flows.engine import local
+from rlhf_flows.commands import local
 from rlhf_flows.servers.temporary_server import temporary_server
 with temporary_server() as server:
     assert server.wait().endswith("/api")
