@@ -29,13 +29,26 @@ TOLERANCE = 1e-5
 ROUNDING = 1e-6
 """Nats, about: what float32 log-probabilities leave of a quantity that is 0, or nearly."""
 
-PREFERENCE_STAGES = ("sft", "reward", "dpo")
+SUPERVISED = {
+    "sft": ("sft", {}),
+    "reward": ("reward", {}),
+    "dpo": ("dpo", {}),
+    "robust": ("dpo", {"loss": "robust", "label_smoothing": 0.1}),
+    "ipo": ("dpo", {"loss": "ipo"}),
+    "simpo": ("dpo", {"loss": "simpo"}),
+    "orpo": ("dpo", {"loss": "orpo"}),
+    "kto": ("kto", {"num_epochs": 5}),
+}
+"""Which trainer, and its settings."""
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, adam_eps=1e-3, warmup_fraction=0.1)
 PPO_OPTIMIZER = OPTIMIZER.model_copy(update={"learning_rate": 3e-3})
 """With an epsilon that keeps steps in proportion to gradients: else those near 0 are mostly noise,
 which Adam makes as large as all others."""
 PPO = {"ppo": {}, "ppo-one-trunk": ONE_TRUNK, "rloo": RLOO, "grpo": GRPO, "dr-grpo": DR_GRPO}
-QUANTITIES = ("loss", "grad_norm", "kl", "approx_kl", "margin", "score_mean", "return_mean")
+QUANTITIES = (
+    *("loss", "grad_norm", "kl", "approx_kl", "margin", "baseline"),
+    *("score_mean", "return_mean"),
+)
 
 
 def is_kept(name):
@@ -51,11 +64,12 @@ def in_float64(load):
 def train(name, causal, work, monkeypatch, rollouts):
     """Train for twenty steps; return step by step what the trainer logged."""
     tracker = ListTracker()
-    if name in PREFERENCE_STAGES:
+    if name in SUPERVISED:
         for load in ("load_causal", "scalar_from_causal"):
             monkeypatch.setattr(toys, load, in_float64(getattr(toys, load)))
-        given = {"optimizer": OPTIMIZER, **toys.MANY_PASSES}
-        toys.train_stage(name, causal, work, tracker, num_epochs=3, **given)
+        stage, changes = SUPERVISED[name]
+        given = {"num_epochs": 3, "optimizer": OPTIMIZER, **toys.MANY_PASSES, **changes}
+        toys.train_stage(stage, causal, work, tracker, **given)
     else:
         monkeypatch.setattr(ppo, "sample_rollout", rollouts)
         changes = {"num_iterations": NUM_STEPS, "optimizer": PPO_OPTIMIZER, **ppo_toys.MANY_PASSES}
@@ -121,7 +135,7 @@ def trained(name, folder, monkeypatch):
     return train(name, save_causal(folder), folder / "work", monkeypatch, rollouts)
 
 
-@pytest.mark.parametrize("name", [*PREFERENCE_STAGES, *PPO])
+@pytest.mark.parametrize("name", [*SUPERVISED, *PPO])
 def test_twenty_steps_are_what_they_were(name, tmp_path, monkeypatch):
     kept = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
     found = trained(name, tmp_path, monkeypatch)
@@ -133,7 +147,7 @@ def test_twenty_steps_are_what_they_were(name, tmp_path, monkeypatch):
 
 def record():
     """Write the numbers of today's code."""
-    for name in (*PREFERENCE_STAGES, *PPO):
+    for name in (*SUPERVISED, *PPO):
         with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
             rows = trained(name, Path(folder), monkeypatch)
         lines = ",\n".join(json.dumps(row) for row in rows)
