@@ -33,6 +33,7 @@ class Mortal:
     """The parent's side: runs commands, one after the other."""
 
     def __init__(self, log, forked):
+        """``forked`` starts Python code, as ``tests.forked.Commands.python``."""
         environment = {
             name: value
             for name, value in os.environ.items()

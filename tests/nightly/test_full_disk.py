@@ -6,6 +6,8 @@ command ends as if nothing had happened.
 
 import re
 import shutil
+import subprocess
+import sys
 from contextlib import ExitStack
 
 import pytest
@@ -14,7 +16,7 @@ from rlhf_core.models.files import weights_sha256
 from tests.disks import SmallDisk
 from tests.flows.mortal import Mortal
 from tests.flows.registered import check_versions
-from tests.flows.tiny import CONFIG, STAGES, TRAINED, Workplace, make_tiny
+from tests.flows.tiny import CONFIG, ROOT, STAGES, TRAINED, Workplace, make_tiny
 
 pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("small_disks")]
 
@@ -22,21 +24,38 @@ PLACES = ("data", "runs", "mlartifacts", "tmp", ".")
 """The last is where MLflow's database lies, and all that has no disk of its own."""
 ROOMS = (0, 4_096, 16_384, 65_536, 150_000, 300_000, 600_000, 1_200_000)
 FULL = re.compile(r"cannot be written: .*(No space left on device|os error 28).*; \S+")
+OWN = "from tests.forked_imports import load_everything; load_everything()"
 FEEDBACK = {
     "num_prompts": 8,
     "labeler": {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:collect_votes"},
 }
 
 
+class Started:
+    """Starts Python anew: libraries take a place for temporary files when they are imported."""
+
+    def python(self, code, *arguments, env):
+        return subprocess.Popen(
+            [sys.executable, "-c", f"{OWN}\n{code}", *map(str, arguments)],
+            env=env | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+
 class Full:
     """The tiny demo, each of its places on a small disk of its own; every stage done once."""
 
-    def __init__(self, path, database, log, forked):
-        self.path = path
-        self.disks = {name: SmallDisk(path / name) for name in reversed(PLACES)}
+    def __init__(self, path, database, log, stack):
+        self.path, self.disks = path, {}
+        for name in reversed(PLACES):
+            self.disks[name] = SmallDisk(path / name)
+            stack.callback(self.disks[name].take_away)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TMPDIR", str(path / "tmp"))
-            self.mortal = Mortal(log, forked)
+            self.mortal = Mortal(log, Started())
+        stack.callback(self.mortal.end)
         make_tiny(path / "making", feedback=FEEDBACK)
         for made in ("data/raw", "data/base", CONFIG):
             shutil.move(path / "making" / made, path / made)
@@ -74,19 +93,12 @@ class Full:
         found = self.work.client.search_runs([experiment.experiment_id])
         return [run.info.run_name for run in found if run.info.status == "RUNNING"]
 
-    def end(self):
-        self.mortal.end()
-        for disk in reversed(self.disks.values()):
-            disk.take_away()
-
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory, fresh_database, forked):
+def full(tmp_path_factory, fresh_database):
     folder = tmp_path_factory.mktemp("small")
     with ExitStack() as stack:
-        made = Full(folder / "work", fresh_database, folder / "log.txt", forked)
-        stack.callback(made.end)
-        yield made
+        yield Full(folder / "work", fresh_database, folder / "log.txt", stack)
 
 
 def words_of(stage, run):
@@ -100,8 +112,8 @@ def words_of(stage, run):
 
 
 def statuses_of(words):
-    """Say how a command ends that has done its work; to the same weights again the gates say no."""
-    return (1,) if words[0] == "evaluate" else (0,)
+    """Say how a command ends that has done its work: an evaluation with whatever verdict."""
+    return (0, 1) if words[0] == "evaluate" else (0,)
 
 
 CASES = [
