@@ -86,10 +86,6 @@ class Intake:
         self.num_repeated_votes += num_repeated_votes
         self.votes.add(len(self.entries), item.votes)
         self.entries.add(entry)
-        if self.signatures is not None:
-            self.signatures.add(item, entry.prompt, entry.dialogue)
-        if self.first_turns is not None and entry.reason is None:
-            self.first_turns.add(item.prompt, entry.dialogue)
         self.columns.add(
             item.comparison_id,
             item.source,
@@ -101,6 +97,18 @@ class Intake:
             num_repeated_votes + _num_given_twice(item),
             entry.pair.hex(),
         )
+
+    def sign(self, items: Sequence[Comparison], entries: Sequence[Entry]) -> None:
+        """Keep what tells comparisons, their prompts and dialogues from ones nearly like them."""
+        if self.signatures is not None:
+            rows = zip(items, entries, strict=True)
+            self.signatures.extend([(item, entry.prompt, entry.dialogue) for item, entry in rows])
+        if self.first_turns is not None:
+            self.first_turns.extend(
+                (item.prompt, entry.dialogue)
+                for item, entry in zip(items, entries, strict=True)
+                if entry.reason is None
+            )
 
 
 def take_in(
@@ -133,7 +141,9 @@ def take_in(
                     quarantine.add("preferences", item)
                 else:
                     kept.append(_without_votes_of(excluded, item, intake.excluded_votes))
-            for item, entry in zip(kept, _screen(kept, rules, intake.token_losses), strict=True):
+            entries = _screen(kept, rules, intake.token_losses)
+            intake.sign(kept, entries)
+            for item, entry in zip(kept, entries, strict=True):
                 votes = votes_once(item.votes)
                 num_repeated = len(item.votes) - len(votes)
                 once = item.model_copy(update={"votes": votes}) if num_repeated else item

@@ -10,10 +10,11 @@ from tqdm import tqdm
 
 from rlhf_core.config.policy import balancing_weights
 from rlhf_core.dataprep.assemble import Workbench
-from rlhf_core.dataprep.cleaning.near import SignatureTable, near_duplicates
+from rlhf_core.dataprep.cleaning.near import near_duplicates
 from rlhf_core.dataprep.cleaning.prompt_index import prompt_text
 from rlhf_core.dataprep.cleaning.rules import Problem
 from rlhf_core.dataprep.cleaning.signature_rows import SignatureRows
+from rlhf_core.dataprep.cleaning.signatures import SignatureTable
 from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_key
 from rlhf_core.dataprep.ledger import Ledger
 from rlhf_core.dataprep.measures.frames import batched

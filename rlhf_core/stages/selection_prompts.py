@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.keys import DialogueKey, conversation_key, dialogue_key, unit_interval
+from rlhf_core.dataprep.measures.frames import batched
 from rlhf_core.schema import DatasetRef, DatasetSplits, PreferencePair, Prompt, UnpairedExample
 from rlhf_core.stages.evaluation.scoring import fits
 from rlhf_core.storage.records import iterate_records
@@ -18,6 +19,7 @@ from rlhf_core.tokenization import Renderer
 
 logger = logging.getLogger(__name__)
 
+_ROWS_AT_ONCE = 512
 MOST_SET_APART = 0.1
 """Share of the training prompts' dialogues, at most: the policy has to learn from the rest."""
 
@@ -111,11 +113,11 @@ def _dialogues(
     How they open is noted in ``opened``.
     """
     found = set[DialogueKey]()
-    for row in () if part is None else iterate_records(part, kind):
-        key = dialogue_key(row.prompt)
-        found.add(key)
+    for rows in () if part is None else batched(iterate_records(part, kind), _ROWS_AT_ONCE):
+        prompts = [(row.prompt, dialogue_key(row.prompt)) for row in rows]
+        found.update(key for _, key in prompts)
         if opened is not None:
-            opened.add(row.prompt, key)
+            opened.extend(prompts)
     return found
 
 

@@ -90,11 +90,20 @@ def variables_of(template: str) -> frozenset[str]:
     Raises:
         ModelError: it is no Jinja template.
     """
+    return frozenset(meta.find_undeclared_variables(parse_template(template)))
+
+
+def parse_template(template: str) -> nodes.Template:
+    """Return the syntax tree of a template, as transformers reads it.
+
+    Raises:
+        ModelError: it is no Jinja template.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     try:
-        return frozenset(meta.find_undeclared_variables(environment.parse(template)))
+        return environment.parse(template)
     except jinja2.TemplateSyntaxError as error:
         raise _no_template(error) from error
 

@@ -5,14 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep.cleaning import near
-from rlhf_core.dataprep.cleaning.near import (
-    SignatureTable,
-    near_duplicates,
-    signature,
-    similarity,
-)
+from rlhf_core.dataprep.cleaning import near, signatures
+from rlhf_core.dataprep.cleaning.near import near_duplicates
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
+from rlhf_core.dataprep.cleaning.signatures import SignatureTable, signature, similarity
 from rlhf_core.dataprep.keys import prompt_keys
 from rlhf_core.schema import Comparison, Message
 
@@ -29,10 +25,9 @@ def changed(original: str, share: float, seed: int = 0) -> str:
 
 
 def table(*texts: str) -> np.ndarray:
-    signatures = SignatureTable()
-    for one in texts:
-        signatures.add(one)
-    return signatures.array()
+    found = SignatureTable()
+    found.extend([(one,) for one in texts])
+    return found.array()
 
 
 def jaccard(first: str, second: str) -> float:
@@ -135,8 +130,8 @@ def test_a_training_prompt_that_gives_a_heldout_one_away_is_told():
 @pytest.mark.parametrize("num_words", [1, 3, 60, 65, 66, 67, 130, 400, 514, 515, 1_300])
 def test_a_signature_is_what_the_permutations_of_datasketch_give(num_words):
     words = text(num_words, num_words)
-    a, b = (part.tolist() for part in near.empty_sketch().permutations)
-    triples = near._shingles([words]).tolist()
+    a, b = (part.tolist() for part in signatures.empty_sketch().permutations)
+    triples = signatures._shingles([[words]])[0].tolist()
     expected = [
         min((((h * x + y) % 2**64) % (2**61 - 1)) % 2**32 for h in triples)
         for x, y in zip(a, b, strict=True)
@@ -147,10 +142,10 @@ def test_a_signature_is_what_the_permutations_of_datasketch_give(num_words):
 @pytest.mark.parametrize("value", [2**61 - 2, 2**61 - 1, 2**61, 2**62 - 2, 2**64 - 1])
 def test_values_at_the_edges_of_the_prime_are_taken_modulo_it(value):
     """Hardly any text has one, so the shingle is solved for: a h + b = value modulo 2**64."""
-    a, b = (part.tolist() for part in near.empty_sketch().permutations)
+    a, b = (part.tolist() for part in signatures.empty_sketch().permutations)
     place = next(place for place, factor in enumerate(a) if factor % 2)
     shingle = (value - b[place]) * pow(a[place], -1, 2**64) % 2**64
-    found = near._least(np.array([shingle], dtype=np.uint64))
+    found = signatures._least_whole(np.array([shingle], dtype=np.uint64))
     assert found[place] == value % (2**61 - 1) % 2**32
 
 
@@ -159,7 +154,7 @@ def test_values_at_the_edges_of_the_prime_are_taken_modulo_it(value):
 )
 def test_lower_bits_that_are_close_or_go_round_are_looked_at_whole(lower):
     """Solved for as above: of many shingles one or two have these lower bits of a h + b."""
-    a, b = (part.tolist() for part in near.empty_sketch().permutations)
+    a, b = (part.tolist() for part in signatures.empty_sketch().permutations)
     assert all(factor % 2 for factor in a)
     others = random.Random(0).sample(range(2**32), 200)
     for place in (0, 63):
@@ -170,14 +165,16 @@ def test_lower_bits_that_are_close_or_go_round_are_looked_at_whole(lower):
             min((((h * x + y) % 2**64) % (2**61 - 1)) % 2**32 for h in shingles)
             for x, y in zip(a, b, strict=True)
         ]
-        assert near._least(np.array(shingles, dtype=np.uint64)).tolist() == expected
+        found = signatures.least_values([np.array(shingles, dtype=np.uint32)])
+        assert found.tolist() == [expected]
 
 
 def test_a_text_that_repeats_itself_has_the_signature_of_its_triples():
     again = " ".join([text(1)] * 5)
-    a, b = (part.tolist() for part in near.empty_sketch().permutations)
+    a, b = (part.tolist() for part in signatures.empty_sketch().permutations)
+    triples = signatures._shingles([[again]])[0].tolist()
     expected = [
-        min((((h * x + y) % 2**64) % (2**61 - 1)) % 2**32 for h in near._shingles([again]).tolist())
+        min((((h * x + y) % 2**64) % (2**61 - 1)) % 2**32 for h in triples)
         for x, y in zip(a, b, strict=True)
     ]
     assert signature(again).tolist() == expected
@@ -186,15 +183,18 @@ def test_a_text_that_repeats_itself_has_the_signature_of_its_triples():
 def test_each_row_has_the_signature_of_its_own_prompt_which_others_share():
     rows = RowSignatures()
     asked = [text(1), text(2), text(1).upper(), text(3), text(2)]
-    for number, words in enumerate(asked):
-        item = Comparison(
+    items = [
+        Comparison(
             comparison_id=str(number),
             prompt=(Message(role="user", content=words),),
             response_a="yes",
             response_b="no",
             votes=(),
         )
-        rows.add(item, *prompt_keys(item.prompt))
+        for number, words in enumerate(asked)
+    ]
+    for some in (items[:2], items[2:]):
+        rows.extend([(item, *prompt_keys(item.prompt)) for item in some])
     responses, prompts = rows.of_rows([0, 1, 2, 4])
     np.testing.assert_array_equal(prompts[:], table(*asked[:3], asked[4]))
     np.testing.assert_array_equal(prompts[1:, 8:16], table(*asked[1:3], asked[4])[:, 8:16])

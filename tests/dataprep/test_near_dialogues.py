@@ -6,8 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from rlhf_core.dataprep.cleaning.near import SignatureTable, linked
+from rlhf_core.dataprep.cleaning.near import linked
 from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex, NearDialogues
+from rlhf_core.dataprep.cleaning.signatures import SignatureTable
 from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.schema import Message
@@ -26,8 +27,7 @@ def question(number: int) -> str:
 
 def grouped(prompts, *, threshold=0.7, largest_fraction=0.05, reserved=()) -> NearDialogues:
     first_turns = FirstTurnIndex()
-    for prompt in prompts:
-        first_turns.add(prompt, dialogue_key(prompt))
+    first_turns.extend((prompt, dialogue_key(prompt)) for prompt in prompts)
     return first_turns.groups(
         threshold,
         largest_fraction=largest_fraction,

@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.config import CleaningConfig
-from rlhf_core.dataprep.cleaning import contamination, language, near
+from rlhf_core.dataprep.cleaning import language, word_hashes
 from rlhf_core.dataprep.cleaning.contamination import read_benchmark
 from rlhf_core.dataprep.cleaning.language import known_languages, other_language, surely_allowed
 from rlhf_core.dataprep.cleaning.personal import find_personal_data
@@ -257,11 +258,9 @@ def test_the_first_of_several_quotations_is_named(write_jsonl):
 
 
 def test_runs_of_one_hash_are_told_apart_by_their_words(write_jsonl, monkeypatch):
-    monkeypatch.setattr(near, "_TEXTS", near._RecentTexts())
-    for module in (contamination, near):
-        monkeypatch.setattr(
-            module, "word_hashes", lambda words: np.zeros(len(words), dtype=np.uint64)
-        )
+    monkeypatch.setattr(word_hashes, "_TEXTS", word_hashes._RecentTexts())
+    monkeypatch.setattr(word_hashes, "_PARTS", word_hashes._PartHashes())
+    monkeypatch.setattr(word_hashes, "_HASHES", defaultdict(int))
     benchmark = read_benchmark([write_jsonl("bench.jsonl", [{"q": QUESTION}])])
     others = " ".join(f"w{n}" for n in range(30))
     assert benchmark.quoted_by(others) is None

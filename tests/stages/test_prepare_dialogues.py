@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_core.dataprep.cleaning.near import signature, similarity
+from rlhf_core.dataprep.cleaning.signatures import signature, similarity
 from rlhf_core.dataprep.keys import DialogueKey, conversation_key, normalise
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.errors import DataError

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.cleaning.near import signature, similarity
 from rlhf_core.dataprep.cleaning.prompt_index import prompt_text
+from rlhf_core.dataprep.cleaning.signatures import signature, similarity
 from rlhf_core.schema import PreferencePair, Prompt
 from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.storage.records import read_records

@@ -119,8 +119,7 @@ def test_plain_answers_are_told_by_their_words(name):
             [(*asked.conversation, Message(role="assistant", content=one)) for one in said],
             generation_prompt=False,
         )
-        told = [tokens._told(asked, one, text) for one, text in zip(said, whole, strict=True)]
-        assert None not in told
+        assert None not in tokens._told([(asked, one) for one in said], whole)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_core.dataprep.cleaning.near import text_hashes, word_hashes
+from rlhf_core.dataprep.cleaning.word_hashes import text_hashes, word_hashes
 from rlhf_core.dataprep.keys import UNSPACED, bare, normalise
 from rlhf_core.dataprep.sources.containers import read_rows
 from rlhf_core.dataprep.sources.rows import FilteredRow
@@ -52,7 +52,7 @@ class Benchmark:
         The runs of all texts are looked for at once. One that lies across two texts, or has the
         hash of another, asks for a look too many.
         """
-        parts = [text_hashes(text) for text in texts]
+        parts = text_hashes(texts)
         sizes = np.array([len(part) for part in parts], dtype=np.int64)
         asked = sizes < NUM_WORDS
         if self._characters:
@@ -73,7 +73,7 @@ class Benchmark:
             for run in _character_runs(text):
                 if run in self._characters:
                     return run
-        hashes = text_hashes(text)
+        [hashes] = text_hashes([text])
         if len(hashes) < NUM_WORDS:
             whole = " ".join(_words(text))
             return whole if whole in self._short else None

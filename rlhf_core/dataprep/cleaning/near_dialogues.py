@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_core.dataprep.cleaning.near import SignatureTable, linked
+from rlhf_core.dataprep.cleaning.near import linked
 from rlhf_core.dataprep.cleaning.signature_rows import SignatureRows
+from rlhf_core.dataprep.cleaning.signatures import SignatureTable
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key, first_turn, unit_interval
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Conversation, Prompt
@@ -59,18 +60,22 @@ class FirstTurnIndex:
         self._known_systems: dict[str, int] = {}
         self._system_of: array[int] = array("q")
 
-    def add(self, prompt: Conversation, dialogue: DialogueKey) -> None:
-        """Remember the dialogue that a prompt is part of."""
-        if dialogue in self._place:
-            return
-        self._place[dialogue] = len(self._place)
-        *before, turn = first_turn(prompt) or prompt
-        self._turns.add(turn.content)
-        system = "\n".join(earlier.content for earlier in before)
-        if system not in self._known_systems:
-            self._known_systems[system] = len(self._known_systems)
-            self._systems.add(system)
-        self._system_of.append(self._known_systems[system])
+    def extend(self, prompts: Iterable[tuple[Conversation, DialogueKey]]) -> None:
+        """Remember the dialogues that prompts are part of; many together are cheaper."""
+        turns, systems = [], []
+        for prompt, dialogue in prompts:
+            if dialogue in self._place:
+                continue
+            self._place[dialogue] = len(self._place)
+            *before, turn = first_turn(prompt) or prompt
+            turns.append((turn.content,))
+            system = "\n".join(earlier.content for earlier in before)
+            if system not in self._known_systems:
+                self._known_systems[system] = len(self._known_systems)
+                systems.append((system,))
+            self._system_of.append(self._known_systems[system])
+        self._turns.extend(turns)
+        self._systems.extend(systems)
 
     def groups(
         self, threshold: float, *, largest_fraction: float, reserved: Set[DialogueKey], seed: int
@@ -137,8 +142,7 @@ def topic_numbers(prompts: Sequence[Prompt], key: str) -> Ints:
             for prompt, dialogue in zip(prompts, dialogues, strict=True)
         )
     first_turns = FirstTurnIndex()
-    for prompt, dialogue in zip(prompts, dialogues, strict=True):
-        first_turns.add(prompt.prompt, dialogue)
+    first_turns.extend(zip((prompt.prompt for prompt in prompts), dialogues, strict=True))
     near = first_turns.groups(_NEAR, largest_fraction=1.0, reserved=frozenset(), seed=0)
     return numbered(near.representative.get(dialogue, dialogue) for dialogue in dialogues)
 

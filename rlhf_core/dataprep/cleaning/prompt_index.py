@@ -5,14 +5,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from rlhf_core.dataprep.cleaning.near import (
+from rlhf_core.dataprep.cleaning.near import bands_of
+from rlhf_core.dataprep.cleaning.signature_rows import SignatureRows
+from rlhf_core.dataprep.cleaning.signatures import (
     Signature,
     SignatureTable,
-    bands_of,
     signature,
     similarity,
 )
-from rlhf_core.dataprep.cleaning.signature_rows import SignatureRows
 from rlhf_core.dataprep.keys import DialogueKey, Key, first_turn
 from rlhf_core.schema import Comparison, Conversation
 
@@ -48,17 +48,22 @@ class RowSignatures:
             SignatureRows(self._prompts.array(), prompts),
         )
 
-    def add(self, item: Comparison, prompt: Key, dialogue: DialogueKey) -> None:
-        """Append a comparison, whose prompt and dialogue have these keys."""
-        self.responses.add(*sorted((item.response_a, item.response_b)))
-        # Prompts of one key read the same once they are normalised, and so do their triples.
-        is_new = prompt not in self._place_of
-        self._prompt_of_row.append(self._place_of.setdefault(prompt, len(self._place_of)))
-        if is_new:
-            self._prompts.add(prompt_text(item.prompt))
-        if dialogue != prompt and dialogue not in self._opening_of:
-            self._opening_of[dialogue] = len(self._opening_of)
-            self._first_turns.add(prompt_text(first_turn(item.prompt)))
+    def extend(self, rows: Sequence[tuple[Comparison, Key, DialogueKey]]) -> None:
+        """Append comparisons, with the keys of their prompts and dialogues."""
+        prompts: list[tuple[str]] = []
+        first_turns: list[tuple[str]] = []
+        for item, prompt, dialogue in rows:
+            # Prompts of one key read the same once they are normalised, and so do their triples.
+            place = self._place_of.setdefault(prompt, len(self._place_of))
+            if place == len(self._prompts) + len(prompts):
+                prompts.append((prompt_text(item.prompt),))
+            self._prompt_of_row.append(place)
+            if dialogue != prompt and dialogue not in self._opening_of:
+                self._opening_of[dialogue] = len(self._opening_of)
+                first_turns.append((prompt_text(first_turn(item.prompt)),))
+        self.responses.extend([sorted((item.response_a, item.response_b)) for item, _, _ in rows])
+        self._prompts.extend(prompts)
+        self._first_turns.extend(first_turns)
 
     def of_prompt(self, row: int, dialogue: DialogueKey) -> list[Signature]:
         """Return what a prompt is known by: all of it and, where it has more, its first turn."""

@@ -25,9 +25,10 @@ from rlhf_core.dataprep.intake import (
     filter_reserved,
     take_in,
 )
-from rlhf_core.dataprep.keys import dialogue_key
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.manifest import Manifest, write_manifest
 from rlhf_core.dataprep.measures.dialogues import DialogueFacts, dialogue_facts
+from rlhf_core.dataprep.measures.frames import batched
 from rlhf_core.dataprep.measures.pictures import draw_pictures
 from rlhf_core.dataprep.sources import (
     read_comparisons,
@@ -69,6 +70,7 @@ logger = logging.getLogger(__name__)
 REPORT = "report.json"
 QUARANTINE = checks.QUARANTINE
 PICTURES = "pictures"
+_PROMPTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,17 +212,20 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> FirstTurnIndex | Non
         assemble.write_heldout_prompts(path, read_prompts(path, files), bench)
     if data.near_dialogues is None:
         return None
-    first_turns = FirstTurnIndex()
-    if path is not None:
-        for prompt in _prompts_of(read_prompts(path)):
-            if (dialogue := dialogue_key(prompt)) in bench.splitter.reserved:
-                first_turns.add(prompt, dialogue)
+    first_turns, reserved = FirstTurnIndex(), bench.splitter.reserved
+    heldout = _with_keys(iter(()) if path is None else _prompts_of(read_prompts(path)))
     shown = _prompts_of(read_demonstrations(data.demonstrations))
     labelled = _prompts_of(read_unpaired(data.unpaired_files))
-    for prompt in chain(shown, labelled, _prompts_to_sample_from(data)):
-        if prompt_problem(prompt) is None:
-            first_turns.add(prompt, dialogue_key(prompt))
+    others = _with_keys(chain(shown, labelled, _prompts_to_sample_from(data)))
+    sound = (row for row in others if prompt_problem(row[0]) is None)
+    kept_out = (row for row in heldout if row[1] in reserved)
+    for batch in batched(chain(kept_out, sound), _PROMPTS_AT_ONCE):
+        first_turns.extend(batch)
     return first_turns
+
+
+def _with_keys(prompts: Iterable[Conversation]) -> Iterator[tuple[Conversation, DialogueKey]]:
+    return ((prompt, dialogue_key(prompt)) for prompt in prompts)
 
 
 def _prompts_to_sample_from(data: DataConfig) -> Iterator[Conversation]:

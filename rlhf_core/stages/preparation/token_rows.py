@@ -11,7 +11,7 @@ from rlhf_core.schema import Conversation
 from rlhf_core.stages.preparation.word_tokens import Prompt, WordTokens, cuts_at_spaces
 from rlhf_core.tokenization import as_token_ids
 from rlhf_core.tokenization.render import Opened
-from rlhf_core.tokenization.template import apply_to_many
+from rlhf_core.tokenization.skeletons import Skeletons
 from rlhf_core.tokenization.turns import QUESTION, with_answer
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class RowTokens:
             if self._encode(answers) == quickly:
                 self._backend = backend
         self._words: WordTokens | None = None
+        self._skeletons = Skeletons(renderer.tokenizer)
         if self._backend is not None and cuts_at_spaces(self._backend) and not renderer.anchor_ids:
             self._words = WordTokens(renderer, self._backend)
 
@@ -125,8 +126,9 @@ class RowTokens:
         if len(self._asked) > _ASKED_AT_ONCE:
             self._asked.clear()
         fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._asked]
-        for prompt, text in zip(fresh, self._rendered(fresh, generation_prompt=True), strict=True):
-            self._asked[prompt] = self._known(prompt, text) or self._opened_anew(prompt)
+        known = self._known(fresh, self._rendered(fresh, generation_prompt=True))
+        for prompt, found in zip(fresh, known, strict=True):
+            self._asked[prompt] = found or self._opened_anew(prompt)
         return [self._asked[prompt] for prompt in prompts]
 
     def _rendered(
@@ -134,24 +136,35 @@ class RowTokens:
     ) -> Sequence[str | None]:
         """What the template makes of each; None where it has to be asked one by one."""
         texts = None
-        if self._words is not None and conversations:
-            tokenizer = self._renderer.tokenizer
-            texts = apply_to_many(tokenizer, conversations, generation_prompt=generation_prompt)
+        if self._words is not None:
+            texts = self._skeletons.render(conversations, generation_prompt=generation_prompt)
         return [None] * len(conversations) if texts is None else texts
 
-    def _known(self, prompt: Conversation, text: str | None) -> Asked | None:
-        """A prompt of which its words tell that its tokens are sound; None where they do not."""
-        if self._words is None or text is None:
-            return None
+    def _known(
+        self, prompts: Sequence[Conversation], texts: Sequence[str | None]
+    ) -> list[Asked | None]:
+        """Prompts of which their words tell that their tokens are sound; None where they do not."""
+        plain = [
+            text if text is not None and self._is_plain(prompt, text) else None
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        if self._words is None:
+            return [None] * len(prompts)
+        told = iter(self._words.prompts([text for text in plain if text is not None]))
+        words = [None if text is None else next(told) for text in plain]
+        return [
+            None if text is None or found is None else Asked(prompt, text, found.num_tokens, found)
+            for prompt, text, found in zip(prompts, plain, words, strict=True)
+        ]
+
+    def _is_plain(self, prompt: Conversation, text: str) -> bool:
+        """Tell whether a prompt is rendered as it is, and holds no control token."""
         try:
             for turn in prompt:
                 self._renderer.refuse_unusable(turn.content)
         except DataError:
-            return None
-        words = self._words.prompt(text)
-        if words is None or any(turn.content.strip() not in text for turn in prompt):
-            return None
-        return Asked(prompt, text, words.num_tokens, words)
+            return False
+        return all(turn.content.strip() in text for turn in prompt)
 
     def _lengths(self, answers: Sequence[tuple[Asked, str]]) -> list[int | Problem]:
         """Number of tokens of each response, or what is wrong with them: by words, or whole."""
@@ -159,17 +172,29 @@ class RowTokens:
             [with_answer(asked.conversation, response) for asked, response in answers],
             generation_prompt=False,
         )
-        told = [
-            self._told(asked, response, text)
-            for (asked, response), text in zip(answers, whole, strict=True)
-        ]
+        told = self._told(answers, whole)
         untold = [answer for answer, length in zip(answers, told, strict=True) if length is None]
         rest = iter(self._encode([(self._opened(asked), said) for asked, said in untold]))
         return [next(rest) if length is None else length for length in told]
 
-    def _told(self, asked: Asked, response: str, whole: str | None) -> int | None:
-        """Number of tokens of a response as its words tell it; None where they do not."""
-        if self._words is None or asked.words is None or whole is None:
+    def _told(
+        self, answers: Sequence[tuple[Asked, str]], whole: Sequence[str | None]
+    ) -> list[int | None]:
+        """Number of tokens of each response as its words tell it; None where they do not."""
+        if self._words is None:
+            return [None] * len(answers)
+        plain = [
+            self._plain_answer(asked, response, text)
+            for (asked, response), text in zip(answers, whole, strict=True)
+        ]
+        told = iter(self._words.answers([row for row in plain if row is not None]))
+        return [None if row is None else next(told) for row in plain]
+
+    def _plain_answer(
+        self, asked: Asked, response: str, whole: str | None
+    ) -> tuple[Prompt, str] | None:
+        """Of a response that is rendered as it is, the prompt and the rendering behind it."""
+        if asked.words is None or whole is None:
             return None
         try:
             self._renderer.refuse_unusable(response)
@@ -180,7 +205,7 @@ class RowTokens:
         said = text.removesuffix(turns.end) if turns.is_written else text
         if said.removeprefix(before).removesuffix(after).strip() != response.strip():
             return None
-        return self._words.answer(asked.words, text)
+        return asked.words, text
 
     def _opened(self, asked: Asked) -> Opened:
         if asked.opened is None:

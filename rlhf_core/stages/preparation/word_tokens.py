@@ -7,9 +7,11 @@ alone. So a text's tokens are those of its words, each with the space before it.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from rlhf_core.dataprep.words import words_of
 
 if TYPE_CHECKING:
     from rlhf_core.tokenization import Renderer
@@ -58,27 +60,59 @@ class WordTokens:
         self._prompt_words = _Counts(self._count_in_prompt, _LONGEST_IN_PROMPT)
         self._first_words: dict[str, _Counts] = {}
         self._only_words: dict[str, _Counts] = {}
+        self._marks: dict[str, str | None] = {}
+        """Last word of a prompt to its mark."""
 
-    def prompt(self, text: str) -> Prompt | None:
-        """Return what is known of a rendered prompt; None where that takes a closer look."""
+    def prompts(self, texts: Sequence[str]) -> list[Prompt | None]:
+        """Return what is known of rendered prompts; None where that takes a closer look."""
+        words = words_of(texts)
+        between = words.sums_between(self._count_between)
+        parts = zip(texts, words.first(), between, words.last(), strict=True)
+        return [self._prompt(*part) for part in parts]
+
+    def _prompt(self, text: str, first: str, num_between: int, last: str) -> Prompt | None:
+        if first == text:
+            return self._known(self._prompt_words[text], text)
+        last = f" {last}"
+        num_first = self._prompt_words[first] if _ends_in_word(first) else _UNTOLD
+        num_tokens = num_first + num_between + self._prompt_words[last]
+        if num_tokens >= 0:
+            return self._known(num_tokens, last)
+        # Where several spaces or line breaks meet, words are harder to see.
         words = _BOUNDARY.split(text)
         spaced = [words[0], *(f" {word}" for word in words[1:])]
-        num_tokens = sum(map(self._prompt_words.__getitem__, spaced))
+        return self._known(sum(map(self._prompt_words.__getitem__, spaced)), spaced[-1])
+
+    def _known(self, num_tokens: int, last: str) -> Prompt | None:
         if num_tokens < 0:
             return None
-        mark = self._mark(spaced[-1])
+        if last not in self._marks:
+            if len(self._marks) >= _MOST_MARKS:
+                self._marks.clear()
+            self._marks[last] = self._mark(last)
+        mark = self._marks[last]
         return None if mark is None else Prompt(num_tokens, mark)
 
-    def answer(self, prompt: Prompt, text: str) -> int | None:
-        """Return the number of tokens of an answer, the end of its turn among them.
+    def answers(self, rows: Sequence[tuple[Prompt, str]]) -> list[int | None]:
+        """Return the tokens of answers, the end of the turn among them; None as for ``prompts``.
 
         Args:
-            prompt: what it stands behind.
-            text: the rendering from there on, up to the end of the turn where that is written.
+            rows: what each answer stands behind, and the rendering from there on, up to the end of
+                the turn where that is written.
         """
-        num_tokens = self._sum(prompt.mark, text.split(" "))
-        if num_tokens < 0:  # Where several spaces or line breaks meet, words are harder to see.
-            num_tokens = self._sum(prompt.mark, _BOUNDARY.split(text))
+        words = words_of([text for _, text in rows])
+        between = words.sums_between(self._words.__getitem__)
+        parts = zip(rows, words.first(), between, words.last(), strict=True)
+        return [
+            self._answer(prompt.mark, text, first, num_between, last)
+            for (prompt, text), first, num_between, last in parts
+        ]
+
+    def _answer(self, mark: str, text: str, first: str, num_between: int, last: str) -> int | None:
+        edges = [first] if first == text else [first, last]
+        num_tokens = num_between + self._sum(mark, edges)
+        if num_tokens < 0:  # as for prompts
+            num_tokens = self._sum(mark, _BOUNDARY.split(text))
         if num_tokens < 0:
             return None
         return num_tokens + (0 if self._turns.is_written else 1)
@@ -104,6 +138,9 @@ class WordTokens:
                 lambda word: self._count(mark + word, before, is_last=is_last)
             )
         return found
+
+    def _count_between(self, word: str) -> int:
+        return self._prompt_words[f" {word}"] if _ends_in_word(word) else _UNTOLD
 
     def _count_word(self, word: str) -> int:
         return self._count(f" {word}", [], is_last=False)
