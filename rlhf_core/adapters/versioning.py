@@ -14,18 +14,23 @@ from rlhf_core.errors import DataError
 from rlhf_core.storage.records import md5_of
 
 
-def directory_md5(directory: Path) -> str:
+def directory_md5(directory: Path, known: Mapping[str, str] | None = None) -> str:
     """Return the md5 DVC records for a directory, ``.dir`` suffix included.
 
     DVC stores a directory as a JSON list of its files, ordered by relative path, and addresses
     it by that list's md5.
+
+    Args:
+        directory: with its files.
+        known: md5 of files that need not be read for it, by relative path.
     """
-    files = {
-        path.relative_to(directory).as_posix(): md5_of(path)
+    names = {
+        path.relative_to(directory).as_posix(): path
         for path in directory.rglob("*")
         if path.is_file()
     }
-    return listing_md5(files)
+    known = known or {}
+    return listing_md5({name: known.get(name) or md5_of(path) for name, path in names.items()})
 
 
 def listing_md5(files: Mapping[str, str]) -> str:

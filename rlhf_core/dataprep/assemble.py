@@ -3,7 +3,7 @@
 What does not is filtered out.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ from rlhf_core.dataprep.keys import (
     response_key,
     source_name,
 )
-from rlhf_core.dataprep.ledger import Entry
 from rlhf_core.dataprep.measures.frames import FEW, FrameBuilder, excerpt
 from rlhf_core.dataprep.sources.rows import FilteredRow, Reason, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter, Half, Side
@@ -164,31 +163,43 @@ class Workbench:
         return self.heldout.near(prompt_signatures(prompt))
 
 
-def write_pairs(intake: Intake, bench: Workbench) -> Iterator[tuple[Entry, PreferencePair]]:
-    """Write every comparison that stays as a pair, and yield it with its entry."""
-    records = zip(intake.entries, iterate_records(intake.spill, Comparison), strict=True)
-    progress = tqdm(
-        records, total=len(intake.entries), desc="writing pairs", unit=" rows", disable=None
-    )
-    for number, (entry, item) in enumerate(progress):
-        side = bench.splitter.side(entry.dialogue)
-        if entry.reason is not None:
+@dataclass(frozen=True, slots=True)
+class WrittenPair:
+    """A preference pair that was written, and where it belongs."""
+
+    pair: PreferencePair
+    prompt: Key
+    dialogue: DialogueKey
+    half: Half
+    side: Side
+
+
+def write_pairs(intake: Intake, bench: Workbench) -> Iterator[WrittenPair]:
+    """Write every comparison that stays as a pair, and yield it."""
+    entries = intake.entries
+    records = zip(range(len(entries)), iterate_records(intake.spill, Comparison), strict=True)
+    for number, item in tqdm(
+        records, total=len(entries), desc="writing pairs", unit=" rows", disable=None
+    ):
+        dialogue, reason = entries.dialogue(number), entries.reason(number)
+        side = bench.splitter.side(dialogue)
+        if reason is not None:
             row = FilteredRow(
-                entry.reason,
+                reason,
                 item.source,
                 item.line or 0,
                 item.model_dump_json(),
                 item.comparison_id,
-                entry.detail,
+                entries[number].detail,
             )
             bench.quarantine.add("preferences", row)
             continue
         if number in intake.pooled:
             item = item.model_copy(update={"votes": intake.pooled[number]})
-        pair = resolve(item, entry.a_beats_b)
-        bench.files.add_pair(pair, entry.dialogue, bench.splitter.half(entry.dialogue), side)
+        pair, half = resolve(item, entries.a_beats_b[number]), bench.splitter.half(dialogue)
+        bench.files.add_pair(pair, dialogue, half, side)
         bench.quarantine.keep("preferences")
-        yield entry, pair
+        yield WrittenPair(pair, entries.prompt(number), dialogue, half, side)
 
 
 def resolve(item: Comparison, a_beats_b: float) -> PreferencePair:
@@ -255,48 +266,54 @@ def write_demonstrations(
 
 
 def write_derived(
-    pairs: Iterable[tuple[Entry, PreferencePair]],
+    batches: Iterable[Sequence[WrittenPair]],
     bench: Workbench,
     *,
     demonstrations: bool,
     prompts: bool,
 ) -> None:
-    """Walk through ``pairs``; write their chosen responses and prompts where asked to.
+    """Walk through written pairs; write their chosen responses and prompts where asked to.
 
     Derived rows are no input rows, so repeats are left out without a quarantine entry; a prompt
     too long to be answered is filtered out as any other.
     """
     seen: set[Key] = set()
-    for entry, pair in pairs:
-        key, dialogue = entry.prompt, entry.dialogue
-        whole = key + response_key(pair.chosen)
-        if demonstrations and whole not in seen:
-            seen.add(whole)
-            demonstration = Demonstration(
-                demonstration_id=pair.comparison_id,
-                prompt=pair.prompt,
-                response=pair.chosen,
-                source=pair.source,
-            )
-            bench.files.add_demonstration(demonstration, dialogue, bench.splitter.side(dialogue))
-        side = bench.splitter.prompt_side(dialogue)
-        if prompts and key not in seen and side is not None:
-            seen.add(key)
-            _write_derived_prompt(pair, dialogue, side, bench)
+    for batch in batches:
+        fresh: list[tuple[WrittenPair, Side]] = []
+        for row in batch:
+            if demonstrations:
+                whole = row.prompt + response_key(row.pair.chosen)
+                if whole not in seen:
+                    seen.add(whole)
+                    _write_derived_demonstration(row, bench)
+            side = bench.splitter.prompt_side(row.dialogue)
+            if prompts and row.prompt not in seen and side is not None:
+                seen.add(row.prompt)
+                fresh.append((row, side))
+        _write_derived_prompts(fresh, bench)
 
 
-def _write_derived_prompt(
-    pair: PreferencePair, dialogue: DialogueKey, side: Side, bench: Workbench
-) -> None:
-    """Write a pair's prompt, unless an answer would find no room behind it."""
-    prompt = Prompt(prompt_id=pair.comparison_id, prompt=pair.prompt)
-    problem = bench.rules.room_problem(prompt.prompt)
-    if problem is None:
-        bench.files.add_prompt(prompt, dialogue, side)
-        bench.quarantine.keep("prompts_of_pairs")
-    else:
-        row = _aside(problem, pair.source, 0, prompt, prompt.prompt_id)
-        bench.quarantine.add("prompts_of_pairs", row)
+def _write_derived_demonstration(row: WrittenPair, bench: Workbench) -> None:
+    demonstration = Demonstration(
+        demonstration_id=row.pair.comparison_id,
+        prompt=row.pair.prompt,
+        response=row.pair.chosen,
+        source=row.pair.source,
+    )
+    bench.files.add_demonstration(demonstration, row.dialogue, bench.splitter.side(row.dialogue))
+
+
+def _write_derived_prompts(rows: Sequence[tuple[WrittenPair, Side]], bench: Workbench) -> None:
+    """Write pairs' prompts, but those behind which an answer would find no room."""
+    problems = bench.rules.room_problems([row.pair.prompt for row, _ in rows])
+    for (row, side), problem in zip(rows, problems, strict=True):
+        prompt = Prompt(prompt_id=row.pair.comparison_id, prompt=row.pair.prompt)
+        if problem is None:
+            bench.files.add_prompt(prompt, row.dialogue, side)
+            bench.quarantine.keep("prompts_of_pairs")
+        else:
+            aside = _aside(problem, row.pair.source, 0, prompt, prompt.prompt_id)
+            bench.quarantine.add("prompts_of_pairs", aside)
 
 
 def write_prompts(

@@ -18,7 +18,7 @@ from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import RowRules
-from rlhf_core.dataprep.keys import DialogueKey, Key
+from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.ledger import Entry, Ledger, enter
 from rlhf_core.dataprep.measures.frames import FEW, FrameBuilder, batched, excerpt
 from rlhf_core.dataprep.measures.losses import TokenLosses
@@ -209,23 +209,31 @@ def filter_near_heldout(intake: Intake, heldout: PromptIndex, splitter: Dialogue
     signatures, entries = intake.signatures, intake.entries
     if signatures is None:
         return
-    train: dict[Key, list[int]] = {}
+    train = array("q")
     for row in entries.staying():
         dialogue = entries.dialogue(row)
         if splitter.side(dialogue) == "heldout":
             heldout.add(signatures.of_prompt(row, dialogue))
         else:
-            train.setdefault(entries.prompt(row), []).append(row)
-    for rows in train.values():
-        if heldout.near(signatures.of_prompt(rows[0], entries.dialogue(rows[0]))):
-            for row in rows:
-                entries.filter_out(row, "prompt_near_heldout")
+            train.append(row)
+    rows = np.array(train, dtype=np.int64)
+    _, first, prompt = np.unique(
+        signatures.prompts_of(rows), return_index=True, return_inverse=True
+    )
+    is_near = [
+        heldout.near(signatures.of_prompt(row, entries.dialogue(row)))
+        for row in rows[first].tolist()
+    ]
+    for row in rows[np.array(is_near, dtype=np.bool_)[prompt]].tolist():
+        entries.filter_out(row, "prompt_near_heldout")
 
 
 def _without_votes_of(
     excluded: frozenset[str], item: Comparison, counts: Counter[str]
 ) -> Comparison:
     """Return a comparison without the votes of some people, and count those."""
+    if not excluded:
+        return item
     out = [vote.annotator for vote in item.votes if vote.annotator in excluded]
     if not out:
         return item

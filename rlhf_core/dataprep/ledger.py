@@ -180,6 +180,17 @@ class Ledger:
         rows: list[int] = np.flatnonzero(self.have(None)).tolist()
         return rows
 
+    def with_a_twin(self) -> list[int]:
+        """Return the rows that stay and may have the pair of another one; of others none has."""
+        rows = np.flatnonzero(self.have(None))
+        begin = np.frombuffer(self._pairs, dtype=np.uint64)[:: _KEY_BYTES // 8][rows]
+        order = np.argsort(begin, kind="stable")
+        is_same = begin[order[1:]] == begin[order[:-1]]
+        found = np.zeros(len(rows), dtype=np.bool_)
+        found[order[1:][is_same]] = found[order[:-1][is_same]] = True
+        twins: list[int] = rows[found].tolist()
+        return twins
+
     def have(self, reason: Reason | None) -> NDArray[np.bool_]:
         """[N] which rows are filtered out for a reason; with None which stay."""
         number = self._reasons.index(reason) if reason in self._reasons else -1
@@ -190,6 +201,14 @@ class Ledger:
         """Count the rows that are filtered out by reason."""
         found = Counter(map(self._reasons.__getitem__, self._reason))
         return Counter({reason: count for reason, count in found.items() if reason is not None})
+
+    def by_source(self, rows: Ints) -> dict[str, Ints]:
+        """Return some rows by their source, sources in the order of those rows."""
+        source = np.array(self._sources.of_row, dtype=np.int64)[rows]
+        return {
+            self._sources.names[number]: rows[source == number]
+            for number in dict.fromkeys(source.tolist())
+        }
 
     def groups(self) -> list[str]:
         """[N] ranked list of each row."""

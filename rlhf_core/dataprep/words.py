@@ -6,6 +6,7 @@ what a check wants to know of a word is then looked up by its number.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,25 @@ class Words:
         of_word = amounts[self.codes] * is_between
         sums: list[int] = np.add.reduceat(of_word, self.edges[:-1]).tolist()
         return sums
+
+    def parts(self, of_distinct: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+        """Return the numbers that stand for each text: those of its words, one after the other.
+
+        Args:
+            of_distinct: numbers of each different word, none or several.
+
+        Returns:
+            [N] the numbers of all texts, and [T + 1] where each text begins and the last one ends.
+        """
+        sizes = np.fromiter(map(len, of_distinct), dtype=np.int64, count=len(of_distinct))
+        flat = np.fromiter(chain.from_iterable(of_distinct), dtype=np.int64, count=int(sizes.sum()))
+        if (sizes == 1).all():
+            return flat[self.codes], self.edges
+        of_word = sizes[self.codes]
+        behind = np.cumsum(of_word)
+        first = (np.cumsum(sizes) - sizes)[self.codes] - (behind - of_word)
+        places = np.repeat(first, of_word) + np.arange(behind[-1])
+        return flat[places], np.append(0, behind)[self.edges]
 
 
 def words_of(texts: Sequence[str]) -> Words:

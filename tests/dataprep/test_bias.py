@@ -1,15 +1,19 @@
 """Biases: found where they are planted, absent where they are not."""
 
 import itertools
+import re
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlhf_core.dataprep.keys import DialogueKey, text_key
 from rlhf_core.dataprep.ledger import Entry, Labelled, Ledger
-from rlhf_core.dataprep.measures import bias
-from rlhf_core.schema import Message, PreferencePair
+from rlhf_core.dataprep.measures import bias, style
+from rlhf_core.dataprep.measures.style import StyleCounter
 
 NUMBERS = itertools.count()
 
@@ -30,14 +34,18 @@ def entry(num_chars: tuple[int, int], a_wins: bool, prompt: str | None = None) -
     )
 
 
-def pair(chosen: str, rejected: str, prompt: str | None = None) -> PreferencePair:
-    return PreferencePair(
-        comparison_id="1",
-        prompt=(Message(role="user", content=prompt or str(next(NUMBERS))),),
-        chosen=chosen,
-        rejected=rejected,
-        agreement=1.0,
-    )
+def counted(pairs: list[tuple[str, str]], prompts: list[str] | None = None) -> StyleCounter:
+    """Chosen and rejected responses; by default each pair is on a prompt of its own."""
+    counter = StyleCounter()
+    names = prompts or [str(next(NUMBERS)) for _ in pairs]
+    for start in range(0, len(pairs), 50):
+        some = pairs[start : start + 50]
+        counter.extend(
+            [DialogueKey(text_key(name)) for name in names[start : start + 50]],
+            [chosen for chosen, _ in some],
+            [rejected for _, rejected in some],
+        )
+    return counter
 
 
 def entries(length_wins: float, num_rows: int = 800, seed: int = 0) -> Labelled:
@@ -65,7 +73,7 @@ def entries(length_wins: float, num_rows: int = 800, seed: int = 0) -> Labelled:
 )
 def test_a_list_is_told_by_how_its_lines_begin(text, is_list):
     started = time.process_time()
-    assert bias._has_style("list", text) == is_list
+    assert style.has_style("list", text) == is_list
     assert time.process_time() - started < 1
 
 
@@ -104,12 +112,10 @@ def test_the_intervals_cover_on_ranked_lists_as_often_as_they_say():
 
 
 def test_a_habit_on_one_prompt_is_no_habit_of_the_dataset():
-    alone, together = bias.StyleCounter(), bias.StyleCounter()
-    for number in range(60):
-        alone.add(pair("Sorry, no.", "No."))
-        together.add(pair("Sorry, no.", "No.", prompt=f"{number % 3}?"))
-    assert alone.estimates()["apology"].low > 0.9
-    assert together.estimates()["apology"].low < 0.5
+    pairs = [("Sorry, no.", "No.")] * 60
+    alone, together = counted(pairs), counted(pairs, [f"{number % 3}?" for number in range(60)])
+    assert bias.style_estimates(alone)["apology"].low > 0.9
+    assert bias.style_estimates(together)["apology"].low < 0.5
 
 
 def test_equal_lengths_count_one_half():
@@ -135,37 +141,30 @@ def test_the_label_by_length_curve_rises_where_length_wins():
 
 
 def test_a_planted_style_habit_is_measured_and_its_words_are_named():
-    counter = bias.StyleCounter()
-    for number in range(60):
-        counter.add(pair(f"Great question! It is {number}.", f"Perhaps {number}, alas."))
-    for _ in range(20):
-        counter.add(pair("Plain.", "Great question! Plain."))
-    styles = counter.estimates()
+    pairs = [(f"Great question! It is {n}.", f"Perhaps {n}, alas.") for n in range(60)]
+    counter = counted([*pairs, *[("Plain.", "Great question! Plain.")] * 20])
+    styles = bias.style_estimates(counter)
     assert styles["flattery"].value == 0.75
     assert styles["flattery"].num_samples == 80
     assert styles["hedge"].value == 0.0
     assert "refusal" not in styles
-    words = counter.telling_words()
+    words = bias.telling_words(counter)
     assert "alas" in [word for word, _ in words["rejected"]]
     assert all(score > 0 for _, score in words["chosen"])
     assert all(score < 0 for _, score in words["rejected"])
 
 
 def test_words_that_tell_nothing_score_near_zero():
-    counter = bias.StyleCounter()
-    for number in range(200):
-        counter.add(pair("the same words here", "the same words here"))
-        counter.add(pair("only", "other") if number % 2 else pair("other", "only"))
-    found = counter.telling_words()
+    same, sides = ("the same words here", "the same words here"), ("only", "other")
+    counter = counted([same, sides, same, sides[::-1]] * 100)
+    found = bias.telling_words(counter)
     assert all(abs(score) < 0.1 for side in found.values() for _, score in side)
 
 
 def test_a_vocabulary_of_one_word_tells_nothing():
-    counter = bias.StyleCounter()
-    for _ in range(20):
-        counter.add(pair("yes", "yes yes"))
-    assert counter.telling_words() == {"chosen": [], "rejected": []}
-    assert bias.StyleCounter().telling_words() == {"chosen": [], "rejected": []}
+    counter = counted([("yes", "yes yes")] * 20)
+    assert bias.telling_words(counter) == {"chosen": [], "rejected": []}
+    assert bias.telling_words(StyleCounter()) == {"chosen": [], "rejected": []}
 
 
 @pytest.mark.parametrize(
@@ -177,8 +176,8 @@ def test_a_vocabulary_of_one_word_tells_nothing():
     ],
 )
 def test_words_are_runs_of_two_letters_or_more(text, words):
-    assert bias._words(text) == words
-    assert bias._words(f"{text} \u2014") == words
+    assert style.words_in(text) == words
+    assert style.words_in(f"{text} \u2014") == words
 
 
 @pytest.mark.parametrize(
@@ -186,5 +185,40 @@ def test_words_are_runs_of_two_letters_or_more(text, words):
     ["- a", "so:\n  2. b", "a - b", "1.5 is", "no\n\n", "\n\n* c", "x. y\n-", "\r- a\n1)\tb"],
 )
 def test_a_list_is_found_where_its_pattern_is(text):
-    pattern, _ = bias.STYLES["list"]
-    assert bias._has_style("list", text) == (pattern.search(text) is not None)
+    pattern, _ = style.STYLES["list"]
+    assert style.has_style("list", text) == (pattern.search(text) is not None)
+
+
+STYLED = st.sampled_from(
+    ["Perhaps", "I think", "i  think", "sorry,", "- a", "\n* b", "\n", " ", "!", "what?",
+     "as an AI", "I'm an ai", "great question", "question", "i can't", "I cannot", "candle",
+     "rethink", "ÜBER",
+     "don't", "well-known", "a", "", "2nd", "\u03a3\u03a3"]
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(*[st.lists(STYLED, max_size=5).map(" ".join)] * 2), max_size=8))
+def test_pairs_counted_together_are_those_that_each_would_count(pairs):
+    found = counted(pairs)
+    for name, (pattern, _) in style.STYLES.items():
+        wins = [
+            won for chosen, rejected in pairs
+            if (won := pattern.search(chosen.lower()) is not None)
+            != (pattern.search(rejected.lower()) is not None)
+        ]  # fmt: skip
+        assert list(found.contrasts.get(name, ([], []))[1]) == wins
+    for side, counts in enumerate((found.chosen_words, found.rejected_words)):
+        expected = Counter(
+            word for pair in pairs for word in set(re.findall(r"[^\W\d_]{2,}", pair[side].lower()))
+        )
+        assert counts == expected
+
+
+def test_tables_of_words_too_wide_for_all_texts_are_made_part_by_part(monkeypatch):
+    pairs = [(f"one {n} word{n} a{chr(97 + n)}", f"two two b{chr(97 + n)}") for n in range(20)]
+    whole = counted(pairs)
+    monkeypatch.setattr(style, "_CELLS", 1)
+    parts = counted(pairs)
+    assert (parts.chosen_words, parts.rejected_words) == (whole.chosen_words, whole.rejected_words)
+    assert whole.rejected_words["two"] == 20

@@ -147,17 +147,16 @@ def test_a_tokenizer_the_quick_way_does_not_know_is_asked_slowly(renderers, monk
 def test_a_prompt_must_survive_the_tokenizer_and_leave_room_to_answer(renderer_for):
     renderer = renderer_for(TEMPLATE)
     tokens = RowTokens(renderer, 200, 40)
-    assert tokens.prompt(PROMPT) is None
+    assert tokens.prompts([PROMPT]) == [None]
     long = (Message(role="user", content="Where is the cat? " * 6),)
-    reason, detail = tokens.prompt(long)
+    [(reason, detail)] = tokens.prompts([long])
     assert reason == "too_long"
     assert detail.endswith("at most 40 leave room to answer")
     assert tokens.rows([(long, ["On the mat."])]) == [None]
     cutting = renderer_for(TEMPLATE.replace("m.content", "m.content | truncate(50, true)"))
-    assert RowTokens(cutting, 200, 20).prompt(long) == (
-        "not_renderable",
-        "the prompt does not survive template and tokenizer",
-    )
+    assert RowTokens(cutting, 200, 20).prompts([long]) == [
+        ("not_renderable", "the prompt does not survive template and tokenizer")
+    ]
 
 
 def test_the_detail_says_which_of_two_responses_is_at_fault(renderer_for):

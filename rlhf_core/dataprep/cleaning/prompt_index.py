@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_core.dataprep.cleaning.near import bands_of
 from rlhf_core.dataprep.cleaning.signature_rows import SignatureRows
@@ -15,6 +16,8 @@ from rlhf_core.dataprep.cleaning.signatures import (
 )
 from rlhf_core.dataprep.keys import DialogueKey, Key, first_turn
 from rlhf_core.schema import Comparison, Conversation
+
+Ints = NDArray[np.int64]
 
 
 def prompt_text(prompt: Conversation) -> str:
@@ -39,6 +42,11 @@ class RowSignatures:
         self._prompt_of_row: array[int] = array("q")
         self._place_of: dict[Key, int] = {}
         self._opening_of: dict[DialogueKey, int] = {}
+
+    def prompts_of(self, rows: Ints) -> Ints:
+        """[N] number of the prompt of each row, equal ones for equal prompts."""
+        found: Ints = np.array(self._prompt_of_row, dtype=np.int64)[rows]
+        return found
 
     def of_rows(self, rows: Sequence[int]) -> tuple[SignatureRows, SignatureRows]:
         """Return [N, NUM_PERMUTATIONS] of the responses of rows and of their prompts."""

@@ -31,8 +31,8 @@ class TokenCheck(Protocol):
     def rows(self, rows: Sequence[Row]) -> list[Problem | None]:
         """Return what is wrong with each row."""
 
-    def prompt(self, prompt: Conversation) -> Problem | None:
-        """Return what is wrong with a prompt to sample from."""
+    def prompts(self, prompts: Sequence[Conversation]) -> list[Problem | None]:
+        """Return what is wrong with each prompt to sample from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,13 @@ class RowRules:
     def prompt_problem(self, prompt: Conversation) -> Problem | None:
         """Return why a prompt to sample from is filtered out, if so."""
         found = self._words_problem(prompt, (), _Look())
-        return found or self.room_problem(prompt)
+        return found or self.room_problems([prompt])[0]
 
-    def room_problem(self, prompt: Conversation) -> Problem | None:
-        """Return why a policy could not answer a prompt whose words are known to be sound."""
-        return self.token_check.prompt(prompt) if self.token_check else None
+    def room_problems(self, prompts: Sequence[Conversation]) -> list[Problem | None]:
+        """Return why a policy could not answer prompts whose words are known to be sound."""
+        if self.token_check is None:
+            return [None] * len(prompts)
+        return self.token_check.prompts(prompts)
 
     def _surely_allowed(self, rows: Sequence[Row]) -> Set[str]:
         """Return texts whose language needs no closer look; each of the rows' is asked once."""

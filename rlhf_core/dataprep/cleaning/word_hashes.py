@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,16 +86,7 @@ def _hashes_of(texts: Sequence[str]) -> list[Hashes]:
     if not texts:
         return []
     words = words_of(texts)
-    parts = [_PARTS[part] for part in words.distinct]
-    sizes = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
-    hashes = np.fromiter(chain.from_iterable(parts), dtype=np.uint64, count=int(sizes.sum()))
-    if (sizes == 1).all():
-        found, ends = hashes[words.codes], words.edges[1:]
-    else:
-        of_word = sizes[words.codes]
-        behind = np.cumsum(of_word)
-        first = (np.cumsum(sizes) - sizes)[words.codes] - (behind - of_word)
-        found = hashes[np.repeat(first, of_word) + np.arange(behind[-1])]
-        ends = behind[words.edges[1:] - 1]
+    hashes, edges = words.parts([_PARTS[part] for part in words.distinct])
+    found = hashes.astype(np.uint64)
     found.flags.writeable = False
-    return [found[start:end] for start, end in pairwise([0, *ends.tolist()])]
+    return [found[start:end] for start, end in pairwise(edges.tolist())]

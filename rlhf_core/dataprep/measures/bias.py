@@ -1,18 +1,13 @@
 """Biases that poison a reward model: what predicts the label without reading the answer."""
 
 import math
-import re
-import string
-from array import array
-from collections import Counter
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.ledger import Labelled
 from rlhf_core.dataprep.measures.lexicon import STYLES
-from rlhf_core.schema import Estimate, PreferencePair
+from rlhf_core.dataprep.measures.style import StyleCounter
+from rlhf_core.schema import Estimate
 from rlhf_core.statistics.clusters import (
     MAX_ROWS,
     auc,
@@ -24,102 +19,42 @@ from rlhf_core.statistics.resampling import Array, Ints
 
 _NUM_BINS = 10
 _MAX_WORDS = 15
-_WORD = re.compile(r"[^\W\d_]{2,}")
-_LETTERS = frozenset(string.ascii_lowercase)
-_APART = {code: " " for code in range(128) if chr(code) not in _LETTERS}
-"""Of text in lower case, all that is no letter."""
 
 
-@dataclass(slots=True)
-class StyleCounter:
-    """Counts style habits and words of chosen and rejected responses, pair by pair."""
-
-    dialogues: dict[DialogueKey, int] = field(default_factory=dict)
-    """Dialogue to number, of the pairs below."""
-    contrasts: dict[str, tuple["array[int]", "array[int]"]] = field(default_factory=dict)
-    """Style to the dialogues of the pairs where one response has it alone, and 1 where that one was
-    chosen, else 0."""
-    chosen_words: Counter[str] = field(default_factory=Counter)
-    """Word to chosen responses that hold it."""
-    rejected_words: Counter[str] = field(default_factory=Counter)
-
-    def add(self, pair: PreferencePair) -> None:
-        """Count one pair."""
-        chosen, rejected = pair.chosen.lower(), pair.rejected.lower()
-        for name in STYLES:
-            in_chosen = _has_style(name, chosen)
-            if in_chosen != _has_style(name, rejected):
-                key = dialogue_key(pair.prompt)
-                dialogues, wins = self.contrasts.setdefault(name, (array("q"), array("b")))
-                dialogues.append(self.dialogues.setdefault(key, len(self.dialogues)))
-                wins.append(in_chosen)
-        self.chosen_words.update(_words(chosen))
-        self.rejected_words.update(_words(rejected))
-
-    def estimates(self) -> dict[str, Estimate]:
-        """Share of pairs that the response with a habit wins, where the other lacks it."""
-        contrasts = {name: self.contrasts[name] for name in STYLES if name in self.contrasts}
-        return {
-            name: proportion(np.array(wins, dtype=np.float64), np.array(dialogues))
-            for name, (dialogues, wins) in contrasts.items()
-        }
-
-    def telling_words(self) -> dict[str, list[tuple[str, float]]]:
-        """Words that tell chosen from rejected, by z-score of their log-odds.
-
-            z = (log odds in chosen - log odds in rejected) / standard deviation
-
-        with the pooled counts as an informative Dirichlet prior; Monroe, Colaresi & Quinn (2008),
-        Fightin' Words, eq. 16 and 22.
-        """
-        chosen, rejected = self.chosen_words, self.rejected_words
-        pooled = chosen + rejected
-        total = pooled.total()
-        sizes = [(part, part.total()) for part in (chosen, rejected)]
-        scores = {}
-        for word, count in pooled.items():
-            prior = 100 * count / total
-            if count < 10 or count == total:  # Where there is one word, it tells nothing.
-                continue
-            odds = [
-                (part[word] + prior) / (size + 100 - part[word] - prior) for part, size in sizes
-            ]
-            deviation = math.sqrt(1 / (chosen[word] + prior) + 1 / (rejected[word] + prior))
-            scores[word] = math.log(odds[0] / odds[1]) / deviation
-        ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-        return {
-            "chosen": [item for item in ranked[:_MAX_WORDS] if item[1] > 0],
-            "rejected": [item for item in ranked[::-1][:_MAX_WORDS] if item[1] < 0],
-        }
+def style_estimates(styles: StyleCounter) -> dict[str, Estimate]:
+    """Share of pairs that the response with a habit wins, where the other lacks it."""
+    contrasts = {name: styles.contrasts[name] for name in STYLES if name in styles.contrasts}
+    return {
+        name: proportion(np.array(wins, dtype=np.float64), np.array(dialogues))
+        for name, (dialogues, wins) in contrasts.items()
+    }
 
 
-def _words(text: str) -> set[str]:
-    """Different words of two letters or more of a text in lower case."""
-    if not text.isascii():
-        return set(_WORD.findall(text))
-    words = set(text.translate(_APART).split())
-    words -= _LETTERS
-    return words
+def telling_words(styles: StyleCounter) -> dict[str, list[tuple[str, float]]]:
+    """Words that tell chosen from rejected, by z-score of their log-odds.
 
+        z = (log odds in chosen - log odds in rejected) / standard deviation
 
-def _has_style(name: str, text: str) -> bool:
-    pattern, parts = STYLES[name]
-    for part in parts:
-        if part in text:
-            if pattern.pattern.startswith("^"):
-                return _begins_a_line(pattern, text)
-            return pattern.search(text) is not None
-    return False
-
-
-def _begins_a_line(pattern: re.Pattern[str], text: str) -> bool:
-    """Tell whether a pattern of the beginning of lines is found, looking at no other place."""
-    start = 0
-    while pattern.match(text, start) is None:
-        start = text.find("\n", start) + 1
-        if not start:
-            return False
-    return True
+    with the pooled counts as an informative Dirichlet prior; Monroe, Colaresi & Quinn (2008),
+    Fightin' Words, eq. 16 and 22.
+    """
+    chosen, rejected = styles.chosen_words, styles.rejected_words
+    pooled = chosen + rejected
+    total = pooled.total()
+    sizes = [(part, part.total()) for part in (chosen, rejected)]
+    scores = {}
+    for word, count in pooled.items():
+        prior = 100 * count / total
+        if count < 10 or count == total:  # Where there is one word, it tells nothing.
+            continue
+        odds = [(part[word] + prior) / (size + 100 - part[word] - prior) for part, size in sizes]
+        deviation = math.sqrt(1 / (chosen[word] + prior) + 1 / (rejected[word] + prior))
+        scores[word] = math.log(odds[0] / odds[1]) / deviation
+    ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return {
+        "chosen": [item for item in ranked[:_MAX_WORDS] if item[1] > 0],
+        "rejected": [item for item in ranked[::-1][:_MAX_WORDS] if item[1] < 0],
+    }
 
 
 def length_win_estimate(pairs: Labelled) -> Estimate:

@@ -84,12 +84,15 @@ def _vote(
         vote = {"annotator": UNNAMED, "choice": choice_of(vote, choices)}
     if not isinstance(vote, dict):
         return vote
-    fields = {name: part for name, part in vote.items() if name in _fields_of(Vote)}
+    known = _fields_of(Vote)
+    fields = vote
+    if not vote.keys() <= known.keys():
+        fields = {name: part for name, part in vote.items() if name in known}
     if choices and "choice" in fields:
-        fields["choice"] = choice_of(fields["choice"], choices)
+        fields = fields | {"choice": choice_of(fields["choice"], choices)}
     if strengths:
         cells = replace(row, value=Columns(fields))
-        fields["strength"] = parse_strength(cells, "strength", strengths)
+        fields = fields | {"strength": parse_strength(cells, "strength", strengths)}
     return fields
 
 

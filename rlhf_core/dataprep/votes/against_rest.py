@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from rlhf_core.dataprep.votes.agreement import alpha_interval, alphas
+from rlhf_core.dataprep.votes.agreement import alpha_interval, alphas, units
 from rlhf_core.dataprep.votes.vote_table import CHOICES, Floats, Ints, VoteTable
 
 CONFIDENCE = 0.98
@@ -68,9 +68,7 @@ def _sums(table: VoteTable, groups: Sequence[str]) -> tuple[Ints, Floats, Ints]:
     others = counts[comparison] - own
     rest = others / others.sum(axis=1, keepdims=True)
     sums = np.column_stack((own + rest, 2 * (1 - (own * rest).sum(axis=1))))
-    numbers: dict[object, int] = {}
-    names = [numbers.setdefault(name or row, len(numbers)) for row, name in enumerate(groups)]
-    unit = np.array(names, dtype=np.int64)[comparison]
+    unit = units(groups)[comparison]
     # In an order of the content's own, so that sums do not depend on the order of the rows.
     order = np.lexsort((*sums.T, unit, annotator))
     annotator, unit, sums = annotator[order], unit[order], sums[order]

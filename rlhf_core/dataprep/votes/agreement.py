@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_core.schema import Estimate
+from rlhf_core.statistics.clusters import numbered
 from rlhf_core.statistics.resampling import Ints, resampled_counts
 
 Floats = NDArray[np.float64]
@@ -111,9 +112,7 @@ def _sums_by_group(counts: Ints, groups: Sequence[str] | None) -> Floats:
         [G, 4] votes for a, b and tie, and within, of the groups that have two votes on something.
     """
     pairable = np.flatnonzero(counts.sum(axis=1) > 1)
-    numbers: dict[object, int] = {}
-    names = ((groups[row] if groups else "") or row for row in pairable.tolist())
-    group = np.array([numbers.setdefault(name, len(numbers)) for name in names])
+    group = units([groups[row] for row in pairable.tolist()] if groups else [""] * len(pairable))
     votes = counts[pairable]
     # In an order of the content's own, so that sums do not depend on the order of the rows.
     order = np.lexsort((*votes.T, group))
@@ -123,6 +122,13 @@ def _sums_by_group(counts: Ints, groups: Sequence[str] | None) -> Floats:
     starts = np.flatnonzero(np.diff(group, prepend=-1))
     sums: Floats = np.add.reduceat(np.column_stack((votes, within)), starts, axis=0)
     return sums
+
+
+def units(groups: Sequence[str]) -> Ints:
+    """[N] number of the group that each name stands for; an empty name stands alone."""
+    if not any(groups):
+        return np.arange(len(groups))
+    return numbered(name or row for row, name in enumerate(groups))
 
 
 def alphas(totals: Floats) -> Floats:

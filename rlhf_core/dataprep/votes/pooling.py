@@ -63,7 +63,7 @@ def _rows_of_same_pairs(entries: Ledger) -> list[list[int]]:
     """Rows that stay and whose pair another row has as well, by pair."""
     first: dict[Key, int] = {}
     groups: dict[int, list[int]] = {}
-    for row in entries.staying():
+    for row in entries.with_a_twin():
         head = first.setdefault(entries.pair(row), row)
         if head != row:
             groups.setdefault(head, [head]).append(row)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.adapters import data_docs, validation
 from rlhf_core.config import DataConfig, PreparationConfig
 from rlhf_core.dataprep import assemble
-from rlhf_core.dataprep.assemble import PreparedFiles, Workbench
+from rlhf_core.dataprep.assemble import PreparedFiles, Workbench, WrittenPair
 from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
@@ -29,6 +29,7 @@ from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.manifest import Manifest, write_manifest
 from rlhf_core.dataprep.measures.dialogues import DialogueFacts, dialogue_facts
 from rlhf_core.dataprep.measures.frames import batched
+from rlhf_core.dataprep.measures.pair_texts import PairTexts
 from rlhf_core.dataprep.measures.pictures import draw_pictures
 from rlhf_core.dataprep.sources import (
     read_comparisons,
@@ -70,7 +71,7 @@ logger = logging.getLogger(__name__)
 REPORT = "report.json"
 QUARANTINE = checks.QUARANTINE
 PICTURES = "pictures"
-_PROMPTS_AT_ONCE = 512
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +120,14 @@ def build(
         _validate_raw(data, intake, validator)
         _keep_near_together(data, intake, bench)
         _decide(data, intake, bench)
-        labels = _write(data, intake, bench)
+        labels, texts = _write(data, intake, bench)
         checks.require_readable_others(quarantine, data, failures / QUARANTINE)
     intake.spill.unlink()
     checks.require_balance(quarantine, intake)
     checks.require_pairs(intake, subject, data.min_pairs, failures / QUARANTINE)
     dialogues = _validate_prepared(data, files, work, validator)
     agreement = _agreement(config, intake, subject)
-    found, pictures = measure(config, work, intake, agreement)
+    found, pictures = measure(config, work, intake, agreement, texts)
     gates = checks.judge_dataset(found.metrics, data.gates)
     draw_pictures(pictures, files.num_rows, work / PICTURES)
     write_annotators(work / ANNOTATORS, agreement.annotators)
@@ -219,7 +220,7 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> FirstTurnIndex | Non
     others = _with_keys(chain(shown, labelled, _prompts_to_sample_from(data)))
     sound = (row for row in others if prompt_problem(row[0]) is None)
     kept_out = (row for row in heldout if row[1] in reserved)
-    for batch in batched(chain(kept_out, sound), _PROMPTS_AT_ONCE):
+    for batch in batched(chain(kept_out, sound), _ROWS_AT_ONCE):
         first_turns.extend(batch)
     return first_turns
 
@@ -292,17 +293,22 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
         intake.signatures = None
 
 
-def _write(data: DataConfig, intake: Intake, bench: Workbench) -> LabelCounts | None:
+def _write(
+    data: DataConfig, intake: Intake, bench: Workbench
+) -> tuple[LabelCounts | None, PairTexts]:
     """Write everything; prompts last, for they yield to the others.
 
     Returns:
-        The labels of responses that are no pairs; None where no file of such is named.
+        The labels of responses that are no pairs, None where no file of such is named; and what
+        the texts of the pairs tell.
     """
+    texts = PairTexts()
     files = bench.quarantine.files
     demonstrations = files.setdefault("demonstrations", {})
     assemble.write_demonstrations(read_demonstrations(data.demonstrations, demonstrations), bench)
+    pairs = batched(assemble.write_pairs(intake, bench), _ROWS_AT_ONCE)
     assemble.write_derived(
-        assemble.write_pairs(intake, bench),
+        _gathering(pairs, texts),
         bench,
         demonstrations=data.demonstrations.path is None,
         prompts=data.prompts.path is None,
@@ -317,7 +323,21 @@ def _write(data: DataConfig, intake: Intake, bench: Workbench) -> LabelCounts | 
     if data.prompts.path is not None:
         prompts = read_prompts(data.prompts.path, files.setdefault("prompts", {}))
         assemble.write_prompts(data.prompts.path, prompts, bench)
-    return labels
+    return labels, texts
+
+
+def _gathering(
+    batches: Iterable[list[WrittenPair]], texts: PairTexts
+) -> Iterator[list[WrittenPair]]:
+    """Pairs as they pass; what only their texts tell goes into ``texts``."""
+    for batch in batches:
+        texts.extend(
+            [
+                (row.dialogue, row.pair, f"{row.half}_{row.side}" == assemble.REWARD_TRAIN)
+                for row in batch
+            ]
+        )
+        yield batch
 
 
 @dataclass(slots=True)

@@ -62,7 +62,10 @@ def read_splits(directory: Path, revision: str | None = None) -> DatasetSplits:
     return DatasetSplits(
         directory=directory,
         sha256=manifest.sha256,
-        dvc_md5=versioning.directory_md5(directory),
+        # Their sha256 has just been compared, so their md5 is that of the manifest as well.
+        dvc_md5=versioning.directory_md5(
+            directory, {f"{name}.jsonl": facts.md5 for name, facts in manifest.files.items()}
+        ),
         git_revision=revision,
         split=manifest.split,
         template_date=manifest.template_date,

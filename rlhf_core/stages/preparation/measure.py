@@ -8,21 +8,18 @@ from typing import Any
 import numpy as np
 
 from rlhf_core.config import PreparationConfig
-from rlhf_core.dataprep.assemble import PAIR_FILES, REWARD_TRAIN
 from rlhf_core.dataprep.cleaning.prompt_index import prompt_text
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.ledger import Labelled
 from rlhf_core.dataprep.measures import bias
+from rlhf_core.dataprep.measures.pair_texts import SAMPLE, PairTexts
 from rlhf_core.dataprep.measures.pictures import PictureData
 from rlhf_core.dataprep.measures.shift import PromptSample, prompt_shift
 from rlhf_core.dataprep.measures.source_bias import SourceFacts, source_estimates, source_facts
 from rlhf_core.dataprep.sources import read_prompts
-from rlhf_core.schema import Conversation, Estimate, PreferencePair, Prompt
+from rlhf_core.schema import Conversation, Estimate, Prompt
 from rlhf_core.stages.preparation.report import AgreementReport
 from rlhf_core.storage.records import iterate_records
-
-_SAMPLE = 3_000
-"""Prompts of a side that the shift test looks at, at most."""
 
 
 @dataclass(slots=True)
@@ -56,9 +53,13 @@ class Measurements:
 
 
 def measure(
-    config: PreparationConfig, work: Path, intake: Intake, agreement: AgreementReport
+    config: PreparationConfig,
+    work: Path,
+    intake: Intake,
+    agreement: AgreementReport,
+    texts: PairTexts,
 ) -> tuple[Measurements, PictureData]:
-    """Measure the dataset in ``work``, before it is published."""
+    """Measure the dataset in ``work``, of whose pairs ``texts`` knows, before it is published."""
     staying = intake.entries.labelled()
     found = Measurements()
     if agreement.alpha is not None:
@@ -69,40 +70,19 @@ def measure(
     found.sources = source_facts(staying)
     for name, estimate in source_estimates(staying, config.seed).items():
         found.metrics[f"data/{name}"] = estimate
-    rewarded = PromptSample(_SAMPLE)
-    pictures = _read_pairs(work, found, intake, staying, rewarded)
-    _measure_shift(config, work, found, rewarded.texts())
-    return found, pictures
+    styles = bias.style_estimates(texts.styles)
+    found.metrics |= {f"data/style/{name}": share for name, share in styles.items()}
+    found.words = bias.telling_words(texts.styles)
+    _measure_shift(config, work, found, texts.rewarded.texts())
+    return found, _pictures(intake, staying, texts)
 
 
-def _read_pairs(
-    work: Path,
-    found: Measurements,
-    intake: Intake,
-    staying: Labelled,
-    rewarded: PromptSample,
-) -> PictureData:
-    """Read the prepared pairs once more, for what only their texts tell.
-
-    The prompts that the reward model trains on are offered to ``rewarded``.
-    """
-    styles = bias.StyleCounter()
-    chosen, rejected, agreements = [], [], []
-    for name in PAIR_FILES:
-        for pair in iterate_records(work / f"{name}.jsonl", PreferencePair):
-            styles.add(pair)
-            if name == REWARD_TRAIN:
-                rewarded.add(prompt_text(pair.prompt))
-            chosen.append(len(pair.chosen))
-            rejected.append(len(pair.rejected))
-            agreements.append(pair.agreement)
-    found.metrics |= {f"data/style/{name}": share for name, share in styles.estimates().items()}
-    found.words = styles.telling_words()
+def _pictures(intake: Intake, staying: Labelled, texts: PairTexts) -> PictureData:
     votes = np.bincount(intake.votes.columns()[1], minlength=len(intake.votes.names))
     return PictureData(
-        chosen_lengths=chosen,
-        rejected_lengths=rejected,
-        agreements=agreements,
+        chosen_lengths=texts.chosen_lengths,
+        rejected_lengths=texts.rejected_lengths,
+        agreements=texts.agreements,
         votes_per_annotator=votes.tolist(),
         label_by_length=bias.label_by_length(staying),
     )
@@ -127,7 +107,7 @@ def _measure_shift(
 
 
 def _sample(prompts: Iterable[Conversation]) -> list[str]:
-    sample = PromptSample(_SAMPLE)
+    sample = PromptSample(SAMPLE)
     for prompt in prompts:
         sample.add(prompt_text(prompt))
     return sample.texts()

@@ -17,6 +17,7 @@ from rlhf_core.dataprep.manifest import Manifest
 from rlhf_core.dataprep.votes.against_rest import against_rest
 from rlhf_core.dataprep.votes.agreement import alpha_estimate
 from rlhf_core.dataprep.votes.annotators import AnnotatorFacts, annotator_facts
+from rlhf_core.dataprep.votes.vote_table import Ints
 from rlhf_core.schema import Estimate, ValidationReport
 from rlhf_core.schema.shown import shown_cell
 from rlhf_core.storage.records import atomic_file
@@ -74,17 +75,16 @@ def describe_agreement(intake: Intake, votes: VotesConfig, seed: int) -> Agreeme
     """
     counts = intake.votes.counts(len(intake.entries))
     groups = intake.entries.groups()
-    sources: dict[str, list[int]] = {}
     trained_on = np.flatnonzero(votes_to_train_on(intake.entries, counts))
-    for row in trained_on.tolist():
-        sources.setdefault(intake.entries[row].source, []).append(row)
+    sources = intake.entries.by_source(trained_on)
 
-    def alpha_of(rows: Sequence[int]) -> Estimate | None:
-        return alpha_estimate(counts[rows], [groups[row] for row in rows], **resampling)
+    def alpha_of(rows: Ints) -> Estimate | None:
+        names = [groups[row] for row in rows.tolist()]
+        return alpha_estimate(counts[rows], names, **resampling)
 
     resampling = {"num_resamples": votes.num_resamples, "seed": seed}
     return AgreementReport(
-        alpha=alpha_of(trained_on.tolist()),
+        alpha=alpha_of(trained_on),
         alpha_of_all=alpha_estimate(counts, groups, **resampling),
         by_source={name: alpha_of(rows) for name, rows in sources.items()},
         method=votes.method,

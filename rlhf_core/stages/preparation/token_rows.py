@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.dataprep.cleaning.rules import AT_FAULT, Problem, Row
-from rlhf_core.dataprep.keys import Key, text_key
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Conversation
 from rlhf_core.stages.preparation.word_tokens import Prompt, WordTokens, cuts_at_spaces
@@ -52,7 +51,6 @@ class RowTokens:
         self._max_length = max_length
         self._max_prompt_length = max_prompt_length
         self.room: tuple[int, int | None] = 0, None
-        self._prompts: dict[Key, int | Problem] = {}
         self._asked: dict[Conversation, Asked | Problem] = {}
         self._backend = _backend_of(renderer)
         if self._backend is not None:
@@ -86,11 +84,14 @@ class RowTokens:
             for found, (_, responses) in zip(asked, rows, strict=True)
         ]
 
-    def prompt(self, prompt: Conversation) -> Problem | None:
-        """Return what is wrong with a prompt to sample from: an answer must fit behind it."""
-        found = self._prompt_tokens(prompt)
-        if isinstance(found, tuple):
-            return found
+    def prompts(self, prompts: Sequence[Conversation]) -> list[Problem | None]:
+        """Return what is wrong with prompts to sample from: an answer must fit behind each."""
+        return [
+            self._room_problem(found.num_tokens) if isinstance(found, Asked) else found
+            for found in self._ask(prompts)
+        ]
+
+    def _room_problem(self, found: int) -> Problem | None:
         longest, shortest_out = self.room
         limit = self._max_prompt_length
         if limit is not None and found > limit:
@@ -112,14 +113,6 @@ class RowTokens:
             return None
         detail = f"{max(totals)} tokens, at most {self._max_length} fit"
         return "too_long", f"{_fault(long, found)}: {detail}"
-
-    def _prompt_tokens(self, prompt: Conversation) -> int | Problem:
-        """Number of a prompt's tokens, or what is wrong with them; asked once a prompt."""
-        key = text_key("\x1e".join(f"{turn.role}\x1f{turn.content}" for turn in prompt))
-        if key not in self._prompts:
-            [found] = self._ask([prompt])
-            self._prompts[key] = found.num_tokens if isinstance(found, Asked) else found
-        return self._prompts[key]
 
     def _ask(self, prompts: Sequence[Conversation]) -> "list[Asked | Problem]":
         """Each prompt as the answers need it, or what is wrong with it."""
