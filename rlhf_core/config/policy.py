@@ -4,13 +4,13 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
-from rlhf_core.config.dpo import DpoConfig, balancing_weights
+from rlhf_core.config.dpo import DpoConfig
 from rlhf_core.config.ppo import PpoConfig
 from rlhf_core.config.reward_terms import RewardTerm
 from rlhf_core.config.rollouts import RolloutsConfig
 from rlhf_core.config.training import ComputeConfig, DistributedConfig, SelectionConfig
 
-__all__ = ["DpoConfig", "PolicyConfig", "PolicySettings", "PpoConfig", "balancing_weights"]
+__all__ = ["DpoConfig", "PolicyConfig", "PolicySettings", "PpoConfig"]
 
 PolicyConfig = Annotated[PpoConfig | DpoConfig, Field(discriminator="algorithm")]
 

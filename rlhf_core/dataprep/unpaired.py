@@ -8,7 +8,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from rlhf_core.config.policy import balancing_weights
+from rlhf_core.config.dpo import balancing_weights
 from rlhf_core.dataprep.assemble import Workbench
 from rlhf_core.dataprep.cleaning.near import near_duplicates
 from rlhf_core.dataprep.cleaning.prompt_index import prompt_text

@@ -85,13 +85,28 @@ TEXT = st.lists(WORDS | st.text(max_size=3), max_size=12).map("".join) | st.list
 )
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(question=TEXT, texts=st.lists(TEXT, min_size=1, max_size=3))
+def random_texts(number):
+    kept = [HealthCheck.function_scoped_fixture]
+    chosen = settings(max_examples=number, deadline=None, suppress_health_check=kept)
+    return lambda test: chosen(
+        given(question=TEXT, texts=st.lists(TEXT, min_size=1, max_size=3))(test)
+    )
+
+
+@random_texts(100)
 @example(question="where", texts=["", " ", "the light  house", "one \n two", " the", "the "])
 @example(question="where ", texts=["'s", "s", "\n", "<|end|>", "the end"])
 def test_what_words_tell_is_what_the_renderer_gives(checks, question, texts):
+    told_alike(checks, question, texts)
+
+
+@pytest.mark.nightly
+@random_texts(2_000)
+def test_what_words_tell_of_many_texts_is_what_the_renderer_gives(checks, question, texts):
+    told_alike(checks, question, texts)
+
+
+def told_alike(checks, question, texts):
     prompt = (Message(role="user", content=question or "?"),)
     for tokens in checks:
         rows = [(prompt, texts)]
