@@ -19,7 +19,7 @@ from rlhf_core.tokenization import Renderer
 
 logger = logging.getLogger(__name__)
 
-_ROWS_AT_ONCE = 512
+_PROMPTS_AT_ONCE = 512
 MOST_SET_APART = 0.1
 """Share of the training prompts' dialogues, at most: the policy has to learn from the rest."""
 
@@ -113,8 +113,9 @@ def _dialogues(
     How they open is noted in ``opened``.
     """
     found = set[DialogueKey]()
-    for rows in () if part is None else batched(iterate_records(part, kind), _ROWS_AT_ONCE):
-        prompts = [(row.prompt, dialogue_key(row.prompt)) for row in rows]
+    rows = () if part is None else iterate_records(part, kind)
+    asked = ((row.prompt, dialogue_key(row.prompt)) for row in rows)  # of a row no more is kept
+    for prompts in batched(asked, _PROMPTS_AT_ONCE):
         found.update(key for _, key in prompts)
         if opened is not None:
             opened.extend(prompts)
