@@ -20,7 +20,7 @@ from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import RowRules
 from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.ledger import Entry, Ledger, enter
-from rlhf_core.dataprep.measures.frames import FEW, FrameBuilder, batched, excerpt
+from rlhf_core.dataprep.measures.frames import FEW, FrameBuilder, excerpt
 from rlhf_core.dataprep.measures.losses import TokenLosses
 from rlhf_core.dataprep.sources.rows import UNNAMED, FilteredRow
 from rlhf_core.dataprep.split import DialogueSplitter
@@ -28,9 +28,7 @@ from rlhf_core.dataprep.votes.pooling import Ballot, votes_once
 from rlhf_core.dataprep.votes.vote_table import Floats, VoteTable, decide
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Comparison
-from rlhf_core.storage.records import atomic_file
-
-_ROWS_AT_ONCE = 512
+from rlhf_core.storage.records import atomic_file, batched
 
 RAW_COLUMNS = pa.schema(
     [
@@ -133,7 +131,7 @@ def take_in(
     """
     progress = tqdm(items, desc="reading comparisons", unit=" rows", disable=None)
     with atomic_file(intake.spill) as stream:
-        for batch in batched(progress, _ROWS_AT_ONCE):
+        for batch in batched(progress):
             intake.num_rows += len(batch)
             kept = []
             for item in batch:

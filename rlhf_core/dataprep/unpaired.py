@@ -17,15 +17,12 @@ from rlhf_core.dataprep.cleaning.signature_rows import SignatureRows
 from rlhf_core.dataprep.cleaning.signatures import SignatureTable
 from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_key
 from rlhf_core.dataprep.ledger import Ledger
-from rlhf_core.dataprep.measures.frames import batched
 from rlhf_core.dataprep.sources.rows import FilteredRow, prompt_problem
 from rlhf_core.dataprep.split import Side
 from rlhf_core.schema import Record, UnpairedExample
-from rlhf_core.storage.records import iterate_records
+from rlhf_core.storage.records import batched, iterate_records
 
 Rows = Iterable[tuple[int, UnpairedExample | FilteredRow]]
-
-_ROWS_AT_ONCE = 512
 
 
 @dataclass(slots=True)
@@ -153,7 +150,7 @@ def _screen(
     """Return why each example is filtered out, if so, in the order of the rows."""
     seen = _Seen(near_threshold)
     problems: list[Problem | None] = []
-    for batch in batched(examples, _ROWS_AT_ONCE):
+    for batch in batched(examples):
         for item, problem in zip(batch, _problems_alone(batch, bench), strict=True):
             problem = problem or _split_problem(item, bench, judged)
             if problem is None:

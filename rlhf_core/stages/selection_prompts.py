@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.keys import DialogueKey, conversation_key, dialogue_key, unit_interval
-from rlhf_core.dataprep.measures.frames import batched
 from rlhf_core.schema import DatasetRef, DatasetSplits, PreferencePair, Prompt, UnpairedExample
 from rlhf_core.stages.evaluation.scoring import fits
-from rlhf_core.storage.records import iterate_records
+from rlhf_core.storage.records import batched, iterate_records
 from rlhf_core.tokenization import Renderer
 
 logger = logging.getLogger(__name__)
 
-_PROMPTS_AT_ONCE = 512
 MOST_SET_APART = 0.1
 """Share of the training prompts' dialogues, at most: the policy has to learn from the rest."""
 
@@ -115,7 +113,7 @@ def _dialogues(
     found = set[DialogueKey]()
     rows = () if part is None else iterate_records(part, kind)
     asked = ((row.prompt, dialogue_key(row.prompt)) for row in rows)  # of a row no more is kept
-    for prompts in batched(asked, _PROMPTS_AT_ONCE):
+    for prompts in batched(asked):
         found.update(key for _, key in prompts)
         if opened is not None:
             opened.extend(prompts)

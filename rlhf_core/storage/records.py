@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -21,7 +22,10 @@ from rlhf_core.schema import DatasetRef, Record
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
+Row = TypeVar("Row")
 
+ROWS_AT_ONCE = 512
+"""Whose texts are looked at together: that is cheaper than one by one, and takes little memory."""
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
 _SHOWN = 600
@@ -177,6 +181,13 @@ def iterate_records(source: DatasetRef | Path, kind: type[AnyRecord]) -> Iterato
         raise DataError(
             f"{path}: expected {source.num_rows} rows, found {num_rows}; prepare the data again"
         )
+
+
+def batched(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yield lists of ``ROWS_AT_ONCE`` rows, the last one shorter."""
+    rest = iter(rows)
+    while batch := list(islice(rest, ROWS_AT_ONCE)):
+        yield batch
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:

@@ -1,27 +1,16 @@
 """Columns of many rows, held compactly, for the validation suites."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-
-Item = TypeVar("Item")
 
 FEW = pa.dictionary(pa.int32(), pa.string())
 """Type of a column of few different texts, each of which is held once."""
 _CHUNK = 10_000
 _EXCERPT = 40
 """Characters of a text that a validation suite sees."""
-
-
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of ``size`` items, the last one shorter."""
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 def excerpt(text: str) -> str:

@@ -28,7 +28,6 @@ from rlhf_core.dataprep.intake import (
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.manifest import Manifest, write_manifest
 from rlhf_core.dataprep.measures.dialogues import DialogueFacts, dialogue_facts
-from rlhf_core.dataprep.measures.frames import batched
 from rlhf_core.dataprep.measures.pair_texts import PairTexts
 from rlhf_core.dataprep.measures.pictures import draw_pictures
 from rlhf_core.dataprep.sources import (
@@ -60,6 +59,7 @@ from rlhf_core.stages.preparation.report import (
     write_report,
 )
 from rlhf_core.stages.preparation.tokens import describe_conversations, make_token_check
+from rlhf_core.storage.records import batched
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,6 @@ logger = logging.getLogger(__name__)
 REPORT = "report.json"
 QUARANTINE = checks.QUARANTINE
 PICTURES = "pictures"
-_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +219,7 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> FirstTurnIndex | Non
     others = _with_keys(chain(shown, labelled, _prompts_to_sample_from(data)))
     sound = (row for row in others if prompt_problem(row[0]) is None)
     kept_out = (row for row in heldout if row[1] in reserved)
-    for batch in batched(chain(kept_out, sound), _ROWS_AT_ONCE):
+    for batch in batched(chain(kept_out, sound)):
         first_turns.extend(batch)
     return first_turns
 
@@ -306,7 +305,7 @@ def _write(
     files = bench.quarantine.files
     demonstrations = files.setdefault("demonstrations", {})
     assemble.write_demonstrations(read_demonstrations(data.demonstrations, demonstrations), bench)
-    pairs = batched(assemble.write_pairs(intake, bench), _ROWS_AT_ONCE)
+    pairs = batched(assemble.write_pairs(intake, bench))
     assemble.write_derived(
         _gathering(pairs, texts),
         bench,
