@@ -42,18 +42,18 @@ from rlhf_core.schema import (
     RunContext,
     StageResult,
 )
-from rlhf_core.stages.base_model import model_renderer
-from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.best_of_n import answer_several_times
 from rlhf_core.stages.evaluation.compare import distances
-from rlhf_core.stages.evaluation.scoring import choose_prompts, score_texts
+from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.scoring import choose_prompts, score_texts
 from rlhf_core.stages.policy import train_policy
 from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.stages.reward import train_reward
-from rlhf_core.stages.selection import load_checkpoint
 from rlhf_core.stages.sft import train_sft
-from rlhf_core.stages.training_job import TrainingJob
-from rlhf_core.stages.training_run import begin_training
+from rlhf_core.stages.training.job import TrainingJob
+from rlhf_core.stages.training.run import begin_training
+from rlhf_core.stages.training.selection import load_checkpoint
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.records import (
     atomic_file,

@@ -79,7 +79,7 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageRes
     stage = open_model_stage("policy", settings, inputs)
     terms, scorers = stage.config.policy.rewards, {}
     if terms:
-        from rlhf_core.stages.reward_terms import find_scorers
+        from rlhf_core.stages.training.reward_terms import find_scorers
 
         scorers = find_scorers(terms, resolve_model)
     besides = read_besides("policy", stage.config, stage.context, stage.models)

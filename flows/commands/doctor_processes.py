@@ -88,7 +88,7 @@ def _placed(distributed: "DistributedConfig", device: str, stages: str) -> Findi
 
 
 def _memory(config: "PipelineConfig", stage: "GatedStage") -> Iterator[Finding]:
-    from rlhf_core.stages.memory import memory_ahead
+    from rlhf_core.stages.training.memory import memory_ahead
 
     what = f"memory ({stage})"
     try:

@@ -10,7 +10,7 @@ import typer
 from rlhf_flows.commands.options import JsonOption, begin, write_json
 
 if TYPE_CHECKING:
-    from rlhf_core.stages.new_project import Wanted
+    from rlhf_core.stages.project.new_project import Wanted
 
 
 class Goal(StrEnum):
@@ -70,7 +70,7 @@ def init(
     is not given.
     """
     begin("warning", uses_servers=False)
-    from rlhf_core.stages.new_project import Wanted, init_project
+    from rlhf_core.stages.project.new_project import Wanted, init_project
     from rlhf_flows.commands.tables import show_line
 
     wanted = Wanted(
@@ -122,7 +122,7 @@ def _asked(wanted: "Wanted") -> "Wanted":
     from dataclasses import replace
 
     from rlhf_core.errors import ConfigError
-    from rlhf_core.stages.new_project import GOALS
+    from rlhf_core.stages.project.new_project import GOALS
 
     if goal not in (*GOALS, "auto"):
         raise ConfigError(f"goal {goal!r}: expected try, better or auto")

@@ -106,13 +106,13 @@ def read_besides(
 
         return {"made_from": prepare_fingerprint(config)}
     if name == "sft":
-        from rlhf_core.stages.base_model import base_digest
+        from rlhf_core.stages.models.base_model import base_digest
 
         return {"base": base_digest(config.model)}
     if name == "policy":
         found = {} if "reward" in models else {"reward": "none"}
         if terms := config.policy.rewards:
-            from rlhf_core.stages.reward_terms import find_scorers, rewards_digest
+            from rlhf_core.stages.training.reward_terms import find_scorers, rewards_digest
 
             found["rewards"] = rewards_digest(terms, find_scorers(terms, resolve))
         return found

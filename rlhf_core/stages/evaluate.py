@@ -34,7 +34,6 @@ from rlhf_core.schema import (
     RunContext,
     StageResult,
 )
-from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluation.best_of_k import with_best_of_k
 from rlhf_core.stages.evaluation.compare import compare_answers, sampling, topics_of, write_samples
 from rlhf_core.stages.evaluation.independence import (
@@ -48,7 +47,6 @@ from rlhf_core.stages.evaluation.judge_check import check_judge
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.people import corrected_by_people
 from rlhf_core.stages.evaluation.scored_pairs import heldout_pairs, score_pairs, with_tags
-from rlhf_core.stages.evaluation.scoring import response_logprobs
 from rlhf_core.stages.evaluation.suites import FOLDER as SUITES
 from rlhf_core.stages.evaluation.suites import check_suites, with_suites
 from rlhf_core.stages.evaluation.verdict import (
@@ -57,7 +55,9 @@ from rlhf_core.stages.evaluation.verdict import (
     gates_asked,
     metric_plans,
 )
-from rlhf_core.stages.examples import TurnOf, row_counts, tokenize_records
+from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.examples import TurnOf, row_counts, tokenize_records
+from rlhf_core.stages.models.scoring import response_logprobs
 from rlhf_core.statistics.clusters import numbered
 from rlhf_core.statistics.intervals import cluster_sums, estimate_clustered, estimate_ratio
 from rlhf_core.storage.records import iterate_records, read_records

@@ -30,25 +30,25 @@ from rlhf_core.schema import (
     StageResult,
     UnpairedExample,
 )
-from rlhf_core.stages.base_model import model_renderer, name_ends
-from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.independence import require_independent_judge
-from rlhf_core.stages.evaluation.scoring import fits
-from rlhf_core.stages.examples import tokenize_records
-from rlhf_core.stages.memory import models_of_policy, require_memory
+from rlhf_core.stages.models.base_model import model_renderer, name_ends
+from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.examples import tokenize_records
+from rlhf_core.stages.models.scoring import fits
 from rlhf_core.stages.reward import load_pairs
-from rlhf_core.stages.reward_terms import open_reward_terms, rewards_digest
-from rlhf_core.stages.selection import choose_checkpoint
-from rlhf_core.stages.selection_prompts import set_apart
 from rlhf_core.stages.sft import load_demonstrations
-from rlhf_core.stages.training_job import TrainingJob
-from rlhf_core.stages.training_run import (
+from rlhf_core.stages.training.job import TrainingJob
+from rlhf_core.stages.training.memory import models_of_policy, require_memory
+from rlhf_core.stages.training.reward_terms import open_reward_terms, rewards_digest
+from rlhf_core.stages.training.run import (
     Fitted,
     Followers,
     begin_training,
     register_trained,
     train,
 )
+from rlhf_core.stages.training.selection import choose_checkpoint
+from rlhf_core.stages.training.selection_prompts import set_apart
 from rlhf_core.storage.records import iterate_records, read_records, write_records
 from rlhf_core.tokenization import Renderer, TokenizedPrompt, TokenizedUnpaired, keep_rows
 from rlhf_core.trainers.dpo import fit_dpo

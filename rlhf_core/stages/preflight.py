@@ -2,9 +2,9 @@
 
 from rlhf_core.config import FunctionTermConfig, PipelineConfig
 from rlhf_core.config.functions import function_sha256
-from rlhf_core.stages.base_model import base_renderer, require_no_clock
 from rlhf_core.stages.evaluation.best_of_k import read_choices
 from rlhf_core.stages.evaluation.suites import check_suites
+from rlhf_core.stages.models.base_model import base_renderer, require_no_clock
 from rlhf_core.stages.preparation.inputs import require_paths
 from rlhf_core.stages.prepare import require_own_folders
 

@@ -21,7 +21,7 @@ from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
 from rlhf_core.errors import DataError, RlhfError, StorageError
 from rlhf_core.schema import DatasetSplits
-from rlhf_core.stages.model_digests import tokenizer_digest
+from rlhf_core.stages.models.digests import tokenizer_digest
 from rlhf_core.stages.preparation import build as prepare_build
 from rlhf_core.stages.preparation import checks as prepare_checks
 from rlhf_core.stages.preparation.dataset import DATASET, FAILURES, failures_of, read_splits

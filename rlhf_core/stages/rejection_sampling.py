@@ -28,10 +28,10 @@ from rlhf_core.models.classifier import Classifier, outside_model
 from rlhf_core.models.text import num_positions
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Conversation, Demonstration, ModelRef, ModelRole, Prompt, Record
-from rlhf_core.stages.base_model import model_renderer
-from rlhf_core.stages.determinism import derived_seed, make_deterministic
-from rlhf_core.stages.evaluation.scoring import readable_ids, response_scores
 from rlhf_core.stages.labels.answers import Answer, AnsweredPart
+from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.models.scoring import readable_ids, response_scores
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.journal import appending, read_journal
 from rlhf_core.storage.locks import locked

@@ -24,13 +24,13 @@ from rlhf_core.schema import (
     RunContext,
     StageResult,
 )
-from rlhf_core.stages.base_model import model_renderer, name_ends
-from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluate import evaluate_reward
-from rlhf_core.stages.examples import pair_fault, tokenize_records
-from rlhf_core.stages.memory import require_memory
-from rlhf_core.stages.training_job import TrainingJob
-from rlhf_core.stages.training_run import (
+from rlhf_core.stages.models.base_model import model_renderer, name_ends
+from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.examples import pair_fault, tokenize_records
+from rlhf_core.stages.training.job import TrainingJob
+from rlhf_core.stages.training.memory import require_memory
+from rlhf_core.stages.training.run import (
     Fitted,
     Followers,
     begin_training,

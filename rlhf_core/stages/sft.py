@@ -11,12 +11,12 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, RunContext, StageResult
-from rlhf_core.stages.base_model import load_base
 from rlhf_core.stages.evaluate import evaluate_sft
-from rlhf_core.stages.examples import tokenize_records
-from rlhf_core.stages.memory import require_memory
-from rlhf_core.stages.training_job import TrainingJob
-from rlhf_core.stages.training_run import (
+from rlhf_core.stages.models.base_model import load_base
+from rlhf_core.stages.models.examples import tokenize_records
+from rlhf_core.stages.training.job import TrainingJob
+from rlhf_core.stages.training.memory import require_memory
+from rlhf_core.stages.training.run import (
     Fitted,
     Followers,
     begin_training,

@@ -7,7 +7,7 @@ import torch
 
 from rlhf_core.config import ComputeConfig
 from rlhf_core.models import device_of, load_causal, load_scalar, scalar_from_causal
-from rlhf_core.stages.determinism import make_deterministic
+from rlhf_core.stages.models.determinism import make_deterministic
 from tests.trainers import ppo_toys, toys
 from tests.trainers.conftest import causal_directory, saved_once
 from tests.trainers.ppo_toys import VARIANTS, train_ppo

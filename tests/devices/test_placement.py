@@ -9,7 +9,7 @@ import torch
 from rlhf_core.errors import ConfigError
 from rlhf_core.models import choose_device, device_of, load_causal, load_scalar, scalar_from_causal
 from rlhf_core.rollout.decode import Sampling, decode
-from rlhf_core.stages.evaluation.scoring import response_logprobs, response_scores
+from rlhf_core.stages.models.scoring import response_logprobs, response_scores
 from rlhf_core.trainers.parallel import side_by_side
 from tests.devices.pretended import Distant, elsewhere
 from tests.trainers import ppo_toys, toys

@@ -7,7 +7,7 @@ from torch import nn
 
 from rlhf_core.errors import CheckpointError, ConfigError
 from rlhf_core.feedback.ballots import BallotBox
-from rlhf_core.stages.selection import ANSWERS
+from rlhf_core.stages.training.selection import ANSWERS
 from rlhf_core.trainers.checkpoint import KeptWeights
 from rlhf_flows.engine.run_files import delete_run, foreign_files, hold_run
 from rlhf_flows.engine.runs import in_use, is_worked_on, open_run, settings_of_run

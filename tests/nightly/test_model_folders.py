@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.errors import RlhfError
-from rlhf_core.stages.base_model import load_base
+from rlhf_core.stages.models.base_model import load_base
 
 pytestmark = pytest.mark.nightly
 

@@ -11,7 +11,7 @@ import transformers as hf
 from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ModelError
 from rlhf_core.models import save_model
-from rlhf_core.stages.base_model import load_base
+from rlhf_core.stages.models.base_model import load_base
 from tests.demo.test_base import BASE
 
 SMALL = {

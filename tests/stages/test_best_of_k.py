@@ -6,7 +6,7 @@ import pytest
 from rlhf_core.errors import DataError
 from rlhf_core.stages.evaluate import evaluate_reward
 from rlhf_core.stages.evaluation.best_of_k import credit, read_choices
-from rlhf_core.stages.evaluation.scoring import score_texts
+from rlhf_core.stages.models.scoring import score_texts
 
 ROWS = [
     {"id": "1", "prompt": "When does the zoo open?", "chosen": ["At nine."],

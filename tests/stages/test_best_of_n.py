@@ -8,11 +8,11 @@ from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Message
-from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluate import evaluate_policy
 from rlhf_core.stages.evaluation.best_of_n import answer_several_times, best_of_n, highest
 from rlhf_core.stages.evaluation.report import compared_answers, pick_samples
-from rlhf_core.stages.evaluation.scoring import score_texts
+from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.scoring import score_texts
 
 GATE = {"metric": "policy/win_rate_over_best_of_n", "at_least": 0.01, "min_samples": 5}
 

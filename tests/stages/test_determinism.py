@@ -2,8 +2,8 @@ import joblib
 import pytest
 import torch
 
-from rlhf_core.stages import determinism
-from rlhf_core.stages.determinism import take_cores
+from rlhf_core.stages.models import determinism
+from rlhf_core.stages.models.determinism import take_cores
 
 
 @pytest.fixture(autouse=True)

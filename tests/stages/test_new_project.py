@@ -10,8 +10,8 @@ import yaml
 
 from rlhf_core.config import load_config
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.stages.new_project import Wanted, init_project
 from rlhf_core.stages.preflight import check_inputs
+from rlhf_core.stages.project.new_project import Wanted, init_project
 from rlhf_flows.servers.installation import module_entrypoint
 from rlhf_flows.servers.pools import read_pools
 

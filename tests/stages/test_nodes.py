@@ -29,7 +29,7 @@ from rlhf_core.stages.distributed.task import (
     RankTask,
     write_record,
 )
-from rlhf_core.stages.training_job import TrainingJob
+from rlhf_core.stages.training.job import TrainingJob
 from rlhf_core.storage.records import read_record
 
 ROOT = Path(__file__).parents[2]

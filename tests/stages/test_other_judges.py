@@ -23,10 +23,11 @@ from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import ModelRef
 from rlhf_core.stages.champions import release_of
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
-from rlhf_core.stages.evaluation import judging, scoring
+from rlhf_core.stages.evaluation import judging
 from rlhf_core.stages.evaluation.independence import require_independent_judge
 from rlhf_core.stages.evaluation.judging import Panel, judges_together, outside_judge
 from rlhf_core.stages.evaluation.verdict import metric_plans
+from rlhf_core.stages.models import scoring
 from rlhf_core.storage.records import read_records
 from tests.feedback.servers import Chat, prefers_longer, serving, shown
 from tests.stages.conftest import question

@@ -12,9 +12,9 @@ from rlhf_core.errors import DataError
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.schema import DatasetRef, Message, Prompt, UnpairedExample
 from rlhf_core.stages import policy
-from rlhf_core.stages.base_model import base_renderer
-from rlhf_core.stages.training_job import TrainingJob
-from rlhf_core.stages.training_run import Followers
+from rlhf_core.stages.models.base_model import base_renderer
+from rlhf_core.stages.training.job import TrainingJob
+from rlhf_core.stages.training.run import Followers
 from rlhf_core.storage.records import md5_of, read_records, sha256_of, write_records
 from rlhf_core.tokenization import Rows
 from tests.trainers.toys import ListTracker

@@ -16,9 +16,9 @@ from rlhf_core.models.classifier import Classifier
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Demonstration, Message, Prompt
 from rlhf_core.stages import rejection_sampling
-from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluation.best_of_n import answer_several_times
-from rlhf_core.stages.evaluation.scoring import score_texts
+from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.scoring import score_texts
 from rlhf_core.stages.rejection_sampling import BestOf, best_of, find_scorer, sample_best
 
 HOW = BestOf(num_answers=4, temperature=2.0, max_new_tokens=16, seed=3)

@@ -11,10 +11,10 @@ from rlhf_core.evaluation.suites import SuiteAnswer, suite_results, suites_diges
 from rlhf_core.models import load_causal, save_model
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import EvaluationReport, Message
-from rlhf_core.stages.base_model import model_renderer
 from rlhf_core.stages.evaluate import evaluate_policy
 from rlhf_core.stages.evaluation.report import write_report
 from rlhf_core.stages.evaluation.suites import check_suites, with_suites
+from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.storage.records import read_records
 
 

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_core.stages.evaluation.scoring import readable_ids
+from rlhf_core.stages.models.scoring import readable_ids
 
 RENDERER = SimpleNamespace(special_tokens=("<|bos|>", "<|eos|>"), response_ids=lambda text: text)
 

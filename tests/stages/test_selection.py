@@ -13,13 +13,14 @@ from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.errors import ConfigError, RegistryError
 from rlhf_core.models.files import weights_sha256
 from rlhf_core.schema import DatasetRef, Message, PreferencePair, Prompt, StageResult
-from rlhf_core.stages import policy, selection
-from rlhf_core.stages.base_model import base_renderer
+from rlhf_core.stages import policy
 from rlhf_core.stages.evaluation import figures, report
-from rlhf_core.stages.selection import SelectionAnswer, preferred
-from rlhf_core.stages.selection_prompts import set_apart
-from rlhf_core.stages.training_job import Trained, TrainingJob
-from rlhf_core.stages.training_run import kept_weights
+from rlhf_core.stages.models.base_model import base_renderer
+from rlhf_core.stages.training import selection
+from rlhf_core.stages.training.job import Trained, TrainingJob
+from rlhf_core.stages.training.run import kept_weights
+from rlhf_core.stages.training.selection import SelectionAnswer, preferred
+from rlhf_core.stages.training.selection_prompts import set_apart
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.trainers.checkpoint import spread_evenly
 from tests.stages.conftest import question

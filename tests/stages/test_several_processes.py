@@ -23,8 +23,8 @@ from rlhf_core.stages import sft
 from rlhf_core.stages.distributed import agent, launch
 from rlhf_core.stages.distributed.failures import first_failure
 from rlhf_core.stages.distributed.task import FAILED, LOGS, RankFailure, RankFailures, RankTask
-from rlhf_core.stages.training_job import TrainingJob
-from rlhf_core.stages.training_run import train
+from rlhf_core.stages.training.job import TrainingJob
+from rlhf_core.stages.training.run import train
 from tests.flows.served import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]

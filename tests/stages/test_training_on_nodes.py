@@ -17,8 +17,8 @@ from rlhf_core.config import DistributedConfig
 from rlhf_core.stages import sft
 from rlhf_core.stages.distributed import launch
 from rlhf_core.stages.distributed.task import LOGS
-from rlhf_core.stages.training_job import TrainingJob
-from rlhf_core.stages.training_run import train
+from rlhf_core.stages.training.job import TrainingJob
+from rlhf_core.stages.training.run import train
 from tests.stages.test_nodes import in_thread
 from tests.stages.test_several_processes import living_ranks
 
@@ -32,8 +32,8 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import DatasetSplits, RunContext
 from rlhf_core.stages import sft
 from rlhf_core.stages.distributed.launch import follow_node_0
-from rlhf_core.stages.training_job import TrainingJob
-from rlhf_core.stages.training_run import train
+from rlhf_core.stages.training.job import TrainingJob
+from rlhf_core.stages.training.run import train
 from rlhf_flows.commands import start
 import signal
 

@@ -44,7 +44,7 @@ from rlhf_core.stages.distributed.task import (
     RankTask,
     write_record,
 )
-from rlhf_core.stages.training_job import Trained, TrainingJob
+from rlhf_core.stages.training.job import Trained, TrainingJob
 from rlhf_core.storage.records import read_record
 
 logger = logging.getLogger(__name__)

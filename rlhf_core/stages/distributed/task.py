@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhf_core.config import DistributedConfig
 from rlhf_core.schema import ModelRole, Record
-from rlhf_core.stages.training_job import TrainingJob
+from rlhf_core.stages.training.job import TrainingJob
 from rlhf_core.storage.records import atomic_file
 
 TASK, TRAINED, LINES, FAILED = "task.json", "trained.json", "lines.jsonl", "failed.json"

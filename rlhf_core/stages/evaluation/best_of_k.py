@@ -19,8 +19,8 @@ from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, UnusableRow
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.preference_metrics import MAX_TAG_VALUES
 from rlhf_core.schema import Conversation, Estimate, EvaluationReport, ModelRef
-from rlhf_core.stages.base_model import model_renderer
-from rlhf_core.stages.evaluation.scoring import readable_ids, score_texts
+from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.scoring import readable_ids, score_texts
 from rlhf_core.statistics.clusters import numbered
 from rlhf_core.statistics.intervals import SHARE, Plans, estimate_clustered
 from rlhf_core.statistics.resampling import Array

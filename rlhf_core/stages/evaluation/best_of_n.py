@@ -18,10 +18,10 @@ from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.rollout.sampler import OWN_LOOP, Sampler
 from rlhf_core.schema import Conversation, ModelRef
-from rlhf_core.stages.base_model import model_renderer
-from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.judging import Panel
-from rlhf_core.stages.evaluation.scoring import as_answers, score_texts
+from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.scoring import as_answers, score_texts
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.trainers.progress import Progress
 

@@ -21,11 +21,12 @@ from rlhf_core.functional.kl import kl_k1, kl_k3
 from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.schema import Conversation, DatasetSplits, ModelRef, Prompt
-from rlhf_core.stages.base_model import model_renderer
-from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.best_of_n import best_of_n
 from rlhf_core.stages.evaluation.judging import Panel
-from rlhf_core.stages.evaluation.scoring import (
+from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.examples import note_rows
+from rlhf_core.stages.models.scoring import (
     as_answers,
     choose_prompts,
     fits,
@@ -33,7 +34,6 @@ from rlhf_core.stages.evaluation.scoring import (
     sampled_ids,
     score_texts,
 )
-from rlhf_core.stages.examples import note_rows
 from rlhf_core.statistics.resampling import Array, Ints
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import Renderer, TokenIds

@@ -29,9 +29,9 @@ from rlhf_core.feedback.ballots import Ballot, BallotBox
 from rlhf_core.feedback.judge import read_verdict
 from rlhf_core.models.classifier import Classifier, outside_model
 from rlhf_core.schema import Comparison, Conversation, ModelRef
-from rlhf_core.stages.determinism import derived_seed
-from rlhf_core.stages.evaluation.scoring import Score, load_scorer
 from rlhf_core.stages.labels.ai import ask_judge, judge_name, what_is_asked
+from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.scoring import Score, load_scorer
 from rlhf_core.statistics.resampling import Array
 
 _TOO_LONG = "the conversation is longer than {name} reads ({limit} tokens)"

@@ -20,8 +20,8 @@ from rlhf_core.schema import (
     Prompt,
     RunContext,
 )
-from rlhf_core.stages.evaluation.scoring import response_scores
-from rlhf_core.stages.examples import pair_fault, tokenize_records
+from rlhf_core.stages.models.examples import pair_fault, tokenize_records
+from rlhf_core.stages.models.scoring import response_scores
 from rlhf_core.statistics.clusters import numbered
 from rlhf_core.storage.records import iterate_records
 from rlhf_core.tokenization import Renderer, TokenizedPair

@@ -22,7 +22,7 @@ from rlhf_core.schema import (
     RunContext,
     StageResult,
 )
-from rlhf_core.stages.determinism import derived_seed, take_cores
+from rlhf_core.stages.models.determinism import derived_seed, take_cores
 from rlhf_core.statistics.intervals import Plans, Resampling
 from rlhf_core.statistics.resampling import Ints
 

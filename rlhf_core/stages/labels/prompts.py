@@ -17,9 +17,9 @@ from rlhf_core.schema import (
     PreferencePair,
     Prompt,
 )
-from rlhf_core.stages.base_model import model_renderer
-from rlhf_core.stages.determinism import derived_seed
-from rlhf_core.stages.evaluation.scoring import fits
+from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.scoring import fits
 from rlhf_core.storage.records import read_records
 
 

@@ -28,7 +28,7 @@ from rlhf_core.dataprep.sources.rows import comparison_problem
 from rlhf_core.errors import ConfigError, DataError, ModelError
 from rlhf_core.models.memory import weight_bytes
 from rlhf_core.schema import Comparison, Record
-from rlhf_core.stages.project_writer import SETTINGS, write_project
+from rlhf_core.stages.project.writer import SETTINGS, write_project
 from rlhf_core.storage.records import atomic_file
 from rlhf_core.tokenization.load import own_template, tokenizer_beside
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rlhf_core.config import ComputeConfig, GatedStage, PipelineConfig
 from rlhf_core.config.policy import PolicySettings
 from rlhf_core.models.memory import memory_of_training, require_memory_of_training
-from rlhf_core.stages.training_job import TrainingJob
+from rlhf_core.stages.training.job import TrainingJob
 
 logger = logging.getLogger(__name__)
 

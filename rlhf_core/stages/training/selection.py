@@ -25,15 +25,15 @@ from rlhf_core.schema import (
     Prompt,
     Record,
 )
-from rlhf_core.stages.base_model import model_renderer, name_ends
-from rlhf_core.stages.determinism import derived_seed
 from rlhf_core.stages.evaluation.compare import distances, sample_answers
 from rlhf_core.stages.evaluation.judging import Panel
-from rlhf_core.stages.evaluation.scoring import fits
 from rlhf_core.stages.evaluation.verdict import MOST_UNJUDGED
-from rlhf_core.stages.selection_prompts import set_apart
-from rlhf_core.stages.training_job import Trained, TrainingJob
-from rlhf_core.stages.training_run import kept_weights
+from rlhf_core.stages.models.base_model import model_renderer, name_ends
+from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.scoring import fits
+from rlhf_core.stages.training.job import Trained, TrainingJob
+from rlhf_core.stages.training.run import kept_weights
+from rlhf_core.stages.training.selection_prompts import set_apart
 from rlhf_core.statistics.intervals import Resampling, estimate_mean
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.records import write_records

@@ -13,9 +13,9 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.models import save_model
 from rlhf_core.ports import Observer, Tracker
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext
-from rlhf_core.stages.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.evaluation.independence import require_topics
-from rlhf_core.stages.training_job import Trained, TrainingJob
+from rlhf_core.stages.models.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.training.job import Trained, TrainingJob
 from rlhf_core.trainers.checkpoint import CheckpointStore, KeptWeights
 from rlhf_core.trainers.loop import FitSummary, TrainingRun
 

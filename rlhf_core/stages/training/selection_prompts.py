@@ -12,7 +12,7 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.keys import DialogueKey, conversation_key, dialogue_key, unit_interval
 from rlhf_core.schema import DatasetRef, DatasetSplits, PreferencePair, Prompt, UnpairedExample
-from rlhf_core.stages.evaluation.scoring import fits
+from rlhf_core.stages.models.scoring import fits
 from rlhf_core.storage.records import batched, iterate_records
 from rlhf_core.tokenization import Renderer
 

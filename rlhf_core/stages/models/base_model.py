@@ -13,7 +13,7 @@ from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal
 from rlhf_core.models.known_ids import num_embeddings, unknown_ids
 from rlhf_core.models.text import num_positions
-from rlhf_core.stages.model_digests import template_parts
+from rlhf_core.stages.models.digests import template_parts
 from rlhf_core.storage.records import sha256_of
 from rlhf_core.tokenization import (
     Renderer,

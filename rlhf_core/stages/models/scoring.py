@@ -20,7 +20,7 @@ from rlhf_core.models import (
 )
 from rlhf_core.rollout.sample import SampledResponse
 from rlhf_core.schema import Conversation, Prompt
-from rlhf_core.stages.base_model import model_renderer
+from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.tokenization import Renderer, TokenIds, as_token_ids, pack_responses
 from rlhf_core.trainers.loop import split_by_tokens
