@@ -24,10 +24,10 @@ from prefect.states import Cancelled, Failed
 from pydantic import Field, ValidationError
 
 from rlhf_core.adapters import approval
+from rlhf_core.adapters.champions import look_at
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageResult, Verdict
 from rlhf_core.schema.shown import shown_code
-from rlhf_core.stages.champions import look_at
 from rlhf_flows.engine.artifacts import (
     changed_answers,
     file_report,

@@ -12,12 +12,12 @@ from prefect import flow
 from prefect.states import Completed
 
 from rlhf_core.adapters import versioning
+from rlhf_core.adapters.champions import look_at
 from rlhf_core.adapters.dvc_versions import publishing_base, require_remote
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
 from rlhf_core.feedback.results import PullResult
 from rlhf_core.schema import RunContext
-from rlhf_core.stages.champions import look_at
 from rlhf_core.storage.locks import locked
 from rlhf_core.storage.records import read_record
 from rlhf_flows.engine.artifacts import show_rounds

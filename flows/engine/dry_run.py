@@ -252,9 +252,9 @@ class _Plan:
 
     def _deciders(self) -> dict[str, str]:
         """Champion and judge of an evaluation, as far as they are not the run's own."""
+        from rlhf_core.adapters.champions import look_at
         from rlhf_core.adapters.decision import judge_of
         from rlhf_core.adapters.mlflow_client import has_store
-        from rlhf_core.stages.champions import look_at
 
         current = look_at(self._config.project).current if has_store() else None
         found = {"champion": current.policy} if current else {"champion": "none yet"}

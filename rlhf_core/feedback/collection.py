@@ -6,6 +6,7 @@ from pydantic import Field
 
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Record
+from rlhf_core.storage.own_folders import OwnFolder
 from rlhf_core.storage.records import read_record, read_records, sha256_of
 
 MANIFEST = "manifest.json"
@@ -13,6 +14,7 @@ PAIRS = "pairs.jsonl"
 ORIGINS = "origins.jsonl"
 ALIKE = "alike.jsonl"
 """Of an evaluation: pairs drawn whose answers are equal, a tie without asking."""
+COLLECTION = OwnFolder("the collection", is_ours=lambda folder: (folder / MANIFEST).is_file())
 
 
 class SampledModel(Record):

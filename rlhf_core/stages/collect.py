@@ -12,6 +12,7 @@ from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ConfigError, DataError, ModelError
 from rlhf_core.feedback.collection import (
+    COLLECTION,
     MANIFEST,
     ORIGINS,
     PAIRS,
@@ -35,13 +36,12 @@ from rlhf_core.stages.labels.prompts import (
     prompt_file,
 )
 from rlhf_core.storage.folders import exclusive, replacing_directory
-from rlhf_core.storage.own_folders import OwnFolder, require_replaceable
+from rlhf_core.storage.own_folders import require_replaceable
 from rlhf_core.storage.records import atomic_file, sha256_of, write_records
 
 logger = logging.getLogger(__name__)
 
 _ID_LENGTH = 12
-COLLECTION = OwnFolder("the collection", is_ours=lambda folder: (folder / MANIFEST).is_file())
 
 
 def collect_pairs(

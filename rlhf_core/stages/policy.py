@@ -33,10 +33,8 @@ from rlhf_core.schema import (
 from rlhf_core.stages.evaluation.independence import require_independent_judge
 from rlhf_core.stages.models.base_model import model_renderer, name_ends
 from rlhf_core.stages.models.determinism import derived_seed
-from rlhf_core.stages.models.examples import tokenize_records
+from rlhf_core.stages.models.examples import load_demonstrations, load_pairs, tokenize_records
 from rlhf_core.stages.models.scoring import fits
-from rlhf_core.stages.reward import load_pairs
-from rlhf_core.stages.sft import load_demonstrations
 from rlhf_core.stages.training.job import TrainingJob
 from rlhf_core.stages.training.memory import models_of_policy, require_memory
 from rlhf_core.stages.training.reward_terms import open_reward_terms, rewards_digest

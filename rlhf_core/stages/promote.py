@@ -10,6 +10,14 @@ from typing import Any
 
 from rlhf_core.adapters.access import require_release_rights
 from rlhf_core.adapters.approval import record_approval
+from rlhf_core.adapters.champions import (
+    Situation,
+    look_at,
+    note_of,
+    plan_of,
+    policy_uri,
+    release_of,
+)
 from rlhf_core.adapters.decision import COMPARED, EVALUATION, NOBODY, verdict_of
 from rlhf_core.adapters.mlflow_client import has_store
 from rlhf_core.adapters.only_looking import only_looking
@@ -28,14 +36,6 @@ from rlhf_core.adapters.required_gates import require_applied
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import CHAMPION, PREVIOUS, ModelRef, Record, RunContext, StageResult, Verdict
-from rlhf_core.stages.champions import (
-    Situation,
-    look_at,
-    note_of,
-    plan_of,
-    policy_uri,
-    release_of,
-)
 
 
 class Promotion(Record):

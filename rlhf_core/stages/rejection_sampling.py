@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 from torch import nn
-from transformers import AutoConfig
 
 from rlhf_core.adapters.model_files import folder_kind
 from rlhf_core.adapters.registry import check_role
@@ -23,15 +22,14 @@ from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.comparison import best_of_n_kl_bound
-from rlhf_core.models import load_causal, load_scalar
-from rlhf_core.models.classifier import Classifier, outside_model
-from rlhf_core.models.text import num_positions
+from rlhf_core.models import load_causal
+from rlhf_core.models.classifier import outside_model
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Conversation, Demonstration, ModelRef, ModelRole, Prompt, Record
 from rlhf_core.stages.labels.answers import Answer, AnsweredPart
 from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.determinism import derived_seed, make_deterministic
-from rlhf_core.stages.models.scoring import readable_ids, response_scores
+from rlhf_core.stages.models.scoring import Scorer, open_scorer, positions_of
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.journal import appending, read_journal
 from rlhf_core.storage.locks import locked
@@ -42,12 +40,8 @@ logger = logging.getLogger(__name__)
 
 _AT_ONCE = 64
 """Prompts answered between two lines of the journal, and scored together."""
-_SCORE_TOKENS = 16_384
-"""As ``evaluation.micro_batch_tokens`` by default."""
 
 Reason = Literal["not_renderable", "too_long", "unfinished", "not_scored"]
-Scorer = Callable[[Sequence[Conversation], Sequence[str]], Array]
-"""Scores each answer, [n]; NaN where it cannot read one."""
 
 
 class BestOf(Record):
@@ -245,7 +239,7 @@ def _readable(
     policy: ModelRef, scorer: ModelRef, prompts: Sequence[Prompt], settings: BestOf
 ) -> tuple[list[Prompt], list[LeftOut]]:
     """Part the prompts into those that both models can read, and the others with the reason."""
-    answers, room = model_renderer(policy.path), _positions(policy.path)
+    answers, room = model_renderer(policy.path), positions_of(policy.path)
     others = [] if scorer.kind == "classifier" else [model_renderer(scorer.path)]
     asked, left_out = [], []
     for prompt in prompts:
@@ -297,34 +291,6 @@ def _answers(
                 row.append(answer)
             progress.advance({})
     return rows
-
-
-def open_scorer(scorer: ModelRef, device: str) -> Scorer:
-    """Load a reward model, judge or classifier; what it cannot read scores NaN."""
-    if scorer.kind == "classifier":
-        return Classifier(scorer.path, max_length=None, device=device).scores
-    model, renderer = load_scalar(scorer.path, device=device), model_renderer(scorer.path)
-    room = _positions(scorer.path)
-
-    def score(prompts: Sequence[Conversation], texts: Sequence[str]) -> Array:
-        asked = [renderer.prompt_ids(prompt) for prompt in prompts]
-        answered = [readable_ids(renderer, text) for text in texts]
-        scores = np.full(len(asked), np.nan)
-        fitting = [
-            row
-            for row, (prompt, answer) in enumerate(zip(asked, answered, strict=True))
-            if room is None or len(prompt) + len(answer) <= room
-        ]
-        if fitting:
-            scores[fitting] = response_scores(
-                model,
-                [asked[row] for row in fitting],
-                [answered[row] for row in fitting],
-                budget=_SCORE_TOKENS,
-            )
-        return scores
-
-    return score
 
 
 def _scores(score: Scorer, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> Array:
@@ -392,8 +358,3 @@ def _best(
 
 def _left_out(prompt: Prompt, reason: Reason, detail: str) -> LeftOut:
     return LeftOut(prompt_id=prompt.prompt_id, prompt=prompt.prompt, reason=reason, detail=detail)
-
-
-def _positions(folder: Path) -> int | None:
-    """Tokens that a saved model has positions for; None where there is no limit."""
-    return num_positions(AutoConfig.from_pretrained(folder))

@@ -1,22 +1,16 @@
 """Stage 3: a reward model from people's preferences; and, from the other half, the judge."""
 
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Literal
 
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig, RewardConfig
-from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
-from rlhf_core.errors import DataError
 from rlhf_core.models import scalar_from_causal
 from rlhf_core.ports import Observer
 from rlhf_core.schema import (
-    DatasetRef,
     DatasetSplits,
     Demonstration,
     ModelRef,
@@ -27,7 +21,7 @@ from rlhf_core.schema import (
 from rlhf_core.stages.evaluate import evaluate_reward
 from rlhf_core.stages.models.base_model import model_renderer, name_ends
 from rlhf_core.stages.models.determinism import derived_seed
-from rlhf_core.stages.models.examples import pair_fault, tokenize_records
+from rlhf_core.stages.models.examples import load_pairs, tokenize_records
 from rlhf_core.stages.training.job import TrainingJob
 from rlhf_core.stages.training.memory import require_memory
 from rlhf_core.stages.training.run import (
@@ -38,10 +32,7 @@ from rlhf_core.stages.training.run import (
     train,
 )
 from rlhf_core.storage.records import iterate_records
-from rlhf_core.tokenization import Renderer, Rows, TokenizedPair, keep_rows
 from rlhf_core.trainers.reward import fit_reward_model
-
-logger = logging.getLogger(__name__)
 
 NUM_REFERENCES = 512
 """Held-out demonstrations whose mean score becomes 0; their mean is known well enough by then."""
@@ -131,65 +122,3 @@ def _settings(job: TrainingJob) -> RewardConfig:
 def _first(demonstrations: Iterable[Demonstration]) -> Iterator[Demonstration]:
     """Yield the references; the file is read, and its rows are checked and counted, to the end."""
     return (row for place, row in enumerate(demonstrations) if place < NUM_REFERENCES)
-
-
-def load_pairs(
-    config: PipelineConfig,
-    renderer: Renderer,
-    directory: Path,
-    source: DatasetRef,
-    *,
-    margin: Callable[[PreferencePair], float] | None = None,
-    apart: Set[DialogueKey] = frozenset(),
-) -> Rows[TokenizedPair]:
-    """Read prepared pairs as token sequences; those that do not fit are filtered out by reason.
-
-    Args:
-        config: settings of the run.
-        renderer: of the model that reads them.
-        directory: where it is noted what was filtered out, and where tokens lie that are too many
-            for the memory.
-        source: the pairs.
-        margin: by how much the scores of a pair should differ.
-        apart: dialogues that are not read.
-
-    Raises:
-        DataError: nothing is left, or there is a ``margin`` and it is 0 for every pair.
-    """
-    records: Iterable[PreferencePair] = (
-        pair
-        for pair in iterate_records(source, PreferencePair)
-        if not apart or dialogue_key(pair.prompt) not in apart
-    )
-    if margin is not None:
-        records = _with_margins(records, margin, source)
-    pairs = tokenize_records(
-        records,
-        renderer.pair
-        if margin is None
-        else lambda pair: replace(renderer.pair(pair), margin=margin(pair)),
-        length=attrgetter("num_tokens"),
-        max_length=config.model.max_length,
-        filtered=directory / f"set-aside-{source.path.stem}.jsonl",
-        at_fault=partial(pair_fault, renderer, config.model.max_length),
-    )
-    return keep_rows(TokenizedPair, pairs, directory)
-
-
-def _with_margins(
-    pairs: Iterable[PreferencePair], margin: Callable[[PreferencePair], float], source: DatasetRef
-) -> Iterator[PreferencePair]:
-    """Yield the pairs, and refuse them in the end if none of them has a margin."""
-    num_pairs = without = 0
-    for pair in pairs:
-        num_pairs += 1
-        without += margin(pair) == 0.0
-        yield pair
-    if num_pairs and without == num_pairs:
-        raise DataError(
-            f"{source.path}: margin_scale asks for margins, but no pair has a strength above 0: "
-            "name the column that says it (columns: {strength: ...}), take margin_of: votes, or "
-            "leave margin_scale out"
-        )
-    if without:
-        logger.info("margins: %d of %d pairs of %s have none", without, num_pairs, source.path)

@@ -1,19 +1,15 @@
 """Stage 2: demonstrations teach the base model format and tone."""
 
 import time
-from collections.abc import Set
 from functools import partial
-from operator import attrgetter
-from pathlib import Path
 
 from rlhf_core.adapters.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
-from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.ports import Observer
-from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, RunContext, StageResult
+from rlhf_core.schema import DatasetSplits, RunContext, StageResult
 from rlhf_core.stages.evaluate import evaluate_sft
 from rlhf_core.stages.models.base_model import load_base
-from rlhf_core.stages.models.examples import tokenize_records
+from rlhf_core.stages.models.examples import load_demonstrations
 from rlhf_core.stages.training.job import TrainingJob
 from rlhf_core.stages.training.memory import require_memory
 from rlhf_core.stages.training.run import (
@@ -23,8 +19,6 @@ from rlhf_core.stages.training.run import (
     register_trained,
     train,
 )
-from rlhf_core.storage.records import iterate_records
-from rlhf_core.tokenization import Renderer, Rows, TokenizedExample, keep_rows
 from rlhf_core.trainers.sft import fit_sft
 
 
@@ -73,29 +67,3 @@ def fit(job: TrainingJob, followers: Followers) -> Fitted:
         run=followers.training_run(job),
     )
     return model, renderer.tokenizer, summary
-
-
-def load_demonstrations(
-    config: PipelineConfig,
-    renderer: Renderer,
-    directory: Path,
-    source: DatasetRef,
-    *,
-    apart: Set[DialogueKey] = frozenset(),
-) -> Rows[TokenizedExample]:
-    """Read prepared demonstrations as tokens; those that do not fit are filtered out by reason.
-
-    Dialogues that are set ``apart`` are not read.
-    """
-    examples = tokenize_records(
-        (
-            row
-            for row in iterate_records(source, Demonstration)
-            if not apart or dialogue_key(row.prompt) not in apart
-        ),
-        partial(renderer.demonstration, all_turns=config.sft.loss_on == "assistant_turns"),
-        length=attrgetter("num_tokens"),
-        max_length=config.model.max_length,
-        filtered=directory / f"set-aside-{source.path.stem}.jsonl",
-    )
-    return keep_rows(TokenizedExample, examples, directory)

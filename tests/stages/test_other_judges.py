@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf_core.adapters.champions import release_of
 from rlhf_core.adapters.mlflow_client import mlflow_client
 from rlhf_core.adapters.registry import upstream_uris
 from rlhf_core.config import EvaluationConfig
@@ -21,7 +22,6 @@ from rlhf_core.evaluation.judges import (
 )
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import ModelRef
-from rlhf_core.stages.champions import release_of
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
 from rlhf_core.stages.evaluation import judging
 from rlhf_core.stages.evaluation.independence import require_independent_judge

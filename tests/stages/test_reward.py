@@ -6,7 +6,8 @@ from rlhf_core.config import RewardConfig
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, PreferencePair
 from rlhf_core.stages.models.base_model import model_renderer
-from rlhf_core.stages.reward import load_pairs, margin_by
+from rlhf_core.stages.models.examples import load_pairs
+from rlhf_core.stages.reward import margin_by
 from rlhf_core.storage.records import write_records
 from tests.stages.conftest import BASE, question
 

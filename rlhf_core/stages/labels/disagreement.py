@@ -10,7 +10,7 @@ from scipy.special import expit
 from rlhf_core.feedback.collection import Choice, SampledModel
 from rlhf_core.schema import ModelRef, Prompt
 from rlhf_core.stages.labels.answers import Answer
-from rlhf_core.stages.rejection_sampling import open_scorer
+from rlhf_core.stages.models.scoring import open_scorer
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.trainers.progress import Progress
 

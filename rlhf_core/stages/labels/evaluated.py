@@ -18,6 +18,7 @@ from rlhf_core.evaluation.people import OutcomeVote, VotedPair
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.feedback.collection import (
     ALIKE,
+    COLLECTION,
     MANIFEST,
     ORIGINS,
     PAIRS,
@@ -30,7 +31,6 @@ from rlhf_core.feedback.collection import (
 )
 from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import Comparison, ModelRef, StageResult
-from rlhf_core.stages.collect import COLLECTION
 from rlhf_core.storage.folders import exclusive, replacing_directory
 from rlhf_core.storage.own_folders import require_replaceable
 from rlhf_core.storage.records import atomic_file, read_records, sha256_of, write_records

@@ -3,18 +3,21 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Generic, TypeVar
 
-from rlhf_core.dataprep.keys import DialogueKey
+from rlhf_core.config import PipelineConfig
+from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.measures.losses import uneven
 from rlhf_core.errors import DataError
-from rlhf_core.schema import PreferencePair, Record, RowCounts
-from rlhf_core.storage.records import atomic_file
-from rlhf_core.tokenization import Renderer
+from rlhf_core.schema import DatasetRef, Demonstration, PreferencePair, Record, RowCounts
+from rlhf_core.storage.records import atomic_file, iterate_records
+from rlhf_core.tokenization import Renderer, Rows, TokenizedExample, TokenizedPair, keep_rows
 
 logger = logging.getLogger(__name__)
 
@@ -148,3 +151,91 @@ def pair_fault(renderer: Renderer, max_length: int, pair: PreferencePair) -> str
         if not fits:
             wrong.append(side)
     return wrong[0] if len(wrong) == 1 else "both"
+
+
+def load_pairs(
+    config: PipelineConfig,
+    renderer: Renderer,
+    directory: Path,
+    source: DatasetRef,
+    *,
+    margin: Callable[[PreferencePair], float] | None = None,
+    apart: Set[DialogueKey] = frozenset(),
+) -> Rows[TokenizedPair]:
+    """Read prepared pairs as token sequences; those that do not fit are filtered out by reason.
+
+    Args:
+        config: settings of the run.
+        renderer: of the model that reads them.
+        directory: where it is noted what was filtered out, and where tokens lie that are too many
+            for the memory.
+        source: the pairs.
+        margin: by how much the scores of a pair should differ.
+        apart: dialogues that are not read.
+
+    Raises:
+        DataError: nothing is left, or there is a ``margin`` and it is 0 for every pair.
+    """
+    records: Iterable[PreferencePair] = (
+        pair
+        for pair in iterate_records(source, PreferencePair)
+        if not apart or dialogue_key(pair.prompt) not in apart
+    )
+    if margin is not None:
+        records = _with_margins(records, margin, source)
+    pairs = tokenize_records(
+        records,
+        renderer.pair
+        if margin is None
+        else lambda pair: replace(renderer.pair(pair), margin=margin(pair)),
+        length=attrgetter("num_tokens"),
+        max_length=config.model.max_length,
+        filtered=directory / f"set-aside-{source.path.stem}.jsonl",
+        at_fault=partial(pair_fault, renderer, config.model.max_length),
+    )
+    return keep_rows(TokenizedPair, pairs, directory)
+
+
+def _with_margins(
+    pairs: Iterable[PreferencePair], margin: Callable[[PreferencePair], float], source: DatasetRef
+) -> Iterator[PreferencePair]:
+    """Yield the pairs, and refuse them in the end if none of them has a margin."""
+    num_pairs = without = 0
+    for pair in pairs:
+        num_pairs += 1
+        without += margin(pair) == 0.0
+        yield pair
+    if num_pairs and without == num_pairs:
+        raise DataError(
+            f"{source.path}: margin_scale asks for margins, but no pair has a strength above 0: "
+            "name the column that says it (columns: {strength: ...}), take margin_of: votes, or "
+            "leave margin_scale out"
+        )
+    if without:
+        logger.info("margins: %d of %d pairs of %s have none", without, num_pairs, source.path)
+
+
+def load_demonstrations(
+    config: PipelineConfig,
+    renderer: Renderer,
+    directory: Path,
+    source: DatasetRef,
+    *,
+    apart: Set[DialogueKey] = frozenset(),
+) -> Rows[TokenizedExample]:
+    """Read prepared demonstrations as tokens; those that do not fit are filtered out by reason.
+
+    Dialogues that are set ``apart`` are not read.
+    """
+    examples = tokenize_records(
+        (
+            row
+            for row in iterate_records(source, Demonstration)
+            if not apart or dialogue_key(row.prompt) not in apart
+        ),
+        partial(renderer.demonstration, all_turns=config.sft.loss_on == "assistant_turns"),
+        length=attrgetter("num_tokens"),
+        max_length=config.model.max_length,
+        filtered=directory / f"set-aside-{source.path.stem}.jsonl",
+    )
+    return keep_rows(TokenizedExample, examples, directory)

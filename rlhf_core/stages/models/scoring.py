@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.errors import DataError
@@ -18,12 +19,17 @@ from rlhf_core.models import (
     logprobs_from_hidden,
     sequence_scores,
 )
+from rlhf_core.models.classifier import Classifier
+from rlhf_core.models.text import num_positions
 from rlhf_core.rollout.sample import SampledResponse
-from rlhf_core.schema import Conversation, Prompt
+from rlhf_core.schema import Conversation, ModelRef, Prompt
 from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.tokenization import Renderer, TokenIds, as_token_ids, pack_responses
 from rlhf_core.trainers.loop import split_by_tokens
+
+_SCORE_TOKENS = 16_384
+"""As ``evaluation.micro_batch_tokens`` by default."""
 
 
 @torch.inference_mode()
@@ -111,6 +117,43 @@ def load_scorer(directory: Path, *, budget: int, device: str = "cpu") -> Score:
         ]
 
     return score
+
+
+Scorer = Callable[[Sequence[Conversation], Sequence[str]], Array]
+"""Scores each answer, [n]; NaN where it cannot read one."""
+
+
+def open_scorer(scorer: ModelRef, device: str) -> Scorer:
+    """Load a reward model, judge or classifier; what it cannot read scores NaN."""
+    if scorer.kind == "classifier":
+        return Classifier(scorer.path, max_length=None, device=device).scores
+    model, renderer = load_scalar(scorer.path, device=device), model_renderer(scorer.path)
+    room = positions_of(scorer.path)
+
+    def score(prompts: Sequence[Conversation], texts: Sequence[str]) -> Array:
+        asked = [renderer.prompt_ids(prompt) for prompt in prompts]
+        answered = [readable_ids(renderer, text) for text in texts]
+        scores = np.full(len(asked), np.nan)
+        fitting = [
+            row
+            for row, (prompt, answer) in enumerate(zip(asked, answered, strict=True))
+            if room is None or len(prompt) + len(answer) <= room
+        ]
+        if fitting:
+            scores[fitting] = response_scores(
+                model,
+                [asked[row] for row in fitting],
+                [answered[row] for row in fitting],
+                budget=_SCORE_TOKENS,
+            )
+        return scores
+
+    return score
+
+
+def positions_of(folder: Path) -> int | None:
+    """Return the tokens that a saved model has positions for; None where there is no limit."""
+    return num_positions(AutoConfig.from_pretrained(folder))
 
 
 def readable_ids(renderer: Renderer, text: str) -> TokenIds:
