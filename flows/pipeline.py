@@ -6,7 +6,7 @@ raw data -> prepare -> SFT -> gate -> reward model + judge -> gate -> policy -> 
 from prefect import flow
 from prefect.states import Completed
 
-from rlhf_core.adapters.access import check_access
+from rlhf_core.adapters.registry.access import check_access
 from rlhf_core.schema import DatasetSplits, StageResult
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.engine.artifacts import file_report, show_outcome

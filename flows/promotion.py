@@ -23,8 +23,8 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Failed
 from pydantic import Field, ValidationError
 
-from rlhf_core.adapters import approval
-from rlhf_core.adapters.champions import look_at
+from rlhf_core.adapters.registry import approval
+from rlhf_core.adapters.registry.champions import look_at
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageResult, Verdict
 from rlhf_core.schema.shown import shown_code

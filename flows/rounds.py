@@ -11,9 +11,9 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed
 
-from rlhf_core.adapters import versioning
-from rlhf_core.adapters.champions import look_at
-from rlhf_core.adapters.dvc_versions import publishing_base, require_remote
+from rlhf_core.adapters.datasets import versioning
+from rlhf_core.adapters.datasets.dvc_versions import publishing_base, require_remote
+from rlhf_core.adapters.registry.champions import look_at
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
 from rlhf_core.feedback.results import PullResult

@@ -7,7 +7,7 @@ flow, as a deployment or the pipeline's own process does, does not pay for it.
 
 from prefect import flow
 
-from rlhf_core.adapters import approval
+from rlhf_core.adapters.registry import approval
 from rlhf_core.errors import RegistryError
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetSplits, StageResult

@@ -89,7 +89,7 @@ def nothing_is_left_in_the_checkout():
 @pytest.fixture(scope="session")
 def fresh_database(tmp_path_factory):
     """MLflow's tables, made once: its migrations take seconds."""
-    from rlhf_core.adapters.mlflow_client import _client
+    from rlhf_core.adapters.tracking.mlflow_client import _client
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
@@ -150,7 +150,7 @@ def make_prefect_database(home, forked):
 @pytest.fixture(scope="module")
 def forked_tools(forked):
     """DVC, and what DVC runs, without their start-up."""
-    from rlhf_core.adapters import versioning
+    from rlhf_core.adapters.datasets import versioning
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(versioning, "_run", forked.instead_of(versioning._run))

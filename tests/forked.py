@@ -343,7 +343,7 @@ def serve(address, folder, load):
     gc.disable()
     getattr(forked_imports, load)()
     gc.freeze()  # a fork that looked through it for garbage would make a copy of every page
-    from rlhf_core.adapters import versioning
+    from rlhf_core.adapters.datasets import versioning
     from rlhf_flows.servers import deploy, temporary_server
 
     commands = Commands(address, Path(folder))

@@ -36,7 +36,7 @@ EVERYTHING = (
     "sklearn.pipeline",
     "transformers.models.auto.modeling_auto",
     "uvicorn",
-    "rlhf_core.adapters.expectations",
+    "rlhf_core.adapters.datasets.expectations",
     "rlhf_core.stages.evaluate",
     "rlhf_core.stages.policy",
     "rlhf_core.stages.prepare",
@@ -62,7 +62,7 @@ def load_everything():
         import_module(name)
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    from rlhf_core.adapters.data_docs import _page_view
+    from rlhf_core.adapters.datasets.data_docs import _page_view
     from tests import servers
 
     servers.load()
@@ -80,8 +80,8 @@ def load_flows():
     import prefect.flow_engine
     import prefect.runner
 
-    import rlhf_core.adapters.approval
-    import rlhf_core.adapters.registry
+    import rlhf_core.adapters.registry.approval
+    import rlhf_core.adapters.registry.registry
     import rlhf_core.stages.versions.versions
     import rlhf_flows.collect
     import rlhf_flows.pipeline

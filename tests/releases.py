@@ -48,7 +48,7 @@ def in_child(act, *arguments):
 
 
 def _act(act, *arguments):
-    from rlhf_core.adapters import mlflow_client
+    from rlhf_core.adapters.tracking import mlflow_client
     from rlhf_core.errors import RlhfError
 
     mlflow_client._client.cache_clear()  # connections are not for two processes
@@ -85,8 +85,8 @@ def fight(releases, dice, *, processes, killed):
 
 def fights(client, *, rounds, processes, killed, seed):
     """Check, after each of many rounds and one later command, that nothing is mixed."""
-    from rlhf_core.adapters.release_aliases import settle
-    from rlhf_core.adapters.releases import read_journal
+    from rlhf_core.adapters.registry.release_aliases import settle
+    from rlhf_core.adapters.registry.releases import read_journal
 
     dice = random.Random(seed)
     releases = [

@@ -110,7 +110,7 @@ def collect(
     --set feedback.seed=1 draws another one.
     """
     settings = _load(config, overrides, log_level)
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_flows.collect import sample_pairs
     from rlhf_flows.engine.inputs import CollectInputs
 

@@ -144,9 +144,9 @@ def _threads() -> Iterator[Finding]:
 
 
 def _mlflow(config: Path | None = None) -> Iterator[Finding]:
-    from rlhf_core.adapters.access import check_access
+    from rlhf_core.adapters.registry.access import check_access
     from rlhf_core.adapters.settings import load_settings, without_credentials
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.tracking.tracking import check_server
 
     project, settings = _project(config), load_settings()
     where = without_credentials(settings.mlflow_tracking_uri)
@@ -172,7 +172,7 @@ def _mlflow(config: Path | None = None) -> Iterator[Finding]:
 
 def _required(project: str) -> Finding:
     """Says which gates the project requires of every run."""
-    from rlhf_core.adapters.required_gates import requirement
+    from rlhf_core.adapters.registry.required_gates import requirement
 
     what = f"required gates ({project})"
     try:
@@ -187,7 +187,7 @@ def _required(project: str) -> Finding:
 
 def _looks(project: str) -> Finding:
     """Says how often the held-out prompts in use were looked at, and whether they are worn out."""
-    from rlhf_core.adapters.looks import sets_looked_at
+    from rlhf_core.adapters.registry.looks import sets_looked_at
     from rlhf_core.evaluation.gates import RENEW, WORN_OUT, describe_look, width_at
 
     what = f"held-out prompts ({project})"
@@ -207,7 +207,7 @@ def _looks(project: str) -> Finding:
 
 def _releases(project: str) -> Finding:
     """Says whether champions are one release, and what fixes it where they are not."""
-    from rlhf_core.adapters.release_state import release_state
+    from rlhf_core.adapters.registry.release_state import release_state
 
     what = f"releases ({project})"
     try:
@@ -285,7 +285,7 @@ def _engine(config: Path | None) -> Iterator[Finding]:
         return
     from transformers import AutoConfig
 
-    from rlhf_core.adapters.vllm_sampler import FIRST_PATIENCE_SECONDS, VllmSampler
+    from rlhf_core.adapters.endpoints.vllm_sampler import FIRST_PATIENCE_SECONDS, VllmSampler
 
     try:
         # A server that loads weights for a run, or was left so, answers late or never.

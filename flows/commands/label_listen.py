@@ -38,7 +38,7 @@ def listen_for_labels(
     """
     begin(log_level)
     settings = read_settings(config, overrides).config
-    from rlhf_core.adapters.label_webhook import SECRET, WebhookReceiver
+    from rlhf_core.adapters.labelling.label_webhook import SECRET, WebhookReceiver
     from rlhf_core.adapters.settings import load_settings
     from rlhf_flows.commands.collect import require_share
     from rlhf_flows.engine.label_listener import LabelListener

@@ -46,8 +46,8 @@ def promote(
     begin(log_level, uses_servers=not dry_run)
     import getpass
 
-    from rlhf_core.adapters.mlflow_client import has_store
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.tracking.mlflow_client import has_store
+    from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.stages.promote import plan_promotion, promote_model
     from rlhf_flows.commands.tables import show_line, show_record
     from rlhf_flows.engine.events import announce_champion
@@ -86,7 +86,7 @@ def rollback(
     begin(log_level)
     import getpass
 
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.stages.rollback import rollback_policy
     from rlhf_flows.commands.tables import show_record
     from rlhf_flows.engine.events import announce_champion
@@ -119,8 +119,8 @@ def gates(
     begin(log_level)
     import getpass
 
-    from rlhf_core.adapters.required_gates import require_gates, requirement
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.registry.required_gates import require_gates, requirement
+    from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.config.load import load_required_gates
     from rlhf_flows.commands.tables import show_line, show_record
 
@@ -143,8 +143,8 @@ def lineage(
 ) -> None:
     """Show where a model comes from: dataset, runs, versions, gates, alias."""
     begin(log_level)
-    from rlhf_core.adapters.lineage import trace_lineage
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.registry.lineage import trace_lineage
+    from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_flows.commands.tables import show_lineage
 
     check_server()

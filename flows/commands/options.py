@@ -200,8 +200,8 @@ def check_servers(
     Raises:
         RlhfError: a server is lost or refuses; an input cannot be used.
     """
-    from rlhf_core.adapters.access import check_access
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.registry.access import check_access
+    from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_flows.engine.prefect_server import check_prefect
 
     check_server()
@@ -223,8 +223,8 @@ def check_without_writing(config: "PipelineConfig", *, check_inputs: bool, evalu
     Raises:
         RlhfError: as ``check_servers``.
     """
-    from rlhf_core.adapters.mlflow_client import has_store
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.tracking.mlflow_client import has_store
+    from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.stages import preflight
     from rlhf_core.stages.evaluation.suites import check_suites
     from rlhf_flows.engine.prefect_server import check_prefect

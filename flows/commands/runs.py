@@ -40,8 +40,8 @@ def list_(runs: RunsOption = _RUNS, json_file: JsonOption = None) -> None:
     begin("warning")
     from rich.table import Table
 
-    from rlhf_core.adapters.registry import aliases_by_run
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.registry.registry import aliases_by_run
+    from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.errors import RegistryError
     from rlhf_flows.commands.tables import show_line, show_table
     from rlhf_flows.engine.past_runs import list_runs
@@ -140,7 +140,7 @@ def clean(
     keeps its records and models. Files that the pipeline did not write are kept and named.
     """
     begin("warning")
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_flows.commands.tables import show_line
     from rlhf_flows.engine.old_runs import Cleaning, Rule, delete_old_runs, look_for_old_runs
 

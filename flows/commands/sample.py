@@ -117,7 +117,7 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 
 
 def _resolve(model: str) -> "ModelRef":
-    from rlhf_core.adapters.registry import check_role
+    from rlhf_core.adapters.registry.registry import check_role
     from rlhf_flows.engine.references import resolve_model
 
     check_role(model, ("sft", "policy"), "only they answer prompts")

@@ -19,8 +19,8 @@ from rlhf_flows.commands.http import address_of, listen, make_server, own_names
 from rlhf_flows.commands.options import LogLevel, ModelArgument, begin
 
 if TYPE_CHECKING:
-    from rlhf_core.adapters.chat_server import Found
-    from rlhf_core.adapters.kept_answers import KeptAnswers
+    from rlhf_core.adapters.serving.chat_server import Found
+    from rlhf_core.adapters.serving.kept_answers import KeptAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def export(
     """
     begin(log_level)
     from rlhf_core.adapters.hub import push_folder
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.stages.export import export_model, require_free
     from rlhf_flows.commands.tables import show_line
     from rlhf_flows.engine.references import resolve_model
@@ -116,7 +116,7 @@ def serve(
     is set, is what clients have to send.
     """
     begin(log_level)
-    from rlhf_core.adapters.tracking import check_server
+    from rlhf_core.adapters.tracking.tracking import check_server
 
     if model.startswith("models:/"):
         check_server()
@@ -142,7 +142,7 @@ def serve(
 
 
 def _keep_in(place: Path) -> "KeptAnswers":
-    from rlhf_core.adapters.kept_answers import KeptAnswers
+    from rlhf_core.adapters.serving.kept_answers import KeptAnswers
 
     kept = KeptAnswers(place)
     typer.echo(
@@ -160,8 +160,8 @@ def _find(reference: str, known: str | None = None) -> "Found":
         reference: of a model that answers prompts.
         known: URI of the model that is served already.
     """
-    from rlhf_core.adapters.chat_server import Found
-    from rlhf_core.adapters.registry import check_role, find_version
+    from rlhf_core.adapters.registry.registry import check_role, find_version
+    from rlhf_core.adapters.serving.chat_server import Found
     from rlhf_flows.engine.references import resolve_model
 
     if known is not None:
@@ -183,7 +183,7 @@ def _serve_ourselves(
     look_every: float,
     kept: "KeptAnswers | None",
 ) -> None:
-    from rlhf_core.adapters.chat_server import ApiServer, ServedModel
+    from rlhf_core.adapters.serving.chat_server import ApiServer, ServedModel
     from rlhf_core.adapters.settings import load_settings
 
     served = ServedModel(model, found)

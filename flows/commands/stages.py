@@ -295,7 +295,7 @@ def show_dry_run(
     Raises:
         RlhfError: what would end it.
     """
-    from rlhf_core.adapters.only_looking import only_looking
+    from rlhf_core.adapters.registry.only_looking import only_looking
     from rlhf_core.errors import RlhfError
     from rlhf_flows.commands.tables import show_line, show_planned
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from rlhf_core.adapters.data_docs import INDEX, find_docs
+from rlhf_core.adapters.datasets.data_docs import INDEX, find_docs
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.schema import (
     DatasetRef,
@@ -31,7 +31,7 @@ from rlhf_flows.commands.findings import Finding
 from rlhf_flows.engine.records import PipelineResult, StageTiming
 
 if TYPE_CHECKING:
-    from rlhf_core.adapters.lineage import Lineage
+    from rlhf_core.adapters.registry.lineage import Lineage
     from rlhf_flows.engine.dry_run import PlannedStage
 
 COLOUR: dict[Verdict, str] = {"PROMOTE": "green", "HOLD": "yellow", "REJECT": "red"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from rlhf_core.adapters import tracking
+from rlhf_core.adapters.tracking import tracking
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RlhfError
 from rlhf_core.schema import (

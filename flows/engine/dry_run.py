@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from rlhf_core.adapters import registry
-from rlhf_core.adapters.run_records import is_recorded
+from rlhf_core.adapters.registry import registry
+from rlhf_core.adapters.tracking.run_records import is_recorded
 from rlhf_core.config import (
     VERSION_NAME,
     PipelineConfig,
@@ -252,9 +252,9 @@ class _Plan:
 
     def _deciders(self) -> dict[str, str]:
         """Champion and judge of an evaluation, as far as they are not the run's own."""
-        from rlhf_core.adapters.champions import look_at
-        from rlhf_core.adapters.decision import judge_of
-        from rlhf_core.adapters.mlflow_client import has_store
+        from rlhf_core.adapters.registry.champions import look_at
+        from rlhf_core.adapters.registry.decision import judge_of
+        from rlhf_core.adapters.tracking.mlflow_client import has_store
 
         current = look_at(self._config.project).current if has_store() else None
         found = {"champion": current.policy} if current else {"champion": "none yet"}

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from rlhf_core.adapters.needed_runs import RegistryNeeds
+from rlhf_core.adapters.registry.needed_runs import RegistryNeeds
 from rlhf_core.errors import ConfigError, RlhfError
 from rlhf_core.feedback.collection import MANIFEST, Collection
 from rlhf_core.schema import RunContext, StageName, StageResult

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from rlhf_core.adapters.earlier_run import RUN_NOTE
-from rlhf_core.adapters.needed_runs import RegistryNeeds, registry_needs, tracked_runs
+from rlhf_core.adapters.registry.needed_runs import RegistryNeeds, registry_needs, tracked_runs
 from rlhf_core.adapters.settings import load_settings, without_credentials
+from rlhf_core.adapters.tracking.earlier_run import RUN_NOTE
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import CheckpointError, RlhfError
 from rlhf_core.schema import Record, RunContext, StageResult

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from prefect import Flow
 
-from rlhf_core.adapters.run_records import bring_records
+from rlhf_core.adapters.tracking.run_records import bring_records
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import (
     DatasetSplits,

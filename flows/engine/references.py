@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from rlhf_core.adapters import decision, registry
-from rlhf_core.adapters.model_files import folder_kind
+from rlhf_core.adapters.registry import decision, registry
+from rlhf_core.adapters.registry.model_files import folder_kind
 from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig, judges_of
 from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, StageResult

@@ -9,7 +9,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
-from rlhf_core.adapters.run_records import bring_records, keep_absence
+from rlhf_core.adapters.tracking.run_records import bring_records, keep_absence
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import RunContext, StageName

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rlhf_core.adapters import looks
-from rlhf_core.adapters.checkpoint_copies import drop_copies
-from rlhf_core.adapters.run_records import keep_record
+from rlhf_core.adapters.registry import looks
+from rlhf_core.adapters.tracking.checkpoint_copies import drop_copies
+from rlhf_core.adapters.tracking.run_records import keep_record
 from rlhf_core.config import GATED_STAGES, PipelineConfig, config_digest
 from rlhf_core.errors import KlLimitError
 from rlhf_core.ports import Observer

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import requests
 
-from rlhf_core.adapters.releases import APPLYING, ENDED, PLAN, STATE, SUFFIX
+from rlhf_core.adapters.registry.releases import APPLYING, ENDED, PLAN, STATE, SUFFIX
 from rlhf_flows.engine.prefect_server import ask
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,6 @@ def complete_releases(mlflow_url: str, environment: Mapping[str, str]) -> bool:
         for keys in tags
     )
     if undone:
-        command = [sys.executable, "-m", "rlhf_core.adapters.release_aliases"]
+        command = [sys.executable, "-m", "rlhf_core.adapters.registry.release_aliases"]
         subprocess.run(command, env=dict(environment), check=False)
     return undone

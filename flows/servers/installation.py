@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import rlhf_core
-from rlhf_core.adapters.versioning import git_revision
+from rlhf_core.adapters.datasets.versioning import git_revision
 from rlhf_core.dataprep.manifest import code_digest
 from rlhf_flows.engine.environment import worker_folder
 

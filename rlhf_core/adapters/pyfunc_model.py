@@ -1,6 +1,7 @@
 """How `mlflow.pyfunc` loads a registered model: conversations in, answers or raw scores out.
 
-Named in the MLmodel file of every version; MLflow calls ``_load_pyfunc`` with the model's folder.
+The MLmodel file of every version, of earlier builds too, names this module: it stays where it is,
+beside the folders. MLflow calls ``_load_pyfunc`` with the model's folder.
 """
 
 import secrets
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
-from rlhf_core.adapters.chat_requests import ChatOptions, usage
-from rlhf_core.adapters.mlflow_model import OPTIONS
-from rlhf_core.adapters.model_files import folder_kind
+from rlhf_core.adapters.registry.mlflow_model import OPTIONS
+from rlhf_core.adapters.registry.model_files import folder_kind
+from rlhf_core.adapters.serving.chat_requests import ChatOptions, usage
 from rlhf_core.errors import DataError, RlhfError
 from rlhf_core.models import load_scalar
 from rlhf_core.models.scalar import sequence_scores

@@ -5,8 +5,8 @@ import random
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
-from rlhf_core.adapters.versioning import git_revision
-from rlhf_core.adapters.vllm_sampler import open_sampler
+from rlhf_core.adapters.datasets.versioning import git_revision
+from rlhf_core.adapters.endpoints.vllm_sampler import open_sampler
 from rlhf_core.config import FeedbackConfig, PipelineConfig
 from rlhf_core.dataprep.keys import DialogueKey
 from rlhf_core.dataprep.manifest import fingerprint_of

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_core.adapters.looks import finish_look, measured_before, take_look, votes_digest
-from rlhf_core.adapters.tracking import StageRun
+from rlhf_core.adapters.registry.looks import finish_look, measured_before, take_look, votes_digest
+from rlhf_core.adapters.tracking.tracking import StageRun
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.keys import conversation_key, dialogue_key
 from rlhf_core.errors import MissingMetricError

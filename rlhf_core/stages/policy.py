@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from rlhf_core.adapters.tracking import open_run, stage_inputs
-from rlhf_core.adapters.vllm_sampler import open_sampler
+from rlhf_core.adapters.endpoints.vllm_sampler import open_sampler
+from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
 from rlhf_core.config import DpoConfig, PipelineConfig, PpoConfig
 from rlhf_core.config.base import Section
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import rlhf_core
-from rlhf_core.adapters.data_docs import FOLDER as DOCS
-from rlhf_core.adapters.data_docs import find_docs
+from rlhf_core.adapters.datasets.data_docs import FOLDER as DOCS
+from rlhf_core.adapters.datasets.data_docs import find_docs
 from rlhf_core.config import PipelineConfig, PreparationConfig
 from rlhf_core.dataprep.manifest import (
     Manifest,
@@ -47,9 +47,9 @@ _CODE = (
     "storage/*.py",
     "tokenization/*.py",
     "schema/text.py",
-    "adapters/validation.py",
-    "adapters/expectations.py",
-    "adapters/data_docs.py",
+    "adapters/datasets/validation.py",
+    "adapters/datasets/expectations.py",
+    "adapters/datasets/data_docs.py",
     "evaluation/gates.py",
 )
 """What decides the output, for the same inputs and settings."""

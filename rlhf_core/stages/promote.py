@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from rlhf_core.adapters.access import require_release_rights
-from rlhf_core.adapters.approval import record_approval
-from rlhf_core.adapters.champions import (
+from rlhf_core.adapters.registry.access import require_release_rights
+from rlhf_core.adapters.registry.approval import record_approval
+from rlhf_core.adapters.registry.champions import (
     Situation,
     look_at,
     note_of,
@@ -18,21 +18,21 @@ from rlhf_core.adapters.champions import (
     policy_uri,
     release_of,
 )
-from rlhf_core.adapters.decision import COMPARED, EVALUATION, NOBODY, verdict_of
-from rlhf_core.adapters.mlflow_client import has_store
-from rlhf_core.adapters.only_looking import only_looking
-from rlhf_core.adapters.registry import (
+from rlhf_core.adapters.registry.decision import COMPARED, EVALUATION, NOBODY, verdict_of
+from rlhf_core.adapters.registry.only_looking import only_looking
+from rlhf_core.adapters.registry.registry import (
     find_version,
     require_role,
 )
-from rlhf_core.adapters.release_aliases import (
+from rlhf_core.adapters.registry.release_aliases import (
     apply_newest,
     champion_aliases,
     version_tags,
     wanted_aliases,
 )
-from rlhf_core.adapters.releases import Release, project_of, record_move
-from rlhf_core.adapters.required_gates import require_applied
+from rlhf_core.adapters.registry.releases import Release, project_of, record_move
+from rlhf_core.adapters.registry.required_gates import require_applied
+from rlhf_core.adapters.tracking.mlflow_client import has_store
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import CHAMPION, PREVIOUS, ModelRef, Record, RunContext, StageResult, Verdict

@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from rlhf_core.adapters.model_files import folder_kind
-from rlhf_core.adapters.registry import check_role
+from rlhf_core.adapters.registry.model_files import folder_kind
+from rlhf_core.adapters.registry.registry import check_role
 from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ConfigError, DataError

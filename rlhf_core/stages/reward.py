@@ -6,7 +6,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Literal
 
-from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig, RewardConfig
 from rlhf_core.models import scalar_from_causal
 from rlhf_core.ports import Observer

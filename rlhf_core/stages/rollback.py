@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from rlhf_core.adapters.access import require_release_rights
-from rlhf_core.adapters.champions import Situation, look_at, note_of, plan_of, policy_uri
-from rlhf_core.adapters.release_aliases import apply_newest, champion_aliases, lost_parts
-from rlhf_core.adapters.releases import Release, read_journal, record_move
+from rlhf_core.adapters.registry.access import require_release_rights
+from rlhf_core.adapters.registry.champions import Situation, look_at, note_of, plan_of, policy_uri
+from rlhf_core.adapters.registry.release_aliases import apply_newest, champion_aliases, lost_parts
+from rlhf_core.adapters.registry.releases import Release, read_journal, record_move
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import PREVIOUS, Record
 

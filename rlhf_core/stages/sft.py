@@ -3,7 +3,7 @@
 import time
 from functools import partial
 
-from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetSplits, RunContext, StageResult

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from rlhf_core.adapters.access import check_access, require_release_rights
-from rlhf_core.adapters.mlflow_client import mlflow_client, patiently
-from rlhf_core.adapters.releases import Release
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.registry.access import check_access, require_release_rights
+from rlhf_core.adapters.registry.releases import Release
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.errors import RegistryError
 from tests.team import (
     ADMIN,

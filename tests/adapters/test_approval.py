@@ -2,8 +2,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rlhf_core.adapters.approval import ask_approval, record_approval, require_approval
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.registry.approval import ask_approval, record_approval, require_approval
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import RegistryError
 
 URI = "models:/rlhf-policy/1"

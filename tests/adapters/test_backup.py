@@ -2,9 +2,9 @@
 
 import shutil
 
-from rlhf_core.adapters.lineage import trace_lineage
-from rlhf_core.adapters.registry import register_model, resolve_model
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.registry.lineage import trace_lineage
+from rlhf_core.adapters.registry.registry import register_model, resolve_model
+from rlhf_core.adapters.tracking.tracking import open_run
 from tests.backups import FILES, PLACES, SQLITE, paste
 from tests.stages.data_helpers import call
 

@@ -6,8 +6,8 @@ from email.utils import formatdate
 import httpx
 import pytest
 
-from rlhf_core.adapters import label_http
-from rlhf_core.adapters.chat import open_chat
+from rlhf_core.adapters import http_client
+from rlhf_core.adapters.endpoints.chat import open_chat
 from rlhf_core.adapters.retry_headers import asked_to_wait
 from rlhf_core.config import AiLabelerConfig
 from rlhf_core.errors import LabelError, QuestionRefusedError
@@ -22,7 +22,7 @@ QUESTION = [
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(label_http, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(http_client, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.delenv("RLHF_JUDGE_API_KEY", raising=False)
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rlhf_core.adapters.mlflow_client import check_server, registry_errors
 from rlhf_core.adapters.settings import without_credentials
-from rlhf_core.adapters.stage_run import run_url
+from rlhf_core.adapters.tracking.mlflow_client import check_server, registry_errors
+from rlhf_core.adapters.tracking.stage_run import run_url
 from rlhf_core.errors import RegistryError
 
 

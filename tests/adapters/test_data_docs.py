@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rlhf_core.adapters.data_docs import find_docs, write_index
-from rlhf_core.adapters.validation import validate_prepared_prompts
+from rlhf_core.adapters.datasets.data_docs import find_docs, write_index
+from rlhf_core.adapters.datasets.validation import validate_prepared_prompts
 from tests.browser.pages import open_page, require_chromium
 from tests.stages.data_helpers import CONFIG, rows, write
 

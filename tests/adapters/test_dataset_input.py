@@ -2,8 +2,8 @@
 
 import json
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.tracking import open_run
 
 
 def test_a_run_shows_its_dataset(mlflow_home, config, context, splits):

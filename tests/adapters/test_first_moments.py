@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from rlhf_core.adapters.earlier_run import experiment_id
-from rlhf_core.adapters.mlflow_client import create_unless_there, mlflow_client
+from rlhf_core.adapters.tracking.earlier_run import experiment_id
+from rlhf_core.adapters.tracking.mlflow_client import create_unless_there, mlflow_client
 from tests.releases import in_child
 
 NUM_PROCESSES = 5

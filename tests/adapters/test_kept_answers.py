@@ -6,8 +6,8 @@ import threading
 import pytest
 from pydantic import ValidationError
 
-from rlhf_core.adapters.chat_requests import FeedbackBody
-from rlhf_core.adapters.kept_answers import KeptAnswer, KeptAnswers, UnknownAnswerError
+from rlhf_core.adapters.serving.chat_requests import FeedbackBody
+from rlhf_core.adapters.serving.kept_answers import KeptAnswer, KeptAnswers, UnknownAnswerError
 from rlhf_core.config import UnpairedConfig
 from rlhf_core.dataprep.sources import read_prompts, read_unpaired
 from rlhf_core.dataprep.sources.rows import FilteredRow

@@ -3,8 +3,8 @@
 import pytest
 from starlette.testclient import TestClient
 
-from rlhf_core.adapters.json_requests import LARGEST_REQUEST
-from rlhf_core.adapters.label_webhook import WebhookReceiver
+from rlhf_core.adapters.labelling.label_webhook import WebhookReceiver
+from rlhf_core.adapters.serving.json_requests import LARGEST_REQUEST
 
 EVENT = {
     "action": "ANNOTATION_CREATED",

@@ -2,12 +2,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rlhf_core.adapters.curves import read_curves, run_span
-from rlhf_core.adapters.decision import record_decision
-from rlhf_core.adapters.lineage import trace_lineage
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.registry import register_model
-from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.adapters.registry.decision import record_decision
+from rlhf_core.adapters.registry.lineage import trace_lineage
+from rlhf_core.adapters.registry.registry import register_model
+from rlhf_core.adapters.tracking.curves import read_curves, run_span
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import Estimate, EvaluationReport, GateResult, PromotionDecision
 

@@ -7,9 +7,9 @@ from threading import Thread
 
 import pytest
 
-from rlhf_core.adapters.looks import read_looks, sets_looked_at, take_look
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.registry.looks import read_looks, sets_looked_at, take_look
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.schema import DatasetRef, Look, ModelRef
 
 

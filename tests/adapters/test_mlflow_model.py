@@ -21,10 +21,10 @@ from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
 from starlette.testclient import TestClient
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.registry import register_model, resolve_model
+from rlhf_core.adapters.registry.registry import register_model, resolve_model
 from rlhf_core.adapters.settings import child_environment
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.models import load_causal, load_scalar, save_model
 from rlhf_core.models.scalar import scalar_from_causal, sequence_scores
 from rlhf_core.tokenization import load_tokenizer, make_renderer, pack_prompts
@@ -184,6 +184,15 @@ def test_a_model_that_an_earlier_build_registered_is_found_as_ever(registered):
     assert resolve_model("models:/rlhf-policy@candidate", cache=Path("cache")).path == folder
     assert load_causal(folder).config.architectures
     assert model.sha256
+
+
+def test_models_of_every_build_name_the_same_module_to_load_them(registered):
+    """MLflow imports it by the name that lies in the registry: moved, it would lose all of them."""
+    registered("policy")
+    described = Model.load(str(stored("rlhf-policy")))
+    assert (
+        described.flavors["python_function"]["loader_module"] == "rlhf_core.adapters.pyfunc_model"
+    )
 
 
 @pytest.mark.slow

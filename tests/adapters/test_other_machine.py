@@ -7,10 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-from rlhf_core.adapters.checkpoint_copies import WEIGHTS, copies_of, drop_copies
-from rlhf_core.adapters.registry import register_model, resolve_model
-from rlhf_core.adapters.run_records import bring_records, keep_absence, keep_record
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.registry.registry import register_model, resolve_model
+from rlhf_core.adapters.tracking.checkpoint_copies import WEIGHTS, copies_of, drop_copies
+from rlhf_core.adapters.tracking.run_records import bring_records, keep_absence, keep_record
+from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.schema import RunContext
 from tests.servers import MlflowServer
 

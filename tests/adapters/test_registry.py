@@ -3,12 +3,12 @@ import math
 import pytest
 
 from rlhf_core import schema
-from rlhf_core.adapters import registry
-from rlhf_core.adapters.decision import record_decision, recorded_verdict
-from rlhf_core.adapters.lineage import trace_lineage
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.registry import register_model, resolve_model
-from rlhf_core.adapters.tracking import look_up_run, open_run
+from rlhf_core.adapters.registry import registry
+from rlhf_core.adapters.registry.decision import record_decision, recorded_verdict
+from rlhf_core.adapters.registry.lineage import trace_lineage
+from rlhf_core.adapters.registry.registry import register_model, resolve_model
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.tracking import look_up_run, open_run
 from rlhf_core.errors import ModelError, RegistryError
 from rlhf_core.schema import Estimate, EvaluationReport, GateResult, PromotionDecision
 

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from rlhf_core.adapters import release_aliases
-from rlhf_core.adapters import releases as journal
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.processes_at_work import this_process
-from rlhf_core.adapters.registry import find_version
-from rlhf_core.adapters.release_state import release_state
+from rlhf_core.adapters.registry import release_aliases
+from rlhf_core.adapters.registry import releases as journal
+from rlhf_core.adapters.registry.processes_at_work import this_process
+from rlhf_core.adapters.registry.registry import find_version
+from rlhf_core.adapters.registry.release_state import release_state
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import RegistryError
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.rollback import rollback_policy

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.stages.promote import promote_model
 from rlhf_flows.engine.zombies import complete_releases
 from tests.postgres import needs_postgres, running_postgres

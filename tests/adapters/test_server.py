@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 import requests
 
-from rlhf_core.adapters.mlflow_client import check_server, mlflow_client
-from rlhf_core.adapters.registry import register_model, resolve_model
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.registry.registry import register_model, resolve_model
+from rlhf_core.adapters.tracking.mlflow_client import check_server, mlflow_client
+from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.errors import RegistryError
 from tests.servers import MlflowServer
 

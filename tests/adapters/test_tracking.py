@@ -10,9 +10,9 @@ from functools import partial
 import pytest
 from mlflow.exceptions import RestException
 
-from rlhf_core.adapters.mlflow_client import check_server, mlflow_client, patiently
-from rlhf_core.adapters.registry import register_model, resolve_model
-from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.adapters.registry.registry import register_model, resolve_model
+from rlhf_core.adapters.tracking.mlflow_client import check_server, mlflow_client, patiently
+from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
 from rlhf_core.config import config_digest
 from rlhf_core.errors import RegistryError, StorageError
 from rlhf_core.schema import ModelRef
@@ -280,7 +280,7 @@ def test_labels_asked_for_otherwise_do_not_stand_in_the_way_of_a_run(mlflow_home
 KILLED = """
     import os, sys, time
     from pathlib import Path
-    from rlhf_core.adapters.tracking import open_run
+    from rlhf_core.adapters.tracking.tracking import open_run
     from rlhf_core.config import PipelineConfig
     from rlhf_core.schema import RunContext
 

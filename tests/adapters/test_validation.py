@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from rlhf_core.adapters.validation import (
+from rlhf_core.adapters.datasets.validation import (
     validate_prepared_pairs,
     validate_prepared_prompts,
     validate_raw_comparisons,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_core.adapters import versioning
-from rlhf_core.adapters.dvc_versions import require_remote
-from rlhf_core.adapters.versioning import directory_md5, git_revision
+from rlhf_core.adapters.datasets import versioning
+from rlhf_core.adapters.datasets.dvc_versions import require_remote
+from rlhf_core.adapters.datasets.versioning import directory_md5, git_revision
 from rlhf_core.errors import DataError
 from rlhf_core.storage.records import md5_of
 from tests.disks import no_larger_files
@@ -66,7 +66,7 @@ def test_outside_a_repository_there_is_no_revision(tmp_path):
 ROOT = Path(__file__).parents[2]
 NO_MATTER = {
     "rlhf_core.adapters.settings": "where servers are",
-    "rlhf_core.adapters.versioning": "names what was prepared",
+    "rlhf_core.adapters.datasets.versioning": "names what was prepared",
     "rlhf_core.functional": "imported by the models",
     "rlhf_core.models": "preparation loads no weights",
     "rlhf_core.errors": "words",

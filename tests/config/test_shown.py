@@ -143,7 +143,7 @@ def test_tables_of_annotators_hold_no_formula(tmp_path):
 
 
 def test_the_entrance_of_data_docs_shows_what_rows_hold(tmp_path):
-    from rlhf_core.adapters.data_docs import write_index
+    from rlhf_core.adapters.datasets.data_docs import write_index
 
     check = SimpleNamespace(name="a\u202eb", passed=True, severity="block", detail="<b>\x1b[1m")
     report = SimpleNamespace(suite="votes", checks=[check])

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from rlhf_core.adapters import label_http
+from rlhf_core.adapters import http_client
 from rlhf_core.config import load_config
 from rlhf_core.feedback.collection import (
     MANIFEST,
@@ -89,7 +89,7 @@ def collection(tmp_path):
 @pytest.fixture
 def configured(tmp_path, monkeypatch):
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "a.good.token")
-    monkeypatch.setattr(label_http, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(http_client, "FIRST_PAUSE_SECONDS", 0.01)
 
     def make(labeler, **changes):
         feedback = {"output": str(tmp_path / "collected"), "labeler": labeler, **changes}

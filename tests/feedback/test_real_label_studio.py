@@ -12,7 +12,7 @@ import httpx
 import pytest
 import uvicorn
 
-from rlhf_core.adapters.label_webhook import WebhookReceiver
+from rlhf_core.adapters.labelling.label_webhook import WebhookReceiver
 from rlhf_core.schema import Comparison
 from rlhf_core.stages.labels.pull import count_ready, pull_labels
 from rlhf_core.stages.labels.push import push_labels

@@ -3,7 +3,7 @@
 import os
 import time
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.schema import EvaluationReport, ModelRef, PromotionDecision, StageResult
 from rlhf_flows.engine.old_runs import Rule, look_for_old_runs
 from rlhf_flows.engine.runs import open_run, run_once

@@ -13,10 +13,10 @@ SEAM = {
     "rlhf_core.stages.versions.versions": ("bring_back", "find_brought"),
     "rlhf_core.stages.versions.dataset_page": ("show_dataset",),
     "rlhf_core.stages.evaluation.report": ("write_report",),
-    "rlhf_core.adapters.registry": ("check_role", "resolve_model", "look_up_model"),
-    "rlhf_core.adapters.decision": ("judge_of",),
-    "rlhf_core.adapters.tracking": ("check_server", "keep_file", "look_up_run"),
-    "rlhf_core.adapters.approval": ("ask_approval", "record_approval", "require_approval"),
+    "rlhf_core.adapters.registry.registry": ("check_role", "resolve_model", "look_up_model"),
+    "rlhf_core.adapters.registry.decision": ("judge_of",),
+    "rlhf_core.adapters.tracking.tracking": ("check_server", "keep_file", "look_up_run"),
+    "rlhf_core.adapters.registry.approval": ("ask_approval", "record_approval", "require_approval"),
 }
 USED_WHOLE = (
     "rlhf_core.adapters",

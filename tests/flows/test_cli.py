@@ -12,8 +12,8 @@ import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
-from rlhf_core.adapters import registry
-from rlhf_core.adapters.lineage import Lineage
+from rlhf_core.adapters.registry import registry
+from rlhf_core.adapters.registry.lineage import Lineage
 from rlhf_core.errors import CheckpointError, DataError
 from rlhf_core.schema import GateResult, PromotionDecision
 from rlhf_core.stages import promote as promotion

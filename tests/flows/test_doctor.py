@@ -193,8 +193,8 @@ def test_a_killed_supervisor_and_its_dead_child_are_named(home):
 
 
 def test_required_gates_and_looks_are_told(home):
-    from rlhf_core.adapters.mlflow_client import mlflow_client
-    from rlhf_core.adapters.required_gates import require_gates
+    from rlhf_core.adapters.registry.required_gates import require_gates
+    from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
     from rlhf_core.config import GateConfig, RequiredGates
 
     gate = GateConfig(metric="policy/win_rate", at_least=0.55)

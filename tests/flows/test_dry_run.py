@@ -6,7 +6,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import ConfigError, RegistryError
 from rlhf_core.stages.promote import promote_model
 from rlhf_flows.commands.cli import app

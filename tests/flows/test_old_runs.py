@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlhf_core.adapters.releases import Plan, Release, record_move
+from rlhf_core.adapters.registry.releases import Plan, Release, record_move
 from rlhf_core.config import RetentionConfig
 from rlhf_core.errors import CheckpointError, RegistryError
 from rlhf_core.stages.promote import Promotion

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.registry import aliases_by_run
+from rlhf_core.adapters.registry.registry import aliases_by_run
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Estimate, EvaluationReport, ModelRef, PromotionDecision, StageResult
 from rlhf_core.stages.promote import Promotion

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config.feedback import FeedbackConfig
 from rlhf_core.errors import ModelError, RegistryError
 from rlhf_core.schema import RunContext

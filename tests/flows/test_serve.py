@@ -12,11 +12,11 @@ import httpx
 import openai
 import pytest
 
-from rlhf_core.adapters.chat_server import ApiServer, Found, ServedModel
-from rlhf_core.adapters.kept_answers import KeptAnswers
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.registry import register_model
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.registry.registry import register_model
+from rlhf_core.adapters.serving.chat_server import ApiServer, Found, ServedModel
+from rlhf_core.adapters.serving.kept_answers import KeptAnswers
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.config import UnpairedConfig, load_config
 from rlhf_core.dataprep.sources import read_unpaired
 from rlhf_core.models.files import weights_sha256

@@ -220,7 +220,7 @@ def test_state_and_the_embedded_database_are_their_owner_s_alone(tmp_path):
         "import os; os.umask(0o022)\n"
         "from rlhf_flows.engine.environment import prepare_environment\n"
         "prepare_environment()\n"
-        "from rlhf_core.adapters.mlflow_client import mlflow_client\n"
+        "from rlhf_core.adapters.tracking.mlflow_client import mlflow_client\n"
         "mlflow_client().create_experiment('one')\n"
     )
     kept = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}

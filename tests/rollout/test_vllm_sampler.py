@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_core.adapters import vllm_sampler
-from rlhf_core.adapters.vllm_sampler import VllmSampler, open_sampler, row_seed
+from rlhf_core.adapters.endpoints import vllm_sampler
+from rlhf_core.adapters.endpoints.vllm_sampler import VllmSampler, open_sampler, row_seed
 from rlhf_core.config import VllmRolloutsConfig
 from rlhf_core.errors import ModelError, RolloutError
 from rlhf_core.models import load_causal, token_logprobs

@@ -169,8 +169,8 @@ def judged(config, splits, models, context):
 
 def register_models(folders, context, splits):
     """Register a folder for every role, each made with the registered SFT model."""
-    from rlhf_core.adapters.registry import register_model
-    from rlhf_core.adapters.tracking import open_run, stage_inputs
+    from rlhf_core.adapters.registry.registry import register_model
+    from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
 
     models = {}
     for role, (folder, sha256) in folders.items():

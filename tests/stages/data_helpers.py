@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rlhf_core.adapters import versioning
+from rlhf_core.adapters.datasets import versioning
 
 CONFIG = """
 model: {base: unused}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models import load_causal

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rlhf_core.adapters.looks import read_looks, sets_looked_at
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.required_gates import require_gates
+from rlhf_core.adapters.registry.looks import read_looks, sets_looked_at
+from rlhf_core.adapters.registry.required_gates import require_gates
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import GateConfig, RequiredGates
 from rlhf_core.errors import DataError, MissingMetricError, RegistryError
 from rlhf_core.evaluation.samples import ComparedAnswer

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from rlhf_core.adapters import versioning
+from rlhf_core.adapters.datasets import versioning
 from rlhf_core.config import SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.stages.versions.batches import add_batch

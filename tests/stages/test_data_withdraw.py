@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_core.adapters.dvc_versions import prepared_md5
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.datasets.dvc_versions import prepared_md5
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Withdrawal

@@ -1,6 +1,6 @@
 import pytest
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import ModelConfig, PipelineConfig
 from rlhf_core.schema import DatasetRef, DatasetSplits, RunContext
 from rlhf_core.stages.models.base_model import base_digest

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_core.adapters.lineage import trace_lineage
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.registry.lineage import trace_lineage
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.config.metric_names import metrics_of
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.errors import RegistryError

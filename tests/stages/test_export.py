@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard, constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_core.adapters.hub import push_folder
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.model_files import local_model
+from rlhf_core.adapters.registry.model_files import local_model
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import DataError, RegistryError
 from rlhf_core.models.files import weights_sha256
 from rlhf_core.schema import ModelRef

@@ -4,11 +4,11 @@ import sqlite3
 
 import pytest
 
-from rlhf_core.adapters import release_aliases
-from rlhf_core.adapters.champions import look_at
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.only_looking import only_looking
-from rlhf_core.adapters.registry import find_version
+from rlhf_core.adapters.registry import release_aliases
+from rlhf_core.adapters.registry.champions import look_at
+from rlhf_core.adapters.registry.only_looking import only_looking
+from rlhf_core.adapters.registry.registry import find_version
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import RegistryError
 from rlhf_core.stages.promote import plan_promotion, promote_model
 from tests.releases import champions, register_release

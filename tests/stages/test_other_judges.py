@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_core.adapters.champions import release_of
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.registry import upstream_uris
+from rlhf_core.adapters.registry.champions import release_of
+from rlhf_core.adapters.registry.registry import upstream_uris
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import EvaluationConfig
 from rlhf_core.dataprep.keys import conversation_key
 from rlhf_core.errors import ConfigError, LabelError, ModelError, RegistryError

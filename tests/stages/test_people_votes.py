@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import FeedbackConfig
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.samples import ComparedAnswer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_core.adapters.versioning import directory_md5
+from rlhf_core.adapters.datasets.versioning import directory_md5
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.assemble import PAIR_FILES
 from rlhf_core.dataprep.keys import conversation_key

@@ -1,9 +1,9 @@
 import pytest
 
-from rlhf_core.adapters.approval import require_approval
-from rlhf_core.adapters.decision import record_decision
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.tracking import open_run
+from rlhf_core.adapters.registry.approval import require_approval
+from rlhf_core.adapters.registry.decision import record_decision
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.models.files import weights_sha256

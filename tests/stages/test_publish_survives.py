@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_core.adapters.dvc_versions import list_tags
+from rlhf_core.adapters.datasets.dvc_versions import list_tags
 from rlhf_core.stages.versions.versions import bring_back, list_versions
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 

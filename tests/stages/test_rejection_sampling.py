@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rlhf_core.adapters.registry import local_model, resolve_model
+from rlhf_core.adapters.registry.registry import local_model, resolve_model
 from rlhf_core.config.data import DemonstrationsConfig
 from rlhf_core.dataprep.sources import read_demonstrations
 from rlhf_core.errors import ConfigError, DataError, RegistryError, RlhfError

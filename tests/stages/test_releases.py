@@ -8,12 +8,12 @@ from itertools import product
 import pytest
 from mlflow.exceptions import RestException
 
-from rlhf_core.adapters import release_aliases
-from rlhf_core.adapters import releases as journal
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.registry import find_version
-from rlhf_core.adapters.release_aliases import apply_newest, settle, settle_all
-from rlhf_core.adapters.releases import read_journal
+from rlhf_core.adapters.registry import release_aliases
+from rlhf_core.adapters.registry import releases as journal
+from rlhf_core.adapters.registry.registry import find_version
+from rlhf_core.adapters.registry.release_aliases import apply_newest, settle, settle_all
+from rlhf_core.adapters.registry.releases import read_journal
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import RegistryError
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.rollback import rollback_policy

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_core.adapters import label_http
-from rlhf_core.adapters.lineage import trace_lineage
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.reward_endpoint import RewardEndpoint
+from rlhf_core.adapters import http_client
+from rlhf_core.adapters.endpoints.reward_endpoint import RewardEndpoint
+from rlhf_core.adapters.registry.lineage import trace_lineage
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import EndpointTermConfig, PpoConfig
 from rlhf_core.errors import ConfigError, ModelError, RegistryError, RewardError
 from rlhf_core.models import load_scalar, save_model, sequence_scores, set_reward_shift
@@ -42,7 +42,7 @@ def function(tmp_path, monkeypatch, stage_config):
 @pytest.fixture
 def scorer(monkeypatch):
     """Scores by the length; ``app.trouble`` comes first."""
-    monkeypatch.setattr(label_http, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(http_client, "FIRST_PAUSE_SECONDS", 0.01)
 
     def app(method, path, query, body, headers):
         app.asked.append((method, path, body, headers.get("Authorization")))

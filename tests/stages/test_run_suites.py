@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.suites import SuiteAnswer, suite_results, suites_digest

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rlhf_core.adapters.lineage import trace_lineage
-from rlhf_core.adapters.mlflow_client import mlflow_client
+from rlhf_core.adapters.registry.lineage import trace_lineage
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import DpoConfig, PpoConfig
 from rlhf_core.dataprep.keys import dialogue_key
 from rlhf_core.errors import ConfigError, RegistryError

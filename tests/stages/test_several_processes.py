@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_core import processes
-from rlhf_core.adapters.tracking import look_up_run, open_run, stage_inputs
+from rlhf_core.adapters.tracking.tracking import look_up_run, open_run, stage_inputs
 from rlhf_core.config import DistributedConfig
 from rlhf_core.errors import ConfigError, KlLimitError, PeerLostError, ProcessError
 from rlhf_core.stages import sft

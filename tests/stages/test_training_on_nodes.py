@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from rlhf_core.adapters.mlflow_client import mlflow_client
-from rlhf_core.adapters.tracking import look_up_run, open_run, stage_inputs
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
+from rlhf_core.adapters.tracking.tracking import look_up_run, open_run, stage_inputs
 from rlhf_core.config import DistributedConfig
 from rlhf_core.stages import sft
 from rlhf_core.stages.distributed import launch
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = """
 import json, sys
 from pathlib import Path
-from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import DatasetSplits, RunContext
 from rlhf_core.stages import sft

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf_core.adapters.vllm_sampler import open_sampler
+from rlhf_core.adapters.endpoints.vllm_sampler import open_sampler
 from rlhf_core.config import VllmRolloutsConfig
 from rlhf_core.errors import CheckpointError, DivergedError, RolloutError
 from rlhf_core.functional.ppo import truncated_importance_weights

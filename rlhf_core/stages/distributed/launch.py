@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from rlhf_core.adapters.settings import environment_of_ranks
-from rlhf_core.adapters.stage_run import StageRun
+from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.config import DistributedConfig, PipelineConfig, config_digest
 from rlhf_core.errors import ConfigError, ProcessError
 from rlhf_core.models import choose_device

@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from rlhf_core import processes
 from rlhf_core.adapters.settings import set_environment_defaults
-from rlhf_core.adapters.tracking import rejoin_run
+from rlhf_core.adapters.tracking.tracking import rejoin_run
 from rlhf_core.schema import ModelRole
 from rlhf_core.stages.distributed.task import LINES, TRAINED, RankTask, end_with, write_record
 from rlhf_core.stages.models.determinism import make_deterministic

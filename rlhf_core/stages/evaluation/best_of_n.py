@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_core.adapters.vllm_sampler import open_sampler
+from rlhf_core.adapters.endpoints.vllm_sampler import open_sampler
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.comparison import BestOfN, Rows

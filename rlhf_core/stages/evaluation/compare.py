@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.adapters.vllm_sampler import open_sampler
+from rlhf_core.adapters.endpoints.vllm_sampler import open_sampler
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import topic_numbers
 from rlhf_core.evaluation.comparison import PairedAnswers

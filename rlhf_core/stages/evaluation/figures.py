@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlhf_core.adapters.curves import read_curves
+from rlhf_core.adapters.tracking.curves import read_curves
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation import plots
 from rlhf_core.evaluation.samples import ComparedAnswer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_core.adapters.looks import bring_votes, take_round
+from rlhf_core.adapters.registry.looks import bring_votes, take_round
 from rlhf_core.config import PipelineConfig
 from rlhf_core.evaluation.corrected import MIN_LABELS, corrected_mean
 from rlhf_core.evaluation.people import VotedPair, people_outcomes

@@ -5,9 +5,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.adapters.curves import run_span
-from rlhf_core.adapters.data_docs import INDEX, find_docs
-from rlhf_core.adapters.lineage import trace_lineage
+from rlhf_core.adapters.datasets.data_docs import INDEX, find_docs
+from rlhf_core.adapters.registry.lineage import trace_lineage
+from rlhf_core.adapters.tracking.curves import run_span
 from rlhf_core.config import GATED_STAGES, PipelineConfig, config_digest
 from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.evaluation.corrected import labels_needed

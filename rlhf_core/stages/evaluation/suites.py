@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from rlhf_core.adapters.vllm_sampler import open_sampler
+from rlhf_core.adapters.endpoints.vllm_sampler import open_sampler
 from rlhf_core.config import PipelineConfig
 from rlhf_core.config.suites import LmEvalSuiteConfig, RegressionSuiteConfig, suite_of
 from rlhf_core.errors import ConfigError, DataError

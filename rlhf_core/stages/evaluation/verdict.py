@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rlhf_core.adapters.decision import JUDGED_BY, record_decision, recorded_verdict
-from rlhf_core.adapters.required_gates import APPLIED, applied_tag, required_gates
-from rlhf_core.adapters.tracking import StageRun, open_run, stage_inputs
+from rlhf_core.adapters.registry.decision import JUDGED_BY, record_decision, recorded_verdict
+from rlhf_core.adapters.registry.required_gates import APPLIED, applied_tag, required_gates
+from rlhf_core.adapters.tracking.tracking import StageRun, open_run, stage_inputs
 from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
 from rlhf_core.config.metric_names import CEILING, CORRECTED
 from rlhf_core.evaluation.gates import decide, describe_look, gate_name, judge_estimate

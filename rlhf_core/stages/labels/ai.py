@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
-from rlhf_core.adapters.chat import open_chat
+from rlhf_core.adapters.endpoints.chat import open_chat
 from rlhf_core.config import AiLabelerConfig
 from rlhf_core.errors import LabelError, QuestionRefusedError
 from rlhf_core.feedback.ballots import Ballot, BallotBox

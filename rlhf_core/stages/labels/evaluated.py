@@ -5,11 +5,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_core.adapters.decision import EVALUATION
-from rlhf_core.adapters.looks import find_look, keep_votes, measured_before
-from rlhf_core.adapters.registry import find_version, upstream_uris
-from rlhf_core.adapters.tracking import look_up_run
-from rlhf_core.adapters.versioning import git_revision
+from rlhf_core.adapters.datasets.versioning import git_revision
+from rlhf_core.adapters.registry.decision import EVALUATION
+from rlhf_core.adapters.registry.looks import find_look, keep_votes, measured_before
+from rlhf_core.adapters.registry.registry import find_version, upstream_uris
+from rlhf_core.adapters.tracking.tracking import look_up_run
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import DataError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from rlhf_core.adapters.label_studio import LabelStudio, open_label_studio
+from rlhf_core.adapters.labelling.label_studio import LabelStudio, open_label_studio
 from rlhf_core.config import FeedbackConfig, LabelStudioLabelerConfig
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.feedback.ballots import BallotBox

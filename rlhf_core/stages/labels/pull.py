@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from rlhf_core.adapters import dvc_versions, versioning
+from rlhf_core.adapters.datasets import dvc_versions, versioning
 from rlhf_core.config import LabelStudioLabelerConfig, PipelineConfig, SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.agreement import judges_against_people, votes_alpha

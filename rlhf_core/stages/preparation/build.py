@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.adapters import data_docs, validation
+from rlhf_core.adapters.datasets import data_docs, validation
 from rlhf_core.config import DataConfig, PreparationConfig
 from rlhf_core.dataprep import assemble
 from rlhf_core.dataprep.assemble import PreparedFiles, Workbench, WrittenPair

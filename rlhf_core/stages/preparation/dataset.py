@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.adapters import versioning
-from rlhf_core.adapters.data_docs import FOLDER as DOCS
+from rlhf_core.adapters.datasets import versioning
+from rlhf_core.adapters.datasets.data_docs import FOLDER as DOCS
 from rlhf_core.dataprep.assemble import FILE_NAMES, UNPAIRED_FILES
 from rlhf_core.dataprep.manifest import NAME, find_manifest, read_manifest
 from rlhf_core.errors import DataError

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 from transformers import AutoConfig
 
-from rlhf_core.adapters import dvc_versions
+from rlhf_core.adapters.datasets import dvc_versions
 from rlhf_core.config import GatesConfig, SourceConfig, load_config
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.sources import read_with_rows

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rlhf_core.adapters.registry import check_role
-from rlhf_core.adapters.reward_endpoint import RewardEndpoint
+from rlhf_core.adapters.endpoints.reward_endpoint import RewardEndpoint
+from rlhf_core.adapters.registry.registry import check_role
 from rlhf_core.config import (
     RUN_REWARD,
     EndpointTermConfig,

@@ -6,9 +6,9 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_core.adapters.checkpoint_copies import WEIGHTS, copies_of
-from rlhf_core.adapters.registry import register_model
-from rlhf_core.adapters.stage_run import StageRun
+from rlhf_core.adapters.registry.registry import register_model
+from rlhf_core.adapters.tracking.checkpoint_copies import WEIGHTS, copies_of
+from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.config import PipelineConfig
 from rlhf_core.models import save_model
 from rlhf_core.ports import Observer, Tracker

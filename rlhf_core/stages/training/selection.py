@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
-from rlhf_core.adapters.stage_run import StageRun
+from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import CheckpointError
 from rlhf_core.evaluation.win_rate import outcomes, win_rate

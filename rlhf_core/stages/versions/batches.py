@@ -10,7 +10,7 @@ from typing import IO
 
 from pydantic import Field
 
-from rlhf_core.adapters import dvc_versions, versioning
+from rlhf_core.adapters.datasets import dvc_versions, versioning
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.sources.rows import FilteredRow

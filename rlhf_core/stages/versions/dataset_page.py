@@ -1,8 +1,8 @@
 """A dataset where people look: its Data Docs and report as files of an MLflow run."""
 
-from rlhf_core.adapters.data_docs import find_docs
-from rlhf_core.adapters.dataset_input import DATA_DOCS
-from rlhf_core.adapters.tracking import open_run, stage_inputs
+from rlhf_core.adapters.datasets.data_docs import find_docs
+from rlhf_core.adapters.tracking.dataset_input import DATA_DOCS
+from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import DatasetSplits, RunContext
 from rlhf_core.storage.records import atomic_file

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlhf_core.adapters import dvc_versions, versioning
+from rlhf_core.adapters.datasets import dvc_versions, versioning
 from rlhf_core.config import SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.schema import BatchResult, DatasetSplits, DataVersion

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from rlhf_core.adapters import dvc_versions, versioning
-from rlhf_core.adapters.mlflow_client import check_server
-from rlhf_core.adapters.registry import versions_trained_on
+from rlhf_core.adapters.datasets import dvc_versions, versioning
+from rlhf_core.adapters.registry.registry import versions_trained_on
+from rlhf_core.adapters.tracking.mlflow_client import check_server
 from rlhf_core.config import SourceConfig, load_preparation
 from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.sources import read_comparisons

@@ -1,0 +1,1 @@
+"""Models behind somebody else's server: judges that talk, scorers, samplers."""

@@ -1,0 +1,1 @@
+"""A model as a server of OpenAI's interface, and what it keeps of the answers."""
