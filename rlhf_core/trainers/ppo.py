@@ -1,7 +1,8 @@
 """Proximal policy optimisation against a reward model, with a KL penalty towards the reference.
 
 The file follows an iteration in its order: sample, score, advantages, clipped steps. Equations
-are in ``functional/``, sampling in ``rollout/``, the rest in ``ppo_learner`` and ``ppo_watch``.
+are in ``functional/``, sampling in ``rollout/``, the rest in ``ppo_models``, ``ppo_learner`` and
+``ppo_watch``.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,15 +36,8 @@ from rlhf_core.rollout.sampler import Draws
 from rlhf_core.rollout.score import sample_rollout, score_rollout
 from rlhf_core.tokenization import TokenBatch
 from rlhf_core.trainers.loop import FitSummary, Optimization, TrainingRun, at_start, mean_metrics
-from rlhf_core.trainers.ppo_learner import (
-    Checkpointer,
-    Learner,
-    PpoData,
-    PpoModels,
-    Update,
-    fingerprint,
-    require_ready,
-)
+from rlhf_core.trainers.ppo_learner import Checkpointer, Learner, Update
+from rlhf_core.trainers.ppo_models import PpoData, PpoModels, fingerprint, require_ready
 from rlhf_core.trainers.ppo_watch import (
     SHOWN,
     Metrics,
