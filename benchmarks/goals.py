@@ -45,7 +45,7 @@ class Goal:
         return [*asked, f"{value:.2f}x", "reached" if reached else "**not reached**"]
 
 
-SMALL, COMPILED = "micro-batches of 1,536 tokens", "the same, compiled layers"
+COMPILED = "compiled layers"
 OWN_WAY, TWO_THREADS = "micro-batches of 8", "micro-batches of 8, two threads"
 GROUPED_PAIRS = "grouped by length, 8 x 4"
 
@@ -53,15 +53,14 @@ GROUPED_PAIRS = "grouped by length, 8 x 4"
 def _supervised(name: str, section: str, best: str, bounds: tuple[float, float, float]) -> list:
     own_way, at_best, share = bounds
     return [
-        Goal(f"{name}, time", section, f"{OWN_WAY} | {SMALL}", speed, own_way),
+        Goal(f"{name}, time", section, f"{OWN_WAY} | {PLAIN}", speed, own_way),
         Goal(f"{name}, wall time", section, f"{TWO_THREADS} | {PLAIN}", speed, own_way),
-        Goal(f"{name}, time, TRL's best setting", section, f"{best} | {SMALL}", speed, at_best),
+        Goal(f"{name}, time, TRL's best setting", section, f"{best} | {PLAIN}", speed, at_best),
         Goal(f"{name}, time, TRL's best setting", section, f"{best} | {COMPILED}", speed, at_best),
-        Goal(f"{name}, memory", section, f"{OWN_WAY} | {SMALL}", memory, share, at_least=False),
+        Goal(f"{name}, memory", section, f"{OWN_WAY} | {PLAIN}", memory, share, at_least=False),
     ]
 
 
-COMPILED_PPO = "compiled layers"
 SMALL_PPO = "micro-batches of 512 tokens"
 SHORT, LONG = "responses up to 64", "responses up to 160"
 GOALS = [
@@ -69,10 +68,10 @@ GOALS = [
     *_supervised("reward model", "reward", GROUPED_PAIRS, (3.2, 2.4, 0.7)),
     *_supervised("DPO", "dpo", f"reference computed before, {GROUPED_PAIRS}", (4.0, 2.9, 0.7)),
     Goal("PPO, time", "ppo", f"{SHORT} | {PLAIN}", speed, 2.5),
-    Goal("PPO, time", "ppo", f"{SHORT} | {COMPILED_PPO}", speed, 2.5),
+    Goal("PPO, time", "ppo", f"{SHORT} | {COMPILED}", speed, 2.5),
     Goal("PPO, time", "ppo", f"{SHORT} | {SMALL_PPO}", speed, 2.5),
     Goal("PPO, time", "ppo", f"{LONG} | {PLAIN}", speed, 4.0),
-    Goal("PPO, time", "ppo", f"{LONG} | {COMPILED_PPO}", speed, 4.0),
+    Goal("PPO, time", "ppo", f"{LONG} | {COMPILED}", speed, 4.0),
     Goal("PPO, memory", "ppo", f"{SHORT} | {PLAIN}", memory, 0.5, at_least=False),
     Goal("PPO, memory", "ppo", f"{SHORT} | {SMALL_PPO}", memory, 0.5, at_least=False),
     Goal("PPO, memory", "ppo", f"{LONG} | {PLAIN}", memory, 0.5, at_least=False),

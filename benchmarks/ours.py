@@ -13,7 +13,7 @@ from work import BETA2, DPO_BETA, LEARNING_RATE, MAX_GRAD_NORM, read_rows
 sys.stdout = sys.stderr
 worker.take_threads()
 
-from rlhf_core.config import ComputeConfig, DpoConfig, OptimizerConfig  # noqa: E402
+from rlhf_core.config import ComputeConfig, DpoConfig, OptimizerConfig, SftConfig  # noqa: E402
 from rlhf_core.models import load_causal, load_scalar, prepare_training  # noqa: E402
 from rlhf_core.tokenization import (  # noqa: E402
     TokenizedExample,
@@ -30,7 +30,7 @@ Step = Callable[[], dict[str, float]]
 
 def main() -> None:
     stage, folder, options = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-    budget = options.get("micro_batch_tokens", 4_096)
+    budget = options.get("micro_batch_tokens", SftConfig().micro_batch_tokens)
     compute = ComputeConfig(**options.get("compute", {}))
     load = load_scalar if stage == "reward" else load_causal
     kind = "scalar" if stage == "reward" else "causal"

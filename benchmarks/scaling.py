@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from results import keep, read
+from settings import LARGE_BATCHES
 from sides import HERE, Side
 from work import Size, floor_flops, read_rows, write_models, write_rows
 
@@ -38,7 +39,9 @@ def measure(size: Size, *, batch: int | None) -> dict:
         folder = Path(temporary)
         write_models(folder, size)
         write_rows(folder, size)
-        with Side(Path(sys.executable), "ours.py", "sft", folder, {"batch": batch}) as side:
+        with Side(
+            Path(sys.executable), "ours.py", "sft", folder, {"batch": batch, **LARGE_BATCHES}
+        ) as side:
             answers = [side.ask("step") for _ in range(STEPS)]
             rate = side.rates()["rate"]
         best = min(answers, key=lambda answer: answer["cpu"])

@@ -31,19 +31,23 @@ BY_LENGTH: Options = {**EIGHTS, "train_sampling_strategy": "group_by_length"}
 PAIRS_BY_LENGTH: Options = {**PAIRS_IN_EIGHTS, "train_sampling_strategy": "group_by_length"}
 CHECKPOINTING: Options = {"gradient_checkpointing": True}
 COMPILED: Options = {"compute": {"compile_layers": True}}
-SMALL: Options = {"micro_batch_tokens": 1_536}
-SMALL_RUNS: dict[str, Options] = {
-    "micro-batches of 1,536 tokens": SMALL,
-    "the same, compiled layers": {**SMALL, **COMPILED},
-}
-"""About the tokens of the peer's micro-batches, so that memory is compared like with like."""
 WITH_AND_WITHOUT_COMPILING: dict[str, Options] = {PLAIN: {}, "compiled layers": COMPILED}
+"""Our default, micro-batches of 1,536 tokens, holds about as many as the peer's micro-batches of 8,
+so that memory is compared like with like."""
+LARGE = "micro-batches of 4,096 tokens"
+LARGE_BATCHES: Options = {"micro_batch_tokens": 4_096}
+LARGE_RUNS: dict[str, Options] = {
+    LARGE: LARGE_BATCHES,
+    "the same, compiled layers": {**LARGE_BATCHES, **COMPILED},
+}
+"""Beside the peer's whole batch at once."""
 REFERENCE: Options = {"reference_each_step": True}
 
 
 def own_way(peer: Options, ours: Options) -> tuple[Setting, ...]:
     """Return the peer in its own way: by processor seconds of a thread, by the clock of two."""
-    variants = {name: {**ours, **options} for name, options in {PLAIN: {}, **SMALL_RUNS}.items()}
+    runs = {**WITH_AND_WITHOUT_COMPILING, LARGE: LARGE_BATCHES}
+    variants = {name: {**ours, **options} for name, options in runs.items()}
     return (
         Setting("micro-batches of 8", peer, variants),
         Setting("micro-batches of 8, two threads", peer, {PLAIN: ours}, threads=2),
@@ -53,25 +57,38 @@ def own_way(peer: Options, ours: Options) -> tuple[Setting, ...]:
 SETTINGS: dict[str, tuple[Setting, ...]] = {
     "sft": (
         *own_way(EIGHTS, {}),
-        Setting("padded", WHOLE, WITH_AND_WITHOUT_COMPILING),
-        Setting("grouped by length, 8 x 8", BY_LENGTH, SMALL_RUNS),
-        Setting("packing bfd", {**WHOLE, "packing": True, "max_length": 1_024}, same_numbers=False),
-        Setting("padded, gradient checkpointing", {**WHOLE, **CHECKPOINTING}),
+        Setting("padded", WHOLE, LARGE_RUNS),
+        Setting("grouped by length, 8 x 8", BY_LENGTH, WITH_AND_WITHOUT_COMPILING),
+        Setting(
+            "packing bfd",
+            {**WHOLE, "packing": True, "max_length": 1_024},
+            {LARGE: LARGE_BATCHES},
+            same_numbers=False,
+        ),
+        Setting(
+            "padded, gradient checkpointing", {**WHOLE, **CHECKPOINTING}, {LARGE: LARGE_BATCHES}
+        ),
     ),
     "reward": (
         *own_way(PAIRS_IN_EIGHTS, {}),
-        Setting("padded", PAIRS, WITH_AND_WITHOUT_COMPILING),
-        Setting("grouped by length, 8 x 4", PAIRS_BY_LENGTH, SMALL_RUNS),
-        Setting("padded, gradient checkpointing", {**PAIRS, **CHECKPOINTING}),
+        Setting("padded", PAIRS, LARGE_RUNS),
+        Setting("grouped by length, 8 x 4", PAIRS_BY_LENGTH, WITH_AND_WITHOUT_COMPILING),
+        Setting(
+            "padded, gradient checkpointing", {**PAIRS, **CHECKPOINTING}, {LARGE: LARGE_BATCHES}
+        ),
     ),
     "dpo": (
         *own_way(PAIRS_IN_EIGHTS, REFERENCE),
-        Setting("padded", PAIRS, {PLAIN: REFERENCE, "compiled layers": {**REFERENCE, **COMPILED}}),
+        Setting("padded", PAIRS, {name: {**REFERENCE, **run} for name, run in LARGE_RUNS.items()}),
         Setting(
             "reference computed before, grouped by length, 8 x 4",
             {**PAIRS_BY_LENGTH, "precompute_ref_log_probs": True},
-            SMALL_RUNS,
+            WITH_AND_WITHOUT_COMPILING,
         ),
-        Setting("padded, gradient checkpointing", {**PAIRS, **CHECKPOINTING}, {PLAIN: REFERENCE}),
+        Setting(
+            "padded, gradient checkpointing",
+            {**PAIRS, **CHECKPOINTING},
+            {LARGE: {**REFERENCE, **LARGE_BATCHES}},
+        ),
     ),
 }

@@ -168,8 +168,9 @@ class SupervisedConfig(Section):
     """Passes over the training data."""
     batch_size: Count = 64
     """Sequences (SFT) or pairs (reward, DPO) per optimiser step."""
-    micro_batch_tokens: Count = 4_096
-    """Tokens per forward pass; bounds memory and does not change the result."""
+    micro_batch_tokens: Count = 1_536
+    """Tokens per forward pass; bounds memory and does not change the result. On a CPU larger
+    ones take more memory and are no faster."""
     compute: ComputeConfig = ComputeConfig()
     distributed: DistributedConfig | None = None
     """Processes of this stage; None takes the ``distributed`` of the whole file."""
