@@ -30,11 +30,23 @@ _WIDTHS = {
 2² is no second 2."""
 
 
+_OTHER_SPACE = "\n\t\r\v\f\x1c\x1d\x1e\x1f"
+"""White space of ASCII besides the space itself."""
+
+
 def normalise(text: str) -> str:
     """Fold what a reader would not notice: Unicode form, width, letter case, white space."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text.translate(_WIDTHS))
-    return " ".join(text.casefold().split())
+    folded = text.casefold()
+    return folded if _is_evenly_spaced(folded) else " ".join(folded.split())
+
+
+def _is_evenly_spaced(text: str) -> bool:
+    """Tell, where that is quick, that taking a text apart and joining it gives it back."""
+    if not text.isascii() or text.startswith(" ") or text.endswith(" ") or "  " in text:
+        return False
+    return not any(map(text.__contains__, _OTHER_SPACE))
 
 
 def bare(word: str) -> str:
@@ -82,7 +94,11 @@ def response_keys(first: str, second: str) -> tuple[Key, Key]:
     Where letter case or white space is all that differs, as in indented code, it is what people
     voted on: then the texts themselves are the keys, white space at the ends aside.
     """
-    keys = response_key(first), response_key(second)
+    return told_apart((response_key(first), response_key(second)), first, second)
+
+
+def told_apart(keys: tuple[Key, Key], first: str, second: str) -> tuple[Key, Key]:
+    """Return ``response_keys`` of two responses, of each of which the key is known."""
     if keys[0] != keys[1]:
         return keys
     return text_key(first.strip()), text_key(second.strip())

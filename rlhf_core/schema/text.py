@@ -80,6 +80,8 @@ def annotator_name(value: object) -> str:
 
 
 def _name_of(value: object) -> object:
+    if type(value) is str:
+        return value.strip() or UNNAMED
     return annotator_name(value) if value is None or isinstance(value, str | int | float) else value
 
 

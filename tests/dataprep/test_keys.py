@@ -26,6 +26,13 @@ def test_form_width_case_and_white_space_are_folded(one, other):
     assert normalise(one) == normalise(other)
 
 
+@pytest.mark.parametrize("space", [*" \t\n\r\v\f\x1c\x1d\x1e\x1f\u00a0\u2003", "  ", " \n"])
+@pytest.mark.parametrize("around", ["{0}a b", "a{0}b", "a b{0}", "{0}", "é {0}b", ""])
+def test_white_space_is_that_of_words(space, around):
+    text = around.format(space)
+    assert normalise(text) == " ".join(text.split())
+
+
 @pytest.mark.parametrize(("one", "other"), [("2²?", "22?"), ("1½", "11\u20442"), ("①", "1")])
 def test_what_a_reader_sees_is_not_folded(one, other):
     assert response_key(one) != response_key(other)

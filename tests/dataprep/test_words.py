@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rlhf_core.dataprep import words as words_module
 from rlhf_core.dataprep.cleaning import word_hashes
 from rlhf_core.dataprep.cleaning.signatures import signature, signatures
 from rlhf_core.dataprep.keys import bare, normalise
@@ -36,13 +37,39 @@ TEXT = st.lists(
 @given(st.lists(TEXT, max_size=6))
 @example(["half \ud800 of a pair", "", " "])
 def test_words_are_what_stands_between_spaces(texts):
-    words = words_of(texts)
-    assert len(set(words.distinct)) == len(words.distinct)
-    found = [
+    assert taken_apart(words_of(texts)) == [text.split(" ") for text in texts]
+
+
+def taken_apart(words):
+    return [
         [words.distinct[code] for code in words.codes[start:end]]
         for start, end in pairwise(words.edges.tolist())
     ]
-    assert found == [text.split(" ") for text in texts]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5), max_size=8), max_size=6), st.lists(TEXT, min_size=6))
+def test_of_texts_that_were_asked_for_before_the_words_are_the_same(lists, texts):
+    for places in lists:
+        asked = [texts[place] for place in places]
+        words = words_of(asked)
+        assert taken_apart(words) == [text.split(" ") for text in asked]
+        amounts = [sum(map(len, text.split(" ")[1:-1])) for text in asked]
+        assert words.sums_between(len) == amounts
+
+
+def test_texts_that_another_check_asked_for_are_not_taken_apart_again(monkeypatch):
+    responses = [f"the light house {number} is open" for number in range(20)]
+    words_of([*responses, "a question"])
+    words_of(["<user> a question"])
+    seen = []
+    taken = words_module._taken_apart
+    monkeypatch.setattr(
+        words_module, "_taken_apart", lambda texts: seen.append(texts) or taken(texts)
+    )
+    again = words_of([*responses[5:], "another one"])
+    assert seen == [["another one"]]
+    assert taken_apart(again)[-2:] == [responses[-1].split(" "), ["another", "one"]]
 
 
 @settings(deadline=None)

@@ -17,9 +17,8 @@ NUM_WORDS = 8
 """A run of this many equal words counts as a quotation (Brown et al. 2020 use 13, GLaM 8)."""
 _NUM_CHARACTERS = 2 * NUM_WORDS
 """So many in scripts that put no spaces between words, where a word has about two."""
-_FACTOR = 0x9E3779B97F4A7C15
-_MIX = np.array([pow(_FACTOR, power + 1, 1 << 64) for power in range(NUM_WORDS)], dtype=np.uint64)
-"""Odd numbers that mix the hashes of a run's words, modulo 2**64."""
+_FACTORS = {1: 0x9E3779B97F4A7C15, 2: 0xC2B2AE3D27D4EB4F, 4: 0x165667B19E3779F9}
+"""Odd numbers that mix the hash of a run of so many words with that of the run behind it."""
 _FEWEST_BITS, _MOST_BITS, _SPARSE = 10, 24, 32
 """Of a hash, by which most runs are told from all of ours: a table with one place in 32 taken."""
 
@@ -40,7 +39,7 @@ class Benchmark:
             self._characters.update(_character_runs(text))
         self._short.discard("")
         hashes = word_hashes([word for run in self._runs for word in run.split()])
-        self._hashes = np.unique(hashes.reshape(-1, NUM_WORDS) @ _MIX)
+        self._hashes = np.unique(_run_hashes(hashes.reshape(-1, NUM_WORDS)))
         bits = min(_MOST_BITS, max(_FEWEST_BITS, (_SPARSE * len(self._hashes)).bit_length()))
         self._shift = np.uint64(64 - bits)
         self._begins = np.zeros(1 << bits, dtype=np.bool_)
@@ -141,12 +140,10 @@ def _character_runs(text: str) -> Iterator[str]:
 
 
 def _run_hashes(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """[N - NUM_WORDS + 1] hash of each run of words, from the hashes of the words."""
-    num_runs = len(hashes) - NUM_WORDS + 1
-    mixed: NDArray[np.uint64] = hashes[:num_runs] * _MIX[0]
-    for place in range(1, NUM_WORDS):
-        mixed += hashes[place : place + num_runs] * _MIX[place]
-    return mixed
+    """[..., N - NUM_WORDS + 1] hash of each run of words, from the hashes of the words [..., N]."""
+    for size, factor in _FACTORS.items():
+        hashes = hashes[..., :-size] + hashes[..., size:] * np.uint64(factor)
+    return hashes
 
 
 def _are_in(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:

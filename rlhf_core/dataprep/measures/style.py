@@ -140,15 +140,22 @@ def _responses_with(words: Words, num_chosen: int) -> tuple[list[str], tuple[Int
         [numbers.setdefault(word, len(numbers)) for word in _words_in_part(part)]
         for part in words.distinct
     ]
-    codes, edges = words.parts(of_part)
+    sizes = np.fromiter(map(len, of_part), dtype=np.int64, count=len(of_part))
+    first = np.array([found[0] if found else -1 for found in of_part], dtype=np.int64)
     names = list(numbers)
-    rows = max(1, _CELLS // max(1, len(names)))
+    rows = max(1, _CELLS // (1 + len(names)))
     counts = np.zeros((2, len(names)), dtype=np.int64)
-    for side, first, end in ((0, 0, num_chosen), (1, num_chosen, len(edges) - 1)):
-        for start in range(first, end, rows):
-            stop = min(start + rows, end)
-            holds = np.zeros((stop - start, len(names)), dtype=np.bool_)
-            text = np.repeat(np.arange(stop - start), np.diff(edges[start : stop + 1]))
-            holds[text, codes[edges[start] : edges[stop]]] = True
-            counts[side] += holds.sum(axis=0)
+    for side, begin, end in ((0, 0, num_chosen), (1, num_chosen, len(words.edges) - 1)):
+        for start in range(begin, end, rows):
+            edges = words.edges[start : min(start + rows, end) + 1]
+            codes = words.codes[edges[0] : edges[-1]]
+            text = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+            # The last column is for parts without a word.
+            holds = np.zeros((len(edges) - 1, len(names) + 1), dtype=np.bool_)
+            holds[text, first[codes]] = True
+            several = np.flatnonzero(sizes[codes] > 1)
+            each = Words(words.distinct, codes[several], np.arange(len(several) + 1))
+            found, ends = each.parts(of_part)
+            holds[np.repeat(text[several], np.diff(ends)), found] = True
+            counts[side] += holds[:, :-1].sum(axis=0)
     return names, (counts[0], counts[1])

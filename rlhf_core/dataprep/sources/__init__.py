@@ -141,8 +141,15 @@ def _counted(
     """Rows as they pass, counted before a format looks at them."""
     for row in rows:
         source_rows[row.source] += 1
-        files.setdefault(str(row.path), FileRows()).rows += 1
+        _counts_of(row, files).rows += 1
         yield row
+
+
+def _counts_of(row: RawRow | FilteredRow, files: dict[str, FileRows]) -> FileRows:
+    path = str(row.path)
+    if path not in files:
+        files[path] = FileRows()
+    return files[path]
 
 
 def parse_rows(
@@ -203,7 +210,8 @@ def _watched(
 
 
 def _note_unused(row: RawRow, files: dict[str, FileRows]) -> None:
-    files[str(row.path)].unused_columns.update(row.value.unused())
+    if unused := row.value.unused():
+        files[str(row.path)].unused_columns.update(unused)
 
 
 def _parser(source: SourceConfig) -> Callable[[RawRow], Iterator[Comparison | FilteredRow]]:
@@ -266,7 +274,7 @@ def _records(
 ) -> Iterator[tuple[int, Item | FilteredRow]]:
     files = {} if files is None else files
     for row in rows:
-        counts = files.setdefault(str(row.path), FileRows())
+        counts = _counts_of(row, files)
         counts.rows += 1
         item = row if isinstance(row, FilteredRow) else attempt(row, partial(parse, row))
         if isinstance(item, FilteredRow):

@@ -54,6 +54,8 @@ def prompt_transcript(text: str) -> Conversation:
     ends with an ``\n\nAssistant:`` to be filled in; then what stands before the first mark is the
     system's turn. The empty last mark is no turn.
     """
+    if not any(f"{speaker}:" in text for speaker in _SPEAKERS):
+        return ()
     preamble, *rest = _MARKER.split(text)
     speakers = rest[::2]
     if not speakers:

@@ -185,8 +185,8 @@ class RowTokens:
 
     def _plain_answer(
         self, asked: Asked, response: str, whole: str | None
-    ) -> tuple[Prompt, str] | None:
-        """Of a response that is rendered as it is, the prompt and the rendering behind it."""
+    ) -> tuple[Prompt, str, str] | None:
+        """Of a response that is rendered as it is, the prompt, the rendering behind it and it."""
         if asked.words is None or whole is None:
             return None
         try:
@@ -198,7 +198,7 @@ class RowTokens:
         said = text.removesuffix(turns.end) if turns.is_written else text
         if said.removeprefix(before).removesuffix(after).strip() != response.strip():
             return None
-        return asked.words, text
+        return asked.words, text, response
 
     def _opened(self, asked: Asked) -> Opened:
         if asked.opened is None:

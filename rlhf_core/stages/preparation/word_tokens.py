@@ -93,19 +93,22 @@ class WordTokens:
         mark = self._marks[last]
         return None if mark is None else Prompt(num_tokens, mark)
 
-    def answers(self, rows: Sequence[tuple[Prompt, str]]) -> list[int | None]:
+    def answers(self, rows: Sequence[tuple[Prompt, str, str]]) -> list[int | None]:
         """Return the tokens of answers, the end of the turn among them; None as for ``prompts``.
 
         Args:
-            rows: what each answer stands behind, and the rendering from there on, up to the end of
-                the turn where that is written.
+            rows: what each answer stands behind; the rendering from there on, up to the end of
+                the turn where that is written; and the answer as it was given.
         """
-        words = words_of([text for _, text in rows])
+        framed = [_framed(text, said) for _, text, said in rows]
+        words = words_of([said for _, said, _ in framed])
         between = words.sums_between(self._words.__getitem__)
-        parts = zip(rows, words.first(), between, words.last(), strict=True)
+        parts = zip(rows, framed, words.first(), between, words.last(), strict=True)
         return [
-            self._answer(prompt.mark, text, first, num_between, last)
-            for (prompt, text), first, num_between, last in parts
+            self._answer(
+                prompt.mark, text, text if first == said else before + first, num, last + after
+            )
+            for (prompt, text, _), (before, said, after), first, num, last in parts
         ]
 
     def _answer(self, mark: str, text: str, first: str, num_between: int, last: str) -> int | None:
@@ -191,6 +194,16 @@ class WordTokens:
     def _comes_back(self, text: str, ids: list[int], *, skip_special_tokens: bool) -> bool:
         back = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
         return back == text and _LOSSY not in text
+
+
+def _framed(text: str, said: str) -> tuple[str, str, str]:
+    """Return what is written before an answer, the answer, and what is written behind it.
+
+    Where that joins its first and last word, the words between are those of the answer alone, of
+    which other checks know. Where it does not, all is the answer.
+    """
+    before, found, after = text.partition(said) if said else ("", "", "")
+    return (before, said, after) if found and " " not in before + after else ("", text, "")
 
 
 class _Counts(dict[str, int]):
