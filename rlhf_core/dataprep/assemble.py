@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO
 
 import pyarrow as pa
+from pydantic_core import from_json
 from tqdm import tqdm
 
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, prompt_signatures
@@ -26,10 +27,10 @@ from rlhf_core.dataprep.keys import (
     source_name,
 )
 from rlhf_core.dataprep.measures.frames import FEW, FrameBuilder, excerpt
+from rlhf_core.dataprep.resolve import Fields, resolve
 from rlhf_core.dataprep.sources.rows import FilteredRow, Reason, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter, Half, Side
 from rlhf_core.schema import (
-    Comparison,
     Conversation,
     Demonstration,
     PreferencePair,
@@ -37,7 +38,7 @@ from rlhf_core.schema import (
     Record,
     UnpairedExample,
 )
-from rlhf_core.storage.records import iterate_records
+from rlhf_core.storage.records import json_line, read_raw_lines
 
 FILE_NAMES = (
     "demonstrations_heldout",
@@ -123,7 +124,7 @@ class PreparedFiles:
     def _write(
         self, name: str, record: Record, row_id: str, dialogue: DialogueKey, side: Side
     ) -> None:
-        self._streams[name].write(record.model_dump_json().encode() + b"\n")
+        self._streams[name].write(json_line(record))
         self.num_rows[name] += 1
         self.prompts.add(row_id, name, side, dialogue.hex())
 
@@ -172,69 +173,34 @@ class WrittenPair:
     dialogue: DialogueKey
     half: Half
     side: Side
+    has_like: bool
+    """Whether another pair may have the same prompt and winner; if not, none has."""
 
 
 def write_pairs(intake: Intake, bench: Workbench) -> Iterator[WrittenPair]:
     """Write every comparison that stays as a pair, and yield it."""
     entries = intake.entries
-    records = zip(range(len(entries)), iterate_records(intake.spill, Comparison), strict=True)
-    for number, item in tqdm(
-        records, total=len(entries), desc="writing pairs", unit=" rows", disable=None
+    has_like = entries.with_a_like_answer()
+    lines = zip(range(len(entries)), read_raw_lines(intake.spill), strict=True)
+    for number, line in tqdm(
+        lines, total=len(entries), desc="writing pairs", unit=" rows", disable=None
     ):
         dialogue, reason = entries.dialogue(number), entries.reason(number)
         side = bench.splitter.side(dialogue)
+        item: Fields = from_json(line)
         if reason is not None:
-            row = FilteredRow(
-                reason,
-                item.source,
-                item.line or 0,
-                item.model_dump_json(),
-                item.comparison_id,
-                entries[number].detail,
-            )
+            entry, row_id = entries[number], item["comparison_id"]
+            text = line.decode().removesuffix("\n")
+            row = FilteredRow(reason, entry.source, entry.line, text, row_id, entry.detail)
             bench.quarantine.add("preferences", row)
             continue
         if number in intake.pooled:
-            item = item.model_copy(update={"votes": intake.pooled[number]})
+            item["votes"] = [vote.model_dump() for vote in intake.pooled[number]]
         pair, half = resolve(item, entries.a_beats_b[number]), bench.splitter.half(dialogue)
         bench.files.add_pair(pair, dialogue, half, side)
         bench.quarantine.keep("preferences")
-        yield WrittenPair(pair, entries.prompt(number), dialogue, half, side)
-
-
-def resolve(item: Comparison, a_beats_b: float) -> PreferencePair:
-    """Return the pair, with the winner's probability as its soft label.
-
-        agreement   = (votes for the winner + votes for a tie / 2) / all votes
-        probability = max(a_beats_b, 1 - a_beats_b)
-
-    Args:
-        item: a comparison that is no tie.
-        a_beats_b: probability that ``response_a`` is better, from a vote model; by plain majority
-            the share of its votes.
-    """
-    a_won = a_beats_b > 0.5
-    winner = "a" if a_won else "b"
-    won = item.votes_a if a_won else item.votes_b
-    num_votes = len(item.votes)
-    ties = num_votes - item.votes_a - item.votes_b
-    strengths = [
-        vote.strength for vote in item.votes if vote.choice == winner and vote.strength is not None
-    ]
-    return PreferencePair(
-        comparison_id=item.comparison_id,
-        prompt=item.prompt,
-        chosen=item.response_a if a_won else item.response_b,
-        rejected=item.response_b if a_won else item.response_a,
-        agreement=(won + ties / 2) / num_votes,
-        probability=max(a_beats_b, 1 - a_beats_b),
-        num_votes=num_votes,
-        tie_fraction=ties / num_votes,
-        strength=sum(strengths) / len(strengths) if strengths else None,
-        source=item.source,
-        group=item.group,
-        tags=item.tags,
-    )
+        prompt, is_like = entries.prompt(number), bool(has_like[number])
+        yield WrittenPair(pair, prompt, dialogue, half, side, is_like)
 
 
 def write_demonstrations(
@@ -281,16 +247,21 @@ def write_derived(
     for batch in batches:
         fresh: list[tuple[WrittenPair, Side]] = []
         for row in batch:
-            if demonstrations:
-                whole = row.prompt + response_key(row.pair.chosen)
-                if whole not in seen:
-                    seen.add(whole)
-                    _write_derived_demonstration(row, bench)
+            if demonstrations and not (row.has_like and _is_repeat(row, seen)):
+                _write_derived_demonstration(row, bench)
             side = bench.splitter.prompt_side(row.dialogue)
             if prompts and row.prompt not in seen and side is not None:
                 seen.add(row.prompt)
                 fresh.append((row, side))
         _write_derived_prompts(fresh, bench)
+
+
+def _is_repeat(row: WrittenPair, seen: set[Key]) -> bool:
+    """Tell whether a demonstration with the same prompt and response was met before."""
+    whole = row.prompt + response_key(row.pair.chosen)
+    is_known = whole in seen
+    seen.add(whole)
+    return is_known
 
 
 def _write_derived_demonstration(row: WrittenPair, bench: Workbench) -> None:
@@ -300,7 +271,7 @@ def _write_derived_demonstration(row: WrittenPair, bench: Workbench) -> None:
         response=row.pair.chosen,
         source=row.pair.source,
     )
-    bench.files.add_demonstration(demonstration, row.dialogue, bench.splitter.side(row.dialogue))
+    bench.files.add_demonstration(demonstration, row.dialogue, row.side)
 
 
 def _write_derived_prompts(rows: Sequence[tuple[WrittenPair, Side]], bench: Workbench) -> None:

@@ -28,7 +28,7 @@ from rlhf_core.dataprep.votes.pooling import Ballot, votes_once
 from rlhf_core.dataprep.votes.vote_table import Floats, VoteTable, decide
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Comparison
-from rlhf_core.storage.records import atomic_file, batched
+from rlhf_core.storage.records import atomic_file, batched, json_line
 
 RAW_COLUMNS = pa.schema(
     [
@@ -146,7 +146,7 @@ def take_in(
                 num_repeated = len(item.votes) - len(votes)
                 once = item.model_copy(update={"votes": votes}) if num_repeated else item
                 intake.add(once, entry, num_repeated)
-                stream.write(once.model_dump_json().encode() + b"\n")
+                stream.write(json_line(once))
     if strangers := sorted(excluded - set(intake.excluded_votes)):
         raise ConfigError(
             f"data.votes.exclude: no vote by {', '.join(strangers)}; names must be written as in"

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_core.dataprep.keys import DialogueKey, Key, prompt_keys, response_keys, text_key
+from rlhf_core.dataprep.keys import (
+    DialogueKey,
+    Key,
+    prompt_keys,
+    response_key,
+    text_key,
+    told_apart,
+)
 from rlhf_core.dataprep.sources.rows import Reason, comparison_problem
 from rlhf_core.dataprep.votes.vote_table import Ints
 from rlhf_core.schema import Comparison
@@ -41,6 +48,9 @@ class Entry:
     """Probability that response a is better."""
     group: str = ""
     """Comparisons of one ranked list share it; empty where there is no list."""
+    answers: tuple[int, int] = (0, 0)
+    """Numbers of the prompt with response a and with response b: those that read the same have the
+    same number, and others seldom."""
 
     @property
     def place(self) -> str:
@@ -98,7 +108,7 @@ class _Names:
 
 
 class Ledger:
-    """The entries of all comparisons as columns: some ninety bytes each."""
+    """The entries of all comparisons as columns: some hundred bytes each."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         """Begin with ``entries``."""
@@ -106,6 +116,7 @@ class Ledger:
         self._sources, self._groups = _Names(), _Names()
         self._a_first, self._reason = array("b"), array("b")
         self._line, self._num_chars = array("q"), array("q")
+        self._answers = array("Q")
         self._reasons: list[Reason | None] = [None]
         self._details: dict[int, str] = {}
         self.a_beats_b: array[float] = array("d")
@@ -123,6 +134,7 @@ class Ledger:
         self._a_first.append(entry.a_first)
         self._line.append(entry.line)
         self._num_chars.extend(entry.num_chars)
+        self._answers.extend(entry.answers)
         self.a_beats_b.append(entry.a_beats_b)
         self._reason.append(_STAYS)
         if entry.reason is not None:
@@ -144,6 +156,7 @@ class Ledger:
             detail=self._details.get(row, ""),
             a_beats_b=self.a_beats_b[row],
             group=self._groups[row],
+            answers=(self._answers[2 * row], self._answers[2 * row + 1]),
         )
 
     def __iter__(self) -> Iterator[Entry]:
@@ -184,12 +197,17 @@ class Ledger:
         """Return the rows that stay and may have the pair of another one; of others none has."""
         rows = np.flatnonzero(self.have(None))
         begin = np.frombuffer(self._pairs, dtype=np.uint64)[:: _KEY_BYTES // 8][rows]
-        order = np.argsort(begin, kind="stable")
-        is_same = begin[order[1:]] == begin[order[:-1]]
-        found = np.zeros(len(rows), dtype=np.bool_)
-        found[order[1:][is_same]] = found[order[:-1][is_same]] = True
-        twins: list[int] = rows[found].tolist()
+        twins: list[int] = rows[_are_repeated(begin)].tolist()
         return twins
+
+    def with_a_like_answer(self) -> NDArray[np.bool_]:
+        """[N] rows that stay, whose prompt and winner another one may have; no others do."""
+        rows = np.flatnonzero(self.have(None))
+        is_b = np.array(self.a_beats_b)[rows] <= 0.5
+        winners = np.array(self._answers).reshape(-1, 2)[rows, is_b.astype(np.int64)]
+        found = np.zeros(len(self), dtype=np.bool_)
+        found[rows] = _are_repeated(winners)
+        return found
 
     def have(self, reason: Reason | None) -> NDArray[np.bool_]:
         """[N] which rows are filtered out for a reason; with None which stay."""
@@ -229,6 +247,15 @@ class Ledger:
         )
 
 
+def _are_repeated(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """[N] whether each value stands there more than once."""
+    order = np.argsort(values, kind="stable")
+    is_same = values[order[1:]] == values[order[:-1]]
+    found = np.zeros(len(values), dtype=np.bool_)
+    found[order[1:][is_same]] = found[order[:-1][is_same]] = True
+    return found
+
+
 def _key(keys: bytearray, row: int) -> Key:
     return bytes(keys[row * _KEY_BYTES : (row + 1) * _KEY_BYTES])
 
@@ -236,7 +263,8 @@ def _key(keys: bytearray, row: int) -> Key:
 def enter(item: Comparison) -> Entry:
     """Return the ledger's entry of one comparison, screened on its own."""
     prompt, dialogue = prompt_keys(item.prompt)
-    key_a, key_b = response_keys(item.response_a, item.response_b)
+    said_a, said_b = response_key(item.response_a), response_key(item.response_b)
+    key_a, key_b = told_apart((said_a, said_b), item.response_a, item.response_b)
     first, second = sorted((key_a, key_b))
     return Entry(
         prompt=prompt,
@@ -248,7 +276,12 @@ def enter(item: Comparison) -> Entry:
         num_chars=(len(item.response_a), len(item.response_b)),
         reason=comparison_problem(item),
         group=item.group,
+        answers=(_number(prompt) ^ _number(said_a), _number(prompt) ^ _number(said_b)),
     )
+
+
+def _number(key: Key) -> int:
+    return int.from_bytes(key[:8])
 
 
 def votes_to_train_on(entries: Ledger, counts: Ints) -> NDArray[np.bool_]:

@@ -10,11 +10,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from rlhf_core.errors import DataError, StorageError
@@ -195,9 +196,19 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
     num_rows = 0
     with atomic_file(path) as stream:
         for record in records:
-            stream.write(record.model_dump_json().encode() + b"\n")
+            stream.write(json_line(record))
             num_rows += 1
     return num_rows
+
+
+def json_line(record: Record) -> bytes:
+    """Return a record as a line of a file: its JSON and a line break."""
+    return _writer(type(record)).dump_json(record) + b"\n"
+
+
+@cache
+def _writer(kind: type[Record]) -> TypeAdapter[Record]:
+    return TypeAdapter(kind)
 
 
 @contextmanager
@@ -293,7 +304,7 @@ def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
         with _open_zstd(path) as stream:
             yield stream
     else:
-        with path.open("rb") as stream:
+        with path.open("rb", buffering=_BLOCK) as stream:
             yield stream
 
 

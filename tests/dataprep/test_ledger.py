@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_core.dataprep.assemble import resolve
 from rlhf_core.dataprep.intake import apply_votes, filter_reserved
 from rlhf_core.dataprep.ledger import Ledger, enter
+from rlhf_core.dataprep.resolve import resolve
 from rlhf_core.dataprep.votes.pooling import pool_votes
 from rlhf_core.dataprep.votes.vote_models import majority
 from rlhf_core.dataprep.votes.vote_table import VoteTable
@@ -58,11 +58,11 @@ def test_a_prompt_that_ends_with_the_assistant_is_refused():
 
 def test_the_winner_is_the_more_probable_side():
     item = comparison("abbt")
-    pair = resolve(item, 1 / 3)
+    pair = resolve(item.model_dump(), 1 / 3)
     assert (pair.chosen, pair.rejected, pair.num_votes) == ("no", "yes", 4)
     assert (pair.agreement, pair.probability) == pytest.approx((0.625, 2 / 3))
     assert pair.tie_fraction == 0.25
-    trusted = resolve(item, 0.8)
+    trusted = resolve(item.model_dump(), 0.8)
     assert (trusted.chosen, trusted.probability) == ("yes", 0.8)
     assert trusted.agreement == pytest.approx(0.375)
 
@@ -77,7 +77,7 @@ def test_strength_is_the_mean_of_the_votes_for_the_winner():
             )
         }
     )
-    assert resolve(item, 0.75).strength == 2.0
+    assert resolve(item.model_dump(), 0.75).strength == 2.0
 
 
 def test_a_repeat_keeps_the_first_even_when_sides_are_swapped():
@@ -108,6 +108,24 @@ def test_a_reserved_prompt_is_taken_from_training():
     entries = Ledger([enter(comparison("a")), enter(comparison("a", prompt="R?"))])
     filter_reserved(entries, {enter(comparison("a", prompt="r?")).prompt})
     assert [entry.reason for entry in entries] == [None, "prompt_is_heldout"]
+
+
+def test_rows_with_the_same_prompt_and_winner_are_told_and_hardly_any_others():
+    items = [
+        comparison("a", prompt="Q?", a="yes", b="no"),
+        comparison("b", prompt=" q? ", a="never", b="Yes"),
+        comparison("b", prompt="Q?", a="yes", b="no way"),
+        comparison("a", prompt="R?", a="yes", b="no"),
+        comparison("a", prompt="Q?", a="yes", b="nope"),
+        comparison("a", prompt="Q?", a="Paris", b="paris"),
+        comparison("b", prompt="Q?", a="rome", b=" paris\n"),
+    ]
+    entries, table = Ledger(map(enter, items)), VoteTable()
+    for number, item in enumerate(items):
+        table.add(number, item.votes)
+    entries.filter_out(4, "wrong_language")
+    apply_votes(entries, majority(table, len(items)))
+    assert entries.with_a_like_answer().tolist() == [True, True, False, False, False, True, True]
 
 
 def test_a_row_takes_little_memory_and_comes_back_as_it_was():
