@@ -1,11 +1,10 @@
-"""MinHash signatures (Broder 1997): of the word triples of texts, by the hashes of ``datasketch``.
+"""MinHash signatures (Broder 1997): of the word triples of texts, by numbers of ``datasketch``.
 
 In scripts that put no spaces between words each character counts as a word.
 """
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -27,12 +26,8 @@ NUM_PERMUTATIONS = 64
 _SHINGLE_WORDS = 3
 _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
 """Odd numbers that mix the hashes of three words, modulo 2**64."""
-_PRIME_BITS = np.uint64(61)
-_PRIME = np.uint64((1 << 61) - 1)
 _SHINGLES_AT_ONCE = 512
 """Whose permuted values, 128 kB, stay in the processor's cache."""
-_CARRIED = 7
-"""Most that the upper three bits of a number add to its lower ones."""
 
 Signature = NDArray[np.uint32]
 """[NUM_PERMUTATIONS]: the share of equal places estimates the Jaccard similarity."""
@@ -66,78 +61,32 @@ def signatures(groups: Sequence[Sequence[str]]) -> Signature:
     return least if len(parts) == len(groups) else np.minimum.reduceat(least, starts, axis=0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Halves:
-    """Lower halves of the permutations h -> a h + b, [NUM_PERMUTATIONS] each."""
-
-    a: Signature
-    lifted: Signature
-    """b, raised so that no edge of the prime is passed unseen."""
-    inverse: Signature
-    """a times it is 1: every a is odd."""
-
-
 @cache
-def _halves() -> _Halves:
-    a, b = (part.astype(np.uint32) for part in empty_sketch().permutations)
-    inverse = np.array([pow(factor, -1, 1 << 32) for factor in a.tolist()], dtype=np.uint32)
-    return _Halves(a, b + np.uint32(_CARRIED + 1), inverse)
+def _lower_halves() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """[NUM_PERMUTATIONS, 1] lower halves of a and b of the permutations h -> a h + b."""
+    a, b = (part.astype(np.uint32)[:, None] for part in empty_sketch().permutations)
+    return a, b
 
 
 def least_values(parts: Sequence[Shingles]) -> Signature:
-    """[N, NUM_PERMUTATIONS] least value that each permutation of ``datasketch`` gives a shingle.
+    """[N, NUM_PERMUTATIONS] least value that each permutation gives a shingle.
 
-        (a h + b mod 2**64) mod (2**61 - 1), its lower 32 bits
+        a h + b mod 2**32
 
-    They are the lower 32 bits of a h + b and its upper three as a number, but at the edge of the
-    prime. So where the least lower bits stand more than seven apart from the next, the least value
-    is that of their shingle, which the lower bits tell; and all others take half the bits of a
-    number.
+    with the numbers of ``datasketch``, which takes 64 bits of it modulo 2**61 - 1 and of that the
+    lower 32: at most seven more. Two texts have equal values in the same places, but where two
+    shingles of one lie so close; and this takes half the bits of a number.
 
     Args:
         parts: [n] shingles each, n from 1 to ``_SHINGLES_AT_ONCE``.
     """
-    halves = _halves()
-    low = np.empty((len(parts), NUM_PERMUTATIONS), dtype=np.uint32)
-    is_told = np.array([_lowest(part, halves, low[row]) for row, part in enumerate(parts)])
-    is_told &= ((low > _CARRIED) & (low + np.uint32(_CARRIED) > low)).all(axis=1)
-    whole = _permuted((low - halves.lifted) * halves.inverse)
-    values: Signature = whole.astype(np.uint32) + (whole >> _PRIME_BITS).astype(np.uint32)
-    for row in np.flatnonzero(~is_told).tolist():
-        values[row] = _least_whole(parts[row])
-    return values
-
-
-def _lowest(shingles: Shingles, halves: _Halves, least: Signature) -> bool:
-    """Write the least lower bits into ``least``; tell whether the next stand far enough apart."""
-    low = halves.a[:, None] * shingles
-    low += halves.lifted[:, None]
-    np.minimum.reduce(low, axis=1, out=least)
-    num_near = np.count_nonzero(low <= (least + np.uint32(_CARRIED))[:, None])
-    # A triple may stand there twice: as every a is odd, equal bits are of equal shingles.
-    return bool(num_near == NUM_PERMUTATIONS or num_near == np.count_nonzero(low == least[:, None]))
-
-
-def _permuted(shingles: Shingles) -> NDArray[np.uint64]:
-    a, b = empty_sketch().permutations
-    permuted: NDArray[np.uint64] = shingles.astype(np.uint64) * a
-    permuted += b
-    return permuted
-
-
-def _least_whole(shingles: Shingles) -> Signature:
-    """What ``least_values`` gives one part, whatever the shingles.
-
-    As 2**61 is 1 modulo the prime, x mod p is x // 2**61 + x mod 2**61, less p where that is p or
-    more; where it is less, taking p away goes round to a larger number.
-    """
-    permuted = _permuted(shingles[:, None])
-    carried = permuted >> _PRIME_BITS
-    permuted &= _PRIME
-    permuted += carried
-    np.minimum(permuted, np.subtract(permuted, _PRIME, out=carried), out=permuted)
-    values: Signature = permuted.astype(np.uint32).min(axis=0)
-    return values
+    a, b = _lower_halves()
+    least = np.empty((len(parts), NUM_PERMUTATIONS), dtype=np.uint32)
+    for part, row in zip(parts, least, strict=True):
+        permuted = a * part
+        permuted += b
+        np.minimum.reduce(permuted, axis=1, out=row)
+    return least
 
 
 def similarity(first: Signature, second: Signature) -> float:
