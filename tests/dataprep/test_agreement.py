@@ -12,6 +12,7 @@ from rlhf_core.config import VotesConfig
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.ledger import enter
 from rlhf_core.dataprep.votes.agreement import (
+    _distinct,
     _sums_by_group,
     alpha_estimate,
     alphas,
@@ -160,3 +161,14 @@ def test_the_report_draws_the_pairs_of_a_list_together(tmp_path):
         return describe_agreement(intake, VotesConfig(num_resamples=100), 0).alpha
 
     assert alpha(10) != alpha(0) == alpha(1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 300])
+def test_distinct_rows_are_counted_as_numpy_counts_them(size):
+    rows = np.random.default_rng(0).integers(0, 3, (size, 4)) / 3
+    values, counts = _distinct(rows)
+    if size:
+        expected = np.unique(rows, axis=0, return_counts=True)
+        np.testing.assert_array_equal(values, expected[0])
+        np.testing.assert_array_equal(counts, expected[1])
+    assert counts.sum() == size

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -40,41 +39,42 @@ def against_rest(
         seed: of the resampling.
     """
     size = len(table.names)
-    owners, sums, num_shared = _sums(table, groups)
+    comparison, annotator, choice = table.columns()
+    counts = table.counts(len(groups))
+    shared = np.flatnonzero(counts.sum(axis=1)[comparison] > 1)
+    shared = shared[np.argsort(annotator[shared], kind="stable")]
+    num_shared = np.bincount(annotator[shared], minlength=size)
+    unit = units(groups)
     found = np.full((3, size), np.nan)
-    edges = np.searchsorted(owners, np.arange(size + 1))
-    for person, (start, end) in enumerate(pairwise(edges)):
-        if start < end:
-            rows = sums[start:end]
-            found[0, person] = alphas(rows.sum(axis=0, keepdims=True))[0]
+    for person, votes in enumerate(np.split(shared, np.cumsum(num_shared)[:-1])):
+        if len(votes):
+            of_votes = comparison[votes]
+            sums = _sums(counts[of_votes], choice[votes], unit[of_votes])
+            found[0, person] = alphas(sums.sum(axis=0, keepdims=True))[0]
             found[1:, person] = alpha_interval(
-                rows, num_resamples=num_resamples, seed=seed, confidence=CONFIDENCE
+                sums, num_resamples=num_resamples, seed=seed, confidence=CONFIDENCE
             )
     return AgainstRest(found[0], found[1], found[2], num_shared)
 
 
-def _sums(table: VoteTable, groups: Sequence[str]) -> tuple[Ints, Floats, Ints]:
-    """Return what alpha is made of, of each annotator and each comparison or list.
+def _sums(counts: Ints, choice: Ints, unit: Ints) -> Floats:
+    """Return what one annotator's alpha is made of, of each comparison or list.
+
+    Args:
+        counts: [V, 3] all answers to what each vote of theirs is about.
+        choice: [V] their answer.
+        unit: [V] comparison or list.
 
     Returns:
-        [G] annotator, in order; [G, 4] answers of both sides and what they disagree in; [A] votes
-        that others share.
+        [G, 4] answers of both sides and what they disagree in.
     """
-    comparison, annotator, choice = table.columns()
-    counts = table.counts(len(groups))
-    use = counts.sum(axis=1)[comparison] > 1
-    comparison, annotator, choice = comparison[use], annotator[use], choice[use]
     own = np.eye(len(CHOICES))[choice]
-    others = counts[comparison] - own
+    others = counts - own
     rest = others / others.sum(axis=1, keepdims=True)
     sums = np.column_stack((own + rest, 2 * (1 - (own * rest).sum(axis=1))))
-    unit = units(groups)[comparison]
     # In an order of the content's own, so that sums do not depend on the order of the rows.
-    order = np.lexsort((*sums.T, unit, annotator))
-    annotator, unit, sums = annotator[order], unit[order], sums[order]
-    is_first = np.diff(annotator, prepend=-1) | np.diff(unit, prepend=-1)
-    starts = np.flatnonzero(is_first)
-    num_shared = np.bincount(annotator, minlength=len(table.names))
-    if not len(starts):
-        return annotator, sums, num_shared
-    return annotator[starts], np.add.reduceat(sums, starts, axis=0), num_shared
+    order = np.lexsort((*sums.T, unit))
+    sums, unit = sums[order], unit[order]
+    starts = np.flatnonzero(np.diff(unit, prepend=-1))
+    added: Floats = np.add.reduceat(sums, starts, axis=0)
+    return added

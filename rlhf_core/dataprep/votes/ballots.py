@@ -106,9 +106,8 @@ def ballots_of(table: VoteTable, num_comparisons: int, min_votes: int) -> Ballot
     rank_of = np.array([ranks[name] for name in table.names], dtype=np.int32)
     comparison, annotator, choice = table.columns()
     rank = rank_of[annotator]
-    is_few = np.bincount(rank, minlength=len(ranks)) < min_votes
-    if UNNAMED in ranks:
-        is_few[ranks[UNNAMED]] = True
+    is_few = np.zeros(len(ranks), dtype=np.bool_)
+    is_few[rank_of] = have_few_votes(table, min_votes)
     sizes = np.bincount(comparison, minlength=num_comparisons)
     codes, is_swapped = _codes(comparison, rank, choice, num_comparisons)
     voted = np.flatnonzero(sizes)
@@ -133,6 +132,16 @@ def ballots_of(table: VoteTable, num_comparisons: int, min_votes: int) -> Ballot
         is_swapped=is_swapped,
         num_people=len(ranks) + 1,
     )
+
+
+def have_few_votes(table: VoteTable, min_votes: int) -> NDArray[np.bool_]:
+    """[A] whose record is not their own, by their number: they have few votes, or no name."""
+    is_few: NDArray[np.bool_] = (
+        np.bincount(table.columns()[1], minlength=len(table.names)) < min_votes
+    )
+    if UNNAMED in table.names:
+        is_few[table.names[UNNAMED]] = True
+    return is_few
 
 
 def _codes(

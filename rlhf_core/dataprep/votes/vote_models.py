@@ -12,8 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_core.dataprep.sources.rows import UNNAMED
-from rlhf_core.dataprep.votes.ballots import OTHER_SIDE, Ballots, Part, ballots_of
-from rlhf_core.dataprep.votes.vote_table import CHOICES, Floats, VoteTable, decide
+from rlhf_core.dataprep.votes.ballots import (
+    OTHER_SIDE,
+    Ballots,
+    ballots_of,
+    have_few_votes,
+)
+from rlhf_core.dataprep.votes.vote_table import CHOICES, Floats, Ints, VoteTable, decide
 from rlhf_core.errors import ConfigError
 
 _MAX_UNNAMED_FRACTION = 0.5
@@ -75,8 +80,11 @@ MODELS: dict[str, VoteModel] = {"majority": majority, "dawid_skene": dawid_skene
 
 def decided_by_heads(table: VoteTable, num_comparisons: int, min_votes: int) -> int:
     """Return on how many comparisons nobody voted who has a record of their own."""
-    ballots = ballots_of(table, num_comparisons, min_votes)
-    return int(ballots.weight[ballots.nobody_known].sum())
+    comparison, annotator, _ = table.columns()
+    is_few = have_few_votes(table, min_votes)[annotator]
+    num_votes = np.bincount(comparison, minlength=num_comparisons)
+    num_of_few = np.bincount(comparison[is_few], minlength=num_comparisons)
+    return int(np.count_nonzero((num_votes > 0) & (num_of_few == num_votes)))
 
 
 class Annotators(Protocol):
@@ -85,7 +93,7 @@ class Annotators(Protocol):
     def learn(self, ballots: Ballots, posterior: Floats) -> None:
         """Take from the votes, and [U, 3] the probability of each truth, what people are like."""
 
-    def likelihood(self, part: Part) -> Floats:
+    def likelihood(self, person: Ints, answer: Ints) -> Floats:
         """[v, 3] probability of each vote given truth a, b and tie."""
 
 
@@ -116,14 +124,21 @@ def _fit(
 def _update(posterior: Floats, ballots: Ballots, annotators: Annotators, prior: Floats) -> float:
     """Bayes' rule for each ballot, in place; return the largest change."""
     change = 0.0
+    # Some thousand people and three answers: far fewer than votes.
+    log_of = np.log(annotators.likelihood(*every_vote(ballots.num_people)))
     for part in ballots.parts():
-        likelihood = annotators.likelihood(part)
-        logs = part.by_ballot(np.log(likelihood, out=likelihood)) + prior
+        logs = part.by_ballot(log_of[part.person * len(CHOICES) + part.answer]) + prior
         odds = np.exp(logs - logs.max(axis=1, keepdims=True))
         odds /= odds.sum(axis=1, keepdims=True)
         change = max(change, float(np.abs(odds - posterior[part.ballots]).max()))
         posterior[part.ballots] = odds
     return change
+
+
+def every_vote(num_people: int) -> tuple[Ints, Ints]:
+    """Return [3 P] person and answer of each vote that there can be, person by person."""
+    answers = len(CHOICES)
+    return np.repeat(np.arange(num_people), answers), np.tile(np.arange(answers), num_people)
 
 
 def tie_share(ballots: Ballots) -> float:
@@ -159,14 +174,13 @@ class _Confusion:
         self._tie_of_side = _smoothed(tie_of_side, right + wrong)
         self._tie_of_tie = _smoothed(tie_of_tie, side_of_tie)
 
-    def likelihood(self, part: Part) -> Floats:
+    def likelihood(self, person: Ints, answer: Ints) -> Floats:
         r, h, s = (
-            of_person[part.person]
-            for of_person in (self._right, self._tie_of_side, self._tie_of_tie)
+            of_person[person] for of_person in (self._right, self._tie_of_side, self._tie_of_tie)
         )
-        is_tie, same, other = part.answer == _TIE, (1 - h) * r, (1 - h) * (1 - r)
-        given_a = np.where(part.answer == 0, same, other)
-        given_b = np.where(part.answer == 1, same, other)
+        is_tie, same, other = answer == _TIE, (1 - h) * r, (1 - h) * (1 - r)
+        given_a = np.where(answer == 0, same, other)
+        given_b = np.where(answer == 1, same, other)
         decided = [np.where(is_tie, h, column) for column in (given_a, given_b)]
         return np.column_stack((*decided, np.where(is_tie, s, (1 - s) / 2)))
 
@@ -181,7 +195,7 @@ class _Knowledge:
     def learn(self, ballots: Ballots, posterior: Floats) -> None:
         sums = np.zeros((4, ballots.num_people))
         for part in ballots.parts():
-            guess, k = self._guess(part)
+            guess, k = self._guess(part.person, part.answer)
             is_tie, right = part.answer == _TIE, posterior[part.ballots][part.ballot]
             right = right[np.arange(len(is_tie)), part.answer]
             known = right * k / (k + guess)
@@ -191,15 +205,15 @@ class _Knowledge:
         self._knows = _smoothed(sums[0], sums[1])
         self._habit = _smoothed(sums[2], sums[3])
 
-    def likelihood(self, part: Part) -> Floats:
-        guess, k = self._guess(part)
-        found: Floats = guess[:, None] + k[:, None] * np.eye(len(CHOICES))[part.answer]
+    def likelihood(self, person: Ints, answer: Ints) -> Floats:
+        guess, k = self._guess(person, answer)
+        found: Floats = guess[:, None] + k[:, None] * np.eye(len(CHOICES))[answer]
         return found
 
-    def _guess(self, part: Part) -> tuple[Floats, Floats]:
+    def _guess(self, person: Ints, answer: Ints) -> tuple[Floats, Floats]:
         """[v] how probable each vote is of somebody who does not know, and [v] that they know."""
-        k, h = self._knows[part.person], self._habit[part.person]
-        return (1 - k) * np.where(part.answer == _TIE, h, (1 - h) / 2), k
+        k, h = self._knows[person], self._habit[person]
+        return (1 - k) * np.where(answer == _TIE, h, (1 - h) / 2), k
 
 
 def _smoothed(hits: Floats, misses: Floats) -> Floats:
