@@ -17,6 +17,7 @@ from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import TokenCheck, make_rules
+from rlhf_core.dataprep.garbage import seldom_collected
 from rlhf_core.dataprep.intake import (
     Intake,
     apply_votes,
@@ -259,6 +260,7 @@ def _keep_near_together(data: DataConfig, intake: Intake, bench: Workbench) -> N
         assemble.index_heldout(read_prompts(data.prompts.path), bench)
 
 
+@seldom_collected()
 def _read(
     data: DataConfig, bench: Workbench, first_turns: FirstTurnIndex | None, spill: Path
 ) -> Intake:
@@ -292,6 +294,7 @@ def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
         intake.signatures = None
 
 
+@seldom_collected()
 def _write(
     data: DataConfig, intake: Intake, bench: Workbench
 ) -> tuple[LabelCounts | None, PairTexts]:

@@ -1,0 +1,59 @@
+"""While rows pass, Python searches for cyclic garbage seldom; afterwards as before."""
+
+import gc
+
+import pytest
+
+from rlhf_core.dataprep.garbage import seldom_collected
+
+
+@pytest.fixture(autouse=True)
+def usual_thresholds():
+    before = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*before)
+
+
+@pytest.fixture
+def searches():
+    """Generations that were searched."""
+    found = []
+
+    def note(phase, info):
+        if phase == "start":
+            found.append(info["generation"])
+
+    gc.callbacks.append(note)
+    yield found
+    gc.callbacks.remove(note)
+
+
+def test_rows_that_go_by_themselves_make_nothing_be_searched(searches):
+    with seldom_collected():
+        for _ in range(100):
+            [{"row": [number]} for number in range(1_000)]
+    assert searches == []
+    [{"row": [number]} for number in range(1_000)]
+    assert searches
+
+
+def test_what_refers_to_itself_is_found_all_the_same(searches):
+    with seldom_collected():
+        for _ in range(300_000):
+            cycle = []
+            cycle.append(cycle)
+    assert searches
+
+
+def test_thresholds_are_as_before_whatever_happens():
+    with pytest.raises(ValueError, match="broken"), seldom_collected(), seldom_collected():
+        raise ValueError("broken")
+    assert gc.get_threshold() == (700, 10, 10)
+
+
+def test_who_switched_the_search_off_finds_it_off():
+    gc.set_threshold(0, 10, 10)
+    with seldom_collected():
+        assert gc.get_threshold()[0] == 0
+    assert gc.get_threshold()[0] == 0
