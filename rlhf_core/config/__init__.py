@@ -11,6 +11,7 @@ from rlhf_core.config.data import (
     UnpairedConfig,
     VotesConfig,
 )
+from rlhf_core.config.dpo import DpoConfig
 from rlhf_core.config.evaluation import (
     GATED_STAGES,
     EvaluationConfig,
@@ -45,7 +46,8 @@ from rlhf_core.config.load import (
 )
 from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
-from rlhf_core.config.policy import DpoConfig, PolicyConfig, PpoConfig
+from rlhf_core.config.policy import PolicyConfig
+from rlhf_core.config.ppo import PpoConfig
 from rlhf_core.config.promotion import PromotionConfig, RetentionConfig
 from rlhf_core.config.reward_terms import (
     RUN_REWARD,

@@ -10,8 +10,6 @@ from rlhf_core.config.reward_terms import RewardTerm
 from rlhf_core.config.rollouts import RolloutsConfig
 from rlhf_core.config.training import ComputeConfig, DistributedConfig, SelectionConfig
 
-__all__ = ["DpoConfig", "PolicyConfig", "PolicySettings", "PpoConfig"]
-
 PolicyConfig = Annotated[PpoConfig | DpoConfig, Field(discriminator="algorithm")]
 
 
