@@ -1,8 +1,10 @@
 """Prefect's server for one command: ``python -m rlhf_flows.servers.temporary_server``.
 
-It ends when its standard input does: with the command that started it, however that one ends.
-Prefect's own temporary server lives on for ever when the command is killed, may take the port of
-another command's, and has every client import the whole server.
+It ends when its standard input does, with the command that started it, however that one ends, and
+not before: what stops a service, a job or a container asks all processes at once to end, and a
+command whose server is gone first would wait for it for minutes. Prefect's own temporary server
+lives on for ever when the command is killed, may take the port of another command's, and has every
+client import the whole server.
 """
 
 import errno
@@ -12,7 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
@@ -97,12 +99,12 @@ def _require_room(database: Path) -> None:
         raise StorageError.about(database, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
-def _end_with_input() -> None:
+def _end_with_input(stop: Callable[[], None]) -> None:
     sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGTERM)
     last_resort = threading.Timer(STOP_SECONDS, os._exit, args=(1,))
     last_resort.daemon = True
     last_resort.start()
+    stop()
 
 
 def main() -> None:
@@ -112,13 +114,23 @@ def main() -> None:
     sys.stdout.write(f"{listening.getsockname()[1]}\n")
     sys.stdout.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    import uvicorn
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    servers: list[uvicorn.Server] = []
+
+    def stop() -> None:
+        if not servers:
+            os._exit(0)  # it has not begun to serve
+        servers[0].should_exit = True
+
+    threading.Thread(target=_end_with_input, args=(stop,), daemon=True).start()
     try:
         _, closed = close_prefect(listening.getsockname()[1])
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error
-    import uvicorn
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
@@ -129,8 +141,14 @@ def main() -> None:
             with locked(get_current_settings().home / ".starting.lock"):
                 await super().startup(sockets)
 
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Leave signals ignored, where uvicorn would end by them."""
+            yield
+
     config = uvicorn.Config(closed(create_app()), log_level="error", lifespan="on")
-    OneAtATime(config).run(sockets=[listening])
+    servers.append(OneAtATime(config))
+    servers[0].run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -35,7 +36,8 @@ with temporary_server() as server:
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_a_temporary_server_ends_with_its_command_and_not_before(by, prefect_database, tmp_path):
-    """Ctrl-C goes to a terminal's whole foreground group; the command still has a server then."""
+    """Ctrl-C goes to a terminal's whole foreground group, and what stops a service or a job asks
+    all its processes: the command still has a server then."""
     home = tmp_path / ".rlhf/prefect"
     home.mkdir(parents=True)
     shutil.copy(prefect_database, home)
@@ -50,6 +52,9 @@ def test_a_temporary_server_ends_with_its_command_and_not_before(by, prefect_dat
     server = psutil.Process(int(command.stdout.readline()))
     # A server that got the signal too would still answer once, and then no more.
     apart = os.getpgid(server.pid) != os.getpgid(command.pid)
+    if by == signal.SIGINT:
+        server.send_signal(signal.SIGTERM)
+        time.sleep(1)  # a server that heeds it is gone by then
     os.killpg(command.pid, by)
     rest = command.communicate()[0].strip()
     assert apart
