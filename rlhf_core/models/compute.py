@@ -1,5 +1,6 @@
 """How a model's arithmetic is done: precision, recomputation, compiled layers, adapters."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -12,6 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rlhf_core.config import ComputeConfig, LoraConfig
 from rlhf_core.errors import ConfigError, ModelError
 from rlhf_core.models.device import device_of
+
+logger = logging.getLogger(__name__)
 
 PRECISION = "_forward_precision"
 """Attribute of a transformers model: the autocast dtype of its forward passes."""
@@ -212,6 +215,8 @@ def _add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> nn.
             adapted: nn.Module = peft.PeftModel(model, config)
         except ValueError as error:
             raise ModelError(f"compute.lora.targets: {error}") from error
+    if lora.targets == "all-linear":
+        _name_experts_without_adapters(adapted)
     if head is not None:
         # A fresh reward head has no good weights to adapt: it is trained whole.
         head.requires_grad_(True)
@@ -219,13 +224,17 @@ def _add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> nn.
 
 
 def _left_out(model: PreTrainedModel) -> list[str]:
-    """Modules that get no adapter: a reward head, and the towers of a composite model."""
-    frozen = [
+    """Modules that get no adapter: a reward head, the towers of a composite model, and routers.
+
+    PhiMoE's router is a linear layer with a forward pass of its own, which returns no tensor.
+    """
+    left_out = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad
+        if isinstance(module, nn.Linear)
+        and (not module.weight.requires_grad or type(module).forward is not nn.Linear.forward)
     ]
-    return [*frozen, *(["score"] if hasattr(model, "score") else [])]
+    return [*left_out, *(["score"] if hasattr(model, "score") else [])]
 
 
 def _require_linear_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
@@ -245,6 +254,32 @@ def _require_linear_targets(model: PreTrainedModel, lora: LoraConfig) -> None:
                     f"{type(model).__name__} ({name}); adapters go on the linear layers between, "
                     "take all-linear or their names"
                 )
+
+
+def _name_experts_without_adapters(adapted: nn.Module) -> None:
+    """Log what all-linear passed over: experts that are one tensor, where PEFT knows no better."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    reached = {id(part.get_param()) for part in adapted.modules() if isinstance(part, ParamWrapper)}
+    model = unwrapped(adapted)
+    left = {
+        f"{name}.{parameter_name}": parameter.numel()
+        for name, part in model.named_modules()
+        if not isinstance(part, nn.modules.conv._ConvNd)
+        for parameter_name, parameter in part.named_parameters(recurse=False)
+        if parameter.dim() == 3 and id(parameter) not in reached
+    }
+    if left:
+        weights = sum(w.numel() for name, w in model.named_parameters() if ".lora_" not in name)
+        logger.warning(
+            "compute.lora.targets: all-linear gives experts of %s no adapters, for they are one "
+            "tensor (%s and %d more): %.0f%% of the weights stay as they are; without compute.lora "
+            "they are trained",
+            type(model).__name__,
+            next(iter(left)),
+            len(left) - 1,
+            100 * sum(left.values()) / weights,
+        )
 
 
 def _require_bfloat16(device: torch.device) -> None:

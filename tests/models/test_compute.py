@@ -3,6 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    PhimoeConfig,
+    PhimoeForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from rlhf_core.config import ComputeConfig, LoraConfig
 from rlhf_core.errors import ConfigError, ModelError
@@ -148,3 +156,54 @@ def test_the_model_that_adapters_were_put_into_is_still_itself(llama_directory):
 def test_unwrapping_something_else_is_refused():
     with pytest.raises(ModelError, match="Linear"):
         module.unwrapped(torch.nn.Linear(2, 2))
+
+
+MIXTURE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "moe_intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "mlp_only_layers": [],
+}
+
+
+def trained_experts(model):
+    adapted = prepare_training(model, LORA, seed=0)
+    trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    assert any("self_attn.q_proj" in name for name in trained)
+    return [name for name in trained if ".experts." in name]
+
+
+def test_experts_that_got_no_adapter_are_named(caplog):
+    model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**MIXTURE, shared_expert_intermediate_size=16))
+    weights = model.num_parameters()
+    assert not trained_experts(model)
+    experts = 2 * 4 * 3 * 32 * 16  # layers, experts, gate, up and down projections, sizes
+    [record] = caplog.records
+    assert "model.layers.0.mlp.experts.gate_up_proj and 3 more" in record.message
+    assert f"{100 * experts / weights:.0f}% of the weights" in record.message
+
+
+def test_experts_that_got_adapters_are_not_named(caplog):
+    assert trained_experts(Qwen3MoeForCausalLM(Qwen3MoeConfig(**MIXTURE, head_dim=8)))
+    assert not caplog.records
+
+
+def test_a_router_that_is_a_linear_layer_gets_no_adapter():
+    sizes = {name: MIXTURE[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    model = PhimoeForCausalLM(
+        PhimoeConfig(
+            **sizes,
+            intermediate_size=16,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=4,
+        )
+    )
+    adapted = prepare_training(model, LORA, seed=0)
+    assert not any("router" in name for name, w in adapted.named_parameters() if w.requires_grad)
+    assert adapted(input_ids=torch.arange(8)[None]).logits.isfinite().all()
