@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import IO
 
 import pyarrow as pa
-from pydantic_core import from_json
 from tqdm import tqdm
 
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, prompt_signatures
@@ -27,7 +26,7 @@ from rlhf_core.dataprep.keys import (
     source_name,
 )
 from rlhf_core.dataprep.measures.frames import FEW, FrameBuilder, excerpt
-from rlhf_core.dataprep.resolve import Fields, resolve
+from rlhf_core.dataprep.resolve import resolve
 from rlhf_core.dataprep.sources.rows import FilteredRow, Reason, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter, Half, Side
 from rlhf_core.schema import (
@@ -38,7 +37,7 @@ from rlhf_core.schema import (
     Record,
     UnpairedExample,
 )
-from rlhf_core.storage.records import json_line, read_raw_lines
+from rlhf_core.storage.records import iterate_fields, json_line
 
 FILE_NAMES = (
     "demonstrations_heldout",
@@ -181,13 +180,12 @@ def write_pairs(intake: Intake, bench: Workbench) -> Iterator[WrittenPair]:
     """Write every comparison that stays as a pair, and yield it."""
     entries = intake.entries
     has_like = entries.with_a_like_answer()
-    lines = zip(range(len(entries)), read_raw_lines(intake.spill), strict=True)
-    for number, line in tqdm(
+    lines = zip(range(len(entries)), iterate_fields(intake.spill), strict=True)
+    for number, (line, item) in tqdm(
         lines, total=len(entries), desc="writing pairs", unit=" rows", disable=None
     ):
         dialogue, reason = entries.dialogue(number), entries.reason(number)
         side = bench.splitter.side(dialogue)
-        item: Fields = from_json(line)
         if reason is not None:
             entry, row_id = entries[number], item["comparison_id"]
             text = line.decode().removesuffix("\n")

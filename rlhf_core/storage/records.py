@@ -184,6 +184,20 @@ def iterate_records(source: DatasetRef | Path, kind: type[AnyRecord]) -> Iterato
         )
 
 
+def iterate_fields(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each line of a file of our own records, and its fields as JSON has them.
+
+    Raises:
+        DataError: a line is no JSON; names it.
+    """
+    for number, line in enumerate(read_raw_lines(path), 1):
+        try:
+            fields: dict[str, Any] = from_json(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: broken JSON ({error})") from error
+        yield line, fields
+
+
 def batched(rows: Iterable[Row]) -> Iterator[list[Row]]:
     """Yield lists of ``ROWS_AT_ONCE`` rows, the last one shorter."""
     rest = iter(rows)

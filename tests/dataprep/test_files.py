@@ -14,6 +14,8 @@ from rlhf_core.errors import DataError, StorageError
 from rlhf_core.schema import DatasetRef, Message, Prompt
 from rlhf_core.storage.records import (
     atomic_file,
+    iterate_fields,
+    json_line,
     keep_private,
     md5_of,
     parse_object,
@@ -111,6 +113,18 @@ def test_a_prepared_file_of_another_length_is_refused(tmp_path):
     ref = DatasetRef(path=path, sha256="", num_rows=3, dvc_md5="", git_revision=None)
     with pytest.raises(DataError, match="expected 3 rows, found 4"):
         read_records(ref, Prompt)
+
+
+def test_lines_of_our_own_come_back_with_their_fields_and_a_broken_one_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [json_line(Message(role="user", content=text)) for text in ("a\nb", "\u2028 é", "")]
+    path.write_bytes(b"".join(lines))
+    read = list(iterate_fields(path))
+    assert [line for line, _ in read] == lines
+    assert [fields["content"] for _, fields in read] == ["a\nb", "\u2028 é", ""]
+    path.write_bytes(lines[0] + lines[1][:-9])
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: broken JSON"):
+        list(iterate_fields(path))
 
 
 def test_an_unknown_field_is_named(tmp_path):
