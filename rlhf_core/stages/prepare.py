@@ -40,20 +40,27 @@ from rlhf_core.storage.records import sha256_of
 
 logger = logging.getLogger(__name__)
 
-_CODE = (
+CODE = (
     "dataprep/**/*.py",
     "stages/prepare.py",
     "stages/preparation/*.py",
     "storage/*.py",
     "tokenization/*.py",
-    "schema/text.py",
+    "schema/*.py",
+    "statistics/*.py",
+    "config/data.py",
+    "config/metric_names.py",
+    "config/phrases.py",
     "adapters/datasets/validation.py",
     "adapters/datasets/expectations.py",
     "adapters/datasets/data_docs.py",
+    "evaluation/corrected.py",
     "evaluation/gates.py",
+    "evaluation/monitors.py",
+    "evaluation/reading.py",
+    "evaluation/text_metrics.py",
 )
-"""What decides the output, for the same inputs and settings."""
-
+"""What decides the output, for the same inputs and settings; a test follows the imports."""
 
 DIGITS = 12
 """Of a digest in the name of a folder."""
@@ -252,7 +259,7 @@ def _fingerprint(config: PreparationConfig) -> str:
     data = config.data
     settings = data.model_dump_json(exclude={"output", "version"})
     room = Path(rlhf_core.__file__).parent
-    code = [path for pattern in _CODE for path in room.glob(pattern)]
+    code = [path for pattern in CODE for path in room.glob(pattern)]
     parts = {"seed": str(config.seed), "settings": settings, "code": code_digest(room, code)}
     if data.cleaning.tokens:
         parts["tokenizer"] = tokenizer_digest(config.model)

@@ -13,6 +13,7 @@ from rlhf_core.adapters.datasets import versioning
 from rlhf_core.adapters.datasets.dvc_versions import require_remote
 from rlhf_core.adapters.datasets.versioning import directory_md5, git_revision
 from rlhf_core.errors import DataError
+from rlhf_core.stages.prepare import CODE
 from rlhf_core.storage.records import md5_of
 from tests.disks import no_larger_files
 
@@ -92,25 +93,44 @@ def file_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def test_dvc_knows_all_code_that_decides_the_dataset():
-    """Else `dvc repro` would call an old dataset up to date."""
-    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["prepare"]
-    known = [ROOT / dep for dep in stage["deps"]]
-    assert all(path.exists() for path in known)
+SETTINGS = "rlhf_core.config."
+"""Their values are part of a preparation's fingerprint; what they compute is listed one by one."""
+ASKED_FOR_DIGESTS = {
+    "rlhf_core.stages.models.base_model": "says which folder the tokenizer is in",
+    "rlhf_core.stages.models.digests": "the tokenizer's digest is in the fingerprint",
+    "rlhf_core.stages.versions.versions": "brings a published dataset back",
+}
+
+
+def deciding_modules() -> set[str]:
+    """What the preparation of a dataset imports, but for what does not matter."""
     done, todo = set(), {"rlhf_core.stages.prepare"}
     while todo:
         module = todo.pop()
         if module in done or any(f"{module}.".startswith(f"{name}.") for name in NO_MATTER):
             continue
         done.add(module)
-        file = file_of(module)
         in_stages = module.startswith("rlhf_core.stages.")
         if not in_stages or "prepar" in module:  # others are asked for a published version
             todo |= imports_of(module)
-        assert file.name == "__init__.py" or any(file.is_relative_to(path) for path in known), (
-            module
-        )
     assert "rlhf_core.dataprep.votes.vote_table" in done
+    return {module for module in done if file_of(module).name != "__init__.py"}
+
+
+def test_dvc_knows_all_code_that_decides_the_dataset():
+    """Else `dvc repro` would call an old dataset up to date."""
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["prepare"]
+    known = [ROOT / dep for dep in stage["deps"]]
+    assert all(path.exists() for path in known)
+    for module in deciding_modules():
+        assert any(file_of(module).is_relative_to(path) for path in known), module
+
+
+def test_a_preparation_knows_all_code_that_decides_the_dataset():
+    """Else it would take an old dataset for what today's code makes."""
+    known = {path for pattern in CODE for path in (ROOT / "rlhf_core").glob(pattern)}
+    unknown = {module for module in deciding_modules() if file_of(module) not in known}
+    assert {name for name in unknown if not name.startswith(SETTINGS)} == set(ASKED_FOR_DIGESTS)
 
 
 def test_compiled_files_are_no_change_of_the_code():

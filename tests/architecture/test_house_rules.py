@@ -3,9 +3,13 @@
 import ast
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
@@ -193,3 +197,20 @@ def test_nobody_repeats_by_hand_or_replaces_by_hand():
         or (isinstance(node, ast.Call) and ast.unparse(node.func) in {"os.replace", "os.rename"})
     ]
     assert found == []
+
+
+def test_what_the_product_imports_is_declared():
+    """Else it is there by the grace of another package, in whichever version that one takes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {canonicalize_name(Requirement(line).name) for group in groups for line in group}
+    known = packages_distributions()
+    own = sys.stdlib_module_names | {"rlhf_core", "rlhf_flows"}
+    undeclared = {
+        package: name
+        for name, tree in parsed(PRODUCT)
+        for _, package in imports_in(tree)
+        if package not in own
+        and not declared & {canonicalize_name(one) for one in known.get(package, ())}
+    }
+    assert undeclared == {}
