@@ -25,7 +25,7 @@ class Observer(Protocol):
         """Hear of one optimisation step, or of one iteration of PPO.
 
         Args:
-            trainer: ``sft``, ``reward`` (the judge's too), ``dpo`` or ``ppo``.
+            trainer: ``sft``, ``reward`` (the judge's too), ``dpo``, ``kto`` or ``ppo``.
             done: steps done so far, those before a resume included.
             total: steps planned; early stopping may end before.
             metrics: losses and rates of this step, as the progress bar shows them.
