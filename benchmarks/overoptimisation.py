@@ -226,9 +226,9 @@ def scored(
     scores = [score_texts(model.path, prompts, texts, budget=budget) for model in start.rewards]
     renderer = model_renderer(start.sft.path)
     rendered = [renderer.prompt_ids(prompt) for prompt in prompts]
-    rows = []
+    sft, rows = load_causal(start.sft.path), []
     for place, column in enumerate(drawn):
-        _, kl = distances(config, start.sft, rendered, column)
+        _, kl = distances(config, sft, rendered, column)
         if kl is None:
             raise ConfigError("evaluation.temperature: above 0, greedy answers have no KL")
         rows += [

@@ -64,12 +64,11 @@ def compare_answers(
         directory: where it is noted which prompts leave no room for an answer.
     """
     settings, renderer = config.evaluation, model_renderer(models["sft"].path)
-    asked = {role: models[role] for role in ("policy", "sft", "champion") if role in models}
     readers = [judge for judge in panel.judges if judge.kind == "scalar"]
-    readers += [model for role, model in asked.items() if role == "champion"]
+    readers += [models["champion"]] if "champion" in models else []
     prompts = _choose(config, splits, renderer, readers, directory)
     conversations = [prompt.prompt for prompt in prompts]
-    answers = [_sample(config, role, model, conversations) for role, model in asked.items()]
+    answers, reference_nll, kl = _answers(config, models, renderer, conversations)
     policy, sft, *others = answers
     texts, reward = [[answer.text for answer in own] for own in answers], None
     if "reward" in models:
@@ -82,9 +81,6 @@ def compare_answers(
         )
     opinions = panel.opinions(conversations, texts, after_others=True)
     scores, decided = panel.concluded(opinions)
-    reference_nll, kl = distances(
-        config, models["sft"], [renderer.prompt_ids(prompt) for prompt in conversations], policy
-    )
     gold = score_gold(settings.rater, conversations, texts)
     return PairedAnswers(
         prompts=tuple(prompts),
@@ -134,12 +130,40 @@ def _note_room(
     note_rows(directory / "set-aside-prompts_heldout.jsonl", num_fitting, +no_room)
 
 
+def _answers(
+    config: PipelineConfig,
+    models: Mapping[str, ModelRef],
+    renderer: Renderer,
+    prompts: Sequence[Conversation],
+) -> tuple[list[list[SampledResponse]], Array, tuple[Array, Array] | None]:
+    """Return each model's answers and the policy's ``distances`` from SFT, which is loaded once.
+
+    One model is in memory at a time.
+    """
+    policy = _sample(config, "policy", models["policy"], prompts)
+    reference = load_causal(models["sft"].path, device=config.model.device)
+    sft = _sample(config, "sft", models["sft"], prompts, reference)
+    rendered = [renderer.prompt_ids(prompt) for prompt in prompts]
+    nll, kl = distances(config, reference, rendered, policy)
+    del reference
+    answers = [policy, sft]
+    if "champion" in models:
+        answers.append(_sample(config, "champion", models["champion"], prompts))
+    return answers, nll, kl
+
+
 def _sample(
-    config: PipelineConfig, role: str, model: ModelRef, prompts: Sequence[Conversation]
+    config: PipelineConfig,
+    role: str,
+    model: ModelRef,
+    prompts: Sequence[Conversation],
+    loaded: PreTrainedModel | None = None,
 ) -> list[SampledResponse]:
+    if loaded is None:
+        loaded = load_causal(model.path, device=config.model.device)
     return sample_answers(
         config,
-        load_causal(model.path, device=config.model.device),
+        loaded,
         model_renderer(model.path).tokenizer,
         prompts,
         purpose="evaluate",
@@ -183,7 +207,7 @@ def sample_answers(
 
 def distances(
     config: PipelineConfig,
-    sft: ModelRef,
+    sft: PreTrainedModel,
     prompts: Sequence[TokenIds],
     answers: Sequence[SampledResponse],
 ) -> tuple[Array, tuple[Array, Array] | None]:
@@ -194,7 +218,7 @@ def distances(
     """
     temperature = config.evaluation.temperature
     plain, *tempered = response_logprobs_at(
-        load_causal(sft.path, device=config.model.device),
+        sft,
         prompts,
         sampled_ids(answers),
         temperatures=[1.0, temperature] if temperature > 0 else [1.0],

@@ -6,7 +6,7 @@ The final held-out set is not looked at: what is chosen here is measured there f
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -97,6 +97,7 @@ def choose_checkpoint(
     }
     if not scored:
         raise CheckpointError(f"{job.checkpoints}: no checkpoint of the policy is whole any more")
+    scored = _with_kl(job, renderer, prompts, scored)
     doubt = _doubt(scored)
     if doubt:
         logger.warning("selection: %s; the last checkpoint is offered", doubt)
@@ -164,7 +165,7 @@ class _Scored:
     won: Array
     unjudged: float
     """Share of the answers that no judge compared with SFT's: ties, for want of a verdict."""
-    texts: list[str]
+    answers: list[SampledResponse]
     num_steps: int
     """Fewer than the training's where the weights kept at its end are lost."""
 
@@ -187,19 +188,30 @@ def _score(
         if decided is None
         else decided.over_sft
     )
-    rendered = [renderer.prompt_ids(prompt) for prompt in conversations]
-    _, kl = distances(config, job.start, rendered, answers)
+    score = CheckpointScore(step=checkpoint.step, win_rate=win_rate(won, _plan(config)), kl=None)
+    unjudged = 0.0 if decided is None else float(np.mean([bool(why) for why in decided.unjudged]))
+    return _Scored(score, won, unjudged, answers, checkpoint.values["num_steps"])
+
+
+def _plan(config: PipelineConfig) -> Resampling:
     settings = config.evaluation
-    plan = Resampling(
+    return Resampling(
         settings.confidence, settings.num_resamples, derived_seed(config.seed, "selection")
     )
-    score = CheckpointScore(
-        step=checkpoint.step,
-        win_rate=win_rate(won, plan),
-        kl=None if kl is None else estimate_mean(kl[0], plan),
-    )
-    unjudged = 0.0 if decided is None else float(np.mean([bool(why) for why in decided.unjudged]))
-    return _Scored(score, won, unjudged, texts[0], checkpoint.values["num_steps"])
+
+
+def _with_kl(
+    job: TrainingJob, renderer: Renderer, prompts: Sequence[Prompt], scored: dict[int, _Scored]
+) -> dict[int, _Scored]:
+    """Add how far the answers are from SFT, which is loaded once for all checkpoints."""
+    reference = load_causal(job.start.path, device=job.config.model.device)
+    rendered = [renderer.prompt_ids(prompt.prompt) for prompt in prompts]
+    found = {}
+    for step, one in scored.items():
+        _, kl = distances(job.config, reference, rendered, one.answers)
+        far = None if kl is None else estimate_mean(kl[0], _plan(job.config))
+        found[step] = replace(one, score=one.score.model_copy(update={"kl": far}))
+    return found
 
 
 def _answers(
@@ -263,7 +275,7 @@ def _choice_answers(
             prompt_id=prompt.prompt_id,
             prompt=prompt.prompt,
             sft=answer.text,
-            answers={step: one.texts[row] for step, one in scored.items()},
+            answers={step: one.answers[row].text for step, one in scored.items()},
             won={step: float(one.won[row]) for step, one in scored.items()},
         )
 
