@@ -11,11 +11,12 @@ import errno
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, cast
 
@@ -34,6 +35,15 @@ MARKS = {
     "PREFECT__SERVER_FINAL": "1",
 }
 """What Prefect itself tells its temporary server."""
+WITHOUT_AUTOMATIONS = {"PREFECT_API_SERVICES_TRIGGERS_ENABLED": "false"}
+"""Nothing to look for in events: half of the server's start goes into getting ready for it."""
+DATABASES = (
+    "PREFECT_API_DATABASE_CONNECTION_URL",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL",
+    "PREFECT_API_DATABASE_NAME",
+    "PREFECT_SERVER_DATABASE_NAME",
+)
+"""Variables that name another database than the one in Prefect's folder."""
 HOST = "127.0.0.1"
 STOP_SECONDS = 10.0
 ROOM_BYTES = 16 * 1024**2
@@ -48,7 +58,7 @@ class TemporaryServer:
             [sys.executable, "-m", "rlhf_flows.servers.temporary_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=child_environment() | MARKS,
+            env=_environment(),
             # Ctrl-C in a terminal goes to its whole foreground group. The command hears it and
             # tells this server how its run ended; one that died first would be asked for minutes.
             start_new_session=True,
@@ -91,6 +101,27 @@ def temporary_server() -> Iterator[TemporaryServer]:
         yield server
     finally:
         server.end()
+
+
+def _environment() -> dict[str, str]:
+    """Return the server's variables; what a person has set of them stays."""
+    given = child_environment() | MARKS
+    elsewhere = any(given.get(name) for name in DATABASES)
+    if elsewhere or _has_automations(prefect_home() / "prefect.db"):
+        return given
+    return WITHOUT_AUTOMATIONS | given
+
+
+def _has_automations(database: Path) -> bool:
+    """Whether `rlhf up` or a person has made automations in this database of Prefect's."""
+    if not database.is_file():
+        return False
+    try:
+        address = f"{database.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True)) as opened:
+            return bool(opened.execute("SELECT 1 FROM automation LIMIT 1").fetchone())
+    except sqlite3.Error:  # half made, locked or damaged: as the server finds it
+        return True
 
 
 def _require_room(database: Path) -> None:
