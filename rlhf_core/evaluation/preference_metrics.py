@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.linear_model import LogisticRegression
 
 from rlhf_core.schema import Estimate, PreferencePair
 from rlhf_core.statistics.intervals import (
@@ -75,6 +74,8 @@ def fit_length_rival(chosen_lengths: ArrayLike, rejected_lengths: ArrayLike) -> 
         chosen_lengths: [n] tokens of the responses that won.
         rejected_lengths: [n] tokens of the ones that lost.
     """
+    from sklearn.linear_model import LogisticRegression  # a second, in every process of a training
+
     gap = np.asarray(chosen_lengths, dtype=np.float64) - np.asarray(rejected_lengths)
     spread = float(np.sqrt(np.mean(gap**2)))
     if spread == 0.0:

@@ -9,7 +9,6 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import NEAR_DUPLICATES, require_tag
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, Prompt
-from rlhf_core.stages.preparation.report import ANNOTATORS
 from rlhf_core.storage.records import iterate_records
 
 
@@ -65,6 +64,9 @@ def require_independent_judge(
 
 def _voters(splits: DatasetSplits) -> set[str]:
     """Who voted on the dataset's pairs."""
+    # What prepares data loads pandas: half a second, in every process of a training.
+    from rlhf_core.stages.preparation.report import ANNOTATORS
+
     path = splits.directory / ANNOTATORS
     if not path.is_file():
         return set()
