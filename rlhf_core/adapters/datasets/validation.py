@@ -143,6 +143,7 @@ def _validate(
     """Run all checks at once. The frame's first column names the rows that fail."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.datasource.fluent import PandasDatasource
 
     for name in ("great_expectations", "great_expectations.data_context.types.base"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -151,12 +152,11 @@ def _validate(
     for check in checks:
         check.expectation.meta = {"check": check.name}
         check.expectation.description = check.name
-    batch = (
-        context.data_sources.add_pandas("rows")
-        .add_dataframe_asset(suite)
-        .add_batch_definition_whole_dataframe("all")
-        .get_batch({"dataframe": frame})
-    )
+    # Whole before the context gets it, which writes out its settings at each change of it.
+    source = PandasDatasource(name="rows")
+    source.add_dataframe_asset(suite).add_batch_definition_whole_dataframe("all")
+    asset = context.data_sources.add_pandas(source).get_asset(suite)
+    batch = asset.get_batch_definition("all").get_batch({"dataframe": frame})
     id_column = str(frame.columns[0])
     result = batch.validate(
         gx.ExpectationSuite(name=suite, expectations=[check.expectation for check in checks]),
