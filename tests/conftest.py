@@ -165,8 +165,17 @@ def forked_prefect(forked, monkeypatch):
     monkeypatch.setattr(temporary_server, "subprocess", forked.subprocess())
 
 
-LONGEST_FIRST = ("served", "small_demo", "faults", "outages", "data_versions", "flows", "processes")
-"""Groups that take minutes, most of them waiting: with one of them left for the end, all the other
+LONGEST_FIRST = (
+    "served",
+    "small_demo",
+    "faults",
+    "outages",
+    "data_versions",
+    "flows",
+    "processes",
+    "evaluated",
+)
+"""Groups that take minutes, many of them waiting: with one of them left for the end, all the other
 workers would have nothing to do meanwhile."""
 
 

@@ -3,7 +3,6 @@
 import ast
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,11 +29,19 @@ def repository(tmp_path) -> Path:
     return tmp_path
 
 
-def dvc(*arguments: str, cwd: Path) -> None:
-    call(sys.executable, "-m", "dvc", *arguments, cwd=cwd)
+@pytest.fixture
+def dvc(forked):
+    """DVC without its start-up; what tests are about starts it as the product does."""
+
+    def run(*arguments: str, cwd: Path) -> str:
+        done = forked.dvc(*arguments, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
-def test_digests_are_those_dvc_records(repository):
+def test_digests_are_those_dvc_records(repository, dvc):
     folder = repository / "prepared"
     for name, text in {"b.jsonl": "1\n", "a/x.txt": "ü", "a-b": "", "a.b/y": "2\r\n"}.items():
         path = folder / name
@@ -133,20 +140,19 @@ def test_a_preparation_knows_all_code_that_decides_the_dataset():
     assert {name for name in unknown if not name.startswith(SETTINGS)} == set(ASKED_FOR_DIGESTS)
 
 
-def test_compiled_files_are_no_change_of_the_code():
+def test_compiled_files_are_no_change_of_the_code(dvc):
     compiled = "rlhf_core/dataprep/__pycache__/keys.cpython-311.pyc"
-    answer = call(sys.executable, "-m", "dvc", "check-ignore", compiled, cwd=ROOT)
-    assert answer.strip() == compiled
+    assert dvc("check-ignore", compiled, cwd=ROOT).strip() == compiled
 
 
-def test_what_dvc_says_of_a_full_disk_is_handed_on_with_what_to_do(repository, monkeypatch):
+def test_what_dvc_says_of_a_full_disk_is_handed_on_with_what_to_do(repository, dvc):
     dvc("init", "--quiet", cwd=repository)
     dvc("config", "--local", "core.site_cache_dir", str(repository / "site"), cwd=repository)
     (repository / "rows.jsonl").write_bytes(os.urandom(3_000_000))
     said = r"^dvc add rows\.jsonl: .*File too large.*; raise the limit on the size of files"
     with pytest.raises(DataError, match=said), no_larger_files(2_000_000):
         versioning.dvc("add", "rows.jsonl", cwd=repository)
-    versioning.dvc("add", "rows.jsonl", cwd=repository)
+    dvc("add", "rows.jsonl", cwd=repository)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +168,7 @@ def test_a_full_disk_under_dvc_or_git_says_where_to_make_room(said):
 
 
 @pytest.fixture
-def remote_repository(repository):
+def remote_repository(repository, dvc):
     """A repository under DVC whose remote is an S3 that nobody has keys of."""
     dvc("init", "--quiet", cwd=repository)
     dvc("remote", "add", "--quiet", "-d", "s3", "s3://datasets/one", cwd=repository)
@@ -179,32 +185,32 @@ NO_KEYS = {
 
 
 def test_a_remote_without_keys_is_found_before_the_work_and_names_the_variables(
-    remote_repository, monkeypatch
+    remote_repository, dvc, monkeypatch
 ):
     for name, value in NO_KEYS.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(DataError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         require_remote(remote_repository)
     (remote_repository / "data.txt").write_text("rows")
-    versioning.dvc("add", "data.txt", cwd=remote_repository)
+    dvc("add", "data.txt", cwd=remote_repository)
     with pytest.raises(DataError, match=r"^dvc .*Unable to locate credentials; set AWS_"):
         versioning.dvc("push", cwd=remote_repository)
 
 
-def test_a_remote_whose_extra_is_missing_names_it(remote_repository, tmp_path, monkeypatch):
+def test_a_remote_whose_extra_is_missing_names_it(remote_repository, dvc, tmp_path, monkeypatch):
     """As DVC says it in a process of its own; one that has loaded it cannot lose it again."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "dvc_s3.py").write_text("raise ModuleNotFoundError('no dvc_s3', name='dvc_s3')")
-    monkeypatch.setenv("PYTHONPATH", str(hidden))
     (remote_repository / "data.txt").write_text("rows")
-    versioning.dvc("add", "data.txt", cwd=remote_repository)
+    dvc("add", "data.txt", cwd=remote_repository)
+    monkeypatch.setenv("PYTHONPATH", str(hidden))
     with pytest.raises(DataError, match=r"requires 'dvc-s3'.*pip install 'rlhf-pipeline\[s3\]'"):
         versioning.dvc("push", cwd=remote_repository)
 
 
 def test_a_remote_that_takes_files_is_given_an_object_that_every_cache_may_hold(
-    remote_repository, tmp_path
+    remote_repository, dvc, tmp_path
 ):
     store = tmp_path / "store"
     dvc("remote", "modify", "s3", "url", str(store), cwd=remote_repository)

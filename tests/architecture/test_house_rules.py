@@ -46,9 +46,16 @@ def body_lines(function):
     return function.end_lineno - (rest[0] if documented else first).lineno + 1
 
 
-def parsed(paths):
-    for path in paths:
-        yield name_of(path), ast.parse(path.read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def trees():
+    """Every source file, parsed once for all rules."""
+    return {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+
+
+@pytest.fixture
+def product(trees):
+    """Names and trees of the product's files."""
+    return [(name_of(path), trees[name_of(path)]) for path in PRODUCT]
 
 
 def test_a_file_fits_in_the_head():
@@ -56,10 +63,10 @@ def test_a_file_fits_in_the_head():
     assert {name: count for name, count in lines.items() if count > MAX_FILE_LINES} == {}
 
 
-def test_a_function_fits_on_a_screen():
+def test_a_function_fits_on_a_screen(product):
     too_long = [
         f"{name}:{node.lineno} {node.name}: {body_lines(node)} lines"
-        for name, tree in parsed(PRODUCT)
+        for name, tree in product
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and body_lines(node)
@@ -72,10 +79,10 @@ def test_a_module_is_named_after_what_it_knows():
     assert [name_of(path) for path in PRODUCT if path.stem in VAGUE] == []
 
 
-def test_nobody_prints_and_nobody_asserts():
+def test_nobody_prints_and_nobody_asserts(product):
     found = [
         f"{name}:{node.lineno}"
-        for name, tree in parsed(PRODUCT)
+        for name, tree in product
         for node in ast.walk(tree)
         if isinstance(node, ast.Assert)
         or (
@@ -87,10 +94,10 @@ def test_nobody_prints_and_nobody_asserts():
     assert found == []
 
 
-def test_one_room_reads_the_environment():
+def test_one_room_reads_the_environment(product):
     found = [
         f"{name}:{node.lineno}"
-        for name, tree in parsed(PRODUCT)
+        for name, tree in product
         if name not in ENVIRONMENT
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
@@ -149,11 +156,11 @@ def imports_in(tree):
             yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
 
 
-def test_the_flows_are_imported_by_the_name_they_are_installed_under():
+def test_the_flows_are_imported_by_the_name_they_are_installed_under(trees):
     """A clone has a folder ``flows``; imported by that name, its modules would exist twice."""
     found = [
         f"{name}:{line}"
-        for name, tree in parsed(SOURCES)
+        for name, tree in trees.items()
         for line, package in imports_in(tree)
         if package == "flows"
     ]
@@ -173,21 +180,21 @@ def calls_in(node):
     return {ast.unparse(child.func) for child in ast.walk(node) if isinstance(child, ast.Call)}
 
 
-def test_one_lock_and_one_retry_policy():
+def test_one_lock_and_one_retry_policy(product):
     found = [
         f"{name}: {package}"
-        for name, tree in parsed(PRODUCT)
+        for name, tree in product
         for _, package in imports_in(tree)
         if name not in OWNERS.get(package, {name})
     ]
     assert found == []
 
 
-def test_nobody_repeats_by_hand_or_replaces_by_hand():
+def test_nobody_repeats_by_hand_or_replaces_by_hand(product):
     """A loop that catches and sleeps is a retry; one that only sleeps watches something."""
     found = [
         f"{name}:{node.lineno}"
-        for name, tree in parsed(PRODUCT)
+        for name, tree in product
         for node in ast.walk(tree)
         if (
             isinstance(node, ast.For | ast.While)
@@ -199,7 +206,7 @@ def test_nobody_repeats_by_hand_or_replaces_by_hand():
     assert found == []
 
 
-def test_what_the_product_imports_is_declared():
+def test_what_the_product_imports_is_declared(product):
     """Else it is there by the grace of another package, in whichever version that one takes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
@@ -208,7 +215,7 @@ def test_what_the_product_imports_is_declared():
     own = sys.stdlib_module_names | {"rlhf_core", "rlhf_flows"}
     undeclared = {
         package: name
-        for name, tree in parsed(PRODUCT)
+        for name, tree in product
         for _, package in imports_in(tree)
         if package not in own
         and not declared & {canonicalize_name(one) for one in known.get(package, ())}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.config import DemonstrationsConfig, SourceConfig
@@ -79,11 +79,15 @@ ANYTHING = st.recursive(
     ),
     max_leaves=5,
 )
-QUIET = settings(
-    max_examples=120,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+HOW_OFTEN = pytest.mark.parametrize("number", [40, pytest.param(400, marks=pytest.mark.nightly)])
+
+
+def check(number, **strategies):
+    """Call what is decorated with so many draws, at once."""
+    quiet = settings(
+        max_examples=number, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    return lambda body: quiet(given(**strategies)(body))()
 
 
 def places(value, path=()):
@@ -138,13 +142,15 @@ def test_the_undamaged_row_is_read(tmp_path, file_format):
     assert items[0].votes
 
 
+@HOW_OFTEN
 @pytest.mark.parametrize("file_format", ROWS)
-@QUIET
-@given(data=st.data())
-def test_no_value_in_any_place_can_crash_a_reader(tmp_path, file_format, data):
+def test_no_value_in_any_place_can_crash_a_reader(tmp_path, file_format, number):
     path = tmp_path / "any.jsonl"
-    path.write_text(json.dumps(data.draw(damaged(file_format))) + "\n")
-    require_sound(path, *outcome(path, file_format))
+
+    @check(number, row=damaged(file_format))
+    def reads(row):
+        path.write_text(json.dumps(row) + "\n")
+        require_sound(path, *outcome(path, file_format))
 
 
 STRANGE = {
@@ -171,30 +177,36 @@ def test_a_value_no_column_expects_is_one_line(tmp_path, file_format, written):
 CELLS = st.text() | st.floats().map(str) | st.just("9" * 400) | st.just("y" * 200_000)
 
 
-@QUIET
-@given(cells=st.lists(CELLS, min_size=8, max_size=8))
-@example(cells=["0", "Q?", "a", "b", "left", "1e400", "0", ""])
-def test_no_cell_can_crash_a_spreadsheet(tmp_path, cells):
-    path, text = tmp_path / "any.csv", io.StringIO(newline="")
-    csv.writer(text).writerows([list(ROWS["flat"]), cells])
-    try:
-        path.write_bytes(text.getvalue().encode())
-    except UnicodeEncodeError:
-        return
-    items, message = outcome(path, "flat")
-    assert not message or message.startswith(f"{path}, line ")
-    assert message or len(items) == 1
+@HOW_OFTEN
+def test_no_cell_can_crash_a_spreadsheet(tmp_path, number):
+    path = tmp_path / "any.csv"
+
+    def reads(cells):
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([list(ROWS["flat"]), cells])
+        try:
+            path.write_bytes(text.getvalue().encode())
+        except UnicodeEncodeError:
+            return
+        items, message = outcome(path, "flat")
+        assert not message or message.startswith(f"{path}, line ")
+        assert message or len(items) == 1
+
+    reads(["0", "Q?", "a", "b", "left", "1e400", "0", ""])
+    check(number, cells=st.lists(CELLS, min_size=8, max_size=8))(reads)
 
 
-@QUIET
-@given(data=st.binary(max_size=300))
+@HOW_OFTEN
 @pytest.mark.parametrize("ending", ["csv", "tsv", "json", "parquet", "jsonl.zst", "csv.gz"])
-def test_no_bytes_can_crash_a_container(tmp_path, ending, data):
+def test_no_bytes_can_crash_a_container(tmp_path, ending, number):
     path = tmp_path / f"any.{ending}"
-    path.write_bytes(data)
-    items, message = outcome(path, "flat")
-    assert not items or not message
-    assert not message or str(path) in message
+
+    @check(number, data=st.binary(max_size=300))
+    def reads(data):
+        path.write_bytes(data)
+        items, message = outcome(path, "flat")
+        assert not items or not message
+        assert not message or str(path) in message
 
 
 @pytest.mark.parametrize("file_format", ["canonical", "pairs", "ranked"])
@@ -217,19 +229,20 @@ def test_a_parquet_file_of_wrong_types_names_its_row(tmp_path, file_format):
         ("prompt", {"prompt_id": "1", "prompt": TURNS, "tags": {"style": "x"}}),
     ],
 )
-@QUIET
-@given(value=ANYTHING, data=st.data())
-def test_no_demonstration_and_no_prompt_can_crash_its_reader(tmp_path, kind, row, value, data):
+@HOW_OFTEN
+def test_no_demonstration_and_no_prompt_can_crash_its_reader(tmp_path, kind, row, number):
     path = tmp_path / "any.jsonl"
-    place = data.draw(st.sampled_from(list(places(row))))
-    path.write_text(json.dumps(changed(row, place, value)) + "\n")
-    message = ""
-    try:
-        if kind == "prompt":
-            list(read_prompts(path))
-        else:
-            list(read_demonstrations(DemonstrationsConfig(path=path, format=kind)))
-    except DataError as error:
-        message = str(error)
-    assert not message or message.startswith(f"{path}, line 1")
-    assert "\n" not in message
+
+    @check(number, value=ANYTHING, place=st.sampled_from(list(places(row))))
+    def reads(value, place):
+        path.write_text(json.dumps(changed(row, place, value)) + "\n")
+        message = ""
+        try:
+            if kind == "prompt":
+                list(read_prompts(path))
+            else:
+                list(read_demonstrations(DemonstrationsConfig(path=path, format=kind)))
+        except DataError as error:
+            message = str(error)
+        assert not message or message.startswith(f"{path}, line 1")
+        assert "\n" not in message

@@ -101,13 +101,16 @@ def ranked_lists(num_lists: int, size: int, seed: int) -> Labelled:
     return Ledger(rows).labelled()
 
 
-def test_the_intervals_cover_on_ranked_lists_as_often_as_they_say():
+@pytest.mark.parametrize(
+    ("number", "may_miss"), [(12, 2), pytest.param(40, 6, marks=pytest.mark.nightly)]
+)
+def test_the_intervals_cover_on_ranked_lists_as_often_as_they_say(number, may_miss):
     """36 pairs of nine responses are no 36 observations: taken so, 30 in 40 intervals missed."""
-    datasets = [ranked_lists(40, 9, seed) for seed in range(40)]
+    datasets = [ranked_lists(40, 9, seed) for seed in range(number)]
     wins = [bias.length_win_estimate(rows) for rows in datasets]
     areas = [bias.length_auc_estimate(rows, 0) for rows in datasets]
     for found in (wins, areas):
-        assert sum(not one.low <= 0.5 <= one.high for one in found) <= 6
+        assert sum(not one.low <= 0.5 <= one.high for one in found) <= may_miss
     assert np.mean([one.high - one.low for one in wins]) < 0.1
 
 

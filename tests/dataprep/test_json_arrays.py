@@ -4,7 +4,7 @@ import json
 import tracemalloc
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_core.dataprep.sources.containers import read_rows
@@ -12,7 +12,6 @@ from rlhf_core.dataprep.sources.json_arrays import read_values
 from rlhf_core.errors import DataError
 from rlhf_core.storage import records as files
 
-QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
@@ -22,17 +21,22 @@ OBJECTS = st.lists(st.dictionaries(st.text(max_size=3), VALUES), max_size=5)
 INDENTS = st.sampled_from([None, 2])
 
 
-@QUIET
-@given(rows=OBJECTS, block=st.integers(1, 40), indent=INDENTS, plain=st.booleans())
-def test_where_blocks_end_does_not_matter(tmp_path, monkeypatch, rows, block, indent, plain):
+@pytest.mark.parametrize("number", [30, pytest.param(300, marks=pytest.mark.nightly)])
+def test_where_blocks_end_does_not_matter(tmp_path, monkeypatch, number):
     path = tmp_path / "a.json"
-    text = json.dumps(rows, indent=indent, ensure_ascii=plain)
-    path.write_text(text, encoding="utf-8")
-    monkeypatch.setattr(files, "_BLOCK", block)
-    assert [json.loads(value) for _, value in read_values(path)] == rows
-    path.write_text(text[:-1], encoding="utf-8")
-    with pytest.raises(DataError, match=f"after item {len(rows)}: broken JSON"):
-        list(read_values(path))
+
+    @settings(max_examples=number, deadline=None)
+    @given(rows=OBJECTS, block=st.integers(1, 40), indent=INDENTS, plain=st.booleans())
+    def reads(rows, block, indent, plain):
+        text = json.dumps(rows, indent=indent, ensure_ascii=plain)
+        path.write_text(text, encoding="utf-8")
+        monkeypatch.setattr(files, "_BLOCK", block)
+        assert [json.loads(value) for _, value in read_values(path)] == rows
+        path.write_text(text[:-1], encoding="utf-8")
+        with pytest.raises(DataError, match=f"after item {len(rows)}: broken JSON"):
+            list(read_values(path))
+
+    reads()
 
 
 @pytest.mark.parametrize(

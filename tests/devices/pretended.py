@@ -55,6 +55,8 @@ def carry_out(func, args, kwargs):
     if far and name not in CROSSING:
         _refuse_two_places(name, args, flat)
     places = [x for x in flat if isinstance(x, torch.device)]
+    if not far and ELSEWHERE not in places:
+        return func(*args, **kwargs)
     goes_elsewhere = ELSEWHERE in places if places else bool(far)
     if name == "copy_":
         goes_elsewhere = isinstance(args[0], Distant)

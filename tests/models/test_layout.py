@@ -28,6 +28,17 @@ UNPACKED = (
     "bamba", "nemotron-h", "recurrent-gemma", "zamba2", "rwkv", "minimax",
     "gpt-oss", "bloom", "falcon", "llama4-text", "qwen2-moe-windows",
 )  # fmt: skip
+BY_NIGHT = (
+    "mamba2",
+    "granite-hybrid",
+    "jamba",
+    "bamba",
+    "nemotron-h",
+    "zamba2",
+    "qwen3.5",
+    "qwen3-vl",
+)
+"""Put together as others are: Mamba alone or beside attention (Falcon-H1), Qwen3-Next, Qwen2-VL."""
 COMPOSITE = ("gemma3", "llava", "mistral3", "qwen2-vl", "qwen3-vl", "qwen3.5")
 PROMPT, RESPONSES = (5, 6, 7), ((8, 9, 2), (10, 2), (11, 12, 13))
 
@@ -68,7 +79,13 @@ def plain_logprobs(model, prompt, response):
     return every[range(len(prompt) - 1, tokens.shape[1] - 1), list(response)]
 
 
-@pytest.mark.parametrize("name", sorted({*UNPACKED, *COMPOSITE}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.nightly) if name in BY_NIGHT else name
+        for name in sorted({*UNPACKED, *COMPOSITE})
+    ],
+)
 def test_log_probabilities_and_greedy_answers_are_those_of_plain_transformers(folder, name):
     directory = folder(name)
     model, plain = load_causal(directory), published(directory)

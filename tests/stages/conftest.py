@@ -20,6 +20,7 @@ from rlhf_core.schema import (
     RunContext,
     StageResult,
 )
+from rlhf_core.stages.preparation import build
 from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.storage.records import read_records, write_records
 from tests.registries import copy_home, copy_registry, registry_in
@@ -37,6 +38,18 @@ RATER = """
 def rate(prompt, response):
     return {"score": -float(len(response)), "correctness": float("nine" in response)}
 """
+
+
+@pytest.fixture
+def with_pictures():
+    """The test's datasets have their pictures."""
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """Pictures are a fifth of a small preparation; ``prepared`` and who asks for them has them."""
+    if "with_pictures" not in request.fixturenames:
+        monkeypatch.setattr(build, "draw_pictures", lambda data, splits, folder: folder.mkdir())
 
 
 @pytest.fixture

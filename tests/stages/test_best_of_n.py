@@ -14,6 +14,8 @@ from rlhf_core.stages.evaluation.report import compared_answers, pick_samples
 from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.scoring import score_texts
 
+pytestmark = pytest.mark.xdist_group("evaluated")
+
 GATE = {"metric": "policy/win_rate_over_best_of_n", "at_least": 0.01, "min_samples": 5}
 
 

@@ -14,6 +14,8 @@ from rlhf_core.stages.sft import train_sft
 from rlhf_core.storage.records import read_records
 from tests.stages.conftest import judged
 
+pytestmark = pytest.mark.xdist_group("evaluated")
+
 
 def trained(config, splits, models, context):
     """Train the first stage."""

@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,6 +11,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.stages.versions.publish import publish
 from rlhf_core.stages.versions.versions import bring_back
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
+from tests.team import object_store
 
 pytestmark = [
     pytest.mark.slow,
@@ -142,48 +139,17 @@ def test_a_version_is_prepared_by_the_code_of_its_commit(repository):
 
 
 @pytest.fixture
-def s3(monkeypatch):
+def s3(monkeypatch, tmp_path_factory, forked):
     """A real S3 server on this machine."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        make_bucket(f"{address}/versions", server)
+    with object_store(tmp_path_factory.mktemp("s3"), forked=forked) as address:
         yield address
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def make_bucket(address: str, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 300
-    while True:
-        assert server.poll() is None, "the S3 server ended"
-        try:
-            urllib.request.urlopen(
-                urllib.request.Request(address, method="PUT"), timeout=60
-            ).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-        else:
-            return
 
 
 def test_versions_live_on_an_s3_server_by_configuration_alone(repository, tmp_path, s3):
-    dvc("remote", "modify", "storage", "url", "s3://versions/data", cwd=repository)
+    dvc("remote", "modify", "storage", "url", "s3://datasets/data", cwd=repository)
     dvc("remote", "modify", "storage", "endpointurl", s3, cwd=repository)
     call("git", "commit", "-qam", "data on S3", cwd=repository)
     batch = SourceConfig(path=write(tmp_path / "b.jsonl", rows(range(60, 70))))

@@ -18,6 +18,8 @@ from rlhf_core.stages.models.scoring import score_texts
 from rlhf_core.storage.records import read_records, write_records
 from tests.stages.conftest import judged
 
+pytestmark = pytest.mark.xdist_group("evaluated")
+
 KINDS = {"demonstrations": Demonstration, "prompts": Prompt}
 
 

@@ -16,6 +16,8 @@ from rlhf_core.stages.labels.evaluated import collect_evaluated
 from rlhf_core.stages.labels.pull import pull_labels
 from rlhf_core.storage.records import read_records
 
+pytestmark = pytest.mark.xdist_group("evaluated")
+
 RUN = "20260101-000000-abcd"
 METRIC = "policy/win_rate_corrected"
 GATE = {"policy": [{"metric": METRIC, "at_least": 0.3, "min_samples": 10}]}

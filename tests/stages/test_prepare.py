@@ -104,7 +104,7 @@ def test_every_row_is_kept_or_set_aside_with_its_line(prepared):
     assert pairs == 360
 
 
-def test_the_same_input_gives_the_same_bytes_elsewhere(prepared, tmp_path):
+def test_the_same_input_gives_the_same_bytes_elsewhere(prepared, with_pictures, tmp_path):
     config, first = prepared
     again = config.model_copy(
         update={"data": config.data.model_copy(update={"output": tmp_path / "b"})}

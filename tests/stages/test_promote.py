@@ -15,6 +15,8 @@ from tests.registries import copy_registry, registry_in
 from tests.releases import champions
 from tests.stages.conftest import context_in, lenient_config, register_models, splits_in
 
+pytestmark = pytest.mark.xdist_group("evaluated")
+
 WON = Estimate(value=0.7, low=0.65, high=0.75, num_samples=300)
 PASSED = {"policy": [{"metric": "policy/win_rate", "at_least": 0.6}]}
 

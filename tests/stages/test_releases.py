@@ -200,15 +200,17 @@ def registry_of_two_and_one(tmp_path_factory, fresh_database):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("apart", [4, pytest.param(1, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("action", ["promote", "rollback"])
 def test_killed_before_any_write_the_next_command_finds_one_release(
-    mlflow_home, registry_of_two_and_one, action, monkeypatch
+    mlflow_home, registry_of_two_and_one, action, apart, monkeypatch
 ):
+    """Before each in the nightly tier, at every change before each fourth."""
     monkeypatch.setattr(release_aliases, "LATE_SECONDS", 0.0)
     database, (first, second, third) = registry_of_two_and_one
     client = mlflow_client()
     wanted = third if action == "promote" else first
-    for writes in range(40):
+    for writes in range(0, 40, apart):
         put_back(database, mlflow_home / "mlflow.db")
         child = in_child(_dying_at, writes, action, third["policy"])
         child.join()

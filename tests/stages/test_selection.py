@@ -208,7 +208,7 @@ def train(config, splits, models, context, **changes):
     ("settings", "steps"),
     [
         (PPO, [2, 4]),
-        (PPO | {"compute": {"lora": {"rank": 2}}}, [2, 4]),
+        pytest.param(PPO | {"compute": {"lora": {"rank": 2}}}, [2, 4], marks=pytest.mark.nightly),
         (DPO | {"compute": {"lora": {"rank": 2}}, "loss": "kto"}, [1, 2, 3, 4]),
     ],
 )

@@ -93,7 +93,7 @@ def random_texts(number):
     )
 
 
-@random_texts(100)
+@random_texts(40)
 @example(question="where", texts=["", " ", "the light  house", "one \n two", " the", "the "])
 @example(question="where ", texts=["'s", "s", "\n", "<|end|>", "the end"])
 def test_what_words_tell_is_what_the_renderer_gives(checks, question, texts):

@@ -28,7 +28,16 @@ ARCHITECTURES = {
 }
 
 
-@pytest.fixture(params=ARCHITECTURES)
+BY_NIGHT = ("llama",)
+"""The toys of all other tests are Llamas."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.nightly) if name in BY_NIGHT else name
+        for name in ARCHITECTURES
+    ]
+)
 def directory(request, tmp_path):
     torch.manual_seed(0)
     model = hf.AutoModelForCausalLM.from_config(ARCHITECTURES[request.param]())

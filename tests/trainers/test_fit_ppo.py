@@ -1,6 +1,8 @@
 """PPO as a whole: it learns, it reports, it stops when something is wrong, it repeats itself."""
 
+import shutil
 from contextlib import suppress
+from functools import cache
 
 import pytest
 import torch
@@ -19,6 +21,19 @@ from tests.trainers.ppo_toys import (
     train_ppo,
 )
 from tests.trainers.toys import ListTracker
+
+
+@pytest.fixture(scope="module")
+def whole(saved_once, tmp_path_factory):
+    """Train a variant to its end, once for all tests: its folder, its log and what it returned."""
+
+    @cache
+    def train(variant):
+        folder, tracker = tmp_path_factory.mktemp(variant), ListTracker()
+        torch.manual_seed(0)
+        return folder, tracker, train_ppo(saved_once, folder, tracker, **VARIANTS[variant])
+
+    return train
 
 
 def policy_weights(models):
@@ -48,9 +63,8 @@ def test_reward_rises_and_the_reports_are_complete(causal_directory, tmp_path):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_first_ratio_is_one_in_every_iteration(variant, causal_directory, tmp_path):
-    tracker = ListTracker()
-    train_ppo(causal_directory, tmp_path, tracker, **VARIANTS[variant])
+def test_first_ratio_is_one_in_every_iteration(variant, whole):
+    _, tracker, _ = whole(variant)
     errors = tracker.series("policy/first_ratio_error")
     settings = toy_settings(**VARIANTS[variant])
     assert len(errors) == settings.num_iterations - settings.warmup_iterations
@@ -66,21 +80,20 @@ OFTEN = ("default", "rloo-adaptive-kl-and-ptx", "grpo-and-lora")
     "variant",
     [name if name in OFTEN else pytest.param(name, marks=pytest.mark.nightly) for name in VARIANTS],
 )
-def test_same_seed_same_weights_and_crashes_do_not_change_them(variant, causal_directory, tmp_path):
-    whole = ListTracker()
-    expected = train_ppo(causal_directory, tmp_path / "a", whole, **VARIANTS[variant])
+def test_same_seed_same_weights_and_crashes_do_not_change_them(
+    variant, whole, causal_directory, tmp_path
+):
+    _, tracker, expected = whole(variant)
     for at_step in (1, 3, 4, 6):
         with pytest.raises(Crash):
-            train_ppo(
-                causal_directory, tmp_path / "b", CrashingTracker(at_step), **VARIANTS[variant]
-            )
+            train_ppo(causal_directory, tmp_path, CrashingTracker(at_step), **VARIANTS[variant])
         torch.rand(3)
     rest = ListTracker()
-    again = train_ppo(causal_directory, tmp_path / "b", rest, **VARIANTS[variant])
+    again = train_ppo(causal_directory, tmp_path, rest, **VARIANTS[variant])
     assert again[2] == expected[2]
     assert again[0] == expected[0]
     timed = ("seconds", "per_second")
-    for (step, metrics), (other_step, other) in zip(rest.rows, whole.rows[-2:], strict=True):
+    for (step, metrics), (other_step, other) in zip(rest.rows, tracker.rows[-2:], strict=True):
         assert step == other_step
         assert {n: v for n, v in metrics.items() if not any(t in n for t in timed)} == {
             n: v for n, v in other.items() if not any(t in n for t in timed)
@@ -102,28 +115,34 @@ class CrashingTracker(ListTracker):
         super().log_metrics(metrics, step)
 
 
-def test_a_finished_run_is_not_trained_again(causal_directory, tmp_path):
-    first = train_ppo(causal_directory, tmp_path)
+@pytest.fixture
+def finished(whole, tmp_path):
+    """The folder of a finished run, of the test's own, and what the run returned."""
+    folder, _, returned = whole("default")
+    return shutil.copytree(folder, tmp_path / "finished"), returned
+
+
+def test_a_finished_run_is_not_trained_again(causal_directory, finished):
+    folder, first = finished
     tracker = ListTracker()
-    again = train_ppo(causal_directory, tmp_path, tracker)
+    again = train_ppo(causal_directory, folder, tracker)
     assert not tracker.rows
     assert again[0] == first[0]
     assert again[2] == first[2]
 
 
-def test_a_checkpoint_of_another_run_is_refused(causal_directory, tmp_path):
-    train_ppo(causal_directory, tmp_path)
+def test_a_checkpoint_of_another_run_is_refused(causal_directory, finished):
     with pytest.raises(CheckpointError, match="another run"):
-        train_ppo(causal_directory, tmp_path, kl_coef=0.2)
+        train_ppo(causal_directory, finished[0], kl_coef=0.2)
 
 
-def test_a_torn_checkpoint_is_passed_over(causal_directory, tmp_path):
-    expected = train_ppo(causal_directory, tmp_path / "a")[2]
-    with pytest.raises(Crash):
-        train_ppo(causal_directory, tmp_path / "b", CrashingTracker(5))
-    newest = sorted((tmp_path / "b" / "checkpoints").glob("step-*"))[-1]
+def test_a_torn_checkpoint_is_passed_over(causal_directory, finished):
+    folder, (_, _, expected) = finished
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     (newest / "tensors.safetensors").write_bytes(b"torn")
-    assert train_ppo(causal_directory, tmp_path / "b")[2] == expected
+    tracker = ListTracker()
+    assert train_ppo(causal_directory, folder, tracker)[2] == expected
+    assert tracker.rows, "from the checkpoint before"
 
 
 def test_checkpoint_hook_sees_every_checkpoint_and_the_end(causal_directory, tmp_path):
@@ -202,9 +221,8 @@ def test_critic_warm_up_trains_the_value_model_alone(causal_directory, tmp_path)
     ] * 2
 
 
-def test_frozen_models_stay_as_they_are(causal_directory, tmp_path):
-    models = toy_models(causal_directory)
-    train_ppo(causal_directory, tmp_path, None, models)
+def test_frozen_models_stay_as_they_are(causal_directory, whole):
+    _, _, (_, models, _) = whole("default")
     fresh = load_causal(causal_directory)
     rewards = load_scalar(reward_directory(causal_directory))
     for trained, original in ((models.reference, fresh), (models.reward_model, rewards)):

@@ -16,10 +16,17 @@ def told(tracker):
     ]
 
 
+NIGHTLY = pytest.mark.nightly
+
+
 def trainers():
+    """At every change one for each kind of rows: the reward model has the pairs."""
     for stage in ("sft", "reward", "dpo", "kto"):
-        yield pytest.param(lambda *given, s=stage, **more: train_stage(s, *given, **more), id=stage)
-    yield pytest.param(train_ppo, id="ppo")
+        marks = NIGHTLY if stage == "dpo" else ()
+        yield pytest.param(
+            lambda *given, s=stage, **more: train_stage(s, *given, **more), id=stage, marks=marks
+        )
+    yield pytest.param(train_ppo, id="ppo", marks=NIGHTLY)
     yield pytest.param(lambda *given, **more: train_ppo(*given, ptx_coef=0.1, **more, **RLOO),
                        id="rloo-and-ptx")  # fmt: skip
 

@@ -49,14 +49,21 @@ def test_crashes_do_not_change_the_weights(stage, causal_directory, tmp_path):
     assert digest == expected
 
 
-@pytest.mark.parametrize("stage", STAGES)
+LORA = ComputeConfig(lora=LoraConfig(rank=4))
+CHECKPOINTING = ComputeConfig(gradient_checkpointing=True, precision="bfloat16")
+NIGHTLY = pytest.mark.nightly
+
+
 @pytest.mark.parametrize(
-    "compute",
+    ("stage", "compute"),
     [
-        ComputeConfig(lora=LoraConfig(rank=4)),
-        ComputeConfig(gradient_checkpointing=True, precision="bfloat16"),
+        pytest.param("sft", LORA, id="sft-lora"),
+        pytest.param("dpo", LORA, id="dpo-lora"),
+        pytest.param("reward", CHECKPOINTING, id="reward-checkpointing-bfloat16"),
+        pytest.param("reward", LORA, id="reward-lora", marks=NIGHTLY),
+        pytest.param("sft", CHECKPOINTING, id="sft-checkpointing-bfloat16", marks=NIGHTLY),
+        pytest.param("dpo", CHECKPOINTING, id="dpo-checkpointing-bfloat16", marks=NIGHTLY),
     ],
-    ids=["lora", "checkpointing-bfloat16"],
 )
 def test_crashes_with_other_arithmetic(stage, compute, causal_directory, tmp_path):
     tracker = ListTracker()
