@@ -127,7 +127,8 @@ def test_a_question_taken_away_is_asked_again_and_its_answer_outlives_a_failed_p
     assert served.calls() == ["evaluate", "promote", "promote"]
 
 
-def test_a_new_dataset_version_starts_the_pipeline_on_it(served):
+def test_a_new_dataset_version_starts_the_pipeline_on_it_and_refusals_are_announced(served):
+    """While that run lasts another one waits for it."""
     (served.path / "verdict-sft").write_text("REJECT")
     before = {run["id"] for run in served.runs("rlhf-pipeline")}
     event = {
@@ -138,24 +139,19 @@ def test_a_new_dataset_version_starts_the_pipeline_on_it(served):
         "occurred": datetime.now(UTC).isoformat(),
     }
     served.post("events", [event])
-    started = until(
+    (started, *_) = until(
         lambda: [run for run in served.runs("rlhf-pipeline") if run["id"] not in before],
         lambda: f"a run on the new version\n{served.logs()}",
     )
-    assert started[0]["parameters"]["settings"]["overrides"] == ["data.version=data-v3"]
-    assert served.wait(started[0]["id"])["state"]["name"] == "REJECT"
-
-
-def test_a_refusal_is_named_and_announced(served):
-    (served.path / "verdict-sft").write_text("REJECT")
-    run = served.trigger("rlhf-pipeline/manual", settings=SETTINGS)
+    assert started["parameters"]["settings"]["overrides"] == ["data.version=data-v3"]
     second = served.trigger("rlhf-pipeline/nightly", settings=SETTINGS)
-    states = [served.wait(each)["state"]["name"] for each in (run, second)]
+    states = [served.wait(each)["state"]["name"] for each in (started["id"], second)]
     assert states == ["REJECT", "REJECT"]
-    first, later = sorted((served.run(run), served.run(second)), key=itemgetter("start_time"))
+    both = (served.run(started["id"]), served.run(second))
+    first, later = sorted(both, key=itemgetter("start_time"))
     assert first["end_time"] <= later["start_time"], "two at once"
     (served.path / "verdict-sft").unlink()
-    resources = [f"rlhf.run.{item['name'].split()[1]}" for item in (first, later)]
+    resources = [f"rlhf.run.{item['name'].split()[1]}" for item in both]
     wanted = {"event": {"name": ["rlhf.gate-failed"]}, "resource": {"id": resources}}
     until(
         lambda: served.post("events/filter", {"filter": wanted})["total"] == 2,
@@ -236,9 +232,9 @@ def test_missed_nights_are_made_up_for_once_and_not_after_the_schedule_was_switc
     deployment = served.get("deployments/name/rlhf-pipeline/nightly")
     (schedule,) = deployment["schedules"]
     one = f"deployments/{deployment['id']}/schedules/{schedule['id']}"
-    nights = {"min_runs": 5, "start_time": (datetime.now(UTC) - timedelta(days=5)).isoformat()}
+    nights = {"min_runs": 3, "start_time": (datetime.now(UTC) - timedelta(days=3)).isoformat()}
 
-    def miss_five_nights():
+    def miss_three_nights():
         """What the scheduler leaves where no worker listens."""
         served.ask("PATCH", "work_pools/rlhf", {"is_paused": True})
         served.ask("PATCH", one, {"active": True})
@@ -259,15 +255,15 @@ def test_missed_nights_are_made_up_for_once_and_not_after_the_schedule_was_switc
         )
         return due()
 
-    miss_five_nights()
+    miss_three_nights()
     came = what_came_of_them()
     skipped = [run for run in came if run["state"]["name"] == "Skipped"]
-    assert len(skipped) == len(came) - 1 == 4
+    assert len(skipped) == len(came) - 1 == 2
     (begun,) = [run for run in came if run not in skipped]
     assert begun["expected_start_time"] == max(run["expected_start_time"] for run in came)
     served.cancel(begun["id"])
-    nights["start_time"] = (datetime.now(UTC) - timedelta(days=10)).isoformat()
-    miss_five_nights()
+    nights["start_time"] = (datetime.now(UTC) - timedelta(days=6)).isoformat()
+    miss_three_nights()
     served.ask("PATCH", one, {"active": False})
     came = what_came_of_them()
     assert [run["id"] for run in came if run["state"]["name"] != "Skipped"] == [begun["id"]]
