@@ -18,8 +18,8 @@ endef
 PACKAGES := --constraint constraints.txt --editable '.[dev]'
 
 # All of it at once, on every core; what a run seldom imports is compiled when it is imported.
-SELDOM := '/(tests?|altair|asyncssh|celery|cfnlint|databricks|dateparser|distlib|exporters|fontTools|graphql|gunicorn|$\
-huggingface_hub/(cli|inference)|hydra|hypothesis|key_value|kombu|lm_eval/tasks|moto|mypyc?|nltk|numpy/distutils|openai|pip|playwright/async_api|$\
+SELDOM := '/(tests?|altair|antlr4|apprise/plugins|asyncssh|celery|cfnlint|databricks|dateparser|distlib|docker|exporters|fontTools|graphql|gunicorn|$\
+huggingface_hub/(cli|inference)|hydra|hypothesis|key_value|kombu|kubeflow_trainer_api/models|lm_eval/(models|tasks)|moto|mypyc?|nltk|numpy/distutils|oauthlib|openai|pip|pipelines|pipelining|playwright|$\
 prompt_toolkit|pyasn1(_modules)?|pygments/lexers|rich_rst|scipy/signal|semconv|_vendor|$\
 sklearn/(cluster|datasets|decomposition|ensemble|neighbors)|sqlalchemy/testing|sympy|$\
 table_grapheme_overrides|torch/(_inductor|onnx|testing)|torchgen|transformers/models|virtualenv)/'
