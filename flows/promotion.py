@@ -24,7 +24,7 @@ from prefect.states import Cancelled, Failed
 from pydantic import Field, ValidationError
 
 from rlhf_core.adapters.registry import approval
-from rlhf_core.adapters.registry.champions import look_at
+from rlhf_core.adapters.registry.champions import read_history
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageResult, Verdict
 from rlhf_core.schema.shown import shown_code
@@ -132,7 +132,7 @@ def _page(
 ) -> str:
     """What the person decides from: report, champion, changed answers, gates, metrics."""
     path, url = file_report(context.directory, evaluated)
-    current = look_at(config.project).current
+    current = read_history(config.project).current
     return "\n\n".join(
         (
             report_line(path, url),  # first: the metrics below it are many

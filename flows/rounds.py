@@ -13,7 +13,7 @@ from prefect.states import Completed
 
 from rlhf_core.adapters.datasets import versioning
 from rlhf_core.adapters.datasets.dvc_versions import publishing_base, require_remote
-from rlhf_core.adapters.registry.champions import look_at
+from rlhf_core.adapters.registry.champions import read_history
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
 from rlhf_core.feedback.results import PullResult
@@ -104,7 +104,7 @@ class _Rounds:
         before = self._state.rounds[number - 2]
         base = None
         if self._config.feedback_settings().rounds.start == "champion":
-            current = look_at(self._config.project).current
+            current = read_history(self._config.project).current
             if current is not None:
                 base = str(resolve_model(current.policy).path)
             else:

@@ -26,7 +26,7 @@ from rlhf_flows.engine.references import resolve_model
 from rlhf_flows.engine.run_folder import name_of_run
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import saved_result
-from rlhf_flows.engine.stage import open_model_stage, open_stage, read_besides, run_stage
+from rlhf_flows.engine.stage import open_model_stage, open_stage, read_extra_inputs, run_stage
 
 
 @flow(name="rlhf-prepare", flow_run_name=name_of_run)
@@ -41,7 +41,7 @@ def prepare_stage(settings: RunSettings | None, inputs: PrepareInputs) -> Datase
         DatasetSplits,
         lambda observer: prepare_data(stage.config),
         reuse=before is None or before.report.is_file(),
-        besides=read_besides("prepare", stage.config, stage.context, {}),
+        extra_inputs=read_extra_inputs("prepare", stage.config, stage.context, {}),
     )
 
 
@@ -55,7 +55,7 @@ def sft_stage(settings: RunSettings | None, inputs: SftInputs) -> StageResult:
         stage,
         StageResult,
         lambda observer: train_sft(stage.config, stage.splits, stage.context, observer),
-        besides=read_besides("sft", stage.config, stage.context, stage.models),
+        extra_inputs=read_extra_inputs("sft", stage.config, stage.context, stage.models),
     )
 
 
@@ -82,7 +82,7 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageRes
         from rlhf_core.stages.training.reward_terms import find_scorers
 
         scorers = find_scorers(terms, resolve_model)
-    besides = read_besides("policy", stage.config, stage.context, stage.models)
+    extra_inputs = read_extra_inputs("policy", stage.config, stage.context, stage.models)
 
     def train(observer: Observer) -> StageResult:
         from rlhf_core.stages.policy import train_policy
@@ -99,7 +99,7 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageRes
             judge=models.get("judge"),
         )
 
-    return run_stage(stage, StageResult, train, besides=besides)
+    return run_stage(stage, StageResult, train, extra_inputs=extra_inputs)
 
 
 @flow(name="rlhf-evaluate", flow_run_name=name_of_run)
@@ -122,8 +122,8 @@ def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> Stag
             context=stage.context,
         )
 
-    besides = read_besides("evaluate", stage.config, stage.context, stage.models)
-    return run_stage(stage, StageResult, evaluate, besides=besides)
+    extra_inputs = read_extra_inputs("evaluate", stage.config, stage.context, stage.models)
+    return run_stage(stage, StageResult, evaluate, extra_inputs=extra_inputs)
 
 
 @flow(name="rlhf-promote", flow_run_name=name_of_run)
@@ -144,7 +144,7 @@ def promote_stage(settings: RunSettings | None, inputs: PromoteInputs) -> Promot
         Promotion,
         lambda observer: promote.promote_policy(stage.config, evaluated, stage.context),
         reuse=False,
-        besides={"model": evaluated.model.sha256, "verdict": evaluated.decision.verdict},
+        extra_inputs={"model": evaluated.model.sha256, "verdict": evaluated.decision.verdict},
     )
     if promotion.moved:
         announce("rlhf.promoted", stage.context, model=promotion.model, champion=promotion.champion)

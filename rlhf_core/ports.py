@@ -47,8 +47,8 @@ class CheckpointCopies(Protocol):
     def keep(self, checkpoint: Path) -> None:
         """Copy a whole checkpoint; those before it may go."""
 
-    def bring(self, directory: Path, after: str) -> None:
-        """Bring the last copy into ``directory`` if it is later than the one named ``after``."""
+    def restore(self, directory: Path, after: str) -> None:
+        """Restore the last copy to ``directory`` if it is later than the one named ``after``."""
 
-    def bring_all(self, directory: Path) -> None:
-        """Bring every copy into ``directory`` that is not there."""
+    def restore_all(self, directory: Path) -> None:
+        """Restore every copy to ``directory`` that is not there."""

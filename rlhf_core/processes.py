@@ -28,7 +28,7 @@ from torch import Tensor
 from rlhf_core.errors import PeerLostError, ProcessError, RlhfError
 
 Shared = TypeVar("Shared", bound=Sequence[object] | Tensor)
-Told = TypeVar("Told")
+Message = TypeVar("Message")
 
 BUCKET_ELEMENTS = 1 << 23
 """Gradients are added up in runs of so many numbers: few messages, little memory beside them."""
@@ -83,7 +83,7 @@ def alone() -> bool:
     return size() == 1
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Return whether this process writes files: one of all does, whatever its team."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
@@ -111,7 +111,7 @@ def most(number: int) -> int:
     return int(largest)
 
 
-def whole(own: Tensor, num_rows: int) -> Tensor:
+def gather_rows(own: Tensor, num_rows: int) -> Tensor:
     """Put the shares of all processes together, in the order of the rows.
 
     Args:
@@ -130,7 +130,7 @@ def whole(own: Tensor, num_rows: int) -> Tensor:
     return rows.bool() if is_bool else rows
 
 
-def joined(own: Tensor) -> Tensor:
+def all_gather(own: Tensor) -> Tensor:
     """Concatenate [m] numbers of every process, m of its own: [M], alike on every process."""
     if alone():
         return own
@@ -164,7 +164,7 @@ def add_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     _in_buckets(gradients, _reduce)
 
 
-def told_by_all(own: Told) -> list[Told]:
+def all_gather_object(own: Message) -> list[Message]:
     """Return what each process tells, in the order of their numbers; a message is pickled."""
     if alone():
         return [own]
@@ -174,18 +174,18 @@ def told_by_all(own: Told) -> list[Told]:
 
 
 @torch.no_grad()
-def copy_from(giver: int, tensors: Iterable[Tensor]) -> None:
-    """Make every process's ``tensors``, alike in shape and type, those of ``giver``.
+def broadcast(src: int, tensors: Iterable[Tensor]) -> None:
+    """Make every process's ``tensors``, alike in shape and type, those of ``src``.
 
     Args:
-        giver: its number among all processes, also in a team.
+        src: its number among all processes, also in a team.
         tensors: as many on every process; written in place.
     """
     if alone():
         return
 
     def send(flat: Tensor) -> None:
-        _naming_the_lost(lambda: dist.broadcast(flat, giver, group=_group()))
+        _naming_the_lost(lambda: dist.broadcast(flat, src, group=_group()))
 
     _in_buckets(tensors, send)
 

@@ -85,7 +85,7 @@ def fight(releases, dice, *, processes, killed):
 
 def fights(client, *, rounds, processes, killed, seed):
     """Check, after each of many rounds and one later command, that nothing is mixed."""
-    from rlhf_core.adapters.registry.release_aliases import settle
+    from rlhf_core.adapters.registry.release_aliases import recover
     from rlhf_core.adapters.registry.releases import read_journal
 
     dice = random.Random(seed)
@@ -96,7 +96,7 @@ def fights(client, *, rounds, processes, killed, seed):
     ended = []
     for _ in range(rounds):
         ended += fight(releases, dice, processes=processes, killed=killed)
-        later = in_child(settle, PROJECT)
+        later = in_child(recover, PROJECT)
         later.join()
         assert later.exitcode == 0
         now, before = champions(client), champions(client, "previous-champion")

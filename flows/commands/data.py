@@ -241,11 +241,11 @@ def get(
 ) -> None:
     """Bring a version back, byte for byte, into a folder of its own."""
     begin("info")
-    from rlhf_core.stages.versions.versions import bring_back, restore, restore_for_model
+    from rlhf_core.stages.versions.versions import fetch_version, restore, restore_for_model
     from rlhf_flows.commands.tables import show_line, show_splits
 
     if version.startswith("data-v"):
-        splits = bring_back(version)
+        splits = fetch_version(version)
     elif version.startswith("models:"):
         splits = restore_for_model(version)
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_core.stages.distributed.others import others_told
+from rlhf_core.stages.distributed.peers import notifying_peers
 from rlhf_flows.commands.nodes import as_started, follow
 from rlhf_flows.commands.options import (
     ConfigPath,
@@ -125,7 +125,7 @@ def sft(
 
         _plan(settings, run_id, "sft", SftInputs(dataset=dataset, force=force), json_file)
         return
-    with others_told(settings.config, "sft"), resumable(context, settings, run_id) as run:
+    with notifying_peers(settings.config, "sft"), resumable(context, settings, run_id) as run:
         from rlhf_flows.engine.inputs import SftInputs
         from rlhf_flows.stages import sft_stage
 
@@ -155,7 +155,7 @@ def reward(
     if dry_run:
         _plan(settings, run_id, role.value, inputs, json_file)
         return
-    told = others_told(settings.config, role.value)
+    told = notifying_peers(settings.config, role.value)
     with told, resumable(context, settings, run_id, may_begin=new_run) as run:
         from rlhf_flows.stages import reward_stage
 
@@ -188,7 +188,7 @@ def policy(
     if dry_run:
         _plan(settings, run_id, "policy", inputs, json_file)
         return
-    told = others_told(settings.config, "policy")
+    told = notifying_peers(settings.config, "policy")
     with told, resumable(context, settings, run_id, may_begin=new_run) as run:
         from rlhf_flows.stages import policy_stage
 
@@ -257,7 +257,11 @@ def _start(
         if not dry_run:
             follow(settings.config, role, run_id)
     if not dry_run:
-        told = nullcontext() if role is None else others_told(settings.config, role, goes_on=True)
+        told = (
+            nullcontext()
+            if role is None
+            else notifying_peers(settings.config, role, trains_after=True)
+        )
         with told:
             check_servers(settings.config, evaluates=role is None)
     return settings

@@ -20,7 +20,7 @@ from rlhf_core.schema import (
 )
 from rlhf_core.schema.shown import shown_code, shown_link, shown_markdown
 from rlhf_core.stages.versions import dataset_page
-from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
+from rlhf_flows.engine.lost_server import best_effort
 from rlhf_flows.engine.records import LabelsResult, PipelineResult, Round, Rounds
 from rlhf_flows.engine.run_folder import is_deployed
 
@@ -82,7 +82,7 @@ def _publish(name: str, page: Callable[[], Page]) -> None:
     """Publish a page and its links. One that cannot be shown costs a warning and no work."""
     if not is_deployed():
         return
-    with at_the_cost_of_a_warning(f"not_shown={name}"):
+    with best_effort(f"not_shown={name}"):
         text, links = page()
         create_markdown_artifact(text, key=name)
         for address, words in links:

@@ -36,7 +36,7 @@ from rlhf_flows.engine.past_runs import flat_settings
 from rlhf_flows.engine.progress import ORDER
 from rlhf_flows.engine.references import check_roles, find_dataset, find_models
 from rlhf_flows.engine.runs import locate_run, require_run, require_same_settings, saved_result
-from rlhf_flows.engine.stage import ModelStage, read_besides
+from rlhf_flows.engine.stage import ModelStage, read_extra_inputs
 
 NEEDS: dict[StageName, tuple[StageName, ...]] = {
     "prepare": (),
@@ -196,7 +196,7 @@ class _Plan:
     def _prepare(self) -> tuple[Literal["run", "skip"], str]:
         from rlhf_core.stages.prepare import find_prepared
 
-        stamp = read_besides("prepare", self._config, self._context, {})
+        stamp = read_extra_inputs("prepare", self._config, self._context, {})
         saved = saved_result(self._context, "prepare", DatasetSplits)
         if saved and saved.report.is_file() and _stamp(self._context, "prepare") == stamp:
             self._splits = saved
@@ -252,11 +252,11 @@ class _Plan:
 
     def _deciders(self) -> dict[str, str]:
         """Champion and judge of an evaluation, as far as they are not the run's own."""
-        from rlhf_core.adapters.registry.champions import look_at
+        from rlhf_core.adapters.registry.champions import read_history
         from rlhf_core.adapters.registry.decision import judge_of
         from rlhf_core.adapters.tracking.mlflow_client import has_store
 
-        current = look_at(self._config.project).current if has_store() else None
+        current = read_history(self._config.project).current if has_store() else None
         found = {"champion": current.policy} if current else {"champion": "none yet"}
         if self._named_judges():
             return found
@@ -293,8 +293,8 @@ def _is_done(
     if saved_result(context, stage, StageResult) is None:
         return False
     made_from = ModelStage(stage, config, context, False, splits, dict(models)).made_from()
-    besides = read_besides(stage, config, context, models, registry.look_up_model)
-    return _stamp(context, stage) == made_from | besides
+    extra_inputs = read_extra_inputs(stage, config, context, models, registry.look_up_model)
+    return _stamp(context, stage) == made_from | extra_inputs
 
 
 def _stamp(context: RunContext, stage: StageName) -> dict[str, str]:
@@ -327,7 +327,7 @@ def _look_for_dataset(
     config: PipelineConfig, context: RunContext, given: str | None
 ) -> DatasetSplits | None:
     """Return what a stage reads; None where nobody knows it before it is made or brought here."""
-    from rlhf_core.stages.versions.versions import find_brought
+    from rlhf_core.stages.versions.versions import find_fetched
 
     saved = saved_result(context, "prepare", DatasetSplits)
     if given is None and saved is None:
@@ -335,7 +335,7 @@ def _look_for_dataset(
     if given is None and saved is not None and not saved.directory.is_dir():
         return saved
     if given is not None and re.fullmatch(VERSION_NAME, given):
-        return find_brought(given)
+        return find_fetched(given)
     directory, _, sha256 = (given or "").partition("@")
     if sha256 and not Path(directory).is_dir():
         return None

@@ -7,7 +7,7 @@ from prefect.events import emit_event
 
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.schema import BatchResult, RunContext
-from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
+from rlhf_flows.engine.lost_server import best_effort
 
 
 def announce(event: str, context: RunContext, **payload: str | None) -> None:
@@ -52,5 +52,5 @@ def emit(event: str, *, resource: str, **payload: str | None) -> None:
     """Send one event if a Prefect server is configured; one that cannot be sent costs a warning."""
     if load_settings().prefect_api_url is None:
         return
-    with at_the_cost_of_a_warning(f"event_not_sent event={event}"):
+    with best_effort(f"event_not_sent event={event}"):
         emit_event(event=event, resource={"prefect.resource.id": resource}, payload=dict(payload))

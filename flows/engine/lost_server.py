@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def at_the_cost_of_a_warning(event: str) -> Iterator[None]:
+def best_effort(event: str) -> Iterator[None]:
     """Do the block as far as it goes; whatever the lost server did to it is logged and forgotten.
 
     Args:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from prefect import Flow
 
-from rlhf_core.adapters.tracking.run_records import bring_records
+from rlhf_core.adapters.tracking.run_records import fetch_records
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import (
     DatasetSplits,
@@ -83,7 +83,7 @@ class Progress:
             run_deployed_stage(
                 name, work.name, inputs.model_dump(mode="json"), settings.model_dump(mode="json")
             )
-            bring_records(self.config.project, self.context)
+            fetch_records(self.config.project, self.context)
             result = self._saved(name, record)
         else:
             result = work(self._settings, inputs)

@@ -40,7 +40,7 @@ def find_dataset(
     """
     from rlhf_core.stages.preparation.dataset import read_splits
     from rlhf_core.stages.prepare import prepare_data
-    from rlhf_core.stages.versions.versions import bring_back
+    from rlhf_core.stages.versions.versions import fetch_version
 
     if given is None:
         saved = saved_result(context, "prepare", DatasetSplits) if context else None
@@ -48,7 +48,7 @@ def find_dataset(
             return prepare_data(config)
         given = dataset_reference(saved)
     if re.fullmatch(VERSION_NAME, given):
-        return bring_back(given)
+        return fetch_version(given)
     directory, _, sha256 = given.partition("@")
     if sha256 and not Path(directory).is_dir():
         return _made_again(config, directory, sha256)
@@ -206,25 +206,25 @@ def find_judge(
     Raises:
         ConfigError: one judge is given, and ``evaluation.judge`` names another.
     """
-    seats = judges_of(config.evaluation.judge)
-    if given and seats not in ((), (given,)):
+    judge_specs = judges_of(config.evaluation.judge)
+    if given and judge_specs not in ((), (given,)):
         raise ConfigError(
             f"judge {given}: evaluation.judge of the settings names another; give one of the two"
         )
-    seats = (given,) if given else seats
-    if not seats and champion is not None and champion.registered:
-        seats = tuple(filter(None, (decision.judge_of(champion.uri),)))
-    if all(isinstance(seat, str) for seat in seats) and len(seats) < 2:
-        named = next(filter(None, seats), OWN_JUDGE)
+    judge_specs = (given,) if given else judge_specs
+    if not judge_specs and champion is not None and champion.registered:
+        judge_specs = tuple(filter(None, (decision.judge_of(champion.uri),)))
+    if all(isinstance(spec, str) for spec in judge_specs) and len(judge_specs) < 2:
+        named = next(filter(None, judge_specs), OWN_JUDGE)
         own = None if named == OWN_JUDGE else str(named)
         return find_model(config, context, "judge", own, resolve)
     from rlhf_core.stages.evaluation.judging import judges_together, outside_judge
 
     judges = [
-        find_model(config, context, "judge", None if seat == OWN_JUDGE else seat, resolve)
-        if isinstance(seat, str)
-        else outside_judge(seat)
-        for seat in seats
+        find_model(config, context, "judge", None if spec == OWN_JUDGE else spec, resolve)
+        if isinstance(spec, str)
+        else outside_judge(spec)
+        for spec in judge_specs
     ]
     return judges_together(judges)
 

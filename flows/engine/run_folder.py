@@ -9,11 +9,11 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
-from rlhf_core.adapters.tracking.run_records import bring_records, keep_absence
+from rlhf_core.adapters.tracking.run_records import fetch_records, keep_absence
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import RunContext, StageName
-from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
+from rlhf_flows.engine.lost_server import best_effort
 from rlhf_flows.engine.run_settings import RunSettings
 from rlhf_flows.engine.runs import (
     archive_stage,
@@ -53,14 +53,14 @@ def open_context(
         raise ConfigError("give settings to start a run with, or a run to go on with")
     if settings is None:
         context = locate_run(str(run), PipelineConfig.model_fields["runs"].default)
-        _bring_records(None, context)
+        _fetch_records(None, context)
         config = settings_of_run(context)
     else:
         config = settings.config
         if run is not None and not may_begin:
             find_run(config, run)
         elif (run := run or _name_after_flow_run()) is not None:
-            _bring_records(config.project, locate_run(run, config.runs))
+            _fetch_records(config.project, locate_run(run, config.runs))
         context = open_run(config, run)
     return config, context.model_copy(update={"flow_run_id": flow_run.id})
 
@@ -72,14 +72,14 @@ def find_run(config: PipelineConfig, run: str) -> RunContext:
         ConfigError: there is no such run.
     """
     context = locate_run(run, config.runs)
-    _bring_records(config.project, context)
+    _fetch_records(config.project, context)
     require_run(context)
     return context
 
 
-def _bring_records(project: str | None, context: RunContext) -> None:
-    """Bring back what other machines did of the run; what they withdrew is moved away here too."""
-    for stage in bring_records(project, context):
+def _fetch_records(project: str | None, context: RunContext) -> None:
+    """Fetch what other machines did of the run; what they withdrew is moved away here too."""
+    for stage in fetch_records(project, context):
         name = cast(StageName, stage)
         with hold_stage(context, name):
             archive_stage(context, name)
@@ -143,7 +143,7 @@ def label_process() -> None:
     if current is None or current.flow_run is None:
         return
     with (
-        at_the_cost_of_a_warning("process_not_labelled"),
+        best_effort("process_not_labelled"),
         get_client(sync_client=True) as client,
     ):
         client.update_flow_run_labels(current.flow_run.id, {PROCESS_LABEL: process_name()})

@@ -89,7 +89,7 @@ def open_model_stage(
     return ModelStage(name, config, context, inputs.force, splits, models)
 
 
-def read_besides(
+def read_extra_inputs(
     name: StageName,
     config: PipelineConfig,
     context: RunContext,
@@ -133,7 +133,7 @@ def run_stage(
     record: type[Result],
     compute: Callable[[Observer], Result],
     *,
-    besides: Mapping[str, str] | None = None,
+    extra_inputs: Mapping[str, str] | None = None,
     reuse: bool = True,
 ) -> Result:
     """Run the stage unless it was done; show progress and result in Prefect, tell of failed gates.
@@ -142,7 +142,7 @@ def run_stage(
         stage: the stage.
         record: what it returns.
         compute: does the work; a training tells the observer of its steps and KL spikes.
-        besides: name to digest of what it reads besides dataset and models.
+        extra_inputs: name to digest of what it reads besides dataset and models.
         reuse: take what was done from the same inputs.
     """
     context, name = stage.context, stage.name
@@ -159,7 +159,7 @@ def run_stage(
 
     try:
         with in_one_line(places()):
-            inputs = stage.made_from() | dict(besides or {})
+            inputs = stage.made_from() | dict(extra_inputs or {})
             result = run_once(context, name, inputs, compute_and_report, record=record, reuse=reuse)
     except KlLimitError as error:
         announce("rlhf.kl-spike", context, stage=name, action=STOP, message=str(error))

@@ -12,7 +12,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from rlhf_core.schema import RunContext
 from rlhf_flows.engine.events import announce
-from rlhf_flows.engine.lost_server import at_the_cost_of_a_warning
+from rlhf_flows.engine.lost_server import best_effort
 from rlhf_flows.engine.run_folder import is_deployed
 
 STOP = "stop"
@@ -50,7 +50,7 @@ class ProgressShown:
         latest, self._latest = self._latest, None
         if latest is None:
             return True
-        with at_the_cost_of_a_warning("progress_not_shown"):
+        with best_effort("progress_not_shown"):
             update_progress_artifact(self._artifact, progress=latest[0], description=latest[1])
             return True
         return False
@@ -91,7 +91,7 @@ def watch_training(context: RunContext, stage: str) -> Iterator[TrainingObserver
 
 
 def _progress_artifact(stage: str) -> UUID | None:
-    with at_the_cost_of_a_warning("progress_not_shown"):
+    with best_effort("progress_not_shown"):
         made = create_progress_artifact(
             progress=0.0, key=f"{stage}-progress", description=f"{stage}: training"
         )

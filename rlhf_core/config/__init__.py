@@ -38,7 +38,7 @@ from rlhf_core.config.judges import (
     judges_of,
 )
 from rlhf_core.config.load import (
-    UNDECIDING,
+    RESULT_NEUTRAL,
     config_digest,
     load_config,
     load_preparation,
@@ -71,8 +71,8 @@ from rlhf_core.config.training import (
 __all__ = [
     "GATED_STAGES",
     "OWN_JUDGE",
+    "RESULT_NEUTRAL",
     "RUN_REWARD",
-    "UNDECIDING",
     "VERSION_NAME",
     "AiJudgeConfig",
     "AiLabelerConfig",

@@ -16,7 +16,7 @@ from rlhf_core.config.evaluation import RequiredGates
 from rlhf_core.config.pipeline import PipelineConfig, PreparationConfig
 from rlhf_core.config.reference import KINDS, InForce, in_force, say_unknown, start_paths
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
-from rlhf_core.config.rollouts import PATIENCE_OF_ENGINES, undeciding_rollouts
+from rlhf_core.config.rollouts import PATIENCE_OF_ENGINES, result_neutral_rollouts
 from rlhf_core.config.written import KeyPath, Places, read_written, shown
 from rlhf_core.errors import ConfigError
 
@@ -182,7 +182,7 @@ def _written_part(loc: tuple[str | int, ...], raw: Any) -> KeyPath:
     return at
 
 
-UNDECIDING: dict[str, Any] = {
+RESULT_NEUTRAL: dict[str, Any] = {
     "feedback": True,
     "distributed": True,
     "keep_checkpoints": True,
@@ -202,8 +202,8 @@ response. They may change while a run is gone on with."""
 
 def config_digest(config: PipelineConfig) -> str:
     """Return the sha256 of the canonical JSON of all that decides a run."""
-    policy = {**UNDECIDING["policy"], "rollouts": undeciding_rollouts(config.policy)}
-    decisive = config.model_dump_json(exclude={**UNDECIDING, "policy": policy})
+    policy = {**RESULT_NEUTRAL["policy"], "rollouts": result_neutral_rollouts(config.policy)}
+    decisive = config.model_dump_json(exclude={**RESULT_NEUTRAL, "policy": policy})
     return hashlib.sha256(decisive.encode()).hexdigest()
 
 

@@ -79,8 +79,8 @@ def nearest(key: str, root: type[BaseModel]) -> str | None:
     """Return the setting that an unknown key may stand for: misspelt, or in another section."""
     plain = {setting.key for setting in all_settings(root) if not set("[]*") & set(setting.key)}
     section, _, leaf = key.rpartition(".")
-    beside = [other for other in plain if other.rpartition(".")[0] == section]
-    if close := difflib.get_close_matches(key, beside, n=1, cutoff=0.75):
+    siblings = [other for other in plain if other.rpartition(".")[0] == section]
+    if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.75):
         return close[0]
     same = sorted(other for other in plain if other.rpartition(".")[2] == leaf)
     if same:

@@ -71,7 +71,7 @@ class VllmRolloutsConfig(Section):
 RolloutsConfig = Annotated[OwnRolloutsConfig | VllmRolloutsConfig, Field(discriminator="engine")]
 
 
-def undeciding_rollouts(policy: BaseModel) -> bool | set[str]:
+def result_neutral_rollouts(policy: BaseModel) -> bool | set[str]:
     """Return what of ``rollouts`` decides no response, as pydantic's ``exclude`` takes it.
 
     Of the own loop it is all: runs of builds that had no such setting sampled in the same way.

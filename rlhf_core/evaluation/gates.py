@@ -108,7 +108,7 @@ def decide(
     *,
     doubts: Sequence[str] = (),
     promotion: PromotionConfig | None = None,
-    beside: Sequence[GateResult] = (),
+    extra_results: Sequence[GateResult] = (),
 ) -> PromotionDecision:
     """Apply every gate, so that the decision names all failures and not only the first.
 
@@ -120,14 +120,14 @@ def decide(
         report: what was measured.
         doubts: why the measurement itself is not to be trusted; each holds the model back.
         promotion: how a candidate is held to the champion slice by slice; None leaves slices out.
-        beside: what was decided about suites; a part of the verdict as any gate is.
+        extra_results: what was decided about suites; a part of the verdict as any gate is.
 
     Raises:
         MissingMetricError: a gate asks for what was not measured.
     """
     if all(_asks_about_champion(gate) for gate in gates):
         doubts = (*doubts, "no gates are configured for this stage; nothing was asked.")
-    results = (*(apply_gate(gate, report) for gate in gates), *beside)
+    results = (*(apply_gate(gate, report) for gate in gates), *extra_results)
     if promotion is not None and report.champion is not None:
         results += slice_results(promotion, report)
     reasons: list[tuple[Verdict, str]] = [

@@ -15,7 +15,7 @@ MOST_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Piece:
+class Delta:
     """More of one answer."""
 
     index: int
@@ -24,10 +24,10 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What has become of a request since it was last heard of."""
+class Update:
+    """What has become of a request since the last update."""
 
-    pieces: Sequence[Piece] = ()
+    deltas: Sequence[Delta] = ()
     usage: tuple[int, int] | None = None
     """Tokens read and said; there with the last of it."""
     error: Exception | None = None
@@ -44,7 +44,7 @@ class Ticket:
     """A request that is being answered."""
 
     request: ChatRequest
-    hear: Callable[[Heard], None]
+    on_update: Callable[[Update], None]
     """Called in the engine's thread."""
     cancelled: bool = False
     """Set by whoever no longer listens."""
@@ -68,9 +68,9 @@ class ChatEngine:
         self._thread = threading.Thread(target=self._work, name="chat-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: ChatRequest, hear: Callable[[Heard], None]) -> Ticket:
-        """Begin to answer a request; ``hear`` is called until something ``is_last``."""
-        ticket = Ticket(request, hear)
+    def submit(self, request: ChatRequest, on_update: Callable[[Update], None]) -> Ticket:
+        """Begin to answer a request; ``on_update`` is called until something ``is_last``."""
+        ticket = Ticket(request, on_update)
         self._waiting.put(ticket)
         return ticket
 
@@ -103,21 +103,21 @@ class ChatEngine:
                 ticket.steps = iter(ticket.reply)
             changed = next(ticket.steps, None)
         except Exception as error:  # one request's fault must not end the others
-            ticket.hear(Heard(error=error))
+            ticket.on_update(Update(error=error))
             return False
         if changed is None:
-            ticket.hear(Heard(usage=_usage(ticket.reply)))
+            ticket.on_update(Update(usage=_usage(ticket.reply)))
             return False
         if changed:
-            ticket.hear(Heard([_piece(ticket, ticket.reply, index) for index in changed]))
+            ticket.on_update(Update([_delta(ticket, ticket.reply, index) for index in changed]))
         return True
 
 
-def _piece(ticket: Ticket, reply: Reply, index: int) -> Piece:
+def _delta(ticket: Ticket, reply: Reply, index: int) -> Delta:
     answer = reply.answers[index]
     begin = ticket.shown.get(index, 0)
     ticket.shown[index] = len(answer.text)
-    return Piece(index, answer.text[begin:], answer.finish_reason)
+    return Delta(index, answer.text[begin:], answer.finish_reason)
 
 
 def _usage(reply: Reply) -> tuple[int, int]:

@@ -113,8 +113,8 @@ def _serve(key: str, spec: str, *places: str) -> None:
         _say(answers, {})
         for line in sys.stdin:
             *asked, turns = json.loads(line)
-            besides = {_CONVERSATION: turns} if takes_conversation else {}
-            _say(answers, _result(function, asked, besides))
+            keywords = {_CONVERSATION: turns} if takes_conversation else {}
+            _say(answers, _result(function, asked, keywords))
 
 
 def _takes_conversation(key: str, spec: str, function: Any) -> bool:
@@ -133,9 +133,9 @@ def _takes_conversation(key: str, spec: str, function: Any) -> bool:
     return takes
 
 
-def _result(function: Any, asked: list[Any], besides: dict[str, Any]) -> dict[str, Any]:
+def _result(function: Any, asked: list[Any], keywords: dict[str, Any]) -> dict[str, Any]:
     try:
-        score = function(*asked, **besides)
+        score = function(*asked, **keywords)
     except Exception as error:
         return {"error": f"raised {type(error).__name__}: {error}"}
     try:

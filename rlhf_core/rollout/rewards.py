@@ -95,7 +95,8 @@ class RewardTerms:
         )
         rows, place = scored.rollout.num_rows, scored.scores.device
         found = {
-            term.name: processes.whole(term.scores(own).to(place), rows) for term in self.terms
+            term.name: processes.gather_rows(term.scores(own).to(place), rows)
+            for term in self.terms
         }
         return replace(scored, terms=found)
 

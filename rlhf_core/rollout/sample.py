@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.rollout.decode import Decoded, Sampling
-from rlhf_core.rollout.sampler import OWN_LOOP, Draws, Sampler
+from rlhf_core.rollout.sampler import TRANSFORMERS_SAMPLER, Draws, Sampler
 from rlhf_core.schema import Conversation
 from rlhf_core.tokenization import Renderer, make_renderer, token_ids
 
@@ -40,7 +40,7 @@ def sample_responses(  # noqa: PLR0913 - each of them changes the answer, none g
     batch_size: int = 64,
     first_stream: int = 0,
     advance: Callable[[], None] | None = None,
-    sampler: Sampler = OWN_LOOP,
+    sampler: Sampler = TRANSFORMERS_SAMPLER,
 ) -> list[SampledResponse]:
     """Answer every conversation once, in order.
 

@@ -1,4 +1,4 @@
-"""The port through which a model is asked for answers, and this product's own loop behind it."""
+"""The port through which a model is asked for answers, and transformers' loop behind it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Sampler(Protocol):
         """
 
 
-class OwnLoop:
+class TransformersSampler:
     """Samples in this process: the same bits every time."""
 
     def sample(
@@ -72,4 +72,4 @@ class OwnLoop:
         return decode(model, prompts, uniforms=uniforms, sampling=sampling, budget=budget)
 
 
-OWN_LOOP: Sampler = OwnLoop()
+TRANSFORMERS_SAMPLER: Sampler = TransformersSampler()

@@ -33,7 +33,7 @@ def sample_rollout(
         budget=budget,
     )
     shares = (getattr(own, field.name) for field in fields(Decoded))
-    decoded = Decoded(*(processes.whole(part, len(prompts)) for part in shares))
+    decoded = Decoded(*(processes.gather_rows(part, len(prompts)) for part in shares))
     lengths = decoded.lengths.tolist()
     width = max(lengths)
     tokens = decoded.tokens[:, :width].cpu().numpy().astype(np.int32)
@@ -88,11 +88,11 @@ def score_rollout(rollout: Rollout, scorers: Scorers, *, budget: int) -> ScoredR
                 answers[name] += [answer] if rows else []  # that of an idle pass is nobody's
     # Joined outside of inference mode, whose tensors cannot take part in autograd.
     joined = {name: torch.cat(parts) for name, parts in answers.items()}
-    scores = processes.whole(joined.pop("scores"), rollout.num_rows)
+    scores = processes.gather_rows(joined.pop("scores"), rollout.num_rows)
     mask = processes.share(rollout.mask)
     blank = torch.zeros_like(processes.share(rollout.logprobs))
     padded = {
-        name: processes.whole(blank.masked_scatter(mask, column), rollout.num_rows)
+        name: processes.gather_rows(blank.masked_scatter(mask, column), rollout.num_rows)
         for name, column in joined.items()
     }
     return ScoredRollout(

@@ -19,7 +19,7 @@ from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.ports import Observer
 from rlhf_core.rollout.sample import sample_responses
-from rlhf_core.rollout.sampler import OWN_LOOP, Sampler
+from rlhf_core.rollout.sampler import TRANSFORMERS_SAMPLER, Sampler
 from rlhf_core.schema import (
     Conversation,
     DatasetSplits,
@@ -301,7 +301,7 @@ class AnswerWatcher:
         self.path = directory / "watched-answers.jsonl"
         self._config, self._prompts = config, prompts
         self._policy, self._renderer = policy, renderer
-        self.sampler: Sampler = OWN_LOOP
+        self.sampler: Sampler = TRANSFORMERS_SAMPLER
 
     def look(self, step: int) -> None:
         """Answer the prompts as the policy is now; a step answered before a kill is replaced."""

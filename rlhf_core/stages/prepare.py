@@ -27,7 +27,7 @@ from rlhf_core.stages.preparation import checks as prepare_checks
 from rlhf_core.stages.preparation.dataset import DATASET, FAILURES, failures_of, read_splits
 from rlhf_core.stages.preparation.inputs import named_paths, raw_sources, require_paths
 from rlhf_core.stages.preparation.tokens import load_renderer, prompt_limit
-from rlhf_core.stages.versions.versions import bring_back
+from rlhf_core.stages.versions.versions import fetch_version
 from rlhf_core.storage.folders import (
     exclusive,
     put_in_place,
@@ -92,7 +92,7 @@ def prepare_data(config: PreparationConfig) -> DatasetSplits:
 
 def _prepared(config: PreparationConfig) -> DatasetSplits:
     if config.data.version is not None:
-        return bring_back(config.data.version)
+        return fetch_version(config.data.version)
     require_own_folders(config)
     output = config.data.output
     with exclusive(output):

@@ -11,11 +11,11 @@ from typing import Any
 from rlhf_core.adapters.registry.access import require_release_rights
 from rlhf_core.adapters.registry.approval import record_approval
 from rlhf_core.adapters.registry.champions import (
-    Situation,
-    look_at,
+    ReleaseHistory,
     note_of,
     plan_of,
     policy_uri,
+    read_history,
     release_of,
 )
 from rlhf_core.adapters.registry.decision import COMPARED, EVALUATION, NOBODY, verdict_of
@@ -94,7 +94,7 @@ def bar_for(policy: ModelRef, project: str) -> str | None:
 
     The champion itself, evaluated again, is held to what it was held to when it became champion.
     """
-    current = look_at(project).current if has_store() else None
+    current = read_history(project).current if has_store() else None
     champion = current.policy if current else None
     if champion is None or champion != policy.uri:
         return champion
@@ -183,7 +183,7 @@ def plan_promotion(reference: str) -> Promotion:
         if verdict == "PROMOTE":
             release = release_of(uri, version.tags)
             require_applied(project, release.parts())
-            seen = look_at(project)
+            seen = read_history(project)
             by_hand = seen.by_hand
             chain = tuple(_chain_of(release, version.tags, seen))
             wanted = wanted_aliases(project, chain, aliases)
@@ -223,7 +223,7 @@ def _require_verdict(version: Any) -> tuple[str, str, Verdict, tuple[str, ...]]:
 def _make_champion(
     project: str, release: Release, tags: Mapping[str, str], noted: dict[str, str]
 ) -> tuple[str, ...]:
-    seen = look_at(project)
+    seen = read_history(project)
     if release == seen.current and not seen.by_hand and seen.base:
         _approve(release.policy, noted)
         return ()
@@ -235,7 +235,7 @@ def _make_champion(
     return seen.by_hand
 
 
-def _chain_of(release: Release, tags: Mapping[str, str], seen: Situation) -> list[Release]:
+def _chain_of(release: Release, tags: Mapping[str, str], seen: ReleaseHistory) -> list[Release]:
     """Return a release and those before it, if it may come after the one in force."""
     _require_compared(release.policy, tags, seen.current.policy if seen.current else None)
     before = [seen.current] if seen.current and release != seen.current else []

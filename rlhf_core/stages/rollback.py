@@ -3,7 +3,13 @@
 from collections.abc import Iterable
 
 from rlhf_core.adapters.registry.access import require_release_rights
-from rlhf_core.adapters.registry.champions import Situation, look_at, note_of, plan_of, policy_uri
+from rlhf_core.adapters.registry.champions import (
+    ReleaseHistory,
+    note_of,
+    plan_of,
+    policy_uri,
+    read_history,
+)
 from rlhf_core.adapters.registry.release_aliases import apply_newest, champion_aliases, lost_parts
 from rlhf_core.adapters.registry.releases import Release, read_journal, record_move
 from rlhf_core.errors import RegistryError
@@ -42,7 +48,7 @@ def rollback_policy(
     """
     notes = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
     require_release_rights(project)
-    seen = look_at(project)
+    seen = read_history(project)
     was = seen.current or seen.withdrawn
     if was is None and not seen.before:
         raise RegistryError(
@@ -65,7 +71,7 @@ def rollback_policy(
     )
 
 
-def _earlier(project: str, seen: Situation) -> tuple[list[Release], list[str]]:
+def _earlier(project: str, seen: ReleaseHistory) -> tuple[list[Release], list[str]]:
     """Return the last whole release before the one in force with those before it, and what is lost.
 
     Raises:
@@ -85,7 +91,7 @@ def _earlier(project: str, seen: Situation) -> tuple[list[Release], list[str]]:
     return chain, lost
 
 
-def _chain_to(project: str, version: str, seen: Situation) -> list[Release]:
+def _chain_to(project: str, version: str, seen: ReleaseHistory) -> list[Release]:
     """Return the release of a version, with those before it when it was last put in force.
 
     Raises:
@@ -97,7 +103,7 @@ def _chain_to(project: str, version: str, seen: Situation) -> list[Release]:
         raise RegistryError(f"--to {version}: expected a version of {name}, such as 3")
     uri = f"models:/{name}/{int(number)}"
     in_force = [*([seen.current] if seen.current else []), *seen.before]
-    plans = [entry.plan.releases for entry in reversed(read_journal(project).counting())]
+    plans = [entry.plan.releases for entry in reversed(read_journal(project).effective())]
     # As the journal has it: what a person did to the aliases since does not change the way back.
     for releases in (*plans, tuple(in_force)):
         for index, release in enumerate(releases):

@@ -99,7 +99,7 @@ class CheckpointStore:
         """
         checkpoint = Checkpoint(step, tensors, dict(values))
         in_parts = any(is_divided(tensor) for tensor in tensors.values())
-        if processes.leads():
+        if processes.is_main():
             self._save(checkpoint, fingerprint, in_parts=in_parts)
         elif in_parts:
             self._add_parts(checkpoint)
@@ -147,16 +147,16 @@ class CheckpointStore:
             ProcessError: the processes were given different ones, or see different checkpoints.
         """
         processes.require_alike("settings, data or weights", fingerprint)
-        if processes.leads():
-            self._bring_copy()
+        if processes.is_main():
+            self._restore_copy()
         processes.wait_for_all()
         found = self._newest(fingerprint)
         processes.require_alike("the newest checkpoint", -1 if found is None else found.step)
         return found
 
-    def _bring_copy(self) -> None:
+    def _restore_copy(self) -> None:
         if self._copies is not None:
-            self._copies.bring(
+            self._copies.restore(
                 self.directory, max((path.name for path in self._steps()), default="")
             )
 
@@ -173,7 +173,7 @@ class CheckpointStore:
     def whole(self) -> Iterator[Checkpoint]:
         """Read every whole checkpoint that is kept, the earliest first, one at a time."""
         if self._copies is not None:
-            self._copies.bring_all(self.directory)
+            self._copies.restore_all(self.directory)
         for _, checkpoint, _ in _whole(self._steps()):
             yield checkpoint
 

@@ -238,7 +238,7 @@ def pair_logprobs(model: nn.Module, pairs: Sequence[TokenizedPair], *, budget: i
         _chosen_and_rejected(model, micro).cpu()
         for micro, _ in pack_runs(model, processes.share(pairs), budget=budget)
     ]
-    return processes.whole(torch.cat(own) if own else torch.empty(0, 2), len(pairs))
+    return processes.gather_rows(torch.cat(own) if own else torch.empty(0, 2), len(pairs))
 
 
 def _chosen_and_rejected(model: nn.Module, micro: PreferenceBatch) -> Tensor:

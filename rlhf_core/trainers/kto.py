@@ -283,7 +283,7 @@ def example_logprobs(
         _sequence_logprobs(model, micro, rows).cpu()
         for micro, rows in _runs(model, processes.share(examples), budget=budget)
     ]
-    return processes.whole(torch.cat(own) if own else torch.empty(0), len(examples))
+    return processes.gather_rows(torch.cat(own) if own else torch.empty(0), len(examples))
 
 
 def _sequence_logprobs(
@@ -314,7 +314,7 @@ def _joined(
         torch.cat([part[place] for part in parts]).cpu() if parts else torch.empty(0)
         for place in (0, 1)
     ]
-    rewards, losses = (processes.whole(column, len(examples)) for column in columns)
+    rewards, losses = (processes.gather_rows(column, len(examples)) for column in columns)
     labels = torch.tensor([example.desirable for example in examples])
     return LabelMeasures(rewards, losses, labels, float(baseline))
 

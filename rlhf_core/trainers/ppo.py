@@ -323,8 +323,8 @@ def value_terms(values: Tensor, update: Update, rows: Sequence[int]) -> tuple[Te
 
 def value_step(optimization: Optimization, parts: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
     """Step on the gradients gathered from micro-batches with these ``value_terms``."""
-    loss = float(processes.joined(torch.cat([loss for loss, _ in parts])).mean())
-    moved = processes.joined(torch.cat([moved for _, moved in parts]).float())
+    loss = float(processes.all_gather(torch.cat([loss for loss, _ in parts])).mean())
+    moved = processes.all_gather(torch.cat([moved for _, moved in parts]).float())
     taken = optimization.apply(loss)
     return {
         "value_loss": loss,

@@ -71,7 +71,7 @@ class Update:
     def seen_by_all(self, parts: Sequence[PolicyTerms]) -> PolicyTerms:
         """Join the micro-batches of all processes into their minibatch."""
         own = PolicyTerms.joined(parts)
-        columns = (processes.joined(getattr(own, field.name)) for field in fields(PolicyTerms))
+        columns = (processes.all_gather(getattr(own, field.name)) for field in fields(PolicyTerms))
         return PolicyTerms(*columns)
 
     def num_tokens(self, rows: Sequence[int]) -> int:

@@ -13,7 +13,7 @@ from rlhf_core.models.compute import set_precision
 from rlhf_core.models.known_ids import require_same_ids
 from rlhf_core.models.sharding import Shard, shard_layers
 from rlhf_core.rollout.rewards import RewardTerms
-from rlhf_core.rollout.sampler import OWN_LOOP, Sampler
+from rlhf_core.rollout.sampler import TRANSFORMERS_SAMPLER, Sampler
 from rlhf_core.tokenization import TokenizedExample, TokenizedPrompt
 from rlhf_core.trainers.state import run_fingerprint
 
@@ -68,7 +68,7 @@ class PpoData:
     """For PPO-ptx; read where ``ptx_coef`` is above 0."""
     rewards: RewardTerms | None = None
     """The terms of ``policy.rewards``; None: the reward model's score is the reward."""
-    sampler: Sampler = OWN_LOOP
+    sampler: Sampler = TRANSFORMERS_SAMPLER
     """Who answers the prompts, as ``policy.rollouts`` says."""
 
 

@@ -251,8 +251,8 @@ def join_measures(parts: Sequence[PairMeasures], num_pairs: int) -> PairMeasures
         num_pairs: of all processes.
     """
     return PairMeasures(
-        margins=processes.whole(_concatenated([part.margins for part in parts]), num_pairs),
-        losses=processes.whole(_concatenated([part.losses for part in parts]), num_pairs),
+        margins=processes.gather_rows(_concatenated([part.margins for part in parts]), num_pairs),
+        losses=processes.gather_rows(_concatenated([part.losses for part in parts]), num_pairs),
     )
 
 

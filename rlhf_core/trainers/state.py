@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rlhf_core import processes
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
-from rlhf_core.config.rollouts import undeciding_rollouts
+from rlhf_core.config.rollouts import result_neutral_rollouts
 from rlhf_core.errors import CheckpointError
 from rlhf_core.models.sharding import local_part
 
@@ -122,12 +122,12 @@ def run_fingerprint(
     settings: BaseModel, models: Iterable[nn.Module], data: Iterable[bytes], *, seed: int
 ) -> str:
     """Identify a run: settings, seed, starting weights, and the bytes of its data in order."""
-    undeciding: dict[str, Any] = {
+    result_neutral: dict[str, Any] = {
         "distributed": True,
-        "rollouts": undeciding_rollouts(settings),
+        "rollouts": result_neutral_rollouts(settings),
         "rewards": {"__all__": PATIENCE_OF_TERMS},
     }
-    decisive = settings.model_dump_json(exclude=undeciding)
+    decisive = settings.model_dump_json(exclude=result_neutral)
     digest = hashlib.sha256(f"{decisive} seed={seed}".encode())
     for model in models:
         for name, parameter in model.named_parameters():

@@ -21,7 +21,7 @@ from rlhf_core.trainers.state import load_optimizer_tensors, optimizer_tensors
 Result = TypeVar("Result")
 Layout = dict[str, tuple[torch.Size, torch.dtype]]
 
-LONGEST = 4 / 3
+MAX_IMBALANCE = 4 / 3
 """How much more than an even part of the work a team may have, for which the others wait. With two
 processes it allows a network that is twice as large as the other."""
 
@@ -68,11 +68,11 @@ class Networks:
         with processes.in_team(teams[place]):
             own = _ended(tasks[place], self._networks[place])
         with processes.in_team(everyone):
-            told = processes.told_by_all(own)
+            told = processes.all_gather_object(own)
         results = [_result(told[team.members[0]]) for team in teams]
         for team, network in zip(teams, self._networks, strict=True):
-            giver = team.members[0]
-            _take_over(network, told[giver], giver)
+            src = team.members[0]
+            _broadcast_state(network, told[src], src)
         return results
 
     @cached_property
@@ -100,14 +100,14 @@ def team_sizes(loads: Sequence[float], num_processes: int) -> list[int]:
 
     Returns:
         Processes for each load; none where there are too few, or one would take longer than
-        ``LONGEST`` times an even part.
+        ``MAX_IMBALANCE`` times an even part.
     """
     sizes = [1] * len(loads)
     for _ in range(num_processes - len(loads)):
         longest = max(range(len(loads)), key=lambda at: loads[at] / sizes[at])
         sizes[longest] += 1
     part = max(load / size for load, size in zip(loads, sizes, strict=True))
-    fits = len(loads) <= num_processes and part * num_processes <= LONGEST * sum(loads)
+    fits = len(loads) <= num_processes and part * num_processes <= MAX_IMBALANCE * sum(loads)
     return sizes if fits else []
 
 
@@ -131,8 +131,8 @@ def _layout(optimizer: torch.optim.Optimizer) -> Layout:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
-def _take_over(network: Optimization, ended: _Ended[Result], giver: int) -> None:
-    """Make a network on every process what it is on process ``giver``: weights, moments, steps."""
+def _broadcast_state(network: Optimization, ended: _Ended[Result], src: int) -> None:
+    """Make a network on every process what it is on process ``src``: weights, moments, steps."""
     network.step = ended.steps
     if _layout(network.optimizer) != ended.state:  # it has taken no step here yet
         blank = {
@@ -140,4 +140,4 @@ def _take_over(network: Optimization, ended: _Ended[Result], giver: int) -> None
         }
         load_optimizer_tensors(network.optimizer, blank)
     state = optimizer_tensors(network.optimizer)
-    processes.copy_from(giver, [*network.parameters, *(state[name] for name in ended.state)])
+    processes.broadcast(src, [*network.parameters, *(state[name] for name in ended.state)])

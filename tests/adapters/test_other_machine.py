@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_core.adapters.registry.registry import register_model, resolve_model
 from rlhf_core.adapters.tracking.checkpoint_copies import WEIGHTS, copies_of, drop_copies
-from rlhf_core.adapters.tracking.run_records import bring_records, keep_absence, keep_record
+from rlhf_core.adapters.tracking.run_records import fetch_records, keep_absence, keep_record
 from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.schema import RunContext
 from tests.servers import MlflowServer
@@ -63,7 +63,7 @@ def test_a_record_comes_with_paths_of_the_machine_that_reads_it(machines, config
     do_stage(there)
     keep_record(config, there, "sft")
     here = machines("b")
-    assert bring_records(None, here) == []
+    assert fetch_records(None, here) == []
     folder = here.stage_directory("sft")
     assert read_result(here) == {
         "text": "done", "path": str(folder / "model"), "other": "/elsewhere",
@@ -78,16 +78,16 @@ def test_the_later_edition_counts_on_every_machine(machines, config):
     do_stage(there)
     keep_record(config, there, "sft")
     here = machines("b")
-    bring_records(config.project, here)
+    fetch_records(config.project, here)
     (here.stage_directory("sft") / "record.json").unlink()
     do_stage(here, "done again")
     keep_record(config, here, "sft")
     there = machines("a")
-    bring_records(config.project, there)
+    fetch_records(config.project, there)
     assert read_result(there)["text"] == "done again"
     keep_record(config, there, "sft")
     here = machines("b")
-    bring_records(config.project, here)
+    fetch_records(config.project, here)
     assert read_result(here)["text"] == "done again", "what was brought is not kept once more"
 
 
@@ -96,10 +96,10 @@ def test_a_stage_that_is_to_be_done_again_counts_nowhere(machines, config):
     do_stage(there)
     keep_record(config, there, "sft")
     here = machines("b")
-    bring_records(config.project, here)
+    fetch_records(config.project, here)
     keep_absence(config, here, "sft")
     there = machines("a")
-    assert bring_records(config.project, there) == ["sft"]
+    assert fetch_records(config.project, there) == ["sft"]
 
 
 def test_a_model_that_was_trained_here_is_not_downloaded(
@@ -160,13 +160,13 @@ def test_checkpoints_are_copied_where_the_team_wants_it(machines, config, monkey
         assert resumed.run_id == run.run_id
         copies = copies_of(resumed)
         assert copies._names() == ["step-000000002", "step-000000003"]
-        copies.bring(directory, after="")
+        copies.restore(directory, after="")
         kept = copies_of(resumed, WEIGHTS, most=5)
-        kept.bring_all(here.directory / "kept")
+        kept.restore_all(here.directory / "kept")
     names = [f"step-{step:09d}" for step in (1, 2, 3)]
     assert sorted(path.name for path in (here.directory / "kept").iterdir()) == names
     assert [path.name for path in directory.iterdir()] == ["step-000000003"]
-    copies.bring(directory, after="step-000000004")
+    copies.restore(directory, after="step-000000004")
     assert [path.name for path in directory.iterdir()] == ["step-000000003"]
     drop_copies(here.stage_directory("sft"))
     assert copies._names() == kept._names() == [], "they go with the stage's own"

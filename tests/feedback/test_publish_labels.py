@@ -5,7 +5,7 @@ import pytest
 from rlhf_core.feedback.ballots import Ballot, BallotBox
 from rlhf_core.schema import Vote
 from rlhf_core.stages.labels import pull as label_pull
-from rlhf_core.stages.versions.versions import bring_back, list_versions
+from rlhf_core.stages.versions.versions import fetch_version, list_versions
 from tests.stages.data_helpers import make_repository
 
 pytestmark = [
@@ -44,7 +44,7 @@ def test_a_pull_that_was_killed_after_publishing_adds_nothing_twice(
     result = label_pull.pull_labels(config, "abc")
     assert result.published.version.version == "data-v1"
     assert (result.ready, result.published_before) == (0, 4)
-    assert result.published.directory == bring_back("data-v1").directory
+    assert result.published.directory == fetch_version("data-v1").directory
     assert len(list_versions(root)) == 1
 
     vote(5)

@@ -115,11 +115,11 @@ class FakeStages:
     def show_dataset(self, config, splits, context):
         return "http://mlflow/data-docs/index.html"
 
-    def bring_back(self, version):
-        self.calls.append(f"bring_back {version}")
+    def fetch_version(self, version):
+        self.calls.append(f"fetch_version {version}")
         return self.read_splits(self.directory / version)
 
-    def find_brought(self, version):
+    def find_fetched(self, version):
         return None
 
     def check_server(self):

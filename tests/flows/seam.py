@@ -10,7 +10,7 @@ SEAM = {
     "rlhf_core.stages.policy": ("train_policy",),
     "rlhf_core.stages.evaluate": ("evaluate_policy",),
     "rlhf_core.stages.promote": ("promote_policy", "bar_for"),
-    "rlhf_core.stages.versions.versions": ("bring_back", "find_brought"),
+    "rlhf_core.stages.versions.versions": ("fetch_version", "find_fetched"),
     "rlhf_core.stages.versions.dataset_page": ("show_dataset",),
     "rlhf_core.stages.evaluation.report": ("write_report",),
     "rlhf_core.adapters.registry.registry": ("check_role", "resolve_model", "look_up_model"),

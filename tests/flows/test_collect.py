@@ -158,7 +158,7 @@ def test_models_and_dataset_can_be_named(asked, stages, with_feedback):
                            dataset="data-v3")  # fmt: skip
     collect.sample_pairs(settings, inputs)
     assert asked == [["models:/rlhf-sft/1", "models:/rlhf-policy@champion"]]
-    assert "bring_back data-v3" in stages.calls
+    assert "fetch_version data-v3" in stages.calls
     with pytest.raises(RegistryError, match="models:/nobody/1"):
         collect.sample_pairs(settings, CollectInputs(model="models:/nobody/1"))
 

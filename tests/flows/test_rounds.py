@@ -85,7 +85,7 @@ THREE_ROUNDS = [*TRAINING, *BETWEEN, *TRAINING, *BETWEEN, *TRAINING]
 
 
 def steps(world):
-    return [name for name in world.done if not name.startswith(("bring_back", "check"))]
+    return [name for name in world.done if not name.startswith(("fetch_version", "check"))]
 
 
 def test_every_round_trains_on_the_labels_of_the_one_before(world, with_feedback):
@@ -182,7 +182,7 @@ def test_later_rounds_start_from_the_champion_where_the_settings_say_so(
 ):
     uri = "models:/rlhf-policy/1"
     current = type("Release", (), {"policy": uri}) if champion else None
-    monkeypatch.setattr(rounds, "look_at", lambda _: type("Now", (), {"current": current}))
+    monkeypatch.setattr(rounds, "read_history", lambda _: type("Now", (), {"current": current}))
     result = carry_out(with_feedback(rounds={"start": "champion"}), number=2)
     expected = str(stages.models[uri].path) if champion else None
     assert [one.base for one in result.rounds] == [None, expected]

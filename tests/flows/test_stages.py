@@ -133,7 +133,7 @@ def test_preparation_is_repeated_when_its_dataset_is_gone(stages, settings):
 
 def test_a_stage_reads_a_published_dataset_version_by_its_name(stages, settings):
     sft_stage(settings, SftInputs(run="one", dataset="data-v3"))
-    assert stages.calls == ["bring_back data-v3", "sft"]
+    assert stages.calls == ["fetch_version data-v3", "sft"]
 
 
 def test_a_pipeline_keeps_its_run_from_being_deleted_between_stages(stages, settings, monkeypatch):

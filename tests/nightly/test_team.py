@@ -301,7 +301,7 @@ def test_a_third_machine_goes_on_from_the_last_checkpoint_of_one_that_is_gone(
             )
             state = team.wait(run, [first, third])
     assert state["type"] == "COMPLETED", f"{state}\n{first.logs()}\n{third.logs()}"
-    assert "checkpoint_brought" in third.logs()
+    assert "checkpoint_restored" in third.logs()
 
 
 def pull_the_plug(worker):

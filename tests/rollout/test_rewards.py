@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_core.config import FunctionTermConfig, ModelTermConfig, PipelineConfig, PpoConfig
-from rlhf_core.config.load import UNDECIDING, config_digest
+from rlhf_core.config.load import RESULT_NEUTRAL, config_digest
 from rlhf_core.errors import ConfigError, RewardError
 from rlhf_core.functional.rewards import combine_ensemble
 from rlhf_core.functional.running_moments import RunningMoments
@@ -233,7 +233,9 @@ def test_runs_of_builds_without_engines_are_known_by_the_same():
     """A setting at what all did before it was there repeats no stage and loses no checkpoint."""
     policy = PpoConfig()
     config = PipelineConfig.model_construct(policy=policy)
-    before = config.model_dump_json(exclude={**UNDECIDING, "policy": {"rollouts", "distributed"}})
+    before = config.model_dump_json(
+        exclude={**RESULT_NEUTRAL, "policy": {"rollouts", "distributed"}}
+    )
     assert config_digest(config) == sha256(before.encode()).hexdigest()
     before = policy.model_dump_json(exclude={"rollouts", "distributed"})
     assert (

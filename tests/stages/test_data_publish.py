@@ -9,7 +9,7 @@ import pytest
 from rlhf_core.config import SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.stages.versions.publish import publish
-from rlhf_core.stages.versions.versions import bring_back
+from rlhf_core.stages.versions.versions import fetch_version
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 from tests.team import object_store
 
@@ -157,4 +157,4 @@ def test_versions_live_on_an_s3_server_by_configuration_alone(repository, tmp_pa
     assert not (tmp_path / "storage").exists()
     clone = tmp_path / "clone"
     call("git", "clone", "-q", str(repository), str(clone), cwd=tmp_path)
-    assert bring_back("data-v1", directory=clone).dvc_md5 == version.dvc_md5
+    assert fetch_version("data-v1", directory=clone).dvc_md5 == version.dvc_md5

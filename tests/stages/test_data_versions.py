@@ -17,9 +17,9 @@ from rlhf_core.schema import PreferencePair, RunContext
 from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.stages.versions.publish import publish
 from rlhf_core.stages.versions.versions import (
-    bring_back,
     compare,
-    find_brought,
+    fetch_version,
+    find_fetched,
     list_versions,
     restore,
     restore_for_model,
@@ -133,15 +133,15 @@ def test_a_lost_cache_is_filled_from_the_remote(published, tmp_path):
         str(published.parent / "storage"),
         cwd=clone,
     )
-    assert find_brought("data-v2", directory=clone) is None
-    splits = bring_back("data-v2", directory=clone)
-    assert find_brought("data-v2", directory=clone) == splits
+    assert find_fetched("data-v2", directory=clone) is None
+    splits = fetch_version("data-v2", directory=clone)
+    assert find_fetched("data-v2", directory=clone) == splits
     assert splits.dvc_md5 == list_versions(published)[1].dvc_md5
 
 
 def test_an_unknown_version_lists_the_known(published):
     with pytest.raises(DataError, match="no such version; known: data-v1, data-v2, data-v3"):
-        bring_back("data-v9", directory=published)
+        fetch_version("data-v9", directory=published)
 
 
 def test_outside_a_repository_there_are_no_versions(tmp_path):

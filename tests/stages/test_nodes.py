@@ -17,7 +17,7 @@ from rlhf_core.config import config_digest
 from rlhf_core.errors import ConfigError, ProcessError
 from rlhf_core.stages.distributed import agent, launch, nodes
 from rlhf_core.stages.distributed.failures import first_failure
-from rlhf_core.stages.distributed.others import note_called, others_told
+from rlhf_core.stages.distributed.peers import note_peers_notified, notifying_peers
 from rlhf_core.stages.distributed.task import (
     FAILED,
     LOGS,
@@ -87,20 +87,20 @@ def in_thread(function, *args):
 
 def test_nodes_meet_train_and_part(as_node):
     heard = in_thread(lambda: nodes.join(as_node(1)).receive())
-    meeting = nodes.host(as_node())
-    ready = in_thread(meeting.gather, "the task")
+    rendezvous = nodes.host(as_node())
+    ready = in_thread(rendezvous.gather, "the task")
     assert heard() == "the task"
-    node = nodes.Meeting(meeting._keep, as_node(1))
+    node = nodes.Rendezvous(rendezvous._keep, as_node(1))
     node.answer()
     ready()
-    node.leave(nodes.WELL)
-    assert meeting.farewell() == {}
+    node.leave(nodes.FINISHED)
+    assert rendezvous.farewell() == {}
 
 
 def test_a_node_that_never_comes_is_named(as_node):
-    meeting = nodes.host(as_node(rdzv_timeout=1))
+    rendezvous = nodes.host(as_node(rdzv_timeout=1))
     with pytest.raises(ProcessError, match=r"node 1 of 2 was not there within 1 s .*node_rank=1"):
-        meeting.gather("the task")
+        rendezvous.gather("the task")
 
 
 def test_a_node_0_that_never_comes_is_said(as_node):
@@ -109,18 +109,18 @@ def test_a_node_0_that_never_comes_is_said(as_node):
 
 
 def test_two_nodes_of_one_number_are_refused(as_node):
-    meeting = nodes.host(as_node())
-    meeting._store.set("task", "the task")
+    rendezvous = nodes.host(as_node())
+    rendezvous._store.set("task", "the task")
     first, second = nodes.join(as_node(1)), nodes.join(as_node(1))
     assert first.receive() == "the task"
-    meeting._store.set("node/1", "elsewhere process 7")
+    rendezvous._store.set("node/1", "elsewhere process 7")
     with pytest.raises(ProcessError, match=r"node 1 is there already \(elsewhere process 7\)"):
         second.receive()
 
 
 def test_what_keeps_one_node_from_training_ends_all(as_node):
-    meeting = nodes.host(as_node())
-    ready = in_thread(meeting.gather, "the task")
+    rendezvous = nodes.host(as_node())
+    ready = in_thread(rendezvous.gather, "the task")
     node = nodes.join(as_node(1))
     node.receive()
     with pytest.raises(ProcessError, match="no disk"):
@@ -130,10 +130,10 @@ def test_what_keeps_one_node_from_training_ends_all(as_node):
 
 
 def test_a_node_that_ends_before_it_is_ready_ends_node_0_though_others_have_not_come(as_node):
-    meeting = nodes.host(as_node(nnodes=3))
-    meeting._store.set("ended/2", "node 2 was ended with its command")
+    rendezvous = nodes.host(as_node(nnodes=3))
+    rendezvous._store.set("ended/2", "node 2 was ended with its command")
     with pytest.raises(ProcessError, match="node 2 was ended with its command"):
-        meeting.gather("the task")
+        rendezvous.gather("the task")
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_a_node_says_to_node_0_why_it_cannot_take_part(lost, says, other, as_nod
     said = "{}" if lost == "build" else (task.folder / "task.json").read_text()
     if lost == "disk":
         task.folder_of(1).touch()
-    meeting = nodes.host(as_node())
-    ready = in_thread(meeting.gather, said)
+    rendezvous = nodes.host(as_node())
+    ready = in_thread(rendezvous.gather, said)
     with pytest.raises(ProcessError, match=says):
         agent._join(other(), nodes.join(as_node(1)), tmp_path / "joined.json")
     with pytest.raises(ProcessError, match=says):
@@ -224,7 +224,7 @@ def test_another_node_hears_that_there_is_nothing_to_train(
     follows = in_thread(agent.follow, tmp_path / "node.json")
     with (
         pytest.raises(ConfigError) if error else nullcontext(),
-        others_told(task.job.config, "sft"),
+        notifying_peers(task.job.config, "sft"),
     ):
         if error:
             raise ConfigError(error)
@@ -235,18 +235,18 @@ def test_another_node_hears_that_there_is_nothing_to_train(
 
 def test_nobody_is_told_of_an_end_after_the_training_or_before_it(task, monkeypatch):
     monkeypatch.setattr(nodes, "host", lambda _: pytest.fail("the other nodes are called"))
-    with others_told(task.job.config, "sft", goes_on=True):
+    with notifying_peers(task.job.config, "sft", trains_after=True):
         pass
-    with others_told(task.job.config, "sft"):
-        note_called("sft")
+    with notifying_peers(task.job.config, "sft"):
+        note_peers_notified("sft")
 
 
 def test_a_training_before_keeps_no_later_one_from_being_told_of(task, monkeypatch):
-    with others_told(task.job.config, "sft"):
-        note_called("sft")
+    with notifying_peers(task.job.config, "sft"):
+        note_peers_notified("sft")
     calls = []
     monkeypatch.setattr(nodes, "host", lambda _: calls.append(1) or SimpleNamespace(dismiss=str))
-    with pytest.raises(ConfigError), others_told(task.job.config, "sft"):
+    with pytest.raises(ConfigError), notifying_peers(task.job.config, "sft"):
         raise ConfigError("no data")
     assert calls == [1]
 
@@ -255,23 +255,23 @@ def test_node_0_hears_of_nodes_that_end_and_of_those_that_fall_silent(as_node, m
     monkeypatch.setattr(nodes, "GRACE_SECONDS", 0.0)
     for said, line in (("node 1 was ended", "node 1 was ended"), (None, "node 1 has been silent")):
         monkeypatch.setattr(nodes, "SILENT_SECONDS", 60.0 if said else 0.3)
-        meeting = nodes.host(as_node())
+        rendezvous = nodes.host(as_node())
         if said:
-            meeting._store.set("ended/1", said)
+            rendezvous._store.set("ended/1", said)
         heard = threading.Event()
         lines = []
-        with meeting.watched(lambda found, h=heard, to=lines: (to.append(found), h.set())):
+        with rendezvous.watched(lambda found, h=heard, to=lines: (to.append(found), h.set())):
             heard.wait()
         assert lines[0].startswith(line)
-        del meeting
+        del rendezvous
 
 
 def test_another_node_hears_of_the_end_of_node_0(as_node):
-    meeting = nodes.host(as_node())
+    rendezvous = nodes.host(as_node())
     node = nodes.join(as_node(1))
     heard, lines = threading.Event(), []
     with node.watched(lambda found: (lines.append(found), heard.set())):
-        meeting.leave("node 0 has failed")
+        rendezvous.leave("node 0 has failed")
         heard.wait()
     assert lines == ["node 0 has failed"]
     with pytest.raises(ProcessError, match="node 0 has failed"):

@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from rlhf_core.adapters.registry import release_aliases
-from rlhf_core.adapters.registry.champions import look_at
+from rlhf_core.adapters.registry.champions import read_history
 from rlhf_core.adapters.registry.only_looking import only_looking
 from rlhf_core.adapters.registry.registry import find_version
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
@@ -55,7 +55,7 @@ def test_nothing_is_completed_and_the_end_is_seen(killed, client, mlflow_home):
     before, standing = everything(mlflow_home), champions(client)
     assert standing != killed[2]
     with only_looking():
-        seen = look_at("rlhf")
+        seen = read_history("rlhf")
         named = [find_version(f"models:/rlhf-{role}@champion").version for role in killed[2]]
         earlier = find_version("models:/rlhf-policy@previous-champion").version
     assert (seen.current.policy, seen.by_hand) == (killed[2]["policy"], ())
@@ -66,7 +66,7 @@ def test_nothing_is_completed_and_the_end_is_seen(killed, client, mlflow_home):
     assert (planned.moved, planned.champion) == (False, killed[2]["policy"])
     assert everything(mlflow_home) == before
 
-    assert look_at("rlhf").current.policy == killed[2]["policy"]
+    assert read_history("rlhf").current.policy == killed[2]["policy"]
     assert champions(client) == killed[2]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.adapters.datasets.dvc_versions import list_tags
-from rlhf_core.stages.versions.versions import bring_back, list_versions
+from rlhf_core.stages.versions.versions import fetch_version, list_versions
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 
 pytestmark = [
@@ -111,7 +111,7 @@ def test_what_a_kill_leaves_is_gone_after_the_next_call(repository, add, tmp_pat
     assert not list(versions.glob(".*.tmp"))
     assert list(temporary.iterdir()) == []
     assert call("git", "status", "--porcelain", cwd=repository) == ""
-    bring_back("data-v1", repository)
+    fetch_version("data-v1", repository)
     assert not list(versions.glob(".*.tmp"))
 
 
@@ -127,7 +127,7 @@ def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repositor
         time.sleep(0.6 * duration * (number - 1 + rng.random()) / num_kills)
         killed += kill(process)
         for version in list_versions(repository):
-            assert bring_back(version.version, repository).dvc_md5 == version.dvc_md5
+            assert fetch_version(version.version, repository).dvc_md5 == version.dvc_md5
     assert killed
     for number in range(1, num_kills + 1):
         process = add(batch(repository, number))

@@ -11,7 +11,7 @@ from mlflow.exceptions import RestException
 from rlhf_core.adapters.registry import release_aliases
 from rlhf_core.adapters.registry import releases as journal
 from rlhf_core.adapters.registry.registry import find_version
-from rlhf_core.adapters.registry.release_aliases import apply_newest, settle, settle_all
+from rlhf_core.adapters.registry.release_aliases import apply_newest, recover, recover_all
 from rlhf_core.adapters.registry.releases import read_journal
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import RegistryError
@@ -214,7 +214,7 @@ def test_killed_before_any_write_the_next_command_finds_one_release(
         put_back(database, mlflow_home / "mlflow.db")
         child = in_child(_dying_at, writes, action, third["policy"])
         child.join()
-        settle("rlhf")
+        recover("rlhf")
         now = champions(client)
         assert now in (second, wanted), (writes, now)
         if child.exitcode == 0:
@@ -271,7 +271,7 @@ def test_the_sweep_completes_every_project(client, monkeypatch):
             patch.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
             promote_model(made["policy"])
         assert champions(client, project=project) == {}
-    assert sorted(settle_all()) == ["other-release", "rlhf-release"]
+    assert sorted(recover_all()) == ["other-release", "rlhf-release"]
     for project in ("rlhf", "other"):
         assert len(champions(client, project=project)) == 4
 
@@ -323,7 +323,7 @@ def test_aliases_taken_away_in_the_ui_do_not_stop_a_rollback(three, client):
 def test_a_champion_that_a_person_chose_is_a_fact(three, client):
     made = [*three, register_release(client)]
     client.set_registered_model_alias("rlhf-policy", "champion", "1")
-    settle("rlhf")
+    recover("rlhf")
     assert champions(client)["policy"] == made[0]["policy"]
     promotion = promote_model(made[3]["policy"])
     assert any("champion of rlhf-policy stood at 1" in note for note in promotion.by_hand)

@@ -38,7 +38,7 @@ from rlhf_core.models import device_of, output_head, unwrapped
 from rlhf_core.models.dropout import as_published
 from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.rollout.decode import Decoded, Sampling
-from rlhf_core.rollout.sampler import OWN_LOOP, Draws, Sampler
+from rlhf_core.rollout.sampler import TRANSFORMERS_SAMPLER, Draws, Sampler
 from rlhf_core.storage.folders import replacing_directory
 from rlhf_core.storage.locks import is_held, locked
 from rlhf_core.tokenization import TokenIds
@@ -63,7 +63,7 @@ def open_sampler(settings: OwnRolloutsConfig | VllmRolloutsConfig) -> Iterator[S
         RolloutError: the server does not answer, or lacks what is needed of it.
     """
     if isinstance(settings, OwnRolloutsConfig):
-        yield OWN_LOOP
+        yield TRANSFORMERS_SAMPLER
         return
     sampler = VllmSampler(settings)
     try:

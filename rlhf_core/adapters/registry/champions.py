@@ -10,7 +10,7 @@ from rlhf_core.adapters.registry.decision import JUDGED_BY, verdict_of
 from rlhf_core.adapters.registry.registry import UPSTREAM, find_version
 from rlhf_core.adapters.registry.release_aliases import (
     champion_aliases,
-    settle,
+    recover,
     version_tags,
     wanted_aliases,
 )
@@ -25,7 +25,7 @@ _LEGACY_BEFORE = "rlhf.champion_before"
 
 
 @dataclass(frozen=True)
-class Situation:
+class ReleaseHistory:
     """What is in force, as the journal and the aliases say."""
 
     base: int
@@ -76,12 +76,12 @@ def _unfit(role: str, uri: str) -> str | None:
     return None if verdict == "PROMOTE" else f"has verdict {verdict or 'none'}"
 
 
-def look_at(project: str) -> Situation:
+def read_history(project: str) -> ReleaseHistory:
     """Return what is in force, after completing what a killed command left half done.
 
     What a person did to the aliases in MLflow since is taken as a fact, and named.
     """
-    journal = settle(project)
+    journal = recover(project)
     aliases = champion_aliases(project)
     champion = policy_uri(project, aliases["policy"].get(CHAMPION))
     previous = policy_uri(project, aliases["policy"].get(PREVIOUS))
@@ -97,17 +97,17 @@ def look_at(project: str) -> Situation:
     )
     # Whoever is moving aliases right now goes on until they are where the journal says.
     if not by_hand or journal.appliers():
-        return Situation(base, releases[0], releases[1:])
+        return ReleaseHistory(base, releases[0], releases[1:])
     logger.warning("aliases_moved_by_hand project=%s %s", project, "; ".join(by_hand))
     before = releases[1:]
     if previous != policy_uri(project, wanted["policy", PREVIOUS]) and previous is not None:
         before = _from(before, previous)
     if champion is None:
-        return Situation(base, None, before, withdrawn=releases[0], by_hand=by_hand)
+        return ReleaseHistory(base, None, before, withdrawn=releases[0], by_hand=by_hand)
     if champion != releases[0].policy:
         current, *rest = _from(releases, champion)
-        return Situation(base, current, tuple(rest), by_hand=by_hand)
-    return Situation(base, releases[0], before, by_hand=by_hand)
+        return ReleaseHistory(base, current, tuple(rest), by_hand=by_hand)
+    return ReleaseHistory(base, releases[0], before, by_hand=by_hand)
 
 
 def _from(releases: tuple[Release, ...], policy: str) -> tuple[Release, ...]:
@@ -118,7 +118,7 @@ def _from(releases: tuple[Release, ...], policy: str) -> tuple[Release, ...]:
     return (_release_as_it_is(policy), *releases)
 
 
-def _without_journal(champion: str | None, previous: str | None) -> Situation:
+def _without_journal(champion: str | None, previous: str | None) -> ReleaseHistory:
     """Return what the aliases and tags of a registry without a journal say."""
     current = None if champion is None else _release_as_it_is(champion)
     before: list[Release] = []
@@ -127,7 +127,7 @@ def _without_journal(champion: str | None, previous: str | None) -> Situation:
     while previous not in (None, champion, *(release.policy for release in before)):
         before.append(_release_as_it_is(str(previous)))
         previous = _before(str(previous))
-    return Situation(0, current, tuple(before))
+    return ReleaseHistory(0, current, tuple(before))
 
 
 def _before(policy: str) -> str | None:
@@ -147,7 +147,9 @@ def _release_as_it_is(policy: str) -> Release:
     return Release(policy=policy, judged_by=tags.get(JUDGED_BY, ""), **parts)
 
 
-def plan_of(action: Literal["promote", "rollback"], seen: Situation, chain: list[Release]) -> Plan:
+def plan_of(
+    action: Literal["promote", "rollback"], seen: ReleaseHistory, chain: list[Release]
+) -> Plan:
     """Return a move to the first release of a chain, planned on what was seen."""
     return Plan(
         token=uuid.uuid4().hex,
@@ -157,7 +159,7 @@ def plan_of(action: Literal["promote", "rollback"], seen: Situation, chain: list
     )
 
 
-def note_of(seen: Situation, lost: Iterable[str] = ()) -> dict[str, str]:
+def note_of(seen: ReleaseHistory, lost: Iterable[str] = ()) -> dict[str, str]:
     """Return what the journal says of a move beside the plan."""
     notes = {"moved_by_hand": "; ".join(seen.by_hand), "lost": "; ".join(lost)}
     return {name: text for name, text in notes.items() if text}

@@ -201,7 +201,7 @@ def votes_digest(entry: str) -> str | None:
     return hashlib.sha256(" ".join(files).encode()).hexdigest()[:12] if files else None
 
 
-def bring_votes(entry: str, folder: Path) -> list[Path]:
+def fetch_votes(entry: str, folder: Path) -> list[Path]:
     """Bring the files of votes on the answers of a look into a folder."""
     found = []
     for file in _vote_files(_tags(entry)):

@@ -330,7 +330,7 @@ def _completed_release(name: str) -> bool:
     if project is None:
         return False
     try:
-        release_aliases.settle(project)
+        release_aliases.recover(project)
     except RegistryError as error:
         logger.warning("release_not_completed project=%s error=%s", project, error)
     return True

@@ -35,7 +35,7 @@ LATE_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
-def settle(project: str) -> Journal:
+def recover(project: str) -> Journal:
     """Complete what a killed command left half done; return the journal.
 
     Where every move is complete nothing is written: aliases that a person has moved since stay
@@ -43,7 +43,7 @@ def settle(project: str) -> Journal:
     """
     journal = read_journal(project)
     killed = journal.killed()
-    if is_only_looking() or journal.head is None or journal.is_settled(killed):
+    if is_only_looking() or journal.head is None or journal.is_complete(killed):
         return journal
     logger.info("release_completed project=%s number=%s", project, journal.head.number)
     apply_newest(project)
@@ -55,13 +55,13 @@ def settle(project: str) -> Journal:
     return read_journal(project)
 
 
-def settle_all() -> list[str]:
+def recover_all() -> list[str]:
     """Complete what killed commands left half done, in every project; return those looked at."""
     search = partial(mlflow_client().search_registered_models, f"name LIKE '%{SUFFIX}'")
     found = every_page("looking for releases", search)
     journals = [model.name for model in found if model.tags.get("rlhf.kind") == "releases"]
     for name in journals:
-        settle(name.removesuffix(SUFFIX))
+        recover(name.removesuffix(SUFFIX))
     return journals
 
 
@@ -83,10 +83,10 @@ def apply_newest(project: str) -> None:
             break
         head = newest.head
     untag_entry(name, first, mine)
-    counting = newest.counting()
+    effective = newest.effective()
     for entry in newest.entries:
         if entry.state is None and entry.number <= head.number:
-            tag_entry(name, entry.number, STATE, DONE if entry in counting else OVERTAKEN)
+            tag_entry(name, entry.number, STATE, DONE if entry in effective else OVERTAKEN)
 
 
 def _move_aliases(project: str, releases: tuple[Release, ...]) -> bool:
@@ -140,7 +140,7 @@ def champion_aliases(project: str) -> dict[str, dict[str, str]]:
 def _as_decided(project: str, aliases: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     """Return where a move that is half done will have put the aliases."""
     journal = read_journal(project)
-    if journal.head is None or journal.is_settled(journal.killed()):
+    if journal.head is None or journal.is_complete(journal.killed()):
         return aliases
     wanted = wanted_aliases(project, journal.head.plan.releases, aliases)
     return {
@@ -181,4 +181,4 @@ def _set_alias(name: str, alias: str, version: str | None) -> None:
 
 
 if __name__ == "__main__":
-    settle_all()
+    recover_all()

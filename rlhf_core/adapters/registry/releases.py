@@ -94,35 +94,35 @@ class Journal:
         """Name of the registered model whose versions are the entries."""
         return self.project + SUFFIX
 
-    def counting(self) -> list[Entry]:
+    def effective(self) -> list[Entry]:
         """Return the entries that were not overtaken.
 
         An entry counts if none that counts came between it and the one it was planned on. That
         follows from what never changes, so everybody finds the same.
         """
-        counting: list[Entry] = []
+        effective: list[Entry] = []
         tokens: set[str] = set()
         for entry in self.entries:
             repeated = entry.plan.token in tokens
             tokens.add(entry.plan.token)
             if repeated or entry.state == OVERTAKEN:
                 continue
-            in_time = not counting or counting[-1].number <= entry.plan.base
+            in_time = not effective or effective[-1].number <= entry.plan.base
             if in_time or entry.state == DONE:
-                counting.append(entry)
-        return counting
+                effective.append(entry)
+        return effective
 
     @property
     def head(self) -> Entry | None:
         """The entry in force."""
-        counting = self.counting()
-        return counting[-1] if counting else None
+        effective = self.effective()
+        return effective[-1] if effective else None
 
     def killed(self) -> dict[tuple[int, str], str]:
         """Return those of ``appliers`` whose process is gone."""
         return {key: who for key, who in self.appliers().items() if is_gone(who)}
 
-    def is_settled(self, killed: Mapping[tuple[int, str], str]) -> bool:
+    def is_complete(self, killed: Mapping[tuple[int, str], str]) -> bool:
         """Return whether no move is half done, given who was killed."""
         return self.head is None or (self.head.state == DONE and not killed)
 
@@ -191,16 +191,16 @@ def record_move(project: str, plan: Plan, notes: Mapping[str, str]) -> Entry:
     )
     journal = read_journal(project)
     mine = next(entry for entry in journal.entries if entry.plan.token == plan.token)
-    if mine in journal.counting():
+    if mine in journal.effective():
         return mine
     tag_entry(journal.name, mine.number, STATE, OVERTAKEN)
-    newest = journal.counting()[-1]
+    newest = journal.effective()[-1]
     if plan.action == "promote" == newest.plan.action and release == newest.plan.releases[0]:
         raise SameMoveError(
             f"another command made {release.policy} the champion at the same moment "
             f"(models:/{name}/{newest.number})"
         )
-    other = next(entry for entry in journal.counting() if entry.number > plan.base)
+    other = next(entry for entry in journal.effective() if entry.number > plan.base)
     raise RegistryError(
         f"nothing was moved: meanwhile another command made {other.plan.releases[0].policy} the "
         f"champion ({other.plan.action}, models:/{name}/{other.number}); look at it, and repeat "

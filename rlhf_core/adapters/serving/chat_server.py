@@ -25,7 +25,7 @@ from rlhf_core.adapters.serving.json_requests import EXCEPTION_HANDLERS, ApiErro
 from rlhf_core.adapters.serving.kept_answers import KeptAnswer, KeptAnswers, UnknownAnswerError
 from rlhf_core.errors import DataError, ModelError, NoRoomError, RlhfError, StorageError
 from rlhf_core.rollout.chat import ChatModel, ChatRequest
-from rlhf_core.rollout.engine import ChatEngine, Heard, Ticket
+from rlhf_core.rollout.engine import ChatEngine, Ticket, Update
 from rlhf_core.schema import Conversation
 
 _LOOK_SECONDS = 1.0
@@ -73,10 +73,12 @@ class ServedModel:
         given = {self.reference, self.found.uri, self.found.name}
         return frozenset(given | {name.removeprefix("models:/") for name in given})
 
-    def submit(self, request: ChatRequest, hear: Callable[[Heard], None]) -> tuple[Found, Ticket]:
+    def submit(
+        self, request: ChatRequest, on_update: Callable[[Update], None]
+    ) -> tuple[Found, Ticket]:
         """Begin to answer a request; return by what, too."""
         with self._lock:
-            return self.found, self._engine.submit(request, hear)
+            return self.found, self._engine.submit(request, on_update)
 
     def replace(self, found: Found) -> None:
         """Answer by another model from now on; what was begun is finished by the one before.
@@ -168,17 +170,17 @@ class ApiServer:
         self._require_key(request)
         body = await read_body(request, ChatBody)
         self._require_served(body.model)
-        heard: asyncio.Queue[Heard] = asyncio.Queue()
+        updates: asyncio.Queue[Update] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def hear(what: Heard) -> None:
+        def on_update(update: Update) -> None:
             try:
-                loop.call_soon_threadsafe(heard.put_nowait, what)
+                loop.call_soon_threadsafe(updates.put_nowait, update)
             except RuntimeError:  # the server has ended
                 ticket.cancelled = True
 
         asked = body.request()
-        found, ticket = self.served.submit(asked, hear)
+        found, ticket = self.served.submit(asked, on_update)
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -189,12 +191,12 @@ class ApiServer:
         keep = partial(self._keep, head, found, asked.messages)
         try:
             # A request that cannot be answered gets a status of its own, streamed or not.
-            first = await _next(request, heard)
+            first = await _next(request, updates)
             if body.stream:
                 with_usage = bool(body.stream_options and body.stream_options.include_usage)
-                events = _Stream(head, with_usage, keep).events(ticket, first, heard)
+                events = _Stream(head, with_usage, keep).events(ticket, first, updates)
                 return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-            answered = await _whole(request, first, heard, body.n or 1)
+            answered = await _whole(request, first, updates, body.n or 1)
             await keep([_said(choice) for choice in answered["choices"]])
         except BaseException:
             ticket.cancelled = True
@@ -237,17 +239,17 @@ class ApiServer:
         return JSONResponse({"object": "feedback", **answer})
 
 
-async def _next(request: Request, heard: "asyncio.Queue[Heard]") -> Heard:
+async def _next(request: Request, updates: "asyncio.Queue[Update]") -> Update:
     while True:
         try:
-            what = await asyncio.wait_for(heard.get(), _LOOK_SECONDS)
+            update = await asyncio.wait_for(updates.get(), _LOOK_SECONDS)
         except TimeoutError:
             if await request.is_disconnected():
                 raise ApiError(499, "the client has left") from None
             continue
-        if what.error is not None:
-            raise _as_api_error(what.error)
-        return what
+        if update.error is not None:
+            raise _as_api_error(update.error)
+        return update
 
 
 def _as_api_error(error: Exception) -> ApiError:
@@ -261,16 +263,16 @@ def _as_api_error(error: Exception) -> ApiError:
 
 
 async def _whole(
-    request: Request, first: Heard, heard: "asyncio.Queue[Heard]", num: int
+    request: Request, first: Update, updates: "asyncio.Queue[Update]", num: int
 ) -> dict[str, Any]:
-    texts, reasons, what = [""] * num, [""] * num, first
+    texts, reasons, update = [""] * num, [""] * num, first
     while True:
-        for piece in what.pieces:
-            texts[piece.index] += piece.text
-            reasons[piece.index] = piece.finish_reason or ""
-        if what.usage is not None:
+        for delta in update.deltas:
+            texts[delta.index] += delta.text
+            reasons[delta.index] = delta.finish_reason or ""
+        if update.usage is not None:
             break
-        what = await _next(request, heard)
+        update = await _next(request, updates)
     choices = [
         {
             "index": index,
@@ -280,7 +282,7 @@ async def _whole(
         }
         for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
     ]
-    return {"choices": choices, "usage": usage(*what.usage)}
+    return {"choices": choices, "usage": usage(*update.usage)}
 
 
 def _said(choice: Mapping[str, Any]) -> Said:
@@ -296,35 +298,35 @@ class _Stream:
     keep: Callable[[Sequence[Said]], Awaitable[None]]
 
     async def events(
-        self, ticket: Ticket, first: Heard, heard: "asyncio.Queue[Heard]"
+        self, ticket: Ticket, first: Update, updates: "asyncio.Queue[Update]"
     ) -> AsyncIterator[str]:
         """Yield the events; a client that leaves ends the answer."""
         said = [("", "")] * ticket.request.num_answers
         try:
             for index in range(len(said)):
                 yield self._choice(index, {"role": "assistant", "content": ""})
-            what = first
-            while not what.is_last:
-                for event in self._pieces(what, said):
+            update = first
+            while not update.is_last:
+                for event in self._events_of(update, said):
                     yield event
-                what = await heard.get()
-            if what.error is not None:
-                yield f"data: {json.dumps(_as_api_error(what.error).body)}\n\n"
+                update = await updates.get()
+            if update.error is not None:
+                yield f"data: {json.dumps(_as_api_error(update.error).body)}\n\n"
                 return
             if self.with_usage:
-                yield self._event([], usage=usage(*(what.usage or (0, 0))))
+                yield self._event([], usage=usage(*(update.usage or (0, 0))))
             await self.keep(said)
             yield _DONE
         finally:
             ticket.cancelled = True
 
-    def _pieces(self, what: Heard, said: list[Said]) -> Iterator[str]:
-        for piece in what.pieces:
-            said[piece.index] = said[piece.index][0] + piece.text, piece.finish_reason or ""
-            if piece.text:
-                yield self._choice(piece.index, {"content": piece.text})
-            if piece.finish_reason:
-                yield self._choice(piece.index, {}, piece.finish_reason)
+    def _events_of(self, update: Update, said: list[Said]) -> Iterator[str]:
+        for delta in update.deltas:
+            said[delta.index] = said[delta.index][0] + delta.text, delta.finish_reason or ""
+            if delta.text:
+                yield self._choice(delta.index, {"content": delta.text})
+            if delta.finish_reason:
+                yield self._choice(delta.index, {}, delta.finish_reason)
 
     def _choice(self, index: int, delta: dict[str, str], reason: str | None = None) -> str:
         said = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}

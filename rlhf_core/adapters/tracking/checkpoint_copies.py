@@ -42,8 +42,8 @@ class CheckpointCopies:
         except RegistryError as error:
             logger.warning("checkpoint_not_copied checkpoint=%s %s", checkpoint.name, error)
 
-    def bring(self, directory: Path, after: str) -> None:
-        """Bring back the last copy, if it is later than ``after``.
+    def restore(self, directory: Path, after: str) -> None:
+        """Restore the last copy, if it is later than ``after``.
 
         Args:
             directory: where the stage keeps its checkpoints.
@@ -51,15 +51,15 @@ class CheckpointCopies:
         """
         names = patiently("finding checkpoints", self._names)
         if names and names[-1] > after:
-            self._bring(directory, names[-1])
+            self._restore(directory, names[-1])
 
-    def bring_all(self, directory: Path) -> None:
-        """Bring back every copy that does not lie in ``directory``."""
+    def restore_all(self, directory: Path) -> None:
+        """Restore every copy that does not lie in ``directory``."""
         for name in patiently("finding checkpoints", self._names):
             if not (directory / name).is_dir():
-                self._bring(directory, name)
+                self._restore(directory, name)
 
-    def _bring(self, directory: Path, name: str) -> None:
+    def _restore(self, directory: Path, name: str) -> None:
         from mlflow.artifacts import download_artifacts
 
         def fetch(target: str) -> Path:
@@ -73,10 +73,10 @@ class CheckpointCopies:
 
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".copy-", dir=directory) as folder:
-            found = patiently(f"bringing back {name}", lambda: fetch(folder))
+            found = patiently(f"restoring {name}", lambda: fetch(folder))
             shutil.rmtree(directory / name, ignore_errors=True)
             found.rename(directory / name)
-        logger.info("checkpoint_brought checkpoint=%s", name)
+        logger.info("checkpoint_restored checkpoint=%s", name)
 
     def drop(self) -> None:
         """Delete all of them; a lost server costs a warning."""

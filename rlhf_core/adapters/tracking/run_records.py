@@ -1,4 +1,4 @@
-"""Results of the stages of a run, kept with MLflow: another machine brings it back.
+"""Results of the stages of a run, kept with MLflow: another machine fetches them.
 
 Only records and reports travel so. Models go by the registry, datasets by their versions or from
 the raw data of each clone, checkpoints as ``checkpoint_copies`` says.
@@ -52,8 +52,8 @@ def keep_absence(config: PipelineConfig, context: RunContext, stage: StageName) 
     _keep(config, context, stage, lambda target: None)
 
 
-def bring_records(project: str | None, context: RunContext) -> list[str]:
-    """Bring back the records of stages that another machine has done, or done again, since.
+def fetch_records(project: str | None, context: RunContext) -> list[str]:
+    """Fetch the records of stages that another machine has done, or done again, since.
 
     Args:
         project: name of the experiment; None looks into all.
@@ -73,7 +73,7 @@ def bring_records(project: str | None, context: RunContext) -> list[str]:
         return []
     stages = patiently(f"listing {what}", lambda: _kept_stages(run))
     with tempfile.TemporaryDirectory() as folder:
-        withdrawn = [name for name in stages if _bring(run, context, name, Path(folder))]
+        withdrawn = [name for name in stages if _fetch_record(run, context, name, Path(folder))]
         target = context.directory / CONFIG
         if not target.exists():
             kept = _fetch(run, CONFIG, Path(folder))
@@ -172,25 +172,25 @@ def _fetch(run: "Run", path: str, folder: Path) -> Path:
             )
         )
 
-    return Path(patiently(f"bringing back {path}", fetch))
+    return Path(patiently(f"fetching {path}", fetch))
 
 
-def _bring(run: "Run", context: RunContext, stage: str, folder: Path) -> bool:
-    """Bring one record if it is newer than what lies here; return whether it was withdrawn."""
+def _fetch_record(run: "Run", context: RunContext, stage: str, folder: Path) -> bool:
+    """Fetch one record if it is newer than what lies here; return whether it was withdrawn."""
     own = context.directory / stage
     kept = _read_note(_fetch(run, f"{stage}/{NOTE}", folder))
     if int(kept.get("edition", 0)) <= int(_read_note(own / NOTE).get("edition", 0)):
         return False
     if not kept["done"]:
         return (own / NOTE).exists()
-    brought = _fetch(run, stage, folder)
-    for path in sorted(brought.rglob("*"), key=lambda path: path.name == RESULT):
+    fetched = _fetch(run, stage, folder)
+    for path in sorted(fetched.rglob("*"), key=lambda path: path.name == RESULT):
         if path.is_file() and path.name != NOTE:
-            target = own / path.relative_to(brought)
+            target = own / path.relative_to(fetched)
             target.parent.mkdir(parents=True, exist_ok=True)
             _write(target, _moved(path, str(kept["home"])))
     _write(own / NOTE, json.dumps(kept).encode())
-    logger.info("record_brought stage=%s run=%s from=%s", stage, context.run_id, kept["home"])
+    logger.info("record_fetched stage=%s run=%s from=%s", stage, context.run_id, kept["home"])
     return False
 
 

@@ -21,7 +21,7 @@ from rlhf_core.adapters.tracking.mlflow_client import (
     registry_errors,
 )
 from rlhf_core.adapters.tracking.stage_run import StageRun, run_url
-from rlhf_core.config import GATED_STAGES, UNDECIDING, PipelineConfig, config_digest
+from rlhf_core.config import GATED_STAGES, RESULT_NEUTRAL, PipelineConfig, config_digest
 from rlhf_core.errors import RegistryError, StorageError
 from rlhf_core.schema import DatasetSplits, ModelRef, RunContext, StageName
 
@@ -82,7 +82,7 @@ def open_run(
         run.log_tags({PLACE: _place(folder), **_processes(config, stage)})
         run.log_settings(config.model_dump(mode="json"))
         # A parameter is written once, and these may change while a run is gone on with.
-        run.log_params(_flatten(config.model_dump(mode="json", exclude=UNDECIDING)))
+        run.log_params(_flatten(config.model_dump(mode="json", exclude=RESULT_NEUTRAL)))
         yield run
         run.flush()
     except KeyboardInterrupt:

@@ -57,52 +57,52 @@ def lead(task_file: Path) -> int:
         return _run_ranks(task, task.folder, run_id=uuid.uuid4().hex, **own)
     lost = {}
     try:
-        meeting = nodes.host(settings)
+        rendezvous = nodes.host(settings)
     except ProcessError as error:
         write_record(task.folder / NODES, NodesLost(lines={0: str(error)}))
         return 1
     how = "node 0 was ended with its command"
     try:
-        meeting.gather(task_file.read_text(encoding="utf-8"))
-        code = _run_as_node(task, task.folder, settings, meeting)
-        how = nodes.WELL if code == 0 else "node 0 has failed"
+        rendezvous.gather(task_file.read_text(encoding="utf-8"))
+        code = _run_as_node(task, task.folder, settings, rendezvous)
+        how = nodes.FINISHED if code == 0 else "node 0 has failed"
         return code
     except ProcessError as error:
         lost[0] = how = str(error)
         return 1
     finally:
-        meeting.leave(how)
-        lost |= meeting.farewell()
+        rendezvous.leave(how)
+        lost |= rendezvous.farewell()
         write_record(task.folder / NODES, NodesLost(lines=lost))
 
 
 def follow(node_file: Path) -> int:
     """Run the ranks of another node for node 0; return 1 after writing down why they failed."""
     node = read_record(node_file, NodeTask)
-    me, meeting = f"node {node.distributed.node_rank}", None
+    me, rendezvous = f"node {node.distributed.node_rank}", None
     how = f"{me} was ended with its command"
     try:
-        meeting = nodes.join(node.distributed)
-        task = _join(node, meeting, node_file.with_name(JOINED))
+        rendezvous = nodes.join(node.distributed)
+        task = _join(node, rendezvous, node_file.with_name(JOINED))
         folder = task.folder_of(node.distributed.node_rank)
-        code = _run_as_node(task, folder, node.distributed, meeting)
-        how = nodes.WELL if code == 0 else f"{me} has failed"
+        code = _run_as_node(task, folder, node.distributed, rendezvous)
+        how = nodes.FINISHED if code == 0 else f"{me} has failed"
         return code
     except nodes.NothingToTrain:
-        how = nodes.WELL
+        how = nodes.FINISHED
         return 0
     except ProcessError as error:
         how = str(error)
         write_record(node_file.with_name(NODES), NodesLost(lines={node.distributed.node_rank: how}))
         return 1
     finally:
-        if meeting is not None:
-            meeting.leave(how)
+        if rendezvous is not None:
+            rendezvous.leave(how)
 
 
-def _join(node: NodeTask, meeting: nodes.Meeting, joined: Path) -> RankTask:
+def _join(node: NodeTask, rendezvous: nodes.Rendezvous, joined: Path) -> RankTask:
     """Take node 0's task, from the disk that both see."""
-    said = meeting.receive()
+    said = rendezvous.receive()
     me = f"node {node.distributed.node_rank}"
     try:
         theirs = RankTask.model_validate_json(said)
@@ -110,7 +110,7 @@ def _join(node: NodeTask, meeting: nodes.Meeting, joined: Path) -> RankTask:
         problem = f"{me} cannot read node 0's task: install the same build on both"
     else:
         problem = _difference(node, theirs, said) or _no_folder(node, theirs)
-    meeting.answer(problem)
+    rendezvous.answer(problem)
     write_record(joined, Joined(task=theirs.folder / TASK))
     return theirs
 
@@ -155,7 +155,7 @@ def _difference(node: NodeTask, theirs: RankTask, said: str) -> str:
 
 
 def _run_as_node(
-    task: RankTask, folder: Path, settings: DistributedConfig, meeting: nodes.Meeting
+    task: RankTask, folder: Path, settings: DistributedConfig, rendezvous: nodes.Rendezvous
 ) -> int:
     """Run the ranks of one node of several, and end them when another node has ended."""
     why: list[str] = []
@@ -165,7 +165,7 @@ def _run_as_node(
         os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        with meeting.watched(end_ranks):
+        with rendezvous.watched(end_ranks):
             # Each node has its number, so there is nothing to vote on; and torchrun's other
             # rendezvous starts all ranks again where one more node turns up.
             return _run_ranks(

@@ -31,7 +31,7 @@ from rlhf_core.models import choose_device
 from rlhf_core.ports import Observer
 from rlhf_core.schema import ModelRole
 from rlhf_core.stages.distributed.failures import first_failure, how_ended, lines_of_lost
-from rlhf_core.stages.distributed.others import note_called
+from rlhf_core.stages.distributed.peers import note_peers_notified
 from rlhf_core.stages.distributed.task import (
     JOINED,
     LINES,
@@ -86,7 +86,7 @@ def train_in_processes(job: TrainingJob, run: StageRun, observer: Observer | Non
         log_level=logging.getLogger("rlhf_core").getEffectiveLevel(),
     )
     write_record(folder / TASK, task)
-    note_called(job.role)
+    note_peers_notified(job.role)
     _log_begin(settings, folder / LOGS)
     events = EventReader(folder / LINES, observer)
     exit_code = _run_agent("lead", folder / TASK, settings, events.pass_on)

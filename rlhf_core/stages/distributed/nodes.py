@@ -35,7 +35,7 @@ SILENT_SECONDS = 60.0
 """A node that has not been heard of for so long is taken for lost."""
 GRACE_SECONDS = 10.0
 """What the ranks of one node have to notice by themselves that another node has ended."""
-WELL = "ended well"
+FINISHED = "ended well"
 
 
 class NothingToTrain(ProcessError):
@@ -48,7 +48,7 @@ _LOST = (dist.DistError, RuntimeError, ValueError)
 """What a store raises whose server is gone; it has no one type of error."""
 
 
-class Meeting:
+class Rendezvous:
     """What one node hears from the others, and tells them."""
 
     def __init__(self, store: TCPStore, settings: DistributedConfig) -> None:
@@ -130,7 +130,7 @@ class Meeting:
             thread.join()
 
     def leave(self, how: str) -> None:
-        """Say how this node has ended: ``WELL``, or a line that names it; never raises."""
+        """Say how this node has ended: ``FINISHED``, or a line that names it; never raises."""
         try:
             key = f"ended/{self._settings.node_rank}" if self._settings.node_rank else "end"
             self._store.set(key, how)
@@ -156,20 +156,23 @@ class Meeting:
             found = {node: self._said(f"ended/{node}") for node in came}
             said = {node: how for node, how in found.items() if how is not None}
         gone = {node: f"node {node} is gone, without a word" for node in came}
-        return {node: how for node, how in (gone | said).items() if how != WELL}
+        return {node: how for node, how in (gone | said).items() if how != FINISHED}
 
     def _look(self) -> str | None:
         if self._settings.node_rank:
             self._store.add(f"beat/{self._settings.node_rank}", 1)
             end = self._said("end")
-            return None if end == WELL else end
+            return None if end == FINISHED else end
         now = time.monotonic()
         for node in self._others:
             how = self._said(f"ended/{node}")
             beat = str(self._store.add(f"beat/{node}", 0))
             if how is None and beat != self._beats[node][0]:
                 self._beats[node] = (beat, now)
-            if how not in (None, WELL) and now - self._ended.setdefault(node, now) > GRACE_SECONDS:
+            if (
+                how not in (None, FINISHED)
+                and now - self._ended.setdefault(node, now) > GRACE_SECONDS
+            ):
                 return how
             if how is None and now - self._beats[node][1] > SILENT_SECONDS:
                 return f"node {node} has been silent for {SILENT_SECONDS:.0f} s"
@@ -187,7 +190,7 @@ class Meeting:
             while (said := self._said(key)) is None:
                 end = self._said("end")
                 if end is not None:
-                    raise NothingToTrain(end) if end == WELL else ProcessError(end)
+                    raise NothingToTrain(end) if end == FINISHED else ProcessError(end)
                 time.sleep(LOOK_SECONDS)
         return said
 
@@ -216,7 +219,7 @@ class Meeting:
         )
 
 
-def host(settings: DistributedConfig) -> Meeting:
+def host(settings: DistributedConfig) -> Rendezvous:
     """Listen for the other nodes, at the endpoint's address alone where it is known here.
 
     Raises:
@@ -244,7 +247,7 @@ def host(settings: DistributedConfig) -> Meeting:
         multi_tenant=True,  # torchrun's rendezvous in this process takes the same server
         master_listen_fd=listener.detach(),
     )
-    return Meeting(store, settings)
+    return Rendezvous(store, settings)
 
 
 Found = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
@@ -282,7 +285,7 @@ def is_loopback(name: str) -> bool:
         return name == "localhost"
 
 
-def join(settings: DistributedConfig) -> Meeting:
+def join(settings: DistributedConfig) -> Rendezvous:
     """Find node 0.
 
     Raises:
@@ -303,7 +306,7 @@ def join(settings: DistributedConfig) -> Meeting:
             f"{settings.rdzv_timeout} s (distributed.rdzv_timeout): {said}; its command says "
             "why, unless the stage had been finished before"
         ) from error
-    return Meeting(store, settings)
+    return Rendezvous(store, settings)
 
 
 def _until_it_answers(

@@ -103,7 +103,7 @@ def main(task_file: Path, agent: int) -> None:
 
 
 def _train(task: RankTask, fit: Fit) -> None:
-    if processes.leads():
+    if processes.is_main():
         _lead(task, fit)
         return
     _begin(task, logging.StreamHandler())

@@ -16,7 +16,7 @@ from rlhf_core.evaluation.rater import score_gold
 from rlhf_core.evaluation.win_rate import outcomes
 from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import SampledResponse, sample_responses
-from rlhf_core.rollout.sampler import OWN_LOOP, Sampler
+from rlhf_core.rollout.sampler import TRANSFORMERS_SAMPLER, Sampler
 from rlhf_core.schema import Conversation, ModelRef
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.models.base_model import model_renderer
@@ -119,7 +119,7 @@ def answer_several_times(  # noqa: PLR0913 - each of them changes the answers, n
     temperature: float,
     seed: int,
     advance: Callable[[], None] | None = None,
-    sampler: Sampler = OWN_LOOP,
+    sampler: Sampler = TRANSFORMERS_SAMPLER,
 ) -> list[list[SampledResponse]]:
     """Answer every prompt ``num_answers`` times: [num_answers][n].
 

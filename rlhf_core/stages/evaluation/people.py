@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_core.adapters.registry.looks import bring_votes, take_round
+from rlhf_core.adapters.registry.looks import fetch_votes, take_round
 from rlhf_core.config import PipelineConfig
 from rlhf_core.evaluation.corrected import MIN_LABELS, corrected_mean
 from rlhf_core.evaluation.people import VotedPair, people_outcomes
@@ -30,7 +30,7 @@ def corrected_by_people(
     if report.look is None or report.samples is None:
         return report
     with tempfile.TemporaryDirectory() as folder:
-        files = bring_votes(report.look.entry, Path(folder))
+        files = fetch_votes(report.look.entry, Path(folder))
         voted = [pair for file in files for pair in read_records(file, VotedPair)]
     if not voted:
         return report

@@ -128,8 +128,10 @@ def conclude(  # noqa: PLR0913 - a verdict and all that it rests on
     required = required_gates(config.project)
     asked = required.added_to(stage, config.gates_of(stage))
     gates = _surer(asked, report.look, report.people)
-    beside = suite_results(config.evaluation.suites, [gate.metric for gate in gates], report)
-    decision = decide(gates, report, doubts=doubts, promotion=config.promotion, beside=beside)
+    suites = suite_results(config.evaluation.suites, [gate.metric for gate in gates], report)
+    decision = decide(
+        gates, report, doubts=doubts, promotion=config.promotion, extra_results=suites
+    )
     decision = _with_look(_marked(decision, required.of_stage(stage)), report)
     known = judge is not None and judge.kind == "scalar"
     record_decision(

@@ -11,7 +11,7 @@ from rlhf_core.dataprep.keys import response_keys
 from rlhf_core.feedback.collection import SamplingSettings
 from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import sample_responses
-from rlhf_core.rollout.sampler import OWN_LOOP, Sampler
+from rlhf_core.rollout.sampler import TRANSFORMERS_SAMPLER, Sampler
 from rlhf_core.schema import ModelRef, Prompt, Record
 from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.determinism import derived_seed, make_deterministic
@@ -59,7 +59,7 @@ def answer_twice(
     *,
     device: str,
     journal: Path,
-    sampler: Sampler = OWN_LOOP,
+    sampler: Sampler = TRANSFORMERS_SAMPLER,
 ) -> AnswerPairs:
     """Answer every prompt twice; again, from new random streams, where the answers are alike.
 

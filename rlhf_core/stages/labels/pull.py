@@ -26,7 +26,7 @@ from rlhf_core.stages.labels.evaluated import keep_with_evaluation
 from rlhf_core.stages.labels.people import fetch_votes
 from rlhf_core.stages.versions import batches as data_batches
 from rlhf_core.stages.versions.publish import publish
-from rlhf_core.stages.versions.versions import bring_back, find_version, list_versions
+from rlhf_core.stages.versions.versions import fetch_version, find_version, list_versions
 from rlhf_core.storage.folders import exclusive
 from rlhf_core.storage.records import (
     atomic_file,
@@ -257,7 +257,7 @@ def _finish_interrupted(folder: Path) -> BatchResult | None:
         moved = dvc_versions.advance_branch(root, version)
         return BatchResult(
             version=find_version(version),
-            directory=bring_back(version).directory,
+            directory=fetch_version(version).directory,
             set_aside={},
             branch_moved=moved,
         )

@@ -10,7 +10,7 @@ from rlhf_core.schema import Conversation
 from rlhf_core.stages.preparation.word_tokens import Prompt, WordTokens, cuts_at_spaces
 from rlhf_core.tokenization import as_token_ids
 from rlhf_core.tokenization.render import Opened
-from rlhf_core.tokenization.skeletons import Skeletons
+from rlhf_core.tokenization.template_cache import TemplateCache
 from rlhf_core.tokenization.turns import QUESTION, with_answer
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class RowTokens:
             if self._encode(answers) == quickly:
                 self._backend = backend
         self._words: WordTokens | None = None
-        self._skeletons = Skeletons(renderer.tokenizer)
+        self._template_cache = TemplateCache(renderer.tokenizer)
         if self._backend is not None and cuts_at_spaces(self._backend) and not renderer.anchor_ids:
             self._words = WordTokens(renderer, self._backend)
 
@@ -130,7 +130,7 @@ class RowTokens:
         """What the template makes of each; None where it has to be asked one by one."""
         texts = None
         if self._words is not None:
-            texts = self._skeletons.render(conversations, generation_prompt=generation_prompt)
+            texts = self._template_cache.render(conversations, generation_prompt=generation_prompt)
         return [None] * len(conversations) if texts is None else texts
 
     def _known(

@@ -16,7 +16,7 @@ from rlhf_core.stages.versions.batches import AddedBatch
 from rlhf_core.stages.versions.diff import compare_datasets
 from rlhf_core.stages.versions.versions import (
     LOCAL,
-    bring_back,
+    fetch_version,
     find_version,
     keep_dataset,
     list_versions,
@@ -141,7 +141,7 @@ def _summarise(
     """Return what the version's tag says of it."""
     report = json.loads(prepared.report.read_text(encoding="utf-8"))
     alpha = report["agreement"]["krippendorff_alpha"]
-    previous = bring_back(versions[-1].version, root) if versions else None
+    previous = fetch_version(versions[-1].version, root) if versions else None
     diff = compare_datasets(previous, prepared, limit=0)
     return {
         "batch": batch,

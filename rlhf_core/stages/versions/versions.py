@@ -1,4 +1,4 @@
-"""Dataset versions: list, bring back, restore from a model's tags, and compare."""
+"""Dataset versions: list, fetch, restore from a model's tags, and compare."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def find_version(version: str, directory: Path = Path()) -> DataVersion:
     return next(found for found in list_versions(directory) if found.version == version)
 
 
-def bring_back(version: str, directory: Path = Path()) -> DatasetSplits:
+def fetch_version(version: str, directory: Path = Path()) -> DatasetSplits:
     """Return the dataset of a version, from its own folder; the working tree stays as it is.
 
     Raises:
@@ -47,8 +47,8 @@ def bring_back(version: str, directory: Path = Path()) -> DatasetSplits:
     return _materialise(root, commit, dvc_versions.prepared_md5(root, commit))
 
 
-def find_brought(version: str, directory: Path = Path()) -> DatasetSplits | None:
-    """Return the dataset of a version if it has been brought back before; look only.
+def find_fetched(version: str, directory: Path = Path()) -> DatasetSplits | None:
+    """Return the dataset of a version if it was fetched before; look only.
 
     Raises:
         DataError: there is no such version.
@@ -101,7 +101,7 @@ def compare(
         directory: a place in the repository.
         limit: most pairs named of each kind of change; None names all.
     """
-    earlier, later = bring_back(first, directory), bring_back(second, directory)
+    earlier, later = fetch_version(first, directory), fetch_version(second, directory)
     return compare_datasets(earlier, later, limit=limit)
 
 
@@ -124,7 +124,7 @@ def _materialise(root: Path, commit: str, dvc_md5: str) -> DatasetSplits:
 
 
 def keep_dataset(root: Path, prepared: DatasetSplits) -> Path:
-    """Keep the dataset just published where ``bring_back`` looks for it."""
+    """Keep the dataset just published where ``fetch_version`` looks for it."""
     folder = _folder(root, prepared.dvc_md5)
     with exclusive(folder):
         if not folder.is_dir():

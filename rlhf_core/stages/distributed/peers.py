@@ -14,39 +14,39 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CALLED: ContextVar["set[ModelRole] | None"] = ContextVar("called", default=None)
-"""What the block of ``others_told`` around this has called other nodes to train."""
+_NOTIFIED: ContextVar["set[ModelRole] | None"] = ContextVar("notified", default=None)
+"""What the block of ``notifying_peers`` around this has called other nodes to train."""
 
 
-def note_called(role: "ModelRole") -> None:
+def note_peers_notified(role: "ModelRole") -> None:
     """Say that a training has begun: from here on its own processes tell the other nodes."""
-    called = _CALLED.get()
-    if called is not None:
-        called.add(role)
+    notified = _NOTIFIED.get()
+    if notified is not None:
+        notified.add(role)
 
 
 @contextmanager
-def others_told(
-    config: "PipelineConfig", role: "ModelRole", *, goes_on: bool = False
+def notifying_peers(
+    config: "PipelineConfig", role: "ModelRole", *, trains_after: bool = False
 ) -> Iterator[None]:
     """Tell the nodes that wait for this one, as node 0, where the block ends without a training.
 
     Args:
         config: of the run.
         role: what is trained.
-        goes_on: the training comes after the block, if that raises nothing.
+        trains_after: the training comes after the block, if that raises nothing.
     """
     error = ""
-    called: set[ModelRole] = set()
-    outside = _CALLED.set(called)
+    notified: set[ModelRole] = set()
+    outside = _NOTIFIED.set(notified)
     try:
         yield
     except (Exception, KeyboardInterrupt) as raised:
         error = str(raised) if isinstance(raised, RlhfError) else "its own lines say why"
         raise
     finally:
-        _CALLED.reset(outside)
-        if role not in called and (error or not goes_on):
+        _NOTIFIED.reset(outside)
+        if role not in notified and (error or not trains_after):
             _tell(config.distributed_of(role), error)
 
 
@@ -58,5 +58,7 @@ def _tell(settings: "DistributedConfig", error: str) -> None:
 
     logger.info("other_nodes_told rdzv_endpoint=%s", settings.rdzv_endpoint)
     with suppress(ProcessError):  # what ends the command matters more
-        meeting = nodes.host(settings.model_copy(update={"rdzv_timeout": 1}))
-        meeting.dismiss(f"node 0 has ended before it trained: {error}" if error else nodes.WELL)
+        rendezvous = nodes.host(settings.model_copy(update={"rdzv_timeout": 1}))
+        rendezvous.dismiss(
+            f"node 0 has ended before it trained: {error}" if error else nodes.FINISHED
+        )

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Message
-from rlhf_core.tokenization import skeletons
-from rlhf_core.tokenization.skeletons import Skeletons, passes_texts_on
+from rlhf_core.tokenization import template_cache
 from rlhf_core.tokenization.template import apply_template
+from rlhf_core.tokenization.template_cache import TemplateCache, passes_texts_on
 from tests.tokenization.families import FAMILIES
 
 TEXT = st.sampled_from(
@@ -22,7 +22,7 @@ MADE = {}
 def renderings_of(name):
     if name not in MADE:
         tokenizer = FAMILIES[name].tokenizer()
-        MADE[name] = tokenizer, Skeletons(tokenizer)
+        MADE[name] = tokenizer, TemplateCache(tokenizer)
     return MADE[name]
 
 
@@ -54,10 +54,10 @@ def test_most_families_are_rendered_once_for_all_texts(name, monkeypatch):
     tokenizer, _ = renderings_of(name)
     calls = []
     monkeypatch.setattr(
-        skeletons, "apply_template", lambda *a, **k: calls.append(1) or apply_template(*a, **k)
+        template_cache, "apply_template", lambda *a, **k: calls.append(1) or apply_template(*a, **k)
     )
     conversations = [(Message(role="user", content=str(number)),) for number in range(20)]
-    assert Skeletons(tokenizer).render(conversations, generation_prompt=True) is not None
+    assert TemplateCache(tokenizer).render(conversations, generation_prompt=True) is not None
     assert len(calls) == (0 if name in LOOKS_INSIDE else 1)
 
 

@@ -28,7 +28,7 @@ Piece = str | tuple[int, bool]
 """Text of the template, or the turn that stands there and whether it is trimmed."""
 
 
-class Skeletons:
+class TemplateCache:
     """Renders conversations for one tokenizer, for less than one by one."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -93,17 +93,17 @@ def passes_texts_on(template: str) -> bool:
     if any(mark in template for mark in (_PAD, _OPEN, _CLOSE)):
         return False
     try:
-        flows, before = _Flows(), 0
-        while len(flows.kinds) + flows.num_mixed() > before:
+        taint, before = _TaintAnalysis(), 0
+        while len(taint.kinds) + taint.num_mixed() > before:
             # A name may be used before the place where it is given a text.
-            before = len(flows.kinds) + flows.num_mixed()
-            flows.follow(parse_template(template).body, is_written=True)
-    except _LooksInside:
+            before = len(taint.kinds) + taint.num_mixed()
+            taint.follow(parse_template(template).body, is_written=True)
+    except _InspectsText:
         return False
     return True
 
 
-class _LooksInside(Exception):
+class _InspectsText(Exception):
     """A template does more with texts than to write them."""
 
 
@@ -127,7 +127,7 @@ _OF_TYPE = frozenset(
 """Tests that ask for the type of a value, which is the same for all."""
 
 
-class _Flows:
+class _TaintAnalysis:
     """Follows turns and their texts through a template, by the names it gives them."""
 
     def __init__(self) -> None:
@@ -144,14 +144,14 @@ class _Flows:
             is_written: whether their output goes into the rendering as it is.
 
         Raises:
-            _LooksInside: they do.
+            _InspectsText: they do.
         """
         for statement in statements:
             match statement:
                 case nodes.Output():
                     kinds = {self._kind(part) for part in statement.nodes}
                     if not kinds <= ({_NOTHING, _TEXT, _JOINED} if is_written else {_NOTHING}):
-                        raise _LooksInside
+                        raise _InspectsText
                 case nodes.If():
                     self._require_nothing(statement.test)
                     for branch in (statement.body, statement.elif_, statement.else_):
@@ -174,12 +174,12 @@ class _Flows:
             case nodes.Break() | nodes.Continue():
                 pass
             case _:
-                raise _LooksInside
+                raise _InspectsText
 
     def _follow_loop(self, loop: nodes.For, is_written: bool) -> None:
         over = self._kind(loop.iter)
         if over not in (_NOTHING, _TURNS):
-            raise _LooksInside
+            raise _InspectsText
         self._name(loop.target, _TURN if over is _TURNS else _NOTHING)
         if loop.test is not None:
             self._require_nothing(loop.test)
@@ -191,16 +191,16 @@ class _Flows:
         if kind is _NOTHING:
             return
         if not isinstance(target, nodes.Name) or kind is _LOOP:
-            raise _LooksInside
+            raise _InspectsText
         known = self.kinds.setdefault(target.name, kind)
         if {known, kind} == {_TEXT, _JOINED}:
             self.kinds[target.name] = _JOINED
         elif known is not kind:
-            raise _LooksInside
+            raise _InspectsText
 
     def _require_nothing(self, *expressions: nodes.Node) -> None:
         if any(self._kind(part) is not _NOTHING for part in expressions):
-            raise _LooksInside
+            raise _InspectsText
 
     def _kind(self, node: nodes.Node) -> _Kind:
         match node:
@@ -258,12 +258,12 @@ class _Flows:
                 return _TEXT if name == "content" else _NOTHING
             case _Kind.LOOP if name in _OF_LOOP:
                 return _NOTHING
-        raise _LooksInside
+        raise _InspectsText
 
     def _joined(self, node: nodes.Add | nodes.Concat) -> _Kind:
         kinds = {self._kind(part) for part in node.iter_child_nodes()}
         if not kinds <= {_NOTHING, _TEXT, _JOINED}:
-            raise _LooksInside
+            raise _InspectsText
         return _NOTHING if kinds == {_NOTHING} else _JOINED
 
     def _chosen(self, node: nodes.CondExpr) -> _Kind:
@@ -271,12 +271,12 @@ class _Flows:
         other = _NOTHING if node.expr2 is None else self._kind(node.expr2)
         kinds = {self._kind(node.expr1), other} - {_NOTHING}
         if len(kinds) > 1 and kinds != {_TEXT, _JOINED}:
-            raise _LooksInside
+            raise _InspectsText
         return _JOINED if len(kinds) > 1 else next(iter(kinds), _NOTHING)
 
 
 def _allowed(kind: _Kind, *allowed: _Kind) -> _Kind:
     """Nothing, where a value may be of this kind."""
     if kind not in allowed:
-        raise _LooksInside
+        raise _InspectsText
     return _NOTHING
