@@ -19,7 +19,7 @@ import numpy as np
 from rlhf_core.dataprep.votes.against_rest import against_rest
 from rlhf_core.dataprep.votes.agreement import alpha_estimate
 from rlhf_core.dataprep.votes.annotators import annotator_facts
-from rlhf_core.dataprep.votes.vote_models import MODELS, decided_by_heads
+from rlhf_core.dataprep.votes.vote_models import MODELS, decided_by_majority
 from rlhf_core.dataprep.votes.vote_table import CHOICES, VoteTable, decide
 from rlhf_core.schema import Vote
 
@@ -94,7 +94,7 @@ def crowd(votes_each: int, seed: int) -> tuple[VoteTable, VoteTable, np.ndarray,
 
 
 def simulate() -> None:
-    """Print wrong winners beside the share of them that the soft labels own to, and what flips."""
+    """Print wrong winners beside the share of them that the soft labels predict, and what flips."""
     print("| votes a person | model | wrong winners | claimed | flipped by order and sides |")
     print("|---|---|---|---|---|")
     for votes_each in (5, 10, 20, 60, 200):
@@ -134,7 +134,7 @@ def compare_with_gold(path: Path) -> None:
     alpha = alpha_estimate(table.counts(len(gold)), num_resamples=1_000, seed=0)
     print(f"{len(gold):,} pairs, {len(table.choice):,} votes, {known.sum():,} with gold")
     print(f"Krippendorff's alpha {alpha.value:.3f} [{alpha.low:.3f}, {alpha.high:.3f}]")
-    print(f"by heads alone: {decided_by_heads(table, len(gold), MIN_VOTES):,}\n")
+    print(f"by heads alone: {decided_by_majority(table, len(gold), MIN_VOTES):,}\n")
     right, seconds = {}, {}
     for name, model in MODELS.items():
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`rlhf`, the front door: thin commands that print what was done and where to look.
+"""`rlhf`, the command line: thin commands that print what was done and where to look.
 
 Exit codes: 0 done, 1 a gate said no, 2 a deliberate error, one line; a traceback is a bug.
 Only the standard library and typer are imported before a command is chosen.

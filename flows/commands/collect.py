@@ -44,7 +44,7 @@ CollectionArgument = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the commands to the front door."""
+    """Add the commands to the command line."""
     example = "rlhf collect configs/demo.yaml --set feedback.num_prompts=50"
     app.command(epilog=f"Example: {example}")(collect)
     example = "rlhf label listen configs/demo.yaml --port 8010"

@@ -186,9 +186,9 @@ def _required(project: str) -> Finding:
 
 
 def _looks(project: str) -> Finding:
-    """Says how often the held-out prompts in use were looked at, and whether they are worn out."""
+    """Says how often the held-out prompts in use were looked at, and if their budget is used up."""
     from rlhf_core.adapters.registry.looks import sets_looked_at
-    from rlhf_core.evaluation.gates import RENEW, WORN_OUT, describe_look, width_at
+    from rlhf_core.evaluation.gates import EXHAUSTED_WIDTH, RENEW, describe_look, width_at
 
     what = f"held-out prompts ({project})"
     try:
@@ -199,7 +199,7 @@ def _looks(project: str) -> Finding:
         return Finding(what=what, healthy=True, found="not looked at yet")
     return Finding(
         what=what,
-        healthy=width_at(looks[0]) < WORN_OUT,
+        healthy=width_at(looks[0]) < EXHAUSTED_WIDTH,
         found=f"last was {describe_look(looks[0])}",
         fix=RENEW,
     )

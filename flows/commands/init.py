@@ -21,7 +21,7 @@ class Goal(StrEnum):
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the command to the front door."""
+    """Add the command to the command line."""
     app.command(epilog="Example: rlhf init mine --base models/base --preferences votes.csv --yes")(
         init
     )

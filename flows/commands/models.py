@@ -16,7 +16,7 @@ ReviewerOption = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the commands that look at models and runs to the front door."""
+    """Add the commands that look at models and runs to the command line."""
     for command, example in (
         (promote, "rlhf promote models:/rlhf-policy@candidate"),
         (rollback, 'rlhf rollback --to 3 --comment "the newest one is rude"'),

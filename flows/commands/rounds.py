@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the command to the front door."""
+    """Add the command to the command line."""
     app.command(epilog="Example: rlhf rounds configs/demo-rounds.yaml --rounds 3")(rounds)
 
 

@@ -123,7 +123,7 @@ def clean(
     ] = 0,
     unfinished: Annotated[
         bool,
-        typer.Option("--unfinished", help="Also runs that were stopped and may be gone on with."),
+        typer.Option("--unfinished", help="Also runs that were stopped and can be resumed."),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete, and do not ask.")] = False,
     dry_run: Annotated[

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the command to the front door."""
+    """Add the command to the command line."""
     example = 'rlhf sample models:/rlhf-policy@champion "When does the library open?"'
     app.command(epilog=f"Example: {example}")(sample)
 

@@ -37,7 +37,7 @@ class Engine(StrEnum):
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the commands to the front door."""
+    """Add the commands to the command line."""
     for command, example in (
         (serve, "rlhf serve models:/rlhf-policy@champion --port 8000"),
         (export, "rlhf export models:/rlhf-policy@champion exported"),

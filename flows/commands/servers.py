@@ -20,7 +20,7 @@ MlflowPort = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the commands to the front door."""
+    """Add the commands to the command line."""
     for command, example in (
         (up, "rlhf up --prefect-port 4300 --mlflow-port 5100"),
         (down, "rlhf down"),

@@ -55,7 +55,7 @@ RoleOption = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the stage commands to the front door."""
+    """Add the stage commands to the command line."""
     for command, example in (
         (prepare, "rlhf prepare configs/demo.yaml"),
         (sft, "rlhf sft configs/demo.yaml --set sft.num_epochs=1"),

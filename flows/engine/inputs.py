@@ -139,7 +139,7 @@ class PromoteInputs(Record):
 
 
 class CollectInputs(Record):
-    """Which models are asked for pairs of answers, or which collection is gone on with."""
+    """Which models are asked for pairs of answers, or which collection is resumed."""
 
     collection: str | None = Field(
         default=None,
@@ -184,7 +184,7 @@ class CollectInputs(Record):
 
 
 class RoundsInputs(Record):
-    """How many rounds, and which are gone on with."""
+    """How many rounds, and which are resumed."""
 
     run: str | None = Field(
         default=None,

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import httpx
 
-from rlhf_core.adapters.patience import repeat_while
+from rlhf_core.adapters.retries import retry_while
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import OrchestrationError
 from rlhf_flows.engine.prefect_server import PrefectLostError, explain
@@ -35,8 +35,8 @@ def best_effort(event: str) -> Iterator[None]:
         logger.warning("%s error=%s: %s", event, type(error).__name__, error)
 
 
-def patiently(what: str, call: Callable[[], Result]) -> Result:
-    """Run ``call`` until the server answers, pausing ever longer, for about four minutes.
+def with_retries(what: str, call: Callable[[], Result]) -> Result:
+    """Run ``call`` until the server answers, with exponential backoff, for about four minutes.
 
     Prefect's client repeats a refused connection only after its first success, so that a new one
     fails at once where an older one would outlive a restart of the server. An answer of 500 and
@@ -56,7 +56,7 @@ def patiently(what: str, call: Callable[[], Result]) -> Result:
         logger.warning("prefect_lost what=%s error=%s retry_in_seconds=%.1f", what, name, pause)
 
     try:
-        return repeat_while(_is_lost, call, patience=PATIENCE_SECONDS, announce=announce)
+        return retry_while(_is_lost, call, patience=PATIENCE_SECONDS, announce=announce)
     except httpx.HTTPError as error:
         if _is_lost(error) or _is_wrong(error):
             raise

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.adapters.patience import ever_longer, repeat_while
+from rlhf_core.adapters.retries import backoff, retry_while
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.errors import OrchestrationError
 
@@ -43,12 +43,12 @@ def check_prefect(wait_seconds: float = FEW_SECONDS) -> None:
     if url is None:
         return
     try:
-        repeat_while(
+        retry_while(
             lambda error: isinstance(error, PrefectLostError),
             lambda: ask(url, "work_pools/filter", {"limit": 1}),
             patience=wait_seconds,
-            announce=lambda error, _: logger.info("prefect_not_yet problem=%r", str(error)),
-            waits=ever_longer(PAUSE_SECONDS, PAUSE_SECONDS),
+            announce=lambda error, _: logger.info("prefect_unavailable problem=%r", str(error)),
+            waits=backoff(PAUSE_SECONDS, PAUSE_SECONDS),
         )
     except PrefectLostError as error:
         raise OrchestrationError(

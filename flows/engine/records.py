@@ -136,7 +136,7 @@ class Rounds(Record):
     """Rounds of training and labelling; lies in the first run's folder as ``rounds.json``."""
 
     run_id: str
-    """Of the first round's run, which the rounds are gone on with by."""
+    """Of the first round's run, by which the rounds are resumed."""
     directory: Path
     rounds: tuple[Round, ...] = ()
 

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 
-from rlhf_flows.engine.lost_server import patiently
+from rlhf_flows.engine.lost_server import with_retries
 
 POLL_SECONDS = 2
 
@@ -47,7 +47,7 @@ def run_deployed_stage(
     attempts = range(int(flow_run.run_count))
     keys = [f"{flow_run.id}:{stage}:{made_from}:{attempt}" for attempt in attempts]
     for key in dict.fromkeys([*_started(keys), keys[-1]]):
-        run = patiently("running_stage", partial(_see_through, flow_name, inputs, settings, key))
+        run = with_retries("running_stage", partial(_see_through, flow_name, inputs, settings, key))
         if run.state is not None and run.state.is_completed():
             return str(run.id)
         if run.state is not None:
@@ -77,5 +77,5 @@ def _started(keys: list[str]) -> list[str]:
         with get_client(sync_client=True) as client:
             return client.read_flow_runs(flow_run_filter=wanted)
 
-    found = {run.idempotency_key for run in patiently("finding_stages", read)}
+    found = {run.idempotency_key for run in with_retries("finding_stages", read)}
     return [key for key in keys if key in found]

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import requests
 
-from rlhf_core.adapters.patience import ever_longer, repeat_while
+from rlhf_core.adapters.retries import backoff, retry_while
 from rlhf_core.errors import OrchestrationError, RlhfError
 from rlhf_core.storage.records import keep_private
 from rlhf_flows.engine.environment import prepare_environment
@@ -99,7 +99,7 @@ class Supervisor:
             if not self.recorded:
                 self._remember()
         except OSError as error:
-            logger.warning("restart_put_off error=%s", error)
+            logger.warning("restart_deferred error=%s", error)
 
     def _restart_due(self) -> None:
         now = time.monotonic()
@@ -211,12 +211,12 @@ def _wait_for(supervisor: Supervisor, name: str, url: str) -> None:
         requests.get(url, timeout=5).raise_for_status()
 
     try:
-        repeat_while(
+        retry_while(
             lambda error: isinstance(error, requests.RequestException),
             ask,
             patience=START_SECONDS,
             announce=lambda *_: logger.debug("not_yet=%s", name),
-            waits=ever_longer(PAUSE_SECONDS, PAUSE_SECONDS),
+            waits=backoff(PAUSE_SECONDS, PAUSE_SECONDS),
         )
     except requests.RequestException as error:
         raise RlhfError(f"{name} at {url} did not become healthy; see {LOGS / name}.log") from error

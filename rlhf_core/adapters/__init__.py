@@ -7,7 +7,7 @@
     endpoints   models behind somebody else's server: an AI judge, a scorer, vLLM as a sampler
     serving     what we answer as a server, the way OpenAI's clients ask
 
-Beside them lies what several use: ``settings`` (the environment), ``patience`` and
+Beside them lies what several use: ``settings`` (the environment), ``retries`` and
 ``retry_headers`` (how often and how late is asked again), ``http_client`` (JSON over HTTP), ``hub``
 (a model hub); and ``pyfunc_model``, whose name every registered model holds.
 """

@@ -12,7 +12,7 @@ import httpx
 from pydantic import SecretStr
 from tenacity import RetryCallState
 
-from rlhf_core.adapters.patience import error_of, ever_longer, repeat_while
+from rlhf_core.adapters.retries import backoff, error_of, retry_while
 from rlhf_core.adapters.retry_headers import BUSY, asked_to_wait
 from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.errors import ConfigError, LabelError, QuestionRefusedError
@@ -83,7 +83,7 @@ def readable_key(variable: str, key: SecretStr) -> str:
     return text
 
 
-class LabelServer:
+class JsonClient:
     """One server, with its credentials; may be used from several threads."""
 
     def __init__(
@@ -150,7 +150,7 @@ class LabelServer:
             )
 
         try:
-            return repeat_while(
+            return retry_while(
                 lambda error: isinstance(error, _PassingError),
                 attempt,
                 patience=self._patience,
@@ -167,7 +167,7 @@ class LabelServer:
             raise lost from error
 
     def _announce(self, _: BaseException, wait: float) -> None:
-        logger.warning("label_server_lost where=%s retry_in_seconds=%.1f", self.place, wait)
+        logger.warning("endpoint_unavailable where=%s retry_in_seconds=%.1f", self.place, wait)
 
     def stop(self) -> None:
         """Let requests that wait for another attempt end at once."""
@@ -177,7 +177,7 @@ class LabelServer:
         """Close its connections."""
         self._client.close()
 
-    def __enter__(self) -> "LabelServer":
+    def __enter__(self) -> "JsonClient":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -244,10 +244,10 @@ def _answered(answer: httpx.Response | None, error: LabelError) -> LabelError:
 
 
 def _waits(state: RetryCallState) -> float:
-    """Pause ever longer, not all at once, and at least as long as the server asks."""
+    """Back off exponentially with jitter, and at least as long as the server asks."""
     error = error_of(state)
     asked = error.asked_to_wait if isinstance(error, _PassingError) else 0.0
-    pause = ever_longer(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)(state)
+    pause = backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)(state)
     return max(pause * random.uniform(0.5, 1.0), asked)
 
 

@@ -98,7 +98,7 @@ def _with_words(value: Any) -> Any:
     for key, side in value.items():
         word = key if isinstance(key, str) else word_of(key)
         if words.get(word, side) != side:
-            raise ValueError(f"{word!r} is there twice, as {words[word]!r} and as {side!r}")
+            raise ValueError(f"{word!r} is duplicated, as {words[word]!r} and as {side!r}")
         words[word] = side
     return words
 
@@ -202,7 +202,7 @@ class VotesConfig(Section):
     """How votes become preferences, and how annotators are watched."""
 
     method: Literal["majority", "dawid_skene", "mace"] = "majority"
-    """majority counts heads; the others weigh annotators by their record (docs/data.md)."""
+    """majority counts votes; the others weigh annotators by their record (docs/data.md)."""
     exclude: tuple[str, ...] = ()
     """Annotators whose votes do not count; one who never voted is an error."""
     num_resamples: Annotated[Resamples, Field(ge=80)] = 1_000

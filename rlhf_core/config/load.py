@@ -197,7 +197,7 @@ RESULT_NEUTRAL: dict[str, Any] = {
 """Settings that decide nothing of a run: no stage reads ``feedback``, the checkpoints of one that
 has finished or earlier runs that are deleted, how many processes share the work changes rounding
 alone, how long a term of the reward is waited for decides no score, and where an engine is no
-response. They may change while a run is gone on with."""
+response. They may change when a run is resumed."""
 
 
 def config_digest(config: PipelineConfig) -> str:

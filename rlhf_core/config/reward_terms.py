@@ -11,7 +11,7 @@ RUN_REWARD = "run"
 
 
 PATIENCE_OF_TERMS = {"time_limit", "timeout_seconds", "patience_seconds", "batch_size"}
-"""Settings of terms that decide no score: they may change while a run is gone on with."""
+"""Settings of terms that decide no score: they may change when a run is resumed."""
 
 
 class RewardTermConfig(Section):

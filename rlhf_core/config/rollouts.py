@@ -15,7 +15,7 @@ PATIENCE_OF_ENGINES = {
     "timeout_seconds",
     "patience_seconds",
 }
-"""Settings that decide no response: they may change while a run is gone on with."""
+"""Settings that decide no response: they may change when a run is resumed."""
 
 
 class OwnRolloutsConfig(Section):

@@ -90,7 +90,7 @@ class LmEvalSuiteConfig(Section):
             if not task.strip():
                 raise ValueError("an empty name; expected a task's name or its file (.yaml)")
             if tasks.count(task) > 1:
-                raise ValueError(f"{task!r} is there twice")
+                raise ValueError(f"{task!r} is duplicated")
         return tasks
 
     def gates_part(self, tag: str) -> bool:

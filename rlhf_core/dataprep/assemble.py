@@ -140,7 +140,7 @@ class PreparedFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Workbench:
+class PreparationContext:
     """Where rows go, and what decides it."""
 
     files: PreparedFiles
@@ -176,62 +176,62 @@ class WrittenPair:
     """Whether another pair may have the same prompt and winner; if not, none has."""
 
 
-def write_pairs(intake: Intake, bench: Workbench) -> Iterator[WrittenPair]:
+def write_pairs(intake: Intake, context: PreparationContext) -> Iterator[WrittenPair]:
     """Write every comparison that stays as a pair, and yield it."""
     entries = intake.entries
-    has_like = entries.with_a_like_answer()
+    has_like = entries.sharing_prompt_and_winner()
     lines = zip(range(len(entries)), iterate_fields(intake.spill), strict=True)
     for number, (line, item) in tqdm(
         lines, total=len(entries), desc="writing pairs", unit=" rows", disable=None
     ):
         dialogue, reason = entries.dialogue(number), entries.reason(number)
-        side = bench.splitter.side(dialogue)
+        side = context.splitter.side(dialogue)
         if reason is not None:
             entry, row_id = entries[number], item["comparison_id"]
             text = line.decode().removesuffix("\n")
             row = FilteredRow(reason, entry.source, entry.line, text, row_id, entry.detail)
-            bench.quarantine.add("preferences", row)
+            context.quarantine.add("preferences", row)
             continue
         if number in intake.pooled:
             item["votes"] = [vote.model_dump() for vote in intake.pooled[number]]
-        pair, half = resolve(item, entries.a_beats_b[number]), bench.splitter.half(dialogue)
-        bench.files.add_pair(pair, dialogue, half, side)
-        bench.quarantine.keep("preferences")
+        pair, half = resolve(item, entries.a_beats_b[number]), context.splitter.half(dialogue)
+        context.files.add_pair(pair, dialogue, half, side)
+        context.quarantine.keep("preferences")
         prompt, is_like = entries.prompt(number), bool(has_like[number])
         yield WrittenPair(pair, prompt, dialogue, half, side, is_like)
 
 
 def write_demonstrations(
-    rows: Iterable[tuple[int, Demonstration | FilteredRow]], bench: Workbench
+    rows: Iterable[tuple[int, Demonstration | FilteredRow]], context: PreparationContext
 ) -> None:
     """Write the demonstrations of a file of their own."""
     seen: set[Key] = set()
     for line, item in tqdm(rows, desc="demonstrations", unit=" rows", disable=None):
         if isinstance(item, FilteredRow):
-            bench.quarantine.add("demonstrations", item)
+            context.quarantine.add("demonstrations", item)
             continue
         key, dialogue = prompt_keys(item.prompt)
         whole = key + response_key(item.response)
-        side = bench.splitter.side(dialogue)
-        problem = _demonstration_problem(item, bench)
-        if problem is None and dialogue in bench.splitter.reserved:
+        side = context.splitter.side(dialogue)
+        problem = _demonstration_problem(item, context)
+        if problem is None and dialogue in context.splitter.reserved:
             problem = "prompt_is_heldout", ""
         elif problem is None and whole in seen:
             problem = "exact_duplicate", ""
-        elif problem is None and bench.gives_away(item.prompt, side):
+        elif problem is None and context.gives_away(item.prompt, side):
             problem = "prompt_near_heldout", ""
         if problem is not None:
             row = _aside(problem, item.source, line, item, item.demonstration_id)
-            bench.quarantine.add("demonstrations", row)
+            context.quarantine.add("demonstrations", row)
             continue
         seen.add(whole)
-        bench.files.add_demonstration(item, dialogue, side)
-        bench.quarantine.keep("demonstrations")
+        context.files.add_demonstration(item, dialogue, side)
+        context.quarantine.keep("demonstrations")
 
 
 def write_derived(
     batches: Iterable[Sequence[WrittenPair]],
-    bench: Workbench,
+    context: PreparationContext,
     *,
     demonstrations: bool,
     prompts: bool,
@@ -246,12 +246,12 @@ def write_derived(
         fresh: list[tuple[WrittenPair, Side]] = []
         for row in batch:
             if demonstrations and not (row.has_like and _is_repeat(row, seen)):
-                _write_derived_demonstration(row, bench)
-            side = bench.splitter.prompt_side(row.dialogue)
+                _write_derived_demonstration(row, context)
+            side = context.splitter.prompt_side(row.dialogue)
             if prompts and row.prompt not in seen and side is not None:
                 seen.add(row.prompt)
                 fresh.append((row, side))
-        _write_derived_prompts(fresh, bench)
+        _write_derived_prompts(fresh, context)
 
 
 def _is_repeat(row: WrittenPair, seen: set[Key]) -> bool:
@@ -262,104 +262,106 @@ def _is_repeat(row: WrittenPair, seen: set[Key]) -> bool:
     return is_known
 
 
-def _write_derived_demonstration(row: WrittenPair, bench: Workbench) -> None:
+def _write_derived_demonstration(row: WrittenPair, context: PreparationContext) -> None:
     demonstration = Demonstration(
         demonstration_id=row.pair.comparison_id,
         prompt=row.pair.prompt,
         response=row.pair.chosen,
         source=row.pair.source,
     )
-    bench.files.add_demonstration(demonstration, row.dialogue, row.side)
+    context.files.add_demonstration(demonstration, row.dialogue, row.side)
 
 
-def _write_derived_prompts(rows: Sequence[tuple[WrittenPair, Side]], bench: Workbench) -> None:
+def _write_derived_prompts(
+    rows: Sequence[tuple[WrittenPair, Side]], context: PreparationContext
+) -> None:
     """Write pairs' prompts, but those behind which an answer would find no room."""
-    problems = bench.rules.room_problems([row.pair.prompt for row, _ in rows])
+    problems = context.rules.room_problems([row.pair.prompt for row, _ in rows])
     for (row, side), problem in zip(rows, problems, strict=True):
         prompt = Prompt(prompt_id=row.pair.comparison_id, prompt=row.pair.prompt)
         if problem is None:
-            bench.files.add_prompt(prompt, row.dialogue, side)
-            bench.quarantine.keep("prompts_of_pairs")
+            context.files.add_prompt(prompt, row.dialogue, side)
+            context.quarantine.keep("prompts_of_pairs")
         else:
             aside = _aside(problem, row.pair.source, 0, prompt, prompt.prompt_id)
-            bench.quarantine.add("prompts_of_pairs", aside)
+            context.quarantine.add("prompts_of_pairs", aside)
 
 
 def write_prompts(
-    path: Path, rows: Iterable[tuple[int, Prompt | FilteredRow]], bench: Workbench
+    path: Path, rows: Iterable[tuple[int, Prompt | FilteredRow]], context: PreparationContext
 ) -> None:
     """Write the prompts to sample from; call it once pairs and demonstrations are written."""
     seen: set[Key] = set()
     for line, item in tqdm(rows, desc="prompts", unit=" rows", disable=None):
         if isinstance(item, FilteredRow):
-            bench.quarantine.add("prompts", item)
+            context.quarantine.add("prompts", item)
             continue
         key, dialogue = prompt_keys(item.prompt)
-        problem = _prompt_problem(item, bench)
-        side = bench.splitter.prompt_side(dialogue)
+        problem = _prompt_problem(item, context)
+        side = context.splitter.prompt_side(dialogue)
         if problem is None and key in seen:
             problem = "exact_duplicate", ""
-        elif problem is None and side is not None and bench.gives_away(item.prompt, side):
+        elif problem is None and side is not None and context.gives_away(item.prompt, side):
             problem = "prompt_near_heldout", ""
         if problem is not None or side is None:
-            problem = problem or bench.splitter_problem(dialogue)
+            problem = problem or context.splitter_problem(dialogue)
             row = _aside(problem, source_name(path), line, item, item.prompt_id)
-            bench.quarantine.add("prompts", row)
+            context.quarantine.add("prompts", row)
             continue
         seen.add(key)
-        bench.files.add_prompt(item, dialogue, side)
-        bench.quarantine.keep("prompts")
+        context.files.add_prompt(item, dialogue, side)
+        context.quarantine.keep("prompts")
 
 
 def write_heldout_prompts(
-    path: Path, rows: Iterable[tuple[int, Prompt | FilteredRow]], bench: Workbench
+    path: Path, rows: Iterable[tuple[int, Prompt | FilteredRow]], context: PreparationContext
 ) -> None:
     """Write the prompts only evaluation reads; their dialogues are reserved: call it first."""
     seen: set[Key] = set()
     for line, item in rows:
         if isinstance(item, FilteredRow):
-            bench.quarantine.add("heldout_prompts", item)
+            context.quarantine.add("heldout_prompts", item)
             continue
         key, dialogue = prompt_keys(item.prompt)
-        problem = _prompt_problem(item, bench)
+        problem = _prompt_problem(item, context)
         if problem is None and key in seen:
             problem = "exact_duplicate", ""
         if problem is not None:
             row = _aside(problem, source_name(path), line, item, item.prompt_id)
-            bench.quarantine.add("heldout_prompts", row)
+            context.quarantine.add("heldout_prompts", row)
             continue
         seen.add(key)
-        bench.splitter.reserved.add(dialogue)
-        if bench.heldout is not None:
-            bench.heldout.add(prompt_signatures(item.prompt))
-        bench.files.add_prompt(item, dialogue, "heldout")
-        bench.quarantine.keep("heldout_prompts")
+        context.splitter.reserved.add(dialogue)
+        if context.heldout is not None:
+            context.heldout.add(prompt_signatures(item.prompt))
+        context.files.add_prompt(item, dialogue, "heldout")
+        context.quarantine.keep("heldout_prompts")
 
 
 def index_heldout(
     rows: Iterable[tuple[int, Demonstration | Prompt | UnpairedExample | FilteredRow]],
-    bench: Workbench,
+    context: PreparationContext,
 ) -> None:
     """Let the held-out prompts among ``rows`` guard against near repeats in training."""
-    if bench.heldout is None:
+    if context.heldout is None:
         return
     for _, item in rows:
         if isinstance(item, FilteredRow):
             continue
-        if bench.splitter.side(dialogue_key(item.prompt)) == "heldout":
-            bench.heldout.add(prompt_signatures(item.prompt))
+        if context.splitter.side(dialogue_key(item.prompt)) == "heldout":
+            context.heldout.add(prompt_signatures(item.prompt))
 
 
-def _demonstration_problem(item: Demonstration, bench: Workbench) -> Problem | None:
+def _demonstration_problem(item: Demonstration, context: PreparationContext) -> Problem | None:
     reason: Reason | None = prompt_problem(item.prompt)
     if reason is None and not item.response.strip():
         reason = "empty_response"
-    return (reason, "") if reason else bench.rules.problem(item.prompt, [item.response])
+    return (reason, "") if reason else context.rules.problem(item.prompt, [item.response])
 
 
-def _prompt_problem(item: Prompt, bench: Workbench) -> Problem | None:
+def _prompt_problem(item: Prompt, context: PreparationContext) -> Problem | None:
     reason = prompt_problem(item.prompt)
-    return (reason, "") if reason else bench.rules.prompt_problem(item.prompt)
+    return (reason, "") if reason else context.rules.prompt_problem(item.prompt)
 
 
 def _aside(problem: Problem, source: str, line: int, item: Record, row_id: str) -> FilteredRow:

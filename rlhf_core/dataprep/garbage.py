@@ -9,7 +9,7 @@ _MORE = 200_000
 
 
 @contextmanager
-def seldom_collected() -> Iterator[None]:
+def gc_threshold_raised() -> Iterator[None]:
     """Search for cyclic garbage when many objects are left over, and not whenever rows passed.
 
     Rows form no cycles and go when nobody needs them any more. But as there are many, they make

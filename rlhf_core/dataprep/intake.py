@@ -71,7 +71,7 @@ class Intake:
     reliability: dict[str, float] = field(default_factory=dict)
     """Of each annotator, once it is decided who won."""
     num_decided_by_heads: int | None = None
-    """Comparisons on which nobody with a record voted; None where heads decide all."""
+    """Comparisons on which nobody with a record voted; None where majority votes decide all."""
 
     def add(self, item: Comparison, entry: Entry, num_repeated_votes: int = 0) -> None:
         """Keep one comparison and what is known of it.
@@ -96,7 +96,7 @@ class Intake:
             entry.pair.hex(),
         )
 
-    def sign(self, items: Sequence[Comparison], entries: Sequence[Entry]) -> None:
+    def add_signatures(self, items: Sequence[Comparison], entries: Sequence[Entry]) -> None:
         """Keep what tells comparisons, their prompts and dialogues from ones nearly like them."""
         if self.signatures is not None:
             rows = zip(items, entries, strict=True)
@@ -109,7 +109,7 @@ class Intake:
             )
 
 
-def take_in(
+def ingest(
     items: Iterable[Comparison | FilteredRow],
     intake: Intake,
     quarantine: Quarantine,
@@ -140,7 +140,7 @@ def take_in(
                 else:
                     kept.append(_without_votes_of(excluded, item, intake.excluded_votes))
             entries = _screen(kept, rules, intake.token_losses)
-            intake.sign(kept, entries)
+            intake.add_signatures(kept, entries)
             for item, entry in zip(kept, entries, strict=True):
                 votes = votes_once(item.votes)
                 num_repeated = len(item.votes) - len(votes)

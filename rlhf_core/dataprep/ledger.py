@@ -193,14 +193,14 @@ class Ledger:
         rows: list[int] = np.flatnonzero(self.have(None)).tolist()
         return rows
 
-    def with_a_twin(self) -> list[int]:
+    def duplicated_pairs(self) -> list[int]:
         """Return the rows that stay and may have the pair of another one; of others none has."""
         rows = np.flatnonzero(self.have(None))
         begin = np.frombuffer(self._pairs, dtype=np.uint64)[:: _KEY_BYTES // 8][rows]
-        twins: list[int] = rows[_are_repeated(begin)].tolist()
-        return twins
+        duplicated: list[int] = rows[_are_repeated(begin)].tolist()
+        return duplicated
 
-    def with_a_like_answer(self) -> NDArray[np.bool_]:
+    def sharing_prompt_and_winner(self) -> NDArray[np.bool_]:
         """[N] rows that stay, whose prompt and winner another one may have; no others do."""
         rows = np.flatnonzero(self.have(None))
         is_b = np.array(self.a_beats_b)[rows] <= 0.5

@@ -9,7 +9,7 @@ from typing import IO
 from tqdm import tqdm
 
 from rlhf_core.config.dpo import balancing_weights
-from rlhf_core.dataprep.assemble import Workbench
+from rlhf_core.dataprep.assemble import PreparationContext
 from rlhf_core.dataprep.cleaning.near import near_duplicates
 from rlhf_core.dataprep.cleaning.prompt_index import prompt_text
 from rlhf_core.dataprep.cleaning.rules import Problem
@@ -70,9 +70,9 @@ def _named(counts: Counter[bool]) -> dict[str, int]:
     return {"good": counts[True], "bad": counts[False]}
 
 
-def judged_dialogues(entries: Ledger, bench: Workbench) -> set[DialogueKey]:
+def judged_dialogues(entries: Ledger, context: PreparationContext) -> set[DialogueKey]:
     """Return the dialogues whose pairs train the judge; of near ones the one that decides."""
-    splitter = bench.splitter
+    splitter = context.splitter
     return {
         splitter.deciding(dialogue)
         for dialogue in map(entries.dialogue, entries.staying())
@@ -89,7 +89,7 @@ class _Spilled(Record):
 
 def write_unpaired(
     rows: Rows,
-    bench: Workbench,
+    context: PreparationContext,
     judged: Set[DialogueKey],
     near_threshold: float | None,
     spill: Path,
@@ -98,7 +98,7 @@ def write_unpaired(
 
     Args:
         rows: as they are read.
-        bench: where rows go.
+        context: where rows go.
         judged: what ``judged_dialogues`` returned; no such row may train the policy.
         near_threshold: similarity from which two rows of one label are the same; None looks for
             equal ones alone.
@@ -109,20 +109,20 @@ def write_unpaired(
     """
     labels = LabelCounts()
     with spill.open("wb") as stream:
-        problems = _screen(_spilling(rows, bench, stream), bench, judged, near_threshold)
+        problems = _screen(_spilling(rows, context, stream), context, judged, near_threshold)
     spilled = iterate_records(spill, _Spilled)
     kept = tqdm(spilled, desc="writing unpaired", unit=" rows", disable=None)
     for (line, item), problem in zip(map(_parts, kept), problems, strict=True):
         if problem is None:
             dialogue = prompt_keys(item.prompt)[1]
-            side = bench.splitter.side(dialogue)
-            bench.files.add_unpaired(item, dialogue, side)
+            side = context.splitter.side(dialogue)
+            context.files.add_unpaired(item, dialogue, side)
             labels.add(item, side)
-            bench.quarantine.keep("unpaired")
+            context.quarantine.keep("unpaired")
             continue
         record = item.model_dump_json()
         row = FilteredRow(problem[0], item.source, line, record, item.example_id, problem[1])
-        bench.quarantine.add("unpaired", row)
+        context.quarantine.add("unpaired", row)
     spill.unlink()
     return labels
 
@@ -131,11 +131,13 @@ def _parts(spilled: _Spilled) -> tuple[int, UnpairedExample]:
     return spilled.line, spilled.example
 
 
-def _spilling(rows: Rows, bench: Workbench, stream: IO[bytes]) -> Iterator[UnpairedExample]:
+def _spilling(
+    rows: Rows, context: PreparationContext, stream: IO[bytes]
+) -> Iterator[UnpairedExample]:
     """Yield the examples, written down for the second pass; what cannot be read goes aside."""
     for line, item in tqdm(rows, desc="unpaired", unit=" rows", disable=None):
         if isinstance(item, FilteredRow):
-            bench.quarantine.add("unpaired", item)
+            context.quarantine.add("unpaired", item)
             continue
         stream.write(_Spilled(line=line, example=item).model_dump_json().encode() + b"\n")
         yield item
@@ -143,7 +145,7 @@ def _spilling(rows: Rows, bench: Workbench, stream: IO[bytes]) -> Iterator[Unpai
 
 def _screen(
     examples: Iterable[UnpairedExample],
-    bench: Workbench,
+    context: PreparationContext,
     judged: Set[DialogueKey],
     near_threshold: float | None,
 ) -> list[Problem | None]:
@@ -151,8 +153,8 @@ def _screen(
     seen = _Seen(near_threshold)
     problems: list[Problem | None] = []
     for batch in batched(examples):
-        for item, problem in zip(batch, _problems_alone(batch, bench), strict=True):
-            problem = problem or _split_problem(item, bench, judged)
+        for item, problem in zip(batch, _problems_alone(batch, context), strict=True):
+            problem = problem or _split_problem(item, context, judged)
             if problem is None:
                 seen.add(len(problems), item)
             problems.append(problem)
@@ -161,7 +163,9 @@ def _screen(
     return problems
 
 
-def _problems_alone(items: Sequence[UnpairedExample], bench: Workbench) -> list[Problem | None]:
+def _problems_alone(
+    items: Sequence[UnpairedExample], context: PreparationContext
+) -> list[Problem | None]:
     """Return what is wrong with each example by itself; the rules are asked about sound ones."""
     found: list[Problem | None] = []
     for item in items:
@@ -172,21 +176,21 @@ def _problems_alone(items: Sequence[UnpairedExample], bench: Workbench) -> list[
     sound = [
         (item.prompt, (item.response,)) for item, bad in zip(items, found, strict=True) if not bad
     ]
-    rest = iter(bench.rules.problems(sound))
+    rest = iter(context.rules.problems(sound))
     return [problem or next(rest) for problem in found]
 
 
 def _split_problem(
-    item: UnpairedExample, bench: Workbench, judged: Set[DialogueKey]
+    item: UnpairedExample, context: PreparationContext, judged: Set[DialogueKey]
 ) -> Problem | None:
     """Return why an example would give away what is held out or what the judge learns."""
     dialogue = prompt_keys(item.prompt)[1]
-    if dialogue in bench.splitter.reserved:
+    if dialogue in context.splitter.reserved:
         return "prompt_is_heldout", ""
-    side = bench.splitter.side(dialogue)
-    if bench.gives_away(item.prompt, side):
+    side = context.splitter.side(dialogue)
+    if context.gives_away(item.prompt, side):
         return "prompt_near_heldout", ""
-    if side == "train" and bench.splitter.deciding(dialogue) in judged:
+    if side == "train" and context.splitter.deciding(dialogue) in judged:
         return "prompt_trains_judge", "the judge learns from pairs of this dialogue"
     return None
 

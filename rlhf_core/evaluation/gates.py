@@ -232,7 +232,7 @@ def _asks_about_champion(gate: GateConfig) -> bool:
     return gate.metric.removeprefix("policy/") in CHAMPION_METRICS
 
 
-WORN_OUT = 2.0
+EXHAUSTED_WIDTH = 2.0
 """Intervals so many times as wide as at a first look: as if a quarter of the prompts were left."""
 RENEW = (
     "give it held-out prompts of which most are new: another data.prompts.heldout_path, or new "
@@ -246,7 +246,7 @@ def width_at(look: Look) -> float:
 
 
 def describe_look(look: Look) -> str:
-    """Say which look it is, what that costs, and whether the set is worn out."""
+    """Say which look it is, what that costs, and whether the test set's budget is exhausted."""
     width = width_at(look)
     text = f"look {look.number} at held-out prompts {look.held_out[:12]}"
     if look.number > 1:
@@ -254,7 +254,9 @@ def describe_look(look: Look) -> str:
             f": intervals are {width:.2f} times as wide as at the first, as of "
             f"{100 / width**2:.0f}% of the prompts"
         )
-    return text + (f". The set is worn out; {RENEW}" if width >= WORN_OUT else "")
+    return text + (
+        f". The test set's budget is exhausted; {RENEW}" if width >= EXHAUSTED_WIDTH else ""
+    )
 
 
 def gate_name(gate: GateConfig) -> str:

@@ -126,7 +126,7 @@ def load_tasks(suite: LmEvalSuiteConfig) -> list[HarnessTask]:
         loaded = _from_file(entry, where) if is_file(entry) else _by_name(entry, where)
         for name, task in loaded.items():
             if name in found:
-                raise ConfigError(f"{where}: {name} is there twice; name each task once")
+                raise ConfigError(f"{where}: {name} is duplicated; name each task once")
             found[name] = _checked(suite, entry, name, task)
     return list(found.values())
 

@@ -116,7 +116,7 @@ def parse_object(text: str, *, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}")
     if not _is_all_of(text, value) and (key := _key_twice(text)) is not None:
-        raise DataError(f"{where}: the key {shorten(key)} stands there twice; leave one of them")
+        raise DataError(f"{where}: the key {shorten(key)} is duplicated; leave one of them")
     return value
 
 

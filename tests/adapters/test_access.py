@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_core.adapters.registry.access import check_access, require_release_rights
 from rlhf_core.adapters.registry.releases import Release
-from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.errors import RegistryError
 from tests.team import (
@@ -133,7 +133,7 @@ def test_a_refusal_in_the_middle_of_the_work_is_not_repeated(asked):
         mlflow_client().search_experiments()
 
     with pytest.raises(RegistryError, match="401"):
-        patiently("asking", call, patience=600)
+        with_retries("asking", call, patience=600)
     assert len(calls) == 1
 
 

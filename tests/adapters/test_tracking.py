@@ -11,7 +11,7 @@ import pytest
 from mlflow.exceptions import RestException
 
 from rlhf_core.adapters.registry.registry import register_model, resolve_model
-from rlhf_core.adapters.tracking.mlflow_client import check_server, mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import check_server, mlflow_client, with_retries
 from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
 from rlhf_core.config import config_digest
 from rlhf_core.errors import RegistryError, StorageError
@@ -222,7 +222,7 @@ def test_a_server_whose_disk_is_full_is_named_and_not_waited_for(monkeypatch, an
         "opening: MLflow at https://mlflow.example.org cannot write: No space left on device; free"
     )
     with pytest.raises(RegistryError, match=said):
-        patiently("opening", refuse)
+        with_retries("opening", refuse)
 
 
 def test_a_finished_stage_run_again_gets_a_run_of_its_own(mlflow_home, config, context):

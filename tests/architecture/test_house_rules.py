@@ -170,7 +170,7 @@ def test_the_flows_are_imported_by_the_name_they_are_installed_under(trees):
 OWNERS = {
     "fcntl": set(),
     "filelock": {"rlhf_core/storage/locks.py"},
-    "tenacity": {"rlhf_core/adapters/patience.py", "rlhf_core/adapters/http_client.py"},
+    "tenacity": {"rlhf_core/adapters/retries.py", "rlhf_core/adapters/http_client.py"},
 }
 """Libraries that one place wraps for all; http_client shapes the waits that its servers ask for."""
 

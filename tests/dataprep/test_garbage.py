@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from rlhf_core.dataprep.garbage import seldom_collected
+from rlhf_core.dataprep.garbage import gc_threshold_raised
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def searches():
 
 
 def test_rows_that_go_by_themselves_make_nothing_be_searched(searches):
-    with seldom_collected():
+    with gc_threshold_raised():
         for _ in range(100):
             [{"row": [number]} for number in range(1_000)]
     assert searches == []
@@ -39,7 +39,7 @@ def test_rows_that_go_by_themselves_make_nothing_be_searched(searches):
 
 
 def test_what_refers_to_itself_is_found_all_the_same(searches):
-    with seldom_collected():
+    with gc_threshold_raised():
         for _ in range(300_000):
             cycle = []
             cycle.append(cycle)
@@ -47,13 +47,13 @@ def test_what_refers_to_itself_is_found_all_the_same(searches):
 
 
 def test_thresholds_are_as_before_whatever_happens():
-    with pytest.raises(ValueError, match="broken"), seldom_collected(), seldom_collected():
+    with pytest.raises(ValueError, match="broken"), gc_threshold_raised(), gc_threshold_raised():
         raise ValueError("broken")
     assert gc.get_threshold() == (700, 10, 10)
 
 
 def test_who_switched_the_search_off_finds_it_off():
     gc.set_threshold(0, 10, 10)
-    with seldom_collected():
+    with gc_threshold_raised():
         assert gc.get_threshold()[0] == 0
     assert gc.get_threshold()[0] == 0

@@ -5,7 +5,7 @@ import pytest
 from rlhf_core.config import VotesConfig
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import RowRules
-from rlhf_core.dataprep.intake import Intake, take_in
+from rlhf_core.dataprep.intake import Intake, ingest
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Comparison, Message, Vote
 from rlhf_core.stages.preparation.report import describe_agreement
@@ -24,7 +24,7 @@ def taken_in(folder, *ballots: str, excluded: frozenset[str]) -> Intake:
     ]
     intake = Intake(folder / "spill.jsonl")
     with Quarantine(folder / "quarantine.parquet") as quarantine:
-        take_in(items, intake, quarantine, RowRules(), excluded=excluded)
+        ingest(items, intake, quarantine, RowRules(), excluded=excluded)
     return intake
 
 

@@ -33,7 +33,7 @@ LINES = {
     "[1]": ("broken_row", "expected a JSON object, found list"),
     '{"prompt": "Q?", "chosen": "x", "chosen": "y", "rejected": "z"}': (
         "broken_row",
-        "the key 'chosen' stands there twice",
+        "the key 'chosen' is duplicated",
     ),
     '{"prompt": "\\ud800", "chosen": "x", "rejected": "y"}': ("broken_row", "broken JSON"),
     '{"prompt": "Q?", "chosen": "x", "rejected": "y",}': ("broken_row", "broken JSON"),

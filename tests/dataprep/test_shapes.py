@@ -362,7 +362,7 @@ def test_every_number_of_a_scale_may_be_mapped(write_jsonl):
 
 
 def test_one_label_cannot_stand_for_two_sides():
-    with pytest.raises(ValueError, match="'0' is there twice, as 'a' and as 'b'"):
+    with pytest.raises(ValueError, match="'0' is duplicated, as 'a' and as 'b'"):
         SourceConfig(path="x.csv", choices={0: "a", "0": "b"})
 
 

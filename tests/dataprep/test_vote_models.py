@@ -6,7 +6,7 @@ import pytest
 from rlhf_core.dataprep.votes.vote_models import (
     MODELS,
     dawid_skene,
-    decided_by_heads,
+    decided_by_majority,
     mace,
     majority,
 )
@@ -78,10 +78,10 @@ def test_which_side_was_called_a_changes_no_bit(name, votes_each):
 def test_where_everybody_has_few_votes_heads_decide(name):
     ballots, _ = crowd(400, 5)
     table = table_of(ballots)
-    assert decided_by_heads(table, len(ballots), 20) == len(ballots)
+    assert decided_by_majority(table, len(ballots), 20) == len(ballots)
     beats, tied = decide(fitted(name, ballots))
-    by_heads, tied_by_heads = decide(majority(table, len(ballots)))
-    np.testing.assert_array_equal(tied, tied_by_heads)
+    by_heads, tied_by_majority = decide(majority(table, len(ballots)))
+    np.testing.assert_array_equal(tied, tied_by_majority)
     np.testing.assert_array_equal((beats > 0.5)[~tied], (by_heads > 0.5)[~tied])
 
 
@@ -90,7 +90,7 @@ def test_one_person_with_a_record_is_enough_for_the_model_to_decide():
     known = [
         [*answers, ("regular", "a")] if row < 20 else answers for row, answers in enumerate(ballots)
     ]
-    assert decided_by_heads(table_of(known), len(known), 20) == len(known) - 20
+    assert decided_by_majority(table_of(known), len(known), 20) == len(known) - 20
 
 
 @pytest.mark.parametrize("votes_each", [5, 20, 60])

@@ -345,11 +345,11 @@ def test_a_gate_on_a_slice_of_what_has_none_is_refused():
         GatesConfig(sft=(), reward=(), policy=(gate,))
 
 
-@pytest.mark.parametrize(("number", "worn"), [(1, False), (2, False), (17, False), (18, True)])
-def test_a_set_is_worn_out_when_intervals_are_twice_as_wide(number, worn):
+@pytest.mark.parametrize(("number", "exhausted"), [(1, False), (2, False), (17, False), (18, True)])
+def test_a_budget_is_exhausted_when_intervals_are_twice_as_wide(number, exhausted):
     look = Look(entry="models:/rlhf-looks/1", held_out="h" * 64, number=number)
     said = describe_look(look)
-    assert ("The set is worn out; give it held-out prompts" in said) is worn
+    assert ("The test set's budget is exhausted; give it held-out prompts" in said) is exhausted
     assert said.startswith(f"look {number} at held-out prompts hhhh")
     assert ("times as wide" in said) is (number > 1)
 

@@ -226,7 +226,7 @@ def test_a_file_that_is_no_task_is_refused(tmp_path, text):
 def test_a_missing_file_and_one_task_twice_are_named(task_file, tmp_path):
     with pytest.raises(ConfigError, match=r"gone\.yaml cannot be read: No such file"):
         load_tasks(suite(tmp_path / "gone.yaml"))
-    with pytest.raises(ConfigError, match="opening is there twice"):
+    with pytest.raises(ConfigError, match="opening is duplicated"):
         load_tasks(suite(task_file(), task_file("again.yaml")))
 
 
@@ -251,7 +251,7 @@ def test_without_the_package_its_extra_is_named(task_file, monkeypatch):
     ("settings", "said"),
     [
         ({"tasks": []}, "at least one task"),
-        ({"tasks": ["a", "a"]}, "'a' is there twice"),
+        ({"tasks": ["a", "a"]}, "'a' is duplicated"),
         ({"tasks": " "}, "an empty name"),
         ({"tasks": "a", "limit": 0}, "limit"),
         ({"tasks": "a", "path": "x"}, "path"),

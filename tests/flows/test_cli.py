@@ -369,7 +369,7 @@ def test_a_command_that_is_stopped_before_its_run_begins_says_so(typed, config_p
     ids=["Ctrl-C", "SIGTERM"],
 )
 def test_an_interruption_at_start_up_shows_no_traceback(stop, status, tmp_path):
-    """Ctrl-C is pressed while the front door is imported."""
+    """Ctrl-C is pressed while the command line is imported."""
     (tmp_path / "typer.py").write_text(f"{stop}\n")
     done = subprocess.run(
         [sys.executable, "-c", "from rlhf_flows.commands.start import main; main()", "--help"],

@@ -14,12 +14,12 @@ import tenacity
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Scheduled
 
-from rlhf_core.adapters import patience
+from rlhf_core.adapters import retries
 from rlhf_core.errors import OrchestrationError
 from rlhf_flows import promotion
 from rlhf_flows.engine import remote
 from rlhf_flows.engine.environment import CLIENT_RETRIES
-from rlhf_flows.engine.lost_server import PATIENCE_SECONDS, patiently
+from rlhf_flows.engine.lost_server import PATIENCE_SECONDS, with_retries
 
 NUM_REFUSALS = 3
 
@@ -29,7 +29,7 @@ def clock(monkeypatch):
     """Time passes only where somebody sleeps; returns the pauses."""
     pauses = []
     clock = SimpleNamespace(sleep=pauses.append, monotonic=lambda: sum(pauses))
-    monkeypatch.setattr(patience, "time", clock)
+    monkeypatch.setattr(retries, "time", clock)
     monkeypatch.setattr(tenacity, "time", clock)
     return pauses
 
@@ -66,13 +66,13 @@ def client(monkeypatch):
 
 
 def test_a_refused_call_is_repeated_after_ever_longer_pauses(clock):
-    assert patiently("asking", refusing(lambda: "answer")) == "answer"
+    assert with_retries("asking", refusing(lambda: "answer")) == "answer"
     assert clock == [0.5, 1.0, 2.0]
 
 
 def test_a_server_that_stays_lost_is_given_up_after_about_four_minutes(clock):
     with pytest.raises(httpx.ConnectError):
-        patiently("asking", refusing(lambda: "answer", 1000))
+        with_retries("asking", refusing(lambda: "answer", 1000))
     assert 200 < sum(clock) <= PATIENCE_SECONDS
     assert sum(2**attempt for attempt in range(1, CLIENT_RETRIES + 1)) == pytest.approx(
         PATIENCE_SECONDS, rel=0.1
@@ -97,7 +97,7 @@ def test_a_server_whose_database_is_gone_is_waited_for_alike(clock, status):
             raise answer
         return answer
 
-    assert patiently("asking", call) == "answer"
+    assert with_retries("asking", call) == "answer"
     assert clock == [0.5, 1.0]
 
 
@@ -114,13 +114,13 @@ def test_what_waiting_does_not_mend_is_not_waited_for(clock, status, kind, said)
         raise answering(status)
 
     with pytest.raises(kind, match=said):
-        patiently("asking", call)
+        with_retries("asking", call)
     assert clock == []
 
 
 def test_other_errors_are_not_repeated(clock):
     with pytest.raises(ZeroDivisionError):
-        patiently("asking", lambda: 1 / 0)
+        with_retries("asking", lambda: 1 / 0)
     assert clock == []
 
 
@@ -190,7 +190,7 @@ def test_a_new_client_of_prefect_itself_gets_through_to_a_server_that_comes_back
             servers.append(ThreadingHTTPServer(address, Runs))
             threading.Thread(target=servers[0].serve_forever, daemon=True).start()
 
-    monkeypatch.setattr(patience.time, "sleep", come_back)
+    monkeypatch.setattr(retries.time, "sleep", come_back)
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{address[1]}/api"}):
         assert remote._started(["key"]) == []
     (server,) = servers

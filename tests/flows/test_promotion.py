@@ -172,7 +172,7 @@ def test_a_question_that_takes_no_answer_is_failed_for_a_person_to_retry(ring, c
     *_, end = ring([Paused()] * 99, takes=[REJECT] * 99)
     assert end.is_failed()
     lines = [record.getMessage() for record in caplog.records]
-    assert len([line for line in lines if "hold_not_taken" in line and "no schema" in line]) == 1
+    assert len([line for line in lines if "hold_rejected" in line and "no schema" in line]) == 1
 
 
 @pytest.mark.parametrize("state", [Completed(), Scheduled(name="Resuming")])

@@ -253,7 +253,7 @@ def test_odd_rows_are_filtered_out_and_every_row_of_the_file_is_accounted_for(co
         402: "missing_column",
         403: "broken_row",
     }
-    assert "the key 'prompt' stands there twice" in kept[403]["detail"]
+    assert "the key 'prompt' is duplicated" in kept[403]["detail"]
     assert json.loads(kept[403]["row"]) == odd[2]
 
 

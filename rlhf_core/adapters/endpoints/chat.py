@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_core.adapters.http_client import (
     FixedKey,
-    LabelServer,
+    JsonClient,
     SystemRoleRefusedError,
     error_text,
     readable_key,
@@ -30,7 +30,7 @@ _REASONING = re.compile(r"\s*<think(?:ing)?>")
 class ChatEndpoint:
     """Answers conversations; may be used from several threads."""
 
-    def __init__(self, server: LabelServer, settings: AiLabelerConfig) -> None:
+    def __init__(self, server: JsonClient, settings: AiLabelerConfig) -> None:
         self._server = server
         self._settings = settings
         self._lock = threading.Lock()
@@ -159,7 +159,7 @@ def _text_of(message: Mapping[str, Any]) -> str:
 def open_chat(settings: AiLabelerConfig) -> Iterator[ChatEndpoint]:
     """Give the endpoint that the settings name, with the key of the environment."""
     key = load_settings().rlhf_judge_api_key
-    with LabelServer(
+    with JsonClient(
         settings.url,
         auth=None if key is None else FixedKey("Bearer", readable_key(_KEY, key)),
         variable=_KEY,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_core.adapters.http_client import FixedKey, LabelServer, readable_key
+from rlhf_core.adapters.http_client import FixedKey, JsonClient, readable_key
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import EndpointTermConfig
 from rlhf_core.errors import LabelError, RewardError
@@ -27,7 +27,7 @@ class RewardEndpoint:
         secret = load_settings().rlhf_reward_api_key
         auth = secret and FixedKey("Bearer", readable_key("RLHF_REWARD_API_KEY", secret))
         self._key, self._settings = key, settings
-        self._server = LabelServer(
+        self._server = JsonClient(
             settings.url,
             auth=auth or None,
             variable="RLHF_REWARD_API_KEY",

@@ -30,8 +30,8 @@ from rlhf_core.adapters.endpoints.vllm_answers import (
     excerpt,
     read_answer,
 )
-from rlhf_core.adapters.http_client import LabelServer
-from rlhf_core.adapters.patience import repeat_while
+from rlhf_core.adapters.http_client import JsonClient
+from rlhf_core.adapters.retries import retry_while
 from rlhf_core.config import OwnRolloutsConfig, VllmRolloutsConfig
 from rlhf_core.errors import LabelError, ModelError, RolloutError
 from rlhf_core.models import device_of, output_head, unwrapped
@@ -79,7 +79,7 @@ class VllmSampler:
     def __init__(self, settings: VllmRolloutsConfig) -> None:
         """Connect to nothing yet."""
         self._settings = settings
-        self._server = LabelServer(
+        self._server = JsonClient(
             settings.url,
             auth=None,
             variable=None,
@@ -102,7 +102,7 @@ class VllmSampler:
         """
         patience = min(FIRST_PATIENCE_SECONDS, self._settings.patience_seconds)
         timeout = min(FIRST_PATIENCE_SECONDS, self._settings.timeout_seconds)
-        with LabelServer(
+        with JsonClient(
             self._settings.url, auth=None, variable=None, timeout=timeout, patience=patience
         ) as server:
             listed = self._ask("GET", "v1/models", server=server)
@@ -190,7 +190,7 @@ class VllmSampler:
         def announce(error: BaseException, wait: float) -> None:
             logger.warning("rollouts_thrown_away retry_in_seconds=%.1f why=%s", wait, error)
 
-        return repeat_while(
+        return retry_while(
             lambda error: isinstance(error, OtherWeightsError),
             call,
             patience=self._settings.patience_seconds,
@@ -198,7 +198,7 @@ class VllmSampler:
         )
 
     def _ask(
-        self, method: str, path: str, *, json: Any = None, server: LabelServer | None = None
+        self, method: str, path: str, *, json: Any = None, server: JsonClient | None = None
     ) -> Any:
         try:
             return (server or self._server).request(method, path, json=json)
@@ -213,7 +213,7 @@ class VllmSampler:
             said = f"{said}. A server is started with: {start_line(self.port)}"
         return RolloutError(said)
 
-    def _weights_version(self, server: LabelServer | None = None) -> str | None:
+    def _weights_version(self, server: JsonClient | None = None) -> str | None:
         found = self._ask("GET", "weight_info", server=server)
         if not isinstance(found, dict) or "weight_version" not in found:
             raise RolloutError(f"{self._place}: /weight_info names no version: {excerpt(found)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from rlhf_core.adapters.http_client import FixedKey, LabelServer, readable_key
+from rlhf_core.adapters.http_client import FixedKey, JsonClient, readable_key
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.config import LabelStudioLabelerConfig
 from rlhf_core.errors import ConfigError, LabelError
@@ -19,7 +19,7 @@ _PAGE = 500
 class LabelStudio:
     """A server with its projects."""
 
-    def __init__(self, server: LabelServer) -> None:
+    def __init__(self, server: JsonClient) -> None:
         self._server = server
 
     @property
@@ -129,7 +129,7 @@ def open_label_studio(settings: LabelStudioLabelerConfig) -> Iterator[LabelStudi
             "feedback.labeler: Label Studio wants a token; make one under Account & Settings,"
             " Personal Access Token, and set LABEL_STUDIO_API_KEY"
         )
-    with LabelServer(
+    with JsonClient(
         settings.url,
         auth=_auth(settings.url, readable_key("LABEL_STUDIO_API_KEY", key)),
         variable="LABEL_STUDIO_API_KEY",

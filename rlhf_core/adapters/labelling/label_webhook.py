@@ -81,7 +81,10 @@ class WebhookReceiver:
         number = event.project.id
         collections = await run_in_threadpool(self._notice, number)
         if not collections:
-            raise ApiError(404, f"project.id: no collection of here was sent to project {number}")
+            raise ApiError(
+                404,
+                f"project.id: no collection of this project folder was sent to project {number}",
+            )
         said = {"status": "accepted", "collections": list(collections)}
         return JSONResponse(said, status_code=202)
 

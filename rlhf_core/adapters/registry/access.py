@@ -8,7 +8,7 @@ from rlhf_core.adapters.registry.release_aliases import champion_aliases, wanted
 from rlhf_core.adapters.registry.releases import ROLES, Release
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.adapters.tracking.earlier_run import experiment_id
-from rlhf_core.adapters.tracking.mlflow_client import check_server, mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import check_server, mlflow_client, with_retries
 from rlhf_core.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ def check_access(project: str, *, patience: float | None = None) -> None:
     if load_settings().embedded:
         check_server()
         return
-    patiently("asking MLflow", check_server, patience=patience)
+    with_retries("asking MLflow", check_server, patience=patience)
     what = f"project {project!r}"
-    patiently(f"opening {what}", lambda: _write_tags(project), patience=patience)
-    patiently(f"keeping files of {what}", lambda: _write_file(project), patience=patience)
+    with_retries(f"opening {what}", lambda: _write_tags(project), patience=patience)
+    with_retries(f"keeping files of {what}", lambda: _write_file(project), patience=patience)
 
 
 def require_release_rights(project: str, releases: tuple[Release, ...] = ()) -> None:
@@ -63,11 +63,11 @@ def require_release_rights(project: str, releases: tuple[Release, ...] = ()) -> 
     try:
         for name in [*names, f"{project}-release"]:
             what = f"moving a release, which changes {name}"
-            patiently(what, lambda n=name: _ask_to_change(client, n))  # type: ignore[misc]
+            with_retries(what, lambda n=name: _ask_to_change(client, n))  # type: ignore[misc]
         for role in _without_alias(project, releases):
             name = f"{project}-{role}"
             what = f"moving a release, which takes an alias of {name} away (permission MANAGE)"
-            patiently(what, lambda n=name: client.delete_registered_model_alias(n, NOTHING))  # type: ignore[misc]
+            with_retries(what, lambda n=name: client.delete_registered_model_alias(n, NOTHING))  # type: ignore[misc]
     except RegistryError as error:
         raise RegistryError(f"{error}; nothing was changed") from error
 

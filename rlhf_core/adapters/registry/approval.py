@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from rlhf_core.adapters.registry.registry import find_version
-from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import CHAMPION, Verdict
 
@@ -56,7 +56,7 @@ def record_approval(
 ) -> tuple[Verdict, str]:
     """Tag the version with ``rlhf.approval``, ``.approved_by``, ``.approval_comment`` and time.
 
-    Whoever spoke last is heard: an answer that is read late does not undo what was said after it.
+    The latest answer counts: one that is read late does not undo what was said after it.
 
     Args:
         uri: ``models:/<name>/<version>``.
@@ -92,7 +92,7 @@ def _is_later(tags: Mapping[str, str], said_at: datetime | None) -> bool:
 def _tag(uri: str, tags: Mapping[str, str]) -> None:
     version = find_version(uri)
     for key, value in tags.items():
-        patiently(
+        with_retries(
             f"recording the answer about {uri}",
             lambda key=key, value=value: mlflow_client().set_model_version_tag(  # type: ignore[misc]
                 version.name, str(version.version), key, value

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.registry.registry import UPSTREAM, find_version, upstream_uris
-from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import EvaluationReport, ModelRef, PromotionDecision, Verdict
@@ -65,7 +65,7 @@ def record_decision(
     if version is not None:
         tags = _decision_tags(decision, report, run) | dict(more_tags or {})
         tags |= {f"{UPSTREAM}{role}": ref.uri for role, ref in (upstream or {}).items()}
-        patiently(f"tagging {model.uri}", lambda: _tag_version(model, tags, decision.verdict))
+        with_retries(f"tagging {model.uri}", lambda: _tag_version(model, tags, decision.verdict))
 
 
 def _decision_tags(

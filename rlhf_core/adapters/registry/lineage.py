@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rlhf_core.adapters.registry.registry import find_version, upstream_uris
 from rlhf_core.adapters.registry.release_state import release_state
 from rlhf_core.adapters.registry.releases import PLAN, project_of
-from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.adapters.tracking.stage_run import run_url
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import Record
@@ -82,7 +82,7 @@ def _trace(version: "ModelVersion") -> Lineage:
         return tags.get(f"rlhf.{name}", "")
 
     run_id = str(version.run_id)
-    run = patiently(f"reading run {run_id}", lambda: mlflow_client().get_run(run_id))
+    run = with_retries(f"reading run {run_id}", lambda: mlflow_client().get_run(run_id))
     model = f"models:/{version.name}/{version.version}"
     return Lineage(
         model=model,

@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_core.adapters.tracking.mlflow_client import create_unless_there, mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import (
+    create_unless_there,
+    mlflow_client,
+    with_retries,
+)
 from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.errors import RegistryError
@@ -82,8 +86,8 @@ def take_look(
     }
     entries = read_looks(project)
     if not any(entry.question == question for entry in entries):
-        patiently(f"opening the ledger {name}", lambda: _open_ledger(name, project))
-        patiently("recording a look", lambda: _write(name, models["policy"], run, tags))
+        with_retries(f"opening the ledger {name}", lambda: _open_ledger(name, project))
+        with_retries("recording a look", lambda: _write(name, models["policy"], run, tags))
         entries = read_looks(project)
     mine = next(entry for entry in entries if entry.question == question)
     return Look(
@@ -98,7 +102,7 @@ def take_look(
 def read_looks(project: str) -> list[Entry]:
     """Return every look of a project that is on record, oldest first."""
     name = project + SUFFIX
-    found = patiently(
+    found = with_retries(
         f"reading the looks of {project}",
         lambda: list(mlflow_client().search_model_versions(f"name = '{name}'")),
     )
@@ -134,7 +138,7 @@ def measured_before(look: Look, samples: Path) -> EvaluationReport:
     run_id = str(look.measured_by)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = patiently(
+            found = with_retries(
                 f"reading what {look.entry} measured",
                 lambda: mlflow_client().download_artifacts(run_id, "evaluation", folder),
             )
@@ -187,7 +191,7 @@ def keep_votes(entry: str, name: str, votes: Path) -> str:
         RegistryError: nothing was measured at this look, or MLflow does not answer.
     """
     run_id = str(find_look(entry)[0].measured_by)
-    patiently(
+    with_retries(
         f"keeping the votes of {name}",
         lambda: mlflow_client().log_artifact(run_id, str(votes), _VOTES_FOLDER),
     )
@@ -206,7 +210,7 @@ def fetch_votes(entry: str, folder: Path) -> list[Path]:
     found = []
     for file in _vote_files(_tags(entry)):
         run_id, _, name = file.partition(" ")
-        path = patiently(
+        path = with_retries(
             f"reading the votes {name}",
             lambda run_id=run_id, name=name: mlflow_client().download_artifacts(  # type: ignore[misc]
                 run_id, f"{_VOTES_FOLDER}/{name}", str(folder)
@@ -232,7 +236,7 @@ def _vote_files(tags: Mapping[str, str]) -> list[str]:
 
 def _tags(entry: str) -> dict[str, str]:
     name, _, number = entry.removeprefix("models:/").partition("/")
-    found = patiently(
+    found = with_retries(
         f"reading {entry}", lambda: mlflow_client().get_model_version(name, number).tags
     )
     return dict(found)
@@ -240,7 +244,7 @@ def _tags(entry: str) -> dict[str, str]:
 
 def _set_tag(entry: str, key: str, value: str) -> None:
     name, _, number = entry.removeprefix("models:/").partition("/")
-    patiently(
+    with_retries(
         f"tagging {entry}",
         lambda: mlflow_client().set_model_version_tag(name, number, key, value),
     )

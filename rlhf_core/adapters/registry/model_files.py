@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from rlhf_core.adapters.settings import load_settings
-from rlhf_core.adapters.tracking.mlflow_client import patiently
+from rlhf_core.adapters.tracking.mlflow_client import with_retries
 from rlhf_core.errors import ModelError, RegistryError
 from rlhf_core.schema import ModelKind, ModelRef
 from rlhf_core.storage.full_disk import writing
@@ -75,7 +75,7 @@ def version_files(where: str, target: Path, *, sha256: str, what: str) -> Path:
     else:
         path = target
         if not target.is_dir():
-            patiently(f"downloading {what}", lambda: _download(where, target))
+            with_retries(f"downloading {what}", lambda: _download(where, target))
     _require_weights(path, sha256=sha256, what=what)
     return path
 

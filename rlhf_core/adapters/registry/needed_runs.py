@@ -13,7 +13,7 @@ from rlhf_core.adapters.registry.looks import SUFFIX as LOOKS
 from rlhf_core.adapters.registry.registry import UPSTREAM, aliases_by_run
 from rlhf_core.adapters.registry.releases import SUFFIX as RELEASE
 from rlhf_core.adapters.registry.releases import read_journal
-from rlhf_core.adapters.tracking.mlflow_client import every_page, mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import every_page, mlflow_client, with_retries
 from rlhf_core.adapters.tracking.tracking import PLACE
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def tracked_runs(run_id: str) -> tuple[set[str], list[str]]:
             {"id": run.info.run_id, "status": run.info.status, **run.data.tags} for run in found
         ]
 
-    runs = patiently(f"finding the runs of {run_id}", search)
+    runs = with_retries(f"finding the runs of {run_id}", search)
     here = f"{socket.gethostname()}:"
     places = {run.get(PLACE, here) for run in runs if run["status"] == "RUNNING"}
     return {run["id"] for run in runs}, sorted(

@@ -18,7 +18,7 @@ from rlhf_core.adapters.tracking.mlflow_client import (
     every_page,
     has_store,
     mlflow_client,
-    patiently,
+    with_retries,
 )
 from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.errors import ModelError, RegistryError, RlhfError
@@ -66,7 +66,7 @@ def register_model(
         "rlhf.sha256": sha256,
         "rlhf.kind": kind,
     }
-    version = patiently(f"registering {name}", lambda: _register(run, directory, name, carried))
+    version = with_retries(f"registering {name}", lambda: _register(run, directory, name, carried))
     return _model_ref(version, directory.resolve())
 
 
@@ -101,7 +101,7 @@ def versions_trained_on(dvc_md5: str) -> list[str]:
         RegistryError: MLflow does not answer.
     """
     query = f"tags.`rlhf.dataset_dvc_md5` = '{dvc_md5}'"
-    found = patiently(
+    found = with_retries(
         "looking for models of a dataset",
         lambda: list(mlflow_client().search_model_versions(query, max_results=10_000)),
     )
@@ -118,7 +118,7 @@ def aliases_by_run() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for model in every_page("looking for aliases", client.search_registered_models):
         for alias, number in model.aliases.items():
-            version = patiently(
+            version = with_retries(
                 f"finding {model.name}@{alias}",
                 lambda m=model, n=number: client.get_model_version(m.name, str(n)),  # type: ignore[misc]
             )
@@ -211,7 +211,7 @@ def resolve_model(reference: str, *, cache: Path, runs: Path | None = None) -> M
     if not reference.startswith("models:/"):
         return local_model(Path(reference))
     version = find_version(reference)
-    where = patiently(
+    where = with_retries(
         f"finding {reference}",
         lambda: mlflow_client().get_model_version_download_uri(version.name, str(version.version)),
     )
@@ -276,14 +276,14 @@ def find_version(reference: str) -> "ModelVersion":
         return _numbered_version(reference, name, number)
     model, what = _require_model(reference, name), f"finding {reference}"
     if alias in (CHAMPION, PREVIOUS) and _completed_release(name):
-        model = patiently(what, lambda: mlflow_client().get_registered_model(name))
+        model = with_retries(what, lambda: mlflow_client().get_registered_model(name))
     aliases = _as_seen(name, {key: str(value) for key, value in model.aliases.items()})
     if alias not in aliases:
         raise RegistryError(
             f"{reference}: {name} has no {alias} yet; aliases set: "
             + (", ".join(f"{key} -> {value}" for key, value in sorted(aliases.items())) or "none")
         )
-    return patiently(what, lambda: mlflow_client().get_model_version(name, aliases[alias]))
+    return with_retries(what, lambda: mlflow_client().get_model_version(name, aliases[alias]))
 
 
 def _numbered_version(reference: str, name: str, number: str) -> "ModelVersion":
@@ -291,7 +291,7 @@ def _numbered_version(reference: str, name: str, number: str) -> "ModelVersion":
         _require_model(reference, name)
     find = partial(mlflow_client().get_model_version, name, number)
     try:
-        return patiently(f"finding {reference}", find)
+        return with_retries(f"finding {reference}", find)
     except RegistryError as error:
         if not isinstance(error, LostServerError):
             _require_model(reference, name)  # says it better where the name is unknown
@@ -302,7 +302,7 @@ def _require_model(reference: str, name: str) -> "RegisteredModel":
     registered: list[RegisteredModel] = []
     if has_store():
         search = partial(mlflow_client().search_registered_models, f"name = '{name}'")
-        registered = patiently(f"finding {reference}", search)
+        registered = with_retries(f"finding {reference}", search)
     if not registered:
         raise RegistryError(f"{reference}: no model {name!r} is registered yet")
     return registered[0]

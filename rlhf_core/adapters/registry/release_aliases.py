@@ -26,7 +26,7 @@ from rlhf_core.adapters.registry.releases import (
     tag_entry,
     untag_entry,
 )
-from rlhf_core.adapters.tracking.mlflow_client import every_page, mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import every_page, mlflow_client, with_retries
 from rlhf_core.schema import CHAMPION, PREVIOUS
 
 LATE_SECONDS = 2.0
@@ -96,7 +96,7 @@ def _move_aliases(project: str, releases: tuple[Release, ...]) -> bool:
         if aliases[role].get(alias) != wanted:
             moved = True
             what = f"moving {alias} of {project}-{role}"
-            patiently(what, lambda r=role, a=alias, w=wanted: _set_alias(f"{project}-{r}", a, w))  # type: ignore[misc]
+            with_retries(what, lambda r=role, a=alias, w=wanted: _set_alias(f"{project}-{r}", a, w))  # type: ignore[misc]
     return moved
 
 
@@ -169,7 +169,7 @@ def version_tags(uri: str) -> dict[str, str] | None:
                 return None
             raise
 
-    return patiently(f"looking for {uri}", look)
+    return with_retries(f"looking for {uri}", look)
 
 
 def _set_alias(name: str, alias: str, version: str | None) -> None:

@@ -18,7 +18,7 @@ from rlhf_core.adapters.registry.processes_at_work import is_gone
 from rlhf_core.adapters.tracking.mlflow_client import (
     create_unless_there,
     mlflow_client,
-    patiently,
+    with_retries,
 )
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import Record
@@ -144,7 +144,7 @@ def project_of(name: str) -> str | None:
 def read_journal(project: str) -> Journal:
     """Return the journal of a project; empty where no release was made with one."""
     name = project + SUFFIX
-    found = patiently(
+    found = with_retries(
         f"reading the releases of {project}",
         lambda: list(mlflow_client().search_model_versions(f"name = '{name}'")),
     )
@@ -182,8 +182,8 @@ def record_move(project: str, plan: Plan, notes: Mapping[str, str]) -> Entry:
     tags |= {"rlhf.judge": release.judge or release.judged_by or "none"}
     tags |= {"rlhf.action": plan.action, PLAN: plan.model_dump_json()}
     by = f" by {notes['approved_by']}" if notes.get("approved_by") else ""
-    patiently(f"opening the journal {name}", lambda: open_journal(name, project))
-    patiently(
+    with_retries(f"opening the journal {name}", lambda: open_journal(name, project))
+    with_retries(
         f"recording the release of {release.policy}",
         lambda: mlflow_client().create_model_version(
             name, source=release.policy, tags=tags, description=f"{plan.action}{by}"
@@ -223,7 +223,7 @@ def open_journal(name: str, project: str) -> None:
 
 def tag_entry(name: str, number: int, tag: str, value: str) -> None:
     """Put a tag on an entry of a journal."""
-    patiently(
+    with_retries(
         f"tagging models:/{name}/{number}",
         lambda: mlflow_client().set_model_version_tag(name, str(number), tag, value),
     )
@@ -242,4 +242,4 @@ def untag_entry(name: str, number: int, tag: str) -> None:
             elif error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
 
-    patiently(f"tagging models:/{name}/{number}", remove)
+    with_retries(f"tagging models:/{name}/{number}", remove)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rlhf_core.adapters.registry.access import require_release_rights
 from rlhf_core.adapters.registry.registry import find_version
 from rlhf_core.adapters.registry.releases import SUFFIX, open_journal
-from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.config import GateConfig, RequiredGates
 from rlhf_core.config.evaluation import GATED_STAGES
 from rlhf_core.errors import RegistryError
@@ -71,9 +71,9 @@ def require_gates(project: str, gates: RequiredGates, *, by: str) -> Requirement
     if len(text) > _LONGEST_VALUE:
         raise RegistryError(f"{len(text)} characters of required gates, MLflow keeps 4,500")
     said = f"{by}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    patiently(f"opening the journal {name}", lambda: open_journal(name, project))
+    with_retries(f"opening the journal {name}", lambda: open_journal(name, project))
     for tag, value in ((REQUIRED, text), (SET_BY, said)):
-        patiently(
+        with_retries(
             f"requiring gates of {project}",
             lambda tag=tag, value=value: mlflow_client().set_registered_model_tag(  # type: ignore[misc]
                 name, tag, value
@@ -136,7 +136,7 @@ def require_applied(project: str, parts: Mapping[str, str | None]) -> None:
 
 
 def _release_model(project: str) -> "RegisteredModel | None":
-    found = patiently(
+    found = with_retries(
         f"reading what {project} requires",
         lambda: mlflow_client().search_registered_models(f"name = '{project}{SUFFIX}'"),
     )

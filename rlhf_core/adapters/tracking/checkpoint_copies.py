@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.adapters.tracking.earlier_run import RUN_NOTE
-from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, patiently, registry_errors
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, registry_errors, with_retries
 from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.errors import RegistryError
 
@@ -49,13 +49,13 @@ class CheckpointCopies:
             directory: where the stage keeps its checkpoints.
             after: name of the last one there; empty if there is none.
         """
-        names = patiently("finding checkpoints", self._names)
+        names = with_retries("finding checkpoints", self._names)
         if names and names[-1] > after:
             self._restore(directory, names[-1])
 
     def restore_all(self, directory: Path) -> None:
         """Restore every copy that does not lie in ``directory``."""
-        for name in patiently("finding checkpoints", self._names):
+        for name in with_retries("finding checkpoints", self._names):
             if not (directory / name).is_dir():
                 self._restore(directory, name)
 
@@ -73,7 +73,7 @@ class CheckpointCopies:
 
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".copy-", dir=directory) as folder:
-            found = patiently(f"restoring {name}", lambda: fetch(folder))
+            found = with_retries(f"restoring {name}", lambda: fetch(folder))
             shutil.rmtree(directory / name, ignore_errors=True)
             found.rename(directory / name)
         logger.info("checkpoint_restored checkpoint=%s", name)

@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 
 Curve = tuple[tuple[int, ...], tuple[float, ...]]
 """Steps and values, in order of the steps."""
@@ -19,7 +19,7 @@ def read_curves(run_id: str, names: Sequence[str]) -> dict[str, Curve]:
         RegistryError: there is no such run, or MLflow does not answer.
     """
     client = mlflow_client()
-    logged = patiently(f"reading run {run_id}", lambda: client.get_run(run_id).data.metrics)
+    logged = with_retries(f"reading run {run_id}", lambda: client.get_run(run_id).data.metrics)
     curves: dict[str, Curve] = {}
     for pattern in names:
         for name in fnmatch.filter(sorted(logged), pattern):
@@ -36,7 +36,7 @@ def run_span(run_id: str) -> tuple[datetime, timedelta]:
         RegistryError: there is no such run, or MLflow does not answer.
     """
     client = mlflow_client()
-    info = patiently(f"reading run {run_id}", lambda: client.get_run(run_id).info)
+    info = with_retries(f"reading run {run_id}", lambda: client.get_run(run_id).info)
     end = info.end_time or info.start_time
     return (
         datetime.fromtimestamp(end / 1000, UTC),
@@ -45,7 +45,7 @@ def run_span(run_id: str) -> tuple[datetime, timedelta]:
 
 
 def _points(run_id: str, name: str) -> Curve:
-    history = patiently(
+    history = with_retries(
         f"reading {name} of run {run_id}",
         lambda: mlflow_client().get_metric_history(run_id, name),
     )

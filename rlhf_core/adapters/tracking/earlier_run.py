@@ -28,7 +28,7 @@ def go_on_or_begin(
     Args:
         config: settings of the run.
         folder: where the stage works; where it is there, the run is noted in it.
-        tags: of the run; earlier ones with the same are gone on with.
+        tags: of the run; earlier ones with the same are resumed.
     """
     note = folder / RUN_NOTE
     earlier = _unfinished_run(config, tags) or _noted_run(config, note, tags)

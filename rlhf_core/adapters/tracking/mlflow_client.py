@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import requests
 
-from rlhf_core.adapters.patience import repeat_while
+from rlhf_core.adapters.retries import retry_while
 from rlhf_core.adapters.settings import (
     Settings,
     load_settings,
@@ -215,8 +215,8 @@ def _first_line(error: Exception) -> str:
     return without_credentials(lines[0])[:400]
 
 
-def patiently(what: str, call: Callable[[], Result], *, patience: float | None = None) -> Result:
-    """Run ``call`` until it succeeds, pausing ever longer while the server is lost.
+def with_retries(what: str, call: Callable[[], Result], *, patience: float | None = None) -> Result:
+    """Run ``call`` until it succeeds, with exponential backoff while the server is lost.
 
     Args:
         what: beginning of the error message, e.g. ``registering rlhf-sft``.
@@ -236,7 +236,7 @@ def patiently(what: str, call: Callable[[], Result], *, patience: float | None =
         logger.warning("mlflow_lost what=%r retry_in_seconds=%.1f", what, pause)
 
     try:
-        return repeat_while(_is_lost, attempt, patience=limit, announce=announce)
+        return retry_while(_is_lost, attempt, patience=limit, announce=announce)
     except LostServerError as error:
         waited = f"; gave up after {limit:.0f} s" if limit else ""
         raise RegistryError(f"{error}{waited}") from error
@@ -246,15 +246,15 @@ def every_page(what: str, search: Callable[..., "PagedList[Result]"]) -> Iterato
     """Yield what a search of MLflow finds, page after page.
 
     Args:
-        what: beginning of the error message, as of ``patiently``.
+        what: beginning of the error message, as of ``with_retries``.
         search: takes ``page_token``.
 
     Raises:
-        RegistryError: as ``patiently``.
+        RegistryError: as ``with_retries``.
     """
     token: str | None = None
     while True:
-        page = patiently(what, partial(search, page_token=token))
+        page = with_retries(what, partial(search, page_token=token))
         yield from page
         token = page.token
         if not token:

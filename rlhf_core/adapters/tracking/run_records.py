@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.adapters.tracking.earlier_run import experiment_id
-from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, patiently
+from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageName
 from rlhf_core.storage.records import atomic_file
@@ -68,10 +68,10 @@ def fetch_records(project: str | None, context: RunContext) -> list[str]:
     if load_settings().embedded:
         return []
     what = f"records of run {context.run_id}"
-    run = patiently(f"finding {what}", lambda: _record_run(project, context))
+    run = with_retries(f"finding {what}", lambda: _record_run(project, context))
     if run is None:
         return []
-    stages = patiently(f"listing {what}", lambda: _kept_stages(run))
+    stages = with_retries(f"listing {what}", lambda: _kept_stages(run))
     with tempfile.TemporaryDirectory() as folder:
         withdrawn = [name for name in stages if _fetch_record(run, context, name, Path(folder))]
         target = context.directory / CONFIG
@@ -91,17 +91,19 @@ def is_recorded(context: RunContext) -> bool:
     if load_settings().embedded:
         return False
     what = f"looking for records of run {context.run_id}"
-    return patiently(what, lambda: _record_run(None, context)) is not None
+    return with_retries(what, lambda: _record_run(None, context)) is not None
 
 
 def _keep(config: PipelineConfig, context: RunContext, stage: StageName, fill: Any) -> None:
     if load_settings().embedded:
         return
     what = f"keeping the record of {stage}"
-    run = patiently(what, lambda: _record_run(config.project, context) or _begin(config, context))
+    run = with_retries(
+        what, lambda: _record_run(config.project, context) or _begin(config, context)
+    )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        edition = patiently(what, lambda: _edition_kept(run, stage, folder)) + 1
+        edition = with_retries(what, lambda: _edition_kept(run, stage, folder)) + 1
         target = folder / "new" / stage
         target.mkdir(parents=True)
         fill(target)
@@ -110,12 +112,12 @@ def _keep(config: PipelineConfig, context: RunContext, stage: StageName, fill: A
         files = target.parent / "files"
         target.rename(files)
         if done:
-            patiently(
+            with_retries(
                 what, lambda: mlflow_client().log_artifacts(run.info.run_id, str(files), stage)
             )
         # Last: until it is there, the edition before it counts.
         _write(folder / NOTE, json.dumps(note).encode())
-        patiently(
+        with_retries(
             what,
             lambda: mlflow_client().log_artifact(run.info.run_id, str(folder / NOTE), stage),
         )
@@ -172,7 +174,7 @@ def _fetch(run: "Run", path: str, folder: Path) -> Path:
             )
         )
 
-    return Path(patiently(f"fetching {path}", fetch))
+    return Path(with_retries(f"fetching {path}", fetch))
 
 
 def _fetch_record(run: "Run", context: RunContext, stage: str, folder: Path) -> bool:

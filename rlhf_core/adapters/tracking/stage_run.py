@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_core.adapters.datasets.data_docs import find_docs
 from rlhf_core.adapters.datasets.dvc_versions import version_named
-from rlhf_core.adapters.patience import LONGEST_PAUSE_SECONDS
+from rlhf_core.adapters.retries import LONGEST_PAUSE_SECONDS
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.adapters.tracking.dataset_input import DATA_DOCS, dataset_files, dataset_input
 from rlhf_core.adapters.tracking.mlflow_client import (
     LostServerError,
     mlflow_client,
-    patiently,
     registry_errors,
+    with_retries,
 )
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import DatasetSplits
@@ -88,7 +88,7 @@ class StageRun:
 
         # MLflow's log_dict writes YAML in Python: a twentieth of an evaluation of small models.
         text = yaml.dump(dict(settings), Dumper=yaml.CSafeDumper, indent=2)
-        patiently(
+        with_retries(
             f"storing the settings of the {self.stage} run",
             lambda: self._client.log_text(self.run_id, text, "config.yaml"),
         )
@@ -113,7 +113,7 @@ class StageRun:
 
         self.flush()
         now = time.time_ns() // 1_000_000
-        steps = patiently(f"metrics of the {self.stage} run", lambda: self._steps(values))
+        steps = with_retries(f"metrics of the {self.stage} run", lambda: self._steps(values))
         metrics = [
             Metric(name, float(value), now, steps[name], model_id=model_id)
             for name, value in values.items()
@@ -133,7 +133,7 @@ class StageRun:
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Keep a file or folder with the run."""
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        patiently(
+        with_retries(
             f"storing {path.name} with the {self.stage} run",
             lambda: log(self.run_id, str(path), folder or None),
         )
@@ -142,7 +142,7 @@ class StageRun:
         """Record the dataset version as an input, and keep its report, pictures and Data Docs."""
         version = version_named(Path.cwd(), splits.dvc_md5, splits.git_revision)
         entity = dataset_input(splits, version)
-        patiently(
+        with_retries(
             f"recording the dataset of the {self.stage} run",
             lambda: self._client.log_inputs(self.run_id, [entity]),
         )
@@ -160,7 +160,7 @@ class StageRun:
 
     def flush(self) -> None:
         """Send what is buffered, waiting for a lost server as long as the patience lasts."""
-        patiently(f"metrics of the {self.stage} run", self.send, patience=self._patience)
+        with_retries(f"metrics of the {self.stage} run", self.send, patience=self._patience)
 
     def _try_flush(self) -> None:
         now = time.monotonic()
@@ -195,7 +195,7 @@ class StageRun:
         return self._last_steps[name]
 
     def _retry(self, what: str, **batch: Any) -> None:
-        patiently(
+        with_retries(
             f"{what} of the {self.stage} run",
             lambda: self._client.log_batch(self.run_id, **batch),
         )

@@ -17,8 +17,8 @@ from rlhf_core.adapters.tracking.earlier_run import go_on_or_begin
 from rlhf_core.adapters.tracking.mlflow_client import (
     check_server,
     mlflow_client,
-    patiently,
     registry_errors,
+    with_retries,
 )
 from rlhf_core.adapters.tracking.stage_run import StageRun, run_url
 from rlhf_core.config import GATED_STAGES, RESULT_NEUTRAL, PipelineConfig, config_digest
@@ -71,7 +71,7 @@ def open_run(
     _wait_for_server(f"opening the {stage} run")
     tags = _lineage_tags(config, context, stage, inputs)
     folder = context.stage_directory(stage)
-    opened, resumed = patiently(
+    opened, resumed = with_retries(
         f"opening the {stage} run", lambda: go_on_or_begin(config, folder, tags)
     )
     patience = load_settings().rlhf_tracking_patience
@@ -81,7 +81,7 @@ def open_run(
     try:
         run.log_tags({PLACE: _place(folder), **_processes(config, stage)})
         run.log_settings(config.model_dump(mode="json"))
-        # A parameter is written once, and these may change while a run is gone on with.
+        # A parameter is written once, and these may change when a run is resumed.
         run.log_params(_flatten(config.model_dump(mode="json", exclude=RESULT_NEUTRAL)))
         yield run
         run.flush()
@@ -91,7 +91,7 @@ def open_run(
     except BaseException:
         _terminate(run, "FAILED")
         raise
-    patiently(
+    with_retries(
         f"closing the {stage} run",
         lambda: mlflow_client().set_terminated(run.run_id, "FINISHED"),
     )
@@ -111,7 +111,7 @@ def _processes(config: PipelineConfig, stage: StageName) -> dict[str, str]:
 
 def rejoin_run(run_id: str, lineage: Mapping[str, str], *, resumed: bool) -> StageRun:
     """Return an open run to a process that the stage started; the stage itself ends the run."""
-    found = patiently("rejoining the run", lambda: mlflow_client().get_run(run_id))
+    found = with_retries("rejoining the run", lambda: mlflow_client().get_run(run_id))
     return StageRun(
         found, lineage, resumed=resumed, patience=load_settings().rlhf_tracking_patience
     )
@@ -122,7 +122,7 @@ def _wait_for_server(what: str) -> None:
     if load_settings().embedded:
         check_server()
     else:
-        patiently(what, check_server)
+        with_retries(what, check_server)
 
 
 def _place(folder: Path) -> str:
@@ -151,7 +151,7 @@ def keep_file(run_id: str, path: Path, folder: str = "") -> str | None:
     """
     client = mlflow_client()
     log = client.log_artifacts if path.is_dir() else client.log_artifact
-    patiently(f"storing {path.name}", lambda: log(run_id, str(path), folder or None))
+    with_retries(f"storing {path.name}", lambda: log(run_id, str(path), folder or None))
     url, _ = look_up_run(run_id)
     inside = f"{folder}/{path.name}" if folder and path.is_file() else folder or path.name
     return f"{url}/artifacts/{inside}" if url.startswith("http") else None
@@ -159,7 +159,7 @@ def keep_file(run_id: str, path: Path, folder: str = "") -> str | None:
 
 def look_up_run(run_id: str) -> tuple[str, dict[str, float]]:
     """Return where a person looks at a run of which only the id is known, and its last metrics."""
-    run = patiently(f"finding run {run_id}", lambda: mlflow_client().get_run(run_id))
+    run = with_retries(f"finding run {run_id}", lambda: mlflow_client().get_run(run_id))
     metrics = {name: _unbounded(value) for name, value in run.data.metrics.items()}
     return run_url(run.info.experiment_id, run_id), metrics
 

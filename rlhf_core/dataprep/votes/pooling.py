@@ -63,7 +63,7 @@ def _rows_of_same_pairs(entries: Ledger) -> list[list[int]]:
     """Rows that stay and whose pair another row has as well, by pair."""
     first: dict[Key, int] = {}
     groups: dict[int, list[int]] = {}
-    for row in entries.with_a_twin():
+    for row in entries.duplicated_pairs():
         head = first.setdefault(entries.pair(row), row)
         if head != row:
             groups.setdefault(head, [head]).append(row)
@@ -78,7 +78,7 @@ def _as_in(head: Entry, entry: Entry, ballot: Ballot) -> Ballot:
 
 
 def _winner(ballot: Ballot) -> Choice:
-    """By heads, as ``votes.decide`` has it."""
+    """By majority, as ``votes.decide`` has it."""
     a, b, tie = (sum(vote.choice == side for vote in ballot) for side in CHOICES)
     return "tie" if a == b or tie > max(a, b) else "a" if a > b else "b"
 

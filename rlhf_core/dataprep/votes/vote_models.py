@@ -1,4 +1,4 @@
-"""The models that turn votes into preferences: heads counted, or people weighed by their record.
+"""The models that turn votes into preferences: majority votes, or people weighed by their record.
 
 Neither the order of rows nor which response was called a changes a bit of what they say:
 comparisons with equal votes are counted as one, in an order and with sides of the votes' own. For
@@ -22,7 +22,7 @@ from rlhf_core.dataprep.votes.vote_table import CHOICES, Floats, Ints, VoteTable
 from rlhf_core.errors import ConfigError
 
 _MAX_UNNAMED_FRACTION = 0.5
-"""Where more votes name nobody, models of annotators would count heads under another name."""
+"""Where more votes name nobody, models of annotators would be majority votes under another name."""
 _PRIOR_VOTES = 20.0
 """A person's record begins as so many votes of everybody's mean."""
 _MAX_STEPS = 500
@@ -58,7 +58,7 @@ def dawid_skene(table: VoteTable, num_comparisons: int, *, min_votes: int) -> Fl
     for P(vote | truth), with r, h and s of each person drawn towards everybody's (a beta prior as
     strong as twenty votes). A tie is taken to be as frequent as among the votes: left free, the
     model calls a tie whatever people disagree about. Where nobody who voted has ``min_votes``
-    votes, heads decide who wins, and the model says how surely.
+    votes, the majority vote decides who wins, and the model says how surely.
     """
     return _fit(table, num_comparisons, min_votes, _Confusion)
 
@@ -78,7 +78,7 @@ def mace(table: VoteTable, num_comparisons: int, *, min_votes: int) -> Floats:
 MODELS: dict[str, VoteModel] = {"majority": majority, "dawid_skene": dawid_skene, "mace": mace}
 
 
-def decided_by_heads(table: VoteTable, num_comparisons: int, min_votes: int) -> int:
+def decided_by_majority(table: VoteTable, num_comparisons: int, min_votes: int) -> int:
     """Return on how many comparisons nobody voted who has a record of their own."""
     comparison, annotator, _ = table.columns()
     is_few = have_few_votes(table, min_votes)[annotator]
@@ -113,7 +113,7 @@ def _fit(
         annotators.learn(ballots, posterior)
         if _update(posterior, ballots, annotators, prior) < _CONVERGED:
             break
-    _heads_decide(posterior, ballots.shares(), ballots.nobody_known)
+    _majority_decides(posterior, ballots.shares(), ballots.nobody_known)
     has_votes = ballots.of_comparison >= 0
     probabilities[has_votes] = posterior[ballots.of_comparison[has_votes]]
     swapped = probabilities[ballots.is_swapped]
@@ -223,10 +223,10 @@ def _smoothed(hits: Floats, misses: Floats) -> Floats:
     return share
 
 
-def _heads_decide(posterior: Floats, shares: Floats, where: NDArray[np.bool_]) -> None:
-    """Take the shares of the votes where the model would have another win than heads."""
-    (beats, tied), (beats_by_heads, tied_by_heads) = decide(posterior), decide(shares)
-    is_same = (tied == tied_by_heads) & (tied | ((beats > 0.5) == (beats_by_heads > 0.5)))
+def _majority_decides(posterior: Floats, shares: Floats, where: NDArray[np.bool_]) -> None:
+    """Take the shares of the votes where the model would have another win than the majority."""
+    (beats, tied), (beats_by_majority, tied_by_majority) = decide(posterior), decide(shares)
+    is_same = (tied == tied_by_majority) & (tied | ((beats > 0.5) == (beats_by_majority > 0.5)))
     taken = where & ~is_same
     posterior[taken] = shares[taken]
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from rlhf_core.adapters.patience import repeat_while
+from rlhf_core.adapters.retries import retry_while
 from rlhf_core.config import DistributedConfig
 from rlhf_core.errors import ProcessError
 
@@ -313,7 +313,7 @@ def _until_it_answers(
     settings: DistributedConfig, ask: Callable[[], Answered], *errors: type[Exception]
 ) -> Answered:
     """Ask once a second while nodes may still come."""
-    return repeat_while(
+    return retry_while(
         lambda error: isinstance(error, errors),
         ask,
         patience=settings.rdzv_timeout,

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.adapters.datasets import data_docs, validation
 from rlhf_core.config import DataConfig, PreparationConfig
 from rlhf_core.dataprep import assemble
-from rlhf_core.dataprep.assemble import PreparedFiles, Workbench, WrittenPair
+from rlhf_core.dataprep.assemble import PreparationContext, PreparedFiles, WrittenPair
 from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import TokenCheck, make_rules
-from rlhf_core.dataprep.garbage import seldom_collected
+from rlhf_core.dataprep.garbage import gc_threshold_raised
 from rlhf_core.dataprep.intake import (
     Intake,
     apply_votes,
     filter_near_duplicates,
     filter_near_heldout,
     filter_reserved,
-    take_in,
+    ingest,
 )
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.manifest import Manifest, write_manifest
@@ -41,7 +41,7 @@ from rlhf_core.dataprep.sources.rows import FilteredRow, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.dataprep.unpaired import LabelCounts, judged_dialogues, write_unpaired
 from rlhf_core.dataprep.votes.pooling import pool_votes
-from rlhf_core.dataprep.votes.vote_models import MODELS, decided_by_heads
+from rlhf_core.dataprep.votes.vote_models import MODELS, decided_by_majority
 from rlhf_core.dataprep.votes.vote_table import reliability
 from rlhf_core.schema import (
     Conversation,
@@ -112,15 +112,15 @@ def build(
     token_check = make_token_check(config, rendering.renderer)
     validator = Validator(docs=work / data_docs.FOLDER, failures=failures)
     with Quarantine(work / QUARANTINE) as quarantine, _files(data, work) as files:
-        bench = _workbench(config, files, quarantine, token_check)
-        first_turns = _reserve_heldout(data, bench)
-        intake = _read(data, bench, first_turns, work / "spill.jsonl")
+        context = _preparation_context(config, files, quarantine, token_check)
+        first_turns = _reserve_heldout(data, context)
+        intake = _read(data, context, first_turns, work / "spill.jsonl")
         checks.require_rows(intake, subject, failures / QUARANTINE)
         checks.require_readable(quarantine, data.max_unusable_fraction, failures / QUARANTINE)
         _validate_raw(data, intake, validator)
-        _keep_near_together(data, intake, bench)
-        _decide(data, intake, bench)
-        labels, texts = _write(data, intake, bench)
+        _keep_near_together(data, intake, context)
+        _decide(data, intake, context)
+        labels, texts = _write(data, intake, context)
         checks.require_readable_others(quarantine, data, failures / QUARANTINE)
     intake.spill.unlink()
     checks.require_balance(quarantine, intake)
@@ -133,13 +133,13 @@ def build(
     write_annotators(work / ANNOTATORS, agreement.annotators)
     room = (0, None) if token_check is None else token_check.room
     manifest = write_manifest(
-        work, fingerprint, files.num_rows, room, bench.splitter.rule, rendering.day
+        work, fingerprint, files.num_rows, room, context.splitter.rule, rendering.day
     )
     sections = {
         "files": inputs.raw_files(data),
         "conversations": describe_conversations(config.model, rendering.renderer, rendering.day),
         "dialogues": {kind: facts.as_json() for kind, facts in dialogues.items()},
-        **_split_sections(bench.splitter, labels),
+        **_split_sections(context.splitter, labels),
         "agreement": agreement.as_json(),
         "measurements": found.as_json(),
         "tokens": intake.token_losses.as_json(),
@@ -177,12 +177,12 @@ def _split_sections(splitter: DialogueSplitter, labels: LabelCounts | None) -> d
     return {"near_dialogues": near, "labels": labels.as_json()}
 
 
-def _workbench(
+def _preparation_context(
     config: PreparationConfig,
     files: PreparedFiles,
     quarantine: Quarantine,
     token_check: TokenCheck | None,
-) -> Workbench:
+) -> PreparationContext:
     data = config.data
     splitter = DialogueSplitter(
         seed=config.seed,
@@ -192,7 +192,7 @@ def _workbench(
         near_threshold=data.near_dialogues,
     )
     threshold = data.cleaning.near_duplicates
-    return Workbench(
+    return PreparationContext(
         files=files,
         quarantine=quarantine,
         splitter=splitter,
@@ -201,7 +201,7 @@ def _workbench(
     )
 
 
-def _reserve_heldout(data: DataConfig, bench: Workbench) -> FirstTurnIndex | None:
+def _reserve_heldout(data: DataConfig, context: PreparationContext) -> FirstTurnIndex | None:
     """Learn which prompts are held out before any training row is written.
 
     Returns:
@@ -209,11 +209,11 @@ def _reserve_heldout(data: DataConfig, bench: Workbench) -> FirstTurnIndex | Non
     """
     path = data.prompts.heldout_path
     if path is not None:
-        files = bench.quarantine.files.setdefault("heldout_prompts", {})
-        assemble.write_heldout_prompts(path, read_prompts(path, files), bench)
+        files = context.quarantine.files.setdefault("heldout_prompts", {})
+        assemble.write_heldout_prompts(path, read_prompts(path, files), context)
     if data.near_dialogues is None:
         return None
-    first_turns, reserved = FirstTurnIndex(), bench.splitter.reserved
+    first_turns, reserved = FirstTurnIndex(), context.splitter.reserved
     heldout = _with_keys(iter(()) if path is None else _prompts_of(read_prompts(path)))
     shown = _prompts_of(read_demonstrations(data.demonstrations))
     labelled = _prompts_of(read_unpaired(data.unpaired_files))
@@ -239,9 +239,9 @@ def _prompts_of(
     return (item.prompt for _, item in rows if not isinstance(item, FilteredRow))
 
 
-def _keep_near_together(data: DataConfig, intake: Intake, bench: Workbench) -> None:
+def _keep_near_together(data: DataConfig, intake: Intake, context: PreparationContext) -> None:
     """Let dialogues that open nearly alike share a side; then learn which are held out."""
-    splitter = bench.splitter
+    splitter = context.splitter
     if intake.first_turns is not None and data.near_dialogues is not None:
         shares = (data.heldout_fraction, data.judge_fraction)
         smallest = min((part for s in shares for part in (s, 1 - s) if part > 0), default=1.0)
@@ -252,51 +252,51 @@ def _keep_near_together(data: DataConfig, intake: Intake, bench: Workbench) -> N
             seed=splitter.seed,
         )
         intake.first_turns = None
-    if bench.heldout is None:
+    if context.heldout is None:
         return
-    assemble.index_heldout(read_demonstrations(data.demonstrations), bench)
-    assemble.index_heldout(read_unpaired(data.unpaired_files), bench)
+    assemble.index_heldout(read_demonstrations(data.demonstrations), context)
+    assemble.index_heldout(read_unpaired(data.unpaired_files), context)
     if data.prompts.heldout_path is None and data.prompts.path is not None:
-        assemble.index_heldout(read_prompts(data.prompts.path), bench)
+        assemble.index_heldout(read_prompts(data.prompts.path), context)
 
 
-@seldom_collected()
+@gc_threshold_raised()
 def _read(
-    data: DataConfig, bench: Workbench, first_turns: FirstTurnIndex | None, spill: Path
+    data: DataConfig, context: PreparationContext, first_turns: FirstTurnIndex | None, spill: Path
 ) -> Intake:
     intake = Intake(spill, first_turns=first_turns)
-    if bench.heldout is not None:
+    if context.heldout is not None:
         intake.signatures = RowSignatures()
-    source_rows = bench.quarantine.source_rows.setdefault("preferences", Counter())
+    source_rows = context.quarantine.source_rows.setdefault("preferences", Counter())
     sources = inputs.raw_sources(data).values()
-    files = bench.quarantine.files.setdefault("preferences", {})
+    files = context.quarantine.files.setdefault("preferences", {})
     rows = chain.from_iterable(read_comparisons(source, source_rows, files) for source in sources)
     excluded = frozenset(data.votes.exclude)
-    take_in(rows, intake, bench.quarantine, bench.rules, excluded=excluded)
+    ingest(rows, intake, context.quarantine, context.rules, excluded=excluded)
     return intake
 
 
-def _decide(data: DataConfig, intake: Intake, bench: Workbench) -> None:
+def _decide(data: DataConfig, intake: Intake, context: PreparationContext) -> None:
     """Votes to winners, and everything that takes two rows to see."""
-    filter_reserved(intake.entries, bench.splitter.reserved)
+    filter_reserved(intake.entries, context.splitter.reserved)
     intake.pooled = pool_votes(intake.entries, intake.votes)
     # Votes on broken rows, as for a tie between equal answers, say nothing of a person's care.
     sound = intake.votes.only(intake.entries.have(None))
     method, size, min_votes = data.votes.method, len(intake.entries), data.votes.min_votes
     probabilities = MODELS[method](sound, size, min_votes=min_votes)
     if method != "majority":
-        intake.num_decided_by_heads = decided_by_heads(sound, size, min_votes)
+        intake.num_decided_by_heads = decided_by_majority(sound, size, min_votes)
     intake.reliability = reliability(sound, probabilities)
     apply_votes(intake.entries, probabilities)
-    if bench.heldout is not None and data.cleaning.near_duplicates is not None:
+    if context.heldout is not None and data.cleaning.near_duplicates is not None:
         filter_near_duplicates(intake, data.cleaning.near_duplicates)
-        filter_near_heldout(intake, bench.heldout, bench.splitter)
+        filter_near_heldout(intake, context.heldout, context.splitter)
         intake.signatures = None
 
 
-@seldom_collected()
+@gc_threshold_raised()
 def _write(
-    data: DataConfig, intake: Intake, bench: Workbench
+    data: DataConfig, intake: Intake, context: PreparationContext
 ) -> tuple[LabelCounts | None, PairTexts]:
     """Write everything; prompts last, for they yield to the others.
 
@@ -305,26 +305,26 @@ def _write(
         the texts of the pairs tell.
     """
     texts = PairTexts()
-    files = bench.quarantine.files
+    files = context.quarantine.files
     demonstrations = files.setdefault("demonstrations", {})
-    assemble.write_demonstrations(read_demonstrations(data.demonstrations, demonstrations), bench)
-    pairs = batched(assemble.write_pairs(intake, bench))
+    assemble.write_demonstrations(read_demonstrations(data.demonstrations, demonstrations), context)
+    pairs = batched(assemble.write_pairs(intake, context))
     assemble.write_derived(
         _gathering(pairs, texts),
-        bench,
+        context,
         demonstrations=data.demonstrations.path is None,
         prompts=data.prompts.path is None,
     )
     labels = None
     if data.unpaired:
-        judged, seen = judged_dialogues(intake.entries, bench), files.setdefault("unpaired", {})
+        judged, seen = judged_dialogues(intake.entries, context), files.setdefault("unpaired", {})
         threshold = data.cleaning.near_duplicates
         rows = read_unpaired(data.unpaired_files, seen)
         spill = intake.spill.with_name("unpaired-spill.jsonl")
-        labels = write_unpaired(rows, bench, judged, threshold, spill)
+        labels = write_unpaired(rows, context, judged, threshold, spill)
     if data.prompts.path is not None:
         prompts = read_prompts(data.prompts.path, files.setdefault("prompts", {}))
-        assemble.write_prompts(data.prompts.path, prompts, bench)
+        assemble.write_prompts(data.prompts.path, prompts, context)
     return labels, texts
 
 

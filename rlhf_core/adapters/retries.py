@@ -19,14 +19,12 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 15.0
 
 
-def ever_longer(
-    first: float = FIRST_PAUSE_SECONDS, longest: float = LONGEST_PAUSE_SECONDS
-) -> Waits:
+def backoff(first: float = FIRST_PAUSE_SECONDS, longest: float = LONGEST_PAUSE_SECONDS) -> Waits:
     """Return waits that begin at ``first`` seconds and double up to ``longest``."""
     return wait_exponential(multiplier=first, max=longest)
 
 
-def repeat_while(
+def retry_while(
     lost: Callable[[BaseException], bool],
     call: Callable[[], Result],
     *,
@@ -42,7 +40,7 @@ def repeat_while(
         call: must be safe to repeat.
         patience: seconds from the start; an attempt that would begin later is not waited for.
         announce: called at each failure that is waited for, with the seconds of the wait.
-        waits: how long after each; None takes ``ever_longer()``.
+        waits: how long after each; None takes ``backoff()``.
         sleep: waits, and may return early; None takes ``time.sleep``.
 
     Raises:
@@ -54,7 +52,7 @@ def repeat_while(
 
     return Retrying(
         retry=retry_if_exception(lost),
-        wait=waits or ever_longer(),
+        wait=waits or backoff(),
         stop=stop_before_delay(patience),
         before_sleep=before_sleep,
         sleep=sleep or time.sleep,  # type: ignore[arg-type]
