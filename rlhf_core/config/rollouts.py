@@ -74,7 +74,7 @@ RolloutsConfig = Annotated[OwnRolloutsConfig | VllmRolloutsConfig, Field(discrim
 def result_neutral_rollouts(policy: BaseModel) -> bool | set[str]:
     """Return what of ``rollouts`` decides no response, as pydantic's ``exclude`` takes it.
 
-    Of the own loop it is all: runs of builds that had no such setting sampled in the same way.
+    Of ``transformers`` it is all: runs of builds that had no such setting sampled in the same way.
 
     Args:
         policy: settings of a policy, or others, which have no ``rollouts``.

@@ -172,7 +172,7 @@ def _compared(
 
 
 def _engine_of(config: PipelineConfig) -> dict[str, str]:
-    """Part of a collection's name; none of the own loop, so that earlier ones keep theirs."""
+    """Part of a collection's name; none of transformers, so that earlier ones keep theirs."""
     rollouts = config.policy.rollouts
     return {"engine": rollouts.engine} if rollouts.elsewhere else {}
 

@@ -183,7 +183,7 @@ def test_what_labels_single_pairs_is_no_slice():
 
 
 def voted(strength, count, rng, num_votes=3):
-    """Pairs of annotators of known disagreement, and how often their label is the many's."""
+    """Pairs of annotators of known disagreement, and how often their label is the population's."""
     share = rng.beta(strength, strength, size=count)
     votes = rng.binomial(num_votes, share)
     kept = 2 * votes != num_votes
