@@ -18,7 +18,9 @@ SOURCES = sorted(
 PRODUCT = [path for path in SOURCES if "tests" not in path.relative_to(ROOT).parts]
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "base_utils", "manager", "core"}
 
-MAX_FILE_LINES = 400
+LONG_FILE_LINES = 400
+LONG_FILES_OF_ONE_CONCEPT: dict[str, str] = {}
+"""Files longer than that, each with the answer to whether it holds two concepts."""
 MAX_FUNCTION_LINES = 40
 MAX_TRAINING_LOOP_LINES = 80
 
@@ -58,9 +60,10 @@ def product(trees):
     return [(name_of(path), trees[name_of(path)]) for path in PRODUCT]
 
 
-def test_a_file_fits_in_the_head():
+def test_a_long_file_was_asked_whether_it_holds_two_concepts():
     lines = {name_of(path): len(path.read_text("utf-8").splitlines()) for path in SOURCES}
-    assert {name: count for name, count in lines.items() if count > MAX_FILE_LINES} == {}
+    long = {name for name, count in lines.items() if count > LONG_FILE_LINES}
+    assert long == set(LONG_FILES_OF_ONE_CONCEPT)
 
 
 def test_a_function_fits_on_a_screen(product):

@@ -192,7 +192,7 @@ def drops(_, __):
         ("/v1/completions", drops),
         ("/v1/completions", lambda *_: (503, {"error": "busy"})),
         ("/collective_rpc", drops),
-        ("/v1/completions", hang(0.7)),
+        ("/v1/completions", hang(3.0)),
     ],
     ids=["restarted", "dropped", "busy", "dropped-while-reading", "hangs"],
 )
@@ -200,7 +200,7 @@ def test_a_lost_batch_is_asked_for_again(path, fault, settings, model, prompts, 
     expected = sampled(settings, model, prompts)
     server.restart()
     server.faults[path] = once(fault)
-    hasty = settings.model_copy(update={"timeout_seconds": 0.5})
+    hasty = settings.model_copy(update={"timeout_seconds": 2.0})
     found = sampled(hasty, model, prompts)
     assert torch.equal(found.tokens, expected.tokens)
     assert float((reported(found) - reported(expected)).abs().max()) < 1e-6
