@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.tracking.mlflow_client import (
-    create_unless_there,
+    ensure_registered_model,
     mlflow_client,
     with_retries,
 )
@@ -272,15 +272,11 @@ def _write(name: str, policy: ModelRef, run: StageRun, tags: Mapping[str, str]) 
 
 
 def _open_ledger(name: str, project: str) -> None:
-    client = mlflow_client()
-    if client.search_registered_models(f"name = '{name}'"):
-        return
     text = (
         f"Every look of {project} at its held-out prompts, each version one, written before the "
         "first score is known. Evaluations write it; one that is deleted counts all the same."
     )
-    tags = {"rlhf.kind": "looks"}
-    create_unless_there(lambda: client.create_registered_model(name, tags=tags, description=text))
+    ensure_registered_model(name, {"rlhf.kind": "looks"}, text)
 
 
 def _entry(version: "ModelVersion") -> Entry:

@@ -14,7 +14,7 @@ from rlhf_core.adapters.registry.only_looking import is_only_looking
 from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.adapters.tracking.mlflow_client import (
     LostServerError,
-    create_unless_there,
+    ensure_registered_model,
     every_page,
     has_store,
     mlflow_client,
@@ -74,8 +74,7 @@ def _register(run: StageRun, directory: Path, name: str, tags: Mapping[str, str]
     client = mlflow_client()
     version = _registered_version(name, tags)
     if version is None:
-        if not client.search_registered_models(f"name = '{name}'"):
-            create_unless_there(lambda: client.create_registered_model(name))
+        ensure_registered_model(name)
         model_id = _stored_model(run, directory, name, tags)
         version = client.create_model_version(
             name,

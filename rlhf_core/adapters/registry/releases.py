@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from rlhf_core.adapters.registry.processes_at_work import is_gone
 from rlhf_core.adapters.tracking.mlflow_client import (
-    create_unless_there,
+    ensure_registered_model,
     mlflow_client,
     with_retries,
 )
@@ -210,15 +210,11 @@ def record_move(project: str, plan: Plan, notes: Mapping[str, str]) -> Entry:
 
 def open_journal(name: str, project: str) -> None:
     """Make the registered model whose versions are the entries, unless it is there."""
-    client = mlflow_client()
-    if client.search_registered_models(f"name = '{name}'"):
-        return
     text = (
         f"The releases of {project}: each version names the models that became champions together "
         "and who decided it. `rlhf promote` and `rlhf rollback` write it; nobody else should."
     )
-    tags = {"rlhf.kind": "releases"}
-    create_unless_there(lambda: client.create_registered_model(name, tags=tags, description=text))
+    ensure_registered_model(name, {"rlhf.kind": "releases"}, text)
 
 
 def tag_entry(name: str, number: int, tag: str, value: str) -> None:

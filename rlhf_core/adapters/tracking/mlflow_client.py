@@ -111,6 +111,15 @@ def create_unless_there(create: Callable[[], object]) -> None:
             raise
 
 
+def ensure_registered_model(
+    name: str, tags: dict[str, str] | None = None, description: str | None = None
+) -> None:
+    """Make a registered model, unless it is there."""
+    client = mlflow_client()
+    if not client.search_registered_models(f"name = '{name}'"):
+        create_unless_there(lambda: client.create_registered_model(name, tags, description))
+
+
 @contextmanager
 def registry_errors(what: str) -> Iterator[None]:
     """Turn what MLflow or its artifact store raises into one line.
