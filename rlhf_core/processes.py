@@ -134,6 +134,7 @@ def all_gather(own: Tensor) -> Tensor:
     """Concatenate [m] numbers of every process, m of its own: [M], alike on every process."""
     if alone():
         return own
+    # By sums of what is zero elsewhere: torch's own all_gather wants equal lengths.
     counts = torch.zeros(size(), dtype=torch.int64)
     counts[rank()] = len(own)
     _reduce(counts)
@@ -198,6 +199,7 @@ def require_alike(what: str, value: str | int) -> None:
     """
     if alone():
         return
+    # Largest number and largest negative in one message: they cancel where all are alike.
     number = int(hashlib.sha256(str(value).encode()).hexdigest()[:15], 16)
     ends = torch.tensor([number, -number], dtype=torch.int64)
     _reduce(ends, dist.ReduceOp.MAX)

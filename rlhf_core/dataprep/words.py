@@ -67,6 +67,7 @@ class Words:
         """Return the words of some of the texts."""
         first, behind = self.edges[:-1][texts], self.edges[1:][texts]
         edges = np.append(0, np.cumsum(behind - first))
+        # A place in the result, moved by how far its text has moved.
         places = np.repeat(first - edges[:-1], behind - first) + np.arange(edges[-1])
         return Words(self.distinct, self.codes[places], edges)
 
@@ -83,6 +84,8 @@ class Words:
         flat = np.fromiter(chain.from_iterable(of_distinct), dtype=np.int64, count=int(sizes.sum()))
         if (sizes == 1).all():
             return flat[self.codes], self.edges
+        # Word w of the texts takes of_word[w] places of the result, the last before behind[w]; what
+        # has to be added to a place to find its number in ``flat`` is the same for a whole word.
         of_word = sizes[self.codes]
         behind = np.cumsum(of_word)
         first = (np.cumsum(sizes) - sizes)[self.codes] - (behind - of_word)

@@ -181,8 +181,10 @@ class _ChunkedLosses(torch.autograd.Function):
                 logits = head.logits(hidden[part])
                 every = torch.log_softmax(logits, -1)
                 logprobs[part] = every.gather(1, targets[part, None]).squeeze(1)
+                # dL/dlogits = slope * (one-hot - p), and the hidden states' and head's gradients
+                # follow from it: taken here, so that backward has only to scale them.
                 losses[part], slope = _loss_and_slope(loss_of or _nll, logprobs[part], part)
-                probs = every.exp()
+                probs = every.exp()  # grad_logits overwrites it below; the entropy comes first
                 if loss_of is not None:
                     entropy[part] = -torch.einsum("mv,mv->m", probs, every)
                 if grad_hidden is not None:

@@ -29,7 +29,7 @@ def prepare_training(model: nn.Module, compute: ComputeConfig, *, seed: int) -> 
         seed: of the adapters' random numbers; the global generator is left alone.
 
     Raises:
-        ConfigError: bfloat16 on a processor without it, or compiled layers without a compiler.
+        ConfigError: bfloat16 on a GPU without it, or compiled layers without a compiler.
         ModelError: an adapter fits no layer of the model.
     """
     set_precision(model, compute)
@@ -77,10 +77,10 @@ def set_precision(model: nn.Module, compute: ComputeConfig) -> None:
     """Run the model's forward passes in the precision of ``compute``, the weights as they are.
 
     Raises:
-        ConfigError: bfloat16 on a processor without it.
+        ConfigError: bfloat16 on a GPU without it; a CPU is warned of, for it computes it slowly.
     """
     if compute.precision == "bfloat16":
-        _require_bfloat16(device_of(model))
+        _check_bfloat16(device_of(model))
         setattr(unwrapped(model), PRECISION, torch.bfloat16)
 
 
@@ -282,13 +282,15 @@ def _name_experts_without_adapters(adapted: nn.Module) -> None:
         )
 
 
-def _require_bfloat16(device: torch.device) -> None:
+def _check_bfloat16(device: torch.device) -> None:
     if device.type == "cuda":
-        supported = torch.cuda.is_bf16_supported()
-    else:
-        supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if not supported:
-        raise ConfigError(f"compute.precision: this {device.type} has no bfloat16; use float32")
+        if not torch.cuda.is_bf16_supported():
+            raise ConfigError("compute.precision: this GPU has no bfloat16; use float32")
+    elif not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logger.warning(
+            "compute.precision: this processor has no instructions for bfloat16 (AVX-512): torch "
+            "computes it all the same, but many times slower than float32"
+        )
 
 
 def _require_compiler() -> None:

@@ -181,7 +181,7 @@ def _steps(
             raise DivergedError(f"sampling token {number + 1}: the model's logits are not finite")
         ended = torch.isin(tokens, eos).cpu()
         yield Step(rows, tokens, logprobs, values, ended)
-        if ended.any():
+        if ended.any():  # a reader may go on without rows that have ended
             order = reader.keep_rows((~ended).nonzero().squeeze(1))
             rows, tokens = rows[order], tokens[order.to(device)]
         if len(rows) == 0 or number + 1 == width:

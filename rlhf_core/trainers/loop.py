@@ -215,6 +215,8 @@ def plan_batches(
         num_epochs: passes over all groups, each in an order of its own.
         seed: of the orders.
     """
+    # Items of a group side by side, cut into pieces of a batch at most; batches are filled with
+    # whole pieces in a shuffled order.
     items = np.argsort(groups, kind="stable").tolist()
     sizes = np.bincount(groups)
     place_in_group = np.arange(len(items)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

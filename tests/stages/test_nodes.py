@@ -93,8 +93,8 @@ def test_nodes_meet_train_and_part(as_node):
     node = nodes.Rendezvous(rendezvous._keep, as_node(1))
     node.answer()
     ready()
-    node.leave(nodes.FINISHED)
-    assert rendezvous.farewell() == {}
+    node.report_end(nodes.FINISHED)
+    assert rendezvous.wait_for_ends() == {}
 
 
 def test_a_node_that_never_comes_is_named(as_node):
@@ -245,7 +245,9 @@ def test_a_training_before_keeps_no_later_one_from_being_told_of(task, monkeypat
     with notifying_peers(task.job.config, "sft"):
         note_peers_notified("sft")
     calls = []
-    monkeypatch.setattr(nodes, "host", lambda _: calls.append(1) or SimpleNamespace(dismiss=str))
+    monkeypatch.setattr(
+        nodes, "host", lambda _: calls.append(1) or SimpleNamespace(report_untrained=str)
+    )
     with pytest.raises(ConfigError), notifying_peers(task.job.config, "sft"):
         raise ConfigError("no data")
     assert calls == [1]
@@ -271,7 +273,7 @@ def test_another_node_hears_of_the_end_of_node_0(as_node):
     node = nodes.join(as_node(1))
     heard, lines = threading.Event(), []
     with node.watched(lambda found: (lines.append(found), heard.set())):
-        rendezvous.leave("node 0 has failed")
+        rendezvous.report_end("node 0 has failed")
         heard.wait()
     assert lines == ["node 0 has failed"]
     with pytest.raises(ProcessError, match="node 0 has failed"):

@@ -297,6 +297,8 @@ def _overlap(own: frozenset[int], other: frozenset[int]) -> float:
     """Estimate which part of a set is in the other: over the hashes both sketches reach."""
     if not own or not other:
         return 0.0
+    # A full sketch knows nothing of hashes above its largest, so only below both may they be
+    # compared; a sketch that is not full is the whole set, and two of such are compared whole.
     full = max(len(own), len(other)) >= _SKETCH_SIZE
     reach = min(max(own), max(other)) if full else max(*own, *other)
     reached = {key for key in own if key <= reach}

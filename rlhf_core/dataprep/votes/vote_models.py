@@ -160,10 +160,11 @@ class _Confusion:
         for part in ballots.parts():
             truth, is_tie = posterior[part.ballots][part.ballot], part.answer == _TIE
             votes, side = np.arange(len(is_tie)), np.minimum(part.answer, 1)
+            # How often each vote is to be expected of its kind: by the posterior of what is true.
             amounts = (
-                ~is_tie * truth[votes, side],
-                ~is_tie * truth[votes, 1 - side],
-                is_tie * (truth[:, 0] + truth[:, 1]),
+                ~is_tie * truth[votes, side],  # said the side that is better
+                ~is_tie * truth[votes, 1 - side],  # said the other side
+                is_tie * (truth[:, 0] + truth[:, 1]),  # called a tie where a side is better
                 is_tie * truth[:, _TIE],
                 ~is_tie * truth[:, _TIE],
             )
@@ -197,6 +198,7 @@ class _Knowledge:
         for part in ballots.parts():
             guess, k = self._guess(part.person, part.answer)
             is_tie, right = part.answer == _TIE, posterior[part.ballots][part.ballot]
+            # Who said what is true knew it or guessed it; who said anything else guessed.
             right = right[np.arange(len(is_tie)), part.answer]
             known = right * k / (k + guess)
             amounts = (known, 1 - known, (1 - known) * is_tie, (1 - known) * ~is_tie)

@@ -71,8 +71,8 @@ def lead(task_file: Path) -> int:
         lost[0] = how = str(error)
         return 1
     finally:
-        rendezvous.leave(how)
-        lost |= rendezvous.farewell()
+        rendezvous.report_end(how)
+        lost |= rendezvous.wait_for_ends()
         write_record(task.folder / NODES, NodesLost(lines=lost))
 
 
@@ -97,7 +97,7 @@ def follow(node_file: Path) -> int:
         return 1
     finally:
         if rendezvous is not None:
-            rendezvous.leave(how)
+            rendezvous.report_end(how)
 
 
 def _join(node: NodeTask, rendezvous: nodes.Rendezvous, joined: Path) -> RankTask:

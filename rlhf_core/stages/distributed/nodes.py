@@ -129,7 +129,7 @@ class Rendezvous:
             stop.set()
             thread.join()
 
-    def leave(self, how: str) -> None:
+    def report_end(self, how: str) -> None:
         """Say how this node has ended: ``FINISHED``, or a line that names it; never raises."""
         try:
             key = f"ended/{self._settings.node_rank}" if self._settings.node_rank else "end"
@@ -137,16 +137,16 @@ class Rendezvous:
         except _LOST:
             return
 
-    def dismiss(self, how: str) -> None:
+    def report_untrained(self, how: str) -> None:
         """Tell nodes that wait for node 0, or come within a while, how it has ended untrained."""
-        self.leave(how)
+        self.report_end(how)
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline:
             if all(self._said(f"ended/{node}") is not None for node in self._others):
                 return
             time.sleep(LOOK_SECONDS)
 
-    def farewell(self) -> dict[int, str]:
+    def wait_for_ends(self) -> dict[int, str]:
         """Return how the others have ended, by node; those that came have a while for it."""
         said: dict[int, str] = {}
         deadline = time.monotonic() + GRACE_SECONDS

@@ -59,6 +59,6 @@ def _tell(settings: "DistributedConfig", error: str) -> None:
     logger.info("other_nodes_told rdzv_endpoint=%s", settings.rdzv_endpoint)
     with suppress(ProcessError):  # what ends the command matters more
         rendezvous = nodes.host(settings.model_copy(update={"rdzv_timeout": 1}))
-        rendezvous.dismiss(
+        rendezvous.report_untrained(
             f"node 0 has ended before it trained: {error}" if error else nodes.FINISHED
         )

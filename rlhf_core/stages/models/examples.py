@@ -33,7 +33,7 @@ class TurnOf(Generic[Tokenized]):
     tokens: Tokenized
 
 
-class FilteredRow(Record):
+class UnusableRecord(Record):
     """A record the model cannot take."""
 
     reason: str
@@ -80,7 +80,7 @@ def tokenize_records(
                     continue
                 why, reason = "too_long", f"{length(tokens)} tokens, at most {max_length} fit"
             stream = stream or files.enter_context(atomic_file(filtered))
-            row = FilteredRow(reason=reason, record=record.model_dump(mode="json"))
+            row = UnusableRecord(reason=reason, record=record.model_dump(mode="json"))
             stream.write(row.model_dump_json().encode() + b"\n")
             reasons[why] += 1
             if at_fault is not None:
