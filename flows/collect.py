@@ -18,12 +18,12 @@ from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import StageResult
 from rlhf_flows.engine.artifacts import show_labels
 from rlhf_flows.engine.events import announce_published
+from rlhf_flows.engine.flow_results import LabelsResult
 from rlhf_flows.engine.inputs import CollectInputs
-from rlhf_flows.engine.records import LabelsResult
 from rlhf_flows.engine.references import find_choosers, find_dataset, resolve_model
-from rlhf_flows.engine.run_folder import find_run, is_deployed, label_process, name_of_run
-from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import saved_result
+from rlhf_flows.engine.runs.in_prefect import find_run, is_deployed, label_process, name_of_run
+from rlhf_flows.engine.runs.settings import RunSettings
+from rlhf_flows.engine.runs.stage_folder import saved_result
 
 P = ParamSpec("P")
 R = TypeVar("R")

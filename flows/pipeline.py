@@ -10,6 +10,7 @@ from rlhf_core.adapters.registry.access import check_access
 from rlhf_core.schema import DatasetSplits, StageResult
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.engine.artifacts import file_report, show_outcome
+from rlhf_flows.engine.flow_results import PipelineResult
 from rlhf_flows.engine.inputs import (
     EvaluateInputs,
     PipelineInputs,
@@ -19,13 +20,12 @@ from rlhf_flows.engine.inputs import (
     RewardInputs,
     SftInputs,
 )
-from rlhf_flows.engine.old_runs import retain
 from rlhf_flows.engine.progress import Progress, passed
-from rlhf_flows.engine.records import PipelineResult
 from rlhf_flows.engine.references import dataset_reference
-from rlhf_flows.engine.run_folder import is_deployed, name_of_run, open_context
-from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import in_use
+from rlhf_flows.engine.runs.cleaning import retain
+from rlhf_flows.engine.runs.in_prefect import is_deployed, name_of_run, open_context
+from rlhf_flows.engine.runs.locks import in_use
+from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.promotion import ask_person
 from rlhf_flows.stages import (
     evaluate_stage,

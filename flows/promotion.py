@@ -36,7 +36,7 @@ from rlhf_flows.engine.artifacts import (
 )
 from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.engine.lost_server import with_retries
-from rlhf_flows.engine.run_folder import is_deployed
+from rlhf_flows.engine.runs.in_prefect import is_deployed
 
 logger = logging.getLogger(__name__)
 

@@ -22,12 +22,13 @@ from rlhf_core.storage.locks import locked
 from rlhf_core.storage.records import read_record
 from rlhf_flows.engine.artifacts import show_rounds
 from rlhf_flows.engine.files import write_atomically
+from rlhf_flows.engine.flow_results import PipelineResult, Round, Rounds
 from rlhf_flows.engine.inputs import PipelineInputs, RoundsInputs
-from rlhf_flows.engine.records import PipelineResult, Round, Rounds
 from rlhf_flows.engine.references import find_choosers, resolve_model
-from rlhf_flows.engine.run_folder import is_deployed, name_of_run, open_context
-from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import ROUNDS, ROUNDS_PICTURE, in_use
+from rlhf_flows.engine.runs.folder import ROUNDS, ROUNDS_PICTURE
+from rlhf_flows.engine.runs.in_prefect import is_deployed, name_of_run, open_context
+from rlhf_flows.engine.runs.locks import in_use
+from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.pipeline import rlhf_pipeline
 
 logger = logging.getLogger(__name__)

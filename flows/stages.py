@@ -23,9 +23,9 @@ from rlhf_flows.engine.inputs import (
     SftInputs,
 )
 from rlhf_flows.engine.references import resolve_model
-from rlhf_flows.engine.run_folder import name_of_run
-from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import saved_result
+from rlhf_flows.engine.runs.in_prefect import name_of_run
+from rlhf_flows.engine.runs.settings import RunSettings
+from rlhf_flows.engine.runs.stage_folder import saved_result
 from rlhf_flows.engine.stage import open_model_stage, open_stage, read_extra_inputs, run_stage
 
 

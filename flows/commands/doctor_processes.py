@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rlhf_core.errors import RlhfError
 from rlhf_flows.commands.findings import Finding
 from rlhf_flows.commands.nodes import as_started
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 
 if TYPE_CHECKING:
     from rlhf_core.config import DistributedConfig, GatedStage, PipelineConfig

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rlhf_core.config import GatedStage, PipelineConfig
-    from rlhf_flows.engine.run_settings import RunSettings
+    from rlhf_flows.engine.runs.settings import RunSettings
 
 
 def as_started(settings: "RunSettings", role: "GatedStage") -> "RunSettings":
@@ -57,7 +57,7 @@ def follow(config: "PipelineConfig", role: "GatedStage", run_id: str | None) -> 
         return
     from rlhf_core.stages.distributed.launch import follow_node_0
     from rlhf_flows.commands.tables import show_line
-    from rlhf_flows.engine.runs import locate_run
+    from rlhf_flows.engine.runs.folder import locate_run
 
     run: Path | None = None
     if run_id is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from rlhf_core.config import PipelineConfig
-    from rlhf_flows.engine.run_settings import RunSettings
+    from rlhf_flows.engine.runs.settings import RunSettings
 
 ConfigPath = Annotated[
     Path,
@@ -178,7 +178,7 @@ def warn_of_unused_servers() -> None:
 
 def read_settings(config: Path, overrides: list[str] | None) -> "RunSettings":
     """Return the settings that the command line names."""
-    from rlhf_flows.engine.run_settings import RunSettings
+    from rlhf_flows.engine.runs.settings import RunSettings
 
     for override in overrides or []:
         key, equals, _ = override.partition("=")
@@ -286,11 +286,12 @@ def resumable(
         ConfigError: there is no such run, and it may not begin; or it has other settings.
     """
     from rlhf_flows.commands.local import in_this_process
-    from rlhf_flows.engine.runs import discard_unstarted, in_use, locate_run, open_run
+    from rlhf_flows.engine.runs.folder import discard_unstarted, locate_run, open_run
+    from rlhf_flows.engine.runs.locks import in_use
 
     config = settings.config
     if run_id is not None and not may_begin:
-        from rlhf_flows.engine.run_folder import find_run
+        from rlhf_flows.engine.runs.in_prefect import find_run
 
         find_run(config, run_id)
     is_new = run_id is None or not locate_run(run_id, config.runs).directory.exists()

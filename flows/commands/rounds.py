@@ -18,7 +18,7 @@ from rlhf_flows.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from rlhf_flows.engine.records import Round, Rounds
+    from rlhf_flows.engine.flow_results import Round, Rounds
 
 
 def add_to(app: typer.Typer) -> None:
@@ -72,8 +72,8 @@ def _show(result: "Rounds") -> None:
     from rich.table import Table
 
     from rlhf_flows.commands.tables import show_line, show_table
-    from rlhf_flows.engine.records import Round
-    from rlhf_flows.engine.runs import ROUNDS, ROUNDS_PICTURE
+    from rlhf_flows.engine.flow_results import Round
+    from rlhf_flows.engine.runs.folder import ROUNDS, ROUNDS_PICTURE
 
     names = [name for name in Round.SHOWN if any(name in one.metrics for one in result.rounds)]
     table = Table("", *(str(one.number) for one in result.rounds), title="rounds")

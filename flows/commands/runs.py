@@ -12,7 +12,7 @@ from rlhf_flows.commands.options import Commands, JsonOption, begin, write_json
 
 if TYPE_CHECKING:
     from rlhf_core.schema import Estimate
-    from rlhf_flows.engine.old_runs import Cleaning
+    from rlhf_flows.engine.runs.cleaning import Cleaning
 
 runs_app = typer.Typer(
     name="runs",
@@ -44,7 +44,7 @@ def list_(runs: RunsOption = _RUNS, json_file: JsonOption = None) -> None:
     from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.errors import RegistryError
     from rlhf_flows.commands.tables import show_line, show_table
-    from rlhf_flows.engine.past_runs import list_runs
+    from rlhf_flows.engine.runs.overview import list_runs
 
     aliases: dict[str, list[str]] | None = {}
     if runs.is_dir():
@@ -86,7 +86,7 @@ def compare(
     from rich.table import Table
 
     from rlhf_flows.commands.tables import show_line, show_table
-    from rlhf_flows.engine.past_runs import compare_runs
+    from rlhf_flows.engine.runs.overview import compare_runs
 
     found = compare_runs(first, second, runs)
     write_json(found, json_file)
@@ -142,7 +142,8 @@ def clean(
     begin("warning")
     from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_flows.commands.tables import show_line
-    from rlhf_flows.engine.old_runs import Cleaning, Rule, delete_old_runs, look_for_old_runs
+    from rlhf_flows.engine.runs.cleaning import Cleaning, delete_old_runs, look_for_old_runs
+    from rlhf_flows.engine.runs.needed import Rule
 
     if yes and dry_run:
         raise typer.BadParameter("--yes deletes and --dry-run does not: give one of them")

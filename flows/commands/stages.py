@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rlhf_core.schema import StageName, StageResult
     from rlhf_flows.engine.dry_run import DryRun
     from rlhf_flows.engine.inputs import ModelInputs
-    from rlhf_flows.engine.run_settings import RunSettings
+    from rlhf_flows.engine.runs.settings import RunSettings
 
 
 class Role(StrEnum):

@@ -28,7 +28,7 @@ from rlhf_core.schema import (
 )
 from rlhf_core.schema.shown import shown
 from rlhf_flows.commands.findings import Finding
-from rlhf_flows.engine.records import PipelineResult, StageTiming
+from rlhf_flows.engine.flow_results import PipelineResult, StageTiming
 
 if TYPE_CHECKING:
     from rlhf_core.adapters.registry.lineage import Lineage

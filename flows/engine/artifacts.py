@@ -20,9 +20,9 @@ from rlhf_core.schema import (
 )
 from rlhf_core.schema.shown import shown_code, shown_link, shown_markdown
 from rlhf_core.stages.versions import dataset_page
+from rlhf_flows.engine.flow_results import LabelsResult, PipelineResult, Round, Rounds
 from rlhf_flows.engine.lost_server import best_effort
-from rlhf_flows.engine.records import LabelsResult, PipelineResult, Round, Rounds
-from rlhf_flows.engine.run_folder import is_deployed
+from rlhf_flows.engine.runs.in_prefect import is_deployed
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """What a run or a stage would do: looked up and nothing changed, not even a folder made."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,10 +31,11 @@ from rlhf_flows.engine.inputs import (
     SftInputs,
     may_begin,
 )
-from rlhf_flows.engine.past_runs import flat_settings
 from rlhf_flows.engine.progress import ORDER
 from rlhf_flows.engine.references import check_roles, find_dataset, find_models
-from rlhf_flows.engine.runs import locate_run, require_run, require_same_settings, saved_result
+from rlhf_flows.engine.runs.folder import RESULT, locate_run, require_run, require_same_settings
+from rlhf_flows.engine.runs.settings import flat_settings
+from rlhf_flows.engine.runs.stage_folder import saved_inputs, saved_result
 from rlhf_flows.engine.stage import ModelStage, read_extra_inputs
 
 NEEDS: dict[StageName, tuple[StageName, ...]] = {
@@ -198,7 +198,7 @@ class _Plan:
 
         stamp = read_extra_inputs("prepare", self._config, self._context, {})
         saved = saved_result(self._context, "prepare", DatasetSplits)
-        if saved and saved.report.is_file() and _stamp(self._context, "prepare") == stamp:
+        if saved and saved.report.is_file() and saved_inputs(self._context, "prepare") == stamp:
             self._splits = saved
             return "skip", "done, from the same raw data"
         self._splits = find_prepared(self._config)
@@ -294,22 +294,14 @@ def _is_done(
         return False
     made_from = ModelStage(stage, config, context, False, splits, dict(models)).made_from()
     extra_inputs = read_extra_inputs(stage, config, context, models, registry.look_up_model)
-    return _stamp(context, stage) == made_from | extra_inputs
-
-
-def _stamp(context: RunContext, stage: StageName) -> dict[str, str]:
-    path = context.stage_directory(stage) / "inputs.json"
-    if not path.is_file():
-        return {}
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return saved_inputs(context, stage) == made_from | extra_inputs
 
 
 def _why(context: RunContext, stage: StageName, *, force: bool = False) -> str:
     folder = context.stage_directory(stage)
     if force:
         return "--force; what was done is kept beside it"
-    if (folder / "result.json").exists():
+    if (folder / RESULT).exists():
         return "its inputs have changed; what was done is kept beside it"
     steps = sorted(folder.glob("checkpoints/step-*"))
     return f"goes on from {steps[-1].name}" if steps else "not done yet"

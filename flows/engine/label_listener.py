@@ -16,7 +16,7 @@ from rlhf_core.stages.labels.people import sent_collections
 from rlhf_core.stages.labels.pull import count_ready, num_published, pairs_needed, pull_labels
 from rlhf_flows.engine.events import announce_published
 from rlhf_flows.engine.prefect_server import ask
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 
 SETTLE_SECONDS = 1.0
 """After an event: votes come in bursts, and a server that queues events may be behind them."""

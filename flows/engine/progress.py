@@ -17,12 +17,13 @@ from rlhf_core.schema import (
     Verdict,
 )
 from rlhf_core.stages.promote import Promotion
+from rlhf_flows.engine.flow_results import PipelineResult, StageTiming
 from rlhf_flows.engine.inputs import StageInputs
-from rlhf_flows.engine.records import PipelineResult, StageTiming
 from rlhf_flows.engine.remote import StageFailedError, run_deployed_stage
-from rlhf_flows.engine.run_folder import is_deployed, start_afresh_once
-from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import RESULT, saved_result
+from rlhf_flows.engine.runs.folder import RESULT
+from rlhf_flows.engine.runs.in_prefect import is_deployed, start_afresh_once
+from rlhf_flows.engine.runs.settings import RunSettings
+from rlhf_flows.engine.runs.stage_folder import saved_result
 
 logger = logging.getLogger(__name__)
 

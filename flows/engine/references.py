@@ -13,7 +13,7 @@ from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, Sta
 from rlhf_core.stages import promote
 from rlhf_flows.engine.environment import STATE
 from rlhf_flows.engine.inputs import EvaluateInputs, ModelInputs, PolicyInputs, SftInputs
-from rlhf_flows.engine.runs import saved_result
+from rlhf_flows.engine.runs.stage_folder import saved_result
 
 Resolve = Callable[[str], ModelRef]
 """Finds a model by reference."""

@@ -23,9 +23,9 @@ from rlhf_flows.engine.references import (
     find_models,
     resolve_model,
 )
-from rlhf_flows.engine.run_folder import open_context, start_afresh_once
-from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import discard_checkpoints, run_once, saved_result
+from rlhf_flows.engine.runs.in_prefect import open_context, start_afresh_once
+from rlhf_flows.engine.runs.settings import RunSettings
+from rlhf_flows.engine.runs.stage_folder import discard_checkpoints, run_once, saved_result
 from rlhf_flows.engine.watching import STOP, watch_training
 
 Result = TypeVar("Result", bound=Record)

@@ -13,7 +13,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from rlhf_core.schema import RunContext
 from rlhf_flows.engine.events import announce
 from rlhf_flows.engine.lost_server import best_effort
-from rlhf_flows.engine.run_folder import is_deployed
+from rlhf_flows.engine.runs.in_prefect import is_deployed
 
 STOP = "stop"
 """The action that ends the training; the error that follows is announced instead."""

@@ -6,7 +6,7 @@ import yaml
 from rlhf_core.config import load_config
 from rlhf_core.config.written import read_written
 from rlhf_core.errors import ConfigError
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 
 MINIMAL = """\
 model: {base: some/model}

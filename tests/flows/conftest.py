@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from rlhf_flows.commands.local import in_this_process
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.servers import temporary_server
 from tests.flows.fakes import FakeStages
 from tests.flows.finished import Folder

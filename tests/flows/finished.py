@@ -5,8 +5,10 @@ import time
 
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.schema import EvaluationReport, ModelRef, PromotionDecision, StageResult
-from rlhf_flows.engine.old_runs import Rule, look_for_old_runs
-from rlhf_flows.engine.runs import open_run, run_once
+from rlhf_flows.engine.runs.cleaning import look_for_old_runs
+from rlhf_flows.engine.runs.folder import open_run
+from rlhf_flows.engine.runs.needed import Rule
+from rlhf_flows.engine.runs.stage_folder import run_once
 
 
 class Folder:

@@ -24,7 +24,8 @@ from rlhf_flows.commands.cli import app, main
 from rlhf_flows.commands.start import Terminated
 from rlhf_flows.commands.tables import show_gates, show_line, show_lineage, show_table
 from rlhf_flows.engine import events
-from rlhf_flows.engine.runs import hold_stage, open_run, settings_of_run
+from rlhf_flows.engine.runs.folder import open_run, settings_of_run
+from rlhf_flows.engine.runs.locks import hold_stage
 
 
 @pytest.fixture
@@ -356,7 +357,7 @@ def test_a_command_that_is_stopped_before_its_run_begins_says_so(typed, config_p
     def stopped(*_):
         raise Terminated
 
-    monkeypatch.setattr("rlhf_flows.engine.runs.open_run", stopped)
+    monkeypatch.setattr("rlhf_flows.engine.runs.folder.open_run", stopped)
     code, stderr = typed("run", config_path)
     assert code == 143
     assert "command=run Run the whole pipeline" in stderr.splitlines()[0]

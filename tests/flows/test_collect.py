@@ -16,8 +16,9 @@ from rlhf_core.storage.records import read_records
 from rlhf_flows import collect
 from rlhf_flows.collect import collect_flow
 from rlhf_flows.commands.cli import app, main
-from rlhf_flows.engine import events, run_folder
+from rlhf_flows.engine import events
 from rlhf_flows.engine.inputs import CollectInputs
+from rlhf_flows.engine.runs import in_prefect
 from tests.feedback.conftest import make_collection
 from tests.feedback.servers import LabelStudio, serving
 
@@ -129,27 +130,27 @@ def test_what_a_worker_runs_says_what_it_waits_for(asked, batches, with_feedback
 def test_the_run_is_named_after_its_collection(monkeypatch):
     parameters = {"inputs": CollectInputs(collection="data/collected/abc")}
     named = {"parameters": parameters, "flow_name": "rlhf-collect", "name": "wise-otter"}
-    monkeypatch.setattr(run_folder, "flow_run", type("Run", (), named))
-    assert run_folder.name_of_run() == "collect abc"
+    monkeypatch.setattr(in_prefect, "flow_run", type("Run", (), named))
+    assert in_prefect.name_of_run() == "collect abc"
 
 
 @pytest.mark.parametrize("typed", ["Lower beta", "beta-0.05", "try 2", "beta", "my-test"])
 def test_a_name_that_a_person_typed_stays(monkeypatch, typed):
     named = {"parameters": {"inputs": {}}, "flow_name": "rlhf-pipeline", "name": typed}
-    monkeypatch.setattr(run_folder, "flow_run", type("Run", (), named))
-    assert run_folder.name_of_run() == typed
+    monkeypatch.setattr(in_prefect, "flow_run", type("Run", (), named))
+    assert in_prefect.name_of_run() == typed
 
 
 @pytest.mark.parametrize("made_up", ["phi-tolfalas", "alpha12-canis-majoris-ring"])
 def test_a_name_that_the_form_proposed_stands_behind_the_run(monkeypatch, made_up):
     named = {"parameters": {"inputs": {"run": "one"}}, "flow_name": "rlhf-sft", "name": made_up}
-    monkeypatch.setattr(run_folder, "flow_run", type("Run", (), named))
-    assert run_folder.name_of_run() == f"sft one ({made_up})"
+    monkeypatch.setattr(in_prefect, "flow_run", type("Run", (), named))
+    assert in_prefect.name_of_run() == f"sft one ({made_up})"
 
 
 def test_a_name_that_prefects_server_made_up_is_known(monkeypatch):
     for _ in range(20):
-        assert run_folder._is_made_up(generate_slug(2))
+        assert in_prefect._is_made_up(generate_slug(2))
 
 
 def test_models_and_dataset_can_be_named(asked, stages, with_feedback):

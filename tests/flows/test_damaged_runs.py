@@ -5,7 +5,8 @@ import pytest
 from rlhf_core.errors import CheckpointError, ConfigError, RlhfError
 from rlhf_core.schema import ModelRef
 from rlhf_core.stages.evaluation.report import write_report
-from rlhf_flows.engine.runs import locate_run, open_run, saved_result, settings_of_run
+from rlhf_flows.engine.runs.folder import locate_run, open_run, settings_of_run
+from rlhf_flows.engine.runs.stage_folder import saved_result
 
 DAMAGE = {
     "empty": b"",

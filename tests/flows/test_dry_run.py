@@ -12,7 +12,7 @@ from rlhf_core.stages.promote import promote_model
 from rlhf_flows.commands.cli import app
 from rlhf_flows.engine.dry_run import plan_pipeline, plan_stage
 from rlhf_flows.engine.inputs import EvaluateInputs, PipelineInputs, RewardInputs, SftInputs
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.pipeline import rlhf_pipeline
 from rlhf_flows.stages import sft_stage
 from tests.releases import champions, register_release

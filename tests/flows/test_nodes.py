@@ -4,7 +4,7 @@ import pytest
 
 from rlhf_core.errors import ConfigError
 from rlhf_flows.commands.nodes import as_started
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 from tests.config.test_load import MINIMAL
 
 POD = {

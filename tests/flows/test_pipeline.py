@@ -4,7 +4,7 @@ from rlhf_core.errors import CheckpointError, ConfigError, DataError
 from rlhf_core.stages import prepare
 from rlhf_core.stages.preparation import dataset
 from rlhf_flows.engine.inputs import PipelineInputs, SftInputs
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.pipeline import rlhf_pipeline
 from rlhf_flows.stages import sft_stage
 
@@ -119,7 +119,8 @@ def test_a_stage_alone_refuses_data_that_its_run_did_not_prepare(stages, setting
 
 
 def test_two_processes_cannot_work_on_one_stage(stages, settings):
-    from rlhf_flows.engine.runs import hold_stage, open_run
+    from rlhf_flows.engine.runs.folder import open_run
+    from rlhf_flows.engine.runs.locks import hold_stage
 
     context = open_run(settings.config, "one")
     with hold_stage(context, "sft"), pytest.raises(CheckpointError, match="another process"):

@@ -11,7 +11,7 @@ from prefect.states import Completed, Paused, Running, Scheduled
 
 from rlhf_core.schema import Estimate, RunContext
 from rlhf_flows import promotion
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 from tests.flows.fakes import FakeStages
 
 ACCEPT, REJECT = SetStateStatus.ACCEPT, SetStateStatus.REJECT

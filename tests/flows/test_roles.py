@@ -10,7 +10,7 @@ from rlhf_flows.collect import sample_pairs
 from rlhf_flows.commands import sample
 from rlhf_flows.engine.inputs import CollectInputs, EvaluateInputs, PolicyInputs, RewardInputs
 from rlhf_flows.engine.references import find_model
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.stages import evaluate_stage, policy_stage, reward_stage
 from tests.flows.tiny import CONFIG, make_tiny
 from tests.releases import register_release

@@ -9,7 +9,7 @@ from rlhf_core.errors import (
 )
 from rlhf_flows import pipeline
 from rlhf_flows import stages as flow_stages
-from rlhf_flows.engine import runs, stage
+from rlhf_flows.engine import stage
 from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.engine.inputs import (
     EvaluateInputs,
@@ -20,8 +20,11 @@ from rlhf_flows.engine.inputs import (
     RewardInputs,
     SftInputs,
 )
-from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import discard_checkpoints, hold_stage, locate_run, open_run
+from rlhf_flows.engine.runs import stage_folder
+from rlhf_flows.engine.runs.folder import locate_run, open_run
+from rlhf_flows.engine.runs.locks import hold_stage, is_worked_on
+from rlhf_flows.engine.runs.settings import RunSettings
+from rlhf_flows.engine.runs.stage_folder import discard_checkpoints
 from rlhf_flows.pipeline import rlhf_pipeline
 from rlhf_flows.stages import (
     evaluate_stage,
@@ -140,13 +143,13 @@ def test_a_pipeline_keeps_its_run_from_being_deleted_between_stages(stages, sett
     conclude, seen = pipeline.conclude, []
 
     def look(result):
-        seen.append(runs.is_worked_on(locate_run("one", settings.config.runs)))
+        seen.append(is_worked_on(locate_run("one", settings.config.runs)))
         return conclude(result)
 
     monkeypatch.setattr(pipeline, "conclude", look)
     rlhf_pipeline(settings, PipelineInputs(run="one"))
     assert seen == [True]
-    assert not runs.is_worked_on(locate_run("one", settings.config.runs))
+    assert not is_worked_on(locate_run("one", settings.config.runs))
 
 
 def test_force_does_not_pull_the_folder_from_under_a_stage_at_work(stages, settings):
@@ -301,7 +304,7 @@ def test_a_stage_that_fails_at_its_end_keeps_its_checkpoints(stages, settings, m
     """Until the result is written the next attempt goes on from them."""
     with_checkpoints(stages, monkeypatch)
     with monkeypatch.context() as at_the_end:
-        at_the_end.setattr(runs, "write_atomically", fail_at("result.json"))
+        at_the_end.setattr(stage_folder, "write_atomically", fail_at("result.json"))
         with pytest.raises(OSError, match=r"result\.json"):
             sft_stage(settings, SftInputs(run="one"))
     assert has_checkpoints(stages) == {"sft"}

@@ -1,8 +1,9 @@
 import pytest
 
 from rlhf_core.schema import RunContext
-from rlhf_flows.engine import artifacts, events, run_folder, watching
+from rlhf_flows.engine import artifacts, events, watching
 from rlhf_flows.engine.artifacts import show_result
+from rlhf_flows.engine.runs import in_prefect
 from rlhf_flows.engine.watching import ProgressShown, TrainingObserver, watch_training
 
 
@@ -28,7 +29,7 @@ def deployed(monkeypatch):
     def lost(*arguments, **keywords):
         raise ConnectionError("lost")
 
-    monkeypatch.setattr(run_folder, "is_deployed", lambda: True)
+    monkeypatch.setattr(in_prefect, "is_deployed", lambda: True)
     for module in (watching, artifacts):
         monkeypatch.setattr(module, "is_deployed", lambda: True)
     monkeypatch.setattr(watching, "create_progress_artifact", lost)

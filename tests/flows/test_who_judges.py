@@ -10,7 +10,7 @@ from rlhf_flows.engine.inputs import (
     RewardInputs,
     SftInputs,
 )
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.pipeline import rlhf_pipeline
 from rlhf_flows.stages import evaluate_stage, policy_stage, reward_stage, sft_stage
 

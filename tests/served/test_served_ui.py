@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlhf_flows.engine.inputs import PipelineInputs
-from rlhf_flows.engine.run_settings import RunSettings
+from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.promotion import Approval
 from tests.browser.pages import Prefect
 

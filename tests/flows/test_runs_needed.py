@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.errors import ConfigError
-from rlhf_flows.engine.old_runs import Rule, delete_old_runs, look_for_old_runs
-from rlhf_flows.engine.records import Round, Rounds
+from rlhf_flows.engine.flow_results import Round, Rounds
+from rlhf_flows.engine.runs.cleaning import delete_old_runs, look_for_old_runs
+from rlhf_flows.engine.runs.needed import Rule
 
 
 @pytest.mark.parametrize(

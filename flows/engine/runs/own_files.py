@@ -1,33 +1,22 @@
-"""The files of a run's folder: which of them the pipeline wrote, what they take, how they go."""
+"""Which files of a run's folder the pipeline wrote, their bytes and deletion; all others stay."""
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import get_args
 
-from rlhf_core.errors import CheckpointError
 from rlhf_core.schema import RunContext, StageName
 from rlhf_core.storage.full_disk import writing
-from rlhf_core.storage.locks import locked
-from rlhf_flows.engine.runs import (
-    CLEANING,
-    CONFIG,
-    MARK,
-    RESULT,
-    ROUNDS,
-    ROUNDS_PICTURE,
-    is_worked_on,
-)
+from rlhf_flows.engine.runs.folder import CONFIG, INPUTS, MARK, RESULT, ROUNDS, ROUNDS_PICTURE
+from rlhf_flows.engine.runs.locks import CLEANING
 
-STAGES = get_args(StageName)
 _IN_RUN = (
     *(CONFIG, "report.html", MARK, ".*.lock", ".*.forced-by", ".approval-*.deadline"),
     *(ROUNDS, ROUNDS_PICTURE),
 )
 _IN_STAGE = (
-    *("inputs.json", RESULT, "record.json", "rows.json", "mlflow-run", "mlflow-address.txt"),
+    *(INPUTS, RESULT, "record.json", "rows.json", "mlflow-run", "mlflow-address.txt"),
     *("set-aside-*.jsonl", "samples.jsonl", "watched-answers.jsonl", "selection-answers.jsonl"),
     *(
         "suites/*.jsonl",
@@ -95,7 +84,7 @@ def _is_ours(path: Path) -> bool:
     stage, number = path.parts[0], ""
     if "." in stage:
         stage, _, number = stage.partition(".")
-    if stage not in STAGES or (number and not number.isdigit()):
+    if stage not in get_args(StageName) or (number and not number.isdigit()):
         return False
     inner = Path(*path.parts[1:])
     if inner.parts[0] == "model" and len(inner.parts) > 1:
@@ -110,26 +99,6 @@ def _is_one_of(path: Path, patterns: Iterable[str]) -> bool:
         if len(parts) == len(path.parts) and all(map(fnmatch, path.parts, parts)):
             return True
     return False
-
-
-@contextmanager
-def hold_run(context: RunContext) -> Iterator[None]:
-    """Keep every process out of a run and of each of its stages, for as long as the block lasts.
-
-    Raises:
-        CheckpointError: a process works on the run.
-    """
-    directory = context.directory
-    busy = CheckpointError("a process is working on it")
-    if not directory.is_dir():
-        raise CheckpointError("it is gone")
-    with ExitStack() as locks:
-        locks.enter_context(locked(directory / CLEANING, busy=busy))
-        if is_worked_on(context):
-            raise busy
-        for stage in STAGES:
-            locks.enter_context(locked(directory / f".{stage}.lock", busy=busy))
-        yield
 
 
 def delete_run(context: RunContext) -> tuple[Path, ...]:

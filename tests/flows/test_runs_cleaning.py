@@ -12,15 +12,13 @@ from rlhf_core.config import RetentionConfig
 from rlhf_core.errors import CheckpointError, RegistryError
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.commands.cli import app
-from rlhf_flows.engine import old_runs
-from rlhf_flows.engine.old_runs import (
-    Rule,
-    delete_old_runs,
-    look_for_old_runs,
-    retain,
-    runs_in_prefect,
-)
-from rlhf_flows.engine.runs import hold_stage, in_use, open_run, run_once
+from rlhf_flows.engine.runs import cleaning, in_prefect
+from rlhf_flows.engine.runs.cleaning import delete_old_runs, look_for_old_runs, retain
+from rlhf_flows.engine.runs.folder import open_run
+from rlhf_flows.engine.runs.in_prefect import runs_in_prefect
+from rlhf_flows.engine.runs.locks import hold_stage, in_use
+from rlhf_flows.engine.runs.needed import Rule
+from rlhf_flows.engine.runs.stage_folder import run_once
 
 CLEAN = ["runs", "clean"]
 
@@ -128,7 +126,7 @@ def test_nobody_can_take_up_a_run_from_the_last_look_at_it_on(folder, monkeypatc
     """An alias that moved after the look, or a stage that began, would find its files gone."""
     run = folder.run("one")
     seen = look_for_old_runs(folder.config.runs, Rule())
-    looking = old_runs.registry_needs
+    looking = cleaning.registry_needs
 
     def look():
         with pytest.raises(CheckpointError, match="is being deleted"), in_use(run):
@@ -137,7 +135,7 @@ def test_nobody_can_take_up_a_run_from_the_last_look_at_it_on(folder, monkeypatc
             pass
         return looking()
 
-    monkeypatch.setattr(old_runs, "registry_needs", look)
+    monkeypatch.setattr(cleaning, "registry_needs", look)
     (told,) = delete_old_runs(seen, Rule()).runs
     assert told.deleted
     with pytest.raises(CheckpointError, match="was deleted; start a new one"), in_use(run):
@@ -154,12 +152,12 @@ def test_an_alias_that_moves_after_the_list_was_shown_keeps_its_run(folder):
 
 
 def test_more_runs_than_are_held_at_once_go_newest_first(folder, monkeypatch):
-    monkeypatch.setattr(old_runs, "_AT_ONCE", 2)
+    monkeypatch.setattr(cleaning, "_AT_ONCE", 2)
     for number in range(5):
         folder.run(f"run-{number}", days_old=5 - number)
-    gone, deleting = [], old_runs.delete_run
+    gone, deleting = [], cleaning.delete_run
     monkeypatch.setattr(
-        old_runs, "delete_run", lambda run: (gone.append(run.run_id), deleting(run))[1]
+        cleaning, "delete_run", lambda run: (gone.append(run.run_id), deleting(run))[1]
     )
     seen = look_for_old_runs(folder.config.runs, Rule(keep_last=1))
     done = delete_old_runs(seen, Rule(keep_last=1)).runs
@@ -265,7 +263,7 @@ def test_flow_runs_that_have_not_ended_keep_their_runs(folder, monkeypatch):
         },
     ]
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
-    monkeypatch.setattr(old_runs, "ask", lambda url, path, body: pages)
+    monkeypatch.setattr(in_prefect, "ask", lambda url, path, body: pages)
     assert {"20260102-030405-9f3c", "one"} <= runs_in_prefect()
     folder.run("one")
     assert folder.why("one") == "Prefect has a flow run of it that has not ended"
@@ -316,7 +314,7 @@ def test_retention_that_cannot_ask_mlflow_costs_a_warning(folder, monkeypatch, c
 
     kept = {"retention": RetentionConfig(older_than_days=30, keep_last=0)}
     folder.run("old", days_old=40, **kept)
-    monkeypatch.setattr(old_runs, "registry_needs", lost)
+    monkeypatch.setattr(cleaning, "registry_needs", lost)
     retain(folder.config.model_copy(update=kept), folder.run("now", **kept))
     assert "old_runs_kept" in caplog.text
     assert (folder.config.runs / "old" / "config.json").exists()

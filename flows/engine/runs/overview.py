@@ -1,4 +1,4 @@
-"""What the runs in a folder came to: stages done, verdict, disk, settings and metrics."""
+"""What the runs of a folder came to, listed and compared: only looked at, never changed."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -9,7 +9,9 @@ from typing import Literal, get_args
 from rlhf_core.errors import ConfigError, RlhfError
 from rlhf_core.schema import DatasetSplits, Estimate, Record, RunContext, StageName, StageResult
 from rlhf_core.stages.promote import Promotion
-from rlhf_flows.engine.runs import CONFIG, RESULT, locate_run, saved_result, settings_of_run
+from rlhf_flows.engine.runs.folder import CONFIG, RESULT, locate_run, settings_of_run
+from rlhf_flows.engine.runs.settings import flat_settings
+from rlhf_flows.engine.runs.stage_folder import saved_result
 
 _JUDGED: tuple[StageName, ...] = ("sft", "reward", "judge", "evaluate")
 """Stages whose results have metrics and gates, in the order in which they run."""
@@ -109,17 +111,6 @@ def disk_of(directory: Path) -> int:
                 continue
             blocks[found.st_dev, found.st_ino] = found.st_blocks * 512
     return sum(blocks.values())
-
-
-def flat_settings(settings: object, prefix: str = "") -> dict[str, str]:
-    """Return ``section.key`` or ``section.list[0].key`` to the value's text, of nested settings."""
-    if isinstance(settings, dict) and settings:
-        parts = [(f"{prefix}.{name}" if prefix else name, settings[name]) for name in settings]
-    elif isinstance(settings, list) and settings and isinstance(settings[0], dict):
-        parts = [(f"{prefix}[{place}]", part) for place, part in enumerate(settings)]
-    else:
-        return {prefix: str(settings)}
-    return {key: text for name, part in parts for key, text in flat_settings(part, name).items()}
 
 
 def _existing(run: str, runs: Path) -> RunContext:

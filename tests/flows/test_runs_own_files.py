@@ -9,8 +9,9 @@ from rlhf_core.errors import CheckpointError, ConfigError
 from rlhf_core.feedback.ballots import BallotBox
 from rlhf_core.stages.training.selection import ANSWERS
 from rlhf_core.trainers.checkpoint import KeptWeights
-from rlhf_flows.engine.run_files import delete_run, foreign_files, hold_run
-from rlhf_flows.engine.runs import in_use, is_worked_on, open_run, settings_of_run
+from rlhf_flows.engine.runs.folder import open_run, settings_of_run
+from rlhf_flows.engine.runs.locks import hold_run, in_use, is_worked_on
+from rlhf_flows.engine.runs.own_files import delete_run, foreign_files
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 OURS = [

@@ -1,4 +1,7 @@
-"""How a flow finds its run and its settings, the same for a person, a parent and a retry."""
+"""Which run a flow run works on, the same for a person, a parent and a retry, and its name.
+
+Alone here in knowing Prefect; runs begun without it have folders all the same.
+"""
 
 import re
 from datetime import datetime
@@ -9,20 +12,17 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from rlhf_core.adapters.settings import load_settings
 from rlhf_core.adapters.tracking.run_records import fetch_records, keep_absence
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import RunContext, StageName
 from rlhf_flows.engine.lost_server import best_effort
-from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import (
-    archive_stage,
-    hold_stage,
-    locate_run,
-    open_run,
-    require_run,
-    settings_of_run,
-)
+from rlhf_flows.engine.prefect_server import ask
+from rlhf_flows.engine.runs.folder import locate_run, open_run, require_run, settings_of_run
+from rlhf_flows.engine.runs.locks import hold_stage
+from rlhf_flows.engine.runs.settings import RunSettings
+from rlhf_flows.engine.runs.stage_folder import archive_stage
 from rlhf_flows.engine.zombies import PROCESS_LABEL, process_name
 
 _OF_THE_FORM = re.compile(
@@ -160,3 +160,32 @@ def _name_after_flow_run() -> str | None:
 def named_after(created: datetime, flow_run_id: str) -> str:
     """Return the id of the run that a flow run begins: a retry of it finds the run again."""
     return f"{created:%Y%m%d-%H%M%S}-{flow_run_id[-4:]}"
+
+
+def runs_in_prefect() -> set[str]:
+    """Return the ids of runs that a flow run of Prefect's server has begun and not ended.
+
+    Raises:
+        OrchestrationError: the server does not answer.
+    """
+    url = load_settings().prefect_api_url
+    if url is None:
+        return set()
+    states = ["RUNNING", "PENDING", "PAUSED", "CANCELLING", "SCHEDULED"]
+    found: set[str] = set()
+    offset = 0
+    while True:
+        page = ask(
+            url,
+            "flow_runs/filter",
+            {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": 200, "offset": offset},
+        )
+        for each in page:
+            created = datetime.fromisoformat(each["created"])
+            found.add(named_after(created, each["id"]))
+            inputs = (each.get("parameters") or {}).get("inputs")
+            if isinstance(inputs, dict) and inputs.get("run"):
+                found.add(Path(str(inputs["run"])).name)
+        offset += len(page)
+        if len(page) < 200:
+            return found

@@ -1,24 +1,158 @@
-"""Which runs other files need: settings, collections, links, and the runs that stay themselves."""
+"""Why a run must stay: the registry, Prefect, its own folder, files or other runs need it.
+
+``cleaning`` deletes the others; here nothing is changed.
+"""
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
-from rlhf_core.adapters.registry.needed_runs import RegistryNeeds
+from pydantic import Field
+
+from rlhf_core.adapters.registry.needed_runs import RegistryNeeds, tracked_runs
+from rlhf_core.adapters.settings import load_settings, without_credentials
+from rlhf_core.adapters.tracking.earlier_run import RUN_NOTE
 from rlhf_core.errors import ConfigError, RlhfError
 from rlhf_core.feedback.collection import MANIFEST, Collection
-from rlhf_core.schema import RunContext, StageName, StageResult
+from rlhf_core.schema import Record, RunContext, StageName, StageResult
 from rlhf_core.storage.records import read_record
-from rlhf_flows.engine.past_runs import flat_settings
-from rlhf_flows.engine.run_files import STAGES
-from rlhf_flows.engine.runs import saved_result, settings_of_run
+from rlhf_flows.engine.flow_results import Rounds
+from rlhf_flows.engine.runs.folder import INPUTS, MARK, ROUNDS, settings_of_run
+from rlhf_flows.engine.runs.in_prefect import runs_in_prefect
+from rlhf_flows.engine.runs.locks import is_worked_on
+from rlhf_flows.engine.runs.overview import RunList, RunSummary
+from rlhf_flows.engine.runs.settings import flat_settings
+from rlhf_flows.engine.runs.stage_folder import saved_result
 
 _HEX = re.compile("[0-9a-f]{64}")
 _WORD = re.compile(r"[^\s'\",()\[\]{}]+")
 
 
-def keep_what_is_named(
+class Rule(Record):
+    """Which runs may go, of those that nothing needs."""
+
+    older_than: timedelta = timedelta(0)
+    """Since a run was started."""
+    keep_last: int = Field(default=0, ge=0)
+    """The newest runs that stay, whatever became of them."""
+    unfinished: bool = False
+    """Those that were stopped, too: nobody can go on with them then."""
+
+
+def why_kept(
+    found: RunList,
+    needs: RegistryNeeds,
+    rule: Rule,
+    *,
+    spared: Mapping[str, str],
+    held: Container[str],
+) -> dict[str, list[str]]:
+    """Return why each run must stay; of a run that may go nothing.
+
+    Args:
+        found: all runs of a folder.
+        needs: what the registry says.
+        rule: which runs may go.
+        spared: runs that may not, each with the reason.
+        held: runs that the caller keeps everybody out of.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+        OrchestrationError: the same of Prefect, where PREFECT_API_URL names a server.
+        ConfigError: a settings file cannot be read, so that nobody knows what it names.
+    """
+    contexts = {
+        run.run_id: RunContext(run_id=run.run_id, directory=found.directory / run.run_id)
+        for run in found.runs
+    }
+    at_work = runs_in_prefect()
+    why: dict[str, list[str]] = {}
+    for place, run in enumerate(found.runs):
+        context = contexts[run.run_id]
+        taken = run.run_id not in held and is_worked_on(context)
+        why[run.run_id] = [
+            *([spared[run.run_id]] if run.run_id in spared else ()),
+            *needs.reasons.get(run.run_id, ()),
+            *_own_reasons(run, context, needs, rule),
+            *(["a process is working on it"] if taken else ()),
+            *(["Prefect has a flow run of it that has not ended"] if run.run_id in at_work else ()),
+            *_of_rule(run, len(found.runs) - place, rule),
+        ]
+    _keep_what_is_named(why, contexts, needs)
+    _keep_inputs(why, contexts, needs)
+    for run_id, reasons in why.items():
+        reasons += [] if reasons else _untracked(run_id, contexts[run_id])
+    return why
+
+
+def _own_reasons(
+    run: RunSummary, context: RunContext, needs: RegistryNeeds, rule: Rule
+) -> Iterator[str]:
+    """Yield what the run's own folder says."""
+    if context.directory.is_symlink():
+        yield "its folder is a link"
+    if (context.directory / MARK).exists():
+        return
+    if run.verdict == "damaged":
+        yield f"damaged, so that nobody knows what it needs: {run.reason}"
+        return
+    yield from _of_rounds(context, rule)
+    if run.verdict == "unfinished" and not rule.unfinished:
+        yield "unfinished: go on with it by --run-id, or give --unfinished"
+    evaluated = saved_result(context, "evaluate", StageResult)
+    waits = evaluated is not None and evaluated.decision.verdict == "PROMOTE"
+    if evaluated and waits and "promote" not in run.stages:
+        uri = evaluated.model.uri
+        if uri not in needs.refused:
+            yield f"{uri} passed its gates and waits for its promotion: rlhf promote {uri}"
+
+
+def _of_rounds(context: RunContext, rule: Rule) -> Iterator[str]:
+    """Yield why the first run of `rlhf rounds` is needed: all that is known of them lies there."""
+    path = context.directory / ROUNDS
+    if not path.exists():
+        return
+    try:
+        rounds = read_record(path, Rounds)
+    except RlhfError:
+        yield f"{ROUNDS} is damaged, so that nobody knows whether its rounds have ended"
+        return
+    if rounds.awaits is not None:
+        yield f"its rounds wait for labels: rlhf rounds CONFIG --run-id {context.run_id} goes on"
+    elif rounds.rounds and rounds.rounds[-1].verdict is None and not rule.unfinished:
+        yield "its rounds were stopped: go on with them by --run-id, or give --unfinished"
+
+
+def _of_rule(run: RunSummary, place: int, rule: Rule) -> Iterator[str]:
+    if place <= rule.keep_last:
+        yield f"one of the last {rule.keep_last}"
+    age = datetime.now(UTC) - run.started
+    if age < rule.older_than:
+        yield f"started {_days(age)} ago, less than {_days(rule.older_than)}"
+
+
+def _days(age: timedelta) -> str:
+    days, hours = age.days, age.seconds // 3600
+    return f"{days} day{'s' * (days != 1)}" if days else f"{hours} hour{'s' * (hours != 1)}"
+
+
+def _untracked(run_id: str, context: RunContext) -> list[str]:
+    """Keep a run whose records this MLflow has never heard of: it may be the wrong one."""
+    tracked, elsewhere = tracked_runs(run_id)
+    if elsewhere:
+        return [f"MLflow says that it is worked on: {', '.join(elsewhere)}"]
+    # By the ids that MLflow gave: another project may have a run of the same name.
+    notes = [path.read_text(encoding="utf-8") for path in context.directory.glob(f"*/{RUN_NOTE}")]
+    if not notes or any(note in tracked for note in notes):
+        return []
+    where = without_credentials(load_settings().mlflow_tracking_uri)
+    return [f"MLflow at {where} does not know it; look at MLFLOW_TRACKING_URI"]
+
+
+def _keep_what_is_named(
     why: dict[str, list[str]], contexts: Mapping[str, RunContext], needs: RegistryNeeds
 ) -> None:
     """Keep what settings files and collections of this folder name.
@@ -95,7 +229,7 @@ def _collected(context: RunContext) -> Path:
     return Path("data/collected") if feedback is None else feedback.output
 
 
-def keep_inputs(
+def _keep_inputs(
     why: dict[str, list[str]], contexts: Mapping[str, RunContext], needs: RegistryNeeds
 ) -> None:
     """Keep the runs that kept ones were made from or hold links to, and so on down.
@@ -131,7 +265,7 @@ def keep_inputs(
 
 def _made(context: RunContext) -> Iterator[str]:
     """Yield the digests of the models that a run made itself, wherever its folder was then."""
-    for stage in STAGES:
+    for stage in get_args(StageName):
         try:
             result = None if stage in ("prepare", "promote") else _result(context, stage)
         except RlhfError:
@@ -147,7 +281,7 @@ def _result(context: RunContext, stage: StageName) -> StageResult | None:
 
 def _read(context: RunContext) -> Iterator[str]:
     """Yield the digests of what the stages of a run read."""
-    for path in context.directory.glob("*/inputs.json"):
+    for path in context.directory.glob(f"*/{INPUTS}"):
         yield from _HEX.findall(path.read_text(encoding="utf-8", errors="replace"))
 
 

@@ -1,4 +1,7 @@
-"""What a person chooses a run's settings by: a file of the repository, and lines that differ."""
+"""What a person chooses a run's settings by: a file of the repository, and lines that differ.
+
+What came of the choice is kept with the run, by ``folder``.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -113,3 +116,14 @@ def _dotted(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         elif value is not None:  # left empty in the form of an earlier build
             # JSON is YAML in which no text looks like a number.
             yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False)
+
+
+def flat_settings(settings: object, prefix: str = "") -> dict[str, str]:
+    """Return ``section.key`` or ``section.list[0].key`` to the value's text, of nested settings."""
+    if isinstance(settings, dict) and settings:
+        parts = [(f"{prefix}.{name}" if prefix else name, settings[name]) for name in settings]
+    elif isinstance(settings, list) and settings and isinstance(settings[0], dict):
+        parts = [(f"{prefix}[{place}]", part) for place, part in enumerate(settings)]
+    else:
+        return {prefix: str(settings)}
+    return {key: text for name, part in parts for key, text in flat_settings(part, name).items()}

@@ -11,8 +11,8 @@ from rlhf_core.config import PipelineConfig, PreparationConfig
 from rlhf_core.config.base import LIMITS
 from rlhf_core.errors import ConfigError
 from rlhf_flows.commands.cli import app
-from rlhf_flows.engine.run_settings import RunSettings
-from rlhf_flows.engine.runs import open_run
+from rlhf_flows.engine.runs.folder import open_run
+from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.servers.pools import read_pools
 
 DEPLOYED = {

@@ -1,4 +1,4 @@
-"""What a pipeline run hands back to the person who started it."""
+"""What flows hand back to the person who started them: of a pipeline, of labelling, of rounds."""
 
 from pathlib import Path
 from typing import ClassVar

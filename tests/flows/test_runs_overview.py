@@ -11,8 +11,9 @@ from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Estimate, EvaluationReport, ModelRef, PromotionDecision, StageResult
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.commands.cli import app
-from rlhf_flows.engine.past_runs import compare_runs, disk_of, list_runs
-from rlhf_flows.engine.runs import open_run, run_once
+from rlhf_flows.engine.runs.folder import open_run
+from rlhf_flows.engine.runs.overview import compare_runs, disk_of, list_runs
+from rlhf_flows.engine.runs.stage_folder import run_once
 
 
 def finish(run, stage, verdict, metrics=None):
