@@ -4,9 +4,10 @@ Alone here in knowing Prefect; runs begun without it have folders all the same.
 """
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
@@ -29,7 +30,9 @@ _OF_THE_FORM = re.compile(
     "(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma"
     "|tau|upsilon|phi|chi|psi|omega)[0-9]*-[a-z][a-z0-9-]*"
 )
-"""Prefect's run form proposes a name of a Greek letter and a place, like ``phi2-tolfalas``."""
+"""Prefect's run form proposes a name of a Greek letter and a place, like ``phi2-tolfalas``.
+
+Its list of them is in the page's script alone. Nor does a flow run say who named it."""
 
 
 def open_context(
@@ -91,27 +94,24 @@ def name_of_run() -> str:
     A name that only looks like one of the form's stays behind that, for a person may have meant it.
     """
     typed = str(flow_run.name or "")
-    if typed and not (_is_made_up(typed) or _OF_THE_FORM.fullmatch(typed)):
+    proposed = _OF_THE_FORM.fullmatch(typed)
+    if typed and not proposed and not _is_made_up(typed):
         return typed
     inputs = flow_run.parameters.get("inputs")
     given = inputs if isinstance(inputs, dict) else vars(inputs)
     kind = given.get("role") or str(flow_run.flow_name).removeprefix("rlhf-")
     run = str(given.get("run") or given.get("collection") or _name_after_flow_run() or "")
     name = f"{kind} {run.rsplit('/', 1)[-1]}"
-    return f"{name} ({typed})" if _OF_THE_FORM.fullmatch(typed) else name
+    return f"{name} ({typed})" if proposed else name
 
 
 def _is_made_up(name: str) -> bool:
-    """Whether Prefect's server made the name up, by ``coolname``, as ``wise-otter``."""
-    import coolname
-    from coolname.loader import load_config
+    """Whether Prefect's server made the name up, of two words of ``coolname``: ``wise-otter``."""
+    from coolname.data import config
 
-    adjective, dash, noun = name.partition("-")
-    if not dash or "-" in noun:
-        return False
-    lists = load_config(Path(coolname.__file__).with_name("data")).values()
-    words = {word for each in lists for word in cast(list[str], each.get("words", []))}
-    return {adjective, noun} <= words
+    parts = cast(Mapping[str, Mapping[str, Any]], config).values()
+    words = {word for part in parts for word in part.get("words", ())}
+    return name.count("-") == 1 and words.issuperset(name.split("-"))
 
 
 def start_afresh_once(config: PipelineConfig, context: RunContext, stage: StageName) -> None:
