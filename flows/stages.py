@@ -22,11 +22,10 @@ from rlhf_flows.engine.inputs import (
     RewardInputs,
     SftInputs,
 )
-from rlhf_flows.engine.references import resolve_model
 from rlhf_flows.engine.runs.in_prefect import name_of_run
 from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.engine.runs.stage_folder import saved_result
-from rlhf_flows.engine.stage import open_model_stage, open_stage, read_extra_inputs, run_stage
+from rlhf_flows.engine.stage import open_model_stage, open_stage, run_stage
 
 
 @flow(name="rlhf-prepare", flow_run_name=name_of_run)
@@ -41,7 +40,6 @@ def prepare_stage(settings: RunSettings | None, inputs: PrepareInputs) -> Datase
         DatasetSplits,
         lambda observer: prepare_data(stage.config),
         reuse=before is None or before.report.is_file(),
-        extra_inputs=read_extra_inputs("prepare", stage.config, stage.context, {}),
     )
 
 
@@ -55,7 +53,6 @@ def sft_stage(settings: RunSettings | None, inputs: SftInputs) -> StageResult:
         stage,
         StageResult,
         lambda observer: train_sft(stage.config, stage.splits, stage.context, observer),
-        extra_inputs=read_extra_inputs("sft", stage.config, stage.context, stage.models),
     )
 
 
@@ -77,12 +74,6 @@ def reward_stage(settings: RunSettings | None, inputs: RewardInputs) -> StageRes
 def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageResult:
     """Optimise the policy: PPO against the reward model, or DPO straight from the pairs."""
     stage = open_model_stage("policy", settings, inputs)
-    terms, scorers = stage.config.policy.rewards, {}
-    if terms:
-        from rlhf_core.stages.training.reward_terms import find_scorers
-
-        scorers = find_scorers(terms, resolve_model)
-    extra_inputs = read_extra_inputs("policy", stage.config, stage.context, stage.models)
 
     def train(observer: Observer) -> StageResult:
         from rlhf_core.stages.policy import train_policy
@@ -95,11 +86,11 @@ def policy_stage(settings: RunSettings | None, inputs: PolicyInputs) -> StageRes
             models.get("reward"),
             stage.context,
             observer,
-            scorers=scorers,
+            scorers=stage.scorers,
             judge=models.get("judge"),
         )
 
-    return run_stage(stage, StageResult, train, extra_inputs=extra_inputs)
+    return run_stage(stage, StageResult, train)
 
 
 @flow(name="rlhf-evaluate", flow_run_name=name_of_run)
@@ -122,8 +113,7 @@ def evaluate_stage(settings: RunSettings | None, inputs: EvaluateInputs) -> Stag
             context=stage.context,
         )
 
-    extra_inputs = read_extra_inputs("evaluate", stage.config, stage.context, stage.models)
-    return run_stage(stage, StageResult, evaluate, extra_inputs=extra_inputs)
+    return run_stage(stage, StageResult, evaluate)
 
 
 @flow(name="rlhf-promote", flow_run_name=name_of_run)
@@ -144,7 +134,6 @@ def promote_stage(settings: RunSettings | None, inputs: PromoteInputs) -> Promot
         Promotion,
         lambda observer: promote.promote_policy(stage.config, evaluated, stage.context),
         reuse=False,
-        extra_inputs={"model": evaluated.model.sha256, "verdict": evaluated.decision.verdict},
     )
     if promotion.moved:
         announce("rlhf.promoted", stage.context, model=promotion.model, champion=promotion.champion)

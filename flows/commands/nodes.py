@@ -76,8 +76,9 @@ def follow(config: "PipelineConfig", role: "GatedStage", run_id: str | None) -> 
 
 def _section(config: "PipelineConfig", role: "GatedStage") -> tuple[str, set[str]]:
     """Return the section that says how a stage is distributed, and which settings it gives."""
-    names = ("judge", "reward") if role == "judge" else (role,)
-    owner = next((name for name in names if getattr(config, name) is not None), role)
+    from rlhf_core.config.stages import section_of
+
+    owner = section_of(role, config)
     own = getattr(config, owner).distributed
     if own is not None:
         return f"{owner}.distributed", own.model_fields_set

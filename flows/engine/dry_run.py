@@ -14,6 +14,7 @@ from rlhf_core.config import (
     config_digest,
     judges_of,
 )
+from rlhf_core.config.stages import STAGES, reads_of, section_of, stages_of
 from rlhf_core.schema import (
     DatasetSplits,
     ModelRef,
@@ -23,30 +24,19 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.stages.promote import Promotion
-from rlhf_flows.engine.inputs import (
-    EvaluateInputs,
-    ModelInputs,
-    PolicyInputs,
-    RewardInputs,
-    SftInputs,
-    may_begin,
+from rlhf_flows.engine.inputs import ModelInputs, may_begin
+from rlhf_flows.engine.references import (
+    check_roles,
+    find_dataset,
+    find_models,
+    find_scorers,
+    given_models,
 )
-from rlhf_flows.engine.progress import ORDER
-from rlhf_flows.engine.references import check_roles, find_dataset, find_models
 from rlhf_flows.engine.runs.folder import RESULT, locate_run, require_run, require_same_settings
 from rlhf_flows.engine.runs.settings import flat_settings
 from rlhf_flows.engine.runs.stage_folder import saved_inputs, saved_result
-from rlhf_flows.engine.stage import ModelStage, read_extra_inputs
+from rlhf_flows.engine.stage import ModelStage, Stage
 
-NEEDS: dict[StageName, tuple[StageName, ...]] = {
-    "prepare": (),
-    "sft": ("prepare",),
-    "reward": ("prepare", "sft"),
-    "judge": ("prepare", "sft"),
-    "policy": ("prepare", "sft", "reward", "judge"),
-    "evaluate": ("prepare", "sft", "reward", "judge", "policy"),
-    "promote": ("evaluate",),
-}
 NEW = "(new)"
 """Name of a run that has none yet."""
 
@@ -82,12 +72,11 @@ def plan_pipeline(config: PipelineConfig, run_id: str | None) -> DryRun:
     """
     context, is_new = _context(config, run_id)
     plan = _Plan(config, context)
-    left = [stage for stage in ORDER if stage != "reward" or config.policy.needs_reward_model]
     return DryRun(
         run_id=context.run_id,
         is_new=is_new,
         config_sha256=config_digest(config),
-        stages=tuple(plan.next_stage(stage) for stage in left),
+        stages=tuple(plan.next_stage(stage) for stage in stages_of(config)),
     )
 
 
@@ -104,10 +93,10 @@ def plan_stage(
         require_run(context)
     check_roles(inputs)
     splits = _look_for_dataset(config, context, inputs.dataset)
-    models = find_models(config, context, inputs, registry.look_up_model)
+    given = given_models(inputs)
+    models = find_models(stage, config, context, given, registry.look_up_model)
     reads = {"dataset": _dataset(config, splits, inputs.dataset), **_names(models)}
-    if stage == "sft":
-        reads["base"] = config.model.base
+    reads |= _outside(config, stage)
     done = (
         not inputs.force and splits is not None and _is_done(config, context, stage, splits, models)
     )
@@ -154,7 +143,9 @@ class _Plan:
         self._config, self._context = config, context
         self._results: dict[StageName, StageResult] = {}
         self._splits: DatasetSplits | None = None
-        self._to_run: list[StageName] = []
+        self._to_run: set[StageName] = set()
+        self._known: set[StageName] = set()
+        """Stages whose result is known before they run."""
         self._ended: str | None = None
 
     def next_stage(self, stage: StageName) -> PlannedStage:
@@ -166,8 +157,8 @@ class _Plan:
             reads=self._reads(stage),
             settings=settings_of(self._config, stage),
         )
-        if would == "run" and not (stage == "prepare" and self._splits):
-            self._to_run.append(stage)
+        if would == "run" and stage not in self._known:
+            self._to_run.add(stage)
         elif would == "skip" and (result := self._results.get(stage)):
             verdict = result.decision.verdict
             if verdict != "PROMOTE":
@@ -177,14 +168,12 @@ class _Plan:
     def _decide(self, stage: StageName) -> tuple[Literal["run", "skip", "not be reached"], str]:
         if self._ended:
             return "not be reached", self._ended
-        missing = [needed for needed in self._needs(stage) if needed in self._to_run]
-        if stage == "prepare":
-            return self._prepare()
+        missing = [read for read in reads_of(stage, self._config) if read in self._to_run]
         if missing:
             return "run", f"{' and '.join(missing)} would run before it"
-        if stage == "promote":
-            return self._promote()
-        models = self._models(stage)
+        if not STAGES[stage].works_on_models:
+            return self._promote() if STAGES[stage].reads else self._prepare()
+        models = find_models(stage, self._config, self._context, {}, registry.look_up_model)
         if self._splits is not None and _is_done(
             self._config, self._context, stage, self._splits, models
         ):
@@ -196,14 +185,16 @@ class _Plan:
     def _prepare(self) -> tuple[Literal["run", "skip"], str]:
         from rlhf_core.stages.prepare import find_prepared
 
-        stamp = read_extra_inputs("prepare", self._config, self._context, {})
+        stage = Stage(name="prepare", config=self._config, context=self._context, force=False)
         saved = saved_result(self._context, "prepare", DatasetSplits)
-        if saved and saved.report.is_file() and saved_inputs(self._context, "prepare") == stamp:
+        before = saved_inputs(self._context, "prepare")
+        if saved and saved.report.is_file() and before == stage.made_from():
             self._splits = saved
             return "skip", "done, from the same raw data"
         self._splits = find_prepared(self._config)
         if self._splits is None:
             return "run", _why(self._context, "prepare")
+        self._known.add("prepare")
         return "run", f"takes what was prepared before from the same: {self._splits.directory}"
 
     def _promote(self) -> tuple[Literal["run", "not be reached"], str]:
@@ -212,43 +203,26 @@ class _Plan:
         saved = saved_result(self._context, "promote", Promotion)
         return "run", f"again: it said {saved.verdict}" if saved else "its gates said PROMOTE"
 
-    def _models(self, stage: StageName) -> dict[str, ModelRef]:
-        kinds = {"sft": SftInputs, "policy": PolicyInputs, "evaluate": EvaluateInputs}
-        return find_models(
-            self._config, self._context, kinds.get(stage, RewardInputs)(), registry.look_up_model
-        )
-
     def _reads(self, stage: StageName) -> dict[str, str]:
-        if stage == "prepare":
-            return _raw(self._config)
-        reads = {} if stage == "promote" else {"dataset": self._dataset()}
-        if stage == "sft":
-            reads["base"] = self._config.model.base
-        for role in self._needs(stage)[1:] if stage != "promote" else ("policy",):
+        config, reads, found = self._config, reads_of(stage, self._config), dict[str, str]()
+        for read in reads:
+            if not STAGES[read].works_on_models:
+                found["dataset"] = _dataset(config, self._splits)
+                continue
+            role = STAGES[read].judges or read
             made = self._results.get(role)
-            reads[role] = made.model.uri if made else f"what {role} makes"
-        if stage == "evaluate":
-            reads |= self._deciders()
-        if "judge" in reads and (named := self._named_judges()):
-            reads["judge"] = named
-        return reads
-
-    def _needs(self, stage: StageName) -> tuple[StageName, ...]:
-        """What must be done before a stage, as the settings are; the judge may choose nothing."""
-        policy, needed = self._config.policy, list(NEEDS[stage])
-        if "reward" in needed and not policy.needs_reward_model:
-            needed.remove("reward")
-        if stage == "policy" and policy.selection.num_prompts == 0:
-            needed.remove("judge")
-        return tuple(needed)
+            found[role] = made.model.uri if made else f"what {role} makes"
+        found |= _outside(config, stage)
+        if "policy" in reads:
+            found |= self._deciders()
+        if "judge" in found and (named := self._named_judges()):
+            found["judge"] = named
+        return found
 
     def _named_judges(self) -> str:
         """Those of the settings; empty where they name none."""
         named = judges_of(self._config.evaluation.judge)
         return ", ".join(seat if isinstance(seat, str) else seat.model for seat in named)
-
-    def _dataset(self) -> str:
-        return _dataset(self._config, self._splits)
 
     def _deciders(self) -> dict[str, str]:
         """Champion and judge of an evaluation, as far as they are not the run's own."""
@@ -266,10 +240,7 @@ class _Plan:
 
 def settings_of(config: PipelineConfig, stage: StageName) -> dict[str, str]:
     """Return the settings of a stage that differ from their defaults."""
-    sections = {"prepare": "data", "evaluate": "evaluation", "promote": "promotion"}
-    if stage == "judge" and config.judge is None:
-        return _changed(config, "reward")
-    return _changed(config, sections.get(stage, stage))
+    return _changed(config, section_of(stage, config))
 
 
 def _changed(config: PreparationConfig, section: str) -> dict[str, str]:
@@ -292,9 +263,16 @@ def _is_done(
     """Whether the stage's result was made from just this; digests tell."""
     if saved_result(context, stage, StageResult) is None:
         return False
-    made_from = ModelStage(stage, config, context, False, splits, dict(models)).made_from()
-    extra_inputs = read_extra_inputs(stage, config, context, models, registry.look_up_model)
-    return saved_inputs(context, stage) == made_from | extra_inputs
+    opened = ModelStage(
+        name=stage,
+        config=config,
+        context=context,
+        force=False,
+        splits=splits,
+        models=models,
+        scorers=find_scorers(stage, config, registry.look_up_model),
+    )
+    return saved_inputs(context, stage) == opened.made_from()
 
 
 def _why(context: RunContext, stage: StageName, *, force: bool = False) -> str:
@@ -305,6 +283,13 @@ def _why(context: RunContext, stage: StageName, *, force: bool = False) -> str:
         return "its inputs have changed; what was done is kept beside it"
     steps = sorted(folder.glob("checkpoints/step-*"))
     return f"goes on from {steps[-1].name}" if steps else "not done yet"
+
+
+def _outside(config: PipelineConfig, stage: StageName) -> dict[str, str]:
+    """Return the files that a stage reads and no stage made, by what they are."""
+    sources = STAGES[stage].sources
+    found = _raw(config) if "raw" in sources else {}
+    return found | ({"base": config.model.base} if "base" in sources else {})
 
 
 def _raw(config: PreparationConfig) -> dict[str, str]:

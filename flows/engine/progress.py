@@ -8,6 +8,7 @@ from prefect import Flow
 
 from rlhf_core.adapters.tracking.run_records import fetch_records
 from rlhf_core.config import PipelineConfig
+from rlhf_core.config.stages import STAGES
 from rlhf_core.schema import (
     DatasetSplits,
     Record,
@@ -28,10 +29,6 @@ from rlhf_flows.engine.runs.stage_folder import saved_result
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result", bound=Record)
-
-ORDER: tuple[StageName, ...] = (
-    *("prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"),
-)
 
 
 def passed(result: StageResult) -> bool:
@@ -66,8 +63,9 @@ class Progress:
         """
         if first is None:
             return
-        self._kept = ORDER[: ORDER.index(first)]
-        for stage in ORDER[ORDER.index(first) :]:
+        order = tuple(STAGES)
+        self._kept = order[: order.index(first)]
+        for stage in order[order.index(first) :]:
             start_afresh_once(self.config, self.context, stage)
 
     def stage(

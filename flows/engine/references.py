@@ -1,18 +1,19 @@
 """References to the things themselves: datasets checked by digest, models by registry version."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from rlhf_core.adapters.registry import decision, registry
 from rlhf_core.adapters.registry.model_files import folder_kind
 from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig, judges_of
+from rlhf_core.config.stages import STAGES, reads_of
 from rlhf_core.errors import ConfigError, DataError, RegistryError
-from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, StageResult
+from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, StageName, StageResult
 from rlhf_core.stages import promote
 from rlhf_flows.engine.environment import STATE
-from rlhf_flows.engine.inputs import EvaluateInputs, ModelInputs, PolicyInputs, SftInputs
+from rlhf_flows.engine.inputs import ModelInputs
 from rlhf_flows.engine.runs.stage_folder import saved_result
 
 Resolve = Callable[[str], ModelRef]
@@ -90,10 +91,14 @@ def check_roles(inputs: ModelInputs) -> None:
     Raises:
         RegistryError: a version was trained as something else; says as what.
     """
-    for role in get_args(ModelRole):
-        given = getattr(inputs, role, None)
-        if given is not None:
-            registry.check_role(given, (role,), f"it was given as {role}")
+    for role, given in given_models(inputs).items():
+        registry.check_role(given, (role,), f"it was given as {role}")
+
+
+def given_models(inputs: ModelInputs) -> dict[ModelRole, str]:
+    """Return the models that a form names, by role."""
+    named = {role: getattr(inputs, role, None) for role in get_args(ModelRole)}
+    return {role: given for role, given in named.items() if given is not None}
 
 
 def resolve_model(uri: str) -> ModelRef:
@@ -103,34 +108,53 @@ def resolve_model(uri: str) -> ModelRef:
 
 
 def find_models(
+    stage: StageName,
     config: PipelineConfig,
     context: RunContext,
-    inputs: ModelInputs,
+    given: Mapping[ModelRole, str],
     resolve: Resolve = resolve_model,
 ) -> dict[str, ModelRef]:
-    """Return what a stage reads, by role: where its inputs have one and the settings need it.
+    """Return the models that a stage reads, by role, as the settings are.
 
     A policy that is evaluated brings the champion it has to beat, if there is one.
 
     Args:
+        stage: who reads them.
         config: settings of the run.
         context: the run.
-        inputs: what was given by reference.
+        given: those that were given by reference.
         resolve: finds a model by reference; ``registry.look_up_model`` brings no files here.
     """
-    models: dict[str, ModelRef] = {}
-    if isinstance(inputs, EvaluateInputs):
-        models["policy"] = find_model(config, context, "policy", inputs.policy, resolve)
+    reads, judge = reads_of(stage, config), given.get("judge")
+    models: dict[str, ModelRef] = {
+        role: find_model(config, context, role, given.get(role), resolve)
+        for role in get_args(ModelRole)
+        if role in reads and role != "judge"
+    }
+    if "policy" in reads:
         champion = find_champion(config, models["policy"], resolve)
         models |= {"champion": champion} if champion else {}
-        models["judge"] = find_judge(config, context, champion, inputs.judge, resolve)
-    if not isinstance(inputs, SftInputs):
-        models["sft"] = find_model(config, context, "sft", inputs.sft, resolve)
-    if isinstance(inputs, PolicyInputs) and config.policy.selection.num_prompts > 0:
-        models["judge"] = _find_chooser(config, context, inputs.judge, resolve)
-    if isinstance(inputs, PolicyInputs | EvaluateInputs) and config.policy.needs_reward_model:
-        models["reward"] = find_model(config, context, "reward", inputs.reward, resolve)
+        models["judge"] = find_judge(config, context, champion, judge, resolve)
+    elif "judge" in reads:
+        models["judge"] = _find_chooser(config, context, judge, resolve)
     return models
+
+
+def find_scorers(
+    stage: StageName, config: PipelineConfig, resolve: Resolve = resolve_model
+) -> dict[str, ModelRef]:
+    """Return the models that ``policy.rewards`` names, by that name, if the stage reads them.
+
+    Raises:
+        ModelError: there is no such folder, and the hub does not give one.
+        RegistryError: there is no such version, or it was not trained as a reward model.
+    """
+    terms = config.policy.rewards
+    if "rewards" not in STAGES[stage].sources or not terms:
+        return {}
+    from rlhf_core.stages.training import reward_terms
+
+    return reward_terms.find_scorers(terms, resolve)
 
 
 def find_model(

@@ -1,13 +1,14 @@
 """The way of a stage: settings and inputs are resolved in one place, one function runs it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rlhf_core.adapters.registry import looks
 from rlhf_core.adapters.tracking.checkpoint_copies import drop_copies
 from rlhf_core.adapters.tracking.run_records import keep_record
-from rlhf_core.config import GATED_STAGES, PipelineConfig, config_digest
+from rlhf_core.config import PipelineConfig, config_digest
+from rlhf_core.config.stages import STAGES, Source
 from rlhf_core.errors import KlLimitError
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetSplits, ModelRef, Record, RunContext, StageName, StageResult
@@ -17,11 +18,11 @@ from rlhf_flows.engine.events import announce
 from rlhf_flows.engine.files import places
 from rlhf_flows.engine.inputs import ModelInputs, PrepareInputs, PromoteInputs, may_begin
 from rlhf_flows.engine.references import (
-    Resolve,
     check_roles,
     find_dataset,
     find_models,
-    resolve_model,
+    find_scorers,
+    given_models,
 )
 from rlhf_flows.engine.runs.in_prefect import open_context, start_afresh_once
 from rlhf_flows.engine.runs.settings import RunSettings
@@ -31,7 +32,7 @@ from rlhf_flows.engine.watching import STOP, watch_training
 Result = TypeVar("Result", bound=Record)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """A stage of a run whose settings are known."""
 
@@ -40,24 +41,35 @@ class Stage:
     context: RunContext
     force: bool
     """Repeat it even if it was done from the same inputs."""
+    models: Mapping[str, ModelRef] = field(default_factory=dict)
+    """By role: what the stage reads and the settings ask for."""
+    scorers: Mapping[str, ModelRef] = field(default_factory=dict)
+    """Models that ``policy.rewards`` names, by that name."""
 
     def made_from(self) -> dict[str, str]:
-        """Name to digest of what the stage reads."""
-        return {}
+        """Return name to digest of what the stage reads.
+
+        Raises:
+            RlhfError: something of it cannot be read.
+        """
+        kind, found = STAGES[self.name], dict[str, str]()
+        for read in (*kind.reads, *kind.sources):
+            if read in _DIGESTS:
+                found |= _DIGESTS[read](self)
+        return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelStage(Stage):
     """A stage that reads a dataset and makes or measures a model."""
 
     splits: DatasetSplits
-    models: dict[str, ModelRef]
-    """By role: what the stage reads and the settings ask for."""
 
     def made_from(self) -> dict[str, str]:
-        """Name to digest of what the stage reads."""
+        """Return name to digest of what the stage reads."""
         models = {role: model.sha256 for role, model in self.models.items()}
-        return {"settings": config_digest(self.config), "dataset": self.splits.sha256, **models}
+        own = {"settings": config_digest(self.config), "dataset": self.splits.sha256}
+        return own | models | super().made_from()
 
 
 def open_stage(
@@ -69,7 +81,7 @@ def open_stage(
         ConfigError: neither settings nor an existing run were given, or they disagree.
     """
     config, context = open_context(settings, inputs.run, may_begin=may_begin(inputs))
-    return Stage(name, config, context, inputs.force)
+    return Stage(name=name, config=config, context=context, force=inputs.force)
 
 
 def open_model_stage(
@@ -85,47 +97,69 @@ def open_model_stage(
     check_roles(inputs)
     config, context = open_context(settings, inputs.run, may_begin=may_begin(inputs))
     splits = find_dataset(config, context, inputs.dataset)
-    models = find_models(config, context, inputs)
-    return ModelStage(name, config, context, inputs.force, splits, models)
+    return ModelStage(
+        name=name,
+        config=config,
+        context=context,
+        force=inputs.force,
+        splits=splits,
+        models=find_models(name, config, context, given_models(inputs)),
+        scorers=find_scorers(name, config),
+    )
 
 
-def read_extra_inputs(
-    name: StageName,
-    config: PipelineConfig,
-    context: RunContext,
-    models: Mapping[str, ModelRef],
-    resolve: Resolve = resolve_model,
-) -> dict[str, str]:
-    """Return name to digest of what a stage reads besides dataset, models and settings.
+def _of_raw_data(stage: Stage) -> dict[str, str]:
+    from rlhf_core.stages.prepare import prepare_fingerprint
 
-    Raises:
-        RlhfError: something of it cannot be read.
-    """
-    if name == "prepare":
-        from rlhf_core.stages.prepare import prepare_fingerprint
+    return {"made_from": prepare_fingerprint(stage.config)}
 
-        return {"made_from": prepare_fingerprint(config)}
-    if name == "sft":
-        from rlhf_core.stages.models.base_model import base_digest
 
-        return {"base": base_digest(config.model)}
-    if name == "policy":
-        found = {} if "reward" in models else {"reward": "none"}
-        if terms := config.policy.rewards:
-            from rlhf_core.stages.training.reward_terms import find_scorers, rewards_digest
+def _of_base_model(stage: Stage) -> dict[str, str]:
+    from rlhf_core.stages.models.base_model import base_digest
 
-            found["rewards"] = rewards_digest(terms, find_scorers(terms, resolve))
-        return found
-    if name != "evaluate":
-        return {}
-    from rlhf_core.evaluation.suites import suites_digest
+    return {"base": base_digest(stage.config.model)}
 
-    # Votes of people that came in since are new evidence: a finished evaluation decides again.
-    before = saved_result(context, "evaluate", StageResult)
+
+def _of_rewards(stage: Stage) -> dict[str, str]:
+    found = {} if "reward" in stage.models else {"reward": "none"}
+    if terms := stage.config.policy.rewards:
+        from rlhf_core.stages.training.reward_terms import rewards_digest
+
+        found["rewards"] = rewards_digest(terms, stage.scorers)
+    return found
+
+
+def _of_votes(stage: Stage) -> dict[str, str]:
+    """Votes of people that came in since are new evidence: a finished evaluation decides again."""
+    before = saved_result(stage.context, stage.name, StageResult)
     look = before.report.look if before else None
     votes = looks.votes_digest(look.entry) if look else None
-    asked = {"votes": votes or "", "suites": suites_digest(config.evaluation.suites)}
-    return {key: digest for key, digest in asked.items() if digest}
+    return {"votes": votes} if votes else {}
+
+
+def _of_suites(stage: Stage) -> dict[str, str]:
+    from rlhf_core.evaluation.suites import suites_digest
+
+    suites = suites_digest(stage.config.evaluation.suites)
+    return {"suites": suites} if suites else {}
+
+
+def _of_evaluation(stage: Stage) -> dict[str, str]:
+    evaluated = saved_result(stage.context, "evaluate", StageResult)
+    if evaluated is None:
+        return {}
+    return {"model": evaluated.model.sha256, "verdict": evaluated.decision.verdict}
+
+
+_DIGESTS: dict[StageName | Source, Callable[[Stage], dict[str, str]]] = {
+    "raw": _of_raw_data,
+    "base": _of_base_model,
+    "rewards": _of_rewards,
+    "votes": _of_votes,
+    "suites": _of_suites,
+    "evaluate": _of_evaluation,
+}
+"""Digests of what a stage reads beside settings, dataset and models."""
 
 
 def run_stage(
@@ -133,7 +167,6 @@ def run_stage(
     record: type[Result],
     compute: Callable[[Observer], Result],
     *,
-    extra_inputs: Mapping[str, str] | None = None,
     reuse: bool = True,
 ) -> Result:
     """Run the stage unless it was done; show progress and result in Prefect, tell of failed gates.
@@ -142,10 +175,10 @@ def run_stage(
         stage: the stage.
         record: what it returns.
         compute: does the work; a training tells the observer of its steps and KL spikes.
-        extra_inputs: name to digest of what it reads besides dataset and models.
         reuse: take what was done from the same inputs.
     """
     context, name = stage.context, stage.name
+    inputs = stage.made_from()
     if stage.force:
         start_afresh_once(stage.config, context, name)
 
@@ -159,7 +192,6 @@ def run_stage(
 
     try:
         with in_one_line(places()):
-            inputs = stage.made_from() | dict(extra_inputs or {})
             result = run_once(context, name, inputs, compute_and_report, record=record, reuse=reuse)
     except KlLimitError as error:
         announce("rlhf.kl-spike", context, stage=name, action=STOP, message=str(error))
@@ -177,12 +209,11 @@ def _needs_no_checkpoints(stage: Stage, result: Record) -> StageName | None:
 
     The policy's may still be chosen from until its evaluation says yes or no; HOLD is neither.
     """
-    if stage.name in GATED_STAGES and stage.name != "policy":
-        return stage.name
-    if not (isinstance(result, StageResult) and isinstance(stage, ModelStage)):
+    done = STAGES[stage.name].judges
+    if done is None or done == stage.name:
+        return done
+    if not isinstance(result, StageResult) or result.decision.verdict == "HOLD":
         return None
-    if stage.name != "evaluate" or result.decision.verdict == "HOLD":
-        return None
-    trained = saved_result(stage.context, "policy", StageResult)
-    own = trained is not None and trained.model.sha256 == stage.models["policy"].sha256
-    return "policy" if own else None
+    trained = saved_result(stage.context, done, StageResult)
+    own = trained is not None and trained.model.sha256 == stage.models[done].sha256
+    return done if own else None

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Container
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,11 +14,13 @@ from rlhf_core.config.judges import JudgeConfig
 from rlhf_core.config.metric_names import SLICED_METRICS, is_taken, metrics_of, range_of
 from rlhf_core.config.phrases import finds_anything
 from rlhf_core.config.suites import SuiteConfig
+from rlhf_core.schema import ModelRole
 
 _BEYOND_EACH_END = 2
 """Resamples that must lie beyond each end of an interval."""
 
-GatedStage = Literal["sft", "reward", "judge", "policy"]
+GatedStage = ModelRole
+"""A stage that trains a model has the name of that model's role, and gates for it."""
 GATED_STAGES: tuple[GatedStage, ...] = get_args(GatedStage)
 
 

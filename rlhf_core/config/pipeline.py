@@ -26,6 +26,7 @@ from rlhf_core.config.model import ModelConfig
 from rlhf_core.config.policy import PolicyConfig
 from rlhf_core.config.promotion import PromotionConfig, RetentionConfig
 from rlhf_core.config.reward_terms import ModelTermConfig
+from rlhf_core.config.stages import section_of
 from rlhf_core.config.suites import DIFFERENCE, SCORE, suite_of
 from rlhf_core.config.training import DistributedConfig, RewardConfig, SftConfig
 from rlhf_core.errors import ConfigError
@@ -189,6 +190,11 @@ class PipelineConfig(PreparationConfig):
         """Return what the judge trains with."""
         return self.judge or self.reward
 
+    def training_of(self, stage: GatedStage) -> SftConfig | RewardConfig | PolicyConfig:
+        """Return what a stage trains with."""
+        own: SftConfig | RewardConfig | PolicyConfig = getattr(self, section_of(stage, self))
+        return own
+
     def feedback_settings(self) -> FeedbackConfig:
         """Return how pairs are collected and labelled.
 
@@ -204,13 +210,7 @@ class PipelineConfig(PreparationConfig):
 
     def distributed_of(self, stage: GatedStage) -> DistributedConfig:
         """Return how many processes train a stage."""
-        if stage == "policy":
-            own = self.policy.distributed
-        elif stage == "sft":
-            own = self.sft.distributed
-        else:
-            own = (self.judge_settings() if stage == "judge" else self.reward).distributed
-        return own or self.distributed
+        return self.training_of(stage).distributed or self.distributed
 
     @model_validator(mode="after")
     def _the_judge_is_no_reward(self) -> "PipelineConfig":
@@ -230,12 +230,6 @@ class PipelineConfig(PreparationConfig):
 
     @model_validator(mode="after")
     def _every_process_has_rows(self) -> "PipelineConfig":
-        batches = {
-            "sft": self.sft.smallest_batch,
-            "reward": self.reward.smallest_batch,
-            "judge": self.judge_settings().smallest_batch,
-            "policy": self.policy.smallest_batch,
-        }
         if self.policy.rollouts.elsewhere and self.distributed_of("policy").processes > 1:
             raise ValueError(
                 f"policy.rollouts.engine {self.policy.rollouts.engine} needs the policy trained in "
@@ -243,10 +237,11 @@ class PipelineConfig(PreparationConfig):
             )
         for stage in GATED_STAGES:
             processes = self.distributed_of(stage).processes
-            if processes > batches[stage]:
+            rows = self.training_of(stage).smallest_batch
+            if processes > rows:
                 raise ValueError(
                     f"distributed.processes is {processes} for {stage}, whose batches have "
-                    f"{batches[stage]} rows: give each process one at least, or take fewer"
+                    f"{rows} rows: give each process one at least, or take fewer"
                 )
         return self
 

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import get_args
 
+from rlhf_core.config.stages import STAGES
 from rlhf_core.errors import CheckpointError
 from rlhf_core.schema import RunContext, StageName
 from rlhf_core.storage.locks import is_held, locked
@@ -80,6 +80,6 @@ def hold_run(context: RunContext) -> Iterator[None]:
         locks.enter_context(locked(directory / CLEANING, busy=busy))
         if is_worked_on(context):
             raise busy
-        for stage in get_args(StageName):
+        for stage in STAGES:
             locks.enter_context(locked(directory / f".{stage}.lock", busy=busy))
         yield

@@ -8,16 +8,16 @@ import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import get_args
 
 from pydantic import Field
 
 from rlhf_core.adapters.registry.needed_runs import RegistryNeeds, tracked_runs
 from rlhf_core.adapters.settings import load_settings, without_credentials
 from rlhf_core.adapters.tracking.earlier_run import RUN_NOTE
+from rlhf_core.config.stages import STAGES
 from rlhf_core.errors import ConfigError, RlhfError
 from rlhf_core.feedback.collection import MANIFEST, Collection
-from rlhf_core.schema import Record, RunContext, StageName, StageResult
+from rlhf_core.schema import Record, RunContext, StageResult
 from rlhf_core.storage.records import read_record
 from rlhf_flows.engine.flow_results import Rounds
 from rlhf_flows.engine.runs.folder import INPUTS, MARK, ROUNDS, settings_of_run
@@ -265,18 +265,14 @@ def _keep_inputs(
 
 def _made(context: RunContext) -> Iterator[str]:
     """Yield the digests of the models that a run made itself, wherever its folder was then."""
-    for stage in get_args(StageName):
+    for stage, kind in STAGES.items():
         try:
-            result = None if stage in ("prepare", "promote") else _result(context, stage)
+            result = saved_result(context, stage, StageResult) if kind.works_on_models else None
         except RlhfError:
             continue
         folder = context.stage_directory(stage)
         if result and (result.model.path.is_relative_to(folder) or (folder / "model").is_dir()):
             yield result.model.sha256
-
-
-def _result(context: RunContext, stage: StageName) -> StageResult | None:
-    return saved_result(context, stage, StageResult)
 
 
 def _read(context: RunContext) -> Iterator[str]:

@@ -4,8 +4,9 @@ import os
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
+from rlhf_core.config.stages import JUDGING, STAGES
 from rlhf_core.errors import ConfigError, RlhfError
 from rlhf_core.schema import DatasetSplits, Estimate, Record, RunContext, StageName, StageResult
 from rlhf_core.stages.promote import Promotion
@@ -13,8 +14,6 @@ from rlhf_flows.engine.runs.folder import CONFIG, RESULT, locate_run, settings_o
 from rlhf_flows.engine.runs.settings import flat_settings
 from rlhf_flows.engine.runs.stage_folder import saved_result
 
-_JUDGED: tuple[StageName, ...] = ("sft", "reward", "judge", "evaluate")
-"""Stages whose results have metrics and gates, in the order in which they run."""
 Outcome = Literal["PROMOTE", "HOLD", "REJECT", "damaged", "unfinished"]
 
 
@@ -121,9 +120,7 @@ def _existing(run: str, runs: Path) -> RunContext:
 
 
 def _summary(run: RunContext, aliases: Mapping[str, Collection[str]] | None) -> RunSummary:
-    stages = tuple(
-        stage for stage in get_args(StageName) if (run.stage_directory(stage) / RESULT).exists()
-    )
+    stages = tuple(stage for stage in STAGES if (run.stage_directory(stage) / RESULT).exists())
     verdict, reason = _verdict(run)
     return RunSummary(
         run_id=run.run_id,
@@ -141,9 +138,10 @@ def _verdict(run: RunContext) -> tuple[Outcome, str]:
     try:
         if promotion := saved_result(run, "promote", Promotion):
             return promotion.verdict, ""
-        for stage in reversed(_JUDGED):
+        for stage in reversed(JUDGING):
             result = saved_result(run, stage, StageResult)
-            if result and (stage == "evaluate" or result.decision.verdict != "PROMOTE"):
+            of_run = STAGES[stage].judges != stage
+            if result and (of_run or result.decision.verdict != "PROMOTE"):
                 return result.decision.verdict, ""
     except RlhfError as error:
         return "damaged", str(error)
@@ -152,7 +150,7 @@ def _verdict(run: RunContext) -> tuple[Outcome, str]:
 
 def _metrics(run: RunContext) -> dict[str, Estimate]:
     """Return what all stages measured; their names begin with the stage."""
-    results = (saved_result(run, stage, StageResult) for stage in _JUDGED)
+    results = (saved_result(run, stage, StageResult) for stage in JUDGING)
     return {
         name: estimate
         for result in results

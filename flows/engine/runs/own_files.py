@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import get_args
 
-from rlhf_core.schema import RunContext, StageName
+from rlhf_core.config.stages import STAGES
+from rlhf_core.schema import RunContext
 from rlhf_core.storage.full_disk import writing
 from rlhf_flows.engine.runs.folder import CONFIG, INPUTS, MARK, RESULT, ROUNDS, ROUNDS_PICTURE
 from rlhf_flows.engine.runs.locks import CLEANING
@@ -84,7 +84,7 @@ def _is_ours(path: Path) -> bool:
     stage, number = path.parts[0], ""
     if "." in stage:
         stage, _, number = stage.partition(".")
-    if stage not in get_args(StageName) or (number and not number.isdigit()):
+    if stage not in STAGES or (number and not number.isdigit()):
         return False
     inner = Path(*path.parts[1:])
     if inner.parts[0] == "model" and len(inner.parts) > 1:

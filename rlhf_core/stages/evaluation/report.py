@@ -9,6 +9,7 @@ from rlhf_core.adapters.datasets.data_docs import INDEX, find_docs
 from rlhf_core.adapters.registry.lineage import trace_lineage
 from rlhf_core.adapters.tracking.curves import run_span
 from rlhf_core.config import GATED_STAGES, PipelineConfig, config_digest
+from rlhf_core.config.stages import JUDGING
 from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.evaluation.corrected import labels_needed
 from rlhf_core.evaluation.report import (
@@ -40,8 +41,6 @@ NUM_SAMPLES = 8
 """Samples shown of each kind."""
 CHANGED = "Changed most from {}, for better or worse by the judge"
 
-STAGES = ("sft", "reward", "judge", "evaluate")
-
 
 def write_report(directory: Path) -> Path:
     """Write ``report.html`` into a run's folder.
@@ -60,8 +59,10 @@ def write_report(directory: Path) -> Path:
     if not settings_file.is_file():
         raise ConfigError(f"{directory}: not a run, there is no config.json in it")
     config = read_record(settings_file, PipelineConfig)
-    ended = {stage: _result(directory, stage, StageResult) for stage in STAGES}
-    results = {stage: result for stage, result in ended.items() if result is not None}
+    ended = {stage: _result(directory, stage, StageResult) for stage in JUDGING}
+    results: dict[str, StageResult] = {
+        stage: result for stage, result in ended.items() if result is not None
+    }
     notes: list[str] = []
     rows = compared_answers(results.get("evaluate"))
     splits = _result(directory, "prepare", DatasetSplits)

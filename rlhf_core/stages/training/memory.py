@@ -76,7 +76,7 @@ def memory_ahead(config: PipelineConfig, stage: GatedStage) -> str:
         models = models_of_policy(policy, base, base)
         tokens = (policy.step_tokens(longest), policy.cached_tokens(longest))
         return _needed(config, stage, policy.compute, models, tokens)
-    settings = {"sft": config.sft, "reward": config.reward, "judge": config.judge_settings()}[stage]
+    settings = config.training_of(stage)
     tokens = (settings.step_tokens(longest), 0)
     return _needed(config, stage, settings.compute, ({stage: base}, {}), tokens)
 
