@@ -327,6 +327,6 @@ def _finish(name: str, result: "StageResult", json_file: Path | None) -> None:
     from rlhf_flows.commands.tables import show_decision, show_stage
 
     show_stage(name, result)
-    decision = result.decision
+    decision = result.judgement
     show_decision(decision.verdict, decision.reasons, name)
     raise typer.Exit(0 if decision.verdict == "PROMOTE" else 1)

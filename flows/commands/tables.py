@@ -167,7 +167,7 @@ def show_stage(name: str, result: StageResult) -> None:
             show_line(f"{file}: {rows.rows:,} rows, {rows.kept:,} kept; left out: {counts}{uneven}")
     if result.report.choice:
         show_line(result.report.choice.summary)
-    if not result.is_judged:
+    if result.decision is None:
         show_line(f"{name}: {model.uri}, weights sha256 {model.sha256[:16]}, files {model.path}")
         return
     table = Table("metric", "value", "interval", "n", title=f"{name}: {model.uri}")

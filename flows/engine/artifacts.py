@@ -37,7 +37,7 @@ Page = tuple[str, Sequence[tuple[str, str]]]
 
 def show_result(stage: str, result: Record, config: PipelineConfig, context: RunContext) -> None:
     """Publish the result of a stage, if a worker runs it."""
-    if isinstance(result, StageResult) and result.is_judged:
+    if isinstance(result, StageResult) and result.decision is not None:
         _publish(f"{stage}-result", lambda: _stage(stage, result))
     elif isinstance(result, StageResult):
         _publish(f"{stage}-model", lambda: _model(stage, result.model))
@@ -117,7 +117,7 @@ def _stage(stage: str, result: StageResult) -> Page:
 
 def stage_page(stage: str, result: StageResult) -> str:
     """Return a page with the stage's verdict, gates and metrics."""
-    decision = result.decision
+    decision = result.judgement
     gates = [
         f"| {shown_markdown(gate.gate)} | **{gate.verdict}** | {_of_gate(gate)} "
         f"| {shown_markdown(gate.rule)} |"

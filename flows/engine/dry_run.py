@@ -159,10 +159,9 @@ class _Plan:
         )
         if would == "run" and stage not in self._known:
             self._to_run.add(stage)
-        elif would == "skip" and (result := self._results.get(stage)):
-            verdict = result.decision.verdict
-            if verdict != "PROMOTE":
-                self._ended = f"{stage} said {verdict}"
+        result = self._results.get(stage)
+        if result and result.verdict not in ("PROMOTE", None):
+            self._ended = f"{stage} said {result.verdict}"
         return planned
 
     def _decide(self, stage: StageName) -> tuple[Literal["run", "skip", "not be reached"], str]:

@@ -33,7 +33,7 @@ Result = TypeVar("Result", bound=Record)
 
 def passed(result: StageResult) -> bool:
     """Return whether every gate of the stage said PROMOTE."""
-    return result.decision.verdict == "PROMOTE"
+    return result.verdict == "PROMOTE"
 
 
 class Progress:
@@ -105,7 +105,7 @@ class Progress:
         name, verdict = timing.stage, "none"
         if isinstance(result, StageResult):
             self._results[name] = result
-            verdict = result.decision.verdict if result.is_judged else verdict
+            verdict = result.verdict or verdict
         self._timings.append(timing)
         run, seconds = self.context.run_id, timing.seconds
         logger.info("stage=%s finished run=%s seconds=%.1f verdict=%s", name, run, seconds, verdict)
@@ -126,7 +126,7 @@ class Progress:
             held: verdict and reason of a person who was asked and did not approve.
         """
         last = next(name for name, result in self._results.items() if result is decided)
-        verdict, reasons = decided.decision.verdict, decided.decision.reasons
+        verdict, reasons = decided.judgement.verdict, decided.judgement.reasons
         if held is not None:
             verdict, reasons = held[0], (*reasons, held[1])
         return PipelineResult(

@@ -148,7 +148,7 @@ def _of_evaluation(stage: Stage) -> dict[str, str]:
     evaluated = saved_result(stage.context, "evaluate", StageResult)
     if evaluated is None:
         return {}
-    return {"model": evaluated.model.sha256, "verdict": evaluated.decision.verdict}
+    return {"model": evaluated.model.sha256, "verdict": evaluated.judgement.verdict}
 
 
 _DIGESTS: dict[StageName | Source, Callable[[Stage], dict[str, str]]] = {
@@ -185,8 +185,9 @@ def run_stage(
     def compute_and_report() -> Result:
         with watch_training(context, name) as observer:
             result = compute(observer)
-        if isinstance(result, StageResult) and result.decision.verdict != "PROMOTE":
-            verdict, reasons = result.decision.verdict, "; ".join(result.decision.reasons)
+        decision = result.decision if isinstance(result, StageResult) else None
+        if decision is not None and decision.verdict != "PROMOTE":
+            verdict, reasons = decision.verdict, "; ".join(decision.reasons)
             announce("rlhf.gate-failed", context, stage=name, verdict=verdict, reasons=reasons)
         return result
 
@@ -212,7 +213,7 @@ def _needs_no_checkpoints(stage: Stage, result: Record) -> StageName | None:
     done = STAGES[stage.name].judges
     if done is None or done == stage.name:
         return done
-    if not isinstance(result, StageResult) or result.decision.verdict == "HOLD":
+    if not isinstance(result, StageResult) or result.verdict == "HOLD":
         return None
     trained = saved_result(stage.context, done, StageResult)
     own = trained is not None and trained.model.sha256 == stage.models[done].sha256

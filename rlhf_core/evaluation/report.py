@@ -239,7 +239,7 @@ def gate_rows(result: StageResult) -> list[tuple[GateResult, Meter | None]]:
     """
     order = ("REJECT", "HOLD", "PROMOTE")
     outcomes = sorted(
-        result.decision.results,
+        result.judgement.results,
         key=lambda outcome: (
             order.index(outcome.verdict),
             outcome.estimate is None,
@@ -255,7 +255,7 @@ def _passed_and_failed(result: StageResult) -> tuple[list[str], list[str]]:
     """
     decisive: list[str] = []
     others: list[str] = []
-    for reason in result.decision.reasons:
+    for reason in result.judgement.reasons:
         passed = reason.startswith("PROMOTE: ")
         (others if passed else decisive).append(reason.removeprefix("PROMOTE: "))
     return decisive, others

@@ -268,13 +268,18 @@ class PromotionDecision(Record):
     """Why, in sentences; names every gate that did not pass."""
 
 
+_JUDGED_LATER = "its gates are those of the evaluation"
+"""The only reason of a decision of earlier builds that nobody had made: it said PROMOTE."""
+
+
 class StageResult(Record):
     """What a training or evaluation stage returns and shows to people."""
 
     stage: StageName
     model: ModelRef
     report: EvaluationReport
-    decision: PromotionDecision
+    decision: PromotionDecision | None
+    """None where a later stage measures and judges the model."""
     seconds: float = Field(ge=0)
     """Wall time of the stage."""
     tracking_url: str
@@ -295,27 +300,39 @@ class StageResult(Record):
             stage=stage,
             model=model,
             report=EvaluationReport(stage=stage, model=model, metrics={}, choice=choice),
-            decision=PromotionDecision(
-                stage=stage,
-                model=model,
-                verdict="PROMOTE",
-                results=(),
-                reasons=("its gates are those of the evaluation",),
-            ),
+            decision=None,
             seconds=seconds,
             tracking_url=tracking_url,
         )
 
     @property
-    def is_judged(self) -> bool:
-        """Whether the stage has measured its model, so that gates could say something about it."""
-        return bool(self.report.metrics)
+    def verdict(self) -> Verdict | None:
+        """What its gates said; None where a later stage judges the model."""
+        return None if self.decision is None else self.decision.verdict
+
+    @property
+    def judgement(self) -> PromotionDecision:
+        """The decision of a stage that judges.
+
+        Raises:
+            MissingMetricError: a later stage judges the model.
+        """
+        if self.decision is None:
+            raise MissingMetricError(
+                f"{self.model.uri}: stage {self.stage} has no verdict, its model is judged later"
+            )
+        return self.decision
 
     @model_validator(mode="before")
     @classmethod
     def _read_earlier(cls, value: Any) -> Any:
-        """The policy's stage of earlier builds returned its model and nothing else."""
-        if not (isinstance(value, dict) and "uri" in value):
+        """The policy's stage of earlier builds returned its model alone, or PROMOTE unjudged."""
+        if not isinstance(value, dict):
             return value
-        model = ModelRef.model_validate(value)
-        return dict(cls.judged_later("policy", model, seconds=0.0, tracking_url=""))
+        if "uri" in value:
+            model = ModelRef.model_validate(value)
+            return dict(cls.judged_later("policy", model, seconds=0.0, tracking_url=""))
+        decision = value.get("decision")
+        if isinstance(decision, dict) and list(decision.get("reasons", ())) == [_JUDGED_LATER]:
+            return value | {"decision": None}
+        return value

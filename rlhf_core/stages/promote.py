@@ -81,9 +81,9 @@ def promote_policy(config: PipelineConfig, result: StageResult, context: RunCont
             f"{str(registered)[:12]}; evaluate again"
         )
     recorded, _ = verdict_of(version.tags)
-    if recorded != result.decision.verdict:
+    if recorded != result.judgement.verdict:
         raise RegistryError(
-            f"{result.model.uri}: the evaluation said {result.decision.verdict}, the registry now "
+            f"{result.model.uri}: the evaluation said {result.judgement.verdict}, the registry now "
             f"says {recorded or 'nothing'}; evaluate again"
         )
     return _promote(version, {})

@@ -103,7 +103,7 @@ def _own_reasons(
     if run.verdict == "unfinished" and not rule.unfinished:
         yield "unfinished: go on with it by --run-id, or give --unfinished"
     evaluated = saved_result(context, "evaluate", StageResult)
-    waits = evaluated is not None and evaluated.decision.verdict == "PROMOTE"
+    waits = evaluated is not None and evaluated.verdict == "PROMOTE"
     if evaluated and waits and "promote" not in run.stages:
         uri = evaluated.model.uri
         if uri not in needs.refused:

@@ -141,8 +141,8 @@ def _verdict(run: RunContext) -> tuple[Outcome, str]:
         for stage in reversed(JUDGING):
             result = saved_result(run, stage, StageResult)
             of_run = STAGES[stage].judges != stage
-            if result and (of_run or result.decision.verdict != "PROMOTE"):
-                return result.decision.verdict, ""
+            if result and (of_run or result.verdict != "PROMOTE"):
+                return result.judgement.verdict, ""
     except RlhfError as error:
         return "damaged", str(error)
     return "unfinished", ""

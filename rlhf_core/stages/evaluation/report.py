@@ -190,14 +190,14 @@ def needed_to_decide(results: Mapping[str, StageResult], judge_uri: str | None) 
     if not results:
         return []
     last = list(results.values())[-1]
-    if last.decision.verdict != "HOLD":
+    if last.verdict != "HOLD":
         return []
-    lines = [outcome.needed for outcome in last.decision.results if outcome.needed]
+    lines = [outcome.needed for outcome in last.judgement.results if outcome.needed]
     judge = results.get("judge")
     if judge is None or judge.model.uri != judge_uri:
         return lines
     accuracy = judge.report.metrics.get("judge/heldout_accuracy")
-    for outcome in last.decision.results:
+    for outcome in last.judgement.results:
         estimate, limit = outcome.estimate, outcome.limit
         if not outcome.needed or outcome.gate not in WIN_RATES or not accuracy:
             continue
