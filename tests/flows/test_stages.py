@@ -7,6 +7,7 @@ from rlhf_core.errors import (
     KlLimitError,
     RegistryError,
 )
+from rlhf_core.stages.training import reward_terms
 from rlhf_flows import pipeline
 from rlhf_flows import stages as flow_stages
 from rlhf_flows.engine import stage
@@ -116,6 +117,23 @@ def test_a_stage_is_repeated_when_the_base_model_changed(stages, settings):
     stages.base = "other weights"
     sft_stage(settings, SftInputs(run="one"))
     assert stages.calls.count("sft") == 2
+
+
+def test_a_policy_is_repeated_when_a_model_that_scores_it_changed(stages, config_path, monkeypatch):
+    terms = "policy.rewards=[{kind: model, models: [run, models:/helpful/1]}]"
+    settings = RunSettings(file=config_path, overrides=(terms,))
+    asked, weights = [], "a"
+
+    def find_scorers(terms, resolve):
+        asked.append(terms)
+        model = stages.models["models:/rlhf-reward/1"]
+        return {"models:/helpful/1": model.model_copy(update={"sha256": weights * 64})}
+
+    monkeypatch.setattr(reward_terms, "find_scorers", find_scorers)
+    for weights in "aab":  # noqa: B007 - find_scorers reads it
+        rlhf_pipeline(settings, PipelineInputs(run="one"))
+    assert stages.calls.count("policy") == 2
+    assert len(asked) == 3
 
 
 def test_preparation_is_repeated_when_the_raw_data_changed(stages, settings):
