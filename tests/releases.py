@@ -4,13 +4,17 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import time
+from contextlib import contextmanager
+
+import pytest
 
 ROLES = ("sft", "reward", "judge", "policy")
 PROJECT = "rlhf"
 
 
-def register_release(client, *, without=(), verdicts=None, project=PROJECT):
+def register_release(client, *, without=(), verdicts=None, project=PROJECT, run=None):
     """Register one version of each role, all of them past their gates; returns role to URI."""
     made = {}
     for role in ROLES:
@@ -21,6 +25,8 @@ def register_release(client, *, without=(), verdicts=None, project=PROJECT):
             client.create_registered_model(name)
         tags = {"rlhf.stage": role, "rlhf.sha256": f"{role}-{len(made)}"}
         tags["rlhf.verdict"] = (verdicts or {}).get(role, "PROMOTE")
+        if run:
+            tags["rlhf.run_id"] = run
         if role == "policy":
             tags |= {f"rlhf.upstream.{part}": uri for part, uri in made.items()}
         version = client.create_model_version(name, source="s3://nowhere/model", tags=tags)
@@ -38,6 +44,26 @@ def champions(client, alias="champion", project=PROJECT):
         if alias in named.get(name, ()):
             found[role] = f"models:/{name}/{named[name][alias]}"
     return found
+
+
+@contextmanager
+def killed_before_any_alias(gone=False):
+    """Let a promotion end where its move is recorded and no alias has moved.
+
+    Args:
+        gone: its process is known to have ended; otherwise that is this one.
+    """
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf_core.stages.promote.apply_move", kill)
+        if gone:
+            this = f"{socket.gethostname()}:{os.getpid()}:1|2026-01-01T00:00:00+00:00"
+            patch.setattr("rlhf_core.adapters.registry.releases.this_process", lambda: this)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def in_child(act, *arguments):

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import requests
 
-from rlhf_core.adapters.registry.releases import APPLYING, ENDED, PLAN, STATE, SUFFIX
+from rlhf_core.adapters.registry.releases import SUFFIX, is_unfinished
 from rlhf_flows.engine.prefect_server import ask
 
 logger = logging.getLogger(__name__)
@@ -137,13 +137,9 @@ def complete_releases(mlflow_url: str, environment: Mapping[str, str]) -> bool:
     wanted = {"filter": f"name LIKE '%{SUFFIX}'", "order_by": "last_updated_timestamp DESC"}
     answer = requests.get(address, params=wanted, timeout=ANSWER_SECONDS)
     answer.raise_for_status()
-    tags = [
-        {tag["key"] for tag in version.get("tags", ()) if tag.get("value") != ENDED}
-        for version in answer.json().get("model_versions", ())
-    ]
     undone = any(
-        PLAN in keys and (STATE not in keys or any(key.startswith(APPLYING) for key in keys))
-        for keys in tags
+        is_unfinished({tag["key"]: tag.get("value", "") for tag in version.get("tags", ())})
+        for version in answer.json().get("model_versions", ())
     )
     if undone:
         command = [sys.executable, "-m", "rlhf_core.adapters.registry.release_aliases"]

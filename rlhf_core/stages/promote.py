@@ -12,7 +12,9 @@ from rlhf_core.adapters.registry.access import require_release_rights
 from rlhf_core.adapters.registry.approval import record_approval
 from rlhf_core.adapters.registry.champions import (
     ReleaseHistory,
+    history_of,
     note_of,
+    parts_of,
     plan_of,
     policy_uri,
     read_history,
@@ -25,8 +27,11 @@ from rlhf_core.adapters.registry.registry import (
     require_role,
 )
 from rlhf_core.adapters.registry.release_aliases import (
+    Standing,
+    apply_move,
     apply_newest,
     champion_aliases,
+    read_standing,
     version_tags,
     wanted_aliases,
 )
@@ -141,29 +146,16 @@ def promote_model(reference: str, *, reviewer: str | None = None, comment: str =
 def _promote(version: Any, noted: dict[str, str]) -> Promotion:
     """Apply the verdict of what ``find_version`` found; ``noted`` is who approves it, and why."""
     uri, project, verdict, reasons = _require_verdict(version)
-    before = policy_uri(project, champion_aliases(project)["policy"].get(CHAMPION))
-    by_hand: tuple[str, ...] = ()
-    also_by = None
     if verdict == "PROMOTE":
-        release = release_of(uri, version.tags)
-        require_applied(project, release.parts())
-        require_release_rights(project)
-        try:
-            by_hand = _make_champion(project, release, version.tags, noted)
-        except SameMoveError as error:
-            also_by = str(error)
-            apply_newest(project)
+        return _make_champion(version, noted, reasons)
     aliases = champion_aliases(project)["policy"]
-    champion = policy_uri(project, aliases.get(CHAMPION))
     return Promotion(
         model=uri,
         verdict=verdict,
-        moved=also_by is None and before != uri == champion,
-        champion=champion,
+        moved=False,
+        champion=policy_uri(project, aliases.get(CHAMPION)),
         previous_champion=policy_uri(project, aliases.get(PREVIOUS)),
         reasons=reasons,
-        by_hand=by_hand,
-        also_by=also_by,
     )
 
 
@@ -176,17 +168,16 @@ def plan_promotion(reference: str) -> Promotion:
     with only_looking():
         version = find_version(reference)
         uri, project, verdict, reasons = _require_verdict(version)
-        aliases = champion_aliases(project)
-        champion, previous = (aliases["policy"].get(alias) for alias in (CHAMPION, PREVIOUS))
+        stood = read_standing(project)
+        champion, previous = (stood.aliases["policy"].get(alias) for alias in (CHAMPION, PREVIOUS))
         before = policy_uri(project, champion)
         by_hand: tuple[str, ...] = ()
         if verdict == "PROMOTE":
-            release = release_of(uri, version.tags)
-            require_applied(project, release.parts())
-            seen = read_history(project)
+            release, known = _release_with_parts(version, stood)
+            seen = history_of(stood)
             by_hand = seen.by_hand
             chain = tuple(_chain_of(release, version.tags, seen))
-            wanted = wanted_aliases(project, chain, aliases)
+            wanted = wanted_aliases(project, chain, stood.aliases, known)
             champion, previous = wanted["policy", CHAMPION], wanted["policy", PREVIOUS]
         return Promotion(
             model=uri,
@@ -220,19 +211,53 @@ def _require_verdict(version: Any) -> tuple[str, str, Verdict, tuple[str, ...]]:
     return uri, project, verdict, reasons
 
 
-def _make_champion(
-    project: str, release: Release, tags: Mapping[str, str], noted: dict[str, str]
-) -> tuple[str, ...]:
-    seen = read_history(project)
+def _make_champion(version: Any, noted: dict[str, str], reasons: tuple[str, ...]) -> Promotion:
+    """Put a version and what it was made with in force, unless they are already."""
+    uri, tags = f"models:/{version.name}/{version.version}", version.tags
+    project = version.name.rpartition("-")[0]
+    stood = read_standing(project)
+    release, known = _release_with_parts(version, stood)
+    seen, aliases = history_of(stood), stood.aliases
+    before, also_by = policy_uri(project, aliases["policy"].get(CHAMPION)), None
     if release == seen.current and not seen.by_hand and seen.base:
-        _approve(release.policy, noted)
-        return ()
-    chain = _chain_of(release, tags, seen)
-    require_release_rights(project, tuple(chain))
-    _approve(release.policy, noted)
-    record_move(project, plan_of("promote", seen, chain), noted | note_of(seen))
-    apply_newest(project)
-    return seen.by_hand
+        _approve(uri, tags, noted)
+    else:
+        chain = _chain_of(release, tags, seen)
+        require_release_rights(project, tuple(chain), stood)
+        _approve(uri, tags, noted)
+        try:
+            plan = plan_of("promote", seen, chain)
+            move = record_move(stood.journal, plan, noted | note_of(seen))
+            aliases = apply_move(move, stood, known)
+        except SameMoveError as error:
+            also_by = str(error)
+            apply_newest(project)
+            aliases = champion_aliases(project)
+    champion = policy_uri(project, aliases["policy"].get(CHAMPION))
+    return Promotion(
+        model=uri,
+        verdict="PROMOTE",
+        moved=also_by is None and uri == champion and (before != uri or stood.journal.completed),
+        champion=champion,
+        previous_champion=policy_uri(project, aliases["policy"].get(PREVIOUS)),
+        reasons=reasons,
+        by_hand=() if also_by else seen.by_hand,
+        also_by=also_by,
+    )
+
+
+def _release_with_parts(version: Any, stood: Standing) -> tuple[Release, frozenset[str]]:
+    """Return the release of a policy and the versions it is made of.
+
+    Raises:
+        RegistryError: it is not complete, or not about all that its project requires.
+    """
+    project, uri = stood.journal.project, f"models:/{version.name}/{version.version}"
+    found = parts_of(project, version.tags)
+    release = release_of(uri, version.tags, found)
+    tags = {**found, uri: version.tags}
+    require_applied(project, release.parts(), models=stood.models, tags=tags)
+    return release, frozenset(tags)
 
 
 def _chain_of(release: Release, tags: Mapping[str, str], seen: ReleaseHistory) -> list[Release]:
@@ -242,7 +267,7 @@ def _chain_of(release: Release, tags: Mapping[str, str], seen: ReleaseHistory) -
     return [release, *before, *seen.before]
 
 
-def _approve(uri: str, noted: dict[str, str]) -> None:
+def _approve(uri: str, tags: Mapping[str, str], noted: dict[str, str]) -> None:
     if noted:
         who = {"reviewer": noted["approved_by"], "comment": noted["approval_comment"]}
-        record_approval(uri, "PROMOTE", said_at=datetime.now(UTC), **who)
+        record_approval(uri, "PROMOTE", said_at=datetime.now(UTC), tags=tags, **who)

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from rlhf_core.adapters.registry.access import require_release_rights
 from rlhf_core.adapters.registry.champions import (
     ReleaseHistory,
+    history_of,
     note_of,
     plan_of,
     policy_uri,
-    read_history,
 )
-from rlhf_core.adapters.registry.release_aliases import apply_newest, champion_aliases, lost_parts
-from rlhf_core.adapters.registry.releases import Release, read_journal, record_move
+from rlhf_core.adapters.registry.release_aliases import apply_move, lost_parts, read_standing
+from rlhf_core.adapters.registry.releases import Journal, Release, record_move
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import PREVIOUS, Record
 
@@ -48,7 +48,8 @@ def rollback_policy(
     """
     notes = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
     require_release_rights(project)
-    seen = read_history(project)
+    stood = read_standing(project)
+    seen = history_of(stood)
     was = seen.current or seen.withdrawn
     if was is None and not seen.before:
         raise RegistryError(
@@ -57,11 +58,10 @@ def rollback_policy(
     if to is None:
         chain, lost = _earlier(project, seen)
     else:
-        chain, lost = _chain_to(project, to, seen), []
-    require_release_rights(project, tuple(chain))
-    record_move(project, plan_of("rollback", seen, chain), notes | note_of(seen, lost))
-    apply_newest(project)
-    aliases = champion_aliases(project)["policy"]
+        chain, lost = _chain_to(stood.journal, to, seen), []
+    require_release_rights(project, tuple(chain), stood)
+    move = record_move(stood.journal, plan_of("rollback", seen, chain), notes | note_of(seen, lost))
+    aliases = apply_move(move, stood, [uri for uri in chain[0].parts().values() if uri])["policy"]
     return Rollback(
         was=was.policy if was else "none",
         champion=chain[0].policy,
@@ -91,19 +91,19 @@ def _earlier(project: str, seen: ReleaseHistory) -> tuple[list[Release], list[st
     return chain, lost
 
 
-def _chain_to(project: str, version: str, seen: ReleaseHistory) -> list[Release]:
+def _chain_to(journal: Journal, version: str, seen: ReleaseHistory) -> list[Release]:
     """Return the release of a version, with those before it when it was last put in force.
 
     Raises:
         RegistryError: it never was, or is not whole any more, or nothing would change.
     """
-    name = f"{project}-policy"
+    name = f"{journal.project}-policy"
     number = version.removeprefix(f"models:/{name}/").removeprefix("v")
     if not number.isdigit():
         raise RegistryError(f"--to {version}: expected a version of {name}, such as 3")
     uri = f"models:/{name}/{int(number)}"
     in_force = [*([seen.current] if seen.current else []), *seen.before]
-    plans = [entry.plan.releases for entry in reversed(read_journal(project).effective())]
+    plans = [entry.plan.releases for entry in reversed(journal.effective())]
     # As the journal has it: what a person did to the aliases since does not change the way back.
     for releases in (*plans, tuple(in_force)):
         for index, release in enumerate(releases):

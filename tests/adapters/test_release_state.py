@@ -15,7 +15,7 @@ from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.rollback import rollback_policy
 from rlhf_flows.commands import doctor
 from tests.registries import registry_in
-from tests.releases import champions, register_release
+from tests.releases import champions, killed_before_any_alias, register_release
 
 
 @pytest.fixture
@@ -144,8 +144,7 @@ def test_a_deleted_version_of_the_release_before_is_named(made, client):
 
 def test_a_move_that_was_killed_is_half_done_and_one_that_goes_on_is_not(made, client, monkeypatch):
     monkeypatch.setattr(release_aliases, "LATE_SECONDS", 0.0)
-    with pytest.MonkeyPatch.context() as killed:
-        killed.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
+    with killed_before_any_alias(gone=True):
         promote_model(made[0]["policy"])
     fix = failing(f"promote to {made[0]['policy']} is half done")
     assert fix.startswith("rlhf lineage models:/rlhf-policy@champion")

@@ -11,7 +11,7 @@ from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.stages.promote import promote_model
 from rlhf_flows.engine.zombies import complete_releases
 from tests.postgres import needs_postgres, running_postgres
-from tests.releases import champions, fights, register_release
+from tests.releases import champions, fights, killed_before_any_alias, register_release
 from tests.servers import MlflowServer
 
 
@@ -34,13 +34,12 @@ def _served_client(request, tmp_path, fresh_database, forked, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_sweep_of_the_servers_completes_a_promotion_that_was_killed(served_client, monkeypatch):
+def test_the_sweep_of_the_servers_completes_a_promotion_that_was_killed(served_client):
     first, second = register_release(served_client), register_release(served_client)
     promote_model(first["policy"])
     uri = os.environ["MLFLOW_TRACKING_URI"]
     assert not complete_releases(uri, os.environ)
-    with monkeypatch.context() as patch:
-        patch.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
+    with killed_before_any_alias(gone=True):
         promote_model(second["policy"])
     assert champions(served_client) == first
     assert complete_releases(uri, os.environ)

@@ -15,7 +15,7 @@ from rlhf_flows.engine.inputs import EvaluateInputs, PipelineInputs, RewardInput
 from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.pipeline import rlhf_pipeline
 from rlhf_flows.stages import sft_stage
-from tests.releases import champions, register_release
+from tests.releases import champions, killed_before_any_alias, register_release
 
 pytestmark = pytest.mark.usefixtures("without_engine")
 
@@ -179,8 +179,7 @@ def test_a_promotion_that_was_killed_is_seen_and_left_to_others(
     client = mlflow_client()
     first, second = register_release(client), register_release(client)
     promote_model(first["policy"])
-    with monkeypatch.context() as killed:
-        killed.setattr("rlhf_core.stages.promote.apply_newest", lambda project: None)
+    with killed_before_any_alias():
         promote_model(second["policy"])
     done = CliRunner().invoke(app, [*command, "--dry-run", "--json", "said.json"])
     said = json.loads((tmp_path / "said.json").read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlhf_core.adapters.registry.releases import Plan, Release, record_move
+from rlhf_core.adapters.registry.releases import Journal, Plan, Release, record_move
 from rlhf_core.config import RetentionConfig
 from rlhf_core.errors import CheckpointError, RegistryError
 from rlhf_core.stages.promote import Promotion
@@ -70,7 +70,8 @@ def test_runs_of_a_release_and_of_those_that_a_rollback_goes_back_to_stay(folder
     judge = f"models:/rlhf-judge/{folder.version('rlhf-judge', 'judged')}"
     first = Release(policy="models:/rlhf-policy/2", judge=judge)
     second = Release(policy="models:/rlhf-policy/3", judge=judge)
-    record_move("rlhf", Plan(token="a", action="promote", base=0, releases=(second, first)), {})
+    plan = Plan(token="a", action="promote", base=0, releases=(second, first))
+    record_move(Journal("rlhf", ()), plan, {})
     kept = {name: folder.why(name) for name in ("judged", "first", "second", "other")}
     assert kept.pop("other") == ""
     assert all("a rollback may need models:/rlhf-" in reason for reason in kept.values())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_core.adapters.registry.champions import release_of
+from rlhf_core.adapters.registry.champions import parts_of, release_of
 from rlhf_core.adapters.registry.registry import upstream_uris
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import EvaluationConfig
@@ -338,7 +338,7 @@ def test_an_ai_judge_promotes_and_its_identity_and_votes_are_on_record(
     tags = mlflow_client().get_model_version("rlhf-policy", "1").tags
     assert tags["rlhf.judge"] == "ai:m"
     assert "judge" not in upstream_uris("models:/rlhf-policy/1")
-    release = release_of("models:/rlhf-policy/1")
+    release = release_of("models:/rlhf-policy/1", tags, parts_of("rlhf", tags))
     assert (release.judge, release.judged_by) == (None, "ai:m")
     run_id = tags["rlhf.verdict_run"]
     kept = mlflow_client().list_artifacts(run_id, "evaluation/votes")

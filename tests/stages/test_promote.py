@@ -190,7 +190,7 @@ def test_an_approval_by_hand_is_recorded_before_champion_moves(passed, monkeypat
     models, _ = passed
     uri = models["policy"].uri
 
-    def killed(project, plan, words):
+    def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

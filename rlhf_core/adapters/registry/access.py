@@ -2,17 +2,24 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rlhf_core.adapters.registry.release_aliases import champion_aliases, wanted_aliases
+from rlhf_core.adapters.registry.release_aliases import (
+    Aliases,
+    Standing,
+    champion_aliases,
+    project_models,
+    wanted_aliases,
+)
 from rlhf_core.adapters.registry.releases import ROLES, Release
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.adapters.tracking.earlier_run import experiment_id
-from rlhf_core.adapters.tracking.mlflow_client import check_server, mlflow_client, with_retries
+from rlhf_core.adapters.tracking.mlflow_client import (
+    check_server,
+    mlflow_client,
+    signs_in,
+    with_retries,
+)
 from rlhf_core.errors import RegistryError
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 MARK = "rlhf.project"
 """Tag by which the right to write is tried: on the experiment, and on every registered model."""
@@ -42,29 +49,34 @@ def check_access(project: str, *, patience: float | None = None) -> None:
     with_retries(f"keeping files of {what}", lambda: _write_file(project), patience=patience)
 
 
-def require_release_rights(project: str, releases: tuple[Release, ...] = ()) -> None:
+def require_release_rights(
+    project: str, releases: tuple[Release, ...] = (), stood: Standing | None = None
+) -> None:
     """Ask MLflow, before a release moves, for every right that the move needs.
 
     A server with users is asked by requests that need those rights and change nothing: taking away
     a tag or an alias that is not there. MLflow tells a user's permissions only to who may manage.
+    A server that we do not sign in to has no rights of ours to tell.
 
     Args:
         project: prefix of the registered model names.
         releases: the one that comes into force, then those before it; empty where it is not known
             yet. Where one takes an alias away it needs more than where it moves it.
+        stood: the project as it was just read.
 
     Raises:
         RegistryError: one is missing; nothing has been changed.
     """
-    if load_settings().embedded:
+    if load_settings().embedded or not signs_in():
         return
     client = mlflow_client()
-    names = [f"{project}-{role}" for role in ROLES]
+    models = project_models(project) if stood is None else stood.models
     try:
-        for name in [*names, f"{project}-release"]:
-            what = f"moving a release, which changes {name}"
-            with_retries(what, lambda n=name: _ask_to_change(client, n))  # type: ignore[misc]
-        for role in _without_alias(project, releases):
+        for name in (f"{project}-{part}" for part in (*ROLES, "release")):
+            if name in models:
+                what = f"moving a release, which changes {name}"
+                with_retries(what, lambda n=name: client.delete_registered_model_tag(n, NOTHING))  # type: ignore[misc]
+        for role in _without_alias(project, releases, champion_aliases(project, models)):
             name = f"{project}-{role}"
             what = f"moving a release, which takes an alias of {name} away (permission MANAGE)"
             with_retries(what, lambda n=name: client.delete_registered_model_alias(n, NOTHING))  # type: ignore[misc]
@@ -72,18 +84,13 @@ def require_release_rights(project: str, releases: tuple[Release, ...] = ()) -> 
         raise RegistryError(f"{error}; nothing was changed") from error
 
 
-def _without_alias(project: str, releases: tuple[Release, ...]) -> list[str]:
+def _without_alias(project: str, releases: tuple[Release, ...], aliases: Aliases) -> list[str]:
     """Return the roles of which a move takes an alias away."""
     if not releases:
         return []
-    aliases = champion_aliases(project)
-    wanted = wanted_aliases(project, releases, aliases)
+    parts = [uri for uri in releases[0].parts().values() if uri]
+    wanted = wanted_aliases(project, releases, aliases, known=parts)
     return [role for (role, alias), to in wanted.items() if to is None and alias in aliases[role]]
-
-
-def _ask_to_change(client: "MlflowClient", name: str) -> None:
-    if client.search_registered_models(f"name = '{name}'"):
-        client.delete_registered_model_tag(name, NOTHING)
 
 
 def _write_tags(project: str) -> None:

@@ -28,7 +28,7 @@ def ask_approval(uri: str) -> None:
     """
     version = find_version(uri)
     if CHAMPION not in version.aliases or version.tags.get(APPROVAL) != APPROVED:
-        _tag(uri, {APPROVAL: ASKED})
+        _tag(uri, {APPROVAL: ASKED}, version.tags)
 
 
 def require_approval(uri: str, *, asked_for: bool) -> None:
@@ -52,7 +52,13 @@ def require_approval(uri: str, *, asked_for: bool) -> None:
 
 
 def record_approval(
-    uri: str, decision: Verdict, *, reviewer: str, comment: str, said_at: datetime | None
+    uri: str,
+    decision: Verdict,
+    *,
+    reviewer: str,
+    comment: str,
+    said_at: datetime | None,
+    tags: Mapping[str, str] | None = None,
 ) -> tuple[Verdict, str]:
     """Tag the version with ``rlhf.approval``, ``.approved_by``, ``.approval_comment`` and time.
 
@@ -65,6 +71,7 @@ def record_approval(
         comment: why.
         said_at: when it was said; None: by nobody, so that it counts only if nobody else has
             said anything.
+        tags: of the version, where they were just read.
 
     Returns:
         The decision that counts now, and a line that says by whom and why.
@@ -72,13 +79,13 @@ def record_approval(
     Raises:
         RegistryError: there is no such version, or MLflow stays lost.
     """
-    tags = find_version(uri).tags
+    tags = find_version(uri).tags if tags is None else tags
     if tags.get(APPROVAL, ASKED) != ASKED and _is_later(tags, said_at):
         decision = cast(Verdict, tags[APPROVAL])
         return decision, f"{decision} by {tags.get(REVIEWER)}: {tags.get(COMMENT)}"
     said = (said_at or datetime.now(UTC)).isoformat(timespec="seconds")
     # The decision comes last: a kill in between leaves a version that nobody has approved.
-    _tag(uri, {REVIEWER: reviewer, COMMENT: comment, TIME: said, APPROVAL: decision})
+    _tag(uri, {REVIEWER: reviewer, COMMENT: comment, TIME: said, APPROVAL: decision}, tags)
     return decision, f"{decision} by {reviewer}: {comment}"
 
 
@@ -89,12 +96,14 @@ def _is_later(tags: Mapping[str, str], said_at: datetime | None) -> bool:
     return datetime.fromisoformat(tags[TIME]) >= said_at.replace(microsecond=0)
 
 
-def _tag(uri: str, tags: Mapping[str, str]) -> None:
-    version = find_version(uri)
-    for key, value in tags.items():
-        with_retries(
-            f"recording the answer about {uri}",
-            lambda key=key, value=value: mlflow_client().set_model_version_tag(  # type: ignore[misc]
-                version.name, str(version.version), key, value
-            ),
-        )
+def _tag(uri: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Write the tags that are not there yet, in their order."""
+    name, _, number = uri.removeprefix("models:/").partition("/")
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            with_retries(
+                f"recording the answer about {uri}",
+                lambda key=key, value=value: mlflow_client().set_model_version_tag(  # type: ignore[misc]
+                    name, number, key, value
+                ),
+            )

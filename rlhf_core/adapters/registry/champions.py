@@ -9,8 +9,9 @@ from typing import Literal
 from rlhf_core.adapters.registry.decision import JUDGED_BY, verdict_of
 from rlhf_core.adapters.registry.registry import UPSTREAM, find_version
 from rlhf_core.adapters.registry.release_aliases import (
-    champion_aliases,
-    recover,
+    Standing,
+    read_standing,
+    tags_of,
     version_tags,
     wanted_aliases,
 )
@@ -20,6 +21,7 @@ from rlhf_core.schema import CHAMPION, PREVIOUS
 
 logger = logging.getLogger(__name__)
 
+_PARTS = ("sft", "reward", "judge")
 _LEGACY_BEFORE = "rlhf.champion_before"
 """Tag by which versions without a journal named the champion before them."""
 
@@ -39,35 +41,49 @@ class ReleaseHistory:
     by_hand: tuple[str, ...] = ()
 
 
-def release_of(policy: str, tags: Mapping[str, str] | None = None) -> Release:
+def release_of(
+    policy: str, tags: Mapping[str, str], parts: Mapping[str, Mapping[str, str] | None]
+) -> Release:
     """Return the release a policy belongs to: what it was made and judged with, by its tags.
 
     Args:
         policy: ``models:/<name>/<version>``.
-        tags: its own, where they were read already.
+        tags: its own.
+        parts: those of what it was made and judged with, as ``parts_of`` returns them.
 
     Raises:
         RegistryError: a part is not registered, plays another role, or did not pass its gates.
     """
-    tags = find_version(policy).tags if tags is None else tags
-    parts = {role: tags.get(UPSTREAM + role) for role in ("sft", "reward", "judge")}
-    for role, uri in parts.items():
+    upstream = {role: tags.get(UPSTREAM + role) for role in _PARTS}
+    for role, uri in upstream.items():
         if uri is None:
             continue
-        problem = _unfit(role, uri)
+        problem = _unfit(role, uri, parts.get(uri))
         if problem:
             raise RegistryError(
                 f"{policy} is no complete release: its {role} {uri} {problem}; only models that "
                 f"passed their gates become champions together. See `rlhf lineage {policy}`"
             )
-    return Release(policy=policy, judged_by=tags.get(JUDGED_BY, ""), **parts)
+    return Release(policy=policy, judged_by=tags.get(JUDGED_BY, ""), **upstream)
 
 
-def _unfit(role: str, uri: str) -> str | None:
+def parts_of(project: str, tags: Mapping[str, str]) -> dict[str, dict[str, str] | None]:
+    """Return the tags of what a policy was made and judged with, by URI; None for what is gone.
+
+    Args:
+        project: prefix of the registered model names.
+        tags: of the policy.
+    """
+    uris = {tags.get(UPSTREAM + role, "") for role in _PARTS}
+    registered = sorted(uri for uri in uris if uri.startswith("models:/"))
+    return tags_of(registered, project, tags.get("rlhf.run_id"))
+
+
+def _unfit(role: str, uri: str, tags: Mapping[str, str] | None) -> str | None:
     """Say why a version cannot be part of a release; None if it can."""
     if not uri.startswith("models:/"):
         return "is not registered"
-    if (tags := version_tags(uri)) is None:
+    if tags is None:
         return "was deleted"
     trained_as = tags.get("rlhf.stage")
     if trained_as != role:
@@ -81,8 +97,13 @@ def read_history(project: str) -> ReleaseHistory:
 
     What a person did to the aliases in MLflow since is taken as a fact, and named.
     """
-    journal = recover(project)
-    aliases = champion_aliases(project)
+    return history_of(read_standing(project))
+
+
+def history_of(standing: Standing) -> ReleaseHistory:
+    """Return what is in force in a project that stands so."""
+    journal, aliases = standing.journal, standing.aliases
+    project = journal.project
     champion = policy_uri(project, aliases["policy"].get(CHAMPION))
     previous = policy_uri(project, aliases["policy"].get(PREVIOUS))
     if journal.head is None:
@@ -138,11 +159,12 @@ def _before(policy: str) -> str | None:
 
 def _release_as_it_is(policy: str) -> Release:
     """Return the release of a policy that somebody made champion past the gates of its parts."""
-    tags = find_version(policy).tags
+    version = find_version(policy)
+    tags, found = version.tags, parts_of(version.name.rpartition("-")[0], version.tags)
     parts = {
         role: uri
-        for role in ("sft", "reward", "judge")
-        if (uri := tags.get(UPSTREAM + role)) and not _unfit(role, uri)
+        for role in _PARTS
+        if (uri := tags.get(UPSTREAM + role)) and not _unfit(role, uri, found.get(uri))
     }
     return Release(policy=policy, judged_by=tags.get(JUDGED_BY, ""), **parts)
 

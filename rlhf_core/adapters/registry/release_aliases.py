@@ -7,8 +7,10 @@ undone.
 import logging
 import time
 import uuid
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.registry.only_looking import is_only_looking
 from rlhf_core.adapters.registry.processes_at_work import this_process
@@ -17,17 +19,21 @@ from rlhf_core.adapters.registry.releases import (
     DONE,
     OVERTAKEN,
     ROLES,
-    STATE,
     SUFFIX,
+    Claim,
     Journal,
     Release,
-    project_of,
     read_journal,
     tag_entry,
-    untag_entry,
 )
 from rlhf_core.adapters.tracking.mlflow_client import every_page, mlflow_client, with_retries
 from rlhf_core.schema import CHAMPION, PREVIOUS
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import RegisteredModel
+
+Aliases = Mapping[str, Mapping[str, str]]
+"""Role to its aliases ``champion`` and ``previous-champion``, each to its version's number."""
 
 LATE_SECONDS = 2.0
 """A request that a killed process had sent is waited for so long."""
@@ -50,9 +56,10 @@ def recover(project: str) -> Journal:
     if killed:
         time.sleep(LATE_SECONDS)
         apply_newest(project)
-        for number, tag in killed:
-            untag_entry(journal.name, number, tag)
-    return read_journal(project)
+        counts = {entry.number for entry in journal.effective()}
+        for claim in killed:
+            tag_entry(journal.name, claim, DONE if claim[0] in counts else OVERTAKEN)
+    return replace(read_journal(project), completed=True)
 
 
 def recover_all() -> list[str]:
@@ -65,43 +72,94 @@ def recover_all() -> list[str]:
     return journals
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Journal and registered models of a project; the models were read after the journal."""
+
+    journal: Journal
+    models: Mapping[str, "RegisteredModel"]
+    """By name, with aliases and tags: all of the project that are registered."""
+    aliases: Aliases
+
+
+def read_standing(project: str) -> Standing:
+    """Return how a project stands, after completing what a killed command left half done."""
+    journal, models = recover(project), project_models(project)
+    return Standing(journal, models, champion_aliases(project, models))
+
+
 def apply_newest(project: str) -> None:
     """Make the aliases what the newest move says, until they are and no newer one is there.
 
     Whoever does this says so before the first alias moves: a request of theirs that arrives late
     could otherwise pass for a change that a person made.
     """
-    head = read_journal(project).head
-    if head is None:
-        return
-    name, mine, first = project + SUFFIX, APPLYING + uuid.uuid4().hex[:8], head.number
-    tag_entry(name, first, mine, this_process())
+    journal = read_journal(project)
+    if journal.head is not None:
+        claim = (journal.head.number, APPLYING + uuid.uuid4().hex[:8])
+        tag_entry(journal.name, claim, this_process())
+        _apply(journal, claim)
+
+
+def apply_move(
+    move: tuple[Journal, Claim], stood: Standing, known: Container[str]
+) -> dict[str, dict[str, str]]:
+    """Do the same for a move of one's own, which was claimed when it was recorded.
+
+    Args:
+        move: as ``record_move`` returned it.
+        stood: what the move was planned by.
+        known: versions that are there.
+
+    Returns:
+        The aliases as they are now.
+    """
+    return _apply(*move, stood, known)
+
+
+def _apply(
+    journal: Journal, mine: Claim, stood: Standing | None = None, known: Container[str] = ()
+) -> dict[str, dict[str, str]]:
+    """Move aliases until they are right, and say so; ``stood`` is how the project was before."""
+    project, head = journal.project, journal.head
+    before = journal if stood is None else stood.journal
+    alone, expected = before.appliers().keys() <= {mine}, {*before.claims(), mine}
+    aliases = stood.aliases if stood and alone else None
     while True:
-        moved = _move_aliases(project, head.plan.releases)
+        assert head is not None
+        found = champion_aliases(project) if aliases is None else aliases
+        now = _move_aliases(project, head.plan.releases, found, known)
         newest = read_journal(project)
-        if newest.head is None or (not moved and newest.head.number == head.number):
-            break
-        head = newest.head
-    untag_entry(name, first, mine)
-    effective = newest.effective()
-    for entry in newest.entries:
-        if entry.state is None and entry.number <= head.number:
-            tag_entry(name, entry.number, STATE, DONE if entry in effective else OVERTAKEN)
+        # Whoever moves aliases has made a claim before, and a claim stays. So without another
+        # one nobody else has moved any, and what was set need not be read again.
+        undisturbed = alone and newest.claims().keys() == expected
+        confirmed = aliases is None and now == found
+        same = newest.head is None or newest.head.number == head.number
+        if same and (undisturbed or confirmed):
+            tag_entry(journal.name, mine, DONE)
+            return now
+        head, aliases = newest.head, None
 
 
-def _move_aliases(project: str, releases: tuple[Release, ...]) -> bool:
-    """Move every alias that is not where it belongs; return whether there was any."""
-    aliases, moved = champion_aliases(project), False
-    for (role, alias), wanted in wanted_aliases(project, releases, aliases).items():
+def _move_aliases(
+    project: str, releases: tuple[Release, ...], aliases: Aliases, known: Container[str]
+) -> dict[str, dict[str, str]]:
+    """Move every alias that is not where it belongs; return where all of them are then."""
+    now: dict[str, dict[str, str]] = {role: {} for role in ROLES}
+    for (role, alias), wanted in wanted_aliases(project, releases, aliases, known).items():
         if aliases[role].get(alias) != wanted:
-            moved = True
             what = f"moving {alias} of {project}-{role}"
             with_retries(what, lambda r=role, a=alias, w=wanted: _set_alias(f"{project}-{r}", a, w))  # type: ignore[misc]
-    return moved
+        if wanted is not None:
+            now[role][alias] = wanted
+    return now
 
 
 def wanted_aliases(
-    project: str, releases: tuple[Release, ...], aliases: Mapping[str, Mapping[str, str]]
+    project: str,
+    releases: tuple[Release, ...],
+    aliases: Aliases,
+    known: Container[str] = (),
 ) -> dict[tuple[str, str], str | None]:
     """Return where each role's aliases belong: a version number, None where they do not exist.
 
@@ -110,6 +168,7 @@ def wanted_aliases(
         releases: the one in force, then those before it; of these the first that still exists.
         aliases: as ``champion_aliases`` found them. MLflow deletes a version with its aliases:
             what one of these points at is there.
+        known: further versions that are there.
     """
     own = {role: f"models:/{project}-{role}/" for role in ROLES}
     there = {own[role] + number for role, found in aliases.items() for number in found.values()}
@@ -118,30 +177,41 @@ def wanted_aliases(
     for alias, release in ((PREVIOUS, before), (CHAMPION, releases[0])):
         for role in ROLES:
             uri = (None if release is None else release.parts()[role]) or ""
-            known = release is before or uri in there
-            ours = uri.startswith(own[role]) and (known or version_tags(uri) is not None)
+            exists = release is before or uri in there or uri in known
+            ours = uri.startswith(own[role]) and (exists or version_tags(uri) is not None)
             wanted[role, alias] = uri.removeprefix(own[role]) if ours else None
     return wanted
 
 
-def champion_aliases(project: str) -> dict[str, dict[str, str]]:
-    """Return the aliases ``champion`` and ``previous-champion`` of each role, by version number."""
-    found: dict[str, dict[str, str]] = {role: {} for role in ROLES}
+def project_models(project: str) -> "dict[str, RegisteredModel]":
+    """Return the registered models of a project by name."""
     search = partial(mlflow_client().search_registered_models, f"name LIKE '{project}-%'")
-    for model in every_page(f"aliases of {project}", search):
-        if project_of(model.name) == project:
+    return {model.name: model for model in every_page(f"models of {project}", search)}
+
+
+def champion_aliases(
+    project: str, models: "Mapping[str, RegisteredModel] | None" = None
+) -> dict[str, dict[str, str]]:
+    """Return the aliases ``champion`` and ``previous-champion`` of each role, by version number.
+
+    Args:
+        project: prefix of the registered model names.
+        models: its models, where they were just read.
+    """
+    models = project_models(project) if models is None else models
+    found: dict[str, dict[str, str]] = {role: {} for role in ROLES}
+    for role in ROLES:
+        if model := models.get(f"{project}-{role}"):
             aliases = {alias: str(number) for alias, number in model.aliases.items()}
-            found[model.name.rpartition("-")[2]] = {
-                alias: aliases[alias] for alias in (CHAMPION, PREVIOUS) if alias in aliases
-            }
+            found[role] = {key: aliases[key] for key in (CHAMPION, PREVIOUS) if key in aliases}
     return _as_decided(project, found) if is_only_looking() else found
 
 
-def _as_decided(project: str, aliases: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+def _as_decided(project: str, aliases: Aliases) -> dict[str, dict[str, str]]:
     """Return where a move that is half done will have put the aliases."""
     journal = read_journal(project)
     if journal.head is None or journal.is_complete(journal.killed()):
-        return aliases
+        return {role: dict(found) for role, found in aliases.items()}
     wanted = wanted_aliases(project, journal.head.plan.releases, aliases)
     return {
         role: {alias: n for (of, alias), n in wanted.items() if of == role and n is not None}
@@ -170,6 +240,27 @@ def version_tags(uri: str) -> dict[str, str] | None:
             raise
 
     return with_retries(f"looking for {uri}", look)
+
+
+def tags_of(
+    uris: Collection[str], project: str, run: str | None
+) -> dict[str, dict[str, str] | None]:
+    """Return the tags of several versions by URI, None for those that are no longer there.
+
+    Args:
+        uris: each ``models:/<name>/<version>``.
+        project: prefix of the registered names; of another project's each is asked for by itself.
+        run: pipeline run of one of them: what else it made comes in the same answer.
+    """
+    found: dict[str, dict[str, str]] = {}
+    if run and len(uris) > 1:
+        query = f"name LIKE '{project}-%' and tags.`rlhf.run_id` = '{run}'"
+        made = with_retries(
+            f"looking for what run {run} made",
+            lambda: list(mlflow_client().search_model_versions(query)),
+        )
+        found = {f"models:/{one.name}/{one.version}": dict(one.tags) for one in made}
+    return {uri: found[uri] if uri in found else version_tags(uri) for uri in uris}
 
 
 def _set_alias(name: str, alias: str, version: str | None) -> None:

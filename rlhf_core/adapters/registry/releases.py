@@ -8,13 +8,13 @@ whoever made it gets an error. ``release_aliases`` then makes the aliases what t
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationError
 
-from rlhf_core.adapters.registry.processes_at_work import is_gone
+from rlhf_core.adapters.registry.processes_at_work import is_gone, this_process
 from rlhf_core.adapters.tracking.mlflow_client import (
     ensure_registered_model,
     mlflow_client,
@@ -32,11 +32,15 @@ SUFFIX = "-release"
 PLAN = "rlhf.release"
 """Tag of a journal entry: the plan, as JSON. It is written with the entry and never changed."""
 STATE = "rlhf.release_state"
+"""Tag of an entry: who made it and is moving aliases, ``host:pid:began|time``; then the end."""
 DONE, OVERTAKEN = "done", "overtaken"
 APPLYING = "rlhf.applying."
-"""Prefix of tags of an entry: who is moving aliases now, ``host:pid:began|time``."""
-ENDED = "ended"
-"""Its value where its writer may not take it away: MLflow lets only MANAGE delete."""
+"""Prefix of tags of an entry: who else moved aliases for it; they end as ``STATE`` does."""
+_ENDS = (DONE, OVERTAKEN, "ended")
+"""What a claim becomes; it is never taken away, so that whoever moved something is seen later."""
+
+Claim = tuple[int, str]
+"""Number of an entry, and the tag by which somebody says that they move aliases for it."""
 MOST_RELEASES = 50
 """So far back the way to earlier releases is kept."""
 
@@ -78,8 +82,9 @@ class Entry:
     number: int
     plan: Plan
     state: str | None
-    appliers: Mapping[str, str]
-    """Tag to value of everybody who is moving aliases for it, or was killed meanwhile."""
+    """None until all aliases were where it says, or it was found overtaken."""
+    claims: Mapping[str, str]
+    """Tag to value of everybody who moves aliases for it, or did."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,10 @@ class Journal:
 
     project: str
     entries: tuple[Entry, ...]
+    last: int = 0
+    """Number of the newest version, were it an entry or something else; 0: there is none."""
+    completed: bool = False
+    """Whether a move that was left half done was completed before this was read."""
 
     @property
     def name(self) -> str:
@@ -118,20 +127,24 @@ class Journal:
         effective = self.effective()
         return effective[-1] if effective else None
 
-    def killed(self) -> dict[tuple[int, str], str]:
+    def killed(self) -> Set[Claim]:
         """Return those of ``appliers`` whose process is gone."""
-        return {key: who for key, who in self.appliers().items() if is_gone(who)}
+        return {claim for claim, who in self.appliers().items() if is_gone(who)}
 
-    def is_complete(self, killed: Mapping[tuple[int, str], str]) -> bool:
+    def is_complete(self, killed: Set[Claim]) -> bool:
         """Return whether no move is half done, given who was killed."""
         return self.head is None or (self.head.state == DONE and not killed)
 
-    def appliers(self) -> dict[tuple[int, str], str]:
-        """Return who is moving aliases: entry and tag to the tag's value."""
+    def appliers(self) -> dict[Claim, str]:
+        """Return who is moving aliases, or was killed at it."""
+        return {claim: who for claim, who in self.claims().items() if who not in _ENDS}
+
+    def claims(self) -> dict[Claim, str]:
+        """Return who is moving aliases or ever did, and what came of it."""
         return {
             (entry.number, tag): value
             for entry in self.entries
-            for tag, value in entry.appliers.items()
+            for tag, value in entry.claims.items()
         }
 
 
@@ -149,7 +162,8 @@ def read_journal(project: str) -> Journal:
         lambda: list(mlflow_client().search_model_versions(f"name = '{name}'")),
     )
     entries = [entry for version in found if (entry := _entry(version)) is not None]
-    return Journal(project, tuple(sorted(entries, key=lambda entry: entry.number)))
+    in_order = tuple(sorted(entries, key=lambda entry: entry.number))
+    return Journal(project, in_order, max((int(version.version) for version in found), default=0))
 
 
 def _entry(version: "ModelVersion") -> Entry | None:
@@ -159,41 +173,68 @@ def _entry(version: "ModelVersion") -> Entry | None:
     except ValidationError:
         logger.warning("not_a_release name=%s version=%s", version.name, version.version)
         return None
-    found = {tag: value for tag, value in tags.items() if tag.startswith(APPLYING)}
-    appliers = {tag: value for tag, value in found.items() if value != ENDED}
-    return Entry(int(version.version), plan, tags.get(STATE), appliers)
+    claims = _claims(tags)
+    state = OVERTAKEN if tags.get(STATE) == OVERTAKEN else None
+    return Entry(int(version.version), plan, DONE if DONE in claims.values() else state, claims)
 
 
-def record_move(project: str, plan: Plan, notes: Mapping[str, str]) -> Entry:
+def is_unfinished(tags: Mapping[str, str]) -> bool:
+    """Return whether, by an entry's tags, somebody moves aliases for it or was killed at it."""
+    claims = _claims(tags)
+    return PLAN in tags and (not claims or any(who not in _ENDS for who in claims.values()))
+
+
+def _claims(tags: Mapping[str, str]) -> dict[str, str]:
+    return {tag: value for tag, value in tags.items() if tag.startswith((APPLYING, STATE))}
+
+
+def record_move(seen: Journal, plan: Plan, notes: Mapping[str, str]) -> tuple[Journal, Claim]:
     """Write a move into the journal: from here on it is decided, or lost.
 
+    With it is written who makes it: ``release_aliases.apply_move`` is to follow.
+
     Args:
-        project: prefix of the registered model names.
+        seen: the journal that ``plan`` was made by.
         plan: the move.
         notes: further tags, for people, without the prefix ``rlhf.``.
+
+    Returns:
+        The journal with the move, and the claim that was made with it.
 
     Raises:
         SameMoveError: the promotion in force is of the same release.
         RegistryError: another move was made since ``plan`` was; nothing moves by this one.
     """
-    name, release = project + SUFFIX, plan.releases[0]
+    name, release, maker = seen.name, plan.releases[0], this_process()
     parts = {f"rlhf.{role}": uri or "none" for role, uri in release.parts().items()}
     tags = {**parts, **{f"rlhf.{name}": text for name, text in notes.items()}}
     tags |= {"rlhf.judge": release.judge or release.judged_by or "none"}
-    tags |= {"rlhf.action": plan.action, PLAN: plan.model_dump_json()}
+    tags |= {"rlhf.action": plan.action, PLAN: plan.model_dump_json(), STATE: maker}
     by = f" by {notes['approved_by']}" if notes.get("approved_by") else ""
-    with_retries(f"opening the journal {name}", lambda: open_journal(name, project))
-    with_retries(
+    if not seen.last:
+        with_retries(f"opening the journal {name}", lambda: open_journal(name, seen.project))
+    made = with_retries(
         f"recording the release of {release.policy}",
         lambda: mlflow_client().create_model_version(
-            name, source=release.policy, tags=tags, description=f"{plan.action}{by}"
+            name,
+            source=release.policy,
+            tags=tags,
+            description=f"{plan.action}{by}",
+            await_creation_for=0,
         ),
     )
-    journal = read_journal(project)
-    mine = next(entry for entry in journal.entries if entry.plan.token == plan.token)
-    if mine in journal.effective():
-        return mine
-    tag_entry(journal.name, mine.number, STATE, OVERTAKEN)
+    number = int(made.version)
+    if number == seen.last + 1:  # nobody can have come between
+        entry = Entry(number, plan, None, {STATE: maker})
+        return replace(seen, entries=(*seen.entries, entry), last=number), (number, STATE)
+    journal = read_journal(seen.project)
+    mine = [entry for entry in journal.entries if entry.plan.token == plan.token]
+    counts = [entry for entry in mine if entry in journal.effective()]
+    for entry in mine:  # several, where an answer was lost and the request repeated
+        if entry not in counts:
+            tag_entry(name, (entry.number, STATE), OVERTAKEN)
+    if counts:
+        return journal, (counts[0].number, STATE)
     newest = journal.effective()[-1]
     if plan.action == "promote" == newest.plan.action and release == newest.plan.releases[0]:
         raise SameMoveError(
@@ -217,25 +258,10 @@ def open_journal(name: str, project: str) -> None:
     ensure_registered_model(name, {"rlhf.kind": "releases"}, text)
 
 
-def tag_entry(name: str, number: int, tag: str, value: str) -> None:
-    """Put a tag on an entry of a journal."""
+def tag_entry(name: str, claim: Claim, value: str) -> None:
+    """Make a claim, or say what came of it."""
+    number, tag = claim
     with_retries(
         f"tagging models:/{name}/{number}",
         lambda: mlflow_client().set_model_version_tag(name, str(number), tag, value),
     )
-
-
-def untag_entry(name: str, number: int, tag: str) -> None:
-    """Take a tag away, or mark it; somebody else may have done so."""
-    from mlflow.exceptions import MlflowException
-
-    def remove() -> None:
-        try:
-            mlflow_client().delete_model_version_tag(name, str(number), tag)
-        except MlflowException as error:
-            if error.get_http_status_code() == 403:
-                mlflow_client().set_model_version_tag(name, str(number), tag, ENDED)
-            elif error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-
-    with_retries(f"tagging models:/{name}/{number}", remove)

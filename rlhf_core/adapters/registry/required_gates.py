@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from rlhf_core.adapters.registry.access import require_release_rights
-from rlhf_core.adapters.registry.registry import find_version
 from rlhf_core.adapters.registry.releases import SUFFIX, open_journal
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.config import GateConfig, RequiredGates
@@ -40,9 +39,17 @@ def required_gates(project: str) -> RequiredGates:
     """Return the gates that every run of a project has to pass, whatever its settings say.
 
     Raises:
-        RegistryError: MLflow does not answer, or the tag was damaged: then nobody is promoted.
+        RegistryError: as ``_required_by``; or MLflow does not answer.
     """
-    model = _release_model(project)
+    return _required_by(project, _release_model(project))
+
+
+def _required_by(project: str, model: "RegisteredModel | None") -> RequiredGates:
+    """Return the gates in the tag of a project's release model.
+
+    Raises:
+        RegistryError: the tag was damaged: then nobody is promoted.
+    """
     text = (model.tags if model else {}).get(REQUIRED)
     if not text:
         return RequiredGates()
@@ -84,7 +91,8 @@ def require_gates(project: str, gates: RequiredGates, *, by: str) -> Requirement
 
 def requirement(project: str) -> Requirement:
     """Return what a project requires, for people."""
-    gates, model = required_gates(project), _release_model(project)
+    model = _release_model(project)
+    gates = _required_by(project, model)
     return Requirement(
         project=project,
         gates={
@@ -107,22 +115,30 @@ def applied_tag(gates: Sequence[GateConfig]) -> str:
     return json.dumps([gate.model_dump(exclude_defaults=True) for gate in gates])
 
 
-def require_applied(project: str, parts: Mapping[str, str | None]) -> None:
+def require_applied(
+    project: str,
+    parts: Mapping[str, str | None],
+    *,
+    models: "Mapping[str, RegisteredModel]",
+    tags: Mapping[str, Mapping[str, str] | None],
+) -> None:
     """Refuse a release whose verdicts are not about all that the project requires by now.
 
     Args:
         project: whose champion it would be.
         parts: version of each role.
+        models: registered models of the project, by name.
+        tags: those of each version, by URI.
 
     Raises:
         RegistryError: names version and gates.
     """
-    required = required_gates(project)
+    required = _required_by(project, models.get(project + SUFFIX))
     for stage in GATED_STAGES:
         uri = parts.get(stage)
         if uri is None or not required.of_stage(stage):
             continue
-        text = find_version(uri).tags.get(APPLIED, "[]")
+        text = (tags[uri] or {}).get(APPLIED, "[]")
         try:
             applied = tuple(GateConfig.model_validate(gate) for gate in json.loads(text))
         except ValueError as error:

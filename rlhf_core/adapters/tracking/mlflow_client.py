@@ -79,10 +79,24 @@ def _client(uri: str) -> "MlflowClient":
     # Of a statement that fails it logs the traceback, and raises what registry_errors explains.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with registry_errors(f"MLflow at {without_credentials(uri)}"), _one_at_a_time(uri):
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = _without_prompts(MlflowClient)(tracking_uri=uri, registry_uri=uri)
         if uri.startswith(_FILE):
             client.search_experiments(max_results=1)  # makes the tables, or brings them up to date
         return client
+
+
+def _without_prompts(kind: "type[MlflowClient]") -> "type[MlflowClient]":
+    """Return a client that takes its registered models for models.
+
+    MLflow's own asks the server at every write, and at every look at a version, whether the name
+    is that of a prompt, which makes two requests of each.
+    """
+
+    class ModelClient(kind):  # type: ignore[valid-type, misc]
+        def _raise_if_prompt(self, name: str) -> None:
+            pass
+
+    return ModelClient
 
 
 @contextmanager
@@ -188,6 +202,14 @@ def _explain(what: str, error: Exception, status: int | None) -> RegistryError:
         )
     lost = _is_transient(error, status)
     return (LostServerError if lost else RegistryError)(f"{what}: {text}")
+
+
+def signs_in() -> bool:
+    """Return whether MLflow's client says to the server who it is, and so has rights there."""
+    from mlflow.utils.credentials import get_default_host_creds
+
+    sent = get_default_host_creds(load_settings().mlflow_tracking_uri)
+    return any((sent.username, sent.token, sent.auth, sent.aws_sigv4, sent.client_cert_path))
 
 
 def _who() -> str:
