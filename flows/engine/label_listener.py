@@ -10,9 +10,9 @@ import threading
 import time
 
 from rlhf_core.adapters.settings import load_settings
-from rlhf_core.config import LabelStudioLabelerConfig, PipelineConfig
+from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError, RlhfError
-from rlhf_core.stages.labels.people import sent_collections
+from rlhf_core.stages.labels.labelers import labeler_of
 from rlhf_core.stages.labels.pull import count_ready, num_published, pairs_needed, pull_labels
 from rlhf_flows.engine.events import announce_published
 from rlhf_flows.engine.prefect_server import ask
@@ -33,21 +33,16 @@ class LabelListener:
     """Looks at the collections that it is told of, one after the other, in a thread.
 
     Args:
-        config: settings whose labeler is Label Studio.
+        config: settings whose labeler tells of votes.
         at_least: share of a collection's pairs that have to be ready, and in no version yet.
 
     Raises:
-        ConfigError: somebody else votes.
+        ConfigError: it does not.
     """
 
     def __init__(self, config: PipelineConfig, at_least: float) -> None:
-        labeler = config.feedback_settings().labeler
-        if not isinstance(labeler, LabelStudioLabelerConfig):
-            raise ConfigError(
-                f"feedback.labeler.kind is {labeler.kind}: expected label_studio, which alone tells"
-                " of votes by a webhook"
-            )
-        self._config, self._labeler, self._at_least = config, labeler, at_least
+        self._config, self._at_least = config, at_least
+        self.collections()
         self._due: list[tuple[float, str]] = []
         self._problems: dict[str, str] = {}
         self._ended = False
@@ -56,7 +51,13 @@ class LabelListener:
 
     def collections(self, project: int | None = None) -> list[str]:
         """Return the names of the collections that were sent to the server, or to one project."""
-        sent = sent_collections(self._config.feedback_settings().output, self._labeler)
+        feedback = self._config.feedback_settings()
+        sent = labeler_of(feedback.labeler).told_of(feedback.output)
+        if sent is None:
+            raise ConfigError(
+                f"feedback.labeler.kind is {feedback.labeler.kind}: expected a tool that tells of"
+                " votes by a webhook, as label_studio does"
+            )
         return [name for name, number in sent.items() if project in (None, number)]
 
     def start(self) -> None:

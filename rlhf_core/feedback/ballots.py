@@ -52,6 +52,13 @@ class BallotBox:
         ballots = {one.comparison_id: one for one in read_journal(self.path, Ballot)}
         return list(ballots.values())
 
+    def without_ballot(
+        self, pairs: Sequence[Comparison], *, again: bool = False
+    ) -> list[Comparison]:
+        """Return the pairs that no ballot in it is about; ``again``: none with a vote."""
+        there = {ballot.comparison_id for ballot in self.read() if ballot.votes or not again}
+        return [pair for pair in pairs if pair.comparison_id not in there]
+
     @contextmanager
     def opened(self, asked: Mapping[str, object]) -> Iterator[Keep]:
         """Open it for more ballots. One at a time: the caller holds the collection's lock.

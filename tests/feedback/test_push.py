@@ -193,7 +193,7 @@ def test_people_get_a_project_with_a_task_for_each_pair(collection, configured):
 
 @pytest.mark.parametrize("lost", ["project", "import", "state"])
 def test_nothing_is_sent_twice_whatever_was_lost(collection, configured, monkeypatch, lost):
-    monkeypatch.setattr("rlhf_core.stages.labels.people._AT_ONCE", 2)
+    monkeypatch.setattr("rlhf_core.stages.labels.label_studio._AT_ONCE", 2)
     app = LabelStudio()
     with serving(app) as url:
         config = configured({"kind": "label_studio", "url": url})

@@ -85,7 +85,7 @@ def test_people_vote_on_the_server_and_their_votes_come_back(
 ):
     url, token = server
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", token)
-    monkeypatch.setattr("rlhf_core.stages.labels.people._AT_ONCE", 4)
+    monkeypatch.setattr("rlhf_core.stages.labels.label_studio._AT_ONCE", 4)
     config = configured({"kind": "label_studio", "url": url})
     first = push_labels(config, "abc")
     assert (first.asked, first.before) == (6, 0)

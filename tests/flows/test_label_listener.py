@@ -141,7 +141,7 @@ def listening(sent):
 
 
 def test_labelers_without_a_webhook_are_refused(with_feedback):
-    with pytest.raises(ConfigError, match="kind is simulated: expected label_studio"):
+    with pytest.raises(ConfigError, match="kind is simulated: expected a tool that tells"):
         LabelListener(with_feedback().config, 0.9)
 
 

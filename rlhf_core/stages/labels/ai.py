@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
 
 from rlhf_core.adapters.endpoints.chat import open_chat
 from rlhf_core.config import AiLabelerConfig
 from rlhf_core.errors import LabelError, QuestionRefusedError
 from rlhf_core.feedback.ballots import Ballot, BallotBox
 from rlhf_core.feedback.judge import INSTRUCTIONS, Judge
+from rlhf_core.feedback.labeler import Labeler
+from rlhf_core.feedback.results import PushResult
 from rlhf_core.schema import AI_JUDGE, Comparison
 from rlhf_core.trainers.progress import Progress
 
@@ -15,6 +18,41 @@ _REFUSALS = 10
 """Pairs refused one after the other that stop a push: no pair is at fault then."""
 _DECIDES = ("model", "principles", "principles_per_pair", "temperature", "max_tokens")
 """Settings that decide what is answered."""
+
+
+class AiLabeler(Labeler):
+    """A language model that is asked about each pair in both orders."""
+
+    def __init__(self, settings: AiLabelerConfig) -> None:
+        """Name the endpoint; nothing is asked of it yet."""
+        self._settings = settings
+
+    def push(
+        self,
+        folder: Path,
+        pairs: Sequence[Comparison],
+        *,
+        seed: int,
+        votes_per_pair: int,
+        again: bool,
+    ) -> PushResult:
+        """Ask about the pairs without a ballot; ``again``: about those without a vote, too."""
+        box = BallotBox(folder, judge_name(self._settings))
+        asked, tokens = ask_judge(self._settings, box, pairs, seed=seed, again=again)
+        ballots = box.read()
+        given = [ballot for ballot in ballots if ballot.votes]
+        dependent = sum(bool(ballot.order_dependent) for ballot in given)
+        return PushResult(
+            collection_id=folder.name,
+            labeler=judge_name(self._settings),
+            pairs=len(pairs),
+            before=len(pairs) - asked,
+            asked=asked,
+            waits=False,
+            without_vote=len(ballots) - len(given),
+            order_dependent=dependent / len(given) if given else None,
+            tokens=tokens or None,
+        )
 
 
 def judge_name(settings: AiLabelerConfig) -> str:
@@ -49,7 +87,7 @@ def ask_judge(
         ConfigError: the ballots in the box were asked for otherwise.
         LabelError: the endpoint refuses or does not answer.
     """
-    missing = without_ballot(pairs, box, again=again)
+    missing = box.without_ballot(pairs, again=again)
     with box.opened({**what_is_asked(settings), "seed": seed}) as keep, open_chat(settings) as chat:
         judge = Judge(
             chat.ask,
@@ -73,14 +111,6 @@ def ask_judge(
             finally:
                 progress.close()
     return len(missing), chat.num_tokens
-
-
-def without_ballot(
-    pairs: Sequence[Comparison], box: BallotBox, *, again: bool = False
-) -> list[Comparison]:
-    """Return the pairs that no ballot in the box is about; ``again``: none with a vote."""
-    there = {ballot.comparison_id for ballot in box.read() if ballot.votes or not again}
-    return [pair for pair in pairs if pair.comparison_id not in there]
 
 
 def _as_they_come(futures: Mapping[Future[Ballot], Comparison]) -> Iterator[Ballot]:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from rlhf_core.adapters.datasets import dvc_versions, versioning
-from rlhf_core.config import LabelStudioLabelerConfig, PipelineConfig, SourceConfig
+from rlhf_core.config import PipelineConfig, SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.agreement import judges_against_people, votes_alpha
 from rlhf_core.feedback.ballots import FOLDER, add_file_votes, all_votes
@@ -23,7 +23,7 @@ from rlhf_core.feedback.collection import (
 from rlhf_core.feedback.results import PullResult
 from rlhf_core.schema import BatchResult, Comparison, Record
 from rlhf_core.stages.labels.evaluated import keep_with_evaluation
-from rlhf_core.stages.labels.people import fetch_votes
+from rlhf_core.stages.labels.labelers import labeler_of
 from rlhf_core.stages.versions import batches as data_batches
 from rlhf_core.stages.versions.publish import publish
 from rlhf_core.stages.versions.versions import fetch_version, find_version, list_versions
@@ -93,8 +93,8 @@ def pull_labels(
         if votes is not None:
             with exclusive(folder / FOLDER):
                 add_file_votes(folder, votes, pairs)
-        elif isinstance(feedback.labeler, LabelStudioLabelerConfig):
-            fetch_votes(folder, pairs, feedback.labeler)
+        else:
+            labeler_of(feedback.labeler).pull(folder, pairs)
         if collection.evaluation is not None:
             return _kept(config, folder, collection, collection.evaluation)
         recovered = None if output else _finish_interrupted(folder)
@@ -130,8 +130,7 @@ def count_ready(config: PipelineConfig, reference: str) -> tuple[int, int]:
     folder = find_collection(reference, feedback.output)
     pairs = read_collection(folder)[1]
     with exclusive(folder / PUBLISHED):
-        if isinstance(feedback.labeler, LabelStudioLabelerConfig):
-            fetch_votes(folder, pairs, feedback.labeler)
+        labeler_of(feedback.labeler).pull(folder, pairs)
         before = _published(folder)
         return len(_ready(_labelled(folder, pairs), before, feedback.votes_per_pair)), len(pairs)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_core.errors import DataError
-from rlhf_core.feedback.people import ballots_of, task_of
+from rlhf_core.stages.labels.label_studio import ballots_of, task_of
 from tests.feedback.conftest import make_pair
 from tests.feedback.servers import LabelStudio
 
