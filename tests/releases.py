@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import random
-import signal
 import socket
 import time
 from contextlib import contextmanager
@@ -97,12 +96,12 @@ def fight(releases, dice, *, processes, killed):
         else:
             children.append(in_child(promote_model, dice.choice(releases)["policy"]))
     started = time.monotonic()
-    doomed = {child: dice.uniform(0.02, 1.0) for child in children[:killed]}
+    doomed = {child: dice.uniform(0.02, 0.5) for child in children[:killed]}
     while doomed:
         for child, moment in list(doomed.items()):
             if time.monotonic() - started >= moment:
                 del doomed[child]
-                os.kill(child.pid, signal.SIGKILL)
+                child.kill()  # which may have ended
         time.sleep(0.005)
     for child in children:
         child.join()

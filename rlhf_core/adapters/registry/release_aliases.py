@@ -121,12 +121,11 @@ def _apply(
     journal: Journal, mine: Claim, stood: Standing | None = None, known: Container[str] = ()
 ) -> dict[str, dict[str, str]]:
     """Move aliases until they are right, and say so; ``stood`` is how the project was before."""
-    project, head = journal.project, journal.head
-    before = journal if stood is None else stood.journal
-    alone, expected = before.appliers().keys() <= {mine}, {*before.claims(), mine}
+    project, head = journal.project, journal.effective()[-1]
+    planned = journal if stood is None else stood.journal
+    alone, expected = planned.appliers().keys() <= {mine}, {*planned.claims(), mine}
     aliases = stood.aliases if stood and alone else None
     while True:
-        assert head is not None
         found = champion_aliases(project) if aliases is None else aliases
         now = _move_aliases(project, head.plan.releases, found, known)
         newest = read_journal(project)
@@ -134,11 +133,10 @@ def _apply(
         # one nobody else has moved any, and what was set need not be read again.
         undisturbed = alone and newest.claims().keys() == expected
         confirmed = aliases is None and now == found
-        same = newest.head is None or newest.head.number == head.number
-        if same and (undisturbed or confirmed):
+        before, head, aliases = head, newest.head or head, None
+        if head.number == before.number and (undisturbed or confirmed):
             tag_entry(journal.name, mine, DONE)
             return now
-        head, aliases = newest.head, None
 
 
 def _move_aliases(

@@ -233,16 +233,21 @@ def record_move(seen: Journal, plan: Plan, notes: Mapping[str, str]) -> tuple[Jo
     for entry in mine:  # several, where an answer was lost and the request repeated
         if entry not in counts:
             tag_entry(name, (entry.number, STATE), OVERTAKEN)
-    if counts:
-        return journal, (counts[0].number, STATE)
-    newest = journal.effective()[-1]
+    if not counts:
+        raise _overtaken(journal, plan)
+    return journal, (counts[0].number, STATE)
+
+
+def _overtaken(journal: Journal, plan: Plan) -> RegistryError:
+    """Return the error of a move that another one came before."""
+    name, release, newest = journal.name, plan.releases[0], journal.effective()[-1]
     if plan.action == "promote" == newest.plan.action and release == newest.plan.releases[0]:
-        raise SameMoveError(
+        return SameMoveError(
             f"another command made {release.policy} the champion at the same moment "
             f"(models:/{name}/{newest.number})"
         )
     other = next(entry for entry in journal.effective() if entry.number > plan.base)
-    raise RegistryError(
+    return RegistryError(
         f"nothing was moved: meanwhile another command made {other.plan.releases[0].policy} the "
         f"champion ({other.plan.action}, models:/{name}/{other.number}); look at it, and repeat "
         f"this {plan.action} if you still mean it"
