@@ -4,15 +4,19 @@ Every function walks over the tokens in chunks: logits of one chunk exist at a t
 backwards, so memory does not grow with tokens times vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlhf_core.errors import ShapeError
-from rlhf_core.functional.head_chunks import Head, chunks, compute_dtype, grad_logits
 from rlhf_core.functional.logits import PLAIN, LogitTransform
+
+CHUNK_ELEMENTS = 1 << 20
+"""Logits in one chunk: 4 MB in float32, which stays in a core's cache."""
+MIN_CHUNK_ROWS = 128
+"""Fewer rows than this make the matrix products slow, whatever the vocabulary."""
 
 LossOfTokens = Callable[[Tensor, slice], Tensor]
 """From the log-probabilities [m] of the tokens in a slice to the loss of each of them, [m]."""
@@ -136,11 +140,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         targets: Tensor,
         transform: LogitTransform,
     ) -> Tensor:
-        dtype = compute_dtype(hidden)
+        dtype = _compute_dtype(hidden)
         logprobs = hidden.new_empty(len(hidden), dtype=torch.promote_types(dtype, torch.float32))
         with torch.autocast(hidden.device.type, enabled=False):
-            head = Head(weight, bias, transform, dtype)
-            for part in chunks(hidden, weight):
+            head = _Head(weight, bias, transform, dtype)
+            for part in _chunks(hidden, weight):
                 every = torch.log_softmax(head.logits(hidden[part]), -1)
                 logprobs[part] = every.gather(1, targets[part, None]).squeeze(1)
         ctx.save_for_backward(hidden, weight, bias, targets)
@@ -150,11 +154,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
-        head = Head(weight, bias, ctx.transform, ctx.dtype, ctx.needs_input_grad)
+        head = _Head(weight, bias, ctx.transform, ctx.dtype, ctx.needs_input_grad)
         grad_hidden = torch.empty_like(hidden)
-        for part in chunks(hidden, weight):
+        for part in _chunks(hidden, weight):
             logits = head.logits(hidden[part])
-            grad_of_logits = grad_logits(torch.softmax(logits, -1), targets[part], grad[part])
+            grad_of_logits = _grad_logits(torch.softmax(logits, -1), targets[part], grad[part])
             grad_hidden[part] = head.backward(hidden[part], grad_of_logits, logits)
         return grad_hidden, head.grad_weight, head.grad_bias, None, None
 
@@ -171,13 +175,13 @@ class _ChunkedLosses(torch.autograd.Function):
         targets: Tensor,
         rule: tuple[LogitTransform, LossOfTokens | None],
     ) -> tuple[Tensor, ...]:
-        (transform, loss_of), dtype = rule, compute_dtype(hidden)
+        (transform, loss_of), dtype = rule, _compute_dtype(hidden)
         exact = torch.promote_types(dtype, torch.float32)
         losses, logprobs, entropy = hidden.new_empty(3, len(hidden), dtype=exact)
         grad_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad) else None
         with torch.autocast(hidden.device.type, enabled=False):
-            head = Head(weight, bias, transform, dtype, ctx.needs_input_grad)
-            for part in chunks(hidden, weight):
+            head = _Head(weight, bias, transform, dtype, ctx.needs_input_grad)
+            for part in _chunks(hidden, weight):
                 logits = head.logits(hidden[part])
                 every = torch.log_softmax(logits, -1)
                 logprobs[part] = every.gather(1, targets[part, None]).squeeze(1)
@@ -188,7 +192,7 @@ class _ChunkedLosses(torch.autograd.Function):
                 if loss_of is not None:
                     entropy[part] = -torch.einsum("mv,mv->m", probs, every)
                 if grad_hidden is not None:
-                    grad = grad_logits(probs, targets[part], slope)
+                    grad = _grad_logits(probs, targets[part], slope)
                     grad_hidden[part] = head.backward(hidden[part], grad, logits)
         ctx.save_for_backward(grad_hidden, head.grad_weight, head.grad_bias)
         ctx.mark_non_differentiable(losses, logprobs, entropy)
@@ -211,3 +215,57 @@ def _loss_and_slope(loss_of: LossOfTokens, logprobs: Tensor, part: slice) -> tup
         losses = loss_of(leaf, part)
         (slope,) = torch.autograd.grad(losses.sum(), leaf)
     return losses.detach(), slope
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    """Cut the rows of ``hidden`` [M, H] so that each part's logits stay small."""
+    rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // len(weight))
+    return [slice(start, start + rows) for start in range(0, len(hidden), rows)]
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype of the matrix products: autocast's where it is on."""
+    device = hidden.device.type
+    enabled = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else hidden.dtype
+
+
+class _Head:
+    """One head applied to one chunk at a time, with the gradient sums of all chunks."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        transform: LogitTransform,
+        dtype: torch.dtype,
+        needed: Sequence[bool] = (False, False, False),
+    ) -> None:
+        """``needed``: whether hidden states, weight and bias need a gradient."""
+        self.weight, self.bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        self.transform, self.dtype = transform, dtype
+        self.grad_weight = torch.zeros_like(weight) if needed[1] else None
+        self.grad_bias = None if bias is None or not needed[2] else torch.zeros_like(bias)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Transformed logits [m, V] of hidden states [m, H]."""
+        raw = torch.nn.functional.linear(hidden.to(self.dtype), self.weight, self.bias)
+        return self.transform.forward(raw)
+
+    def backward(self, hidden: Tensor, grad: Tensor, transformed: Tensor) -> Tensor:
+        """Add to the weight's gradient and return that of ``hidden``."""
+        grad = self.transform.backward(grad, transformed).to(self.dtype)
+        if self.grad_weight is not None and self.grad_weight.dtype == self.dtype:
+            self.grad_weight.addmm_(grad.T, hidden.to(self.dtype))
+        elif self.grad_weight is not None:
+            self.grad_weight += grad.T @ hidden.to(self.dtype)
+        if self.grad_bias is not None:
+            self.grad_bias += grad.sum(0)
+        return grad @ self.weight
+
+
+def _grad_logits(probs: Tensor, targets: Tensor, slope: Tensor) -> Tensor:
+    """Gradient in the logits [m, V]: slope * (one-hot - p). ``probs`` is overwritten."""
+    grad = probs.mul_(-slope[:, None])
+    grad[torch.arange(len(grad), device=grad.device), targets] += slope
+    return grad

@@ -2,7 +2,6 @@
 
 from rlhf_core.models.attention import PACKED, register_packed_attention
 from rlhf_core.models.causal import (
-    hidden_states,
     logit_transform,
     logprobs_from_hidden,
     losses_from_hidden,
@@ -13,6 +12,7 @@ from rlhf_core.models.causal import (
 from rlhf_core.models.compute import adapters_off, finish_training, prepare_training, unwrapped
 from rlhf_core.models.device import choose_device, device_of
 from rlhf_core.models.files import save_model, weights_sha256
+from rlhf_core.models.layout import hidden_states
 from rlhf_core.models.load import load_causal
 from rlhf_core.models.scalar import (
     fresh_value_head,

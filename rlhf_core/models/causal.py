@@ -17,24 +17,9 @@ from rlhf_core.functional.head import (
 from rlhf_core.functional.logits import LogitTransform
 from rlhf_core.models.compute import forward_precision, unwrapped
 from rlhf_core.models.known_ids import ids_without_token, num_known_ids
-from rlhf_core.models.layout import trunk_states
+from rlhf_core.models.layout import hidden_states
 from rlhf_core.models.text import text_config
 from rlhf_core.tokenization.batches import TokenBatch
-
-
-def hidden_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None = None) -> Tensor:
-    """Final hidden states of a batch, after the last norm, in its packed order.
-
-    Args:
-        model: a transformers model.
-        batch: of N tokens.
-        positions: [M] int64, where to read; a position may come twice. None reads everywhere.
-
-    Returns:
-        [M, H], or [N, H] without ``positions``.
-    """
-    with forward_precision(model):
-        return trunk_states(model, batch, positions)
 
 
 def token_logprobs(model: nn.Module, batch: TokenBatch, *, temperature: float = 1.0) -> Tensor:

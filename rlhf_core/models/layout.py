@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_core.errors import ModelError
-from rlhf_core.models.compute import unwrapped
+from rlhf_core.models.compute import forward_precision, unwrapped
 from rlhf_core.models.last_layer import READ
 from rlhf_core.models.text import text_trunk
 from rlhf_core.tokenization.batches import NO_PARENT, TokenBatch
@@ -58,8 +58,22 @@ def set_layout(model: nn.Module, layout: Layout, reason: str | None = None) -> N
         )
 
 
-def trunk_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None) -> Tensor:
-    """Final hidden states at ``positions`` [M], or of every token: [M, H] or [N, H]."""
+def hidden_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None = None) -> Tensor:
+    """Final hidden states of a batch, after the last norm, in its packed order.
+
+    Args:
+        model: a transformers model.
+        batch: of N tokens.
+        positions: [M] int64, where to read; a position may come twice. None reads everywhere.
+
+    Returns:
+        [M, H], or [N, H] without ``positions``.
+    """
+    with forward_precision(model):
+        return _trunk_states(model, batch, positions)
+
+
+def _trunk_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None) -> Tensor:
     trunk = text_trunk(model)
     if not layout_of(model).packed:
         states, source = _separate_states(trunk, batch)

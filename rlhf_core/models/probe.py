@@ -8,8 +8,15 @@ from transformers import PreTrainedModel
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.attention import PACKED, recorded_windows
-from rlhf_core.models.causal import hidden_states, logit_transform, output_head
-from rlhf_core.models.layout import Layout, OwnCache, sequence_places, set_layout, whole_states
+from rlhf_core.models.causal import logit_transform, output_head
+from rlhf_core.models.layout import (
+    Layout,
+    OwnCache,
+    hidden_states,
+    sequence_places,
+    set_layout,
+    whole_states,
+)
 from rlhf_core.models.text import text_config, text_trunk
 from rlhf_core.tokenization.batches import NO_PARENT, TokenBatch
 

@@ -19,9 +19,10 @@ from transformers.models.auto import modeling_auto
 
 from rlhf_core.errors import ModelError
 from rlhf_core.models.build import build_model
-from rlhf_core.models.causal import hidden_states, output_head
+from rlhf_core.models.causal import output_head
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.models.known_ids import limit_ids
+from rlhf_core.models.layout import hidden_states
 from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.models.probe import choose_layout, require_repeatable
 from rlhf_core.models.text import CausalClass, text_trunk

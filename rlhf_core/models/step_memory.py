@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_core.config import ComputeConfig
 from rlhf_core.models.attention import PACKED, register_packed_attention
-from rlhf_core.models.compute import forward_precision, prepare_training
+from rlhf_core.models.compute import prepare_training
 from rlhf_core.models.dropout import without_dropout
-from rlhf_core.models.layout import trunk_states
+from rlhf_core.models.layout import hidden_states
 from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.models.text import text_config
 from rlhf_core.tokenization.batches import NO_PARENT, TokenBatch
@@ -133,8 +133,7 @@ def _saved_bytes(model: nn.Module, batch: TokenBatch) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         # The states stay alive until all is counted: a freed storage's address is given again.
-        with forward_precision(model):
-            states = trunk_states(model, batch, None)
+        states = hidden_states(model, batch)
         total = 0
         for storage in kept.values():
             total += storage.nbytes()

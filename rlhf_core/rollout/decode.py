@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlhf_core.errors import DataError, DivergedError, ModelError
-from rlhf_core.models.causal import hidden_states, logit_transform, output_head
+from rlhf_core.models.causal import logit_transform, output_head
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.models.last_layer import READ
-from rlhf_core.models.layout import OwnCache, by_length, layout_of
+from rlhf_core.models.layout import OwnCache, by_length, hidden_states, layout_of
 from rlhf_core.models.sharding import before_pass, wait_in_step, without_gradients
 from rlhf_core.models.text import num_positions, text_config, text_trunk
 from rlhf_core.rollout.attention import decode_attention, decoding

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rlhf_core.errors import ShapeError
-from rlhf_core.functional import head_chunks
+from rlhf_core.functional import head
 from rlhf_core.functional.head import chunked_logprobs, chunked_losses, chunked_nll_sum
 from rlhf_core.functional.logits import PLAIN, LogitTransform
 
@@ -22,8 +22,8 @@ TRANSFORMS = [
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(head_chunks, "MIN_CHUNK_ROWS", 3)
-    monkeypatch.setattr(head_chunks, "CHUNK_ELEMENTS", 8)
+    monkeypatch.setattr(head, "MIN_CHUNK_ROWS", 3)
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 8)
 
 
 def inputs(rows=10, width=6, vocabulary=11, bias=True):
@@ -131,7 +131,7 @@ def test_a_frozen_head_gets_no_gradient():
 def test_chunk_size_does_not_change_the_answer(monkeypatch):
     hidden, weight, bias, targets = inputs()
     small = chunked_logprobs(hidden, weight, bias, targets)
-    monkeypatch.setattr(head_chunks, "CHUNK_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 1 << 20)
     torch.testing.assert_close(chunked_logprobs(hidden, weight, bias, targets), small)
 
 

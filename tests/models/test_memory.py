@@ -9,7 +9,7 @@ from rlhf_core.config import ComputeConfig
 from rlhf_core.config.training import LoraConfig
 from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal, memory
-from rlhf_core.models.causal import hidden_states
+from rlhf_core.models.layout import hidden_states
 from rlhf_core.models.step_memory import step_memory
 from rlhf_core.tokenization import pack_prompts
 
