@@ -62,7 +62,7 @@ class RolloutError(RlhfError, RuntimeError):
 
 
 class CheckpointError(RlhfError, RuntimeError):
-    """A checkpoint is torn, missing, or belongs to another run."""
+    """A checkpoint is incomplete, missing, or belongs to another run."""
 
 
 class ProcessError(RlhfError, RuntimeError):

@@ -18,9 +18,9 @@ def main() -> None:
     """Run the command line; whoever interrupts it, at start-up too, sees no traceback."""
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        from rlhf_flows.commands.cli import main as front_door
+        from rlhf_flows.commands import cli
 
-        front_door()
+        cli.main()
     except KeyboardInterrupt as stop:
         sys.stderr.write("\nstopped\n")
         raise SystemExit(exit_status(stop)) from None

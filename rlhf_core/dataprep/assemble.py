@@ -221,7 +221,7 @@ def write_demonstrations(
         elif problem is None and context.gives_away(item.prompt, side):
             problem = "prompt_near_heldout", ""
         if problem is not None:
-            row = _aside(problem, item.source, line, item, item.demonstration_id)
+            row = _filtered_row(problem, item.source, line, item, item.demonstration_id)
             context.quarantine.add("demonstrations", row)
             continue
         seen.add(whole)
@@ -283,8 +283,8 @@ def _write_derived_prompts(
             context.files.add_prompt(prompt, row.dialogue, side)
             context.quarantine.keep("prompts_of_pairs")
         else:
-            aside = _aside(problem, row.pair.source, 0, prompt, prompt.prompt_id)
-            context.quarantine.add("prompts_of_pairs", aside)
+            filtered = _filtered_row(problem, row.pair.source, 0, prompt, prompt.prompt_id)
+            context.quarantine.add("prompts_of_pairs", filtered)
 
 
 def write_prompts(
@@ -305,7 +305,7 @@ def write_prompts(
             problem = "prompt_near_heldout", ""
         if problem is not None or side is None:
             problem = problem or context.splitter_problem(dialogue)
-            row = _aside(problem, source_name(path), line, item, item.prompt_id)
+            row = _filtered_row(problem, source_name(path), line, item, item.prompt_id)
             context.quarantine.add("prompts", row)
             continue
         seen.add(key)
@@ -327,7 +327,7 @@ def write_heldout_prompts(
         if problem is None and key in seen:
             problem = "exact_duplicate", ""
         if problem is not None:
-            row = _aside(problem, source_name(path), line, item, item.prompt_id)
+            row = _filtered_row(problem, source_name(path), line, item, item.prompt_id)
             context.quarantine.add("heldout_prompts", row)
             continue
         seen.add(key)
@@ -364,6 +364,8 @@ def _prompt_problem(item: Prompt, context: PreparationContext) -> Problem | None
     return (reason, "") if reason else context.rules.prompt_problem(item.prompt)
 
 
-def _aside(problem: Problem, source: str, line: int, item: Record, row_id: str) -> FilteredRow:
+def _filtered_row(
+    problem: Problem, source: str, line: int, item: Record, row_id: str
+) -> FilteredRow:
     reason, detail = problem
     return FilteredRow(reason, source, line, item.model_dump_json(), row_id, detail)

@@ -94,10 +94,10 @@ def response_keys(first: str, second: str) -> tuple[Key, Key]:
     Where letter case or white space is all that differs, as in indented code, it is what people
     voted on: then the texts themselves are the keys, white space at the ends aside.
     """
-    return told_apart((response_key(first), response_key(second)), first, second)
+    return distinct_keys((response_key(first), response_key(second)), first, second)
 
 
-def told_apart(keys: tuple[Key, Key], first: str, second: str) -> tuple[Key, Key]:
+def distinct_keys(keys: tuple[Key, Key], first: str, second: str) -> tuple[Key, Key]:
     """Return ``response_keys`` of two responses, of each of which the key is known."""
     if keys[0] != keys[1]:
         return keys

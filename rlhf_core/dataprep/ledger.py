@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from rlhf_core.dataprep.keys import (
     DialogueKey,
     Key,
+    distinct_keys,
     prompt_keys,
     response_key,
     text_key,
-    told_apart,
 )
 from rlhf_core.dataprep.sources.rows import Reason, comparison_problem
 from rlhf_core.dataprep.votes.vote_table import Ints
@@ -264,7 +264,7 @@ def enter(item: Comparison) -> Entry:
     """Return the ledger's entry of one comparison, screened on its own."""
     prompt, dialogue = prompt_keys(item.prompt)
     said_a, said_b = response_key(item.response_a), response_key(item.response_b)
-    key_a, key_b = told_apart((said_a, said_b), item.response_a, item.response_b)
+    key_a, key_b = distinct_keys((said_a, said_b), item.response_a, item.response_b)
     first, second = sorted((key_a, key_b))
     return Entry(
         prompt=prompt,

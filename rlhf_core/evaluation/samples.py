@@ -149,22 +149,22 @@ def side_by_side(rows: Sequence[ComparedAnswer]) -> list[Standing]:
     def mean(of: Callable[[ComparedAnswer], float]) -> float:
         return fmean(of(row) for row in rows)
 
-    def mean_crowned(of: Callable[[ComparedAnswer], float]) -> float | None:
+    def mean_of_champion(of: Callable[[ComparedAnswer], float]) -> float | None:
         return fmean(of(row) for row in crowned) if crowned else None
 
     found = [
         Standing(
             "wins against SFT, share of prompts", mean(lambda row: row.won), None,
-            mean_crowned(_champion_won),
+            mean_of_champion(_champion_won),
         ),
         Standing(
             "judge's score", mean(lambda row: row.scores["judge"][0]),
             mean(lambda row: row.scores["judge"][1]),
-            mean_crowned(lambda row: row.champion_score or 0.0),
+            mean_of_champion(lambda row: row.champion_score or 0.0),
         ),
         Standing(
             "letters in an answer", mean(lambda row: len(row.policy)),
-            mean(lambda row: len(row.sft)), mean_crowned(lambda row: len(row.champion or "")),
+            mean(lambda row: len(row.sft)), mean_of_champion(lambda row: len(row.champion or "")),
         ),
         Standing(
             "tokens in an answer", mean(lambda row: row.policy_length),

@@ -116,6 +116,7 @@ def _decode(
     out = _empty(len(prompts), width, unwrapped(model).device)
     everyone = list(range(len(prompts)))
     packed = layout_of(model).packed
+    # Packed prompts of any length go side by side; a model's own cache takes one length at a time.
     for alike in [everyone] if packed else by_length(everyone, lengths.tolist()):
         for turn in _turns(alike, lengths.tolist(), width, budget):
             rows, own = torch.tensor(turn), [prompts[row] for row in turn]

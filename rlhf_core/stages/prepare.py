@@ -258,9 +258,9 @@ def _fingerprint(config: PreparationConfig) -> str:
     """Return the digest of all that decides the output: inputs, settings, tokenizer, code."""
     data = config.data
     settings = data.model_dump_json(exclude={"output", "version"})
-    room = Path(rlhf_core.__file__).parent
-    code = [path for pattern in CODE for path in room.glob(pattern)]
-    parts = {"seed": str(config.seed), "settings": settings, "code": code_digest(room, code)}
+    package = Path(rlhf_core.__file__).parent
+    code = [path for pattern in CODE for path in package.glob(pattern)]
+    parts = {"seed": str(config.seed), "settings": settings, "code": code_digest(package, code)}
     if data.cleaning.tokens:
         parts["tokenizer"] = tokenizer_digest(config.model)
     for key, source in raw_sources(data).items():

@@ -34,7 +34,7 @@ from rlhf_core.stages.training.run import (
 from rlhf_core.storage.records import iterate_records
 from rlhf_core.trainers.reward import fit_reward_model
 
-NUM_REFERENCES = 512
+NUM_CENTERING = 512
 """Held-out demonstrations whose mean score becomes 0; their mean is known well enough by then."""
 
 
@@ -121,4 +121,4 @@ def _settings(job: TrainingJob) -> RewardConfig:
 
 def _first(demonstrations: Iterable[Demonstration]) -> Iterator[Demonstration]:
     """Yield the references; the file is read, and its rows are checked and counted, to the end."""
-    return (row for place, row in enumerate(demonstrations) if place < NUM_REFERENCES)
+    return (row for place, row in enumerate(demonstrations) if place < NUM_CENTERING)

@@ -287,6 +287,8 @@ class Renderer:
         for turn, message in enumerate(conversation):
             if message.role != "assistant":
                 continue
+            # Rendered with another text in its place, a turn lies between what stays the same
+            # before and behind it: so no template has to be understood.
             stand_in = Message(role="assistant", content=ANSWERED)
             other = apply_template(
                 self.tokenizer,
@@ -306,6 +308,7 @@ class Renderer:
                     "they cannot be trained on; use loss on the response only"
                 )
             opening = apply_template(self.tokenizer, conversation[:turn], generation_prompt=True)
+            # What a template writes behind the opening, an empty thought, is the model's to write.
             start = len(before)
             if before.startswith(opening):
                 start = len(opening)

@@ -55,7 +55,8 @@ class CheckpointStore:
     written by all, each its part, and are read whole by however many there are then.
 
     A checkpoint is written beside its final name, synced, then renamed; its manifest holds the
-    sha256 of every file, so that one torn by a failing disk is noticed and the one before is used.
+    sha256 of every file, so that one that a failing disk left incomplete is noticed and the one
+    before is used.
     """
 
     def __init__(
@@ -289,12 +290,12 @@ def _complete(directory: Path, checkpoint: Checkpoint, fingerprint: str) -> None
 
 
 def _whole(paths: Iterable[Path]) -> Iterator[tuple[Path, Checkpoint, str]]:
-    """Read checkpoints one at a time, each with its fingerprint; torn ones are left out."""
+    """Read checkpoints one at a time, each with its fingerprint; incomplete ones are left out."""
     for path in paths:
         try:
             checkpoint, fingerprint = _read(path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            logger.warning("checkpoint=%s is torn and is not used: %s", path, error)
+            logger.warning("checkpoint=%s is incomplete and is not used: %s", path, error)
             continue
         yield path, checkpoint, fingerprint
 

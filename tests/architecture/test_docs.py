@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE_FILE = re.compile(r"`([\w./-]+\.py)`")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 PYTHON_CODE = [page for page in PAGES if ">>> " in page.read_text(encoding="utf-8")]
 
@@ -37,6 +38,18 @@ def test_links_between_documents_lead_somewhere():
             if not target.exists() or (anchor and anchor not in anchors(target)):
                 broken.append(f"{page.name}: {link}")
     assert broken == []
+
+
+def test_a_file_of_code_that_a_document_names_is_there():
+    folders = ("flows", "rlhf_core", "tests", "benchmarks", "docs")
+    there = [path.as_posix() for name in folders for path in (ROOT / name).rglob("*.py")]
+    missing = [
+        f"{page.name}: {named}"
+        for page in PAGES
+        for named in CODE_FILE.findall(page.read_text(encoding="utf-8"))
+        if not any(path.endswith(f"/{named}") for path in there)
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize("page", PYTHON_CODE, ids=lambda page: page.name)

@@ -125,7 +125,7 @@ def test_settings_and_records_load_without_the_heavy_libraries(room):
     assert not imported_by(f"import rlhf_core.{room}") & heavy
 
 
-def test_the_front_door_loads_without_the_heavy_libraries():
+def test_the_command_line_loads_without_the_heavy_libraries():
     heavy = {"torch", "transformers", "prefect", "mlflow", "numpy", "pandas", "pydantic"}
     assert not imported_by("import rlhf_flows.commands.cli") & heavy
 

@@ -18,7 +18,7 @@ from rlhf_flows.commands.cli import app
 
 ROOT = Path(__file__).parents[2]
 LISTED = Path(__file__).with_name("surface.txt")
-OPEN_ROOMS = ("functional", "trainers", "rollout")
+PUBLIC_PACKAGES = ("functional", "trainers", "rollout")
 """Rooms whose public functions are used without an orchestrator; packages list their own."""
 
 
@@ -42,17 +42,17 @@ def settings() -> Iterator[str]:
 
 
 def functions() -> Iterator[str]:
-    """Yield the functions of the open rooms with their parameters, and what packages list."""
-    for room in OPEN_ROOMS:
-        for path in sorted((ROOT / "rlhf_core" / room).glob("*.py")):
+    """Yield the functions of the public packages with their parameters, and what packages list."""
+    for package in PUBLIC_PACKAGES:
+        for path in sorted((ROOT / "rlhf_core" / package).glob("*.py")):
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                     given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                     names = ", ".join(argument.arg for argument in given)
-                    yield f"function {room}.{path.stem}.{node.name}({names})"
-    for room in ("config", "models", "schema", "tokenization"):
-        package = __import__(f"rlhf_core.{room}", fromlist=["__all__"])
-        yield from (f"name {room}.{name}" for name in package.__all__)
+                    yield f"function {package}.{path.stem}.{node.name}({names})"
+    for package in ("config", "models", "schema", "tokenization"):
+        listed = __import__(f"rlhf_core.{package}", fromlist=["__all__"]).__all__
+        yield from (f"name {package}.{name}" for name in listed)
 
 
 def surface() -> list[str]:

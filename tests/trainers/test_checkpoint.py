@@ -55,7 +55,7 @@ def test_the_newest_comes_back_and_two_are_kept(store):
 
 @pytest.mark.parametrize("name", [module.TENSORS, module.VALUES, module.MANIFEST])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
-def test_a_torn_checkpoint_is_noticed_and_the_one_before_used(store, name, damage, caplog):
+def test_an_incomplete_checkpoint_is_noticed_and_the_one_before_used(store, name, damage, caplog):
     save(store, 1)
     save(store, 2)
     file = store.directory / "step-000000002" / name
@@ -69,7 +69,7 @@ def test_a_torn_checkpoint_is_noticed_and_the_one_before_used(store, name, damag
         file.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert store.latest(fingerprint="f").step == 1
-    assert "torn" in caplog.text
+    assert "incomplete" in caplog.text
 
 
 def test_a_crash_while_writing_leaves_the_one_before(store, monkeypatch):

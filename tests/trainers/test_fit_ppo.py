@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_run_is_refused(causal_directory, finished):
         train_ppo(causal_directory, finished[0], kl_coef=0.2)
 
 
-def test_a_torn_checkpoint_is_passed_over(causal_directory, finished):
+def test_an_incomplete_checkpoint_is_skipped(causal_directory, finished):
     folder, (_, _, expected) = finished
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     (newest / "tensors.safetensors").write_bytes(b"torn")

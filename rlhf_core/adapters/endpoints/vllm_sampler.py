@@ -188,7 +188,7 @@ class VllmSampler:
 
     def _repeated(self, call: Callable[[], Result]) -> Result:
         def announce(error: BaseException, wait: float) -> None:
-            logger.warning("rollouts_thrown_away retry_in_seconds=%.1f why=%s", wait, error)
+            logger.warning("rollouts_discarded retry_in_seconds=%.1f why=%s", wait, error)
 
         return retry_while(
             lambda error: isinstance(error, OtherWeightsError),

@@ -89,7 +89,7 @@ def _without_prompts(kind: "type[MlflowClient]") -> "type[MlflowClient]":
     """Return a client that takes its registered models for models.
 
     MLflow's own asks the server at every write, and at every look at a version, whether the name
-    is that of a prompt, which makes two requests of each.
+    is that of a prompt, which makes two requests of each. No public thread asks for another way.
     """
 
     class ModelClient(kind):  # type: ignore[valid-type, misc]

@@ -217,13 +217,13 @@ def attempt(row: RawRow, read: Callable[[], Read]) -> Read | FilteredRow:
     try:
         return read()
     except UnusableRow as error:
-        aside = FilteredRow.of(row, error.reason, error.detail)
+        filtered = FilteredRow.of(row, error.reason, error.detail)
     except ValidationError as error:
-        aside = FilteredRow.of(row, "unusable_value", describe(error))
+        filtered = FilteredRow.of(row, "unusable_value", describe(error))
     except UnicodeEncodeError:
-        aside = FilteredRow.of(row, "unusable_value", "half of a surrogate pair in a text")
+        filtered = FilteredRow.of(row, "unusable_value", "half of a surrogate pair in a text")
     row.value.read.update(row.value)  # Reading stopped: what it would have looked at is not known.
-    return aside
+    return filtered
 
 
 FAULTS: frozenset[str] = frozenset(get_args(Fault))

@@ -79,7 +79,7 @@ class Rendezvous:
         Raises:
             ProcessError: another command is this node already, or node 0 has ended.
         """
-        with self._lost_told():
+        with self._loss_reported():
             me = f"{socket.gethostname()} process {os.getpid()}"
             first = self._store.compare_set(f"node/{self._settings.node_rank}", "", me).decode()
         if first != me:
@@ -95,7 +95,7 @@ class Rendezvous:
         Raises:
             ProcessError: ``problem``, or node 0 has ended.
         """
-        with self._lost_told():
+        with self._loss_reported():
             self._store.set(f"ready/{self._settings.node_rank}", problem)
         if problem:
             raise ProcessError(problem)
@@ -186,7 +186,7 @@ class Rendezvous:
         return ready is not None
 
     def _wait(self, key: str) -> str:
-        with self._lost_told():
+        with self._loss_reported():
             while (said := self._said(key)) is None:
                 end = self._said("end")
                 if end is not None:
@@ -198,7 +198,7 @@ class Rendezvous:
         return self._store.get(key).decode() if self._store.check([key]) else None
 
     @contextmanager
-    def _lost_told(self) -> Iterator[None]:
+    def _loss_reported(self) -> Iterator[None]:
         try:
             yield
         except ProcessError:

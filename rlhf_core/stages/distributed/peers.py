@@ -56,7 +56,7 @@ def _tell(settings: "DistributedConfig", error: str) -> None:
         return
     from rlhf_core.stages.distributed import nodes
 
-    logger.info("other_nodes_told rdzv_endpoint=%s", settings.rdzv_endpoint)
+    logger.info("peers_notified rdzv_endpoint=%s", settings.rdzv_endpoint)
     with suppress(ProcessError):  # what ends the command matters more
         rendezvous = nodes.host(settings.model_copy(update={"rdzv_timeout": 1}))
         rendezvous.report_untrained(

@@ -144,7 +144,7 @@ class LabelStudioLabeler(Labeler):
                 sent = read_record(path, SentTasks)
                 about = read_record(path.with_name(MANIFEST), Collection)
             except DataError as error:
-                logger.warning("collection_passed_over collection=%s: %s", path.parent.name, error)
+                logger.warning("collection_skipped collection=%s: %s", path.parent.name, error)
                 continue
             if not _is_elsewhere(sent, self._settings) and about.evaluation is None:
                 found[path.parent.name] = sent.project

@@ -170,7 +170,7 @@ def require_filled(
         return
     kind = "pairs" if set(empty) & set(PAIR_FILES) else empty[0].rsplit("_", 1)[0]
     found = dialogues.get(kind)
-    why = "" if found is None else f": {_lumps(kind, found)}"
+    why = "" if found is None else f": {_largest_dialogues(kind, found)}"
     raise DataError(
         f"{subject}: no rows for {', '.join(empty)}{why}; give more dialogues, leave out a first"
         " turn that different ones share, or change data.heldout_fraction or data.judge_fraction"
@@ -188,11 +188,11 @@ def warn_of_large_dialogues(dialogues: Mapping[str, DialogueFacts], data: DataCo
             logger.warning(
                 "large_dialogue %s; sides and halves differ from the shares asked for; where"
                 " different dialogues share that turn, leave it out",
-                _lumps(kind, found),
+                _largest_dialogues(kind, found),
             )
 
 
-def _lumps(kind: str, found: DialogueFacts) -> str:
+def _largest_dialogues(kind: str, found: DialogueFacts) -> str:
     dialogues = "one dialogue" if found.dialogues == 1 else f"{found.dialogues} dialogues"
     return (
         f"the {found.rows} {kind} are {dialogues}, the largest of {found.largest}, which begins"
@@ -202,11 +202,11 @@ def _lumps(kind: str, found: DialogueFacts) -> str:
 
 def require_balance(quarantine: Quarantine, intake: Intake) -> None:
     """Refuse to lose a row: rows read = rows kept + rows filtered out."""
-    kept, aside = quarantine.kept["preferences"], quarantine.num_filtered("preferences")
-    if kept + aside != intake.num_rows:
+    kept, filtered = quarantine.kept["preferences"], quarantine.num_filtered("preferences")
+    if kept + filtered != intake.num_rows:
         raise DataError(
-            f"preferences: {intake.num_rows} rows read, but {kept} kept and {aside} filtered out;"
-            " this is a defect of preparation, please report it"
+            f"preferences: {intake.num_rows} rows read, but {kept} kept and {filtered} filtered"
+            " out; this is a defect of preparation, please report it"
         )
 
 

@@ -165,12 +165,12 @@ class RowTokens:
             [with_answer(asked.conversation, response) for asked, response in answers],
             generation_prompt=False,
         )
-        told = self._told(answers, whole)
-        untold = [answer for answer, length in zip(answers, told, strict=True) if length is None]
-        rest = iter(self._encode([(self._opened(asked), said) for asked, said in untold]))
-        return [next(rest) if length is None else length for length in told]
+        known = self._lengths_by_words(answers, whole)
+        unknown = [answer for answer, length in zip(answers, known, strict=True) if length is None]
+        rest = iter(self._encode([(self._opened(asked), said) for asked, said in unknown]))
+        return [next(rest) if length is None else length for length in known]
 
-    def _told(
+    def _lengths_by_words(
         self, answers: Sequence[tuple[Asked, str]], whole: Sequence[str | None]
     ) -> list[int | None]:
         """Number of tokens of each response as its words tell it; None where they do not."""
@@ -180,8 +180,8 @@ class RowTokens:
             self._plain_answer(asked, response, text)
             for (asked, response), text in zip(answers, whole, strict=True)
         ]
-        told = iter(self._words.answers([row for row in plain if row is not None]))
-        return [None if row is None else next(told) for row in plain]
+        lengths = iter(self._words.answers([row for row in plain if row is not None]))
+        return [None if row is None else next(lengths) for row in plain]
 
     def _plain_answer(
         self, asked: Asked, response: str, whole: str | None
@@ -194,6 +194,8 @@ class RowTokens:
             text = self._renderer.up_to_end(asked.text, whole, response)[len(asked.text) :]
         except DataError:
             return None
+        # A template may trim or change a response: its words tell the length only where what was
+        # rendered, less what the template puts around it, is the response itself.
         turns, (before, after) = self._renderer.turns, self._renderer.shown
         said = text.removesuffix(turns.end) if turns.is_written else text
         if said.removeprefix(before).removesuffix(after).strip() != response.strip():
