@@ -7,8 +7,9 @@ STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/pytest --instafail --dist loadgroup --no-loadscope-reorder
 
 # uv installs in a quarter of pip's time, but knows none of pip's settings: where packages lie is read from them.
-pip_setting = $$($(BIN)/pip config list | sed -n "s/^[^=]*[.]$(1)='\(.*\)'$$/\1/p" | head -n 1 | sed 's/\\n/ /g')
+pip_setting = $$(printf '%s\n' "$$settings" | sed -n "s/^[^=]*[.]$(1)='\(.*\)'$$/\1/p" | head -n 1 | sed 's/\\n/ /g')
 define FROM_PIP
+settings=$$($(BIN)/pip config list); \
 set -a; UV_INDEX_STRATEGY=unsafe-best-match; \
 value="$(call pip_setting,index-url)"; [ -z "$$value" ] || UV_DEFAULT_INDEX=$$value; \
 value="$(call pip_setting,extra-index-url)"; [ -z "$$value" ] || UV_INDEX=$$value; \
@@ -48,7 +49,6 @@ $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; found $$($(PYTHON) -V). Set PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt uv || true  # pip does it too
 	@$(FROM_PIP); $(BIN)/uv pip install --quiet --python $(BIN)/python $(PACKAGES) || \
 	  { echo "uv did not install the packages; pip does, which takes longer" >&2; \
