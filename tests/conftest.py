@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_flows.engine.environment import PREFECT_DEFAULTS
-from tests.forked import Forked
+from tests.forked import WITHOUT_PICTURES, Forked
 from tests.registries import share_preparations
 
 ROOT = Path(__file__).parents[1]
@@ -149,11 +149,12 @@ def make_prefect_database(home, forked):
 
 @pytest.fixture(scope="module")
 def forked_tools(forked):
-    """DVC, and what DVC runs, without their start-up."""
+    """DVC, and what DVC runs, without their start-up and without pictures."""
     from rlhf_core.adapters.datasets import versioning
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(versioning, "_run", forked.instead_of(versioning._run))
+        patch.setenv(WITHOUT_PICTURES, "1")
         yield forked
 
 

@@ -57,6 +57,8 @@ sys.exit(status)
 """A tool for other processes: passes streams and signals on and ends as the fork does."""
 TOOLS = ("rlhf", "prefect.engine")
 """What an executable in the server's folder asks for."""
+WITHOUT_PICTURES = "TESTS_WITHOUT_PICTURES"
+"""Set for an `rlhf` whose preparation is to draw none: they are a third of a small one."""
 USERS = "users"
 """File that every user of the server holds locked, and the last of them lets go."""
 
@@ -281,7 +283,7 @@ def _main(tool):
         runpy.run_module(tool, run_name="__main__", alter_sys=True)
         return 0
     if tool == "rlhf":
-        from rlhf_flows.commands.start import main
+        main = _rlhf()
     elif tool == "patched_prefect":
         from rlhf_flows.servers.patched_prefect import main
     elif tool == "prefect":
@@ -294,6 +296,15 @@ def _main(tool):
         main = temporary_server.main
     main()
     return 0
+
+
+def _rlhf():
+    from rlhf_core.stages.preparation import build
+    from rlhf_flows.commands.start import main
+
+    if WITHOUT_PICTURES in os.environ:
+        build.draw_pictures = lambda pictures, splits, folder: folder.mkdir()
+    return main
 
 
 def read_settings():

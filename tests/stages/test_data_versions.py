@@ -25,6 +25,7 @@ from rlhf_core.stages.versions.versions import (
     restore_for_model,
 )
 from rlhf_core.storage.records import read_records
+from tests.forked import WITHOUT_PICTURES
 from tests.stages.data_helpers import AUTHOR, call, dvc, make_repository, rows, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("data_versions")]
@@ -37,7 +38,9 @@ def published(tmp_path_factory, forked_tools) -> Path:
     """Three versions: as it was, with a batch, with a batch and a label fixed in the raw file."""
     folder = tmp_path_factory.mktemp("versions")
     root = make_repository(folder / "repository")
-    publish(None, directory=root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(WITHOUT_PICTURES)  # a model leads back to those of data-v1
+        publish(None, directory=root)
     batch = write(folder / "b1.jsonl", rows(range(60, 90)))
     added = forked_tools.rlhf(
         "data", "add", str(batch), "--json", str(folder / "added.json"), cwd=root
