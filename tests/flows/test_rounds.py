@@ -14,7 +14,7 @@ from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import BatchResult, Comparison, DataVersion, Estimate, Vote
 from rlhf_core.stages import collect as collection
 from rlhf_core.stages.labels import pull as label_pull
-from rlhf_core.stages.labels import push as label_push
+from rlhf_core.stages.labels import simulated
 from rlhf_core.storage.locks import locked
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_flows import rounds
@@ -37,7 +37,7 @@ class World:
         monkeypatch.setattr(collection, "collect_pairs", self.collect)
         monkeypatch.setattr(label_pull, "publish", self.publish)
         monkeypatch.setattr(label_pull, "list_versions", lambda root: [])
-        monkeypatch.setattr(label_push, "simulate", self.simulate(label_push.simulate))
+        monkeypatch.setattr(simulated, "load_function", self.annotators(simulated.load_function))
         for module in (rounds, label_pull):
             monkeypatch.setattr(module.versioning, "repository_root", lambda folder: tmp_path)
         for name in ("require_remote", "publishing_base"):
@@ -50,13 +50,18 @@ class World:
         folder = make_collection(config.feedback.output, name=f"c{number}")
         return CollectedPairs(collection=label_pull.read_collection(folder)[0], folder=folder)
 
-    def simulate(self, real):
-        def vote(annotators, pair, seed):
-            if pair.line == 3:
-                self._stages._called("vote")
-            return real(annotators, pair, seed)
+    def annotators(self, load):
+        def load_counted(key, spec):
+            real = load(key, spec)
 
-        return vote
+            def vote(rng, prompt, response_a, response_b):
+                if response_a.startswith("3 "):
+                    self._stages._called("vote")
+                return real(rng, prompt, response_a, response_b)
+
+            return vote
+
+        return load_counted
 
     def publish(self, source, **_):
         self._stages._called("publish")
