@@ -134,7 +134,7 @@ def test_plain_answers_are_told_by_their_words(name):
             [(*asked.conversation, Message(role="assistant", content=one)) for one in said],
             generation_prompt=False,
         )
-        assert None not in tokens._told([(asked, one) for one in said], whole)
+        assert None not in tokens._lengths_by_words([(asked, one) for one in said], whole)
 
 
 @pytest.mark.parametrize(
