@@ -79,3 +79,16 @@ def test_asking_again_leaves_an_approved_champion_approved(version):
     say("REJECT", said_at=NOON + timedelta(hours=1))
     ask_approval(URI)
     assert version()["rlhf.approval"] == "ASKED"
+
+
+def test_a_word_is_one_persons_though_another_spoke_since_the_tags_were_read(version):
+    say("PROMOTE", reviewer="first")
+    read = version()
+    say("REJECT", "it lies", reviewer="second", said_at=NOON + timedelta(hours=1))
+    record_approval(
+        URI, "PROMOTE", reviewer="first", comment="good", tags=read,
+        said_at=NOON + timedelta(hours=2),
+    )  # fmt: skip
+    tags = version()
+    said = [tags[f"rlhf.{name}"] for name in ("approval", "approved_by", "approval_comment")]
+    assert said == ["PROMOTE", "first", "good"]

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_core.adapters.settings import without_credentials
-from rlhf_core.adapters.tracking.mlflow_client import check_server, registry_errors
+from rlhf_core.adapters.tracking.mlflow_client import check_server, registry_errors, signs_in
 from rlhf_core.adapters.tracking.stage_run import run_url
 from rlhf_core.errors import RegistryError
 
@@ -38,3 +38,25 @@ def test_what_mlflow_says_about_an_address_is_repeated_without_the_password():
     with pytest.raises(RegistryError) as refusal, registry_errors("opening"):
         raise MlflowException("no connection to postgresql://user:SECRET@host/db")
     assert str(refusal.value) == "opening: no connection to postgresql://host/db"
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("http://user:SECRET@127.0.0.1:9", True),
+        ("http://127.0.0.1:9", False),
+        ("sqlite:///mlflow.db", False),
+    ],
+)
+def test_who_is_named_in_the_address_signs_in(monkeypatch, address, expected):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert signs_in() is expected
+
+
+def test_who_stands_in_a_netrc_file_signs_in(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login user password SECRET\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert signs_in()

@@ -11,6 +11,7 @@ from rlhf_core.adapters.registry.registry import find_version
 from rlhf_core.adapters.registry.release_state import release_state
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import RegistryError
+from rlhf_core.stages import promote
 from rlhf_core.stages.promote import promote_model
 from rlhf_core.stages.rollback import rollback_policy
 from rlhf_flows.commands import doctor
@@ -167,3 +168,42 @@ def test_champions_without_a_journal_are_compared_with_what_the_policy_was_made_
     promote_model(made[1]["policy"])
     assert champions(client) == made[1]
     assert release_state("rlhf").healthy
+
+
+def test_an_alias_that_somebody_moves_while_a_promotion_is_planned_is_set_again(
+    client, made, monkeypatch
+):
+    tags = {"rlhf.stage": "policy", "rlhf.sha256": "another", "rlhf.verdict": "PROMOTE"}
+    tags |= {f"rlhf.upstream.{role}": made[2][role] for role in ("sft", "reward", "judge")}
+    number = client.create_model_version("rlhf-policy", source="s3://nowhere/model", tags=tags)
+    record = promote.record_move
+
+    def after_somebody(*arguments):
+        client.set_registered_model_alias("rlhf-sft", "champion", made[0]["sft"].split("/")[2])
+        return record(*arguments)
+
+    monkeypatch.setattr(promote, "record_move", after_somebody)
+    moved = promote_model(f"models:/rlhf-policy/{number.version}")
+    assert champions(client) == made[2] | {"policy": moved.champion}
+    assert release_state("rlhf").healthy
+
+
+def test_what_a_repeated_request_made_holds_nobody_up_and_is_closed(client, made):
+    newest = max(client.search_model_versions("name = 'rlhf-release'"), key=lambda v: v.version)
+    tags = {journal.PLAN: newest.tags[journal.PLAN], journal.STATE: this_process()}
+    client.create_model_version("rlhf-release", source=newest.source, tags=tags)
+    client.set_registered_model_alias("rlhf-sft", "champion", made[0]["sft"].split("/")[2])
+    assert journal.read_journal("rlhf").appliers() == {}
+    release_aliases.recover_all()
+    repeated = max(client.search_model_versions("name = 'rlhf-release'"), key=lambda v: v.version)
+    assert repeated.tags[journal.STATE] == "overtaken"
+    assert not journal.is_unfinished(repeated.tags)
+    assert champions(client)["sft"] == made[0]["sft"]  # what a person set stays
+
+
+def test_a_move_that_an_earlier_build_left_without_a_word_is_closed(client, made):
+    first = min(client.search_model_versions("name = 'rlhf-release'"), key=lambda v: v.version)
+    client.delete_model_version_tag("rlhf-release", first.version, journal.STATE)
+    release_aliases.recover_all()
+    again = client.get_model_version("rlhf-release", first.version)
+    assert again.tags[journal.STATE] == "done"

@@ -85,7 +85,8 @@ def record_approval(
         return decision, f"{decision} by {tags.get(REVIEWER)}: {tags.get(COMMENT)}"
     said = (said_at or datetime.now(UTC)).isoformat(timespec="seconds")
     # The decision comes last: a kill in between leaves a version that nobody has approved.
-    _tag(uri, {REVIEWER: reviewer, COMMENT: comment, TIME: said, APPROVAL: decision}, tags)
+    # All of it: somebody else may have spoken since the tags were read.
+    _tag(uri, {REVIEWER: reviewer, COMMENT: comment, TIME: said, APPROVAL: decision}, {})
     return decision, f"{decision} by {reviewer}: {comment}"
 
 

@@ -19,6 +19,7 @@ from rlhf_core.adapters.registry.releases import (
     DONE,
     OVERTAKEN,
     ROLES,
+    STATE,
     SUFFIX,
     Claim,
     Journal,
@@ -27,6 +28,7 @@ from rlhf_core.adapters.registry.releases import (
     tag_entry,
 )
 from rlhf_core.adapters.tracking.mlflow_client import every_page, mlflow_client, with_retries
+from rlhf_core.errors import RegistryError
 from rlhf_core.schema import CHAMPION, PREVIOUS
 
 if TYPE_CHECKING:
@@ -68,7 +70,12 @@ def recover_all() -> list[str]:
     found = every_page("looking for releases", search)
     journals = [model.name for model in found if model.tags.get("rlhf.kind") == "releases"]
     for name in journals:
-        recover(name.removesuffix(SUFFIX))
+        project = name.removesuffix(SUFFIX)
+        recover(project)
+        journal = read_journal(project)
+        counts = {entry.number for entry in journal.effective()}
+        for entry in journal.stray():  # else they would be looked at again and again
+            tag_entry(name, (entry.number, STATE), DONE if entry.number in counts else OVERTAKEN)
     return journals
 
 
@@ -127,7 +134,13 @@ def _apply(
     aliases = stood.aliases if stood and alone else None
     while True:
         found = champion_aliases(project) if aliases is None else aliases
-        now = _move_aliases(project, head.plan.releases, found, known)
+        try:
+            now = _move_aliases(project, head.plan.releases, found, known, is_old=found is aliases)
+        except RegistryError:
+            if aliases is None:
+                raise
+            aliases, known = None, ()  # a version may have been deleted since: look again, once
+            continue
         newest = read_journal(project)
         # Whoever moves aliases has made a claim before, and a claim stays. So without another
         # one nobody else has moved any, and what was set need not be read again.
@@ -140,12 +153,21 @@ def _apply(
 
 
 def _move_aliases(
-    project: str, releases: tuple[Release, ...], aliases: Aliases, known: Container[str]
+    project: str,
+    releases: tuple[Release, ...],
+    aliases: Aliases,
+    known: Container[str],
+    *,
+    is_old: bool,
 ) -> dict[str, dict[str, str]]:
-    """Move every alias that is not where it belongs; return where all of them are then."""
+    """Move every alias that is not where it belongs; return where all of them are then.
+
+    ``is_old``: the aliases were read before the move was decided, and a person may have moved one
+    of them since; then those that seemed right are set as well.
+    """
     now: dict[str, dict[str, str]] = {role: {} for role in ROLES}
     for (role, alias), wanted in wanted_aliases(project, releases, aliases, known).items():
-        if aliases[role].get(alias) != wanted:
+        if aliases[role].get(alias) != wanted or (is_old and wanted is not None):
             what = f"moving {alias} of {project}-{role}"
             with_retries(what, lambda r=role, a=alias, w=wanted: _set_alias(f"{project}-{r}", a, w))  # type: ignore[misc]
         if wanted is not None:

@@ -137,7 +137,38 @@ class Journal:
 
     def appliers(self) -> dict[Claim, str]:
         """Return who is moving aliases, or was killed at it."""
-        return {claim: who for claim, who in self.claims().items() if who not in _ENDS}
+        repeats = self.repeats()
+        return {
+            (number, tag): who
+            for (number, tag), who in self.claims().items()
+            if who not in _ENDS and not (tag == STATE and number in repeats)
+        }
+
+    def repeats(self) -> set[int]:
+        """Return the entries that a repeated request made: an earlier one is the same move.
+
+        Nothing is moved by the claim that was written with one.
+        """
+        first: dict[str, int] = {}
+        for entry in self.entries:
+            first.setdefault(entry.plan.token, entry.number)
+        return {e.number for e in self.entries if first[e.plan.token] != e.number}
+
+    def stray(self) -> list[Entry]:
+        """Return the entries besides the head that nobody will close.
+
+        Repeats, and those that earlier builds left without a word of what became of them.
+        """
+        repeats, head = self.repeats(), self.head
+        return [
+            entry
+            for entry in self.entries
+            if entry is not head
+            and (
+                not entry.claims
+                or (entry.number in repeats and entry.claims.get(STATE, DONE) not in _ENDS)
+            )
+        ]
 
     def claims(self) -> dict[Claim, str]:
         """Return who is moving aliases or ever did, and what came of it."""

@@ -205,11 +205,22 @@ def _explain(what: str, error: Exception, status: int | None) -> RegistryError:
 
 
 def signs_in() -> bool:
-    """Return whether MLflow's client says to the server who it is, and so has rights there."""
-    from mlflow.utils.credentials import get_default_host_creds
+    """Return whether MLflow's client says to the server who it is, and so has rights there.
 
-    sent = get_default_host_creds(load_settings().mlflow_tracking_uri)
-    return any((sent.username, sent.token, sent.auth, sent.aws_sigv4, sent.client_cert_path))
+    By its settings, by a plug-in's header, or as requests does: from the address or ``.netrc``.
+    """
+    from mlflow.tracking.request_header.registry import resolve_request_headers
+    from mlflow.utils.credentials import get_default_host_creds
+    from requests.utils import get_auth_from_url, get_netrc_auth
+
+    uri = load_settings().mlflow_tracking_uri
+    sent = get_default_host_creds(uri)
+    if any((sent.username, sent.token, sent.auth, sent.aws_sigv4, sent.client_cert_path)):
+        return True
+    if not uri.startswith(("http://", "https://")):
+        return False
+    named = any(get_auth_from_url(uri)) or get_netrc_auth(uri) is not None
+    return named or "Authorization" in resolve_request_headers()
 
 
 def _who() -> str:
