@@ -28,7 +28,7 @@ def ask_approval(uri: str) -> None:
     """
     version = find_version(uri)
     if CHAMPION not in version.aliases or version.tags.get(APPROVAL) != APPROVED:
-        _tag(uri, {APPROVAL: ASKED}, version.tags)
+        _tag(uri, {APPROVAL: ASKED})
 
 
 def require_approval(uri: str, *, asked_for: bool) -> None:
@@ -86,7 +86,7 @@ def record_approval(
     said = (said_at or datetime.now(UTC)).isoformat(timespec="seconds")
     # The decision comes last: a kill in between leaves a version that nobody has approved.
     # All of it: somebody else may have spoken since the tags were read.
-    _tag(uri, {REVIEWER: reviewer, COMMENT: comment, TIME: said, APPROVAL: decision}, {})
+    _tag(uri, {REVIEWER: reviewer, COMMENT: comment, TIME: said, APPROVAL: decision})
     return decision, f"{decision} by {reviewer}: {comment}"
 
 
@@ -97,14 +97,12 @@ def _is_later(tags: Mapping[str, str], said_at: datetime | None) -> bool:
     return datetime.fromisoformat(tags[TIME]) >= said_at.replace(microsecond=0)
 
 
-def _tag(uri: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Write the tags that are not there yet, in their order."""
+def _tag(uri: str, tags: Mapping[str, str]) -> None:
     name, _, number = uri.removeprefix("models:/").partition("/")
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            with_retries(
-                f"recording the answer about {uri}",
-                lambda key=key, value=value: mlflow_client().set_model_version_tag(  # type: ignore[misc]
-                    name, number, key, value
-                ),
-            )
+    for key, value in tags.items():
+        with_retries(
+            f"recording the answer about {uri}",
+            lambda key=key, value=value: mlflow_client().set_model_version_tag(  # type: ignore[misc]
+                name, number, key, value
+            ),
+        )

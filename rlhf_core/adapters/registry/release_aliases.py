@@ -7,7 +7,7 @@ undone.
 import logging
 import time
 import uuid
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ from rlhf_core.adapters.registry.releases import (
     DONE,
     OVERTAKEN,
     ROLES,
-    STATE,
     SUFFIX,
     Claim,
     Journal,
@@ -58,9 +57,7 @@ def recover(project: str) -> Journal:
     if killed:
         time.sleep(LATE_SECONDS)
         apply_newest(project)
-        counts = {entry.number for entry in journal.effective()}
-        for claim in killed:
-            tag_entry(journal.name, claim, DONE if claim[0] in counts else OVERTAKEN)
+        _end_claims(journal, killed)
     return replace(read_journal(project), completed=True)
 
 
@@ -70,13 +67,16 @@ def recover_all() -> list[str]:
     found = every_page("looking for releases", search)
     journals = [model.name for model in found if model.tags.get("rlhf.kind") == "releases"]
     for name in journals:
-        project = name.removesuffix(SUFFIX)
-        recover(project)
-        journal = read_journal(project)
-        counts = {entry.number for entry in journal.effective()}
-        for entry in journal.stray():  # else they would be looked at again and again
-            tag_entry(name, (entry.number, STATE), DONE if entry.number in counts else OVERTAKEN)
+        journal = recover(name.removesuffix(SUFFIX))
+        _end_claims(journal, journal.stray())  # else they would be looked at again and again
     return journals
+
+
+def _end_claims(journal: Journal, claims: Iterable[Claim]) -> None:
+    """Say of claims that nobody acts on any more what became of their entries."""
+    counts = {entry.number for entry in journal.effective()}
+    for claim in claims:
+        tag_entry(journal.name, claim, DONE if claim[0] in counts else OVERTAKEN)
 
 
 @dataclass(frozen=True)

@@ -110,11 +110,9 @@ class Journal:
         follows from what never changes, so everybody finds the same.
         """
         effective: list[Entry] = []
-        tokens: set[str] = set()
+        repeats = self.repeats()
         for entry in self.entries:
-            repeated = entry.plan.token in tokens
-            tokens.add(entry.plan.token)
-            if repeated or entry.state == OVERTAKEN:
+            if entry.number in repeats or entry.state == OVERTAKEN:
                 continue
             in_time = not effective or effective[-1].number <= entry.plan.base
             if in_time or entry.state == DONE:
@@ -137,38 +135,35 @@ class Journal:
 
     def appliers(self) -> dict[Claim, str]:
         """Return who is moving aliases, or was killed at it."""
-        repeats = self.repeats()
+        stray = self.stray()
         return {
-            (number, tag): who
-            for (number, tag), who in self.claims().items()
-            if who not in _ENDS and not (tag == STATE and number in repeats)
+            claim: who
+            for claim, who in self.claims().items()
+            if who not in _ENDS and claim not in stray
         }
 
     def repeats(self) -> set[int]:
-        """Return the entries that a repeated request made: an earlier one is the same move.
-
-        Nothing is moved by the claim that was written with one.
-        """
+        """Return the entries that a repeated request made: an earlier one is the same move."""
         first: dict[str, int] = {}
         for entry in self.entries:
             first.setdefault(entry.plan.token, entry.number)
-        return {e.number for e in self.entries if first[e.plan.token] != e.number}
+        return {entry.number for entry in self.entries if first[entry.plan.token] != entry.number}
 
-    def stray(self) -> list[Entry]:
-        """Return the entries besides the head that nobody will close.
+    def stray(self) -> set[Claim]:
+        """Return the claims besides the head's by which nobody moves anything, and nobody ends.
 
-        Repeats, and those that earlier builds left without a word of what became of them.
+        Those written with a repeat, and of entries that earlier builds left without any.
         """
         repeats, head = self.repeats(), self.head
-        return [
-            entry
+        return {
+            (entry.number, STATE)
             for entry in self.entries
             if entry is not head
             and (
                 not entry.claims
                 or (entry.number in repeats and entry.claims.get(STATE, DONE) not in _ENDS)
             )
-        ]
+        }
 
     def claims(self) -> dict[Claim, str]:
         """Return who is moving aliases or ever did, and what came of it."""
