@@ -38,7 +38,7 @@ apidoc_modules = [
         "path": "../rlhf_core",
         "destination": "api",
         "max_depth": 2,
-        "exclude_patterns": ["**/demo/*", "**/stages/*"],
+        "exclude_patterns": ["**/demo/*"],
         "automodule_options": {"members"},
         "module_first": True,
     }

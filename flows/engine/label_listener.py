@@ -52,7 +52,7 @@ class LabelListener:
     def collections(self, project: int | None = None) -> list[str]:
         """Return the names of the collections that were sent to the server, or to one project."""
         feedback = self._config.feedback_settings()
-        sent = labeler_of(feedback.labeler).told_of(feedback.output)
+        sent = labeler_of(feedback.labeler).sent_collections(feedback.output)
         if sent is None:
             raise ConfigError(
                 f"feedback.labeler.kind is {feedback.labeler.kind}: expected a tool that tells of"

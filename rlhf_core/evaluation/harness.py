@@ -149,7 +149,7 @@ def _from_file(entry: str, where: str) -> dict[str, Any]:
             "environment"
         )
     _require_plain(file, where)
-    with _told(f"{where}: {entry}"):
+    with _as_task_error(f"{where}: {entry}"):
         if "class" in file.settings:
             loaded: dict[str, Any] = TaskManager(include_defaults=False).load([entry])["tasks"]
             return loaded
@@ -232,13 +232,13 @@ def _by_name(entry: str, where: str) -> dict[str, Any]:
     # Asked before it is loaded: such a task fetches code of others for its metric.
     if any(settings.get("unsafe_code") for settings in _members(manager, entry)):
         raise ConfigError(f"{where}: {entry} {_UNSAFE}")
-    with _told(f"{where}: {entry}"):
+    with _as_task_error(f"{where}: {entry}"):
         loaded: dict[str, Any] = manager.load([entry])["tasks"]
         return loaded
 
 
 @contextmanager
-def _told(where: str) -> Iterator[None]:
+def _as_task_error(where: str) -> Iterator[None]:
     """Tell in one line what a task raises while it is loaded: it is about the task."""
     try:
         yield

@@ -12,7 +12,7 @@ from rlhf_core.evaluation.gates import describe_look
 from rlhf_core.evaluation.monitors import VICES
 from rlhf_core.evaluation.people import describe_votes
 from rlhf_core.evaluation.preference_metrics import correlation_by_noise
-from rlhf_core.evaluation.samples import Standing
+from rlhf_core.evaluation.samples import AverageQuantity
 from rlhf_core.evaluation.suites import SuiteAnswer
 from rlhf_core.schema import (
     Conversation,
@@ -120,7 +120,7 @@ class Page:
     """Where the Data Docs of the dataset lie."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """When, with what and how long, label to text."""
-    standings: Sequence[Standing] = field(default_factory=tuple)
+    averages: Sequence[AverageQuantity] = field(default_factory=tuple)
     """The models side by side."""
     models: Mapping[str, str] = field(default_factory=dict)
     """``candidate``, ``SFT``, ``champion`` to what each is called; those that answered."""

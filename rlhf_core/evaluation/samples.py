@@ -128,7 +128,7 @@ def _at(both: tuple[Array, Array], index: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Standing:
+class AverageQuantity:
     """One quantity of the models that answered the same prompts, averaged over the prompts."""
 
     text: str
@@ -138,7 +138,7 @@ class Standing:
     """None where it was not measured, or there is no champion."""
 
 
-def side_by_side(rows: Sequence[ComparedAnswer]) -> list[Standing]:
+def side_by_side(rows: Sequence[ComparedAnswer]) -> list[AverageQuantity]:
     """Return what the models' answers were like, for reading; gates have intervals, this has none.
 
     Args:
@@ -153,31 +153,31 @@ def side_by_side(rows: Sequence[ComparedAnswer]) -> list[Standing]:
         return fmean(of(row) for row in crowned) if crowned else None
 
     found = [
-        Standing(
+        AverageQuantity(
             "wins against SFT, share of prompts", mean(lambda row: row.won), None,
             mean_of_champion(_champion_won),
         ),
-        Standing(
+        AverageQuantity(
             "judge's score", mean(lambda row: row.scores["judge"][0]),
             mean(lambda row: row.scores["judge"][1]),
             mean_of_champion(lambda row: row.champion_score or 0.0),
         ),
-        Standing(
+        AverageQuantity(
             "letters in an answer", mean(lambda row: len(row.policy)),
             mean(lambda row: len(row.sft)), mean_of_champion(lambda row: len(row.champion or "")),
         ),
-        Standing(
+        AverageQuantity(
             "tokens in an answer", mean(lambda row: row.policy_length),
             mean(lambda row: row.sft_length), None,
         ),
-        Standing(
+        AverageQuantity(
             "answers that ended by themselves", mean(lambda row: row.policy_finished),
             mean(lambda row: row.sft_finished), None,
         ),
     ]  # fmt: skip
     if all("score" in row.gold for row in rows):
         found.append(
-            Standing(
+            AverageQuantity(
                 "outside rater's score", mean(lambda row: row.gold["score"][0]),
                 mean(lambda row: row.gold["score"][1]), None,
             )

@@ -46,7 +46,7 @@ class Labeler(Protocol):
             LabelError: the tool does not answer.
         """
 
-    def told_of(self, output: Path) -> Mapping[str, int] | None:
+    def sent_collections(self, output: Path) -> Mapping[str, int] | None:
         """Return the collections of a folder that the tool tells of when there are votes.
 
         Returns:

@@ -27,11 +27,11 @@ from rlhf_core.adapters.registry.registry import (
     require_role,
 )
 from rlhf_core.adapters.registry.release_aliases import (
-    Standing,
+    ProjectState,
     apply_move,
     apply_newest,
     champion_aliases,
-    read_standing,
+    read_project_state,
     version_tags,
     wanted_aliases,
 )
@@ -168,16 +168,16 @@ def plan_promotion(reference: str) -> Promotion:
     with only_looking():
         version = find_version(reference)
         uri, project, verdict, reasons = _require_verdict(version)
-        stood = read_standing(project)
-        champion, previous = (stood.aliases["policy"].get(alias) for alias in (CHAMPION, PREVIOUS))
+        state = read_project_state(project)
+        champion, previous = (state.aliases["policy"].get(alias) for alias in (CHAMPION, PREVIOUS))
         before = policy_uri(project, champion)
         by_hand: tuple[str, ...] = ()
         if verdict == "PROMOTE":
-            release, known = _release_with_parts(version, stood)
-            seen = history_of(stood)
+            release, known = _release_with_parts(version, state)
+            seen = history_of(state)
             by_hand = seen.by_hand
             chain = tuple(_chain_of(release, version.tags, seen))
-            wanted = wanted_aliases(project, chain, stood.aliases, known)
+            wanted = wanted_aliases(project, chain, state.aliases, known)
             champion, previous = wanted["policy", CHAMPION], wanted["policy", PREVIOUS]
         return Promotion(
             model=uri,
@@ -215,20 +215,20 @@ def _make_champion(version: Any, noted: dict[str, str], reasons: tuple[str, ...]
     """Put a version and what it was made with in force, unless they are already."""
     uri, tags = f"models:/{version.name}/{version.version}", version.tags
     project = version.name.rpartition("-")[0]
-    stood = read_standing(project)
-    release, known = _release_with_parts(version, stood)
-    seen, aliases = history_of(stood), stood.aliases
+    state = read_project_state(project)
+    release, known = _release_with_parts(version, state)
+    seen, aliases = history_of(state), state.aliases
     before, also_by = policy_uri(project, aliases["policy"].get(CHAMPION)), None
     if release == seen.current and not seen.by_hand and seen.base:
         _approve(uri, tags, noted)
     else:
         chain = _chain_of(release, tags, seen)
-        require_release_rights(project, tuple(chain), stood)
+        require_release_rights(project, tuple(chain), state)
         _approve(uri, tags, noted)
         try:
             plan = plan_of("promote", seen, chain)
-            move = record_move(stood.journal, plan, noted | note_of(seen))
-            aliases = apply_move(move, stood, known)
+            move = record_move(state.journal, plan, noted | note_of(seen))
+            aliases = apply_move(move, state, known)
         except SameMoveError as error:
             also_by = str(error)
             apply_newest(project)
@@ -237,7 +237,7 @@ def _make_champion(version: Any, noted: dict[str, str], reasons: tuple[str, ...]
     return Promotion(
         model=uri,
         verdict="PROMOTE",
-        moved=also_by is None and uri == champion and (before != uri or stood.journal.completed),
+        moved=also_by is None and uri == champion and (before != uri or state.journal.completed),
         champion=champion,
         previous_champion=policy_uri(project, aliases["policy"].get(PREVIOUS)),
         reasons=reasons,
@@ -246,17 +246,17 @@ def _make_champion(version: Any, noted: dict[str, str], reasons: tuple[str, ...]
     )
 
 
-def _release_with_parts(version: Any, stood: Standing) -> tuple[Release, frozenset[str]]:
+def _release_with_parts(version: Any, state: ProjectState) -> tuple[Release, frozenset[str]]:
     """Return the release of a policy and the versions it is made of.
 
     Raises:
         RegistryError: it is not complete, or not about all that its project requires.
     """
-    project, uri = stood.journal.project, f"models:/{version.name}/{version.version}"
+    project, uri = state.journal.project, f"models:/{version.name}/{version.version}"
     found = parts_of(project, version.tags)
     release = release_of(uri, version.tags, found)
     tags = {**found, uri: version.tags}
-    require_applied(project, release.parts(), models=stood.models, tags=tags)
+    require_applied(project, release.parts(), models=state.models, tags=tags)
     return release, frozenset(tags)
 
 

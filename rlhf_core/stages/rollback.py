@@ -10,7 +10,7 @@ from rlhf_core.adapters.registry.champions import (
     plan_of,
     policy_uri,
 )
-from rlhf_core.adapters.registry.release_aliases import apply_move, lost_parts, read_standing
+from rlhf_core.adapters.registry.release_aliases import apply_move, lost_parts, read_project_state
 from rlhf_core.adapters.registry.releases import Journal, Release, record_move
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import PREVIOUS, Record
@@ -48,8 +48,8 @@ def rollback_policy(
     """
     notes = {"approved_by": reviewer, "approval_comment": comment} if reviewer else {}
     require_release_rights(project)
-    stood = read_standing(project)
-    seen = history_of(stood)
+    state = read_project_state(project)
+    seen = history_of(state)
     was = seen.current or seen.withdrawn
     if was is None and not seen.before:
         raise RegistryError(
@@ -58,10 +58,10 @@ def rollback_policy(
     if to is None:
         chain, lost = _earlier(project, seen)
     else:
-        chain, lost = _chain_to(stood.journal, to, seen), []
-    require_release_rights(project, tuple(chain), stood)
-    move = record_move(stood.journal, plan_of("rollback", seen, chain), notes | note_of(seen, lost))
-    aliases = apply_move(move, stood, [uri for uri in chain[0].parts().values() if uri])["policy"]
+        chain, lost = _chain_to(state.journal, to, seen), []
+    require_release_rights(project, tuple(chain), state)
+    move = record_move(state.journal, plan_of("rollback", seen, chain), notes | note_of(seen, lost))
+    aliases = apply_move(move, state, [uri for uri in chain[0].parts().values() if uri])["policy"]
     return Rollback(
         was=was.policy if was else "none",
         champion=chain[0].policy,

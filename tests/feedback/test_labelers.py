@@ -66,7 +66,7 @@ class PostcardLabeler(Labeler):
             for answer in sorted(self._settings.inbox.iterdir())
         )
 
-    def told_of(self, output: Path) -> Mapping[str, int]:
+    def sent_collections(self, output: Path) -> Mapping[str, int]:
         return {path.parent.name: 7 for path in output.glob(f"*/{SENT}")}
 
 

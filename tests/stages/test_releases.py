@@ -146,7 +146,7 @@ def test_a_right_that_is_missing_is_said_before_anything_is_written(client, monk
     promote_model(first["policy"])
     calls = []
 
-    def refuse(project, releases=(), stood=None):
+    def refuse(project, releases=(), state=None):
         calls.append(releases)
         if len(calls) == asked:
             raise RegistryError("403; nothing was changed")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rlhf_core.adapters.registry.release_aliases import (
     Aliases,
-    Standing,
+    ProjectState,
     champion_aliases,
     project_models,
     wanted_aliases,
@@ -50,7 +50,7 @@ def check_access(project: str, *, patience: float | None = None) -> None:
 
 
 def require_release_rights(
-    project: str, releases: tuple[Release, ...] = (), stood: Standing | None = None
+    project: str, releases: tuple[Release, ...] = (), state: ProjectState | None = None
 ) -> None:
     """Ask MLflow, before a release moves, for every right that the move needs.
 
@@ -62,7 +62,7 @@ def require_release_rights(
         project: prefix of the registered model names.
         releases: the one that comes into force, then those before it; empty where it is not known
             yet. Where one takes an alias away it needs more than where it moves it.
-        stood: the project as it was just read.
+        state: the project as it was just read.
 
     Raises:
         RegistryError: one is missing; nothing has been changed.
@@ -70,7 +70,7 @@ def require_release_rights(
     if load_settings().embedded or not signs_in():
         return
     client = mlflow_client()
-    models = project_models(project) if stood is None else stood.models
+    models = project_models(project) if state is None else state.models
     try:
         for name in (f"{project}-{part}" for part in (*ROLES, "release")):
             if name in models:

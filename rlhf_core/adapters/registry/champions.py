@@ -9,8 +9,8 @@ from typing import Literal
 from rlhf_core.adapters.registry.decision import JUDGED_BY, verdict_of
 from rlhf_core.adapters.registry.registry import UPSTREAM, find_version
 from rlhf_core.adapters.registry.release_aliases import (
-    Standing,
-    read_standing,
+    ProjectState,
+    read_project_state,
     tags_of,
     version_tags,
     wanted_aliases,
@@ -97,12 +97,12 @@ def read_history(project: str) -> ReleaseHistory:
 
     What a person did to the aliases in MLflow since is taken as a fact, and named.
     """
-    return history_of(read_standing(project))
+    return history_of(read_project_state(project))
 
 
-def history_of(standing: Standing) -> ReleaseHistory:
+def history_of(state: ProjectState) -> ReleaseHistory:
     """Return what is in force in a project that stands so."""
-    journal, aliases = standing.journal, standing.aliases
+    journal, aliases = state.journal, state.aliases
     project = journal.project
     champion = policy_uri(project, aliases["policy"].get(CHAMPION))
     previous = policy_uri(project, aliases["policy"].get(PREVIOUS))

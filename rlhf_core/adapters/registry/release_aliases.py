@@ -80,7 +80,7 @@ def _end_claims(journal: Journal, claims: Iterable[Claim]) -> None:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ProjectState:
     """Journal and registered models of a project; the models were read after the journal."""
 
     journal: Journal
@@ -89,10 +89,10 @@ class Standing:
     aliases: Aliases
 
 
-def read_standing(project: str) -> Standing:
+def read_project_state(project: str) -> ProjectState:
     """Return how a project stands, after completing what a killed command left half done."""
     journal, models = recover(project), project_models(project)
-    return Standing(journal, models, champion_aliases(project, models))
+    return ProjectState(journal, models, champion_aliases(project, models))
 
 
 def apply_newest(project: str) -> None:
@@ -109,29 +109,29 @@ def apply_newest(project: str) -> None:
 
 
 def apply_move(
-    move: tuple[Journal, Claim], stood: Standing, known: Container[str]
+    move: tuple[Journal, Claim], state: ProjectState, known: Container[str]
 ) -> dict[str, dict[str, str]]:
     """Do the same for a move of one's own, which was claimed when it was recorded.
 
     Args:
         move: as ``record_move`` returned it.
-        stood: what the move was planned by.
+        state: what the move was planned by.
         known: versions that are there.
 
     Returns:
         The aliases as they are now.
     """
-    return _apply(*move, stood, known)
+    return _apply(*move, state, known)
 
 
 def _apply(
-    journal: Journal, mine: Claim, stood: Standing | None = None, known: Container[str] = ()
+    journal: Journal, mine: Claim, state: ProjectState | None = None, known: Container[str] = ()
 ) -> dict[str, dict[str, str]]:
-    """Move aliases until they are right, and say so; ``stood`` is how the project was before."""
+    """Move aliases until they are right, and say so; ``state`` is how the project was before."""
     project, head = journal.project, journal.effective()[-1]
-    planned = journal if stood is None else stood.journal
+    planned = journal if state is None else state.journal
     alone, expected = planned.appliers().keys() <= {mine}, {*planned.claims(), mine}
-    aliases = stood.aliases if stood and alone else None
+    aliases = state.aliases if state and alone else None
     while True:
         found = champion_aliases(project) if aliases is None else aliases
         try:

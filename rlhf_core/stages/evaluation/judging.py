@@ -99,7 +99,7 @@ class Asked:
     """[n] prompts after which the first two models' answers are scored as well."""
 
 
-class Seat(Protocol):
+class PanelJudge(Protocol):
     """One judge at work."""
 
     def opinion(self, asked: Asked) -> Opinion:
@@ -110,7 +110,7 @@ class Panel:
     """All judges of an evaluation."""
 
     def __init__(self, config: PipelineConfig, judge: ModelRef, votes: Path) -> None:
-        """Seat the judges; nothing is loaded yet.
+        """Name the judges; nothing is loaded yet.
 
         Args:
             config: settings of the run.
@@ -119,7 +119,7 @@ class Panel:
         """
         self.judges = judge.members or (judge,)
         self.seed = derived_seed(config.seed, "shuffled prompts")
-        self._seats = [_seat(config, one, votes) for one in self.judges]
+        self._members = [_member(config, one, votes) for one in self.judges]
 
     def decide(
         self, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
@@ -148,7 +148,7 @@ class Panel:
             keys = [conversation_key(prompt) for prompt in prompts]
             others = [prompts[other] for other in other_prompts(keys, self.seed)]
         asked = Asked(prompts, texts, others)
-        return [seat.opinion(asked) for seat in self._seats]
+        return [member.opinion(asked) for member in self._members]
 
     def concluded(self, opinions: Sequence[Opinion]) -> tuple[list[Array], Decided | None]:
         """Return what ``decide`` does, of what the judges said."""
@@ -156,7 +156,7 @@ class Panel:
         return mean_scores(opinions), None if ours else together(opinions)
 
 
-def _seat(config: PipelineConfig, judge: ModelRef, votes: Path) -> Seat:
+def _member(config: PipelineConfig, judge: ModelRef, votes: Path) -> PanelJudge:
     if judge.kind not in ("endpoint", "classifier"):
         return _Ours(config, judge)
     for settings in judges_of(config.evaluation.judge):

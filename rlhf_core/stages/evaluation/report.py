@@ -88,7 +88,7 @@ def write_report(directory: Path) -> Path:
         data_docs=str(docs / INDEX) if docs else None,
         facts=_facts(config, splits, lineage, promotion, results)
         | _times(models, results.get("evaluate"), notes),
-        standings=side_by_side(rows) if rows else (),
+        averages=side_by_side(rows) if rows else (),
         models=_names(results),
         needed=needed_to_decide(results, _judge_uri(lineage)),
     )

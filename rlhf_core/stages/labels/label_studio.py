@@ -133,7 +133,7 @@ class LabelStudioLabeler(Labeler):
         ballots = ballots_of(tasks, {pair.comparison_id: pair for pair in pairs}, place)
         BallotBox(folder, self._settings.kind).replace(ballots)
 
-    def told_of(self, output: Path) -> Mapping[str, int]:
+    def sent_collections(self, output: Path) -> Mapping[str, int]:
         """Return the collections that were sent to the server, each with its project's number.
 
         Those of answers that an evaluation judged are left out: their votes are no data.
