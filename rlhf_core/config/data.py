@@ -208,7 +208,8 @@ class VotesConfig(Section):
     num_resamples: Annotated[Resamples, Field(ge=80)] = 1_000
     """Bootstrap resamples behind the intervals of Krippendorff's alpha."""
     min_votes: Count = 20
-    """Annotators with fewer votes are not judged, nor weighed by a record of their own."""
+    """Annotators with fewer votes are not judged; nor, with fewer on comparisons that have other
+    votes as well, weighed by a record of their own."""
     fast_fraction: Fraction = 0.25
     """An annotator whose median time is below this share of everyone's median is too fast."""
 

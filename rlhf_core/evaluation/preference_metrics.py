@@ -155,6 +155,7 @@ def calibration_error(
         partial(_squared_error, own=1.0),
         columns,
         plan,
+        num_rows=gaps.size,
         # A row that was drawn twice meets itself: its square is in the products once more.
         on_resamples=partial(_squared_error, own=2.0),
     )
@@ -262,7 +263,7 @@ def error_correlation(first: Array, second: Array, clusters: Ints, plan: Resampl
     if min(first.std(), second.std()) < _NO_SPREAD:
         count = len(columns[0])
         return Estimate(value=0.0, low=-1.0, high=1.0, num_samples=count, confidence=plan.level)
-    return estimate_sums(_correlation, columns, plan, bounds=DIFFERENCE)
+    return estimate_sums(_correlation, columns, plan, bounds=DIFFERENCE, num_rows=first.size)
 
 
 def _correlation(*sums: Array) -> Array:

@@ -246,10 +246,14 @@ def per_token(logprobs: Tensor, lengths: Tensor) -> Tensor:
 
 def _log_odds(logprobs: Tensor) -> Tensor:
     # log(1 - p) from log p: of the two forms each is exact where the other cancels.
-    near_one = logprobs > -math.log(2.0)
+    # Each is given a harmless value where the other is taken: an infinite one has no gradient, and
+    # 0 times that is nan. Rounded to float32 a mean can be 0, whose odds are infinite.
+    logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).tiny)
+    half = logprobs.new_tensor(-math.log(2.0))
+    near_one = logprobs > half
     rest = torch.where(
         near_one,
-        torch.log(-torch.expm1(logprobs)),
-        torch.log1p(-torch.exp(logprobs)),
+        torch.log(-torch.expm1(torch.where(near_one, logprobs, half))),
+        torch.log1p(-torch.exp(torch.where(near_one, half, logprobs))),
     )
     return logprobs - rest

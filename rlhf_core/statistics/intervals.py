@@ -123,7 +123,7 @@ def estimate_ratio(
     columns = rows
     if plan.clusters is not None:
         columns = [cluster_sums(column, plan.clusters) for column in rows]
-    estimate = estimate_sums(_ratio, columns, plan)
+    estimate = estimate_sums(_ratio, columns, plan, num_rows=rows[0].size)
     if bounds is None or math.isfinite(estimate.low) or math.isfinite(estimate.high):
         return estimate
     share = _missed_share(estimate.num_samples, plan.level)
@@ -143,8 +143,7 @@ def estimate_clustered(
     """Mean of values of which some belong together: whole clusters are resampled.
 
     Three pairs of one dialogue are not three independent samples; ``num_samples`` of the result is
-    the number of clusters. Few clusters show less than the whole spread, so the interval is as much
-    wider as Student's t: Hesterberg (2015), section 3.3 (expanded percentile interval).
+    the number of clusters.
 
     Args:
         values: [n].
@@ -153,19 +152,7 @@ def estimate_clustered(
         bounds: range a single value can have.
     """
     sums, counts = cluster_sums(values, clusters), cluster_sums(np.ones(np.size(values)), clusters)
-    estimate = estimate_sums(_ratio, [sums, counts], plan, bounds=bounds)
-    if sums.size == np.size(values) or sums.size == 1:
-        return estimate
-    return widened(estimate, _few_clusters(sums.size, plan), bounds)
-
-
-def _few_clusters(count: int, plan: Resampling) -> float:
-    """How much wider an interval of few clusters has to be: Student's t over the normal."""
-    from scipy import stats  # takes a second: every stage of a run imports this module
-
-    tail = (1.0 - plan.level) / 2.0
-    ends = stats.t.isf(tail, count - 1) / -special.ndtri(tail)
-    return float(ends * math.sqrt(count / (count - 1)))
+    return estimate_sums(_ratio, [sums, counts], plan, bounds=bounds, num_rows=np.size(values))
 
 
 def estimate_sums(
@@ -174,6 +161,7 @@ def estimate_sums(
     plan: Resampling,
     *,
     bounds: tuple[float, float] = UNBOUNDED,
+    num_rows: int | None = None,
     on_resamples: Statistic | None = None,
 ) -> Estimate:
     """A statistic of the sums of columns, with the interval of ``estimate_statistic``.
@@ -185,6 +173,7 @@ def estimate_sums(
         columns: each [n], row i of all of them belonging to sample i.
         plan: level, resamples, seed.
         bounds: range of the statistic.
+        num_rows: rows that the n samples are the ``cluster_sums`` of; None: they are rows.
         on_resamples: what estimates the same on resamples, where repeated rows make a difference.
     """
     data = _columns(columns)
@@ -195,7 +184,8 @@ def estimate_sums(
             (on_resamples or statistic)(*resampled_sums(data, plan.num_resamples, plan.seed))
         )
         left_out = statistic(*(total - column for total, column in zip(totals, data, strict=True)))
-    return _interval(value, resamples, left_out, plan, bounds, data[0].size)
+    estimate = _interval(value, resamples, left_out, plan, bounds, data[0].size)
+    return _as_wide_as_of_few(estimate, num_rows or data[0].size, plan, bounds)
 
 
 def cluster_sums(values: ArrayLike, clusters: ArrayLike) -> Array:
@@ -314,10 +304,26 @@ def bca_interval(
     """
     if plan.clusters is None:
         return _interval(value, resamples, left_out, plan, bounds, num_rows)
-    count = left_out.size
-    estimate = _interval(value, resamples, left_out, plan, bounds, count)
-    few = 1 < count < num_rows
-    return widened(estimate, _few_clusters(count, plan), bounds) if few else estimate
+    estimate = _interval(value, resamples, left_out, plan, bounds, left_out.size)
+    return _as_wide_as_of_few(estimate, num_rows, plan, bounds)
+
+
+def _as_wide_as_of_few(
+    estimate: Estimate, num_rows: int, plan: Resampling, bounds: tuple[float, float]
+) -> Estimate:
+    """Return an interval of clusters as much wider as Student's t is than the normal.
+
+    Few clusters show less than the whole spread: Hesterberg (2015), section 3.3 (expanded
+    percentile interval).
+    """
+    count = estimate.num_samples
+    if not 1 < count < num_rows:
+        return estimate
+    from scipy import stats  # takes a second: every stage of a run imports this module
+
+    tail = (1.0 - plan.level) / 2.0
+    ends = float(stats.t.isf(tail, count - 1)) / -float(special.ndtri(tail))
+    return widened(estimate, ends * math.sqrt(count / (count - 1)), bounds)
 
 
 def _interval(

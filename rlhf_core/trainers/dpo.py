@@ -27,6 +27,7 @@ from rlhf_core.trainers.preference import (
     join_measures,
     pack_runs,
     pair_rows,
+    places_of_other_prompts,
     plan_pair_batches,
     require_pairs,
 )
@@ -53,7 +54,8 @@ def fit_dpo(
     Raises:
         DivergedError: loss or gradient is not finite; names the step.
         CheckpointError: the checkpoints belong to another run.
-        DataError: there is nothing to train or to evaluate on.
+        DataError: there is nothing to train or to evaluate on, or the loss has a baseline and all
+            prompts are the same.
     """
     require_pairs("policy", train=train, heldout=heldout)
     policy = prepare_training(policy, settings.compute, seed=run.seed)
@@ -64,10 +66,11 @@ def fit_dpo(
     fingerprint = run_fingerprint(
         settings, [policy, reference], pair_rows(train, heldout), seed=run.seed
     )
+    others = (mismatched(p) if settings.needs_baseline else p for p in (train, heldout))
     return fit_objective(
         DpoObjective(policy, settings),
         reference,
-        PreferenceData(train, heldout, mismatched(train), mismatched(heldout)),
+        PreferenceData(train, heldout, *others),
         plan,
         fingerprint,
         run=run,
@@ -216,16 +219,20 @@ PAIR_LOSSES: dict[str, Callable[[DpoConfig, Tensor, Tensor, Tensor], Tensor]] = 
 
 
 def mismatched(pairs: Sequence[TokenizedPair]) -> Rows[TokenizedPair]:
-    """Give each prompt the responses of the pair before it, the first one those of the last.
+    """Give each prompt the responses to another one, as ``places_of_other_prompts`` finds them.
 
     Cut to the longest sequence there is, so that the models have room for all.
+
+    Raises:
+        DataError: all prompts are the same.
     """
     longest = max(pair.num_tokens for pair in pairs)
+    givers = places_of_other_prompts(pair.prompt_ids for pair in pairs)
 
     def shifted(place: int) -> TokenizedPair:
-        pair, before = pairs[place], pairs[place - 1]
+        pair, other = pairs[place], pairs[int(givers[place])]
         room = longest - len(pair.prompt_ids)
-        responses = before.chosen_ids[:room], before.rejected_ids[:room]
+        responses = other.chosen_ids[:room], other.rejected_ids[:room]
         return TokenizedPair(pair.pair_id, pair.prompt_ids, *responses)
 
     return Rows(shifted, range(len(pairs)))

@@ -4,11 +4,10 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, groupby, pairwise
+from itertools import chain
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlhf_core import processes
@@ -26,7 +25,12 @@ from rlhf_core.tokenization import (
     pack_responses,
 )
 from rlhf_core.trainers.loop import FitSummary, TrainingRun, plan_batches, split_by_tokens
-from rlhf_core.trainers.preference import PreferenceData, fit_objective, require_pairs
+from rlhf_core.trainers.preference import (
+    PreferenceData,
+    fit_objective,
+    places_of_other_prompts,
+    require_pairs,
+)
 from rlhf_core.trainers.state import run_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -208,7 +212,7 @@ def mismatched_examples(examples: Sequence[TokenizedUnpaired]) -> Rows[Tokenized
         DataError: all prompts are the same.
     """
     longest = max(example.num_tokens for example in examples)
-    givers = _places_of_other_prompts(examples)
+    givers = places_of_other_prompts(example.prompt_ids for example in examples)
 
     def shifted(place: int) -> TokenizedUnpaired:
         example, other = examples[place], examples[int(givers[place])]
@@ -216,26 +220,6 @@ def mismatched_examples(examples: Sequence[TokenizedUnpaired]) -> Rows[Tokenized
         return replace(example, response_ids=other.response_ids[:room])
 
     return Rows(shifted, range(len(examples)))
-
-
-def _places_of_other_prompts(examples: Sequence[TokenizedUnpaired]) -> NDArray[np.int64]:
-    """[N] which example each takes its response of."""
-    keys = groupby(enumerate(examples), lambda row: row[1].prompt_ids.tobytes())
-    starts = [next(run)[0] for _, run in keys]
-    runs = [range(start, end) for start, end in pairwise([*starts, len(examples)])]
-    first = examples[0].prompt_ids
-    others = (run for run in runs[::-1] if not np.array_equal(examples[run[0]].prompt_ids, first))
-    before = next(others, None)
-    if before is None:
-        raise DataError(
-            "policy: loss kto measures the KL on responses to other prompts, but all labelled"
-            " responses are to one prompt; give more prompts"
-        )
-    givers = np.empty(len(examples), dtype=np.int64)
-    for run in runs:
-        givers[run.start : run.stop] = before.start + np.arange(len(run)) % len(before)
-        before = run
-    return givers
 
 
 def examples_of_pairs(pairs: Iterable[TokenizedPair]) -> Iterator[TokenizedUnpaired]:

@@ -1,14 +1,16 @@
 """What trainings on preferences share: batches of pairs, measures, and the loop of DPO's family."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from itertools import chain
+from itertools import chain, groupby
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlhf_core import processes
@@ -20,6 +22,7 @@ from rlhf_core.models.sharding import in_step
 from rlhf_core.statistics.clusters import numbered
 from rlhf_core.tokenization import (
     PreferenceBatch,
+    TokenIds,
     TokenizedPair,
     TokenizedUnpaired,
     evenly,
@@ -268,6 +271,39 @@ def pair_rows(*parts: Sequence[TokenizedPair]) -> Iterator[bytes]:
         yield pair.chosen_ids.tobytes()
         yield pair.rejected_ids.tobytes()
         yield repr((pair.probability, pair.margin)).encode()
+
+
+def places_of_other_prompts(prompts: Iterable[TokenIds]) -> NDArray[np.int64]:
+    """Find each row one whose prompt is another: of the rows of the prompt before, in turn.
+
+    The first prompt takes those of the last.
+
+    Args:
+        prompts: [N] token ids of the rows' prompts.
+
+    Returns:
+        [N] places of rows.
+
+    Raises:
+        DataError: all prompts are the same.
+    """
+    runs: list[tuple[bytes, range]] = []
+    start = 0
+    for prompt, rows in groupby(ids.tobytes() for ids in prompts):
+        end = start + len(list(rows))
+        runs.append((prompt, range(start, end)))
+        start = end
+    before = next((rows for prompt, rows in reversed(runs) if prompt != runs[0][0]), None)
+    if before is None:
+        raise DataError(
+            "policy: loss kto measures the KL on responses to other prompts, but all responses are"
+            " to one prompt; give more prompts"
+        )
+    givers = np.empty(start, dtype=np.int64)
+    for _, rows in runs:
+        givers[rows.start : rows.stop] = before.start + np.arange(len(rows)) % len(before)
+        before = rows
+    return givers
 
 
 def require_pairs(stage: str, **parts: Sequence[object]) -> None:

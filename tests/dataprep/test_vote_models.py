@@ -108,7 +108,7 @@ def hits_and_misses(ballots: Ballots, posterior: list[dict[str, float]]) -> dict
     """Expected answers of each person: right sides, ties of sides, ties of ties; and their rest."""
     counts = {who: np.zeros((3, 2)) for answers in ballots for who, _ in answers}
     for answers, mass in zip(ballots, posterior, strict=True):
-        for who, choice in answers:
+        for who, choice in answers if len(answers) > 1 else ():
             sides = mass["a"] + mass["b"]
             if choice == "tie":
                 counts[who] += [[0, 0], [sides, 0], [mass["tie"], 0]]
@@ -173,3 +173,30 @@ def test_somebody_who_knows_outweighs_two_who_guess():
     for model in (dawid_skene, mace):
         beats, tied = decide(model(table_of(ballots), 200, min_votes=20))
         assert (((beats > 0.5) == (truth == 0)) & ~tied)[100:].mean() > 0.95
+
+
+@pytest.mark.parametrize("name", MODELS_OF_ANNOTATORS)
+@pytest.mark.parametrize("lone", [0, 1_000, 20_000])
+def test_votes_that_stand_alone_make_nobody_surer(name, lone):
+    """Three people are right in 7 of 10 cases; a fourth, alone on other pairs, tosses a coin."""
+    rng = np.random.default_rng(4)
+    right = rng.random((1_000, 3)) < 0.7
+    shared = [[(f"p{i}", "a" if one else "b") for i, one in enumerate(row)] for row in right]
+    coins = [[("alone", CHOICES[side])] for side in rng.integers(0, 2, lone)]
+    found = fitted(name, shared + coins)
+    np.testing.assert_allclose(found[: len(shared)], fitted(name, shared), atol=1e-6)
+    beats, tied = decide(found[len(shared) :])
+    assert not tied.any()
+    assert (np.maximum(beats, 1 - beats) < 0.9).all()
+    said = np.array([answers[0][1] == "a" for answers in coins], dtype=bool)
+    np.testing.assert_array_equal(beats > 0.5, said)
+
+
+@pytest.mark.parametrize("name", MODELS_OF_ANNOTATORS)
+def test_of_comparisons_with_one_vote_each_heads_decide_all(name):
+    sides = np.random.default_rng(5).integers(0, 2, 500)
+    ballots = [[(f"p{row % 5}", CHOICES[side])] for row, side in enumerate(sides)]
+    beats, tied = decide(fitted(name, ballots))
+    assert not tied.any()
+    np.testing.assert_array_equal(beats > 0.5, sides == 0)
+    assert decided_by_majority(table_of(ballots), len(ballots), 20) == len(ballots)

@@ -142,6 +142,18 @@ def test_orpo_stays_exact_and_finite_at_both_ends():
     assert bool(torch.isfinite(logprobs.grad).all())
 
 
+@pytest.mark.parametrize("chosen", [0.0, -1e-9, -3e-8, -0.3, -0.7, -30.0])
+def test_orpo_has_a_gradient_of_a_response_as_good_as_certain(chosen):
+    """Rounded to float32 the mean of a memorised response is 0, or next to it."""
+    logprobs = torch.tensor([chosen], requires_grad=True)
+    orpo_loss(logprobs, torch.tensor([-1.0]), weight=0.1).backward()
+    exact = torch.tensor([min(chosen, -1e-12)], dtype=torch.float64, requires_grad=True)
+    odds = exact - torch.log(-torch.expm1(exact))
+    other = -1.0 - math.log(-math.expm1(-1.0))
+    (-exact - 0.1 * torch.nn.functional.logsigmoid(odds - other)).backward()
+    assert float(logprobs.grad) == pytest.approx(float(exact.grad), rel=1e-4 if chosen else 0.1)
+
+
 def test_per_token_is_the_mean_of_a_response():
     sums, lengths = torch.tensor([[-6.0, -3.0]]), torch.tensor([[3, 2]])
     assert per_token(sums, lengths).tolist() == [[-2.0, -1.5]]

@@ -13,7 +13,7 @@ from rlhf_core.adapters.endpoints import vllm_sampler
 from rlhf_core.adapters.endpoints.vllm_sampler import VllmSampler, open_sampler, row_seed
 from rlhf_core.config import VllmRolloutsConfig
 from rlhf_core.errors import ModelError, RolloutError
-from rlhf_core.models import load_causal, token_logprobs
+from rlhf_core.models import known_ids, load_causal, token_logprobs
 from rlhf_core.rollout.decode import Sampling
 from rlhf_core.rollout.sampler import Draws
 from rlhf_core.tokenization import pack_grouped_responses
@@ -288,13 +288,31 @@ def test_a_server_that_is_not_there_is_told_soon(settings, model, prompts):
         sampled(lost, model, prompts)
 
 
-def test_another_vocabulary_is_refused(settings):
+def test_a_smaller_vocabulary_is_refused(settings):
     sampler = VllmSampler(settings)
     sampler.require_vocabulary(VOCAB)
-    for size, word in ((VOCAB - 1, "more"), (VOCAB + 1, "fewer")):
-        with pytest.raises(RolloutError, match=f"another model .* {word} than the {size} tokens"):
-            sampler.require_vocabulary(size)
+    with pytest.raises(RolloutError, match=f"another model .* fewer than the {VOCAB + 1} tokens"):
+        sampler.require_vocabulary(VOCAB + 1)
     sampler.close()
+
+
+def test_rows_that_embeddings_are_padded_with_are_never_drawn(settings, model, prompts, server):
+    """As in Qwen's and Phi's models: the server's vocabulary is larger than the tokenizer's."""
+    free = sampled(settings, model, prompts, sampling=Sampling(2.0, [EOS]))
+    known, gap = 31, 7
+    assert (free.tokens >= known).any()
+    setattr(model, known_ids._KNOWN, known)
+    setattr(model, known_ids._GAPS, (gap,))
+    short = [prompt % known for prompt in prompts]
+    decoded = sampled(settings, model, short, sampling=Sampling(2.0, [EOS]))
+    assert decoded.tokens.max() < known
+    assert not (decoded.tokens == gap).any()
+    own = own_logprobs(model, short, decoded, 2.0)
+    assert float((own - reported(decoded)).abs().max()) < 1e-4
+    answer = {"token_ids": [gap, EOS], "logprobs": {"token_logprobs": [-1.0, -1.0]}}
+    server.faults["/v1/completions"] = changed(**answer)
+    with pytest.raises(RolloutError, match=f"a token is none of the {known - 1} of the model"):
+        sampled(settings, model, short)
 
 
 def test_what_does_not_fit_the_server_is_not_asked(settings, model, prompts):

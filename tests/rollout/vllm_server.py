@@ -108,7 +108,10 @@ class VllmServer:
         generator = torch.Generator().manual_seed(body["seed"])
         tokens, logprobs, reason = [], [], "length"
         while len(tokens) < body["max_tokens"]:
-            logits = self._logits(prompt, tokens) / (body["temperature"] or 1.0)
+            logits = self._logits(prompt, tokens).clone()
+            for token, bias in body.get("logit_bias", {}).items():
+                logits[int(token)] += bias
+            logits = logits / (body["temperature"] or 1.0)
             spread = logits.log_softmax(-1)
             token = int(
                 torch.multinomial(spread.exp(), 1, generator=generator)

@@ -20,6 +20,7 @@ from rlhf_core.trainers.kto import (
     warn_of_imbalance,
 )
 from rlhf_core.trainers.loop import TrainingRun
+from rlhf_core.trainers.preference import places_of_other_prompts
 from tests.trainers.toys import OPTIMIZER, ListTracker, toy_pairs
 
 SETTINGS = DpoConfig(loss="kto", beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
@@ -70,6 +71,22 @@ def test_the_kl_is_of_responses_to_other_prompts():
     assert not {(s.prompt_ids.tobytes(), s.response_ids.tobytes()) for s in shifted} & own
     with pytest.raises(DataError, match="one prompt"):
         mismatched_examples([replace(row, prompt_ids=examples[0].prompt_ids) for row in examples])
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_kl_of_pairs_is_of_responses_to_other_prompts(grouped):
+    pairs = toy_pairs(12, prompts=3)
+    if grouped:
+        pairs = sorted(pairs, key=lambda pair: pair.prompt_ids.tobytes())
+    prompts = [pair.prompt_ids.tobytes() for pair in pairs]
+    givers = places_of_other_prompts(pair.prompt_ids for pair in pairs).tolist()
+    assert all(prompts[giver] != own for giver, own in zip(givers, prompts, strict=True))
+    for pair, other, giver in zip(pairs, mismatched(pairs), givers, strict=True):
+        assert other.prompt_ids.tolist() == pair.prompt_ids.tolist()
+        response, given = other.chosen_ids.tolist(), pairs[giver].chosen_ids.tolist()
+        assert response == given[: len(response)]
+    with pytest.raises(DataError, match="one prompt"):
+        mismatched([replace(pair, prompt_ids=pairs[0].prompt_ids) for pair in pairs])
 
 
 def test_imbalance_is_told_with_the_weights_that_mend_it(caplog):

@@ -34,8 +34,9 @@ from rlhf_core.adapters.http_client import JsonClient
 from rlhf_core.adapters.retries import retry_while
 from rlhf_core.config import OwnRolloutsConfig, VllmRolloutsConfig
 from rlhf_core.errors import LabelError, ModelError, RolloutError
-from rlhf_core.models import device_of, output_head, unwrapped
+from rlhf_core.models import device_of, unwrapped
 from rlhf_core.models.dropout import as_published
+from rlhf_core.models.known_ids import num_embeddings, unknown_ids
 from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.rollout.decode import Decoded, Sampling
 from rlhf_core.rollout.sampler import TRANSFORMERS_SAMPLER, Draws, Sampler
@@ -52,6 +53,8 @@ _FOLDER = "rollouts-"
 """What the folders of weights are called, with the machine and a number of the process's own: two
 runs may sample from the same weights, and each deletes its own."""
 _DIGITS = 16
+_NEVER = -100.0
+"""Least bias of a logit that the interface takes: exp(-100) of a token's chance is left."""
 Result = TypeVar("Result")
 
 
@@ -90,6 +93,7 @@ class VllmSampler:
         self._served = ""
         self._room: int | None = None
         self._vocabulary: int | None = None
+        self._left_out: list[int] = []
         self._folder: Path | None = None
         self._held = ExitStack()
         self._written: list[Path] = []
@@ -116,30 +120,29 @@ class VllmSampler:
         return f"vLLM {number} with {self._served} at {self._server.place}"
 
     def require_vocabulary(self, size: int) -> None:
-        """Check that the server's model has as many tokens as ours.
+        """Check that the server's model has as many tokens as ours embeds, at least.
+
+        It may read more: a tokenizer's special tokens can lie past the embeddings. Weights of
+        another shape are refused by the server when they are handed over.
 
         Raises:
-            RolloutError: it has not.
+            RolloutError: it has fewer.
         """
         if self._vocabulary == size:
             return
         if not self._served:
             self.look()
-        for token, known in ((size - 1, True), (size, False)):
-            body = self._request([token], seed=0) | {"max_tokens": 1, "temperature": 0.0}
-            try:
-                self._server.request("POST", "v1/completions", json=body)
-                taken = True
-            except LabelError as error:
-                if "vocabulary" not in str(error):
-                    raise self._error(error) from error
-                taken = False
-            if taken != known:
-                raise RolloutError(
-                    f"{self._place}: it serves another model than is trained: its vocabulary has "
-                    f"{'more' if taken else 'fewer'} than the {size} tokens of ours; start it with "
-                    f"the folder of the model that training begins from: {start_line(self.port)}"
-                )
+        body = self._request([size - 1], seed=0) | {"max_tokens": 1, "temperature": 0.0}
+        try:
+            self._server.request("POST", "v1/completions", json=body)
+        except LabelError as error:
+            if "vocabulary" not in str(error):
+                raise self._error(error) from error
+            raise RolloutError(
+                f"{self._place}: it serves another model than is trained: its vocabulary has fewer "
+                f"than the {size} tokens of ours; start it with the folder of the model that "
+                f"training begins from: {start_line(self.port)}"
+            ) from error
         self._vocabulary = size
 
     @property
@@ -160,7 +163,8 @@ class VllmSampler:
         """As ``Sampler`` says; a server that is lost or has other weights is asked again."""
         if self._vocabulary is None:
             self._resume_after_kill()
-        self.require_vocabulary(len(output_head(model)[0]))
+        self.require_vocabulary(num_embeddings(model))
+        self._left_out = unknown_ids(model)
         self._require_room(prompts, draws.max_new_tokens)
         version = weights_version(model)
 
@@ -303,12 +307,16 @@ class VllmSampler:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "stop_token_ids": list(sampling.eos_ids),
+            # Rows that embeddings are padded with, and gaps: no tokens, so none is to be drawn.
+            "logit_bias": dict.fromkeys(map(str, self._left_out), _NEVER),
         }
         answer = self._ask("POST", "v1/completions", json=body)
         found = read_answer(answer, prompt, draws.max_new_tokens, sampling, self._place)
-        if not 0 <= min(found.tokens) <= max(found.tokens) < (self._vocabulary or 0):
+        inside = 0 <= min(found.tokens) <= max(found.tokens) < (self._vocabulary or 0)
+        if not inside or not set(found.tokens).isdisjoint(self._left_out):
+            known = (self._vocabulary or 0) - len(self._left_out)
             raise RolloutError(
-                f"{self._place}: a token is none of the {self._vocabulary} of the model: "
+                f"{self._place}: a token is none of the {known} of the model: "
                 f"{excerpt(found.tokens)}"
             )
         return found

@@ -47,13 +47,15 @@ class Ballots:
             behind = self.edges[start] + _VOTES_AT_ONCE
             stop = max(start + 1, int(np.searchsorted(self.edges, behind, side="right")) - 1)
             votes = slice(self.edges[start], self.edges[stop])
-            ballot = np.repeat(np.arange(stop - start), np.diff(self.edges[start : stop + 1]))
+            sizes = np.diff(self.edges[start : stop + 1])
+            ballot = np.repeat(np.arange(stop - start), sizes)
             yield Part(
                 ballots=slice(start, stop),
                 ballot=ballot,
                 person=self.person[votes].astype(np.int64),
                 answer=self.answer[votes].astype(np.int64),
                 weight=self.weight[start:stop][ballot],
+                is_shared=sizes[ballot] > 1,
             )
             start = stop
 
@@ -77,6 +79,8 @@ class Part:
     """[v]"""
     weight: Floats
     """[v] comparisons with the vote's ballot."""
+    is_shared: NDArray[np.bool_]
+    """[v] whether another vote stands on the ballot: one alone tells nothing of who gave it."""
 
     def by_ballot(self, amounts: Floats) -> Floats:
         """Sum [v, k] amounts over the votes of each ballot: [u, k]."""
@@ -86,8 +90,11 @@ class Part:
         ).astype(np.float64)
 
     def add_by_person(self, amounts: Floats, sums: Floats) -> None:
-        """Add [v] amounts to ``sums`` [P] of people, vote after vote: parts change no bit."""
-        np.add.at(sums, self.person, amounts * self.weight)
+        """Add [v] amounts of shared votes to ``sums`` [P] of people, vote after vote.
+
+        Parts change no bit.
+        """
+        np.add.at(sums, self.person, amounts * self.weight * self.is_shared)
 
     def counts(self) -> Floats:
         """[u, 3] votes for each answer."""
@@ -100,7 +107,7 @@ def ballots_of(table: VoteTable, num_comparisons: int, min_votes: int) -> Ballot
     Args:
         table: the votes.
         num_comparisons: all of them, those without votes as well.
-        min_votes: people with fewer votes share one record.
+        min_votes: people with fewer shared votes share one record.
     """
     ranks = {name: rank for rank, name in enumerate(sorted(table.names))}
     rank_of = np.array([ranks[name] for name in table.names], dtype=np.int32)
@@ -135,10 +142,13 @@ def ballots_of(table: VoteTable, num_comparisons: int, min_votes: int) -> Ballot
 
 
 def have_few_votes(table: VoteTable, min_votes: int) -> NDArray[np.bool_]:
-    """[A] whose record is not their own, by their number: they have few votes, or no name."""
-    is_few: NDArray[np.bool_] = (
-        np.bincount(table.columns()[1], minlength=len(table.names)) < min_votes
-    )
+    """[A] whose record is not their own, by their number: they have no name, or few shared votes.
+
+    Shared are those on comparisons with another vote.
+    """
+    comparison, annotator, _ = table.columns()
+    shared = annotator[np.bincount(comparison)[comparison] > 1]
+    is_few: NDArray[np.bool_] = np.bincount(shared, minlength=len(table.names)) < min_votes
     if UNNAMED in table.names:
         is_few[table.names[UNNAMED]] = True
     return is_few

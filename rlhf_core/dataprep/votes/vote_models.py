@@ -5,6 +5,7 @@ comparisons with equal votes are counted as one, in an order and with sides of t
 the same reason no model knows a habit of one side, only of ties.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -21,6 +22,8 @@ from rlhf_core.dataprep.votes.ballots import (
 from rlhf_core.dataprep.votes.vote_table import CHOICES, Floats, Ints, VoteTable, decide
 from rlhf_core.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 _MAX_UNNAMED_FRACTION = 0.5
 """Where more votes name nobody, models of annotators would be majority votes under another name."""
 _PRIOR_VOTES = 20.0
@@ -36,7 +39,7 @@ class VoteModel(Protocol):
     """Says how probable each answer is: [N, 3] of a, b and tie, zeros without votes."""
 
     def __call__(self, table: VoteTable, num_comparisons: int, *, min_votes: int) -> Floats:
-        """Weigh the votes; people with fewer than ``min_votes`` of them share one record."""
+        """Weigh the votes; people with fewer than ``min_votes`` shared ones have one record."""
 
 
 def majority(table: VoteTable, num_comparisons: int, *, min_votes: int = 1) -> Floats:
@@ -57,8 +60,10 @@ def dawid_skene(table: VoteTable, num_comparisons: int, *, min_votes: int) -> Fl
 
     for P(vote | truth), with r, h and s of each person drawn towards everybody's (a beta prior as
     strong as twenty votes). A tie is taken to be as frequent as among the votes: left free, the
-    model calls a tie whatever people disagree about. Where nobody who voted has ``min_votes``
-    votes, the majority vote decides who wins, and the model says how surely.
+    model calls a tie whatever people disagree about. Records are learned from comparisons with
+    several votes: a vote that nobody can agree with or not makes any record as likely as any other.
+    Where nobody who voted has ``min_votes`` such votes, the majority vote decides who wins, and the
+    model says how surely.
     """
     return _fit(table, num_comparisons, min_votes, _Confusion)
 
@@ -111,8 +116,16 @@ def _fit(
     prior = np.log([(1 - tie) / 2, (1 - tie) / 2, tie])
     for _ in range(_MAX_STEPS):
         annotators.learn(ballots, posterior)
-        if _update(posterior, ballots, annotators, prior) < _CONVERGED:
+        change = _update(posterior, ballots, annotators, prior)
+        if change < _CONVERGED:
             break
+    else:
+        logger.warning(
+            "votes_unsettled: after %d steps the probability of a winner still changes by %.1g;"
+            " they are taken as they are",
+            _MAX_STEPS,
+            change,
+        )
     _majority_decides(posterior, ballots.shares(), ballots.nobody_known)
     has_votes = ballots.of_comparison >= 0
     probabilities[has_votes] = posterior[ballots.of_comparison[has_votes]]
@@ -228,7 +241,8 @@ def _smoothed(hits: Floats, misses: Floats) -> Floats:
 def _majority_decides(posterior: Floats, shares: Floats, where: NDArray[np.bool_]) -> None:
     """Take the shares of the votes where the model would have another win than the majority."""
     (beats, tied), (beats_by_majority, tied_by_majority) = decide(posterior), decide(shares)
-    is_same = (tied == tied_by_majority) & (tied | ((beats > 0.5) == (beats_by_majority > 0.5)))
+    same_side = np.sign(beats - 0.5) == np.sign(beats_by_majority - 0.5)
+    is_same = (tied == tied_by_majority) & (tied | same_side)
     taken = where & ~is_same
     posterior[taken] = shares[taken]
 
