@@ -34,6 +34,10 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models compute; ``auto`` is the GPU where there is one. Results are the same bits from
     run to run on one kind of device, not across kinds."""
+    save_dtype: Literal["base", "float32"] = "base"
+    """Precision of the models that are saved: that of the base's files, or float32, in which they
+    are trained. bfloat16 has three digits: a short training or a low learning rate moves most
+    weights by less than the last of them, and is undone when they are rounded."""
     max_length: int = Field(default=512, ge=1, le=10_000_000)
     """Longest prompt plus response, in tokens; longer rows are filtered out by preparation."""
     max_prompt_length: Count | None = Field(default=None)

@@ -118,8 +118,8 @@ class PpoConfig(Section):
     """Subtract the KL from each token's reward (Ziegler 2019, equation 2), or add it to the
     policy's loss (Shao et al. 2024, arXiv:2402.03300)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Of the KL per token: k1 is unbiased, k2 has the right gradient as a loss, k3 is unbiased and
-    never negative (Schulman 2020)."""
+    """Of the KL per token: k1 is unbiased, k2 has as a loss the right gradient of each token's own
+    KL, k3 is unbiased and never negative (Schulman 2020)."""
     kl_coef: NonNegative = 0.05
     """Weight of the KL from the reference (Huang 2024)."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
@@ -189,6 +189,12 @@ class PpoConfig(Section):
         if self.kl_placement == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "kl_placement loss needs kl_estimator k2 or k3: the gradient of k1 is noise"
+            )
+        if self.kl_controller == "adaptive" and self.kl_horizon < self.rollout_batch_size:
+            raise ValueError(
+                f"kl_horizon {self.kl_horizon} is less than rollout_batch_size "
+                f"{self.rollout_batch_size}: the controller would correct more than the error at "
+                "once, and may turn the KL's weight negative; take several batches"
             )
         if self.kl_watch.action == "raise_kl_coef" and self.kl_coef == 0:
             raise ValueError("kl_watch cannot raise a kl_coef of 0")

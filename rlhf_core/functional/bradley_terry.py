@@ -28,21 +28,26 @@ def bradley_terry_loss(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor
 
 
 def soft_bradley_terry_loss(
-    chosen_scores: Tensor, rejected_scores: Tensor, probability: Tensor
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
+    probability: Tensor,
+    margin: Tensor | float = 0.0,
 ) -> Tensor:
     """Cross-entropy between a soft label and the model's probability that chosen wins.
 
         d    = s_chosen - s_rejected
-        loss = -p log sigmoid(d) - (1 - p) log sigmoid(-d)
+        loss = -p log sigmoid(d - m) - (1 - p) log sigmoid(-d - m)
 
-    With p = 1 this is ``bradley_terry_loss``; less a margin, s_chosen gives the loss of Touvron et
-    al. (2023), arXiv:2307.09288, eq. 2. Its minimum is at d = log(p / (1 - p)), so a pair
-    whose annotators disagree asks for a small margin. Wang et al. (2024), arXiv:2401.06080.
+    With p = 1 and m = 0 this is ``bradley_terry_loss``; with p = 1 and a margin m, which the better
+    one is to win by, that of Touvron et al. (2023), arXiv:2307.09288, eq. 2. Without a margin the
+    minimum is at d = log(p / (1 - p)), so a pair whose annotators disagree asks for a small gap.
+    Wang et al. (2024), arXiv:2401.06080. Whichever response is called chosen, the loss is the same.
 
     Args:
         chosen_scores: [P] float, scores of the responses more likely to be better.
         rejected_scores: [P] float, scores of the others, same order.
         probability: [P] float in [0, 1], probability p that ``chosen`` is better.
+        margin: [P] or one for all, m >= 0, by which the better score should be higher.
 
     Returns:
         [P] loss per pair, in nats.
@@ -54,4 +59,5 @@ def soft_bradley_terry_loss(
         chosen_scores=chosen_scores, rejected_scores=rejected_scores, probability=probability
     )
     gap = chosen_scores - rejected_scores
-    return -probability * F.logsigmoid(gap) - (1.0 - probability) * F.logsigmoid(-gap)
+    won, lost = F.logsigmoid(gap - margin), F.logsigmoid(-gap - margin)
+    return -probability * won - (1.0 - probability) * lost

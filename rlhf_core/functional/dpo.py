@@ -121,10 +121,11 @@ def simpo_loss(
 ) -> Tensor:
     """Bradley-Terry loss of rewards without a reference, which have to differ by a margin.
 
-        d    = r_chosen - r_rejected - target_margin,   r = beta * mean log pi(token)
-        loss = -p log sigmoid(d) - (1 - p) log sigmoid(-d)
+        d    = r_chosen - r_rejected,   r = beta * mean log pi(token)
+        loss = -p log sigmoid(d - target_margin) - (1 - p) log sigmoid(-d - target_margin)
 
     Meng et al. (2024), arXiv:2405.14734, eq. 6, with target_margin for their gamma; p = 1 there.
+    With a soft label the margin is asked of whichever response is better.
 
     Args:
         chosen_rewards: [P] float, of the chosen responses.
@@ -138,7 +139,7 @@ def simpo_loss(
     Raises:
         ShapeError: the three shapes differ.
     """
-    return soft_bradley_terry_loss(chosen_rewards - target_margin, rejected_rewards, probability)
+    return soft_bradley_terry_loss(chosen_rewards, rejected_rewards, probability, target_margin)
 
 
 def orpo_loss(chosen_logprobs: Tensor, rejected_logprobs: Tensor, *, weight: float) -> Tensor:

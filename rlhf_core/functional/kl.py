@@ -38,8 +38,9 @@ def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
         k2 = (logprobs - ref_logprobs)^2 / 2
 
-    On-policy, the gradient of its mean is exactly the gradient of the KL.
-    Schulman (2020), "Approximating KL divergence".
+    On-policy, the gradient of its mean is that of the KL of one token given those before. Summed
+    over a response it leaves out that a token changes which ones come after, and so their KL: Tang
+    & Munos (2025), arXiv:2506.09477. Schulman (2020), "Approximating KL divergence".
 
     Args:
         logprobs: any shape, log-probability of each sampled token under the policy, nats.

@@ -33,6 +33,7 @@ def prepare_training(model: nn.Module, compute: ComputeConfig, *, seed: int) -> 
         ModelError: an adapter fits no layer of the model.
     """
     set_precision(model, compute)
+    _keep_start(unwrapped(model))
     if compute.gradient_checkpointing:
         unwrapped(model).activation_checkpointing_enable({"use_reentrant": False})
     if compute.lora is not None:
@@ -48,7 +49,7 @@ def finish_training(model: nn.Module) -> PreTrainedModel:
     """Merge adapters into the weights and switch off what ``prepare_training`` switched on.
 
     Of a model whose files are of half precision the weights are rounded to it: what is measured
-    from here on is what is saved.
+    from here on is what is saved. Where that undoes some of the training, the log says how much.
 
     Returns:
         The transformers model that ``prepare_training`` was given, the same object.
@@ -63,7 +64,16 @@ def finish_training(model: nn.Module) -> PreTrainedModel:
     clear_precision(inner)
     for parameter in inner.parameters():
         parameter.requires_grad_(True)
-    round_to_files(inner)
+    kept = round_to_files(inner)
+    if kept is not None and kept < MOST_KEPT:
+        logger.warning(
+            "training_rounded_away: saved in %s, as its base is, %s keeps %.0f%% of what training"
+            " changed: most weights moved by less than its last digit; model.save_dtype float32"
+            " keeps all of it, and so does a higher learning rate or a longer training keep more",
+            str(file_dtype(inner)).removeprefix("torch."),
+            type(inner).__name__,
+            100 * kept,
+        )
     inner.eval()
     return inner
 
@@ -143,12 +153,51 @@ def file_dtype(model: nn.Module) -> torch.dtype | None:
     return dtype
 
 
+START = "_weights_at_start"
+"""Attribute of a transformers model: its weights before training, in the precision of its files."""
+MOST_KEPT = 0.95
+"""Share of a training below which rounding is told of."""
+
+
+def save_in_float32(model: nn.Module) -> None:
+    """Have the model saved as it is trained, whatever precision the files had that it came from."""
+    inner = unwrapped(model)
+    if hasattr(inner, FILES):
+        delattr(inner, FILES)
+
+
+def _keep_start(model: PreTrainedModel) -> None:
+    """Keep a copy in the machine's memory: there is no other way to tell what rounding undoes."""
+    if (dtype := file_dtype(model)) is not None:
+        start = [weight.detach().to("cpu", dtype) for weight in _of_files(model)]
+        setattr(model, START, start)
+
+
 @torch.no_grad()
-def round_to_files(model: nn.Module) -> None:
-    """Round the weights to the precision of the model's files, their own dtype kept."""
-    dtype = file_dtype(model)
-    for weight in [] if dtype is None else _of_files(model):
-        weight.copy_(weight.to(dtype))
+def round_to_files(model: nn.Module) -> float | None:
+    """Round the weights to the precision of the model's files, their own dtype kept.
+
+    Returns:
+        Which part of the change since ``prepare_training`` is left, for a change d that became r:
+
+            sum r d / sum d^2
+
+        None without files of half precision, or without a change.
+    """
+    dtype, inner = file_dtype(model), unwrapped(model)
+    if dtype is None:
+        return None
+    start = inner.__dict__.pop(START, None)
+    left = whole = 0.0
+    for place, weight in enumerate(_of_files(model)):
+        rounded = weight.to(dtype)
+        if start is not None:
+            before = start[place].to(weight.device, torch.float32)
+            change = weight.float() - before
+            left += float(((rounded.float() - before) * change).sum(dtype=torch.float64))
+            whole += float(change.square().sum(dtype=torch.float64))
+        weight.copy_(rounded)
+    return left / whole if whole > 0 else None
 
 
 @contextmanager

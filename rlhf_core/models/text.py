@@ -40,8 +40,16 @@ def text_config(model: nn.Module) -> Any:
 
 
 def num_positions(config: PreTrainedConfig) -> int | None:
-    """Return the positions that the text part has; None where there is no limit."""
-    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    """Return the positions that the text part has; None where there is no limit.
+
+    Of ``longrope`` (Phi 3) only those before it stretches: beyond them one long sequence of a batch
+    changes what all the others get, and keys that were kept no longer go with those that come.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return int(rope["original_max_position_embeddings"])
+    positions: int | None = getattr(text, "max_position_embeddings", None)
     return positions
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -59,7 +60,7 @@ from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.examples import TurnOf, row_counts, tokenize_records
 from rlhf_core.stages.models.scoring import response_logprobs
 from rlhf_core.statistics.clusters import numbered
-from rlhf_core.statistics.intervals import cluster_sums, estimate_clustered, estimate_ratio
+from rlhf_core.statistics.intervals import estimate_clustered, estimate_ratio
 from rlhf_core.storage.records import iterate_records, read_records
 
 
@@ -105,9 +106,9 @@ def evaluate_sft(
         lengths = np.array([float(len(row)) for row in logprobs])
         plans = metric_plans(config, "sft")
         dialogues = numbered(example.dialogue for example in examples)
-        nats, tokens = cluster_sums(nll, dialogues), cluster_sums(lengths, dialogues)
+        per_token = replace(plans("sft/heldout_nll"), clusters=dialogues)
         metrics = {
-            "sft/heldout_nll": estimate_ratio(nats, tokens, plans("sft/heldout_nll")),
+            "sft/heldout_nll": estimate_ratio(nll, lengths, per_token),
             "sft/response_nll": estimate_clustered(nll, dialogues, plans("sft/response_nll")),
         }
         report = EvaluationReport(

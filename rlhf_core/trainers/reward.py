@@ -194,5 +194,5 @@ def _margins_and_losses(
 ) -> tuple[Tensor, Tensor]:
     scores = sequence_scores(model, micro.tokens)
     chosen, rejected = scores[micro.chosen], scores[micro.rejected]
-    losses = soft_bradley_terry_loss(chosen - micro.margin, rejected, labels.probability(micro))
+    losses = soft_bradley_terry_loss(chosen, rejected, labels.probability(micro), micro.margin)
     return chosen - rejected, losses

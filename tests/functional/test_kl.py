@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_core.config import PpoConfig
 from rlhf_core.errors import ShapeError
 from rlhf_core.functional.kl import adapt_kl_coef, kl_k1, kl_k2, kl_k3
 
@@ -81,3 +82,11 @@ def test_controller_by_hand(observed, expected):
         0.05, observed_kl=observed, target_kl=6.0, num_samples=64, horizon=10_000
     )
     assert adapted == pytest.approx(expected)
+
+
+def test_a_horizon_shorter_than_a_batch_is_refused():
+    """64 responses over a horizon of 10 would multiply the coefficient by 1 - 0.2 * 6.4 < 0."""
+    PpoConfig(kl_controller="adaptive", rollout_batch_size=64, kl_horizon=64)
+    PpoConfig(rollout_batch_size=64, kl_horizon=10)  # which nothing reads
+    with pytest.raises(ValueError, match="kl_horizon 10 is less than rollout_batch_size 64"):
+        PpoConfig(kl_controller="adaptive", rollout_batch_size=64, kl_horizon=10)

@@ -113,6 +113,19 @@ def test_ipo_by_hand_and_its_minimum_is_the_margin():
     assert chosen.grad.item() == 0.0
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.3, 0.5, 0.9])
+def test_a_margin_is_asked_of_whichever_response_is_better(probability):
+    """Naming the responses the other way round is the same label, so it is the same loss."""
+    scores, label = torch.randn(2, 50), torch.full((50,), probability)
+    one = soft_bradley_terry_loss(*scores, label, 0.7)
+    torch.testing.assert_close(soft_bradley_terry_loss(*scores.flip(0), 1 - label, 0.7), one)
+    other = simpo_loss(*scores.flip(0), 1 - label, target_margin=0.7)
+    torch.testing.assert_close(other, one)
+    # -p log sigmoid(d - m) - (1 - p) log sigmoid(-d - m) at d = 0.
+    level = soft_bradley_terry_loss(torch.zeros(1), torch.zeros(1), label[:1], 0.7)
+    assert level.item() == pytest.approx(-math.log(1 / (1 + math.exp(0.7))))
+
+
 def test_simpo_by_hand_and_by_definition():
     chosen, rejected, sure = torch.tensor([1.5]), torch.tensor([1.0]), torch.ones(1)
     loss = simpo_loss(chosen, rejected, sure, target_margin=0.5)

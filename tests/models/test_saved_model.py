@@ -1,5 +1,6 @@
 """What is saved: the precision of the files, adapters beside the weights, known ids alone."""
 
+import copy
 import json
 
 import numpy as np
@@ -26,6 +27,7 @@ from rlhf_core.models import (
     token_logprobs,
     weights_sha256,
 )
+from rlhf_core.models.compute import save_in_float32
 from rlhf_core.models.known_ids import require_same_ids
 from rlhf_core.rollout.decode import Sampling, decode
 from rlhf_core.tokenization import pack_responses
@@ -57,6 +59,42 @@ def nudge(model, size=1e-2):
         for weight in model.parameters():
             if weight.requires_grad:
                 weight += size * torch.randn(weight.shape, generator=generator)
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1e-6, 0.0), (1e-4, None), (1e-1, 1.0)])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
+def test_training_that_rounding_undoes_is_told(tmp_path, caplog, size, kept, lora):
+    folder = base(tmp_path / "base", dtype=torch.bfloat16)
+    start = {name: weight.clone() for name, weight in load_causal(folder).named_parameters()}
+    model = prepare_training(load_causal(folder), ComputeConfig(lora=lora), seed=0)
+    nudge(model, size)
+    if lora is not None:  # merged into a copy, they tell what was learned
+        trained = dict(copy.deepcopy(model).merge_and_unload().named_parameters())
+    else:
+        trained = {name: weight.clone() for name, weight in model.named_parameters()}
+    saved = dict(finish_training(model).named_parameters())
+    change, left = (
+        torch.cat([(end[name] - start[name]).detach().flatten() for name in start]).double()
+        for end in (trained, saved)
+    )
+    share = float(left @ change / (change @ change))
+    assert kept is None or share == pytest.approx(kept, abs=0.05)
+    said = [line for line in caplog.messages if line.startswith("training_rounded_away")]
+    assert len(said) == (share < 0.95)
+    assert all(f"keeps {100 * share:.0f}%" in line for line in said)
+
+
+def test_a_model_of_half_precision_is_saved_whole_where_that_is_asked_for(tmp_path, caplog):
+    folder = base(tmp_path / "base", dtype=torch.bfloat16)
+    model = load_causal(folder)
+    save_in_float32(model)
+    prepare_training(model, ComputeConfig(), seed=0)
+    nudge(model, 1e-6)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    save_model(finish_training(model), tokenizer(), tmp_path / "saved")
+    again = dict(load_causal(tmp_path / "saved").named_parameters())
+    assert all(torch.equal(again[name], weight) for name, weight in before.items())
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -9,8 +9,9 @@ import torch
 import transformers as hf
 
 from rlhf_core.config import ModelConfig
-from rlhf_core.errors import ModelError
+from rlhf_core.errors import ModelError, NoRoomError
 from rlhf_core.models import save_model
+from rlhf_core.rollout.chat import ChatModel
 from rlhf_core.stages.models.base_model import load_base
 from tests.demo.test_base import BASE
 
@@ -71,9 +72,14 @@ def test_of_longrope_only_the_positions_before_it_stretches_count(save):
             rope_parameters=rope,
         )
     )
-    load_base(ModelConfig(base=base, max_length=64))
+    model, renderer = load_base(ModelConfig(base=base, max_length=64))
     with pytest.raises(ModelError, match="has 64 positions"):
         load_base(ModelConfig(base=base, max_length=65))
+    # Nor is more served: the keys that were kept would be of other frequencies than those to come.
+    chat = ChatModel(model, renderer)
+    assert chat.require_room(60, None) == 4
+    with pytest.raises(NoRoomError, match="maximum context length is 64 tokens"):
+        chat.require_room(60, 5)
 
 
 def test_a_special_token_that_the_template_writes_has_to_be_embedded(save):

@@ -178,6 +178,21 @@ def test_nll_per_token_weighs_texts_by_their_tokens():
     assert estimate.value == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("topics", [5, 12])
+def test_intervals_of_few_topics_hold_the_truth_as_often_as_they_say(topics):
+    """A ratio as much as a mean: of topics that differ, with twenty texts each."""
+    rng, found = np.random.default_rng(1), []
+    clusters = np.repeat(np.arange(topics), 20)
+    plan = Resampling(num_resamples=400, clusters=clusters)
+    for _ in range(200):
+        lengths = rng.uniform(50.0, 150.0, clusters.size)
+        per_token = 2.0 + rng.normal(scale=0.5, size=topics)[clusters]
+        noise = rng.normal(scale=20.0, size=clusters.size)
+        estimate = estimate_ratio(per_token * lengths + noise, lengths, plan)
+        found.append(estimate.low <= 2.0 <= estimate.high)
+    assert np.mean(found) > 0.9
+
+
 def test_rows_stay_together_when_columns_are_resampled():
     policy = np.random.default_rng(0).normal(scale=100.0, size=60)
     sft = policy - 1.0

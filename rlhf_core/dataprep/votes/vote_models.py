@@ -110,6 +110,7 @@ def _fit(
     if not len(table.comparison):
         return probabilities
     _require_names(table)
+    _require_shared(table)
     ballots = ballots_of(table, num_comparisons, min_votes)
     posterior = ballots.shares()
     annotators, tie = model(ballots), np.clip(tie_share(ballots), _RARE, 1 - _RARE)
@@ -254,4 +255,13 @@ def _require_names(table: VoteTable) -> None:
         raise ConfigError(
             "data.votes.method: models of annotators weigh people by their record, and"
             f" {unnamed:.0%} of the votes name nobody; name the annotators, or use majority"
+        )
+
+
+def _require_shared(table: VoteTable) -> None:
+    comparison, _, _ = table.columns()
+    if np.bincount(comparison).max() < 2:
+        raise ConfigError(
+            "data.votes.method: models of annotators learn who is right from comparisons with"
+            " several votes, and here each has one; use majority"
         )

@@ -11,6 +11,7 @@ from rlhf_core.config import ModelConfig
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal
+from rlhf_core.models.compute import save_in_float32
 from rlhf_core.models.known_ids import num_embeddings, unknown_ids
 from rlhf_core.models.text import num_positions
 from rlhf_core.stages.models.digests import template_parts
@@ -57,7 +58,9 @@ def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTraine
     renderer = base_renderer(settings, day)
     require_no_clock(renderer)
     model = load_causal(settings.base, revision=settings.revision, device=settings.device)
-    positions = _unstretched_positions(model)
+    if settings.save_dtype == "float32":
+        save_in_float32(model)
+    positions = num_positions(model.config)
     if positions is not None and positions < 1:
         raise ModelError(f"{settings.base}: config.json gives it {positions} positions")
     if positions is not None and settings.max_length > positions:
@@ -114,19 +117,6 @@ def name_ends(model: PreTrainedModel, renderer: Renderer) -> None:
         setattr(generation, name, None)
     if bent:
         logger.warning("generation_config: left out: %s", ", ".join(bent))
-
-
-def _unstretched_positions(model: PreTrainedModel) -> int | None:
-    """Positions that a model has; None where there is no limit.
-
-    Of ``longrope`` (Phi 3) only those before it stretches: beyond them one long sequence of a batch
-    changes what all the others get.
-    """
-    config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return int(rope["original_max_position_embeddings"])
-    return num_positions(config)
 
 
 def base_renderer(settings: ModelConfig, day: date | None = None) -> Renderer:
