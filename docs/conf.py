@@ -24,6 +24,7 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["images"]
+toc_object_entries = False  # each page would hold the names of all functions: half an hour to build
 html_theme = "furo"
 html_title = project
 html_show_copyright = False

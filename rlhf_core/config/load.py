@@ -1,6 +1,7 @@
 """One YAML file, validated once."""
 
 import copy
+import difflib
 import hashlib
 import json
 import os
@@ -150,9 +151,9 @@ def _describe_problem(
     The place is what the command line changed (``blamed``), or else where the file says it.
     """
     loc, written = problem["loc"], _written_part(problem["loc"], raw)
-    # Kinds that nobody writes down, as that of a list, begin with an underscore.
-    named = [part for part in map(str, loc) if part in map(str, written) or part[:1] != "_"]
-    key = ".".join(map(shown, named))
+    # Between the keys stand the names of kinds (an algorithm, a list): they are no keys of theirs.
+    named = (*written, loc[-1]) if problem["type"] == "missing" else written
+    key = ".".join(shown(str(part)) for part in named)
     if (
         problem["type"] == "missing"
         and loc == ("data", "preferences")
@@ -164,12 +165,21 @@ def _describe_problem(
     words = problem["msg"].removeprefix("Value error, ")
     has_section = isinstance(problem["input"], dict)
     found = "" if has_section else f" (found {shown(repr(problem['input']))})"
+    if problem["type"] == "union_tag_not_found":
+        words = _without_kind(problem)
     if problem["type"] == "extra_forbidden":
         words, found = say_unknown(".".join(map(str, written)), PipelineConfig), ""
     place = places.get(written, str(path)) if key else str(path)
     if blamed and not place.startswith(_SET):
         place = f"{blamed}, with {place}"
     return f"{place}: {key}: {words}{found}" if key else f"{place}: {words}{found}"
+
+
+def _without_kind(problem: "ErrorDetails") -> str:
+    """Say which key is missing, that of the kind of section, and what may stand for it."""
+    key = problem["ctx"]["discriminator"].strip("'")
+    near = difflib.get_close_matches(key, map(str, problem["input"]), n=1)
+    return f"{key} is missing" + (f"; is {shown(near[0])} meant to be it?" if near else "")
 
 
 def _written_part(loc: tuple[str | int, ...], raw: Any) -> KeyPath:

@@ -1,5 +1,6 @@
 """The whole configuration of one pipeline."""
 
+import difflib
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -121,9 +122,12 @@ class PipelineConfig(PreparationConfig):
                         "promotion; a metric has one"
                     )
                 if gate.metric not in measured and not suite_of(gate.metric, suites):
+                    names = (*sorted(measured), *of_suites)
+                    close = difflib.get_close_matches(gate.metric, names, n=3)
+                    meant = f"did you mean {' or '.join(close)}? docs/gates.md lists all"
                     raise ValueError(
                         f"gates.{stage}: {gate.metric} is not measured with these settings; "
-                        f"measured are {', '.join((*sorted(measured), *of_suites))}"
+                        + (meant if close else f"measured are {', '.join(names)}")
                     )
                 gate.require_some_fail()
                 needed = self.evaluation.resamples_for(gate.confidence)

@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +77,16 @@ def in_force(config: BaseModel, places: Places) -> Iterator[InForce]:
 
 
 def nearest(key: str, root: type[BaseModel]) -> str | None:
-    """Return the setting that an unknown key may stand for: misspelt, or in another section."""
-    plain = {setting.key for setting in all_settings(root) if not set("[]*") & set(setting.key)}
+    """Return the setting or section that an unknown key may stand for.
+
+    It is misspelt, or a setting that is in another section.
+    """
+    known = {setting.key for setting in all_settings(root)}
+    known |= {key[:end] for key in known for end, letter in enumerate(key) if letter == "."}
+    plain = {other for other in known if not set("[]*") & set(other)}
+    key = re.sub(r"[.][0-9]+(?=[.])", "[]", key)  # as the items of a list are listed
     section, _, leaf = key.rpartition(".")
-    siblings = [other for other in plain if other.rpartition(".")[0] == section]
+    siblings = [other for other in known if other.rpartition(".")[0] == section]
     if close := difflib.get_close_matches(key, siblings, n=1, cutoff=0.75):
         return close[0]
     same = sorted(other for other in plain if other.rpartition(".")[2] == leaf)
@@ -90,7 +97,10 @@ def nearest(key: str, root: type[BaseModel]) -> str | None:
 
 
 def say_unknown(key: str, root: type[BaseModel]) -> str:
-    """Return what to say of a key that is no setting."""
+    """Return what to say of a key that is no setting, or one of another kind of section."""
+    only_with = [one.only_with for one in all_settings(root) if one.key == key and one.only_with]
+    if only_with:
+        return f"no such setting here; it goes with {' or '.join(only_with)}"
     meant = nearest(key, root)
     return "no such setting" + (f"; did you mean {meant}?" if meant else "")
 

@@ -24,12 +24,12 @@ def minimal(tmp_path):
         ("[run, 7]", "judge.1: expected run, models:/NAME/VERSION, or a section"),
         ("[[run]]", "judge.0: expected run"),
         ("[]", "judge: expected at least one judge"),
-        ("{kind: ai}", "judge.ai.url: Field required"),
+        ("{kind: ai}", "judge.url: Field required"),
         ("{kind: crowd}", "judge: expected run, .* or a list of these"),
-        (f"[run, {JUDGE[:-1]}, modle: m}}]", "judge.1.ai.modle: no such setting"),
+        (f"[run, {JUDGE[:-1]}, modle: m}}]", "judge.1.modle: no such setting"),
         (
             "{kind: reward_model, model: ''}",
-            "judge.reward_model.model: String should have at least 1",
+            "judge.model: String should have at least 1",
         ),
     ],
 )

@@ -43,11 +43,28 @@ def test_round_trips_through_json(minimal):
         (
             "policy.clip_epz",
             "0.1",
-            "policy.ppo.clip_epz: no such setting; did you mean policy.clip_eps?",
+            "policy.clip_epz: no such setting; did you mean policy.clip_eps?",
         ),
-        ("policy.clip_eps", "-1", "policy.ppo.clip_eps: Input should be greater than 0"),
+        ("policy.clip_eps", "-1", "policy.clip_eps: Input should be greater than 0"),
         ("policy.algorithm", "pppo", "policy: Input tag 'pppo'"),
+        ("policy.kl_coef", "abc", "policy.kl_coef: Input should be a valid number (found 'abc')"),
         ("sedd", "1", "sedd: no such setting; did you mean seed?"),
+        ("polcy.kl_coef", "0.1", "polcy: no such setting; did you mean policy?"),
+        (
+            "policy",
+            "{algoritm: dpo, beta: 0.1}",
+            "policy: algorithm is missing; is algoritm meant to be it?",
+        ),
+        (
+            "gates.policy",
+            "[{metric: policy/win_rate, atleast: 0.5}]",
+            "gates.policy.0.atleast: no such setting; did you mean gates.policy[].at_least?",
+        ),
+        (
+            "gates.policy",
+            "[{metric: policy/winrate, at_least: 0.5}]",
+            "policy/winrate is not measured with these settings; did you mean policy/win_rate or",
+        ),
         (
             "data.gates",
             "[{metric: data/kripendorff_alpha, at_least: 0.3}]",
@@ -106,7 +123,10 @@ def test_a_prompt_and_its_response_must_fit_the_length(minimal, overrides, promp
 
 
 def test_settings_of_the_other_algorithm_are_refused(minimal):
-    with pytest.raises(ConfigError, match=r"policy\.dpo\.num_iterations"):
+    with pytest.raises(
+        ConfigError,
+        match=r"policy\.num_iterations: no such setting here; it goes with algorithm: ppo",
+    ):
         load_config(minimal, {"policy.algorithm": "dpo"})
 
 
@@ -167,9 +187,7 @@ def test_what_only_a_value_function_reads_is_refused_where_there_is_none(
     with pytest.raises(ConfigError) as raised:
         load_config(minimal, {**changes, f"policy.{key}": value})
     said = str(raised.value)
-    assert (
-        f"policy.ppo: advantages {advantages} has no value function that would read {key}" in said
-    )
+    assert f"policy: advantages {advantages} has no value function that would read {key}" in said
     assert "\n" not in said
     # Written out, every key is there with its default; and so a file that extends may put it back.
     config = load_config(minimal, changes)

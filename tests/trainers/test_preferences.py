@@ -95,8 +95,8 @@ def test_reward_loss_with_margins_and_smoothing_by_hand(causal_directory):
     gaps = measure_pairs(model, pairs, budget=30).margins
     measures, _ = accumulate_pairs(model, asked, budget=30, labels=Labels(smoothing=0.1))
     for index, gap in enumerate(gaps.tolist()):
-        short = gap - 0.5 * index
-        expected = 0.9 * math.log1p(math.exp(-short)) + 0.1 * math.log1p(math.exp(short))
+        asks = 0.5 * index  # of whichever response is better
+        expected = 0.9 * math.log1p(math.exp(asks - gap)) + 0.1 * math.log1p(math.exp(asks + gap))
         assert float(measures.losses[index]) == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(measures.margins, gaps)
     assert list(pair_rows(asked)) != list(pair_rows(pairs))
