@@ -127,8 +127,9 @@ def promote_stage(settings: RunSettings | None, inputs: PromoteInputs) -> Promot
             f"run {run} has no evaluation to promote from: "
             f"run `rlhf evaluate CONFIG --run-id {run}` first"
         )
-    asked_for = stage.config.promotion.approval == "person"
-    approval.require_approval(evaluated.model.uri, asked_for=asked_for)
+    if evaluated.verdict == "PROMOTE":  # what the gates stop needs nobody's word
+        asked_for = stage.config.promotion.approval == "person"
+        approval.require_approval(evaluated.model.uri, asked_for=asked_for)
     promotion = run_stage(
         stage,
         Promotion,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_core.errors import ConfigError, RlhfError
-from rlhf_flows.commands.http import address_of, listen, make_server, own_names
+from rlhf_flows.commands.http import address_of, is_loopback, listen, make_server, own_names
 from rlhf_flows.commands.options import LogLevel, ModelArgument, begin
 
 if TYPE_CHECKING:
@@ -136,9 +136,27 @@ def serve(
         raise typer.Exit(_serve_by_vllm(line, model, found, look_every))
     if by_vllm:
         typer.echo(f"this machine has a GPU; with vLLM installed: {shlex.join(line)}")
-    kept = None if feedback is None else _keep_in(feedback)
     listening = listen(host, port)
+    _require_key(listening, host, keeps=feedback is not None)
+    kept = None if feedback is None else _keep_in(feedback)
     _serve_ourselves(model, found, listening, follow=follow, look_every=look_every, kept=kept)
+
+
+def _require_key(listening: socket.socket, host: str, *, keeps: bool) -> None:
+    """Let strangers rate no answers: what is kept may become training data."""
+    from rlhf_core.adapters.settings import load_settings
+
+    if load_settings().rlhf_serve_api_key is not None or is_loopback(listening):
+        return
+    if keeps:
+        raise ConfigError(
+            f"--host {host} with --feedback: whoever reaches this machine could write what is "
+            "trained on; set RLHF_SERVE_API_KEY"
+        )
+    typer.echo(
+        f"--host {host}: whoever reaches this machine may ask; RLHF_SERVE_API_KEY asks for a key",
+        err=True,
+    )
 
 
 def _keep_in(place: Path) -> "KeptAnswers":

@@ -221,6 +221,8 @@ def _lineage_tree(lineage: "Lineage", role: str, *, seen: set[str]) -> Tree:
         tree.add(escape(line))
     for name, upstream in lineage.upstream.items():
         tree.add(_lineage_tree(upstream, f"made with {name}: ", seen=seen))
+    for name, why in lineage.lost.items():
+        tree.add(escape(f"made with {name}, which is lost: {why}"))
     return tree
 
 

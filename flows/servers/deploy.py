@@ -43,7 +43,11 @@ FORMER_NAMES = {
     },
 }
 """By entry point, what earlier builds called a deployment."""
-ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")
+ENDS = (
+    *("Completed", "Failed", "Cancelled", "Crashed", "TimedOut", "Suspended", "Paused", "Skipped"),
+    *("HOLD", "REJECT", "WAITING"),
+)
+"""Names of states in which a run has no process that could send a heartbeat."""
 
 
 def deploy(*, pool_type: str, watch_heartbeats: bool) -> None:
@@ -235,26 +239,31 @@ def _apply(file: Path) -> None:
 
 
 def _watch_heartbeats(client: SyncPrefectClient) -> None:
-    if client.read_automations_by_name(SILENT_RUNS):
-        return
-    client.create_automation(
-        AutomationCore(
-            name=SILENT_RUNS,
-            description=f"A run without a heartbeat for {SILENT_SECONDS} s has lost its process.",
-            trigger=EventTrigger(
-                after={HEARTBEAT},
-                expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ENDS)},
-                match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-                for_each={"prefect.resource.id"},
-                posture=Posture.Proactive,
-                threshold=1,
-                within=timedelta(seconds=SILENT_SECONDS),
-            ),
-            actions=[
-                ChangeFlowRunState(
-                    state=StateType.CRASHED,
-                    message="no heartbeat: its process is gone. Retry goes on from where it was",
-                )
-            ],
-        )
+    """Make the automation, or give one of an earlier build the states that end a run now."""
+    automation = AutomationCore(
+        name=SILENT_RUNS,
+        description=f"A run without a heartbeat for {SILENT_SECONDS} s has lost its process.",
+        trigger=EventTrigger(
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ENDS)},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=SILENT_SECONDS),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message="no heartbeat: its process is gone. Retry goes on from where it was",
+            )
+        ],
     )
+    known = client.read_automations_by_name(SILENT_RUNS)
+    if not known:
+        client.create_automation(automation)
+    for other in known:
+        trigger = other.trigger
+        if not isinstance(trigger, EventTrigger) or trigger.expect != automation.trigger.expect:
+            kept = automation.model_copy(update={"enabled": other.enabled})
+            client.update_automation(other.id, kept)

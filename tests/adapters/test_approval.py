@@ -92,3 +92,11 @@ def test_a_word_is_one_persons_though_another_spoke_since_the_tags_were_read(ver
     tags = version()
     said = [tags[f"rlhf.{name}"] for name in ("approval", "approved_by", "approval_comment")]
     assert said == ["PROMOTE", "first", "good"]
+
+
+def test_a_clock_that_is_ahead_does_not_outlive_a_refusal(version):
+    now = datetime.now(UTC)
+    say("PROMOTE", reviewer="laptop", said_at=now + timedelta(hours=1))
+    assert say("REJECT", "it lies", said_at=now)[0] == "REJECT"
+    with pytest.raises(RegistryError, match="it lies"):
+        require_approval(URI, asked_for=False)

@@ -92,3 +92,13 @@ def test_a_run_says_when_it_ended_and_how_long_it_took(mlflow_home, config, cont
     assert took == timedelta(milliseconds=info.end_time - info.start_time)
     with pytest.raises(RegistryError):
         run_span("0" * 32)
+
+
+def test_a_model_that_was_deleted_is_a_leaf_and_the_rest_is_still_told(chain):
+    client = mlflow_client()
+    client.set_registered_model_alias("rlhf-policy", "champion", "1")
+    client.delete_registered_model("rlhf-sft")
+    lineage = trace_lineage("models:/rlhf-policy@champion")
+    assert "models:/rlhf-sft/1" in lineage.lost["sft"]
+    assert sorted(lineage.upstream) == ["judge", "reward"]
+    assert "models:/rlhf-sft/1" in lineage.upstream["reward"].lost["sft"]

@@ -174,12 +174,14 @@ class FakeStages:
 
     def promote_policy(self, config, result, context):
         self._called("promote")
-        before, self.champion = self.champion, result.model.uri
+        before = self.champion
+        if result.verdict == "PROMOTE":
+            self.champion = result.model.uri
         return Promotion(
             model=result.model.uri,
-            verdict="PROMOTE",
+            verdict=result.verdict,
             moved=before != self.champion,
-            champion=result.model.uri,
+            champion=self.champion,
             previous_champion=None,
             reasons=(),
         )

@@ -15,6 +15,7 @@ from rlhf_flows.servers.patched_prefect import (
     keep_permissions,
     let_the_server_pause_automations,
     lock_before_reading,
+    remember_events_of_before,
     report_a_death_once,
 )
 
@@ -237,3 +238,72 @@ def test_the_server_pauses_automations_although_it_asks_for_tokens(closed_server
         assert closed_server() == 403, "Prefect alone refuses its own action"
         let_the_server_pause_automations()
         assert closed_server() == 200
+
+
+@pytest.fixture
+def events(database, monkeypatch):
+    """Stores events as Prefect's server does, and says which have to wait for another one."""
+    import prefect.server.database as prefect_database
+    from prefect.server.database.interface import PrefectDBInterface
+    from prefect.server.database.orm_models import AioSqliteORMConfiguration
+    from prefect.server.database.query_components import AioSqliteQueryComponents
+    from prefect.server.events.ordering.memory import CausalOrdering, EventArrivedEarly
+    from prefect.server.events.schemas.events import ReceivedEvent
+
+    interface = PrefectDBInterface(
+        database_config=database,
+        query_components=AioSqliteQueryComponents(),
+        orm=AioSqliteORMConfiguration(),
+    )
+    monkeypatch.setattr(prefect_database, "provide_database_interface", lambda: interface)
+    seen = CausalOrdering.event_has_been_seen
+    monkeypatch.setattr(CausalOrdering, "event_has_been_seen", seen)
+
+    def event(follows=None):
+        return ReceivedEvent(
+            occurred=datetime.now(UTC),
+            event="prefect.flow-run.Suspended",
+            resource={"prefect.resource.id": "prefect.flow-run.1"},
+            follows=follows,
+            id=uuid4(),
+        )
+
+    async def store(one):
+        async with (await interface.engine()).begin() as connection:
+            await connection.run_sync(interface.Event.__table__.create, checkfirst=True)
+        row = interface.Event(
+            **one.model_dump(include={"id", "occurred", "event", "follows", "received"}),
+            resource_id=one.resource.id,
+            resource=one.resource.model_dump(),
+            related_resource_ids=[],
+            related=[],
+            payload={},
+            recorded=one.received,
+        )
+        async with interface.session_context(begin_transaction=True) as session:
+            session.add(row)
+        return one
+
+    async def waits(one):
+        try:
+            await CausalOrdering(scope="test").wait_for_leader(one)
+        except EventArrivedEarly:
+            return True
+        return False
+
+    return SimpleNamespace(event=event, store=store, waits=waits)
+
+
+def test_events_that_a_server_stored_before_its_restart_hold_nothing_up(events):
+    """The end of a run would be put aside for a quarter of an hour, and the run taken for dead."""
+
+    async def restarted():
+        running = await events.store(events.event())
+        ended = events.event(running.id)
+        alone = await events.waits(ended)
+        remember_events_of_before()
+        late = await events.store(events.event())  # of now: its own handling is still to come
+        following = [ended, events.event(late.id), events.event(uuid4())]
+        return alone, [await events.waits(one) for one in following]
+
+    assert asyncio.run(restarted()) == (True, [False, True, True])

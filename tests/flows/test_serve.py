@@ -19,6 +19,7 @@ from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.config import UnpairedConfig, load_config
 from rlhf_core.dataprep.sources import read_unpaired
+from rlhf_core.errors import ConfigError
 from rlhf_core.models.files import weights_sha256
 from rlhf_core.rollout import engine
 from rlhf_core.schema import CHAMPION, RunContext, UnpairedExample
@@ -340,6 +341,23 @@ def test_nothing_is_kept_unless_it_is_asked_for(served, ask, tmp_path, monkeypat
         assert http.get("/health").json()["feedback"] is False
     assert (told.status_code, list(tmp_path.iterdir())) == (404, [])
     assert "serve with --feedback FILE" in told.json()["error"]["message"]
+
+
+def test_strangers_rate_nothing_that_is_trained_on(monkeypatch, capsys):
+    from rlhf_flows.commands.serve import _require_key
+
+    with (
+        socket.create_server(("0.0.0.0", 0)) as everywhere,
+        socket.create_server(("127.0.0.1", 0)) as here,
+    ):
+        _require_key(here, "127.0.0.1", keeps=True)
+        assert not capsys.readouterr().err
+        _require_key(everywhere, "0.0.0.0", keeps=False)
+        assert "RLHF_SERVE_API_KEY asks for a key" in capsys.readouterr().err
+        with pytest.raises(ConfigError, match=r"with --feedback: .* set RLHF_SERVE_API_KEY"):
+            _require_key(everywhere, "0.0.0.0", keeps=True)
+        monkeypatch.setenv("RLHF_SERVE_API_KEY", "a key")
+        _require_key(everywhere, "0.0.0.0", keeps=True)
 
 
 def test_an_answer_comes_though_the_disk_takes_no_more(keeping, monkeypatch, caplog):

@@ -235,6 +235,14 @@ def test_promotion_alone_does_not_pass_by_the_person_who_was_asked(stages, confi
     assert promote_stage(asking, PromoteInputs(run="one")).moved
 
 
+def test_what_the_gates_stop_asks_nobody(stages, config_path):
+    stages.verdicts["evaluate"] = "HOLD"
+    asking = RunSettings(file=config_path, overrides=("promotion.approval=person",))
+    assert rlhf_pipeline(asking, PipelineInputs(run="one")).verdict == "HOLD"
+    assert not stages.approvals
+    assert promote_stage(asking, PromoteInputs(run="one")).verdict == "HOLD"
+
+
 def test_an_evaluation_is_repeated_when_the_champion_changed(stages, settings):
     rlhf_pipeline(settings, PipelineInputs(run="one"))
     other = stages.models["models:/rlhf-policy/1"].model_copy(

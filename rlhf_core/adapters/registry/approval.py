@@ -1,7 +1,7 @@
 """A person's word about a model, kept with its version in the registry."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from rlhf_core.adapters.registry.registry import find_version
@@ -90,11 +90,19 @@ def record_approval(
     return decision, f"{decision} by {reviewer}: {comment}"
 
 
+_CLOCKS = timedelta(minutes=1)
+"""How far the clocks of two machines may be apart."""
+
+
 def _is_later(tags: Mapping[str, str], said_at: datetime | None) -> bool:
-    """Return whether the word on the version is not older, to the second, than another one."""
+    """Return whether the word on the version is not older, to the second, than another one.
+
+    A word from the future was written by a machine whose clock is ahead: it is no later than any.
+    """
     if said_at is None:
         return True
-    return datetime.fromisoformat(tags[TIME]) >= said_at.replace(microsecond=0)
+    told = datetime.fromisoformat(tags[TIME])
+    return said_at.replace(microsecond=0) <= told <= datetime.now(UTC) + _CLOCKS
 
 
 def _tag(uri: str, tags: Mapping[str, str]) -> None:

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from rlhf_core.adapters.registry.registry import find_version, upstream_uris
 from rlhf_core.adapters.registry.release_state import release_state
 from rlhf_core.adapters.registry.releases import PLAN, project_of
@@ -46,6 +48,8 @@ class Lineage(Record):
     last one is offered."""
     upstream: dict[str, "Lineage"]
     """Role (``sft``, ``reward``, ``judge``) to that model's own lineage."""
+    lost: dict[str, str] = Field(default_factory=dict)
+    """Role to why nothing can be said of a model that this one was made from: it was deleted."""
     release_problem: str = ""
     """Why the champions of the project are not one release, and what to do; empty if they are.
     Of the model that was asked for alone."""
@@ -58,7 +62,7 @@ def trace_lineage(reference: str) -> Lineage:
         reference: ``models:/<name>/<version>`` or ``models:/<name>@<alias>``.
 
     Raises:
-        RegistryError: there is no such version, or one upstream was deleted.
+        RegistryError: there is no such version.
     """
     version = find_version(reference)
     if PLAN in version.tags:
@@ -81,6 +85,13 @@ def _trace(version: "ModelVersion") -> Lineage:
     def tag(name: str) -> str:
         return tags.get(f"rlhf.{name}", "")
 
+    upstream: dict[str, Lineage] = {}
+    lost: dict[str, str] = {}
+    for role, uri in upstream_uris(f"models:/{version.name}/{version.version}").items():
+        try:
+            upstream[role] = _trace(find_version(uri))
+        except RegistryError as error:
+            lost[role] = str(error)
     run_id = str(version.run_id)
     run = with_retries(f"reading run {run_id}", lambda: mlflow_client().get_run(run_id))
     model = f"models:/{version.name}/{version.version}"
@@ -106,5 +117,6 @@ def _trace(version: "ModelVersion") -> Lineage:
             if name.startswith(_GATE)
         },
         checkpoint=tag("checkpoint"),
-        upstream={role: _trace(find_version(uri)) for role, uri in upstream_uris(model).items()},
+        upstream=upstream,
+        lost=lost,
     )
