@@ -64,6 +64,29 @@ def test_the_log_says_what_each_version_brought(published):
     assert [(v.came, v.went, v.relabelled) for v in log] == [(60, 0, 0), (30, 0, 0), (5, 1, 1)]
 
 
+SIGNER = """#!/bin/sh
+cat > /dev/null
+printf '\\n[GNUPG:] SIG_CREATED \\n' >&2
+printf -- '-----BEGIN PGP SIGNATURE-----\\n\\nAAAA\\n-----END PGP SIGNATURE-----\\n'
+"""
+
+
+def test_signed_tags_are_versions_too(tmp_path):
+    """`tag.gpgSign` in somebody's git makes every tag a signed one."""
+    root = make_repository(tmp_path / "repository")
+    signer = tmp_path / "signer"
+    signer.write_text(SIGNER)
+    signer.chmod(0o755)
+    call("git", "config", "gpg.program", str(signer), cwd=root)
+    call("git", "config", "tag.gpgSign", "true", cwd=root)
+    summary = dict.fromkeys(("rows", "pairs", "came", "went", "relabelled"), 0)
+    summary |= {"batch": None, "alpha": None, "pairs": 60, "sha256": "a", "dvc_md5": "b.dir"}
+    body = json.dumps(summary, indent=1)
+    call("git", "tag", "-a", "data-v1", "-m", "data-v1: 60 pairs", "-m", body, cwd=root)
+    assert "BEGIN PGP SIGNATURE" in call("git", "cat-file", "tag", "data-v1", cwd=root)
+    assert [(found.version, found.pairs) for found in list_versions(root)] == [("data-v1", 60)]
+
+
 def test_the_branch_moved_and_the_tree_is_clean(published):
     assert call("git", "status", "--porcelain", cwd=published) == ""
     head = call("git", "rev-parse", "HEAD", cwd=published).strip()

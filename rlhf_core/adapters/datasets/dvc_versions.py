@@ -189,8 +189,9 @@ def list_files(root: Path, revision: str, folder: Path) -> list[str]:
 
 
 def list_tags(root: Path) -> list[tuple[str, str, str, str]]:
-    """Return (tag, commit, date, message body) of every version, oldest first."""
-    fields = "%(refname:short)%00%(*objectname)%00%(creatordate:short)%00%(contents)%01"
+    """Return (tag, commit, date, message without signature) of every version, oldest first."""
+    message = "%(contents:subject)%0a%0a%(contents:body)"
+    fields = f"%(refname:short)%00%(*objectname)%00%(creatordate:short)%00{message}%01"
     output = git("for-each-ref", "refs/tags/data-v*", f"--format={fields}", cwd=root)
     found = []
     for record in output.split("\x01"):
