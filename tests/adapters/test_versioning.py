@@ -1,6 +1,7 @@
 """Digests and revisions against the real DVC and the real git."""
 
 import ast
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -219,6 +220,26 @@ def test_a_remote_that_takes_files_is_given_an_object_that_every_cache_may_hold(
     assert kept.read_bytes() == b""
     assert kept.relative_to(store).as_posix() == "files/md5/d4/1d8cd98f00b204e9800998ecf8427e"
     require_remote(remote_repository)
+
+
+def test_a_remote_without_the_newest_version_is_refused_and_not_made_anew(
+    remote_repository, dvc, tmp_path
+):
+    """The folder of a disk that is not mounted would get what the next version needs, no more."""
+    store, away = tmp_path / "store", tmp_path / "away"
+    dvc("remote", "modify", "s3", "url", str(store), cwd=remote_repository)
+    lock = {"stages": {"prepare": {"outs": [{"path": "data/prepared", "md5": "ab12.dir"}]}}}
+    (remote_repository / "dvc.lock").write_text(json.dumps(lock))
+    call("git", "add", "-A", cwd=remote_repository)
+    call("git", "commit", "-q", "-m", "one", cwd=remote_repository)
+    call("git", "tag", "-a", "data-v1", "-m", "one", cwd=remote_repository)
+    (store / "files" / "md5" / "ab").mkdir(parents=True)
+    (store / "files" / "md5" / "ab" / "12.dir").write_text("[]")
+    require_remote(remote_repository)
+    store.rename(away)
+    with pytest.raises(DataError, match=r"does not have data-v1, .*dvc push --all-tags"):
+        require_remote(remote_repository)
+    assert not store.exists()
 
 
 def test_dvc_without_a_reason_but_its_courtesy_is_said_so():

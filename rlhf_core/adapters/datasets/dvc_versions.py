@@ -92,24 +92,35 @@ def scratch_clone(root: Path, revision: str, target: Path) -> Iterator[Path]:
 def require_remote(root: Path) -> None:
     """Try to write to the DVC remote, before the work that would be lost if that failed.
 
-    What is written is an object that any cache may hold: the empty file.
+    What is written is an object that any cache may hold: the empty file. Nothing is where the
+    newest version is missing: the folder of a disk that is not mounted would be made anew.
 
     Raises:
         DataError: there is no remote, it does not answer, or refuses; says why, in DVC's words.
+            Or the newest version is not on it.
     """
     from dvc.repo import Repo
 
+    tags = list_tags(root)
+    newest = prepared_md5(root, tags[-1][0]) if tags else None
     for noisy in ("dvc", "dvc_objects", "aiobotocore", "botocore", "s3fs"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
         with Repo(str(root)) as repo, tempfile.NamedTemporaryFile() as empty:
             store = repo.cloud.get_remote_odb()
-            target = store.oid_to_path(_EMPTY_MD5)
-            store.fs.makedirs(store.fs.parent(target), exist_ok=True)
-            store.fs.put_file(empty.name, target)
+            is_complete = newest is None or store.exists(newest)
+            if is_complete:
+                target = store.oid_to_path(_EMPTY_MD5)
+                store.fs.makedirs(store.fs.parent(target), exist_ok=True)
+                store.fs.put_file(empty.name, target)
     except Exception as error:  # a storage's library raises what it likes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"the DVC remote cannot be written: {with_remedy(reason)}") from error
+    if not is_complete:
+        raise DataError(
+            f"the DVC remote does not have {tags[-1][0]}, the newest version; if its disk is not"
+            " mounted, mount it; if the remote is new: dvc push --all-tags"
+        )
 
 
 def publishing_base(root: Path) -> str:
