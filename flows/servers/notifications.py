@@ -4,6 +4,7 @@ Prefect's own blocks and automations do it: its server sends the messages, whoev
 """
 
 import asyncio
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -72,7 +73,13 @@ def _block(address: str, name: str) -> "NotificationBlock":
     from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
     from pydantic import SecretStr
 
-    if Apprise().add(address):  # this block sends to whatever Apprise knows, mail included
+    log = logging.getLogger("apprise")
+    log.disabled = True  # it writes the whole of an address that it does not know
+    try:
+        is_known = Apprise().add(address)
+    finally:
+        log.disabled = False
+    if is_known:  # this block sends to whatever Apprise knows, mail included
         return SlackWebhook(url=SecretStr(address))
     if urlsplit(address).scheme in ("http", "https") and urlsplit(address).hostname:
         return CustomWebhookNotificationBlock(

@@ -55,11 +55,13 @@ def send(address):
     notifications._try(notifications._block(address, "team"), address)
 
 
-def test_a_web_address_gets_subject_and_body():
+def test_a_web_address_gets_subject_and_body_and_stands_in_no_log(caplog):
     with listening(ThreadingHTTPServer, Receiver) as server:
         send(f"http://127.0.0.1:{server.port}/hook?key=1")
     said = {"subject": "rlhf: notifications", "body": notifications.TRIAL}
     assert server.heard == [("/hook?key=1", said)]
+    warned = [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert warned == []
 
 
 def test_slack_gets_its_own_form(monkeypatch):
@@ -82,10 +84,10 @@ def test_mail_is_sent():
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ftp://secret@host/x", "https://"])
-def test_an_address_that_nothing_can_be_sent_to_is_refused_with_examples(address):
+def test_an_address_that_nothing_can_be_sent_to_is_refused_with_examples(address, caplog):
     with pytest.raises(ConfigError, match="nothing can be sent there; give https://hooks") as found:
         notifications._block(address, "team")
-    assert "secret" not in str(found.value)
+    assert "secret" not in str(found.value) + caplog.text
 
 
 def test_a_trial_that_is_not_taken_is_one_line_without_the_secret():
