@@ -7,8 +7,10 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from rlhf_core.errors import ConfigError
 
 ENVIRONMENT_DEFAULTS = {
     # MLflow wants the word "true"; Prefect and others accept it as well.
@@ -143,6 +145,9 @@ def load_settings() -> Settings:
 
     It is asked for at every call of the registry, hundreds of times in a promotion: checking the
     same values again would take half of the time.
+
+    Raises:
+        ConfigError: a variable cannot be read; names it, and not its value.
     """
     given = {name: value for name, value in os.environ.items() if name.lower() in _FIELDS}
     folder = None if given.get("MLFLOW_TRACKING_URI") else Path.cwd()
@@ -152,7 +157,11 @@ def load_settings() -> Settings:
 @lru_cache(maxsize=8)
 def _checked(given: frozenset[tuple[str, str]], folder: Path | None) -> Settings:
     """Return the settings of an environment and working directory, which are those of now."""
-    return Settings()
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = (f"{found['loc'][0]}".upper() + f": {found['msg']}" for found in error.errors())
+        raise ConfigError(f"environment: {'; '.join(wrong)}") from None
 
 
 _FIELDS = frozenset(Settings.model_fields)

@@ -8,6 +8,7 @@ from rlhf_core.adapters.settings import (
     load_settings,
     set_environment_defaults,
 )
+from rlhf_core.errors import ConfigError
 
 
 def test_telemetry_is_off_unless_a_person_says_otherwise(monkeypatch):
@@ -49,3 +50,20 @@ def test_settings_are_read_when_asked_and_not_on_import(monkeypatch, tmp_path):
     assert load_settings().embedded
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert not load_settings().embedded
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("RLHF_TRACKING_PATIENCE", "five", "a valid number"),
+        ("RLHF_TRACKING_PATIENCE", "-17", "greater than 0"),
+        ("RLHF_SHARE_CHECKPOINTS", "ja", "a valid boolean"),
+    ],
+)
+def test_a_variable_that_cannot_be_read_is_named_without_its_value(
+    monkeypatch, name, value, expected
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^environment: {name}: .*{expected}") as refused:
+        load_settings()
+    assert value not in str(refused.value)
