@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import psutil
@@ -77,6 +77,16 @@ def kept_in(folder: str) -> list[psutil.Process]:
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # another user's process, or one that has just ended
+    return found
+
+
+def left_by(leader: int, folder: str) -> list[psutil.Process]:
+    """Return what a process that was started for ``folder`` in a session of its own has left."""
+    found = []
+    for process in kept_in(folder):
+        with suppress(OSError):  # it has just ended
+            if os.getsid(process.pid) == leader:
+                found.append(process)
     return found
 
 

@@ -26,6 +26,7 @@ from rlhf_flows.engine.environment import prepare_environment
 from rlhf_flows.engine.logs import configure_logging
 from rlhf_flows.servers.pools import read_pools
 from rlhf_flows.servers.processes import (
+    KEPT_IN,
     STOP_SECONDS,
     Process,
     StopAskedError,
@@ -33,6 +34,7 @@ from rlhf_flows.servers.processes import (
     become_subreaper,
     end_all,
     end_tree,
+    left_by,
     reap_zombies,
 )
 from rlhf_flows.servers.servers import (
@@ -114,6 +116,8 @@ class Supervisor:
                     "died=%s exit_code=%s restart_in_seconds=%.0f", name, child.returncode, pause
                 )
             elif now >= self.restart_after[name]:
+                if name in SERVERS:  # what it left holds its port; what a worker left are runs
+                    end_all(left_by(child.pid, self.environment[KEPT_IN]))
                 del self.restart_after[name]
                 self.start(name, self.commands[name])
 

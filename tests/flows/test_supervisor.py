@@ -3,13 +3,15 @@
 import os
 import signal
 import subprocess
+import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from rlhf_core.errors import StorageError
 from rlhf_flows.servers import supervisor as module
-from rlhf_flows.servers.processes import StopSignals
+from rlhf_flows.servers.processes import Process, StopSignals, end_tree
 from rlhf_flows.servers.servers import LOGS, read_servers
 from rlhf_flows.servers.supervisor import Supervisor
 
@@ -75,6 +77,41 @@ def test_a_child_that_cannot_be_started_again_is_tried_later(supervisor, clock, 
         assert living(supervisor) == {"mlflow"}
     restart(supervisor, clock)
     assert living(supervisor) == {"mlflow", "prefect"}
+
+
+LEAVES_ONE = "sleep 600 & echo $! > by-$0.tmp; mv by-$0.tmp by-$0; wait"
+
+
+def test_what_a_killed_server_leaves_ends_before_the_next_and_runs_of_a_worker_go_on(
+    supervisor, clock, tmp_path
+):
+    """MLflow killed for its memory leaves the process that holds its port."""
+    left = {}
+    for name in ("mlflow", "worker-rlhf"):
+        if name in supervisor.children:
+            supervisor.children[name].kill()
+            supervisor.children[name].wait()
+        supervisor.start(name, ["sh", "-c", LEAVES_ONE, name])
+        while not (tmp_path / f"by-{name}").exists():
+            time.sleep(0.05)
+        left[name] = psutil.Process(int((tmp_path / f"by-{name}").read_text()))
+        supervisor.children[name].kill()
+        supervisor.children[name].wait()
+    restart(supervisor, clock)
+    try:
+        assert living(supervisor) == {"mlflow", "prefect", "worker-rlhf"}
+        assert {name: is_alive(process) for name, process in left.items()} == {
+            "mlflow": False,
+            "worker-rlhf": True,
+        }
+    finally:
+        left["worker-rlhf"].kill()
+        for child in supervisor.children.values():  # the new ones leave nothing
+            end_tree(Process.of(child.pid))
+
+
+def is_alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def test_the_first_start_says_that_the_disk_is_full(supervisor, monkeypatch):
