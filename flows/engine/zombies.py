@@ -124,7 +124,8 @@ def _is_gone(name: str, latest: float | None) -> bool:
 def complete_releases(mlflow_url: str, environment: Mapping[str, str]) -> bool:
     """Complete promotions and rollbacks that were killed, if there may be one; say whether.
 
-    A process of its own does it: MLflow's client would stay in this one's memory for good.
+    A process of its own does it: MLflow's client would stay in this one's memory for good. It logs
+    where this one does, and tells the Prefect server of its environment of each new champion.
 
     Args:
         mlflow_url: of the server with the registry.
@@ -142,6 +143,22 @@ def complete_releases(mlflow_url: str, environment: Mapping[str, str]) -> bool:
         for version in answer.json().get("model_versions", ())
     )
     if undone:
-        command = [sys.executable, "-m", "rlhf_core.adapters.registry.release_aliases"]
-        subprocess.run(command, env=dict(environment), check=False)
+        done = subprocess.run([sys.executable, "-m", __name__], env=dict(environment), check=False)
+        if done.returncode:
+            logger.warning("releases_not_completed exit_code=%s", done.returncode)
     return undone
+
+
+def _complete_and_announce() -> None:
+    """Do what ``complete_releases`` starts a process for."""
+    from rlhf_core.adapters.registry.release_aliases import recover_all
+    from rlhf_flows.engine.events import announce_champion
+    from rlhf_flows.engine.logs import configure_logging
+
+    configure_logging("info")
+    for champion in recover_all():
+        announce_champion(champion)
+
+
+if __name__ == "__main__":
+    _complete_and_announce()

@@ -34,7 +34,7 @@ def _served_client(request, tmp_path, fresh_database, forked, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_sweep_of_the_servers_completes_a_promotion_that_was_killed(served_client):
+def test_the_sweep_of_the_servers_completes_a_promotion_that_was_killed(served_client, capfd):
     first, second = register_release(served_client), register_release(served_client)
     promote_model(first["policy"])
     uri = os.environ["MLFLOW_TRACKING_URI"]
@@ -43,6 +43,7 @@ def test_the_sweep_of_the_servers_completes_a_promotion_that_was_killed(served_c
         promote_model(second["policy"])
     assert champions(served_client) == first
     assert complete_releases(uri, os.environ)
+    assert "release_completed project=rlhf number=2" in capfd.readouterr().err
     assert champions(served_client) == second
     assert not complete_releases(uri, os.environ)
 

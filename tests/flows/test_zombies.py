@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rlhf_flows.engine import zombies
+from rlhf_core.adapters.registry import release_aliases
+from rlhf_flows.engine import events, zombies
 
 HOST = socket.gethostname()
 
@@ -105,3 +106,14 @@ def test_a_run_whose_worker_was_killed_before_it_started_a_process_is_marked(mar
 
 def test_a_run_without_any_process_is_left_alone(marked):
     assert marked(flow_run(None)) == []
+
+
+def test_a_promotion_that_the_sweep_completes_is_announced(monkeypatch):
+    told = []
+    monkeypatch.setattr(release_aliases, "recover_all", lambda: ["models:/rlhf-policy/2"])
+    monkeypatch.setattr(events, "emit_event", lambda **event: told.append(event))
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    zombies._complete_and_announce()
+    payload = {"model": "models:/rlhf-policy/2", "champion": "models:/rlhf-policy/2"}
+    resource = {"prefect.resource.id": "rlhf.model.rlhf-policy.2"}
+    assert told == [{"event": "rlhf.promoted", "resource": resource, "payload": payload}]

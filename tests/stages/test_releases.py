@@ -261,7 +261,8 @@ def test_the_sweep_completes_every_project(client):
         with killed_before_any_alias():
             promote_model(made["policy"])
         assert champions(client, project=project) == {}
-    assert sorted(recover_all()) == ["other-release", "rlhf-release"]
+    assert sorted(recover_all()) == ["models:/other-policy/1", "models:/rlhf-policy/1"]
+    assert recover_all() == []
     for project in ("rlhf", "other"):
         assert len(champions(client, project=project)) == 4
 

@@ -62,14 +62,21 @@ def recover(project: str) -> Journal:
 
 
 def recover_all() -> list[str]:
-    """Complete what killed commands left half done, in every project; return those looked at."""
+    """Complete what killed commands left half done, in every project.
+
+    Returns:
+        Policies that became champions by it.
+    """
     search = partial(mlflow_client().search_registered_models, f"name LIKE '%{SUFFIX}'")
     found = every_page("looking for releases", search)
     journals = [model.name for model in found if model.tags.get("rlhf.kind") == "releases"]
+    promoted = []
     for name in journals:
         journal = recover(name.removesuffix(SUFFIX))
         _end_claims(journal, journal.stray())  # else they would be looked at again and again
-    return journals
+        if journal.completed and journal.head:
+            promoted.append(journal.head.plan.releases[0].policy)
+    return promoted
 
 
 def _end_claims(journal: Journal, claims: Iterable[Claim]) -> None:
@@ -289,7 +296,3 @@ def _set_alias(name: str, alias: str, version: str | None) -> None:
         mlflow_client().delete_registered_model_alias(name, alias)
     else:
         mlflow_client().set_registered_model_alias(name, alias, version)
-
-
-if __name__ == "__main__":
-    recover_all()
