@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +17,10 @@ from prefect.runtime import flow_run
 from rlhf_flows.engine.lost_server import with_retries
 
 POLL_SECONDS = 2
+STARTS = ("", ":2", ":3")
+"""Ends of the keys under which one attempt starts a stage: each if the run before never began."""
+
+logger = logging.getLogger(__name__)
 
 
 class StageFailedError(RuntimeError):
@@ -35,9 +40,10 @@ def run_deployed_stage(
 
     Its settings go with it by value: its worker may have no file of them, nor the run's folder.
     The result is kept, so that a Retry of the pipeline does not come back to a finished stage.
-    Each attempt of the pipeline starts the stage once at most. Before that it finds the stage runs
-    that earlier attempts started from the same inputs, by their keys: one that is still running is
-    waited for, one that completed (perhaps by a Retry of its own) counts.
+    Each attempt of the pipeline lets the stage begin once at most: a run whose process died before
+    it began, as where the server was away just then, is followed by another. Before that it finds
+    the stage runs that earlier attempts started from the same inputs, by their keys: one that is
+    still running is waited for, one that completed (perhaps by a Retry of its own) counts.
 
     Raises:
         StageFailedError: the last attempt failed, crashed or was cancelled.
@@ -45,14 +51,24 @@ def run_deployed_stage(
     outcome = "was not started"
     made_from = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
     attempts = range(int(flow_run.run_count))
-    keys = [f"{flow_run.id}:{stage}:{made_from}:{attempt}" for attempt in attempts]
-    for key in dict.fromkeys([*_started(keys), keys[-1]]):
+    keys = [f"{flow_run.id}:{stage}:{made_from}:{n}{start}" for n in attempts for start in STARTS]
+    ours = keys[-len(STARTS) :]
+    for key in dict.fromkeys([*_started(keys), *ours]):
         run = with_retries("running_stage", partial(_see_through, flow_name, inputs, settings, key))
         if run.state is not None and run.state.is_completed():
             return str(run.id)
         if run.state is not None:
             outcome = f"{run.name} is {run.state.name}: {run.state.message}"
+        if key in ours:
+            if not _never_began(run):
+                break
+            logger.warning("stage_never_began stage=%s flow_run=%r", stage, run.name)
     raise StageFailedError(f"{stage}: {outcome}")
+
+
+def _never_began(run: FlowRun) -> bool:
+    """Whether its process ended before it could say that it runs, whatever it has met."""
+    return run.state is not None and run.state.is_crashed() and run.start_time is None
 
 
 def _see_through(

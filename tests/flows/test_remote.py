@@ -1,10 +1,11 @@
 """Which runs of a stage an attempt of the pipeline counts as its own."""
 
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Crashed, Failed
 
 from rlhf_flows.engine import remote
 from rlhf_flows.engine.remote import StageFailedError, run_deployed_stage
@@ -17,6 +18,8 @@ class Prefect:
 
     def __init__(self):
         self.runs = {}
+        self.ends = []
+        """States in which the next runs end, and whether they began; then all complete."""
 
     def read_flow_runs(self, flow_run_filter):
         wanted = flow_run_filter.idempotency_key.any_
@@ -24,12 +27,14 @@ class Prefect:
 
     def start(self, name, *, parameters, idempotency_key, **options):
         if idempotency_key not in self.runs:
+            state, began = self.ends.pop(0) if self.ends else (Completed(), True)
             self.runs[idempotency_key] = SimpleNamespace(
                 id=len(self.runs),
                 name="stage",
                 idempotency_key=idempotency_key,
                 inputs=parameters["inputs"],
-                state=Completed(),
+                state=state,
+                start_time=datetime.now(UTC) if began else None,
             )
         return self.runs[idempotency_key]
 
@@ -74,3 +79,32 @@ def test_a_stage_that_failed_is_started_once_more_by_each_retry(prefect, attempt
         run.state = Failed(message="no rows")
     with pytest.raises(StageFailedError, match="no rows"):
         attempt(2, SFT)
+
+
+def test_a_stage_whose_process_died_before_it_began_is_started_again(prefect, attempt):
+    """As one that starts while the server restarts: its first call is refused, and not repeated."""
+    prefect.ends = [(Crashed(), False), (Crashed(), False)]
+    assert attempt(1, SFT) == SFT
+    assert len(prefect.runs) == 3
+    assert attempt(1, SFT) == SFT
+    assert len(prefect.runs) == 3
+
+
+@pytest.mark.parametrize(
+    ("ends", "num_runs"),
+    [
+        ([(Crashed(message="no code"), False)] * 9, 3),
+        ([(Crashed(message="no code"), True)], 1),
+        ([(Failed(message="no code"), False)], 1),
+    ],
+)
+def test_a_stage_that_never_begins_or_died_at_work_waits_for_a_retry(
+    prefect, attempt, ends, num_runs
+):
+    prefect.ends = list(ends)
+    with pytest.raises(StageFailedError, match="no code"):
+        attempt(1, SFT)
+    assert len(prefect.runs) == num_runs
+    prefect.ends = []
+    assert attempt(2, SFT) == SFT
+    assert len(prefect.runs) == num_runs + 1
