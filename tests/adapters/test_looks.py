@@ -67,6 +67,24 @@ def test_a_set_of_other_prompts_begins_anew_and_one_that_grew_a_little_does_not(
     assert numbers[held_out("another").sha256] == 1
 
 
+def test_prompts_that_were_all_seen_are_no_new_set_however_they_are_mixed(look):
+    for part in range(4):
+        prompts = range(part * 500, part * 500 + 500)
+        for number in range(2):
+            look(f"{part} {number}", name=f"part {part}", prompts=prompts)
+    mixed = [part * 500 + row for part in range(4) for row in range(50)]
+    assert look("9", name="mixed", prompts=mixed).number == 9
+    fresh = range(9_000, 9_000 + 2 * len(mixed))
+    assert look("9", name="most of it new", prompts=[*mixed, *fresh]).number == 1
+
+
+def test_a_small_and_a_large_set_together_saw_what_neither_saw_most_of(look):
+    look("1", name="small", prompts=range(90))
+    look("2", name="large", prompts=range(1_000, 4_000))
+    assert look("3", name="of both", prompts=[*range(90), *range(1_000, 1_180)]).number == 3
+    assert look("3", name="of one", prompts=[*range(90), *range(9_000, 9_180)]).number == 1
+
+
 def test_a_look_that_is_deleted_counts_all_the_same(look, project):
     look("1")
     second = look("2").entry.rpartition("/")[2]

@@ -36,7 +36,7 @@ the votes that were decided with, in order."""
 _VOTES_FOLDER = "votes"
 _SKETCH_SIZE = 128
 _SAME_SET = 0.5
-"""A set of which this part of the prompts was looked at before has been looked at."""
+"""A set of which this part of the prompts was seen, by whichever looks, has been looked at."""
 
 
 @dataclass(frozen=True)
@@ -251,10 +251,19 @@ def _set_tag(entry: str, key: str, value: str) -> None:
 
 
 def _number(entries: Sequence[Entry], mine: Entry, held_out: str, sketch: frozenset[int]) -> int:
-    """Which look at this set an entry is; numbers that are missing were deleted, and count."""
+    """Which look at this set an entry is; numbers that are missing were deleted, and count.
+
+    Where the earlier looks together saw half of the set, each that saw any of it counts: what it
+    showed of these prompts was not shown by those at others.
+    """
     before = [entry for entry in entries if entry.number < mine.number]
     missing = mine.number - 1 - len(before)
-    seen = {entry.question for entry in before if entry.saw(held_out, sketch)}
+    was_seen = _seen_together(sketch, {entry.sketch for entry in before}) >= _SAME_SET
+    seen = {
+        entry.question
+        for entry in before
+        if entry.saw(held_out, sketch) or (was_seen and _overlap(sketch, entry.sketch) > 0)
+    }
     return missing + len(seen - {mine.question}) + 1
 
 
@@ -303,3 +312,21 @@ def _overlap(own: frozenset[int], other: frozenset[int]) -> float:
     reach = min(max(own), max(other)) if full else max(*own, *other)
     reached = {key for key in own if key <= reach}
     return len(reached & other) / len(reached) if reached else 0.0
+
+
+def _seen_together(own: frozenset[int], others: Iterable[frozenset[int]]) -> float:
+    """Estimate which part of a set is in the union of the others.
+
+    Each adds the part that those which reach further have not, over the hashes that it reaches.
+    """
+    part, known = 0.0, frozenset[int]()
+    for other in sorted(others, key=_reach, reverse=True):
+        reached = {key for key in own if key <= _reach(other)}
+        part += len((reached & other) - known) / len(reached) if reached else 0.0
+        known |= other
+    return part
+
+
+def _reach(sketch: frozenset[int]) -> int:
+    """Up to which hash a sketch knows its set: one that is not full is the whole set."""
+    return max(sketch) if len(sketch) >= _SKETCH_SIZE else 2**64
