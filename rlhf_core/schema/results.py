@@ -83,7 +83,7 @@ class Look(Record):
     measured_by: str | None = None
     """MLflow run that keeps what was measured; None while nothing was."""
     sampling: str | None = None
-    """How the answers were drawn that were measured."""
+    """How its answers are drawn."""
 
     @property
     def share(self) -> float:

@@ -234,7 +234,7 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
             if (directory / folder).is_dir():
                 run.log_artifact(directory / folder, f"evaluation/{folder}")
         if report.look:
-            finish_look(report.look, run, sampling(config))
+            finish_look(report.look, run)
     return result.model_copy(update={"stage": "evaluate"})
 
 
@@ -257,12 +257,13 @@ def _look(
         splits.prompts_heldout,
         (conversation_key(prompt.prompt) for prompt in heldout),
         models={role: models[role] for role in ("policy", "judge", "champion") if role in models},
+        sampling=sampling(config),
         run=run,
     )
     samples = directory / "samples.jsonl"
     report = _standing(config, look, samples)
     if report is None:
-        look = look.model_copy(update={"measured_by": None, "sampling": None})
+        look = look.model_copy(update={"measured_by": None})
         report = _measured(config, splits, models, look, samples)
     return corrected_by_people(config, splits, report)
 
@@ -270,8 +271,9 @@ def _look(
 def _standing(config: PipelineConfig, look: Look, samples: Path) -> EvaluationReport | None:
     """Return what was measured at this look before, if that is what is to be decided from.
 
-    It is where other answers would be drawn now, and where people have voted on those answers and
-    neither the gates nor ``evaluation.best_of_n`` ask anything else of them.
+    It is where other answers would be drawn now, as by an engine elsewhere they always are, and
+    where people have voted on those answers and neither the gates nor ``evaluation.best_of_n`` ask
+    anything else of them.
 
     Raises:
         MissingMetricError: other answers would be drawn, and gates ask of those on record what was
@@ -279,7 +281,8 @@ def _standing(config: PipelineConfig, look: Look, samples: Path) -> EvaluationRe
     """
     if look.measured_by is None:
         return None
-    other_answers = look.sampling != sampling(config)
+    drawn_alike = look.sampling == sampling(config)
+    other_answers = not drawn_alike or config.policy.rollouts.elsewhere
     if not other_answers and votes_digest(look.entry) is None:
         return None
     report = measured_before(look, samples)
@@ -288,9 +291,14 @@ def _standing(config: PipelineConfig, look: Look, samples: Path) -> EvaluationRe
     except MissingMetricError as error:
         if not other_answers:
             return None
+        advice = (
+            "an engine elsewhere does not draw the same answers again: ask of these what was "
+            "measured, or renew the held-out prompts"
+            if drawn_alike
+            else "evaluate with the same, and those answers are measured again"
+        )
         raise MissingMetricError(
-            f"{look.entry}: these weights were measured with {look.sampling}; evaluate with the "
-            f"same, and those answers are measured again: {error}"
+            f"{look.entry}: these weights were measured with {look.sampling}; {advice}: {error}"
         ) from error
     if other_answers:
         return report

@@ -7,7 +7,13 @@ from threading import Thread
 
 import pytest
 
-from rlhf_core.adapters.registry.looks import read_looks, sets_looked_at, take_look
+from rlhf_core.adapters.registry.looks import (
+    MEASURED,
+    SAMPLING,
+    read_looks,
+    sets_looked_at,
+    take_look,
+)
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.adapters.tracking.tracking import open_run
 from rlhf_core.schema import DatasetRef, Look, ModelRef
@@ -40,10 +46,13 @@ def project(mlflow_home):
 def look(config, context, project):
     with open_run(config, context, "evaluate", inputs={}) as run:
 
-        def take(policy="1", *, prompts=range(500), judge="1", champion=None, name="set"):
+        def take(policy="1", *, prompts=range(500), judge="1", champion=None, name="set", draw="0"):
             models = {"policy": model("policy", policy), "judge": model("judge", judge)}
             models |= {"champion": model("policy", champion)} if champion else {}
-            return take_look(project, held_out(name), keys(*prompts), models=models, run=run)
+            rows = keys(*prompts)
+            return take_look(
+                project, held_out(name), rows, models=models, sampling=f"seed {draw}", run=run
+            )
 
         yield take
 
@@ -92,6 +101,27 @@ def test_a_look_that_is_deleted_counts_all_the_same(look, project):
     assert look("3").number == 3
     mlflow_client().delete_model_version(f"{project}-looks", "3")
     assert look("4").number == 4
+
+
+def test_a_look_that_ended_early_and_is_drawn_in_another_way_is_another_one(look, project):
+    first = look(draw="0")
+    assert (first.number, first.sampling) == (1, "seed 0")
+    assert look(draw="0").entry == first.entry
+    second = look(draw="1")
+    assert (second.number, second.sampling) == (2, "seed 1")
+    mlflow_client().set_model_version_tag(f"{project}-looks", "2", MEASURED, "run")
+    for draw in ("0", "1", "2"):
+        stands = look(draw=draw)
+        assert (stands.entry, stands.measured_by) == (second.entry, "run")
+        assert stands.sampling == "seed 1"
+
+
+def test_a_look_of_an_earlier_build_that_ended_early_is_gone_on_with(look, project):
+    entry = look("1").entry
+    mlflow_client().delete_model_version_tag(f"{project}-looks", "1", SAMPLING)
+    assert [seen.number for seen in sets_looked_at(project)] == [1]
+    assert look("1", draw="7").entry == entry
+    assert look("1", draw="8").number == 2
 
 
 def test_looks_at_once_are_counted_one_by_one(look):

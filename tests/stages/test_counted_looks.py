@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_core.adapters.registry.looks import read_looks, sets_looked_at
+from rlhf_core.adapters.registry.looks import SAMPLING, read_looks, sets_looked_at
 from rlhf_core.adapters.registry.required_gates import require_gates
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import GateConfig, RequiredGates
@@ -89,6 +89,10 @@ def test_a_look_is_on_record_before_the_first_score(
         judged(stage_config(), small_splits, proven_models, stage_context)
     assert [entry.number for entry in read_looks("rlhf")] == [1]
     assert [look.number for look in sets_looked_at("rlhf")] == [1]
+    with pytest.raises(RuntimeError):
+        judged(with_seed(stage_config(), 7), small_splits, proven_models, stage_context)
+    draws = [entry.tags[SAMPLING].partition(",")[0] for entry in read_looks("rlhf")]
+    assert draws == ["seed 0", "seed 7"]
 
 
 def test_prompts_of_one_topic_are_resampled_together(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rlhf_core.config import config_digest
-from rlhf_core.errors import RolloutError
+from rlhf_core.config import GateConfig, config_digest
+from rlhf_core.errors import MissingMetricError, RolloutError
 from rlhf_core.feedback.collection import PAIRS
 from rlhf_core.models import load_causal, token_logprobs
 from rlhf_core.schema import Comparison, Message, ModelRef, Prompt
@@ -15,7 +15,7 @@ from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import pack_grouped_responses
 from rlhf_flows.commands import doctor
 from tests.rollout.vllm_server import serving
-from tests.stages.conftest import BASE
+from tests.stages.conftest import BASE, judged
 
 SIMULATED = {"kind": "simulated", "annotators": "rlhf_core.demo.annotators:collect_votes"}
 
@@ -66,7 +66,7 @@ def test_evaluation_asks_the_engine_about_the_weights_it_evaluates(
     answers = sample_answers(
         config(), model, renderer.tokenizer, prompts, purpose="evaluate", label="answers"
     )
-    assert server.asked.count("/v1/completions") == 4 + 2  # and the vocabulary, at both ends
+    assert server.asked.count("/v1/completions") == 4 + 1  # and the vocabulary
     batch = pack_grouped_responses(
         [renderer.prompt_ids(prompt) for prompt in prompts],
         [[torch.tensor(answer.token_ids, dtype=torch.int32).numpy()] for answer in answers],
@@ -75,6 +75,25 @@ def test_evaluation_asks_the_engine_about_the_weights_it_evaluates(
         own = token_logprobs(model, batch, temperature=config().evaluation.temperature or 1.0)
     theirs = torch.tensor([one for answer in answers for one in answer.logprobs])
     assert float((own - theirs).abs().max()) < 1e-4
+
+
+def test_an_engine_answers_once_what_a_look_asks(
+    config, server, proven_models, stage_context, small_splits
+):
+    first = judged(config(), small_splits, proven_models, stage_context)
+    assert first.report.look.sampling.endswith("tokens, by vllm")
+    asked = server.asked.count("/v1/completions")
+    again = judged(config(), small_splits, proven_models, stage_context)
+    assert server.asked.count("/v1/completions") == asked
+    assert again.report.metrics == first.report.metrics
+    assert again.report.look.measured_by
+    gate = {"metric": "policy/win_rate", "at_least": 0.5, "confidence": 0.9, "min_samples": 5}
+    stricter = config()
+    gates = stricter.gates.model_copy(update={"policy": (GateConfig.model_validate(gate),)})
+    with pytest.raises(MissingMetricError, match="an engine elsewhere does not draw the same"):
+        judged(
+            stricter.model_copy(update={"gates": gates}), small_splits, proven_models, stage_context
+        )
 
 
 def test_collection_asks_the_engine_and_bears_its_name(config, server, saved_models, small_splits):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SUFFIX = "-looks"
 QUESTION, HELD_OUT, SKETCH = "rlhf.question", "rlhf.held_out", "rlhf.held_out_sketch"
 MEASURED, SAMPLING = "rlhf.measured_by", "rlhf.sampling"
-"""Tags of a look that came to an end: the run that keeps its report, and how answers were drawn."""
+"""Tags of a look: the run that keeps its report, once it came to an end; how answers are drawn."""
 VOTES, ROUNDS = "rlhf.votes.", "rlhf.votes_rounds"
 """Tags of a look: for each collection, run and file of the votes on its answers; and the digests of
 the votes that were decided with, in order."""
@@ -49,6 +49,11 @@ class Entry:
     sketch: frozenset[int]
     tags: Mapping[str, str]
 
+    @property
+    def draw(self) -> tuple[str, str]:
+        """What was asked, and how; earlier builds did not say how before they had measured."""
+        return self.question, self.tags.get(SAMPLING, "")
+
     def saw(self, held_out: str, sketch: frozenset[int]) -> bool:
         """Whether this look was at the same set, or at most of its prompts."""
         return self.held_out == held_out or _overlap(sketch, self.sketch) >= _SAME_SET
@@ -60,15 +65,20 @@ def take_look(
     prompts: Iterable[Key],
     *,
     models: Mapping[str, ModelRef],
+    sampling: str,
     run: StageRun,
 ) -> Look:
     """Record a look, or find the one that asked the same: same weights, set, judge and champion.
+
+    One that was not measured to the end asked the same only if it drew its answers in the same way:
+    somebody may have seen them, and other ones are another look.
 
     Args:
         project: prefix of the registered names.
         held_out: the file of held-out prompts.
         prompts: a key for each of them: a set that shares most of its prompts is the same set.
         models: ``policy``, ``judge`` and, where there is one, ``champion``.
+        sampling: how answers are drawn.
         run: of the evaluation.
 
     Raises:
@@ -80,23 +90,34 @@ def take_look(
     tags = {
         QUESTION: question,
         HELD_OUT: held_out.sha256,
+        SAMPLING: sampling,
         SKETCH: " ".join(f"{key:x}" for key in sorted(sketch)),
         "rlhf.run_id": run.lineage["rlhf.run_id"],
         **{f"rlhf.{role}": model.uri for role, model in models.items()},
     }
     entries = read_looks(project)
-    if not any(entry.question == question for entry in entries):
+    if not _same(entries, question, sampling):
         with_retries(f"opening the ledger {name}", lambda: _open_ledger(name, project))
         with_retries("recording a look", lambda: _write(name, models["policy"], run, tags))
         entries = read_looks(project)
-    mine = next(entry for entry in entries if entry.question == question)
-    return Look(
+    mine = _same(entries, question, sampling)[0]
+    look = Look(
         entry=f"models:/{name}/{mine.number}",
         held_out=held_out.sha256,
         number=_number(entries, mine, held_out.sha256, sketch),
         measured_by=mine.tags.get(MEASURED),
-        sampling=mine.tags.get(SAMPLING),
+        sampling=mine.tags.get(SAMPLING, sampling),
     )
+    if SAMPLING not in mine.tags:
+        _set_tag(look.entry, SAMPLING, sampling)
+    return look
+
+
+def _same(entries: Sequence[Entry], question: str, sampling: str) -> list[Entry]:
+    """Looks that asked the same: those that were measured, or else those that draw the same."""
+    asked = [entry for entry in entries if entry.question == question]
+    measured = [entry for entry in asked if MEASURED in entry.tags]
+    return measured or [one for one in asked if one.tags.get(SAMPLING, sampling) == sampling]
 
 
 def read_looks(project: str) -> list[Entry]:
@@ -121,12 +142,10 @@ def sets_looked_at(project: str) -> list[Look]:
     return sorted(latest.values(), key=lambda look: -int(look.entry.rpartition("/")[2]))
 
 
-def finish_look(look: Look, run: StageRun, sampling: str) -> None:
+def finish_look(look: Look, run: StageRun) -> None:
     """Say where the measurement lies: from here on it stands, whatever is sampled again."""
-    if look.measured_by is not None:
-        return
-    for tag, value in ((SAMPLING, sampling), (MEASURED, run.run_id)):
-        _set_tag(look.entry, tag, value)
+    if look.measured_by is None:
+        _set_tag(look.entry, MEASURED, run.run_id)
 
 
 def measured_before(look: Look, samples: Path) -> EvaluationReport:
@@ -260,16 +279,18 @@ def _number(entries: Sequence[Entry], mine: Entry, held_out: str, sketch: frozen
     missing = mine.number - 1 - len(before)
     was_seen = _seen_together(sketch, {entry.sketch for entry in before}) >= _SAME_SET
     seen = {
-        entry.question
+        entry.draw
         for entry in before
         if entry.saw(held_out, sketch) or (was_seen and _overlap(sketch, entry.sketch) > 0)
     }
-    return missing + len(seen - {mine.question}) + 1
+    return missing + len(seen - {mine.draw}) + 1
 
 
 def _write(name: str, policy: ModelRef, run: StageRun, tags: Mapping[str, str]) -> None:
     client = mlflow_client()
-    if client.search_model_versions(f"name = '{name}' and tags.`{QUESTION}` = '{tags[QUESTION]}'"):
+    asked = f"name = '{name}' and tags.`{QUESTION}` = '{tags[QUESTION]}'"
+    found = [_entry(version) for version in client.search_model_versions(asked)]
+    if _same(found, tags[QUESTION], tags[SAMPLING]):
         return  # the answer to an earlier attempt was lost
     client.create_model_version(
         name,

@@ -241,10 +241,11 @@ def write_samples(path: Path, measured: PairedAnswers) -> None:
 
 def sampling(config: PipelineConfig) -> str:
     """Return all that decides which prompts are asked and how answers are drawn, in words."""
-    settings = config.evaluation
+    settings, rollouts = config.evaluation, config.policy.rollouts
     return (
         f"seed {config.seed}, {settings.num_prompts} prompts at most, temperature "
         f"{settings.temperature:g}, {config.answer_length()} of {config.model.max_length} tokens"
+        + (f", by {rollouts.engine}" if rollouts.elsewhere else "")
     )
 
 
