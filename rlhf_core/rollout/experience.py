@@ -123,7 +123,25 @@ def weighed_against_engine(scored: ScoredRollout, settings: VllmRolloutsConfig) 
         DivergedError: engine and trainer disagree about the same policy, past the setting's limit.
     """
     mask, sampled = scored.rollout.mask, scored.rollout.logprobs
-    mean, most = logprob_difference(scored)
+    require_engine_agrees(scored.old_logprobs[mask], sampled[mask], settings)
+    weights = truncated_importance_weights(
+        scored.old_logprobs, sampled, most=settings.max_importance_weight
+    )
+    return replace(scored, importance=torch.where(mask, weights, 0.0))
+
+
+def require_engine_agrees(own: Tensor, sampled: Tensor, settings: VllmRolloutsConfig) -> None:
+    """Compare what the trainer and an engine say about tokens that the engine sampled.
+
+    Args:
+        own: [M] log-probabilities by the trainer's pass, nats.
+        sampled: [M] as the engine reported them.
+        settings: of the engine.
+
+    Raises:
+        DivergedError: they disagree about the same policy, past the setting's limit.
+    """
+    mean, most = logprob_difference(own, sampled)
     if not mean <= settings.max_logprob_difference:
         raise DivergedError(
             f"the engine and the trainer disagree about the same policy: their log-probabilities "
@@ -132,19 +150,11 @@ def weighed_against_engine(scored: ScoredRollout, settings: VllmRolloutsConfig) 
             "the server run with --logprobs-mode processed_logprobs, and in a precision near that "
             "of policy.compute?"
         )
-    weights = truncated_importance_weights(
-        scored.old_logprobs, sampled, most=settings.max_importance_weight
-    )
-    return replace(scored, importance=torch.where(mask, weights, 0.0))
 
 
-def logprob_difference(scored: ScoredRollout) -> tuple[float, float]:
-    """Return mean and largest |log-probability of the trainer - of the sampler| of a token, nats.
-
-    The trainer's are those that importance ratios refer to.
-    """
-    mask = scored.rollout.mask
-    apart = (scored.old_logprobs - scored.rollout.logprobs)[mask].abs()
+def logprob_difference(own: Tensor, sampled: Tensor) -> tuple[float, float]:
+    """Return mean and largest |log-probability of the trainer - of the sampler|, nats; [M] each."""
+    apart = (own - sampled).abs()
     return float(apart.mean()), float(apart.max())
 
 
@@ -263,8 +273,9 @@ def rollout_metrics(scored: ScoredRollout) -> dict[str, float]:
 def _engine_metrics(scored: ScoredRollout) -> dict[str, float]:
     if scored.importance is None:
         return {}
-    mask, (mean, most) = scored.rollout.mask, logprob_difference(scored)
-    untruncated = torch.exp(scored.old_logprobs - scored.rollout.logprobs)[mask]
+    mask, own, sampled = scored.rollout.mask, scored.old_logprobs, scored.rollout.logprobs
+    mean, most = logprob_difference(own[mask], sampled[mask])
+    untruncated = torch.exp(own - sampled)[mask]
     return {
         "engine_logprob_difference": mean,
         "engine_logprob_difference_max": most,

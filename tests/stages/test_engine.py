@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from rlhf_core.config import GateConfig, config_digest
-from rlhf_core.errors import MissingMetricError, RolloutError
+from rlhf_core.errors import DivergedError, MissingMetricError, RolloutError
 from rlhf_core.feedback.collection import PAIRS
 from rlhf_core.models import load_causal, token_logprobs
 from rlhf_core.schema import Comparison, Message, ModelRef, Prompt
 from rlhf_core.stages.collect import collect_pairs
-from rlhf_core.stages.evaluation.compare import sample_answers
+from rlhf_core.stages.evaluation.compare import distances, sample_answers
 from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import pack_grouped_responses
@@ -75,6 +75,39 @@ def test_evaluation_asks_the_engine_about_the_weights_it_evaluates(
         own = token_logprobs(model, batch, temperature=config().evaluation.temperature or 1.0)
     theirs = torch.tensor([one for answer in answers for one in answer.logprobs])
     assert float((own - theirs).abs().max()) < 1e-4
+
+
+def reporting(shift):
+    """Log-probabilities that are so much lower than those drawn by."""
+
+    def fault(server, body):
+        status, content = server.post_v1_completions(body)
+        said = content["choices"][0]["logprobs"]
+        said["token_logprobs"] = [one - shift for one in said["token_logprobs"]]
+        return status, content
+
+    return fault
+
+
+def test_the_kl_is_between_the_models_whatever_the_engine_reports(
+    config, server, saved_models, small_splits
+):
+    folder, _ = saved_models["sft"]
+    model, renderer = load_causal(folder), model_renderer(folder)
+    prompts = [row.prompt for row in read_records(small_splits.prompts_train, Prompt)[:4]]
+    rendered = [renderer.prompt_ids(prompt) for prompt in prompts]
+
+    def kl_from_itself():
+        how = {"purpose": "evaluate", "label": "answers"}
+        answers = sample_answers(config(), model, renderer.tokenizer, prompts, **how)
+        return distances(config(), model, rendered, answers)[1]
+
+    server.faults["/v1/completions"] = reporting(0.05)
+    for estimate in kl_from_itself():
+        assert estimate == pytest.approx(0.0, abs=1e-4)
+    server.faults["/v1/completions"] = reporting(0.5)
+    with pytest.raises(DivergedError, match=r"differ by 0\.5 nats .*max_logprob_difference 0\.1"):
+        kl_from_itself()
 
 
 def test_an_engine_answers_once_what_a_look_asks(

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_core.adapters.endpoints.vllm_sampler import open_sampler
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import PipelineConfig, VllmRolloutsConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import topic_numbers
 from rlhf_core.evaluation.comparison import PairedAnswers
 from rlhf_core.evaluation.judges import liked_as_much
@@ -19,6 +20,7 @@ from rlhf_core.evaluation.rater import score_gold
 from rlhf_core.evaluation.samples import compared_answers
 from rlhf_core.functional.kl import kl_k1, kl_k3
 from rlhf_core.models import load_causal
+from rlhf_core.rollout.experience import require_engine_agrees
 from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.schema import Conversation, DatasetSplits, ModelRef, Prompt
 from rlhf_core.stages.evaluation.best_of_n import best_of_n
@@ -36,7 +38,7 @@ from rlhf_core.stages.models.scoring import (
 )
 from rlhf_core.statistics.resampling import Array, Ints
 from rlhf_core.storage.records import read_records, write_records
-from rlhf_core.tokenization import Renderer, TokenIds
+from rlhf_core.tokenization import Renderer, TokenIds, make_renderer
 from rlhf_core.trainers.progress import Progress
 
 _AT_ONCE = 64
@@ -182,6 +184,8 @@ def sample_answers(
 ) -> list[SampledResponse]:
     """Answer every prompt once, as the evaluation's settings say.
 
+    The log-probabilities are those of our own pass, an engine's answers included.
+
     Args:
         config: settings of the run.
         model: who answers.
@@ -189,10 +193,13 @@ def sample_answers(
         prompts: [n] conversations.
         purpose: the random numbers are those of this purpose, for every model the same.
         label: name of the progress.
+
+    Raises:
+        DivergedError: an engine elsewhere disagrees with our own pass about the same model.
     """
     progress = Progress(label, total=math.ceil(len(prompts) / _AT_ONCE), done=0)
     with closing(progress), open_sampler(config.policy.rollouts) as sampler:
-        return sample_responses(
+        answers = sample_responses(
             model,
             tokenizer,
             prompts,
@@ -203,6 +210,37 @@ def sample_answers(
             advance=lambda: progress.advance({}),
             sampler=sampler,
         )
+    rendered = map(make_renderer(tokenizer).prompt_ids, prompts)
+    return _with_own_logprobs(config, model, list(rendered), answers)
+
+
+def _with_own_logprobs(
+    config: PipelineConfig,
+    model: PreTrainedModel,
+    prompts: Sequence[TokenIds],
+    answers: Sequence[SampledResponse],
+) -> list[SampledResponse]:
+    """Put our own pass's log-probabilities in place of an engine's, once both agree.
+
+    A KL is between two models: what the engine adds by its precision and its settings is no part
+    of it. Greedy answers have none.
+    """
+    rollouts, temperature = config.policy.rollouts, config.evaluation.temperature
+    if not isinstance(rollouts, VllmRolloutsConfig) or temperature == 0:
+        return list(answers)
+    (own,) = response_logprobs_at(
+        model,
+        prompts,
+        sampled_ids(answers),
+        temperatures=[temperature],
+        budget=config.evaluation.micro_batch_tokens,
+    )
+    theirs = torch.tensor([one for answer in answers for one in answer.logprobs])
+    require_engine_agrees(torch.cat(own), theirs, rollouts)
+    return [
+        replace(answer, logprobs=tuple(row.tolist()))
+        for answer, row in zip(answers, own, strict=True)
+    ]
 
 
 def distances(
