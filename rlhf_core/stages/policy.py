@@ -367,4 +367,9 @@ def _ppo_data(
         if settings.ptx_coef > 0
         else ()
     )
-    return PpoData(prompts=kept, end_ids=renderer.end_ids, demonstrations=demonstrations)
+    return PpoData(
+        prompts=kept,
+        end_ids=renderer.end_ids,
+        demonstrations=demonstrations,
+        turn_end_id=renderer.turn_end_id,
+    )

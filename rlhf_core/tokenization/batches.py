@@ -5,7 +5,8 @@ several responses share a prompt, the prompt alone and each response as its own 
 ``parent`` is the prompt: the prompt is then computed once and every response sees it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -126,6 +127,14 @@ class TokenBatch:
         mask = torch.arange(width, device=lengths.device) < lengths[:, None]
         out = per_token.new_full((self.num_sequences, width), fill)
         return out.masked_scatter(mask, per_token)
+
+    def ended_by(self, end_id: int, end_ids: Sequence[int]) -> "TokenBatch":
+        """Return the batch with ``end_id`` wherever a sequence ends in one of ``end_ids``."""
+        last = self.input_ids[self.last_positions]
+        ended = torch.isin(last, torch.as_tensor(end_ids, device=last.device))
+        input_ids = self.input_ids.clone()
+        input_ids[self.last_positions[ended]] = end_id
+        return replace(self, input_ids=input_ids)
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """Return the batch with its token tensors on ``device``."""

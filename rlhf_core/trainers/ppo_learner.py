@@ -149,7 +149,7 @@ class Learner:
         temperature, models = self.settings.temperature, self.models
         own = partial(token_logprobs, models.policy, temperature=temperature)
         return Scorers(
-            scores=partial(sequence_scores, models.reward_model),
+            scores=self._scores,
             ref_logprobs=self._without_adapter
             if models.reference is None
             else partial(token_logprobs, models.reference, temperature=temperature),
@@ -162,6 +162,12 @@ class Learner:
     def sampled_values(self) -> Callable[[Tensor], Tensor] | None:
         """The value head that the sampler reads on its way; an engine elsewhere knows none."""
         return None if self.settings.rollouts.elsewhere else self.value_head
+
+    def _scores(self, batch: TokenBatch) -> Tensor:
+        """Score responses that end as in the reward model's training, whichever end was sampled."""
+        if (end := self.data.scored_end) is not None:
+            batch = batch.ended_by(end, self.data.end_ids)
+        return sequence_scores(self.models.reward_model, batch)
 
     def _values(self) -> Callable[[TokenBatch], Tensor] | None:
         if self.models.value_model is not None:

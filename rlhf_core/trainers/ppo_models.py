@@ -70,6 +70,14 @@ class PpoData:
     """The terms of ``policy.rewards``; None: the reward model's score is the reward."""
     sampler: Sampler = TRANSFORMERS_SAMPLER
     """Who answers the prompts, as ``policy.rollouts`` says."""
+    turn_end_id: int | None = None
+    """The one of ``end_ids`` that ended every response the reward model was trained on: it reads
+    this one wherever another was sampled. None: it reads what was sampled."""
+
+    @property
+    def scored_end(self) -> int | None:
+        """``turn_end_id`` where another token may end a response; None where nothing else does."""
+        return None if set(self.end_ids) == {self.turn_end_id} else self.turn_end_id
 
 
 def fingerprint(models: PpoModels, data: PpoData, settings: PpoConfig, seed: int) -> str:
@@ -84,6 +92,7 @@ def fingerprint(models: PpoModels, data: PpoData, settings: PpoConfig, seed: int
             for ids in (example.prompt_ids, example.response_ids)
         ),
         [",".join(map(str, data.end_ids)).encode()],
+        [] if data.scored_end is None else [f"scored at {data.scored_end}".encode()],
         [] if data.rewards is None else data.rewards.identity(),
     )
     return run_fingerprint(settings, present, rows, seed=seed)

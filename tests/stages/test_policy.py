@@ -63,8 +63,8 @@ def test_ppo_starts_from_sft_and_its_value_model_if_any_from_the_reward_model(
 ):
     seen = []
 
-    def begin(models, *_args, **_kwargs):
-        seen.append(models)
+    def begin(models, data, **_kwargs):
+        seen.append((models, data))
         raise Begun
 
     monkeypatch.setattr(policy, "fit_ppo", begin)
@@ -82,7 +82,8 @@ def test_ppo_starts_from_sft_and_its_value_model_if_any_from_the_reward_model(
     task = policy._Task(job, Followers(ListTracker()), load_causal(sft), renderer)
     with pytest.raises(Begun):
         policy.optimize(settings, task)
-    (models,) = seen
+    ((models, data),) = seen
+    assert (data.end_ids, data.turn_end_id) == (renderer.end_ids, renderer.turn_end_id)
     if advantages == "gae":
         assert models.value_model is not models.reward_model
         assert equal(models.value_model, models.reward_model)

@@ -1,5 +1,7 @@
 """One PPO update against a plain padded implementation, and what must not change it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from rlhf_core.trainers.ppo import (
 )
 from rlhf_core.trainers.ppo_learner import Learner, Update, plan_minibatches
 from rlhf_core.trainers.ppo_watch import PpoState
-from tests.trainers.ppo_toys import reward_directory, toy_data, toy_models, toy_settings
+from tests.trainers.ppo_toys import GOOD, reward_directory, toy_data, toy_models, toy_settings
 from tests.trainers.toys import EOS
 
 ROWS = [3, 0, 14, 7, 9, 1]
@@ -38,6 +40,24 @@ def learner_for(causal, **changes):
 def scored_rollout(learner, budget=100_000):
     rollout = collect_rollout(learner, learner.data, iteration=0)
     return score_rollout(rollout, learner.scorers(), budget=budget)
+
+
+def test_the_score_is_read_at_the_end_that_the_reward_model_knows(causal_directory):
+    learner = learner_for(causal_directory)
+    learner.data = replace(learner.data, end_ids=[GOOD, EOS])
+    rollout = collect_rollout(learner, learner.data, iteration=0)
+    as_sampled = score_rollout(rollout, learner.scorers(), budget=60)
+    learner.data = replace(learner.data, turn_end_id=EOS)
+    scored = score_rollout(rollout, learner.scorers(), budget=60)
+    other_end = torch.tensor([int(ids[-1]) == GOOD for ids in rollout.responses])
+    assert 0 < int(other_end.sum()) < rollout.num_rows
+    assert torch.equal(scored.scores != as_sampled.scores, other_end)
+    for name in ("old_logprobs", "ref_logprobs", "values"):
+        assert torch.equal(getattr(scored, name), getattr(as_sampled, name))
+    for row, ids in enumerate(rollout.responses):
+        ids[-1] = EOS if other_end[row] else ids[-1]
+    ended_alike = score_rollout(rollout, learner.scorers(), budget=60)
+    assert torch.equal(scored.scores, ended_alike.scores)
 
 
 def make_update(learner, rows=None, **state):
