@@ -289,8 +289,8 @@ def places_of_other_prompts(prompts: Iterable[TokenIds]) -> NDArray[np.int64]:
     """
     runs: list[tuple[bytes, range]] = []
     start = 0
-    for prompt, rows in groupby(ids.tobytes() for ids in prompts):
-        end = start + len(list(rows))
+    for prompt, same in groupby(ids.tobytes() for ids in prompts):
+        end = start + len(list(same))
         runs.append((prompt, range(start, end)))
         start = end
     before = next((rows for prompt, rows in reversed(runs) if prompt != runs[0][0]), None)
