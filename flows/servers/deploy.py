@@ -240,18 +240,19 @@ def _apply(file: Path) -> None:
 
 def _watch_heartbeats(client: SyncPrefectClient) -> None:
     """Make the automation, or give one of an earlier build the states that end a run now."""
+    trigger = EventTrigger(
+        after={HEARTBEAT},
+        expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ENDS)},
+        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=timedelta(seconds=SILENT_SECONDS),
+    )
     automation = AutomationCore(
         name=SILENT_RUNS,
         description=f"A run without a heartbeat for {SILENT_SECONDS} s has lost its process.",
-        trigger=EventTrigger(
-            after={HEARTBEAT},
-            expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ENDS)},
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=SILENT_SECONDS),
-        ),
+        trigger=trigger,
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
@@ -263,7 +264,7 @@ def _watch_heartbeats(client: SyncPrefectClient) -> None:
     if not known:
         client.create_automation(automation)
     for other in known:
-        trigger = other.trigger
-        if not isinstance(trigger, EventTrigger) or trigger.expect != automation.trigger.expect:
+        found = other.trigger
+        if not isinstance(found, EventTrigger) or found.expect != trigger.expect:
             kept = automation.model_copy(update={"enabled": other.enabled})
             client.update_automation(other.id, kept)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import WorkerFlowRunResponse
-    from prefect.events import Event
+    from prefect.server.events.schemas.events import Event
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 _WRITER: ContextVar["asyncio.Task[Any] | None"] = ContextVar("writer", default=None)

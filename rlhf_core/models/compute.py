@@ -177,12 +177,12 @@ def _keep_start(model: PreTrainedModel) -> None:
 def round_to_files(model: nn.Module) -> float | None:
     """Round the weights to the precision of the model's files, their own dtype kept.
 
+    Of a change d since ``prepare_training`` that became r there is left
+
+        sum r d / sum d^2
+
     Returns:
-        Which part of the change since ``prepare_training`` is left, for a change d that became r:
-
-            sum r d / sum d^2
-
-        None without files of half precision, or without a change.
+        That share; None without files of half precision, or without a change.
     """
     dtype, inner = file_dtype(model), unwrapped(model)
     if dtype is None:
