@@ -188,8 +188,15 @@ def show_gates(decision: PromotionDecision) -> None:
 
 
 def show_record(record: BaseModel) -> None:
-    """Print a record field by field."""
-    console.print(Pretty(record.model_dump(mode="json"), expand_all=True))
+    """Print a record field by field; what says nothing is left out."""
+    found = record.model_dump(mode="json", exclude_none=True)
+    for name, value in found.items():
+        if isinstance(value, dict):
+            show_line(f"{name}:")
+            console.print(Pretty(value, expand_all=True))
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            show_line(f"{name.replace('_', ' ')}: {one}")
 
 
 def show_lineage(lineage: "Lineage") -> None:

@@ -310,7 +310,7 @@ def shorten(value: object) -> str:
 @contextmanager
 def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
     if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path in the configuration")
+        raise DataError(f"{path}: no such file; check the path")
     if path.suffix.lower() == ".gz":
         with gzip.open(path, "rb") as stream:
             yield stream  # type: ignore[misc]

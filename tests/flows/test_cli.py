@@ -87,7 +87,8 @@ def test_a_gates_slice_is_shown_in_its_brackets_and_one_that_does_not_apply_as_s
 def test_a_path_that_looks_like_markup_is_shown_as_it_is(capsys):
     named = dict.fromkeys(Lineage.model_fields, "x")
     path = "/srv/[/data]/:smile:"
-    many = {"aliases": (), "git_dirty": False, "gates": {}, "upstream": {}, "verdict": ""}
+    many = {"aliases": (), "git_dirty": False, "gates": {}, "upstream": {}, "lost": {}}
+    many |= {"verdict": ""}
     lineage = Lineage(**{**named, **many, "dataset_path": path})
     show_lineage(lineage)
     show_line(path)

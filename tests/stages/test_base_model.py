@@ -12,7 +12,7 @@ from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ModelError, NoRoomError
 from rlhf_core.models import save_model
 from rlhf_core.rollout.chat import ChatModel
-from rlhf_core.stages.models.base_model import load_base
+from rlhf_core.stages.models.base_model import base_renderer, load_base
 from tests.demo.test_base import BASE
 
 SMALL = {
@@ -169,3 +169,11 @@ def test_a_damaged_folder_is_one_line_that_names_it(tmp_path, kind):
     assert told.startswith(f"{folder}: ")
     assert said in told
     assert "\n" not in told
+
+
+def test_weights_that_are_not_whole_are_told_before_anything_is_done(save):
+    base = Path(save(hf.LlamaConfig(**SMALL)))
+    file = base / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.safetensors: damaged or not whole .* copy it"):
+        base_renderer(ModelConfig(base=str(base)))

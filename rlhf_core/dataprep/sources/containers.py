@@ -163,7 +163,7 @@ def _read_parquet(path: Path, _: Layout) -> Numbered:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path in the configuration")
+        raise DataError(f"{path}: no such file; check the path")
     number = 0
     try:
         with pq.ParquetFile(path) as file:

@@ -174,9 +174,10 @@ def _sheets(path: Path) -> list[dict[str, str]]:
 def _unknown(path: Path, columns: list[str], questions: Sequence[str]) -> str:
     if questions:
         return f"{path}: {questions[0]}"
-    shown = listed(columns)
+    if not columns:
+        return f"{path}: holds no row that could be read; expected one comparison a line or row"
     return (
-        f"{path}: no shape that is known; found the columns {shown or 'none'}; map them with"
+        f"{path}: no shape that is known; found the columns {listed(columns)}; map them with"
         " columns, see docs/data.md"
     )
 

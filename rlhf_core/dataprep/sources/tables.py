@@ -315,7 +315,7 @@ def _workbook(path: Path) -> Any:
     import openpyxl
 
     if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path in the configuration")
+        raise DataError(f"{path}: no such file; check the path")
     try:
         return openpyxl.load_workbook(path, read_only=True, data_only=True)
     except _BROKEN_WORKBOOK as error:

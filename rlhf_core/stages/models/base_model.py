@@ -13,6 +13,7 @@ from rlhf_core.errors import ModelError
 from rlhf_core.models import load_causal
 from rlhf_core.models.compute import save_in_float32
 from rlhf_core.models.known_ids import num_embeddings, unknown_ids
+from rlhf_core.models.memory import require_whole_files
 from rlhf_core.models.text import num_positions
 from rlhf_core.stages.models.digests import template_parts
 from rlhf_core.storage.records import sha256_of
@@ -127,8 +128,10 @@ def base_renderer(settings: ModelConfig, day: date | None = None) -> Renderer:
         day: recorded with the dataset; None leaves a template that reads the clock to it.
 
     Raises:
-        ModelError: no tokenizer or chat template, or they do not go together.
+        ModelError: no tokenizer or chat template, they do not go together, or a file of weights is
+            not whole.
     """
+    require_whole_files(settings.base)
     tokenizer = load_tokenizer(
         settings.base,
         revision=settings.revision,

@@ -26,7 +26,7 @@ from rlhf_core.dataprep.sources.containers import is_hub
 from rlhf_core.dataprep.sources.look import Found, look_at
 from rlhf_core.dataprep.sources.rows import comparison_problem
 from rlhf_core.errors import ConfigError, DataError, ModelError
-from rlhf_core.models.memory import weight_bytes
+from rlhf_core.models.memory import require_whole_files, weight_bytes
 from rlhf_core.schema import Comparison, Record
 from rlhf_core.stages.project.writer import SETTINGS, write_project
 from rlhf_core.storage.records import atomic_file
@@ -160,6 +160,7 @@ def _require_room(directory: Path) -> None:
 
 def _look_at_base(base: str) -> _Base:
     """Read tokenizer and config of a model; no weight is loaded."""
+    require_whole_files(base)
     template = own_template(base)
     tokenizer = tokenizer_beside(base)
     if tokenizer is None or tokenizer.eos_token_id is None:
