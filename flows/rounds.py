@@ -200,8 +200,8 @@ def _require_labels(config: PipelineConfig) -> None:
             " with the judge; name two in feedback.choice.models, or leave choice out"
         )
     root = versioning.repository_root(Path())
-    require_remote(root)
     publishing_base(root)
+    require_remote(root)
 
 
 def _with_result(one: Round, result: PipelineResult) -> Round:

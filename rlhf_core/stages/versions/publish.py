@@ -58,8 +58,8 @@ def publish(
     scratch = root / LOCAL / "publish"
     require_replaceable(root / _FAILED, FAILURES)
     with exclusive(scratch):
-        dvc_versions.require_remote(root)
         base = dvc_versions.publishing_base(root)
+        dvc_versions.require_remote(root)
         with dvc_versions.scratch_clone(root, base, scratch) as clone:
             versions = list_versions(root)
             added = _fill(root, clone, batch, versions, min_kept_fraction)
