@@ -31,16 +31,18 @@ from rlhf_flows.engine.stage import open_model_stage, open_stage, run_stage
 @flow(name="rlhf-prepare", flow_run_name=name_of_run)
 def prepare_stage(settings: RunSettings | None, inputs: PrepareInputs) -> DatasetSplits:
     """Validate the raw data and publish a dataset version."""
-    from rlhf_core.stages.prepare import prepare_data
+    from rlhf_core.stages.prepare import prepare_data, warn_of_too_few
 
     stage = open_stage("prepare", settings, inputs)
     before = saved_result(stage.context, "prepare", DatasetSplits)
-    return run_stage(
+    splits = run_stage(
         stage,
         DatasetSplits,
         lambda observer: prepare_data(stage.config),
         reuse=before is None or before.report.is_file(),
     )
+    warn_of_too_few(stage.config, splits)
+    return splits
 
 
 @flow(name="rlhf-sft", flow_run_name=name_of_run)

@@ -10,6 +10,7 @@ import rlhf_core
 from rlhf_core.adapters.datasets.data_docs import FOLDER as DOCS
 from rlhf_core.adapters.datasets.data_docs import find_docs
 from rlhf_core.config import PipelineConfig, PreparationConfig
+from rlhf_core.config.evaluation import GATED_STAGES
 from rlhf_core.dataprep.manifest import (
     Manifest,
     code_digest,
@@ -278,3 +279,28 @@ def prepare_fingerprint(config: PreparationConfig) -> str:
         DataError: a raw file is missing.
     """
     return config.data.version or _fingerprint(config)
+
+
+def warn_of_too_few(config: PipelineConfig, splits: DatasetSplits) -> None:
+    """Log where a gate asks for more samples than are held out, before hours of training.
+
+    Gates count dialogues, of which there are as many as rows at most.
+    """
+    rows = {
+        "sft": splits.demonstrations_heldout.num_rows,
+        "reward": splits.reward_heldout.num_rows,
+        "judge": splits.judge_heldout.num_rows,
+        "policy": min(splits.prompts_heldout.num_rows, config.evaluation.num_prompts),
+    }
+    for stage in GATED_STAGES:
+        asked = [gate.min_samples for gate in config.gates_of(stage)]
+        if too_many := [count for count in asked if count > rows[stage]]:
+            logger.warning(
+                "too_few_held_out: %d gates of %s ask for %d samples, and %d rows are held out for"
+                " them: the verdict cannot be PROMOTE; hold out more (data.heldout_fraction, more"
+                " data, evaluation.num_prompts) or ask for fewer (min_samples)",
+                len(too_many),
+                stage,
+                max(too_many),
+                rows[stage],
+            )

@@ -1,10 +1,12 @@
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
 
-from rlhf_core.config import PipelineConfig, load_with_origins
+from rlhf_core.config import PipelineConfig, load_config, load_with_origins
 from rlhf_core.config.reference import REQUIRED, all_settings, nearest
+from rlhf_core.errors import ConfigError
 from rlhf_flows.commands.cli import app
 
 BASE = """\
@@ -98,3 +100,32 @@ def test_the_version_is_printed():
     done = CliRunner().invoke(app, ["--version"])
     assert done.exit_code == 0
     assert done.stdout.startswith("rlhf-pipeline 0.")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("policy.kl_coef", "abc", "policy.kl_coef: Input should be a valid number (found 'abc')"),
+        ("polcy.kl_coef", "0.1", "polcy: no such setting; did you mean policy?"),
+        (
+            "policy",
+            "{algoritm: dpo, beta: 0.1}",
+            "policy: algorithm is missing; is algoritm meant to be it?",
+        ),
+        (
+            "gates.policy",
+            "[{metric: policy/win_rate, atleast: 0.5}]",
+            "gates.policy.0.atleast: no such setting; did you mean gates.policy[].at_least?",
+        ),
+        (
+            "gates.policy",
+            "[{metric: policy/winrate, at_least: 0.5}]",
+            "policy/winrate is not measured with these settings; did you mean policy/win_rate or",
+        ),
+    ],
+)
+def test_what_is_refused_is_named_as_it_is_written(tmp_path, key, value, says):
+    path = tmp_path / "settings.yaml"
+    path.write_text(BASE)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load_config(path, {key: value})

@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_core.adapters.datasets.versioning import directory_md5
-from rlhf_core.config import PipelineConfig
+from rlhf_core.config import PipelineConfig, PreparationConfig
 from rlhf_core.dataprep.assemble import PAIR_FILES
 from rlhf_core.dataprep.keys import conversation_key
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, DatasetSplits, Demonstration, PreferencePair, Prompt
 from rlhf_core.stages.preparation.dataset import read_splits
-from rlhf_core.stages.prepare import prepare_data
+from rlhf_core.stages.preparation.tokens import prompt_limit
+from rlhf_core.stages.prepare import prepare_data, warn_of_too_few
 from rlhf_core.storage.records import md5_of, read_records, sha256_of
 from tests.stages.prepare_helpers import comparisons, make_config, write
 
@@ -342,3 +343,32 @@ def test_published_transcripts_are_prepared(tmp_path, request):
         "set_aside": {"empty_response": 4, "identical_responses": 2, "parts_before_last_turn": 9},
         "source_rows": {"helpful-base.test": 2354},
     }
+
+
+def test_gates_that_ask_for_more_than_is_held_out_are_told(prepared, caplog):
+    config, splits = prepared
+    promotion = config.promotion.model_copy(update={"min_samples": 30})
+    config = config.model_copy(update={"promotion": promotion})
+    warn_of_too_few(config, splits)
+    assert not caplog.messages
+    asked = {"metric": "policy/win_rate", "at_least": 0.5, "min_samples": 290}
+    gates = config.gates.model_validate({**config.gates.model_dump(), "policy": [asked]})
+    few = config.model_copy(update={"gates": gates})
+    warn_of_too_few(few, splits)
+    held_out = splits.prompts_heldout.num_rows
+    assert held_out < 290
+    said = f"of policy ask for 290 samples, and {held_out} rows are held out for them"
+    assert any(said in line and "cannot be PROMOTE" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("policy", "limit"),
+    [({"algorithm": "ppo", "max_new_tokens": 64}, 448), ({"algorithm": "dpo"}, 256), (None, None)],
+)
+def test_prompts_that_evaluation_will_not_ask_are_left_out(policy, limit):
+    data = {"preferences": {"path": "p.jsonl"}}
+    wanted = {"model": {"base": "unused"}, "data": data, "policy": policy}
+    config = PreparationConfig.model_validate(wanted)
+    assert prompt_limit(config) == limit
+    if limit is not None:
+        assert limit == config.longest_prompt()

@@ -50,8 +50,11 @@ def make_token_check(config: PreparationConfig, renderer: "Renderer | None") -> 
 
 
 def prompt_limit(config: PreparationConfig) -> int | None:
-    """Most tokens a prompt to sample from may have; None where tokens or sampling play no part."""
-    if not config.data.cleaning.tokens or config.sampled_tokens() is None:
+    """Most tokens a prompt to sample from may have; None where tokens or a policy play no part.
+
+    Evaluation samples whatever trained the policy, and asks no longer prompts.
+    """
+    if not config.data.cleaning.tokens or config.policy is None:
         return None
     return config.longest_prompt()
 
