@@ -61,9 +61,9 @@ def promote(
         if record.moved:
             announce_champion(record.model)
     write_json(record, json_file)
-    show_record(record)
     if dry_run:
-        show_line("dry run: nothing was changed")
+        show_line("dry run: nothing was changed; a promotion would say:")
+    show_record(record)
     raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)
 
 

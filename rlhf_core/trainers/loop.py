@@ -50,6 +50,8 @@ class TrainingRun:
     """Who follows the training while it runs."""
     shard: Shard = "none"
     """What of a model several processes divide among them."""
+    role: str = ""
+    """What the model is trained for, where one trainer serves several roles."""
     kept: KeptWeights | None = None
     """Where weights stay that one is chosen from afterwards; None: the last ones are taken."""
 

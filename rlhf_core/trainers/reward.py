@@ -50,7 +50,7 @@ def fit_reward_model(
     Logs ``reward/loss`` (nats per pair), ``reward/accuracy``, ``reward/margin``,
     ``reward/learning_rate``, ``reward/grad_norm``, ``reward/tokens_per_second`` every step, and
     ``reward/heldout_*`` at the start, every ``evaluate_every`` steps, and at the end, then also
-    by length of the responses.
+    by length of the responses; of a judge, ``judge/loss`` and so on.
 
     Args:
         model: from ``scalar_from_causal``.
@@ -58,18 +58,18 @@ def fit_reward_model(
         heldout: pairs to measure on.
         reference: demonstrations; with ``center_on_reference`` their mean score becomes 0.
         settings: of the training.
-        run: seed, tracker, checkpoints.
+        run: seed, tracker, checkpoints; its role is that of the metrics' names.
 
     Raises:
         DivergedError: loss or gradient is not finite; names the step.
         CheckpointError: the checkpoints belong to another run.
         DataError: there is nothing to train, to evaluate or to centre on.
     """
-    require_pairs("reward", train=train, heldout=heldout)
+    role, budget, labels = run.role or "reward", settings.micro_batch_tokens, Labels.of(settings)
+    require_pairs(role, train=train, heldout=heldout)
     if settings.center_on_reference:
-        require_pairs("reward", reference=reference)
+        require_pairs(role, reference=reference)
     model = prepare_training(model, settings.compute, seed=run.seed)
-    budget, labels = settings.micro_batch_tokens, Labels.of(settings)
     plan = plan_pair_batches(
         train, batch_size=settings.batch_size, num_epochs=settings.num_epochs, seed=run.seed
     )
@@ -80,21 +80,21 @@ def fit_reward_model(
         first: dict[str, float] = checkpoint.values["first"]
     else:
         measures = measure_pairs(model, heldout, budget=budget, labels=labels)
-        first = measures.summary("reward", "heldout_")
+        first = measures.summary(role, "heldout_")
         run.tracker.log_metrics(first, step=0)
-    progress = Progress("reward", run.observer, total=len(plan), done=optimization.step)
+    progress = Progress(role, run.observer, total=len(plan), done=optimization.step)
     while optimization.step < len(plan):
         started = time.perf_counter()
         batch = [train[index] for index in plan[optimization.step]]
         measures, num_tokens = accumulate_pairs(model, batch, budget=budget, labels=labels)
-        metrics = measures.summary("reward")
-        applied = optimization.apply(metrics["reward/loss"])
-        metrics |= {f"reward/{name}": value for name, value in applied.items()}
-        metrics["reward/tokens_per_second"] = num_tokens / (time.perf_counter() - started)
+        metrics = measures.summary(role)
+        applied = optimization.apply(metrics[f"{role}/loss"])
+        metrics |= {f"{role}/{name}": value for name, value in applied.items()}
+        metrics[f"{role}/tokens_per_second"] = num_tokens / (time.perf_counter() - started)
         step = optimization.step
         if settings.evaluate_every and step % settings.evaluate_every == 0 and step < len(plan):
             measures = measure_pairs(model, heldout, budget=budget, labels=labels)
-            metrics |= measures.summary("reward", "heldout_")
+            metrics |= measures.summary(role, "heldout_")
         run.tracker.log_metrics(metrics, step=step)
         progress.advance(metrics)
         if step % settings.checkpoint_every == 0 or step == len(plan):
@@ -107,9 +107,9 @@ def fit_reward_model(
     progress.close()
     model = optimization.finish()
     measures = measure_pairs(model, heldout, budget=budget, labels=labels)
-    final = measures.summary("reward", "heldout_") | measures.accuracy_by_length(heldout, "reward")
+    final = measures.summary(role, "heldout_") | measures.accuracy_by_length(heldout, role)
     if settings.center_on_reference:
-        final["reward/shift"] = center_on_reference(model, reference, budget=budget)
+        final[f"{role}/shift"] = center_on_reference(model, reference, budget=budget)
     run.tracker.log_metrics(final, step=len(plan))
     return FitSummary(num_steps=len(plan), metrics=final | at_start(first))
 

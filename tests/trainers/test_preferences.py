@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 import torch
 
-from rlhf_core.config import DpoConfig
+from rlhf_core.config import DpoConfig, RewardConfig
 from rlhf_core.errors import DataError
 from rlhf_core.models import (
     load_causal,
@@ -35,6 +35,7 @@ from rlhf_core.trainers.reward import (
     Labels,
     accumulate_pairs,
     center_on_reference,
+    fit_reward_model,
     measure_pairs,
 )
 from tests.trainers.toys import OPTIMIZER, ListTracker, ids, toy_examples, toy_pairs, train_stage
@@ -100,6 +101,17 @@ def test_reward_loss_with_margins_and_smoothing_by_hand(causal_directory):
         assert float(measures.losses[index]) == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(measures.margins, gaps)
     assert list(pair_rows(asked)) != list(pair_rows(pairs))
+
+
+def test_a_judge_is_measured_under_its_own_name(causal_directory, tmp_path):
+    tracker = ListTracker()
+    run = TrainingRun(0, tracker, CheckpointStore(tmp_path), role="judge")
+    model, pairs = scalar_from_causal(causal_directory, seed=0), toy_pairs(8)
+    settings = RewardConfig(num_epochs=1, batch_size=8, center_on_reference=False)
+    summary = fit_reward_model(model, pairs, pairs, (), settings=settings, run=run)
+    logged = {name for _, metrics in tracker.rows for name in metrics} | set(summary.metrics)
+    assert {"judge/loss", "judge/heldout_accuracy"} < logged
+    assert {name.partition("/")[0] for name in logged} == {"judge"}
 
 
 def test_a_draw_counts_half():

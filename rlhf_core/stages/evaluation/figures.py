@@ -16,7 +16,7 @@ CURVES: dict[str, dict[str, tuple[str, ...]]] = {
         "Reward model: loss, nats per pair": ("reward/loss", "reward/heldout_loss"),
         "Reward model: accuracy": ("reward/accuracy", "reward/heldout_accuracy"),
     },
-    "judge": {"Judge: accuracy": ("reward/accuracy", "reward/heldout_accuracy")},
+    "judge": {"Judge: accuracy": ("judge/accuracy", "judge/heldout_accuracy")},
     "policy": {
         "Policy: reward-model score": ("policy/reward_model_score",),
         "Policy: terms of the reward": ("policy/reward_term_*",),

@@ -83,6 +83,7 @@ class Followers:
             ),
             observer=self.observer,
             shard=job.config.distributed_of(job.role).shard,
+            role=job.role,
             kept=kept_weights(job, run),
         )
 
