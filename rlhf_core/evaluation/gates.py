@@ -8,6 +8,7 @@ from rlhf_core.config.metric_names import CHAMPION_METRICS, CORRECTED, OVER_CHAM
 from rlhf_core.errors import MissingMetricError
 from rlhf_core.evaluation.corrected import MIN_LABELS
 from rlhf_core.evaluation.monitors import VICES
+from rlhf_core.evaluation.same_cause import gather
 from rlhf_core.schema import (
     Estimate,
     EvaluationReport,
@@ -140,7 +141,7 @@ def decide(
         model=report.model,
         verdict=reasons[0][0],
         results=results,
-        reasons=tuple(f"{verdict}: {reason}" for verdict, reason in reasons),
+        reasons=tuple(gather(f"{verdict}: {reason}" for verdict, reason in reasons)),
     )
 
 

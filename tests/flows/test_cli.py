@@ -95,6 +95,18 @@ def test_a_path_that_looks_like_markup_is_shown_as_it_is(capsys):
     assert capsys.readouterr().out.count(path) == 2
 
 
+def test_a_models_gates_that_one_cause_holds_are_one_line(capsys):
+    named = dict.fromkeys(Lineage.model_fields, "x")
+    why = "75 samples are too few, the gate asks for 80."
+    held = {name: f"HOLD: {name} = 0.6 [0.5, 0.7] (95%, n = 75): {why}" for name in ("a/b", "a/c")}
+    many = {"aliases": (), "git_dirty": False, "upstream": {}, "lost": {}, "verdict": "HOLD"}
+    show_lineage(Lineage(**{**named, **many, "gates": held | {"a/d": "PROMOTE: well."}}))
+    shown = capsys.readouterr().out
+    assert "gate HOLD: 2 gates want 80 samples and there are 75: a/b, a/c." in shown
+    assert "gate PROMOTE: well." in shown
+    assert "too few" not in shown
+
+
 def test_a_run_that_a_gate_stopped_exits_1_with_the_reason(rlhf, stages, config_path):
     stages.verdicts["reward"] = "HOLD"
     done = rlhf("run", config_path)

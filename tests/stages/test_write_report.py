@@ -149,6 +149,22 @@ def held(stage, metric, estimate, gate):
     )  # fmt: skip
 
 
+def test_what_would_decide_gates_with_too_few_samples_is_said_once():
+    few = Estimate(value=0.55, low=0.54, high=0.56, num_samples=75)
+    held_at = held("policy", "policy/win_rate", few, GateConfig(
+        metric="policy/win_rate", at_least=0.5, min_samples=80
+    ))  # fmt: skip
+    (first,) = held_at.judgement.results
+    second = first.model_copy(update={"needed": first.needed.replace("win_rate", "kl")})
+    decision = held_at.judgement.model_copy(update={"results": (first, second)})
+    assert needed_to_decide(
+        {"evaluate": held_at.model_copy(update={"decision": decision})}, None
+    ) == [
+        "about 80 samples in place of 75 would pass 2 gates, if their values stay: "
+        "policy/win_rate, policy/kl"
+    ]  # fmt: skip
+
+
 def test_a_held_win_rate_says_how_many_prompts_and_how_many_votes():
     judge = held(
         "judge", "judge/heldout_accuracy",

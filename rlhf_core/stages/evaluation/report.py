@@ -20,6 +20,7 @@ from rlhf_core.evaluation.report import (
     render_page,
     shown_suites,
 )
+from rlhf_core.evaluation.same_cause import gather
 from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
 from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
 from rlhf_core.stages.evaluation.figures import (
@@ -192,7 +193,7 @@ def needed_to_decide(results: Mapping[str, StageResult], judge_uri: str | None) 
     last = list(results.values())[-1]
     if last.verdict != "HOLD":
         return []
-    lines = [outcome.needed for outcome in last.judgement.results if outcome.needed]
+    lines = gather(outcome.needed for outcome in last.judgement.results if outcome.needed)
     judge = results.get("judge")
     if judge is None or judge.model.uri != judge_uri:
         return lines
