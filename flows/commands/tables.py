@@ -184,7 +184,8 @@ def show_gates(decision: PromotionDecision) -> None:
     table = Table("gate", "verdict", "measured", "rule")
     for gate in decision.results:
         name, rule = escape(gate.gate), escape(gate.rule)
-        table.add_row(name, _coloured(gate.verdict), _measured(gate), rule)
+        said = _coloured(gate.verdict) if gate.shown_verdict == gate.verdict else gate.shown_verdict
+        table.add_row(name, said, _measured(gate), rule)
     show_table(table)
 
 

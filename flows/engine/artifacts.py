@@ -119,7 +119,7 @@ def stage_page(stage: str, result: StageResult) -> str:
     """Return a page with the stage's verdict, gates and metrics."""
     decision = result.judgement
     gates = [
-        f"| {shown_markdown(gate.gate)} | **{gate.verdict}** | {_of_gate(gate)} "
+        f"| {shown_markdown(gate.gate)} | **{gate.shown_verdict}** | {_of_gate(gate)} "
         f"| {shown_markdown(gate.rule)} |"
         for gate in decision.results
     ]

@@ -63,7 +63,7 @@ class BestOfN:
     policy_won: Array
     """[n] outcome of the policy against them by the judge."""
     gold: tuple[dict[str, float], ...] | None = None
-    """The outside rater's numbers; None where there is none."""
+    """The gold rater's numbers; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class PairedAnswers:
     reference_nll: Array
     """Nats of the policy's answer under SFT."""
     gold: Ratings | None
-    """Ratings by the outside rater; None where there is none."""
+    """Ratings by the gold rater; None where there is none."""
     champion: Answers | None = None
     """The champion's answers; None where there is none to compare with."""
     champion_judge: Array | None = None
     """[n] the judge's scores of them."""
     champion_gold: tuple[dict[str, float], ...] | None = None
-    """The outside rater's of them."""
+    """The gold rater's of them."""
     decided: Decided | None = None
     """What several judges, or one from elsewhere, decided; None where the judge's scores do."""
     best_of_n: BestOfN | None = None
@@ -111,7 +111,7 @@ class PairedAnswers:
 
     @property
     def gold_won(self) -> Array:
-        """[n] outcome by the outside rater."""
+        """[n] outcome by the gold rater."""
         return self._outcomes(self.gold_values(SCORE))
 
     def gold_values(self, key: str) -> Both:
@@ -154,7 +154,7 @@ class PairedAnswers:
 def policy_metrics(
     measured: PairedAnswers, monitors: MonitorsConfig, plans: Plans
 ) -> dict[str, Estimate]:
-    """Every ``policy/...`` metric, and ``gold/...`` where there is an outside rater."""
+    """Every ``policy/...`` metric, and ``gold/...`` where there is a gold rater."""
     texts = AnswerTexts(
         prompts=tuple(prompt.prompt for prompt in measured.prompts),
         policy=measured.policy.texts,

@@ -35,7 +35,9 @@ HEADLINES = {
     "policy/win_rate_over_champion": "win rate over the champion, by the judge",
     "policy/win_rate_over_best_of_n": "win rate over best-of-n of SFT, by the judge",
     "policy/best_of_n_win_rate": "best-of-n's own win rate over SFT, by the judge",
-    "gold/win_rate": "win rate by the outside rater",
+    "gold/win_rate": "win rate over SFT, by the gold rater",
+    "gold/correctness": "correctness, by the gold rater",
+    "gold/correctness_change": "the same, less SFT's",
     "policy/kl": "KL from SFT, nats per response",
     "policy/best_of_n_kl_bound": "best-of-n's KL from SFT at most, nats per response",
     "policy/length_ratio": "response length over SFT's",
@@ -124,6 +126,8 @@ class Page:
     """The models side by side."""
     models: Mapping[str, str] = field(default_factory=dict)
     """``candidate``, ``SFT``, ``champion`` to what each is called; those that answered."""
+    steps: Mapping[str, tuple[Verdict | None, str]] = field(default_factory=dict)
+    """Stages that ended: the verdict of those with gates, and how long it took or what it made."""
     needed: Sequence[str] = field(default_factory=tuple)
     """What would decide where nothing is decided yet, in sentences."""
 

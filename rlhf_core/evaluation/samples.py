@@ -31,7 +31,7 @@ class ComparedAnswer(Record):
     scores: dict[str, tuple[float, float]]
     """Scorer (``judge``, ``reward``) to its scores of the policy's and SFT's answer."""
     gold: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """The outside rater's numbers for both."""
+    """The gold rater's numbers for both."""
     champion: str | None = None
     """The champion's answer, where there is a champion."""
     champion_score: float | None = None
@@ -178,7 +178,7 @@ def side_by_side(rows: Sequence[ComparedAnswer]) -> list[AverageQuantity]:
     if all("score" in row.gold for row in rows):
         found.append(
             AverageQuantity(
-                "outside rater's score", mean(lambda row: row.gold["score"][0]),
+                "gold rater's score", mean(lambda row: row.gold["score"][0]),
                 mean(lambda row: row.gold["score"][1]), None,
             )
         )  # fmt: skip

@@ -252,6 +252,11 @@ class GateResult(Record):
     """How many samples would decide it, in words; empty where it is decided."""
 
     @property
+    def shown_verdict(self) -> str:
+        """The verdict as people see it: a gate that does not apply has said nothing."""
+        return "n/a" if self.estimate is None and self.verdict == "PROMOTE" else self.verdict
+
+    @property
     def without_estimate(self) -> str:
         """What stands in the place of an estimate that there is none of."""
         return "not applicable" if self.verdict == "PROMOTE" else "not measured"

@@ -186,7 +186,7 @@ def evaluate_policy(  # noqa: PLR0913 - four models meet here
     """Compare the policy with SFT and the champion on held-out prompts and apply the gates.
 
     The judge decides who wins; one that did not pass its own gates cannot promote anybody. The
-    training reward model is only watched, for the gap between the two. An outside rater, where
+    training reward model is only watched, for the gap between the two. A gold rater, where
     configured, appears in the report and in no gate.
 
     Args:

@@ -107,6 +107,30 @@ def test_the_page_says_what_was_decided_and_why():
     assert "it flatters the user" in html
 
 
+def test_what_the_banner_lists_is_not_counted_again_and_the_stage_is_called_as_in_the_terminal():
+    names = [f"one_{number}" for number in range(5)]
+    gates = [GateConfig(metric=f"policy/{name}", at_least=0.6) for name in names]
+    passed = finished(gates, **dict.fromkeys(names, (0.7, 0.65, 0.75)))
+    html = render_page(page(results=(passed,)))
+    assert "2 more gates passed or not applicable" in html
+    assert [html.count(f"<li>policy/{name} = ") for name in names] == [1] * 5
+    assert "models:/rlhf-policy/7, by the gates of evaluate<" in html
+    assert "passed or not applicable" not in render_page(
+        page(results=(finished(gates[:3], **dict.fromkeys(names, (0.7, 0.65, 0.75))),))
+    )
+
+
+def test_what_the_gold_rater_says_stands_at_a_glance():
+    result = finished(GATES, win_rate=(0.7, 0.65, 0.75))
+    gold = {"gold/correctness": estimate(0.83, 0.8, 0.9)}
+    gold |= {"gold/correctness_change": estimate(0.06, 0.02, 0.1)}
+    report = result.report.model_copy(update={"metrics": result.report.metrics | gold})
+    html = render_page(page(results=(result.model_copy(update={"report": report}),)))
+    for value, name in (("0.83", "correctness, by the gold rater"), ("0.06", "the same, less SFT")):
+        assert f'<div class="value">{value}</div>' in html
+        assert f"<div>{name}" in html
+
+
 def test_accuracies_stand_beside_the_ceiling_and_best_of_k_by_subset():
     shown = page(results=(*SCORERS, finished(GATES, win_rate=(0.7, 0.65, 0.75))))
     assert list(shown.accuracies) == [

@@ -82,6 +82,8 @@ def test_a_gates_slice_is_shown_in_its_brackets_and_one_that_does_not_apply_as_s
     shown = capsys.readouterr().out
     assert "[style=red]" in shown
     assert "not applicable" in shown
+    assert "n/a" in shown
+    assert "PROMOTE" not in shown
 
 
 def test_a_path_that_looks_like_markup_is_shown_as_it_is(capsys):

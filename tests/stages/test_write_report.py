@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from rlhf_core.stages.evaluation.report import (
     pick_samples,
     write_report,
 )
+from rlhf_core.stages.promote import Promotion
 
 NO_GATES = GatesConfig(sft=(), reward=(), policy=())
 
@@ -32,8 +34,15 @@ def test_a_finished_run_becomes_one_page(evaluated, stage_config, stage_context,
             config, small_splits, models["judge"], stage_context, role="judge"
         ),
         "evaluate": result,
-        "policy": models["policy"],
     }
+    results["policy"] = StageResult.judged_later(
+        "policy", models["policy"], seconds=75.0, tracking_url=""
+    )
+    results["prepare"] = small_splits
+    results["promote"] = Promotion(
+        model="rlhf-policy", verdict="HOLD", moved=False, champion="models:/rlhf-policy/9",
+        previous_champion=None, reasons=(),
+    )  # fmt: skip
     for stage, result in results.items():
         (directory / stage).mkdir(parents=True, exist_ok=True)
         (directory / stage / "result.json").write_text(result.model_dump_json())
@@ -47,6 +56,12 @@ def test_a_finished_run_becomes_one_page(evaluated, stage_config, stage_context,
     assert "models:/rlhf-sft/1" in html
     assert "gold/win_rate" in html
     assert "could not" not in html
+    steps = html.split('<div class="steps">')[1].split("<h2>")[0]
+    assert re.findall("<b>(.*?)</b>", steps) == [
+        "prepare", "sft", "judge", "policy", "evaluate", "promote",
+    ]  # fmt: skip
+    for told in (f"dataset {small_splits.sha256[:12]}", "1 min 15 s", "champion models:/rlhf-po"):
+        assert told in steps
 
 
 def test_a_report_needs_no_torch():

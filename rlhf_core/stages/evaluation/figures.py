@@ -55,7 +55,7 @@ def comparison_figures(
         "judge, corrected by people": "policy/win_rate_corrected",
         "judge, over the champion": "policy/win_rate_over_champion",
         "judge, over best-of-n": "policy/win_rate_over_best_of_n",
-        "outside rater": "gold/win_rate",
+        "gold rater": "gold/win_rate",
     }
     by_tag = {
         tag.replace("=", ": ").replace("_", " "): {

@@ -9,7 +9,7 @@ from rlhf_core.adapters.datasets.data_docs import INDEX, find_docs
 from rlhf_core.adapters.registry.lineage import trace_lineage
 from rlhf_core.adapters.tracking.curves import run_span
 from rlhf_core.config import GATED_STAGES, PipelineConfig, config_digest
-from rlhf_core.config.stages import JUDGING
+from rlhf_core.config.stages import JUDGING, STAGES
 from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.evaluation.corrected import labels_needed
 from rlhf_core.evaluation.report import (
@@ -22,7 +22,7 @@ from rlhf_core.evaluation.report import (
 )
 from rlhf_core.evaluation.same_cause import gather
 from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
-from rlhf_core.schema import DatasetSplits, ModelRef, StageResult
+from rlhf_core.schema import DatasetSplits, ModelRef, StageResult, Verdict
 from rlhf_core.stages.evaluation.figures import (
     CURVES,
     choice_figures,
@@ -60,10 +60,8 @@ def write_report(directory: Path) -> Path:
     if not settings_file.is_file():
         raise ConfigError(f"{directory}: not a run, there is no config.json in it")
     config = read_record(settings_file, PipelineConfig)
-    ended = {stage: _result(directory, stage, StageResult) for stage in JUDGING}
-    results: dict[str, StageResult] = {
-        stage: result for stage, result in ended.items() if result is not None
-    }
+    ended = ((stage, _result(directory, stage, StageResult)) for stage in JUDGING)
+    results: dict[str, StageResult] = {stage: result for stage, result in ended if result}
     notes: list[str] = []
     rows = compared_answers(results.get("evaluate"))
     splits = _result(directory, "prepare", DatasetSplits)
@@ -91,6 +89,7 @@ def write_report(directory: Path) -> Path:
         | _times(models, results.get("evaluate"), notes),
         averages=side_by_side(rows) if rows else (),
         models=_names(results),
+        steps=_steps(results | ({"policy": policy} if policy else {}), splits, promotion),
         needed=needed_to_decide(results, _judge_uri(lineage)),
     )
     with atomic_file(directory / REPORT) as stream:
@@ -136,6 +135,24 @@ def _facts(
     if promotion:
         facts["champion now"] = promotion["champion"] or "none"
     return facts
+
+
+def _steps(
+    results: Mapping[str, StageResult],
+    splits: DatasetSplits | None,
+    promotion: Mapping[str, Any] | None,
+) -> dict[str, tuple[Verdict | None, str]]:
+    """Every stage that ended, in the order they run: its verdict, and what is known of it."""
+    known: dict[str, tuple[Verdict | None, str]] = {
+        # The policy's stage of earlier builds told no time.
+        stage: (result.verdict, duration(result.seconds) if result.seconds else "")
+        for stage, result in results.items()
+    }
+    if splits:
+        known["prepare"] = (None, f"dataset {splits.sha256[:12]}")
+    if promotion:
+        known["promote"] = (None, f"champion {promotion['champion'] or 'none'}")
+    return {stage: known[stage] for stage in STAGES if stage in known}
 
 
 def _times(
