@@ -139,6 +139,9 @@ class FakeStages:
             **{name: DatasetRef(path=directory / f"{name}.jsonl", **ref) for name in FILES},
         )
 
+    def warn_of_too_few(self, config, splits):
+        pass
+
     def prepare_data(self, config):
         self._called("prepare")
         self.kept = self.raw
