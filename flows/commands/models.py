@@ -62,8 +62,10 @@ def promote(
             announce_champion(record.model)
     write_json(record, json_file)
     if dry_run:
-        show_line("dry run: nothing was changed; a promotion would say:")
+        show_line("a promotion would say:")
     show_record(record)
+    if dry_run:
+        show_line("dry run: nothing was changed")
     raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)
 
 
