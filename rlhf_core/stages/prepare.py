@@ -57,6 +57,7 @@ CODE = (
     "adapters/datasets/data_docs.py",
     "evaluation/corrected.py",
     "evaluation/gates.py",
+    "evaluation/same_cause.py",
     "evaluation/monitors.py",
     "evaluation/reading.py",
     "evaluation/text_metrics.py",
