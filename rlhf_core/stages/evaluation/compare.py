@@ -210,14 +210,14 @@ def sample_answers(
             advance=lambda: progress.advance({}),
             sampler=sampler,
         )
-    rendered = map(make_renderer(tokenizer).prompt_ids, prompts)
-    return _with_own_logprobs(config, model, list(rendered), answers)
+    return _with_own_logprobs(config, model, tokenizer, prompts, answers)
 
 
 def _with_own_logprobs(
     config: PipelineConfig,
     model: PreTrainedModel,
-    prompts: Sequence[TokenIds],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Conversation],
     answers: Sequence[SampledResponse],
 ) -> list[SampledResponse]:
     """Put our own pass's log-probabilities in place of an engine's, once both agree.
@@ -230,7 +230,7 @@ def _with_own_logprobs(
         return list(answers)
     (own,) = response_logprobs_at(
         model,
-        prompts,
+        list(map(make_renderer(tokenizer).prompt_ids, prompts)),
         sampled_ids(answers),
         temperatures=[temperature],
         budget=config.evaluation.micro_batch_tokens,
