@@ -264,7 +264,20 @@ def _show_found(found: "Found") -> None:
     show_line(f"shape: {found.shape}" + (f" (format {format_})" if format_ else ""))
     show_line(f"{found.rows:,} rows, {found.usable:,} usable: " + _summary(found))
     for reason, count in found.filtered.most_common():
-        show_line(f"filtered out: {count:,} {reason}")
+        first = found.first_filtered.get(reason)
+        show_line(f"filtered out: {count:,} {reason}" + (f"; the first: {first}" if first else ""))
+    if found.num_undecided:
+        show_line(
+            f"ties alone: {found.num_undecided:,} comparisons; preparation filters out (tie) those "
+            "on which no other row votes"
+        )
+    if found.reused_ids:
+        name, (one, other) = next(iter(found.reused_ids.items()))
+        show_line(
+            f"preparation would refuse this file: an id stands for several comparisons, whose votes "
+            f"would be mixed: {len(found.reused_ids):,}, the first {name!r} (lines {one} and "
+            f"{other}); give each comparison an id of its own"
+        )
     for column, count in sorted(found.unused_columns.items()):
         show_line(f"not read: column {column!r} of {count:,} rows")
     for note in found.notes:

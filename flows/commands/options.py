@@ -74,19 +74,19 @@ LogLevel = Annotated[
 
 
 logger = logging.getLogger(__name__)
-_CHOSEN = ContextVar("chosen", default=("", ""))
-"""Name and help of the command that runs."""
+_CHOSEN = ContextVar("chosen", default="")
+"""The command that runs, as it is written."""
 
 
 class Commands(TyperGroup):
-    """Commands of which the chosen one says at once what it does, and that it was stopped."""
+    """Commands of which the chosen one says at once that it runs, and that it was stopped."""
 
     # Any: the types of typer's own copy of click have no public names.
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command, and remember it for ``begin``."""
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None:
-            _CHOSEN.set((str(name), command.help or ""))
+            _CHOSEN.set(f"{ctx.command_path} {name}")
         return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -148,10 +148,9 @@ def begin(log_level: str, *, uses_servers: bool = True) -> None:
 
 
 def say_what_begins() -> None:
-    """Log what the command is about to do: its first libraries take seconds to import."""
-    name, does = _CHOSEN.get()
-    if name:
-        logger.info("command=%s %s", name, " ".join(does.partition(".")[0].split()))
+    """Log which command begins: nothing more is heard while its first libraries are imported."""
+    if command := _CHOSEN.get():
+        logger.info("%s started; loading its libraries takes some seconds", command)
 
 
 def warn_of_unused_servers() -> None:

@@ -50,6 +50,7 @@ def configure_logging(level: str) -> None:
                 }
             },
             "root": {"level": "WARNING", "handlers": ["terminal"]},
-            "loggers": {name: {"level": level.upper()} for name in ("rlhf_core", "rlhf_flows")},
+            "loggers": {name: {"level": level.upper()} for name in ("rlhf_core", "rlhf_flows")}
+            | {"huggingface_hub": {"propagate": False}},  # prints its lines itself
         }
     )

@@ -167,6 +167,7 @@ def _load(base: str | Path, revision: str | None) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(str(base), **options)
     except Exception as error:  # the tokenizers library raises Exception itself
+        elsewhere = "" if directory.is_dir() else "; nor is there a folder of this name"
         raise ModelError(
-            f"{base}: cannot load a tokenizer: {why_not_loaded(base, error)}"
+            f"{base}: cannot load a tokenizer: {why_not_loaded(base, error)}{elsewhere}"
         ) from error

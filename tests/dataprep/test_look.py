@@ -56,6 +56,20 @@ def test_demonstrations_and_prompts_are_told_from_comparisons(write_jsonl, row, 
     assert found.unused_columns == ({"topic": 2} if "topic" in row else {})
 
 
+def test_what_preparation_would_leave_out_or_refuse_is_said_of_the_first_row(write_jsonl):
+    def row(id_: str, number: int, choice: str) -> dict:
+        votes = [{"annotator": "p", "choice": choice}]
+        return plain(number) | {"comparison_id": id_, "votes": votes}
+
+    rows = [row("1", 1, "tie"), row("2", 2, "a"), row("2", 3, "a"), row("3", 4, "c")]
+    path = write_jsonl("rows.jsonl", [*rows, row("4", 5, "b") | {"response_b": " "}, rows[1]])
+    found = look_at(path)
+    assert (found.usable, found.num_undecided) == (4, 1)
+    assert found.reused_ids == {"2": (2, 3)}
+    assert found.first_filtered["unusable_value"].startswith("line 4: votes.0.choice: ")
+    assert found.first_filtered["empty_response"] == "line 5"
+
+
 def test_answers_without_a_winner_are_no_prompts(write_jsonl):
     row = {"prompt": "Question?", "x": "this may be an answer", "y": "and this another one"}
     with pytest.raises(DataError, match="no shape that is known; found the columns prompt, x, y"):

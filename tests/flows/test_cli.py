@@ -375,7 +375,7 @@ def test_a_command_that_is_stopped_before_its_run_begins_says_so(typed, config_p
     monkeypatch.setattr("rlhf_flows.engine.runs.folder.open_run", stopped)
     code, stderr = typed("run", config_path)
     assert code == 143
-    assert "command=run Run the whole pipeline" in stderr.splitlines()[0]
+    assert " run started; " in stderr.splitlines()[0]
     assert said(stderr) == ["stopped"]
 
 

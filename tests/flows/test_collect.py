@@ -246,7 +246,7 @@ def test_a_command_without_the_section_is_one_clear_line(stages, config_path, mo
         main()
     assert stopped.value.code == 2
     *told, error = capsys.readouterr().err.splitlines()
-    assert "command=push" in told[0]
+    assert " label push started; " in told[0]
     assert error.startswith("error: feedback: no such section")
 
 

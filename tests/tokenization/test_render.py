@@ -150,6 +150,14 @@ def test_a_directory_without_tokenizer_is_an_error(tmp_path):
         load_tokenizer(tmp_path / "nowhere")
 
 
+def test_a_name_that_is_no_folder_and_not_on_the_hub_is_said_to_be_neither(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ModelError, match=r"^models/mistyped: .+; nor is there a folder of this name$"
+    ):
+        load_tokenizer("models/mistyped")
+
+
 def test_a_tokenizer_without_eos_is_an_error(tmp_path):
     tokenizer = MAKERS["chatml"]()
     tokenizer.eos_token = None

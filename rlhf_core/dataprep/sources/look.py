@@ -18,6 +18,8 @@ from rlhf_core.config.data import (
     SourceConfig,
     UnpairedConfig,
 )
+from rlhf_core.dataprep.keys import Key
+from rlhf_core.dataprep.ledger import enter
 from rlhf_core.dataprep.sources import (
     parse_rows,
     read_demonstrations,
@@ -95,6 +97,12 @@ class Found:
     """Rows that a sound comparison comes of."""
     filtered: Counter[str] = field(default_factory=Counter)
     """The other rows by reason."""
+    first_filtered: dict[str, str] = field(default_factory=dict)
+    """Of each reason, the first row and what is wrong with it."""
+    num_undecided: int = 0
+    """Comparisons on which nobody prefers either response."""
+    reused_ids: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Ids of several comparisons, with the lines of two; a file with one is refused."""
     unused_columns: Counter[str] = field(default_factory=Counter)
     """Columns that nothing looks at, and the rows they hold something in."""
     num_comparisons: int = 0
@@ -113,6 +121,16 @@ class Found:
         return OtherLookRecord(
             settings=self.settings, rows=self.rows, usable=self.usable, section=self.section
         )
+
+    def note_filtered(self, reason: Reason, num_rows: int, item: Record | FilteredRow) -> None:
+        """Count rows of which nothing comes, and keep where the first of them is."""
+        self.filtered[reason] += num_rows
+        if reason not in self.first_filtered:
+            detail = item.detail if isinstance(item, FilteredRow) else ""
+            unit = item.unit if isinstance(item, FilteredRow) else "line"
+            line = getattr(item, "line", None)
+            where = "" if line is None else f"{unit} {line}"
+            self.first_filtered[reason] = ": ".join(part for part in (where, detail) if part)
 
     def add_options(self) -> str:
         """Return what `rlhf data add` needs for a file like this, a space before each."""
@@ -228,7 +246,7 @@ def _count(
             if isinstance(item, Demonstration | UnpairedExample) and problem is None:
                 problem = None if item.response.strip() else "empty_response"
             if problem is not None:
-                found.filtered[problem] += 1
+                found.note_filtered(problem, 1, item)
             elif not isinstance(item, FilteredRow):
                 found.usable += 1
                 found.labels.update([item.label] if isinstance(item, UnpairedExample) else [])
@@ -313,11 +331,19 @@ def _measure(guess: Guess) -> Found:
     """Read the whole file under the settings, and say what comes out."""
     found = Found(guess.shape, guess.settings, guess.notes)
     files: dict[str, FileRows] = {}
+    seen: dict[str, tuple[int, Key]] = {}
     source = SourceConfig(**guess.settings)
     for num_rows, items in _by_rows(read_with_rows(source, files=files)):
         sound = [i for i in items if isinstance(i, Comparison) and _problem(i) is None]
         if not sound and (problem := _problem(items[0])) is not None:
-            found.filtered[problem] += num_rows
+            found.note_filtered(problem, num_rows, items[0])
+        for item in items:
+            if isinstance(item, Comparison):
+                entry = enter(item)
+                line, pair = seen.setdefault(item.comparison_id, (entry.line, entry.pair))
+                if pair != entry.pair:
+                    found.reused_ids.setdefault(item.comparison_id, (line, entry.line))
+        found.num_undecided += sum(all(v.choice == "tie" for v in i.votes) for i in sound)
         found.usable += num_rows if sound else 0
         found.num_comparisons += len(sound)
         found.wins.update(vote.choice for item in sound for vote in item.votes)
