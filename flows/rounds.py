@@ -15,7 +15,7 @@ from rlhf_core.adapters.datasets import versioning
 from rlhf_core.adapters.datasets.dvc_versions import publishing_base, require_remote
 from rlhf_core.adapters.registry.champions import read_history
 from rlhf_core.config import PipelineConfig
-from rlhf_core.errors import CheckpointError, ConfigError, DataError
+from rlhf_core.errors import BusyError, ConfigError, DataError
 from rlhf_core.feedback.results import PullResult
 from rlhf_core.schema import RunContext
 from rlhf_core.storage.locks import locked
@@ -44,7 +44,7 @@ def rounds_flow(settings: RunSettings | None, inputs: RoundsInputs) -> Rounds:
     on from its policy all the same.
     """
     config, context = open_context(settings, inputs.run)
-    busy = CheckpointError(f"rounds of run {context.run_id}: another process is at them; wait")
+    busy = BusyError(f"rounds of run {context.run_id}: another process is at them; wait")
     with in_use(context), locked(context.directory / _LOCK, busy=busy):
         rounds = _Rounds(config, context, inputs.rounds)
         result = rounds.run()

@@ -65,6 +65,10 @@ class CheckpointError(RlhfError, RuntimeError):
     """A checkpoint is incomplete, missing, or belongs to another run."""
 
 
+class BusyError(CheckpointError):
+    """Another process is at the same work; nothing of it was touched."""
+
+
 class ProcessError(RlhfError, RuntimeError):
     """A process of a training that has several failed; the message names it and says why."""
 

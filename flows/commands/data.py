@@ -274,7 +274,7 @@ def _show_found(found: "Found") -> None:
     if found.reused_ids:
         name, (one, other) = next(iter(found.reused_ids.items()))
         show_line(
-            f"preparation would refuse this file: an id stands for several comparisons, whose votes "
+            "preparation would refuse this file: an id stands for several comparisons, whose votes "
             f"would be mixed: {len(found.reused_ids):,}, the first {name!r} (lines {one} and "
             f"{other}); give each comparison an id of its own"
         )

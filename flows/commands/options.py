@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rlhf_core.errors import CheckpointError, RlhfError
+from rlhf_core.errors import BusyError, CheckpointError, RlhfError
 from rlhf_flows.commands.start import exit_status
 
 if TYPE_CHECKING:
@@ -313,6 +313,7 @@ def resumable(
     except Exception as error:
         # A checkpoint is somebody's work, perhaps of a process that is at it now.
         refused = isinstance(error, RlhfError) and not isinstance(error, CheckpointError)
-        if not (is_new and refused and discard_unstarted(context)):
+        gone = is_new and refused and discard_unstarted(context)
+        if not (gone or isinstance(error, BusyError)):
             typer.echo(f"not finished; go on with: {go_on()}", err=True)
         raise

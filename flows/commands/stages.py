@@ -130,7 +130,7 @@ def sft(
         from rlhf_flows.stages import sft_stage
 
         result = sft_stage(settings, SftInputs(run=run, dataset=dataset, force=force))
-    _finish("sft", result, json_file)
+    _finish("sft", result, run, json_file)
 
 
 def reward(
@@ -160,7 +160,7 @@ def reward(
         from rlhf_flows.stages import reward_stage
 
         result = reward_stage(settings, inputs.model_copy(update={"run": run}))
-    _finish(role.value, result, json_file)
+    _finish(role.value, result, run, json_file)
 
 
 def policy(
@@ -237,7 +237,7 @@ def evaluate(
         from rlhf_flows.stages import evaluate_stage
 
         result = evaluate_stage(settings, inputs.model_copy(update={"run": run}))
-    _finish("evaluate", result, json_file)
+    _finish("evaluate", result, run, json_file)
 
 
 def _start(
@@ -321,12 +321,15 @@ def show_dry_run(
     show_line("dry run: nothing was changed")
 
 
-def _finish(name: str, result: "StageResult", json_file: Path | None) -> None:
+def _finish(name: str, result: "StageResult", run: str, json_file: Path | None) -> None:
     """Print the stage and leave with the exit status its gates ask for."""
     write_json(result, json_file)
-    from rlhf_flows.commands.tables import show_decision, show_stage
+    from rlhf_flows.commands.tables import show_decision, show_line, show_stage
 
     show_stage(name, result)
     decision = result.judgement
     show_decision(decision.verdict, decision.reasons, name)
+    show_line(f"run {run}; its page: rlhf report {run}")
+    if name == "evaluate" and decision.verdict == "PROMOTE":
+        show_line(f"next: rlhf promote {result.model.uri}")
     raise typer.Exit(0 if decision.verdict == "PROMOTE" else 1)

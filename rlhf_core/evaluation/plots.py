@@ -21,7 +21,7 @@ LABEL_LENGTH = 32
 """Letters of a label that are shown; a longer one would leave no room for the picture."""
 COLOURS = (POLICY, SFT, "#059669", "#dc2626")
 
-_OF_ROUNDS = {"gold/win_rate": "by the outside rater", "policy/win_rate": "by the judge"}
+_OF_ROUNDS = {"gold/win_rate": "by the gold rater", "policy/win_rate": "by the judge"}
 
 Curve = tuple[Sequence[int], Sequence[float]]
 

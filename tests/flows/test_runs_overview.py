@@ -12,6 +12,7 @@ from rlhf_core.schema import Estimate, EvaluationReport, ModelRef, PromotionDeci
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.commands.cli import app
 from rlhf_flows.engine.runs.folder import open_run
+from rlhf_flows.engine.runs.locks import hold_stage
 from rlhf_flows.engine.runs.overview import compare_runs, disk_of, list_runs
 from rlhf_flows.engine.runs.stage_folder import run_once
 
@@ -31,6 +32,16 @@ def finish(run, stage, verdict, metrics=None):
             stage=stage, model=model, report=report, decision=decision, seconds=1, tracking_url=""
         )
     run_once(run, stage, {}, lambda: result, record=type(result))
+
+
+def test_a_run_that_a_process_is_at_is_listed_as_running(settings, tmp_path, mlflow_home):
+    runs = tmp_path / "runs"
+    run = open_run(settings.config.model_copy(update={"runs": runs}), "one")
+    with hold_stage(run, "sft"):
+        shown = CliRunner().invoke(app, ["runs", "list", "--runs", str(runs)])
+    assert "running" in shown.stdout, shown.output
+    shown = CliRunner().invoke(app, ["runs", "list", "--runs", str(runs)])
+    assert "unfinished" in shown.stdout
 
 
 def estimate(value):
@@ -56,6 +67,7 @@ def test_a_run_is_listed_with_what_decided_it(settings, finished, verdict, tmp_p
     (tmp_path / "runs" / "foreign").mkdir()
     (found,) = list_runs(tmp_path / "runs", {"one": ["m@champion"], "other": ["m@x"]}).runs
     assert (found.verdict, found.stages) == (verdict, tuple(finished))
+    assert not found.is_worked_on
     assert found.aliases == ("m@champion",)
 
 

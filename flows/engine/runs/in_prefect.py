@@ -120,7 +120,7 @@ def start_afresh_once(config: PipelineConfig, context: RunContext, stage: StageN
     The retry goes on from the checkpoint of the repeated stage instead.
 
     Raises:
-        CheckpointError: another process is working on the stage; its folder stays where it is.
+        BusyError: another process is working on the stage; its folder stays where it is.
     """
     mark = context.directory / f".{stage}.forced-by"
     with hold_stage(context, stage):

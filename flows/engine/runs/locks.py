@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rlhf_core.config.stages import STAGES
-from rlhf_core.errors import CheckpointError
+from rlhf_core.errors import BusyError, CheckpointError
 from rlhf_core.schema import RunContext, StageName
 from rlhf_core.storage.locks import is_held, locked
 from rlhf_flows.engine.runs.folder import CONFIG
@@ -22,9 +22,9 @@ def hold_stage(context: RunContext, stage: StageName) -> Iterator[None]:
     """Keep every other process out of the stage until the block ends or this process dies.
 
     Raises:
-        CheckpointError: another process is working on the same stage of the same run.
+        BusyError: another process is working on the same stage of the same run.
     """
-    busy = CheckpointError(
+    busy = BusyError(
         f"stage {stage} of run {context.run_id} is being worked on by another process; "
         "wait for it or stop it"
     )
@@ -70,10 +70,10 @@ def hold_run(context: RunContext) -> Iterator[None]:
     """Keep every process out of a run and of each of its stages, for as long as the block lasts.
 
     Raises:
-        CheckpointError: a process works on the run.
+        CheckpointError: a process works on the run, or it is gone.
     """
     directory = context.directory
-    busy = CheckpointError("a process is working on it")
+    busy = BusyError("a process is working on it")
     if not directory.is_dir():
         raise CheckpointError("it is gone")
     with ExitStack() as locks:

@@ -11,6 +11,7 @@ from rlhf_core.errors import ConfigError, RlhfError
 from rlhf_core.schema import DatasetSplits, Estimate, Record, RunContext, StageName, StageResult
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.engine.runs.folder import CONFIG, RESULT, locate_run, settings_of_run
+from rlhf_flows.engine.runs.locks import is_worked_on
 from rlhf_flows.engine.runs.settings import flat_settings
 from rlhf_flows.engine.runs.stage_folder import saved_result
 
@@ -26,6 +27,8 @@ class RunSummary(Record):
     stages: tuple[StageName, ...]
     """Those that have a result, in the order of the pipeline."""
     verdict: Outcome
+    is_worked_on: bool = False
+    """Whether a process of this machine is at it now."""
     reason: str = ""
     """What is damaged; empty where nothing is."""
     disk_bytes: int
@@ -127,6 +130,7 @@ def _summary(run: RunContext, aliases: Mapping[str, Collection[str]] | None) -> 
         started=datetime.fromtimestamp((run.directory / CONFIG).stat().st_mtime, UTC),
         stages=stages,
         verdict=verdict,
+        is_worked_on=is_worked_on(run),
         reason=reason,
         disk_bytes=disk_of(run.directory),
         aliases=None if aliases is None else tuple(sorted(aliases.get(run.run_id, ()))),
