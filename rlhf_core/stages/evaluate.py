@@ -47,7 +47,12 @@ from rlhf_core.stages.evaluation.independence import (
 from rlhf_core.stages.evaluation.judge_check import check_judge
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.people import corrected_by_people
-from rlhf_core.stages.evaluation.scored_pairs import heldout_pairs, score_pairs, with_tags
+from rlhf_core.stages.evaluation.scored_pairs import (
+    heldout_pairs,
+    score_pairs,
+    warn_of_length_alone,
+    with_tags,
+)
 from rlhf_core.stages.evaluation.suites import FOLDER as SUITES
 from rlhf_core.stages.evaluation.suites import check_suites, with_suites
 from rlhf_core.stages.evaluation.verdict import (
@@ -155,6 +160,7 @@ def evaluate_reward(
         metrics = preference_metrics(
             pairs, rival, prefix=role, bins=config.evaluation.num_calibration_bins, plans=plans
         )
+        warn_of_length_alone(role, metrics)
         records = with_tags([pair.record for pair in heldout], splits)
         ceiling = noise_ceiling(records, pairs.clusters, plans(f"{role}/noise_ceiling"))
         metrics |= {f"{role}/noise_ceiling": ceiling} if ceiling else {}

@@ -11,9 +11,10 @@ from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.errors import RegistryError
 from rlhf_core.evaluation.report import errors_shared, how_right
 from rlhf_core.evaluation.samples import ComparedAnswer
-from rlhf_core.schema import Demonstration, Message, ModelRef, PreferencePair, Prompt
+from rlhf_core.schema import Demonstration, Estimate, Message, ModelRef, PreferencePair, Prompt
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
 from rlhf_core.stages.evaluation.independence import doubts_about_data
+from rlhf_core.stages.evaluation.scored_pairs import warn_of_length_alone
 from rlhf_core.stages.models.scoring import score_texts
 from rlhf_core.storage.records import read_records, write_records
 from tests.stages.conftest import judged
@@ -126,6 +127,21 @@ def test_the_judge_stands_beside_its_ceiling_and_the_reward_models_errors(
     told = errors_shared({"evaluate": result})
     assert f"correlate by {phi:.2f}" in told
     assert "cannot see that it is exploited" in told
+
+
+@pytest.mark.parametrize("lead", [-0.1, 0.1])
+def test_a_reward_model_that_is_no_better_than_lengths_is_told(lead, caplog):
+    rival = {"length_only_accuracy": 0.6 - lead, "accuracy_over_length": lead}
+    shares = {"heldout_accuracy": 0.6, **rival}
+    metrics = {
+        f"judge/{name}": Estimate(value=value, low=value, high=value, num_samples=9)
+        for name, value in shares.items()
+    }
+    with caplog.at_level("WARNING"):
+        warn_of_length_alone("judge", metrics)
+    right = "the judge is right on 60.0% of the held-out pairs"
+    told = f"{right}, and one that knows lengths alone on 70.0%"
+    assert (told in caplog.text) == (lead < 0)
 
 
 def test_slices_of_the_reward_model_can_be_gated(

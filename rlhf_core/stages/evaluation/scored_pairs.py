@@ -1,6 +1,7 @@
 """Held-out pairs as a reward model scores them."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -15,6 +16,7 @@ from rlhf_core.models import load_scalar
 from rlhf_core.schema import (
     DatasetRef,
     DatasetSplits,
+    Estimate,
     ModelRef,
     PreferencePair,
     Prompt,
@@ -25,6 +27,8 @@ from rlhf_core.stages.models.scoring import response_scores
 from rlhf_core.statistics.clusters import numbered
 from rlhf_core.storage.records import iterate_records
 from rlhf_core.tokenization import Renderer, TokenizedPair
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +91,21 @@ def with_tags(pairs: Sequence[PreferencePair], splits: DatasetSplits) -> list[Pr
         else pair.model_copy(update={"tags": tags.get(conversation_key(pair.prompt), {})})
         for pair in pairs
     ]
+
+
+def warn_of_length_alone(role: str, metrics: Mapping[str, Estimate]) -> None:
+    """Say that a reward model is no better than lengths, which no gate need have asked."""
+    own, rival, lead = (
+        metrics[f"{role}/{name}"].value
+        for name in ("heldout_accuracy", "length_only_accuracy", "accuracy_over_length")
+    )
+    if lead <= 0.0:
+        logger.warning(
+            "no_better_than_length: the %s is right on %.1f%% of the held-out pairs, and one that "
+            "knows lengths alone on %.1f%%: what it likes may be length; more pairs, or a gate on "
+            "%s/accuracy_over_length",
+            role,
+            100 * own,
+            100 * rival,
+            role,
+        )
