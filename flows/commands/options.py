@@ -201,18 +201,15 @@ def check_servers(
     """
     from rlhf_core.adapters.registry.access import check_access
     from rlhf_core.adapters.tracking.tracking import check_server
+    from rlhf_core.stages import preflight
     from rlhf_flows.engine.prefect_server import check_prefect
 
     check_server()
     check_prefect()
     if check_inputs:
-        from rlhf_core.stages import preflight
-
         preflight.check_inputs(config)
-    elif config.evaluation.suites:
-        from rlhf_core.stages.evaluation.suites import check_suites
-
-        check_suites(config, tasks=evaluates)
+    else:
+        preflight.check_suites(config, tasks=evaluates)
     check_access(config.project, patience=0)
 
 
@@ -225,7 +222,6 @@ def check_without_writing(config: "PipelineConfig", *, check_inputs: bool, evalu
     from rlhf_core.adapters.tracking.mlflow_client import has_store
     from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.stages import preflight
-    from rlhf_core.stages.evaluation.suites import check_suites
     from rlhf_flows.engine.prefect_server import check_prefect
 
     if has_store():
@@ -234,7 +230,7 @@ def check_without_writing(config: "PipelineConfig", *, check_inputs: bool, evalu
     if check_inputs:
         preflight.check_inputs(config)
     else:
-        check_suites(config, tasks=evaluates)
+        preflight.check_suites(config, tasks=evaluates)
 
 
 def write_json(record: "BaseModel", path: Path | None) -> None:

@@ -115,7 +115,7 @@ def _of_raw_data(stage: Stage) -> dict[str, str]:
 
 
 def _of_base_model(stage: Stage) -> dict[str, str]:
-    from rlhf_core.stages.models.base_model import base_digest
+    from rlhf_core.stages.models.renderers import base_digest
 
     return {"base": base_digest(stage.config.model)}
 

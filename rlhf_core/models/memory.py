@@ -190,25 +190,6 @@ def _kept_bytes(folder: Path, parts: int) -> int:
     return whole - layers + math.ceil(layers / parts)
 
 
-def require_whole_files(base: str | Path) -> None:
-    """Refuse weights that a copy or a download left damaged, before hours are spent on the way.
-
-    Only the beginning and the size of each file are read.
-
-    Args:
-        base: directory with safetensors files; of others, and of a hub name, nothing is known.
-
-    Raises:
-        ModelError: names the file.
-    """
-    for file in sorted(Path(base).glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file}: damaged or not whole ({error}); copy it again") from error
-
-
 def weight_bytes(folder: Path, dtype: torch.dtype, *, layers_only: bool = False) -> int:
     """Return the bytes that the weights of a folder's safetensors files take in memory.
 

@@ -61,8 +61,8 @@ from rlhf_core.stages.evaluation.verdict import (
     gates_asked,
     metric_plans,
 )
-from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.examples import TurnOf, row_counts, tokenize_records
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import response_logprobs
 from rlhf_core.statistics.clusters import numbered
 from rlhf_core.statistics.intervals import estimate_clustered, estimate_ratio

@@ -31,9 +31,10 @@ from rlhf_core.schema import (
     UnpairedExample,
 )
 from rlhf_core.stages.evaluation.independence import require_independent_judge
-from rlhf_core.stages.models.base_model import model_renderer, name_ends
+from rlhf_core.stages.models.base_model import name_ends
 from rlhf_core.stages.models.determinism import derived_seed
 from rlhf_core.stages.models.examples import load_demonstrations, load_pairs, tokenize_records
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import fits
 from rlhf_core.stages.training.job import TrainingJob
 from rlhf_core.stages.training.memory import models_of_policy, require_memory

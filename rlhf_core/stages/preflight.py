@@ -2,11 +2,26 @@
 
 from rlhf_core.config import FunctionTermConfig, PipelineConfig
 from rlhf_core.config.functions import function_sha256
-from rlhf_core.stages.evaluation.best_of_k import read_choices
-from rlhf_core.stages.evaluation.suites import check_suites
-from rlhf_core.stages.models.base_model import base_renderer, require_no_clock
+from rlhf_core.stages.models.renderers import base_renderer, require_no_clock
 from rlhf_core.stages.preparation.inputs import require_paths
 from rlhf_core.stages.prepare import require_own_folders
+
+
+def check_suites(config: PipelineConfig, *, tasks: bool = True) -> None:
+    """Read the suites, where there are any.
+
+    Args:
+        config: settings of the run.
+        tasks: load those of lm-evaluation-harness, too, which takes seconds.
+
+    Raises:
+        DataError: a list or a task's data are missing or broken; file and line.
+        ConfigError: a gate asks about a tag that no item has; a task cannot be used here.
+    """
+    if config.evaluation.suites:
+        from rlhf_core.stages.evaluation import suites
+
+        suites.check_suites(config, tasks=tasks)
 
 
 def check_inputs(config: PipelineConfig) -> None:
@@ -29,6 +44,8 @@ def check_inputs(config: PipelineConfig) -> None:
         if isinstance(term, FunctionTermConfig):
             function_sha256(f"policy.rewards.{index}", term.function)
     if config.evaluation.best_of_k is not None:
+        from rlhf_core.stages.evaluation.best_of_k import read_choices
+
         read_choices(config.evaluation.best_of_k)
     renderer = base_renderer(config.model)
     if config.data.version is None and not config.data.cleaning.tokens:

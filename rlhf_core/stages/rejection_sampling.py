@@ -27,8 +27,8 @@ from rlhf_core.models.classifier import outside_model
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Conversation, Demonstration, ModelRef, ModelRole, Prompt, Record
 from rlhf_core.stages.labels.answers import Answer, AnsweredPart
-from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import Scorer, open_scorer, positions_of
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.journal import appending, read_journal

@@ -19,9 +19,10 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.stages.evaluate import evaluate_reward
-from rlhf_core.stages.models.base_model import model_renderer, name_ends
+from rlhf_core.stages.models.base_model import name_ends
 from rlhf_core.stages.models.determinism import derived_seed
 from rlhf_core.stages.models.examples import load_pairs, tokenize_records
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.training.job import TrainingJob
 from rlhf_core.stages.training.memory import require_memory
 from rlhf_core.stages.training.run import (

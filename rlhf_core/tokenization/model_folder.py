@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from rlhf_core.config.permissions import MODEL_CODE, trusted_code, trusted_commits
 from rlhf_core.errors import ModelError
 
@@ -98,6 +100,25 @@ def require_enclosed(folder: Path) -> None:
                     f"{index}: weight_map names {name!r}, which is not inside the folder; an index "
                     "names files beside it"
                 )
+
+
+def require_whole_files(base: str | Path) -> None:
+    """Refuse weights that a copy or a download left damaged, before hours are spent on the way.
+
+    Only the beginning and the size of each file are read.
+
+    Args:
+        base: directory with safetensors files; of others, and of a hub name, nothing is known.
+
+    Raises:
+        ModelError: names the file.
+    """
+    for file in sorted(Path(base).glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: damaged or not whole ({error}); copy it again") from error
 
 
 def _shards(index: Path) -> list[str]:

@@ -152,7 +152,7 @@ def saved_models(tmp_path_factory):
     import torch
 
     from rlhf_core.models import load_causal, save_model, scalar_from_causal
-    from rlhf_core.stages.models.base_model import model_renderer
+    from rlhf_core.stages.models.renderers import model_renderer
 
     tokenizer = model_renderer(BASE).tokenizer
     moved = load_causal(BASE)

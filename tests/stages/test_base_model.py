@@ -12,7 +12,8 @@ from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ModelError, NoRoomError
 from rlhf_core.models import save_model
 from rlhf_core.rollout.chat import ChatModel
-from rlhf_core.stages.models.base_model import base_renderer, load_base
+from rlhf_core.stages.models.base_model import load_base
+from rlhf_core.stages.models.renderers import base_renderer
 from tests.demo.test_base import BASE
 
 SMALL = {

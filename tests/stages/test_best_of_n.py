@@ -11,7 +11,7 @@ from rlhf_core.schema import Message
 from rlhf_core.stages.evaluate import evaluate_policy
 from rlhf_core.stages.evaluation.best_of_n import answer_several_times, best_of_n, highest
 from rlhf_core.stages.evaluation.report import compared_answers, pick_samples
-from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import score_texts
 
 pytestmark = pytest.mark.xdist_group("evaluated")

@@ -14,7 +14,7 @@ import torch
 from rlhf_core.models import save_model, scalar_from_causal
 from rlhf_core.schema import ModelRef
 from rlhf_core.stages import policy, reward
-from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.preparation import build
 from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.stages.training.job import TrainingJob

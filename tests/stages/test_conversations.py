@@ -12,8 +12,9 @@ from rlhf_core.errors import ConfigError, DataError, ModelError
 from rlhf_core.models import save_model
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Comparison, Demonstration, Message, PreferencePair, Vote
-from rlhf_core.stages.models.base_model import base_digest, load_base, model_renderer
+from rlhf_core.stages.models.base_model import load_base
 from rlhf_core.stages.models.examples import note_rows, pair_fault, row_counts, tokenize_records
+from rlhf_core.stages.models.renderers import base_digest, model_renderer
 from rlhf_core.stages.preparation import tokens as prepare_tokens
 from rlhf_core.stages.prepare import prepare_data, prepare_fingerprint
 from rlhf_core.tokenization import make_renderer

@@ -3,7 +3,7 @@ import pytest
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import ModelConfig, PipelineConfig
 from rlhf_core.schema import DatasetRef, DatasetSplits, RunContext
-from rlhf_core.stages.models.base_model import base_digest
+from rlhf_core.stages.models.renderers import base_digest
 from rlhf_core.stages.versions.dataset_page import show_dataset
 
 

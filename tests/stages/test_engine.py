@@ -10,7 +10,7 @@ from rlhf_core.models import load_causal, token_logprobs
 from rlhf_core.schema import Comparison, Message, ModelRef, Prompt
 from rlhf_core.stages.collect import collect_pairs
 from rlhf_core.stages.evaluation.compare import distances, sample_answers
-from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.storage.records import read_records, write_records
 from rlhf_core.tokenization import pack_grouped_responses
 from rlhf_flows.commands import doctor

@@ -28,7 +28,7 @@ def test_nll_is_that_of_transformers_itself(four_models, stage_config, stage_con
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rlhf_core.stages.models.base_model import model_renderer
+    from rlhf_core.stages.models.renderers import model_renderer
 
     result = evaluate_sft(stage_config(), small_splits, four_models["sft"], stage_context)
     model = AutoModelForCausalLM.from_pretrained(four_models["sft"].path)
@@ -317,7 +317,7 @@ def test_scores_do_not_depend_on_what_is_scored_beside_them(four_models, small_s
 
 
 def test_control_tokens_spelled_out_in_letters_do_not_stop_the_judge(four_models, small_splits):
-    from rlhf_core.stages.models.base_model import model_renderer
+    from rlhf_core.stages.models.renderers import model_renderer
 
     special = model_renderer(four_models["judge"].path).special_tokens[0]
     prompts = [read_records(small_splits.demonstrations_heldout, Demonstration)[0].prompt] * 2

@@ -12,7 +12,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.models import load_causal, load_scalar
 from rlhf_core.schema import DatasetRef, Message, Prompt, UnpairedExample
 from rlhf_core.stages import policy
-from rlhf_core.stages.models.base_model import base_renderer
+from rlhf_core.stages.models.renderers import base_renderer
 from rlhf_core.stages.training.job import TrainingJob
 from rlhf_core.stages.training.run import Followers
 from rlhf_core.storage.records import md5_of, read_records, sha256_of, write_records

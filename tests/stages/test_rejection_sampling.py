@@ -17,7 +17,7 @@ from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Demonstration, Message, Prompt
 from rlhf_core.stages import rejection_sampling
 from rlhf_core.stages.evaluation.best_of_n import answer_several_times
-from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import score_texts
 from rlhf_core.stages.rejection_sampling import BestOf, best_of, find_scorer, sample_best
 

@@ -5,8 +5,8 @@ import pytest
 from rlhf_core.config import RewardConfig
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, PreferencePair
-from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.examples import load_pairs
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.reward import margin_by
 from rlhf_core.storage.records import write_records
 from tests.stages.conftest import BASE, question

@@ -15,7 +15,7 @@ from rlhf_core.models import load_scalar, save_model, sequence_scores, set_rewar
 from rlhf_core.models.classifier import Classifier
 from rlhf_core.schema import Demonstration, Prompt
 from rlhf_core.stages import policy
-from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.training.job import TrainingJob
 from rlhf_core.stages.training.reward_terms import find_scorers, open_reward_terms, rewards_digest
 from rlhf_core.storage.records import read_records, write_records

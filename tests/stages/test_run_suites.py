@@ -14,7 +14,7 @@ from rlhf_core.schema import EvaluationReport, Message
 from rlhf_core.stages.evaluate import evaluate_policy
 from rlhf_core.stages.evaluation.report import write_report
 from rlhf_core.stages.evaluation.suites import check_suites, with_suites
-from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.storage.records import read_records
 
 

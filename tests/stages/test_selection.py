@@ -15,7 +15,7 @@ from rlhf_core.models.files import weights_sha256
 from rlhf_core.schema import DatasetRef, Message, PreferencePair, Prompt, StageResult
 from rlhf_core.stages import policy
 from rlhf_core.stages.evaluation import figures, report
-from rlhf_core.stages.models.base_model import base_renderer
+from rlhf_core.stages.models.renderers import base_renderer
 from rlhf_core.stages.training import selection
 from rlhf_core.stages.training.job import Trained, TrainingJob
 from rlhf_core.stages.training.run import kept_weights

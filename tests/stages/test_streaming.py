@@ -11,8 +11,8 @@ from rlhf_core.errors import DataError, StorageError
 from rlhf_core.schema import DatasetRef, Demonstration, PreferencePair, Prompt, UnpairedExample
 from rlhf_core.stages import policy
 from rlhf_core.stages.evaluate import evaluate_reward
-from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.examples import load_demonstrations, load_pairs
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.policy import _ppo_data, watched_prompts
 from rlhf_core.stages.training.selection_prompts import set_apart
 from rlhf_core.storage.records import write_records

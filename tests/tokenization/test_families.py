@@ -9,7 +9,8 @@ from rlhf_core.errors import DataError, ModelError
 from rlhf_core.models import load_causal, nll_sum, save_model
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Demonstration, Message, PreferencePair
-from rlhf_core.stages.models.base_model import model_renderer, name_ends
+from rlhf_core.stages.models.base_model import name_ends
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.tokenization import load_tokenizer, make_renderer, pack_examples
 from tests.tokenization.families import FAMILIES, save_family
 

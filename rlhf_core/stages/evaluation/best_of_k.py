@@ -19,7 +19,7 @@ from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, UnusableRow
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.preference_metrics import MAX_TAG_VALUES
 from rlhf_core.schema import Conversation, Estimate, EvaluationReport, ModelRef
-from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import readable_ids, score_texts
 from rlhf_core.statistics.clusters import numbered
 from rlhf_core.statistics.intervals import SHARE, Plans, estimate_clustered

@@ -19,8 +19,8 @@ from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.rollout.sampler import TRANSFORMERS_SAMPLER, Sampler
 from rlhf_core.schema import Conversation, ModelRef
 from rlhf_core.stages.evaluation.judging import Panel
-from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import as_answers, score_texts
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.trainers.progress import Progress

@@ -25,9 +25,9 @@ from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.schema import Conversation, DatasetSplits, ModelRef, Prompt
 from rlhf_core.stages.evaluation.best_of_n import best_of_n
 from rlhf_core.stages.evaluation.judging import Panel
-from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.determinism import derived_seed
 from rlhf_core.stages.models.examples import note_rows
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import (
     as_answers,
     choose_prompts,

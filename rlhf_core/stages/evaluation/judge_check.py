@@ -22,8 +22,8 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.verdict import JUDGE_ACCURACY, JUDGE_CEILING, metric_plans
-from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import score_texts
 from rlhf_core.statistics.clusters import numbered
 from rlhf_core.statistics.intervals import SHARE, estimate_clustered

@@ -27,8 +27,8 @@ from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import EvaluationReport, ModelRef, SuiteRecord
 from rlhf_core.stages.evaluation.verdict import metric_plans
-from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import fits_conversation
 from rlhf_core.statistics.intervals import Plans
 from rlhf_core.storage.records import write_records

@@ -13,8 +13,8 @@ from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.rollout.sampler import TRANSFORMERS_SAMPLER, Sampler
 from rlhf_core.schema import ModelRef, Prompt, Record
-from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.determinism import derived_seed, make_deterministic
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.storage.journal import Keep, appending, read_journal
 from rlhf_core.trainers.progress import Progress
 

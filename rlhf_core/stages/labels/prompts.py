@@ -17,8 +17,8 @@ from rlhf_core.schema import (
     PreferencePair,
     Prompt,
 )
-from rlhf_core.stages.models.base_model import model_renderer
 from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import fits
 from rlhf_core.storage.records import read_records
 

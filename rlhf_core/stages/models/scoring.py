@@ -23,7 +23,7 @@ from rlhf_core.models.classifier import Classifier
 from rlhf_core.models.text import num_positions
 from rlhf_core.rollout.sample import SampledResponse
 from rlhf_core.schema import Conversation, ModelRef, Prompt
-from rlhf_core.stages.models.base_model import model_renderer
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.tokenization import Renderer, TokenIds, as_token_ids, pack_responses
 from rlhf_core.trainers.loop import split_by_tokens

@@ -27,7 +27,7 @@ def load_renderer(config: PreparationConfig) -> tuple["Renderer | None", date | 
     """
     if not config.data.cleaning.tokens:
         return None, config.model.template_date
-    from rlhf_core.stages.models.base_model import base_renderer
+    from rlhf_core.stages.models.renderers import base_renderer
     from rlhf_core.tokenization.template import reads_clock
 
     renderer, day = base_renderer(config.model), config.model.template_date

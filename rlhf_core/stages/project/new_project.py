@@ -26,11 +26,11 @@ from rlhf_core.dataprep.sources.containers import is_hub
 from rlhf_core.dataprep.sources.look import Found, look_at
 from rlhf_core.dataprep.sources.rows import comparison_problem
 from rlhf_core.errors import ConfigError, DataError, ModelError
-from rlhf_core.models.memory import require_whole_files, weight_bytes
 from rlhf_core.schema import Comparison, Record
 from rlhf_core.stages.project.writer import SETTINGS, write_project
 from rlhf_core.storage.records import atomic_file
 from rlhf_core.tokenization.load import own_template, tokenizer_beside
+from rlhf_core.tokenization.model_folder import require_whole_files
 
 Goal = Literal["try", "better"]
 GOALS: dict[str, Goal] = {"try": "try", "better": "better"}
@@ -171,6 +171,7 @@ def _look_at_base(base: str) -> _Base:
         raise ModelError(f"{base}: config.json cannot be read: {error}") from error
     import torch
 
+    from rlhf_core.models.memory import weight_bytes
     from rlhf_core.models.text import num_positions
 
     return _Base(

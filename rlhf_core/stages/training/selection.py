@@ -28,8 +28,9 @@ from rlhf_core.schema import (
 from rlhf_core.stages.evaluation.compare import distances, sample_answers
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.evaluation.verdict import MOST_UNJUDGED
-from rlhf_core.stages.models.base_model import model_renderer, name_ends
+from rlhf_core.stages.models.base_model import name_ends
 from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import fits
 from rlhf_core.stages.training.job import Trained, TrainingJob
 from rlhf_core.stages.training.run import kept_weights
