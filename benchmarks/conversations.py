@@ -10,7 +10,8 @@ import transformers as hf
 from rlhf_core.models import load_causal, save_model
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Demonstration, Message
-from rlhf_core.stages.models.base_model import model_renderer, name_ends
+from rlhf_core.stages.models.base_model import name_ends
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.tokenization import Renderer, load_tokenizer, make_renderer, published_ends
 from tests.tokenization.families import FAMILIES, Family, save_family
 

@@ -286,6 +286,7 @@ def _engine(config: Path | None) -> Iterator[Finding]:
     from transformers import AutoConfig
 
     from rlhf_core.adapters.endpoints.vllm_sampler import FIRST_PATIENCE_SECONDS, VllmSampler
+    from rlhf_core.tokenization.model_folder import loading_options
 
     try:
         # A server that loads weights for a run, or was left so, answers late or never.
@@ -296,7 +297,8 @@ def _engine(config: Path | None) -> Iterator[Finding]:
         with closing(VllmSampler(rollouts.model_copy(update=soon))) as sampler:
             found, base = sampler.look(), loaded.model.base
             if Path(base).is_dir():  # one on the hub is not fetched for this
-                ours = AutoConfig.from_pretrained(base).get_text_config()
+                options = loading_options(base, None)
+                ours = AutoConfig.from_pretrained(base, **options).get_text_config()
                 sampler.require_vocabulary(ours.vocab_size)
                 found += f", {ours.vocab_size} tokens as {base}"
         healthy = True

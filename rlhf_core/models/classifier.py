@@ -1,6 +1,10 @@
 """Reward models from elsewhere: ``AutoModelForSequenceClassification`` with one score."""
 
+import json
+import re
 from collections.abc import Sequence
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,14 @@ from rlhf_core.models.device import choose_device, device_of
 from rlhf_core.models.files import files_sha256, weights_sha256
 from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.models.text import num_positions
-from rlhf_core.schema import Conversation, ModelRef
+from rlhf_core.schema import Conversation, Message, ModelRef
+from rlhf_core.tokenization.model_folder import loading_options, require_enclosed
+from rlhf_core.tokenization.template import reads_clock, with_date
+from rlhf_core.tokenization.turns import control_pattern
+
+_DAY = date(2024, 7, 26)
+"""What a template that reads the clock is shown: the day that Llama 3's write where there is no
+clock. A score that changed at midnight could not be repeated."""
 
 
 def outside_model(key: str, model: str, revision: str | None = None) -> ModelRef:
@@ -29,15 +40,27 @@ def outside_model(key: str, model: str, revision: str | None = None) -> ModelRef
         ModelError: there is no such reward model.
     """
     folder = classifier_folder(key, model, revision)
+    require_enclosed(folder)
     return ModelRef(
         name=model,
         version=revision or "local",
         uri=model,
         path=folder,
         sha256=classifier_sha256(folder),
-        kind="classifier",
+        kind="scalar" if is_ours(folder) else "classifier",
         run_id="",
     )
+
+
+def is_ours(folder: Path) -> bool:
+    """Tell whether a folder holds a reward model of ours: it is read where it was trained.
+
+    That is at the end of the answer's turn, whatever its template writes behind it.
+    """
+    try:
+        return "reward_shift" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def classifier_folder(key: str, model: str, revision: str | None) -> Path:
@@ -89,11 +112,12 @@ class Classifier:
             ModelError: it cannot be loaded, has no tokenizer, or gives another number of scores.
         """
         self._folder = folder
+        options = loading_options(folder, None)
         try:
             with hide_transformers_output():
-                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
                 model, report = AutoModelForSequenceClassification.from_pretrained(
-                    folder, dtype="auto", output_loading_info=True
+                    folder, dtype="auto", output_loading_info=True, **options
                 )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             said = " ".join(str(error).split())[:200]
@@ -106,8 +130,10 @@ class Classifier:
                 f"{folder}: gives {model.config.num_labels} scores; expected one that says how "
                 "good an answer is (num_labels 1)"
             )
-        self.shift: float | None = getattr(model.config, "reward_shift", None)
-        """What our own models' scores are shifted by; None where the files say nothing of it."""
+        template = self._tokenizer.chat_template
+        if template and reads_clock(template):
+            self._tokenizer.chat_template = with_date(template, _DAY)
+        self._control = control_pattern(self._tokenizer)
         self._model = model.eval().to(choose_device(device))
         self.max_length: int | None = max_length or num_positions(model.config)
 
@@ -119,15 +145,17 @@ class Classifier:
         return np.array([self._score(*row) for row in zip(prompts, answers, strict=True)])
 
     def _score(self, prompt: Conversation, answer: str) -> float:
-        inputs = self._inputs(prompt, _readable(answer, self._tokenizer.all_special_tokens))
+        read = partial(_readable, control=self._control)
+        asked = [turn.model_copy(update={"content": read(turn.content)}) for turn in prompt]
+        inputs = self._inputs(asked, read(answer))
         if self.max_length is not None and inputs["input_ids"].shape[1] > self.max_length:
             return float("nan")
         logits = self._model(
             **{name: part.to(device_of(self._model)) for name, part in inputs.items()}
         )
-        return float(logits.logits[0, 0].float()) - (self.shift or 0.0)
+        return float(logits.logits[0, 0].float())
 
-    def _inputs(self, prompt: Conversation, answer: str) -> dict[str, torch.Tensor]:
+    def _inputs(self, prompt: Sequence[Message], answer: str) -> dict[str, torch.Tensor]:
         """Render by its template; a tokenizer without one gets prompt and answer as two texts."""
         turns = [message.model_dump() for message in prompt]
         if self._tokenizer.chat_template:
@@ -150,11 +178,9 @@ def _as_text(turns: Sequence[dict[str, str]]) -> str:
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
-def _readable(text: str, specials: Sequence[str]) -> str:
-    """Take control tokens out that a model spelled in letters."""
+def _readable(text: str, control: re.Pattern[str]) -> str:
+    """Take control tokens out that somebody spelled in letters."""
     before = None
-    while text != before:
-        before = text
-        for special in specials:
-            text = text.replace(special, "")
+    while text != before:  # what stood around one may now read as another
+        before, text = text, control.sub("", text)
     return text

@@ -241,8 +241,9 @@ def estimate_jackknife(
 
         SE^2 = (n - 1) / n * sum_i (statistic without text i - their mean)^2
 
-    Efron & Stein (1981). For statistics that count what texts have in common: a bootstrap draws
-    texts twice, and so sees repetition that is not there.
+    Efron & Stein (1981), with Student's t for n - 1 degrees of freedom. For statistics that count
+    what texts have in common: a bootstrap draws texts twice, and so sees repetition that is not
+    there.
 
     Args:
         value: the statistic.
@@ -252,7 +253,7 @@ def estimate_jackknife(
     """
     left = np.asarray(left_out, dtype=np.float64)
     error = float(np.sqrt((left.size - 1) / left.size * np.sum((left - left.mean()) ** 2)))
-    reach = error * float(special.ndtri(0.5 + plan.level / 2.0))
+    reach = error * float(special.stdtrit(max(left.size - 1, 1), 0.5 + plan.level / 2.0))
     low, high = value - reach, value + reach
     if error == 0.0:
         low, high = _constant_interval(value, left.size, plan.level, bounds)

@@ -143,6 +143,17 @@ def _first_token(text: str, added: dict[str, bool]) -> tuple[str, str | None]:
     return (text, None) if found is None else (text[: found.start()], found.group())
 
 
+def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Return what matches any control token of a tokenizer, with a template of its own or without.
+
+    Special tokens are not only those that have a name: Llama 3's turn marks are added ones.
+    """
+    added = _added_tokens(tokenizer)
+    if tokenizer.chat_template:
+        return _any_of(_control_tokens(tokenizer, added))
+    return _any_of(tuple(text for text, special in added.items() if special))
+
+
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, added: dict[str, bool]) -> tuple[str, ...]:
     """Special tokens, and other added tokens with which the template marks turns.
 

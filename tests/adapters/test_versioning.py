@@ -104,7 +104,7 @@ def file_of(module: str) -> Path:
 SETTINGS = "rlhf_core.config."
 """Their values are part of a preparation's fingerprint; what they compute is listed one by one."""
 ASKED_FOR_DIGESTS = {
-    "rlhf_core.stages.models.base_model": "says which folder the tokenizer is in",
+    "rlhf_core.stages.models.renderers": "says which folder the tokenizer is in",
     "rlhf_core.stages.models.digests": "the tokenizer's digest is in the fingerprint",
     "rlhf_core.stages.versions.versions": "brings a published dataset back",
 }

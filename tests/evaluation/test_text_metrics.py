@@ -43,7 +43,8 @@ def test_distinct_by_hand_and_its_jackknife():
     without = [3 / 3, 3 / 3, 3 / 4]
     mean = sum(without) / 3
     error = (2 / 3 * sum((value - mean) ** 2 for value in without)) ** 0.5
-    assert estimate.value - estimate.low == pytest.approx(1.96 * error, rel=1e-3)
+    # Student's t of 0.975 with two degrees of freedom is 4.3027.
+    assert estimate.value - estimate.low == pytest.approx(4.3027 * error, rel=1e-3)
     assert estimate.high == 1.0
 
 
@@ -58,7 +59,7 @@ def test_variety_against_another_models_by_hand_and_its_jackknife():
     assert estimate.value == pytest.approx(4 / 5)
     without = [3 / 3, 3 / 3, 3 / 4]  # each over 1
     error = (2 / 3 * sum((value - sum(without) / 3) ** 2 for value in without)) ** 0.5
-    assert estimate.value - estimate.low == pytest.approx(1.96 * error, rel=1e-3)
+    assert estimate.value - estimate.low == pytest.approx(4.3027 * error, rel=1e-3)
     assert distinct_ratio(["", ""], ["a b", "c d"], PLAN, n=2).value == 0.0
     assert distinct_ratio(["a b", "c d"], ["", "e"], PLAN, n=2).high == math.inf
 

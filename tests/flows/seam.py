@@ -6,7 +6,7 @@ SEAM = {
     ),
     "rlhf_core.stages.preparation.dataset": ("read_splits",),
     "rlhf_core.stages.preflight": ("check_inputs",),
-    "rlhf_core.stages.models.base_model": ("base_digest",),
+    "rlhf_core.stages.models.renderers": ("base_digest",),
     "rlhf_core.stages.sft": ("train_sft",),
     "rlhf_core.stages.reward": ("train_reward",),
     "rlhf_core.stages.policy": ("train_policy",),

@@ -117,12 +117,6 @@ def test_a_run_that_a_gate_stopped_exits_1_with_the_reason(rlhf, stages, config_
     assert "reward/quality says HOLD" in done.stdout
 
 
-def test_an_evaluation_says_which_run_it_is_and_what_comes_next(rlhf, config_path):
-    rlhf("run", config_path, "--run-id", "one")
-    done = rlhf("evaluate", config_path, "--run-id", "one", "--force")
-    assert "run one; its page: rlhf report one\nnext: rlhf promote models:/" in done.stdout
-
-
 def test_the_server_is_asked_before_anything_trains(rlhf, stages, config_path):
     rlhf("run", config_path)
     assert stages.calls[0] == "check_server"
@@ -276,6 +270,7 @@ def test_each_stage_is_its_own_command(rlhf, stages, config_path):
     for command in (("prepare",), ("sft",), ("reward",), judge, ("policy",), ("evaluate",)):
         done = rlhf(command[0], config_path, "--run-id", "one", *command[1:])
         assert done.exit_code == 0, done.output
+    assert "run one; its page: rlhf report one\nnext: rlhf promote models:/" in done.stdout
     assert [call for call in stages.calls if call != "check_server"] == [
         "prepare", "sft", "reward", "judge", "policy", "evaluate",
     ]  # fmt: skip

@@ -178,3 +178,23 @@ def test_weights_that_are_not_whole_are_told_before_anything_is_done(save):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"model\.safetensors: damaged or not whole .* copy it"):
         base_renderer(ModelConfig(base=str(base)))
+
+
+@pytest.mark.parametrize(
+    ("published", "kept"),
+    [
+        ({"temperature": 0.6, "top_p": 0.9}, {"do_sample": True, "temperature": 0.6, "top_p": 0.9}),
+        ({"min_p": 0.1}, {"do_sample": True, "min_p": 0.1}),
+        ({"do_sample": False, "top_k": 5}, {"do_sample": False, "top_k": None}),
+        ({"penalty_alpha": 0.6}, {"penalty_alpha": None}),
+        ({"do_sample": True, "top_p": 0.9}, {"do_sample": True, "top_p": 0.9}),
+    ],
+)
+def test_what_is_published_of_sampling_can_be_saved_after_training(save, published, kept, tmp_path):
+    base = Path(save(hf.LlamaConfig(**SMALL)))
+    file = base / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | published))
+    model, renderer = load_base(ModelConfig(base=str(base), max_length=64))
+    save_model(model, renderer.tokenizer, tmp_path / "trained")
+    saved = hf.GenerationConfig.from_pretrained(tmp_path / "trained")
+    assert {name: getattr(saved, name) for name in kept} == kept

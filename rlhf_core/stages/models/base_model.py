@@ -4,7 +4,7 @@ import logging
 from datetime import date
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ModelError
@@ -29,9 +29,21 @@ _BENDS_DECODING = (
     "min_length",
     "min_new_tokens",
     "stop_strings",
+    "penalty_alpha",
     "exponential_decay_length_penalty",
 )
 """Fields of generation_config.json that give greedy decoding another text."""
+_OF_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "top_h",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
+"""Fields that mean something only where tokens are drawn."""
 
 
 def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTrainedModel, Renderer]:
@@ -106,3 +118,40 @@ def name_ends(model: PreTrainedModel, renderer: Renderer) -> None:
         setattr(generation, name, None)
     if bent:
         logger.warning("generation_config: left out: %s", ", ".join(bent))
+    _make_valid(generation, str(model.name_or_path))
+
+
+def _make_valid(generation: GenerationConfig, base: str) -> None:
+    """Let published settings of sampling be what they say: transformers does not save them else.
+
+    Temperature and the like without ``do_sample`` are meant for sampling, which is what engines
+    that read the file do with them; with ``do_sample: false`` they are nothing.
+
+    Raises:
+        ModelError: they contradict each other otherwise.
+    """
+    set_up = [name for name in _OF_SAMPLING if getattr(generation, name, None) is not None]
+    if _is_valid(generation):
+        return
+    if generation.do_sample is None and set_up:
+        generation.do_sample = True
+        logger.warning(
+            "generation_config: do_sample is set, as %s have no meaning without", ", ".join(set_up)
+        )
+    elif not generation.do_sample:
+        for name in set_up:
+            setattr(generation, name, None)
+        logger.warning("generation_config: left out, for it does not sample: %s", ", ".join(set_up))
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        said = " ".join(str(error).split())[:300]
+        raise ModelError(f"{base}: generation_config.json contradicts itself: {said}") from error
+
+
+def _is_valid(generation: GenerationConfig) -> bool:
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        return False
+    return True

@@ -26,6 +26,7 @@ from rlhf_core.schema import Conversation, ModelRef, Prompt
 from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.tokenization import Renderer, TokenIds, as_token_ids, pack_responses
+from rlhf_core.tokenization.model_folder import loading_options
 from rlhf_core.trainers.loop import split_by_tokens
 
 _SCORE_TOKENS = 16_384
@@ -123,12 +124,18 @@ Scorer = Callable[[Sequence[Conversation], Sequence[str]], Array]
 """Scores each answer, [n]; NaN where it cannot read one."""
 
 
-def open_scorer(scorer: ModelRef, device: str) -> Scorer:
-    """Load a reward model, judge or classifier; what it cannot read scores NaN."""
+def open_scorer(scorer: ModelRef, device: str, *, max_length: int | None = None) -> Scorer:
+    """Load a reward model, judge or classifier; what it cannot read scores NaN.
+
+    Args:
+        scorer: one of ours, or of somebody else's.
+        device: as ``model.device``.
+        max_length: tokens of the longest conversation; None takes the model's positions.
+    """
     if scorer.kind == "classifier":
-        return Classifier(scorer.path, max_length=None, device=device).scores
+        return Classifier(scorer.path, max_length=max_length, device=device).scores
     model, renderer = load_scalar(scorer.path, device=device), model_renderer(scorer.path)
-    room = positions_of(scorer.path)
+    room = max_length or positions_of(scorer.path)
 
     def score(prompts: Sequence[Conversation], texts: Sequence[str]) -> Array:
         asked = [renderer.prompt_ids(prompt) for prompt in prompts]
@@ -153,7 +160,7 @@ def open_scorer(scorer: ModelRef, device: str) -> Scorer:
 
 def positions_of(folder: Path) -> int | None:
     """Return the tokens that a saved model has positions for; None where there is no limit."""
-    return num_positions(AutoConfig.from_pretrained(folder))
+    return num_positions(AutoConfig.from_pretrained(folder, **loading_options(folder, None)))
 
 
 def readable_ids(renderer: Renderer, text: str) -> TokenIds:

@@ -30,7 +30,7 @@ from rlhf_core.schema import Comparison, Record
 from rlhf_core.stages.project.writer import SETTINGS, write_project
 from rlhf_core.storage.records import atomic_file
 from rlhf_core.tokenization.load import own_template, tokenizer_beside
-from rlhf_core.tokenization.model_folder import require_whole_files
+from rlhf_core.tokenization.model_folder import loading_options, require_whole_files
 
 Goal = Literal["try", "better"]
 GOALS: dict[str, Goal] = {"try": "try", "better": "better"}
@@ -166,7 +166,7 @@ def _look_at_base(base: str) -> _Base:
     if tokenizer is None or tokenizer.eos_token_id is None:
         raise ModelError(f"{base}: has no tokenizer with an EOS token; responses could never end")
     try:
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, **loading_options(base, None))
     except (OSError, ValueError) as error:
         raise ModelError(f"{base}: config.json cannot be read: {error}") from error
     import torch

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
@@ -21,10 +20,12 @@ from rlhf_core.config import (
 from rlhf_core.config.functions import function_sha256
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
 from rlhf_core.errors import DataError, RewardError
-from rlhf_core.models.classifier import Classifier, outside_model
+from rlhf_core.models.classifier import outside_model
 from rlhf_core.rollout.reward_function import RewardFunction
 from rlhf_core.rollout.rewards import Answers, RewardTerms, Scorer, Term, ensemble, own_scores
 from rlhf_core.schema import ModelRef, ModelRole, Prompt
+from rlhf_core.stages.models.scoring import Scorer as ScoreTexts
+from rlhf_core.stages.models.scoring import open_scorer, positions_of
 from rlhf_core.tokenization import Renderer
 
 logger = logging.getLogger(__name__)
@@ -128,25 +129,25 @@ def _open(
     return [
         own_scores
         if name == RUN_REWARD
-        else _of_model(f"{key}: {name}", models[name].path, term, device)
+        else _of_model(f"{key}: {name}", models[name], term, device)
         for name in term.models
     ]
 
 
-def _of_model(place: str, folder: Path, term: ModelTermConfig, device: str) -> Scorer:
-    model = Classifier(folder, max_length=term.max_length, device=device)
-    if model.shift is None:
+def _of_model(place: str, model: ModelRef, term: ModelTermConfig, device: str) -> Scorer:
+    if model.kind == "classifier":
         logger.info("%s says no reward_shift: taken as 0, its scores are used as they come", place)
-    return partial(_scores, place, model)
+    limit = term.max_length or positions_of(model.path)
+    return partial(_scores, place, open_scorer(model, device, max_length=limit), limit)
 
 
-def _scores(place: str, model: Classifier, answers: Answers) -> list[float]:
-    scores = model.scores([prompt.prompt for prompt in answers.prompts], answers.texts)
+def _scores(place: str, score: ScoreTexts, limit: int | None, answers: Answers) -> list[float]:
+    scores = score([prompt.prompt for prompt in answers.prompts], answers.texts)
     for text, score in zip(answers.texts, scores, strict=True):
         if score != score:
             raise RewardError(
                 f"{place} gives no score for the response {text[:80]!r}: with its prompt it is "
-                f"longer than {model.max_length} tokens (max_length)"
+                f"longer than {limit} tokens (max_length)"
             )
     return list(map(float, scores))
 
