@@ -16,7 +16,8 @@ from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.sources.choices import choice_of, parse_strength
 from rlhf_core.dataprep.sources.column_names import PROMPTS
 from rlhf_core.dataprep.sources.columns import renamed, structured, tags_of
-from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt
+from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt, writes_lists
+from rlhf_core.dataprep.sources.responses import parse_responses
 from rlhf_core.dataprep.sources.rows import UNNAMED, Columns, RawRow, UnusableRow, as_json
 from rlhf_core.schema import Choice, Comparison, Demonstration, Prompt, Record, Vote
 from rlhf_core.storage.records import describe
@@ -29,6 +30,9 @@ def comparisons_of(
 ) -> Iterator[Comparison]:
     """Yield the comparison; it remembers its source and line, or those it came with."""
     value = _columns(Comparison, row, "response_a", "response_b")
+    if writes_lists(row):
+        texts = parse_responses(row, "response_a", "response_b")
+        value |= dict(zip(("prompt", "response_a", "response_b"), texts, strict=True))
     _give_id(value, "comparison_id", "prompt", "response_a", "response_b")
     if not (value.get("source") and value.get("line")):
         value["line"] = row.line

@@ -31,6 +31,7 @@ _ROLES: dict[str, Any] = {
 }
 _FIELDS = (("role", "content"), ("from", "value"), ("role", "text"), ("role", "value"))
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
+_ANSWERS = (("response_a", "response_b"), ("chosen", "rejected"))
 _CALLS = ("tool_calls", "function_call")
 
 _MARKER = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
@@ -88,7 +89,7 @@ def parse_conversation(row: RawRow, column: str) -> Conversation:
     value = readable(row, row.value[column])
     if isinstance(value, str):
         return prompt_transcript(value) or (Message(role="user", content=value),)
-    if texts := _only_texts(value):
+    if texts := _texts_or_nulls(value):
         if len(texts) > 1:
             raise UnusableRow(
                 "unusable_message", f"{column}: {len(texts)} texts, and no answers between them"
@@ -143,14 +144,43 @@ def readable(row: RawRow, value: Any) -> Any:
     inner = structured(value)
     entries = inner if isinstance(inner, list) else [inner]
     are_messages = bool(entries) and all(_is_message(entry) for entry in entries)
-    are_texts = row.is_table and isinstance(inner, list) and bool(_only_texts(inner))
+    are_texts = (row.is_table and bool(_only_texts(inner))) or (
+        bool(_texts_or_nulls(inner)) and writes_lists(row)
+    )
     return inner if are_messages or are_texts else value
+
+
+def writes_lists(row: RawRow) -> bool:
+    """Tell whether a row writes its prompt and both answers as lists of texts, turn by turn.
+
+    One of them alone may be what somebody asked or answered, as in data about code. Lists of one
+    length in all three are how LMSYS publishes votes.
+    """
+    num_asked = _num_written(dict.get(row.value, "prompt"))
+    return num_asked > 0 and any(
+        all(_num_written(dict.get(row.value, name)) == num_asked for name in pair)
+        for pair in _ANSWERS
+    )
+
+
+def _num_written(value: Any) -> int:
+    """Return how many texts or nulls a text lists; 0 where it is no such list."""
+    if not isinstance(value, str) or value.lstrip()[:1] != "[":
+        return 0
+    return len(_texts_or_nulls(structured(value)))
 
 
 def _is_message(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
     return any(role in entry and content in entry for role, content in _FIELDS)
+
+
+def _texts_or_nulls(value: Any) -> list[str]:
+    """Return a list's texts, a null as an empty one; none where it holds anything else."""
+    if isinstance(value, list) and all(text is None or isinstance(text, str) for text in value):
+        return ["" if text is None else text for text in value]
+    return []
 
 
 def _only_texts(value: Any) -> list[str]:
@@ -161,8 +191,11 @@ def _only_texts(value: Any) -> list[str]:
 
 
 def texts_of(row: RawRow, column: str) -> list[str]:
-    """Return the texts of a column that is a list of texts; none where it is anything else."""
-    return _only_texts(readable(row, dict.get(row.value, column)))
+    """Return the texts of a column that is a list of texts; none where it is anything else.
+
+    A null in it is an answer that nobody gave: an empty text.
+    """
+    return _texts_or_nulls(readable(row, dict.get(row.value, column)))
 
 
 def with_context(row: RawRow, turns: Conversation) -> Conversation:

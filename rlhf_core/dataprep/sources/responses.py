@@ -56,6 +56,8 @@ def _rounds(row: RawRow, column: str) -> tuple[Conversation, str] | None:
     asked, answered = texts_of(row, "prompt"), texts_of(row, column)
     if len(asked) < 1 or len(asked) != len(answered):
         return None
+    if not all(text.strip() for text in answered[:-1]):
+        raise UnusableRow("empty_response", f"{column}: an earlier answer is missing")
     turns: list[Message] = []
     for question, answer in zip(asked, answered, strict=True):
         turns += [
