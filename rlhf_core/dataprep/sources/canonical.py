@@ -1,8 +1,9 @@
 """The project's own format: the fields of the records themselves.
 
 Liberties: ``prompt`` may be plain text (one user turn), ids may be left out, and a vote of nobody
-in particular may be its choice alone. A null where a
-column may be left out is the same as none. Columns that no record has are ignored.
+in particular may be its choice alone; who gave it, and whether it was submitted, may stand in lists
+of their own, ``vote_annotators`` and ``vote_statuses``. A null where a column may be left out is
+the same as none. Columns that no record has are ignored.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,11 @@ from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt, writes_
 from rlhf_core.dataprep.sources.responses import parse_responses
 from rlhf_core.dataprep.sources.rows import UNNAMED, Columns, RawRow, UnusableRow, as_json
 from rlhf_core.schema import Choice, Comparison, Demonstration, Prompt, Record, Vote
-from rlhf_core.storage.records import describe
+from rlhf_core.storage.records import describe, shorten
+
+_SUBMITTED = "submitted"
+_BESIDE_VOTES = {"vote_annotators": None, "vote_statuses": _SUBMITTED}
+"""Lists beside that of the votes, as Argilla exports them, and what each says where it is none."""
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -42,6 +47,8 @@ def comparisons_of(
     votes = structured(votes) if isinstance(votes, str) else votes
     if isinstance(votes, list):
         value["votes"] = [_vote(row, vote, choices, strengths) for vote in votes]
+    if any(name in row.value for name in _BESIDE_VOTES):
+        value["votes"] = _submitted(row, value.get("votes") or [])
     yield _validated(Comparison, value, row)
 
 
@@ -85,7 +92,7 @@ def _vote(
 ) -> Any:
     """Return the fields that a vote has, in our words; what a source adds to them is its own."""
     if isinstance(vote, str | int) and not isinstance(vote, bool):
-        vote = {"annotator": UNNAMED, "choice": choice_of(vote, choices)}
+        return {"annotator": UNNAMED, "choice": choice_of(vote, choices)}
     if not isinstance(vote, dict):
         return vote
     known = _fields_of(Vote)
@@ -98,6 +105,30 @@ def _vote(
         cells = replace(row, value=Columns(fields))
         fields = fields | {"strength": parse_strength(cells, "strength", strengths)}
     return fields
+
+
+def _submitted(row: RawRow, votes: Any) -> Any:
+    """Return the votes that people submitted, each with who gave it, as lists beside them say."""
+    names, statuses = (_list_beside(row, name, votes) for name in _BESIDE_VOTES)
+    return [
+        vote if name is None else {**vote, "annotator": name}
+        for vote, name, status in zip(votes, names, statuses, strict=True)
+        if status == _SUBMITTED and vote is not None
+    ]
+
+
+def _list_beside(row: RawRow, column: str, votes: Any) -> list[Any]:
+    """Return what a column says of each vote; of one that is not there what changes nothing."""
+    value = row.value.get(column)
+    value = structured(value) if isinstance(value, str) else value
+    entries = value or ([] if column in row.value else [_BESIDE_VOTES[column]] * len(votes))
+    if not isinstance(entries, list) or len(entries) != len(votes):
+        raise UnusableRow(
+            "unusable_value",
+            f"{row.called(column)}: expected a list of {len(votes)}, one a vote, found"
+            f" {shorten(value)}",
+        )
+    return entries
 
 
 def _give_id(value: dict[str, Any], column: str, *content: str) -> None:

@@ -11,8 +11,9 @@ from rlhf_core.config.data import WORDS_OF_TRUTH, word_of
 from rlhf_core.dataprep.sources import column_names
 from rlhf_core.dataprep.sources.choices import CHOICES, finite_number
 from rlhf_core.dataprep.sources.guess_lists import guess_lists
+from rlhf_core.dataprep.sources.guess_votes import guess_votes
 from rlhf_core.dataprep.sources.labels import MAX_WORDS, ask, label_choices, truth_choices
-from rlhf_core.dataprep.sources.observed import SUFFIXES, Guess, Table, as_list, renames
+from rlhf_core.dataprep.sources.observed import SUFFIXES, Guess, Table, built_in, renames
 from rlhf_core.schema import Choice
 
 _WON = ("winner", "wins", "win", "won", "best", "preferred", "is_better", "better")
@@ -23,15 +24,15 @@ _SAYS = frozenset(
     ("best", "better", "choice", "chosen", "prefer", "preferred", "preference", "vote", "winner")
 )
 """Parts of the name of a column of numbers that says who won."""
-_VOTE = {"annotator", "choice"}
 
 
 def guesses(table: Table) -> Iterator[Guess]:
     """Yield what the columns may be, the surest first."""
     if (pair := table.both(_names_of_pairs())) is not None:
         yield _decided(table, pair)
-    if (sides := _sides(table)) is not None:
-        yield from _voted(table, sides)
+    sides = _sides(table)
+    yield from guess_votes(table, sides)
+    if sides is not None:
         yield from _compared(table, sides)
     yield from guess_lists(table)
     if any(name.endswith(".replies") for name in table.values):
@@ -164,23 +165,6 @@ def _models(table: Table, choice: str) -> dict[str, str] | None:
     return None
 
 
-def _voted(table: Table, sides: tuple[str, str]) -> Iterator[Guess]:
-    """Yield the guess that a column is a list of votes as records have them."""
-    for name, values in table.values.items():
-        lists = [as_list(value) for value in values]
-        votes = [vote for entries in lists for vote in entries or ()]
-        are_named = all(isinstance(vote, dict) and set(vote) >= _VOTE for vote in votes)
-        if votes and (are_named or all(_is_choice(vote) for vote in votes)):
-            columns = {
-                "prompt": table.find(column_names.PROMPTS),
-                "response_a": sides[0],
-                "response_b": sides[1],
-                "votes": name,
-            }
-            columns |= _others(table, "comparison_id", "system")
-            yield Guess("lists of votes", {"format": "canonical", "columns": renames(columns)})
-
-
 def _are_responses(table: Table, sides: tuple[str, str], choice: str) -> bool:
     """Tell whether a column tells the winning response once more."""
     named = [value for value in table.values[choice] if isinstance(value, str)]
@@ -188,10 +172,6 @@ def _are_responses(table: Table, sides: tuple[str, str], choice: str) -> bool:
         value.strip() for side in sides for value in table.values[side] if isinstance(value, str)
     }
     return len(named) > 0 and all(value.strip() in responses for value in named)
-
-
-def _is_choice(vote: Any) -> bool:
-    return isinstance(vote, str) and vote.strip().lower() in CHOICES
 
 
 def _flat(name: str, columns: Mapping[str, str | None], **more: Any) -> Guess:
@@ -300,9 +280,8 @@ def _ballots(
     choices = {word: side for meant in people.values() for word, side in meant.items()}
     guess = _flat("people as columns", kept, annotators=list(people), choices=choices)
     if choices:
-        words = {word_of(v).lower() for name in people for v in table.values[name]}
-        built_in = {word: CHOICES[word] for word in words if word in CHOICES}
-        guess.settings["choices"] = {**built_in, **choices}
+        values = [value for name in people for value in table.values[name]]
+        guess.settings["choices"] = {**built_in(values), **choices}
     return guess
 
 

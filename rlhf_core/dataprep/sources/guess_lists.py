@@ -15,7 +15,7 @@ def guess_lists(table: Table) -> Iterator[Guess]:
     prompt = table.find(column_names.PROMPTS)
     for name in column_names.LISTS:
         column = table.find([name])
-        if column is None:
+        if column is None or table.is_exported(column):
             continue
         lists = [as_list(value) for value in table.values[column]]
         entries = [entry for value in lists for entry in value or ()]

@@ -1,12 +1,15 @@
 """The columns of some rows, what they hold, and what they may be."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf_core.config.data import word_of
 from rlhf_core.dataprep.sources import column_names
+from rlhf_core.dataprep.sources.choices import CHOICES
 from rlhf_core.dataprep.sources.columns import structured
+from rlhf_core.schema import Choice
 
 SUFFIXES = (("a", "b"), ("1", "2"), ("0", "1"), ("first", "second"), ("left", "right"))
 """Ends by which the columns of the two responses are distinguished."""
@@ -66,6 +69,10 @@ class Table:
         wanted = f"{parent}.{name}".lower()
         return next((path for path in self.values if path.lower() == wanted), None)
 
+    def is_exported(self, name: str) -> bool:
+        """Tell whether a column has the answers to a question, as Argilla exports them."""
+        return f"{name}.users" in self.values or f"{name}.status" in self.values
+
     def is_quantity(self, name: str) -> bool:
         """Tell whether numbers of a column are no choices: ``turn``, ``length_a``, ``score 1``."""
         if set(re.split(r"[^a-z]+", name.lower())) & set(column_names.QUANTITIES):
@@ -85,6 +92,12 @@ def _spellings(word: str, side: str) -> list[str]:
 def renames(columns: Mapping[str, str | None]) -> dict[str, str]:
     """Return what has to be renamed."""
     return {ours: theirs for ours, theirs in columns.items() if theirs and ours != theirs}
+
+
+def built_in(values: Iterable[Any]) -> dict[str, Choice]:
+    """Return what words mean by themselves that need no ``choices``, for where others do."""
+    words = {word_of(value).lower() for value in values}
+    return {word: CHOICES[word] for word in sorted(words) if word in CHOICES}
 
 
 def as_list(value: Any) -> list[Any] | None:
