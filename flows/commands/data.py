@@ -9,15 +9,7 @@ from rlhf_flows.commands.options import Commands, JsonOption, KeepOption, begin,
 
 if TYPE_CHECKING:
     from rlhf_core.config import SourceConfig
-    from rlhf_core.dataprep.sources.look import Found
-    from rlhf_core.schema import (
-        BatchResult,
-        Comparison,
-        DataVersion,
-        Demonstration,
-        Prompt,
-        UnpairedExample,
-    )
+    from rlhf_core.schema import BatchResult, DataVersion
     from rlhf_core.stages.versions.diff import UnpairedDiff
 
 data_app = typer.Typer(
@@ -31,7 +23,6 @@ VersionArgument = Annotated[
     str, typer.Argument(metavar="VERSION", help="data-vN", show_default=False)
 ]
 _MAX_SHOWN = 20
-_MAX_TEXT = 100
 
 
 def _mapping_option(name: str, metavar: str, what: str) -> typer.models.OptionInfo:
@@ -105,6 +96,7 @@ def look(
     from rlhf_core.config.data import JoinConfig
     from rlhf_core.dataprep.sources.look import look_at
     from rlhf_core.errors import ConfigError
+    from rlhf_flows.commands.looks import show_found
 
     if (join is None) != (not on) or len(on or ()) > 2:
         raise ConfigError("--join FILE and --on COLUMN go together; --on at most twice")
@@ -112,7 +104,7 @@ def look(
     joined = None if join is None else JoinConfig(path=join, on=(columns[0], columns[-1]))
     found = look_at(file, joined)
     write_json(found.record(), json_file)
-    _show_found(found)
+    show_found(found)
 
 
 @data_app.command("publish", epilog="Example: rlhf data publish")
@@ -252,80 +244,6 @@ def get(
         splits = restore(version)
     show_splits(splits)
     show_line(f"files: {splits.directory}")
-
-
-def _show_found(found: "Found") -> None:
-    """Print the shape, what comes of it, some of it, and the settings to copy."""
-    import yaml
-
-    from rlhf_flows.commands.tables import show_line
-
-    format_ = found.settings.get("format")
-    show_line(f"shape: {found.shape}" + (f" (format {format_})" if format_ else ""))
-    show_line(f"{found.rows:,} rows, {found.usable:,} usable: " + _summary(found))
-    for reason, count in found.filtered.most_common():
-        first = found.first_filtered.get(reason)
-        show_line(f"filtered out: {count:,} {reason}" + (f"; the first: {first}" if first else ""))
-    if found.num_undecided:
-        show_line(
-            f"ties alone: {found.num_undecided:,} comparisons; preparation filters out (tie) those "
-            "on which no other row votes"
-        )
-    if found.reused_ids:
-        name, (one, other) = next(iter(found.reused_ids.items()))
-        show_line(
-            "preparation would refuse this file: an id stands for several comparisons, whose votes "
-            f"would be mixed: {len(found.reused_ids):,}, the first {name!r} (lines {one} and "
-            f"{other}); give each comparison an id of its own"
-        )
-    for column, count in sorted(found.unused_columns.items()):
-        show_line(f"not read: column {column!r} of {count:,} rows")
-    for note in found.notes:
-        show_line(f"taken for granted: {note}")
-    for item in found.examples:
-        _show_example(item)
-    settings = yaml.safe_dump(found.settings, sort_keys=False, allow_unicode=True)
-    lines = settings.splitlines()
-    if found.section == "unpaired":  # a list of files
-        lines = ["- " + lines[0], *("  " + line for line in lines[1:])]
-    show_line("settings:")
-    show_line(f"data:\n  {found.section}:\n" + "".join(f"    {line}\n" for line in lines))
-
-
-def _summary(found: "Found") -> str:
-    """Return what comes of a file."""
-    if found.section == "unpaired":
-        return f"labelled responses, {found.labels[True]:,} good and {found.labels[False]:,} bad"
-    if found.section != "preferences":
-        return f"{found.section}, no comparisons"
-    wins = found.wins
-    return (
-        f"{found.num_comparisons:,} comparisons; votes for a {wins['a']:,}, for b {wins['b']:,},"
-        f" ties {wins['tie']:,}"
-    )
-
-
-def _show_example(item: "Comparison | UnpairedExample | Demonstration | Prompt") -> None:
-    from rlhf_core.schema import Comparison, Demonstration, UnpairedExample
-    from rlhf_flows.commands.tables import show_line
-
-    show_line(f"example, line {item.line}:" if isinstance(item, Comparison) else "example:")
-    for turn in item.prompt:
-        show_line(f"  {turn.role}: {_begin(turn.content)}")
-    if isinstance(item, Demonstration):
-        show_line(f"  -> {_begin(item.response)}")
-    if isinstance(item, UnpairedExample):
-        show_line(f"  -> {'good' if item.label else 'bad'}: {_begin(item.response)}")
-    if not isinstance(item, Comparison):
-        return
-    for side, text in (("a", item.response_a), ("b", item.response_b)):
-        votes = sum(vote.choice == side for vote in item.votes)
-        show_line(f"  -> {side} ({votes} votes): {_begin(text)}")
-
-
-def _begin(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 3] + "..."
 
 
 def _source(**settings: object) -> "SourceConfig":

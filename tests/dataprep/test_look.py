@@ -101,6 +101,37 @@ def test_where_places_of_the_best_begin_is_asked(write_jsonl):
         assert (wins, len(first)) == ({best}, 2)
 
 
+@pytest.mark.parametrize(("column", "best"), [("ranks", "two"), ("best_first", "three")])
+def test_whether_numbers_are_ranks_or_the_order_of_answers_is_asked(write_jsonl, column, best):
+    row = {"prompt": "Question?", "responses": ["one", "two", "three"], "ranking": [2, 0, 1]}
+    path = write_jsonl("rows.jsonl", [row, row | {"ranking": [1, 2, 0]}])
+    with pytest.raises(DataError, match="the rank of the answer at its place or the place of an"):
+        look_at(path)
+    source = SourceConfig(path=path, format="ranked", columns={column: "ranking"})
+    first = [item for item in read_comparisons(source) if item.line == 1]
+    wins = [item.response_a if item.votes_a else item.response_b for item in first]
+    assert wins.count(best) == 2
+
+
+def test_what_is_taken_for_ranks_is_told_where_it_might_be_an_order(write_jsonl):
+    row = {"prompt": "Question?", "responses": ["one", "two", "three"]}
+    found = look_at(write_jsonl("one.jsonl", [row | {"ranking": [2, 3, 1]}]))
+    assert found.notes[0].startswith("ranking is taken for the rank of each answer, 1 the best")
+    for ranking in ([0, 2, 1], [1, 0, 2], [1, 1, 2]):  # Both readings agree, or there is one.
+        found = look_at(write_jsonl("rows.jsonl", [row | {"ranking": ranking}]))
+        assert (found.settings["columns"], found.notes) == ({"ranks": "ranking"}, [])
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0, 0, 1], [2, 3, 4], ["x", 1, 2]])
+def test_an_order_that_is_none_is_kept_aside(write_jsonl, order):
+    row = {"prompt": "Question?", "responses": ["one", "two", "three"], "best_first": order}
+    good = row | {"best_first": [3, 1, 2]}
+    source = SourceConfig(path=write_jsonl("rows.jsonl", [row, good]), format="ranked")
+    aside, *items = read_comparisons(source)
+    assert (aside.reason, len(items)) == ("unusable_value", 3)
+    assert aside.detail.startswith("best_first: expected the numbers of 3 responses, each once")
+
+
 def test_a_number_of_each_answer_is_asked_about(write_jsonl):
     answers = [{"text": f"{word} one", "xi": number} for word, number in (("bad", 3), ("good", 7))]
     path = write_jsonl("rows.jsonl", [{"prompt": "Question?", "answers": answers}] * NUM)

@@ -246,8 +246,8 @@ def test_a_decimal_comma_is_one_where_semicolons_part_the_cells(tmp_path):
     [item], _ = read(tmp_path / "v.csv", "flat")
     assert (item.response_a, item.votes[0].strength) == ("1,5 km", 1.5)
     (tmp_path / "w.csv").write_text(f"{head.replace(';', '|')}\nQ?|x|y|a|1,5\n")
-    with pytest.raises(DataError, match="strength: expected a number >= 0, found '1,5'"):
-        read(tmp_path / "w.csv", "flat", delimiter="|")
+    [item], counts = read(tmp_path / "w.csv", "flat", delimiter="|")
+    assert (item.votes[0].strength, counts.unread_cells) == (None, {"strength": 1})
 
 
 def test_a_sheet_that_is_not_there_is_named(tmp_path):

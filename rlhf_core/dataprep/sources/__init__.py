@@ -210,8 +210,7 @@ def _watched(
 
 
 def _note_unused(row: RawRow, files: dict[str, FileRows]) -> None:
-    if unused := row.value.unused():
-        files[str(row.path)].unused_columns.update(unused)
+    files[str(row.path)].note_columns(row)
 
 
 def _parser(source: SourceConfig) -> Callable[[RawRow], Iterator[Comparison | FilteredRow]]:

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import partial
 
 from rlhf_core.config.data import WORDS_OF_TRUTH, word_of
 from rlhf_core.dataprep.sources.rows import RawRow, UnusableRow
@@ -42,6 +43,8 @@ STRENGTHS: Mapping[str, float] = {
 }
 
 
+_CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):([0-5]\d(?:\.\d{1,9})?)")
+"""Hours, minutes and seconds."""
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -112,6 +115,27 @@ def _strength_of(value: object, strengths: Mapping[str, float]) -> float | None:
 def parse_number(row: RawRow, column: str) -> float | None:
     """Return a number that is not negative; None where the cell is empty or missing."""
     return _number(row, column, 0.0)
+
+
+def parse_seconds(row: RawRow, column: str) -> float | None:
+    """Return how long somebody took: a number of seconds, or ``00:01:05`` and ``1:05``.
+
+    A vote does without a time that cannot be read.
+    """
+    value = row.value.get(column)
+    if isinstance(value, str) and (parts := _CLOCK.fullmatch(value.strip())):
+        hours, minutes, seconds = parts.groups()
+        return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)
+    return or_without(row, column, partial(parse_number, row, column))
+
+
+def or_without(row: RawRow, column: str, read: Callable[[], float | None]) -> float | None:
+    """Return what ``read`` makes of a cell that a row can do without; None where it cannot."""
+    try:
+        return read()
+    except UnusableRow as error:
+        row.value.unread[column] = error.detail
+        return None
 
 
 def parse_score(row: RawRow, column: str) -> float | None:

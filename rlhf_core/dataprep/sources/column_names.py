@@ -132,6 +132,13 @@ PEOPLE = (
     *("reviewer", "user", "voter", "worker"),
 )
 """How columns may be called that are people, with a number behind."""
+MADE_OF_VOTES = frozenset(
+    (
+        *("adjudicated", "adjudication", "agg", "aggregate", "aggregated", "agreed", "consensus"),
+        *("final", "gold", "golden", "majority", "resolved", "truth"),
+    )
+)
+"""Parts of the names of columns that say what came of several people's choices."""
 QUANTITIES = (
     *("count", "counts", "day", "difficulty", "fold", "id", "idx", "index", "length", "len"),
     *("level", "line", "month", "n", "num", "number", "points", "quality", "rank", "rating"),
@@ -139,6 +146,15 @@ QUANTITIES = (
     *("turns", "version", "year"),
 )
 """Parts of the names of columns whose numbers are no choices."""
+QUALITIES = frozenset(
+    (
+        *("accuracy", "coherence", "correctness", "grade", "harmlessness", "helpful"),
+        *("helpfulness", "honesty", "likes", "overall", "points"),
+        *("quality", "rank", "rating", "ratings", "reward", "score", "scores", "stars"),
+        *("truthfulness", "upvotes", "votes"),
+    )
+)
+"""Parts of the names of columns whose numbers say how good one answer is."""
 OTHERS = {
     "annotator": (
         "annotator",

@@ -30,9 +30,11 @@ from rlhf_core.dataprep.sources.choices import (
     choice_of,
     finite_number,
     is_blank,
+    or_without,
     parse_choice,
     parse_number,
     parse_score,
+    parse_seconds,
     parse_signed,
     parse_strength,
 )
@@ -190,18 +192,24 @@ def _named(row: RawRow, labels: Labels) -> Choice | None:
 
 def _one_vote(row: RawRow, choice: Choice | None, strength: float | None) -> tuple[Vote, ...]:
     annotator = annotator_name(row.value.get("annotator"))
-    seconds = parse_number(row, "seconds")
+    seconds = parse_seconds(row, "seconds")
     if choice is None:
         return ()
     return (Vote(annotator=annotator, choice=choice, strength=strength, seconds=seconds),)
 
 
 def _strength(row: RawRow, labels: Labels) -> float | None:
-    """Return how much better; where one column says side and strength, its sign is the side's."""
+    """Return how much better; where one column says side and strength, its sign is the side's.
+
+    A vote does without what cannot be read, unless the settings say where or how it is written.
+    """
     same = row.names.get("strength", "strength") == row.names.get("choice", "choice")
     if same and not labels.strengths:
         return parse_signed(row, "strength")
-    return parse_strength(row, "strength", labels.strengths)
+    read = partial(parse_strength, row, "strength", labels.strengths)
+    if labels.strengths or "strength" in row.names:
+        return read()
+    return or_without(row, "strength", read)
 
 
 def _by_person(row: RawRow, labels: Labels) -> tuple[Vote, ...]:

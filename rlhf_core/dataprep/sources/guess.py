@@ -15,6 +15,7 @@ from rlhf_core.dataprep.sources.guess_votes import guess_votes
 from rlhf_core.dataprep.sources.labels import MAX_WORDS, ask, label_choices, truth_choices
 from rlhf_core.dataprep.sources.observed import SUFFIXES, Guess, Table, built_in, renames
 from rlhf_core.schema import Choice
+from rlhf_core.storage.records import listed
 
 _WON = ("winner", "wins", "win", "won", "best", "preferred", "is_better", "better")
 _VOTES = ("votes", "num_votes", "n_votes", "vote_count", "votes_for", "count", "num")
@@ -255,17 +256,37 @@ def _people(
         if name not in claimed and "." not in name and _may_be_choices(values)
     }
     known = {name: choices for name, (choices, _, question) in meant.items() if not question}
-    by_word = {n: c for n, c in known.items() if not all(map(_is_number, table.values[n]))}
-    by_number = {n: c for n, c in known.items() if n not in by_word and not table.is_quantity(n)}
+    made = {name: choices for name, choices in known.items() if _is_made_of_votes(name)}
+    own = {name: choices for name, choices in known.items() if name not in made}
+    by_word, by_number = _words_and_numbers(table, own)
+    if not by_word and len(by_number) < 2:
+        by_word, by_number = _words_and_numbers(table, {**own, **dict(list(made.items())[:1])})
     people = by_word if len(by_word) > 1 else by_number
     if len(people) > 1:
-        yield _ballots(table, people, columns)
+        guess = _ballots(table, people, columns)
+        if left := [name for name in made if name not in people]:
+            guess.notes.append(f"made of votes, and no person's: {listed(left)}")
+        yield guess
     elif len(by_word) == 1:
         yield _chosen(table, sides, next(iter(by_word)), columns)
     else:
         for name in by_number:
             if _SAYS & set(re.split(r"[^a-z]+", name.lower())):
                 yield _chosen(table, sides, name, columns)
+
+
+def _words_and_numbers(
+    table: Table, known: Mapping[str, dict[str, Choice]]
+) -> tuple[dict[str, dict[str, Choice]], dict[str, dict[str, Choice]]]:
+    """Return the columns with words, and those with numbers that are no quantities."""
+    by_word = {n: c for n, c in known.items() if not all(map(_is_number, table.values[n]))}
+    by_number = {n: c for n, c in known.items() if n not in by_word and not table.is_quantity(n)}
+    return by_word, by_number
+
+
+def _is_made_of_votes(name: str) -> bool:
+    """Tell whether a column is called like what people's choices were made into."""
+    return bool(set(re.split(r"[^a-z]+", name.lower())) & column_names.MADE_OF_VOTES)
 
 
 def _is_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ from rlhf_core.dataprep.sources import column_names
 from rlhf_core.dataprep.sources.choices import finite_number
 from rlhf_core.dataprep.sources.labels import ask
 from rlhf_core.dataprep.sources.observed import Guess, Table, as_list, renames
+from rlhf_core.dataprep.sources.ranked import inverse, order_of
 
 
 def guess_lists(table: Table) -> Iterator[Guess]:
@@ -51,9 +52,11 @@ def _ranked(
         }
         for name in names:
             if name in by_name or name.removesuffix("s") in by_name:
-                columns[ours] = by_name.get(name) or by_name[name.removesuffix("s")]
+                theirs = by_name.get(name) or by_name[name.removesuffix("s")]
+                columns[ours] = theirs
                 settings = {"format": "ranked", "columns": renames(columns)}
-                return Guess(f"list with {ours}", settings)
+                guess = Guess(f"list with {ours}", settings)
+                return _ordered(guess, theirs, table) if ours == "ranks" else guess
     guess = Guess("ranked list", {"format": "ranked", "columns": renames(columns)})
     if unclear := [path for _, path in found if ".*." in path and _are_numbers(table, path)]:
         guess.question = (
@@ -65,6 +68,34 @@ def _ranked(
         return _best(guess, best, table.values[best], lengths)
     if "rankings" not in table.values:
         guess.notes.append("the answers are taken to stand best first")
+    return guess
+
+
+def _ordered(guess: Guess, column: str, table: Table) -> Guess:
+    """Return the guess of ranks, or the question whether they are places of answers, best first.
+
+    Where every list reads the same both ways, as ``[1, 0]`` does, nothing is asked.
+    """
+    orders = [order_of(as_list(value)) for value in table.values.get(column, ())]
+    known = [order for order in orders if order is not None]
+    if (
+        column == "ranks"
+        or len(known) < len(orders)
+        or all(order == inverse(order) for order in known)
+    ):
+        return guess
+    begin = min(finite_number(place) or 0 for place in as_list(table.values[column][0]) or ())
+    if column.lower() == "ranking" and begin == 0:
+        guess.question = (
+            f"column {column!r} holds the numbers from 0, and whether each is the rank of the"
+            " answer at its place or the place of an answer, the best first, cannot be determined;"
+            f" say it in columns: {{ranks: {column}}}, or {{best_first: {column}}}"
+        )
+        return guess
+    guess.notes.append(
+        f"{column} is taken for the rank of each answer, {begin:g} the best; were it the order of"
+        f" the answers, it would be columns: {{best_first: {column}}}"
+    )
     return guess
 
 

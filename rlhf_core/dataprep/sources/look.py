@@ -31,6 +31,7 @@ from rlhf_core.dataprep.sources import (
 from rlhf_core.dataprep.sources.choices import is_blank
 from rlhf_core.dataprep.sources.columns import find, is_there, renamed
 from rlhf_core.dataprep.sources.containers import is_hub, read_rows
+from rlhf_core.dataprep.sources.doubts import doubt, doubts_of_demonstrations
 from rlhf_core.dataprep.sources.guess import guesses, has_responses
 from rlhf_core.dataprep.sources.observed import Guess, Table
 from rlhf_core.dataprep.sources.rows import (
@@ -105,6 +106,8 @@ class Found:
     """Ids of several comparisons, with the lines of two; a file with one is refused."""
     unused_columns: Counter[str] = field(default_factory=Counter)
     """Columns that nothing looks at, and the rows they hold something in."""
+    unread_cells: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Columns that votes do without where a cell cannot be read: in how many rows, the first."""
     num_comparisons: int = 0
     wins: Counter[str] = field(default_factory=Counter)
     """Votes by side."""
@@ -164,6 +167,7 @@ def look_at(path: Path, join: JoinConfig | None = None) -> Found:
         columns = columns or list(dict.fromkeys(name for row in sound for name in row.value))
         tables.append(_table(sound))
         for guess in _candidates(sound, tables[-1]):
+            doubt(guess, sound, tables[-1])
             guess.settings = {**base, **place, **guess.settings}
             if guess.question:
                 questions.append(guess.question)
@@ -215,6 +219,7 @@ def _without_comparisons(path: Path) -> Found | None:
             found = Found(name, settings, [], section="demonstrations")
             files: dict[str, FileRows] = {}
             if (counted := _count(found, read_demonstrations(source, files), files)) is not None:
+                counted.notes += doubts_of_demonstrations(_first_rows(path), found.unused_columns)
                 return counted
     found, files = Found("prompts", {"path": str(path)}, [], section="prompts"), {}
     counted = _count(found, read_prompts(path, files), files)
@@ -223,14 +228,17 @@ def _without_comparisons(path: Path) -> Found | None:
 
 
 def _answers(path: Path, columns: Iterable[str]) -> bool:
-    rows = [row for row in islice(read_rows(path), _SAMPLE) if isinstance(row, RawRow)]
+    rows = _first_rows(path)
     values = [row.value.get(name) for name in columns if name != "tools" for row in rows]
     return any(isinstance(v, list | dict) or len(str(v).split()) > _LABEL_WORDS for v in values)
 
 
 def _first_rows_have(path: Path, columns: Sequence[str]) -> bool:
-    rows = [row for row in islice(read_rows(path), _SAMPLE) if isinstance(row, RawRow)]
-    return _share_with(rows, columns) > 0.5
+    return _share_with(_first_rows(path), columns) > 0.5
+
+
+def _first_rows(path: Path) -> list[RawRow]:
+    return [row for row in islice(read_rows(path), _SAMPLE) if isinstance(row, RawRow)]
 
 
 def _count(
@@ -351,4 +359,7 @@ def _measure(guess: Guess) -> Found:
     found.rows = found.usable + found.filtered.total()
     for counts in files.values():
         found.unused_columns += counts.unused_columns
+        for column, first in counts.first_unread.items():
+            num_before, first = found.unread_cells.get(column, (0, first))
+            found.unread_cells[column] = num_before + counts.unread_cells[column], first
     return found

@@ -4,13 +4,15 @@
     {"prompt": ..., "responses": [...], "ranks": [2, 1, 2], "annotator": "ann"}
     {"prompt": ..., "responses": [...], "scores": [4.5, 9, 4.5]}
     {"prompt": ..., "responses": [...], "best_index": 1}
+    {"prompt": ..., "responses": [...], "best_first": [2, 0, 1]}
     {"prompt": ..., "responses": [...], "rankings": [{"annotator": "ann", "ranks": [...]}, ...]}
 
 Rank 1 is best, or the highest score; equal ones are a tie; their distance is the strength. Rows of
 several annotators on the same responses are votes on the same comparisons. ``best_index`` (from 0)
 or ``best_number`` (from 1) names one answer that beats each of the others, of which nothing else is
-said. A null is the same as a column that is not there, and an answer whose place or score is null
-takes part in no comparison. A response is text or a message.
+said; ``best_first`` names all by their number, from 0 or 1. A null is the same as a column that is
+not there, and an answer whose place or score is null takes part in no comparison. A response is
+text or a message.
 """
 
 import math
@@ -133,10 +135,38 @@ def _rankings(row: RawRow, length: int) -> list[Ranking]:
         return [_ranking(entry, "ranks", length, UNNAMED) for entry in several]
     if row.value.get("ranks") is not None:
         return [_ranking(row.value, "ranks", length, ANNOTATOR)]
+    if (order := row.value.get("best_first")) is not None:
+        places = order_of(_list(order))
+        if places is None or len(places) != length:
+            raise UnusableRow(
+                "unusable_value",
+                f"best_first: expected the numbers of {length} responses, each once, found"
+                f" {shorten(order)}",
+            )
+        name = annotator_name(row.value.get("annotator"))
+        ranks = [float(place) for place in inverse(places)]
+        return [(ANNOTATOR if name == UNNAMED else name, ranks)]
     if row.value.get("scores") is not None:
         annotator, scores = _ranking(row.value, "scores", length, ANNOTATOR)
         return [(annotator, [-score for score in scores])]
     return [(ANNOTATOR, [float(number) for number in range(1, length + 1)])]
+
+
+def order_of(values: Any) -> list[int] | None:
+    """Return the places, from 0, that a list of numbers from 0 or 1 names, each once."""
+    if not isinstance(values, list) or not values:
+        return None
+    numbers = [finite_number(value) for value in values]
+    known = [int(number) for number in numbers if number is not None and number.is_integer()]
+    begin = min(known, default=0)
+    if begin not in (0, 1) or sorted(known) != list(range(begin, begin + len(values))):
+        return None
+    return [number - begin for number in known]
+
+
+def inverse(order: Sequence[int]) -> list[int]:
+    """Return at which place of an order each number stands."""
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _ranking(entry: Any, column: str, length: int, nobody: str) -> Ranking:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow
 
-_KNOWN_BY = ("id", "index", "rated")
+KNOWN_BY = ("id", "index", "rated")
+"""Columns by which a server's rows are known."""
 _BESIDE = ("created", "model", "rating", "comment", "finish_reason")
 
 Answer = tuple[str, str]
@@ -55,7 +56,7 @@ def without_earlier(
             continue
         if row.line > ratings.ends.get(row.path, 0):
             continue
-        row.value.read.update((*_KNOWN_BY, *_BESIDE))
+        row.value.read.update((*KNOWN_BY, *_BESIDE))
         path, line = ratings.last[answer]
         if (path, line) != (row.path, row.line):
             yield FilteredRow.of(row, "superseded", f"{path}, line {line} has it as it is now")
@@ -68,6 +69,6 @@ def without_earlier(
 
 def _answer(row: RawRow) -> Answer | None:
     """Return which answer a row is about; None where no server wrote it."""
-    if not all(name in row.value for name in _KNOWN_BY):
+    if not all(name in row.value for name in KNOWN_BY):
         return None
     return str(row.value["id"]), str(row.value["index"])

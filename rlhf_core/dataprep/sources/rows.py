@@ -87,6 +87,8 @@ class Columns(dict[str, Any]):
         """Take the columns over; ``read`` names those that a mapping has looked into already."""
         super().__init__(value)
         self.read: set[str] = set(read)
+        self.unread: dict[str, str] = {}
+        """Columns that one may do without and whose cell cannot be read: what is wrong with it."""
 
     def __getitem__(self, column: str) -> Any:
         self.read.add(column)
@@ -100,7 +102,7 @@ class Columns(dict[str, Any]):
     def copy_with(self, **changed: Any) -> "Columns":
         """Return the row with other values in some columns; what is read of one is of both."""
         copy = Columns({**self, **changed})
-        copy.read = self.read
+        copy.read, copy.unread = self.read, self.unread
         return copy
 
     def unused(self) -> list[str]:
@@ -237,6 +239,10 @@ class FileRows:
     filtered: Counter[str] = field(default_factory=Counter)
     unused_columns: Counter[str] = field(default_factory=Counter)
     """Columns that hold something and that nothing looks at: rows they are in."""
+    unread_cells: Counter[str] = field(default_factory=Counter)
+    """Columns that a row does without where their cell cannot be read: rows of which that is so."""
+    first_unread: dict[str, str] = field(default_factory=dict)
+    """Of each of them, the first such row and what is wrong with its cell."""
     first_fault: str = ""
 
     @property
@@ -255,6 +261,15 @@ class FileRows:
         if row.reason in FAULTS and not self.first_fault:
             self.first_fault = f"{row.where}: {row.detail}"
 
+    def note_columns(self, row: RawRow) -> None:
+        """Count the columns of a row that nothing looked at, and those it does without."""
+        if unused := row.value.unused():
+            self.unused_columns.update(unused)
+        for name, why in row.value.unread.items():
+            column = row.names.get(name, name)
+            self.unread_cells[column] += 1
+            self.first_unread.setdefault(column, f"{row.unit} {row.line}: {why}")
+
     def as_json(self) -> dict[str, Any]:
         """Return the file's part of the report."""
         return {
@@ -262,6 +277,7 @@ class FileRows:
             "used": self.used,
             "set_aside": dict(sorted(self.filtered.items())),
             "unread_columns": dict(sorted(self.unused_columns.items())),
+            "unread_cells": dict(sorted(self.unread_cells.items())),
         }
 
 

@@ -273,6 +273,7 @@ def _read(
     rows = chain.from_iterable(read_comparisons(source, source_rows, files) for source in sources)
     excluded = frozenset(data.votes.exclude)
     ingest(rows, intake, context.quarantine, context.rules, excluded=excluded)
+    checks.warn_of_unread_cells(context.quarantine)
     return intake
 
 

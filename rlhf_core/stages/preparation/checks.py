@@ -19,7 +19,7 @@ from rlhf_core.errors import DataError, MissingMetricError
 from rlhf_core.evaluation.gates import judge_estimate
 from rlhf_core.schema import Estimate, GateResult, ValidationReport
 from rlhf_core.stages.preparation.report import AgreementReport
-from rlhf_core.storage.records import atomic_file, read_lines
+from rlhf_core.storage.records import atomic_file, read_lines, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +51,21 @@ def require_readable(quarantine: Quarantine, most: float, kept: Path) -> None:
                 f"{path}: {counts.num_faults} of {counts.rows} rows cannot be read, more than"
                 f" data.max_unusable_fraction = {most:g}; the first: {counts.first_fault};"
                 f" reasons in {kept}"
+            )
+
+
+def warn_of_unread_cells(quarantine: Quarantine) -> None:
+    """Log which columns that a vote can do without could not be read in some rows."""
+    for path, counts in quarantine.files.get("preferences", {}).items():
+        for column, first in counts.first_unread.items():
+            logger.warning(
+                "unread_cells: %s: column %s could not be read in %d of %d rows, which count"
+                " without it; the first: %s",
+                path,
+                shorten(column),
+                counts.unread_cells[column],
+                counts.rows,
+                first,
             )
 
 
