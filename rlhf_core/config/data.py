@@ -142,6 +142,9 @@ class SourceConfig(Section):
     """A second file that completes the rows of this one."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """Of delimited text; None finds it out from the header. With ``;`` numbers may be 1,5."""
+    quotes: bool = True
+    """Of delimited text: whether double quotes around a cell are its writer's; false where none
+    are, and a quote is text wherever it stands."""
     sheet: str | None = None
     """Of a workbook; None takes the first."""
     subset: str | None = None

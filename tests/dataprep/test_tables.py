@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.dataprep.sources.look import look_at
+from rlhf_core.dataprep.sources.rewrite import rewrite_rows
 from rlhf_core.dataprep.sources.rows import FilteredRow
 from rlhf_core.dataprep.sources.tables import Broken, Layout, delimited_pieces
 from rlhf_core.errors import DataError
 
+UNQUOTED_LAYOUT = Layout(quotes=False)
 HEADER = "prompt,response_a,response_b,choice\n"
 
 
@@ -134,3 +137,36 @@ def test_pieces_are_all_of_a_file_and_whole_rows_are_as_written(
         found = [piece.row for piece in pieces if isinstance(piece.row, dict)]
         assert [tuple(row.values()) for row in found] == cells
     assert not any(isinstance(piece.row, Broken) and not piece.row.why for piece in pieces)
+
+
+UNQUOTED = (
+    "prompt\tresponse_a\tresponse_b\tchoice\n"
+    'Q1?\t"Yes" he said, 1\t"No\ta\n'
+    'Q2?\tYes\tHe said "no"\tb\n'
+    'Q3?\t"Yes", he said\t"no" to me\ta\n'
+)
+
+
+def test_quotes_are_text_in_a_table_that_was_written_without(tmp_path):
+    path = tmp_path / "rows.tsv"
+    _, aside = read(path, UNQUOTED)
+    assert aside
+    found = look_at(path)
+    assert (found.usable, found.filtered) == (3, {})
+    assert found.settings == {"path": str(path), "quotes": False, "format": "flat"}
+    assert found.notes[0].startswith("double quotes are taken for text")
+    items = list(read_comparisons(SourceConfig(**found.settings)))
+    assert [item.response_a for item in items] == ['"Yes" he said, 1', "Yes", '"Yes", he said']
+    changes = {2: {"a": "Q9?", "b": '"x', "c": None, "d": "a"}, 3: None}
+    assert rewrite_rows(path, changes, UNQUOTED_LAYOUT) == 2
+    lines = path.read_text().splitlines()
+    assert lines[1:] == ['Q9?\t"x\t\ta', UNQUOTED.splitlines()[3]]
+
+
+def test_one_broken_row_makes_no_text_of_quotes(tmp_path):
+    path = tmp_path / "rows.csv"
+    wrapped = "".join(f'"Q{i}?","Yes {i}","no","a"\n' for i in range(9))
+    path.write_text(HEADER + wrapped + 'Q9?,"Yes" 9,no,a\n')
+    found = look_at(path)
+    assert (found.usable, found.filtered) == (9, {"broken_row": 1})
+    assert "quotes" not in found.settings

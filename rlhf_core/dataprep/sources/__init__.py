@@ -128,7 +128,8 @@ def rows_of(source: SourceConfig, files: dict[str, FileRows]) -> Iterator[RawRow
     if is_hub(source.path):
         rows = read_hub_rows(source)
     else:
-        rows = read_rows(source.path, layout=Layout(source.delimiter, source.sheet))
+        layout = Layout(source.delimiter, source.sheet, source.quotes)
+        rows = read_rows(source.path, layout=layout)
     if source.join is not None:
         rows = joined(rows, read_rows(source.join.path), source.join, files)
     for row in rows:

@@ -30,7 +30,7 @@ from rlhf_core.dataprep.sources import (
 )
 from rlhf_core.dataprep.sources.choices import is_blank
 from rlhf_core.dataprep.sources.columns import find, is_there, renamed
-from rlhf_core.dataprep.sources.containers import is_hub, read_rows
+from rlhf_core.dataprep.sources.containers import ending_of, is_hub, read_rows
 from rlhf_core.dataprep.sources.doubts import doubt, doubts_of_demonstrations
 from rlhf_core.dataprep.sources.guess import guesses, has_responses
 from rlhf_core.dataprep.sources.observed import Guess, Table
@@ -43,7 +43,7 @@ from rlhf_core.dataprep.sources.rows import (
     prompt_problem,
 )
 from rlhf_core.dataprep.sources.shapes import DEMONSTRATION_SHAPES, SHAPES
-from rlhf_core.dataprep.sources.tables import sheet_names
+from rlhf_core.dataprep.sources.tables import Layout, sheet_names
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Demonstration, Prompt, Record, UnpairedExample
 from rlhf_core.storage.records import listed
@@ -55,6 +55,7 @@ _VALUES = 20_000
 _EXAMPLES = 3
 _LABEL_WORDS = 3
 """Words of a label or a name at most; what has more is text."""
+_QUOTES_ARE_TEXT = "double quotes are taken for text; cells that begin with one do not end with one"
 _NEUTRAL = frozenset(
     ("broken_row", "deleted_message", "empty_response", "identical_responses", "no_votes")
 )
@@ -161,7 +162,7 @@ def look_at(path: Path, join: JoinConfig | None = None) -> Found:
     questions: list[str] = []
     columns: list[str] = []
     tables: list[Table] = []
-    for place in _sheets(path):
+    for place in _layouts(path):
         rows = list(islice(rows_of(SourceConfig(**base, **place), {}), _VALUES))
         sound = [row for row in rows if isinstance(row, RawRow)]
         columns = columns or list(dict.fromkeys(name for row in sound for name in row.value))
@@ -169,6 +170,7 @@ def look_at(path: Path, join: JoinConfig | None = None) -> Found:
         for guess in _candidates(sound, tables[-1]):
             doubt(guess, sound, tables[-1])
             guess.settings = {**base, **place, **guess.settings}
+            guess.notes += [_QUOTES_ARE_TEXT] if "quotes" in place else []
             if guess.question:
                 questions.append(guess.question)
                 continue
@@ -185,12 +187,25 @@ def look_at(path: Path, join: JoinConfig | None = None) -> Found:
     return found
 
 
-def _sheets(path: Path) -> list[dict[str, str]]:
-    """Return what to add to the settings for each sheet of a workbook that has several."""
-    if path.suffix.lower() != ".xlsx" or path.is_dir():
+def _layouts(path: Path) -> list[dict[str, Any]]:
+    """Return what to add to the settings for each way in which a table may be laid out."""
+    if path.is_dir():
         return [{}]
-    names = sheet_names(path)
-    return [{"sheet": name} for name in names] if len(names) > 1 else [{}]
+    if ending_of(path) == ".xlsx":
+        names = sheet_names(path)
+        return [{"sheet": name} for name in names] if len(names) > 1 else [{}]
+    is_delimited = ending_of(path) in (".csv", ".tsv")
+    return [{"quotes": False}, {}] if is_delimited and _quotes_are_text(path) else [{}]
+
+
+def _quotes_are_text(path: Path) -> bool:
+    """Tell whether quotes break rows, and stand at the begin of cells more than around them."""
+    if not any(isinstance(row, FilteredRow) for row in islice(read_rows(path), _SAMPLE)):
+        return False
+    rows = islice(read_rows(path, layout=Layout(quotes=False)), _SAMPLE)
+    cells = [cell for row in rows if isinstance(row, RawRow) for cell in row.value.values()]
+    begun = [cell for cell in cells if cell.startswith('"')]
+    return len([cell for cell in begun if cell.endswith('"')]) < len(begun) / 2
 
 
 def _unknown(path: Path, columns: list[str], questions: Sequence[str]) -> str:

@@ -101,9 +101,10 @@ def _write_delimited(path: Path, changes: Changes, layout: Layout) -> int:
 def _as_cells(row: dict[str, Any], text: str, layout: Layout) -> str:
     made = io.StringIO()
     ending = "\r\n" if text.endswith("\r\n") else "\n"
-    csv.writer(made, delimiter=layout.delimiter or ",", lineterminator=ending).writerow(
-        row.values()
-    )
+    delimiter = layout.delimiter or ","
+    if not layout.quotes:
+        return delimiter.join("" if v is None else str(v) for v in row.values()) + ending
+    csv.writer(made, delimiter=delimiter, lineterminator=ending).writerow(row.values())
     return made.getvalue()
 
 

@@ -35,6 +35,8 @@ class Layout:
     """Of text; None takes the one that the header has most of."""
     sheet: str | None = None
     """Of a workbook; None takes the first."""
+    quotes: bool = True
+    """Of text: whether quotes around a cell are its writer's."""
 
     def of(self, path: Path) -> "Layout":
         """Return the layout of one file, its delimiter found out."""
@@ -82,7 +84,7 @@ def delimited_pieces(path: Path, layout: Layout) -> Iterator[Piece]:
         DataError: as ``read_delimited``.
     """
     csv.field_size_limit(_MAX_FIELD)
-    records = _Records(path, layout.delimiter or ",")
+    records = _Records(path, layout.delimiter or ",", quotes=layout.quotes)
     header: list[str] = []
     while (record := records.read()) is not None:
         where, problem = f"{path}, line {record.line}", record.undecoded or record.problem
@@ -161,13 +163,14 @@ class _Record:
 class _Records:
     """Records of delimited text, and the way back to lines that were taken into one wrongly."""
 
-    def __init__(self, path: Path, delimiter: str) -> None:
+    def __init__(self, path: Path, delimiter: str, *, quotes: bool) -> None:
         self._lines = map(_decoded, read_raw_lines(path))
         self._taken: list[tuple[str, str]] = []
         self._again: deque[tuple[str, str]] = deque()
         self._line = 1
         self._out_of_step, self._has_rows = False, False
-        self._reader = csv.reader(self, delimiter=delimiter, strict=True)
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+        self._reader = csv.reader(self, delimiter=delimiter, quoting=quoting, strict=True)
         sign, quoted = re.escape(delimiter), r'"[^"]*(?:""[^"]*)*'
         self._opened = re.compile(rf'(?:\A|[\n{sign}]){quoted}(?P<closed>"|\Z)')
         self._after_text = f'"{delimiter}'

@@ -258,7 +258,9 @@ def _source_of(file: Path, clone: Path, sources: Iterable[SourceConfig]) -> Sour
 
 
 def _layout(source: SourceConfig | None) -> Layout:
-    return Layout() if source is None else Layout(source.delimiter, source.sheet)
+    if source is None:
+        return Layout()
+    return Layout(source.delimiter, source.sheet, source.quotes)
 
 
 def _versions_with(root: Path, withdrawal: Withdrawal) -> list[str]:
