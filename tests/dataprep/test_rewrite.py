@@ -140,6 +140,27 @@ def test_of_a_list_of_votes_only_the_person_s_go(tmp_path, votes):
     assert (left if votes is list else json.loads(left)) == given[1:]
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_of_lists_beside_each_other_the_person_s_places_go(tmp_path, ending, is_mapped):
+    def row(users: list[str]) -> dict:
+        lists = {"v": ["a", "b"][: len(users)], "v.users": users, "v.status": ["submitted"] * 2}
+        lists["v.status"] = lists["v.status"][: len(users)]
+        return {"prompt": "Q?", **{name: json.dumps(value) for name, value in lists.items()}}
+
+    path = write(tmp_path / f"rows.{ending}", [row(["ann", "bob"]), row(["ann"]), row(["bob"])])
+    columns = {"votes": "v", "vote_annotators": "v.users", "vote_statuses": "v.status"}
+    source = SourceConfig(path=path, columns=columns) if is_mapped else None
+    found = Removal(Withdrawal(annotators=("ann",))).changes(path, source)
+    [first, second] = [found[line] for line in sorted(found)]
+    assert {name: json.loads(first[name]) for name in columns.values()} == {
+        "v": ["b"],
+        "v.users": ["bob"],
+        "v.status": ["submitted"],
+    }
+    assert second is None
+
+
 def test_an_export_loses_the_person_s_annotations_alone(tmp_path):
     tasks = [
         {"id": 1, "annotations": [{"completed_by": {"id": 3}}, {"completed_by": 4}]},

@@ -20,12 +20,9 @@ from rlhf_core.dataprep.sources.columns import renamed, structured, tags_of
 from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt, writes_lists
 from rlhf_core.dataprep.sources.responses import parse_responses
 from rlhf_core.dataprep.sources.rows import UNNAMED, Columns, RawRow, UnusableRow, as_json
+from rlhf_core.dataprep.sources.vote_lists import has_lists_beside, submitted
 from rlhf_core.schema import Choice, Comparison, Demonstration, Prompt, Record, Vote
-from rlhf_core.storage.records import describe, shorten
-
-_SUBMITTED = "submitted"
-_BESIDE_VOTES = {"vote_annotators": None, "vote_statuses": _SUBMITTED}
-"""Lists beside that of the votes, as Argilla exports them, and what each says where it is none."""
+from rlhf_core.storage.records import describe
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -47,8 +44,8 @@ def comparisons_of(
     votes = structured(votes) if isinstance(votes, str) else votes
     if isinstance(votes, list):
         value["votes"] = [_vote(row, vote, choices, strengths) for vote in votes]
-    if any(name in row.value for name in _BESIDE_VOTES):
-        value["votes"] = _submitted(row, value.get("votes") or [])
+    if has_lists_beside(row):
+        value["votes"] = submitted(row, value.get("votes"))
     yield _validated(Comparison, value, row)
 
 
@@ -105,30 +102,6 @@ def _vote(
         cells = replace(row, value=Columns(fields))
         fields = fields | {"strength": parse_strength(cells, "strength", strengths)}
     return fields
-
-
-def _submitted(row: RawRow, votes: Any) -> Any:
-    """Return the votes that people submitted, each with who gave it, as lists beside them say."""
-    names, statuses = (_list_beside(row, name, votes) for name in _BESIDE_VOTES)
-    return [
-        vote if name is None else {**vote, "annotator": name}
-        for vote, name, status in zip(votes, names, statuses, strict=True)
-        if status == _SUBMITTED and vote is not None
-    ]
-
-
-def _list_beside(row: RawRow, column: str, votes: Any) -> list[Any]:
-    """Return what a column says of each vote; of one that is not there what changes nothing."""
-    value = row.value.get(column)
-    value = structured(value) if isinstance(value, str) else value
-    entries = value or ([] if column in row.value else [_BESIDE_VOTES[column]] * len(votes))
-    if not isinstance(entries, list) or len(entries) != len(votes):
-        raise UnusableRow(
-            "unusable_value",
-            f"{row.called(column)}: expected a list of {len(votes)}, one a vote, found"
-            f" {shorten(value)}",
-        )
-    return entries
 
 
 def _give_id(value: dict[str, Any], column: str, *content: str) -> None:

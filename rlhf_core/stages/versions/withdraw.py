@@ -20,6 +20,7 @@ from rlhf_core.dataprep.sources.containers import is_data_file, read_rows
 from rlhf_core.dataprep.sources.rewrite import rewrite_rows
 from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, as_json
 from rlhf_core.dataprep.sources.tables import Layout
+from rlhf_core.dataprep.sources.vote_lists import without_people
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.schema import Withdrawal, WithdrawalResult, annotator_name
 from rlhf_core.stages.versions.batches import RAW
@@ -155,7 +156,8 @@ class Removal:
             return None
         if annotator_name(row.value.get("annotator")) in self._annotators:
             return None
-        left = self._left(whole)
+        others = without_people(whole, row.names, self._annotators)
+        left = None if others is None else self._left(others)
         if not isinstance(left, dict):
             return None
         for name in people:
