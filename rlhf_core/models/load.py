@@ -39,8 +39,24 @@ def load_causal(
         device=device,
         revision=revision,
     )
+    _say_whether_tied(model)
     limit_ids(model, base, revision)
     choose_layout(model)
     require_known_head(model)
     require_repeatable(model)
     return model
+
+
+def _say_whether_tied(model: PreTrainedModel) -> None:
+    """Let the configuration say what the files hold.
+
+    Files with two matrices are loaded as two, whatever the configuration says; an engine that goes
+    by the configuration alone (vLLM) would serve another model than was trained.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return
+    is_tied = head.weight is model.get_input_embeddings().weight
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", is_tied) and not is_tied:
+            config.tie_word_embeddings = False

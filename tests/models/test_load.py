@@ -61,6 +61,14 @@ def test_a_truncated_file_is_one_line(llama_directory):
         load_causal(llama_directory)
 
 
+def test_two_matrices_are_not_called_tied_when_they_are_saved(llama_directory, tmp_path):
+    configure(llama_directory, tie_word_embeddings=True)  # its files hold two
+    model = load_causal(llama_directory)
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    save_model(model, FakeTokenizer(), tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text())["tie_word_embeddings"] is False
+
+
 REASONS = {
     "bert": "changes with the tokens after it",
     "xlnet": "changes with the tokens after it",
