@@ -87,8 +87,8 @@ def measure(path: Path, num_pairs: int) -> None:
     """Print one JSON line a phase."""
     from rlhf_core.config import PipelineConfig, RewardConfig
     from rlhf_core.schema import DatasetRef
-    from rlhf_core.stages.models.renderers import model_renderer
     from rlhf_core.stages.models.examples import load_pairs
+    from rlhf_core.stages.models.renderers import model_renderer
     from rlhf_core.trainers.preference import pair_rows, plan_pair_batches
     from rlhf_core.trainers.state import run_fingerprint
 

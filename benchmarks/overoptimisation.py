@@ -44,8 +44,8 @@ from rlhf_core.schema import (
 )
 from rlhf_core.stages.evaluation.best_of_n import answer_several_times
 from rlhf_core.stages.evaluation.compare import distances
-from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.determinism import derived_seed
+from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import choose_prompts, score_texts
 from rlhf_core.stages.policy import train_policy
 from rlhf_core.stages.prepare import prepare_data
