@@ -8,6 +8,7 @@ from rlhf_core.errors import DivergedError, MissingMetricError, RolloutError
 from rlhf_core.feedback.collection import PAIRS
 from rlhf_core.models import load_causal, token_logprobs
 from rlhf_core.schema import Comparison, Message, ModelRef, Prompt
+from rlhf_core.stages import evaluate
 from rlhf_core.stages.collect import collect_pairs
 from rlhf_core.stages.evaluation.compare import distances, sample_answers
 from rlhf_core.stages.models.renderers import model_renderer
@@ -127,6 +128,22 @@ def test_an_engine_answers_once_what_a_look_asks(
         judged(
             stricter.model_copy(update={"gates": gates}), small_splits, proven_models, stage_context
         )
+
+
+def test_an_evaluation_that_was_killed_goes_on_from_the_answers_it_drew(
+    config, server, proven_models, stage_context, small_splits, monkeypatch
+):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "write_samples", killed)
+        with pytest.raises(KeyboardInterrupt):
+            judged(config(), small_splits, proven_models, stage_context)
+    asked = server.asked.count("/v1/completions")
+    assert asked
+    judged(config(), small_splits, proven_models, stage_context)
+    assert server.asked.count("/v1/completions") == asked
 
 
 def test_collection_asks_the_engine_and_bears_its_name(config, server, saved_models, small_splits):

@@ -21,6 +21,7 @@ _IN_STAGE = (
     *(
         "suites/*.jsonl",
         "suite-answers/*.jsonl",
+        "drawn-answers/*.jsonl",
         "votes/*/*.jsonl",
         "votes/*/*.json",
         "processes/*",

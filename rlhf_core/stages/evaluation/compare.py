@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from rlhf_core.rollout.experience import require_engine_agrees
 from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.schema import Conversation, DatasetSplits, ModelRef, Prompt
 from rlhf_core.stages.evaluation.best_of_n import best_of_n
+from rlhf_core.stages.evaluation.drawn import drawn_once
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.models.determinism import derived_seed
 from rlhf_core.stages.models.examples import note_rows
@@ -70,7 +72,7 @@ def compare_answers(
     readers += [models["champion"]] if "champion" in models else []
     prompts = _choose(config, splits, renderer, readers, directory)
     conversations = [prompt.prompt for prompt in prompts]
-    answers, reference_nll, kl = _answers(config, models, renderer, conversations)
+    answers, reference_nll, kl = _answers(config, models, renderer, conversations, directory)
     policy, sft, *others = answers
     texts, reward = [[answer.text for answer in own] for own in answers], None
     if "reward" in models:
@@ -137,40 +139,46 @@ def _answers(
     models: Mapping[str, ModelRef],
     renderer: Renderer,
     prompts: Sequence[Conversation],
+    directory: Path,
 ) -> tuple[list[list[SampledResponse]], Array, tuple[Array, Array] | None]:
     """Return each model's answers and the policy's ``distances`` from SFT, which is loaded once.
 
     One model is in memory at a time.
     """
-    policy = _sample(config, "policy", models["policy"], prompts)
+    sample = partial(_sample, config, directory, prompts)
+    policy = sample("policy", models["policy"])
     reference = load_causal(models["sft"].path, device=config.model.device)
-    sft = _sample(config, "sft", models["sft"], prompts, reference)
+    sft = sample("sft", models["sft"], reference)
     rendered = [renderer.prompt_ids(prompt) for prompt in prompts]
     nll, kl = distances(config, reference, rendered, policy)
     del reference
     answers = [policy, sft]
     if "champion" in models:
-        answers.append(_sample(config, "champion", models["champion"], prompts))
+        answers.append(sample("champion", models["champion"]))
     return answers, nll, kl
 
 
 def _sample(
     config: PipelineConfig,
+    directory: Path,
+    prompts: Sequence[Conversation],
     role: str,
     model: ModelRef,
-    prompts: Sequence[Conversation],
     loaded: PreTrainedModel | None = None,
 ) -> list[SampledResponse]:
-    if loaded is None:
-        loaded = load_causal(model.path, device=config.model.device)
-    return sample_answers(
-        config,
-        loaded,
-        model_renderer(model.path).tokenizer,
-        prompts,
-        purpose="evaluate",
-        label=f"evaluate: {role} answers",
-    )
+    def draw() -> list[SampledResponse]:
+        return sample_answers(
+            config,
+            loaded or load_causal(model.path, device=config.model.device),
+            model_renderer(model.path).tokenizer,
+            prompts,
+            purpose="evaluate",
+            label=f"evaluate: {role} answers",
+        )
+
+    if config.policy.rollouts.elsewhere:
+        return drawn_once(directory, model, prompts, sampling(config), draw)
+    return draw()
 
 
 def sample_answers(
