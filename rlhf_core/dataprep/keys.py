@@ -13,8 +13,6 @@ Key = bytes
 DialogueKey = NewType("DialogueKey", Key)
 """Of all prompts that open alike: the turns of one dialogue, each asked as a prompt of its own."""
 
-_SET_UP = ("system", "developer")
-"""Roles that say how to answer, before anybody asks."""
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 """Thai, Lao, Burmese, Khmer, kana and Chinese characters: no spaces stand between their words."""
 _MARKS = ".,;:!?…()[]{}\"'“”\u2018\u2019«»。、「」『』"
@@ -62,16 +60,16 @@ def conversation_key(conversation: Conversation) -> Key:
 
 
 def first_turn(conversation: Conversation) -> Conversation:
-    """Return what every later turn of a dialogue repeats: system messages and first user turn."""
-    for place, turn in enumerate(conversation):
-        if turn.role == "user":
-            before = (earlier for earlier in conversation[:place] if earlier.role in _SET_UP)
-            return (*before, turn)
-    return conversation
+    """Return what every later turn of a dialogue repeats: its first user turn.
+
+    System messages say how to answer and not what was asked: one file has them where another has
+    none, and some name the day. A conversation in which nobody asks is returned whole.
+    """
+    return next(((turn,) for turn in conversation if turn.role == "user"), conversation)
 
 
 def dialogue_key(conversation: Conversation) -> DialogueKey:
-    """Return the key of the dialogue that a prompt is part of; of one turn, the prompt's own."""
+    """Return the key of the dialogue that a prompt is part of; of a user turn alone, its own."""
     return DialogueKey(conversation_key(first_turn(conversation)))
 
 

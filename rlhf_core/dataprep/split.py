@@ -44,7 +44,7 @@ class DialogueSplitter:
         Models carry it. Whatever changes which rows meet must change its words.
         """
         rule = (
-            f"by dialogue, seed {self.seed}, held out {self.heldout_fraction:g},"
+            f"by first user turn, seed {self.seed}, held out {self.heldout_fraction:g},"
             f" judge {self.judge_fraction:g}"
         )
         if self.near_threshold is not None:

@@ -60,6 +60,8 @@ def chat(*turns):
         (*ASKED, ("assistant", "At ten."), ("user", "Why?")),
         (*ASKED, ("system", "Be brief."), ("user", "Please.")),
         (("assistant", "Good morning!"), *ASKED),
+        (("system", "Be brief."), *ASKED),
+        (("developer", "Today is the 3rd of May."), *ANSWERED),
         (("user", " when DOES it\nopen? "), *ANSWERED[1:]),
     ],
 )
@@ -67,17 +69,14 @@ def test_a_dialogue_is_known_by_how_it_opens(other):
     assert dialogue_key(chat(*other)) == dialogue_key(chat(*ASKED))
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        (("user", "When does it close?"), *ANSWERED[1:]),
-        (("system", "Be brief."), *ASKED),
-        (("system", "Be kind."), *ASKED),
-    ],
-)
-def test_another_first_turn_or_system_message_is_another_dialogue(other):
-    keys = {dialogue_key(chat(*turns)) for turns in (ASKED, (("system", "Hm."), *ASKED), other)}
-    assert len(keys) == 3
+def test_another_first_turn_is_another_dialogue():
+    other = (("user", "When does it close?"), *ANSWERED[1:])
+    assert dialogue_key(chat(*other)) != dialogue_key(chat(*ASKED))
+
+
+def test_where_nobody_asks_the_system_message_is_the_dialogue():
+    keys = {dialogue_key(chat(("system", text))) for text in ("Be brief.", "Be kind.")}
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("turns", [ASKED, ANSWERED, (("system", "Be brief."), *ANSWERED), ()])

@@ -101,5 +101,5 @@ def test_one_rule_is_told_from_another():
     assert len(rules) == 6
 
 
-def test_the_rule_is_not_that_of_data_split_prompt_by_prompt():
-    assert splitter().rule == "by dialogue, seed 0, held out 0.1, judge 0.5"
+def test_the_rule_is_not_that_of_data_split_by_prompt_or_with_system_messages():
+    assert splitter().rule == "by first user turn, seed 0, held out 0.1, judge 0.5"

@@ -67,9 +67,8 @@ def prompts_in(splits: DatasetSplits, *names: str) -> set[Turns]:
 
 
 def begins(prompt: Turns) -> Turns:
-    """Everything up to the first user turn: prompts that contain one another share it."""
-    first = next(place for place, turn in enumerate(prompt) if turn[0] == "user")
-    return prompt[: first + 1]
+    """The first user turn: prompts that contain one another share it."""
+    return next((turn,) for turn in prompt if turn[0] == "user")
 
 
 def on_both(one: set[Turns], other: set[Turns]) -> set[Turns]:
@@ -107,6 +106,39 @@ def test_no_dialogue_is_on_both_sides_or_in_both_halves(tmp_path, seed):
     assert report["pairs"]["dialogues"] == 120
     assert report["pairs"]["rows"] == len(rows)
     assert set(report) == {"demonstrations", "pairs", "prompts"}
+
+
+def test_a_question_is_on_one_side_whichever_file_has_a_system_message(tmp_path):
+    """Here none, there one, and there another every day."""
+    asked = [{"role": "user", "content": f"Question of visitor {n}?"} for n in range(200)]
+    write(tmp_path / "pairs.jsonl", [row(n, [one]) for n, one in enumerate(asked)])
+    told = {"role": "system", "content": "You are a helpful assistant."}
+    write(tmp_path / "d.jsonl", [{"prompt": [told, one], "response": "Yes."} for one in asked])
+    days = [{"role": "system", "content": f"Today is day {n}."} for n in range(200)]
+    rows = [{"prompt": [day, one]} for day, one in zip(days, asked, strict=True)]
+    write(tmp_path / "p.jsonl", rows)
+    splits = prepare_data(
+        make_config(
+            tmp_path,
+            demonstrations={"path": str(tmp_path / "d.jsonl")},
+            prompts={"path": str(tmp_path / "p.jsonl")},
+            heldout_fraction=0.3,
+        )
+    )
+    train, heldout = sides(splits)
+    assert min(len(train), len(heldout)) > 50
+    assert not on_both(train, heldout)
+
+
+def test_a_user_turn_that_all_share_behind_system_messages_that_ask_is_told(tmp_path, caplog):
+    prompts = [
+        [{"role": "system", "content": f"Answer question {n}."}, {"role": "user", "content": text}]
+        for n in range(400)
+        for text in [f"Go {n}" if n % 2 else "Go"]
+    ]
+    write(tmp_path / "pairs.jsonl", [row(n, prompt) for n, prompt in enumerate(prompts)])
+    prepare_data(make_config(tmp_path))
+    assert "the largest of 200, which begins 'Go'" in caplog.text
 
 
 def test_files_of_their_own_keep_to_the_same_sides(tmp_path):

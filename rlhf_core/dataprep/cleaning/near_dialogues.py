@@ -1,7 +1,6 @@
 """Dialogues that open nearly alike: kept on one side of the split, as if they were one."""
 
 import logging
-from array import array
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -51,36 +50,27 @@ class NearDialogues:
 
 
 class FirstTurnIndex:
-    """How dialogues open: the first user turn, and the system messages before it."""
+    """How dialogues open: the first user turn, whatever a system message says before it."""
 
     def __init__(self) -> None:
         """Start empty."""
         self._place: dict[DialogueKey, int] = {}
-        self._turns, self._systems = SignatureTable(), SignatureTable()
-        self._known_systems: dict[str, int] = {}
-        self._system_of: array[int] = array("q")
+        self._turns = SignatureTable()
 
     def extend(self, prompts: Iterable[tuple[Conversation, DialogueKey]]) -> None:
         """Remember the dialogues that prompts are part of; many together are cheaper."""
-        turns, systems = [], []
+        turns = []
         for prompt, dialogue in prompts:
             if dialogue in self._place:
                 continue
             self._place[dialogue] = len(self._place)
-            *before, turn = first_turn(prompt) or prompt
-            turns.append((turn.content,))
-            system = "\n".join(earlier.content for earlier in before)
-            if system not in self._known_systems:
-                self._known_systems[system] = len(self._known_systems)
-                systems.append((system,))
-            self._system_of.append(self._known_systems[system])
+            turns.append((first_turn(prompt)[-1].content,))
         self._turns.extend(turns)
-        self._systems.extend(systems)
 
     def groups(
         self, threshold: float, *, largest_fraction: float, reserved: Set[DialogueKey], seed: int
     ) -> NearDialogues:
-        """Group dialogues whose first turns, and system messages, are nearly equal.
+        """Group dialogues whose first turns are nearly equal.
 
         Near of near is near: groups are what similar pairs connect. A group of more than
         ``largest_fraction`` of all dialogues would upset the split, as that of questions made from
@@ -95,18 +85,14 @@ class FirstTurnIndex:
         # Sorted, so that groups do not depend on the order of the files.
         keys = sorted(self._place)
         rows = np.array([self._place[key] for key in keys], dtype=np.int64)
-        systems = np.array(self._system_of, dtype=np.int64)[rows]
-        parts = [(self._turns.array(), rows), (self._systems.array(), systems)]
-        # A part that is the same everywhere, no system message say, tells nothing apart.
-        parts = [part for part in parts if (part[0] != part[0][:1]).any()] or parts[:1]
-        tables = [SignatureRows(*part) for part in parts]
+        table = SignatureRows(self._turns.array(), rows)
         limit = max(_ALWAYS_FITS, int(largest_fraction * len(keys)))
-        groups = linked(tables, threshold)
+        groups = linked([table], threshold)
         for similarity in (step for step in _STRICTER if step > threshold):
             groups = [
                 part
                 for group in groups
-                for part in (_apart(group, tables, similarity) if len(group) > limit else [group])
+                for part in (_apart(group, table, similarity) if len(group) > limit else [group])
             ]
         too_large = [group for group in groups if len(group) > limit]
         _warn(too_large, limit)
@@ -164,8 +150,8 @@ def require_tag(prompts: Iterable[Prompt], key: str) -> None:
     )
 
 
-def _apart(group: Ints, tables: list[SignatureRows], similarity: float) -> list[Ints]:
-    return [group[part] for part in linked([table.only(group) for table in tables], similarity)]
+def _apart(group: Ints, table: SignatureRows, similarity: float) -> list[Ints]:
+    return [group[part] for part in linked([table.only(group)], similarity)]
 
 
 def _describe(
