@@ -174,6 +174,10 @@ class Ledger:
         """Return the key of a row's prompt and responses."""
         return _key(self._pairs, row)
 
+    def line(self, row: int) -> int:
+        """Return a row's line in its source."""
+        return self._line[row]
+
     def reason(self, row: int) -> Reason | None:
         """Return why a row is filtered out; None while it stays."""
         return self._reasons[self._reason[row]]
@@ -199,6 +203,21 @@ class Ledger:
         begin = np.frombuffer(self._pairs, dtype=np.uint64)[:: _KEY_BYTES // 8][rows]
         duplicated: list[int] = rows[_are_repeated(begin)].tolist()
         return duplicated
+
+    def readings(self) -> Ints:
+        """[N] number of the reading of a source that brought each row.
+
+        Within one, lines do not go back, and no pair is on one line twice in a row.
+        """
+        source = np.array(self._sources.of_row, dtype=np.int64)
+        order = np.argsort(source, kind="stable")
+        source, line = source[order], np.array(self._line, dtype=np.int64)[order]
+        pair = np.frombuffer(self._pairs, dtype=np.uint64)[:: _KEY_BYTES // 8][order]
+        begins = (source[1:] != source[:-1]) | (line[1:] < line[:-1])
+        begins |= (line[1:] == line[:-1]) & (pair[1:] == pair[:-1])
+        found = np.zeros(len(self), dtype=np.int64)
+        found[order[1:]] = np.cumsum(begins)
+        return found
 
     def sharing_prompt_and_winner(self) -> NDArray[np.bool_]:
         """[N] rows that stay, whose prompt and winner another one may have; no others do."""

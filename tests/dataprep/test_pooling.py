@@ -3,6 +3,8 @@
 import csv
 import itertools
 
+import pytest
+
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.intake import apply_votes
 from rlhf_core.dataprep.ledger import Ledger, enter
@@ -81,9 +83,37 @@ def test_one_who_errs_among_others_does_not_condemn_the_pair():
 
 
 def test_people_without_a_name_are_different_people():
-    entries, _, pooled = pool(row("unnamed:a"), row("unnamed:a"), row("unnamed:b"))
+    entries, _, pooled = pool(row("unnamed:a"), row("unnamed:a", line=2), row("unnamed:b", line=3))
     assert [entry.reason for entry in entries] == [None, "votes_pooled", "votes_pooled"]
     assert len(pooled[0]) == 3
+
+
+def reading(source: str, *votes: str) -> list[Comparison]:
+    """A file of a vote on each of some questions, all without names."""
+    return [
+        row(f"unnamed:{vote}", line=line).model_copy(
+            update={"source": source, "prompt": (Message(role="user", content=f"Q{line}?"),)}
+        )
+        for line, vote in enumerate(votes, 1)
+    ]
+
+
+@pytest.mark.parametrize("name", ["monday", "copy"])
+@pytest.mark.parametrize("more", [(), ("b", "b")])
+def test_a_file_read_twice_counts_once(name, more, caplog):
+    entries, table, pooled = pool(*reading("monday", *"abab"), *reading(name, *"abab", *more))
+    reasons = [entry.reason for entry in entries]
+    assert reasons == [None] * 4 + ["exact_duplicate"] * 4 + [None] * len(more)
+    assert not pooled
+    assert table.counts(len(entries)).sum() == 4 + len(more)
+    assert "read_again rows=4" in caplog.text
+
+
+def test_other_peoples_votes_on_the_same_pairs_add_up_where_they_agree_too(caplog):
+    entries, _, pooled = pool(*reading("monday", *"abab"), *reading("tuesday", *"abaa"))
+    assert [entry.reason for entry in entries][4:] == ["votes_pooled"] * 4
+    assert [len(votes) for votes in pooled.values()] == [2] * 4
+    assert "read_again" not in caplog.text
 
 
 def test_pooled_votes_keep_their_numbers():

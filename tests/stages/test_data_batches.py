@@ -9,7 +9,7 @@ from rlhf_core.adapters.datasets import versioning
 from rlhf_core.config import SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.stages.versions.batches import add_batch
-from tests.stages.data_helpers import rows, write
+from tests.stages.data_helpers import CONFIG, DVC, rows, write
 
 
 @pytest.fixture
@@ -41,3 +41,34 @@ def test_rows_that_cannot_be_used_are_kept_beside_the_batch(clone, tmp_path):
     only_bad = SourceConfig(path=write(tmp_path / "bad.jsonl", [same]), format="hh")
     with pytest.raises(DataError, match=r"no comparison to add; .*identical"):
         add_batch(only_bad, clone, ())
+
+
+def test_a_copy_of_a_batch_under_another_name_is_the_same_batch(clone, tmp_path):
+    def file(name: str, last: str):
+        cells = "".join(f"{n},Q {n}?,Yes {n}.,No {n}.,a\n" for n in range(5))
+        path = tmp_path / name
+        path.write_text(
+            f"comparison_id,prompt,response_a,response_b,choice\n{cells}5,Q?,Y.,N.,{last}\n"
+        )
+        return SourceConfig(path=path, format="flat")
+
+    add_batch(file("anon.csv", "a"), clone, ())
+    taken = ["batch-0001.jsonl.dvc"]
+    with pytest.raises(DataError, match=r"copy\.csv: .*already there as batch-0001\.jsonl"):
+        add_batch(file("copy.csv", "a"), clone, taken)
+    assert add_batch(file("other.csv", "b"), clone, taken).name == "batch-0002.jsonl"
+
+
+def test_a_batch_of_which_too_much_cannot_be_read_is_refused(clone, tmp_path):
+    items = [*rows(range(8)), {"prompt": "no"}, {"prompt": "answers"}]
+    add_batch(SourceConfig(path=write(tmp_path / "most.jsonl", items)), clone, ())
+    path = write(tmp_path / "half.jsonl", [*items, *[{"prompt": "none"}] * 2])
+    told = r"half\.jsonl: 4 of 12 rows cannot be read, more than .*_fraction = 0\.2; the first: "
+    with pytest.raises(DataError, match=told):
+        add_batch(SourceConfig(path=path), clone, ())
+    (clone / "configs").mkdir()
+    (clone / "configs" / "small.yaml").write_text(
+        CONFIG.replace("min_pairs: 10", "max_unusable_fraction: 0.5")
+    )
+    (clone / "dvc.yaml").write_text(DVC)
+    assert add_batch(SourceConfig(path=path), clone, ()).set_aside == {"missing_column": 4}

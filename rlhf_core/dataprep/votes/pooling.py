@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.dataprep.ledger import Entry, Ledger
 from rlhf_core.dataprep.sources.rows import UNNAMED
+from rlhf_core.dataprep.votes.read_again import rows_read_again
 from rlhf_core.dataprep.votes.vote_table import CHOICES, VoteTable
 from rlhf_core.schema import Choice, Vote
 
@@ -26,9 +27,10 @@ def pool_votes(entries: Ledger, table: VoteTable) -> dict[int, Ballot]:
     """Give all votes on a pair to its first row; the rows after it are filtered out.
 
     A row that brings votes of people who had not voted so on this pair is ``votes_pooled``; one
-    that says again what the same people said is an ``exact_duplicate``. Rows that contradict each
-    other, for the same person chose the other side and so another response won, all go as
-    ``conflicting_labels``. The order of the rows does not change the votes of a pair.
+    that says again what the same people said, or that a file read twice brought again, is an
+    ``exact_duplicate``. Rows that contradict each other, for the same person chose the other side
+    and so another response won, all go as ``conflicting_labels``. The order of the rows does not
+    change the votes of a pair.
 
     Args:
         entries: all comparisons; those already filtered out take no part.
@@ -39,11 +41,15 @@ def pool_votes(entries: Ledger, table: VoteTable) -> dict[int, Ballot]:
     """
     groups = _rows_of_same_pairs(entries)
     ballots = table.ballots([row for rows in groups for row in rows])
+    for head, *others in groups:
+        for row in others:
+            ballots[row] = _as_in(entries[head], entries[row], ballots[row])
+    again = rows_read_again(entries, table, groups, ballots)
     pooled: dict[int, Ballot] = {}
     spent: list[int] = []
     for head, *others in groups:
         rows = [head, *others]
-        sides = [_as_in(entries[head], entries[row], ballots[row]) for row in rows]
+        sides = [() if row in again else ballots[row] for row in rows]
         if _contradict(sides):
             for row in rows:
                 entries.filter_out(row, "conflicting_labels", f"with {entries[head].place}")

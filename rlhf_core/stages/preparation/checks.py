@@ -14,7 +14,7 @@ from rlhf_core.dataprep.assemble import PAIR_FILES, PreparedFiles
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.intake import Intake
 from rlhf_core.dataprep.measures.dialogues import DialogueFacts
-from rlhf_core.dataprep.sources.rows import FAULTS
+from rlhf_core.dataprep.sources.rows import FAULTS, FileRows
 from rlhf_core.errors import DataError, MissingMetricError
 from rlhf_core.evaluation.gates import judge_estimate
 from rlhf_core.schema import Estimate, GateResult, ValidationReport
@@ -45,12 +45,16 @@ def require_rows(intake: Intake, subject: str, quarantine: Path) -> None:
 
 def require_readable(quarantine: Quarantine, most: float, kept: Path) -> None:
     """Refuse a file of which more than a share of the rows cannot be read at all."""
-    for path, counts in quarantine.files.get("preferences", {}).items():
+    require_readable_files(quarantine.files.get("preferences", {}), most, f"reasons in {kept}")
+
+
+def require_readable_files(files: Mapping[str, FileRows], most: float, then: str) -> None:
+    """Refuse a file of which more than ``most`` of the rows cannot be read; ``then`` ends it."""
+    for path, counts in files.items():
         if counts.num_faults > most * counts.rows:
             raise DataError(
                 f"{path}: {counts.num_faults} of {counts.rows} rows cannot be read, more than"
-                f" data.max_unusable_fraction = {most:g}; the first: {counts.first_fault};"
-                f" reasons in {kept}"
+                f" data.max_unusable_fraction = {most:g}; the first: {counts.first_fault}; {then}"
             )
 
 

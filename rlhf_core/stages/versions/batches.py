@@ -5,18 +5,21 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pydantic import Field
 
 from rlhf_core.adapters.datasets import dvc_versions, versioning
-from rlhf_core.config import SourceConfig
+from rlhf_core.config import DataConfig, SourceConfig
 from rlhf_core.dataprep.sources import read_comparisons
-from rlhf_core.dataprep.sources.rows import FilteredRow
+from rlhf_core.dataprep.sources.rows import FileRows, FilteredRow
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Record
-from rlhf_core.storage.records import atomic_file, md5_of, sha256_of, write_records
+from rlhf_core.stages.preparation.checks import require_readable_files
+from rlhf_core.stages.versions.prepared_by import prepared_by
+from rlhf_core.storage.records import atomic_file, iterate_fields, md5_of, write_records
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class AddedBatch(Record):
     """What git is to keep of it."""
 
 
+_NAMES_FILE = ("comparison_id", "source", "group")
 _BATCH = re.compile(r"batch-(\d{4,})\.jsonl\.dvc")
 
 
@@ -57,22 +61,24 @@ def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedB
         taken: names of batch files whose numbers are not free, the repository's own aside.
 
     Raises:
-        DataError: it cannot be read, holds no comparison, or is there already.
+        DataError: it cannot be read, more of it than preparation allows cannot be used, it holds
+            no comparison, or is there already.
     """
     folder = clone / BATCHES
     present = (path.name for path in folder.glob("*.dvc"))
     numbers = [int(found[1]) for name in (*taken, *present) if (found := _BATCH.fullmatch(name))]
     name = f"batch-{max(numbers, default=0) + 1:04d}.jsonl"
     reasons: Counter[str] = Counter()
+    files: dict[str, FileRows] = {}
     with atomic_file(clone / SET_ASIDE / name) as aside:
-        num_rows = write_records(folder / name, _usable(source, aside, reasons))
+        num_rows = write_records(folder / name, _usable(source, files, aside, reasons))
+    require_readable_files(files, _most_unusable(clone), "nothing was added")
     if not num_rows:
         raise DataError(
             f"{source.path}: no comparison to add; filtered out: {dict(reasons) or 'none'}"
         )
-    digest = sha256_of(folder / name)
     for other in batch_names(clone):
-        if other != name and sha256_of(folder / other) == digest:
+        if other != name and _say_the_same(folder / name, folder / other):
             raise DataError(f"{source.path}: these rows are already there as {other}")
     paths = [BATCHES / name]
     if reasons:
@@ -80,8 +86,8 @@ def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedB
     else:
         (clone / SET_ASIDE / name).unlink()
     versioning.dvc("add", *map(str, paths), cwd=clone)
-    files = [f for path in paths for f in (f"{path}.dvc", str(path.parent / ".gitignore"))]
-    return AddedBatch(name=name, set_aside=reasons, files=tuple(files))
+    kept = [f for path in paths for f in (f"{path}.dvc", str(path.parent / ".gitignore"))]
+    return AddedBatch(name=name, set_aside=reasons, files=tuple(kept))
 
 
 def batch_names(clone: Path) -> list[str]:
@@ -145,9 +151,31 @@ def require_batches(root: Path, latest: str, clone: Path) -> None:
             )
 
 
-def _usable(source: SourceConfig, aside: IO[bytes], reasons: Counter[str]) -> Iterator[Comparison]:
+def _most_unusable(clone: Path) -> float:
+    """Return the share of unusable rows that preparation allows, by default where none is named."""
+    default = DataConfig.model_fields["max_unusable_fraction"].default
+    return min((data.max_unusable_fraction for data in prepared_by(clone)), default=default)
+
+
+def _say_the_same(one: Path, other: Path) -> bool:
+    """Whether two batches have the same votes on the same texts, line by line.
+
+    What a file is called stands in ids and sources, and tells nothing apart.
+    """
+    rows = zip_longest(_contents(one), _contents(other))
+    return all(left == right for left, right in rows)
+
+
+def _contents(batch: Path) -> Iterator[dict[str, Any]]:
+    for _, row in iterate_fields(batch):
+        yield {name: value for name, value in row.items() if name not in _NAMES_FILE}
+
+
+def _usable(
+    source: SourceConfig, files: dict[str, FileRows], aside: IO[bytes], reasons: Counter[str]
+) -> Iterator[Comparison]:
     """Yield the comparisons of a source; write the other rows to ``aside`` and count them."""
-    for item in read_comparisons(source):
+    for item in read_comparisons(source, files=files):
         if isinstance(item, FilteredRow):
             reasons[item.reason] += 1
             aside.write(json.dumps(item.as_cells(), ensure_ascii=False).encode() + b"\n")

@@ -2,17 +2,14 @@
 
 import json
 import logging
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlhf_core.adapters.datasets import dvc_versions, versioning
 from rlhf_core.adapters.registry.registry import versions_trained_on
 from rlhf_core.adapters.tracking.mlflow_client import check_server
-from rlhf_core.config import SourceConfig, load_preparation
+from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.sources.columns import structured
@@ -21,9 +18,10 @@ from rlhf_core.dataprep.sources.rewrite import rewrite_rows
 from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, as_json
 from rlhf_core.dataprep.sources.tables import Layout
 from rlhf_core.dataprep.sources.vote_lists import without_people
-from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.errors import DataError
 from rlhf_core.schema import Withdrawal, WithdrawalResult, annotator_name
 from rlhf_core.stages.versions.batches import RAW
+from rlhf_core.stages.versions.prepared_by import prepared_by
 from rlhf_core.stages.versions.publish import publish
 from rlhf_core.stages.versions.versions import LOCAL
 from rlhf_core.storage.folders import exclusive
@@ -229,24 +227,13 @@ def _ids(row: RawRow) -> list[str]:
 
 def _sources_of(clone: Path) -> list[SourceConfig]:
     """Return what the preparation of dvc.yaml reads; nothing where it says nothing."""
-    try:
-        stages = yaml.safe_load((clone / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-        words = [word for stage in stages.values() for word in shlex.split(str(stage.get("cmd")))]
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError):
-        return []
     found: list[SourceConfig] = []
-    for word in words:
-        if word.endswith((".yaml", ".yml")) and (clone / word).is_file():
-            try:
-                data = load_preparation(clone / word).data
-            except ConfigError as error:
-                logger.warning("columns are taken as they are named in the files: %s", error)
-                continue
-            found += [data.preferences, *data.more_preferences]
-            found += [
-                SourceConfig(path=file.path, format="flat", columns=file.columns)
-                for file in data.unpaired_files
-            ]
+    for data in prepared_by(clone):
+        found += [data.preferences, *data.more_preferences]
+        found += [
+            SourceConfig(path=file.path, format="flat", columns=file.columns)
+            for file in data.unpaired_files
+        ]
     return found
 
 
