@@ -1,10 +1,12 @@
 """Containers: each gives rows with their lines, or one clear error."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_core.dataprep.sources.containers import read_rows
+from rlhf_core.dataprep.sources.containers import file_names, read_rows
 from rlhf_core.errors import DataError
 from tests.dataprep.test_formats import CANONICAL, read
 
@@ -61,6 +63,35 @@ def test_a_folder_is_read_in_name_order(tmp_path, write_jsonl):
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="no data files in this folder"):
         read(tmp_path / "none")
+
+
+def test_what_lies_among_data_and_is_none_is_passed_over(tmp_path, write_jsonl, caplog):
+    caplog.set_level("INFO", logger="rlhf_core")
+    write_jsonl("raw/rows.jsonl", [CANONICAL])
+    others = ("._rows.jsonl", ".rows.csv", "~$votes.xlsx", "dataset_infos.json", "state.json")
+    for name in others:
+        (tmp_path / "raw" / name).write_bytes(b"\x00\x05\x16 {")
+    (tmp_path / "raw" / "empty.json").touch()
+    assert [item.source for item in read(tmp_path / "raw")] == ["rows"]
+    assert all(f"{name}: " in caplog.text for name in (*others, "empty.json"))
+    with pytest.raises(DataError, match=r"\._rows\.jsonl, line 1"):
+        read(tmp_path / "raw" / "._rows.jsonl")  # whoever names a file means it
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (("a/votes.csv", "a/texts.csv"), ("votes", "texts")),
+        (("wk1/votes.csv", "wk2/votes.csv", "texts.csv"), ("wk1-votes", "wk2-votes", "texts")),
+        (("a/x/votes.csv", "b/x/votes.csv.gz"), ("a-x-votes", "b-x-votes")),
+        (("a/votes.csv", "a/votes.jsonl"), ("votes.csv", "votes.jsonl")),
+        (("a/x.csv", "a/x.json", "b/x.csv"), ("a-x.csv", "a-x.json", "b-x.csv")),
+        (("x.csv", "a/x.csv"), ("x", "a-x")),
+    ],
+)
+def test_files_of_one_name_are_told_apart(files, names):
+    paths = tuple(map(Path, files))
+    assert file_names((*paths, paths[0])) == dict(zip(paths, names, strict=True))
 
 
 def test_an_unknown_ending_is_refused(tmp_path):

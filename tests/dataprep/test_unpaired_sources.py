@@ -167,3 +167,10 @@ def test_rows_of_other_files_with_ids_are_all_kept(write_jsonl):
     rows = [{**row, "id": "same"} for row in TEXTS]
     path = write_jsonl("ids.jsonl", rows)
     assert len([item for _, item in read_unpaired([UnpairedConfig(path=path)])]) == NUM
+
+
+def test_files_of_one_name_have_ids_of_their_own(write_jsonl):
+    paths = [write_jsonl(f"{folder}/train.jsonl", TEXTS[:1]) for folder in "xy"]
+    sources = [UnpairedConfig(path=path) for path in paths]
+    ids = {item.example_id for _, item in read_unpaired(sources)}
+    assert ids == {"x-train:1", "y-train:1"}

@@ -72,3 +72,18 @@ def test_a_batch_of_which_too_much_cannot_be_read_is_refused(clone, tmp_path):
     )
     (clone / "dvc.yaml").write_text(DVC)
     assert add_batch(SourceConfig(path=path), clone, ()).set_aside == {"missing_column": 4}
+
+
+def test_next_weeks_file_of_the_same_name_has_ids_of_its_own(clone, tmp_path):
+    def week(text: str):
+        path = tmp_path / text / "votes.csv"
+        path.parent.mkdir()
+        cells = f"1,{text}?,Yes.,No.,a"
+        path.write_text(f"comparison_id,prompt,response_a,response_b,choice\n{cells}\n")
+        return SourceConfig(path=path, format="flat")
+
+    names = [add_batch(week("one"), clone, ()).name]
+    names.append(add_batch(week("two"), clone, [f"{name}.dvc" for name in names]).name)
+    batches = [json.loads((clone / "data/raw/preferences" / name).read_text()) for name in names]
+    assert [row["comparison_id"] for row in batches] == ["votes-1", "votes-batch-0002-1"]
+    assert [row["source"] for row in batches] == ["votes", "votes-batch-0002"]

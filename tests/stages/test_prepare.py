@@ -372,3 +372,26 @@ def test_prompts_that_evaluation_will_not_ask_are_left_out(policy, limit):
     assert prompt_limit(config) == limit
     if limit is not None:
         assert limit == config.longest_prompt()
+
+
+def test_files_of_one_name_in_two_folders_are_two_sources(tmp_path):
+    for folder in ("wk1", "wk2"):
+        (tmp_path / folder).mkdir()
+        cells = "".join(f"{n},{folder} {n}?,Yes {n}.,No {n}.,a\n" for n in range(100))
+        text = f"comparison_id,prompt,response_a,response_b,choice\n{cells}"
+        (tmp_path / folder / "votes.csv").write_text(text)
+    one, two = (
+        {"path": str(tmp_path / folder / "votes.csv"), "format": "flat"}
+        for folder in ("wk1", "wk2")
+    )
+    splits = prepare_data(make_config(tmp_path, preferences=one, more_preferences=[two]))
+    pairs = [
+        pair
+        for name, ref in references(splits).items()
+        if name in PAIR_FILES
+        for pair in read_records(ref, PreferencePair)
+    ]
+    assert {pair.source for pair in pairs} == {"wk1-votes", "wk2-votes"}
+    assert len({pair.comparison_id for pair in pairs}) == len(pairs) == 200
+    report = json.loads(splits.report.read_text())
+    assert report["inputs"]["preferences"]["source_rows"] == {"wk1-votes": 100, "wk2-votes": 100}

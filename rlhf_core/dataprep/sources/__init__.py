@@ -1,7 +1,7 @@
 """Readers: containers give rows, formats give records; each knows the line it stands on."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +19,7 @@ from rlhf_core.dataprep.sources import (
     trees,
 )
 from rlhf_core.dataprep.sources.columns import renamed
-from rlhf_core.dataprep.sources.containers import is_hub, read_rows
+from rlhf_core.dataprep.sources.containers import file_names, is_hub, read_rows, source_files
 from rlhf_core.dataprep.sources.hub import read_hub_rows
 from rlhf_core.dataprep.sources.join import joined
 from rlhf_core.dataprep.sources.rows import FileRows, FilteredRow, RawRow, attempt
@@ -49,6 +49,7 @@ def read_comparisons(
     source: SourceConfig,
     source_rows: Counter[str] | None = None,
     files: dict[str, FileRows] | None = None,
+    names: Mapping[Path, str] | None = None,
 ) -> Iterator[Comparison | FilteredRow]:
     """Yield the comparisons of one source in its order, and the rows that cannot be used.
 
@@ -57,12 +58,13 @@ def read_comparisons(
         source_rows: receives the rows read of each file; a ranked list is one row and many
             comparisons, and a vote of a spreadsheet one row and part of a comparison.
         files: receives what became of the rows of each file, by path.
+        names: of files that other sources have the same names of (``file_names``).
 
     Raises:
         DataError: the source cannot be read, nothing in one of its files can be used, or a row of
             it neither came out nor was filtered out.
     """
-    for _, item in read_with_rows(source, source_rows, files):
+    for _, item in read_with_rows(source, source_rows, files, names):
         yield item
 
 
@@ -70,6 +72,7 @@ def read_with_rows(
     source: SourceConfig,
     source_rows: Counter[str] | None = None,
     files: dict[str, FileRows] | None = None,
+    names: Mapping[Path, str] | None = None,
 ) -> Iterator[tuple[int, Comparison | FilteredRow]]:
     """Yield ``(number of rows behind it, item)``; otherwise like ``read_comparisons``.
 
@@ -79,7 +82,7 @@ def read_with_rows(
     num_before, num_accounted = source_rows.total(), 0
     own: dict[str, FileRows] = {}
     unfound = set() if source.format == "label_studio" else set(source.columns)
-    rows = _counted(_finding(rows_of(source, own), unfound), source_rows, own)
+    rows = _counted(_finding(rows_of(source, own, names), unfound), source_rows, own)
     for num_rows, item in parse_rows(source, rows, own):
         num_accounted += num_rows
         yield num_rows, item
@@ -121,7 +124,9 @@ def _require_usable(files: dict[str, FileRows]) -> None:
         )
 
 
-def rows_of(source: SourceConfig, files: dict[str, FileRows]) -> Iterator[RawRow | FilteredRow]:
+def rows_of(
+    source: SourceConfig, files: dict[str, FileRows], names: Mapping[Path, str] | None = None
+) -> Iterator[RawRow | FilteredRow]:
     """Yield the rows of a source under our names."""
     columns = {} if source.format == "label_studio" else source.columns
     rows: Iterable[RawRow | FilteredRow]
@@ -129,7 +134,7 @@ def rows_of(source: SourceConfig, files: dict[str, FileRows]) -> Iterator[RawRow
         rows = read_hub_rows(source)
     else:
         layout = Layout(source.delimiter, source.sheet, source.quotes)
-        rows = read_rows(source.path, layout=layout)
+        rows = read_rows(source.path, layout=layout, names=names)
     if source.join is not None:
         rows = joined(rows, read_rows(source.join.path), source.join, files)
     for row in rows:
@@ -258,9 +263,12 @@ def read_unpaired(
 
     Of ratings of one answer that a server kept, the last counts.
     """
+    sources = list(sources)
+    names = file_names(file for source in sources for file in source_files(source.path))
     for source in sources:
         found = ratings.last_ratings(read_rows(source.path, source.columns))
-        rows = ratings.without_earlier(read_rows(source.path, source.columns), found)
+        again = read_rows(source.path, source.columns, names=names)
+        rows = ratings.without_earlier(again, found)
         own: dict[str, FileRows] = {}
         yield from _records(rows, partial(chats.unpaired_of, labels=source.labels), own)
         if files is not None:

@@ -1,6 +1,7 @@
 """Files to rows, whatever the container: each row knows its file and line."""
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ from rlhf_core.storage.records import not_utf8, parse_object, read_raw_lines, sh
 _COMPRESSED = (".gz", ".zst")
 _BATCH_ROWS = 1_000
 _NO_LAYOUT = Layout()
+_BESIDE_DATA = ("dataset_infos.json", "dataset_info.json", "state.json")
+"""What ``datasets`` writes into the folder of a dataset."""
+
+logger = logging.getLogger(__name__)
 
 Numbered = Iterator[tuple[int, dict[str, Any] | Broken]]
 """Rows with their number, those that cannot be parsed among them."""
@@ -39,7 +44,10 @@ class _Container:
 
 
 def read_rows(
-    path: Path, columns: Mapping[str, str] | None = None, layout: Layout = _NO_LAYOUT
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    layout: Layout = _NO_LAYOUT,
+    names: Mapping[Path, str] | None = None,
 ) -> Iterator[RawRow | FilteredRow]:
     """Yield the rows of a file, or of all files of a folder in name order.
 
@@ -49,18 +57,24 @@ def read_rows(
         path: file or folder; the ending tells the container.
         columns: our name to the source's name, or to a path into it; the others keep theirs.
         layout: how a table is laid out, where that is not to be found out.
+        names: what rows of a file say of where they come from, where files of other sources have
+            its name as well; see ``file_names``.
 
     Raises:
         DataError: nothing there, an unknown ending, or a damaged file; names file and line.
     """
-    for file in source_files(path):
-        yield from _read_file(file, columns or {}, layout)
+    files = source_files(path)
+    for file in sorted(_passed_over(path)):
+        logger.info("passed_over file=%s: %s", file, _no_data(file))
+    names = {**file_names(files), **(names or {})}
+    for file in files:
+        yield from _read_file(file, names[file], columns or {}, layout)
 
 
 def _read_file(
-    file: Path, columns: Mapping[str, str], layout: Layout
+    file: Path, name: str, columns: Mapping[str, str], layout: Layout
 ) -> Iterator[RawRow | FilteredRow]:
-    name, container = source_name(file), _container(file)
+    container = _container(file)
     found = layout.of(file) if container.is_table and not container.is_packed else layout
     unit = "item" if file_is_array(file) else container.unit
     decimal_comma = container.is_table and found.delimiter == ";"
@@ -82,19 +96,77 @@ def _read_file(
 
 
 def source_files(path: Path) -> list[Path]:
-    """Return the files behind a source's path, in name order."""
+    """Return the files behind a source's path, in name order.
+
+    In a folder hidden files, lock files of an office, what libraries write beside a dataset, and
+    empty ``.json`` files are no data.
+    """
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if ending_of(file) in _CONTAINERS)
+    files = sorted(filter(is_named_as_data, path.iterdir()))
     if not files:
         endings = ", ".join(_CONTAINERS)
         raise DataError(f"{path}: no data files in this folder; expected endings {endings}")
     return files
 
 
+def file_names(files: Iterable[Path]) -> dict[Path, str]:
+    """Return what the rows of each file say of where they come from; no two files say the same.
+
+    That is the file's name without its endings; where files share it, the folders they lie in stand
+    before it, as many as tell them apart, and where none does, the endings stay.
+    """
+    by_name: dict[str, set[Path]] = {}
+    for file in files:
+        by_name.setdefault(source_name(file), set()).add(file)
+    found: dict[Path, str] = {}
+    for name, sharing in by_name.items():
+        alone = dict.fromkeys(sharing, name)
+        beside = len({file.parent for file in sharing}) < len(sharing)
+        for depth in range(max(len(file.parts) for file in sharing)):
+            if len(set(alone.values())) == len(sharing):
+                break
+            alone = {
+                file: "-".join((*_folders(file, depth), file.name if beside else name))
+                for file in sharing
+            }
+        found |= alone
+    return found
+
+
+def _folders(file: Path, depth: int) -> tuple[str, ...]:
+    return file.parts[:-1][-depth:] if depth else ()
+
+
+def _passed_over(folder: Path) -> set[Path]:
+    """Return the files of a folder that have an ending of data and are none."""
+    if not folder.is_dir():
+        return set()
+    named = (file for file in folder.iterdir() if ending_of(file) in _CONTAINERS)
+    return {file for file in named if _no_data(file)}
+
+
+def _no_data(file: Path) -> str:
+    """Return why a file that lies among data is none; empty where it is."""
+    if file.name.startswith("."):
+        return "hidden"
+    if file.name.startswith("~$"):
+        return "a lock of the program that has it open"
+    if file.name in _BESIDE_DATA:
+        return "describes a dataset"
+    if file.suffix.lower() == ".json" and file.is_file() and not file.stat().st_size:
+        return "empty"
+    return ""
+
+
 def is_data_file(path: Path) -> bool:
-    """Tell whether a path is a file that ``read_rows`` reads."""
-    return ending_of(path) in _CONTAINERS and path.is_file()
+    """Tell whether a path is a file that ``read_rows`` reads in a folder."""
+    return is_named_as_data(path) and path.is_file()
+
+
+def is_named_as_data(path: Path) -> bool:
+    """Tell whether a file of a folder, here or still to be fetched, is read."""
+    return ending_of(path) in _CONTAINERS and not _no_data(path)
 
 
 def is_hub(path: Path) -> bool:

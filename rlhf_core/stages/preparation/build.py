@@ -270,7 +270,10 @@ def _read(
     source_rows = context.quarantine.source_rows.setdefault("preferences", Counter())
     sources = inputs.raw_sources(data).values()
     files = context.quarantine.files.setdefault("preferences", {})
-    rows = chain.from_iterable(read_comparisons(source, source_rows, files) for source in sources)
+    names = inputs.names_of_files(data)
+    rows = chain.from_iterable(
+        read_comparisons(source, source_rows, files, names) for source in sources
+    )
     excluded = frozenset(data.votes.exclude)
     ingest(rows, intake, context.quarantine, context.rules, excluded=excluded)
     checks.warn_of_unread_cells(context.quarantine)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rlhf_core.config import DataConfig, SourceConfig
-from rlhf_core.dataprep.sources.containers import is_hub, source_files
+from rlhf_core.dataprep.sources.containers import file_names, is_hub, source_files
 from rlhf_core.dataprep.sources.join import join_files
 from rlhf_core.errors import DataError
 
@@ -38,6 +38,12 @@ def raw_files(data: DataConfig) -> list[str]:
         for file in ([source.path] if is_hub(source.path) else source_files(source.path))
         + join_files(source.join)
     ]
+
+
+def names_of_files(data: DataConfig) -> dict[Path, str]:
+    """Return what comparisons of each file say of where they come from; no two say the same."""
+    paths = [source.path for source in raw_sources(data).values() if not is_hub(source.path)]
+    return file_names(file for path in paths for file in source_files(path))
 
 
 def name_sources(data: DataConfig) -> str:

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
@@ -14,12 +14,19 @@ from pydantic import Field
 from rlhf_core.adapters.datasets import dvc_versions, versioning
 from rlhf_core.config import DataConfig, SourceConfig
 from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.dataprep.sources.containers import file_names, is_hub, source_files
 from rlhf_core.dataprep.sources.rows import FileRows, FilteredRow
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Comparison, Record
 from rlhf_core.stages.preparation.checks import require_readable_files
 from rlhf_core.stages.versions.prepared_by import prepared_by
-from rlhf_core.storage.records import atomic_file, iterate_fields, md5_of, write_records
+from rlhf_core.storage.records import (
+    atomic_file,
+    iterate_fields,
+    md5_of,
+    read_raw_lines,
+    write_records,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +77,9 @@ def add_batch(source: SourceConfig, clone: Path, taken: Iterable[str]) -> AddedB
     name = f"batch-{max(numbers, default=0) + 1:04d}.jsonl"
     reasons: Counter[str] = Counter()
     files: dict[str, FileRows] = {}
+    names = _free_names(source, folder, name)
     with atomic_file(clone / SET_ASIDE / name) as aside:
-        num_rows = write_records(folder / name, _usable(source, files, aside, reasons))
+        num_rows = write_records(folder / name, _usable(source, names, files, aside, reasons))
     require_readable_files(files, _most_unusable(clone), "nothing was added")
     if not num_rows:
         raise DataError(
@@ -157,6 +165,20 @@ def _most_unusable(clone: Path) -> float:
     return min((data.max_unusable_fraction for data in prepared_by(clone)), default=default)
 
 
+def _free_names(source: SourceConfig, folder: Path, batch: str) -> dict[Path, str]:
+    """Return what rows say of their files; where earlier batches say it, the batch's number too."""
+    if is_hub(source.path):
+        return {}
+    names = file_names(source_files(source.path))
+    sayings = {json.dumps(name, ensure_ascii=False).encode(): name for name in names.values()}
+    taken: set[str] = set()
+    for other in sorted(folder.glob("batch-*.jsonl")):
+        for line in read_raw_lines(other):
+            taken |= {name for said, name in sayings.items() if b'"source":' + said in line}
+    number = batch.removesuffix(".jsonl")
+    return {file: f"{name}-{number}" if name in taken else name for file, name in names.items()}
+
+
 def _say_the_same(one: Path, other: Path) -> bool:
     """Whether two batches have the same votes on the same texts, line by line.
 
@@ -172,10 +194,14 @@ def _contents(batch: Path) -> Iterator[dict[str, Any]]:
 
 
 def _usable(
-    source: SourceConfig, files: dict[str, FileRows], aside: IO[bytes], reasons: Counter[str]
+    source: SourceConfig,
+    names: Mapping[Path, str],
+    files: dict[str, FileRows],
+    aside: IO[bytes],
+    reasons: Counter[str],
 ) -> Iterator[Comparison]:
     """Yield the comparisons of a source; write the other rows to ``aside`` and count them."""
-    for item in read_comparisons(source, files=files):
+    for item in read_comparisons(source, files=files, names=names):
         if isinstance(item, FilteredRow):
             reasons[item.reason] += 1
             aside.write(json.dumps(item.as_cells(), ensure_ascii=False).encode() + b"\n")

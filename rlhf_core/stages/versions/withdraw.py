@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,12 @@ from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.sources.columns import structured
-from rlhf_core.dataprep.sources.containers import is_data_file, read_rows
+from rlhf_core.dataprep.sources.containers import (
+    file_names,
+    is_data_file,
+    is_named_as_data,
+    read_rows,
+)
 from rlhf_core.dataprep.sources.rewrite import rewrite_rows
 from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, as_json
 from rlhf_core.dataprep.sources.tables import Layout
@@ -103,24 +108,28 @@ class Removal:
         """
         changed: list[str] = []
         sources = _sources_of(clone)
+        names = _names_of(clone)
         for file in sorted(path for path in (clone / RAW).rglob("*") if is_data_file(path)):
             source = _source_of(file, clone, sources)
-            if found := self.changes(file, source):
+            if found := self.changes(file, source, names):
                 changed += self._rewrite(file, found, _layout(source), clone)
         return changed
 
-    def changes(self, file: Path, source: SourceConfig | None) -> dict[int, dict[str, Any] | None]:
+    def changes(
+        self, file: Path, source: SourceConfig | None, names: Mapping[Path, str] | None = None
+    ) -> dict[int, dict[str, Any] | None]:
         """Return what is left of the rows that hold it, by their number; None: nothing.
 
         Args:
             file: of any kind that preparation reads.
             source: how preparation reads it; None where it is read without settings.
+            names: what preparation calls the files of all sources.
         """
         found: dict[int, dict[str, Any] | None] = {}
         columns = source.columns if source and source.format != "label_studio" else {}
         people = self._annotators.intersection(source.annotators if source else ())
-        named = self._lines_named(file, source)
-        for row in read_rows(file, columns, _layout(source)):
+        named = self._lines_named(file, source, names)
+        for row in read_rows(file, columns, _layout(source), names):
             if isinstance(row, FilteredRow):
                 if any(name in row.row for name in self._annotators | self._rows):
                     found[row.line] = None
@@ -131,12 +140,15 @@ class Removal:
                 found[row.line] = left
         return found
 
-    def _lines_named(self, file: Path, source: SourceConfig | None) -> set[int]:
+    def _lines_named(
+        self, file: Path, source: SourceConfig | None, names: Mapping[Path, str] | None
+    ) -> set[int]:
         """Return the lines of comparisons that are asked for by the id preparation gives them."""
         if source is None or not self._rows:
             return set()
         try:
-            items = list(read_comparisons(source.model_copy(update={"path": file})))
+            here = source.model_copy(update={"path": file})
+            items = list(read_comparisons(here, names=names))
         except DataError:  # by itself no source; its rows have the ids they bring
             return set()
         return {
@@ -246,6 +258,23 @@ def _source_of(file: Path, clone: Path, sources: Iterable[SourceConfig]) -> Sour
     return None
 
 
+def _names_of(clone: Path) -> dict[Path, str]:
+    """Return what preparation calls the files it reads, those that are not here yet included."""
+    found: dict[Path, str] = {}
+    for data in prepared_by(clone):
+        pairs = [source.path for source in (data.preferences, *data.more_preferences)]
+        for paths in (pairs, [file.path for file in data.unpaired_files]):
+            found |= file_names(file for path in paths for file in _files_of(clone / path))
+    return found
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = {file.with_suffix("") if file.suffix == ".dvc" else file for file in path.iterdir()}
+    return [file for file in files if is_named_as_data(file)]
+
+
 def _layout(source: SourceConfig | None) -> Layout:
     if source is None:
         return Layout()
@@ -287,6 +316,7 @@ def _look_into(
     files: Iterable[tuple[str, str]], clone: Path, removal: Removal
 ) -> dict[tuple[str, str], bool]:
     sources = _sources_of(clone)
+    names = _names_of(clone)
     found: dict[tuple[str, str], bool] = {}
     for name, digest in files:
         data = clone / name.removesuffix(".dvc")
@@ -299,7 +329,7 @@ def _look_into(
                 continue
         parts = sorted(data.rglob("*")) if data.is_dir() else [data]
         found[name, digest] = any(
-            removal.changes(part, _source_of(part, clone, sources))
+            removal.changes(part, _source_of(part, clone, sources), names)
             for part in parts
             if is_data_file(part)
         )
