@@ -324,6 +324,11 @@ def _show_pulled(result: "PullResult", config: Path, overrides: list[str] | None
 
     by_votes = ", ".join(f"{votes}: {pairs:,}" for votes, pairs in result.pairs_by_votes.items())
     show_line(f"collection {result.collection_id}: pairs by number of votes: {by_votes}")
+    if result.set_aside:
+        show_line(
+            f"annotations that cannot be read: {result.set_aside:,}; why is in set-aside.jsonl of"
+            " the collection's votes"
+        )
     if result.alpha is not None:
         show_line(f"Krippendorff's alpha: {_interval(result.alpha)}")
     for judge, alpha in result.judges.items():

@@ -22,6 +22,7 @@ from rlhf_core.storage.records import (
 FOLDER = "votes"
 _ASKED = "asked.json"
 _BALLOTS = "ballots.jsonl"
+_ASIDE = "set-aside.jsonl"
 _FILE_BOX = "file"
 """Labeler whose votes come from files."""
 
@@ -38,6 +39,15 @@ class Ballot(Record):
     """AI judges: whether the verdict changed with the order of the responses."""
     answers: tuple[str, ...] = ()
     """AI judges: what was said, in the order it was asked."""
+
+
+class SetAside(Record):
+    """An answer that cannot be read; the others of its pair count."""
+
+    comparison_id: str
+    place: str
+    """Where it stands with the labeler."""
+    reason: str
 
 
 class BallotBox:
@@ -73,9 +83,23 @@ class BallotBox:
         with appending(self.path) as keep:
             yield keep
 
-    def replace(self, ballots: Iterable[Ballot]) -> None:
-        """Put in exactly these: what a server says now replaces what it said before."""
+    def replace(self, ballots: Iterable[Ballot], aside: Sequence[SetAside] = ()) -> None:
+        """Put in exactly these: what a server says now replaces what it said before.
+
+        Args:
+            ballots: one on each pair.
+            aside: what cannot be read of what it says.
+        """
         write_records(self.path, ballots)
+        if aside:
+            write_records(self.aside_path, aside)
+        else:
+            self.aside_path.unlink(missing_ok=True)
+
+    @property
+    def aside_path(self) -> Path:
+        """The file of answers that could not be read; none where all could."""
+        return self.path.with_name(_ASIDE)
 
     def _require_same_question(self, asked: Mapping[str, object]) -> None:
         path = self.path.with_name(_ASKED)
@@ -136,6 +160,12 @@ def add_file_votes(collection: Path, path: Path, pairs: Sequence[Comparison]) ->
     if not lines:
         raise DataError(f"{path}: no votes in it")
     box.replace(Ballot(comparison_id=name, votes=tuple(v.values())) for name, v in known.items())
+
+
+def count_aside(collection: Path) -> int:
+    """Return how many answers could not be read, of all labelers."""
+    files = (collection / FOLDER).glob(f"*/{_ASIDE}")
+    return sum(1 for path in files for _ in iterate_records(path, SetAside))
 
 
 def all_votes(collection: Path) -> dict[str, tuple[Vote, ...]]:

@@ -52,6 +52,8 @@ class PullResult(Record):
     """Pairs that an earlier pull made part of a version; later votes on them are not read."""
     late_votes: int
     """Votes on those that came after."""
+    set_aside: int = 0
+    """Answers that cannot be read and count for nothing; `set-aside.jsonl` says why."""
     ready: int
     """Pairs that have the votes and were in no version before this pull."""
     needed: int = 1

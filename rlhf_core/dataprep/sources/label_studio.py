@@ -138,7 +138,7 @@ def _vote(row: RawRow, annotation: Any, wording: Wording) -> Vote | None:
         )
     if annotation.get("was_cancelled"):
         return None
-    answers = [_answer(row, result) for result in annotation["result"]]
+    answers = [_answer(row, result) for result in annotation["result"] if not _is_link(result)]
     choice = _find(row, answers, "choice", wording.columns)
     if choice is None or (word := _word(row, choice)) is None:
         return None
@@ -154,6 +154,11 @@ def _vote(row: RawRow, annotation: Any, wording: Wording) -> Vote | None:
         ),
         seconds=parse_number(replace(row, value=Columns(annotation)), "lead_time"),
     )
+
+
+def _is_link(result: Any) -> bool:
+    """Tell whether a result only ties two others together."""
+    return isinstance(result, dict) and result.get("type") == "relation"
 
 
 def _answer(row: RawRow, result: Any) -> _Answer:

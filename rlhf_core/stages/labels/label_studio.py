@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ from pydantic import Field
 from rlhf_core.adapters.labelling.label_studio import LabelStudio, open_label_studio
 from rlhf_core.config import LabelStudioLabelerConfig
 from rlhf_core.dataprep.sources.label_studio import Wording, comparison_of
-from rlhf_core.dataprep.sources.rows import Columns, RawRow, UnusableRow
+from rlhf_core.dataprep.sources.rows import UNNAMED, Columns, RawRow, UnusableRow
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.feedback.ballots import Ballot, BallotBox
+from rlhf_core.feedback.ballots import Ballot, BallotBox, SetAside
 from rlhf_core.feedback.collection import MANIFEST, Collection
 from rlhf_core.feedback.labeler import Labeler
 from rlhf_core.feedback.results import PushResult
 from rlhf_core.schema import Choice, Comparison, Record, Vote
-from rlhf_core.storage.records import atomic_file, read_record
+from rlhf_core.storage.records import atomic_file, read_record, shorten
 
 logger = logging.getLogger(__name__)
 
 SENT = "label_studio.json"
+_Place = tuple[str, int, int]
+"""When an annotation was changed, where its task stands, and where it stands in that: of two at the
+same time the server lists the later one last."""
 _AT_ONCE = 500
 """Tasks in one request."""
 
@@ -117,8 +121,10 @@ class LabelStudioLabeler(Labeler):
     def pull(self, folder: Path, pairs: Sequence[Comparison]) -> None:
         """Replace what is known of people's votes by what the server says now.
 
+        Annotations that cannot be read are kept aside with the reason.
+
         Raises:
-            DataError: nothing was sent yet, or an annotation cannot be read.
+            DataError: nothing was sent yet, or somebody has edited a task.
             LabelError: the server refuses or does not answer.
         """
         sent = _remembered(folder, self._settings)
@@ -130,8 +136,18 @@ class LabelStudioLabeler(Labeler):
         with open_label_studio(self._settings) as server:
             tasks = server.annotated_tasks(sent.project)
         place = f"Label Studio project {sent.project}"
-        ballots = ballots_of(tasks, {pair.comparison_id: pair for pair in pairs}, place)
-        BallotBox(folder, self._settings.kind).replace(ballots)
+        ballots, aside = ballots_of(tasks, {pair.comparison_id: pair for pair in pairs}, place)
+        box = BallotBox(folder, self._settings.kind)
+        box.replace(ballots, aside)
+        if aside:
+            logger.warning(
+                "annotations_set_aside collection=%s annotations=%d kept=%s; the first: %s: %s",
+                folder.name,
+                len(aside),
+                box.aside_path,
+                aside[0].place,
+                aside[0].reason,
+            )
 
     def sent_collections(self, output: Path) -> Mapping[str, int]:
         """Return the collections that were sent to the server, each with its project's number.
@@ -198,8 +214,11 @@ def task_of(pair: Comparison, seed: int) -> dict[str, Any]:
 
 def ballots_of(
     tasks: Iterable[Mapping[str, Any]], pairs: Mapping[str, Comparison], place: str
-) -> list[Ballot]:
-    """Return what people said about the pairs; tasks of others in the same project are passed over.
+) -> tuple[list[Ballot], list[SetAside]]:
+    """Return what people said about the pairs, and what of it cannot be read.
+
+    A pair may stand in several tasks: the votes of all of them count, and of one person the later.
+    Tasks of others in the same project are passed over.
 
     Args:
         tasks: of Label Studio's JSON export.
@@ -207,32 +226,94 @@ def ballots_of(
         place: where the tasks come from, for messages.
 
     Raises:
-        DataError: an annotation cannot be read, or a task shows other texts than the pair has.
+        DataError: a task cannot be read, or shows other texts than the pair has.
     """
-    found = []
-    for task in tasks:
+    found: dict[str, list[tuple[_Place, Vote]]] = {}
+    aside: list[SetAside] = []
+    known: set[tuple[str, str]] = set()
+    for number, task in enumerate(tasks):
         data = task.get("data")
         pair = pairs.get(str(data.get(ID))) if isinstance(data, dict) else None
         if pair is None:
             continue
         row = RawRow(Path(place), "label_studio", int(task["id"]), Columns(dict(task)), "task")
-        try:
-            shown = comparison_of(row, _WORDING, set())
-        except UnusableRow as error:
-            raise DataError(f"{row.where}: {error.detail}") from error
-        votes = tuple(_as_collected(vote, shown, pair, row) for vote in shown.votes)
-        found.append(Ballot(comparison_id=pair.comparison_id, votes=votes))
-    return found
+        told = found.setdefault(pair.comparison_id, [])
+        for when, place_in_task, annotation in _annotations_of(row, pair):
+            try:
+                shown = comparison_of(_with_only(row, annotation), _WORDING, known)
+            except UnusableRow as error:
+                if error.reason != "exact_duplicate":
+                    about = _about(annotation)
+                    where, name = f"{row.where}{about}", pair.comparison_id
+                    aside.append(SetAside(comparison_id=name, place=where, reason=error.detail))
+                continue
+            stands = when, number, place_in_task
+            told += [(stands, _as_collected(vote, shown, pair, row)) for vote in shown.votes]
+    ballots = [
+        Ballot(comparison_id=name, votes=_last_of_each(told)) for name, told in found.items()
+    ]
+    return ballots, aside
 
 
-def _as_collected(vote: Vote, shown: Comparison, pair: Comparison, row: RawRow) -> Vote:
-    """Return a vote about the sides of the pair, from one about the sides as they were shown."""
+def _annotations_of(row: RawRow, pair: Comparison) -> list[tuple[str, int, Any]]:
+    """Return the annotations of a task with when each was changed and its place, the last first.
+
+    So of one that is there twice, with the same id, the last counts.
+    """
+    try:
+        shown = comparison_of(_with_only(row), _WORDING, set())
+    except UnusableRow as error:
+        raise DataError(f"{row.where}: {error.detail}") from error
+    _sides_as_shown(shown, pair, row)
+    annotations = row.value.get("annotations")
+    if not isinstance(annotations, list):
+        raise DataError(f"{row.where}: annotations: expected a list, found {shorten(annotations)}")
+    dated = [(_changed(one), place, one) for place, one in enumerate(annotations)]
+    return sorted(dated, key=lambda one: one[:2], reverse=True)
+
+
+def _changed(annotation: Any) -> str:
+    """When an annotation was last changed, as ISO 8601 text, whose order is that of time."""
+    if not isinstance(annotation, dict):
+        return ""
+    return str(annotation.get("updated_at") or annotation.get("created_at") or "")
+
+
+def _with_only(row: RawRow, *annotations: Any) -> RawRow:
+    return replace(row, value=row.value.copy_with(annotations=list(annotations)))
+
+
+def _about(annotation: Any) -> str:
+    if not isinstance(annotation, dict) or annotation.get("id") is None:
+        return ""
+    return f", annotation {annotation['id']}"
+
+
+def _last_of_each(told: Iterable[tuple[_Place, Vote]]) -> tuple[Vote, ...]:
+    """Return the votes, of each person the last; people without a name are different ones."""
+    last: dict[object, Vote] = {}
+    for place, vote in sorted(told, key=lambda one: one[0]):
+        key: object = place if vote.annotator == UNNAMED else vote.annotator
+        last.pop(key, None)
+        last[key] = vote
+    return tuple(last.values())
+
+
+def _sides_as_shown(shown: Comparison, pair: Comparison, row: RawRow) -> bool:
+    """Whether the task shows the pair's responses on the pair's own sides."""
     sides = (shown.response_a, shown.response_b)
     if sides == (pair.response_a, pair.response_b):
-        return vote
+        return True
     if sides != (pair.response_b, pair.response_a):
         raise DataError(
             f"{row.where}: the task shows other responses than {pair.comparison_id} of the"
             " collection; somebody has edited it, delete the task"
         )
+    return False
+
+
+def _as_collected(vote: Vote, shown: Comparison, pair: Comparison, row: RawRow) -> Vote:
+    """Return a vote about the sides of the pair, from one about the sides as they were shown."""
+    if _sides_as_shown(shown, pair, row):
+        return vote
     return vote.model_copy(update={"choice": _SWAPPED[vote.choice]})

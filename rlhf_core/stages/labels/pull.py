@@ -11,7 +11,7 @@ from rlhf_core.adapters.datasets import dvc_versions, versioning
 from rlhf_core.config import PipelineConfig, SourceConfig
 from rlhf_core.errors import DataError
 from rlhf_core.feedback.agreement import judges_against_people, votes_alpha
-from rlhf_core.feedback.ballots import FOLDER, add_file_votes, all_votes
+from rlhf_core.feedback.ballots import FOLDER, add_file_votes, all_votes, count_aside
 from rlhf_core.feedback.collection import (
     ORIGINS,
     Collection,
@@ -206,6 +206,7 @@ def _measured(
         votes_per_pair=config.feedback_settings().votes_per_pair,
         published_before=len(before),
         late_votes=sum(late),
+        set_aside=count_aside(folder),
         ready=num_ready,
         alpha=votes_alpha(votes, num_resamples=num_resamples, seed=seed),
         judges=dict(judges_against_people(votes, num_resamples=num_resamples, seed=seed)),
