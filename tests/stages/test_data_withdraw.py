@@ -123,3 +123,47 @@ def test_labelled_responses_go_with_all_their_ratings(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in own))
     source = SourceConfig(path=path, format="flat", columns={"annotator": "rater"})
     assert Removal(Withdrawal(annotators=("lee",))).changes(path, source) == {2: None}
+
+
+@pytest.mark.parametrize(
+    ("line", "goes"),
+    [
+        ('{"prompt": "broken 3 row", ', False),
+        ('{"prompt": "33", "annotator": 13, ', False),
+        ('{"prompt": "cut", "annotator": 3, ', True),
+        ('{"prompt": "cut", "annotator": "3"', True),
+        ('{"votes": "[{\\"annotator\\": \\"3\\", ', True),
+    ],
+)
+def test_a_broken_row_goes_where_the_name_is_a_whole_cell_of_it(tmp_path, line, goes):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{line}\n")
+    found = Removal(Withdrawal(annotators=("3",))).changes(path, None)
+    assert found == ({1: None} if goes else {})
+
+
+@pytest.mark.parametrize("name", ["3", "x@y.z"])
+def test_a_person_goes_from_all_places_of_a_task(tmp_path, name):
+    kim = {"id": 6, "completed_by": 4, "result": [], "updated_by": 4}
+    task = {
+        "id": 1,
+        "data": {"prompt": "3", "response_a": "a", "response_b": "b"},
+        "annotations": [
+            {"id": 5, "completed_by": {"id": 3, "email": "x@y.z"}, "result": []},
+            {**kim, "updated_by": {"id": 3, "email": "x@y.z"}},
+        ],
+        "drafts": [{"user": "x@y.z, 3", "result": []}, {"user": "kim@y.z, 4", "result": []}],
+        "updated_by": [{"user_id": 3}],
+        "comment_authors": [3, 4],
+    }
+    path = write(tmp_path / "tasks.jsonl", [task])
+    source = SourceConfig(path=path, format="label_studio")
+    assert Removal(Withdrawal(annotators=(name,))).changes(path, source) == {
+        1: {
+            **task,
+            "annotations": [{**kim, "updated_by": None}],
+            "drafts": task["drafts"][1:],
+            "updated_by": [],
+            "comment_authors": [4],
+        }
+    }

@@ -19,6 +19,7 @@ from rlhf_core.dataprep.sources.containers import (
     is_named_as_data,
     read_rows,
 )
+from rlhf_core.dataprep.sources.people import names_of, stand_in, without_mentions
 from rlhf_core.dataprep.sources.rewrite import rewrite_rows
 from rlhf_core.dataprep.sources.rows import FilteredRow, RawRow, as_json
 from rlhf_core.dataprep.sources.tables import Layout
@@ -131,7 +132,7 @@ class Removal:
         named = self._lines_named(file, source, names)
         for row in read_rows(file, columns, _layout(source), names):
             if isinstance(row, FilteredRow):
-                if any(name in row.row for name in self._annotators | self._rows):
+                if stand_in(row.row, self._annotators | self._rows):
                     found[row.line] = None
                 continue
             whole = dict(row.value if row.original is None else row.original)
@@ -166,7 +167,9 @@ class Removal:
             return None
         if annotator_name(row.value.get("annotator")) in self._annotators:
             return None
-        others = without_people(whole, row.names, self._annotators)
+        others = without_people(
+            without_mentions(whole, self._annotators), row.names, self._annotators
+        )
         left = None if others is None else self._left(others)
         if not isinstance(left, dict):
             return None
@@ -192,7 +195,7 @@ class Removal:
         if isinstance(value, str) and value.startswith(("{", "[")):
             read = structured(value)
             if read is value:  # cut, or broken
-                return _GONE if any(f'"{name}"' in value for name in self._annotators) else value
+                return _GONE if stand_in(value, self._annotators) else value
             left = self._left(read)
             if left is _GONE:
                 return _GONE
@@ -201,12 +204,8 @@ class Removal:
 
     def _is_by(self, entry: dict[Any, Any]) -> bool:
         """Whether a vote or an annotation is the person's, an export's too."""
-        named = (entry.get(key) for key in _PEOPLE)
-        names = {
-            annotator_name(one.get("id", one.get("email")) if isinstance(one, dict) else one)
-            for one in named
-        }
-        return bool(names & self._annotators)
+        named = (names_of(entry.get(key)) for key in _PEOPLE)
+        return bool(set().union(*named) & self._annotators)
 
     def _rewrite(
         self, file: Path, found: dict[int, dict[str, Any] | None], layout: Layout, clone: Path
