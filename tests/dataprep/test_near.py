@@ -119,6 +119,57 @@ def test_short_answers_to_many_prompts_are_compared_by_their_prompts(monkeypatch
     assert all(row >= 3_000 and found[row] == row - 3_000 for row in found)
 
 
+def template(number: int, num_changed: int) -> str:
+    words = text(0, 30).split()
+    for place in range(num_changed):
+        words[7 * place + 3] = f"thing{number}-{place}"
+    return " ".join(words)
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """Sizes of all comparisons."""
+    sizes = []
+    alike = near._alike
+    monkeypatch.setattr(near, "_alike", lambda *a: (sizes.append(len(a[1])), alike(*a))[1])
+    return sizes
+
+
+@pytest.mark.parametrize("num_changed", [1, 2, 3])
+@pytest.mark.parametrize("num_rows", [1_000, 4_000])
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_texts_of_one_template_cost_no_square(compared, num_changed, num_rows, num_parts):
+    texts = [template(number, num_changed) for number in range(num_rows)]
+    tables = [table(*texts), table(*["The same question?"] * num_rows)][:num_parts]
+    bands, _ = near.bands_of(0.8)
+    most = (near._HEADS + near._ORDERS * near._BESIDE) * num_rows * bands
+    near_duplicates(tables, 0.8)
+    assert sum(compared) <= most * (bands if num_parts == 2 else 1)
+    compared.clear()
+    near.linked(tables, 0.8)
+    assert sum(compared) <= most * (bands if num_parts == 2 else 1)
+
+
+def test_repeats_among_many_texts_of_one_template_are_found():
+    texts = [template(number, 4) for number in range(3_000)]
+    tables = [table(*texts, *(one + " indeed" for one in texts[::30]))]
+    planted = {3_000 + place: 30 * place for place in range(100)}
+    signs = tables[0]
+    near_ones = {
+        late: early
+        for late, early in planted.items()
+        if similarity(signs[late], signs[early]) > 0.9
+    }
+    found = near_duplicates(tables, 0.9)
+    assert len(near_ones) > 80
+    assert len(near_ones.keys() & found.keys()) > 0.95 * len(near_ones)
+    groups = [set(group.tolist()) for group in near.linked(tables, 0.9)]
+    together = [
+        any({late, early} <= group for group in groups) for late, early in near_ones.items()
+    ]
+    assert sum(together) > 0.95 * len(near_ones)
+
+
 def test_a_training_prompt_that_gives_a_heldout_one_away_is_told():
     index = PromptIndex(0.8)
     index.add([signature(text(1))])

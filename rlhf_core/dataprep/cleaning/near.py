@@ -1,6 +1,9 @@
 """Near duplicates by MinHash: rows whose signatures agree in most places.
 
-Candidates are found by locality-sensitive hashing, see ``near_duplicates``.
+Candidates are found by locality-sensitive hashing, see ``near_duplicates``. Texts made from one
+template are all candidates of one another: of very many, a row is compared with a bounded number,
+the first ones that stay and those that stand beside it once all are sorted by their signatures
+(Hernandez & Stolfo 1995), so that time grows with the rows and not with their square.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +23,12 @@ _HIGHEST = 0.95
 """Nearer to 1 ``datasketch`` finds no bands; those of 0.95 miss nothing that is more similar."""
 _LARGE_BUCKET = 256
 """Candidates that are compared each with each; more of them are split first."""
+_HEADS, _ORDERS, _BESIDE = 64, 4, 8
+"""Of more candidates still, a row is compared with so many first ones, and in so many orders with
+so many on each side of it."""
+_ORDERED_BY = 24
+"""Places of a signature that order rows: more than the candidates of a template have in common."""
+_PAIRS_AT_ONCE = 16_384
 
 Table = NDArray[np.uint32] | SignatureRows
 """[N, NUM_PERMUTATIONS] signatures of rows, one each, or by reference."""
@@ -43,15 +52,15 @@ def near_duplicates(tables: Sequence[Table], threshold: float) -> dict[int, int]
         for bucket in _buckets(first[:, band * rows : (band + 1) * rows]):
             left = np.array([row for row in bucket.tolist() if row not in repeats], dtype=np.int64)
             for part in _parts(left, tables[1:], bands, rows):
-                _mark(part, tables, threshold, repeats)
+                _mark(part, tables, threshold, repeats, band)
     return repeats
 
 
 def linked(tables: Sequence[Table], threshold: float) -> list[NDArray[np.int64]]:
     """Return groups of two or more rows that pairs of near rows connect, rows in order.
 
-    Candidates and nearness are those of ``near_duplicates``. In a bucket of very many candidates
-    rows are compared with those that no earlier row was near to, and not each with each.
+    Candidates and nearness are those of ``near_duplicates``, and so is how many of very many
+    candidates a row is compared with.
     """
     bands, rows = bands_of(threshold)
     num_rows = len(tables[0])
@@ -62,7 +71,7 @@ def linked(tables: Sequence[Table], threshold: float) -> list[NDArray[np.int64]]
             for part in _parts(bucket, tables[1:], bands, rows):
                 # A part that earlier bands have joined already can connect nothing more.
                 if (label[part] != label[part[0]]).any():
-                    edges += _near_pairs(part, tables, threshold)
+                    edges += _near_pairs(part, tables, threshold, band)
                 if edges and len(part) > _LARGE_BUCKET:  # other bands have most of it again
                     label, edges = _connected(np.concatenate(edges), label), []
         if edges:
@@ -103,37 +112,70 @@ def _parts(
     if len(bucket) <= _LARGE_BUCKET or not tables:
         yield bucket
         return
+    was_whole = False
     for band in range(bands):
         for part in _buckets(tables[0][bucket, band * rows : (band + 1) * rows]):
+            # Where all say the same, as one prompt, every band has the whole bucket again.
+            is_whole = len(part) == len(bucket)
+            if is_whole and was_whole:
+                continue
+            was_whole |= is_whole
             yield from _parts(bucket[part], tables[1:], bands, rows)
 
 
 def _near_pairs(
-    part: NDArray[np.int64], tables: Sequence[Table], threshold: float
+    part: NDArray[np.int64], tables: Sequence[Table], threshold: float, band: int
 ) -> list[NDArray[np.int64]]:
-    """Return [E, 2] pairs of near rows, in a large part each row with the first it is near to."""
+    """Return [E, 2] pairs of near rows, in a large part those that are found (``_beside``)."""
     # Quadratic only where it is cheap. A row that is near to an earlier head is reached through it,
     # so in a large part it need not become a head itself.
     each_with_each = len(part) <= _LARGE_BUCKET
-    found, rest = [], part
-    while len(rest) > 1:
-        head, rest = rest[0], rest[1:]
-        near = _near_to(head, rest, tables, threshold)
-        found.append(np.column_stack((np.full(int(near.sum()), head), rest[near])))
+    found: list[NDArray[np.int64]] = []
+    rest = part
+    for _ in range(len(part) if each_with_each else _HEADS):
+        if len(rest) < 2:
+            return found
+        head, rest = rest[:1], rest[1:]
+        near = _alike(head, rest, tables, threshold)
+        found.append(np.column_stack((np.full(int(near.sum()), head[0]), rest[near])))
         if not each_with_each:
             rest = rest[~near]
-    return found
+    return found if each_with_each else [*found, _beside(rest, tables, threshold, band)]
 
 
-def _near_to(
-    head: int | np.int64,
-    rest: NDArray[np.int64],
+def _beside(
+    rows: NDArray[np.int64], tables: Sequence[Table], threshold: float, seed: int
+) -> NDArray[np.int64]:
+    """Return [E, 2] near pairs, the earlier row first, of rows that stand close in some order.
+
+    Each order sorts by some places of the signatures, other ones each time: the nearer two rows
+    are, the more places they have in common, and the more orders have them side by side.
+    """
+    rng = np.random.default_rng(seed)
+    found = [np.empty((0, 2), dtype=np.int64)]
+    for number in range(_ORDERS):
+        places = rng.permutation(NUM_PERMUTATIONS)[:_ORDERED_BY]
+        columns = tables[number % len(tables)][rows][:, places]
+        ordered = rows[np.lexsort(columns.T[::-1])]
+        for step in range(1, min(_BESIDE + 1, len(rows))):
+            for start in range(0, len(rows) - step, _PAIRS_AT_ONCE):
+                one = ordered[start : min(start + _PAIRS_AT_ONCE, len(rows) - step)]
+                other = ordered[start + step : start + step + len(one)]
+                near = _alike(one, other, tables, threshold)
+                found.append(np.column_stack((one[near], other[near])))
+    return np.sort(np.concatenate(found), axis=1)
+
+
+def _alike(
+    one: NDArray[np.int64],
+    other: NDArray[np.int64],
     tables: Sequence[Table],
     threshold: float,
 ) -> NDArray[np.bool_]:
-    near = np.ones(len(rest), dtype=bool)
+    """[N] whether rows are near to the rows beside them; ``one`` may be a single row for all."""
+    near = np.ones(len(other), dtype=bool)
     for table in tables:
-        near &= (table[rest] == table[head]).mean(axis=1) >= threshold
+        near &= (table[other] == table[one]).mean(axis=1) >= threshold
     return near
 
 
@@ -154,12 +196,21 @@ def _mark(
     tables: Sequence[Table],
     threshold: float,
     repeats: dict[int, int],
+    band: int,
 ) -> None:
     """Compare a bucket's rows with those that stay; a bucket of one text ends after one round."""
     rest = np.array([row for row in bucket.tolist() if row not in repeats])
-    while len(rest) > 1:
-        head, rest = int(rest[0]), rest[1:]
-        near = _near_to(head, rest, tables, threshold)
-        for row in rest[near].tolist():
-            repeats[row] = head
+    for _ in range(len(rest) if len(rest) <= _LARGE_BUCKET else _HEADS):
+        if len(rest) < 2:
+            return
+        head, rest = rest[:1], rest[1:]
+        near = _alike(head, rest, tables, threshold)
+        repeats.update(dict.fromkeys(rest[near].tolist(), int(head[0])))
         rest = rest[~near]
+    if len(rest) < 2:
+        return
+    pairs = _beside(rest, tables, threshold, band)
+    # By the later row, so that of each it is decided by then whether the earlier one stays.
+    for earlier, row in pairs[np.lexsort(pairs.T)].tolist():
+        if row not in repeats and earlier not in repeats:
+            repeats[row] = earlier
