@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from rlhf_core.config.base import Count, Fraction, NonNegative, Resamples, Section
 from rlhf_core.config.evaluation import GateConfig
 
-Choice = Literal["a", "b", "tie"]
+Choice = Literal["a", "b", "tie", "none"]
+"""What a source's word means; ``none`` is no vote."""
 
 SourceFormat = Literal[
     "canonical", "hh", "pairs", "ranked", "flat", "tree", "tree_messages", "label_studio"
@@ -131,7 +132,8 @@ class SourceConfig(Section):
     choices: Annotated[dict[str, Choice], BeforeValidator(_with_words)] = Field(
         default_factory=dict
     )
-    """The source's words or numbers for the winning side, where they are not a, b and tie."""
+    """The source's words or numbers for the winning side, where they are not a, b and tie; ``none``
+    for those that are no vote, such as skip. Without any for a side our own words stay."""
     strengths: Annotated[dict[str, NonNegative], BeforeValidator(_with_words)] = Field(
         default_factory=dict
     )

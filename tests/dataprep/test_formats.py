@@ -349,3 +349,34 @@ def test_only_a_dataset_address_names_a_dataset(tmp_path):
     )
     with pytest.raises(DataError, match="expected hf://datasets/<name>"):
         read("hf://models/x")
+
+
+def test_a_word_may_mean_no_vote(tmp_path):
+    path = tmp_path / "votes.csv"
+    rows = ["1,a,ann", "1,skip,bob", "2,SKIP,ann", "3,unsure,ann", "4,right,ann"]
+    cells = "".join(f"{row[0]},Q{row[0]}?,Yes.,No.,{row[2:]}\n" for row in rows)
+    path.write_text(f"comparison_id,prompt,response_a,response_b,choice,annotator\n{cells}")
+    one, two, unsure, four = read(path, format="flat", choices={"skip": "none"})
+    assert [[vote.choice for vote in item.votes] for item in (one, two, four)] == [["a"], [], ["b"]]
+    assert unsure.reason == "unusable_value"
+    assert "right" in unsure.detail
+    assert "skip, or name it in choices (none: no vote)" in unsure.detail
+    _, _, named, _ = read(path, format="flat", choices={"skip": "none", "unsure": "b", "a": "a"})
+    assert named.votes[0].choice == "b"
+
+
+def test_a_word_may_mean_no_vote_in_other_formats_too(write_jsonl):
+    texts = {"prompt": "Q?", "response_a": "Yes.", "response_b": "No."}
+    votes = ["a", "skip", {"annotator": "bob", "choice": "skip"}, {"annotator": "x", "choice": "b"}]
+    path = write_jsonl("rows.jsonl", [{**texts, "votes": votes}])
+    [item] = read(path, choices={"skip": "none"})
+    assert [vote.choice for vote in item.votes] == ["a", "b"]
+    path = write_jsonl("signed.jsonl", [{**texts, "preference": n} for n in (-2, 0, 1)])
+    items = read(path, format="flat", choices={0: "none"})
+    assert [[vote.choice for vote in item.votes] for item in items] == [["a"], [], ["b"]]
+    answers = [{"from_name": "side", "value": {"choices": ["skip"]}}]
+    task = {"id": 1, "data": texts, "annotations": [{"completed_by": 1, "result": answers}]}
+    [item] = read(
+        write_jsonl("tasks.jsonl", [task]), format="label_studio", choices={"skip": "none"}
+    )
+    assert item.votes == ()

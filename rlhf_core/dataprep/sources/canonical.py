@@ -14,21 +14,22 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from rlhf_core.dataprep.keys import content_id
-from rlhf_core.dataprep.sources.choices import choice_of, parse_strength
+from rlhf_core.dataprep.sources.choices import Meaning, choice_of, parse_strength
 from rlhf_core.dataprep.sources.column_names import PROMPTS
 from rlhf_core.dataprep.sources.columns import renamed, structured, tags_of
 from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt, writes_lists
 from rlhf_core.dataprep.sources.responses import parse_responses
 from rlhf_core.dataprep.sources.rows import UNNAMED, Columns, RawRow, UnusableRow, as_json
 from rlhf_core.dataprep.sources.vote_lists import has_lists_beside, submitted
-from rlhf_core.schema import Choice, Comparison, Demonstration, Prompt, Record, Vote
+from rlhf_core.schema import Comparison, Demonstration, Prompt, Record, Vote
 from rlhf_core.storage.records import describe
 
+_NO_VOTE = object()
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def comparisons_of(
-    row: RawRow, choices: Mapping[str, Choice], strengths: Mapping[str, float]
+    row: RawRow, choices: Mapping[str, Meaning], strengths: Mapping[str, float]
 ) -> Iterator[Comparison]:
     """Yield the comparison; it remembers its source and line, or those it came with."""
     value = _columns(Comparison, row, "response_a", "response_b")
@@ -43,7 +44,8 @@ def comparisons_of(
     votes = value.get("votes")
     votes = structured(votes) if isinstance(votes, str) else votes
     if isinstance(votes, list):
-        value["votes"] = [_vote(row, vote, choices, strengths) for vote in votes]
+        read = (_vote(row, vote, choices, strengths) for vote in votes)
+        value["votes"] = [vote for vote in read if vote is not _NO_VOTE]
     if has_lists_beside(row):
         value["votes"] = submitted(row, value.get("votes"))
     yield _validated(Comparison, value, row)
@@ -85,11 +87,15 @@ def _fields_of(kind: type[Record]) -> dict[str, bool]:
 
 
 def _vote(
-    row: RawRow, vote: Any, choices: Mapping[str, Choice], strengths: Mapping[str, float]
+    row: RawRow, vote: Any, choices: Mapping[str, Meaning], strengths: Mapping[str, float]
 ) -> Any:
-    """Return the fields that a vote has, in our words; what a source adds to them is its own."""
+    """Return the fields that a vote has, in our words; what a source adds to them is its own.
+
+    ``_NO_VOTE`` where the source's word is none.
+    """
     if isinstance(vote, str | int) and not isinstance(vote, bool):
-        return {"annotator": UNNAMED, "choice": choice_of(vote, choices)}
+        choice = choice_of(vote, choices)
+        return _NO_VOTE if choice is None else {"annotator": UNNAMED, "choice": choice}
     if not isinstance(vote, dict):
         return vote
     known = _fields_of(Vote)
@@ -97,7 +103,10 @@ def _vote(
     if not vote.keys() <= known.keys():
         fields = {name: part for name, part in vote.items() if name in known}
     if choices and "choice" in fields:
-        fields = fields | {"choice": choice_of(fields["choice"], choices)}
+        choice = choice_of(fields["choice"], choices)
+        if choice is None:
+            return _NO_VOTE
+        fields = fields | {"choice": choice}
     if strengths:
         cells = replace(row, value=Columns(fields))
         fields = fields | {"strength": parse_strength(cells, "strength", strengths)}

@@ -5,12 +5,15 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import partial
+from typing import Literal
 
 from rlhf_core.config.data import WORDS_OF_TRUTH, word_of
 from rlhf_core.dataprep.sources.rows import RawRow, UnusableRow
 from rlhf_core.schema import Choice
 from rlhf_core.storage.records import listed, shorten
 
+Meaning = Choice | Literal["none"]
+"""What ``choices`` says of a word."""
 CHOICES: Mapping[str, Choice] = {
     "a": "a",
     "left": "a",
@@ -48,8 +51,11 @@ _CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):([0-5]\d(?:\.\d{1,9})?)")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
-def parse_choice(row: RawRow, column: str, choices: Mapping[str, Choice]) -> Choice | None:
-    """Return the winning side a cell names, the source's own words first; None for a blank cell."""
+def parse_choice(row: RawRow, column: str, choices: Mapping[str, Meaning]) -> Choice | None:
+    """Return the winning side a cell names, the source's own words first; None for no vote.
+
+    That is a blank cell, or a word that ``choices`` calls so.
+    """
     row.require(column)
     value = row.value[column]
     if is_blank(value) and _known(value, choices) is None:
@@ -57,27 +63,35 @@ def parse_choice(row: RawRow, column: str, choices: Mapping[str, Choice]) -> Cho
     return choice_of(value, choices)
 
 
-def choice_of(value: object, choices: Mapping[str, Choice]) -> Choice:
-    """Return the winning side that a word, a number or a truth value names.
+def choice_of(value: object, choices: Mapping[str, Meaning]) -> Choice | None:
+    """Return the winning side that a word, a number or a truth value names; None for no vote.
 
     A number is the same however it is written (0, 0.0, "0"), and a truth value also stands for 1
     or 0. What numbers mean is for ``choices`` to say: publishers count from 0 and from 1, and 1 may
     mean "the first is better" or "the second".
     """
-    known = _known(value, choices or CHOICES)
+    if all(meaning == "none" for meaning in choices.values()):
+        is_number = isinstance(value, bool) or finite_number(value) is not None
+        choices = {**CHOICES, **choices}
+    else:
+        is_number = False
+    known = _known(value, choices)
     if known is not None:
-        return known
-    is_number = not choices and (isinstance(value, bool) or finite_number(value) is not None)
-    named = ", ".join(choices or CHOICES)
+        return None if known == "none" else known
+    named = ", ".join(choices)
     advice = f"a number may mean either side: say which in choices, as in {{{word_of(value)}: a}}"
     raise UnusableRow(
         "unusable_value",
         f"unknown choice {shorten(value)}; "
-        + (advice if is_number else f"expected one of {named}, or name it in choices"),
+        + (
+            advice
+            if is_number
+            else f"expected one of {named}, or name it in choices (none: no vote)"
+        ),
     )
 
 
-def _known(value: object, choices: Mapping[str, Choice]) -> Choice | None:
+def _known(value: object, choices: Mapping[str, Meaning]) -> Meaning | None:
     if isinstance(value, str) and value in choices:
         return choices[value]
     word = word_of(value)

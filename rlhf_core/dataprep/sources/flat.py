@@ -27,6 +27,7 @@ from rlhf_core.config.data import word_of
 from rlhf_core.dataprep.keys import content_id, conversation_key
 from rlhf_core.dataprep.sources.choices import (
     CHOICES,
+    Meaning,
     choice_of,
     finite_number,
     is_blank,
@@ -60,7 +61,7 @@ _MAX_VOTES = 100_000
 class Labels:
     """The source's words and numbers, and the columns that are people."""
 
-    choices: Mapping[str, Choice]
+    choices: Mapping[str, Meaning]
     strengths: Mapping[str, float]
     annotators: tuple[str, ...] = ()
 
@@ -261,7 +262,9 @@ def _signed(row: RawRow, labels: Labels) -> tuple[Vote, ...]:
     if number is None:
         return ()
     sign = (number > 0) - (number < 0)
-    choice = choice_of(sign, labels.choices or {"-1": "a", "0": "tie", "1": "b"})
+    usual: dict[str, Meaning] = {"-1": "a", "0": "tie", "1": "b"}
+    names_sides = any(meaning != "none" for meaning in labels.choices.values())
+    choice = choice_of(sign, labels.choices if names_sides else {**usual, **labels.choices})
     return _one_vote(row, choice, abs(number))
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_core.dataprep.sources.choices import (
+    Meaning,
     choice_of,
     knows_strength,
     parse_number,
@@ -27,7 +28,7 @@ from rlhf_core.dataprep.sources.choices import (
 )
 from rlhf_core.dataprep.sources.messages import parse_prompt
 from rlhf_core.dataprep.sources.rows import Columns, RawRow, UnusableRow, annotator_name, as_json
-from rlhf_core.schema import Choice, Comparison, Vote
+from rlhf_core.schema import Comparison, Vote
 from rlhf_core.storage.records import listed, shorten
 
 _COLUMNS = ("prompt", "response_a", "response_b")
@@ -41,7 +42,7 @@ class Wording:
     """The source's names and words."""
 
     columns: Mapping[str, str]
-    choices: Mapping[str, Choice]
+    choices: Mapping[str, Meaning]
     strengths: Mapping[str, float]
 
 
@@ -142,13 +143,16 @@ def _vote(row: RawRow, annotation: Any, wording: Wording) -> Vote | None:
     choice = _find(row, answers, "choice", wording.columns)
     if choice is None or (word := _word(row, choice)) is None:
         return None
+    side = choice_of(word, wording.choices)
+    if side is None:
+        return None
     strength = _find(row, answers, "strength", wording.columns)
     if strength is None and choice.kind == "selected" and "strength" not in wording.columns:
         strength = _only(row, [a for a in answers if _is_strength(a, wording)], "strength")
     how_much = None if strength is None else _content(row, strength)
     return Vote(
         annotator=_annotator(annotation.get("completed_by")),
-        choice=choice_of(word, wording.choices),
+        choice=side,
         strength=parse_strength(
             replace(row, value=Columns({"strength": how_much})), "strength", wording.strengths
         ),
