@@ -28,18 +28,28 @@ _BOOK = re.compile(r"ISBN(?:-1[03])?:?\s*$", re.IGNORECASE)
 _BARE = re.compile(r"1?[2-9]\d\d[2-9]\d{6}|0\d{9,10}")
 """A number without a gap that is built as in North America, or dialled with a leading zero."""
 _SECRET = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    r"|\bAKIA[0-9A-Z]{16}\b"
+    r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
+    r"|\bA[KS]IA[0-9A-Z]{16}\b"
+    r"|\bglpat-[\w-]{20,}"
+    r"|\bya29\.[\w-]{20,}"
+    r"|://[^\s/:@]{1,64}:[^\s/@]{1,128}@[\w[]"
     r"|\b(?:gh[pousr]|hf)_[A-Za-z0-9]{30,}\b"
     r"|\bxox[abprs]-[A-Za-z0-9-]{10,}"
-    r"|\bsk-[A-Za-z0-9_-]{20,}"
+    r"|\bsk-(?:ant-api\d\d-[A-Za-z0-9_-]{8}"
+    r"|(?=[A-Za-z0-9_-]{20})(?:[A-Za-z]{1,12}-){0,2}[A-Za-z0-9_]{16})"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,}"
 )
 _SECRET_MARKS = (
-    *("PRIVATE KEY", "AKIA", "xox", "sk-", "eyJ"),
+    *("PRIVATE KEY", "AKIA", "ASIA", "xox", "sk-", "eyJ", "glpat-", "ya29.", "://"),
     *("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "hf_"),
 )
 """What is quick to look for: each alternative of ``_SECRET`` has one."""
+_DIGESTS = (40, 56, 64, 96, 128)
+"""Hexadecimal digits of git's names and of SHA digests, which give nothing away."""
+_CALLED_DIGEST = re.compile(
+    r"(?:blob|checksum|commit|digest|git|hash|head|parent|revision|sha-?\d*|tree)\W{0,4}$",
+    re.IGNORECASE,
+)
 _MIN_KEY = 32
 _KEY_LIKE = re.compile(r"(?<![\w/=+-])[A-Za-z0-9_+/=-]{32,200}(?![\w/=+-])")
 _MIN_DIGITS = 7
@@ -85,9 +95,23 @@ def _is_phone(match: re.Match[str], text: str) -> bool:
         return _BARE.fullmatch(digits) is not None
     if len(digits) < 9 or _is_book(digits, text[: match.start()]):
         return False
+    if _is_amount(groups) or _is_release(found, groups):
+        return False
     if all(_YEAR.fullmatch(group) or len(group) < 3 for group in groups):
         return digits.startswith("0") and all(len(group) == 2 for group in groups)
     return 2 * len(groups) <= len(digits)
+
+
+def _is_amount(groups: list[str]) -> bool:
+    """Tell a large number written by thousands, as 100 000 000 or 12.345.678.901."""
+    first, *rest = groups
+    by_thousands = not first.startswith("0") and all(len(group) == 3 for group in rest)
+    return by_thousands and ("000" in rest or len(first) < 3)
+
+
+def _is_release(found: str, groups: list[str]) -> bool:
+    """Tell the version of a program, as 10.0.19041.1: dots alone, and a single digit among them."""
+    return found.count(".") == len(groups) - 1 and any(len(group) == 1 for group in groups[1:])
 
 
 def _is_book(digits: str, before: str) -> bool:
@@ -103,9 +127,20 @@ def _has_secret(text: str) -> bool:
         return True
     if max(map(len, text.split()), default=0) < _MIN_KEY:
         return False
+    text = without_addresses(text)
     return any(
-        _looks_random(match.group()) for match in _KEY_LIKE.finditer(without_addresses(text))
+        _looks_random(match.group()) and not _is_digest(match, text)
+        for match in _KEY_LIKE.finditer(text)
     )
+
+
+def _is_digest(match: re.Match[str], text: str) -> bool:
+    """Tell a digest: it has the length of one, and is called so or stands before a file's name."""
+    word, before = match.group(), text[max(0, match.start() - 24) : match.start()]
+    if len(word) not in _DIGESTS or not set(word) <= set("0123456789abcdefABCDEF"):
+        return False
+    is_listed = text.startswith(("  ", " *"), match.end())
+    return is_listed or _CALLED_DIGEST.search(before) is not None
 
 
 def _looks_random(word: str) -> bool:
