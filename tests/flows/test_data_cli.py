@@ -66,7 +66,10 @@ def test_a_source_with_its_own_words_is_added(sources):
         (["--column", "foo"], "--column foo: expected OURS=THEIRS"),
         (["--column", "prompt="], "--column prompt=: expected OURS=THEIRS"),
         (["--choice", "=a"], "--choice =a: expected WORD=SIDE"),
-        (["--choice", "first=c"], "choices.first: Input should be 'a', 'b' or 'tie', found 'c'"),
+        (
+            ["--choice", "first=c"],
+            "choices.first: Input should be 'a', 'b', 'tie' or 'none', found 'c'",
+        ),
         (["--strength", "much"], "--strength much: expected WORD=N"),
         (["--strength", "much=x"], "strengths.much: Input should be a valid number"),
         (["--format", "flatt"], "format: Input should be 'canonical'"),
