@@ -170,3 +170,17 @@ def test_one_broken_row_makes_no_text_of_quotes(tmp_path):
     found = look_at(path)
     assert (found.usable, found.filtered) == (9, {"broken_row": 1})
     assert "quotes" not in found.settings
+    # The quotes keep commas: without them one row is left, whose quote begins a cell alone.
+    kept = "".join(f'Q{i}?,"Yes, {i}, it is","No, never",a\n' for i in range(9))
+    path.write_text(HEADER + kept + '"He" said hi,x,y,a\n')
+    found = look_at(path)
+    assert (found.usable, found.filtered) == (9, {"broken_row": 1})
+    assert "quotes" not in found.settings
+
+
+def test_the_layout_with_fewer_broken_rows_is_taken(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text(UNQUOTED + "Q4?\tYes\tNo\ta\ttoo many\n")
+    found = look_at(path)
+    assert found.settings["quotes"] is False
+    assert (found.usable, found.filtered) == (3, {"broken_row": 1})

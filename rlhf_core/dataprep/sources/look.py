@@ -56,10 +56,8 @@ _EXAMPLES = 3
 _LABEL_WORDS = 3
 """Words of a label or a name at most; what has more is text."""
 _QUOTES_ARE_TEXT = "double quotes are taken for text; cells that begin with one do not end with one"
-_NEUTRAL = frozenset(
-    ("broken_row", "deleted_message", "empty_response", "identical_responses", "no_votes")
-)
-"""Reasons that say nothing against a guess."""
+_NEUTRAL = frozenset(("deleted_message", "empty_response", "identical_responses", "no_votes"))
+"""Reasons that say nothing against a guess. Broken rows speak against the layout of the table."""
 
 
 Section = Literal["preferences", "unpaired", "demonstrations", "prompts"]
@@ -199,13 +197,21 @@ def _layouts(path: Path) -> list[dict[str, Any]]:
 
 
 def _quotes_are_text(path: Path) -> bool:
-    """Tell whether quotes break rows, and stand at the begin of cells more than around them."""
-    if not any(isinstance(row, FilteredRow) for row in islice(read_rows(path), _SAMPLE)):
+    """Tell whether quotes break rows, and stand at the begin of cells more than around them.
+
+    Where more rows are broken without quotes, they keep delimiters and lines inside cells.
+    """
+    num_broken = _num_broken(islice(read_rows(path), _SAMPLE))
+    rows = list(islice(read_rows(path, layout=Layout(quotes=False)), _SAMPLE)) if num_broken else []
+    if _num_broken(rows) >= num_broken:
         return False
-    rows = islice(read_rows(path, layout=Layout(quotes=False)), _SAMPLE)
     cells = [cell for row in rows if isinstance(row, RawRow) for cell in row.value.values()]
     begun = [cell for cell in cells if cell.startswith('"')]
     return len([cell for cell in begun if cell.endswith('"')]) < len(begun) / 2
+
+
+def _num_broken(rows: Iterable[RawRow | FilteredRow]) -> int:
+    return sum(isinstance(row, FilteredRow) for row in rows)
 
 
 def _unknown(path: Path, columns: list[str], questions: Sequence[str]) -> str:
