@@ -125,6 +125,29 @@ def test_labelled_responses_go_with_all_their_ratings(tmp_path):
     assert Removal(Withdrawal(annotators=("lee",))).changes(path, source) == {2: None}
 
 
+def test_a_person_goes_from_files_that_a_folder_passes_over_too(tmp_path, caplog):
+    """Whoever names one of them as a source has it read; a hidden copy is a copy."""
+    raw = tmp_path / "data" / "raw"
+    raw.mkdir(parents=True)
+    names = ("state.json", ".votes.json", "._x.csv", "~$y.csv")
+    for name in names:
+        (raw / name).write_text("annotator,choice\nann,a\nmallory,b\n")
+        if name.endswith(".json"):
+            write(raw / name, [{"annotator": "ann"}, {"annotator": "mallory"}])
+    (raw / "._z.parquet").write_bytes(b"\x00\x05\x16\x07")
+    (raw / "empty.json").touch()
+    removal = Removal(Withdrawal(annotators=("mallory",)))
+    changed = removal.apply(tmp_path)
+    assert changed == sorted(f"data/raw/{name}" for name in names)
+    assert not any(b"mallory" in file.read_bytes() for file in raw.iterdir())
+    assert all(b"ann" in (raw / name).read_bytes() for name in names)
+    assert "._z.parquet: not looked into, for it cannot be read" in caplog.text
+    assert "empty.json: not" not in caplog.text
+    (raw / "z.parquet").write_bytes(b"\x00\x05\x16\x07")
+    with pytest.raises(DataError, match=r"z\.parquet, after row 0: damaged"):
+        removal.apply(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "goes"),
     [

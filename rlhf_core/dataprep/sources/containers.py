@@ -65,7 +65,7 @@ def read_rows(
     """
     files = source_files(path)
     for file in sorted(_passed_over(path)):
-        logger.info("passed_over file=%s: %s", file, _no_data(file))
+        logger.info("passed_over file=%s: %s", file, why_no_data(file))
     names = {**file_names(files), **(names or {})}
     for file in files:
         yield from _read_file(file, names[file], columns or {}, layout)
@@ -143,11 +143,11 @@ def _passed_over(folder: Path) -> set[Path]:
     if not folder.is_dir():
         return set()
     named = (file for file in folder.iterdir() if ending_of(file) in _CONTAINERS)
-    return {file for file in named if _no_data(file)}
+    return {file for file in named if why_no_data(file)}
 
 
-def _no_data(file: Path) -> str:
-    """Return why a file that lies among data is none; empty where it is."""
+def why_no_data(file: Path) -> str:
+    """Return why a file that lies in a folder of data is none; empty where it is."""
     if file.name.startswith("."):
         return "hidden"
     if file.name.startswith("~$"):
@@ -160,13 +160,16 @@ def _no_data(file: Path) -> str:
 
 
 def is_data_file(path: Path) -> bool:
-    """Tell whether a path is a file that ``read_rows`` reads in a folder."""
-    return is_named_as_data(path) and path.is_file()
+    """Tell whether a path is a file that ``read_rows`` reads where it is named.
+
+    In a folder it may be passed over (``why_no_data``).
+    """
+    return ending_of(path) in _CONTAINERS and path.is_file()
 
 
 def is_named_as_data(path: Path) -> bool:
     """Tell whether a file of a folder, here or still to be fetched, is read."""
-    return ending_of(path) in _CONTAINERS and not _no_data(path)
+    return ending_of(path) in _CONTAINERS and not why_no_data(path)
 
 
 def is_hub(path: Path) -> bool:

@@ -18,6 +18,7 @@ from rlhf_core.dataprep.sources.containers import (
     is_data_file,
     is_named_as_data,
     read_rows,
+    why_no_data,
 )
 from rlhf_core.dataprep.sources.people import names_of, stand_in, without_mentions
 from rlhf_core.dataprep.sources.rewrite import rewrite_rows
@@ -125,7 +126,22 @@ class Removal:
             file: of any kind that preparation reads.
             source: how preparation reads it; None where it is read without settings.
             names: what preparation calls the files of all sources.
+
+        Raises:
+            DataError: the file cannot be read, and would be data in a folder.
         """
+        try:
+            return self._changes(file, source, names)
+        except DataError as error:
+            if not why_no_data(file):
+                raise
+            if file.stat().st_size:
+                logger.warning("%s: not looked into, for it cannot be read: %s", file, error)
+            return {}
+
+    def _changes(
+        self, file: Path, source: SourceConfig | None, names: Mapping[Path, str] | None
+    ) -> dict[int, dict[str, Any] | None]:
         found: dict[int, dict[str, Any] | None] = {}
         columns = source.columns if source and source.format != "label_studio" else {}
         people = self._annotators.intersection(source.annotators if source else ())
