@@ -83,6 +83,22 @@ def test_lists_that_do_not_fit_each_other_and_rows_without_votes(write_jsonl):
     assert "expected a list of 3, one a vote, found ['ann']" in aside.detail
 
 
+def test_a_word_that_is_no_vote_shifts_no_names(write_jsonl):
+    columns = {
+        "votes": "preference.responses",
+        "vote_annotators": "preference.responses.users",
+        "vote_statuses": "preference.responses.status",
+    }
+    skipped = exported(0) | {"preference.responses": ["response_b", "skip", "response_a"]}
+    skipped["preference.responses.status"] = ["submitted"] * 3
+    nobody = exported(1) | {"preference.responses": ["skip"] * 3}
+    path = write_jsonl("rows.jsonl", [skipped, nobody])
+    source = SourceConfig(path=path, columns=columns, choices={"skip": "none"})
+    first, empty = read_comparisons(source)
+    assert votes_of(first) == [("ann", "b"), ("cyd", "a")]
+    assert empty.votes == ()
+
+
 def test_words_that_votes_are_written_in_may_be_mapped(write_jsonl):
     row = {"prompt": "Q?", "response_a": "x", "response_b": "y", "votes": ["one", "two"]}
     choices = {"one": "a", "two": "b"}

@@ -44,10 +44,12 @@ def comparisons_of(
     votes = value.get("votes")
     votes = structured(votes) if isinstance(votes, str) else votes
     if isinstance(votes, list):
-        read = (_vote(row, vote, choices, strengths) for vote in votes)
-        value["votes"] = [vote for vote in read if vote is not _NO_VOTE]
+        value["votes"] = [_vote(row, vote, choices, strengths) for vote in votes]
     if has_lists_beside(row):
         value["votes"] = submitted(row, value.get("votes"))
+    if isinstance(value.get("votes"), list):
+        # Only now, for the lists beside have an entry for each of what is no vote, too.
+        value["votes"] = [vote for vote in value["votes"] if vote is not _NO_VOTE]
     yield _validated(Comparison, value, row)
 
 
