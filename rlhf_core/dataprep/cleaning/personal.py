@@ -25,6 +25,16 @@ _FRACTION = re.compile(r"\d{1,2}\.\d{5,}")
 _YEAR = re.compile("1[0-9]{3}|20[0-9]{2}")
 _ADDRESS_OF_A_MACHINE = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 _BOOK = re.compile(r"ISBN(?:-1[03])?:?\s*$", re.IGNORECASE)
+_BY_THOUSANDS = re.compile(r"[1-9]\d{0,2}(?:(?: \d{3})+|(?:\.\d{3})+)")
+_UNIT = re.compile(
+    r"(?:[.,]\d+)?\s?(?:[%€$£¥₹]|(?:EUR|USD|GBP|CHF|JPY|euros?|dollars?|pounds?|yen|rupees?"
+    r"|km|kilomet(?:er|re)s?|met(?:er|re)s?|miles?|feet|kg|kilograms?|tonn?es?|tons?|litres?|liters?"
+    r"|acres?|hectares?|barrels?|bytes?|[kMGT]i?B|people|inhabitants|residents|voters|votes|years?"
+    r"|square|cubic)\b)",
+    re.IGNORECASE,
+)
+"""What is counted, behind an amount."""
+_SIGN_BEFORE = re.compile(r"(?:[€$£¥₹]|EUR|USD|GBP|CHF|JPY)\s?$")
 _BARE = re.compile(r"1?[2-9]\d\d[2-9]\d{6}|0\d{9,10}")
 """A number without a gap that is built as in North America, or dialled with a leading zero."""
 _SECRET = re.compile(
@@ -32,7 +42,7 @@ _SECRET = re.compile(
     r"|\bA[KS]IA[0-9A-Z]{16}\b"
     r"|\bglpat-[\w-]{20,}"
     r"|\bya29\.[\w-]{20,}"
-    r"|://[^\s/:@]{1,64}:[^\s/@]{1,128}@[\w[]"
+    r"|://[^\s/:@]{0,64}:[^\s/@]{1,128}@[\w[]"
     r"|\b(?:gh[pousr]|hf)_[A-Za-z0-9]{30,}\b"
     r"|\bxox[abprs]-[A-Za-z0-9-]{10,}"
     r"|\bsk-(?:ant-api\d\d-[A-Za-z0-9_-]{8}"
@@ -95,18 +105,27 @@ def _is_phone(match: re.Match[str], text: str) -> bool:
         return _BARE.fullmatch(digits) is not None
     if len(digits) < 9 or _is_book(digits, text[: match.start()]):
         return False
-    if _is_amount(groups) or _is_release(found, groups):
+    if _is_amount(match, text) or _is_release(found, groups):
         return False
     if all(_YEAR.fullmatch(group) or len(group) < 3 for group in groups):
         return digits.startswith("0") and all(len(group) == 2 for group in groups)
     return 2 * len(groups) <= len(digits)
 
 
-def _is_amount(groups: list[str]) -> bool:
-    """Tell a large number written by thousands, as 100 000 000 or 12.345.678.901."""
-    first, *rest = groups
-    by_thousands = not first.startswith("0") and all(len(group) == 3 for group in rest)
-    return by_thousands and ("000" in rest or len(first) < 3)
+def _is_amount(match: re.Match[str], text: str) -> bool:
+    """Tell a large number written by thousands, as 100 000 000 or 12.345.678.901.
+
+    Between spaces it needs zeros at its end or a unit: 34 612 345 678 is a telephone number.
+    """
+    found, start = match.group(), match.start()
+    if not _BY_THOUSANDS.fullmatch(found):
+        return False
+    if _UNIT.match(text, match.end()) or _SIGN_BEFORE.search(text[max(0, start - 4) : start]):
+        return True
+    if "." not in found:
+        return found.endswith(" 000")
+    first, *rest = found.split(".")
+    return "000" in rest or len(first) < 3
 
 
 def _is_release(found: str, groups: list[str]) -> bool:
