@@ -87,6 +87,15 @@ def test_what_lies_among_data_and_is_none_is_passed_over(tmp_path, write_jsonl, 
         (("a/votes.csv", "a/votes.jsonl"), ("votes.csv", "votes.jsonl")),
         (("a/x.csv", "a/x.json", "b/x.csv"), ("a-x.csv", "a-x.json", "b-x.csv")),
         (("x.csv", "a/x.csv"), ("x", "a-x")),
+        (
+            ("r/wk1-votes.csv", "r/wk1/votes.csv", "r/wk2/votes.csv", "r/texts.csv"),
+            ("wk1-votes.csv", "wk1/votes.csv", "wk2-votes", "texts"),
+        ),
+        (("a/b/c.csv", "a-b/c.csv", "z/b/c.csv"), ("a/b/c.csv", "a-b/c.csv", "z-b-c")),
+        (
+            ("w/v.csv", "w/v.json", "x/v.csv", "w-v.csv.csv", "w-v.csv", "x-v.csv.csv"),
+            ("w/v.csv", "w-v.json", "x/v.csv", "w-v.csv.csv", "w-v", "x-v.csv.csv"),
+        ),
     ],
 )
 def test_files_of_one_name_are_told_apart(files, names):

@@ -1,6 +1,8 @@
 """Files to rows, whatever the container: each row knows its file and line."""
 
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -114,7 +116,9 @@ def file_names(files: Iterable[Path]) -> dict[Path, str]:
     """Return what the rows of each file say of where they come from; no two files say the same.
 
     That is the file's name without its endings; where files share it, the folders they lie in stand
-    before it, as many as tell them apart, and where none does, the endings stay.
+    before it, as many as tell them apart, and where none does, the endings stay. Files that say
+    the same even so (``wk1-votes.csv`` and ``wk1/votes.csv``) say where they lie below the folder
+    that they share.
     """
     by_name: dict[str, set[Path]] = {}
     for file in files:
@@ -131,7 +135,23 @@ def file_names(files: Iterable[Path]) -> dict[Path, str]:
                 for file in sharing
             }
         found |= alone
+    apart: set[Path] = set()
+    while not (repeated := _saying_the_same(found)) <= apart:
+        apart |= repeated
+        found |= _places(apart)
     return found
+
+
+def _saying_the_same(names: Mapping[Path, str]) -> set[Path]:
+    times = Counter(names.values())
+    return {file for file, name in names.items() if times[name] > 1}
+
+
+def _places(files: Iterable[Path]) -> dict[Path, str]:
+    """Return where files lie below the folder that they share."""
+    places = {file: file.absolute() for file in files}
+    shared = os.path.commonpath([place.parent for place in places.values()])
+    return {file: place.relative_to(shared).as_posix() for file, place in places.items()}
 
 
 def _folders(file: Path, depth: int) -> tuple[str, ...]:
