@@ -65,7 +65,7 @@ def list_(runs: RunsOption = _RUNS, json_file: JsonOption = None) -> None:
             run.run_id,
             f"{run.started:%Y-%m-%d %H:%M}",
             " ".join(run.stages) or "none",
-            "running" if run.verdict == "unfinished" and run.is_worked_on else run.verdict,
+            "running" if run.is_worked_on else run.verdict,
             _size(run.disk_bytes),
             "unknown" if run.aliases is None else " ".join(run.aliases),
         )

@@ -330,6 +330,6 @@ def _finish(name: str, result: "StageResult", run: str, json_file: Path | None) 
     decision = result.judgement
     show_decision(decision.verdict, decision.reasons, name)
     show_line(f"run {run}; its page: rlhf report {run}")
-    if name == "evaluate" and decision.verdict == "PROMOTE":
+    if name == "evaluate" and decision.verdict == "PROMOTE" and result.model.registered:
         show_line(f"next: rlhf promote {result.model.uri}")
     raise typer.Exit(0 if decision.verdict == "PROMOTE" else 1)

@@ -47,7 +47,7 @@ def outside_model(key: str, model: str, revision: str | None = None) -> ModelRef
         uri=model,
         path=folder,
         sha256=classifier_sha256(folder),
-        kind="scalar" if is_ours(folder) else "classifier",
+        kind="classifier",
         run_id="",
     )
 

@@ -36,7 +36,8 @@ from rlhf_core.schema import (
     StageResult,
 )
 from rlhf_core.stages.evaluation.best_of_k import with_best_of_k
-from rlhf_core.stages.evaluation.compare import compare_answers, sampling, topics_of, write_samples
+from rlhf_core.stages.evaluation.compare import compare_answers, topics_of, write_samples
+from rlhf_core.stages.evaluation.drawn import sampling
 from rlhf_core.stages.evaluation.independence import (
     doubts_about_champion,
     doubts_about_data,

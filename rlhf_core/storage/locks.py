@@ -11,6 +11,9 @@ from rlhf_core.storage.full_disk import writing
 
 logger = logging.getLogger(__name__)
 
+_ASKED_FOR = 0.2
+"""Seconds after which a lock counts as held: who only asks whether it is, holds it for a moment."""
+
 
 @contextmanager
 def locked(path: Path, *, busy: Exception | None = None) -> Iterator[None]:
@@ -32,7 +35,7 @@ def locked(path: Path, *, busy: Exception | None = None) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path):
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=0 if busy is None else _ASKED_FOR)
         except Timeout as error:
             if busy is not None:
                 raise busy from error

@@ -1,6 +1,7 @@
 """How a chat template opens and closes turns, learned by rendering conversations of its own."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -149,9 +150,14 @@ def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     Special tokens are not only those that have a name: Llama 3's turn marks are added ones.
     """
     added = _added_tokens(tokenizer)
-    if tokenizer.chat_template:
-        return _any_of(_control_tokens(tokenizer, added))
-    return _any_of(tuple(text for text, special in added.items() if special))
+    system = Message(role="system", content=ASKED)
+    written: set[str] = set()
+    # Some templates want an answer at the end, two turns, or a system message first.
+    for shape in ((QUESTION, ANSWER), (system, QUESTION, ANSWER)):
+        with suppress(DataError, ModelError, ValueError):
+            shown = apply_template(tokenizer, shape, generation_prompt=False)
+            written |= set(_any_of(tuple(added)).findall(shown))
+    return _any_of(tuple(text for text, special in added.items() if special or text in written))
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, added: dict[str, bool]) -> tuple[str, ...]:

@@ -188,6 +188,8 @@ def test_weights_that_are_not_whole_are_told_before_anything_is_done(save):
         ({"do_sample": False, "top_k": 5}, {"do_sample": False, "top_k": None}),
         ({"penalty_alpha": 0.6}, {"penalty_alpha": None}),
         ({"do_sample": True, "top_p": 0.9}, {"do_sample": True, "top_p": 0.9}),
+        ({"temperature": 0.0}, {"do_sample": False, "temperature": None}),
+        ({"early_stopping": True, "length_penalty": 2.0}, {"early_stopping": None}),
     ],
 )
 def test_what_is_published_of_sampling_can_be_saved_after_training(save, published, kept, tmp_path):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -131,4 +133,4 @@ def test_a_gate_on_it_needs_the_setting(stage_config):
 
 def test_without_a_reward_model_nobody_chooses(asked):
     with pytest.raises(ConfigError, match="no reward model is there to choose"):
-        best_of_n(asked, {}, None, [], [])
+        best_of_n(asked, {}, None, [], [], Path())

@@ -136,13 +136,16 @@ def test_an_evaluation_that_was_killed_goes_on_from_the_answers_it_drew(
     def killed(*_):
         raise KeyboardInterrupt
 
+    settings = config()
+    best_of_two = settings.evaluation.model_copy(update={"best_of_n": 2})
+    settings = settings.model_copy(update={"evaluation": best_of_two})
     with monkeypatch.context() as patched:
         patched.setattr(evaluate, "write_samples", killed)
         with pytest.raises(KeyboardInterrupt):
-            judged(config(), small_splits, proven_models, stage_context)
+            judged(settings, small_splits, proven_models, stage_context)
     asked = server.asked.count("/v1/completions")
     assert asked
-    judged(config(), small_splits, proven_models, stage_context)
+    judged(settings, small_splits, proven_models, stage_context)
     assert server.asked.count("/v1/completions") == asked
 
 

@@ -23,7 +23,6 @@ from rlhf_core.evaluation.judges import (
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.schema import ModelRef
 from rlhf_core.stages.evaluate import evaluate_policy, evaluate_reward, evaluate_sft
-from rlhf_core.stages.evaluation import judging
 from rlhf_core.stages.evaluation.independence import require_independent_judge
 from rlhf_core.stages.evaluation.judging import Panel, judges_together, outside_judge
 from rlhf_core.stages.evaluation.verdict import metric_plans
@@ -192,7 +191,7 @@ def test_judges_with_scores_are_asked_after_other_prompts_too_and_loaded_once(
     panel, chat, reward_model, monkeypatch
 ):
     loaded = []
-    for module, name in ((scoring, "load_scalar"), (judging, "Classifier")):
+    for module, name in ((scoring, "load_scalar"), (scoring, "Classifier")):
         load = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *a, load=load, **k: loaded.append(a[0]) or load(*a, **k)

@@ -67,6 +67,11 @@ def theirs(folder, tmp_path):
     return SimpleNamespace(tokenizer=tokenizer, save=save)
 
 
+def test_a_judge_by_its_folder_is_one_from_elsewhere_whoever_trained_it(ours):
+    """It has passed no gate that a registry knows: it is measured by this run's."""
+    assert outside_model("evaluation.judge", str(ours)).kind == "classifier"
+
+
 def test_a_model_of_ours_is_read_where_it_was_trained_whoever_names_its_folder(ours):
     expected = load_scorer(ours, budget=512)(PROMPTS, [ANSWERS])[0]
     named = outside_model("policy.rewards.0", str(ours))
@@ -77,9 +82,24 @@ def test_a_model_of_ours_is_read_where_it_was_trained_whoever_names_its_folder(o
     assert abs(whole - 0.5 - expected).max() > 1e-3
 
 
+@pytest.mark.parametrize("wants", ["assistant last", "two turns", "system first"])
+def test_a_template_that_wants_dialogues_of_one_shape_is_read(theirs, wants):
+    refusal = {
+        "assistant last": "messages[-1].role != 'assistant'",
+        "two turns": "messages | length < 2",
+        "system first": "messages[0].role != 'system'",
+    }[wants]
+    raises = "{%- if REFUSAL %}{{ raise_exception('no') }}{% endif %}".replace("REFUSAL", refusal)
+    theirs.tokenizer.chat_template = raises + theirs.tokenizer.chat_template
+    asked = [(Message(role="system", content="Be brief."), *turns) for turns in PROMPTS]
+    scores = Classifier(theirs.save(), max_length=None).scores(asked, ANSWERS)
+    assert np.isfinite(scores).all()
+
+
 def test_the_exported_card_reads_it_there_as_well(ours, monkeypatch):
     expected = load_scorer(ours, budget=512)([PROMPTS[0]], [["Hi there."]])[0]
-    asked = re.sub("Hello", PROMPTS[0][0].content, model_card(outside_model("model", str(ours))))
+    model = outside_model("model", str(ours)).model_copy(update={"kind": "scalar"})
+    asked = re.sub("Hello", PROMPTS[0][0].content, model_card(model))
     code = re.search(r"```python\n(.*?)```", asked, re.DOTALL).group(1)
     monkeypatch.chdir(ours)
     found = {}

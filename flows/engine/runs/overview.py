@@ -28,7 +28,7 @@ class RunSummary(Record):
     """Those that have a result, in the order of the pipeline."""
     verdict: Outcome
     is_worked_on: bool = False
-    """Whether a process of this machine is at it now."""
+    """Whether a process of this machine is at what is unfinished of it now."""
     reason: str = ""
     """What is damaged; empty where nothing is."""
     disk_bytes: int
@@ -130,11 +130,19 @@ def _summary(run: RunContext, aliases: Mapping[str, Collection[str]] | None) -> 
         started=datetime.fromtimestamp((run.directory / CONFIG).stat().st_mtime, UTC),
         stages=stages,
         verdict=verdict,
-        is_worked_on=is_worked_on(run),
+        is_worked_on=verdict == "unfinished" and _is_at_work(run),
         reason=reason,
         disk_bytes=disk_of(run.directory),
         aliases=None if aliases is None else tuple(sorted(aliases.get(run.run_id, ()))),
     )
+
+
+def _is_at_work(run: RunContext) -> bool:
+    """Of somebody else's run, whose locks are not ours to take, nobody says."""
+    try:
+        return is_worked_on(run)
+    except OSError:
+        return False
 
 
 def _verdict(run: RunContext) -> tuple[Outcome, str]:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -18,6 +20,7 @@ from rlhf_core.models import load_causal
 from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.rollout.sampler import TRANSFORMERS_SAMPLER, Sampler
 from rlhf_core.schema import Conversation, ModelRef
+from rlhf_core.stages.evaluation.drawn import drawn_once, sampling
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.models.determinism import derived_seed
 from rlhf_core.stages.models.renderers import model_renderer
@@ -35,6 +38,7 @@ def best_of_n(
     panel: Panel,
     prompts: Sequence[Conversation],
     texts: Sequence[Sequence[str]],
+    directory: Path,
 ) -> BestOfN | None:
     """Measure the baseline that optimising a policy has to be worth more than.
 
@@ -46,6 +50,7 @@ def best_of_n(
         panel: the judges, who do not choose.
         prompts: [n] held-out conversations.
         texts: the policy's answers and SFT's, [n] each.
+        directory: of the evaluation.
 
     Returns:
         None where settings ask for none.
@@ -61,7 +66,7 @@ def best_of_n(
             "evaluation.best_of_n: no reward model is there to choose among the answers; name one "
             "(--reward MODEL), or leave best_of_n out"
         )
-    drawn = _drawn(config, models["sft"], prompts, count)
+    drawn = _answers_of(config, models["sft"], prompts, count, directory)
     scores = score_texts(
         models["reward"].path,
         prompts,
@@ -107,6 +112,23 @@ def _drawn(
             advance=lambda: progress.advance({}),
             sampler=sampler,
         )
+
+
+def _answers_of(
+    config: PipelineConfig,
+    sft: ModelRef,
+    prompts: Sequence[Conversation],
+    count: int,
+    directory: Path,
+) -> list[list[SampledResponse]]:
+    """Return [count][n] answers; those of an engine elsewhere are drawn once."""
+    if not config.policy.rollouts.elsewhere:
+        return _drawn(config, sft, prompts, count)
+    size, how = len(prompts), f"best of {count}, {sampling(config)}"
+    drawn = drawn_once(
+        directory, sft, prompts, how, lambda: list(chain(*_drawn(config, sft, prompts, count)))
+    )
+    return [drawn[start : start + size] for start in range(0, count * size, size)]
 
 
 def answer_several_times(  # noqa: PLR0913 - each of them changes the answers, none groups

@@ -25,7 +25,7 @@ from rlhf_core.rollout.experience import require_engine_agrees
 from rlhf_core.rollout.sample import SampledResponse, sample_responses
 from rlhf_core.schema import Conversation, DatasetSplits, ModelRef, Prompt
 from rlhf_core.stages.evaluation.best_of_n import best_of_n
-from rlhf_core.stages.evaluation.drawn import drawn_once
+from rlhf_core.stages.evaluation.drawn import drawn_once, sampling
 from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.models.determinism import derived_seed
 from rlhf_core.stages.models.examples import note_rows
@@ -99,7 +99,7 @@ def compare_answers(
         champion_judge=scores[2] if others else None,
         champion_gold=gold[2] if gold is not None and others else None,
         decided=decided,
-        best_of_n=best_of_n(config, models, panel, conversations, texts[:2]),
+        best_of_n=best_of_n(config, models, panel, conversations, texts[:2], directory),
         longest=config.answer_length(),
         shuffled=liked_as_much(opinions),
     )
@@ -283,16 +283,6 @@ def distances(
 def write_samples(path: Path, measured: PairedAnswers) -> None:
     """Write what the metrics were computed from, one prompt a line."""
     write_records(path, compared_answers(measured))
-
-
-def sampling(config: PipelineConfig) -> str:
-    """Return all that decides which prompts are asked and how answers are drawn, in words."""
-    settings, rollouts = config.evaluation, config.policy.rollouts
-    return (
-        f"seed {config.seed}, {settings.num_prompts} prompts at most, temperature "
-        f"{settings.temperature:g}, {config.answer_length()} of {config.model.max_length} tokens"
-        + (f", by {rollouts.engine}" if rollouts.elsewhere else "")
-    )
 
 
 def topics_of(

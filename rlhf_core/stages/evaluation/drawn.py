@@ -1,20 +1,30 @@
-"""Answers of an engine elsewhere, kept as they were drawn.
+"""Answers of an engine elsewhere, kept in the run as they were drawn.
 
 It would draw others if it were asked again. An evaluation that was stopped between answers and
-verdict goes on from these, so that a look is of one draw and nobody stops it in hope of a better
-one.
+verdict goes on from these, so that it is of one draw. Another run draws its own.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.keys import conversation_key
 from rlhf_core.rollout.sample import SampledResponse
 from rlhf_core.schema import Conversation, ModelRef, Record
 from rlhf_core.storage.records import read_records, write_records
 
 FOLDER = "drawn-answers"
+
+
+def sampling(config: PipelineConfig) -> str:
+    """Return all that decides which prompts are asked and how answers are drawn, in words."""
+    settings, rollouts = config.evaluation, config.policy.rollouts
+    return (
+        f"seed {config.seed}, {settings.num_prompts} prompts at most, temperature "
+        f"{settings.temperature:g}, {config.answer_length()} of {config.model.max_length} tokens"
+        + (f", by {rollouts.engine}" if rollouts.elsewhere else "")
+    )
 
 
 class DrawnAnswer(Record):

@@ -27,11 +27,11 @@ from rlhf_core.evaluation.judges import (
 )
 from rlhf_core.feedback.ballots import Ballot, BallotBox
 from rlhf_core.feedback.judge import read_verdict
-from rlhf_core.models.classifier import Classifier, outside_model
+from rlhf_core.models.classifier import outside_model
 from rlhf_core.schema import Comparison, Conversation, ModelRef
 from rlhf_core.stages.labels.ai import ask_judge, judge_name, what_is_asked
 from rlhf_core.stages.models.determinism import derived_seed
-from rlhf_core.stages.models.scoring import Score, load_scorer
+from rlhf_core.stages.models.scoring import Score, Scorer, load_scorer, open_scorer, positions_of
 from rlhf_core.statistics.resampling import Array
 
 _TOO_LONG = "the conversation is longer than {name} reads ({limit} tokens)"
@@ -194,17 +194,16 @@ class _Elsewhere:
         self._judge, self._settings, self._device = judge, settings, config.model.device
 
     def opinion(self, asked: Asked) -> Opinion:
-        model = Classifier(
-            self._judge.path, max_length=self._settings.max_length, device=self._device
-        )
-        problem = _TOO_LONG.format(name=self._judge.uri, limit=model.max_length)
-        return _by_scores(self._judge.uri, partial(_scores, model), asked, problem)
+        limit = self._settings.max_length or positions_of(self._judge.path)
+        score = open_scorer(self._judge, self._device, max_length=limit)
+        problem = _TOO_LONG.format(name=self._judge.uri, limit=limit)
+        return _by_scores(self._judge.uri, partial(_scores, score), asked, problem)
 
 
 def _scores(
-    model: Classifier, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
+    score: Scorer, prompts: Sequence[Conversation], texts: Sequence[Sequence[str]]
 ) -> list[Array]:
-    return [np.asarray(model.scores(prompts, answers)) for answers in texts]
+    return [score(prompts, answers) for answers in texts]
 
 
 def _by_scores(name: str, score: Score, asked: Asked, problem: str) -> Opinion:

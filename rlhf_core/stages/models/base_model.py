@@ -44,6 +44,8 @@ _OF_SAMPLING = (
     "eta_cutoff",
 )
 """Fields that mean something only where tokens are drawn."""
+_OF_BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
+"""Fields that mean something only where there are beams."""
 
 
 def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTrainedModel, Renderer]:
@@ -130,8 +132,9 @@ def _make_valid(generation: GenerationConfig, base: str) -> None:
     Raises:
         ModelError: they contradict each other otherwise.
     """
+    _clear_idle(generation)
     set_up = [name for name in _OF_SAMPLING if getattr(generation, name, None) is not None]
-    if _is_valid(generation):
+    if _is_valid(generation) and generation.temperature != 0:
         return
     if generation.do_sample is None and set_up:
         generation.do_sample = True
@@ -147,6 +150,15 @@ def _make_valid(generation: GenerationConfig, base: str) -> None:
     except ValueError as error:
         said = " ".join(str(error).split())[:300]
         raise ModelError(f"{base}: generation_config.json contradicts itself: {said}") from error
+
+
+def _clear_idle(generation: GenerationConfig) -> None:
+    """Clear what means nothing without beams; a temperature of 0 is greedy, as engines read it."""
+    if not (generation.num_beams or 1) > 1:
+        for name in _OF_BEAMS:
+            setattr(generation, name, None)
+    if generation.temperature == 0:
+        generation.do_sample = False
 
 
 def _is_valid(generation: GenerationConfig) -> bool:

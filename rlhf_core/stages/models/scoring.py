@@ -19,7 +19,7 @@ from rlhf_core.models import (
     logprobs_from_hidden,
     sequence_scores,
 )
-from rlhf_core.models.classifier import Classifier
+from rlhf_core.models.classifier import Classifier, is_ours
 from rlhf_core.models.text import num_positions
 from rlhf_core.rollout.sample import SampledResponse
 from rlhf_core.schema import Conversation, ModelRef, Prompt
@@ -132,30 +132,35 @@ def open_scorer(scorer: ModelRef, device: str, *, max_length: int | None = None)
         device: as ``model.device``.
         max_length: tokens of the longest conversation; None takes the model's positions.
     """
-    if scorer.kind == "classifier":
+    if scorer.kind == "classifier" and not is_ours(scorer.path):
         return Classifier(scorer.path, max_length=max_length, device=device).scores
     model, renderer = load_scalar(scorer.path, device=device), model_renderer(scorer.path)
     room = max_length or positions_of(scorer.path)
 
     def score(prompts: Sequence[Conversation], texts: Sequence[str]) -> Array:
-        asked = [renderer.prompt_ids(prompt) for prompt in prompts]
-        answered = [readable_ids(renderer, text) for text in texts]
-        scores = np.full(len(asked), np.nan)
-        fitting = [
-            row
-            for row, (prompt, answer) in enumerate(zip(asked, answered, strict=True))
-            if room is None or len(prompt) + len(answer) <= room
-        ]
-        if fitting:
-            scores[fitting] = response_scores(
-                model,
-                [asked[row] for row in fitting],
-                [answered[row] for row in fitting],
-                budget=_SCORE_TOKENS,
-            )
+        scores = np.full(len(prompts), np.nan)
+        read = {
+            row: found
+            for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+            if (found := _read(renderer, prompt, text, room)) is not None
+        }
+        if read:
+            asked, answered = zip(*read.values(), strict=True)
+            scores[list(read)] = response_scores(model, asked, answered, budget=_SCORE_TOKENS)
         return scores
 
     return score
+
+
+def _read(
+    renderer: Renderer, prompt: Conversation, text: str, room: int | None
+) -> tuple[TokenIds, TokenIds] | None:
+    """Tokens of prompt and answer; None where they cannot be rendered or are more than ``room``."""
+    try:
+        asked, answered = renderer.prompt_ids(prompt), readable_ids(renderer, text)
+    except DataError:
+        return None
+    return (asked, answered) if room is None or len(asked) + len(answered) <= room else None
 
 
 def positions_of(folder: Path) -> int | None:

@@ -20,7 +20,7 @@ from rlhf_core.config import (
 from rlhf_core.config.functions import function_sha256
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
 from rlhf_core.errors import DataError, RewardError
-from rlhf_core.models.classifier import outside_model
+from rlhf_core.models.classifier import is_ours, outside_model
 from rlhf_core.rollout.reward_function import RewardFunction
 from rlhf_core.rollout.rewards import Answers, RewardTerms, Scorer, Term, ensemble, own_scores
 from rlhf_core.schema import ModelRef, ModelRole, Prompt
@@ -135,7 +135,7 @@ def _open(
 
 
 def _of_model(place: str, model: ModelRef, term: ModelTermConfig, device: str) -> Scorer:
-    if model.kind == "classifier":
+    if model.kind == "classifier" and not is_ours(model.path):
         logger.info("%s says no reward_shift: taken as 0, its scores are used as they come", place)
     limit = term.max_length or positions_of(model.path)
     return partial(_scores, place, open_scorer(model, device, max_length=limit), limit)
