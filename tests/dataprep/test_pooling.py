@@ -101,18 +101,31 @@ def reading(source: str, *votes: str) -> list[Comparison]:
 @pytest.mark.parametrize("name", ["monday", "copy"])
 @pytest.mark.parametrize("more", [(), ("b", "b")])
 def test_a_file_read_twice_counts_once(name, more, caplog):
-    entries, table, pooled = pool(*reading("monday", *"abab"), *reading(name, *"abab", *more))
+    votes = "abab" * 5
+    entries, table, pooled = pool(*reading("monday", *votes), *reading(name, *votes, *more))
     reasons = [entry.reason for entry in entries]
-    assert reasons == [None] * 4 + ["exact_duplicate"] * 4 + [None] * len(more)
+    assert reasons == [None] * 20 + ["exact_duplicate"] * 20 + [None] * len(more)
     assert not pooled
-    assert table.counts(len(entries)).sum() == 4 + len(more)
-    assert "read_again rows=4" in caplog.text
+    assert table.counts(len(entries)).sum() == 20 + len(more)
+    assert "read_again rows=20" in caplog.text
+
+
+def test_a_few_votes_that_agree_are_other_peoples(caplog):
+    """Five who rated one pair in a file each: a a a b b came to a tie."""
+    entries, _, pooled = pool(*(vote for n, v in enumerate("aaabb") for vote in reading(str(n), v)))
+    assert [entry.reason for entry in entries] == [None, *["votes_pooled"] * 4]
+    assert "".join(vote.choice for vote in pooled[0]) == "aaabb"
+    assert entries[0].a_beats_b > 0.5
+    _, table, _ = pool(*reading("monday", *"a" * 19), *reading("tuesday", *"a" * 30))
+    assert table.counts(49).sum() == 49
+    assert "read_again" not in caplog.text
 
 
 def test_other_peoples_votes_on_the_same_pairs_add_up_where_they_agree_too(caplog):
-    entries, _, pooled = pool(*reading("monday", *"abab"), *reading("tuesday", *"abaa"))
-    assert [entry.reason for entry in entries][4:] == ["votes_pooled"] * 4
-    assert [len(votes) for votes in pooled.values()] == [2] * 4
+    same = "ab" * 10
+    entries, _, pooled = pool(*reading("monday", *same, "b"), *reading("tuesday", *same, "a"))
+    assert [entry.reason for entry in entries][21:] == ["votes_pooled"] * 21
+    assert [len(votes) for votes in pooled.values()] == [2] * 21
     assert "read_again" not in caplog.text
 
 

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 Ballot = tuple[Vote, ...]
 _Two = tuple[int, int]
 """Readings, the earlier one first."""
+_MIN_ROWS = 20
+"""Fewer rows say the same by chance, where other people agree on them."""
 
 
 def rows_read_again(
@@ -32,8 +34,8 @@ def rows_read_again(
     """Return the rows with unnamed votes that a second reading of the same file brought.
 
     Two readings are of one file, or of one and what it had grown to, where all rows with unnamed
-    votes of the shorter one stand in the other too, on the same lines, with the same votes.
-    Somebody else's votes on the same pairs differ somewhere, and all of them stay.
+    votes of the shorter one, 20 at least, stand in the other too, on the same lines, with the same
+    votes. Somebody else's votes on the same pairs differ somewhere, and all of them stay.
 
     Args:
         entries: all comparisons; those already filtered out take no part.
@@ -56,7 +58,8 @@ def rows_read_again(
     sizes = _with_unnamed_votes(entries, table, reading)
     again: set[int] = set()
     for between, rows in sorted(same.items()):
-        if between not in other and len(rows) == min(sizes[part] for part in between):
+        shorter = min(sizes[part] for part in between)
+        if between not in other and len(rows) == shorter >= _MIN_ROWS:
             first = entries[min(rows)]
             logger.warning(
                 "read_again rows=%d first=%s; they say line by line what another file or reading"
