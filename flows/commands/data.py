@@ -50,6 +50,10 @@ def add(
         list[str] | None,
         _mapping_option("--strength", "WORD=N", "The source's word for how much better"),
     ] = None,
+    quotes: Annotated[
+        bool,
+        typer.Option("--quotes/--no-quotes", help="Whether double quotes enclose cells of a CSV."),
+    ] = True,
     subset: Annotated[
         str | None, typer.Option("--subset", help="Which configuration of a dataset of the hub.")
     ] = None,
@@ -70,6 +74,7 @@ def add(
         columns=_mapping("--column", "OURS=THEIRS", column),
         choices=_mapping("--choice", "WORD=SIDE", choice),
         strengths=_mapping("--strength", "WORD=N", strength),
+        quotes=quotes,
         subset=subset,
         split=split,
         revision=revision,

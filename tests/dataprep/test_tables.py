@@ -155,6 +155,7 @@ def test_quotes_are_text_in_a_table_that_was_written_without(tmp_path):
     assert (found.usable, found.filtered) == (3, {})
     assert found.settings == {"path": str(path), "quotes": False, "format": "flat"}
     assert found.notes[0].startswith("double quotes are taken for text")
+    assert found.add_options() == " --format flat --no-quotes"
     items = list(read_comparisons(SourceConfig(**found.settings)))
     assert [item.response_a for item in items] == ['"Yes" he said, 1', "Yes", '"Yes", he said']
     changes = {2: {"a": "Q9?", "b": '"x', "c": None, "d": "a"}, 3: None}

@@ -38,7 +38,7 @@ def add(*arguments: str) -> None:
 def test_a_source_with_its_own_words_is_added(sources):
     add(
         *("votes.csv", "--format", "flat", "--column", "prompt=question"),
-        *("--choice", "first=a", "--choice", "x=y=tie", "--strength", "a bit=0.5"),
+        *("--choice", "first=a", "--choice", "x=y=tie", "--strength", "a bit=0.5", "--no-quotes"),
     )
     hub = ("--subset", "en", "--split", "test", "--revision", "v1")
     add("hf://datasets/x/y", "--format", "pairs", *hub)
@@ -49,6 +49,7 @@ def test_a_source_with_its_own_words_is_added(sources):
             columns={"prompt": "question"},
             choices={"first": "a", "x=y": "tie"},
             strengths={"a bit": 0.5},
+            quotes=False,
         ),
         SourceConfig(
             path=Path("hf://datasets/x/y"),

@@ -141,6 +141,7 @@ class Found:
         for option, key in _ADD_OPTIONS.items():
             for name, value in self.settings.get(key, {}).items():
                 words += [option, f"{name}={value}"]
+        words += [] if self.settings.get("quotes", True) else ["--no-quotes"]
         return "".join(f" {shlex.quote(word)}" for word in words)
 
 
