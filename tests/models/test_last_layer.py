@@ -130,6 +130,7 @@ require_compiled(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.nightly
 def test_compiled_layers_give_the_same_gradients(llama_directory, forked):
     """In a process of its own: what others compiled, or gave up, would be taken and not counted."""
     assert forked.python(COMPILED, llama_directory).wait() == 0
