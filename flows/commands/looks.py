@@ -67,7 +67,6 @@ def _summary(found: Found) -> str:
 
 
 def _show_example(item: Comparison | UnpairedExample | Demonstration | Prompt) -> None:
-
     show_line(f"example, line {item.line}:" if isinstance(item, Comparison) else "example:")
     for turn in item.prompt:
         show_line(f"  {turn.role}: {_begin(turn.content)}")

@@ -1,7 +1,6 @@
 """Reward models from elsewhere: ``AutoModelForSequenceClassification`` with one score."""
 
 import json
-import re
 from collections.abc import Sequence
 from datetime import date
 from functools import partial
@@ -21,7 +20,7 @@ from rlhf_core.models.text import num_positions
 from rlhf_core.schema import Conversation, Message, ModelRef
 from rlhf_core.tokenization.model_folder import loading_options, require_enclosed
 from rlhf_core.tokenization.template import reads_clock, with_date
-from rlhf_core.tokenization.turns import control_pattern
+from rlhf_core.tokenization.turns import control_pattern, without_control
 
 _DAY = date(2024, 7, 26)
 """What a template that reads the clock is shown: the day that Llama 3's write where there is no
@@ -145,7 +144,7 @@ class Classifier:
         return np.array([self._score(*row) for row in zip(prompts, answers, strict=True)])
 
     def _score(self, prompt: Conversation, answer: str) -> float:
-        read = partial(_readable, control=self._control)
+        read = partial(without_control, control=self._control)
         asked = [turn.model_copy(update={"content": read(turn.content)}) for turn in prompt]
         inputs = self._inputs(asked, read(answer))
         if self.max_length is not None and inputs["input_ids"].shape[1] > self.max_length:
@@ -176,11 +175,3 @@ class Classifier:
 
 def _as_text(turns: Sequence[dict[str, str]]) -> str:
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-
-
-def _readable(text: str, control: re.Pattern[str]) -> str:
-    """Take control tokens out that somebody spelled in letters."""
-    before = None
-    while text != before:  # what stood around one may now read as another
-        before, text = text, control.sub("", text)
-    return text

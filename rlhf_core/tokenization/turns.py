@@ -160,6 +160,14 @@ def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return _any_of(tuple(text for text, special in added.items() if special or text in written))
 
 
+def without_control(text: str, control: re.Pattern[str]) -> str:
+    """Take control tokens out that somebody spelled in letters."""
+    before = None
+    while text != before:  # what stood around one may now read as another
+        before, text = text, control.sub("", text)
+    return text
+
+
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, added: dict[str, bool]) -> tuple[str, ...]:
     """Special tokens, and other added tokens with which the template marks turns.
 

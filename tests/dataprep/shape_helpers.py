@@ -1,8 +1,11 @@
 """Rows of two responses, files that hold them, and who won in them."""
 
 import csv
+import json
 
 import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from rlhf_core.config import SourceConfig
@@ -66,3 +69,15 @@ def read_as_found(found) -> list:
     """The comparisons under the settings, as a YAML file holds them."""
     settings = yaml.safe_load(yaml.safe_dump(found.settings))
     return list(read_comparisons(SourceConfig(**settings)))
+
+
+def write_as(folder, ending: str, rows: list[dict]):
+    """Write rows as the ending says, lists as text where a table takes no others."""
+    path = folder / f"rows.{ending}"
+    if ending == "csv":
+        write_table(path, rows)
+    elif ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -1,9 +1,5 @@
 """Records exported from Argilla: answers, who gave them and what became of them, in three lists."""
 
-import json
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from rlhf_core.config import SourceConfig
@@ -11,7 +7,7 @@ from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.sources.look import look_at
 from rlhf_core.dataprep.sources.rows import FilteredRow
 from rlhf_core.errors import DataError
-from tests.dataprep.shape_helpers import NUM, read_as_found, write_table
+from tests.dataprep.shape_helpers import NUM, read_as_found, write_as
 
 
 def exported(number: int, words=("response_a", "response_b"), **more) -> dict:
@@ -34,13 +30,7 @@ def votes_of(item) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
 def test_votes_are_those_that_people_submitted(tmp_path, ending):
     rows = [exported(number) for number in range(NUM)]
-    path = tmp_path / f"rows.{ending}"
-    if ending == "csv":
-        write_table(path, rows)
-    elif ending == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_as(tmp_path, ending, rows)
     found = look_at(path)
     assert (found.shape, found.usable) == ("lists of votes", NUM)
     assert found.notes == ["votes count that preference.responses.status calls submitted"]

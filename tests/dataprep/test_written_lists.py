@@ -2,8 +2,6 @@
 
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from rlhf_core.config import SourceConfig
@@ -11,24 +9,13 @@ from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.sources.look import look_at
 from rlhf_core.dataprep.sources.rows import FilteredRow
 from rlhf_core.schema import Comparison
-from tests.dataprep.shape_helpers import read_as_found, write_table
+from tests.dataprep.shape_helpers import read_as_found, write_as
 
 
 def one_hot(prompt: list, response_a: list, response_b: list) -> dict:
     written = {"prompt": prompt, "response_a": response_a, "response_b": response_b}
     texts = {name: json.dumps(value) for name, value in written.items()}
     return {**texts, "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
-
-
-def write_as(folder, ending: str, rows: list[dict]):
-    path = folder / f"rows.{ending}"
-    if ending == "csv":
-        write_table(path, rows)
-    elif ending == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def texts_of(item: Comparison) -> list[str]:

@@ -27,6 +27,7 @@ from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.tokenization import Renderer, TokenIds, as_token_ids, pack_responses
 from rlhf_core.tokenization.model_folder import loading_options
+from rlhf_core.tokenization.turns import without_control
 from rlhf_core.trainers.loop import split_by_tokens
 
 _SCORE_TOKENS = 16_384
@@ -170,12 +171,7 @@ def positions_of(folder: Path) -> int | None:
 
 def readable_ids(renderer: Renderer, text: str) -> TokenIds:
     """Tokens of an answer; control tokens that a model spelled out in letters are taken out."""
-    before = None
-    while text != before:  # what stood around one may now read as another
-        before = text
-        for special in renderer.special_tokens:
-            text = text.replace(special, "")
-    return renderer.response_ids(text)
+    return renderer.response_ids(without_control(text, renderer.turns.control_pattern))
 
 
 def choose_prompts(
