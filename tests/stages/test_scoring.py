@@ -1,10 +1,12 @@
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from rlhf_core.stages.models.scoring import readable_ids
 
-RENDERER = SimpleNamespace(special_tokens=("<|bos|>", "<|eos|>"), response_ids=lambda text: text)
+TURNS = SimpleNamespace(control_pattern=re.compile(r"<\|bos\|>|<\|eos\|>"))
+RENDERER = SimpleNamespace(turns=TURNS, response_ids=lambda text: text)
 
 
 @pytest.mark.parametrize(
