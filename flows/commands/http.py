@@ -5,6 +5,7 @@ import socket
 from typing import Any
 
 from rlhf_core.errors import ConfigError
+from rlhf_core.garbage import loading_ends
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -57,6 +58,7 @@ def make_server(app: Any, grace_seconds: int) -> Any:
     """
     import uvicorn
 
+    loading_ends()
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=grace_seconds
     )

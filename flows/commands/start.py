@@ -18,6 +18,9 @@ def main() -> None:
     """Run the command line; whoever interrupts it, at start-up too, sees no traceback."""
     try:
         signal.signal(signal.SIGTERM, _terminate)
+        from rlhf_core.garbage import loading_begins
+
+        loading_begins()
         from rlhf_flows.commands import cli
 
         cli.main()

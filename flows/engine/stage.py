@@ -10,6 +10,7 @@ from rlhf_core.adapters.tracking.run_records import keep_record
 from rlhf_core.config import PipelineConfig, config_digest
 from rlhf_core.config.stages import STAGES, Source
 from rlhf_core.errors import KlLimitError
+from rlhf_core.garbage import loading_begins, loading_ends
 from rlhf_core.ports import Observer
 from rlhf_core.schema import DatasetSplits, ModelRef, Record, RunContext, StageName, StageResult
 from rlhf_core.storage.full_disk import in_one_line
@@ -80,6 +81,7 @@ def open_stage(
     Raises:
         ConfigError: neither settings nor an existing run were given, or they disagree.
     """
+    loading_begins()
     config, context = open_context(settings, inputs.run, may_begin=may_begin(inputs))
     return Stage(name=name, config=config, context=context, force=inputs.force)
 
@@ -94,6 +96,7 @@ def open_model_stage(
         DataError: the dataset is not the one referred to.
         RegistryError: a model is not there, or was trained as something else.
     """
+    loading_begins()
     check_roles(inputs)
     config, context = open_context(settings, inputs.run, may_begin=may_begin(inputs))
     splits = find_dataset(config, context, inputs.dataset)
@@ -183,6 +186,7 @@ def run_stage(
         start_afresh_once(stage.config, context, name)
 
     def compute_and_report() -> Result:
+        loading_ends()
         with watch_training(context, name) as observer:
             result = compute(observer)
         decision = result.decision if isinstance(result, StageResult) else None

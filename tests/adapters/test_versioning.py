@@ -79,6 +79,7 @@ NO_MATTER = {
     "rlhf_core.functional": "imported by the models",
     "rlhf_core.models": "preparation loads no weights",
     "rlhf_core.errors": "words",
+    "rlhf_core.garbage": "when memory is looked through",
     "rlhf_core.storage.own_folders": "says what may be replaced",
     "rlhf_core.storage.full_disk": "says which file a full disk does not take",
 }

@@ -17,7 +17,6 @@ from rlhf_core.dataprep.cleaning.near_dialogues import FirstTurnIndex
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, RowSignatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import TokenCheck, make_rules
-from rlhf_core.dataprep.garbage import gc_threshold_raised
 from rlhf_core.dataprep.intake import (
     Intake,
     apply_votes,
@@ -43,6 +42,7 @@ from rlhf_core.dataprep.unpaired import LabelCounts, judged_dialogues, write_unp
 from rlhf_core.dataprep.votes.pooling import pool_votes
 from rlhf_core.dataprep.votes.vote_models import MODELS, decided_by_majority
 from rlhf_core.dataprep.votes.vote_table import reliability
+from rlhf_core.garbage import gc_threshold_raised
 from rlhf_core.schema import (
     Conversation,
     Demonstration,

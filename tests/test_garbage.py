@@ -1,10 +1,10 @@
-"""While rows pass, Python searches for cyclic garbage seldom; afterwards as before."""
+"""While libraries load and rows pass, Python searches for cyclic garbage seldom; then as before."""
 
 import gc
 
 import pytest
 
-from rlhf_core.dataprep.garbage import gc_threshold_raised
+from rlhf_core.garbage import gc_threshold_raised, loading_begins, loading_ends
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +57,34 @@ def test_who_switched_the_search_off_finds_it_off():
     with gc_threshold_raised():
         assert gc.get_threshold()[0] == 0
     assert gc.get_threshold()[0] == 0
+
+
+@pytest.fixture
+def nothing_frozen():
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    yield
+    gc.collect()
+    if frozen:
+        gc.freeze()
+
+
+def test_what_is_loaded_is_looked_through_neither_meanwhile_nor_later(nothing_frozen, searches):
+    loading_begins()
+    loaded = [[number] for number in range(50_000)]
+    assert searches == []
+    loading_ends()
+    assert gc.get_threshold() == (700, 10, 10)
+    assert gc.get_freeze_count() >= len(loaded)
+
+
+def test_what_was_trained_before_is_not_kept_by_the_next_stage(nothing_frozen):
+    loading_begins()
+    loading_ends()
+    frozen = gc.get_freeze_count()
+    cycle = []
+    cycle.append(cycle)
+    loading_begins()
+    assert gc.get_threshold() == (700, 10, 10)
+    loading_ends()
+    assert gc.get_freeze_count() <= frozen
