@@ -15,7 +15,8 @@ from rlhf_core.adapters.registry import registry
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.feedback.results import CollectedPairs
-from rlhf_core.schema import StageResult
+from rlhf_core.schema import CHAMPION, StageResult
+from rlhf_core.schema.model_uri import alias_uri
 from rlhf_flows.engine.artifacts import show_labels
 from rlhf_flows.engine.events import announce_published
 from rlhf_flows.engine.flow_results import LabelsResult
@@ -57,7 +58,7 @@ def sample_pairs(config: PipelineConfig, inputs: CollectInputs) -> CollectedPair
         return _evaluated_pairs(config, inputs, inputs.evaluation)
     if inputs.pairs is not None or inputs.half_width is not None:
         raise ConfigError("pairs and half_width are about an evaluation; name its run, too")
-    first = inputs.model or f"models:/{config.project}-policy@champion"
+    first = inputs.model or alias_uri(f"{config.project}-policy", CHAMPION)
     names = [first, *([inputs.against] if inputs.against else [])]
     for name in names:
         registry.check_role(name, ("sft", "policy"), "only they answer prompts")

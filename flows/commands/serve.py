@@ -70,12 +70,13 @@ def export(
     begin(log_level)
     from rlhf_core.adapters.hub import push_folder
     from rlhf_core.adapters.tracking.tracking import check_server
+    from rlhf_core.schema.model_uri import is_model_uri
     from rlhf_core.stages.export import export_model, require_free
     from rlhf_flows.commands.tables import show_line
     from rlhf_flows.engine.references import resolve_model
 
     require_free(directory)
-    if model.startswith("models:/"):
+    if is_model_uri(model):
         check_server()
     found = resolve_model(model)
     export_model(found, directory, licence)
@@ -117,8 +118,9 @@ def serve(
     """
     begin(log_level)
     from rlhf_core.adapters.tracking.tracking import check_server
+    from rlhf_core.schema.model_uri import is_model_uri
 
-    if model.startswith("models:/"):
+    if is_model_uri(model):
         check_server()
     found = _find(model)
     by_vllm = engine is Engine.VLLM or (engine is Engine.AUTO and _has_gpu() and not feedback)
@@ -180,11 +182,12 @@ def _find(reference: str, known: str | None = None) -> "Found":
     """
     from rlhf_core.adapters.registry.registry import check_role, find_version
     from rlhf_core.adapters.serving.chat_server import Found
+    from rlhf_core.schema.model_uri import version_uri
     from rlhf_flows.engine.references import resolve_model
 
     if known is not None:
         version = find_version(reference)
-        uri = f"models:/{version.name}/{version.version}"
+        uri = version_uri(version.name, version.version)
         if uri == known:
             return Found(uri, version.name, "", Path())
     check_role(reference, ("sft", "policy"), "only they answer prompts")
@@ -253,7 +256,9 @@ def _vllm_line(model: str, found: "Found", host: str, port: int) -> list[str]:
 
     vLLM takes ends, precision and chat template from the model's own folder.
     """
-    names = dict.fromkeys((found.name, model, model.removeprefix("models:/"), found.uri))
+    from rlhf_core.schema.model_uri import without_scheme
+
+    names = dict.fromkeys((found.name, model, without_scheme(model), found.uri))
     where = ["--host", host, "--port", str(port)]
     return ["vllm", "serve", str(found.path), "--served-model-name", *names, *where]
 

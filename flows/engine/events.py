@@ -7,6 +7,7 @@ from prefect.events import emit_event
 
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.schema import BatchResult, RunContext
+from rlhf_core.schema.model_uri import without_scheme
 from rlhf_flows.engine.lost_server import best_effort
 
 
@@ -17,7 +18,7 @@ def announce(event: str, context: RunContext, **payload: str | None) -> None:
 
 def announce_champion(uri: str) -> None:
     """Tell the Prefect server that a command, and no run, made a version champion."""
-    name = uri.removeprefix("models:/").replace("/", ".")
+    name = without_scheme(uri).replace("/", ".")
     emit("rlhf.promoted", resource=f"rlhf.model.{name}", model=uri, champion=uri)
 
 

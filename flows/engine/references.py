@@ -11,6 +11,7 @@ from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig, judges_of
 from rlhf_core.config.stages import STAGES, reads_of
 from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, StageName, StageResult
+from rlhf_core.schema.model_uri import alias_uri, is_model_uri
 from rlhf_core.stages import promote
 from rlhf_flows.engine.environment import STATE
 from rlhf_flows.engine.inputs import ModelInputs
@@ -194,11 +195,9 @@ def find_choosers(
         return list(trained) or [_aliased(config, role, resolve) for role in roles]
     key, found = "feedback.choice.models", []
     for name in choice.models:
-        if name.startswith("models:/"):
+        if is_model_uri(name):
             registry.check_role(name, ("reward", "judge"), f"{key} names it")
-        if name.startswith("models:/") or (
-            Path(name).is_dir() and folder_kind(Path(name)) == "scalar"
-        ):
+        if is_model_uri(name) or (Path(name).is_dir() and folder_kind(Path(name)) == "scalar"):
             found.append(resolve(name))
             continue
         from rlhf_core.models.classifier import outside_model
@@ -280,7 +279,7 @@ def _made_by_run(context: RunContext, role: ModelRole, resolve: Resolve) -> Mode
 def _aliased(config: PipelineConfig, role: ModelRole, resolve: Resolve) -> ModelRef:
     problems = []
     for alias in ("candidate", "champion"):
-        found = f"models:/{config.project}-{role}@{alias}"
+        found = alias_uri(f"{config.project}-{role}", alias)
         try:
             registry.check_role(found, (role,), f"it was looked up as {role}")
             return resolve(found)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from rlhf_core.schema.base import Record
+from rlhf_core.schema.model_uri import is_model_uri
 
 StageName = Literal["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
 ModelKind = Literal["causal", "scalar", "classifier", "endpoint", "panel"]
@@ -84,7 +85,7 @@ class ModelRef(Record):
     @property
     def registered(self) -> bool:
         """Whether it is a version of the registry, and no folder."""
-        return self.uri.startswith("models:/")
+        return is_model_uri(self.uri)
 
 
 class RunContext(Record):

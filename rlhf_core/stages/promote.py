@@ -41,6 +41,7 @@ from rlhf_core.adapters.tracking.mlflow_client import has_store
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import CHAMPION, PREVIOUS, ModelRef, Record, RunContext, StageResult, Verdict
+from rlhf_core.schema.model_uri import version_uri
 
 
 class Promotion(Record):
@@ -196,7 +197,7 @@ def _require_verdict(version: Any) -> tuple[str, str, Verdict, tuple[str, ...]]:
     Raises:
         RegistryError: it is no policy of a project, or no gate has been applied to it.
     """
-    uri = f"models:/{version.name}/{version.version}"
+    uri = version_uri(version.name, version.version)
     require_role(
         version,
         ("policy",),
@@ -213,7 +214,7 @@ def _require_verdict(version: Any) -> tuple[str, str, Verdict, tuple[str, ...]]:
 
 def _make_champion(version: Any, noted: dict[str, str], reasons: tuple[str, ...]) -> Promotion:
     """Put a version and what it was made with in force, unless they are already."""
-    uri, tags = f"models:/{version.name}/{version.version}", version.tags
+    uri, tags = version_uri(version.name, version.version), version.tags
     project = version.name.rpartition("-")[0]
     state = read_project_state(project)
     release, known = _release_with_parts(version, state)
@@ -252,7 +253,7 @@ def _release_with_parts(version: Any, state: ProjectState) -> tuple[Release, fro
     Raises:
         RegistryError: it is not complete, or not about all that its project requires.
     """
-    project, uri = state.journal.project, f"models:/{version.name}/{version.version}"
+    project, uri = state.journal.project, version_uri(version.name, version.version)
     found = parts_of(project, version.tags)
     release = release_of(uri, version.tags, found)
     tags = {**found, uri: version.tags}

@@ -26,6 +26,7 @@ from rlhf_core.models import load_causal
 from rlhf_core.models.classifier import outside_model
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Conversation, Demonstration, ModelRef, ModelRole, Prompt, Record
+from rlhf_core.schema.model_uri import is_model_uri
 from rlhf_core.stages.labels.answers import Answer, AnsweredPart
 from rlhf_core.stages.models.determinism import derived_seed, make_deterministic
 from rlhf_core.stages.models.renderers import model_renderer
@@ -134,7 +135,7 @@ def find_scorer(reference: str, resolve: Callable[[str], ModelRef]) -> ModelRef:
             that chose what SFT learns would judge its own pupil.
         ModelError: the folder holds no reward model, or there is none.
     """
-    if reference.startswith("models:/"):
+    if is_model_uri(reference):
         roles: tuple[ModelRole] = ("reward",)
         check_role(reference, roles, "--scorer names it")
         return resolve(reference)

@@ -14,6 +14,7 @@ from rlhf_core.adapters.registry.release_aliases import apply_move, lost_parts, 
 from rlhf_core.adapters.registry.releases import Journal, Release, record_move
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import PREVIOUS, Record
+from rlhf_core.schema.model_uri import version_uri
 
 
 class Rollback(Record):
@@ -98,10 +99,10 @@ def _chain_to(journal: Journal, version: str, seen: ReleaseHistory) -> list[Rele
         RegistryError: it never was, or is not whole any more, or nothing would change.
     """
     name = f"{journal.project}-policy"
-    number = version.removeprefix(f"models:/{name}/").removeprefix("v")
+    number = version.removeprefix(version_uri(name, "")).removeprefix("v")
     if not number.isdigit():
         raise RegistryError(f"--to {version}: expected a version of {name}, such as 3")
-    uri = f"models:/{name}/{int(number)}"
+    uri = version_uri(name, int(number))
     in_force = [*([seen.current] if seen.current else []), *seen.before]
     plans = [entry.plan.releases for entry in reversed(journal.effective())]
     # As the journal has it: what a person did to the aliases since does not change the way back.

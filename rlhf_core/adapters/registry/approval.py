@@ -8,6 +8,7 @@ from rlhf_core.adapters.registry.registry import find_version
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import CHAMPION, Verdict
+from rlhf_core.schema.model_uri import split_model_uri
 
 APPROVAL = "rlhf.approval"
 APPROVED = "PROMOTE"
@@ -106,7 +107,7 @@ def _is_later(tags: Mapping[str, str], said_at: datetime | None) -> bool:
 
 
 def _tag(uri: str, tags: Mapping[str, str]) -> None:
-    name, _, number = uri.removeprefix("models:/").partition("/")
+    name, number, _ = split_model_uri(uri)
     for key, value in tags.items():
         with_retries(
             f"recording the answer about {uri}",

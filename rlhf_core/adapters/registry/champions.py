@@ -18,6 +18,7 @@ from rlhf_core.adapters.registry.release_aliases import (
 from rlhf_core.adapters.registry.releases import MOST_RELEASES, Plan, Release
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import CHAMPION, PREVIOUS
+from rlhf_core.schema.model_uri import is_model_uri, split_model_uri, version_uri
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +76,13 @@ def parts_of(project: str, tags: Mapping[str, str]) -> dict[str, dict[str, str] 
         tags: of the policy.
     """
     uris = {tags.get(UPSTREAM + role, "") for role in _PARTS}
-    registered = sorted(uri for uri in uris if uri.startswith("models:/"))
+    registered = sorted(uri for uri in uris if is_model_uri(uri))
     return tags_of(registered, project, tags.get("rlhf.run_id"))
 
 
 def _unfit(role: str, uri: str, tags: Mapping[str, str] | None) -> str | None:
     """Say why a version cannot be part of a release; None if it can."""
-    if not uri.startswith("models:/"):
+    if not is_model_uri(uri):
         return "is not registered"
     if tags is None:
         return "was deleted"
@@ -153,8 +154,10 @@ def _without_journal(champion: str | None, previous: str | None) -> ReleaseHisto
 
 def _before(policy: str) -> str | None:
     number = find_version(policy).tags.get(_LEGACY_BEFORE)
-    uri = f"{policy.rpartition('/')[0]}/{number}"
-    return uri if number is not None and version_tags(uri) is not None else None
+    if number is None:
+        return None
+    uri = version_uri(split_model_uri(policy).name, number)
+    return uri if version_tags(uri) is not None else None
 
 
 def _release_as_it_is(policy: str) -> Release:
@@ -189,4 +192,4 @@ def note_of(seen: ReleaseHistory, lost: Iterable[str] = ()) -> dict[str, str]:
 
 def policy_uri(project: str, number: str | None) -> str | None:
     """Return the URI of a version of the project's policy; None for none."""
-    return None if number is None else f"models:/{project}-policy/{number}"
+    return None if number is None else version_uri(f"{project}-policy", number)

@@ -11,6 +11,7 @@ from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retrie
 from rlhf_core.adapters.tracking.stage_run import run_url
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import Record
+from rlhf_core.schema.model_uri import version_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -87,14 +88,14 @@ def _trace(version: "ModelVersion") -> Lineage:
 
     upstream: dict[str, Lineage] = {}
     lost: dict[str, str] = {}
-    for role, uri in upstream_uris(f"models:/{version.name}/{version.version}").items():
+    model = version_uri(version.name, version.version)
+    for role, uri in upstream_uris(model).items():
         try:
             upstream[role] = _trace(find_version(uri))
         except RegistryError as error:
             lost[role] = str(error)
     run_id = str(version.run_id)
     run = with_retries(f"reading run {run_id}", lambda: mlflow_client().get_run(run_id))
-    model = f"models:/{version.name}/{version.version}"
     return Lineage(
         model=model,
         aliases=tuple(sorted(version.aliases)),

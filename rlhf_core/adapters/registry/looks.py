@@ -21,6 +21,7 @@ from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.dataprep.keys import Key
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import DatasetRef, EvaluationReport, Look, ModelRef
+from rlhf_core.schema.model_uri import split_model_uri, version_uri
 from rlhf_core.storage.records import read_record
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def take_look(
         entries = read_looks(project)
     mine = _same(entries, question, sampling)[0]
     look = Look(
-        entry=f"models:/{name}/{mine.number}",
+        entry=version_uri(name, mine.number),
         held_out=held_out.sha256,
         number=_number(entries, mine, held_out.sha256, sketch),
         measured_by=mine.tags.get(MEASURED),
@@ -135,11 +136,11 @@ def sets_looked_at(project: str) -> list[Look]:
     entries, latest = read_looks(project), {}
     for entry in entries:
         latest[entry.held_out] = Look(
-            entry=f"models:/{project}{SUFFIX}/{entry.number}",
+            entry=version_uri(project + SUFFIX, entry.number),
             held_out=entry.held_out,
             number=_number(entries, entry, entry.held_out, entry.sketch),
         )
-    return sorted(latest.values(), key=lambda look: -int(look.entry.rpartition("/")[2]))
+    return sorted(latest.values(), key=lambda look: -int(split_model_uri(look.entry).version))
 
 
 def finish_look(look: Look, run: StageRun) -> None:
@@ -178,8 +179,8 @@ def find_look(entry: str) -> tuple[Look, dict[str, str]]:
     Raises:
         RegistryError: there is no such look, or nothing was measured at it yet.
     """
-    entries = read_looks(entry.removeprefix("models:/").partition(SUFFIX)[0])
-    number = entry.rpartition("/")[2]
+    name, number, _ = split_model_uri(entry)
+    entries = read_looks(name.removesuffix(SUFFIX))
     mine = next((one for one in entries if str(one.number) == number), None)
     if mine is None:
         raise RegistryError(f"{entry}: no such look is on record")
@@ -254,7 +255,7 @@ def _vote_files(tags: Mapping[str, str]) -> list[str]:
 
 
 def _tags(entry: str) -> dict[str, str]:
-    name, _, number = entry.removeprefix("models:/").partition("/")
+    name, number, _ = split_model_uri(entry)
     found = with_retries(
         f"reading {entry}", lambda: mlflow_client().get_model_version(name, number).tags
     )
@@ -262,7 +263,7 @@ def _tags(entry: str) -> dict[str, str]:
 
 
 def _set_tag(entry: str, key: str, value: str) -> None:
-    name, _, number = entry.removeprefix("models:/").partition("/")
+    name, number, _ = split_model_uri(entry)
     with_retries(
         f"tagging {entry}",
         lambda: mlflow_client().set_model_version_tag(name, number, key, value),

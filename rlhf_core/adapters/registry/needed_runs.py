@@ -15,6 +15,7 @@ from rlhf_core.adapters.registry.releases import SUFFIX as RELEASE
 from rlhf_core.adapters.registry.releases import read_journal
 from rlhf_core.adapters.tracking.mlflow_client import every_page, mlflow_client, with_retries
 from rlhf_core.adapters.tracking.tracking import PLACE
+from rlhf_core.schema.model_uri import version_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -137,4 +138,4 @@ def _is(version: "ModelVersion", suffix: str) -> bool:
 
 
 def _uri(version: "ModelVersion") -> str:
-    return f"models:/{version.name}/{version.version}"
+    return version_uri(version.name, version.version)

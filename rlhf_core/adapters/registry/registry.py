@@ -23,6 +23,7 @@ from rlhf_core.adapters.tracking.mlflow_client import (
 from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.errors import ModelError, RegistryError, RlhfError
 from rlhf_core.schema import CHAMPION, PREVIOUS, ModelKind, ModelRef, ModelRole
+from rlhf_core.schema.model_uri import is_model_uri, split_model_uri, version_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -104,7 +105,7 @@ def versions_trained_on(dvc_md5: str) -> list[str]:
         "looking for models of a dataset",
         lambda: list(mlflow_client().search_model_versions(query, max_results=10_000)),
     )
-    return sorted(f"models:/{version.name}/{version.version}" for version in found)
+    return sorted(version_uri(version.name, version.version) for version in found)
 
 
 def aliases_by_run() -> dict[str, list[str]]:
@@ -207,7 +208,7 @@ def resolve_model(reference: str, *, cache: Path, runs: Path | None = None) -> M
         RegistryError: there is no such version or alias, or its weights are not those registered.
         ModelError: the folder holds no model.
     """
-    if not reference.startswith("models:/"):
+    if not is_model_uri(reference):
         return local_model(Path(reference))
     version = find_version(reference)
     where = with_retries(
@@ -235,7 +236,7 @@ def look_up_model(reference: str) -> ModelRef:
         RegistryError: there is no such version or alias.
         ModelError: the folder holds no model.
     """
-    if not reference.startswith("models:/"):
+    if not is_model_uri(reference):
         return local_model(Path(reference))
     return _model_ref(find_version(reference), Path())
 
@@ -263,9 +264,7 @@ def find_version(reference: str) -> "ModelVersion":
     Raises:
         RegistryError: the reference is malformed or there is no such entry; says what there is.
     """
-    body = reference.removeprefix("models:/")
-    name, _, alias = body.partition("@")
-    name, _, number = name.partition("/")
+    name, number, alias = split_model_uri(reference)
     if not name or not (not number if alias else number.isdigit()):
         raise RegistryError(
             f"{reference!r} is not a model: expected models:/<name>/<version>, "
@@ -340,7 +339,7 @@ def upstream_uris(reference: str) -> dict[str, str]:
     return {
         name.removeprefix(UPSTREAM): uri
         for name, uri in sorted(find_version(reference).tags.items())
-        if name.startswith(UPSTREAM) and uri.startswith("models:/")
+        if name.startswith(UPSTREAM) and is_model_uri(uri)
     }
 
 
@@ -357,7 +356,7 @@ def check_role(reference: str, roles: Collection[ModelRole], why: str) -> None:
         RegistryError: there is no such version, or it is of another role.
         ModelError: the folder holds no model, or one that computes something else.
     """
-    if reference.startswith("models:/"):
+    if is_model_uri(reference):
         require_role(find_version(reference), roles, why)
         return
     kind = folder_kind(Path(reference))
@@ -380,7 +379,7 @@ def require_role(version: "ModelVersion", roles: Collection[str], why: str) -> N
     role = version.tags.get("rlhf.stage")
     if role in roles:
         return
-    uri = f"models:/{version.name}/{version.version}"
+    uri = version_uri(version.name, version.version)
     found = f"was trained as {role}" if role else "was not trained by this pipeline"
     raise RegistryError(f"{uri} {found}, expected {' or '.join(roles)}: {why}")
 
@@ -390,7 +389,7 @@ def _model_ref(version: "ModelVersion", path: Path) -> ModelRef:
     return ModelRef(
         name=version.name,
         version=str(version.version),
-        uri=f"models:/{version.name}/{version.version}",
+        uri=version_uri(version.name, version.version),
         path=path,
         sha256=version.tags.get("rlhf.sha256", ""),
         kind=kind,

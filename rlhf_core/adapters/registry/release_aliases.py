@@ -29,6 +29,7 @@ from rlhf_core.adapters.registry.releases import (
 from rlhf_core.adapters.tracking.mlflow_client import every_page, mlflow_client, with_retries
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import CHAMPION, PREVIOUS
+from rlhf_core.schema.model_uri import split_model_uri, version_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
@@ -197,16 +198,20 @@ def wanted_aliases(
             what one of these points at is there.
         known: further versions that are there.
     """
-    own = {role: f"models:/{project}-{role}/" for role in ROLES}
-    there = {own[role] + number for role, found in aliases.items() for number in found.values()}
+    there = {
+        version_uri(f"{project}-{role}", number)
+        for role, found in aliases.items()
+        for number in found.values()
+    }
     before = next((release for release in releases[1:] if not lost_parts(release, there)), None)
     wanted: dict[tuple[str, str], str | None] = {}
     for alias, release in ((PREVIOUS, before), (CHAMPION, releases[0])):
         for role in ROLES:
             uri = (None if release is None else release.parts()[role]) or ""
             exists = release is before or uri in there or uri in known
-            ours = uri.startswith(own[role]) and (exists or version_tags(uri) is not None)
-            wanted[role, alias] = uri.removeprefix(own[role]) if ours else None
+            name, number, _ = split_model_uri(uri)
+            ours = name == f"{project}-{role}" and (exists or version_tags(uri) is not None)
+            wanted[role, alias] = number if ours else None
     return wanted
 
 
@@ -256,7 +261,7 @@ def version_tags(uri: str) -> dict[str, str] | None:
     """Return the tags of ``models:/<name>/<version>``; None where the registry has it no longer."""
     from mlflow.exceptions import MlflowException
 
-    name, _, number = uri.removeprefix("models:/").partition("/")
+    name, number, _ = split_model_uri(uri)
 
     def look() -> dict[str, str] | None:
         try:
@@ -286,7 +291,7 @@ def tags_of(
             f"looking for what run {run} made",
             lambda: list(mlflow_client().search_model_versions(query)),
         )
-        found = {f"models:/{one.name}/{one.version}": dict(one.tags) for one in made}
+        found = {version_uri(one.name, one.version): dict(one.tags) for one in made}
     return {uri: found[uri] if uri in found else version_tags(uri) for uri in uris}
 
 

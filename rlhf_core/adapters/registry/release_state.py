@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from rlhf_core.adapters.registry.champions import policy_uri
 from rlhf_core.adapters.registry.processes_at_work import is_gone
 from rlhf_core.adapters.registry.registry import UPSTREAM, find_version
 from rlhf_core.adapters.registry.release_aliases import champion_aliases, lost_parts, wanted_aliases
 from rlhf_core.adapters.registry.releases import DONE, ROLES, Journal, Release, read_journal
 from rlhf_core.schema import CHAMPION, PREVIOUS
+from rlhf_core.schema.model_uri import alias_uri, split_model_uri, version_uri
 
 Aliases = dict[str, dict[str, str]]
 
@@ -69,11 +71,11 @@ def _moving(project: str, journal: Journal) -> ReleaseState | None:
     if alive:
         who = alive[0].partition("|")[0]
         return ReleaseState(True, f"{goal} is going on (host, process and its start: {who})")
+    champion = alias_uri(f"{project}-policy", CHAMPION)
     return ReleaseState(
         healthy=False,
         found=f"{goal} is half done: who made it is gone",
-        fix=f"rlhf lineage models:/{project}-policy@{CHAMPION}, as any command that asks for the "
-        "champion, completes it",
+        fix=f"rlhf lineage {champion}, as any command that asks for the champion, completes it",
     )
 
 
@@ -83,24 +85,24 @@ def _without_journal(project: str, aliases: Aliases) -> ReleaseState:
     if not champions:
         return ReleaseState(True, f"{project} has no champion yet")
     number = champions.pop("policy", None)
-    policy = f"models:/{project}-policy/{number}"
-    fix = f"rlhf promote {policy}" if number else "rlhf promote MODEL, of the policy that you mean"
-    tags = find_version(policy).tags if number else {}
+    policy = policy_uri(project, number)
+    fix = f"rlhf promote {policy}" if policy else "rlhf promote MODEL, of the policy that you mean"
+    tags = find_version(policy).tags if policy else {}
     made_with = {role: tags[UPSTREAM + role] for role in ROLES if UPSTREAM + role in tags}
-    standing = {role: f"models:/{project}-{role}/{found}" for role, found in champions.items()}
-    if number and standing == made_with:
+    standing = {role: version_uri(f"{project}-{role}", found) for role, found in champions.items()}
+    if policy and standing == made_with:
         return ReleaseState(True, f"{policy} and what it was made with, moved without a journal")
     other = ", ".join(sorted(standing.values())) or "no other model"
     return ReleaseState(
         healthy=False,
-        found=f"champions are not one release: {policy if number else 'no policy'}, beside {other}",
+        found=f"champions are not one release: {policy or 'no policy'}, beside {other}",
         fix=fix,
     )
 
 
 def _fix_by_hand(project: str, aliases: Aliases, current: Release) -> str:
     """Say what puts every alias back, and what makes a release of the policy somebody chose."""
-    number = current.policy.rpartition("/")[2]
+    number = split_model_uri(current.policy).version
     fix = (
         f"rlhf rollback --to {number} --project {project} puts every alias where that release says"
     )
@@ -108,7 +110,7 @@ def _fix_by_hand(project: str, aliases: Aliases, current: Release) -> str:
     if chosen in (None, number):
         return fix
     return (
-        f"{fix}; to keep version {chosen} instead, rlhf promote models:/{project}-policy/{chosen} "
+        f"{fix}; to keep version {chosen} instead, rlhf promote {policy_uri(project, chosen)} "
         f"if its gates allow, or rlhf rollback --to {chosen} --project {project} if it was champion"
     )
 

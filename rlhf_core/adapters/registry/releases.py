@@ -22,6 +22,7 @@ from rlhf_core.adapters.tracking.mlflow_client import (
 )
 from rlhf_core.errors import RegistryError, SameMoveError
 from rlhf_core.schema import Record
+from rlhf_core.schema.model_uri import version_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -270,13 +271,13 @@ def _overtaken(journal: Journal, plan: Plan) -> RegistryError:
     if plan.action == "promote" == newest.plan.action and release == newest.plan.releases[0]:
         return SameMoveError(
             f"another command made {release.policy} the champion at the same moment "
-            f"(models:/{name}/{newest.number})"
+            f"({version_uri(name, newest.number)})"
         )
     other = next(entry for entry in journal.effective() if entry.number > plan.base)
     return RegistryError(
         f"nothing was moved: meanwhile another command made {other.plan.releases[0].policy} the "
-        f"champion ({other.plan.action}, models:/{name}/{other.number}); look at it, and repeat "
-        f"this {plan.action} if you still mean it"
+        f"champion ({other.plan.action}, {version_uri(name, other.number)}); look at it, and "
+        f"repeat this {plan.action} if you still mean it"
     )
 
 
@@ -293,6 +294,6 @@ def tag_entry(name: str, claim: Claim, value: str) -> None:
     """Make a claim, or say what came of it."""
     number, tag = claim
     with_retries(
-        f"tagging models:/{name}/{number}",
+        f"tagging {version_uri(name, number)}",
         lambda: mlflow_client().set_model_version_tag(name, str(number), tag, value),
     )

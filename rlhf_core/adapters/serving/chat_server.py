@@ -27,6 +27,7 @@ from rlhf_core.errors import DataError, ModelError, NoRoomError, RlhfError, Stor
 from rlhf_core.rollout.chat import ChatModel, ChatRequest
 from rlhf_core.rollout.engine import ChatEngine, Ticket, Update
 from rlhf_core.schema import Conversation
+from rlhf_core.schema.model_uri import without_scheme
 
 _LOOK_SECONDS = 1.0
 """How often a request that waits looks whether its client is still there."""
@@ -71,7 +72,7 @@ class ServedModel:
     def names(self) -> frozenset[str]:
         """What a request may call the model."""
         given = {self.reference, self.found.uri, self.found.name}
-        return frozenset(given | {name.removeprefix("models:/") for name in given})
+        return frozenset(given | {without_scheme(name) for name in given})
 
     def submit(
         self, request: ChatRequest, on_update: Callable[[Update], None]

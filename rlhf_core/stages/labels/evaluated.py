@@ -31,6 +31,7 @@ from rlhf_core.feedback.collection import (
 )
 from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import Comparison, ModelRef, StageResult
+from rlhf_core.schema.model_uri import is_model_uri
 from rlhf_core.storage.folders import exclusive, replacing_directory
 from rlhf_core.storage.own_folders import require_replaceable
 from rlhf_core.storage.records import atomic_file, read_records, sha256_of, write_records
@@ -102,7 +103,7 @@ def collect_evaluated(
 
 def _judge_accuracy(judge: str) -> float | None:
     """Return the accuracy on held-out pairs that is on record with a judge."""
-    if not judge.startswith("models:/"):
+    if not is_model_uri(judge):
         return None
     run_id = find_version(judge).tags.get(EVALUATION)
     return None if run_id is None else look_up_run(run_id)[1].get("judge/heldout_accuracy")

@@ -24,6 +24,7 @@ from rlhf_core.models.classifier import is_ours, outside_model
 from rlhf_core.rollout.reward_function import RewardFunction
 from rlhf_core.rollout.rewards import Answers, RewardTerms, Scorer, Term, ensemble, own_scores
 from rlhf_core.schema import ModelRef, ModelRole, Prompt
+from rlhf_core.schema.model_uri import is_model_uri
 from rlhf_core.stages.models.scoring import Scorer as ScoreTexts
 from rlhf_core.stages.models.scoring import open_scorer, positions_of
 from rlhf_core.tokenization import Renderer
@@ -52,7 +53,7 @@ def find_scorers(
             continue
         key = f"policy.rewards.{index}.models"
         for name in term.models:
-            if name.startswith("models:/"):
+            if is_model_uri(name):
                 check_role(name, roles, f"{key} names it")
                 found[name] = resolve(name)
             elif name != RUN_REWARD:
