@@ -18,7 +18,7 @@ from rlhf_core.models.files import files_sha256, weights_sha256
 from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.models.text import num_positions
 from rlhf_core.schema import Conversation, Message, ModelRef
-from rlhf_core.tokenization.model_folder import loading_options, require_enclosed
+from rlhf_core.tokenization.model_folder import loading_options, require_enclosed, tokenizer_files
 from rlhf_core.tokenization.template import reads_clock, with_date
 from rlhf_core.tokenization.turns import control_pattern, without_control
 
@@ -83,17 +83,19 @@ def classifier_folder(key: str, model: str, revision: str | None) -> Path:
 
 
 def classifier_sha256(folder: Path) -> str:
-    """Return a digest of the weights, the same as of our own models where they are safetensors.
+    """Return a digest of what decides its scores: weights, configuration, tokenizer and template.
+
+    Of our own models it is that of the weights, by which the registry knows them.
 
     Raises:
         ModelError: there are no weights.
     """
-    if any(folder.glob("*.safetensors")):
+    if is_ours(folder):
         return weights_sha256(folder)
-    files = sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not weights:
         raise ModelError(f"{folder}: no weights in it; expected *.safetensors")
-    return files_sha256(files)
+    return files_sha256([*weights, folder / "config.json", *tokenizer_files(folder)])
 
 
 class Classifier:

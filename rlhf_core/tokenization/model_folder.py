@@ -10,6 +10,15 @@ from safetensors import SafetensorError, safe_open
 from rlhf_core.config.permissions import MODEL_CODE, trusted_code, trusted_commits
 from rlhf_core.errors import ModelError
 
+_TOKENIZER_FILES = (
+    "token*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges*",
+    "spiece*",
+    "*.jinja",
+)
 _NAMES_CODE = ("config.json", "tokenizer_config.json")
 _ELSEWHERE = "--"
 """Between repository and class, where ``auto_map`` names code that lies in another repository."""
@@ -77,6 +86,12 @@ def code_sha256(folder: Path) -> str:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files that decide how text becomes tokens, the chat template too, by name."""
+    found = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
 
 
 def require_enclosed(folder: Path) -> None:

@@ -15,6 +15,7 @@ from transformers.utils import chat_template_utils
 from rlhf_core.errors import ModelError
 from rlhf_core.models import save_model, scalar_from_causal, set_reward_shift
 from rlhf_core.models.classifier import Classifier, outside_model
+from rlhf_core.models.files import weights_sha256
 from rlhf_core.schema import Message
 from rlhf_core.stages.export import model_card
 from rlhf_core.stages.models.base_model import name_ends
@@ -80,6 +81,20 @@ def test_a_model_of_ours_is_read_where_it_was_trained_whoever_names_its_folder(o
     # The end of the template's whole rendering is another place, and another score.
     whole = Classifier(ours, max_length=None).scores(PROMPTS, ANSWERS)
     assert abs(whole - 0.5 - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json", "chat_template.jinja"])
+def test_who_reads_otherwise_is_another_model(theirs, name):
+    """The same weights under another template give other scores: what they gave is not reused."""
+    file = theirs.save() / name
+    before = outside_model("key", str(file.parent)).sha256
+    assert outside_model("key", str(file.parent)).sha256 == before
+    file.write_text(f"{file.read_text()}\n")
+    assert outside_model("key", str(file.parent)).sha256 != before
+
+
+def test_one_of_ours_is_known_by_its_weights_as_in_the_registry(ours):
+    assert outside_model("key", str(ours)).sha256 == weights_sha256(ours)
 
 
 @pytest.mark.parametrize("wants", ["assistant last", "two turns", "system first"])

@@ -7,16 +7,7 @@ from rlhf_core.config import ModelConfig
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import ModelError
 from rlhf_core.storage.records import sha256_of
-
-_TOKENIZER_FILES = (
-    "generation_config.json",
-    "token*",
-    "special_tokens_map.json",
-    "vocab*",
-    "merges*",
-    "spiece*",
-    "*.jinja",
-)
+from rlhf_core.tokenization.model_folder import tokenizer_files
 
 
 def tokenizer_digest(model: ModelConfig) -> str:
@@ -24,7 +15,7 @@ def tokenizer_digest(model: ModelConfig) -> str:
     base = Path(model.base)
     parts = {"base": model.base, "revision": str(model.revision), "length": str(model.max_length)}
     if base.is_dir():
-        files = {path for pattern in _TOKENIZER_FILES for path in base.glob(pattern)}
+        files = [*tokenizer_files(base), base / "generation_config.json"]
         parts = {path.name: sha256_of(path) for path in files if path.is_file()}
         parts["length"] = str(model.max_length)
     return fingerprint_of(parts | template_parts(model))
