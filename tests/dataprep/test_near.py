@@ -178,6 +178,13 @@ def test_a_training_prompt_that_gives_a_heldout_one_away_is_told():
     assert not index.near([signature(text(2))])
 
 
+def test_of_heldout_prompts_from_one_template_the_near_one_is_found():
+    index = PromptIndex(0.8)
+    index.add([signature(f"{text(1)} {text(other)}") for other in range(2, 22)])
+    assert index.near([signature(f"{text(1)} {text(15)} please")])
+    assert not index.near([signature(f"{text(1)} {text(30)}")])
+
+
 @pytest.mark.parametrize("num_words", [1, 3, 60, 65, 66, 67, 130, 400, 514, 515, 1_300])
 def test_a_signature_has_the_least_value_of_each_permutation(num_words):
     words = text(num_words, num_words)

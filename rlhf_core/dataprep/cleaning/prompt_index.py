@@ -89,7 +89,9 @@ class PromptIndex:
         bands, rows = bands_of(threshold)
         width = rows * np.dtype(np.uint32).itemsize
         self._ends = [(start, start + width) for start in range(0, bands * width, width)]
-        self._buckets: list[dict[bytes, list[Signature]]] = [{} for _ in self._ends]
+        self._buckets: list[dict[bytes, array[int]]] = [{} for _ in self._ends]
+        """By band: the places in ``_table`` of signatures that share it."""
+        self._table = SignatureTable()
         self._known: set[bytes] = set()
 
     def add(self, signatures: Iterable[Signature]) -> None:
@@ -98,9 +100,9 @@ class PromptIndex:
             key = hashed.tobytes()
             if key not in self._known:
                 self._known.add(key)
-                kept = np.frombuffer(key, dtype=np.uint32)  # and not the table it is a row of
                 for bucket, (start, end) in zip(self._buckets, self._ends, strict=True):
-                    bucket.setdefault(key[start:end], []).append(kept)
+                    bucket.setdefault(key[start:end], array("q")).append(len(self._table))
+                self._table.append(hashed)
 
     def near(self, signatures: Iterable[Signature]) -> bool:
         """Tell whether a prompt, or how it opens, is nearly that of a held-out one.
@@ -108,12 +110,14 @@ class PromptIndex:
         Candidates share a band of a signature (locality-sensitive hashing).
         """
         return any(
-            similarity(hashed, other) >= self._threshold
+            bool((similarity(others, hashed) >= self._threshold).any())
             for hashed in signatures
-            for other in self._sharing_a_band(hashed)
+            for others in self._sharing_a_band(hashed)
         )
 
-    def _sharing_a_band(self, hashed: Signature) -> Iterator[Signature]:
+    def _sharing_a_band(self, hashed: Signature) -> Iterator[NDArray[np.uint32]]:
+        """Yield [n, NUM_PERMUTATIONS] at once: of texts from one template there are thousands."""
         key = hashed.tobytes()
         for bucket, (start, end) in zip(self._buckets, self._ends, strict=True):
-            yield from bucket.get(key[start:end], ())
+            if places := bucket.get(key[start:end]):
+                yield self._table.array()[np.frombuffer(places, dtype=np.int64)]

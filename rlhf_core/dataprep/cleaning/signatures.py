@@ -89,9 +89,10 @@ def least_values(parts: Sequence[Shingles]) -> Signature:
     return least
 
 
-def similarity(first: Signature, second: Signature) -> float:
-    """Return the estimated Jaccard similarity."""
-    return float(np.mean(first == second))
+def similarity(first: NDArray[np.uint32], second: Signature) -> NDArray[np.float64]:
+    """Return the estimated Jaccard similarity of one signature, or of [N] of them, to another."""
+    found: NDArray[np.float64] = np.mean(first == second, axis=-1)
+    return found
 
 
 class SignatureTable:
@@ -109,6 +110,10 @@ class SignatureTable:
             BufferError: somebody still holds what ``array`` returned.
         """
         self._bytes += signature(*texts).data
+
+    def append(self, signature: Signature) -> None:
+        """Append a signature that is known; raises as ``add``."""
+        self._bytes += signature.tobytes()
 
     def extend(self, groups: Sequence[Sequence[str]]) -> None:
         """Append the signature of each group of texts; raises as ``add``."""
