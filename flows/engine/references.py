@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import get_args
 
 from rlhf_core.adapters.registry import decision, registry
-from rlhf_core.adapters.registry.model_files import folder_kind
 from rlhf_core.config import OWN_JUDGE, VERSION_NAME, PipelineConfig, judges_of
 from rlhf_core.config.stages import STAGES, reads_of
 from rlhf_core.errors import ConfigError, DataError, RegistryError
 from rlhf_core.schema import DatasetSplits, ModelRef, ModelRole, RunContext, StageName, StageResult
 from rlhf_core.schema.model_uri import alias_uri, is_model_uri
 from rlhf_core.stages import promote
+from rlhf_core.storage.model_folders import folder_kind
 from rlhf_flows.engine.environment import STATE
 from rlhf_flows.engine.inputs import ModelInputs
 from rlhf_flows.engine.runs.stage_folder import saved_result

@@ -16,13 +16,13 @@ import torch
 from pydantic import ValidationError
 
 from rlhf_core.adapters.registry.mlflow_model import OPTIONS
-from rlhf_core.adapters.registry.model_files import folder_kind
 from rlhf_core.adapters.serving.chat_requests import ChatOptions, usage
 from rlhf_core.errors import DataError, RlhfError
 from rlhf_core.models import load_scalar
 from rlhf_core.models.scalar import sequence_scores
 from rlhf_core.rollout.chat import ChatModel, ChatRequest, Reply
 from rlhf_core.schema import Conversation, Message
+from rlhf_core.storage.model_folders import folder_kind
 from rlhf_core.tokenization import load_tokenizer, make_renderer, pack_prompts
 
 if TYPE_CHECKING:

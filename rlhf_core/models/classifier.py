@@ -1,6 +1,5 @@
 """Reward models from elsewhere: ``AutoModelForSequenceClassification`` with one score."""
 
-import json
 from collections.abc import Sequence
 from datetime import date
 from functools import partial
@@ -18,6 +17,7 @@ from rlhf_core.models.files import files_sha256, weights_sha256
 from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.models.text import num_positions
 from rlhf_core.schema import Conversation, Message, ModelRef
+from rlhf_core.storage.model_folders import folder_kind
 from rlhf_core.tokenization.model_folder import loading_options, require_enclosed, tokenizer_files
 from rlhf_core.tokenization.template import reads_clock, with_date
 from rlhf_core.tokenization.turns import control_pattern, without_control
@@ -51,17 +51,6 @@ def outside_model(key: str, model: str, revision: str | None = None) -> ModelRef
     )
 
 
-def is_ours(folder: Path) -> bool:
-    """Tell whether a folder holds a reward model of ours: it is read where it was trained.
-
-    That is at the end of the answer's turn, whatever its template writes behind it.
-    """
-    try:
-        return "reward_shift" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
 def classifier_folder(key: str, model: str, revision: str | None) -> Path:
     """Return the folder of a reward model: the one named, or the hub's, downloaded once.
 
@@ -90,7 +79,7 @@ def classifier_sha256(folder: Path) -> str:
     Raises:
         ModelError: there are no weights.
     """
-    if is_ours(folder):
+    if folder_kind(folder) == "scalar":
         return weights_sha256(folder)
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:

@@ -16,7 +16,6 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from rlhf_core.adapters.registry.model_files import folder_kind
 from rlhf_core.adapters.registry.registry import check_role
 from rlhf_core.dataprep.keys import content_id
 from rlhf_core.dataprep.manifest import fingerprint_of
@@ -34,6 +33,7 @@ from rlhf_core.stages.models.scoring import Scorer, open_scorer, positions_of
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.journal import appending, read_journal
 from rlhf_core.storage.locks import locked
+from rlhf_core.storage.model_folders import folder_kind
 from rlhf_core.storage.records import write_records
 from rlhf_core.trainers.progress import Progress
 

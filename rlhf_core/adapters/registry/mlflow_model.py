@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_core.adapters.registry.model_files import folder_kind
 from rlhf_core.schema import ModelKind
 from rlhf_core.storage.full_disk import writing
+from rlhf_core.storage.model_folders import folder_kind
 from rlhf_core.tokenization.load import TOKENIZER_FILES, read_template, token_ids
 
 if TYPE_CHECKING:

@@ -1,15 +1,15 @@
 """Model folders of registered versions: used where they lie, or downloaded once and verified."""
 
-import json
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from rlhf_core.adapters.settings import load_settings
 from rlhf_core.adapters.tracking.mlflow_client import with_retries
-from rlhf_core.errors import ModelError, RegistryError
-from rlhf_core.schema import ModelKind, ModelRef
+from rlhf_core.errors import RegistryError
+from rlhf_core.schema import ModelRef
 from rlhf_core.storage.full_disk import writing
+from rlhf_core.storage.model_folders import folder_kind
 
 
 def local_model(directory: Path) -> ModelRef:
@@ -30,26 +30,6 @@ def local_model(directory: Path) -> ModelRef:
         kind=kind,
         run_id="",
     )
-
-
-def folder_kind(directory: Path) -> ModelKind:
-    """Return what the model in a folder computes; ``save_model`` writes a head's ``reward_shift``.
-
-    Raises:
-        ModelError: there is no such folder, or no model in it.
-    """
-    config = directory / "config.json"
-    if not config.is_file():
-        found = "no config.json in it" if directory.is_dir() else "no such folder"
-        raise ModelError(
-            f"{directory}: {found}; expected models:/<name>/<version>, models:/<name>@<alias> "
-            "or a folder in save_pretrained layout"
-        )
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{config}: cannot be read: {error}") from error
-    return "scalar" if "reward_shift" in settings else "causal"
 
 
 def version_files(where: str, target: Path, *, sha256: str, what: str) -> Path:

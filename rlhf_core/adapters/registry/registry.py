@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
-from rlhf_core.adapters.registry.model_files import folder_kind, local_model, version_files
+from rlhf_core.adapters.registry.model_files import local_model, version_files
 from rlhf_core.adapters.registry.only_looking import is_only_looking
 from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.adapters.tracking.mlflow_client import (
@@ -24,6 +24,7 @@ from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.errors import ModelError, RegistryError, RlhfError
 from rlhf_core.schema import CHAMPION, PREVIOUS, ModelKind, ModelRef, ModelRole
 from rlhf_core.schema.model_uri import is_model_uri, split_model_uri, version_uri
+from rlhf_core.storage.model_folders import folder_kind
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

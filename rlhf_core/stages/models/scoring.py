@@ -19,12 +19,13 @@ from rlhf_core.models import (
     logprobs_from_hidden,
     sequence_scores,
 )
-from rlhf_core.models.classifier import Classifier, is_ours
+from rlhf_core.models.classifier import Classifier
 from rlhf_core.models.text import num_positions
 from rlhf_core.rollout.sample import SampledResponse
 from rlhf_core.schema import Conversation, ModelRef, Prompt
 from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.statistics.resampling import Array
+from rlhf_core.storage.model_folders import folder_kind
 from rlhf_core.tokenization import Renderer, TokenIds, as_token_ids, pack_responses
 from rlhf_core.tokenization.model_folder import loading_options
 from rlhf_core.tokenization.turns import without_control
@@ -133,7 +134,9 @@ def open_scorer(scorer: ModelRef, device: str, *, max_length: int | None = None)
         device: as ``model.device``.
         max_length: tokens of the longest conversation; None takes the model's positions.
     """
-    if scorer.kind == "classifier" and not is_ours(scorer.path):
+    # One of ours is read where it was trained: at the end of the answer's turn, whatever
+    # its template writes behind it.
+    if scorer.kind == "classifier" and folder_kind(scorer.path) != "scalar":
         return Classifier(scorer.path, max_length=max_length, device=device).scores
     model, renderer = load_scalar(scorer.path, device=device), model_renderer(scorer.path)
     room = max_length or positions_of(scorer.path)

@@ -20,13 +20,14 @@ from rlhf_core.config import (
 from rlhf_core.config.functions import function_sha256
 from rlhf_core.config.reward_terms import PATIENCE_OF_TERMS
 from rlhf_core.errors import DataError, RewardError
-from rlhf_core.models.classifier import is_ours, outside_model
+from rlhf_core.models.classifier import outside_model
 from rlhf_core.rollout.reward_function import RewardFunction
 from rlhf_core.rollout.rewards import Answers, RewardTerms, Scorer, Term, ensemble, own_scores
 from rlhf_core.schema import ModelRef, ModelRole, Prompt
 from rlhf_core.schema.model_uri import is_model_uri
 from rlhf_core.stages.models.scoring import Scorer as ScoreTexts
 from rlhf_core.stages.models.scoring import open_scorer, positions_of
+from rlhf_core.storage.model_folders import folder_kind
 from rlhf_core.tokenization import Renderer
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def _open(
 
 
 def _of_model(place: str, model: ModelRef, term: ModelTermConfig, device: str) -> Scorer:
-    if model.kind == "classifier" and not is_ours(model.path):
+    if model.kind == "classifier" and folder_kind(model.path) != "scalar":
         logger.info("%s says no reward_shift: taken as 0, its scores are used as they come", place)
     limit = term.max_length or positions_of(model.path)
     return partial(_scores, place, open_scorer(model, device, max_length=limit), limit)
