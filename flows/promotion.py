@@ -35,7 +35,7 @@ from rlhf_flows.engine.artifacts import (
     stage_page,
 )
 from rlhf_flows.engine.files import write_atomically
-from rlhf_flows.engine.lost_server import with_retries
+from rlhf_flows.engine.lost_server import until_prefect_answers
 from rlhf_flows.engine.runs.in_prefect import is_deployed
 
 logger = logging.getLogger(__name__)
@@ -102,16 +102,16 @@ def _answer(
     deadline = _deadline(context, timedelta(hours=hours))
     form = Approval.with_initial_data(description=_page(config, evaluated, context, deadline))
     about = f"approval-{evaluated.model.sha256[:12]}"
-    inputs = with_retries("reading_answers", partial(_inputs, about))
+    inputs = until_prefect_answers("reading_answers", partial(_inputs, about))
     for key in (f"{about}-{question}" for question in range(MOST_QUESTIONS)):
         given = inputs.get(f"suspended-{key}-response")
         if given is None and f"suspended-{key}-schema" in inputs:
             continue
         if (cast(datetime, given.created) if given else datetime.now(UTC)) > deadline:
             return Approval(**_hold(hours)), None
-        alarm = with_retries("setting_alarm", partial(_set_alarm, deadline, hours, key))
+        alarm = until_prefect_answers("setting_alarm", partial(_set_alarm, deadline, hours, key))
         if given is not None:
-            with_retries("lifting_alarm", partial(_lift_alarm, alarm))
+            until_prefect_answers("lifting_alarm", partial(_lift_alarm, alarm))
             with suppress(ValidationError):
                 return Approval.model_validate_json(given.value), given.created
             continue
@@ -215,7 +215,9 @@ def answer_when_time_is_up(suspended_run: UUID, waited_hours: float) -> None:
     num_refusals = 0
     with get_client(sync_client=True) as client:
         while True:
-            state = with_retries("reading_run", partial(client.read_flow_run, suspended_run)).state
+            state = until_prefect_answers(
+                "reading_run", partial(client.read_flow_run, suspended_run)
+            ).state
             if state is None or state.is_final() or state.is_scheduled():
                 return
             if state.is_paused():

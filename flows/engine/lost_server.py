@@ -35,7 +35,7 @@ def best_effort(event: str) -> Iterator[None]:
         logger.warning("%s error=%s: %s", event, type(error).__name__, error)
 
 
-def with_retries(what: str, call: Callable[[], Result]) -> Result:
+def until_prefect_answers(what: str, call: Callable[[], Result]) -> Result:
     """Run ``call`` until the server answers, with exponential backoff, for about four minutes.
 
     Prefect's client repeats a refused connection only after its first success, so that a new one

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 
-from rlhf_flows.engine.lost_server import with_retries
+from rlhf_flows.engine.lost_server import until_prefect_answers
 
 POLL_SECONDS = 2
 STARTS = ("", ":2", ":3")
@@ -54,7 +54,9 @@ def run_deployed_stage(
     keys = [f"{flow_run.id}:{stage}:{made_from}:{n}{start}" for n in attempts for start in STARTS]
     ours = keys[-len(STARTS) :]
     for key in dict.fromkeys([*_started(keys), *ours]):
-        run = with_retries("running_stage", partial(_see_through, flow_name, inputs, settings, key))
+        run = until_prefect_answers(
+            "running_stage", partial(_see_through, flow_name, inputs, settings, key)
+        )
         if run.state is not None and run.state.is_completed():
             return str(run.id)
         if run.state is not None:
@@ -93,5 +95,5 @@ def _started(keys: list[str]) -> list[str]:
         with get_client(sync_client=True) as client:
             return client.read_flow_runs(flow_run_filter=wanted)
 
-    found = {run.idempotency_key for run in with_retries("finding_stages", read)}
+    found = {run.idempotency_key for run in until_prefect_answers("finding_stages", read)}
     return [key for key in keys if key in found]

@@ -19,7 +19,7 @@ from rlhf_core.errors import OrchestrationError
 from rlhf_flows import promotion
 from rlhf_flows.engine import remote
 from rlhf_flows.engine.environment import CLIENT_RETRIES
-from rlhf_flows.engine.lost_server import PATIENCE_SECONDS, with_retries
+from rlhf_flows.engine.lost_server import PATIENCE_SECONDS, until_prefect_answers
 
 NUM_REFUSALS = 3
 
@@ -66,13 +66,13 @@ def client(monkeypatch):
 
 
 def test_a_refused_call_is_repeated_after_ever_longer_pauses(clock):
-    assert with_retries("asking", refusing(lambda: "answer")) == "answer"
+    assert until_prefect_answers("asking", refusing(lambda: "answer")) == "answer"
     assert clock == [0.5, 1.0, 2.0]
 
 
 def test_a_server_that_stays_lost_is_given_up_after_about_four_minutes(clock):
     with pytest.raises(httpx.ConnectError):
-        with_retries("asking", refusing(lambda: "answer", 1000))
+        until_prefect_answers("asking", refusing(lambda: "answer", 1000))
     assert 200 < sum(clock) <= PATIENCE_SECONDS
     assert sum(2**attempt for attempt in range(1, CLIENT_RETRIES + 1)) == pytest.approx(
         PATIENCE_SECONDS, rel=0.1
@@ -97,7 +97,7 @@ def test_a_server_whose_database_is_gone_is_waited_for_alike(clock, status):
             raise answer
         return answer
 
-    assert with_retries("asking", call) == "answer"
+    assert until_prefect_answers("asking", call) == "answer"
     assert clock == [0.5, 1.0]
 
 
@@ -114,13 +114,13 @@ def test_what_waiting_does_not_mend_is_not_waited_for(clock, status, kind, said)
         raise answering(status)
 
     with pytest.raises(kind, match=said):
-        with_retries("asking", call)
+        until_prefect_answers("asking", call)
     assert clock == []
 
 
 def test_other_errors_are_not_repeated(clock):
     with pytest.raises(ZeroDivisionError):
-        with_retries("asking", lambda: 1 / 0)
+        until_prefect_answers("asking", lambda: 1 / 0)
     assert clock == []
 
 
