@@ -134,7 +134,7 @@ def _make_valid(generation: GenerationConfig, base: str) -> None:
     """
     _clear_idle(generation)
     set_up = [name for name in _OF_SAMPLING if getattr(generation, name, None) is not None]
-    if _is_valid(generation) and generation.temperature != 0:
+    if _objection(generation) is None:
         return
     if generation.do_sample is None and set_up:
         generation.do_sample = True
@@ -145,11 +145,9 @@ def _make_valid(generation: GenerationConfig, base: str) -> None:
         for name in set_up:
             setattr(generation, name, None)
         logger.warning("generation_config: left out, for it does not sample: %s", ", ".join(set_up))
-    try:
-        generation.validate(strict=True)
-    except ValueError as error:
-        said = " ".join(str(error).split())[:300]
-        raise ModelError(f"{base}: generation_config.json contradicts itself: {said}") from error
+    if (problem := _objection(generation)) is not None:
+        said = " ".join(str(problem).split())[:300]
+        raise ModelError(f"{base}: generation_config.json contradicts itself: {said}") from problem
 
 
 def _clear_idle(generation: GenerationConfig) -> None:
@@ -161,9 +159,10 @@ def _clear_idle(generation: GenerationConfig) -> None:
         generation.do_sample = False
 
 
-def _is_valid(generation: GenerationConfig) -> bool:
+def _objection(generation: GenerationConfig) -> ValueError | None:
+    """Return why transformers would not save it; None where it would."""
     try:
         generation.validate(strict=True)
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        return error
+    return None
