@@ -17,7 +17,6 @@ from rich.tree import Tree
 
 from rlhf_core.adapters.datasets.data_docs import INDEX, find_docs
 from rlhf_core.adapters.settings import load_settings, without_credentials
-from rlhf_core.evaluation.same_cause import gather
 from rlhf_core.schema import (
     DatasetRef,
     DatasetSplits,
@@ -216,10 +215,9 @@ def _lineage_tree(lineage: "Lineage", role: str, *, seen: set[str]) -> Tree:
         return tree
     seen.add(lineage.model)
     dirty = " with uncommitted changes" if lineage.git_dirty else ""
-    gates = (reason for told in lineage.gates.values() for reason in told.splitlines())
     tree.add(f"verdict {_coloured(lineage.verdict) if lineage.verdict else 'none yet'}")  # type: ignore[arg-type]
     for line in (
-        *(f"gate {reason}" for reason in gather(gates)),
+        *lineage.reasons,
         *([lineage.checkpoint] if lineage.checkpoint else []),
         f"weights sha256 {lineage.sha256}",
         f"data {lineage.dataset_path} sha256 {lineage.dataset_sha256}"

@@ -8,10 +8,11 @@ from rlhf_core.config.metric_names import CHAMPION_METRICS, CORRECTED, OVER_CHAM
 from rlhf_core.errors import MissingMetricError
 from rlhf_core.evaluation.corrected import MIN_LABELS
 from rlhf_core.evaluation.monitors import VICES
-from rlhf_core.evaluation.same_cause import gather
+from rlhf_core.evaluation.same_cause import reasons_of
 from rlhf_core.schema import (
     Estimate,
     EvaluationReport,
+    Forecast,
     GateResult,
     Look,
     PromotionDecision,
@@ -57,6 +58,7 @@ def judge_estimate(gate: GateConfig, estimate: Estimate) -> GateResult:
         )
     verdict, because = _judge(gate, estimate)
     vice = _vice(gate, verdict)
+    needed, forecast = _needed(gate, estimate) if verdict == "HOLD" else ("", None)
     return GateResult(
         gate=gate_name(gate),
         verdict=verdict,
@@ -64,7 +66,9 @@ def judge_estimate(gate: GateConfig, estimate: Estimate) -> GateResult:
         rule=_rule(gate),
         reason=f"{vice}{_measured(gate, estimate)}: {because}.",
         limit=gate.at_least if gate.at_least is not None else gate.at_most,
-        needed=_needed(gate, estimate) if verdict == "HOLD" else "",
+        min_samples=gate.min_samples,
+        needed=needed,
+        forecast=forecast,
     )
 
 
@@ -72,7 +76,7 @@ FAR = 100
 """So many times the samples are no advice: the value is on its threshold."""
 
 
-def _needed(gate: GateConfig, estimate: Estimate) -> str:
+def _needed(gate: GateConfig, estimate: Estimate) -> tuple[str, Forecast | None]:
     """Say how many samples would decide a gate that holds, from the width of its interval.
 
     The end of the interval that has to cross the threshold lies d from the value, and the threshold
@@ -84,17 +88,19 @@ def _needed(gate: GateConfig, estimate: Estimate) -> str:
     count = estimate.num_samples
     name = gate_name(gate)
     if not all(map(math.isfinite, (low, value, high))) or count == 0:
-        return f"{name}: at least {gate.min_samples} samples that can be measured"
+        wanted = Forecast(outcome="measure", samples=gate.min_samples, there=0)
+        return f"{name}: at least {wanted.samples} samples that can be measured", wanted
     margin = value - limit
     reach = value - low if margin > 0 else high - value
     if margin == 0 or reach > abs(margin) * math.sqrt(FAR):
-        return f"{name}: more samples decide little, its value is on the threshold {limit:g}"
+        return f"{name}: more samples decide little, its value is on the threshold {limit:g}", None
     needed = max(gate.min_samples, _rounded_up(count * (reach / margin) ** 2))
     passes = (margin > 0) == (gate.at_least is not None)
-    return (
+    told = (
         f"{name}: about {needed} samples in place of {count} would "
         f"{'pass it' if passes else 'reject the model'}, if the value stays at {value:.3g}"
     )
+    return told, Forecast(outcome="pass" if passes else "reject", samples=needed, there=count)
 
 
 def _rounded_up(count: float) -> int:
@@ -131,17 +137,15 @@ def decide(
     results = (*(apply_gate(gate, report) for gate in gates), *extra_results)
     if promotion is not None and report.champion is not None:
         results += slice_results(promotion, report)
-    reasons: list[tuple[Verdict, str]] = [
-        *((result.verdict, result.reason) for result in results),
-        *(("HOLD", doubt) for doubt in doubts),
-    ]
+    reasons: list[tuple[Verdict, str]] = reasons_of(results)
+    reasons += [("HOLD", doubt) for doubt in doubts]
     reasons.sort(key=lambda reason: -_SEVERITY[reason[0]])
     return PromotionDecision(
         stage=report.stage,
         model=report.model,
         verdict=reasons[0][0],
         results=results,
-        reasons=tuple(gather(f"{verdict}: {reason}" for verdict, reason in reasons)),
+        reasons=tuple(f"{verdict}: {reason}" for verdict, reason in reasons),
     )
 
 
@@ -190,6 +194,7 @@ def _reaching_champion(gate: GateConfig, estimate: Estimate) -> GateResult:
             f"{gate_name(gate)}: more samples do not pass it, if the value stays at "
             f"{estimate.value:.3g}: the champion is better here"
         )
+        told["forecast"] = None
     return result.model_copy(update=told)
 
 

@@ -1,57 +1,75 @@
-"""Reasons with one cause and the same numbers, said to people in one line."""
+"""Gates that one cause holds, with the same numbers, are told to people in one line."""
 
-import re
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 
-_GATE = r"(?P<gate>\S+(?: \[.+\])?)"
-_TOLD_ONCE = (
-    (
-        rf"(?P<verdict>(?:HOLD: )?)(?:\S+ not ruled out\. )?{_GATE} = \S+ \[[^]]+\] \([^)]+\): "
-        r"(?P<count>\d+) samples are too few, the gate asks for (?P<asked>\d+)\.",
-        "{verdict}{num} gates want {asked} samples and there are {count}: {gates}.",
-    ),
-    (
-        rf"{_GATE}: about (?P<needed>\d+) samples in place of (?P<count>\d+) would pass it, if .+",
-        "about {needed} samples in place of {count} would pass {num} gates, if their values stay: "
-        "{gates}",
-    ),
-    (
-        rf"{_GATE}: about (?P<needed>\d+) samples in place of (?P<count>\d+) would reject .+",
-        "about {needed} samples in place of {count} would reject the model by {num} gates, if "
-        "their values stay: {gates}",
-    ),
-    (
-        rf"{_GATE}: at least (?P<needed>\d+) samples that can be measured",
-        "{num} gates want at least {needed} samples that can be measured: {gates}",
-    ),
-)
-"""What is said of one gate, and how it is said of several."""
+from rlhf_core.schema import GateResult, Verdict
 
 
-def gather(lines: Iterable[str]) -> list[str]:
-    """Return what was said of gates, those held by one cause with the same numbers in one line.
+def reasons_of(results: Iterable[GateResult]) -> list[tuple[Verdict, str]]:
+    """Return verdict and reason of each result; those that want the same samples are one.
 
-    It stands where the first of them stood; the gate table has each gate's value.
+    It stands where the first of them stood. What is recorded of each gate is its own.
     """
-    gathered: defaultdict[tuple[str, ...], list[tuple[str, dict[str, str]]]] = defaultdict(list)
-    for line in lines:
-        key, found = _cause(line)
-        gathered[key].append((line, found))
-    return [_said_of(key[0], alike) for key, alike in gathered.items()]
+    told = []
+    for alike, gates in _gathered(results, _samples_wanted):
+        first = alike[0]
+        reason = first.reason
+        if len(gates) > 1 and first.estimate is not None:
+            reason = (
+                f"{len(gates)} gates want {first.min_samples} samples and there are "
+                f"{first.estimate.num_samples}: {', '.join(gates)}."
+            )
+        told.append((first.verdict, reason))
+    return told
 
 
-def _cause(line: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    for pattern, several in _TOLD_ONCE:
-        if match := re.fullmatch(pattern, line):
-            found = match.groupdict()
-            return (several, *(text for name, text in found.items() if name != "gate")), found
-    return (line,), {}
+def _samples_wanted(result: GateResult) -> Hashable:
+    if result.estimate is None or result.min_samples is None:
+        return None
+    there, wanted = result.estimate.num_samples, result.min_samples
+    return (there, wanted) if there < wanted else None
 
 
-def _said_of(several: str, alike: list[tuple[str, dict[str, str]]]) -> str:
-    line, found = alike[0]
-    gates = list(dict.fromkeys(one["gate"] for _, one in alike if one))
-    if len(gates) < 2:
-        return line
-    return several.format(**found, num=len(gates), gates=", ".join(gates))
+_SEVERAL = {
+    "pass": "about {samples} samples in place of {there} would pass {num} gates, if their values "
+    "stay: {gates}",
+    "reject": "about {samples} samples in place of {there} would reject the model by {num} gates, "
+    "if their values stay: {gates}",
+    "measure": "{num} gates want at least {samples} samples that can be measured: {gates}",
+}
+
+
+def forecasts_of(results: Iterable[GateResult]) -> list[str]:
+    """Return what would decide the results that hold; gates of which the same is said are one."""
+    told = []
+    for alike, gates in _gathered((one for one in results if one.needed), _forecast):
+        first = alike[0]
+        line = first.needed
+        if len(gates) > 1 and first.forecast is not None:
+            line = _SEVERAL[first.forecast.outcome].format(
+                samples=first.forecast.samples,
+                there=first.forecast.there,
+                num=len(gates),
+                gates=", ".join(gates),
+            )
+        told.append(line)
+    return told
+
+
+def _forecast(result: GateResult) -> Hashable:
+    return result.forecast
+
+
+def _gathered(
+    results: Iterable[GateResult], cause_of: Callable[[GateResult], Hashable]
+) -> Iterable[tuple[list[GateResult], list[str]]]:
+    """Group results by cause, where there is one.
+
+    Returns:
+        Results, and the names of their gates: two gates on one metric share one.
+    """
+    found: dict[Hashable, list[GateResult]] = {}
+    for place, result in enumerate(results):
+        cause = cause_of(result)
+        found.setdefault(("alone", place) if cause is None else cause, []).append(result)
+    return [(alike, list(dict.fromkeys(one.gate for one in alike))) for alike in found.values()]

@@ -231,6 +231,16 @@ class EvaluationReport(Record):
         return self.metrics[name]
 
 
+class Forecast(Record):
+    """How many samples would decide a gate that holds, if its value stays."""
+
+    outcome: Literal["pass", "reject", "measure"]
+    """What they would do; ``measure``: nothing can be forecast before so many are measured."""
+    samples: int
+    there: int
+    """How many could be measured."""
+
+
 class GateResult(Record):
     """One gate applied to one report."""
 
@@ -245,11 +255,15 @@ class GateResult(Record):
     reason: str
     limit: float | None = None
     """The threshold; None in results of earlier builds."""
+    min_samples: int | None = None
+    """Samples that the gate asks for; None in results of earlier builds."""
     reach: float | None = None
     """What the interval has to reach beside that, however far below it may begin; None for gates
     that ask for one bound."""
     needed: str = ""
     """How many samples would decide it, in words; empty where it is decided."""
+    forecast: Forecast | None = None
+    """The same in numbers; None where no number would."""
 
     @property
     def shown_verdict(self) -> str:

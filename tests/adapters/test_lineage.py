@@ -55,6 +55,7 @@ def test_one_answer_goes_from_the_alias_to_the_dataset(chain, context, splits):
     assert lineage.dataset_dvc_md5 == splits.dvc_md5
     assert lineage.verdict == "PROMOTE"
     assert lineage.gates == {"policy/win_rate": "PROMOTE: it won"}
+    assert lineage.reasons == ("it won",)
     assert sorted(lineage.upstream) == ["judge", "reward", "sft"]
     reward = lineage.upstream["reward"]
     assert reward.upstream["sft"].sha256 == chain["sft"].sha256

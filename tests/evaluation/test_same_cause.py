@@ -2,7 +2,7 @@ import pytest
 
 from rlhf_core.config import GateConfig
 from rlhf_core.evaluation.gates import decide, judge_estimate
-from rlhf_core.evaluation.same_cause import gather
+from rlhf_core.evaluation.same_cause import forecasts_of, reasons_of
 from rlhf_core.schema import Estimate, EvaluationReport, ModelRef
 
 ASKED = {"policy/win_rate": 80, "policy/flattery_increase": 80, "policy/kl": 90}
@@ -36,7 +36,6 @@ def test_gates_with_too_few_samples_are_one_reason_and_the_others_their_own():
     )
     # What is recorded of each gate is its own.
     assert all("75 samples are too few" in result.reason for result in decision.results)
-    assert gather(decision.reasons) == list(decision.reasons)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +49,17 @@ def test_gates_with_too_few_samples_are_one_reason_and_the_others_their_own():
 def test_what_would_decide_several_gates_is_said_once(value, num_samples, said):
     metrics = ("policy/win_rate", "policy/flattery_increase")
     held = [
-        judge_estimate(gate(metric), measured(one, num_samples)).needed
+        judge_estimate(gate(metric), measured(one, num_samples))
         for metric, one in zip(metrics, value, strict=True)
     ]
-    (line,) = gather(held)
+    (line,) = forecasts_of(held)
     assert said in line
     assert line.endswith("policy/win_rate, policy/flattery_increase")
-    assert gather(held[:1]) == held[:1]
+    assert forecasts_of(held[:1]) == [held[0].needed]
+
+
+def test_results_of_builds_that_recorded_no_numbers_are_told_one_by_one():
+    held = [judge_estimate(gate(metric), measured()) for metric in ASKED]
+    before = [one.model_copy(update={"forecast": None, "min_samples": None}) for one in held]
+    assert forecasts_of(before) == [one.needed for one in held]
+    assert reasons_of(before) == [(one.verdict, one.reason) for one in held]

@@ -170,7 +170,7 @@ def test_what_would_decide_gates_with_too_few_samples_is_said_once():
         metric="policy/win_rate", at_least=0.5, min_samples=80
     ))  # fmt: skip
     (first,) = held_at.judgement.results
-    second = first.model_copy(update={"needed": first.needed.replace("win_rate", "kl")})
+    second = first.model_copy(update={"gate": "policy/kl"})
     decision = held_at.judgement.model_copy(update={"results": (first, second)})
     assert needed_to_decide(
         {"evaluate": held_at.model_copy(update={"decision": decision})}, None

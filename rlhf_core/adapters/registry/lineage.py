@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from rlhf_core.adapters.registry.decision import verdict_of
 from rlhf_core.adapters.registry.registry import find_version, upstream_uris
 from rlhf_core.adapters.registry.release_state import release_state
 from rlhf_core.adapters.registry.releases import PLAN, project_of
@@ -44,6 +45,8 @@ class Lineage(Record):
     """PROMOTE, HOLD, REJECT; empty where no gate has been applied."""
     gates: dict[str, str]
     """Metric to verdict and reason."""
+    reasons: tuple[str, ...] = ()
+    """Why the verdict is what it is; gates that one cause holds are one."""
     checkpoint: str = ""
     """Of a policy: which checkpoint of its training it is, and who preferred it; empty where the
     last one is offered."""
@@ -117,6 +120,7 @@ def _trace(version: "ModelVersion") -> Lineage:
             for name, text in sorted(tags.items())
             if name.startswith(_GATE)
         },
+        reasons=verdict_of(tags)[1],
         checkpoint=tag("checkpoint"),
         upstream=upstream,
         lost=lost,

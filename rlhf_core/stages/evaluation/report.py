@@ -20,7 +20,7 @@ from rlhf_core.evaluation.report import (
     render_page,
     shown_suites,
 )
-from rlhf_core.evaluation.same_cause import gather
+from rlhf_core.evaluation.same_cause import forecasts_of
 from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
 from rlhf_core.schema import DatasetSplits, ModelRef, StageResult, Verdict
 from rlhf_core.stages.evaluation.figures import (
@@ -210,7 +210,7 @@ def needed_to_decide(results: Mapping[str, StageResult], judge_uri: str | None) 
     last = list(results.values())[-1]
     if last.verdict != "HOLD":
         return []
-    lines = gather(outcome.needed for outcome in last.judgement.results if outcome.needed)
+    lines = forecasts_of(last.judgement.results)
     judge = results.get("judge")
     if judge is None or judge.model.uri != judge_uri:
         return lines
