@@ -1,5 +1,6 @@
 """`rlhf data`: dataset versions. Thin; prints what was done and where to look."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,6 +62,12 @@ def add(
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")
     ] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any other setting of a source: sheet=Votes"
+        ),
+    ] = None,
     min_kept_fraction: KeepOption = 1.0,
     json_file: JsonOption = None,
 ) -> None:
@@ -68,17 +75,18 @@ def add(
     begin("info")
     from rlhf_core.stages.versions.publish import publish
 
-    source = _source(
-        path=file,
-        format=file_format,
-        columns=_mapping("--column", "OURS=THEIRS", column),
-        choices=_mapping("--choice", "WORD=SIDE", choice),
-        strengths=_mapping("--strength", "WORD=N", strength),
-        quotes=quotes,
-        subset=subset,
-        split=split,
-        revision=revision,
-    )
+    settings = {
+        "path": file,
+        "format": file_format,
+        "columns": _mapping("--column", "OURS=THEIRS", column),
+        "choices": _mapping("--choice", "WORD=SIDE", choice),
+        "strengths": _mapping("--strength", "WORD=N", strength),
+        "quotes": quotes,
+        "subset": subset,
+        "split": split,
+        "revision": revision,
+    }
+    source = _source(settings | _other_settings(others, settings))
     _finish(publish(source, min_kept_fraction=min_kept_fraction), json_file)
 
 
@@ -251,7 +259,23 @@ def get(
     show_line(f"files: {splits.directory}")
 
 
-def _source(**settings: object) -> "SourceConfig":
+def _other_settings(pairs: list[str] | None, named: Mapping[str, object]) -> dict[str, object]:
+    """Return what ``--set`` says; what has an option of its own is given by that."""
+    from rlhf_core.config.written import read_written
+    from rlhf_core.errors import ConfigError
+
+    found = {}
+    for pair in pairs or ():
+        key, sign, value = pair.partition("=")
+        if not (key and sign):
+            raise ConfigError(f"--set {pair}: expected KEY=VALUE")
+        if key in named:
+            raise ConfigError(f"--set {pair}: {key} has an option of its own; see --help")
+        found[key], _ = read_written(value, f"--set {pair}", has_lines=False)
+    return found
+
+
+def _source(settings: Mapping[str, object]) -> "SourceConfig":
     from pydantic import ValidationError
 
     from rlhf_core.config import SourceConfig

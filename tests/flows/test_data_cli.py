@@ -1,12 +1,17 @@
 """`rlhf data add`: what is typed becomes the source that is read."""
 
+import csv
+import shlex
 import sys
 from pathlib import Path
 
+import openpyxl
 import pytest
 from typer.testing import CliRunner
 
 from rlhf_core.config import SourceConfig
+from rlhf_core.config.data import JoinConfig
+from rlhf_core.dataprep.sources.look import look_at
 from rlhf_core.stages.versions import publish as data_publish
 from rlhf_core.stages.versions import versions as data_versions
 from rlhf_core.stages.versions.diff import ChangedPair, DatasetDiff
@@ -61,9 +66,43 @@ def test_a_source_with_its_own_words_is_added(sources):
     ]
 
 
+def write_csv(path: Path, rows: list[list], delimiter: str) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+
+
+@pytest.mark.parametrize("container", ["csv", "xlsx", "joined csv"])
+def test_what_is_written_down_for_a_file_is_understood(sources, tmp_path, container):
+    """Of a new project's README; a file with a column for each person could not be added by it."""
+    header = ["id", "prompt", "response_a", "response_b", "ann", "ben", "cyd"]
+    rows = [header, *([n, f"Q {n}?", f"Yes, {n}.", f"No, {n}.", *"abb"] for n in range(40))]
+    path, join = tmp_path / f"votes.{container.removeprefix('joined ')}", None
+    if container == "xlsx":
+        workbook = openpyxl.Workbook()
+        workbook.active.append(["nothing of interest"])
+        sheet = workbook.create_sheet("2026")  # a number, if it were not quoted
+        for row in rows:
+            sheet.append(row)
+        workbook.save(path)
+    elif container == "csv":
+        write_csv(path, rows, ";")
+    else:
+        write_csv(path, [[row[0], *row[4:]] for row in rows], ",")
+        join = JoinConfig(path=tmp_path / "texts.csv", on=("id", "id"))
+        write_csv(join.path, [row[:4] for row in rows], ",")
+    found = look_at(path, join)
+    assert found.usable == 40
+    assert found.settings["annotators"] == ["ann", "ben", "cyd"]
+    add(str(path), *shlex.split(found.add_options()))
+    assert sources == [SourceConfig.model_validate(found.settings)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["--set", "sheet"], "--set sheet: expected KEY=VALUE"),
+        (["--set", "shett=a"], "shett: Extra inputs are not permitted"),
+        (["--set", "columns={}"], "--set columns={}: columns has an option of its own"),
         (["--column", "foo"], "--column foo: expected OURS=THEIRS"),
         (["--column", "prompt="], "--column prompt=: expected OURS=THEIRS"),
         (["--choice", "=a"], "--choice =a: expected WORD=SIDE"),

@@ -4,6 +4,7 @@ A file is one of comparisons where it can be, else of labelled responses, of dem
 prompts.
 """
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,6 +65,8 @@ Section = Literal["preferences", "unpaired", "demonstrations", "prompts"]
 
 
 _ADD_OPTIONS = {"--column": "columns", "--choice": "choices", "--strength": "strengths"}
+_NO_OPTION = ("annotators", "join", "delimiter", "sheet")
+"""Settings that `rlhf data add` takes by ``--set`` alone."""
 
 
 class LookRecord(Record):
@@ -142,6 +145,9 @@ class Found:
             for name, value in self.settings.get(key, {}).items():
                 words += [option, f"{name}={value}"]
         words += [] if self.settings.get("quotes", True) else ["--no-quotes"]
+        for key in _NO_OPTION:
+            if value := self.settings.get(key):
+                words += ["--set", f"{key}={json.dumps(value, ensure_ascii=False)}"]
         return "".join(f" {shlex.quote(word)}" for word in words)
 
 
