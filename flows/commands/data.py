@@ -64,9 +64,7 @@ def add(
     ] = None,
     others: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Any other setting of a source: sheet=Votes"
-        ),
+        typer.Option("--set", metavar="KEY=VALUE", help="Another setting of the source: sheet=A"),
     ] = None,
     min_kept_fraction: KeepOption = 1.0,
     json_file: JsonOption = None,
@@ -75,7 +73,7 @@ def add(
     begin("info")
     from rlhf_core.stages.versions.publish import publish
 
-    settings = {
+    named = {
         "path": file,
         "format": file_format,
         "columns": _mapping("--column", "OURS=THEIRS", column),
@@ -86,7 +84,7 @@ def add(
         "split": split,
         "revision": revision,
     }
-    source = _source(settings | _other_settings(others, settings))
+    source = _source(named | _other_settings(others, named))
     _finish(publish(source, min_kept_fraction=min_kept_fraction), json_file)
 
 

@@ -89,14 +89,8 @@ def _trace(version: "ModelVersion") -> Lineage:
     def tag(name: str) -> str:
         return tags.get(f"rlhf.{name}", "")
 
-    upstream: dict[str, Lineage] = {}
-    lost: dict[str, str] = {}
     model = version_uri(version.name, version.version)
-    for role, uri in upstream_uris(model).items():
-        try:
-            upstream[role] = _trace(find_version(uri))
-        except RegistryError as error:
-            lost[role] = str(error)
+    upstream, lost = _made_from(model)
     run_id = str(version.run_id)
     run = with_retries(f"reading run {run_id}", lambda: mlflow_client().get_run(run_id))
     return Lineage(
@@ -125,3 +119,15 @@ def _trace(version: "ModelVersion") -> Lineage:
         upstream=upstream,
         lost=lost,
     )
+
+
+def _made_from(model: str) -> tuple[dict[str, Lineage], dict[str, str]]:
+    """Return, by role, what a model was made from, and why of some nothing can be said."""
+    upstream: dict[str, Lineage] = {}
+    lost: dict[str, str] = {}
+    for role, uri in upstream_uris(model).items():
+        try:
+            upstream[role] = _trace(find_version(uri))
+        except RegistryError as error:
+            lost[role] = str(error)
+    return upstream, lost
