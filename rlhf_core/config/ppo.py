@@ -103,6 +103,11 @@ class PpoConfig(Section):
     clip_eps_high: Positive | None = None
     """Clip at 1 plus this above, so that rare tokens can gain more; None is ``clip_eps`` (Yu et al.
     2025, "DAPO", arXiv:2503.14476, section 3.1, which takes 0.28 over 0.2)."""
+    loss_average: Literal["tokens", "responses", "max_new_tokens"] = "tokens"
+    """What the policy's loss is a mean over: all response tokens of a minibatch (Yu et al. 2025,
+    equation 8); its responses, of the mean over each one's tokens (Shao et al. 2024, equation 3);
+    or its responses, of each one's sum divided by ``max_new_tokens``, so that a token counts
+    alike in every minibatch (Liu et al. 2025, "Dr. GRPO")."""
     value_clip_eps: Positive = 0.2
     """A new value counts up to this far from the old one (Huang 2024)."""
     value_coef: Positive = 0.1

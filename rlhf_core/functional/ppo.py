@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +45,34 @@ def clipped_policy_loss(
     high = clip_eps if clip_eps_high is None else clip_eps_high
     clipped = ratio.clamp(1.0 - clip_eps, 1.0 + high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def weights_of_tokens(
+    lengths: Tensor, average: Literal["tokens", "responses", "max_new_tokens"], *, longest: int
+) -> Tensor:
+    """Weight of each response's tokens, with which the mean over all tokens is another mean.
+
+        tokens          1
+        responses       N / (R n_i), so that (1 / N) sum w loss = (1 / R) sum_i (1 / n_i) sum loss
+        max_new_tokens  N / (R L),   so that (1 / N) sum w loss = (1 / (R L)) sum loss
+
+    with N tokens in R responses of n_i. Yu et al. (2025), arXiv:2503.14476, eq. 8; Shao et al.
+    (2024), arXiv:2402.03300, eq. 3; Liu et al. (2025), arXiv:2503.20783, section 3.2.
+
+    Args:
+        lengths: [R] tokens of each response, n_i > 0.
+        average: which mean.
+        longest: L, the longest response that is sampled.
+
+    Returns:
+        [R] float32.
+    """
+    num_tokens, share = lengths.sum().float(), 1.0 / len(lengths)
+    if average == "responses":
+        return num_tokens * share / lengths
+    if average == "max_new_tokens":
+        return (num_tokens * share / longest).expand(len(lengths))
+    return torch.ones(len(lengths), device=lengths.device)
 
 
 def clipped_value_loss(

@@ -252,24 +252,33 @@ def accumulate_policy_gradient(
 ) -> PolicyTerms:
     """Add the gradient of the minibatch's policy loss.
 
-        loss = sum over its response tokens of (clipped surrogate [+ kl_coef * KL]) / their number
+        loss = sum over its response tokens of w (clipped surrogate [+ kl_coef * KL]) / their number
 
-    The denominator is the whole minibatch's, so micro-batches do not change the gradient.
+    with w = 1 where ``loss_average`` is ``tokens``. The denominator is the whole minibatch's, so
+    micro-batches do not change the gradient.
     """
     num_tokens, parts = update.num_tokens(rows), []
     for micro in update.micro_batches(optimization.model, rows):
         batch = update.experience.rollout.pack(micro)
         hidden = hidden_states(optimization.model, batch, batch.predictor_positions)
-        total, terms = policy_terms(optimization.model, hidden, batch, update, micro)
+        weights = update.token_weights(micro, rows)
+        total, terms = policy_terms(optimization.model, hidden, batch, update, micro, weights)
         (total / num_tokens).backward()
         parts.append(terms)
     return update.seen_by_all(parts)
 
 
 def policy_terms(
-    model: nn.Module, hidden: Tensor, batch: TokenBatch, update: Update, rows: Sequence[int]
+    model: nn.Module,
+    hidden: Tensor,
+    batch: TokenBatch,
+    update: Update,
+    rows: Sequence[int],
+    weights: Tensor | None,
 ) -> tuple[Tensor, PolicyTerms]:
     """Losses of the response tokens of ``rows``, packed in ``batch``; hidden states are [M, H].
+
+    ``weights`` are [M], of ``Update.token_weights``.
 
     Returns:
         [] their sum, the one that has a gradient, and what the pass showed.
@@ -293,7 +302,7 @@ def policy_terms(
         )
         if settings.kl_placement == "loss":
             loss = loss + update.kl_coef * KL_ESTIMATORS[settings.kl_estimator](logprobs, ref[part])
-        return loss
+        return loss if weights is None else loss * weights[part]
 
     seen = losses_from_hidden(model, hidden, batch, loss_of, settings.temperature)
     return seen.total, PolicyTerms(seen.losses, seen.logprobs, old, sampled, seen.entropy)
@@ -355,7 +364,10 @@ def update_shared(
             value_loss, moved = value_terms(value_of_hidden(head.model)(hidden), update, micro)
             total = update.settings.value_coef * value_loss.sum()
             if not policy_frozen:
-                policy_loss, terms = policy_terms(policy.model, hidden, batch, update, micro)
+                weights = update.token_weights(micro, rows)
+                policy_loss, terms = policy_terms(
+                    policy.model, hidden, batch, update, micro, weights
+                )
                 total = total + policy_loss
                 policy_parts.append(terms)
             (total / num_tokens).backward()

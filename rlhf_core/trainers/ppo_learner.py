@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rlhf_core import processes
 from rlhf_core.config import PpoConfig
 from rlhf_core.errors import KlLimitError
-from rlhf_core.functional.ppo import PolicyTerms
+from rlhf_core.functional.ppo import PolicyTerms, weights_of_tokens
 from rlhf_core.models import (
     device_of,
     fresh_value_head,
@@ -77,6 +77,22 @@ class Update:
     def num_tokens(self, rows: Sequence[int]) -> int:
         """Response tokens of a minibatch: what its losses are divided by."""
         return int(self.experience.rollout.mask[torch.as_tensor(rows)].sum())
+
+    def token_weights(self, micro: Sequence[int], rows: Sequence[int]) -> Tensor | None:
+        """Weights [M] of the response tokens of ``micro`` in the policy's mean over ``rows``.
+
+        None where they all are 1.
+        """
+        settings, lengths = self.settings, self.experience.rollout.mask.sum(dim=1)
+        if settings.loss_average == "tokens":
+            return None
+        of_minibatch = lengths[torch.as_tensor(rows)]
+        weights = weights_of_tokens(
+            of_minibatch, settings.loss_average, longest=settings.max_new_tokens
+        )
+        places = {row: place for place, row in enumerate(rows)}
+        own = torch.as_tensor([places[row] for row in micro])
+        return weights[own].repeat_interleave(of_minibatch[own])
 
     def health(self, seen: PolicyTerms) -> Metrics:
         """What the policy's pass over a minibatch says about the step."""

@@ -302,6 +302,7 @@ DOCUMENTED = {
     "num_epochs": 4,
     "clip_eps": 0.2,
     "clip_eps_high": None,
+    "loss_average": "tokens",
     "critic_warmup_iterations": 2,
     "ptx_coef": 0.0,
     "max_ratio_error": 1e-4,

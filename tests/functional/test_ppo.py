@@ -12,6 +12,7 @@ from rlhf_core.functional.ppo import (
     clipped_value_loss,
     explained_variance,
     logprob_mismatch,
+    weights_of_tokens,
 )
 
 
@@ -131,6 +132,22 @@ def test_mismatch_by_hand():
     assert logprob_mismatch(torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -2.0])).item() == 1.0
     apart = logprob_mismatch(torch.tensor([-1.0, -2.0]), torch.tensor([-1.1, -1.9]))
     assert apart.item() == pytest.approx(math.exp(0.1))
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"),
+    [
+        ("tokens", [1.0, 1.0]),  # (2 + 6) tokens of losses 4 and 1: (8 + 6) / 8
+        ("responses", [2.0, 2 / 3]),  # 8 / (2 * 2), 8 / (2 * 6)
+        ("max_new_tokens", [0.4, 0.4]),  # 8 / (2 * 10)
+    ],
+)
+def test_weights_of_tokens_by_hand(average, expected):
+    weights = weights_of_tokens(torch.tensor([2, 6]), average, longest=10)
+    torch.testing.assert_close(weights, torch.tensor(expected))
+    mean = float((weights * torch.tensor([2 * 4.0, 6 * 1.0])).sum() / 8)
+    of_losses = {"tokens": 14 / 8, "responses": (4 + 1) / 2, "max_new_tokens": 14 / 20}
+    assert mean == pytest.approx(of_losses[average])
 
 
 def test_extremes_stay_finite():

@@ -94,6 +94,36 @@ def test_the_first_gradient_is_that_of_reinforce_with_the_leave_one_out_baseline
     assert largest_relative_gap(gradients(learner.models.policy), gradients(plain.policy)) < 1e-4
 
 
+@pytest.mark.parametrize("micro_batch_tokens", [4_096, 40])
+@pytest.mark.parametrize("average", ["responses", "max_new_tokens"])
+def test_the_loss_is_averaged_as_the_papers_have_it(average, micro_batch_tokens, causal_directory):
+    """GRPO: (1 / R) sum_i (1 / n_i) sum_t loss; Dr. GRPO: (1 / (R L)) sum_i sum_t loss."""
+    changes = {"loss_average": average, "micro_batch_tokens": micro_batch_tokens}
+    learner = learner_for(causal_directory, **DR_GRPO, **changes)
+    update = make_update(learner)
+    rows = update.minibatches[0]
+    seen = accumulate_policy_gradient(learner.policy, update, rows)
+    scored = scored_rollout(learner)
+    _, scores, _ = prepare_experience(scored, PpoState(kl_coef=KL_COEF), learner.settings)
+    kl_in_reward = KL_COEF if learner.settings.kl_placement == "reward" else 0.0
+    advantages = advantages_by_definition("dr_grpo", whole_returns(scored, scores, kl_in_reward))
+    plain = PaddedPpo(learner, causal_directory, scored.rollout, "right")
+    logprobs = plain.logprobs(plain.policy, rows)
+    assert len({len(tokens) for tokens in logprobs}) > 1
+    longest = learner.settings.max_new_tokens
+    losses = []
+    for row, tokens, ref in zip(rows, logprobs, plain.logprobs(plain.reference, rows), strict=True):
+        loss = -advantages[row] * (tokens - tokens.detach()).exp()
+        if learner.settings.kl_placement == "loss":
+            gap = ref.detach() - tokens
+            loss = loss + KL_COEF * (gap.exp() - gap - 1)  # k3
+        losses.append(loss.sum() / (len(tokens) if average == "responses" else longest))
+    whole = sum(losses) / len(rows)
+    whole.backward()
+    assert largest_relative_gap(gradients(learner.models.policy), gradients(plain.policy)) < 1e-4
+    assert update.health(seen)["policy_loss"] == pytest.approx(whole.item(), abs=1e-5)
+
+
 @pytest.mark.parametrize("whitened", [None, True])
 def test_advantages_are_whitened_over_the_batch_only_where_that_is_asked_for(
     whitened, causal_directory
