@@ -261,8 +261,7 @@ def accumulate_policy_gradient(
     for micro in update.micro_batches(optimization.model, rows):
         batch = update.experience.rollout.pack(micro)
         hidden = hidden_states(optimization.model, batch, batch.predictor_positions)
-        weights = update.token_weights(micro, rows)
-        total, terms = policy_terms(optimization.model, hidden, batch, update, micro, weights)
+        total, terms = policy_terms(optimization.model, hidden, batch, update, micro, of=rows)
         (total / num_tokens).backward()
         parts.append(terms)
     return update.seen_by_all(parts)
@@ -274,16 +273,17 @@ def policy_terms(
     batch: TokenBatch,
     update: Update,
     rows: Sequence[int],
-    weights: Tensor | None,
+    of: Sequence[int],
 ) -> tuple[Tensor, PolicyTerms]:
     """Losses of the response tokens of ``rows``, packed in ``batch``; hidden states are [M, H].
 
-    ``weights`` are [M], of ``Update.token_weights``.
+    They are a part of the minibatch ``of``.
 
     Returns:
         [] their sum, the one that has a gradient, and what the pass showed.
     """
     experience, settings = update.experience, update.settings
+    weights = update.token_weights(rows, of)
     old, ref, advantages, sampled = experience.at(
         rows,
         experience.old_logprobs,
@@ -364,11 +364,8 @@ def update_shared(
             value_loss, moved = value_terms(value_of_hidden(head.model)(hidden), update, micro)
             total = update.settings.value_coef * value_loss.sum()
             if not policy_frozen:
-                weights = update.token_weights(micro, rows)
-                policy_loss, terms = policy_terms(
-                    policy.model, hidden, batch, update, micro, weights
-                )
-                total = total + policy_loss
+                loss, terms = policy_terms(policy.model, hidden, batch, update, micro, of=rows)
+                total = total + loss
                 policy_parts.append(terms)
             (total / num_tokens).backward()
             value_parts.append((value_loss.detach(), moved))
