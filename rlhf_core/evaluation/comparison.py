@@ -62,6 +62,9 @@ class BestOfN:
     """[n] outcome against SFT's single answer by the judge: 1, 0.5 or 0."""
     policy_won: Array
     """[n] outcome of the policy against them by the judge."""
+    unjudged: Array | None = None
+    """[n] 1 where nobody judged them, of the comparison where that is so most often; None where the
+    judge's scores decide."""
     gold: tuple[dict[str, float], ...] | None = None
     """The gold rater's numbers; None where there is none."""
 
@@ -171,9 +174,16 @@ def policy_metrics(
         **_gains(measured, plans),
         **_variety(measured, plans),
         **vice_metrics(rates, plans),
-        **(judge_metrics(measured.decided, plans) if measured.decided else {}),
+        **_of_judges(measured, plans),
         **_gold(measured, plans),
     }
+
+
+def _of_judges(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]:
+    if measured.decided is None:
+        return {}
+    others = None if measured.best_of_n is None else measured.best_of_n.unjudged
+    return judge_metrics(measured.decided, plans, of_others=others)
 
 
 def _win_rates(measured: PairedAnswers, plans: Plans) -> dict[str, Estimate]:

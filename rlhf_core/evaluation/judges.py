@@ -54,6 +54,20 @@ class Decided:
         return tuple("; ".join(row) if all(row) else "" for row in rows)
 
     @property
+    def unjudged_most(self) -> Array:
+        """[n] 1 where nobody judged a pair, of the two models of which that is so most often.
+
+        Every comparison may decide, and its ties are no evidence where nobody judged.
+        """
+        return max(
+            (
+                np.all([np.isnan(one.won[pair]) for one in self.opinions], axis=0).astype(float)
+                for pair in self.opinions[0].won
+            ),
+            key=np.mean,
+        )
+
+    @property
     def disagreement(self) -> Array:
         """[n] share of the pairs of judges whose outcomes differ."""
         won = np.stack([one.won[OVER_SFT] for one in self.opinions])
@@ -146,9 +160,20 @@ def _scaled(column: Array, reference: Array) -> Array:
     return np.asarray((column - reference.mean()) / (spread if spread > 0.0 else 1.0))
 
 
-def judge_metrics(decided: Decided, plans: Plans) -> dict[str, Estimate]:
-    """``policy/judge_unjudged``, of several judges their disagreement, of AI judges their bias."""
-    unjudged = np.array([float(bool(reason)) for reason in decided.unjudged])
+def judge_metrics(
+    decided: Decided, plans: Plans, *, of_others: Array | None = None
+) -> dict[str, Estimate]:
+    """``policy/judge_unjudged``, of several judges their disagreement, of AI judges their bias.
+
+    Args:
+        decided: by the judges.
+        plans: of the intervals.
+        of_others: [n] ``unjudged_most`` of comparisons with other models; None where there are
+            none.
+    """
+    unjudged = decided.unjudged_most
+    if of_others is not None and of_others.mean() > unjudged.mean():
+        unjudged = of_others
     columns = {"judge_unjudged": (unjudged, SHARE)}
     if len(decided.opinions) > 1:
         columns["judge_disagreement"] = (decided.disagreement, SHARE)

@@ -150,6 +150,24 @@ def test_what_a_judge_does_not_say_is_a_tie_with_the_reason(chat, decide, stage_
     assert measured(decided, stage_config)["policy/judge_unjudged"].value == pytest.approx(1 / 6)
 
 
+def test_ties_with_a_champion_that_nobody_could_judge_are_no_evidence(chat, decide, stage_config):
+    """A judge that refused the champion's answers alone promoted whatever was worse than it."""
+    texts = [POLICY, SFT, [f"{answer} (of the champion)" for answer in POLICY]]
+    chat.say = lambda messages: (
+        "I cannot say." if "champion" in messages[1]["content"] else prefers_longer(messages)
+    )
+    _, decided = decide(chat.seat | {"max_attempts": 1}, texts)
+    assert decided.over_champion.tolist() == [0.5] * 6
+    metrics = measured(decided, stage_config)
+    assert metrics["policy/judge_unjudged"].value == 1.0
+    # Of a comparison with another model, best-of-n say, likewise.
+    alone = decide(chat.seat, [POLICY, SFT])[1]
+    plans = metric_plans(stage_config(), "policy")
+    assert judge_metrics(alone, plans)["policy/judge_unjudged"].value == 0.0
+    others = judge_metrics(alone, plans, of_others=decided.unjudged_most)
+    assert others["policy/judge_unjudged"].value == 1.0
+
+
 def test_an_evaluation_that_was_stopped_asks_nothing_twice(chat, decide):
     seen = []
 

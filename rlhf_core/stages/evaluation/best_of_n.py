@@ -91,6 +91,7 @@ def best_of_n(
         judge=best,
         won=won,
         policy_won=policy_won,
+        unjudged=decided.unjudged_most if decided else None,
         gold=gold[0] if gold else None,
     )
 
