@@ -27,13 +27,24 @@ PROMPTS = 500
 GATE = GateConfig(metric="policy/win_rate", at_least=0.55, min_samples=300)
 PROMOTION = PromotionConfig(slice_margin=None)
 RESAMPLES = 1_000
+SLICES = tuple(
+    slice(start, start + size)
+    for size, number in ((167, 3), (62, 8), (45, 1))
+    for start in range(0, PROMPTS - size + 2, size)[:number]
+)
+"""About those of the demo that are asked: thirds by length, and values of its tags."""
 
 Row = tuple[str, str, str]
 """What was asked, what came out, what is wanted."""
 
 
 def verdict(
-    rng: np.random.Generator, *, look: int, over_sft: float, over_champion: float | None = None
+    rng: np.random.Generator,
+    *,
+    look: int,
+    over_sft: float,
+    over_champion: float | None = None,
+    promotion: PromotionConfig = PROMOTION,
 ) -> str:
     """Return the verdict about a candidate of which the true win rates are known.
 
@@ -42,23 +53,29 @@ def verdict(
         look: which look at the held-out prompts it is.
         over_sft: true win rate over SFT, by the judge.
         over_champion: over the champion; None where there is none.
+        promotion: how it is held to the champion.
     """
     share = Look(entry="-", held_out="-", number=look).share
     plan = Resampling(num_resamples=RESAMPLES, seed=int(rng.integers(2**31)), share=share)
     metrics = {"policy/win_rate": win_rate(_won(rng, over_sft), plan)}
+    slices = {}
     if over_champion is not None:
-        metrics["policy/win_rate_over_champion"] = win_rate(_won(rng, over_champion), plan)
+        won = _won(rng, over_champion)
+        metrics["policy/win_rate_over_champion"] = win_rate(won, plan)
+        first = replace(plan, share=1.0)
+        slices = {f"rows={rows.start}-{rows.stop}": win_rate(won[rows], first) for rows in SLICES}
     report = EvaluationReport(
         stage="policy",
         model=_MODEL,
         metrics=metrics,
+        slices_over_champion=slices,
         champion=None if over_champion is None else "models:/rlhf-policy/1",
     )
     gates = [
         gate.model_copy(update={"confidence": replace(plan, confidence=gate.confidence).level})
-        for gate in (GATE, *PROMOTION.gates())
+        for gate in (GATE, *promotion.gates())
     ]
-    return decide(gates, report, promotion=PROMOTION).verdict
+    return decide(gates, report, promotion=promotion).verdict
 
 
 def false_promotions(rng: np.random.Generator, scale: float) -> Row:
@@ -91,6 +108,17 @@ def power(rng: np.random.Generator, scale: float, *, look: int, truth: float) ->
     wanted = "at least 56%" if (look, truth) == (1, 0.6) else ""
     what = f"power at true {truth:g}, n = {PROMPTS}, look {look}"
     return what, f"{100 * passed / trials:.1f}% of {trials:,}", wanted
+
+
+def better_replacements(rng: np.random.Generator, scale: float, *, look: int) -> Row:
+    """Candidates that beat SFT clearly, and the champion alike in every slice."""
+    trials, promotion = max(1, int(300 * scale)), PromotionConfig()
+    promoted = sum(
+        verdict(rng, look=look, over_sft=0.8, over_champion=0.65, promotion=promotion) == "PROMOTE"
+        for _ in range(trials)
+    )
+    what = f"champions replaced by one that wins 65:35 in each of {len(SLICES)} slices, look {look}"
+    return what, f"{100 * promoted / trials:.1f}% of {trials:,}", ""
 
 
 def people(rng: np.random.Generator, scale: float, *, corrected: bool) -> Row:
@@ -163,6 +191,9 @@ CASES: tuple[Callable[[np.random.Generator, float], Row], ...] = (
     lambda rng, scale: people(rng, scale, corrected=True),
     lambda rng, scale: topics(rng, scale, whole=False),
     lambda rng, scale: topics(rng, scale, whole=True),
+    lambda rng, scale: better_replacements(rng, scale, look=1),
+    lambda rng, scale: better_replacements(rng, scale, look=5),
+    lambda rng, scale: better_replacements(rng, scale, look=30),
 )
 
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlhf_core.config import MonitorsConfig
 from rlhf_core.config.metric_names import BEST_OF_N_KL, BEST_OF_N_METRICS, SHUFFLED
 from rlhf_core.errors import DataError
-from rlhf_core.evaluation.judges import Decided, judge_breakdown, judge_metrics
+from rlhf_core.evaluation.judges import Decided, judge_metrics
 from rlhf_core.evaluation.monitors import (
     AnswerTexts,
     as_words,
@@ -20,7 +19,6 @@ from rlhf_core.evaluation.monitors import (
     vice_metrics,
     vice_rates,
 )
-from rlhf_core.evaluation.preference_metrics import MAX_TAG_VALUES, thirds
 from rlhf_core.evaluation.rater import SCORE
 from rlhf_core.evaluation.text_metrics import distinct_ratio, distinct_share
 from rlhf_core.evaluation.win_rate import length_controlled_win_rate, outcomes, win_rate
@@ -30,7 +28,6 @@ from rlhf_core.statistics.resampling import Array
 
 Both = tuple[Array, Array]
 """The policy's values and SFT's, [n] each."""
-Rows = NDArray[np.int64]
 """Numbers of rows."""
 Ratings = tuple[tuple[dict[str, float], ...], tuple[dict[str, float], ...]]
 
@@ -352,53 +349,3 @@ def exponential(estimate: Estimate) -> Estimate:
 
 def _exp(nats: float) -> float:
     return math.exp(nats) if nats < math.log(math.nextafter(math.inf, 0.0)) else math.inf
-
-
-def policy_breakdown(measured: PairedAnswers, plans: Plans) -> dict[str, dict[str, Estimate]]:
-    """Win rates and length by slice: every value of every tag, every third by length."""
-    breakdown: dict[str, dict[str, Estimate]] = {}
-    slices = tag_groups(measured.prompts) | length_groups(measured.prompts)
-    for name, rows in slices.items():
-        here = plans.of_rows(rows)
-        metrics = {
-            "policy/win_rate": win_rate(measured.won[rows], here("policy/win_rate")),
-            "policy/length_ratio": estimate_ratio(
-                measured.policy.lengths[rows],
-                measured.sft.lengths[rows],
-                here("policy/length_ratio"),
-                bounds=measured.length_bounds,
-            ),
-        }
-        if measured.champion is not None:
-            over = "policy/win_rate_over_champion"
-            metrics[over] = win_rate(measured.won_over_champion[rows], here(over))
-        if measured.gold is not None:
-            metrics["gold/win_rate"] = win_rate(measured.gold_won[rows], here("gold/win_rate"))
-        breakdown[name] = metrics
-    return breakdown | (judge_breakdown(measured.decided, plans) if measured.decided else {})
-
-
-def tag_groups(prompts: Sequence[Prompt]) -> dict[str, Rows]:
-    """``<tag>=<value>`` to the rows that carry it, for tags of at most ``MAX_TAG_VALUES``."""
-    rows: dict[str, dict[str, list[int]]] = {}
-    for index, prompt in enumerate(prompts):
-        for tag, value in prompt.tags.items():
-            rows.setdefault(tag, {}).setdefault(value, []).append(index)
-    return {
-        f"{tag}={value}": np.array(rows[tag][value])
-        for tag in sorted(rows)
-        if len(rows[tag]) <= MAX_TAG_VALUES
-        for value in sorted(rows[tag])
-    }
-
-
-def length_groups(prompts: Sequence[Prompt]) -> dict[str, Rows]:
-    """Thirds of the prompts by their number of characters, to the rows in each.
-
-    Prompts of equal length share a third, so thirds may be uneven; one that is empty is left out.
-    """
-    lengths = np.array(
-        [sum(len(message.content) for message in prompt.prompt) for prompt in prompts]
-    )
-    parts = thirds("prompt_length", lengths, ("short", "middle", "long"))
-    return {name: np.array(np.flatnonzero(rows)) for name, rows in parts.items() if rows.any()}

@@ -153,15 +153,18 @@ def slice_results(promotion: PromotionConfig, report: EvaluationReport) -> tuple
     """Hold a candidate to the champion in every slice that is large enough.
 
     A slice passes if the lower bound reaches one half less the margin and the upper bound one half:
-    not much worse is shown, and worse is not. Small slices are noisy, so the margin is wide.
+    not much worse is shown, and worse is not. Small slices are noisy, so the margin is wide, and
+    looks do not widen their intervals: a slice holds back and promotes nobody.
     """
     if promotion.slice_margin is None:
         return ()
     metric = f"policy/{OVER_CHAMPION}"
     results = []
-    for name, measured in report.breakdown.items():
-        estimate = measured.get(metric)
-        if estimate is None or estimate.num_samples < promotion.min_slice_samples:
+    slices = report.slices_over_champion or {
+        name: measured[metric] for name, measured in report.breakdown.items() if metric in measured
+    }
+    for name, estimate in slices.items():
+        if estimate.num_samples < promotion.min_slice_samples:
             continue
         gate = GateConfig(
             metric=metric,

@@ -189,6 +189,9 @@ class EvaluationReport(Record):
     """``<stage>/<quantity>`` to estimate."""
     breakdown: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
     """``<tag>=<value>`` (for example ``style=terse``) to metrics over those prompts only."""
+    slices_over_champion: dict[str, Estimate] = Field(default_factory=dict)
+    """``<tag>=<value>`` to the win rate over the champion, with the interval of a first look; in
+    reports of earlier builds ``breakdown`` alone has it, as wide as the look makes it."""
     rows: dict[str, RowCounts] = Field(default_factory=dict)
     """Stage and file to what tokenisation made of its rows, in training and evaluation."""
     samples: Path | None = None

@@ -15,7 +15,7 @@ from rlhf_core.adapters.tracking.tracking import StageRun
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.keys import conversation_key, dialogue_key
 from rlhf_core.errors import MissingMetricError
-from rlhf_core.evaluation.comparison import policy_breakdown, policy_metrics
+from rlhf_core.evaluation.comparison import policy_metrics
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.noise_ceiling import noise_ceiling
 from rlhf_core.evaluation.preference_metrics import (
@@ -23,6 +23,7 @@ from rlhf_core.evaluation.preference_metrics import (
     fit_length_rival,
     preference_metrics,
 )
+from rlhf_core.evaluation.slices import policy_breakdown, slices_over_champion
 from rlhf_core.feedback.ballots import FOLDER
 from rlhf_core.models import load_causal
 from rlhf_core.schema import (
@@ -332,6 +333,7 @@ def _measured(
         model=models["policy"],
         metrics=policy_metrics(measured, config.evaluation.monitors, plans) | check.metrics,
         breakdown=policy_breakdown(measured, plans),
+        slices_over_champion=slices_over_champion(measured, plans),
         samples=samples,
         best_of_n=config.evaluation.best_of_n,
         look=look,

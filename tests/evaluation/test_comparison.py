@@ -10,9 +10,12 @@ from rlhf_core.evaluation.comparison import (
     Answers,
     PairedAnswers,
     best_of_n_kl_bound,
+    policy_metrics,
+)
+from rlhf_core.evaluation.slices import (
     length_groups,
     policy_breakdown,
-    policy_metrics,
+    slices_over_champion,
     tag_groups,
 )
 from rlhf_core.schema import Message, Prompt
@@ -78,6 +81,18 @@ def test_the_policy_is_measured_against_the_champion_prompt_by_prompt(measured):
     over = policy_breakdown(both, PLANS)
     assert over["style=polite"]["policy/win_rate_over_champion"].value == 0.0
     assert over["style=terse"]["policy/win_rate_over_champion"].value == 1.0
+
+
+def test_looks_widen_what_promotes_and_not_what_a_slice_holds_back_by(measured):
+    both = replace(measured, **beaten(measured))
+    later = replace(PLANS, default=replace(PLANS.default, share=1 / 12))
+    over, name = "policy/win_rate_over_champion", "style=terse"
+    slices = slices_over_champion(both, later)
+    assert slices == slices_over_champion(both, PLANS)
+    first, widened = (policy_breakdown(both, plans)[name][over] for plans in (PLANS, later))
+    assert slices[name] == first
+    assert widened.low < first.low
+    assert slices_over_champion(measured, later) == {}
 
 
 def test_equal_texts_are_a_tie_with_the_champion_whatever_the_scores_say(measured):

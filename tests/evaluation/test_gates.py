@@ -322,6 +322,15 @@ def test_what_a_slice_needs_is_said_of_both_bounds(bounds, needed):
     assert (result.limit, result.reach) == (0.3, 0.5)
 
 
+def test_a_slice_is_asked_by_its_interval_of_a_first_look():
+    over = "policy/win_rate_over_champion"
+    measured = against_champion(0.55, 0.6, {"style=odd": (0.2, 0.7)})
+    assert held_to_champion(measured).verdict == "HOLD"  # as earlier builds recorded it
+    first = measured.breakdown["style=odd"][over].model_copy(update={"low": 0.31, "high": 0.6})
+    measured = measured.model_copy(update={"slices_over_champion": {"style=odd": first}})
+    assert held_to_champion(measured).verdict == "PROMOTE"
+
+
 def test_small_slices_are_shown_and_hold_nobody_back():
     measured = against_champion(0.55, 0.6, {"style=odd": (0.1, 0.2)}, num_samples=39)
     assert slice_results(PromotionConfig(), measured) == ()

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_core.adapters.endpoints.vllm_sampler import open_sampler
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError, DataError
-from rlhf_core.evaluation.comparison import BestOfN, Rows
+from rlhf_core.evaluation.comparison import BestOfN
 from rlhf_core.evaluation.rater import score_gold
 from rlhf_core.evaluation.win_rate import outcomes
 from rlhf_core.models import load_causal
@@ -25,7 +25,7 @@ from rlhf_core.stages.evaluation.judging import Panel
 from rlhf_core.stages.models.determinism import derived_seed
 from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import as_answers, score_texts
-from rlhf_core.statistics.resampling import Array
+from rlhf_core.statistics.resampling import Array, Ints
 from rlhf_core.trainers.progress import Progress
 
 _AT_ONCE = 64
@@ -180,7 +180,7 @@ def answer_several_times(  # noqa: PLR0913 - each of them changes the answers, n
     ]
 
 
-def highest(scores: Sequence[Array]) -> Rows:
+def highest(scores: Sequence[Array]) -> Ints:
     """Return which answer to each prompt scores highest, the first of equal ones: [n].
 
     Args:

@@ -203,8 +203,8 @@ def _doubts_about(
     unjudged = report.metrics.get("policy/judge_unjudged")
     if unjudged is not None and unjudged.value > MOST_UNJUDGED:
         doubts.append(
-            f"of one of the comparisons (with SFT, the champion or best-of-n) the judge {judge.uri} "
-            f"judged {1 - unjudged.value:.0%} of the pairs, less than {1 - MOST_UNJUDGED:.0%}."
+            f"the judge {judge.uri} judged {1 - unjudged.value:.0%} of the pairs of one comparison "
+            f"(with SFT, the champion or best-of-n), less than {1 - MOST_UNJUDGED:.0%}."
         )
     return tuple(doubts)
 
