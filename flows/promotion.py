@@ -28,13 +28,13 @@ from rlhf_core.adapters.registry.champions import read_history
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import RunContext, StageResult, Verdict
 from rlhf_core.schema.shown import shown_code
+from rlhf_core.storage.records import write_text
 from rlhf_flows.engine.artifacts import (
     changed_answers,
     file_report,
     report_line,
     stage_page,
 )
-from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.engine.lost_server import until_prefect_answers
 from rlhf_flows.engine.runs.in_prefect import is_deployed
 
@@ -172,7 +172,7 @@ def _deadline(context: RunContext, wait: timedelta) -> datetime:
     """Return when the time is up: counted from the first time this flow run asked."""
     note = context.directory / f".approval-{flow_run.id}.deadline"
     if not note.exists():
-        write_atomically(note, (datetime.now(UTC) + wait).isoformat())
+        write_text(note, (datetime.now(UTC) + wait).isoformat())
     return datetime.fromisoformat(note.read_text(encoding="utf-8"))
 
 

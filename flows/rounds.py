@@ -19,9 +19,8 @@ from rlhf_core.errors import BusyError, ConfigError, DataError
 from rlhf_core.feedback.results import PullResult
 from rlhf_core.schema import RunContext
 from rlhf_core.storage.locks import locked
-from rlhf_core.storage.records import read_record
+from rlhf_core.storage.records import read_record, write_record
 from rlhf_flows.engine.artifacts import show_rounds
-from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.engine.flow_results import PipelineResult, Round, Rounds
 from rlhf_flows.engine.inputs import PipelineInputs, RoundsInputs
 from rlhf_flows.engine.references import find_choosers, resolve_model
@@ -173,7 +172,7 @@ class _Rounds:
         """Write down how far a round is."""
         rounds = (*self._state.rounds[: one.number - 1], one)
         self._state = self._state.model_copy(update={"rounds": rounds})
-        write_atomically(self._path, self._state.model_dump_json(indent=2) + "\n")
+        write_record(self._path, self._state)
         return one
 
     def _draw(self) -> None:

@@ -235,10 +235,10 @@ def check_without_writing(config: "PipelineConfig", *, check_inputs: bool, evalu
 
 def write_json(record: "BaseModel", path: Path | None) -> None:
     """Write the result record where ``--json`` asks for it."""
-    from rlhf_flows.engine.files import write_atomically
+    from rlhf_core.storage.records import write_record
 
     if path is not None:
-        write_atomically(path, record.model_dump_json(indent=2) + "\n")
+        write_record(path, record)
 
 
 def typed_again(context: typer.Context, **changes: str) -> str:

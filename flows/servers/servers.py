@@ -21,9 +21,8 @@ from pydantic import AliasChoices, Field
 from rlhf_core.errors import DataError, RlhfError
 from rlhf_core.schema import Record
 from rlhf_core.storage.locks import locked
-from rlhf_core.storage.records import keep_private
+from rlhf_core.storage.records import keep_private, write_record
 from rlhf_flows.engine.environment import LOGGING, RELIED_ON, STATE, prepare_environment
-from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.servers.pools import read_pools
 from rlhf_flows.servers.processes import KEPT_IN, STOP_SECONDS, Process, end_all, end_tree, kept_in
 
@@ -90,7 +89,7 @@ def known_servers() -> Servers | None:
 
 def write_servers(servers: Servers) -> None:
     """Remember what runs."""
-    write_atomically(STATE_FILE, servers.model_dump_json(indent=2))
+    write_record(STATE_FILE, servers)
 
 
 def start_servers(prefect_port: int | None, mlflow_port: int | None) -> Servers:

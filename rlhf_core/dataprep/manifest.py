@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from rlhf_core.dataprep.assemble import FILE_NAMES, UNPAIRED_FILES
 from rlhf_core.schema import Record
-from rlhf_core.storage.records import atomic_file, md5_of, sha256_of
+from rlhf_core.storage.records import md5_of, sha256_of, write_record
 
 NAME = "manifest.json"
 
@@ -96,8 +96,7 @@ def write_manifest(
         shortest_left_out=room[1],
         template_date=template_date,
     )
-    with atomic_file(directory / NAME) as stream:
-        stream.write(manifest.model_dump_json(indent=2).encode() + b"\n")
+    write_record(directory / NAME, manifest)
     return manifest
 
 

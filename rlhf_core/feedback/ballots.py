@@ -12,11 +12,11 @@ from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.schema import Choice, Comparison, Record, Vote
 from rlhf_core.storage.journal import Keep, appending, read_journal
 from rlhf_core.storage.records import (
-    atomic_file,
     iterate_records,
     parse_object,
     shorten,
     write_records,
+    write_text,
 )
 
 FOLDER = "votes"
@@ -105,8 +105,7 @@ class BallotBox:
         path = self.path.with_name(_ASKED)
         text = json.dumps(asked, indent=2, sort_keys=True, ensure_ascii=False)
         if not path.is_file():
-            with atomic_file(path) as stream:
-                stream.write(text.encode())
+            write_text(path, text)
         elif (before := path.read_text(encoding="utf-8")) != text:
             then = parse_object(before, where=str(path))
             changed = sorted(

@@ -37,7 +37,7 @@ from rlhf_core.stages.labels.prompts import (
 )
 from rlhf_core.storage.folders import exclusive, replacing_directory
 from rlhf_core.storage.own_folders import require_replaceable
-from rlhf_core.storage.records import atomic_file, sha256_of, write_records
+from rlhf_core.storage.records import sha256_of, write_record, write_records
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def collect_pairs(
                 git_commit=git_revision(Path()),
                 choice=choice,
             )
-            _write_manifest(work, found)
+            write_record(work / MANIFEST, found)
         journal.unlink(missing_ok=True)
     return CollectedPairs(collection=found, folder=folder)
 
@@ -196,11 +196,6 @@ def _folder(output: Path, parts: Mapping[str, str]) -> Path:
     folder = output / fingerprint_of(parts)[:_ID_LENGTH]
     require_replaceable(folder, COLLECTION)
     return folder
-
-
-def _write_manifest(folder: Path, collection: Collection) -> None:
-    with atomic_file(folder / MANIFEST) as stream:
-        stream.write(collection.model_dump_json(indent=2).encode() + b"\n")
 
 
 def _sampling(config: PipelineConfig) -> SamplingSettings:

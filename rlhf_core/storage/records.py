@@ -215,6 +215,25 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
     return num_rows
 
 
+def write_record(path: Path, record: BaseModel) -> None:
+    """Write a file of one record, for programs and people.
+
+    Raises:
+        StorageError: as ``write_text``.
+    """
+    write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is either whole or not there.
+
+    Raises:
+        StorageError: the disk is full, or the folder takes no files.
+    """
+    with atomic_file(path) as stream:
+        stream.write(text.encode())
+
+
 def json_line(record: Record) -> bytes:
     """Return a record as a line of a file: its JSON and a line break."""
     return _writer(type(record)).dump_json(record) + b"\n"

@@ -8,10 +8,10 @@ from rlhf_core.errors import (
     RegistryError,
 )
 from rlhf_core.stages.training import reward_terms
+from rlhf_core.storage.records import write_text
 from rlhf_flows import pipeline
 from rlhf_flows import stages as flow_stages
 from rlhf_flows.engine import stage
-from rlhf_flows.engine.files import write_atomically
 from rlhf_flows.engine.inputs import (
     EvaluateInputs,
     PipelineInputs,
@@ -330,7 +330,7 @@ def test_a_stage_that_fails_at_its_end_keeps_its_checkpoints(stages, settings, m
     """Until the result is written the next attempt goes on from them."""
     with_checkpoints(stages, monkeypatch)
     with monkeypatch.context() as at_the_end:
-        at_the_end.setattr(stage_folder, "write_atomically", fail_at("result.json"))
+        at_the_end.setattr(stage_folder, "write_text", fail_at("result.json"))
         with pytest.raises(OSError, match=r"result\.json"):
             sft_stage(settings, SftInputs(run="one"))
     assert has_checkpoints(stages) == {"sft"}
@@ -345,7 +345,7 @@ def fail_at(name):
     def write(path, text):
         if path.name == name:
             raise OSError(f"no room for {path}")
-        write_atomically(path, text)
+        write_text(path, text)
 
     return write
 

@@ -27,10 +27,9 @@ from rlhf_core.stages.distributed.task import (
     RankFailure,
     RankFailures,
     RankTask,
-    write_record,
 )
 from rlhf_core.stages.training.job import TrainingJob
-from rlhf_core.storage.records import read_record
+from rlhf_core.storage.records import read_record, write_record
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from rlhf_core.config import PipelineConfig, config_digest
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.schema import RunContext
-from rlhf_core.storage.records import read_record
-from rlhf_flows.engine.files import write_atomically
+from rlhf_core.storage.records import read_record, write_text
 
 CONFIG = "config.json"
 """The settings; a folder that has them is a run."""
@@ -42,7 +41,7 @@ def open_run(config: PipelineConfig, run: str | None) -> RunContext:
     if not kept.exists():
         _require_unused(context.directory)
         context.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, text)
+        write_text(kept, text)
         return context
     _require_whole(context)
     if kept.read_bytes() != text.encode():

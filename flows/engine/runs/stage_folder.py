@@ -9,8 +9,7 @@ from typing import TypeVar
 
 from rlhf_core.errors import CheckpointError, DataError
 from rlhf_core.schema import Record, RunContext, StageName
-from rlhf_core.storage.records import read_record
-from rlhf_flows.engine.files import write_atomically
+from rlhf_core.storage.records import read_record, write_text
 from rlhf_flows.engine.runs.folder import CHECKPOINTS, INPUTS, RESULT
 from rlhf_flows.engine.runs.locks import hold_stage
 
@@ -79,9 +78,9 @@ def run_once(
             logger.info("stage=%s reused run=%s", stage, context.run_id)
             return before
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(stamp, key)
+        write_text(stamp, key)
         result = compute()
-        write_atomically(directory / RESULT, result.model_dump_json(indent=2))
+        write_text(directory / RESULT, result.model_dump_json(indent=2))
         return result
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf_core.schema import ValidationReport
 from rlhf_core.schema.shown import shown
-from rlhf_core.storage.records import atomic_file
+from rlhf_core.storage.records import write_text
 
 INDEX = "index.html"
 FOLDER = "docs"
@@ -91,7 +91,7 @@ def write_page(folder: Path, suite: str, result: Any) -> Path:
     page = _SUITE_LINK.sub(r"\1", _HOME.sub(INDEX, page))
     page = page.replace("</head>", f"{_STYLE}</head>", 1)
     path = folder / page_name(suite)
-    _write(path, page)
+    write_text(path, page)
     return path
 
 
@@ -113,7 +113,7 @@ def write_index(folder: Path, title: str, reports: Sequence[ValidationReport]) -
         + "\n".join(rows)
         + "\n</tbody></table></body></html>\n"
     )
-    _write(folder / INDEX, page)
+    write_text(folder / INDEX, page)
     return folder / INDEX
 
 
@@ -151,8 +151,3 @@ def _verdict(passed: bool, severity: str) -> str:
         if severity == "block"
         else '<td class="warned">warning</td>'
     )
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as stream:
-        stream.write(text.encode())

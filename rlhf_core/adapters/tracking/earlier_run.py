@@ -8,7 +8,7 @@ from rlhf_core.adapters.settings import load_settings
 from rlhf_core.adapters.tracking.mlflow_client import create_unless_there, mlflow_client
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError, StorageError
-from rlhf_core.storage.records import atomic_file
+from rlhf_core.storage.records import write_text
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -35,8 +35,7 @@ def go_on_or_begin(
     run = earlier or _create_run(config, tags)
     if folder.is_dir():
         try:
-            with atomic_file(note) as stream:
-                stream.write(run.info.run_id.encode())
+            write_text(note, run.info.run_id)
         except StorageError:
             mlflow_client().set_terminated(run.info.run_id, "FAILED")
             raise

@@ -35,9 +35,8 @@ from rlhf_core.stages.distributed.task import (
     RankFailures,
     RankTask,
     end_with,
-    write_record,
 )
-from rlhf_core.storage.records import read_record
+from rlhf_core.storage.records import read_record, write_record
 
 LOOPBACK = "127.0.0.1"
 RANK = "rlhf_core.stages.distributed.rank"

@@ -42,10 +42,9 @@ from rlhf_core.stages.distributed.task import (
     Joined,
     NodeTask,
     RankTask,
-    write_record,
 )
 from rlhf_core.stages.training.job import Trained, TrainingJob
-from rlhf_core.storage.records import read_record
+from rlhf_core.storage.records import read_record, write_record
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from rlhf_core.config import DistributedConfig
 from rlhf_core.schema import ModelRole, Record
 from rlhf_core.stages.training.job import TrainingJob
-from rlhf_core.storage.records import atomic_file
 
 TASK, TRAINED, LINES, FAILED = "task.json", "trained.json", "lines.jsonl", "failed.json"
 NODE, JOINED, NODES = "node.json", "joined.json", "nodes.json"
@@ -77,12 +76,6 @@ class RankFailures(Record):
     """All of them."""
 
     failures: tuple[RankFailure, ...]
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Write a record for another process, whole or not at all."""
-    with atomic_file(path) as stream:
-        stream.write(record.model_dump_json().encode())
 
 
 def end_with(parent: int, number: signal.Signals) -> None:

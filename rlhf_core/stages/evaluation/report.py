@@ -31,10 +31,10 @@ from rlhf_core.stages.evaluation.figures import (
 )
 from rlhf_core.storage.records import (
     AnyRecord,
-    atomic_file,
     parse_object,
     read_record,
     read_records,
+    write_text,
 )
 
 REPORT = "report.html"
@@ -92,8 +92,7 @@ def write_report(directory: Path) -> Path:
         steps=_steps(results | ({"policy": policy} if policy else {}), splits, promotion),
         needed=needed_to_decide(results, _judge_uri(lineage)),
     )
-    with atomic_file(directory / REPORT) as stream:
-        stream.write(render_page(page).encode())
+    write_text(directory / REPORT, render_page(page))
     return directory / REPORT
 
 

@@ -34,7 +34,7 @@ from rlhf_core.schema import Comparison, ModelRef, StageResult
 from rlhf_core.schema.model_uri import is_model_uri
 from rlhf_core.storage.folders import exclusive, replacing_directory
 from rlhf_core.storage.own_folders import require_replaceable
-from rlhf_core.storage.records import atomic_file, read_records, sha256_of, write_records
+from rlhf_core.storage.records import read_records, sha256_of, write_record, write_records
 
 HALF_WIDTH = 0.05
 """Of the corrected interval, where nobody says how narrow it has to be."""
@@ -174,8 +174,7 @@ def _collected(
                 git_commit=git_revision(Path()),
                 evaluation=about,
             )
-            with atomic_file(work / MANIFEST) as stream:
-                stream.write(found.model_dump_json(indent=2).encode() + b"\n")
+            write_record(work / MANIFEST, found)
     return CollectedPairs(collection=found, folder=folder)
 
 

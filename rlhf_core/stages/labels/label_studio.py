@@ -19,7 +19,7 @@ from rlhf_core.feedback.collection import MANIFEST, Collection
 from rlhf_core.feedback.labeler import Labeler
 from rlhf_core.feedback.results import PushResult
 from rlhf_core.schema import Choice, Comparison, Record, Vote
-from rlhf_core.storage.records import atomic_file, read_record, shorten
+from rlhf_core.storage.records import read_record, shorten, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -195,8 +195,7 @@ def _is_elsewhere(sent: SentTasks, settings: LabelStudioLabelerConfig) -> bool:
 
 def _remember(folder: Path, sent: SentTasks, tasks: Mapping[str, int]) -> SentTasks:
     sent = sent.model_copy(update={"tasks": dict(tasks)})
-    with atomic_file(folder / SENT) as stream:
-        stream.write(sent.model_dump_json(indent=1).encode() + b"\n")
+    write_record(folder / SENT, sent)
     return sent
 
 

@@ -29,10 +29,10 @@ from rlhf_core.stages.versions.publish import publish
 from rlhf_core.stages.versions.versions import fetch_version, find_version, list_versions
 from rlhf_core.storage.folders import exclusive
 from rlhf_core.storage.records import (
-    atomic_file,
     iterate_records,
     read_record,
     read_records,
+    write_record,
     write_records,
 )
 
@@ -238,8 +238,7 @@ def _publish(folder: Path, ready: Sequence[Comparison], min_kept_fraction: float
 
 
 def _mark(batch: Path, version: str) -> None:
-    with atomic_file(batch.with_suffix(".json")) as stream:
-        stream.write(PublishedBatch(version=version).model_dump_json().encode() + b"\n")
+    write_record(batch.with_suffix(".json"), PublishedBatch(version=version))
 
 
 def _finish_interrupted(folder: Path) -> BatchResult | None:

@@ -16,7 +16,7 @@ from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.measures.losses import uneven
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetRef, Demonstration, PreferencePair, Record, RowCounts
-from rlhf_core.storage.records import atomic_file, iterate_records
+from rlhf_core.storage.records import atomic_file, iterate_records, write_text
 from rlhf_core.tokenization import Renderer, Rows, TokenizedExample, TokenizedPair, keep_rows
 
 logger = logging.getLogger(__name__)
@@ -122,8 +122,7 @@ def note_rows(
     noted = json.loads(path.read_bytes()) if path.is_file() else {}
     noted[filtered.stem.removeprefix("set-aside-")] = counts.model_dump(mode="json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as stream:
-        stream.write(json.dumps(noted, indent=2, sort_keys=True).encode() + b"\n")
+    write_text(path, json.dumps(noted, indent=2, sort_keys=True) + "\n")
 
 
 def row_counts(*directories: Path) -> dict[str, RowCounts]:

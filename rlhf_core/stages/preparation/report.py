@@ -20,7 +20,7 @@ from rlhf_core.dataprep.votes.annotators import AnnotatorFacts, annotator_facts
 from rlhf_core.dataprep.votes.vote_table import Ints
 from rlhf_core.schema import Estimate, ValidationReport
 from rlhf_core.schema.shown import shown_cell
-from rlhf_core.storage.records import atomic_file
+from rlhf_core.storage.records import write_text
 
 ANNOTATORS = "annotators.csv"
 
@@ -133,8 +133,7 @@ def write_report(
             {**suite.model_dump(mode="json"), "passed": suite.passed} for suite in validation
         ],
     }
-    with atomic_file(path) as stream:
-        stream.write(json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n")
+    write_text(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 def _inputs(quarantine: Quarantine) -> dict[str, dict[str, object]]:

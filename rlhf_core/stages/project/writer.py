@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from rlhf_core.storage.records import atomic_file
+from rlhf_core.storage.records import write_text
 
 SETTINGS = "rlhf.yaml"
 _FILES = Path(__file__).with_name("project_files")
@@ -40,6 +40,5 @@ def write_project(directory: Path, values: dict[str, Any]) -> list[str]:
         text = (_FILES / f"{name}.jinja").read_text(encoding="utf-8")
         texts[name] = environment.from_string(text).render(values)
     for name, text in texts.items():
-        with atomic_file(directory / name) as stream:
-            stream.write(text.encode())
+        write_text(directory / name, text)
     return list(texts)

@@ -5,7 +5,7 @@ from rlhf_core.adapters.tracking.dataset_input import DATA_DOCS
 from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
 from rlhf_core.config import PipelineConfig
 from rlhf_core.schema import DatasetSplits, RunContext
-from rlhf_core.storage.records import atomic_file
+from rlhf_core.storage.records import write_text
 
 ADDRESS = "mlflow-address.txt"
 
@@ -33,6 +33,5 @@ def show_dataset(config: PipelineConfig, splits: DatasetSplits, context: RunCont
     page = f"{run.url}/artifacts/{DATA_DOCS}/index.html"
     address = page if find_docs(splits.directory) else run.url
     address = address if run.url.startswith("http") else ""
-    with atomic_file(known) as stream:
-        stream.write(address.encode())
+    write_text(known, address)
     return address or None
