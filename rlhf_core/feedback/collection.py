@@ -1,11 +1,13 @@
 """A collection: pairs of answers that wait for votes, and where they come from."""
 
+import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
 
 from rlhf_core.errors import DataError
-from rlhf_core.schema import Comparison, Record
+from rlhf_core.schema import Comparison, ModelRef, Record
 from rlhf_core.storage.own_folders import OwnFolder
 from rlhf_core.storage.records import read_record, read_records, sha256_of
 
@@ -24,6 +26,11 @@ class SampledModel(Record):
     version: str
     sha256: str
     """Over its weight file."""
+
+    @classmethod
+    def of(cls, model: ModelRef) -> "SampledModel":
+        """Return what a collection says of a model."""
+        return cls(uri=model.uri, version=model.version, sha256=model.sha256)
 
 
 class Origin(Record):
@@ -128,6 +135,39 @@ class Collection(Record):
     """Where the answers are those of an evaluation."""
     choice: Choice | None = None
     """Where reward models chose among the pairs."""
+
+
+def on_drawn_sides(
+    pair: Comparison,
+    *,
+    prompt_id: str,
+    models: tuple[str, str],
+    seed: int,
+    probabilities: Mapping[str, float] | None = None,
+) -> tuple[Comparison, Origin]:
+    """Return a pair, each answer on a side drawn for it, and apart from it whose answer is where.
+
+    Args:
+        pair: the first model's answer as ``response_a``.
+        prompt_id: of what both answer.
+        models: URIs of the first and the second.
+        seed: of the settings; the pair's id makes each draw its own.
+        probabilities: by reward model, that the first model's answer is better.
+    """
+    sides = [(pair.response_a, models[0]), (pair.response_b, models[1])]
+    random.Random(f"{seed}:{pair.comparison_id}").shuffle(sides)
+    (first, model_a), (second, model_b) = sides
+    told = dict(probabilities or {})
+    if first != pair.response_a:
+        told = {name: round(1.0 - p, 6) for name, p in told.items()}
+    origin = Origin(
+        comparison_id=pair.comparison_id,
+        prompt_id=prompt_id,
+        model_a=model_a,
+        model_b=model_b,
+        probabilities=told,
+    )
+    return pair.model_copy(update={"response_a": first, "response_b": second}), origin
 
 
 def find_collection(reference: str, output: Path) -> Path:

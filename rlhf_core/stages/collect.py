@@ -1,7 +1,6 @@
 """Sample pairs of answers for people, or an AI judge, to compare."""
 
 import logging
-import random
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from rlhf_core.feedback.collection import (
     Origin,
     SampledModel,
     SamplingSettings,
+    on_drawn_sides,
     read_collection,
 )
 from rlhf_core.feedback.results import CollectedPairs
@@ -94,7 +94,7 @@ def collect_pairs(
             write_records(work / ORIGINS, origins)
             found = Collection(
                 collection_id=folder.name,
-                models=tuple(map(_sampled, models)),
+                models=tuple(map(SampledModel.of, models)),
                 prompts=str(prompts),
                 prompts_sha256=parts["prompts"],
                 dataset_sha256=splits.sha256,
@@ -212,10 +212,6 @@ def _sampling(config: PipelineConfig) -> SamplingSettings:
     )
 
 
-def _sampled(model: ModelRef) -> SampledModel:
-    return SampledModel(uri=model.uri, version=model.version, sha256=model.sha256)
-
-
 def _counted(asked: AskedPrompts, answers: AnswerPairs, num_pairs: int) -> Counts:
     return Counts(
         prompts=asked.num_read,
@@ -250,33 +246,23 @@ def _on_sides(
         if pair is None:
             continue
         number = len(comparisons) + 1
-        row_id = f"{name}-{number:05d}"
-        sides = [(pair[0].text, models[0].uri), (pair[1].text, models[-1].uri)]
-        random.Random(f"{seed}:{row_id}").shuffle(sides)
-        (first, model_a), (second, model_b) = sides
-        told = probabilities[index] if probabilities else {}
-        if first != pair[0].text:
-            told = {name: round(1.0 - p, 6) for name, p in told.items()}
-        comparisons.append(
+        comparison, origin = on_drawn_sides(
             Comparison(
-                comparison_id=row_id,
+                comparison_id=f"{name}-{number:05d}",
                 prompt=prompt.prompt,
-                response_a=first,
-                response_b=second,
+                response_a=pair[0].text,
+                response_b=pair[1].text,
                 votes=(),
                 source=f"collected-{name}",
                 line=number,
-            )
+            ),
+            prompt_id=prompt.prompt_id,
+            models=(models[0].uri, models[-1].uri),
+            seed=seed,
+            probabilities=probabilities[index] if probabilities else None,
         )
-        origins.append(
-            Origin(
-                comparison_id=row_id,
-                prompt_id=prompt.prompt_id,
-                model_a=model_a,
-                model_b=model_b,
-                probabilities=told,
-            )
-        )
+        comparisons.append(comparison)
+        origins.append(origin)
     if not comparisons:
         raise DataError(
             f"none of {len(prompts)} prompts got two different answers; raise"

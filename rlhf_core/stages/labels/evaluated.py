@@ -27,6 +27,7 @@ from rlhf_core.feedback.collection import (
     Evaluated,
     Origin,
     SampledModel,
+    on_drawn_sides,
     read_collection,
 )
 from rlhf_core.feedback.results import CollectedPairs
@@ -97,7 +98,7 @@ def collect_evaluated(
         needed=needed,
     )
     parts = {"look": look.entry, "samples": samples_sha256, "drawn": str(count), "seed": str(seed)}
-    models = (_sampled(evaluated.model), _reference_of(evaluated.model))
+    models = (SampledModel.of(evaluated.model), _reference_of(evaluated.model))
     return _collected(config, [rows[index] for index in order[:count]], about, models, parts)
 
 
@@ -107,10 +108,6 @@ def _judge_accuracy(judge: str) -> float | None:
         return None
     run_id = find_version(judge).tags.get(EVALUATION)
     return None if run_id is None else look_up_run(run_id)[1].get("judge/heldout_accuracy")
-
-
-def _sampled(model: ModelRef) -> SampledModel:
-    return SampledModel(uri=model.uri, version=model.version, sha256=model.sha256)
 
 
 def _reference_of(policy: ModelRef) -> SampledModel:
@@ -196,23 +193,16 @@ def _counts(
 def _pair(
     name: str, number: int, row: ComparedAnswer, uris: tuple[str, str], about: Evaluated
 ) -> tuple[Comparison, Origin]:
-    """One pair, each answer on a side drawn for it, and apart from it whose answer is where."""
-    row_id = f"{name}-{number:05d}"
-    sides = [(row.policy, uris[0]), (row.sft, uris[1])]
-    random.Random(f"{about.seed}:{row_id}").shuffle(sides)
-    (first, model_a), (second, model_b) = sides
     pair = Comparison(
-        comparison_id=row_id,
+        comparison_id=f"{name}-{number:05d}",
         prompt=row.prompt,
-        response_a=first,
-        response_b=second,
+        response_a=row.policy,
+        response_b=row.sft,
         votes=(),
         source=f"evaluated-{name}",
         line=number,
     )
-    return pair, Origin(
-        comparison_id=row_id, prompt_id=row.prompt_id, model_a=model_a, model_b=model_b
-    )
+    return on_drawn_sides(pair, prompt_id=row.prompt_id, models=uris, seed=about.seed)
 
 
 def keep_with_evaluation(
