@@ -191,6 +191,8 @@ def check_servers(
 ) -> None:
     """Fail in one line now rather than in a traceback after an hour of training.
 
+    Inside ``only_looking`` as far as that goes without writing.
+
     Args:
         config: settings of the run.
         check_inputs: look at raw files and base model, too.
@@ -200,37 +202,21 @@ def check_servers(
         RlhfError: a server is lost or refuses; an input cannot be used.
     """
     from rlhf_core.adapters.registry.access import check_access
-    from rlhf_core.adapters.tracking.tracking import check_server
-    from rlhf_core.stages import preflight
-    from rlhf_flows.engine.prefect_server import check_prefect
-
-    check_server()
-    check_prefect()
-    if check_inputs:
-        preflight.check_inputs(config)
-    else:
-        preflight.check_suites(config, tasks=evaluates)
-    check_access(config.project, patience=0)
-
-
-def check_without_writing(config: "PipelineConfig", *, check_inputs: bool, evaluates: bool) -> None:
-    """Look for what ``check_servers`` would refuse, as far as looking changes nothing.
-
-    Raises:
-        RlhfError: as ``check_servers``.
-    """
+    from rlhf_core.adapters.registry.only_looking import is_only_looking
     from rlhf_core.adapters.tracking.mlflow_client import has_store
     from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.stages import preflight
     from rlhf_flows.engine.prefect_server import check_prefect
 
-    if has_store():
+    if has_store() or not is_only_looking():
         check_server()
     check_prefect()
     if check_inputs:
         preflight.check_inputs(config)
     else:
         preflight.check_suites(config, tasks=evaluates)
+    if not is_only_looking():
+        check_access(config.project, patience=0)
 
 
 def write_json(record: "BaseModel", path: Path | None) -> None:

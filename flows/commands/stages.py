@@ -26,7 +26,6 @@ from rlhf_flows.commands.options import (
     SftOption,
     begin,
     check_servers,
-    check_without_writing,
     read_settings,
     resumable,
     write_json,
@@ -306,7 +305,7 @@ def show_dry_run(
     problem = None
     with only_looking():
         try:
-            check_without_writing(config, check_inputs=check_inputs, evaluates=evaluates)
+            check_servers(config, check_inputs=check_inputs, evaluates=evaluates)
         except RlhfError as error:
             problem = error
         try:
