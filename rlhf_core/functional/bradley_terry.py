@@ -6,27 +6,6 @@ from torch.nn import functional as F
 from rlhf_core.functional.shapes import require_same_shape
 
 
-def bradley_terry_loss(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
-    """Negative log-likelihood that the chosen response beats the rejected one.
-
-        loss = -log sigmoid(s_chosen - s_rejected)
-
-    Bradley & Terry (1952); Ouyang et al. (2022), arXiv:2203.02155, eq. 1.
-
-    Args:
-        chosen_scores: [P] float, reward-model scores of the preferred responses.
-        rejected_scores: [P] float, scores of the other responses, same order.
-
-    Returns:
-        [P] loss per pair, in nats. The caller chooses the reduction.
-
-    Raises:
-        ShapeError: the two shapes differ.
-    """
-    require_same_shape(chosen_scores=chosen_scores, rejected_scores=rejected_scores)
-    return -F.logsigmoid(chosen_scores - rejected_scores)
-
-
 def soft_bradley_terry_loss(
     chosen_scores: Tensor,
     rejected_scores: Tensor,
@@ -38,10 +17,11 @@ def soft_bradley_terry_loss(
         d    = s_chosen - s_rejected
         loss = -p log sigmoid(d - m) - (1 - p) log sigmoid(-d - m)
 
-    With p = 1 and m = 0 this is ``bradley_terry_loss``; with p = 1 and a margin m, which the better
-    one is to win by, that of Touvron et al. (2023), arXiv:2307.09288, eq. 2. Without a margin the
-    minimum is at d = log(p / (1 - p)), so a pair whose annotators disagree asks for a small gap.
-    Wang et al. (2024), arXiv:2401.06080. Whichever response is called chosen, the loss is the same.
+    With p = 1 and m = 0 this is -log sigmoid(d), that of Bradley & Terry (1952) and Ouyang et al.
+    (2022), arXiv:2203.02155, eq. 1; with p = 1 and a margin m, which the better one is to win by,
+    that of Touvron et al. (2023), arXiv:2307.09288, eq. 2. Without a margin the minimum is at
+    d = log(p / (1 - p)), so a pair whose annotators disagree asks for a small gap. Wang et al.
+    (2024), arXiv:2401.06080. Whichever response is called chosen, the loss is the same.
 
     Args:
         chosen_scores: [P] float, scores of the responses more likely to be better.

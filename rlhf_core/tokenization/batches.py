@@ -120,14 +120,6 @@ class TokenBatch:
         zeros = per_token.new_zeros(self.num_sequences)
         return zeros.index_add(0, self.sequence_of_loss_token, per_token)
 
-    def padded(self, per_token: Tensor, fill: float = 0.0) -> Tensor:
-        """Lay [M] values out as [B, T], responses left-aligned, ``fill`` after their ends."""
-        lengths = self.response_lengths
-        width = int(lengths.max()) if len(lengths) else 0
-        mask = torch.arange(width, device=lengths.device) < lengths[:, None]
-        out = per_token.new_full((self.num_sequences, width), fill)
-        return out.masked_scatter(mask, per_token)
-
     def ended_by(self, end_id: int, end_ids: Sequence[int]) -> "TokenBatch":
         """Return the batch with ``end_id`` wherever a sequence ends in one of ``end_ids``."""
         last = self.input_ids[self.last_positions]

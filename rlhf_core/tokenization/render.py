@@ -65,11 +65,6 @@ class Renderer:
     shown: tuple[str, str] = ("", "")
     """Text that a rendered answer has before and after what was said, once decoded."""
 
-    @property
-    def special_tokens(self) -> tuple[str, ...]:
-        """Texts that nobody's words may hold: they would become control tokens."""
-        return self.turns.control_tokens
-
     def prompt(self, prompt: Prompt) -> TokenizedPrompt:
         """Tokens of a prompt up to the first token of the answer."""
         return TokenizedPrompt(prompt.prompt_id, self.prompt_ids(prompt.prompt))
@@ -243,7 +238,7 @@ class Renderer:
 
     @cached_property
     def control_ids(self) -> list[int]:
-        """Ids of ``special_tokens``, but for that of unknown text."""
+        """Ids of ``turns.control_tokens``, but for that of unknown text."""
         unknown = self.tokenizer.unk_token
         names = [name for name in self.turns.control_tokens if name != unknown]
         return [_id_of(self.tokenizer, name) for name in names]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_core.errors import ShapeError
-from rlhf_core.functional.bradley_terry import bradley_terry_loss, soft_bradley_terry_loss
+from rlhf_core.functional.bradley_terry import soft_bradley_terry_loss
 from rlhf_core.functional.dpo import (
     dpo_loss,
     implicit_rewards,
@@ -18,15 +18,20 @@ from rlhf_core.functional.dpo import (
 )
 
 
+def certain_loss(chosen, rejected):
+    """The loss where all annotators agree."""
+    return soft_bradley_terry_loss(chosen, rejected, torch.ones_like(chosen))
+
+
 def test_bradley_terry_by_hand():
-    losses = bradley_terry_loss(torch.tensor([math.log(3.0), 0.0]), torch.tensor([0.0, 0.0]))
+    losses = certain_loss(torch.tensor([math.log(3.0), 0.0]), torch.tensor([0.0, 0.0]))
     assert losses.tolist() == pytest.approx([math.log(4 / 3), math.log(2)])
 
 
 def test_probabilities_of_both_orders_add_to_one():
     chosen, rejected = torch.randn(2, 50, dtype=torch.float64)
-    forward = torch.exp(-bradley_terry_loss(chosen, rejected))
-    backward = torch.exp(-bradley_terry_loss(rejected, chosen))
+    forward = torch.exp(-certain_loss(chosen, rejected))
+    backward = torch.exp(-certain_loss(rejected, chosen))
     torch.testing.assert_close(forward + backward, torch.ones(50, dtype=torch.float64))
     torch.testing.assert_close(forward, chosen.exp() / (chosen.exp() + rejected.exp()))
 
@@ -34,26 +39,22 @@ def test_probabilities_of_both_orders_add_to_one():
 def test_a_constant_added_to_all_scores_changes_nothing():
     chosen, rejected = torch.randn(2, 9, dtype=torch.float64)
     torch.testing.assert_close(
-        bradley_terry_loss(chosen + 7, rejected + 7), bradley_terry_loss(chosen, rejected)
+        certain_loss(chosen + 7, rejected + 7), certain_loss(chosen, rejected)
     )
 
 
 def test_wide_gaps_stay_finite():
     chosen = torch.tensor([1e4, -1e4], requires_grad=True)
-    losses = bradley_terry_loss(chosen, torch.zeros(2))
+    losses = certain_loss(chosen, torch.zeros(2))
     assert losses.tolist() == [0.0, 1e4]
     losses.sum().backward()
     assert chosen.grad.tolist() == [0.0, -1.0]
 
 
-def test_a_certain_soft_label_is_the_hard_one():
+def test_a_label_of_zero_is_certain_of_the_other():
     chosen, rejected = torch.randn(2, 9)
-    one = torch.ones(9)
     torch.testing.assert_close(
-        soft_bradley_terry_loss(chosen, rejected, one), bradley_terry_loss(chosen, rejected)
-    )
-    torch.testing.assert_close(
-        soft_bradley_terry_loss(chosen, rejected, 0 * one), bradley_terry_loss(rejected, chosen)
+        soft_bradley_terry_loss(chosen, rejected, torch.zeros(9)), certain_loss(rejected, chosen)
     )
 
 
@@ -182,7 +183,7 @@ def test_shapes_are_refused():
     with pytest.raises(ShapeError, match="lengths"):
         per_token(torch.zeros(3), torch.zeros(1))
     with pytest.raises(ShapeError, match="rejected_scores"):
-        bradley_terry_loss(torch.zeros(3), torch.zeros(3, 1))
+        certain_loss(torch.zeros(3), torch.zeros(3, 1))
     with pytest.raises(ShapeError, match="probability"):
         soft_bradley_terry_loss(torch.zeros(3), torch.zeros(3), torch.zeros(1))
     with pytest.raises(ShapeError, match="ref_logprobs"):

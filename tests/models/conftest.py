@@ -87,7 +87,6 @@ def assert_scored_as_sampled(model, prompts, decoded, *, temperature, atol):
         decoded.tokens[row, :n].int().numpy() for row, n in enumerate(decoded.lengths.tolist())
     ]
     batch = pack_responses(prompts, responses)
-    again = batch.padded(token_logprobs(model, batch, temperature=temperature).detach())
-    mask = torch.arange(again.shape[1]) < decoded.lengths[:, None]
-    sampled = decoded.logprobs[:, : again.shape[1]][mask]
-    torch.testing.assert_close(again[mask], sampled, atol=atol, rtol=0)
+    again = token_logprobs(model, batch, temperature=temperature).detach()
+    mask = torch.arange(decoded.logprobs.shape[1]) < decoded.lengths[:, None]
+    torch.testing.assert_close(again, decoded.logprobs[mask], atol=atol, rtol=0)

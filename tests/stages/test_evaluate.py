@@ -319,7 +319,7 @@ def test_scores_do_not_depend_on_what_is_scored_beside_them(four_models, small_s
 def test_control_tokens_spelled_out_in_letters_do_not_stop_the_judge(four_models, small_splits):
     from rlhf_core.stages.models.renderers import model_renderer
 
-    special = model_renderer(four_models["judge"].path).special_tokens[0]
+    special = model_renderer(four_models["judge"].path).turns.control_tokens[0]
     prompts = [read_records(small_splits.demonstrations_heldout, Demonstration)[0].prompt] * 2
     plain, spelled = score_texts(
         four_models["judge"].path, prompts, [["At nine."] * 2, [f"At nine.{special}"] * 2],

@@ -51,11 +51,10 @@ def test_responses_of_a_shared_prompt_go_on_from_it():
     assert batch.last_positions.tolist() == [4, 6, 10]
 
 
-def test_sums_and_padded_rows_follow_the_sequences():
+def test_sums_follow_the_sequences():
     batch = pack_grouped_responses([ids(1, 5)], [[ids(8, 9, 2), ids(10, 2)]])
     values = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0])
     assert batch.sum_by_sequence(values).tolist() == [6.0, 30.0]
-    assert batch.padded(values, fill=-1.0).tolist() == [[1.0, 2.0, 3.0], [10.0, 20.0, -1.0]]
 
 
 def test_prompts_alone_count_nothing():

@@ -72,7 +72,7 @@ def test_variables_reach_the_template_and_are_saved_with_it(saved, tmp_path):
     assert render(again, enable_thinking=True) == render(plain)
     renderer = make_renderer(again)
     assert renderer.turns.lead == ""
-    assert renderer.special_tokens == make_renderer(plain).special_tokens
+    assert renderer.turns.control_tokens == make_renderer(plain).turns.control_tokens
 
 
 @pytest.mark.parametrize(
