@@ -41,8 +41,7 @@ def comparisons_of(
         value["line"] = row.line
     value["source"] = value.get("source") or row.source
     value["tags"] = tags_of(row)
-    votes = value.get("votes")
-    votes = structured(votes) if isinstance(votes, str) else votes
+    votes = structured(value.get("votes"))
     if isinstance(votes, list):
         value["votes"] = [_vote(row, vote, choices, strengths) for vote in votes]
     if has_lists_beside(row):

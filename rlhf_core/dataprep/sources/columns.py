@@ -42,8 +42,7 @@ def renamed(row: RawRow, columns: Mapping[str, str]) -> RawRow:
 
 def find(value: Any, path: str) -> Any:
     """Return what a path names in a row, or a mark that nothing is there."""
-    if isinstance(value, str):
-        value = structured(value)
+    value = structured(value)
     if isinstance(value, dict) and path in value:
         return value[path]
     first, _, rest = path.partition(".")
@@ -61,8 +60,7 @@ def tags_of(row: RawRow) -> dict[str, str]:
 
     Lists of words are published under the same name; they label nothing by a key and are ignored.
     """
-    found = dict.get(row.value, "tags")
-    found = structured(found) if isinstance(found, str) else found
+    found = structured(dict.get(row.value, "tags"))
     if not isinstance(found, dict):
         return {}
     row.value.read.add("tags")
@@ -88,19 +86,18 @@ def _step(value: Any, name: str) -> Any:
     return _MISSING
 
 
-def structured(text: str) -> Any:
-    """Return the list or object that a text writes, in JSON or as Python does; else the text."""
-    begin = text.lstrip()[:1]
-    if begin not in ("[", "{"):
-        return text
+def structured(value: Any) -> Any:
+    """Return the list or object that a text writes, in JSON or as Python does; else the value."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
     for reading in (json.loads, ast.literal_eval, _as_numpy):
         try:
-            value = reading(text.strip())
+            found = reading(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             continue
-        if isinstance(value, list | dict):
-            return value
-    return text
+        if isinstance(found, list | dict):
+            return found
+    return value
 
 
 def _as_numpy(text: str) -> Any:

@@ -206,7 +206,7 @@ def with_context(row: RawRow, turns: Conversation) -> Conversation:
         if about.strip() and about.strip() != turns[0].content.strip():
             turns = (Message(role="user", content=f"{turns[0].content}\n{about}"),)
     history = readable(row, dict.get(row.value, "history"))
-    if isinstance(history, str) and row.is_table:
+    if row.is_table:
         history = structured(history)
     if isinstance(history, list):
         row.value["history"]

@@ -102,5 +102,5 @@ def built_in(values: Iterable[Any]) -> dict[str, Choice]:
 
 def as_list(value: Any) -> list[Any] | None:
     """Return a list, or the list that a cell writes as text; None for all else."""
-    value = structured(value) if isinstance(value, str) else value
+    value = structured(value)
     return value if isinstance(value, list) else None

@@ -83,7 +83,7 @@ def all_pairs(
 def _responses(row: RawRow) -> list[str | None]:
     """Return the answers; None where an entry of the list is a null."""
     row.require("responses")
-    value = _list(row.value["responses"])
+    value = structured(row.value["responses"])
     if not isinstance(value, list):
         raise UnusableRow(
             "unusable_value", f"responses: expected a list of texts, found {shorten(value)}"
@@ -96,11 +96,6 @@ def _responses(row: RawRow) -> list[str | None]:
         answer_of(entry, f"responses.{number}")[1] if isinstance(entry, dict) else entry
         for number, entry in enumerate(value)
     ]
-
-
-def _list(value: Any) -> Any:
-    """Return a list that a cell of a table writes as text, too."""
-    return structured(value) if isinstance(value, str) else value
 
 
 def _best(row: RawRow, length: int) -> int | None:
@@ -136,7 +131,7 @@ def _rankings(row: RawRow, length: int) -> list[Ranking]:
     if row.value.get("ranks") is not None:
         return [_ranking(row.value, "ranks", length, ANNOTATOR)]
     if (order := row.value.get("best_first")) is not None:
-        places = order_of(_list(order))
+        places = order_of(structured(order))
         if places is None or len(places) != length:
             raise UnusableRow(
                 "unusable_value",
@@ -171,7 +166,7 @@ def inverse(order: Sequence[int]) -> list[int]:
 
 def _ranking(entry: Any, column: str, length: int, nobody: str) -> Ranking:
     """Return one ranking; ``nobody`` gave it where the source names no one."""
-    ranks = _list(entry.get(column)) if isinstance(entry, dict) else None
+    ranks = structured(entry.get(column)) if isinstance(entry, dict) else None
     if isinstance(ranks, list) and len(ranks) == length:
         numbers = [math.nan if is_blank(rank) else finite_number(rank) for rank in ranks]
         places = [number for number in numbers if number is not None]

@@ -47,7 +47,7 @@ def submitted(row: RawRow, votes: Any) -> Any:
 
 def _list_beside(row: RawRow, column: str, length: int) -> list[Any]:
     """Return what a column says of each vote; of one that is not there what changes nothing."""
-    value = _listed(row.value.get(column))
+    value = structured(row.value.get(column))
     entries = value or ([] if column in row.value else [_BESIDE[column]] * length)
     if not isinstance(entries, list) or len(entries) != length:
         raise UnusableRow(
@@ -76,20 +76,16 @@ def without_people(
         if name.endswith(_USERS) and (base := name.removesuffix(_USERS)) in whole
     ]
     for columns in dict.fromkeys((mapped, *exported)):
-        users = _listed(whole.get(columns[0]))
+        users = structured(whole.get(columns[0]))
         if not isinstance(users, list):
             continue
         kept = [n for n, user in enumerate(users) if annotator_name(user) not in people]
         if users and not kept:
             return None
         for column in columns:
-            entries = _listed(whole.get(column))
+            entries = structured(whole.get(column))
             if len(kept) < len(users) and isinstance(entries, list) and len(entries) == len(users):
                 entries = [entries[n] for n in kept]
                 is_text = isinstance(whole[column], str)
                 left[column] = json.dumps(entries, ensure_ascii=False) if is_text else entries
     return left
-
-
-def _listed(value: Any) -> Any:
-    return structured(value) if isinstance(value, str) else value
