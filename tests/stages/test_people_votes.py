@@ -112,9 +112,9 @@ def test_more_votes_make_a_decision_that_has_to_be_surer(asked, evaluate):
     pull_labels(asked, str(large.folder), votes=votes_for(large.folder, first.model.uri, lost=1))
     third = evaluate()
     assert third.report.people.round == 2
-    assert third.report.metrics[METRIC].confidence == pytest.approx(1 - 0.05 / 4)
+    assert third.report.metrics[METRIC].confidence == pytest.approx(1 - 0.05 / 6)
     gate = third.decision.results[0]
-    assert "98.75%" in gate.rule
+    assert "99.1667%" in gate.rule
     assert "decision 2 with votes on these answers" in third.decision.reasons[-1]
 
 
