@@ -315,11 +315,16 @@ def _as_wide_as_of_few(
     """Return an interval of clusters as much wider as Student's t is than the normal.
 
     Few clusters show less than the whole spread: Hesterberg (2015), section 3.3 (expanded
-    percentile interval).
+    percentile interval). Of uneven ones those with many rows decide, as if they were
+
+        (sum of sizes)^2 / sum of squared sizes
+
+    equal ones: Kish (1965), "Survey Sampling", on unequal weights.
     """
-    count = estimate.num_samples
-    if not 1 < count < num_rows:
+    if plan.clusters is None or not 1 < estimate.num_samples < num_rows:
         return estimate
+    sizes = np.unique(plan.clusters, return_counts=True)[1].astype(np.float64)
+    count = max(2.0, float(sizes.sum() ** 2 / (sizes**2).sum()))
     from scipy import stats  # takes a second: every stage of a run imports this module
 
     tail = (1.0 - plan.level) / 2.0

@@ -5,10 +5,13 @@ import pytest
 from scipy import stats
 
 from rlhf_core.errors import DataError
+from rlhf_core.schema import Estimate
 from rlhf_core.statistics.intervals import (
     SHARE,
+    UNBOUNDED,
     Plans,
     Resampling,
+    _as_wide_as_of_few,
     estimate_clustered,
     estimate_mean,
     estimate_ratio,
@@ -115,6 +118,26 @@ def test_whole_topics_are_resampled():
         assert whole.num_samples == 50
     assert plain / 150 < 0.85
     assert 0.9 <= by_topic / 150 <= 0.99
+
+
+def test_few_large_topics_among_small_ones_count_as_few():
+    """As wide as of (sum of sizes)^2 / sum of squared sizes equal topics; measured by coverage."""
+    rng, covered, trials = np.random.default_rng(0), 0, 200
+    for trial in range(trials):
+        topics = np.repeat(
+            np.arange(30), np.minimum((rng.pareto(1.2, 30) * 4).astype(int) + 1, 150)
+        )
+        won = (rng.random(topics.size) < rng.beta(6.0, 4.0, size=30)[topics]).astype(np.float64)
+        plan = Resampling(num_resamples=300, seed=trial, clusters=topics)
+        found = estimate_mean(won, plan, bounds=(0.0, 1.0))
+        covered += found.low <= 0.6 <= found.high
+    assert covered / trials >= 0.93
+    # The largest has 121 of 150 rows: as if there were two topics.
+    found = Estimate(value=0.5, low=0.4, high=0.6, num_samples=30)
+    for sizes, factor in (([5] * 30, 2.0452 * math.sqrt(30 / 29)), ([121, *[1] * 29], 17.9693)):
+        plan = Resampling(clusters=np.repeat(np.arange(30), sizes))
+        wide = _as_wide_as_of_few(found, 150, plan, UNBOUNDED)
+        assert wide.high - wide.low == pytest.approx(0.2 * factor / 1.95996, rel=1e-4)
 
 
 def test_any_statistic_can_be_of_topics():
