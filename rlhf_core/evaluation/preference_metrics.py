@@ -132,10 +132,11 @@ def calibration_error(
         error^2 = sum_b (n_b / n) * sum_{i != j in b, of other clusters} r_i r_j / n_b^2
 
     with bins b of equal width. Products of different samples have the squared gap of the bin as
-    their mean, so that a perfect model measures 0 on average whatever n; the squared sum itself
-    adds the noise of each bin. Brocker (2012), "Estimating reliability and resolution of
+    their mean, so that error^2 of a perfect model is 0 on average whatever n; the squared sum
+    itself adds the noise of each bin. Brocker (2012), "Estimating reliability and resolution of
     probability forecasts through decomposition of the empirical score"; Kumar et al. (2019),
-    arXiv:1909.10155, section 5. What falls below 0 by chance is 0.
+    arXiv:1909.10155, section 5. A square below 0 by chance has the root 0, and so the root, which
+    is what is returned, is above 0 on average: 0.020 for a perfect model on 300 pairs in ten bins.
 
     Args:
         margins: [n] score of chosen less score of rejected.
