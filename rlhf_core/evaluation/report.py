@@ -44,7 +44,7 @@ HEADLINES = {
     "reward/heldout_accuracy": "reward model, held-out accuracy",
     "reward/length_only_accuracy": "the same, knowing only lengths",
     "judge/heldout_accuracy": "judge, held-out accuracy",
-    "judge/noise_ceiling": "what the annotators' disagreement allows it",
+    "judge/noise_ceiling": "what the annotators' disagreement allows it, by a beta model",
     "reward/best_of_k_accuracy": "reward model, the right answer out of several",
     "judge/best_of_k_accuracy": "judge, the right answer out of several",
     "policy/judge_error_correlation": "correlation of its errors with the reward model's",
@@ -323,7 +323,8 @@ def how_right(evaluated: EvaluationReport) -> str:
     right, ceiling = evaluated.judge_accuracy, evaluated.judge_ceiling
     if right is None:
         return ""
-    allowed = f"; the annotators' own disagreement allows {ceiling.value:.2f}" if ceiling else ""
+    most = f"{ceiling.value:.2f} by a beta model" if ceiling else ""
+    allowed = f"; the annotators' own disagreement allows {most}" if most else ""
     asked = f"of the pairs of {right.num_samples} held-out dialogues"
     return f", right on {right.value:.2f} {asked}{allowed}"
 

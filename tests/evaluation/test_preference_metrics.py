@@ -210,6 +210,17 @@ def test_the_noise_ceiling_is_what_a_judge_that_knows_the_many_reaches(strength,
     assert sum(one.low <= truth <= one.high for one in ceilings) >= 20
 
 
+def test_the_noise_ceiling_is_too_high_where_preferences_are_not_beta_as_the_docs_say():
+    rng = np.random.default_rng(1)
+    obvious = rng.random(20_000) < 0.5
+    share = np.where(obvious, 0.98, rng.uniform(0.5, 0.55, 20_000))
+    won = rng.binomial(3, share)
+    pairs = [pair(i, max(w, 3 - w) / 3) for i, w in enumerate(won.tolist())]
+    ceiling = noise_ceiling(pairs, np.arange(len(pairs)), PLAN)
+    assert (won > 1.5).mean() == pytest.approx(0.77, abs=0.01)
+    assert ceiling.value == pytest.approx(0.86, abs=0.01)
+
+
 def test_unanimous_annotators_leave_nothing_to_noise():
     ceiling = noise_ceiling([pair(i) for i in range(200)], np.arange(200), PLAN)
     assert ceiling.value > 0.99

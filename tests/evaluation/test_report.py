@@ -142,7 +142,9 @@ def test_accuracies_stand_beside_the_ceiling_and_best_of_k_by_subset():
     html = render_page(shown)
     assert "one right answer among several" in html
     assert "chance 0.25" in html
+    assert "is spread over the pairs as a beta distribution" in html
     assert "one right answer among several" not in render_page(page())
+    assert "beta distribution" not in render_page(page())
 
 
 def test_answers_of_a_suite_that_changed_stand_open_and_the_others_closed():
