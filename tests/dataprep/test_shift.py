@@ -1,8 +1,12 @@
 """Prompt shift: equal sets give one half, different ones are told apart by their words."""
 
+import math
 import random
 
-from rlhf_core.dataprep.measures.shift import PromptSample, prompt_shift
+import numpy as np
+import pytest
+
+from rlhf_core.dataprep.measures.shift import PromptSample, _auc_within, prompt_shift
 
 COMMON = ["where", "when", "how", "is", "the", "can", "you", "tell", "me", "please"]
 
@@ -22,6 +26,34 @@ def test_the_same_distribution_gives_one_half():
     shift = prompt_shift(prompts(TRAINS, 300, 0), prompts(TRAINS, 300, 1), seed=0)
     assert shift.estimate.low < 0.5 < shift.estimate.high
     assert 0.4 < shift.estimate.value < 0.6
+
+
+def test_the_interval_is_wider_than_of_independent_scores_since_folds_train_each_other():
+    """Its half width beside 1.96 standard deviations of an AUC that means nothing."""
+    estimate = prompt_shift(prompts(TRAINS, 150, 0), prompts(TRAINS, 150, 1), seed=0).estimate
+    num_one, num_other = 150, estimate.num_samples - 150
+    alone = 1.96 * math.sqrt((num_one + num_other + 1) / (12 * num_one * num_other))
+    assert 1.25 < (estimate.high - estimate.low) / 2 / alone < 1.6
+
+
+def test_scores_of_two_folds_are_not_compared():
+    fold, labels = np.array([0, 0, 1, 1]), np.array([True, False, True, False])
+    scores = np.array([5.0, 4.0, 1.0, 0.0])
+    assert _auc_within(fold, scores, labels) == 1.0
+    assert _auc_within(np.arange(4), scores, labels) == 0.5
+
+
+@pytest.mark.nightly
+def test_nineteen_of_twenty_intervals_hold_one_half_where_nothing_shifts():
+    rng = random.Random(0)
+    words, weights = [f"w{i}" for i in range(200)], [1 / i for i in range(1, 201)]
+
+    def drawn() -> list[str]:
+        return [" ".join(rng.choices(words, weights, k=8)) for _ in range(60)]
+
+    found = [prompt_shift(drawn(), drawn(), seed).estimate for seed in range(60)]
+    assert sum(not one.low <= 0.5 <= one.high for one in found) <= 3
+    assert sum(one.value for one in found) / 60 == pytest.approx(0.5, abs=0.015)
 
 
 def test_the_same_texts_on_both_sides_give_one_half():
