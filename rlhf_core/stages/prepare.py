@@ -4,13 +4,16 @@ import glob
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import rlhf_core
 from rlhf_core.adapters.datasets.data_docs import FOLDER as DOCS
 from rlhf_core.adapters.datasets.data_docs import find_docs
 from rlhf_core.config import PipelineConfig, PreparationConfig
-from rlhf_core.config.evaluation import GATED_STAGES
+from rlhf_core.config.evaluation import GATED_STAGES, GateConfig, GatedStage
+from rlhf_core.config.metric_names import ERROR_CORRELATION
+from rlhf_core.dataprep.cleaning.near_dialogues import NEAR_DUPLICATES, topic_numbers
 from rlhf_core.dataprep.manifest import (
     Manifest,
     code_digest,
@@ -21,7 +24,7 @@ from rlhf_core.dataprep.manifest import (
 from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
 from rlhf_core.errors import DataError, RlhfError, StorageError
-from rlhf_core.schema import DatasetSplits
+from rlhf_core.schema import DatasetSplits, Prompt
 from rlhf_core.stages.models.digests import tokenizer_digest
 from rlhf_core.stages.preparation import build as prepare_build
 from rlhf_core.stages.preparation import checks as prepare_checks
@@ -37,7 +40,7 @@ from rlhf_core.storage.folders import (
 )
 from rlhf_core.storage.full_disk import writing
 from rlhf_core.storage.own_folders import RUNS, require_replaceable
-from rlhf_core.storage.records import sha256_of
+from rlhf_core.storage.records import read_records, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -285,23 +288,56 @@ def prepare_fingerprint(config: PreparationConfig) -> str:
 def warn_of_too_few(config: PipelineConfig, splits: DatasetSplits) -> None:
     """Log where a gate asks for more samples than are held out, before hours of training.
 
-    Gates count dialogues, of which there are as many as rows at most.
+    Gates count dialogues, of which there are as many as rows at most; those of the policy count
+    topics where ``evaluation.topics`` says so, and over a slice by a tag the prompts that have it.
     """
-    rows = {
-        "sft": splits.demonstrations_heldout.num_rows,
-        "reward": splits.reward_heldout.num_rows,
-        "judge": splits.judge_heldout.num_rows,
-        "policy": min(splits.prompts_heldout.num_rows, config.evaluation.num_prompts),
-    }
+    prompts: list[Prompt] = []
+    if config.evaluation.topics or any(gate.slice for gate in config.gates_of("policy")):
+        prompts = read_records(splits.prompts_heldout, Prompt)
     for stage in GATED_STAGES:
-        asked = [gate.min_samples for gate in config.gates_of(stage)]
-        if too_many := [count for count in asked if count > rows[stage]]:
+        asked: dict[tuple[int, str], list[int]] = {}
+        for gate in config.gates_of(stage):
+            there = _held_out_for(gate, stage, config, splits, prompts)
+            if gate.min_samples > there[0]:
+                asked.setdefault(there, []).append(gate.min_samples)
+        for (count, what), too_many in asked.items():
             logger.warning(
-                "too_few_held_out: %d gates of %s ask for %d samples, and %d rows are held out for"
+                "too_few_held_out: %d gates of %s ask for %d samples, and %d %s are held out for"
                 " them: the verdict cannot be PROMOTE; hold out more (data.heldout_fraction, more"
                 " data, evaluation.num_prompts) or ask for fewer (min_samples)",
                 len(too_many),
                 stage,
                 max(too_many),
-                rows[stage],
+                count,
+                what,
             )
+
+
+def _held_out_for(
+    gate: GateConfig,
+    stage: GatedStage,
+    config: PipelineConfig,
+    splits: DatasetSplits,
+    prompts: Sequence[Prompt],
+) -> tuple[int, str]:
+    """How many samples a gate can have at most, and what they are.
+
+    Which prompts are asked is known once SFT is; they have no more topics than all held-out ones,
+    and groups of near duplicates can only grow by the training prompts between them.
+    """
+    pairs = splits.reward_heldout.num_rows, splits.judge_heldout.num_rows
+    if stage != "policy":
+        rows = {"sft": splits.demonstrations_heldout.num_rows, "reward": pairs[0]}
+        return rows.get(stage, pairs[1]), "rows"
+    if gate.metric == f"policy/{ERROR_CORRELATION}":
+        return sum(pairs), "rows"
+    count, what = splits.prompts_heldout.num_rows, "rows"
+    tag, _, value = (gate.slice or "").partition("=")
+    if any(tag in prompt.tags for prompt in prompts):
+        prompts = [prompt for prompt in prompts if prompt.tags.get(tag) == value]
+        count, what = len(prompts), f"rows of {gate.slice}"
+    count, key = min(count, config.evaluation.num_prompts), config.evaluation.topics
+    if key == NEAR_DUPLICATES or any(key in prompt.tags for prompt in prompts):
+        num_topics = len(set(topic_numbers(prompts, str(key)).tolist()))
+        count, what = min(count, num_topics), what.replace("rows", f"topics ({key})")
+    return count, what
