@@ -5,10 +5,10 @@ judge is that of Angelopoulos, Duchi & Zrnic (2023), PPI++, arXiv:2311.01453, se
 """
 
 import math
+from bisect import bisect_left
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Estimate
@@ -81,10 +81,12 @@ def labels_needed(
 ) -> int | None:
     """Return how many samples need votes before the corrected interval is as narrow as asked.
 
-        v * (1 - rho^2) / n + v * rho^2 / N <= (half_width / z)^2,   rho = 2 * accuracy - 1
+        v * (1 - rho^2) / n + v * rho^2 / N <= (half_width / t)^2
+        rho = (2 * accuracy - 1) * n / (n + 2)
 
     with v = 1/4, the most that a win or loss can vary; rho is the correlation of two such, equally
-    often 0 and 1, that agree with probability ``accuracy``.
+    often 0 and 1, that agree with probability ``accuracy``, two more samples at even odds among
+    them; t is Student's quantile at n - 1. All as in ``corrected_mean``.
 
     Args:
         half_width: of the interval, above 0.
@@ -95,13 +97,18 @@ def labels_needed(
     Returns:
         At most ``num_judged``; None where votes on all of them would not be enough.
     """
-    error = (half_width / -float(special.ndtri((1.0 - confidence) / 2.0))) ** 2
-    shared = max(0.0, 2.0 * accuracy - 1.0) ** 2
-    left = error - 0.25 * shared / num_judged
-    if left <= 0.0:
-        return None
-    count = max(MIN_LABELS, math.ceil(0.25 * (1.0 - shared) / left - 1e-9))
-    return count if count <= num_judged else None
+    from scipy import stats  # takes a second
+
+    tail, agreement = (1.0 - confidence) / 2.0, max(0.0, 2.0 * accuracy - 1.0)
+
+    def is_enough(count: int) -> bool:
+        shared = (agreement * count / (count + 2)) ** 2
+        variance = 0.25 * ((1.0 - shared) / count + shared / num_judged)
+        return float(stats.t.isf(tail, count - 1)) * math.sqrt(variance) <= half_width
+
+    counts = range(MIN_LABELS, num_judged + 1)
+    found = bisect_left(counts, True, key=is_enough)  # more votes never widen it
+    return counts[found] if found < len(counts) else None
 
 
 def _checked(

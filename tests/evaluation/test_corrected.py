@@ -95,12 +95,27 @@ def test_what_cannot_be_corrected_is_refused(judged, people, said):
 
 
 def test_labels_needed_are_those_that_make_the_interval_as_narrow():
-    assert labels_needed(0.05, 10**9, accuracy=0.5) == 385  # the textbook's 1.96^2 / 4 / 0.05^2
+    # The textbook's 1.96^2 / 4 / 0.05^2 is 385; Student's quantile at 386 is 1.966.
+    assert labels_needed(0.05, 10**9, accuracy=0.5) == 387
     assert labels_needed(0.05, 600, accuracy=0.8) < 385
     assert labels_needed(0.01, 600, accuracy=0.8) is None
     needed = labels_needed(0.06, 1_000, accuracy=0.825)
     widths = [corrected_mean(*drawn(seed, labels=needed), PLAN) for seed in range(20)]
     assert np.mean([one.high - one.low for one in widths]) / 2 < 0.061
+
+
+def test_for_a_good_judge_the_labels_that_are_needed_are_enough_too():
+    """By the normal quantile, and without the two added samples, 22 were said: +-0.136."""
+    rng, half_widths = np.random.default_rng(0), []
+    for _ in range(100):
+        liked = (rng.random(500) < 0.5).astype(np.float64)
+        judged = np.where(rng.random(500) < 0.95, liked, 1.0 - liked)
+        people = np.full(500, np.nan)
+        asked = rng.permutation(500)[: labels_needed(0.1, 500, accuracy=0.95)]
+        people[asked] = liked[asked]
+        found = corrected_mean(judged, people, PLAN)
+        half_widths.append((found.high - found.low) / 2)
+    assert np.mean(half_widths) == pytest.approx(0.1, abs=0.004)
 
 
 def means(seed, num=600, labels=150):
