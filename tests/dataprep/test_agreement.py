@@ -4,13 +4,14 @@ import gzip
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rlhf_core.config import VotesConfig
 from rlhf_core.dataprep.intake import Intake
-from rlhf_core.dataprep.ledger import enter
+from rlhf_core.dataprep.ledger import Ledger, enter, votes_to_train_on
 from rlhf_core.dataprep.votes.agreement import (
     _distinct,
     _sums_by_group,
@@ -52,6 +53,28 @@ def test_matches_the_definition():
 def test_perfect_agreement_is_one_and_disagreement_below_zero():
     assert krippendorff_alpha(rows((3, 0, 0), (0, 3, 0))) == pytest.approx(1.0)
     assert krippendorff_alpha(rows(*[(1, 1, 0)] * 10)) < 0
+
+
+@pytest.mark.parametrize(
+    ("num_votes", "tie", "as_documented"),
+    [(2, 1 / 3, -0.14), (3, 1 / 3, -0.09), (5, 1 / 3, -0.05), (2, 0.1, -0.02), (2, 0.0, 0.0)],
+)
+def test_ties_lower_alpha_of_the_votes_trained_on_as_the_docs_say(num_votes, tie, as_documented):
+    chances = [(1 - tie) / 2, (1 - tie) / 2, tie]
+    counts = np.random.default_rng(0).multinomial(num_votes, chances, size=20_000)
+    reasons = ["tie" if a == b or t > max(a, b) else None for a, b, t in counts.tolist()]
+    said = Comparison(
+        comparison_id="c",
+        prompt=(Message(role="user", content="?"),),
+        response_a="yes",
+        response_b="no",
+        votes=(Vote(annotator="ann", choice="a"),),
+    )
+    entry = enter(said)
+    ledger = Ledger(replace(entry, reason=reason) for reason in reasons)
+    trained_on = votes_to_train_on(ledger, counts)
+    assert krippendorff_alpha(counts) == pytest.approx(0.0, abs=0.015)
+    assert krippendorff_alpha(counts[trained_on]) == pytest.approx(as_documented, abs=0.015)
 
 
 def test_is_not_defined_without_two_votes_or_two_answers():

@@ -203,6 +203,14 @@ def test_what_models_and_people_wrote_is_escaped_everywhere():
     assert html.count("&lt;script&gt;") > 8
 
 
+def test_alpha_of_all_votes_stands_beside_that_of_the_votes_trained_on():
+    trained_on, of_all = ({"value": v, "low": v - 0.1, "high": v + 0.1} for v in (0.31, 0.42))
+    agreement = {"krippendorff_alpha": trained_on, "krippendorff_alpha_of_all_votes": of_all}
+    agreement |= {"num_votes": 9, "num_annotators": 3, "num_careless": 0}
+    html = " ".join(render_page(page(data={"agreement": agreement})).split())
+    assert "agreed ties are not among them, which lowers it. Of all votes 0.42 [0.32, 0.52]" in html
+
+
 def test_careless_annotators_are_named_with_what_they_did():
     person = {"annotator": "worker-7", "careless": ["at_chance"], "num_votes": 40, "alpha": 0.01}
     html = render_page(page(data={"agreement": {"careless": [person]}}, data_docs="d/index.html"))

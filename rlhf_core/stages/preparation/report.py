@@ -30,7 +30,7 @@ class AgreementReport:
     """What the votes say of each other."""
 
     alpha: Estimate | None
-    """Of the votes that training rests on, see ``ledger.votes_to_train_on``."""
+    """Of the votes that training rests on, see ``ledger.votes_to_train_on``; ties lower it."""
     alpha_of_all: Estimate | None
     """Of all votes, those on rows that were filtered out with them."""
     by_source: dict[str, Estimate | None]
