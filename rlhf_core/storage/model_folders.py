@@ -26,4 +26,6 @@ def folder_kind(directory: Path) -> ModelKind:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{config}: cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{config}: expected an object, found {type(settings).__name__}")
     return "scalar" if "reward_shift" in settings else "causal"

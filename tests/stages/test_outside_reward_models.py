@@ -93,6 +93,14 @@ def test_who_reads_otherwise_is_another_model(theirs, name):
     assert outside_model("key", str(file.parent)).sha256 != before
 
 
+@pytest.mark.parametrize("written", ["null", "5", "[]", "{"])
+def test_a_configuration_that_is_none_is_one_line(theirs, written):
+    file = theirs.save() / "config.json"
+    file.write_text(written)
+    with pytest.raises(ModelError, match=r"config\.json: (expected an object|cannot be read)"):
+        outside_model("key", str(file.parent))
+
+
 def test_one_of_ours_is_known_by_its_weights_as_in_the_registry(ours):
     assert outside_model("key", str(ours)).sha256 == weights_sha256(ours)
 
