@@ -315,11 +315,8 @@ def _as_wide_as_of_few(
     """Return an interval of clusters as much wider as Student's t is than the normal.
 
     Few clusters show less than the whole spread: Hesterberg (2015), section 3.3 (expanded
-    percentile interval). Of uneven ones those with many rows decide, as if they were
-
-        (sum of sizes)^2 / sum of squared sizes
-
-    equal ones: Kish (1965), "Survey Sampling", on unequal weights.
+    percentile interval). Of uneven ones those with many rows decide, as if there were (sum of
+    sizes)^2 / (sum of squared sizes) equal ones: Kish (1965), "Survey Sampling".
     """
     if plan.clusters is None or not 1 < estimate.num_samples < num_rows:
         return estimate

@@ -17,14 +17,13 @@ from rlhf_core.schema import (
     DatasetRef,
     DatasetSplits,
     Demonstration,
-    Message,
     PreferencePair,
     Prompt,
 )
 from rlhf_core.stages.preparation.dataset import read_splits
 from rlhf_core.stages.preparation.tokens import prompt_limit
-from rlhf_core.stages.prepare import prepare_data, warn_of_too_few
-from rlhf_core.storage.records import md5_of, read_records, sha256_of, write_records
+from rlhf_core.stages.prepare import prepare_data
+from rlhf_core.storage.records import md5_of, read_records, sha256_of
 from tests.stages.prepare_helpers import comparisons, make_config, write
 
 KINDS = {
@@ -350,55 +349,6 @@ def test_published_transcripts_are_prepared(tmp_path, request):
         "set_aside": {"empty_response": 4, "identical_responses": 2, "parts_before_last_turn": 9},
         "source_rows": {"helpful-base.test": 2354},
     }
-
-
-def test_gates_that_ask_for_more_than_is_held_out_are_told(prepared, caplog):
-    config, splits = prepared
-    promotion = config.promotion.model_copy(update={"min_samples": 30})
-    config = config.model_copy(update={"promotion": promotion})
-    warn_of_too_few(config, splits)
-    assert not caplog.messages
-    asked = {"metric": "policy/win_rate", "at_least": 0.5, "min_samples": 290}
-    gates = config.gates.model_validate({**config.gates.model_dump(), "policy": [asked]})
-    few = config.model_copy(update={"gates": gates})
-    warn_of_too_few(few, splits)
-    held_out = splits.prompts_heldout.num_rows
-    assert held_out < 290
-    said = f"of policy ask for 290 samples, and {held_out} rows are held out for them"
-    assert any(said in line and "cannot be PROMOTE" in line for line in caplog.messages)
-
-
-def test_topics_and_slices_are_what_gates_count(prepared, tmp_path, caplog):
-    config, splits = prepared
-    kinds = [{"style": "terse" if i % 4 else "polite", "town": f"{i % 8}"} for i in range(40)]
-    prompts = [
-        Prompt(prompt_id=f"p{i}", prompt=(Message(role="user", content=f"{i}?"),), tags=tags)
-        for i, tags in enumerate(kinds)
-    ]
-    path = tmp_path / "held-out.jsonl"
-    facts = {"path": path, "num_rows": write_records(path, prompts), "sha256": sha256_of(path)}
-    held_out = splits.prompts_heldout.model_copy(update=facts)
-    splits = splits.model_copy(update={"prompts_heldout": held_out})
-    win = {"metric": "policy/win_rate", "at_least": 0.5, "min_samples": 20}
-    shared = {"metric": "policy/judge_error_correlation", "at_most": 0.7, "min_samples": 20}
-    gates = {"policy": [win, shared, {**win, "slice": "style=polite"}], "reward_hacking": []}
-
-    def told(topics: str | None) -> list[str]:
-        caplog.clear()
-        evaluation = config.evaluation.model_copy(update={"topics": topics})
-        promotion = config.promotion.model_copy(update={"min_samples": 8})
-        asked = {
-            "gates": config.gates.model_validate({**config.gates.model_dump(), **gates}),
-            "evaluation": evaluation,
-            "promotion": promotion,
-        }
-        warn_of_too_few(config.model_copy(update=asked), splits)
-        return [line.partition(" are held out")[0] for line in caplog.messages]
-
-    asked = "too_few_held_out: 1 gates of policy ask for 20 samples, and"
-    assert told(None) == [f"{asked} 10 rows of style=polite"]
-    assert told("town") == [f"{asked} 8 topics (town)", f"{asked} 2 topics (town) of style=polite"]
-    assert told("near-duplicates") == [f"{asked} 10 topics (near-duplicates) of style=polite"]
 
 
 @pytest.mark.parametrize(
