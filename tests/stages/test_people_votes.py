@@ -134,8 +134,8 @@ def test_the_draw_is_random_nested_and_the_same_for_a_seed(asked, evaluate):
     about = found[12].collection.evaluation
     assert (about.judged, about.needed, about.look) == (12, None, "models:/rlhf-looks/1")
     assert about.accuracy is not None
-    wide = collect_evaluated(asked, RUN, first, half_width=0.4).collection.evaluation
-    assert wide.needed == wide.drawn <= 12
+    wide = collect_evaluated(asked, RUN, first, half_width=0.35).collection.evaluation
+    assert wide.needed == wide.drawn == 11
     for number in (9, 13):
         with pytest.raises(DataError, match="expected --pairs from 10 to 12"):
             collect_evaluated(asked, RUN, first, pairs=number)
