@@ -165,8 +165,12 @@ def test_what_is_no_reward_model_is_refused(tmp_path, four_models):
 
     with pytest.raises(RegistryError, match=r"judge.*policy.rewards.0.models names it"):
         find_scorers(terms("models:/rlhf-judge/1"), None)
-    with pytest.raises(ModelError, match=r"no weights"):
-        find_scorers(terms(str(tmp_path)), None)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for missing in (r"no config\.json in it", "no weights in it"):
+        with pytest.raises(ModelError, match=missing):
+            find_scorers(terms(str(empty)), None)
+        (empty / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"score\.weight"):
         Classifier(BASE, max_length=None)
 
