@@ -83,16 +83,14 @@ class Update:
 
         None where they all are 1.
         """
-        settings, lengths = self.settings, self.experience.rollout.mask.sum(dim=1)
-        if settings.loss_average == "tokens":
+        average, longest = self.settings.loss_average, self.settings.max_new_tokens
+        if average == "tokens":
             return None
-        of_minibatch = lengths[torch.as_tensor(rows)]
-        weights = weights_of_tokens(
-            of_minibatch, settings.loss_average, longest=settings.max_new_tokens
-        )
+        lengths = self.experience.rollout.mask[torch.as_tensor(rows)].sum(dim=1)
+        weights = weights_of_tokens(lengths, average, longest=longest)
         places = {row: place for place, row in enumerate(rows)}
         own = torch.as_tensor([places[row] for row in micro])
-        return weights[own].repeat_interleave(of_minibatch[own])
+        return weights[own].repeat_interleave(lengths[own])
 
     def health(self, seen: PolicyTerms) -> Metrics:
         """What the policy's pass over a minibatch says about the step."""
