@@ -257,6 +257,10 @@ def get(
     show_line(f"files: {splits.directory}")
 
 
+_TEXTS = ("delimiter", "sheet")
+"""Settings of a source that are texts, and may be written without quotes."""
+
+
 def _other_settings(pairs: list[str] | None, named: Mapping[str, object]) -> dict[str, object]:
     """Return what ``--set`` says; what has an option of its own is given by that."""
     from rlhf_core.config.written import read_written
@@ -269,7 +273,10 @@ def _other_settings(pairs: list[str] | None, named: Mapping[str, object]) -> dic
             raise ConfigError(f"--set {pair}: expected KEY=VALUE")
         if key in named:
             raise ConfigError(f"--set {pair}: {key} has an option of its own; see --help")
-        found[key], _ = read_written(value, f"--set {pair}", has_lines=False)
+        if key in _TEXTS and not value.startswith('"'):
+            found[key] = value  # a comma or a bar, which YAML would read as its own, or a number
+        else:
+            found[key], _ = read_written(value, f"--set {pair}", has_lines=False)
     return found
 
 

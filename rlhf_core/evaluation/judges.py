@@ -55,17 +55,19 @@ class Decided:
 
     @property
     def unjudged_most(self) -> Array:
-        """[n] 1 where nobody judged a pair, of the two models of which that is so most often.
+        """[n] 1 where nobody judged the policy's pair with another model's answer.
 
-        Every comparison may decide, and its ties are no evidence where nobody judged.
+        Of the model of which that is so most often: each comparison decides, and its ties are no
+        evidence where nobody judged.
         """
-        return max(
-            (
-                np.all([np.isnan(one.won[pair]) for one in self.opinions], axis=0).astype(float)
-                for pair in self.opinions[0].won
-            ),
-            key=np.mean,
-        )
+        pairs = [pair for pair in (OVER_SFT, OVER_CHAMPION) if pair in self.opinions[0].won]
+        return max((self.unjudged_of(pair) for pair in pairs), key=np.mean)
+
+    def unjudged_of(self, pair: Pair) -> Array:
+        """[n] 1 where nobody judged a pair of models."""
+        missing = [np.isnan(one.won[pair]) for one in self.opinions]
+        rows: Array = np.all(missing, axis=0).astype(np.float64)
+        return rows
 
     @property
     def disagreement(self) -> Array:

@@ -315,13 +315,15 @@ def _as_wide_as_of_few(
     """Return an interval of clusters as much wider as Student's t is than the normal.
 
     Few clusters show less than the whole spread: Hesterberg (2015), section 3.3 (expanded
-    percentile interval). Of uneven ones those with many rows decide, as if there were (sum of
+    percentile interval). Of uneven topics those with many rows decide, as if there were (sum of
     sizes)^2 / (sum of squared sizes) equal ones: Kish (1965), "Survey Sampling".
     """
-    if plan.clusters is None or not 1 < estimate.num_samples < num_rows:
+    count = float(estimate.num_samples)
+    if not 1 < count < num_rows:
         return estimate
-    sizes = np.unique(plan.clusters, return_counts=True)[1].astype(np.float64)
-    count = max(2.0, float(sizes.sum() ** 2 / (sizes**2).sum()))
+    if plan.clusters is not None:
+        sizes = np.unique(plan.clusters, return_counts=True)[1].astype(np.float64)
+        count = max(2.0, float(sizes.sum() ** 2 / (sizes**2).sum()))
     from scipy import stats  # takes a second: every stage of a run imports this module
 
     tail = (1.0 - plan.level) / 2.0

@@ -89,7 +89,7 @@ class Update:
         lengths = self.experience.rollout.mask[torch.as_tensor(rows)].sum(dim=1)
         weights = weights_of_tokens(lengths, average, longest=longest)
         places = {row: place for place, row in enumerate(rows)}
-        own = torch.as_tensor([places[row] for row in micro])
+        own = torch.as_tensor([places[row] for row in micro], dtype=torch.int64)
         return weights[own].repeat_interleave(lengths[own])
 
     def health(self, seen: PolicyTerms) -> Metrics:

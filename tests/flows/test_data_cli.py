@@ -97,6 +97,13 @@ def test_what_is_written_down_for_a_file_is_understood(sources, tmp_path, contai
     assert sources == [SourceConfig.model_validate(found.settings)]
 
 
+@pytest.mark.parametrize("given", [",", "|", '";"', "\t"])
+def test_a_delimiter_is_taken_as_it_is_written(sources, given):
+    add("votes.csv", "--format", "flat", "--set", f"delimiter={given}", "--set", "sheet=2024")
+    (source,) = sources
+    assert (source.delimiter, source.sheet) == (given.strip('"'), "2024")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

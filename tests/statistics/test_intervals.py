@@ -262,3 +262,10 @@ def test_lengths_that_vary_alike_are_bounded_too_and_others_are_as_before():
     assert estimate_ratio(other, varied, PLAN, bounds=(1.0, 48.0)) == estimate_ratio(
         other, varied, PLAN
     )
+
+
+def test_few_clusters_given_apart_from_the_plan_are_as_wide_as_those_of_a_plan():
+    values = np.random.default_rng(0).normal(size=32)
+    clusters = np.repeat(np.arange(8), 4)
+    apart = estimate_clustered(values, clusters, Resampling())
+    assert apart == estimate_mean(values, Resampling(clusters=clusters))
