@@ -266,7 +266,7 @@ def _other_settings(pairs: list[str] | None, named: Mapping[str, object]) -> dic
     from rlhf_core.config.written import read_written
     from rlhf_core.errors import ConfigError
 
-    found = {}
+    found: dict[str, object] = {}
     for pair in pairs or ():
         key, sign, value = pair.partition("=")
         if not (key and sign):
