@@ -4,7 +4,8 @@ import glob
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import rlhf_core
@@ -294,10 +295,12 @@ def warn_of_too_few(config: PipelineConfig, splits: DatasetSplits) -> None:
     prompts: list[Prompt] = []
     if config.evaluation.topics or any(gate.slice for gate in config.gates_of("policy")):
         prompts = read_records(splits.prompts_heldout, Prompt)
+    # Near duplicates of a slice are sought once, however many gates ask about it.
+    of_policy = cache(partial(_held_out_prompts, config, splits, prompts))
     for stage in GATED_STAGES:
         asked: dict[tuple[int, str], list[int]] = {}
         for gate in config.gates_of(stage):
-            there = _held_out_for(gate, stage, config, splits, prompts)
+            there = _held_out_for(gate, stage, splits, of_policy)
             if gate.min_samples > there[0]:
                 asked.setdefault(there, []).append(gate.min_samples)
         for (count, what), too_many in asked.items():
@@ -316,26 +319,32 @@ def warn_of_too_few(config: PipelineConfig, splits: DatasetSplits) -> None:
 def _held_out_for(
     gate: GateConfig,
     stage: GatedStage,
-    config: PipelineConfig,
     splits: DatasetSplits,
-    prompts: Sequence[Prompt],
+    of_policy: Callable[[str | None], tuple[int, str]],
 ) -> tuple[int, str]:
-    """How many samples a gate can have at most, and what they are.
-
-    Which prompts are asked is known once SFT is; they have no more topics than all held-out ones,
-    and groups of near duplicates can only grow by the training prompts between them.
-    """
+    """How many samples a gate can have at most, and what they are."""
     pairs = splits.reward_heldout.num_rows, splits.judge_heldout.num_rows
     if stage != "policy":
         rows = {"sft": splits.demonstrations_heldout.num_rows, "reward": pairs[0]}
         return rows.get(stage, pairs[1]), "rows"
     if gate.metric == f"policy/{ERROR_CORRELATION}":
         return sum(pairs), "rows"
+    return of_policy(gate.slice)
+
+
+def _held_out_prompts(
+    config: PipelineConfig, splits: DatasetSplits, prompts: Sequence[Prompt], part: str | None
+) -> tuple[int, str]:
+    """How many samples a policy's gate can have at most over a slice, and what they are.
+
+    Which prompts are asked is known once SFT is; they have no more topics than all held-out ones,
+    and groups of near duplicates can only grow by the training prompts between them.
+    """
     count, what = splits.prompts_heldout.num_rows, "rows"
-    tag, _, value = (gate.slice or "").partition("=")
+    tag, _, value = (part or "").partition("=")
     if any(tag in prompt.tags for prompt in prompts):
         prompts = [prompt for prompt in prompts if prompt.tags.get(tag) == value]
-        count, what = len(prompts), f"rows of {gate.slice}"
+        count, what = len(prompts), f"rows of {part}"
     count, key = min(count, config.evaluation.num_prompts), config.evaluation.topics
     if key == NEAR_DUPLICATES or any(key in prompt.tags for prompt in prompts):
         num_topics = len(set(topic_numbers(prompts, str(key)).tolist()))
