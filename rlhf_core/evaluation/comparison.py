@@ -28,7 +28,6 @@ from rlhf_core.statistics.resampling import Array
 
 Both = tuple[Array, Array]
 """The policy's values and SFT's, [n] each."""
-"""Numbers of rows."""
 Ratings = tuple[tuple[dict[str, float], ...], tuple[dict[str, float], ...]]
 
 

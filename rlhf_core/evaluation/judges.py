@@ -53,21 +53,17 @@ class Decided:
         rows = zip(*(one.problems for one in self.opinions), strict=True)
         return tuple("; ".join(row) if all(row) else "" for row in rows)
 
-    @property
-    def unjudged_most(self) -> Array:
-        """[n] 1 where nobody judged the policy's pair with another model's answer.
+    def unjudged_most(self, *pairs: Pair) -> Array:
+        """[n] 1 where nobody judged a pair of models, of those ``pairs`` where it is so most often.
 
-        Of the model of which that is so most often: each comparison decides, and its ties are no
-        evidence where nobody judged.
+        Each comparison decides, and its ties are no evidence where nobody judged.
         """
-        pairs = [pair for pair in (OVER_SFT, OVER_CHAMPION) if pair in self.opinions[0].won]
-        return max((self.unjudged_of(pair) for pair in pairs), key=np.mean)
-
-    def unjudged_of(self, pair: Pair) -> Array:
-        """[n] 1 where nobody judged a pair of models."""
-        missing = [np.isnan(one.won[pair]) for one in self.opinions]
-        rows: Array = np.all(missing, axis=0).astype(np.float64)
-        return rows
+        missing = [
+            np.all([np.isnan(one.won[pair]) for one in self.opinions], axis=0).astype(np.float64)
+            for pair in pairs
+            if pair in self.opinions[0].won
+        ]
+        return max(missing, key=np.mean)
 
     @property
     def disagreement(self) -> Array:
@@ -173,7 +169,7 @@ def judge_metrics(
         of_others: [n] ``unjudged_most`` of comparisons with other models; None where there are
             none.
     """
-    unjudged = decided.unjudged_most
+    unjudged = decided.unjudged_most(OVER_SFT, OVER_CHAMPION)
     if of_others is not None and of_others.mean() > unjudged.mean():
         unjudged = of_others
     columns = {"judge_unjudged": (unjudged, SHARE)}

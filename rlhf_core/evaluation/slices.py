@@ -18,7 +18,7 @@ from rlhf_core.statistics.resampling import Ints
 def policy_breakdown(measured: PairedAnswers, plans: Plans) -> dict[str, dict[str, Estimate]]:
     """Win rates and length by slice: every value of every tag, every third by length."""
     breakdown: dict[str, dict[str, Estimate]] = {}
-    slices = tag_groups(measured.prompts) | length_groups(measured.prompts)
+    slices = _slices(measured)
     for name, rows in slices.items():
         here = plans.of_rows(rows)
         metrics = {
@@ -49,8 +49,12 @@ def slices_over_champion(measured: PairedAnswers, plans: Plans) -> dict[str, Est
         return {}
     over, won = f"policy/{OVER_CHAMPION}", measured.won_over_champion
     first = replace(plans, default=replace(plans.default, share=1.0))
-    slices = tag_groups(measured.prompts) | length_groups(measured.prompts)
+    slices = _slices(measured)
     return {name: win_rate(won[rows], first.of_rows(rows)(over)) for name, rows in slices.items()}
+
+
+def _slices(measured: PairedAnswers) -> dict[str, Ints]:
+    return tag_groups(measured.prompts) | length_groups(measured.prompts)
 
 
 def tag_groups(prompts: Sequence[Prompt]) -> dict[str, Ints]:

@@ -164,7 +164,7 @@ def test_ties_with_a_champion_that_nobody_could_judge_are_no_evidence(chat, deci
     alone = decide(chat.seat, [POLICY, SFT])[1]
     plans = metric_plans(stage_config(), "policy")
     assert judge_metrics(alone, plans)["policy/judge_unjudged"].value == 0.0
-    others = judge_metrics(alone, plans, of_others=decided.unjudged_most)
+    others = judge_metrics(alone, plans, of_others=decided.unjudged_most(OVER_CHAMPION))
     assert others["policy/judge_unjudged"].value == 1.0
 
 

@@ -14,7 +14,7 @@ from rlhf_core.adapters.endpoints.vllm_sampler import open_sampler
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError, DataError
 from rlhf_core.evaluation.comparison import BestOfN
-from rlhf_core.evaluation.judges import CHAMPION_OVER_SFT, OVER_CHAMPION, Decided
+from rlhf_core.evaluation.judges import CHAMPION_OVER_SFT, OVER_CHAMPION
 from rlhf_core.evaluation.rater import score_gold
 from rlhf_core.evaluation.win_rate import outcomes
 from rlhf_core.models import load_causal
@@ -92,14 +92,9 @@ def best_of_n(
         judge=best,
         won=won,
         policy_won=policy_won,
-        unjudged=_unjudged(decided) if decided else None,
+        unjudged=decided.unjudged_most(OVER_CHAMPION, CHAMPION_OVER_SFT) if decided else None,
         gold=gold[0] if gold else None,
     )
-
-
-def _unjudged(decided: Decided) -> Array:
-    """[n] 1 where nobody judged the answers chosen, against the model where that is so oftener."""
-    return max(map(decided.unjudged_of, (OVER_CHAMPION, CHAMPION_OVER_SFT)), key=np.mean)
 
 
 def _drawn(
