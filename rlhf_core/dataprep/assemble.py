@@ -16,7 +16,7 @@ from tqdm import tqdm
 from rlhf_core.dataprep.cleaning.prompt_index import PromptIndex, prompt_signatures
 from rlhf_core.dataprep.cleaning.quarantine import Quarantine
 from rlhf_core.dataprep.cleaning.rules import Problem, RowRules
-from rlhf_core.dataprep.intake import Intake
+from rlhf_core.dataprep.intake import Intake, resolve
 from rlhf_core.dataprep.keys import (
     DialogueKey,
     Key,
@@ -26,7 +26,6 @@ from rlhf_core.dataprep.keys import (
     source_name,
 )
 from rlhf_core.dataprep.measures.frames import FEW, FrameBuilder, excerpt
-from rlhf_core.dataprep.resolve import resolve
 from rlhf_core.dataprep.sources.rows import FilteredRow, Reason, prompt_problem
 from rlhf_core.dataprep.split import DialogueSplitter, Half, Side
 from rlhf_core.schema import (

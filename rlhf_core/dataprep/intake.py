@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from rlhf_core.dataprep.split import DialogueSplitter
 from rlhf_core.dataprep.votes.pooling import Ballot, votes_once
 from rlhf_core.dataprep.votes.vote_table import Floats, VoteTable, decide
 from rlhf_core.errors import ConfigError
-from rlhf_core.schema import Comparison
+from rlhf_core.schema import Comparison, PreferencePair
 from rlhf_core.storage.records import atomic_file, batched, json_line
 
 RAW_COLUMNS = pa.schema(
@@ -44,6 +45,9 @@ RAW_COLUMNS = pa.schema(
     ]
 )
 """One row a comparison: what the raw validation suite sees. Texts are excerpts."""
+
+Fields = dict[str, Any]
+"""Of a comparison, as its JSON has them: it was checked when it was read."""
 
 
 @dataclass(slots=True)
@@ -178,6 +182,41 @@ def apply_votes(entries: Ledger, probabilities: Floats) -> None:
     entries.a_beats_b = array("d", beats.tobytes())
     for row in np.flatnonzero(tied).tolist():
         entries.filter_out(row, "tie")
+
+
+def resolve(item: Fields, a_beats_b: float) -> PreferencePair:
+    """Return the pair, with the winner's probability as its soft label.
+
+        agreement   = (votes for the winner + votes for a tie / 2) / all votes
+        probability = max(a_beats_b, 1 - a_beats_b)
+
+    Args:
+        item: a comparison that is no tie.
+        a_beats_b: probability that ``response_a`` is better, from a vote model; by plain majority
+            the share of its votes.
+    """
+    winner, loser = "ab" if a_beats_b > 0.5 else "ba"
+    choices = [vote["choice"] for vote in item["votes"]]
+    num_votes, ties = len(choices), choices.count("tie")
+    strengths = [
+        vote["strength"]
+        for vote in item["votes"]
+        if vote["choice"] == winner and vote["strength"] is not None
+    ]
+    return PreferencePair(
+        comparison_id=item["comparison_id"],
+        prompt=item["prompt"],
+        chosen=item[f"response_{winner}"],
+        rejected=item[f"response_{loser}"],
+        agreement=(choices.count(winner) + ties / 2) / num_votes,
+        probability=max(a_beats_b, 1 - a_beats_b),
+        num_votes=num_votes,
+        tie_fraction=ties / num_votes,
+        strength=sum(strengths) / len(strengths) if strengths else None,
+        source=item["source"],
+        group=item["group"],
+        tags=item.get("tags", {}),
+    )
 
 
 def filter_reserved(entries: Ledger, reserved: Set[DialogueKey]) -> None:

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_core.dataprep.intake import apply_votes, filter_reserved
+from rlhf_core.dataprep.intake import apply_votes, filter_reserved, resolve
 from rlhf_core.dataprep.ledger import Ledger, enter
-from rlhf_core.dataprep.resolve import resolve
 from rlhf_core.dataprep.votes.pooling import pool_votes
 from rlhf_core.dataprep.votes.vote_models import majority
 from rlhf_core.dataprep.votes.vote_table import VoteTable
