@@ -12,9 +12,9 @@ from mlflow.exceptions import RestException
 
 from rlhf_core.adapters.registry.registry import register_model, resolve_model
 from rlhf_core.adapters.tracking.mlflow_client import check_server, mlflow_client, with_retries
-from rlhf_core.adapters.tracking.tracking import open_run, stage_inputs
+from rlhf_core.adapters.tracking.tracking import open_run, rejoin_run, stage_inputs
 from rlhf_core.config import config_digest
-from rlhf_core.errors import RegistryError, StorageError
+from rlhf_core.errors import DivergedError, RegistryError, StorageError
 from rlhf_core.schema import ModelRef
 from tests.disks import no_larger_files
 
@@ -89,6 +89,20 @@ def test_what_a_checkpoint_covers_is_sent_before_it(mlflow_home, config, context
         run.send_before_checkpoint()
         (point,) = mlflow_client().get_metric_history(run.run_id, "sft/loss")
     assert point.step == 7
+
+
+def test_the_last_steps_of_a_rank_that_diverges_are_sent(mlflow_home, config, context):
+    """They say why; a rank ended with up to two seconds of them."""
+
+    def diverge(stage):
+        with rejoin_run(stage.run_id, stage.lineage, resumed=False) as run:
+            run.log_metrics({"sft/grad_norm": 1e30}, step=7)
+            raise DivergedError("loss is nan at step 8")
+
+    with open_run(config, context, "sft", inputs={}) as stage:
+        with pytest.raises(DivergedError):
+            diverge(stage)
+        assert mlflow_client().get_run(stage.run_id).data.metrics == {"sft/grad_norm": 1e30}
 
 
 def test_a_server_lost_for_a_while_costs_no_metric(mlflow_home, config, context, monkeypatch):

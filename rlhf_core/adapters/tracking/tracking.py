@@ -109,12 +109,23 @@ def _processes(config: PipelineConfig, stage: StageName) -> dict[str, str]:
     }
 
 
-def rejoin_run(run_id: str, lineage: Mapping[str, str], *, resumed: bool) -> StageRun:
-    """Return an open run to a process that the stage started; the stage itself ends the run."""
+@contextmanager
+def rejoin_run(run_id: str, lineage: Mapping[str, str], *, resumed: bool) -> Iterator[StageRun]:
+    """Give an open run to a process that the stage started; the stage itself ends the run.
+
+    At the end of the block all that was logged is sent, also where an error ends it: the last steps
+    say why a training diverged.
+    """
     found = with_retries("rejoining the run", lambda: mlflow_client().get_run(run_id))
-    return StageRun(
-        found, lineage, resumed=resumed, patience=load_settings().rlhf_tracking_patience
-    )
+    patience = load_settings().rlhf_tracking_patience
+    run = StageRun(found, lineage, resumed=resumed, patience=patience)
+    try:
+        yield run
+        run.flush()
+    except BaseException:
+        with _hiding_no_error(run):
+            run.send()
+        raise
 
 
 def _wait_for_server(what: str) -> None:
@@ -170,11 +181,18 @@ def _unbounded(value: float) -> float:
 
 
 def _terminate(run: StageRun, status: str) -> None:
-    """Mark a run that did not finish, without hiding the error that ended it."""
+    """Mark a run that did not finish."""
+    with _hiding_no_error(run):
+        run.send()
+        mlflow_client().set_terminated(run.run_id, status)
+
+
+@contextmanager
+def _hiding_no_error(run: StageRun) -> Iterator[None]:
+    """Only log what MLflow refuses: what has ended the run is what is to be told."""
     try:
         with registry_errors(f"closing the {run.stage} run"):
-            run.send()
-            mlflow_client().set_terminated(run.run_id, status)
+            yield
     except (RegistryError, StorageError) as error:
         logger.warning("run_not_closed run_id=%s %s", run.run_id, error)
 

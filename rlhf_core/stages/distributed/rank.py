@@ -116,9 +116,8 @@ def _lead(task: RankTask, fit: Fit) -> None:
     with (task.folder / LINES).open("w", encoding="utf-8") as stream:
         events = EventWriter(stream)
         _begin(task, logging.StreamHandler(), _ToStage(events))
-        run = rejoin_run(task.mlflow_run, task.lineage, resumed=task.resumed)
-        fitted = fit(task.job, Followers(run, events))
-        run.flush()
+        with rejoin_run(task.mlflow_run, task.lineage, resumed=task.resumed) as run:
+            fitted = fit(task.job, Followers(run, events))
         trained = write_trained(task.job, fitted)
         write_record(task.folder / TRAINED, trained)
 
