@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from rlhf_core.errors import ModelError, RlhfError
@@ -16,7 +15,7 @@ from rlhf_core.models.device import choose_device
 from rlhf_core.models.dropout import switch_off_dropout, without_dropout
 from rlhf_core.models.last_layer import prune_last_layer
 from rlhf_core.models.library_output import hide_transformers_output
-from rlhf_core.models.memory import require_memory
+from rlhf_core.models.memory import dtype_of_files, require_memory
 from rlhf_core.models.text import freeze_towers, text_trunk
 from rlhf_core.tokenization.model_folder import loading_options, why_not_loaded
 
@@ -91,17 +90,8 @@ def _incomplete(loaded: dict[str, Any], may_lack: tuple[str, ...]) -> str | None
 
 def _file_dtype(base: str | Path, config: Any) -> torch.dtype | None:
     """Precision of the weights as they lie in the files; of a hub name, as config.json says."""
-    for file in sorted(Path(base).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 - it is no mapping
-                part = weights.get_slice(name)
-                if part.get_dtype() in _DTYPES:
-                    return _DTYPES[part.get_dtype()]
     dtype: torch.dtype | None = config.dtype or config.get_text_config().dtype
-    return dtype
-
-
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+    return dtype_of_files(Path(base)) or dtype
 
 
 def _load(auto_class: Any, base: str, options: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -23,6 +23,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 """Files of limit and usage, and what of the usage is given back when needed."""
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _OF_LAYER = re.compile(r"\.\d+\.")
 """In the name of a weight: the number of the layer it belongs to."""
 
@@ -58,11 +59,14 @@ class TrainingMemory:
     """Keys and values while sampling, when no step is under way."""
     loaded: int = 0
     """Weights while they are loaded, whole where layers are divided only later."""
+    copies: Mapping[str, int] = field(default_factory=dict)
+    """Of weights that are trained, kept beside them to the end, by which ones they are."""
 
     @property
     def certain(self) -> int:
         """What there has to be whatever the batches are."""
-        return max(sum(self.weights.values()) + self.gradients + self.moments, self.loaded)
+        kept = sum(self.weights.values()) + sum(self.copies.values())
+        return max(kept + self.gradients + self.moments, self.loaded)
 
     @property
     def total(self) -> int:
@@ -78,6 +82,7 @@ class TrainingMemory:
             "a step's activations "
             + ("not known" if self.step is None else naturalsize(self.step)),
         ]
+        parts += [f"a copy of the {name} {naturalsize(size)}" for name, size in self.copies.items()]
         if self.cache:
             parts.append(f"keys and values while sampling {naturalsize(self.cache)}")
         return f"{naturalsize(self.total)}: {', '.join(parts)}"
@@ -149,7 +154,8 @@ def require_memory_of_training(
     """
     place = choose_device(device)
     copies = processes if place.type == "cpu" else 1
-    parts = ", ".join(f"{name} {size:,}" for name, size in needed.weights.items())
+    held = {**needed.weights, **{f"a copy of the {name}": n for name, n in needed.copies.items()}}
+    parts = ", ".join(f"{name} {size:,}" for name, size in held.items())
     how = f"for weights ({parts}), gradients and optimiser"
     many = f" in {copies} processes" if copies > 1 else ""
     _require(copies * needed.certain, f"training {what}{many} needs", how, place)
@@ -204,6 +210,17 @@ def weight_bytes(folder: Path, dtype: torch.dtype, *, layers_only: bool = False)
                 if not layers_only or _OF_LAYER.search(name)
             )
     return count * dtype.itemsize
+
+
+def dtype_of_files(folder: Path) -> torch.dtype | None:
+    """Return the precision of the weights in a folder's safetensors files; None without any."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with suppress(SafetensorError, OSError), safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - it is no mapping
+                dtype = weights.get_slice(name).get_dtype()
+                if dtype in _DTYPES:
+                    return _DTYPES[dtype]
+    return None
 
 
 def free_memory() -> int:

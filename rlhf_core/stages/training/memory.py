@@ -2,11 +2,19 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf_core.config import ComputeConfig, GatedStage, PipelineConfig
 from rlhf_core.config.policy import PolicySettings
-from rlhf_core.models.memory import memory_of_training, require_memory_of_training
+from rlhf_core.models import choose_device
+from rlhf_core.models.compute import HALVES
+from rlhf_core.models.memory import (
+    dtype_of_files,
+    memory_of_training,
+    require_memory_of_training,
+    weight_bytes,
+)
 from rlhf_core.stages.training.job import TrainingJob
 
 logger = logging.getLogger(__name__)
@@ -97,6 +105,33 @@ def _needed(
         sampled_tokens=tokens[1],
         parts=distributed.processes if distributed.shard == "layers" else 1,
     )
+    needed = replace(needed, copies=_copies(config, stage, models[0], needed.gradients))
     return require_memory_of_training(
         needed, config.model.device, what=stage, processes=distributed.processes_of_a_node
     )
+
+
+def _copies(
+    config: PipelineConfig, stage: GatedStage, trained: Mapping[str, str | Path], learning: int
+) -> dict[str, int]:
+    """Count what a training keeps of weights to go back to, and to compare with at its end.
+
+    Args:
+        config: of the run.
+        stage: that trains.
+        trained: directories of the models that are trained, by role.
+        learning: bytes of the weights that move.
+    """
+    copies = {}
+    if stage == "sft" and config.sft.early_stopping_patience is not None:
+        copies["best weights"] = learning
+    # With a GPU it lies in the machine's memory.
+    if config.model.save_dtype == "base" and choose_device(config.model.device).type == "cpu":
+        copies["weights at the start"] = sum(_start_bytes(Path(path)) for path in trained.values())
+    return {which: size for which, size in copies.items() if size}
+
+
+def _start_bytes(folder: Path) -> int:
+    """Bytes of the copy of weights whose files are of half precision, for what rounding undoes."""
+    dtype = dtype_of_files(folder)
+    return weight_bytes(folder, dtype) if dtype in HALVES else 0
