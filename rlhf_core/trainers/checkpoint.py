@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
@@ -43,7 +43,7 @@ class Checkpoint:
     step: int
     """Optimiser steps or iterations that are done."""
     tensors: Mapping[str, Tensor]
-    """Each whole; those that were written in parts are put together as they are asked for."""
+    """Each whole; those of a checkpoint that was read are made as they are asked for."""
     values: dict[str, Any]
     """Anything JSON can hold."""
 
@@ -234,6 +234,34 @@ def spread_evenly(steps: Sequence[int], count: int) -> list[int]:
     return [steps[len(steps) * number // count - 1] for number in range(1, count + 1)]
 
 
+class _InOneFile(Mapping[str, Tensor]):
+    """Tensors of a file, each a copy: a mapped one would hold its room on the disk.
+
+    What training goes on with lives as long as the process, and the file is deleted before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with safe_open(path, "pt") as file:
+            self._names = dict.fromkeys(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._path, "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor.clone()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class _InParts(Mapping[str, Tensor]):
     """Tensors that several processes wrote parts of, each put together when it is asked for."""
 
@@ -307,7 +335,7 @@ def _read(path: Path) -> tuple[Checkpoint, str]:
             raise ValueError(f"{name} does not have the sha256 of its manifest")
     values = json.loads((path / VALUES).read_text(encoding="utf-8"))
     in_parts = TENSORS not in manifest["sha256"]
-    tensors: Mapping[str, Tensor] = _InParts(path) if in_parts else load_file(path / TENSORS)
+    tensors = _InParts(path) if in_parts else _InOneFile(path / TENSORS)
     return Checkpoint(int(manifest["step"]), tensors, values), str(manifest["fingerprint"])
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -21,6 +22,7 @@ from rlhf_core.trainers.checkpoint import CheckpointStore
 from rlhf_core.trainers.loop import Optimization
 from rlhf_core.trainers.state import (
     load_model_tensors,
+    load_optimizer_tensors,
     load_random,
     random_tensors,
     random_values,
@@ -51,6 +53,23 @@ def test_the_newest_comes_back_and_two_are_kept(store):
         "step-000000020",
         "step-000000100",
     ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files here")
+def test_a_resumed_run_does_not_hold_the_room_of_a_checkpoint_it_deletes(store):
+    """Its optimiser's moments were the file, mapped: `du` saw nothing of it on a full disk."""
+    weight = torch.nn.Parameter(torch.zeros(1 << 18))
+    moments = {"exp_avg": torch.ones(1 << 18), "exp_avg_sq": torch.ones(1 << 18)}
+    state = {"step": torch.tensor(1.0), **moments}
+    store.save(1, {f"optimizer.0.{key}": state[key] for key in state}, {}, fingerprint="f")
+    optimizer = torch.optim.AdamW([weight])
+    latest = store.latest(fingerprint="f")
+    load_optimizer_tensors(optimizer, latest.tensors)
+    for step in (2, 3):
+        save(store, step)
+    assert optimizer.state[weight]["exp_avg"].sum() == 1 << 18
+    assert latest.step == 1
+    assert str(store.directory) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize("name", [module.TENSORS, module.VALUES, module.MANIFEST])
