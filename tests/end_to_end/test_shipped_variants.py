@@ -37,6 +37,7 @@ def test_dpo_reaches_a_decision_without_a_reward_model(workspace, fresh_database
     assert result["verdict"] == "PROMOTE"
 
 
+@pytest.mark.nightly  # at every change test_degenerate_policies has each vice before the gates
 def test_the_reward_hacking_recipe_is_refused_by_its_gates(tmp_path, fresh_database):
     workspace = make_workspace(tmp_path / "work", rows=ROWS | EXPLOITABLE, pretrained=True)
     shutil.copy(fresh_database, workspace.path / "mlflow.db")

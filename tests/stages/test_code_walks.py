@@ -166,7 +166,7 @@ WALKS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # at every change those that are named are there, and called
 @pytest.mark.parametrize("title", WALKS)
 def test_every_file_that_is_given_the_thing_is_named(title, tmp_path, monkeypatch):
     text = (ROOT / "docs/code-walks.md").read_text(encoding="utf-8")

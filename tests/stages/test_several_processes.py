@@ -150,7 +150,7 @@ def test_ranks_end_when_their_launcher_is_killed(training, mlflow_home):
     assert living_ranks(directory) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_rank_whose_launcher_was_killed_while_it_was_imported_ends(tmp_path):
     """Its parent is another process by then."""
     task = tmp_path / "task.json"
