@@ -136,6 +136,10 @@ def test_the_draw_is_random_nested_and_the_same_for_a_seed(asked, evaluate):
     assert about.accuracy is not None
     wide = collect_evaluated(asked, RUN, first, half_width=0.35).collection.evaluation
     assert wide.needed == wide.drawn == 11
+    # A further look has to be surer, so it takes more votes for an interval as narrow.
+    again = first.report.look.model_copy(update={"number": 2})
+    later = first.model_copy(update={"report": first.report.model_copy(update={"look": again})})
+    assert collect_evaluated(asked, RUN, later, half_width=0.35).collection.evaluation.drawn == 12
     for number in (9, 13):
         with pytest.raises(DataError, match="expected --pairs from 10 to 12"):
             collect_evaluated(asked, RUN, first, pairs=number)

@@ -33,6 +33,7 @@ from rlhf_core.feedback.collection import (
 from rlhf_core.feedback.results import CollectedPairs
 from rlhf_core.schema import Comparison, ModelRef, StageResult
 from rlhf_core.schema.model_uri import is_model_uri
+from rlhf_core.statistics.intervals import Resampling
 from rlhf_core.storage.folders import exclusive, replacing_directory
 from rlhf_core.storage.own_folders import require_replaceable
 from rlhf_core.storage.records import read_records, sha256_of, write_record, write_records
@@ -78,11 +79,12 @@ def collect_evaluated(
     outside = evaluated.report.judge_accuracy
     accuracy = outside.value if outside else _judge_accuracy(tags.get("rlhf.judge", ""))
     half_width = HALF_WIDTH if half_width is None else half_width
+    share = evaluated.report.look.share  # a further look has to be surer
     needed = labels_needed(
         half_width,
         len(rows),
         accuracy=_UNKNOWN if accuracy is None else accuracy,
-        confidence=config.evaluation.confidence,
+        confidence=Resampling(config.evaluation.confidence, share=share).level,
     )
     count = _count(pairs, needed, len(rows))
     seed = config.feedback_settings().seed
