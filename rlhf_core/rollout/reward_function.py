@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from rlhf_core.config.functions import function_sha256, load_function
 from rlhf_core.errors import ConfigError, RewardError
+from rlhf_core.orphans import end_with_asker
 from rlhf_core.schema import Prompt
 
 START_LIMIT = 120.0
@@ -100,6 +101,7 @@ class RewardFunction:
 
 
 def _serve(key: str, spec: str, *places: str) -> None:
+    end_with_asker()
     # Ctrl-C in a terminal reaches this process too: the one that asks ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.path.extend(place for place in places if place not in sys.path)

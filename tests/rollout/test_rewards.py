@@ -1,10 +1,14 @@
 """Terms of the reward: functions in a process of their own, ensembles, weights and clips."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -18,13 +22,20 @@ from rlhf_core.rollout.reward_function import RewardFunction
 from rlhf_core.rollout.rewards import RewardTerms, Term, ensemble, own_scores, sum_terms
 from rlhf_core.schema import Message, Prompt
 from rlhf_core.trainers.state import run_fingerprint
+from tests.flows.served import PATIENCE_SECONDS, until
 from tests.trainers.toys import ids
 
+ROOT = Path(__file__).parents[2]
 FUNCTIONS = """
-import os, sys, time
+import os, re, sys, time
 
 def score(prompt, response, reference):
     print("said while scoring")
+    if response in ("loop", "expression"):
+        open(reference, "w").close()
+        while response == "loop":
+            pass
+        re.match("(a+)+$", "a" * 64 + "b")
     if response == "hang":
         time.sleep(60)
     if response == "die":
@@ -94,6 +105,25 @@ def test_a_function_that_hangs_is_ended(function):
     score.close()
     with pytest.raises(ProcessLookupError):
         os.kill(score._process.pid, 0)
+
+
+@pytest.mark.parametrize("text", ["loop", "expression"])
+def test_a_function_that_never_ends_ends_with_the_process_that_asked(function, text, tmp_path):
+    """A rank that the system killed could not end it: it computed on, for ever."""
+    begun = tmp_path / "begun"
+    asks = (
+        "from rlhf_core.rollout.reward_function import RewardFunction\n"
+        "from tests.rollout.test_rewards import asked\n"
+        f"score = RewardFunction('policy.rewards.0', {function().spec!r}, time_limit=600)\n"
+        "print(score._process.pid, flush=True)\n"
+        f"score(asked(reference={str(begun)!r}), {text!r})\n"
+    )
+    command = [sys.executable, "-c", asks]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as asker:
+        computes = psutil.Process(int(asker.stdout.readline()))
+        until(begun.exists, "the function was not called")
+        asker.kill()
+    assert psutil.wait_procs([computes], timeout=PATIENCE_SECONDS) == ([computes], [])
 
 
 @pytest.mark.parametrize(

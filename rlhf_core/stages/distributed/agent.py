@@ -21,6 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from rlhf_core.config import DistributedConfig, config_digest
 from rlhf_core.errors import ProcessError
+from rlhf_core.orphans import end_with
 from rlhf_core.stages.distributed import nodes
 from rlhf_core.stages.distributed.task import (
     FAILED,
@@ -34,7 +35,6 @@ from rlhf_core.stages.distributed.task import (
     RankFailure,
     RankFailures,
     RankTask,
-    end_with,
 )
 from rlhf_core.storage.records import read_record, write_record
 

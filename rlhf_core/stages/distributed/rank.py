@@ -20,8 +20,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from rlhf_core import processes
 from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_core.adapters.tracking.tracking import rejoin_run
+from rlhf_core.orphans import end_with
 from rlhf_core.schema import ModelRole
-from rlhf_core.stages.distributed.task import LINES, TRAINED, RankTask, end_with
+from rlhf_core.stages.distributed.task import LINES, TRAINED, RankTask
 from rlhf_core.stages.models.determinism import make_deterministic
 from rlhf_core.stages.training.run import Fit, Followers, write_trained
 from rlhf_core.storage.records import read_record, write_record

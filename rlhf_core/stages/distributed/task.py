@@ -1,9 +1,5 @@
 """What a stage and the processes it starts tell each other: files in one folder."""
 
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 from rlhf_core.config import DistributedConfig
@@ -14,7 +10,6 @@ TASK, TRAINED, LINES, FAILED = "task.json", "trained.json", "lines.jsonl", "fail
 NODE, JOINED, NODES = "node.json", "joined.json", "nodes.json"
 LOGS = "logs"
 """Folder in which torchrun keeps each rank's output, and what it raised."""
-SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class RankTask(Record):
@@ -76,18 +71,3 @@ class RankFailures(Record):
     """All of them."""
 
     failures: tuple[RankFailure, ...]
-
-
-def end_with(parent: int, number: signal.Signals) -> None:
-    """Send this process a signal as soon as ``parent`` is not its parent any more.
-
-    The system's own way (PR_SET_PDEATHSIG) is tied to the thread that started the process, and
-    Linux alone has it.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        os.kill(os.getpid(), number)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
