@@ -22,10 +22,12 @@ def as_started(settings: "RunSettings", role: "GatedStage") -> "RunSettings":
     ``PET_MASTER_ADDR`` with ``PET_MASTER_PORT``: Kubeflow Trainer gives them to every pod.
 
     Raises:
-        ConfigError: one of them is no number, or does not go with the settings.
+        ConfigError: one of them is no number, or does not go with the settings; or as
+            ``require_started_once``.
     """
     from rlhf_core.adapters.settings import load_settings
 
+    require_started_once()
     said = load_settings()
     config = settings.config
     section, given = _section(config, role)
@@ -72,6 +74,24 @@ def follow(config: "PipelineConfig", role: "GatedStage", run_id: str | None) -> 
         "node 0 goes on with it"
     )
     raise typer.Exit(0)
+
+
+def require_started_once() -> None:
+    """Refuse to be one of several trainings that torchrun started in place of one.
+
+    Raises:
+        ConfigError: says what to start instead.
+    """
+    from rlhf_core.adapters.settings import load_settings
+
+    said = load_settings()
+    copies = said.local_world_size or "1"
+    if said.torchelastic_run_id is not None and copies != "1":
+        raise ConfigError(
+            f"torchrun started this command {copies} times, and each would train a model of its "
+            f"own: start it once, without torchrun, with --set distributed.processes={copies}; it "
+            "starts its processes itself"
+        )
 
 
 def _section(config: "PipelineConfig", role: "GatedStage") -> tuple[str, set[str]]:

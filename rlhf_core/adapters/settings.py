@@ -103,6 +103,10 @@ class Settings(BaseSettings):
     """at which port; or both as"""
     pet_rdzv_endpoint: str | None = None
     """``HOST:PORT``."""
+    torchelastic_run_id: str | None = None
+    """Set by torchrun in all that it starts, and"""
+    local_world_size: str | None = None
+    """how many times it has started that on this machine."""
     gloo_socket_ifname: str | None = None
     """Interfaces of this machine by which gloo's processes find each other."""
     rlhf_share_checkpoints: bool = False

@@ -54,6 +54,14 @@ def test_one_pod_alone_trains_with_its_processes(started):
     assert (found.processes, found.nnodes) == (2, 1)
 
 
+def test_a_command_that_torchrun_started_twice_is_refused_and_told_how(started):
+    """Each trained a model and registered it: two versions of one training, exit status 0."""
+    twice = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "RANK": "1"}
+    with pytest.raises(ConfigError, match=r"started this command 2 times.*processes=2; it"):
+        started(**twice)
+    assert started(**twice | {"LOCAL_WORLD_SIZE": "1"}).processes == 1
+
+
 def test_torchrun_s_own_endpoint_is_taken_first(started):
     assert started(**POD, PET_RDZV_ENDPOINT="[fe80::1]:1234").rdzv_endpoint == "[fe80::1]:1234"
 
