@@ -9,6 +9,7 @@ import pytest
 from rlhf_core.config import SourceConfig
 from rlhf_core.dataprep.sources import read_comparisons
 from rlhf_core.dataprep.sources.containers import read_rows
+from rlhf_core.dataprep.sources.look import look_at
 from rlhf_core.errors import DataError
 
 
@@ -204,3 +205,9 @@ def test_annotations_of_a_storage_are_read_and_a_repeat_of_one_is_filtered_out(t
     assert [vote.annotator for item in (first, second) for vote in item.votes] == ["unnamed", "4"]
     assert (first.comparison_id, other_task.comparison_id) == ("storage-7", "storage-8")
     assert (repeat.reason, repeat.line) == ("exact_duplicate", 3)
+
+
+def test_what_the_template_of_label_studio_calls_the_answers_is_found(tmp_path):
+    found = look_at(write_json(tmp_path / "export.json", [task()]))
+    assert found.settings["columns"] == SIDES
+    assert (found.usable, found.wins) == (1, {"a": 1, "tie": 1})

@@ -203,3 +203,17 @@ def test_messages_that_name_no_parent_are_no_trees(write_jsonl):
     source = SourceConfig(path=write_jsonl("rows.jsonl", rows), format="tree_messages")
     with pytest.raises(DataError, match="'parent_id': no row names a parent"):
         list(read_comparisons(source))
+
+
+def test_the_prompt_is_what_was_answered_and_not_what_a_judge_was_asked(write_jsonl):
+    row = {
+        "instruction": "Which of good and bad is better?",
+        "orig_instruction": "Question?",
+        "orig_response_A": "good",
+        "orig_response_B": "bad",
+        "orig_preference": "A",
+        "output": "Feedback: the first is good, the second is bad. [RESULT] A",
+    }
+    [item] = read_as_found(look_at(write_jsonl("rows.jsonl", [row])))
+    assert [turn.content for turn in item.prompt] == ["Question?"]
+    assert winners([item]) == {"good"}

@@ -68,6 +68,22 @@ def test_a_prompt_that_is_another_than_the_turns_is_filtered_out(write_jsonl, pr
     assert item.detail == "prompt and turns do not fit"
 
 
+@pytest.mark.parametrize("end", ["", "\n<extra_id_1>Assistant\n"])
+def test_turns_after_the_marks_of_helpsteer_are_turns(write_jsonl, end):
+    asked = "Hello.\n<extra_id_1>Assistant\nYes?\n\n- one\n<extra_id_1>User\nQuestion?" + end
+    row = {"prompt": asked, "chosen": "good", "rejected": "bad"}
+    [item] = read(write_jsonl("pairs.jsonl", [row]), format="pairs")
+    turns = [(turn.role, turn.content) for turn in item.prompt]
+    assert turns == [("user", "Hello."), ("assistant", "Yes?\n\n- one"), ("user", "Question?")]
+
+
+@pytest.mark.parametrize("text", ["What is <extra_id_1>?", "a\n<extra_id_1>Assistant\nb"])
+def test_a_mark_of_helpsteer_without_turns_is_text(write_jsonl, text):
+    row = {"prompt": text, "chosen": "good", "rejected": "bad"}
+    [item] = read(write_jsonl("pairs.jsonl", [row]), format="pairs")
+    assert [(turn.role, turn.content) for turn in item.prompt] == [("user", text)]
+
+
 def test_scores_behind_a_choice_are_its_strength_and_equal_scores_a_tie(write_jsonl):
     row = {"prompt": "Q?", "chosen": "good", "rejected": "bad"}
     path = write_jsonl(
@@ -76,12 +92,14 @@ def test_scores_behind_a_choice_are_its_strength_and_equal_scores_a_tie(write_js
             {**row, "score_chosen": 9.0, "score_rejected": 6.5},
             {**row, "chosen-rating": 4, "rejected-rating": 4},
             {**row, "score_chosen": None, "score_rejected": 1},
+            {**row, "rating_chosen": 4, "rating_rejected": 4},
         ],
     )
-    first, second, third = (item.votes[0] for item in read(path, format="pairs"))
+    first, second, third, fourth = (item.votes[0] for item in read(path, format="pairs"))
     assert (first.strength, first.choice != "tie") == (2.5, True)
     assert (second.strength, second.choice) == (0, "tie")
     assert third.strength is None
+    assert fourth.choice == "tie"
     bad = write_jsonl("bad.jsonl", [{**row, "score_chosen": 1, "score_rejected": 2}])
     with pytest.raises(DataError, match="line 1: score_chosen 1 is below score_rejected 2"):
         read(bad, format="pairs")

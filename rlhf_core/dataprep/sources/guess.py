@@ -36,8 +36,23 @@ def guesses(table: Table) -> Iterator[Guess]:
     if sides is not None:
         yield from _compared(table, sides)
     yield from guess_lists(table)
+    yield from _tasks(table)
     if any(name.endswith(".replies") for name in table.values):
         yield Guess("tree of ranked replies", {"format": "tree"})
+
+
+def _tasks(table: Table) -> Iterator[Guess]:
+    """Yield the guess that rows are tasks of Label Studio, by what their texts are called."""
+    texts = {
+        name.removeprefix("data."): values
+        for name, values in table.values.items()
+        if name.startswith("data.")
+    }
+    sides = _sides(Table(texts))
+    if "annotations" in table.values and sides is not None:
+        prompt = Table(texts).find(column_names.PROMPTS)
+        columns = {"prompt": prompt, "response_a": sides[0], "response_b": sides[1]}
+        yield Guess("Label Studio", {"format": "label_studio", "columns": renames(columns)})
 
 
 def has_responses(table: Table) -> bool:
@@ -98,7 +113,7 @@ def _are_texts(values: Sequence[Any]) -> bool:
 def _compared(table: Table, sides: tuple[str, str]) -> Iterator[Guess]:
     """Yield the ways in which columns may say which of two responses is better."""
     columns: dict[str, str | None] = {
-        "prompt": table.find([name for name in column_names.PROMPTS if name not in sides]),
+        "prompt": _prompt_to(table, sides),
         "response_a": sides[0],
         "response_b": sides[1],
     }
@@ -122,6 +137,17 @@ def _compared(table: Table, sides: tuple[str, str]) -> Iterator[Guess]:
             yield _flat(f"{ours}s that decide", {**columns, **settled})
             taken |= set(found.values())
     yield from _people(table, sides, columns, taken)
+
+
+def _prompt_to(table: Table, sides: tuple[str, str]) -> str | None:
+    """Return the prompt's column, before others one with the prefix of the responses' columns.
+
+    Data for judges has ``orig_instruction`` beside ``orig_response_A``, and in ``instruction`` what
+    a judge was asked, both responses included.
+    """
+    names = [name for name in column_names.PROMPTS if name not in sides]
+    prefix = re.match(rf"(.+?[_-])(?:{'|'.join(column_names.ANSWERS)})", sides[0], re.IGNORECASE)
+    return table.find([*(prefix[1] + name for name in names if prefix), *names])
 
 
 def _by_choice(

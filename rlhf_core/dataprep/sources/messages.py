@@ -37,7 +37,9 @@ _CALLS = ("tool_calls", "function_call")
 _MARKER = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 _WHOLE = re.compile(r"\s*Human:.*?\n\r?\nAssistant:", re.DOTALL)
 """How an answer begins that is the whole transcript."""
-_SPEAKERS: dict[str, Any] = {"Human": "user", "Assistant": "assistant"}
+_SPEAKERS: dict[str, Any] = {"Human": "user", "User": "user", "Assistant": "assistant"}
+_EXTRA_ID = re.compile(r"(?:\A|\r?\n)<extra_id_1>(User|Assistant)(?:\r?\n|\Z)")
+"""How HelpSteer and Nemotron mark turns after the first."""
 
 
 def parse_transcript(text: str) -> Conversation:
@@ -53,9 +55,11 @@ def prompt_transcript(text: str) -> Conversation:
 
     One that is begins with ``\n\nHuman:``, or with ``Human:`` and has an ``\n\nAssistant:`` too, or
     ends with an ``\n\nAssistant:`` to be filled in; then what stands before the first mark is the
-    system's turn. The empty last mark is no turn.
+    system's turn. The empty last mark is no turn. Another way to mark turns is HelpSteer's.
     """
-    if not any(f"{speaker}:" in text for speaker in _SPEAKERS):
+    if "<extra_id_1>" in text:
+        return _extra_id_turns(text)
+    if not any(f"{speaker}:" in text for speaker in ("Human", "Assistant")):
         return ()
     preamble, *rest = _MARKER.split(text)
     speakers = rest[::2]
@@ -69,6 +73,20 @@ def prompt_transcript(text: str) -> Conversation:
         return ()
     turns = _turns(rest[:-2] if is_open else rest)
     return (Message(role="system", content=preamble.strip()), *turns) if preamble.strip() else turns
+
+
+def _extra_id_turns(text: str) -> Conversation:
+    r"""Return the turns of a prompt as HelpSteer2 writes it; empty unless the user has the last.
+
+    The first turn has no mark: ``Q\n<extra_id_1>Assistant\nA\n<extra_id_1>User\nQ``.
+    """
+    first, *rest = _EXTRA_ID.split(text)
+    turns = _turns(["User", first, *rest] if first.strip() else rest)
+    if turns and turns[-1].role == "assistant" and not turns[-1].content:
+        turns = turns[:-1]
+    expected = ["user" if number % 2 == 0 else "assistant" for number in range(len(turns))]
+    is_alternating = len(turns) % 2 == 1 and [turn.role for turn in turns] == expected
+    return turns if is_alternating else ()
 
 
 def _turns(parts: list[str]) -> Conversation:

@@ -26,6 +26,7 @@ _SCORES = (
     ("chosen_score", "rejected_score"),
     ("chosen-rating", "rejected-rating"),
     ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
 )
 """Where publishers keep the scores behind the choice; equal scores are a tie."""
 _MARGIN = "margin"
