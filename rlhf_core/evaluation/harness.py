@@ -288,4 +288,33 @@ def _checked(suite: LmEvalSuiteConfig, entry: str, name: str, task: Any) -> Harn
         task.set_config(key="num_fewshot", value=0)
     part = "" if len(suite.tasks) == 1 else task.config.task if is_file(entry) else entry
     part = "".join(letter if letter.isalnum() or letter in "_-." else "-" for letter in str(part))
-    return HarnessTask(task, part, metric, wanted or filters[0], better[metric] is False, where)
+    one = HarnessTask(task, part, metric, wanted or filters[0], better[metric] is False, where)
+    _refuse_lost_values(one)
+    return one
+
+
+def _refuse_lost_values(one: HarnessTask) -> None:
+    """Have a metric raise whose values the harness would lose.
+
+    Of an answer with several references it keeps whether the metric is anything but 0 for any of
+    them: all there is to a metric of right and wrong, and nothing of an F1 or a distance.
+    """
+    task = one.task
+    if task.OUTPUT_TYPE != "generate_until" or not getattr(task, "multiple_target", 0):
+        return
+    measure = task._metric_fn_list.get(one.metric)
+    if measure is None or one.metric == "exact_match":
+        return
+
+    def measured(*answers: Any, **settings: Any) -> Any:
+        found = measure(*answers, **settings)
+        value = found[one.metric] if isinstance(found, dict) else found
+        if one.lower_is_better or value not in (0, 1):
+            raise DataError(
+                f"{one.where}: an item has several references, and of each {one.metric} the "
+                "harness keeps whether any is above 0; give the task a process_results that takes "
+                "the best, or one reference an item"
+            )
+        return found
+
+    task._metric_fn_list[one.metric] = measured

@@ -179,6 +179,37 @@ def test_code_runs_only_where_the_environment_names_its_digest(task_file, tmp_pa
         load_tasks(suite(path))
 
 
+@pytest.mark.parametrize(
+    ("measure", "better", "refused"),
+    [
+        ("return 0.25", True, True),
+        ("return 1.0", True, False),
+        ("return {'own': 0.25}", True, True),
+        ("return 0.0", False, True),
+    ],
+)
+def test_a_value_that_several_references_would_lose_is_refused(
+    task_file, tmp_path, monkeypatch, measure, better, refused
+):
+    path = task_file(
+        output_type="generate_until",
+        doc_to_choice=None,
+        doc_to_target="choices",
+        metric_list=[{"metric": "OWN", "aggregation": "mean", "higher_is_better": better}],
+    )
+    (tmp_path / "ours.py").write_text(f"def own(references, predictions):\n    {measure}\n")
+    path.write_text(path.read_text().replace("OWN", "!function ours.own"))
+    with pytest.raises(ConfigError) as e:
+        load_tasks(suite(path))
+    monkeypatch.setenv("RLHF_TRUSTED_CODE", str(e.value).partition("RLHF_TRUSTED_CODE=")[2][:64])
+    (task,) = load_tasks(suite(path))
+    if refused:
+        with pytest.raises(DataError, match="several references"):
+            task.task.process_results({"choices": ["a", "b"]}, ["c"])
+    else:
+        assert task.task.process_results({"choices": ["a", "b"]}, ["c"]) == {"own": 1.0}
+
+
 def test_a_template_reaches_nothing_but_the_item(task_file):
     path = task_file(doc_to_text="{{place.__class__}}")
     with pytest.raises(DataError, match="SecurityError"):
