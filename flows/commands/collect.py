@@ -288,10 +288,12 @@ def _show_pushed(result: "PushResult", config: Path, overrides: list[str] | None
     from rlhf_flows.commands.tables import show_line
 
     verb = "sent" if result.waits else "asked about"
-    show_line(
-        f"{result.labeler}: {result.asked:,} pairs {verb} now, {result.before:,} before, of"
-        f" {result.pairs:,}"
+    counted = (
+        f"{result.pairs:,} pairs wait for votes; nothing is sent"
+        if result.waits and not (result.asked or result.before)
+        else f"{result.asked:,} pairs {verb} now, {result.before:,} before, of {result.pairs:,}"
     )
+    show_line(f"{result.labeler}: {counted}")
     if result.order_dependent is not None:
         show_line(
             f"verdicts that changed with the order, and count as ties: {result.order_dependent:.1%}"

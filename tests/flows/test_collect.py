@@ -211,6 +211,7 @@ def test_a_pull_that_comes_too_early_is_one_line_and_status_1(
 ):
     config = str(with_feedback({"kind": "file"}, votes_per_pair=1).file)
     rlhf("collect", config)
+    assert "file: 6 pairs wait for votes; nothing is sent" in rlhf("label", "push", "abc", config)
     votes = tmp_path / "votes.jsonl"
     votes.write_text('{"pair": "abc-00001", "annotator": "ann", "winner": "a"}\n')
     pull = ["label", "pull", "abc", config, "--votes", str(votes), "--at-least"]

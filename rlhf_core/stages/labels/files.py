@@ -31,7 +31,7 @@ class FileLabeler(Labeler):
             collection_id=folder.name,
             labeler=self._settings.kind,
             pairs=len(pairs),
-            before=len(pairs),
+            before=0,
             asked=0,
             waits=True,
             place=str(folder / PAIRS),
