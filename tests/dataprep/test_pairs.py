@@ -84,6 +84,15 @@ def test_a_mark_of_helpsteer_without_turns_is_text(write_jsonl, text):
     assert [(turn.role, turn.content) for turn in item.prompt] == [("user", text)]
 
 
+def test_a_mark_of_helpsteer_within_a_transcript_is_text(write_jsonl):
+    asked = "\n\nHuman: What is <extra_id_1>?\n\nAssistant:"
+    row = {"prompt": asked, "chosen": "good", "rejected": "bad"}
+    [item] = read(write_jsonl("pairs.jsonl", [row]), format="pairs")
+    assert [(turn.role, turn.content) for turn in item.prompt] == [
+        ("user", "What is <extra_id_1>?")
+    ]
+
+
 def test_scores_behind_a_choice_are_its_strength_and_equal_scores_a_tie(write_jsonl):
     row = {"prompt": "Q?", "chosen": "good", "rejected": "bad"}
     path = write_jsonl(

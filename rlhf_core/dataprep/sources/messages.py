@@ -57,7 +57,7 @@ def prompt_transcript(text: str) -> Conversation:
     ends with an ``\n\nAssistant:`` to be filled in; then what stands before the first mark is the
     system's turn. The empty last mark is no turn. Another way to mark turns is HelpSteer's.
     """
-    if "<extra_id_1>" in text:
+    if "<extra_id_1>" in text and _EXTRA_ID.search(text):
         return _extra_id_turns(text)
     if not any(f"{speaker}:" in text for speaker in ("Human", "Assistant")):
         return ()
