@@ -85,6 +85,14 @@ SHAPES: tuple[Shape, ...] = (
         "pairs",
         {"prompt": "instruction"},
     ),
+    Shape(
+        "distilabel Orca pairs",
+        ("input", "chosen", "rejected", "original_chosen", "status"),
+        "flat",
+        {"prompt": "input", "response_a": "chosen", "response_b": "rejected", "choice": "status"},
+        {"unchanged": "a", "swapped": "a", "tie": "tie"},
+        "chosen is better unless its status says tie",
+    ),
     Shape("chosen and rejected", ("prompt", "chosen", "rejected"), "pairs"),
     Shape(
         "chosen and rejected to a question",
