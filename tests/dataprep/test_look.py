@@ -217,3 +217,22 @@ def test_the_prompt_is_what_was_answered_and_not_what_a_judge_was_asked(write_js
     [item] = read_as_found(look_at(write_jsonl("rows.jsonl", [row])))
     assert [turn.content for turn in item.prompt] == ["Question?"]
     assert winners([item]) == {"good"}
+
+
+def test_a_pair_whose_status_is_a_tie_is_one(write_jsonl):
+    rows = [
+        {
+            "system": "Be brief.",
+            "input": f"Question {i}?",
+            "chosen": f"good {i}",
+            "rejected": f"bad {i}",
+            "rating": [9.0, 9.0] if i % 3 == 0 else [9.0, 7.0],
+            "status": ("tie", "unchanged", "swapped")[i % 3],
+            "original_chosen": f"good {i}",
+            "chosen_score": 9.0,
+        }
+        for i in range(NUM)
+    ]
+    items = read_as_found(look_at(write_jsonl("rows.jsonl", rows)))
+    assert [item.votes[0].choice for item in items[:3]] == ["tie", "a", "a"]
+    assert [turn.content for turn in items[1].prompt] == ["Be brief.", "Question 1?"]

@@ -240,27 +240,6 @@ def test_columns_of_bytes_and_of_decimals_are_texts_and_numbers(tmp_path):
     assert winners(read_as_found(found)) == {"good"}
 
 
-def test_a_pair_whose_status_is_a_tie_is_one(tmp_path):
-    rows = [
-        {
-            "system": "Be brief.",
-            "input": f"Question {i}?",
-            "chosen": f"good {i}",
-            "rejected": f"bad {i}",
-            "rating": [9.0, 9.0] if i % 3 == 0 else [9.0, 7.0],
-            "status": ("tie", "unchanged", "swapped")[i % 3],
-            "original_chosen": f"good {i}",
-            "chosen_score": 9.0,
-        }
-        for i in range(NUM)
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    items = list(read_as_found(look_at(path)))
-    assert [item.votes[0].choice for item in items[:3]] == ["tie", "a", "a"]
-    assert [turn.content for turn in items[1].prompt] == ["Be brief.", "Question 1?"]
-
-
 @pytest.mark.parametrize("name", FLAT)
 @pytest.mark.parametrize("ending", ["csv", "semicolon.csv", "tsv", "xlsx"])
 def test_a_shape_is_the_same_in_a_spreadsheet(tmp_path, name, ending):
