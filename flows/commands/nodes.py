@@ -27,7 +27,6 @@ def as_started(settings: "RunSettings", role: "GatedStage") -> "RunSettings":
     """
     from rlhf_core.adapters.settings import load_settings
 
-    require_started_once()
     said = load_settings()
     config = settings.config
     section, given = _section(config, role)
@@ -42,8 +41,9 @@ def as_started(settings: "RunSettings", role: "GatedStage") -> "RunSettings":
         port = _number("PET_MASTER_PORT", said.pet_master_port)
         found["rdzv_endpoint"] = json.dumps(f"{said.pet_master_addr}:{port}")
     found = {name: value for name, value in found.items() if name not in given}
+    nodes = int(found.get("nnodes", config.distributed_of(role).nnodes))
+    require_started_once(nodes)
     if said.pet_nproc_per_node is not None and "processes" not in given:
-        nodes = int(found.get("nnodes", config.distributed_of(role).nnodes))
         found["processes"] = str(nodes * _processes_here(said.pet_nproc_per_node, config))
     if not found:
         return settings
@@ -76,8 +76,11 @@ def follow(config: "PipelineConfig", role: "GatedStage", run_id: str | None) -> 
     raise typer.Exit(0)
 
 
-def require_started_once() -> None:
+def require_started_once(nodes: int = 1) -> None:
     """Refuse to be one of several trainings that torchrun started in place of one.
+
+    Args:
+        nodes: on each of which the command is meant to be started.
 
     Raises:
         ConfigError: says what to start instead.
@@ -85,13 +88,17 @@ def require_started_once() -> None:
     from rlhf_core.adapters.settings import load_settings
 
     said = load_settings()
-    copies = said.local_world_size or "1"
-    if said.torchelastic_run_id is not None and copies != "1":
-        raise ConfigError(
-            f"torchrun started this command {copies} times, and each would train a model of its "
-            f"own: start it once, without torchrun, with --set distributed.processes={copies}; it "
-            "starts its processes itself"
-        )
+    here = said.local_world_size or "1"
+    everywhere = said.world_size or here
+    copies = everywhere if nodes == 1 else here
+    if said.torchelastic_run_id is None or copies == "1":
+        return
+    more = "" if everywhere == here else " and its nnodes, node_rank and rdzv_endpoint on each node"
+    raise ConfigError(
+        f"torchrun started this command {copies} times, and each would train a model of its "
+        f"own: start it once, without torchrun, with --set distributed.processes={everywhere}"
+        f"{more}; it starts its processes itself"
+    )
 
 
 def _section(config: "PipelineConfig", role: "GatedStage") -> tuple[str, set[str]]:

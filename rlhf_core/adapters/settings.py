@@ -106,7 +106,9 @@ class Settings(BaseSettings):
     torchelastic_run_id: str | None = None
     """Set by torchrun in all that it starts, and"""
     local_world_size: str | None = None
-    """how many times it has started that on this machine."""
+    """how many times it has started that on this machine,"""
+    world_size: str | None = None
+    """and on all machines."""
     gloo_socket_ifname: str | None = None
     """Interfaces of this machine by which gloo's processes find each other."""
     rlhf_share_checkpoints: bool = False

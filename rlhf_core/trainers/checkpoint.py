@@ -77,6 +77,7 @@ class CheckpointStore:
         """
         self.directory, self.keep, self._before_save = directory, keep, before_save
         self._copies = copies
+        self._read: Checkpoint | None = None
 
     def save(
         self,
@@ -98,6 +99,7 @@ class CheckpointStore:
             CheckpointError: the disk is full or refuses; the checkpoints before are untouched,
                 and nothing half-written is left.
         """
+        self._let_go()
         checkpoint = Checkpoint(step, tensors, dict(values))
         in_parts = any(is_divided(tensor) for tensor in tensors.values())
         if processes.is_main():
@@ -151,9 +153,16 @@ class CheckpointStore:
         if processes.is_main():
             self._restore_copy()
         processes.wait_for_all()
-        found = self._newest(fingerprint)
+        self._let_go()
+        self._read = found = self._newest(fingerprint)
         processes.require_alike("the newest checkpoint", -1 if found is None else found.step)
         return found
+
+    def _let_go(self) -> None:
+        """Close the file of the checkpoint that was read, which may be deleted now."""
+        if self._read is not None and isinstance(self._read.tensors, _InOneFile):
+            self._read.tensors.close()
+        self._read = None
 
     def _restore_copy(self) -> None:
         if self._copies is not None:
@@ -237,20 +246,26 @@ def spread_evenly(steps: Sequence[int], count: int) -> list[int]:
 class _InOneFile(Mapping[str, Tensor]):
     """Tensors of a file, each a copy: a mapped one would hold its room on the disk.
 
-    What training goes on with lives as long as the process, and the file is deleted before.
+    What training goes on with lives as long as the process, and the file is deleted before. It
+    stays open until ``close``: to open it is to read the names of all that is in it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with safe_open(path, "pt") as file:
-            self._names = dict.fromkeys(file.keys())
+        self._file: Any = safe_open(path, "pt")
+        self._names = dict.fromkeys(self._file.keys())  # type: ignore[no-untyped-call]
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        with safe_open(self._path, "pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor.clone()
+        if self._file is None:
+            self._file = safe_open(self._path, "pt")
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor.clone()
+
+    def close(self) -> None:
+        """Give the file back; asking for another tensor opens it again."""
+        self._file = None
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

@@ -1,8 +1,10 @@
 """What torchrun's variables say of a node, where the settings say nothing."""
 
 import pytest
+from typer.testing import CliRunner
 
 from rlhf_core.errors import ConfigError
+from rlhf_flows.commands.cli import app
 from rlhf_flows.commands.nodes import as_started
 from rlhf_flows.engine.runs.settings import RunSettings
 from tests.config.test_load import MINIMAL
@@ -60,6 +62,22 @@ def test_a_command_that_torchrun_started_twice_is_refused_and_told_how(started):
     with pytest.raises(ConfigError, match=r"started this command 2 times.*processes=2; it"):
         started(**twice)
     assert started(**twice | {"LOCAL_WORLD_SIZE": "1"}).processes == 1
+
+
+def test_two_nodes_that_torchrun_started_are_refused_where_the_settings_know_of_one(started):
+    once_each = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2"}
+    with pytest.raises(ConfigError, match=r"2 times.*processes=2 and its nnodes, node_rank and"):
+        started(**once_each)
+    assert started(**once_each, **POD).nnodes == 2
+
+
+@pytest.mark.parametrize("command", ["run", "rounds"])
+def test_a_pipeline_that_torchrun_started_twice_is_refused(command, tmp_path):
+    twice = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
+    path = tmp_path / "minimal.yaml"
+    path.write_text(MINIMAL)
+    found = CliRunner().invoke(app, [command, str(path)], env=twice)
+    assert "started this command 2 times" in str(found.exception)
 
 
 def test_torchrun_s_own_endpoint_is_taken_first(started):

@@ -105,8 +105,11 @@ def test_more_votes_make_a_decision_that_has_to_be_surer(asked, evaluate):
     assert 2 < there < 10
     assert f"votes on {there} pairs, expected at least 10" in few.decision.reasons[0]
     pull_labels(asked, str(small.folder), votes=votes_for(small.folder, first.model.uri))
+    wanted = collect_evaluated(asked, RUN, first, half_width=0.36).collection.evaluation
     second = evaluate()
     assert second.report.people.round == 1
+    more = collect_evaluated(asked, RUN, second, half_width=0.36).collection.evaluation
+    assert (wanted.drawn, more.drawn) == (10, 12), "the second decision has to be surer"
     assert evaluate().report.metrics[METRIC] == second.report.metrics[METRIC]
     large = collect_evaluated(asked, RUN, first, pairs=12)
     pull_labels(asked, str(large.folder), votes=votes_for(large.folder, first.model.uri, lost=1))
@@ -118,7 +121,7 @@ def test_more_votes_make_a_decision_that_has_to_be_surer(asked, evaluate):
     assert "decision 2 with votes on these answers" in third.decision.reasons[-1]
 
 
-def test_the_draw_is_random_nested_and_the_same_for_a_seed(asked, evaluate):
+def test_the_draw_is_random_nested_and_the_same_for_a_seed(asked, evaluate, stage_config):
     first = evaluate()
     rows = read_records(first.report.samples, ComparedAnswer)
     found = {n: collect_evaluated(asked, RUN, first, pairs=n) for n in (10, 12)}
@@ -140,6 +143,10 @@ def test_the_draw_is_random_nested_and_the_same_for_a_seed(asked, evaluate):
     again = first.report.look.model_copy(update={"number": 2})
     later = first.model_copy(update={"report": first.report.model_copy(update={"look": again})})
     assert collect_evaluated(asked, RUN, later, half_width=0.35).collection.evaluation.drawn == 12
+    surer = stage_config(policy=[{**GATE["policy"][0], "confidence": 0.96}])
+    surer = surer.model_copy(update={"feedback": asked.feedback})
+    found = collect_evaluated(surer, RUN, first, half_width=0.35).collection.evaluation
+    assert found.drawn == 12, "the gate reads an interval at a level of its own"
     for number in (9, 13):
         with pytest.raises(DataError, match="expected --pairs from 10 to 12"):
             collect_evaluated(asked, RUN, first, pairs=number)

@@ -72,6 +72,16 @@ def test_a_resumed_run_does_not_hold_the_room_of_a_checkpoint_it_deletes(store):
     assert str(store.directory) not in Path("/proc/self/maps").read_text()
 
 
+def test_a_checkpoint_of_many_tensors_is_not_opened_for_each(store, monkeypatch):
+    """Opening reads all names: 3,000 tensors took 22 s for 0.2, and four times as many 390 s."""
+    opened, real = [], module.safe_open
+    store.save(1, {str(n): torch.tensor(n) for n in range(9)}, {}, fingerprint="f")
+    monkeypatch.setattr(module, "safe_open", lambda *at: opened.append(at) or real(*at))
+    tensors = store.latest(fingerprint="f").tensors
+    assert {name: tensors[name].item() for name in tensors} == {str(n): n for n in range(9)}
+    assert len(opened) == 1
+
+
 @pytest.mark.parametrize("name", [module.TENSORS, module.VALUES, module.MANIFEST])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
 def test_an_incomplete_checkpoint_is_noticed_and_the_one_before_used(store, name, damage, caplog):

@@ -250,6 +250,11 @@ def take_round(entry: str) -> int:
     return rounds.index(digest) + 1
 
 
+def rounds_taken(tags: Mapping[str, str]) -> int:
+    """Return how many decisions with votes a look has had, by its tags."""
+    return len(tags.get(ROUNDS, "").split())
+
+
 def _vote_files(tags: Mapping[str, str]) -> list[str]:
     return [tags[key] for key in sorted(tags) if key.startswith(VOTES)]
 

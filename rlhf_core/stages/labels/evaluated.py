@@ -7,10 +7,17 @@ from pathlib import Path
 
 from rlhf_core.adapters.datasets.versioning import git_revision
 from rlhf_core.adapters.registry.decision import EVALUATION
-from rlhf_core.adapters.registry.looks import find_look, keep_votes, measured_before
+from rlhf_core.adapters.registry.looks import (
+    find_look,
+    keep_votes,
+    measured_before,
+    rounds_taken,
+)
 from rlhf_core.adapters.registry.registry import find_version, upstream_uris
+from rlhf_core.adapters.registry.required_gates import required_gates
 from rlhf_core.adapters.tracking.tracking import look_up_run
 from rlhf_core.config import PipelineConfig
+from rlhf_core.config.metric_names import CORRECTED
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.corrected import MIN_LABELS, labels_needed
@@ -31,7 +38,7 @@ from rlhf_core.feedback.collection import (
     read_collection,
 )
 from rlhf_core.feedback.results import CollectedPairs
-from rlhf_core.schema import Comparison, ModelRef, StageResult
+from rlhf_core.schema import Comparison, Look, ModelRef, PeopleVotes, StageResult
 from rlhf_core.schema.model_uri import is_model_uri
 from rlhf_core.statistics.intervals import Resampling
 from rlhf_core.storage.folders import exclusive, replacing_directory
@@ -79,12 +86,11 @@ def collect_evaluated(
     outside = evaluated.report.judge_accuracy
     accuracy = outside.value if outside else _judge_accuracy(tags.get("rlhf.judge", ""))
     half_width = HALF_WIDTH if half_width is None else half_width
-    share = evaluated.report.look.share  # a further look has to be surer
     needed = labels_needed(
         half_width,
         len(rows),
         accuracy=_UNKNOWN if accuracy is None else accuracy,
-        confidence=Resampling(config.evaluation.confidence, share=share).level,
+        confidence=_level(config, evaluated.report.look, rounds_taken(tags)),
     )
     count = _count(pairs, needed, len(rows))
     seed = config.feedback_settings().seed
@@ -102,6 +108,15 @@ def collect_evaluated(
     parts = {"look": look.entry, "samples": samples_sha256, "drawn": str(count), "seed": str(seed)}
     models = (SampledModel.of(evaluated.model), _reference_of(evaluated.model))
     return _collected(config, [rows[index] for index in order[:count]], about, models, parts)
+
+
+def _level(config: PipelineConfig, look: Look, rounds: int) -> float:
+    """Level of the interval that the next decision with votes reads: later ones are surer."""
+    asked = required_gates(config.project).added_to("policy", config.gates_of("policy"))
+    confidences = {gate.metric: gate.confidence for gate in asked}
+    confidence = confidences.get(f"policy/{CORRECTED}", config.evaluation.confidence)
+    following = PeopleVotes(pairs=0, votes=0, by=(), round=rounds + 1)
+    return Resampling(confidence, share=look.share * following.share).level
 
 
 def _judge_accuracy(judge: str) -> float | None:
