@@ -1,16 +1,19 @@
 """Releases in a real registry, without any training, and processes that fight over them."""
 
+import itertools
 import multiprocessing
 import os
 import random
+import signal
 import socket
-import time
 from contextlib import contextmanager
 
 import pytest
 
 ROLES = ("sft", "reward", "judge", "policy")
 PROJECT = "rlhf"
+WRITES = ("set_", "delete_", "create_")
+CALLS = (*WRITES, "get_", "search_")
 
 
 def register_release(client, *, without=(), verdicts=None, project=PROJECT, run=None):
@@ -65,18 +68,27 @@ def killed_before_any_alias(gone=False):
             yield
 
 
-def in_child(act, *arguments):
-    """Start a process that acts and ends with 0, or 2 where the product refuses."""
-    process = multiprocessing.get_context("fork").Process(target=_act, args=(act, *arguments))
+def in_child(act, *arguments, dies_at=None, kinds=WRITES):
+    """Start a process that acts and ends with 0, or 2 where the product refuses.
+
+    Args:
+        dies_at: it ends by SIGKILL right before this call of the registry, counted from 0.
+        kinds: how the names of the calls begin that are counted.
+    """
+    process = multiprocessing.get_context("fork").Process(
+        target=_act, args=(act, arguments, dies_at, kinds)
+    )
     process.start()
     return process
 
 
-def _act(act, *arguments):
+def _act(act, arguments, dies_at, kinds):
     from rlhf_core.adapters.tracking import mlflow_client
     from rlhf_core.errors import RlhfError
 
     mlflow_client._client.cache_clear()  # connections are not for two processes
+    if dies_at is not None:
+        _make_mortal(mlflow_client.mlflow_client(), dies_at, kinds)
     try:
         act(*arguments)
     except RlhfError:
@@ -84,25 +96,34 @@ def _act(act, *arguments):
     os._exit(0)
 
 
+def _make_mortal(client, dies_at, kinds):
+    left = itertools.count(dies_at, -1)
+
+    def mortal(call):
+        def wrapped(*arguments, **options):
+            if not next(left):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return wrapped
+
+    for name in dir(client):
+        if name.startswith(kinds):
+            setattr(client, name, mortal(getattr(client, name)))
+
+
 def fight(releases, dice, *, processes, killed):
-    """Promote and roll back at once, some killed at some moment; returns the exit statuses."""
+    """Promote and roll back at once, some killed at some call; returns the exit statuses."""
     from rlhf_core.stages.promote import promote_model
     from rlhf_core.stages.rollback import rollback_policy
 
     children = []
-    for _ in range(processes):
+    for number in range(processes):
+        dies_at = dice.randrange(16) if number < killed else None  # a move makes more calls
+        act = (promote_model, dice.choice(releases)["policy"])
         if dice.random() < 0.3:
-            children.append(in_child(rollback_policy, PROJECT))
-        else:
-            children.append(in_child(promote_model, dice.choice(releases)["policy"]))
-    started = time.monotonic()
-    doomed = {child: dice.uniform(0.02, 0.5) for child in children[:killed]}
-    while doomed:
-        for child, moment in list(doomed.items()):
-            if time.monotonic() - started >= moment:
-                del doomed[child]
-                child.kill()  # which may have ended
-        time.sleep(0.005)
+            act = (rollback_policy, PROJECT)
+        children.append(in_child(*act, dies_at=dies_at, kinds=CALLS))
     for child in children:
         child.join()
     return [child.exitcode for child in children]

@@ -1,6 +1,5 @@
 """A release is one thing: promoted, rolled back, fought over, killed and completed as a whole."""
 
-import os
 import shutil
 import signal
 from itertools import product
@@ -207,9 +206,10 @@ def test_killed_before_any_write_the_next_command_finds_one_release(
     database, (first, second, third) = registry_of_two_and_one
     client = mlflow_client()
     wanted = third if action == "promote" else first
+    act = (promote_model, third["policy"]) if action == "promote" else (rollback_policy, "rlhf")
     for writes in range(0, 40, apart):
         put_back(database, mlflow_home / "mlflow.db")
-        child = in_child(_dying_at, writes, action, third["policy"])
+        child = in_child(*act, dies_at=writes)
         child.join()
         recover("rlhf")
         now = champions(client)
@@ -224,25 +224,6 @@ def test_killed_before_any_write_the_next_command_finds_one_release(
     promote_model(second["policy"]) if action == "rollback" else rollback_policy("rlhf")
     assert champions(client) == second
     assert champions(client, "previous-champion") == first
-
-
-def _dying_at(writes, action, policy):
-    """Die right before a write to the registry, counted from 0."""
-    client, left = mlflow_client(), [writes]
-
-    def mortal(call):
-        def wrapped(*arguments, **options):
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
-            return call(*arguments, **options)
-
-        return wrapped
-
-    for name in dir(client):
-        if name.startswith(("set_", "delete_", "create_")):
-            setattr(client, name, mortal(getattr(client, name)))
-    promote_model(policy) if action == "promote" else rollback_policy("rlhf")
 
 
 def test_looking_at_the_champion_completes_a_promotion_that_was_killed(client):
