@@ -17,9 +17,11 @@ from rlhf_core.schema import (
     Look,
     PromotionDecision,
     Verdict,
+    share_of_round,
 )
 from rlhf_core.statistics.intervals import Resampling
 
+WIN_RATE_CORRECTED = f"policy/{CORRECTED}"
 _SEVERITY: dict[Verdict, int] = {"PROMOTE": 0, "HOLD": 1, "REJECT": 2}
 
 
@@ -35,7 +37,7 @@ def apply_gate(gate: GateConfig, report: EvaluationReport) -> GateResult:
     """
     if report.champion is None and _asks_about_champion(gate):
         return _unmeasured(gate, "PROMOTE", "not applicable, for there is no champion yet")
-    if gate.metric == f"policy/{CORRECTED}" and gate.metric not in report.metrics:
+    if gate.metric == WIN_RATE_CORRECTED and gate.metric not in report.metrics:
         return _unmeasured(gate, "HOLD", _without_votes(report))
     if gate.slice is not None:
         measured = report.breakdown.get(gate.slice, {})
@@ -266,6 +268,25 @@ def describe_look(look: Look) -> str:
     return text + (
         f". The test set's budget is exhausted; {RENEW}" if width >= EXHAUSTED_WIDTH else ""
     )
+
+
+def deciding_confidence(
+    metric: str, confidence: float, look: Look | None, votes_round: int | None = None
+) -> float:
+    """Return the confidence of the interval that decides: later looks, and votes, are surer.
+
+    Args:
+        metric: what is measured.
+        confidence: asked of it by its gate at a first look.
+        look: at the held-out set; None where looks are not counted.
+        votes_round: number of the decision with people's votes, from 1; they correct one metric.
+    """
+    if look is None:
+        return confidence
+    share = look.share
+    if votes_round is not None and metric == WIN_RATE_CORRECTED:
+        share *= share_of_round(votes_round)
+    return Resampling(confidence, share=share).level
 
 
 def gate_name(gate: GateConfig) -> str:

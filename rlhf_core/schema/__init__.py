@@ -28,6 +28,7 @@ from rlhf_core.schema.results import (
     SuiteRecord,
     ValidationReport,
     Verdict,
+    share_of_round,
 )
 from rlhf_core.schema.text import (
     AI_JUDGE,
@@ -89,4 +90,5 @@ __all__ = [
     "Withdrawal",
     "WithdrawalResult",
     "annotator_name",
+    "share_of_round",
 ]

@@ -105,14 +105,14 @@ class PeopleVotes(Record):
     """1 for the first decision with votes on these answers; more votes make a decision of their
     own, which has to be surer, as a further look has."""
 
-    @property
-    def share(self) -> float:
-        """Part of the first decision's error that this one may make.
 
-        Decision r >= 2 the part 1 / (3 r (r - 1)): the later ones together a third. So all
-        decisions at all looks (``Look``) err no more often than (4 / 3) (3 / 4) (1 - confidence).
-        """
-        return 1.0 if self.round == 1 else 1.0 / (3 * self.round * (self.round - 1))
+def share_of_round(number: int) -> float:
+    """Part of the error of the first decision with votes that the decision ``number`` may make.
+
+    Decision r >= 2 the part 1 / (3 r (r - 1)): the later ones together a third. So all decisions at
+    all looks (``Look``) err no more often than (4 / 3) (3 / 4) (1 - confidence).
+    """
+    return 1.0 if number == 1 else 1.0 / (3 * number * (number - 1))
 
 
 class SuiteRecord(Record):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_core.errors import MissingMetricError
-from rlhf_core.schema import Look, ModelRef, PeopleVotes, StageResult
+from rlhf_core.schema import Look, ModelRef, StageResult, share_of_round
 
 MODEL = ModelRef(name="rlhf-policy", version="1", uri="models:/rlhf-policy/1", path=Path("model"),
                  sha256="0" * 64, kind="causal", run_id="r")  # fmt: skip
@@ -38,7 +38,7 @@ def test_a_model_alone_is_what_still_earlier_builds_wrote():
 def test_all_decisions_at_all_looks_err_no_more_often_than_the_gate_says():
     """The first look makes a half of the error, and so does each decision at it at most."""
     looks = sum(Look(entry="e", held_out="h", number=k).share for k in range(1, 3_000))
-    rounds = sum(PeopleVotes(pairs=10, votes=10, by=("a",), round=r).share for r in range(1, 3_000))
+    rounds = sum(share_of_round(number) for number in range(1, 3_000))
     assert looks / 2 == pytest.approx(3 / 4, abs=1e-3)
     assert looks * rounds / 2 == pytest.approx(1.0, abs=1e-3)
     assert looks * rounds / 2 <= 1.0

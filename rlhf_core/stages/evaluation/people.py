@@ -9,11 +9,12 @@ import numpy as np
 from rlhf_core.adapters.registry.looks import fetch_votes, take_round
 from rlhf_core.config import PipelineConfig
 from rlhf_core.evaluation.corrected import MIN_LABELS, corrected_mean
+from rlhf_core.evaluation.gates import WIN_RATE_CORRECTED
 from rlhf_core.evaluation.people import VotedPair, people_outcomes
 from rlhf_core.evaluation.samples import ComparedAnswer
-from rlhf_core.schema import DatasetSplits, EvaluationReport, Prompt
+from rlhf_core.schema import DatasetSplits, EvaluationReport, Prompt, share_of_round
 from rlhf_core.stages.evaluation.compare import topics_of
-from rlhf_core.stages.evaluation.verdict import WIN_RATE_CORRECTED, metric_plans
+from rlhf_core.stages.evaluation.verdict import metric_plans
 from rlhf_core.storage.records import read_records
 
 
@@ -43,7 +44,7 @@ def corrected_by_people(
         return report.model_copy(update={"people": people})
     people = people.model_copy(update={"round": take_round(report.look.entry)})
     plan = metric_plans(config, "policy", look=report.look, topics=topics)(WIN_RATE_CORRECTED)
-    plan = replace(plan, share=plan.share * people.share)
+    plan = replace(plan, share=plan.share * share_of_round(people.round))
     estimate = corrected_mean([row.won for row in rows], outcomes, plan)
     metrics |= {WIN_RATE_CORRECTED: estimate}
     return report.model_copy(update={"metrics": metrics, "people": people})

@@ -8,8 +8,14 @@ from rlhf_core.adapters.registry.decision import JUDGED_BY, record_decision, rec
 from rlhf_core.adapters.registry.required_gates import APPLIED, applied_tag, required_gates
 from rlhf_core.adapters.tracking.tracking import StageRun, open_run, stage_inputs
 from rlhf_core.config import GateConfig, GatedStage, PipelineConfig
-from rlhf_core.config.metric_names import CEILING, CORRECTED
-from rlhf_core.evaluation.gates import decide, describe_look, gate_name, judge_estimate
+from rlhf_core.config.metric_names import CEILING
+from rlhf_core.evaluation.gates import (
+    decide,
+    deciding_confidence,
+    describe_look,
+    gate_name,
+    judge_estimate,
+)
 from rlhf_core.evaluation.people import describe_votes
 from rlhf_core.evaluation.suites import suite_results
 from rlhf_core.schema import (
@@ -26,7 +32,6 @@ from rlhf_core.stages.models.determinism import derived_seed, take_cores
 from rlhf_core.statistics.intervals import Plans, Resampling
 from rlhf_core.statistics.resampling import Ints
 
-WIN_RATE_CORRECTED = f"policy/{CORRECTED}"
 JUDGE_ACCURACY = "judge/heldout_accuracy"
 JUDGE_CEILING = f"judge/{CEILING}"
 MOST_UNJUDGED = 0.1
@@ -72,12 +77,9 @@ def gates_asked(
 def _surer(
     asked: tuple[GateConfig, ...], look: Look | None, people: PeopleVotes | None
 ) -> tuple[GateConfig, ...]:
-    if look is None:
-        return asked
-    shares = {WIN_RATE_CORRECTED: look.share * people.share} if people else {}
+    votes_round = people.round if people else None
     levels = [
-        Resampling(gate.confidence, share=shares.get(gate.metric, look.share)).level
-        for gate in asked
+        deciding_confidence(gate.metric, gate.confidence, look, votes_round) for gate in asked
     ]
     return tuple(
         gate.model_copy(update={"confidence": level})

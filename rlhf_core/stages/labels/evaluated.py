@@ -17,10 +17,10 @@ from rlhf_core.adapters.registry.registry import find_version, upstream_uris
 from rlhf_core.adapters.registry.required_gates import required_gates
 from rlhf_core.adapters.tracking.tracking import look_up_run
 from rlhf_core.config import PipelineConfig
-from rlhf_core.config.metric_names import CORRECTED
 from rlhf_core.dataprep.manifest import fingerprint_of
 from rlhf_core.errors import DataError
 from rlhf_core.evaluation.corrected import MIN_LABELS, labels_needed
+from rlhf_core.evaluation.gates import WIN_RATE_CORRECTED, deciding_confidence
 from rlhf_core.evaluation.people import OutcomeVote, VotedPair
 from rlhf_core.evaluation.samples import ComparedAnswer
 from rlhf_core.feedback.collection import (
@@ -38,9 +38,8 @@ from rlhf_core.feedback.collection import (
     read_collection,
 )
 from rlhf_core.feedback.results import CollectedPairs
-from rlhf_core.schema import Comparison, Look, ModelRef, PeopleVotes, StageResult
+from rlhf_core.schema import Comparison, Look, ModelRef, StageResult
 from rlhf_core.schema.model_uri import is_model_uri
-from rlhf_core.statistics.intervals import Resampling
 from rlhf_core.storage.folders import exclusive, replacing_directory
 from rlhf_core.storage.own_folders import require_replaceable
 from rlhf_core.storage.records import read_records, sha256_of, write_record, write_records
@@ -114,9 +113,8 @@ def _level(config: PipelineConfig, look: Look, rounds: int) -> float:
     """Level of the interval that the next decision with votes reads: later ones are surer."""
     asked = required_gates(config.project).added_to("policy", config.gates_of("policy"))
     confidences = {gate.metric: gate.confidence for gate in asked}
-    confidence = confidences.get(f"policy/{CORRECTED}", config.evaluation.confidence)
-    following = PeopleVotes(pairs=0, votes=0, by=(), round=rounds + 1)
-    return Resampling(confidence, share=look.share * following.share).level
+    confidence = confidences.get(WIN_RATE_CORRECTED, config.evaluation.confidence)
+    return deciding_confidence(WIN_RATE_CORRECTED, confidence, look, rounds + 1)
 
 
 def _judge_accuracy(judge: str) -> float | None:
