@@ -21,7 +21,8 @@ EXAMPLES = (
     "e-mail, any other http(s) address for JSON with subject and body"
 )
 DECISIONS = ("rlhf.gate-failed", "rlhf.kl-spike", "rlhf.promoted")
-STATES = ("Suspended", "Failed", "Crashed")
+STATES = ("Suspended", "WAITING", "Failed", "TimedOut", "Crashed")
+"""Names of states: somebody is awaited (to approve, to label), or the run died."""
 FLOWS = ("rlhf-pipeline", "rlhf-collect", "rlhf-rounds")
 """Their states are notified; a stage that fails in a pipeline fails that as well."""
 SUBJECT = "rlhf: {{ event.event | replace('rlhf.', '') | replace('prefect.flow-run.', 'run ') }}"

@@ -19,6 +19,17 @@ from tests.flows.test_own_pages import check_closed
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]
 
+ENDED = {
+    "rlhf-pipeline": {"type": "FAILED", "message": "lost its worker"},
+    "rlhf-rounds": {"type": "FAILED", "name": "TimedOut", "message": "nobody answered"},
+    "rlhf-collect": {
+        "type": "COMPLETED",
+        "name": "WAITING",
+        "message": "people label at http://labels",
+    },
+}
+"""A run of each flow that ended so that somebody has to look."""
+
 
 def test_retry_of_a_failed_pipeline_repeats_only_what_failed_and_follows(served, approved):
     run = served.run(approved)
@@ -300,10 +311,10 @@ def test_prefects_server_tells_of_decisions_and_of_runs_that_died(served):
             "payload": {"run": "one", "stage": "sft", "verdict": "HOLD"},
         }
         served.post("events", [event])
-        flow = served.get("flows/name/rlhf-pipeline")
-        state = {"type": "FAILED", "message": "lost its worker"}
-        served.post("flow_runs/", {"flow_id": flow["id"], "name": "mine", "state": state})
-        until(lambda: len(heard) > 3, lambda: f"{heard}\n{served.logs()}")
+        for flow, state in ENDED.items():
+            named = served.get(f"flows/name/{flow}")
+            served.post("flow_runs/", {"flow_id": named["id"], "name": "mine", "state": state})
+        until(lambda: len(heard) > 5, lambda: f"{heard}\n{served.logs()}")
 
         def automations():
             found = served.post("automations/filter", {})
@@ -313,7 +324,10 @@ def test_prefects_server_tells_of_decisions_and_of_runs_that_died(served):
             served.ask("PATCH", f"automations/{one['id']}", {"enabled": False})
         served.rlhf("notify", address, "--name", "me", PREFECT_API_URL=served.api)
         assert [one["enabled"] for one in automations()] == [False, False]
-    told = {said["subject"]: said["body"] for _, said in heard[2:4]}
-    assert set(told) == {"rlhf: gate-failed", "rlhf: run Failed"}
-    assert "stage: sft\nverdict: HOLD" in told["rlhf: gate-failed"]
-    assert "mine: lost its worker" in told["rlhf: run Failed"]
+    told = {said["subject"]: said["body"] for _, said in heard[2:6]}
+    assert "stage: sft\nverdict: HOLD" in told.pop("rlhf: gate-failed")
+    assert {subject: body.splitlines()[0] for subject, body in told.items()} == {
+        "rlhf: run Failed": "mine: lost its worker",
+        "rlhf: run TimedOut": "mine: nobody answered",
+        "rlhf: run WAITING": "mine: people label at http://labels",
+    }
