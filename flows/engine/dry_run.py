@@ -14,6 +14,8 @@ from rlhf_core.config import (
     config_digest,
     judges_of,
 )
+from rlhf_core.config.base import Section
+from rlhf_core.config.reference import unusual
 from rlhf_core.config.stages import STAGES, reads_of, section_of, stages_of
 from rlhf_core.schema import (
     DatasetSplits,
@@ -243,7 +245,8 @@ def settings_of(config: PipelineConfig, stage: StageName) -> dict[str, str]:
 
 
 def _changed(config: PreparationConfig, section: str) -> dict[str, str]:
-    found = config.model_dump(mode="json", exclude_defaults=True).get(section)
+    written = getattr(config, section, None)
+    found = unusual(written) if isinstance(written, Section) else {}
     return flat_settings(found, section) if found else {}
 
 

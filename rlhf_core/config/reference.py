@@ -76,6 +76,29 @@ def in_force(config: BaseModel, places: Places) -> Iterator[InForce]:
         yield InForce(".".join(map(str, path)), _yaml(value), places.get(path, "default"))
 
 
+def unusual(section: BaseModel, usual: BaseModel | None = None) -> dict[str, Any]:
+    """Return, as JSON has it, what a section of a configuration has otherwise than by default.
+
+    Args:
+        section: as it was read.
+        usual: what it is where nobody writes it, if that is not what its class says: an
+            optimizer's schedule is another for DPO than for SFT.
+    """
+    found: dict[str, Any] = {}
+    whole = section.model_dump(mode="json")
+    terse = section.model_dump(mode="json", exclude_defaults=True)
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        default = _default(field) if usual is None else getattr(usual, name)
+        if value == default:
+            continue
+        if isinstance(value, BaseModel):
+            found[name] = unusual(value, default if type(default) is type(value) else None)
+        else:
+            found[name] = terse.get(name, whole[name])
+    return found
+
+
 def nearest(key: str, root: type[BaseModel]) -> str | None:
     """Return the setting or section that an unknown key may stand for.
 

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlhf_core.config import PipelineConfig, load_config, load_with_origins
-from rlhf_core.config.reference import REQUIRED, all_settings, nearest
+from rlhf_core.config.reference import REQUIRED, all_settings, nearest, unusual
 from rlhf_core.errors import ConfigError
 from rlhf_flows.commands.cli import app
 
@@ -88,6 +88,22 @@ def test_config_show_writes_what_is_in_force(settings_file, tmp_path, monkeypatc
     assert "seed = 7" in done.stdout
     assert "default" not in done.stdout
     assert json.loads((tmp_path / "all.json").read_text())["policy"]["kl_coef"] == 0.2
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "ppo"])
+def test_what_a_stage_s_own_optimizer_has_by_default_is_not_unusual(tmp_path, algorithm):
+    path = tmp_path / "settings.yaml"
+    path.write_text(BASE)
+    changes = {
+        "policy": f"{{algorithm: {algorithm}, optimizer: {{learning_rate: 3.0e-4}}}}",
+        "reward.optimizer.schedule": "linear",
+        "evaluation.judge": "models:/judge/1",
+    }
+    found = unusual(load_config(path, changes))
+    assert found["policy"]["optimizer"] == {"learning_rate": 3e-4}
+    assert found["reward"] == {"optimizer": {"schedule": "linear"}}
+    other = load_config(path, changes | {"policy.optimizer.schedule": "cosine"})
+    assert unusual(other)["policy"]["optimizer"] == {"learning_rate": 3e-4, "schedule": "cosine"}
 
 
 def test_config_explain_says_what_a_setting_means():
