@@ -298,22 +298,29 @@ def warn_of_too_few(config: PipelineConfig, splits: DatasetSplits) -> None:
     # Near duplicates of a slice are sought once, however many gates ask about it.
     of_policy = cache(partial(_held_out_prompts, config, splits, prompts))
     for stage in GATED_STAGES:
-        asked: dict[tuple[int, str], list[int]] = {}
+        asked: dict[tuple[int, str, bool], list[int]] = {}
         for gate in config.gates_of(stage):
-            there = _held_out_for(gate, stage, splits, of_policy)
-            if gate.min_samples > there[0]:
-                asked.setdefault(there, []).append(gate.min_samples)
-        for (count, what), too_many in asked.items():
+            count, what = _held_out_for(gate, stage, splits, of_policy)
+            if gate.min_samples > count:
+                waits = stage == "policy" and gate in config.promotion.gates()
+                asked.setdefault((count, what, waits), []).append(gate.min_samples)
+        for (count, what, waits), too_many in asked.items():
             logger.warning(
                 "too_few_held_out: %d gates of %s ask for %d samples, and %d %s are held out for"
-                " them: the verdict cannot be PROMOTE; hold out more (data.heldout_fraction, more"
-                " data, evaluation.num_prompts) or ask for fewer (min_samples)",
+                " them: %s; hold out more (data.heldout_fraction, more data,"
+                " evaluation.num_prompts) or ask for fewer (%s)",
                 len(too_many),
                 stage,
                 max(too_many),
                 count,
                 what,
+                *_OVER_CHAMPION if waits else _AT_ONCE,
             )
+
+
+_AT_ONCE = "the verdict cannot be PROMOTE", "min_samples"
+_OVER_CHAMPION = "no policy can follow a champion", "promotion.min_samples"
+"""What follows where gates ask for too much, and the setting that says how much."""
 
 
 def _held_out_for(

@@ -97,6 +97,7 @@ def test_gates_ask_for_what_the_rows_can_show(tmp_path, rows, goal):
         assert 30 <= gate.min_samples <= heldout
     for gate in config.gates.reward:
         assert 30 <= gate.min_samples <= heldout * config.data.judge_fraction
+    assert config.promotion.min_samples <= heldout  # else no champion is ever followed
     win_rate = next(gate for gate in config.gates.policy if gate.metric == "policy/win_rate")
     assert (win_rate.at_least > 0.5) is (goal == "better")
 

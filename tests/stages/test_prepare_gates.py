@@ -98,6 +98,17 @@ def test_gates_that_ask_for_more_than_is_held_out_are_told(prepared, caplog):
     assert any(said in line and "cannot be PROMOTE" in line for line in caplog.messages)
 
 
+def test_what_the_champion_asks_for_holds_back_only_who_would_follow_one(prepared, caplog):
+    config, splits = prepared
+    promotion = config.promotion.model_copy(update={"min_samples": 290})
+    warn_of_too_few(config.model_copy(update={"promotion": promotion}), splits)
+    (said,) = caplog.messages
+    assert "1 gates of policy ask for 290 samples" in said
+    assert "no policy can follow a champion" in said
+    assert said.endswith("(promotion.min_samples)")
+    assert "cannot be PROMOTE" not in said
+
+
 def test_topics_and_slices_are_what_gates_count(prepared, tmp_path, caplog):
     config, splits = prepared
     kinds = [{"style": "terse" if i % 4 else "polite", "town": f"{i % 8}"} for i in range(40)]

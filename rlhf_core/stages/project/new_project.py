@@ -19,7 +19,7 @@ import yaml
 from transformers import AutoConfig
 
 from rlhf_core.adapters.datasets import dvc_versions
-from rlhf_core.config import GatesConfig, SourceConfig, load_config
+from rlhf_core.config import GatesConfig, PromotionConfig, SourceConfig, load_config
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.sources import read_with_rows
 from rlhf_core.dataprep.sources.containers import is_hub
@@ -293,6 +293,7 @@ def _sizes(dialogues: int, fitting: float, goal: Goal | None) -> dict[str, Any]:
         "heldout_fraction": fraction,
         "num_heldout": f"{heldout:,}",
         "min_samples": min(samples, 300),
+        "champion_samples": PromotionConfig.model_fields["min_samples"].default,
         "min_pair_samples": min(pairs, 300),  # reward model and judge share the held-out pairs
         "min_pairs": min(100, dialogues // 2),
         "visible": visible,
