@@ -59,13 +59,20 @@ def load_with_origins(
     return config, list(in_force(config, places))
 
 
-def load_preparation(path: Path, overrides: Mapping[str, str] | None = None) -> PreparationConfig:
+def load_preparation(
+    path: Path, overrides: Mapping[str, str] | None = None, *, home: Path = Path()
+) -> PreparationConfig:
     """Read what preparation of data needs, as ``load_config`` does; the rest may be missing.
+
+    Args:
+        path: the settings file.
+        overrides: as of ``load_config``.
+        home: folder in which they are meant to be used: paths become relative to it.
 
     Raises:
         ConfigError: as ``load_config``; sections that are there are checked all the same.
     """
-    return _load(PreparationConfig, path, overrides)[0]
+    return _load(PreparationConfig, path, overrides, home)[0]
 
 
 def load_required_gates(path: Path) -> RequiredGates:
@@ -78,9 +85,12 @@ def load_required_gates(path: Path) -> RequiredGates:
 
 
 def _load(
-    kind: type[_Settings], path: Path, overrides: Mapping[str, str] | None
+    kind: type[_Settings],
+    path: Path,
+    overrides: Mapping[str, str] | None,
+    home: Path = Path(),
 ) -> tuple[_Settings, Places]:
-    written, changes = _read_extended(path, seen=()), dict(overrides or {})
+    written, changes = _read_extended(path, home, seen=()), dict(overrides or {})
     raw, places = _changed(*written, changes)
     try:
         return _validated(kind, raw), places
@@ -230,14 +240,14 @@ def _read_mapping(path: Path) -> tuple[dict[str, Any], Places]:
     return raw, places
 
 
-def _read_extended(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Places]:
+def _read_extended(path: Path, home: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], Places]:
     raw, places = _read_mapping(path)
     root, parent = raw.pop("root", None), raw.pop("extends", None)
     if root is not None:
         if not isinstance(root, str) or not root:
             line = places["root",]
             raise ConfigError(f"{line}: root: expected a folder, found {shown(repr(root))}")
-        start_paths(raw, PipelineConfig, path.parent / root)
+        start_paths(raw, PipelineConfig, path.parent / root, home)
     if parent is None:
         return raw, places
     line = places["extends",]
@@ -248,7 +258,7 @@ def _read_extended(path: Path, seen: tuple[str, ...]) -> tuple[dict[str, Any], P
         raise ConfigError(f"{line}: {path} extends itself through {' -> '.join(chain)}")
     if not os.path.isfile(extended):  # takes any name, where Path.is_file raises for a long one
         raise ConfigError(f"{line}: extends: {shown(parent)}: no such configuration file")
-    base, base_places = _read_extended(extended, chain)
+    base, base_places = _read_extended(extended, home, chain)
     return _merge(base, raw), base_places | places
 
 

@@ -4,8 +4,9 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -128,30 +129,34 @@ def say_unknown(key: str, root: type[BaseModel]) -> str:
     return "no such setting" + (f"; did you mean {meant}?" if meant else "")
 
 
-def start_paths(raw: Any, section: type[BaseModel], root: Path) -> None:
+def start_paths(raw: Any, section: type[BaseModel], root: Path, home: Path = Path()) -> None:
     """Let the relative paths among some settings as written start from a folder; changes them.
 
-    They become relative to the working directory, so that a run in that folder has the paths that
-    its file says. A model's name (``model.base``, ``models`` of a reward's term) is a path where
+    They become relative to ``home``, so that a run in that folder has the paths that its file
+    says. A model's name (``model.base``, ``models`` of a reward's term) is a path where
     the folder is there, a function's (``rewards.py:no_lists``) where it names a file.
 
     Args:
         raw: settings of a section, as YAML gives them, right or wrong.
         section: whose they are.
         root: folder where the paths start.
+        home: where the settings will be used, by default the working directory.
     """
     if not isinstance(raw, dict):
         return
+    start = partial(_from_here, root=root, home=home)
     for name, field in section.model_fields.items():
         written = raw.get(name)
         if name in raw and _holds_paths(field.annotation):
-            raw[name] = _from_here(written, root)
-        elif name in raw and name in (*_MAY_BE_FOLDERS, *_MAY_BE_FUNCTIONS):
-            raw[name] = _named_from_here(written, root, is_function=name in _MAY_BE_FUNCTIONS)
+            raw[name] = start(written)
+        elif name in raw and name in _MAY_BE_FUNCTIONS:
+            raw[name] = _function_from_here(written, start)
+        elif name in raw and name in _MAY_BE_FOLDERS:
+            raw[name] = _named_from_here(written, root, start)
         for path, inner in _sections(field.annotation):
             listed = isinstance(written, list) and path == "[]"
             for part in written if listed else [written]:  # type: ignore[union-attr]
-                start_paths(part, inner, root)
+                start_paths(part, inner, root, home)
 
 
 _MAY_BE_FOLDERS = ("base", "model", "models", "tasks")
@@ -164,26 +169,31 @@ def _holds_paths(annotation: Any) -> bool:
     return annotation is Path or any(_holds_paths(part) for part in get_args(annotation))
 
 
-def _from_here(written: Any, root: Path) -> Any:
+def _from_here(written: Any, root: Path, home: Path) -> Any:
     if isinstance(written, list):
-        return [_from_here(one, root) for one in written]
+        return [_from_here(one, root, home) for one in written]
     is_path = isinstance(written, str) and not written.startswith("hf:")
     if not is_path or os.path.isabs(written):
         return written
-    return os.path.relpath(root / written)
+    return os.path.relpath(root / written, home)
 
 
-def _named_from_here(written: Any, root: Path, *, is_function: bool) -> Any:
-    """Do so with what names a model or a function, where that is a folder or a file."""
+def _named_from_here(written: Any, root: Path, start: Callable[[Any], Any]) -> Any:
+    """Do so with what names a model, or tasks, where that is a folder or a file."""
     if isinstance(written, list):
-        return [_named_from_here(one, root, is_function=is_function) for one in written]
+        return [_named_from_here(one, root, start) for one in written]
     if not isinstance(written, str):
         return written
-    if is_function:
-        file, colon, function = written.rpartition(":")
-        return f"{_from_here(file, root)}{colon}{function}" if file.endswith(".py") else written
     is_path = written.endswith(_ENDS_FILE) or (root / written).is_dir()
-    return _from_here(written, root) if is_path else written
+    return start(written) if is_path else written
+
+
+def _function_from_here(written: Any, start: Callable[[Any], Any]) -> Any:
+    """Do so with the file of a function."""
+    if not isinstance(written, str):
+        return written
+    file, colon, function = written.rpartition(":")
+    return f"{start(file)}{colon}{function}" if file.endswith(".py") else written
 
 
 def _sections(annotation: Any, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:

@@ -6,6 +6,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from rlhf_core.adapters.datasets.dvc_versions import prepared_md5
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
@@ -14,7 +15,7 @@ from rlhf_core.errors import DataError
 from rlhf_core.schema import Withdrawal
 from rlhf_core.stages.versions.publish import publish
 from rlhf_core.stages.versions.withdraw import Removal, withdraw
-from tests.stages.data_helpers import call, dvc, make_repository, rows, write
+from tests.stages.data_helpers import CONFIG, DVC, call, dvc, make_repository, rows, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("data_versions")]
 
@@ -110,6 +111,30 @@ def test_every_kind_of_file_is_rewritten_and_a_repeat_names_what_held_it(root, f
     result = withdraw(Withdrawal(rows=("r-62",)), directory=root)
     assert result.published.version.version == "data-v5"
     assert (result.changed_rows, result.versions) == ({}, ("data-v2", "data-v3", "data-v4"))
+
+
+@pytest.mark.parametrize("place", ["clone", "elsewhere"])
+def test_settings_whose_paths_start_at_their_file_are_known_in_a_clone(
+    tmp_path, monkeypatch, place
+):
+    """As `rlhf init` writes them: nobody was found under columns of the file's own names."""
+    clone = tmp_path / "clone"
+    asked = {"question": "Why?", "answer_a": "So.", "answer_b": "No.", "better": "a"}
+    file = write(clone / "data/raw/own.jsonl", [{**asked, "rater": who} for who in ("eve", "bob")])
+    columns = {"prompt": "question", "response_a": "answer_a", "response_b": "answer_b"}
+    columns |= {"annotator": "rater", "choice": "better"}
+    settings = yaml.safe_load(CONFIG)
+    settings["data"]["preferences"] = {
+        "path": "data/raw/own.jsonl",
+        "format": "flat",
+        "columns": columns,
+    }
+    (clone / "own.yaml").write_text(yaml.safe_dump({"root": ".", **settings}))
+    (clone / "dvc.yaml").write_text(DVC.replace("configs/small.yaml", "own.yaml"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / place)
+    assert Removal(Withdrawal(annotators=("eve",))).apply(clone) == ["data/raw/own.jsonl"]
+    assert [json.loads(line)["rater"] for line in file.open()] == ["bob"]
 
 
 def test_labelled_responses_go_with_all_their_ratings(tmp_path):

@@ -13,7 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def prepared_by(clone: Path) -> list[DataConfig]:
-    """Return the settings of the data that dvc.yaml prepares; nothing where it says nothing."""
+    """Return the settings of the data that dvc.yaml prepares; nothing where it says nothing.
+
+    Relative paths in them start from the clone.
+    """
     try:
         stages = yaml.safe_load((clone / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
         words = [word for stage in stages.values() for word in shlex.split(str(stage.get("cmd")))]
@@ -23,7 +26,7 @@ def prepared_by(clone: Path) -> list[DataConfig]:
     for word in words:
         if word.endswith((".yaml", ".yml")) and (clone / word).is_file():
             try:
-                found.append(load_preparation(clone / word).data)
+                found.append(load_preparation(clone / word, home=clone).data)
             except ConfigError as error:
                 logger.warning("columns are taken as they are named in the files: %s", error)
     return found
