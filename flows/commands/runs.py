@@ -222,5 +222,5 @@ def _measured(estimate: "Estimate | None") -> str:
         return "not measured"
     return (
         f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}] "
-        f"({estimate.confidence:.0%}, n = {estimate.num_samples:,})"
+        f"({100 * estimate.confidence:.6g}%, n = {estimate.num_samples:,})"
     )

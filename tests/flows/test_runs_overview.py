@@ -11,6 +11,7 @@ from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Estimate, EvaluationReport, ModelRef, PromotionDecision, StageResult
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.commands.cli import app
+from rlhf_flows.commands.runs import _measured
 from rlhf_flows.engine.runs.folder import open_run
 from rlhf_flows.engine.runs.locks import hold_stage
 from rlhf_flows.engine.runs.overview import compare_runs, disk_of, list_runs
@@ -119,6 +120,12 @@ def test_two_runs_are_compared_by_what_differs(settings, tmp_path):
     }
     with pytest.raises(ConfigError, match="nowhere: no such run; rlhf runs"):
         compare_runs("one", "nowhere", tmp_path)
+
+
+def test_the_level_of_an_interval_is_not_rounded():
+    narrow = estimate(0.5).model_copy(update={"confidence": 0.9958})
+    assert "(99.58%, n = " in _measured(narrow)
+    assert "(95%, n = " in _measured(narrow.model_copy(update={"confidence": 0.95}))
 
 
 def test_the_commands_print_what_was_found(settings, tmp_path, mlflow_home):
