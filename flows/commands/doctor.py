@@ -218,12 +218,16 @@ def _releases(project: str) -> Finding:
 
 
 def _project(config: Path | None) -> str:
-    """Return whose experiment and models are asked about; bad settings are reported elsewhere."""
+    """Return whose experiment and models are asked about; bad settings are reported elsewhere.
+
+    Without settings it is the project that this folder's deployments run.
+    """
     from rlhf_core.config import PipelineConfig, load_config
+    from rlhf_flows.servers.pools import deployed_settings
 
     with suppress(RlhfError):
-        if config is not None:
-            return load_config(config).project
+        if (settings := config or deployed_settings()) is not None:
+            return load_config(settings).project
     return str(PipelineConfig.model_fields["project"].default)
 
 

@@ -191,8 +191,9 @@ def run_stage(
             result = compute(observer)
         decision = result.decision if isinstance(result, StageResult) else None
         if decision is not None and decision.verdict != "PROMOTE":
-            verdict, reasons = decision.verdict, "; ".join(decision.reasons)
-            announce("rlhf.gate-failed", context, stage=name, verdict=verdict, reasons=reasons)
+            against = (said for said in decision.reasons if not said.startswith("PROMOTE"))
+            said = {"verdict": decision.verdict, "reasons": "; ".join(against)}
+            announce("rlhf.gate-failed", context, stage=name, **said)
         return result
 
     try:

@@ -73,3 +73,13 @@ def read_pools(path: Path = FILE) -> Pools:
         raise ConfigError(f"{path}: definitions: missing or malformed: {error}") from error
     except (yaml.YAMLError, ValidationError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def deployed_settings(path: Path = FILE) -> Path | None:
+    """Return the first settings file that the deployments of a ``prefect.yaml`` run, if any."""
+    try:
+        deployments = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
+        chosen = [item["parameters"].get("settings") or {} for item in deployments]
+        return next((Path(settings["file"]) for settings in chosen if settings.get("file")), None)
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return None  # what is wrong with the file, `read_pools` says

@@ -211,3 +211,18 @@ def test_required_gates_and_looks_are_told(home):
     assert not looks.healthy
     assert "look 18" in looks.found
     assert "of which most are new" in looks.fix
+
+
+def test_the_project_is_the_one_that_the_folder_s_deployments_run(home):
+    """Models of another than `rlhf` were not looked at: an alias moved by hand was no finding."""
+    (home / "prefect.yaml").unlink()
+    assert doctor._project(None) == "rlhf"
+    shipped = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
+    (home / "prefect.yaml").write_text(shipped.replace("configs/demo.yaml", "own.yaml"))
+    demo = ROOT / "configs/demo.yaml"
+    (home / "own.yaml").write_text(f"extends: {demo}\nproject: town\n")
+    assert doctor._project(None) == "town"
+    (home / "other.yaml").write_text(f"extends: {demo}\nproject: other\n")
+    assert doctor._project(home / "other.yaml") == "other"
+    (home / "prefect.yaml").write_text("deployments: 3")
+    assert doctor._project(None) == "rlhf"

@@ -202,6 +202,22 @@ def test_a_promotion_is_applied_again_and_announced_when_it_moves_something(stag
     assert told == ["rlhf.promoted"] * 2
 
 
+def test_what_is_announced_of_a_gate_is_what_held_the_model_back(stages, settings, monkeypatch):
+    said, outcome = {}, stages._outcome
+
+    def with_reasons(*arguments):
+        result = outcome(*arguments)
+        reasons = ("HOLD: few samples", "PROMOTE: short enough", "HOLD: look 2")
+        decision = result.decision.model_copy(update={"reasons": reasons})
+        return result.model_copy(update={"decision": decision})
+
+    monkeypatch.setattr(stages, "_outcome", with_reasons)
+    monkeypatch.setattr(stage, "announce", lambda event, context, **payload: said.update(payload))
+    stages.verdicts["sft"] = "HOLD"
+    sft_stage(settings, SftInputs(run="one"))
+    assert said["reasons"] == "HOLD: few samples; HOLD: look 2"
+
+
 def test_a_failed_gate_is_announced_once_however_often_it_is_read(stages, settings, told):
     stages.verdicts["sft"] = "HOLD"
     for _ in range(2):
