@@ -310,6 +310,20 @@ def test_demonstrations_come_as_messages_or_as_chosen_transcripts(write_jsonl):
     assert (line, item.prompt[0].content, item.response) == (1, "Q?", "A.")
 
 
+def test_turns_may_come_as_questions_with_their_answers(write_jsonl):
+    """As LDJnr/Capybara publishes its demonstrations."""
+    exchanges = [{"input": "Two and two?", "output": "4"}, {"input": "And one?", "output": "5"}]
+    path = write_jsonl("sft.jsonl", [{"source": "s", "conversation": exchanges}])
+    settings = DemonstrationsConfig(path=path, format="messages")
+    [(_, item)] = read_demonstrations(settings)
+    assert [(turn.role, turn.content) for turn in item.prompt] == [
+        ("user", "Two and two?"),
+        ("assistant", "4"),
+        ("user", "And one?"),
+    ]
+    assert item.response == "5"
+
+
 def test_a_dataset_is_loaded_by_name(tmp_path, write_jsonl, monkeypatch):
     """A folder stands in for the hub: ``datasets`` loads both through the same call."""
     write_jsonl("named/train.jsonl", [{"prompt": "Q?", "chosen": "good", "rejected": "bad"}])

@@ -30,6 +30,7 @@ _ROLES: dict[str, Any] = {
     "developer": "developer",
 }
 _FIELDS = (("role", "content"), ("from", "value"), ("role", "text"), ("role", "value"))
+_EXCHANGE = {"input", "output"}
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _ANSWERS = (("response_a", "response_b"), ("chosen", "rejected"))
 _CALLS = ("tool_calls", "function_call")
@@ -130,7 +131,21 @@ def messages_of(value: Any, place: str) -> Conversation:
         raise UnusableRow(
             "unusable_value", f"{place}: expected a list of messages, found {type(value).__name__}"
         )
-    return tuple(_message(f"{place}.{number}", turn) for number, turn in enumerate(value))
+    return tuple(
+        message
+        for number, turn in enumerate(value)
+        for message in _turn_or_exchange(f"{place}.{number}", turn)
+    )
+
+
+def _turn_or_exchange(place: str, turn: Any) -> Conversation:
+    """Return one message, or the two of a question with its answer as Capybara publishes them."""
+    if isinstance(turn, dict) and turn.keys() == _EXCHANGE:
+        return tuple(
+            _message(place, {"role": role, "content": turn[name]})
+            for role, name in (("user", "input"), ("assistant", "output"))
+        )
+    return (_message(place, turn),)
 
 
 def answer_of(value: Any, place: str) -> tuple[Conversation, str]:
@@ -161,7 +176,10 @@ def readable(row: RawRow, value: Any) -> Any:
         return value
     inner = structured(value)
     entries = inner if isinstance(inner, list) else [inner]
-    are_messages = bool(entries) and all(_is_message(entry) for entry in entries)
+    are_messages = bool(entries) and all(
+        _is_message(entry) or (isinstance(entry, dict) and entry.keys() == _EXCHANGE)
+        for entry in entries
+    )
     are_texts = (row.is_table and bool(_only_texts(inner))) or (
         bool(_texts_or_nulls(inner)) and writes_lists(row)
     )
