@@ -48,12 +48,6 @@ def test_the_sweep_of_the_servers_completes_a_promotion_that_was_killed(served_c
     assert not complete_releases(uri, os.environ)
 
 
-@pytest.mark.slow
-def test_commands_that_fight_on_a_server_end_in_one_release(served_client):
-    ended = fights(served_client, rounds=2, processes=4, killed=1, seed=3)
-    assert set(ended) <= {0, 2, -signal.SIGKILL}
-
-
 @pytest.mark.nightly
 def test_commands_that_fight_for_long_on_a_server_end_in_one_release(served_client):
     ended = fights(served_client, rounds=40, processes=6, killed=2, seed=4)

@@ -43,11 +43,10 @@ SMALL = {
 }
 
 
-def small_settings(**more: str) -> list[str]:
-    """Return SMALL as command-line arguments."""
-    return [
-        part for key, value in {**SMALL, **more}.items() for part in ("--set", f"{key}={value}")
-    ]
+def small_settings(*, without: str = "none", **more: str) -> list[str]:
+    """Return SMALL as command-line arguments, but for those whose names begin with ``without``."""
+    kept = {key: value for key, value in SMALL.items() if not key.startswith(without)}
+    return [part for key, value in (kept | more).items() for part in ("--set", f"{key}={value}")]
 
 
 @dataclass(frozen=True)

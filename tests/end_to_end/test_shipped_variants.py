@@ -1,4 +1,4 @@
-"""The shipped variants of the demo run on the same code, a few steps each."""
+"""What the demo's recipe for reward hacking shows; test_readme runs the other variants."""
 
 import re
 import shutil
@@ -10,31 +10,8 @@ from tests.end_to_end.conftest import ROWS, SMALL, make_workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("small_demo")]
 
-
 EXPLOITABLE = {"comparisons.jsonl": 1_200, "demonstrations.jsonl": 400, "prompts.jsonl": 400}
 """A reward model that has learnt from fewer rows likes no vice yet."""
-
-
-def _few(**more: str) -> list[str]:
-    kept = {
-        key: value for key, value in (SMALL | more).items() if not key.startswith("policy.")
-    } | {key: value for key, value in more.items() if key.startswith("policy.")}
-    return [part for key, value in kept.items() for part in ("--set", f"{key}={value}")]
-
-
-def test_dpo_reaches_a_decision_without_a_reward_model(workspace, fresh_database):
-    shutil.copy(fresh_database, workspace.path / "mlflow.db")
-    workspace.rlhf(
-        "run",
-        "configs/demo-dpo.yaml",
-        "--json",
-        "dpo.json",
-        *_few(**{"policy.num_epochs": "1"}),
-    )
-    result = workspace.read("dpo.json")
-    assert "reward" not in result["stages"]
-    assert result["decided_by"] == "evaluate"
-    assert result["verdict"] == "PROMOTE"
 
 
 @pytest.mark.nightly  # at every change test_degenerate_policies has each vice before the gates

@@ -14,28 +14,25 @@ from tests.flows.registered import (
 )
 from tests.flows.tiny import STAGES, TRAINED, Workplace
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.xdist_group("faults")]
 
 SEED = 20
+KILLS = 4
+"""Of each stage."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=[1, pytest.param(4, marks=pytest.mark.nightly)],
-    ids=["killed once", "killed again and again"],
-)
-def disturbed(request, tmp_path_factory, fresh_database, undisturbed):
-    """Every stage, killed as often as asked for; one that got through all the same is started in a
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory, fresh_database, undisturbed):
+    """Every stage, killed again and again; one that got through all the same is started in a
     further run, until it was.
     """
     work = tmp_path_factory.mktemp("cut") / "work"
     made = Workplace(work, fresh_database, undisturbed.mortal)
     made.kills, made.runs = Counter(), Counter()
     dice = random.Random(SEED)
-    wanted = request.param
     for stage in STAGES:
         made.runs[stage] = 1
-        while made.kills[stage] < wanted:
+        while made.kills[stage] < KILLS:
             moment = some_moment(dice, undisturbed.outcomes[stage])
             ended = made.carry_out(stage, f"run-{made.runs[stage]}", **moment)
             made.kills[stage] += ended["killed"]

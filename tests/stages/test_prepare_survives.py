@@ -98,6 +98,7 @@ def unfinished(output: Path) -> list[Path]:
     return list(output.parent.glob(f".{output.name}.*.tmp"))
 
 
+@pytest.mark.nightly  # at every change: right before the swap and right after it
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(starter, configs):
     first, second = configs
     output = first.data.output

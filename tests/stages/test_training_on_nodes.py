@@ -121,7 +121,7 @@ def stage(mlflow_home, stage_config, stage_context, small_splits, as_node):
     return Stage()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # at every change: how nodes meet, and ranks of one node
 def test_two_nodes_train_one_model(stage):
     run_id = stage.trained_on_two()
     assert "sft/loss" in look_up_run(run_id)[1]
