@@ -1,12 +1,13 @@
 """Containers: each gives rows with their lines, or one clear error."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_core.dataprep.sources.containers import file_names, read_rows
+from rlhf_core.dataprep.sources.containers import file_names, read_rows, source_files
 from rlhf_core.errors import DataError
 from tests.dataprep.test_formats import CANONICAL, read
 
@@ -15,6 +16,20 @@ def test_parquet_gives_the_rows_of_the_same_jsonl(tmp_path, write_jsonl):
     rows = [{**CANONICAL, "comparison_id": str(i)} for i in range(2_500)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     assert read(tmp_path / "rows.parquet") == read(write_jsonl("rows.jsonl", rows))
+
+
+def test_a_folder_and_a_pipe_that_are_named_as_data_are_refused(tmp_path, write_jsonl):
+    """One was a traceback, the other was waited for, for ever."""
+    (tmp_path / "folder/more.jsonl").mkdir(parents=True)
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes/more.jsonl")
+    for place, kind in (
+        ("folder", "a folder"),
+        ("pipes", "no regular file"),
+        ("pipes/more.jsonl", "no regular file"),
+    ):
+        with pytest.raises(DataError, match=f"more.jsonl: {kind}, named as data; rename it"):
+            source_files(tmp_path / place)
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):

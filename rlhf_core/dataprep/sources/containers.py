@@ -102,10 +102,15 @@ def source_files(path: Path) -> list[Path]:
 
     In a folder hidden files, lock files of an office, what libraries write beside a dataset, and
     empty ``.json`` files are no data.
+
+    Raises:
+        DataError: there are none, or what is named as one is a folder, a pipe or a device.
     """
-    if not path.is_dir():
-        return [path]
-    files = sorted(filter(is_named_as_data, path.iterdir()))
+    files = sorted(filter(is_named_as_data, path.iterdir())) if path.is_dir() else [path]
+    for file in files:
+        if file.exists() and not file.is_file():  # a pipe would be waited for, for ever
+            kind = "a folder" if file.is_dir() else "no regular file"
+            raise DataError(f"{file}: {kind}, named as data; rename it, or move it elsewhere")
     if not files:
         endings = ", ".join(_CONTAINERS)
         raise DataError(f"{path}: no data files in this folder; expected endings {endings}")
