@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,8 @@ from rlhf_flows.engine.prefect_server import ask
 logger = logging.getLogger(__name__)
 
 PROCESS_LABEL = "rlhf.process"
+WHOSE = "PREFECT__FLOW_RUN_ID"
+"""Variable by which a process that Prefect starts knows its flow run."""
 PATIENCE_SECONDS = {"RUNNING": 15.0, "CANCELLING": 60.0, "PENDING": 90.0}
 """How long a run may be in a state before its process must exist: a retry starts in the old one's
 name, and a worker takes time to start a process."""
@@ -105,17 +108,23 @@ def _is_dead(run: dict[str, Any]) -> bool:
         return _host_of(run) == socket.gethostname() and age > UNSTARTED_SECONDS
     # The number may belong to a later process by now. A pending run's process is always later.
     latest = since.timestamp() + 5 if state["type"] == "RUNNING" else None
-    return bool(processes) and all(_is_gone(process, latest) for process in processes)
+    return bool(processes) and all(_is_gone(name, latest, str(run["id"])) for name in processes)
 
 
-def _is_gone(name: str, latest: float | None) -> bool:
-    """Return whether ``host:pid`` was a process of this machine, begun by ``latest``, and ended."""
+def _is_gone(name: str, latest: float | None, flow_run: str) -> bool:
+    """Return whether ``host:pid`` was a process of this machine, begun by ``latest``, and ended.
+
+    When one began is counted from the machine's start, by a clock that stands while the machine is
+    paused: after a pause a living process seems to have begun later. So it is asked whose it is.
+    """
     host, _, pid = name.rpartition(":")
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:
         process = psutil.Process(int(pid))
         reused = latest is not None and process.create_time() > latest
+        with suppress(psutil.AccessDenied):
+            reused = reused and process.environ().get(WHOSE) != flow_run
         return bool(reused or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True

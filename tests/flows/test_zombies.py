@@ -57,6 +57,17 @@ def test_a_process_number_given_to_a_later_process_does_not_save_a_run(marked):
     assert marked(flow_run(zombies.process_name(), seconds=10**7)) == ["one"]
 
 
+def test_a_living_process_that_says_whose_it_is_is_left_alone_whatever_the_clock_says(marked):
+    """A machine that was paused counts every process's start as later than it was."""
+    variables = {**os.environ, zombies.WHOSE: "1"}
+    waits = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE, env=variables) as child:
+        named = flow_run(f"{HOST}:{child.pid}", seconds=10**7)
+        assert marked(named) == []
+        assert marked({**named, "id": "another"}) == ["one"]
+        child.communicate(b"\n")
+
+
 def test_a_run_that_was_retried_meanwhile_is_left_alone(monkeypatch, dead_pid):
     found = flow_run(f"{HOST}:{dead_pid}")
     retried = found | {"state": {"type": "SCHEDULED", "timestamp": found["state"]["timestamp"]}}
