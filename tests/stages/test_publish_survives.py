@@ -15,6 +15,8 @@ from rlhf_core.adapters.datasets.dvc_versions import list_tags
 from rlhf_core.stages.versions.versions import fetch_version, list_versions
 from tests.stages.data_helpers import call, dvc, make_repository, rows, write
 
+NUM_KILLS = 4
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("data_versions"),
@@ -115,23 +117,23 @@ def test_what_a_kill_leaves_is_gone_after_the_next_call(repository, add, tmp_pat
     assert not list(versions.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("num_kills", [1, pytest.param(4, marks=pytest.mark.nightly)])
-def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repository, add, num_kills):
+@pytest.mark.nightly  # at every change: where a version is made
+def test_a_kill_at_any_moment_leaves_whole_versions_and_no_batch_twice(repository, add):
     started = time.monotonic()
     assert add(batch(repository, 0)).wait() == 0
     duration = time.monotonic() - started
     rng, killed = random.Random(0), 0
-    for number in range(1, num_kills + 1):
+    for number in range(1, NUM_KILLS + 1):
         process = add(batch(repository, number))
         # What comes after the first is quicker: its programs are read already.
-        time.sleep(0.6 * duration * (number - 1 + rng.random()) / num_kills)
+        time.sleep(0.6 * duration * (number - 1 + rng.random()) / NUM_KILLS)
         killed += kill(process)
         for version in list_versions(repository):
             assert fetch_version(version.version, repository).dvc_md5 == version.dvc_md5
     assert killed
-    for number in range(1, num_kills + 1):
+    for number in range(1, NUM_KILLS + 1):
         process = add(batch(repository, number))
         _, stderr = process.communicate()
         assert process.returncode == 0 or "already there as batch-" in stderr
-    assert sorted(batches_of(repository)) == sorted(map(questions, range(num_kills + 1)))
-    assert list_versions(repository)[-1].rows == 60 + 10 * (num_kills + 1)
+    assert sorted(batches_of(repository)) == sorted(map(questions, range(NUM_KILLS + 1)))
+    assert list_versions(repository)[-1].rows == 60 + 10 * (NUM_KILLS + 1)
