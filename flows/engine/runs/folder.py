@@ -111,8 +111,8 @@ def require_run(context: RunContext) -> None:
         meant = f"did you mean {near[0]}? If not, " if near else ""
         raise ConfigError(
             f"{context.directory}: no such run here, and MLflow has no record of it; {meant}look "
-            "at MLFLOW_TRACKING_URI, or start a new run (rlhf run, rlhf sft, --new-run; in a form, "
-            "new_run)"
+            "at MLFLOW_TRACKING_URI, or start a new run: rlhf run or rlhf sft without --run-id, "
+            "another stage with --new-run; in a form, new_run"
         )
     _require_whole(context)
 
