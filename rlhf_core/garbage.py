@@ -38,7 +38,8 @@ def gc_threshold_raised() -> Iterator[None]:
     """Search for cyclic garbage when many objects are left over, and not whenever rows passed.
 
     Rows form no cycles and go when nobody needs them any more. But as there are many, they make
-    Python search through all objects of all libraries after every few thousand rows.
+    Python search through all objects of all libraries after every few thousand rows; and so does a
+    library that is loaded between them.
     """
     before, *others = gc.get_threshold()
     # Of two that pass rows at once the first one sets it, and takes it back.

@@ -36,7 +36,7 @@ from rlhf_core.schema import (
     Record,
     UnpairedExample,
 )
-from rlhf_core.storage.records import iterate_fields, json_line
+from rlhf_core.storage.records import WRITTEN_AT_ONCE, iterate_fields, json_line
 
 FILE_NAMES = (
     "demonstrations_heldout",
@@ -88,7 +88,9 @@ class PreparedFiles:
         names = FILE_NAMES + (UNPAIRED_FILES if unpaired else ())
         self._stack = ExitStack()
         self._streams: dict[str, IO[bytes]] = {
-            name: self._stack.enter_context((directory / f"{name}.jsonl").open("wb"))
+            name: self._stack.enter_context(
+                (directory / f"{name}.jsonl").open("wb", buffering=WRITTEN_AT_ONCE)
+            )
             for name in names
         }
         self.num_rows = dict.fromkeys(names, 0)

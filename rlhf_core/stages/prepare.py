@@ -25,6 +25,7 @@ from rlhf_core.dataprep.manifest import (
 from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
 from rlhf_core.errors import DataError, RlhfError, StorageError
+from rlhf_core.garbage import gc_threshold_raised
 from rlhf_core.schema import DatasetSplits, Prompt
 from rlhf_core.stages.models.digests import tokenizer_digest
 from rlhf_core.stages.preparation import build as prepare_build
@@ -72,6 +73,7 @@ DIGITS = 12
 """Of a digest in the name of a folder."""
 
 
+@gc_threshold_raised()
 def prepare_data(config: PreparationConfig) -> DatasetSplits:
     """Read, validate, resolve, deduplicate and split the raw data into a folder of its own.
 

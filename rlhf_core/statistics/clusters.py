@@ -71,19 +71,28 @@ def bootstrap(measure: Callable[[Ints], float], clusters: Ints, seed: int) -> Es
     return _estimate(value, min(float(low), value), max(float(high), value), len(clusters))
 
 
-def auc(scores: Array, positive: NDArray[np.bool_]) -> float:
+def ranked(scores: Array) -> Ints:
+    """[N] place of each score among the different ones, from the lowest on."""
+    places: Ints = np.unique(scores, return_inverse=True)[1]
+    return places
+
+
+def auc(ranks: Ints, positive: NDArray[np.bool_]) -> float:
     """Probability that a positive scores above a negative, equal scores counting one half.
 
     One half as well where there are none of either.
+
+    Args:
+        ranks: [N] scores as ``ranked`` has them, or some of these: resamples need no new order.
+        positive: [N]
     """
-    num_positive = int(positive.sum())
-    num_pairs = num_positive * (len(scores) - num_positive)
+    size = ranks.max(initial=0) + 1
+    positives = np.bincount(ranks[positive], minlength=size)
+    negatives = np.bincount(ranks[~positive], minlength=size)
+    num_pairs = positives.sum() * negatives.sum()
     if not num_pairs:
         return 0.5
-    from scipy import stats  # takes a second: every stage of a run imports this module
-
-    top = stats.rankdata(scores)[positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(top / num_pairs)
+    return float((positives * (np.cumsum(negatives) - negatives / 2)).sum() / num_pairs)
 
 
 def _effective_rows(successes: Array, clusters: Ints) -> float:

@@ -29,6 +29,8 @@ ROWS_AT_ONCE = 512
 """Whose texts are looked at together: that is cheaper than one by one, and takes little memory."""
 _BOM = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
+WRITTEN_AT_ONCE = 1 << 18
+"""Bytes that are gathered before the system is asked to write: it takes its time every time."""
 _SHOWN = 600
 """Characters that a message shows of a list, of all columns of a row, say."""
 _BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -256,7 +258,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as stream:
+            with temporary.open("wb", buffering=WRITTEN_AT_ONCE) as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())

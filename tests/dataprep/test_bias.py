@@ -190,6 +190,7 @@ def test_words_are_runs_of_two_letters_or_more(text, words):
 def test_a_list_is_found_where_its_pattern_is(text):
     pattern, _ = style.STYLES["list"]
     assert style.has_style("list", text) == (pattern.search(text) is not None)
+    assert ("list" in counted([(text, "x")]).contrasts) == (pattern.search(text) is not None)
 
 
 STYLED = st.sampled_from(

@@ -38,9 +38,9 @@ def test_the_interval_is_wider_than_of_independent_scores_since_folds_train_each
 
 def test_scores_of_two_folds_are_not_compared():
     fold, labels = np.array([0, 0, 1, 1]), np.array([True, False, True, False])
-    scores = np.array([5.0, 4.0, 1.0, 0.0])
-    assert _auc_within(fold, scores, labels) == 1.0
-    assert _auc_within(np.arange(4), scores, labels) == 0.5
+    ranks = np.array([3, 2, 1, 0])
+    assert _auc_within(fold, ranks, labels) == 1.0
+    assert _auc_within(np.arange(4), ranks, labels) == 0.5
 
 
 @pytest.mark.nightly

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_core.statistics.clusters import auc, bootstrap, numbered, proportion
+from rlhf_core.statistics.clusters import auc, bootstrap, numbered, proportion, ranked
 
 
 def share(successes: int, total: int, clusters=None):
@@ -63,9 +63,10 @@ def test_the_bootstrap_draws_whole_clusters():
 def test_the_area_under_the_curve_counts_pairs_of_scores():
     positives, negatives = [1.0, 2.0, 2.0, 5.0], [0.0, 2.0, 3.0]
     wins = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives)
-    scores, positive = np.array([*positives, *negatives]), np.arange(7) < 4
-    assert auc(scores, positive) == pytest.approx(wins / 12)
-    assert auc(scores, np.ones(7, dtype=bool)) == 0.5
+    ranks, positive = ranked(np.array([*positives, *negatives])), np.arange(7) < 4
+    assert auc(ranks, positive) == pytest.approx(wins / 12)
+    assert auc(ranks, np.ones(7, dtype=bool)) == 0.5
+    assert auc(ranks[:0], positive[:0]) == 0.5
 
 
 def test_equal_keys_have_equal_numbers():

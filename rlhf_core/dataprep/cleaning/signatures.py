@@ -26,8 +26,8 @@ NUM_PERMUTATIONS = 64
 _SHINGLE_WORDS = 3
 _ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
 """Odd numbers that mix the hashes of three words, modulo 2**64."""
-_SHINGLES_AT_ONCE = 512
-"""Whose permuted values, 128 kB, stay in the processor's cache."""
+_TEXTS_AT_ONCE = 128
+"""Whose permuted shingles, of some hundred words each, stay in the processor's cache."""
 
 Signature = NDArray[np.uint32]
 """[NUM_PERMUTATIONS]: the share of equal places estimates the Jaccard similarity."""
@@ -48,27 +48,22 @@ def signature(*texts: str) -> Signature:
 
 def signatures(groups: Sequence[Sequence[str]]) -> Signature:
     """[N, NUM_PERMUTATIONS] signature of each group of texts that are one after the other."""
-    parts: list[Shingles] = []
-    starts = []
-    for shingles in _shingles(groups):
-        starts.append(len(parts))
-        # The least value of all is the least of the least ones of parts.
-        parts += [
-            shingles[start : start + _SHINGLES_AT_ONCE]
-            for start in range(0, len(shingles), _SHINGLES_AT_ONCE)
-        ]
-    least = least_values(parts)
-    return least if len(parts) == len(groups) else np.minimum.reduceat(least, starts, axis=0)
+    shingles = _shingles(groups)
+    found = [
+        least_values(shingles[start : start + _TEXTS_AT_ONCE])
+        for start in range(0, len(shingles), _TEXTS_AT_ONCE)
+    ]
+    return np.concatenate(found)
 
 
 @cache
-def _lower_halves() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """[NUM_PERMUTATIONS, 1] lower halves of a and b of the permutations h -> a h + b."""
-    a, b = (part.astype(np.uint32)[:, None] for part in empty_sketch().permutations)
-    return a, b
+def _lower_halves() -> list[tuple[np.uint32, np.uint32]]:
+    """[NUM_PERMUTATIONS] lower halves of a and b of the permutations h -> a h + b."""
+    a, b = (part.astype(np.uint32) for part in empty_sketch().permutations)
+    return list(zip(a, b, strict=True))
 
 
-def least_values(parts: Sequence[Shingles]) -> Signature:
+def least_values(shingles: Sequence[Shingles]) -> Signature:
     """[N, NUM_PERMUTATIONS] least value that each permutation gives a shingle.
 
         a h + b mod 2**32
@@ -78,15 +73,17 @@ def least_values(parts: Sequence[Shingles]) -> Signature:
     shingles of one lie so close; and this takes half the bits of a number.
 
     Args:
-        parts: [n] shingles each, n from 1 to ``_SHINGLES_AT_ONCE``.
+        shingles: [n] of each text, n from 1 on.
     """
-    a, b = _lower_halves()
-    least = np.empty((len(parts), NUM_PERMUTATIONS), dtype=np.uint32)
-    for part, row in zip(parts, least, strict=True):
-        permuted = a * part
+    joined = np.concatenate(shingles)
+    starts = np.cumsum([0, *map(len, shingles[:-1])])
+    least = np.empty((NUM_PERMUTATIONS, len(shingles)), dtype=np.uint32)
+    permuted = np.empty_like(joined)
+    for (a, b), row in zip(_lower_halves(), least, strict=True):
+        np.multiply(joined, a, out=permuted)
         permuted += b
-        np.minimum.reduce(permuted, axis=1, out=row)
-    return least
+        np.minimum.reduceat(permuted, starts, out=row)
+    return np.ascontiguousarray(least.T)
 
 
 def similarity(first: NDArray[np.uint32], second: Signature) -> NDArray[np.float64]:

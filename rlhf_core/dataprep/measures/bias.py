@@ -14,6 +14,7 @@ from rlhf_core.statistics.clusters import (
     bootstrap,
     numbered,
     proportion,
+    ranked,
 )
 from rlhf_core.statistics.resampling import Array, Ints
 
@@ -79,11 +80,11 @@ def length_auc_estimate(pairs: Labelled, seed: int) -> Estimate:
     """
     rows = np.random.default_rng(seed).permutation(len(pairs))[:MAX_ROWS]
     differences, dialogues = _winner_differences(pairs)[rows], _dialogues(pairs)[rows]
+    ranks = np.split(ranked(np.concatenate([differences, -differences])), 2)
 
     def length_auc(drawn: Ints) -> float:
-        sample = differences[drawn]
-        winners = np.repeat([True, False], len(sample))
-        return auc(np.concatenate([sample, -sample]), winners)
+        winners = np.repeat([True, False], len(drawn))
+        return auc(np.concatenate([part[drawn] for part in ranks]), winners)
 
     return bootstrap(length_auc, dialogues, seed)
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from rlhf_core.dataprep.keys import UNSPACED, text_key, unit_interval
 from rlhf_core.schema import Estimate
-from rlhf_core.statistics.clusters import auc, bootstrap
-from rlhf_core.statistics.resampling import Array, Ints
+from rlhf_core.statistics.clusters import auc, bootstrap, ranked
+from rlhf_core.statistics.resampling import Ints
 
 _NUM_FOLDS = 5
 _MAX_WORDS = 15
@@ -110,13 +110,14 @@ def prompt_shift(first: Sequence[str], second: Sequence[str], seed: int) -> Shif
     fold = np.zeros(len(texts), dtype=np.int64)
     for number, (_, held_out) in enumerate(splits):
         fold[held_out] = number
+    ranks = ranked(scores)
     model.fit(texts, labels)
     words = np.array(vectorizer.get_feature_names_out())
     order = np.argsort(classifier.coef_[0], kind="stable")
     return Shift(
         estimate=_widened(
             bootstrap(
-                lambda rows: _auc_within(fold[rows], scores[rows], labels[rows]),
+                lambda rows: _auc_within(fold[rows], ranks[rows], labels[rows]),
                 np.arange(len(texts)),
                 seed,
             )
@@ -126,14 +127,14 @@ def prompt_shift(first: Sequence[str], second: Sequence[str], seed: int) -> Shif
     )
 
 
-def _auc_within(fold: Ints, scores: Array, labels: NDArray[np.bool_]) -> float:
+def _auc_within(fold: Ints, ranks: Ints, labels: NDArray[np.bool_]) -> float:
     """AUC over the pairs whose two texts are of one fold; one half where there is no pair."""
     right = num_pairs = 0.0
     for number in range(_NUM_FOLDS):
         here = fold == number
         positive = labels[here]
         pairs = float(positive.sum() * (~positive).sum())
-        right += pairs * auc(scores[here], positive)
+        right += pairs * auc(ranks[here], positive)
         num_pairs += pairs
     return right / num_pairs if num_pairs else 0.5
 

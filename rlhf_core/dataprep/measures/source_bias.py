@@ -13,7 +13,7 @@ from rlhf_core.dataprep.keys import unit_interval
 from rlhf_core.dataprep.ledger import Labelled
 from rlhf_core.dataprep.measures.bias import first_win_estimate, length_win_estimate
 from rlhf_core.schema import Estimate
-from rlhf_core.statistics.clusters import MAX_ROWS, auc, bootstrap, numbered
+from rlhf_core.statistics.clusters import MAX_ROWS, auc, bootstrap, numbered, ranked
 from rlhf_core.statistics.resampling import Array, Ints
 
 MIN_PAIRS = 50
@@ -74,8 +74,9 @@ def source_estimates(pairs: Labelled, seed: int) -> dict[str, Estimate]:
     dialogues = numbered(rows.dialogue[some].tolist())
     found = {}
     if 0 < won.sum() < len(won):
+        ranks = ranked(record)
         found["source_label_auc"] = bootstrap(
-            lambda drawn: auc(record[drawn], won[drawn]), dialogues, seed
+            lambda drawn: auc(ranks[drawn], won[drawn]), dialogues, seed
         )
     found["source_length_share"] = bootstrap(
         lambda drawn: _omega_squared(length[drawn], source[drawn], len(large)), dialogues, seed

@@ -46,19 +46,19 @@ class StyleCounter:
         if not dialogues:
             return
         words = words_of([*chosen, *rejected])
-        flags = _possible_styles(words)
-        parts = zip(dialogues, chosen, rejected, *np.split(flags, 2), strict=True)
-        for dialogue, won, lost, in_won, in_lost in parts:
+        in_won, in_lost = np.split(_possible_styles(words), 2)
+        for row in np.flatnonzero(in_won | in_lost).tolist():
+            won, lost = chosen[row].lower(), rejected[row].lower()
             for number, name in enumerate(STYLES):
-                if (in_won | in_lost) >> number & 1:
-                    in_chosen = bool(in_won >> number & 1) and has_style(name, won.lower())
-                    in_other = bool(in_lost >> number & 1) and has_style(name, lost.lower())
-                    if in_chosen != in_other:
-                        self._note(name, dialogue, in_chosen)
+                in_chosen = bool(in_won[row] >> number & 1) and has_style(name, won)
+                in_other = bool(in_lost[row] >> number & 1) and has_style(name, lost)
+                if in_chosen != in_other:
+                    self._note(name, dialogues[row], in_chosen)
         names, counts = _responses_with(words, len(chosen))
         for counter, of_side in zip((self.chosen_words, self.rejected_words), counts, strict=True):
-            for place in np.flatnonzero(of_side).tolist():
-                counter[names[place]] += int(of_side[place])
+            for name, count in zip(names, of_side.tolist(), strict=True):
+                if count:
+                    counter[name] += count
 
     def _note(self, style: str, dialogue: DialogueKey, in_chosen: bool) -> None:
         dialogues, wins = self.contrasts.setdefault(style, (array("q"), array("b")))
@@ -108,8 +108,8 @@ class _Hints(dict[str, int]):
         if len(self) >= _MOST_WORDS:
             self.clear()
         self[word] = found = sum(
-            _hints_at(word.lower(), parts) << number
-            for number, (_, parts) in enumerate(STYLES.values())
+            _hints_at(word.lower(), pattern, parts) << number
+            for number, (pattern, parts) in enumerate(STYLES.values())
         )
         return found
 
@@ -117,11 +117,14 @@ class _Hints(dict[str, int]):
 _HINTS = _Hints()
 
 
-def _hints_at(word: str, parts: Sequence[str]) -> bool:
+def _hints_at(word: str, pattern: re.Pattern[str], parts: Sequence[str]) -> bool:
     """Tell whether a text with this word may hold one of the parts that a style needs.
 
     Of a part with spaces in it the last piece begins a word, and one without lies within a word.
+    What begins a line begins a word or a line within it, and white space may follow the word.
     """
+    if pattern.pattern.startswith("^"):
+        return pattern.search(f"{word} ") is not None
     return any(
         word.startswith(part.rpartition(" ")[2]) if " " in part else part in word for part in parts
     )

@@ -42,7 +42,6 @@ from rlhf_core.dataprep.unpaired import LabelCounts, judged_dialogues, write_unp
 from rlhf_core.dataprep.votes.pooling import pool_votes
 from rlhf_core.dataprep.votes.vote_models import MODELS, decided_by_majority
 from rlhf_core.dataprep.votes.vote_table import reliability
-from rlhf_core.garbage import gc_threshold_raised
 from rlhf_core.schema import (
     Conversation,
     Demonstration,
@@ -260,7 +259,6 @@ def _keep_near_together(data: DataConfig, intake: Intake, context: PreparationCo
         assemble.index_heldout(read_prompts(data.prompts.path), context)
 
 
-@gc_threshold_raised()
 def _read(
     data: DataConfig, context: PreparationContext, first_turns: FirstTurnIndex | None, spill: Path
 ) -> Intake:
@@ -298,7 +296,6 @@ def _decide(data: DataConfig, intake: Intake, context: PreparationContext) -> No
         intake.signatures = None
 
 
-@gc_threshold_raised()
 def _write(
     data: DataConfig, intake: Intake, context: PreparationContext
 ) -> tuple[LabelCounts | None, PairTexts]:

@@ -202,7 +202,10 @@ def _framed(text: str, said: str) -> tuple[str, str, str]:
     Where that joins its first and last word, the words between are those of the answer alone, of
     which other checks know. Where it does not, all is the answer.
     """
-    before, found, after = text.partition(said) if said else ("", "", "")
+    if said and text.startswith(said):  # most often; it takes no search
+        before, found, after = "", said, text[len(said) :]
+    else:
+        before, found, after = text.partition(said) if said else ("", "", "")
     return (before, said, after) if found and " " not in before + after else ("", text, "")
 
 
