@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from rlhf_core.config import SourceConfig
-from rlhf_core.dataprep.sources import read_comparisons
+from rlhf_core.config import DemonstrationsConfig, SourceConfig
+from rlhf_core.dataprep.sources import read_comparisons, read_demonstrations
 from rlhf_core.dataprep.sources.look import look_at
 from rlhf_core.dataprep.sources.rows import FilteredRow
 from rlhf_core.schema import Comparison
@@ -48,6 +48,9 @@ def test_lists_written_as_text_are_turns_in_every_container(tmp_path, ending):
         ("Sort b, a as JSON.", '["a", "b"]', '["b", "a"]'),
         ('["b", "a"]', '["a", "b"]', "I cannot."),
         ('["b", "a"]', '["a", "b"]', '["a"]'),
+        ("Write a test case.", '[{"input": "2 3", "output": "5"}]', "I cannot."),
+        ("Write a test case.", '{"input": "2 3", "output": "5"}', "I cannot."),
+        ('{"input": "2 3", "output": "5"}', "Right.", "Wrong."),
     ],
 )
 def test_a_list_that_somebody_asked_or_answered_stays_text(
@@ -70,3 +73,12 @@ def test_pairs_and_lists_of_votes_are_read_alike(tmp_path):
     [item] = read_comparisons(SourceConfig(path=write_as(tmp_path, "jsonl", [votes])))
     assert not isinstance(item, FilteredRow)
     assert texts_of(item) == ["Q?", "A.", "B."]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_questions_with_their_answers_are_turns_where_a_chat_is_written(tmp_path, ending):
+    turns = [{"input": "When?", "output": "Now."}, {"input": "Where?", "output": "Here."}]
+    path = write_as(tmp_path, ending, [{"conversation": json.dumps(turns)}])
+    [(_, item)] = read_demonstrations(DemonstrationsConfig(path=path, format="messages"))
+    told = [*(turn.content for turn in item.prompt), item.response]
+    assert told == ["When?", "Now.", "Where?", "Here."]

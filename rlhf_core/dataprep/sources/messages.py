@@ -118,9 +118,9 @@ def parse_conversation(row: RawRow, column: str) -> Conversation:
 
 
 def parse_messages(row: RawRow, column: str) -> Conversation:
-    """Return a column that holds a list of messages."""
+    """Return a column that holds a list of messages, or writes one as text."""
     row.require(column)
-    return messages_of(readable(row, row.value[column]), column)
+    return messages_of(structured(row.value[column]), column)
 
 
 def messages_of(value: Any, place: str) -> Conversation:
@@ -176,10 +176,7 @@ def readable(row: RawRow, value: Any) -> Any:
         return value
     inner = structured(value)
     entries = inner if isinstance(inner, list) else [inner]
-    are_messages = bool(entries) and all(
-        _is_message(entry) or (isinstance(entry, dict) and entry.keys() == _EXCHANGE)
-        for entry in entries
-    )
+    are_messages = bool(entries) and all(_is_message(entry) for entry in entries)
     are_texts = (row.is_table and bool(_only_texts(inner))) or (
         bool(_texts_or_nulls(inner)) and writes_lists(row)
     )
