@@ -17,12 +17,14 @@ from typing import Any
 import psutil
 import requests
 
+from rlhf_core.adapters.registry.processes_at_work import began_after_start, is_as_begun
 from rlhf_core.adapters.registry.releases import SUFFIX, is_unfinished
 from rlhf_flows.engine.prefect_server import ask
 
 logger = logging.getLogger(__name__)
 
 PROCESS_LABEL = "rlhf.process"
+BEGAN_LABEL = "rlhf.process-began"
 WHOSE = "PREFECT__FLOW_RUN_ID"
 """Variable by which a process that Prefect starts knows its flow run."""
 PATIENCE_SECONDS = {"RUNNING": 15.0, "CANCELLING": 60.0, "PENDING": 90.0}
@@ -39,6 +41,12 @@ UNSTARTED_SECONDS = 600.0
 def process_name() -> str:
     """Return this process as runs are labelled with it: ``host:pid``."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def labels_of_this_process() -> dict[str, str]:
+    """Return what a run says of the process that works on it."""
+    began = began_after_start(psutil.Process())
+    return {PROCESS_LABEL: process_name(), BEGAN_LABEL: f"{began:.2f}"}
 
 
 def mark_zombie_runs(api_url: str) -> list[str]:
@@ -108,10 +116,10 @@ def _is_dead(run: dict[str, Any]) -> bool:
         return _host_of(run) == socket.gethostname() and age > UNSTARTED_SECONDS
     # The number may belong to a later process by now. A pending run's process is always later.
     latest = since.timestamp() + 5 if state["type"] == "RUNNING" else None
-    return bool(processes) and all(_is_gone(name, latest, str(run["id"])) for name in processes)
+    return bool(processes) and all(_is_gone(name, latest, run) for name in processes)
 
 
-def _is_gone(name: str, latest: float | None, flow_run: str) -> bool:
+def _is_gone(name: str, latest: float | None, run: dict[str, Any]) -> bool:
     """Return whether ``host:pid`` was a process of this machine, begun by ``latest``, and ended.
 
     When one began is counted from the machine's start, by a clock that stands while the machine is
@@ -123,11 +131,24 @@ def _is_gone(name: str, latest: float | None, flow_run: str) -> bool:
     try:
         process = psutil.Process(int(pid))
         reused = latest is not None and process.create_time() > latest
-        with suppress(psutil.AccessDenied):
-            reused = reused and process.environ().get(WHOSE) != flow_run
+        reused = reused and not _works_on(process, name, run)
         return bool(reused or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+
+
+def _works_on(process: psutil.Process, name: str, run: dict[str, Any]) -> bool:
+    """Return whether a process is what the run said it is, or knows itself that it is the run's.
+
+    One of a command line, and one that works on a flow within a flow, do not know it.
+    """
+    labels = run.get("labels") or {}
+    began = labels.get(BEGAN_LABEL) if labels.get(PROCESS_LABEL) == name else None
+    if began is not None and is_as_begun(process, float(began)):
+        return True
+    with suppress(psutil.AccessDenied):
+        return bool(process.environ().get(WHOSE) == str(run["id"]))
+    return False
 
 
 def complete_releases(mlflow_url: str, environment: Mapping[str, str]) -> bool:

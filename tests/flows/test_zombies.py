@@ -68,6 +68,14 @@ def test_a_living_process_that_says_whose_it_is_is_left_alone_whatever_the_clock
         child.communicate(b"\n")
 
 
+def test_a_process_that_its_run_described_is_left_alone_whatever_the_clock_says(marked):
+    """A command line's, or one with a flow within its flow: no variable names that run."""
+    said = zombies.labels_of_this_process()
+    assert marked(flow_run(None, seconds=10**7, labels=said)) == []
+    other = said | {zombies.BEGAN_LABEL: "1.00"}
+    assert marked(flow_run(None, seconds=10**7, labels=other)) == ["one"]
+
+
 def test_a_run_that_was_retried_meanwhile_is_left_alone(monkeypatch, dead_pid):
     found = flow_run(f"{HOST}:{dead_pid}")
     retried = found | {"state": {"type": "SCHEDULED", "timestamp": found["state"]["timestamp"]}}

@@ -24,7 +24,7 @@ from rlhf_flows.engine.runs.folder import locate_run, open_run, require_run, set
 from rlhf_flows.engine.runs.locks import hold_stage
 from rlhf_flows.engine.runs.settings import RunSettings
 from rlhf_flows.engine.runs.stage_folder import archive_stage
-from rlhf_flows.engine.zombies import PROCESS_LABEL, process_name
+from rlhf_flows.engine.zombies import labels_of_this_process
 
 _OF_THE_FORM = re.compile(
     "(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma"
@@ -146,7 +146,7 @@ def label_process() -> None:
         best_effort("process_not_labelled"),
         get_client(sync_client=True) as client,
     ):
-        client.update_flow_run_labels(current.flow_run.id, {PROCESS_LABEL: process_name()})
+        client.update_flow_run_labels(current.flow_run.id, {**labels_of_this_process()})
 
 
 def _name_after_flow_run() -> str | None:
