@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from rlhf_core.adapters.settings import set_environment_defaults
 from rlhf_flows.engine.environment import PREFECT_DEFAULTS
@@ -26,6 +27,11 @@ gc.disable()  # until all is imported: looking for cycles in what stays is a qua
 set_environment_defaults()
 for name, value in PREFECT_DEFAULTS.items():
     os.environ.setdefault(name, value)
+
+settings.register_profile(
+    "without a clock", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("without a clock")  # a busy machine breaks nothing
 
 
 TERMINATED = []
