@@ -155,7 +155,9 @@ def fail(number, *names):
 def test_a_full_disk_is_said_with_the_file_and_what_to_do(tmp_path, monkeypatch, num_bytes):
     path = tmp_path / "data" / "pairs.jsonl"
     opened = Path.open
-    monkeypatch.setattr(Path, "open", lambda _, mode: opened(Path("/dev/full"), mode))
+    monkeypatch.setattr(
+        Path, "open", lambda _, mode, **options: opened(Path("/dev/full"), mode, **options)
+    )
     with pytest.raises(StorageError) as refusal, atomic_file(path) as stream:
         stream.write(b"x" * num_bytes)
     assert str(refusal.value).startswith(f"{path} cannot be written: No space left on device; free")
