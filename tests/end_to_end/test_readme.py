@@ -14,19 +14,23 @@ ROOT = Path(__file__).parents[2]
 README = "\n".join(
     (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/serving.md")
 )
+SECOND = "configs/demo-dpo.yaml"
+"""What is promoted after the first run, so that there is something to roll back to."""
 COMMANDS = sorted(
     {
         command.strip().removeprefix(".venv/bin/")
         for command in re.findall(r"(?:`|^)((?:\.venv/bin/)?rlhf [^`\n]+)", README, re.MULTILINE)
     },
-    key=lambda command: (command.startswith("rlhf rollback"), command),
+    key=lambda command: (
+        command.startswith("rlhf rollback"),
+        command.startswith(f"rlhf run {SECOND}"),
+        command,
+    ),
 )
-"""Rolling back comes last: by then another run has been promoted."""
+"""Rolling back comes last: by then another run has been promoted, which has no reward model."""
 TRAINS = ("run", "prepare", "sft", "reward", "policy", "evaluate")
 FIRST = "rlhf run configs/demo.yaml"
 """What ``small_run`` is made by."""
-SECOND = "configs/demo-dpo.yaml"
-"""What is promoted after the first run, so that there is something to roll back to."""
 AS_GOOD = (
     "{rule: not_inferior, margin: 0.49, min_samples: 20, slice_margin: null,"
     " because: {metric: policy/win_rate, at_least: 0.05, min_samples: 20}}"
