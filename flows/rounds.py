@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 _LOCK = ".rounds.lock"
 
+one_round = rlhf_pipeline.with_options(name="rlhf-round")
+"""The pipeline under another name: who is notified of pipelines hears of these by their rounds."""
+
 
 @flow(name="rlhf-rounds", flow_run_name=name_of_run)
 def rounds_flow(settings: RunSettings | None, inputs: RoundsInputs) -> Rounds:
@@ -90,7 +93,7 @@ class _Rounds:
         logger.info("round=%d of=%d run=%s data=%s", *said)
         settings = RunSettings(values=config.model_dump(mode="json"))
         folder = self._context.directory.with_name(one.run_id)
-        result = rlhf_pipeline(settings, PipelineInputs(run=str(folder)))
+        result = one_round(settings, PipelineInputs(run=str(folder)))
         one = self._record(_with_result(one, result))
         self._draw()
         return one

@@ -5,7 +5,7 @@ work that follows.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlhf_core.adapters.retries import backoff, retry_while
@@ -21,6 +21,8 @@ FEW_SECONDS = 3.0
 START_SECONDS = 60.0
 """How long `rlhf deploy` waits for one that is just starting."""
 PAUSE_SECONDS = 0.5
+PAGE = 200
+"""The most flow runs that Prefect's server tells of at once."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,22 @@ def ask(url: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
             f"Prefect at {where} cannot be asked ({type(error).__name__}); correct PREFECT_API_URL "
             "(it ends with /api)"
         ) from error
+
+
+def every_flow_run(url: str, states: Iterable[str]) -> list[dict[str, Any]]:
+    """Return all flow runs in one of these states (as ``RUNNING``), page after page.
+
+    Raises:
+        OrchestrationError: as ``ask``.
+    """
+    wanted = {"state": {"type": {"any_": list(states)}}}
+    found: list[dict[str, Any]] = []
+    while True:
+        body = {"flow_runs": wanted, "limit": PAGE, "offset": len(found)}
+        page = ask(url, "flow_runs/filter", body)
+        found += page
+        if len(page) < PAGE:
+            return found
 
 
 def _request(url: str, path: str, body: Mapping[str, Any] | None) -> "httpx.Response":

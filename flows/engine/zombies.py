@@ -19,7 +19,7 @@ import requests
 
 from rlhf_core.adapters.registry.processes_at_work import began_after_start, is_as_begun
 from rlhf_core.adapters.registry.releases import SUFFIX, is_unfinished
-from rlhf_flows.engine.prefect_server import ask
+from rlhf_flows.engine.prefect_server import ask, every_flow_run
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +61,7 @@ def mark_zombie_runs(api_url: str) -> list[str]:
     Raises:
         OrchestrationError: the server does not answer, or refuses.
     """
-    runs = ask(
-        api_url,
-        "flow_runs/filter",
-        {"flow_runs": {"state": {"type": {"any_": list(PATIENCE_SECONDS)}}}, "limit": 200},
-    )
+    runs = every_flow_run(api_url, PATIENCE_SECONDS)
     dead = [run for run in runs if _is_dead(run) and _is_unchanged(api_url, run)]
     for run in dead:
         gone = ", ".join(sorted(_processes_of(run))) or "unstarted"

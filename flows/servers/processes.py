@@ -10,6 +10,7 @@ from types import FrameType
 
 import psutil
 
+from rlhf_core.adapters.registry.processes_at_work import began_after_start, is_as_begun
 from rlhf_core.schema import Record
 
 STOP_SECONDS = 30.0
@@ -25,20 +26,36 @@ class Process(Record):
 
     pid: int
     started: float
+    """By the calendar, as it was then: it moves where the machine is paused or its clock is set."""
+    began: float | None = None
+    """Seconds after the machine's start, which stand still; earlier builds did not say them."""
 
     @classmethod
     def of(cls, pid: int) -> "Process":
         """Describe a living process."""
-        return cls(pid=pid, started=psutil.Process(pid).create_time())
+        found = psutil.Process(pid)
+        return cls(pid=pid, started=found.create_time(), began=began_after_start(found))
 
     def find(self) -> psutil.Process | None:
         """Return the process if it is still the same one and alive."""
         try:
             found = psutil.Process(self.pid)
-            same = abs(found.create_time() - self.started) < 1.0
+            same = abs(found.create_time() - self.started) < 1.0 or self._is_as_begun(found)
             return found if same and found.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
+
+    def _is_as_begun(self, found: psutil.Process) -> bool:
+        """Whether it is the same by the machine's start, and what `rlhf up` starts.
+
+        After another start of the machine a stranger may have begun as soon, with the same number.
+        """
+        if self.began is None or not is_as_begun(found, self.began):
+            return False
+        try:
+            return KEPT_IN in found.environ()
+        except psutil.AccessDenied:
+            return False
 
 
 def end_tree(process: Process) -> bool:

@@ -3,6 +3,13 @@
 import json
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterName,
+)
 from typer.testing import CliRunner
 
 from rlhf_core.errors import CheckpointError, ConfigError, DataError
@@ -20,6 +27,7 @@ from rlhf_core.storage.records import read_records, write_records
 from rlhf_flows import rounds
 from rlhf_flows.commands.cli import app
 from rlhf_flows.engine.inputs import RoundsInputs
+from rlhf_flows.servers.notifications import FLOWS
 from tests.feedback.conftest import make_collection
 
 TRAINING = ["prepare", "sft", "reward", "judge", "policy", "evaluate", "promote"]
@@ -77,7 +85,7 @@ class World:
 
 @pytest.fixture
 def world(stages, monkeypatch, tmp_path, without_engine):
-    monkeypatch.setattr(rounds, "rlhf_pipeline", rounds.rlhf_pipeline.fn)
+    monkeypatch.setattr(rounds, "one_round", rounds.one_round.fn)
     return World(stages, monkeypatch, tmp_path)
 
 
@@ -122,6 +130,19 @@ def test_stopped_anywhere_it_goes_on_there_and_does_nothing_twice(world, with_fe
     assert world.done == before
     assert len(carry_out(settings, number=3).rounds) == 3
     assert steps(world)[-len(BETWEEN + TRAINING) :] == [*BETWEEN, *TRAINING]
+
+
+def test_rounds_that_fail_are_notified_once(stages, with_feedback):
+    stages.failures["sft"] = DataError("no room")
+    settings = with_feedback()
+    with pytest.raises(DataError, match="no room"):
+        rounds.rounds_flow(settings, RoundsInputs(run="told", rounds=1))
+    with get_client(sync_client=True) as client:
+        failed = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_="told")),
+        )
+    assert [(run.name, run.state_name) for run in failed] == [("rounds told", "Failed")]
 
 
 def test_a_version_that_a_killed_round_published_is_not_published_again(

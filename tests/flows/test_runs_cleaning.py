@@ -12,7 +12,8 @@ from rlhf_core.config import RetentionConfig
 from rlhf_core.errors import CheckpointError, RegistryError
 from rlhf_core.stages.promote import Promotion
 from rlhf_flows.commands.cli import app
-from rlhf_flows.engine.runs import cleaning, in_prefect
+from rlhf_flows.engine import prefect_server
+from rlhf_flows.engine.runs import cleaning
 from rlhf_flows.engine.runs.cleaning import delete_old_runs, look_for_old_runs, retain
 from rlhf_flows.engine.runs.folder import open_run
 from rlhf_flows.engine.runs.in_prefect import runs_in_prefect
@@ -264,7 +265,7 @@ def test_flow_runs_that_have_not_ended_keep_their_runs(folder, monkeypatch):
         },
     ]
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
-    monkeypatch.setattr(in_prefect, "ask", lambda url, path, body: pages)
+    monkeypatch.setattr(prefect_server, "ask", lambda url, path, body: pages)
     assert {"20260102-030405-9f3c", "one"} <= runs_in_prefect()
     folder.run("one")
     assert folder.why("one") == "Prefect has a flow run of it that has not ended"

@@ -7,6 +7,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rlhf_core.errors import ConfigError, RlhfError
@@ -146,8 +147,22 @@ def test_a_process_is_ended_with_all_it_started(tmp_path):
 
 def test_a_later_process_with_the_same_number_is_not_ended():
     own = Process.of(os.getpid())
-    stranger = own.model_copy(update={"started": own.started - 3600})
+    stranger = Process(pid=own.pid, started=own.started - 3600, began=own.began - 3600)
     assert not end_tree(stranger)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="starts are told otherwise there")
+@pytest.mark.parametrize("ours", [True, False])
+def test_servers_are_known_after_a_pause_of_the_machine(tmp_path, monkeypatch, ours):
+    """By the calendar they began later then, as a stranger did after another start of it."""
+    parent, _ = start_family(tmp_path, {**os.environ, KEPT_IN: "here"} if ours else None)
+    known = Process.of(parent.pid)
+    platform = psutil._psplatform
+    started = platform.boot_time()
+    monkeypatch.setattr(platform, "boot_time", lambda: started + 3600)
+    assert (known.find() is not None) == ours
+    monkeypatch.undo()
+    assert end_tree(known)
 
 
 def test_down_after_the_supervisor_was_killed_ends_what_it_left(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from rlhf_core.adapters.registry import release_aliases
-from rlhf_flows.engine import events, zombies
+from rlhf_flows.engine import events, prefect_server, zombies
 
 HOST = socket.gethostname()
 
@@ -39,7 +39,8 @@ def marked(monkeypatch):
             posted.append(path)
             return [found] if path.endswith("filter") else {}
 
-        monkeypatch.setattr(zombies, "ask", post)
+        for module in (zombies, prefect_server):
+            monkeypatch.setattr(module, "ask", post)
         return zombies.mark_zombie_runs("http://server/api")
 
     return run
@@ -80,8 +81,29 @@ def test_a_run_that_was_retried_meanwhile_is_left_alone(monkeypatch, dead_pid):
     found = flow_run(f"{HOST}:{dead_pid}")
     retried = found | {"state": {"type": "SCHEDULED", "timestamp": found["state"]["timestamp"]}}
     answers = [[found], [retried]]
-    monkeypatch.setattr(zombies, "ask", lambda url, path, body: answers.pop(0))
+    for module in (zombies, prefect_server):
+        monkeypatch.setattr(module, "ask", lambda url, path, body: answers.pop(0))
     assert zombies.mark_zombie_runs("http://server/api") == []
+
+
+def test_all_runs_of_a_server_are_looked_at(monkeypatch, dead_pid):
+    """It tells of 200 at once; what is paused or long at work stands before what died."""
+    runs = [
+        flow_run(zombies.process_name(), seconds=0) | {"id": str(number)}
+        for number in range(prefect_server.PAGE)
+    ]
+    runs.append(flow_run(f"{HOST}:{dead_pid}") | {"id": "last"})
+
+    def answer(url, path, body):
+        if not path.endswith("filter"):
+            return {}
+        if "id" in body["flow_runs"]:
+            return [run for run in runs if run["id"] in body["flow_runs"]["id"]["any_"]]
+        return runs[body["offset"] :][: body["limit"]]
+
+    for module in (zombies, prefect_server):
+        monkeypatch.setattr(module, "ask", answer)
+    assert zombies.mark_zombie_runs("http://server/api") == ["one"]
 
 
 def test_a_run_of_another_machine_is_none_of_our_business(marked, dead_pid):

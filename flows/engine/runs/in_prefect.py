@@ -19,7 +19,7 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import RunContext, StageName
 from rlhf_flows.engine.lost_server import best_effort
-from rlhf_flows.engine.prefect_server import ask
+from rlhf_flows.engine.prefect_server import every_flow_run
 from rlhf_flows.engine.runs.folder import locate_run, open_run, require_run, settings_of_run
 from rlhf_flows.engine.runs.locks import hold_stage
 from rlhf_flows.engine.runs.settings import RunSettings
@@ -173,19 +173,10 @@ def runs_in_prefect() -> set[str]:
         return set()
     states = ["RUNNING", "PENDING", "PAUSED", "CANCELLING", "SCHEDULED"]
     found: set[str] = set()
-    offset = 0
-    while True:
-        page = ask(
-            url,
-            "flow_runs/filter",
-            {"flow_runs": {"state": {"type": {"any_": states}}}, "limit": 200, "offset": offset},
-        )
-        for each in page:
-            created = datetime.fromisoformat(each["created"])
-            found.add(named_after(created, each["id"]))
-            inputs = (each.get("parameters") or {}).get("inputs")
-            if isinstance(inputs, dict) and inputs.get("run"):
-                found.add(Path(str(inputs["run"])).name)
-        offset += len(page)
-        if len(page) < 200:
-            return found
+    for each in every_flow_run(url, states):
+        created = datetime.fromisoformat(each["created"])
+        found.add(named_after(created, each["id"]))
+        inputs = (each.get("parameters") or {}).get("inputs")
+        if isinstance(inputs, dict) and inputs.get("run"):
+            found.add(Path(str(inputs["run"])).name)
+    return found
