@@ -68,6 +68,7 @@ class _Rounds:
                 f"--rounds {number}: run {context.run_id} is in round {len(self._state.rounds)}; "
                 "give that number or more"
             )
+        self._state = self._state.model_copy(update={"wanted": number})
         if number > 1:
             _require_labels(config)
 

@@ -139,6 +139,16 @@ class Rounds(Record):
     """Of the first round's run, by which the rounds are resumed."""
     directory: Path
     rounds: tuple[Round, ...] = ()
+    wanted: int = 0
+    """How many rounds there are to be; earlier builds did not say it."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether something is left to do: of the last round, or a round that was to follow it."""
+        if not self.rounds:
+            return False
+        last = self.rounds[-1]
+        return last.verdict is None or (last.policy is not None and len(self.rounds) < self.wanted)
 
     @property
     def awaits(self) -> str | None:

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 LIMITS = {
     "minimum": "at least {}",
@@ -70,6 +71,16 @@ def _require_path(path: Path) -> None:
         raise ValueError("longer than a path can be")
 
 
+def _refuse_credentials(url: str) -> str:
+    """Settings are logged with every run, so a password in them would be too."""
+    if "@" in urlsplit(url).netloc:
+        raise ValueError("no user and password in it; keys are environment variables")
+    return url
+
+
+WebAddress = Annotated[
+    str, Field(pattern=r"^https?://[^/].*$"), AfterValidator(_refuse_credentials)
+]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -1,24 +1,15 @@
 """How pairs of answers are collected from a model, and who says which is better."""
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf_core.config.base import Count, Section, Temperature
+from rlhf_core.config.base import Count, Section, Temperature, WebAddress
 
 _DAY = 86_400.0
 Seconds = Annotated[float, Field(gt=0, le=_DAY)]
 Patience = Annotated[float, Field(ge=0, le=_DAY)]
-Server = TypeVar("Server", "AiLabelerConfig", "LabelStudioLabelerConfig")
-
-
-def _refuse_credentials(section: Server) -> Server:
-    """Settings are logged with every run, so a password in them would be too."""
-    if "@" in urlsplit(section.url).netloc:
-        raise ValueError("url: no user and password in it; keys are environment variables")
-    return section
 
 
 class SimulatedLabelerConfig(Section):
@@ -39,7 +30,7 @@ class AiLabelerConfig(Section):
 
     kind: Literal["ai"] = "ai"
     """A language model votes, by a constitution."""
-    url: str = Field(pattern=r"^https?://")
+    url: WebAddress
     """Address below which ``chat/completions`` is: ``http://HOST:8000/v1``."""
     model: str = Field(min_length=1)
     """Name of the model at the endpoint; its votes are by ``ai:<model>``."""
@@ -60,8 +51,6 @@ class AiLabelerConfig(Section):
     patience_seconds: Patience = 300.0
     """How long a busy or lost endpoint is asked again before the push stops."""
 
-    _no_credentials = model_validator(mode="after")(_refuse_credentials)
-
     @model_validator(mode="after")
     def _enough_principles(self) -> "AiLabelerConfig":
         drawn = self.principles_per_pair or 1
@@ -77,7 +66,7 @@ class LabelStudioLabelerConfig(Section):
 
     kind: Literal["label_studio"] = "label_studio"
     """People vote, when they come to it."""
-    url: str = Field(pattern=r"^https?://")
+    url: WebAddress
     """Address of the server."""
     project: Count | None = None
     """Number of a project to add the tasks to; None makes one for each collection."""
@@ -85,8 +74,6 @@ class LabelStudioLabelerConfig(Section):
     """How long one answer of the server is waited for."""
     patience_seconds: Patience = 60.0
     """How long a busy or lost server is asked again before the command stops."""
-
-    _no_credentials = model_validator(mode="after")(_refuse_credentials)
 
 
 class FileLabelerConfig(Section):

@@ -174,7 +174,7 @@ def _describe_problem(
         return f"{path}: {key}: no such section in the settings, and this command needs it"
     words = problem["msg"].removeprefix("Value error, ")
     has_section = isinstance(problem["input"], dict)
-    found = "" if has_section else f" (found {shown(repr(problem['input']))})"
+    found = "" if has_section else f" (found {_shown_value(repr(problem['input']))})"
     if problem["type"] == "union_tag_not_found":
         words = _without_kind(problem)
     if problem["type"] == "extra_forbidden":
@@ -285,7 +285,12 @@ def _changed(
 
 def _change(dotted: str, value: str) -> str:
     """Return a change as the command line has it, without the credentials of an address."""
-    return f"{_SET}{shown(dotted)}={shown(_CREDENTIALS.sub('://...@', value))}"
+    return f"{_SET}{shown(dotted)}={_shown_value(value)}"
+
+
+def _shown_value(text: str) -> str:
+    """Return a value for a message, without the credentials of an address."""
+    return shown(_CREDENTIALS.sub("://...@", text))
 
 
 def _apply_override(raw: dict[str, Any], places: Places, dotted: str, value: str) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from rlhf_core.config.base import Count, Positive, Section
+from rlhf_core.config.base import Count, Positive, Section, WebAddress
 
 RUN_REWARD = "run"
 """Names, among ``models``, the reward model that the run itself trained."""
@@ -76,7 +76,7 @@ class EndpointTermConfig(RewardTermConfig):
 
     kind: Literal["endpoint"]
     """What scores: a server."""
-    url: Annotated[str, Field(pattern=r"^https?://[^/].*$")]
+    url: WebAddress
     """Address that answers a POST of ``{prompts, responses, references, conversations}``, lists of
     one length, with ``{"scores": [...]}``."""
     batch_size: Count = 64

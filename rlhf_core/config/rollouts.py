@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, model_validator
 
-from rlhf_core.config.base import Positive, Section
+from rlhf_core.config.base import Positive, Section, WebAddress
 
 PATIENCE_OF_ENGINES = {
     "url",
@@ -35,7 +35,7 @@ class VllmRolloutsConfig(Section):
 
     engine: Literal["vllm"]
     """A vLLM server, spoken to over HTTP."""
-    url: Annotated[str, Field(pattern=r"^https?://[^/].*$")]
+    url: WebAddress
     """Address of the server, without ``/v1``: ``http://HOST:8000``."""
     weights: Path = Path(".rlhf/engine-weights")
     """Folder in which the server finds the weights: it and this process see it under one path."""
@@ -61,8 +61,6 @@ class VllmRolloutsConfig(Section):
 
     @model_validator(mode="after")
     def _plain_address(self) -> "VllmRolloutsConfig":
-        if "@" in urlsplit(self.url).netloc:
-            raise ValueError("url: no user and password in it, for settings are logged")
         if urlsplit(self.url).path.rstrip("/").endswith("/v1"):
             raise ValueError("url: give the server's own address, without /v1")
         return self

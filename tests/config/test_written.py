@@ -207,6 +207,26 @@ def test_a_fault_that_comes_by_extends_names_the_file_it_stands_in(minimal):
     assert refusal(child) == refusal(child, {"policy.kl_coef": "0.2"})
 
 
+LABELER = "{kind: ai, url: 'http://judge/v1', model: m, principles: [be kind]}"
+ADDRESS = "https://ann:secret@host/v1"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"feedback": f"{{labeler: {LABELER}}}", "feedback.labeler.url": ADDRESS},
+        {"feedback.labeler": f"{{kind: label_studio, url: '{ADDRESS}'}}"},
+        {"policy.rewards": f"[{{kind: endpoint, url: '{ADDRESS}'}}]"},
+        {"policy.rollouts": f"{{engine: vllm, url: '{ADDRESS}'}}"},
+        {"feedback": f"{{labeler: {LABELER}}}", "feedback.labeler.url": f"htp{ADDRESS[4:]}"},
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_shown(minimal, changes):
+    with pytest.raises(ConfigError, match=r"url: (no user and|String should match)") as refused:
+        load_config(minimal, changes)
+    assert "secret" not in str(refused.value)
+
+
 def test_credentials_in_an_address_are_not_repeated(minimal):
     labeler = "{kind: ai, url: 'http://me:hunter2@host/v1', model: m, principles: [be kind]}"
     said = refusal(minimal, {"feedback": f"{{labeler: {labeler}}}"})

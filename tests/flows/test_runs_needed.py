@@ -90,13 +90,19 @@ def test_runs_whose_folder_was_moved_still_keep_what_they_were_made_from(folder,
     [
         ({"verdict": "HOLD", "awaits": "labels"}, "its rounds wait for labels", False),
         ({"verdict": None}, "its rounds were stopped", True),
+        ({"verdict": "HOLD", "policy": "models:/p/1"}, "its rounds were stopped", True),
         ({"verdict": "HOLD"}, "", True),
+        ({"verdict": "HOLD", "policy": "models:/p/1", "number": 2}, "", True),
     ],
 )
 def test_rounds_that_can_be_gone_on_with_keep_their_first_run(folder, last, said, goes):
+    """Two were asked for; one that ended without a policy has none to follow it."""
     run = folder.run("one")
-    begun = Round(number=1, run_id="one", data_version=None, **last)
-    record = Rounds(run_id="one", directory=run.directory, rounds=(begun,))
+    begun = [
+        Round(run_id="one", data_version=None, **{**last, "number": number})
+        for number in range(1, last.get("number", 1) + 1)
+    ]
+    record = Rounds(run_id="one", directory=run.directory, rounds=tuple(begun), wanted=2)
     (run.directory / "rounds.json").write_text(record.model_dump_json())
     assert folder.why("one").startswith(said)
     assert bool(folder.why("one")) == bool(said)

@@ -122,7 +122,7 @@ def _of_rounds(context: RunContext, rule: Rule) -> Iterator[str]:
         return
     if rounds.awaits is not None:
         yield f"its rounds wait for labels: rlhf rounds CONFIG --run-id {context.run_id} goes on"
-    elif rounds.rounds and rounds.rounds[-1].verdict is None and not rule.unfinished:
+    elif rounds.is_stopped and not rule.unfinished:
         yield "its rounds were stopped: go on with them by --run-id, or give --unfinished"
 
 
