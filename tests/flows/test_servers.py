@@ -229,7 +229,7 @@ def test_down_ends_what_belongs_to_nobody_any_more(tmp_path, monkeypatch):
     assert is_gone(child)
 
 
-def test_state_and_the_embedded_database_are_their_owner_s_alone(tmp_path):
+def test_state_and_the_embedded_database_are_their_owner_s_alone(tmp_path, forked):
     (tmp_path / ".rlhf").mkdir(mode=0o755)
     code = (
         "import os; os.umask(0o022)\n"
@@ -240,7 +240,7 @@ def test_state_and_the_embedded_database_are_their_owner_s_alone(tmp_path):
     )
     kept = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
     kept.pop("PREFECT_HOME", None)
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=kept, check=True)
+    assert forked.run("-c", code, cwd=tmp_path, env=kept).returncode == 0
     modes = {
         str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777
         for path in (tmp_path / ".rlhf", tmp_path / ".rlhf/prefect", tmp_path / "mlflow.db")
