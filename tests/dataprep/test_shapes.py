@@ -287,7 +287,7 @@ def test_a_published_file_is_found(shared_data):
     assert (found.settings["format"], found.rows, found.usable) == ("hh", 2354, 2339)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_published_votes_are_found(shared_data):
     found = look_at(shared_data / "ukp_convarg1" / "pairs.jsonl.gz")
     assert (found.rows, found.usable, found.wins.total()) == (16_927, 16_912, 84_370)

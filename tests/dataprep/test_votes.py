@@ -145,6 +145,7 @@ def test_dawid_skene_agrees_better_with_published_gold(published):
     assert (weighed.argmax(1) == gold)[known].mean() == pytest.approx(0.917, abs=0.002)
 
 
+@pytest.mark.nightly
 def test_the_five_most_careless_looking_are_far_from_published_gold(published):
     table, gold = published
     facts = judged(table, len(gold))

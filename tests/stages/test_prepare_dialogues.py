@@ -216,6 +216,7 @@ def test_a_first_turn_that_most_dialogues_share_is_told(tmp_path, caplog):
     assert "large_dialogue" not in caplog.text
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["helpful-base", "harmless-base"])
 def test_published_transcripts_share_no_dialogue(tmp_path, name):
     """Split prompt by prompt, one held-out prompt in eight would be of a dialogue that trains."""
