@@ -57,7 +57,8 @@ class Approval(RunInput):
     decision: Literal["PROMOTE", "HOLD", "REJECT"] = Field(
         description="PROMOTE makes it the champion. HOLD leaves it a candidate. REJECT gives it up."
     )
-    reviewer: str = Field(min_length=1, description="Your name; it is recorded with the model.")
+    # A pattern, because Prefect checks the form by its schema, which knows of no stripping.
+    reviewer: str = Field(pattern=r"\S", description="Your name; it is recorded with the model.")
     comment: str = Field(description="Why; it is recorded with the model.")
 
 

@@ -44,8 +44,6 @@ def promote(
     Exit status 1 if the gates said HOLD or REJECT; nothing moves then.
     """
     begin(log_level, uses_servers=not dry_run)
-    import getpass
-
     from rlhf_core.adapters.tracking.mlflow_client import has_store
     from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.stages.promote import plan_promotion, promote_model
@@ -57,7 +55,7 @@ def promote(
     if dry_run:
         record = plan_promotion(model)
     else:
-        record = promote_model(model, reviewer=reviewer or getpass.getuser(), comment=comment)
+        record = promote_model(model, reviewer=_who(reviewer), comment=comment)
         if record.moved:
             announce_champion(record.model)
     write_json(record, json_file)
@@ -67,6 +65,13 @@ def promote(
     if dry_run:
         show_line("dry run: nothing was changed")
     raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)
+
+
+def _who(reviewer: str | None) -> str:
+    """Return who decides: a name that is only blanks is none."""
+    import getpass
+
+    return (reviewer or "").strip() or getpass.getuser()
 
 
 def rollback(
@@ -86,17 +91,13 @@ def rollback(
     champion once; every alias that somebody moved in MLflow is put where its release says.
     """
     begin(log_level)
-    import getpass
-
     from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.stages.rollback import rollback_policy
     from rlhf_flows.commands.tables import show_record
     from rlhf_flows.engine.events import announce_champion
 
     check_server()
-    record = rollback_policy(
-        project, to=to, reviewer=reviewer or getpass.getuser(), comment=comment
-    )
+    record = rollback_policy(project, to=to, reviewer=_who(reviewer), comment=comment)
     announce_champion(record.champion)
     write_json(record, json_file)
     show_record(record)

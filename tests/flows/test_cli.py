@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import getpass
 import json
 import os
 import shlex
@@ -207,6 +208,8 @@ def test_promoting_by_hand_is_an_approval_and_told(rlhf, stages, monkeypatch, se
     assert approved == [("models:/rlhf-policy@candidate", "the reviewer", "rlhf promote")]
     told = [(event["event"], event["payload"]["champion"]) for event in sent]
     assert told == ([("rlhf.promoted", uri)] if verdict == "PROMOTE" else [])
+    rlhf("promote", uri, "--reviewer", "  ")
+    assert approved[1] == (uri, getpass.getuser(), "rlhf promote")
 
 
 def test_a_rollback_is_told_as_well(rlhf, stages, monkeypatch, sent):

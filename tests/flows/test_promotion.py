@@ -93,9 +93,12 @@ def test_a_question_that_was_never_answered_is_asked_anew(asking):
     assert asking.attempt() is None
 
 
-def test_an_answer_that_cannot_be_read_is_asked_for_again(asking):
+@pytest.mark.parametrize(
+    "answer", ['{"decision": "PERHAPS"}', YES.replace("the reviewer", "  ")], ids=["word", "name"]
+)
+def test_an_answer_that_cannot_be_read_is_asked_for_again(asking, answer):
     first = asking.attempt()
-    asking.answer(first, '{"decision": "PERHAPS"}')
+    asking.answer(first, answer)
     assert asking.attempt() not in (None, first)
 
 
