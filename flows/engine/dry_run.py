@@ -36,7 +36,7 @@ from rlhf_flows.engine.references import (
 )
 from rlhf_flows.engine.runs.folder import RESULT, locate_run, require_run, require_same_settings
 from rlhf_flows.engine.runs.settings import flat_settings
-from rlhf_flows.engine.runs.stage_folder import saved_inputs, saved_result
+from rlhf_flows.engine.runs.stage_folder import is_made_from, saved_result
 from rlhf_flows.engine.stage import ModelStage, Stage
 
 NEW = "(new)"
@@ -188,8 +188,8 @@ class _Plan:
 
         stage = Stage(name="prepare", config=self._config, context=self._context, force=False)
         saved = saved_result(self._context, "prepare", DatasetSplits)
-        before = saved_inputs(self._context, "prepare")
-        if saved and saved.report.is_file() and before == stage.made_from():
+        same = is_made_from(self._context, "prepare", stage.made_from())
+        if saved and saved.report.is_file() and same:
             self._splits = saved
             return "skip", "done, from the same raw data"
         self._splits = find_prepared(self._config)
@@ -274,7 +274,7 @@ def _is_done(
         models=models,
         scorers=find_scorers(stage, config, registry.look_up_model),
     )
-    return saved_inputs(context, stage) == opened.made_from()
+    return is_made_from(context, stage, opened.made_from())
 
 
 def _why(context: RunContext, stage: StageName, *, force: bool = False) -> str:

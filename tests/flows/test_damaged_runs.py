@@ -6,7 +6,7 @@ from rlhf_core.errors import CheckpointError, ConfigError, RlhfError
 from rlhf_core.schema import ModelRef
 from rlhf_core.stages.evaluation.report import write_report
 from rlhf_flows.engine.runs.folder import locate_run, open_run, settings_of_run
-from rlhf_flows.engine.runs.stage_folder import saved_result
+from rlhf_flows.engine.runs.stage_folder import is_made_from, run_once, saved_result
 
 DAMAGE = {
     "empty": b"",
@@ -46,3 +46,23 @@ def test_a_damaged_file_of_a_run_is_named(settings, content, name, tmp_path, mon
             write_report(run.directory)
         assert name in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
+def test_a_stage_whose_noted_inputs_are_damaged_is_repeated(settings, content, tmp_path):
+    run = open_run(settings.config.model_copy(update={"runs": tmp_path / "runs"}), "one")
+    made = ModelRef(uri="models:/m/1", kind="causal", path=tmp_path, sha256="a" * 64, run_id="one")
+    inputs, done = {"dataset": "1"}, []
+
+    def compute():
+        done.append("once more")
+        return made
+
+    for _ in range(2):
+        assert run_once(run, "sft", inputs, compute, record=ModelRef) == made
+    assert is_made_from(run, "sft", inputs)
+    damage(run.directory / "sft/inputs.json", content)
+    assert not is_made_from(run, "sft", inputs)
+    assert run_once(run, "sft", inputs, compute, record=ModelRef) == made
+    assert len(done) == 2
+    assert is_made_from(run, "sft", inputs)

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.dataprep.measures.losses import TokenLosses
-from rlhf_core.errors import ConfigError, DataError, ModelError
+from rlhf_core.errors import CheckpointError, ConfigError, DataError, ModelError
 from rlhf_core.models import save_model
 from rlhf_core.rollout.sample import sample_responses
 from rlhf_core.schema import Comparison, Demonstration, Message, PreferencePair, Vote
@@ -178,6 +178,12 @@ def test_rows_left_out_add_up_and_the_side_that_loses_more_is_named(tmp_path):
     assert "chosen response alone did not fit in 12 and the rejected alone in 1" in counts.uneven
     note_rows(tmp_path / "reward" / "set-aside-x.jsonl", 4, Counter(too_long=2))
     assert row_counts(tmp_path / "reward")["reward/x"].rows == 6
+
+
+def test_damaged_counts_are_one_line(tmp_path):
+    (tmp_path / "rows.json").write_text('{"x": {"rows": 4, "ke')
+    with pytest.raises(CheckpointError, match=r"rows\.json: .* delete the folder .* to repeat"):
+        row_counts(tmp_path)
 
 
 def test_rows_that_all_fit_are_counted_too(tmp_path):

@@ -33,13 +33,20 @@ def saved_result(
         ) from error
 
 
-def saved_inputs(context: RunContext, stage: StageName) -> dict[str, str]:
-    """Return name to digest of what the stage was made from; nothing where it has not begun."""
+def is_made_from(context: RunContext, stage: StageName, inputs: Mapping[str, str]) -> bool:
+    """Return whether a stage that has begun did so with these inputs; a damaged note says others.
+
+    Args:
+        context: the run.
+        stage: folder the stage works in.
+        inputs: name to digest of everything upstream that the stage reads.
+    """
     path = context.stage_directory(stage) / INPUTS
-    if not path.is_file():
-        return {}
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return path.is_file() and path.read_bytes() == _as_noted(inputs).encode()
+
+
+def _as_noted(inputs: Mapping[str, str]) -> str:
+    return json.dumps(dict(inputs), indent=2, sort_keys=True)
 
 
 def run_once(
@@ -69,16 +76,16 @@ def run_once(
     """
     directory = context.stage_directory(stage)
     stamp = directory / INPUTS
-    key = json.dumps(dict(inputs), indent=2, sort_keys=True)
     with hold_stage(context, stage):
         _clear_leftovers(directory)
-        if stamp.exists() and stamp.read_text(encoding="utf-8") != key:
+        same = is_made_from(context, stage, inputs)
+        if stamp.exists() and not same:
             archive_stage(context, stage)
-        elif reuse and stamp.exists() and (before := saved_result(context, stage, record)):
+        elif reuse and same and (before := saved_result(context, stage, record)):
             logger.info("stage=%s reused run=%s", stage, context.run_id)
             return before
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(stamp, key)
+        write_text(stamp, _as_noted(inputs))
         result = compute()
         write_text(directory / RESULT, result.model_dump_json(indent=2))
         return result

@@ -11,12 +11,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import IO, Generic, TypeVar
 
+from pydantic import RootModel
+
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.keys import DialogueKey, dialogue_key
 from rlhf_core.dataprep.measures.losses import uneven
-from rlhf_core.errors import DataError
+from rlhf_core.errors import CheckpointError, DataError
 from rlhf_core.schema import DatasetRef, Demonstration, PreferencePair, Record, RowCounts
-from rlhf_core.storage.records import atomic_file, iterate_records, write_text
+from rlhf_core.storage.records import atomic_file, iterate_records, read_record, write_text
 from rlhf_core.tokenization import Renderer, Rows, TokenizedExample, TokenizedPair, keep_rows
 
 logger = logging.getLogger(__name__)
@@ -119,20 +121,39 @@ def note_rows(
         uneven=note,
     )
     path = filtered.with_name(ROWS)
-    noted = json.loads(path.read_bytes()) if path.is_file() else {}
+    noted = {name: counts.model_dump(mode="json") for name, counts in _noted(path.parent).items()}
     noted[filtered.stem.removeprefix("set-aside-")] = counts.model_dump(mode="json")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(noted, indent=2, sort_keys=True) + "\n")
 
 
+class NotedRows(RootModel[dict[str, RowCounts]]):
+    """What stands in ``rows.json``, by file."""
+
+
 def row_counts(*directories: Path) -> dict[str, RowCounts]:
-    """Return what stages noted of their rows, by ``<stage>/<file>``."""
+    """Return what stages noted of their rows, by ``<stage>/<file>``.
+
+    Raises:
+        CheckpointError: a note is damaged.
+    """
     return {
-        f"{directory.name}/{name}": RowCounts.model_validate(counts)
+        f"{directory.name}/{name}": counts
         for directory in directories
-        if (directory / ROWS).is_file()
-        for name, counts in json.loads((directory / ROWS).read_bytes()).items()
+        for name, counts in _noted(directory).items()
     }
+
+
+def _noted(directory: Path) -> dict[str, RowCounts]:
+    path = directory / ROWS
+    if not path.is_file():
+        return {}
+    try:
+        return read_record(path, NotedRows).root
+    except DataError as error:
+        raise CheckpointError(
+            f"{error}; delete the folder {directory} to repeat the stage"
+        ) from error
 
 
 def pair_fault(renderer: Renderer, max_length: int, pair: PreferencePair) -> str:
