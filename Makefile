@@ -79,7 +79,7 @@ quick-tests: $(STAMP)
 	+$(PYTEST) -m 'not slow and not nightly and not gpu' -n 2
 
 all-tests: $(STAMP)
-	+$(PYTEST) -m 'not nightly and not gpu' -n 3
+	+$(PYTEST) -m 'not nightly and not gpu' -n 4
 
 nightly: $(STAMP) ## What takes too long for every change: damaged inputs, repeated kills, outages, a team's servers
 	$(PYTEST) -m nightly -n 2
