@@ -51,7 +51,15 @@ def test_a_damaged_file_of_a_run_is_named(settings, content, name, tmp_path, mon
 @pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
 def test_a_stage_whose_noted_inputs_are_damaged_is_repeated(settings, content, tmp_path):
     run = open_run(settings.config.model_copy(update={"runs": tmp_path / "runs"}), "one")
-    made = ModelRef(uri="models:/m/1", kind="causal", path=tmp_path, sha256="a" * 64, run_id="one")
+    made = ModelRef(
+        uri="models:/m/1",
+        name="m",
+        version="1",
+        kind="causal",
+        path=tmp_path,
+        sha256="a" * 64,
+        run_id="one",
+    )
     inputs, done = {"dataset": "1"}, []
 
     def compute():
