@@ -67,7 +67,7 @@ def noise_ceiling(
         return Estimate(value=value, low=0.0, high=1.0, num_samples=1, confidence=plan.level)
     left_out = np.repeat(ceiling(total - rows), often)
     value, resamples = float(ceiling(total)), ceiling(drawn @ rows)
-    return bca_interval(value, resamples, left_out, plan, SHARE, len(counts))
+    return bca_interval(value, resamples, left_out, plan.by(clusters), SHARE)
 
 
 def _votes(pairs: Sequence[PreferencePair]) -> tuple[Array, Array]:

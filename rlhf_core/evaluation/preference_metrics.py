@@ -16,7 +16,7 @@ from rlhf_core.statistics.intervals import (
     Plans,
     Resampling,
     cluster_sums,
-    estimate_clustered,
+    estimate_mean,
     estimate_sums,
 )
 from rlhf_core.statistics.resampling import Array, Ints
@@ -111,8 +111,8 @@ def preference_metrics(
         "margin": (pairs.margins, UNBOUNDED),
     }
     metrics = {
-        f"{prefix}/{name}": estimate_clustered(
-            values, pairs.clusters, plans(f"{prefix}/{name}"), bounds=bounds
+        f"{prefix}/{name}": estimate_mean(
+            values, plans(f"{prefix}/{name}").by(pairs.clusters), bounds=bounds
         )
         for name, (values, bounds) in per_pair.items()
     }
@@ -155,8 +155,7 @@ def calibration_error(
     squared = estimate_sums(
         partial(_squared_error, own=1.0),
         columns,
-        plan,
-        num_rows=gaps.size,
+        plan.by(clusters),
         # A row that was drawn twice meets itself: its square is in the products once more.
         on_resamples=partial(_squared_error, own=2.0),
     )
@@ -210,7 +209,7 @@ def accuracy_slices(
         **_by_label(records),
     }
     return {
-        name: estimate_clustered(right[rows], pairs.clusters[rows], plan, bounds=SHARE)
+        name: estimate_mean(right[rows], plan.by(pairs.clusters[rows]), bounds=SHARE)
         for name, rows in slices.items()
         if rows.any()
     }
@@ -260,11 +259,10 @@ def error_correlation(first: Array, second: Array, clusters: Ints, plan: Resampl
         plan: level, resamples, seed.
     """
     products = (first, second, first**2, second**2, first * second, np.ones(first.size))
-    columns = [cluster_sums(column, clusters) for column in products]
     if min(first.std(), second.std()) < _NO_SPREAD:
-        count = len(columns[0])
+        count = len(np.unique(clusters))
         return Estimate(value=0.0, low=-1.0, high=1.0, num_samples=count, confidence=plan.level)
-    return estimate_sums(_correlation, columns, plan, bounds=DIFFERENCE, num_rows=first.size)
+    return estimate_sums(_correlation, products, plan.by(clusters), bounds=DIFFERENCE)
 
 
 def _correlation(*sums: Array) -> Array:

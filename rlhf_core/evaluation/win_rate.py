@@ -107,7 +107,7 @@ def _resampled(won: Array, longer: Array, plan: Resampling) -> Estimate:
     size = max(1, _WEIGHTS_AT_ONCE // len(rows))
     resamples = [_fit(rows, drawn[at : at + size])[0] for at in range(0, len(drawn), size)]
     value = float(_sigmoid(fit[0])[0])
-    return bca_interval(value, _sigmoid(np.concatenate(resamples)), left_out, plan, SHARE, won.size)
+    return bca_interval(value, _sigmoid(np.concatenate(resamples)), left_out, plan, SHARE)
 
 
 def _influence(rows: Array, counts: Array, theta: float, phi: float) -> Array:

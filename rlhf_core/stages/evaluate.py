@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -67,7 +66,7 @@ from rlhf_core.stages.models.examples import TurnOf, row_counts, tokenize_record
 from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import response_logprobs
 from rlhf_core.statistics.clusters import numbered
-from rlhf_core.statistics.intervals import estimate_clustered, estimate_ratio
+from rlhf_core.statistics.intervals import estimate_mean, estimate_ratio
 from rlhf_core.storage.records import iterate_records, read_records
 
 
@@ -113,10 +112,10 @@ def evaluate_sft(
         lengths = np.array([float(len(row)) for row in logprobs])
         plans = metric_plans(config, "sft")
         dialogues = numbered(example.dialogue for example in examples)
-        per_token = replace(plans("sft/heldout_nll"), clusters=dialogues)
+        per_token = plans("sft/heldout_nll").by(dialogues)
         metrics = {
             "sft/heldout_nll": estimate_ratio(nll, lengths, per_token),
-            "sft/response_nll": estimate_clustered(nll, dialogues, plans("sft/response_nll")),
+            "sft/response_nll": estimate_mean(nll, plans("sft/response_nll").by(dialogues)),
         }
         report = EvaluationReport(
             stage="sft",

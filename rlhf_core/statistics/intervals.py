@@ -37,6 +37,10 @@ class Resampling:
     clusters: NDArray[np.int64] | None = field(default=None, compare=False)
     """[n] number of each sample's topic: whole topics are resampled; None: samples are."""
 
+    def by(self, clusters: ArrayLike) -> "Resampling":
+        """Return the plan for samples of which those of equal number belong together: [n]."""
+        return replace(self, clusters=np.asarray(clusters, dtype=np.int64))
+
     @property
     def level(self) -> float:
         """Two-sided level of the interval, ``share`` considered."""
@@ -79,16 +83,17 @@ def estimate_mean(
 ) -> Estimate:
     """Mean of samples with a BCa bootstrap interval.
 
+    Three pairs of one dialogue are not three independent samples: with clusters in the plan whole
+    ones are resampled, and ``num_samples`` of the result is their number.
+
     Args:
         values: [n] one value per sample; differences for a paired comparison.
-        plan: level, resamples, seed.
+        plan: level, resamples, seed, clusters.
         bounds: range a single value can have, used when all values are equal.
 
     Raises:
         DataError: there are no values, or one is not finite.
     """
-    if plan.clusters is not None:
-        return estimate_clustered(values, plan.clusters, plan, bounds=bounds)
     return estimate_sums(_ratio, [values, np.ones(np.size(values))], plan, bounds=bounds)
 
 
@@ -120,10 +125,7 @@ def estimate_ratio(
         bounds: range, above 0, that both terms of any one sample have.
     """
     rows = [np.asarray(column, dtype=np.float64) for column in (numerators, denominators)]
-    columns = rows
-    if plan.clusters is not None:
-        columns = [cluster_sums(column, plan.clusters) for column in rows]
-    estimate = estimate_sums(_ratio, columns, plan, num_rows=rows[0].size)
+    estimate = estimate_sums(_ratio, rows, plan)
     if bounds is None or math.isfinite(estimate.low) or math.isfinite(estimate.high):
         return estimate
     share = _missed_share(estimate.num_samples, plan.level)
@@ -133,35 +135,12 @@ def estimate_ratio(
     return estimate.model_copy(update=ends)
 
 
-def estimate_clustered(
-    values: ArrayLike,
-    clusters: ArrayLike,
-    plan: Resampling,
-    *,
-    bounds: tuple[float, float] = UNBOUNDED,
-) -> Estimate:
-    """Mean of values of which some belong together: whole clusters are resampled.
-
-    Three pairs of one dialogue are not three independent samples; ``num_samples`` of the result is
-    the number of clusters.
-
-    Args:
-        values: [n].
-        clusters: [n] integers from 0; equal ones belong together.
-        plan: level, resamples, seed.
-        bounds: range a single value can have.
-    """
-    sums, counts = cluster_sums(values, clusters), cluster_sums(np.ones(np.size(values)), clusters)
-    return estimate_sums(_ratio, [sums, counts], plan, bounds=bounds, num_rows=np.size(values))
-
-
 def estimate_sums(
     statistic: Statistic,
     columns: Sequence[ArrayLike],
     plan: Resampling,
     *,
     bounds: tuple[float, float] = UNBOUNDED,
-    num_rows: int | None = None,
     on_resamples: Statistic | None = None,
 ) -> Estimate:
     """A statistic of the sums of columns, with the interval of ``estimate_statistic``.
@@ -170,13 +149,15 @@ def estimate_sums(
 
     Args:
         statistic: takes each column's sum, [...] each, and returns [...].
-        columns: each [n], row i of all of them belonging to sample i.
-        plan: level, resamples, seed.
+        columns: each [n], row i of all of them belonging to sample i; or each [k] of what was
+            made of the k clusters of the plan.
+        plan: level, resamples, seed, clusters.
         bounds: range of the statistic.
-        num_rows: rows that the n samples are the ``cluster_sums`` of; None: they are rows.
         on_resamples: what estimates the same on resamples, where repeated rows make a difference.
     """
     data = _columns(columns)
+    if plan.clusters is not None and plan.clusters.size == data[0].size:
+        data = [cluster_sums(column, plan.clusters) for column in data]
     totals = [column.sum() for column in data]
     value = float(statistic(*totals))
     with np.errstate(all="ignore"):
@@ -184,8 +165,7 @@ def estimate_sums(
             (on_resamples or statistic)(*resampled_sums(data, plan.num_resamples, plan.seed))
         )
         left_out = statistic(*(total - column for total, column in zip(totals, data, strict=True)))
-    estimate = _interval(value, resamples, left_out, plan, bounds, data[0].size)
-    return _as_wide_as_of_few(estimate, num_rows or data[0].size, plan, bounds)
+    return bca_interval(value, resamples, left_out, plan, bounds)
 
 
 def cluster_sums(values: ArrayLike, clusters: ArrayLike) -> Array:
@@ -223,15 +203,13 @@ def estimate_statistic(
     value = float(statistic(*data, axis=-1))
     with np.errstate(all="ignore"):
         if plan.clusters is None:
-            resamples, left_out = (
-                resampled_rows(statistic, data, plan.num_resamples, plan.seed),
-                left_out_rows(statistic, data),
-            )
-            return bca_interval(value, resamples, left_out, plan, bounds, data[0].size)
+            resamples = resampled_rows(statistic, data, plan.num_resamples, plan.seed)
+            left_out = left_out_rows(statistic, data)
+            return _interval(value, resamples, left_out, plan, bounds, data[0].size)
         resamples, left_out = resampled_clusters(
             statistic, data, plan.clusters, plan.num_resamples, plan.seed
         )
-    return bca_interval(value, resamples, left_out, plan, bounds, data[0].size)
+    return bca_interval(value, resamples, left_out, plan, bounds)
 
 
 def estimate_jackknife(
@@ -286,47 +264,39 @@ def _columns(columns: Sequence[ArrayLike]) -> list[Array]:
 
 
 def bca_interval(
-    value: float,
-    resamples: Array,
-    left_out: Array,
-    plan: Resampling,
-    bounds: tuple[float, float],
-    num_rows: int,
+    value: float, resamples: Array, left_out: Array, plan: Resampling, bounds: tuple[float, float]
 ) -> Estimate:
-    """BCa interval of any statistic from what it was on resamples, of rows or of whole topics.
+    """BCa interval of any statistic from what it was on resamples, of rows or of whole clusters.
 
     Args:
         value: on all rows.
         resamples: [num_resamples] on each resample.
-        left_out: [units] without each row, or without each topic.
-        plan: level; topics, if those were resampled.
+        left_out: [units] without each row, or without each cluster.
+        plan: level; clusters, if those were resampled.
         bounds: range of the statistic.
-        num_rows: rows there are; where topics are fewer, few show less than the whole spread.
     """
-    if plan.clusters is None:
-        return _interval(value, resamples, left_out, plan, bounds, num_rows)
     estimate = _interval(value, resamples, left_out, plan, bounds, left_out.size)
-    return _as_wide_as_of_few(estimate, num_rows, plan, bounds)
+    if plan.clusters is None:
+        return estimate
+    return _as_wide_as_of_few(estimate, plan.clusters, plan.level, bounds)
 
 
 def _as_wide_as_of_few(
-    estimate: Estimate, num_rows: int, plan: Resampling, bounds: tuple[float, float]
+    estimate: Estimate, clusters: ArrayLike, level: float, bounds: tuple[float, float]
 ) -> Estimate:
     """Return an interval of clusters as much wider as Student's t is than the normal.
 
     Few clusters show less than the whole spread: Hesterberg (2015), section 3.3 (expanded
-    percentile interval). Of uneven topics those with many rows decide, as if there were (sum of
+    percentile interval). Of uneven clusters those with many rows decide, as if there were (sum of
     sizes)^2 / (sum of squared sizes) equal ones: Kish (1965), "Survey Sampling".
     """
-    count = float(estimate.num_samples)
-    if not 1 < count < num_rows:
+    sizes = np.unique(clusters, return_counts=True)[1].astype(np.float64)
+    if not 1 < sizes.size < sizes.sum():
         return estimate
-    if plan.clusters is not None:
-        sizes = np.unique(plan.clusters, return_counts=True)[1].astype(np.float64)
-        count = max(2.0, float(sizes.sum() ** 2 / (sizes**2).sum()))
+    count = max(2.0, float(sizes.sum() ** 2 / (sizes**2).sum()))
     from scipy import stats  # takes a second: every stage of a run imports this module
 
-    tail = (1.0 - plan.level) / 2.0
+    tail = (1.0 - level) / 2.0
     ends = float(stats.t.isf(tail, count - 1)) / -float(special.ndtri(tail))
     return widened(estimate, ends * math.sqrt(count / (count - 1)), bounds)
 

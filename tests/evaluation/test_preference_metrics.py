@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_core.evaluation.noise_ceiling import noise_ceiling
 from rlhf_core.evaluation.preference_metrics import (
@@ -16,6 +17,7 @@ from rlhf_core.evaluation.preference_metrics import (
     preference_metrics,
 )
 from rlhf_core.schema import Message, PreferencePair
+from rlhf_core.statistics import intervals
 from rlhf_core.statistics.intervals import Plans, Resampling
 
 PLAN = Resampling(num_resamples=400)
@@ -246,6 +248,38 @@ def test_pairs_of_one_dialogue_widen_the_ceilings_interval():
     assert copies.num_samples == 200
     assert copies.value == pytest.approx(alone.value)
     assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=0.1)
+
+
+UNEVEN = np.repeat(np.arange(25), [12] * 5 + [1] * 20)
+
+
+def accuracy_of(rng):
+    data = pairs(rng.normal(0.5, 1.0, UNEVEN.size), *np.ones((2, UNEVEN.size)), UNEVEN)
+    return measured(data, LengthRival(0.0))["reward/heldout_accuracy"]
+
+
+def calibration_of(rng):
+    squared = calibration_error(rng.normal(0.0, 3.0, UNEVEN.size), UNEVEN, PLAN, bins=10)
+    ends = {name: getattr(squared, name) ** 2 for name in ("value", "low", "high")}
+    return squared.model_copy(update=ends)
+
+
+def correlation_of(rng):
+    return error_correlation(*rng.binomial(1, 0.6, (2, UNEVEN.size)).astype(float), UNEVEN, PLAN)
+
+
+def ceiling_of(rng):
+    return noise_ceiling(voted(1.0, UNEVEN.size + 60, rng)[0][: UNEVEN.size], UNEVEN, PLAN)
+
+
+@pytest.mark.parametrize("of", [accuracy_of, calibration_of, correlation_of, ceiling_of])
+def test_few_dialogues_with_most_of_the_pairs_widen_every_interval(of, monkeypatch):
+    """25 dialogues of which 5 hold 60 of 80 pairs count for 80^2 / (5 * 12^2 + 20) = 8.65."""
+    wide = of(np.random.default_rng(2))
+    monkeypatch.setattr(intervals, "_as_wide_as_of_few", lambda estimate, *_: estimate)
+    plain = of(np.random.default_rng(2))
+    student = stats.t.isf(0.025, 7.65) / stats.norm.isf(0.025) * math.sqrt(8.65 / 7.65)
+    assert wide.high - wide.value == pytest.approx(student * (plain.high - plain.value), rel=1e-3)
 
 
 def test_the_correlation_of_errors_is_phi_by_hand():

@@ -12,7 +12,6 @@ from rlhf_core.statistics.intervals import (
     Plans,
     Resampling,
     _as_wide_as_of_few,
-    estimate_clustered,
     estimate_mean,
     estimate_ratio,
     estimate_statistic,
@@ -135,8 +134,8 @@ def test_few_large_topics_among_small_ones_count_as_few():
     # The largest has 121 of 150 rows: as if there were two topics.
     found = Estimate(value=0.5, low=0.4, high=0.6, num_samples=30)
     for sizes, factor in (([5] * 30, 2.0452 * math.sqrt(30 / 29)), ([121, *[1] * 29], 17.9693)):
-        plan = Resampling(clusters=np.repeat(np.arange(30), sizes))
-        wide = _as_wide_as_of_few(found, 150, plan, UNBOUNDED)
+        clusters = np.repeat(np.arange(30), sizes)
+        wide = _as_wide_as_of_few(found, clusters, 0.95, UNBOUNDED)
         assert wide.high - wide.low == pytest.approx(0.2 * factor / 1.95996, rel=1e-4)
 
 
@@ -231,7 +230,7 @@ def test_rows_stay_together_when_columns_are_resampled():
 def test_copies_of_one_prompt_add_no_evidence():
     values = np.random.default_rng(0).normal(size=40)
     once = estimate_mean(values, PLAN)
-    copied = estimate_clustered(np.repeat(values, 5), np.repeat(np.arange(40), 5), PLAN)
+    copied = estimate_mean(np.repeat(values, 5), PLAN.by(np.repeat(np.arange(40), 5)))
     assert copied.num_samples == 40
     assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.1)
 
@@ -262,10 +261,3 @@ def test_lengths_that_vary_alike_are_bounded_too_and_others_are_as_before():
     assert estimate_ratio(other, varied, PLAN, bounds=(1.0, 48.0)) == estimate_ratio(
         other, varied, PLAN
     )
-
-
-def test_few_clusters_given_apart_from_the_plan_are_as_wide_as_those_of_a_plan():
-    values = np.random.default_rng(0).normal(size=32)
-    clusters = np.repeat(np.arange(8), 4)
-    apart = estimate_clustered(values, clusters, Resampling())
-    assert apart == estimate_mean(values, Resampling(clusters=clusters))

@@ -22,7 +22,7 @@ from rlhf_core.schema import Conversation, Estimate, EvaluationReport, ModelRef
 from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import readable_ids, score_texts
 from rlhf_core.statistics.clusters import numbered
-from rlhf_core.statistics.intervals import SHARE, Plans, estimate_clustered
+from rlhf_core.statistics.intervals import SHARE, Plans, estimate_mean
 from rlhf_core.statistics.resampling import Array
 
 
@@ -151,10 +151,10 @@ def best_of_k(
     scope += f", {several} with several right answers left out" if several else ""
     scope += f", {len(rows) - len(fitting)} that do not fit left out" if fitting != rows else ""
     return BestOfK(
-        accuracy=estimate_clustered(right, clusters, plan, bounds=SHARE),
+        accuracy=estimate_mean(right, plan.by(clusters), bounds=SHARE),
         by_subset={
-            f"subset={name}": estimate_clustered(
-                right[subsets == name], clusters[subsets == name], plan, bounds=SHARE
+            f"subset={name}": estimate_mean(
+                right[subsets == name], plan.by(clusters[subsets == name]), bounds=SHARE
             )
             for name in names
             if len(names) <= MAX_TAG_VALUES

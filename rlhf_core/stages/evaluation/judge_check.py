@@ -26,7 +26,7 @@ from rlhf_core.stages.models.determinism import derived_seed
 from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import score_texts
 from rlhf_core.statistics.clusters import numbered
-from rlhf_core.statistics.intervals import SHARE, estimate_clustered
+from rlhf_core.statistics.intervals import SHARE, estimate_mean
 from rlhf_core.statistics.resampling import Array
 from rlhf_core.storage.records import read_records
 from rlhf_core.tokenization import Renderer
@@ -85,9 +85,7 @@ def check_judge(
     half = np.flatnonzero([half == "own" for _, half in pairs])
     plans = metric_plans(config, "judge")
     return JudgeCheck(
-        accuracy=estimate_clustered(
-            right[half], clusters[half], plans(JUDGE_ACCURACY), bounds=SHARE
-        ),
+        accuracy=estimate_mean(right[half], plans(JUDGE_ACCURACY).by(clusters[half]), bounds=SHARE),
         ceiling=noise_ceiling([records[i] for i in half], clusters[half], plans(JUDGE_CEILING)),
         metrics=_errors_shared(config, reward, records, right, look) if reward else {},
     )
