@@ -119,6 +119,7 @@ def mean(rated: list[dict[str, float]], name: str) -> float:
     return sum(row[name] for row in rated) / len(rated)
 
 
+@pytest.mark.nightly
 def test_the_shipped_tokenizer_is_what_the_build_learns():
     documents = islice(generate_documents(0, DEFAULT_DOCUMENTS), TOKENIZER_DOCUMENTS)
     learnt = train_tokenizer(texts_of(documents))
@@ -127,6 +128,7 @@ def test_the_shipped_tokenizer_is_what_the_build_learns():
     assert json.loads(learnt.to_str())["model"]["merges"] == shipped["model"]["merges"]
 
 
+@pytest.mark.nightly
 def test_building_twice_gives_the_same_bytes_and_leaves_nothing_beside(tmp_path):
     for name in ("one", "two"):
         build_base(tmp_path / name, seed=3, num_documents=150, num_threads=1)

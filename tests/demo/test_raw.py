@@ -49,6 +49,7 @@ def training_prompts(demonstrations, comparisons, prompts) -> set[Conversation]:
     return {row.prompt for rows in (demonstrations, comparisons, prompts) for row in rows}
 
 
+@pytest.mark.nightly
 def test_the_shipped_files_are_what_the_build_makes(tmp_path):
     write_raw(tmp_path)
     for name in NAMES:

@@ -130,6 +130,7 @@ def test_an_engine_answers_once_what_a_look_asks(
         )
 
 
+@pytest.mark.nightly
 def test_an_evaluation_that_was_killed_goes_on_from_the_answers_it_drew(
     config, server, proven_models, stage_context, small_splits, monkeypatch
 ):

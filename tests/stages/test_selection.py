@@ -314,6 +314,7 @@ def a_job(config, splits, models, directory):
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_a_stage_that_is_killed_while_choosing_makes_the_same_choice(
     config_of, splits, models, stage_context, monkeypatch
 ):
