@@ -320,7 +320,6 @@ def test_a_stage_that_is_killed_while_choosing_makes_the_same_choice(
 ):
     config = config_of(PPO)
     whole = train(config, splits, models, stage_context)
-    folder = stage_context.stage_directory("policy")
     again = stage_context.model_copy(update={"directory": stage_context.directory / "again"})
 
     class Killed(BaseException):
@@ -341,9 +340,8 @@ def test_a_stage_that_is_killed_while_choosing_makes_the_same_choice(
     assert resumed.model.sha256 == whole.model.sha256
     assert resumed.report.choice.scores == whole.report.choice.scores
     assert resumed.report.choice.step == whole.report.choice.step
-    assert (again.stage_directory("policy") / selection.ANSWERS).read_bytes() == (
-        folder / selection.ANSWERS
-    ).read_bytes()
+    answers = [each.stage_directory("policy") / selection.ANSWERS for each in (stage_context, again)]
+    assert answers[0].read_bytes() == answers[1].read_bytes()
 
 
 @pytest.mark.parametrize("settings", [PPO, DPO])
