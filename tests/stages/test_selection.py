@@ -340,10 +340,8 @@ def test_a_stage_that_is_killed_while_choosing_makes_the_same_choice(
     assert resumed.model.sha256 == whole.model.sha256
     assert resumed.report.choice.scores == whole.report.choice.scores
     assert resumed.report.choice.step == whole.report.choice.step
-    answers = [
-        each.stage_directory("policy") / selection.ANSWERS for each in (stage_context, again)
-    ]
-    assert answers[0].read_bytes() == answers[1].read_bytes()
+    both = [each.stage_directory("policy") / selection.ANSWERS for each in (stage_context, again)]
+    assert both[0].read_bytes() == both[1].read_bytes()
 
 
 @pytest.mark.parametrize("settings", [PPO, DPO])
