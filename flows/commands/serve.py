@@ -180,7 +180,8 @@ def _find(reference: str, known: str | None = None) -> "Found":
         reference: of a model that answers prompts.
         known: URI of the model that is served already.
     """
-    from rlhf_core.adapters.registry.registry import check_role, find_version
+    from rlhf_core.adapters.registry.registry import check_role
+    from rlhf_core.adapters.registry.versions import find_version
     from rlhf_core.adapters.serving.chat_server import Found
     from rlhf_core.schema.model_uri import version_uri
     from rlhf_flows.engine.references import resolve_model

@@ -8,7 +8,7 @@ import jinja2
 from rlhf_core.adapters.hub import license_of
 from rlhf_core.adapters.registry.decision import EVALUATION
 from rlhf_core.adapters.registry.lineage import Lineage, trace_lineage
-from rlhf_core.adapters.registry.registry import find_version
+from rlhf_core.adapters.registry.versions import find_version
 from rlhf_core.adapters.tracking.tracking import look_up_run
 from rlhf_core.errors import DataError
 from rlhf_core.schema import ModelRef

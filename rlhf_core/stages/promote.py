@@ -22,10 +22,7 @@ from rlhf_core.adapters.registry.champions import (
 )
 from rlhf_core.adapters.registry.decision import COMPARED, EVALUATION, NOBODY, verdict_of
 from rlhf_core.adapters.registry.only_looking import only_looking
-from rlhf_core.adapters.registry.registry import (
-    find_version,
-    require_role,
-)
+from rlhf_core.adapters.registry.registry import require_role
 from rlhf_core.adapters.registry.release_aliases import (
     ProjectState,
     apply_move,
@@ -37,6 +34,7 @@ from rlhf_core.adapters.registry.release_aliases import (
 )
 from rlhf_core.adapters.registry.releases import Release, project_of, record_move
 from rlhf_core.adapters.registry.required_gates import require_applied
+from rlhf_core.adapters.registry.versions import find_version
 from rlhf_core.adapters.tracking.mlflow_client import has_store
 from rlhf_core.config import PipelineConfig
 from rlhf_core.errors import RegistryError, SameMoveError

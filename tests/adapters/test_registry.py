@@ -133,12 +133,12 @@ def test_weights_changed_behind_the_registry_are_refused(made, mlflow_home):
 
 
 def test_a_wrong_reference_says_what_there_is(made, mlflow_home):
-    with pytest.raises(RegistryError, match="no model 'rlhf-sft' is registered yet"):
+    with pytest.raises(RegistryError, match="no model 'rlhf-sft' is registered yet at sqlite:///"):
         resolve_model("models:/rlhf-sft@champion", cache=mlflow_home)
     made()
     with pytest.raises(RegistryError, match=r"no champion yet; aliases set: candidate -> 1"):
         resolve_model("models:/rlhf-sft@champion", cache=mlflow_home)
-    with pytest.raises(RegistryError, match="models:/rlhf-sft/7"):
+    with pytest.raises(RegistryError, match=r"sft/7: rlhf-sft has no version 7; newest: 1$"):
         resolve_model("models:/rlhf-sft/7", cache=mlflow_home)
     with pytest.raises(RegistryError, match="no model 'nobody' is registered yet"):
         resolve_model("models:/nobody/1", cache=mlflow_home)

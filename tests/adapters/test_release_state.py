@@ -7,8 +7,8 @@ import pytest
 from rlhf_core.adapters.registry import release_aliases
 from rlhf_core.adapters.registry import releases as journal
 from rlhf_core.adapters.registry.processes_at_work import this_process
-from rlhf_core.adapters.registry.registry import find_version
 from rlhf_core.adapters.registry.release_state import release_state
+from rlhf_core.adapters.registry.versions import find_version
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import RegistryError
 from rlhf_core.stages import promote

@@ -7,7 +7,7 @@ import pytest
 from rlhf_core.adapters.registry import release_aliases
 from rlhf_core.adapters.registry.champions import read_history
 from rlhf_core.adapters.registry.only_looking import only_looking
-from rlhf_core.adapters.registry.registry import find_version
+from rlhf_core.adapters.registry.versions import find_version
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import RegistryError
 from rlhf_core.stages.promote import plan_promotion, promote_model

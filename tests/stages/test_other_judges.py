@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf_core.adapters.registry.champions import parts_of, release_of
-from rlhf_core.adapters.registry.registry import upstream_uris
+from rlhf_core.adapters.registry.versions import upstream_uris
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import EvaluationConfig
 from rlhf_core.dataprep.keys import conversation_key

@@ -8,9 +8,9 @@ import pytest
 
 from rlhf_core.adapters.registry import release_aliases
 from rlhf_core.adapters.registry import releases as journal
-from rlhf_core.adapters.registry.registry import find_version
 from rlhf_core.adapters.registry.release_aliases import apply_newest, recover, recover_all
 from rlhf_core.adapters.registry.releases import read_journal
+from rlhf_core.adapters.registry.versions import find_version
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.errors import RegistryError
 from rlhf_core.stages.promote import promote_model

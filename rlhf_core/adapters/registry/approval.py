@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
-from rlhf_core.adapters.registry.registry import find_version
+from rlhf_core.adapters.registry.versions import find_version
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import CHAMPION, Verdict

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_core.adapters.registry.decision import JUDGED_BY, verdict_of
-from rlhf_core.adapters.registry.registry import UPSTREAM, find_version
 from rlhf_core.adapters.registry.release_aliases import (
     ProjectState,
     read_project_state,
@@ -16,6 +15,7 @@ from rlhf_core.adapters.registry.release_aliases import (
     wanted_aliases,
 )
 from rlhf_core.adapters.registry.releases import MOST_RELEASES, Plan, Release
+from rlhf_core.adapters.registry.versions import UPSTREAM, find_version
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import CHAMPION, PREVIOUS
 from rlhf_core.schema.model_uri import is_model_uri, split_model_uri, version_uri

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_core.adapters.registry.registry import UPSTREAM, find_version, upstream_uris
+from rlhf_core.adapters.registry.versions import UPSTREAM, find_version, upstream_uris
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.errors import ConfigError

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from rlhf_core.adapters.registry.decision import verdict_of
-from rlhf_core.adapters.registry.registry import find_version, upstream_uris
 from rlhf_core.adapters.registry.release_state import release_state
 from rlhf_core.adapters.registry.releases import PLAN, project_of
+from rlhf_core.adapters.registry.versions import find_version, upstream_uris
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client, with_retries
 from rlhf_core.adapters.tracking.stage_run import run_url
 from rlhf_core.errors import RegistryError

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from rlhf_core.adapters.registry.approval import APPROVAL, ASKED
 from rlhf_core.adapters.registry.looks import MEASURED
 from rlhf_core.adapters.registry.looks import SUFFIX as LOOKS
-from rlhf_core.adapters.registry.registry import UPSTREAM, aliases_by_run
+from rlhf_core.adapters.registry.registry import aliases_by_run
 from rlhf_core.adapters.registry.releases import SUFFIX as RELEASE
 from rlhf_core.adapters.registry.releases import read_journal
+from rlhf_core.adapters.registry.versions import UPSTREAM
 from rlhf_core.adapters.tracking.mlflow_client import every_page, mlflow_client, with_retries
 from rlhf_core.adapters.tracking.tracking import PLACE
 from rlhf_core.schema.model_uri import version_uri

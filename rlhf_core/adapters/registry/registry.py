@@ -4,36 +4,31 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from rlhf_core.adapters.registry.model_files import local_model, version_files
-from rlhf_core.adapters.registry.only_looking import is_only_looking
+from rlhf_core.adapters.registry.versions import find_version
 from rlhf_core.adapters.settings import without_credentials
 from rlhf_core.adapters.tracking.mlflow_client import (
-    LostServerError,
     ensure_registered_model,
     every_page,
-    has_store,
     mlflow_client,
     with_retries,
 )
 from rlhf_core.adapters.tracking.stage_run import StageRun
 from rlhf_core.errors import ModelError, RegistryError, RlhfError
-from rlhf_core.schema import CHAMPION, PREVIOUS, ModelKind, ModelRef, ModelRole
-from rlhf_core.schema.model_uri import is_model_uri, split_model_uri, version_uri
+from rlhf_core.schema import ModelKind, ModelRef, ModelRole
+from rlhf_core.schema.model_uri import is_model_uri, version_uri
 from rlhf_core.storage.model_folders import folder_kind
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
-UPSTREAM = "rlhf.upstream."
-"""Prefix of tags: the model that a version was made or judged with, by role."""
 CANDIDATE = "candidate"
 
 
@@ -257,91 +252,6 @@ def _trained_here(version: "ModelVersion", runs: Path | None) -> Path | None:
     except (OSError, RlhfError):
         return None
     return folder if same else None
-
-
-def find_version(reference: str) -> "ModelVersion":
-    """Return the registry's entry for ``models:/name/3`` or ``models:/name@alias``.
-
-    Raises:
-        RegistryError: the reference is malformed or there is no such entry; says what there is.
-    """
-    name, number, alias = split_model_uri(reference)
-    if not name or not (not number if alias else number.isdigit()):
-        raise RegistryError(
-            f"{reference!r} is not a model: expected models:/<name>/<version>, "
-            "models:/<name>@<alias> or a folder"
-        )
-    if not alias:
-        return _numbered_version(reference, name, number)
-    model, what = _require_model(reference, name), f"finding {reference}"
-    if alias in (CHAMPION, PREVIOUS) and _completed_release(name):
-        model = with_retries(what, lambda: mlflow_client().get_registered_model(name))
-    aliases = _as_seen(name, {key: str(value) for key, value in model.aliases.items()})
-    if alias not in aliases:
-        raise RegistryError(
-            f"{reference}: {name} has no {alias} yet; aliases set: "
-            + (", ".join(f"{key} -> {value}" for key, value in sorted(aliases.items())) or "none")
-        )
-    return with_retries(what, lambda: mlflow_client().get_model_version(name, aliases[alias]))
-
-
-def _numbered_version(reference: str, name: str, number: str) -> "ModelVersion":
-    if not has_store():
-        _require_model(reference, name)
-    find = partial(mlflow_client().get_model_version, name, number)
-    try:
-        return with_retries(f"finding {reference}", find)
-    except RegistryError as error:
-        if not isinstance(error, LostServerError):
-            _require_model(reference, name)  # says it better where the name is unknown
-        raise
-
-
-def _require_model(reference: str, name: str) -> "RegisteredModel":
-    registered: list[RegisteredModel] = []
-    if has_store():
-        search = partial(mlflow_client().search_registered_models, f"name = '{name}'")
-        registered = with_retries(f"finding {reference}", search)
-    if not registered:
-        raise RegistryError(f"{reference}: no model {name!r} is registered yet")
-    return registered[0]
-
-
-def _as_seen(name: str, aliases: Mapping[str, str]) -> dict[str, str]:
-    """Return where a version's aliases stand; to a dry run, where a move will have put them."""
-    from rlhf_core.adapters.registry import release_aliases, releases
-
-    project = releases.project_of(name)
-    if project is None or not is_only_looking():
-        return dict(aliases)
-    others = {alias: n for alias, n in aliases.items() if alias not in (CHAMPION, PREVIOUS)}
-    return others | release_aliases.champion_aliases(project)[name.rpartition("-")[2]]
-
-
-def _completed_release(name: str) -> bool:
-    """Complete a promotion or rollback that was killed; return whether there may have been one.
-
-    Who may only read goes on with the aliases as they are.
-    """
-    from rlhf_core.adapters.registry import release_aliases, releases
-
-    project = releases.project_of(name)
-    if project is None:
-        return False
-    try:
-        release_aliases.recover(project)
-    except RegistryError as error:
-        logger.warning("release_not_completed project=%s error=%s", project, error)
-    return True
-
-
-def upstream_uris(reference: str) -> dict[str, str]:
-    """Registered models that a version was made or judged with, by role."""
-    return {
-        name.removeprefix(UPSTREAM): uri
-        for name, uri in sorted(find_version(reference).tags.items())
-        if name.startswith(UPSTREAM) and is_model_uri(uri)
-    }
 
 
 def check_role(reference: str, roles: Collection[ModelRole], why: str) -> None:

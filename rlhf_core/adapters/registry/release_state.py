@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from rlhf_core.adapters.registry.champions import policy_uri
 from rlhf_core.adapters.registry.processes_at_work import is_gone
-from rlhf_core.adapters.registry.registry import UPSTREAM, find_version
 from rlhf_core.adapters.registry.release_aliases import champion_aliases, lost_parts, wanted_aliases
 from rlhf_core.adapters.registry.releases import DONE, ROLES, Journal, Release, read_journal
+from rlhf_core.adapters.registry.versions import UPSTREAM, find_version
 from rlhf_core.schema import CHAMPION, PREVIOUS
 from rlhf_core.schema.model_uri import alias_uri, split_model_uri, version_uri
 

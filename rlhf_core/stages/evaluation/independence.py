@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterable
 from itertools import chain
 
-from rlhf_core.adapters.registry.registry import find_version, upstream_uris
+from rlhf_core.adapters.registry.versions import find_version, upstream_uris
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.cleaning.near_dialogues import NEAR_DUPLICATES, require_tag
 from rlhf_core.errors import RegistryError

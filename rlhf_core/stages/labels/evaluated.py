@@ -13,8 +13,8 @@ from rlhf_core.adapters.registry.looks import (
     measured_before,
     rounds_taken,
 )
-from rlhf_core.adapters.registry.registry import find_version, upstream_uris
 from rlhf_core.adapters.registry.required_gates import required_gates
+from rlhf_core.adapters.registry.versions import find_version, upstream_uris
 from rlhf_core.adapters.tracking.tracking import look_up_run
 from rlhf_core.config import PipelineConfig
 from rlhf_core.dataprep.manifest import fingerprint_of

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from rlhf_core.adapters.datasets import dvc_versions, versioning
-from rlhf_core.adapters.registry.registry import find_version as find_model_version
+from rlhf_core.adapters.registry.versions import find_version as find_model_version
 from rlhf_core.errors import DataError
 from rlhf_core.schema import DatasetSplits, DataVersion
 from rlhf_core.stages.preparation.dataset import DATASET, read_splits
