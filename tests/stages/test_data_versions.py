@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_core.adapters.datasets import versioning
 from rlhf_core.adapters.datasets.dvc_versions import commit_of, publishing_base
-from rlhf_core.adapters.registry.registry import find_version as find_model
+from rlhf_core.adapters.registry.versions import find_version as find_model
 from rlhf_core.adapters.tracking.mlflow_client import mlflow_client
 from rlhf_core.config import SourceConfig, load_config
 from rlhf_core.errors import DataError
