@@ -23,7 +23,6 @@ from rlhf_flows.commands import sample as sample_cli
 from rlhf_flows.commands import serve as serve_cli
 from rlhf_flows.commands import servers as server_cli
 from rlhf_flows.commands import stages as stage_cli
-from rlhf_flows.commands.nodes import require_started_once
 from rlhf_flows.commands.options import (
     Commands,
     ConfigPath,
@@ -78,7 +77,6 @@ def run(
     MLFLOW_TRACKING_URI a SQLite file here. Exit status 1 if a gate says HOLD or REJECT.
     """
     begin(log_level, uses_servers=not dry_run)
-    require_started_once()
     settings = read_settings(config, overrides)
     if dry_run:
         from rlhf_flows.engine.dry_run import plan_pipeline

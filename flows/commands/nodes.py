@@ -77,7 +77,7 @@ def follow(config: "PipelineConfig", role: "GatedStage", run_id: str | None) -> 
 
 
 def require_started_once(nodes: int = 1) -> None:
-    """Refuse to be one of several trainings that torchrun started in place of one.
+    """Refuse to be one of several copies of a command that a launcher started in place of one.
 
     Args:
         nodes: on each of which the command is meant to be started.
@@ -88,16 +88,27 @@ def require_started_once(nodes: int = 1) -> None:
     from rlhf_core.adapters.settings import load_settings
 
     said = load_settings()
-    here = said.local_world_size or "1"
-    everywhere = said.world_size or here
-    copies = everywhere if nodes == 1 else here
-    if said.torchelastic_run_id is None or copies == "1":
+    if said.torchelastic_run_id is not None:
+        here = said.local_world_size or "1"
+        launcher, copies, apart = "torchrun", said.world_size or here, ""
+        on_several = copies != here
+    else:
+        launchers = {
+            "srun": ("SLURM_STEP_NUM_TASKS", said.slurm_step_num_tasks),
+            "mpirun": ("OMPI_COMM_WORLD_SIZE", said.ompi_comm_world_size),
+            "MPI": ("PMI_SIZE", said.pmi_size),
+        }
+        found = [(name, *by) for name, by in launchers.items() if by[1] is not None]
+        launcher, variable, copies = found[0] if found else ("nobody", "", "1")
+        apart = f"; copies that are to be runs of their own are started without {variable}"
+        on_several = (said.slurm_step_num_nodes or "1") != "1"
+    if copies in ("1", str(nodes)):
         return
-    more = "" if everywhere == here else " and its nnodes, node_rank and rdzv_endpoint on each node"
+    more = " and its nnodes, node_rank and rdzv_endpoint on each node" if on_several else ""
     raise ConfigError(
-        f"torchrun started this command {copies} times, and each would train a model of its "
-        f"own: start it once, without torchrun, with --set distributed.processes={everywhere}"
-        f"{more}; it starts its processes itself"
+        f"{launcher} started this command {copies} times, and each would do all of it, a training "
+        f"make a model of its own: start it once, without {launcher}; a training starts its "
+        f"processes itself, with --set distributed.processes={copies}{more}{apart}"
     )
 
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from rlhf_core.errors import BusyError, CheckpointError, RlhfError
+from rlhf_flows.commands.nodes import require_started_once
 from rlhf_flows.commands.start import exit_status
 
 if TYPE_CHECKING:
@@ -121,13 +122,17 @@ ModelArgument = Annotated[
 ]
 
 
-def begin(log_level: str, *, uses_servers: bool = True) -> None:
+def begin(log_level: str, *, uses_servers: bool = True, once: bool = True) -> None:
     """Set environment and logging up; before anything heavy is imported.
 
     Args:
         log_level: of the project's own lines.
         uses_servers: keep Prefect's folder in the working directory, and warn where servers run
             that the command does not know of; one that needs neither leaves nothing behind.
+        once: refuse to be one of several copies; a training may be one on each node.
+
+    Raises:
+        ConfigError: a launcher started several copies.
     """
     from rlhf_flows.engine.logs import configure_logging
 
@@ -136,6 +141,8 @@ def begin(log_level: str, *, uses_servers: bool = True) -> None:
         raise typer.BadParameter(f"--log-level {log_level!r}: expected one of {', '.join(levels)}")
     configure_logging(log_level)
     say_what_begins()
+    if once:
+        require_started_once()
     if not uses_servers:
         from rlhf_core.adapters.settings import set_environment_defaults
 

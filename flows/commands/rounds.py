@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_flows.commands.nodes import require_started_once
 from rlhf_flows.commands.options import (
     ConfigPath,
     JsonOption,
@@ -50,7 +49,6 @@ def rounds(
     status 1 if the last round's gates say HOLD or REJECT, or votes are awaited.
     """
     begin(log_level)
-    require_started_once()
     settings = read_settings(config, overrides)
     check_servers(settings.config, check_inputs=True)
     with resumable(context, settings, run_id) as run:

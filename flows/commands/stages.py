@@ -249,7 +249,7 @@ def _start(
     run_id: str | None = None,
 ) -> "RunSettings":
     """Begin a command; that of a training ends here on every node but the first."""
-    begin(log_level, uses_servers=not dry_run)
+    begin(log_level, uses_servers=not dry_run, once=role is None)
     settings = read_settings(config, overrides)
     if role is not None:
         settings = as_started(settings, role)

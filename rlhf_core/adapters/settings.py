@@ -109,6 +109,14 @@ class Settings(BaseSettings):
     """how many times it has started that on this machine,"""
     world_size: str | None = None
     """and on all machines."""
+    slurm_step_num_tasks: str | None = None
+    """How many times srun started this command, and"""
+    slurm_step_num_nodes: str | None = None
+    """on how many machines."""
+    ompi_comm_world_size: str | None = None
+    """How many times Open MPI's mpirun did."""
+    pmi_size: str | None = None
+    """How many times another MPI's launcher did."""
     gloo_socket_ifname: str | None = None
     """Interfaces of this machine by which gloo's processes find each other."""
     rlhf_share_checkpoints: bool = False

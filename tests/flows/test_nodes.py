@@ -59,7 +59,7 @@ def test_one_pod_alone_trains_with_its_processes(started):
 def test_a_command_that_torchrun_started_twice_is_refused_and_told_how(started):
     """Each trained a model and registered it: two versions of one training, exit status 0."""
     twice = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "RANK": "1"}
-    with pytest.raises(ConfigError, match=r"started this command 2 times.*processes=2; it"):
+    with pytest.raises(ConfigError, match=r"started this command 2 times.*processes=2$"):
         started(**twice)
     assert started(**twice | {"LOCAL_WORLD_SIZE": "1"}).processes == 1
 
@@ -71,13 +71,29 @@ def test_two_nodes_that_torchrun_started_are_refused_where_the_settings_know_of_
     assert started(**once_each, **POD).nnodes == 2
 
 
-@pytest.mark.parametrize("command", ["run", "rounds"])
-def test_a_pipeline_that_torchrun_started_twice_is_refused(command, tmp_path):
-    twice = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}
+TWICE = {
+    "torchrun": {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"},
+    "srun": {"SLURM_STEP_NUM_TASKS": "2"},
+    "mpirun": {"OMPI_COMM_WORLD_SIZE": "2"},
+    "MPI": {"PMI_SIZE": "2"},
+}
+
+
+@pytest.mark.parametrize("launcher", TWICE)
+@pytest.mark.parametrize("command", ["run", "rounds", "prepare", "sft", "evaluate", "collect"])
+def test_a_command_that_a_launcher_started_twice_is_refused(command, launcher, tmp_path):
     path = tmp_path / "minimal.yaml"
     path.write_text(MINIMAL)
-    found = CliRunner().invoke(app, [command, str(path)], env=twice)
-    assert "started this command 2 times" in str(found.exception)
+    found = CliRunner().invoke(app, [command, str(path)], env=TWICE[launcher])
+    assert f"{launcher} started this command 2 times" in str(found.exception)
+
+
+def test_one_copy_on_each_node_is_a_training_and_a_batch_job_s_tasks_are_no_copies(started):
+    on_each = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+    assert started(SLURM_NTASKS="8", SLURM_PROCID="0").nnodes == 1
+    with pytest.raises(ConfigError, match=r"and its nnodes, node_rank and.*without SLURM_STEP_NUM"):
+        started(**on_each)
+    assert started(**on_each, **POD).nnodes == 2
 
 
 def test_torchrun_s_own_endpoint_is_taken_first(started):
