@@ -93,12 +93,12 @@ def require_started_once(nodes: int = 1) -> None:
         launcher, copies, apart = "torchrun", said.world_size or here, ""
         on_several = copies != here
     else:
-        launchers = {
-            "srun": ("SLURM_STEP_NUM_TASKS", said.slurm_step_num_tasks),
-            "mpirun": ("OMPI_COMM_WORLD_SIZE", said.ompi_comm_world_size),
-            "MPI": ("PMI_SIZE", said.pmi_size),
-        }
-        found = [(name, *by) for name, by in launchers.items() if by[1] is not None]
+        launchers = (
+            ("srun", "SLURM_STEP_NUM_TASKS", said.slurm_step_num_tasks),
+            ("mpirun", "OMPI_COMM_WORLD_SIZE", said.ompi_comm_world_size),
+            ("MPI", "PMI_SIZE", said.pmi_size),
+        )
+        found = [(name, variable, copies) for name, variable, copies in launchers if copies]
         launcher, variable, copies = found[0] if found else ("nobody", "", "1")
         apart = f"; copies that are to be runs of their own are started without {variable}"
         on_several = (said.slurm_step_num_nodes or "1") != "1"
