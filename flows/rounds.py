@@ -74,6 +74,8 @@ class _Rounds:
 
     def run(self) -> Rounds:
         """Go on with the first round that is not done, until one has to wait or ends them all."""
+        if self._state.rounds:  # another number may be wanted by now, and this be killed, too
+            write_record(self._path, self._state)
         for number in range(1, self._number + 1):
             done = self._train(number)
             if number == self._number or done.policy is None:

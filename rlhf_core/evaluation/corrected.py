@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Estimate
-from rlhf_core.statistics.intervals import SHARE, Resampling
+from rlhf_core.statistics.intervals import SHARE, Resampling, equal_clusters
 from rlhf_core.statistics.resampling import Array
 
 MIN_LABELS = 10
@@ -34,10 +34,11 @@ def corrected_mean(
     with N samples, of which n drawn at random have votes. This is PPI++ with the N - n others as
     its unlabelled samples. A useless judge gets weight 0: the interval is never much wider than
     that of the votes alone. The standard error is that of the linearised estimate, summed by topic
-    where the plan has topics, and the quantile is Student's, for votes are few. Where people and
-    judge seldom differ a plain interval is too narrow, so two samples are added to those with
-    votes, half of one for each way to agree or differ: Agresti & Min (2005), "Simple improved
-    confidence intervals for comparing matched proportions". The value is the one without them.
+    where the plan has topics, and the quantile is Student's, for votes are few: of uneven topics as
+    for the ``equal_clusters``. Where people and judge seldom differ a plain interval is too narrow,
+    so two samples are added to those with votes, half of one for each way to agree or differ:
+    Agresti & Min (2005), "Simple improved confidence intervals for comparing matched proportions".
+    The value is the one without them.
 
     Args:
         judged: [N] outcomes by the judge, all samples.
@@ -149,7 +150,8 @@ def _interval(  # noqa: PLR0913 - what the estimate is made from
     tail = (1.0 - plan.level) / 2.0
     num_units = len(np.unique(clusters[labelled]))
     # The weight is estimated, too: one degree of freedom more.
-    freedom = num_units - (2 if weight > 0.0 else 1)
+    alike = equal_clusters(clusters[labelled])
+    freedom = max(1.0, alike - (2 if weight > 0.0 else 1))
     # Two more units, half of one in each corner of what people and judge can say.
     corners = np.array([p - weight * j for p in bounds for j in bounds])
     a_unit = residual.size / num_units
@@ -158,7 +160,7 @@ def _interval(  # noqa: PLR0913 - what the estimate is made from
     influence = weight * (outcome - outcome.mean()) / outcome.size
     influence[labelled] += (residual - middle) / count
     _, unit = np.unique(clusters, return_inverse=True)
-    variance = float(np.sum(np.bincount(unit, weights=influence) ** 2)) * num_units / freedom
+    variance = float(np.sum(np.bincount(unit, weights=influence) ** 2)) * alike / freedom
     variance += float(np.sum((a_unit * (corners - middle) / count) ** 2)) / 2.0
     reach = float(stats.t.isf(tail, freedom)) * math.sqrt(variance)
     if np.ptp(residual) < 1e-9:

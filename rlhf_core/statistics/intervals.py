@@ -154,10 +154,15 @@ def estimate_sums(
         plan: level, resamples, seed, clusters.
         bounds: range of the statistic.
         on_resamples: what estimates the same on resamples, where repeated rows make a difference.
+
+    Raises:
+        DataError: as ``estimate_statistic``, or columns are neither of samples nor of clusters.
     """
     data = _columns(columns)
     if plan.clusters is not None and plan.clusters.size == data[0].size:
         data = [cluster_sums(column, plan.clusters) for column in data]
+    elif plan.clusters is not None and len(np.unique(plan.clusters)) != data[0].size:
+        raise DataError(f"{plan.clusters.size} clustered samples, but {data[0].size} values")
     totals = [column.sum() for column in data]
     value = float(statistic(*totals))
     with np.errstate(all="ignore"):
@@ -172,6 +177,17 @@ def cluster_sums(values: ArrayLike, clusters: ArrayLike) -> Array:
     """Sum of the values of each cluster: [number of clusters]."""
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     return np.bincount(index, weights=np.asarray(values, dtype=np.float64)).astype(np.float64)
+
+
+def equal_clusters(clusters: ArrayLike) -> float:
+    """How many clusters of equal size vary as much: of uneven ones those with many rows decide.
+
+        (sum of sizes)^2 / (sum of squared sizes)
+
+    Kish (1965), "Survey Sampling".
+    """
+    sizes = np.unique(clusters, return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
 def estimate_statistic(
@@ -287,13 +303,11 @@ def _as_wide_as_of_few(
     """Return an interval of clusters as much wider as Student's t is than the normal.
 
     Few clusters show less than the whole spread: Hesterberg (2015), section 3.3 (expanded
-    percentile interval). Of uneven clusters those with many rows decide, as if there were (sum of
-    sizes)^2 / (sum of squared sizes) equal ones: Kish (1965), "Survey Sampling".
+    percentile interval).
     """
-    sizes = np.unique(clusters, return_counts=True)[1].astype(np.float64)
-    if not 1 < sizes.size < sizes.sum():
+    if not 1 < estimate.num_samples < np.size(clusters):
         return estimate
-    count = max(2.0, float(sizes.sum() ** 2 / (sizes**2).sum()))
+    count = max(2.0, equal_clusters(clusters))
     from scipy import stats  # takes a second: every stage of a run imports this module
 
     tail = (1.0 - level) / 2.0

@@ -66,6 +66,19 @@ def test_topics_are_the_units_where_the_plan_has_them():
     assert topics.high - topics.low > 2.0 * (single.high - single.low)
 
 
+def test_few_large_topics_among_small_ones_count_as_few():
+    """Sixty topics of two have together hardly more say than one of a hundred."""
+    rng, held = np.random.default_rng(3), 0
+    topics = np.repeat(np.arange(63), [100, 60, 40, *[2] * 60])
+    for _ in range(200):
+        likes = rng.normal(size=63)[topics] + rng.normal(size=topics.size) > 0
+        people = likes.astype(float)
+        judged = np.where(rng.random(topics.size) < 0.8, people, 1.0 - people)
+        found = corrected_mean(judged, people, Resampling(clusters=topics))
+        held += found.low <= 0.5 <= found.high
+    assert held > 170
+
+
 def test_votes_that_all_agree_with_the_judge_do_not_make_it_right_for_certain():
     judged = np.array([1.0] * 60 + [0.0] * 40)
     people = np.where(np.arange(100) % 5 == 0, judged, np.nan)

@@ -1,6 +1,7 @@
 """Rounds of training, collecting and labelling: each step once, whatever stops it in between."""
 
 import json
+from contextlib import suppress
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -23,9 +24,10 @@ from rlhf_core.stages import collect as collection
 from rlhf_core.stages.labels import pull as label_pull
 from rlhf_core.stages.labels import simulated
 from rlhf_core.storage.locks import locked
-from rlhf_core.storage.records import read_records, write_records
+from rlhf_core.storage.records import read_record, read_records, write_records
 from rlhf_flows import rounds
 from rlhf_flows.commands.cli import app
+from rlhf_flows.engine.flow_results import Rounds
 from rlhf_flows.engine.inputs import RoundsInputs
 from rlhf_flows.servers.notifications import FLOWS
 from tests.feedback.conftest import make_collection
@@ -130,6 +132,18 @@ def test_stopped_anywhere_it_goes_on_there_and_does_nothing_twice(world, with_fe
     assert world.done == before
     assert len(carry_out(settings, number=3).rounds) == 3
     assert steps(world)[-len(BETWEEN + TRAINING) :] == [*BETWEEN, *TRAINING]
+
+
+@pytest.mark.parametrize(("asked", "then"), [(1, 2), (3, 1)])
+def test_how_many_rounds_are_wanted_is_what_was_said_last(world, with_feedback, asked, then):
+    """Whoever cleans knows by it whether the rounds were stopped: here in the collection."""
+    settings = with_feedback()
+    world.failures["collect"] = DataError("killed")
+    for number in (asked, then):
+        with suppress(DataError):
+            carry_out(settings, number=number)
+    record = read_record(settings.config.runs / "one" / "rounds.json", Rounds)
+    assert (record.wanted, record.is_stopped) == (then, then > 1)
 
 
 def test_rounds_that_fail_are_notified_once(stages, with_feedback):

@@ -195,6 +195,11 @@ def test_columns_of_unequal_length_are_refused():
         estimate_ratio([1.0, 2.0], [1.0], PLAN)
 
 
+def test_clusters_of_other_samples_are_refused():
+    with pytest.raises(DataError, match="4 clustered samples, but 3 values"):
+        estimate_mean([1.0, 0.0, 1.0], Resampling().by([0, 0, 1, 1]))
+
+
 def test_nll_per_token_weighs_texts_by_their_tokens():
     estimate = estimate_ratio([10.0, 1.0, 4.0], [10.0, 2.0, 3.0], PLAN)
     assert estimate.value == pytest.approx(1.0)
