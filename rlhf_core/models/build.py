@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf_core.errors import ModelError, RlhfError
 from rlhf_core.models.attention import PACKED, register_packed_attention
@@ -18,6 +18,26 @@ from rlhf_core.models.library_output import hide_transformers_output
 from rlhf_core.models.memory import dtype_of_files, require_memory
 from rlhf_core.models.text import freeze_towers, text_trunk
 from rlhf_core.tokenization.model_folder import loading_options, why_not_loaded
+
+
+def read_config(base: str | Path, what: str, revision: str | None = None) -> PreTrainedConfig:
+    """Read what says which model it is, dropout off, as ``build_model`` does before all weights.
+
+    Args:
+        base: directory in ``save_pretrained`` layout, or a hub name.
+        what: it is to be loaded as.
+        revision: hub revision; ignored for a directory.
+
+    Raises:
+        ModelError: it is not there, not to be understood, or names code that is not trusted.
+    """
+    try:
+        with hide_transformers_output():
+            return without_dropout(base, revision)
+    except RlhfError:
+        raise
+    except Exception as error:  # a damaged folder makes its libraries raise what they like
+        raise ModelError(f"{base}: cannot load {what}: {_reason(base, error)}") from error
 
 
 def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none groups
@@ -52,9 +72,9 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
     place = choose_device(device)
     options = loading_options(base, revision)
     require_memory(base, dtype, place)
+    config = read_config(base, what, revision)
     try:
         with hide_transformers_output():
-            config = without_dropout(base, revision)
             config.update(changes)
             own_dtype = _file_dtype(base, config)
             model, loaded = _load(

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from rlhf_core.models.build import build_model
+from rlhf_core.errors import ModelError
+from rlhf_core.models.build import build_model, read_config
 from rlhf_core.models.known_ids import limit_ids
 from rlhf_core.models.probe import choose_layout, require_known_head, require_repeatable
-from rlhf_core.models.text import CausalClass
+from rlhf_core.models.text import CausalClass, refuse_encoder
+
+_WHAT = "a causal language model"
 
 
 def load_causal(
@@ -34,7 +37,7 @@ def load_causal(
     model = build_model(
         CausalClass,
         base,
-        "a causal language model",
+        _WHAT,
         dtype=dtype,
         device=device,
         revision=revision,
@@ -45,6 +48,24 @@ def load_causal(
     require_known_head(model)
     require_repeatable(model)
     return model
+
+
+def read_causal_config(base: str | Path, *, revision: str | None = None) -> PreTrainedConfig:
+    """Read the configuration of what ``load_causal`` is to load, and refuse what it would by it.
+
+    Args:
+        base: directory in ``save_pretrained`` layout, or a hub name.
+        revision: hub revision; ignored for a directory.
+
+    Raises:
+        ModelError: it is not there, needs code that is not trusted, or is no causal model.
+    """
+    config = read_config(base, _WHAT, revision)
+    try:
+        refuse_encoder(config)
+    except ValueError as error:
+        raise ModelError(f"{base}: cannot load {_WHAT}: {error}") from error
+    return config
 
 
 def _say_whether_tied(model: PreTrainedModel) -> None:

@@ -87,11 +87,7 @@ class CausalClass:
         """Load as the module's docstring says; arguments and result as the auto classes'."""
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-        if config.is_encoder_decoder and type(config) not in _CAUSAL:
-            raise ValueError(
-                f"{config.model_type} is an encoder-decoder: its answers come from a decoder that "
-                "reads the prompt through an encoder; take a decoder-only model"
-            )
+        refuse_encoder(config)
         if type(config) in _CAUSAL or not is_composite(config) or hasattr(config, "auto_map"):
             return AutoModelForCausalLM.from_pretrained(directory, config=config, **options)
         if not any(type(config) in mapping for mapping in _COMPOSITE):
@@ -107,6 +103,19 @@ class CausalClass:
             )
             model = text_model_of(model)
         return model, loaded
+
+
+def refuse_encoder(config: PreTrainedConfig) -> None:
+    """Refuse a model of two halves by its configuration.
+
+    Raises:
+        ValueError: says what to take instead.
+    """
+    if config.is_encoder_decoder and type(config) not in _CAUSAL:
+        raise ValueError(
+            f"{config.model_type} is an encoder-decoder: its answers come from a decoder that "
+            "reads the prompt through an encoder; take a decoder-only model"
+        )
 
 
 def text_model_of(composite: PreTrainedModel) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from rlhf_core.config import FunctionTermConfig, PipelineConfig
 from rlhf_core.config.functions import function_sha256
+from rlhf_core.stages.models.base_model import check_base
 from rlhf_core.stages.models.renderers import base_renderer, require_no_clock
 from rlhf_core.stages.preparation.inputs import require_paths
 from rlhf_core.stages.prepare import require_own_folders
@@ -34,7 +35,8 @@ def check_inputs(config: PipelineConfig) -> None:
         ConfigError: a reward function's file is not there, or may not be loaded here; a gate asks
             about a part of a suite that does not exist.
         DataError: a raw file does not exist, or preparation would replace what it did not make.
-        ModelError: the base model has no tokenizer, EOS or chat template.
+        ModelError: the base model has no tokenizer, EOS or chat template, is no causal model, needs
+            code that is not trusted, or has fewer positions than ``model.max_length``.
     """
     check_suites(config)
     if config.data.version is None:
@@ -48,5 +50,6 @@ def check_inputs(config: PipelineConfig) -> None:
 
         read_choices(config.evaluation.best_of_k)
     renderer = base_renderer(config.model)
+    check_base(config.model)
     if config.data.version is None and not config.data.cleaning.tokens:
         require_no_clock(renderer)

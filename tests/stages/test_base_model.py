@@ -12,7 +12,7 @@ from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ModelError, NoRoomError
 from rlhf_core.models import save_model
 from rlhf_core.rollout.chat import ChatModel
-from rlhf_core.stages.models.base_model import load_base
+from rlhf_core.stages.models.base_model import check_base, load_base
 from rlhf_core.stages.models.renderers import base_renderer
 from tests.demo.test_base import BASE
 
@@ -55,6 +55,30 @@ def test_more_tokens_than_positions_are_refused(save):
     load_base(ModelConfig(base=base, max_length=128))
     with pytest.raises(ModelError, match=r"max_length is 129, but \S+ has 128 positions; lower"):
         load_base(ModelConfig(base=base, max_length=129))
+
+
+def test_what_its_configuration_tells_is_refused_before_anything_begins(save, tmp_path):
+    """By the same line as after the preparation, when the weights are loaded."""
+    base = Path(save(hf.LlamaConfig(**SMALL, max_position_embeddings=128)))
+    check_base(ModelConfig(base=str(base), max_length=128))
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    for length, changed, said in (
+        (129, {}, "has 128 positions; lower"),
+        (64, own, "needs Python code of its own, which is never run unasked"),
+        (64, {"model_type": "t5", "is_encoder_decoder": True}, "t5 is an encoder-decoder"),
+        (64, {"model_type": "no such"}, "no such"),
+    ):
+        folder = tmp_path / "changed"
+        shutil.copytree(base, folder, dirs_exist_ok=True)
+        (folder / "own.py").touch()
+        written = json.loads((base / "config.json").read_text()) | changed
+        (folder / "config.json").write_text(json.dumps(written))
+        settings, lines = ModelConfig(base=str(folder), max_length=length), []
+        for look in (check_base, load_base):
+            with pytest.raises(ModelError, match=said) as refused:
+                look(settings)
+            lines.append(str(refused.value))
+        assert lines[0] == lines[1]
 
 
 def test_of_longrope_only_the_positions_before_it_stretches_count(save):

@@ -1,6 +1,6 @@
 import pytest
 
-from rlhf_core.errors import DataError
+from rlhf_core.errors import DataError, ModelError
 from rlhf_core.stages.preflight import check_inputs
 from rlhf_core.stages.prepare import prepare_data
 
@@ -53,3 +53,12 @@ def test_a_file_that_dvc_has_is_fetched_from_there(with_data, tmp_path, monkeypa
     config = with_data(prompts={"path": "raw/prompts.jsonl"})
     with pytest.raises(DataError, match=f"prompts.jsonl: no such file; run `dvc pull {tracked}`"):
         prepare_data(config)
+
+
+def test_a_base_model_too_short_for_max_length_is_found_before_the_preparation(with_data):
+    config = with_data()
+    longer = config.model_validate(
+        {**config.model_dump(), "model": config.model.model_dump() | {"max_length": 10**6}}
+    )
+    with pytest.raises(ModelError, match=r"max_length is 1000000, but \S+ has \d+ positions"):
+        check_inputs(longer)

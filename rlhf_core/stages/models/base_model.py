@@ -4,13 +4,13 @@ import logging
 from datetime import date
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ModelError
-from rlhf_core.models import load_causal
 from rlhf_core.models.compute import save_in_float32
 from rlhf_core.models.known_ids import num_embeddings, unknown_ids
+from rlhf_core.models.load import load_causal, read_causal_config
 from rlhf_core.models.text import num_positions
 from rlhf_core.stages.models.renderers import base_renderer, require_no_clock
 from rlhf_core.tokenization import Renderer, token_ids
@@ -48,6 +48,15 @@ _OF_BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_p
 """Fields that mean something only where there are beams."""
 
 
+def check_base(settings: ModelConfig) -> None:
+    """Refuse a base model by its configuration alone: what ``load_base`` would find after hours.
+
+    Raises:
+        ModelError: as ``load_base``, but for what weights and tokenizer alone tell.
+    """
+    _require_positions(read_causal_config(settings.base, revision=settings.revision), settings)
+
+
 def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTrainedModel, Renderer]:
     """Load what SFT starts from; it stops where the renderer says, by its own files too.
 
@@ -63,7 +72,14 @@ def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTraine
     model = load_causal(settings.base, revision=settings.revision, device=settings.device)
     if settings.save_dtype == "float32":
         save_in_float32(model)
-    positions = num_positions(model.config)
+    _require_positions(model.config, settings)
+    _require_embedded(model, renderer, settings.base)
+    name_ends(model, renderer)
+    return model, renderer
+
+
+def _require_positions(config: PreTrainedConfig, settings: ModelConfig) -> None:
+    positions = num_positions(config)
     if positions is not None and positions < 1:
         raise ModelError(f"{settings.base}: config.json gives it {positions} positions")
     if positions is not None and settings.max_length > positions:
@@ -71,9 +87,6 @@ def load_base(settings: ModelConfig, day: date | None = None) -> tuple[PreTraine
             f"model.max_length is {settings.max_length}, but {settings.base} has "
             f"{positions} positions; lower model.max_length"
         )
-    _require_embedded(model, renderer, settings.base)
-    name_ends(model, renderer)
-    return model, renderer
 
 
 def _require_embedded(model: PreTrainedModel, renderer: Renderer, base: str) -> None:
