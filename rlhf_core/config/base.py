@@ -73,9 +73,18 @@ def _require_path(path: Path) -> None:
 
 def _refuse_credentials(url: str) -> str:
     """Settings are logged with every run, so a password in them would be too."""
-    if "@" in urlsplit(url).netloc:
+    if _holds_credentials(url):
         raise ValueError("no user and password in it; keys are environment variables")
     return url
+
+
+def _holds_credentials(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError:  # a password that has / ? or # in it ends the host early
+        return "@" in url
+    return "@" in parts.netloc
 
 
 WebAddress = Annotated[

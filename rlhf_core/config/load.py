@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 _MAX_PROBLEMS = 8
 _SET = "--set "
-_CREDENTIALS = re.compile(r"://[^/\s]*@")
+_CREDENTIALS = re.compile(
+    r"(?P<scheme>://)(?:[^/\s'\"]*:[^,'\"]*|[^/\s]*)@"
+    r"|(?<![\w.+-])[\w.+-]+:[^/\s'\"][^\s'\"]*@"  # the scheme was left out
+)
 
 _Settings = TypeVar("_Settings", bound=Section)
 
@@ -290,7 +293,7 @@ def _change(dotted: str, value: str) -> str:
 
 def _shown_value(text: str) -> str:
     """Return a value for a message, without the credentials of an address."""
-    return shown(_CREDENTIALS.sub("://...@", text))
+    return shown(_CREDENTIALS.sub(lambda found: f"{found['scheme'] or ''}...@", text))
 
 
 def _apply_override(raw: dict[str, Any], places: Places, dotted: str, value: str) -> None:

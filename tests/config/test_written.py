@@ -219,6 +219,17 @@ ADDRESS = "https://ann:secret@host/v1"
         {"policy.rewards": f"[{{kind: endpoint, url: '{ADDRESS}'}}]"},
         {"policy.rollouts": f"{{engine: vllm, url: '{ADDRESS}'}}"},
         {"feedback": f"{{labeler: {LABELER}}}", "feedback.labeler.url": f"htp{ADDRESS[4:]}"},
+        *(
+            {"feedback": f"{{labeler: {LABELER}}}", "feedback.labeler.url": url}
+            for url in (
+                "http://ann:my/secret@host",
+                "http://ann:my#secret@host",
+                "http://ann:my?secret@host",
+                "http://ann:my secret@host",
+                "http:/ann:secret@host",
+                "ann:secret@host",
+            )
+        ),
     ],
 )
 def test_a_password_in_an_address_is_refused_and_not_shown(minimal, changes):
