@@ -11,6 +11,7 @@ from rlhf_core.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rlhf_core.adapters.settings import Settings
     from rlhf_core.config import GatedStage, PipelineConfig
     from rlhf_flows.engine.runs.settings import RunSettings
 
@@ -87,29 +88,39 @@ def require_started_once(nodes: int = 1) -> None:
     """
     from rlhf_core.adapters.settings import load_settings
 
-    said = load_settings()
-    if said.torchelastic_run_id is not None:
-        here = said.local_world_size or "1"
-        launcher, copies, apart = "torchrun", said.world_size or here, ""
-        on_several = copies != here
-    else:
-        launchers = (
-            ("srun", "SLURM_STEP_NUM_TASKS", said.slurm_step_num_tasks),
-            ("mpirun", "OMPI_COMM_WORLD_SIZE", said.ompi_comm_world_size),
-            ("MPI", "PMI_SIZE", said.pmi_size),
-        )
-        found = [(name, variable, copies) for name, variable, copies in launchers if copies]
-        launcher, variable, copies = found[0] if found else ("nobody", "", "1")
-        apart = f"; copies that are to be runs of their own are started without {variable}"
-        on_several = (said.slurm_step_num_nodes or "1") != "1"
-    if copies in ("1", str(nodes)):
+    copies = _copies(load_settings(), nodes)
+    if copies is None:
         return
+    launcher, number, on_several, variable = copies
+    apart = variable and f"; copies that are to be runs of their own are started without {variable}"
     more = " and its nnodes, node_rank and rdzv_endpoint on each node" if on_several else ""
     raise ConfigError(
-        f"{launcher} started this command {copies} times, and each would do all of it, a training "
+        f"{launcher} started this command {number} times, and each would do all of it, a training "
         f"make a model of its own: start it once, without {launcher}; a training starts its "
-        f"processes itself, with --set distributed.processes={copies}{more}{apart}"
+        f"processes itself, with --set distributed.processes={number}{more}{apart}"
     )
+
+
+def _copies(said: "Settings", nodes: int) -> tuple[str, str, bool, str] | None:
+    """Return launcher, number, whether on several machines, and the variable of unwanted copies.
+
+    Launchers start one another: an mpirun in the one shell that srun started makes copies.
+    """
+    here, on_nodes = said.local_world_size or "1", said.slurm_step_num_nodes
+    launchers: list[tuple[str, str | None, str | None, str]] = [
+        ("srun", said.slurm_step_num_tasks, on_nodes, "SLURM_STEP_NUM_TASKS"),
+        ("mpirun", said.ompi_comm_world_size, None, "OMPI_COMM_WORLD_SIZE"),
+        ("MPI", said.pmi_size, None, "PMI_SIZE"),
+    ]
+    if said.torchelastic_run_id is not None:
+        everywhere = said.world_size or here
+        machines = {everywhere: "1", "1": everywhere}.get(here, "several")
+        launchers.insert(0, ("torchrun", everywhere, machines, ""))
+    for launcher, copies, machines, variable in launchers:
+        one_each = copies == str(nodes) and machines in (None, copies)
+        if copies is not None and copies != "1" and not one_each:
+            return launcher, copies, machines not in (None, "1"), variable
+    return None
 
 
 def _section(config: "PipelineConfig", role: "GatedStage") -> tuple[str, set[str]]:

@@ -68,6 +68,8 @@ def test_two_nodes_that_torchrun_started_are_refused_where_the_settings_know_of_
     once_each = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2"}
     with pytest.raises(ConfigError, match=r"2 times.*processes=2 and its nnodes, node_rank and"):
         started(**once_each)
+    with pytest.raises(ConfigError, match=r"4 times.*processes=4 and its nnodes, node_rank and"):
+        started(**once_each | {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"})
     assert started(**once_each, **POD).nnodes == 2
 
 
@@ -94,6 +96,30 @@ def test_one_copy_on_each_node_is_a_training_and_a_batch_job_s_tasks_are_no_copi
     with pytest.raises(ConfigError, match=r"and its nnodes, node_rank and.*without SLURM_STEP_NUM"):
         started(**on_each)
     assert started(**on_each, **POD).nnodes == 2
+
+
+@pytest.mark.parametrize(
+    "both_here",
+    [
+        {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"},
+    ],
+)
+def test_as_many_copies_as_nodes_on_one_of_them_are_refused(started, both_here):
+    with pytest.raises(ConfigError, match="started this command 2 times"):
+        started(**both_here, **POD)
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "1"},
+    ],
+)
+def test_a_launcher_within_one_copy_of_another_is_seen(started, outer):
+    with pytest.raises(ConfigError, match="mpirun started this command 4 times"):
+        started(**outer, OMPI_COMM_WORLD_SIZE="4")
 
 
 def test_torchrun_s_own_endpoint_is_taken_first(started):
