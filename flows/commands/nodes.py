@@ -114,8 +114,8 @@ def _copies(said: "Settings", nodes: int) -> tuple[str, str, bool, str] | None:
     ]
     if said.torchelastic_run_id is not None:
         everywhere = said.world_size or here
-        machines = {everywhere: "1", "1": everywhere}.get(here, "several")
-        launchers.insert(0, ("torchrun", everywhere, machines, ""))
+        where = {everywhere: "1", "1": everywhere}.get(here, "several")
+        launchers.insert(0, ("torchrun", everywhere, where, ""))
     for launcher, copies, machines, variable in launchers:
         one_each = copies == str(nodes) and machines in (None, copies)
         if copies is not None and copies != "1" and not one_each:
