@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from rlhf_core.schema import Estimate
+from rlhf_core.statistics.intervals import equal_clusters
 from rlhf_core.statistics.resampling import Array, Ints, drawn_clusters
 
 CONFIDENCE = 0.95
@@ -55,7 +56,8 @@ def bootstrap(measure: Callable[[Ints], float], clusters: Ints, seed: int) -> Es
 
     The tails are those of Student's t, as a few clusters show less than the whole spread:
     Hesterberg (2015), What Teachers Should Know About the Bootstrap, section 3.3 (expanded
-    percentile interval). One cluster shows none, so that the interval is the whole range.
+    percentile interval); of uneven ones as for the ``equal_clusters``. One cluster shows none, so
+    that the interval is the whole range.
 
     Args:
         measure: takes the numbers of rows, some of them several times.
@@ -63,8 +65,9 @@ def bootstrap(measure: Callable[[Ints], float], clusters: Ints, seed: int) -> Es
         seed: of the resampling.
     """
     value = measure(np.arange(len(clusters)))
-    if (count := len(np.unique(clusters))) == 1:
+    if len(np.unique(clusters)) == 1:
         return _estimate(value, 0.0, 1.0, len(clusters))
+    count = max(2.0, equal_clusters(clusters))
     resamples = [measure(rows) for rows in drawn_clusters(clusters, _NUM_RESAMPLES, seed)]
     tail = float(special.ndtr(-math.sqrt(count / (count - 1)) * _quantile(count - 1)))
     low, high = np.quantile(resamples, [tail, 1 - tail])
@@ -100,8 +103,9 @@ def _effective_rows(successes: Array, clusters: Ints) -> float:
 
         n = p (1 - p) / V * (z / t)^2,  V = C / (C - 1) sum_c (sum of c - p n_c)^2 / N^2
 
-    with C clusters and t of C - 1 degrees of freedom; at most N. Korn & Graubard (1998), Survey
-    Methodology 24(2). Where all rows agree there is no variation, and each cluster counts once.
+    with C clusters, of uneven ones the ``equal_clusters``, and t of C - 1 degrees of freedom; at
+    most N. Korn & Graubard (1998), Survey Methodology 24(2). Where all rows agree there is no
+    variation, and each cluster counts once.
     """
     num_rows, num_clusters = len(successes), len(np.unique(clusters))
     if num_clusters == num_rows:
@@ -110,15 +114,16 @@ def _effective_rows(successes: Array, clusters: Ints) -> float:
         return 0.0
     share = float(successes.mean())
     sums = np.bincount(clusters, weights=successes - share)
-    variance = float((sums**2).sum()) / num_rows**2 * num_clusters / (num_clusters - 1)
+    alike = max(2.0, equal_clusters(clusters))
+    variance = float((sums**2).sum()) / num_rows**2 * alike / (alike - 1)
     if share in (0.0, 1.0):
         rows = float(num_clusters)
     else:
         rows = min(num_rows, share * (1 - share) / variance) if variance > 0 else num_rows
-    return rows * (_quantile() / _quantile(num_clusters - 1)) ** 2
+    return rows * (_quantile() / _quantile(alike - 1)) ** 2
 
 
-def _quantile(degrees: int | None = None) -> float:
+def _quantile(degrees: float | None = None) -> float:
     """Two-sided quantile of the normal distribution, or of Student's t."""
     level = (1 + CONFIDENCE) / 2
     if degrees is None:

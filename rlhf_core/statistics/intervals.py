@@ -235,19 +235,22 @@ def estimate_jackknife(
 
         SE^2 = (n - 1) / n * sum_i (statistic without text i - their mean)^2
 
-    Efron & Stein (1981), with Student's t for n - 1 degrees of freedom. For statistics that count
-    what texts have in common: a bootstrap draws texts twice, and so sees repetition that is not
-    there.
+    Efron & Stein (1981), with Student's t for n - 1 degrees of freedom; where n are uneven topics,
+    both as for the ``equal_clusters``. For statistics that count what texts have in common: a
+    bootstrap draws texts twice, and so sees repetition that is not there.
 
     Args:
         value: the statistic.
-        left_out: [n] the statistic without each of the n texts.
-        plan: level.
+        left_out: [n] the statistic without each of the n texts, or topics.
+        plan: level, topics.
         bounds: range of the statistic.
     """
     left = np.asarray(left_out, dtype=np.float64)
-    error = float(np.sqrt((left.size - 1) / left.size * np.sum((left - left.mean()) ** 2)))
-    reach = error * float(special.stdtrit(max(left.size - 1, 1), 0.5 + plan.level / 2.0))
+    share_left = (left.size - 1) / left.size
+    alike = max(2.0, left.size if plan.clusters is None else equal_clusters(plan.clusters))
+    few = share_left * alike / (alike - 1.0)
+    error = float(np.sqrt(few * share_left * np.sum((left - left.mean()) ** 2)))
+    reach = error * float(special.stdtrit(alike - 1.0, 0.5 + plan.level / 2.0))
     low, high = value - reach, value + reach
     if error == 0.0:
         low, high = _constant_interval(value, left.size, plan.level, bounds)
