@@ -67,11 +67,11 @@ def promote(
     raise typer.Exit(0 if record.verdict == "PROMOTE" else 1)
 
 
-def _who(reviewer: str | None) -> str:
+def _who(name: str | None) -> str:
     """Return who decides: a name that is only blanks is none."""
     import getpass
 
-    return (reviewer or "").strip() or getpass.getuser()
+    return (name or "").strip() or getpass.getuser()
 
 
 def rollback(
@@ -120,8 +120,6 @@ def gates(
     They are kept with the registered model ``<project>-release``: who may promote may set them.
     """
     begin(log_level)
-    import getpass
-
     from rlhf_core.adapters.registry.required_gates import require_gates, requirement
     from rlhf_core.adapters.tracking.tracking import check_server
     from rlhf_core.config.load import load_required_gates
@@ -129,10 +127,9 @@ def gates(
 
     wanted = None if require is None else load_required_gates(require)
     check_server()
-    if wanted is None:
-        record = requirement(project)
-    else:
-        record = require_gates(project, wanted, by=by or getpass.getuser())
+    record = (
+        requirement(project) if wanted is None else require_gates(project, wanted, by=_who(by))
+    )
     write_json(record, json_file)
     if record.gates:
         show_record(record)

@@ -1,5 +1,6 @@
 """Which question is asked, and the alarm that answers HOLD; what people do is in test_served."""
 
+import getpass
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -8,9 +9,11 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.states import Completed, Paused, Running, Scheduled
+from typer.testing import CliRunner
 
 from rlhf_core.schema import Estimate, RunContext
 from rlhf_flows import promotion
+from rlhf_flows.commands.cli import app
 from rlhf_flows.engine.runs.settings import RunSettings
 from tests.flows.fakes import FakeStages
 
@@ -207,3 +210,9 @@ def test_the_question_names_the_champion_of_this_moment(asking, present, compare
     model = asking.model.model_copy(update={"uri": THIS})
     evaluated = evaluated.model_copy(update={"report": report, "model": model})
     assert said in promotion._champion_line(evaluated, present)
+
+
+def test_gates_are_required_by_who_is_logged_in_where_no_name_is_given(mlflow_home, tmp_path):
+    (tmp_path / "none.yaml").write_text("{}\n")
+    asked = ["gates", "--require", str(tmp_path / "none.yaml"), "--by", "  "]
+    assert f"as {getpass.getuser()}, 2" in CliRunner().invoke(app, asked).stdout
