@@ -127,9 +127,7 @@ def gates(
 
     wanted = None if require is None else load_required_gates(require)
     check_server()
-    record = (
-        requirement(project) if wanted is None else require_gates(project, wanted, by=_who(by))
-    )
+    record = requirement(project) if wanted is None else require_gates(project, wanted, by=_who(by))
     write_json(record, json_file)
     if record.gates:
         show_record(record)
