@@ -305,7 +305,8 @@ class _Watch:
                     self._moved(now)
                     self._known = now.uri
                 problem = ""
-            except RlhfError as error:
-                if str(error) != problem:
-                    typer.echo(f"{self._model} cannot be followed now: {error}", err=True)
-                problem = str(error)
+            except Exception as error:  # files, memory, libraries: or nobody would look again
+                found = str(error) if isinstance(error, RlhfError) else f"{error!r}"
+                if found != problem:
+                    typer.echo(f"{self._model} cannot be followed now: {found}", err=True)
+                problem = found

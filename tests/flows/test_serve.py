@@ -23,6 +23,8 @@ from rlhf_core.errors import ConfigError
 from rlhf_core.models.files import weights_sha256
 from rlhf_core.rollout import engine
 from rlhf_core.schema import CHAMPION, RunContext, UnpairedExample
+from rlhf_flows.commands import serve
+from tests.flows.served import until
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -367,6 +369,25 @@ def test_an_answer_comes_though_the_disk_takes_no_more(keeping, monkeypatch, cap
     assert content(answer)
     assert "answer_not_kept" in caplog.text
     assert not place.read_bytes()
+
+
+def test_a_champion_that_cannot_be_read_is_told_once_and_looked_for_again(monkeypatch, capsys):
+    """Another user's files, a share that is away: no error of ours, and they may come back."""
+    first, second = (Found(f"models:/m/{number}", "m", "", Path()) for number in (1, 2))
+    lost = PermissionError(13, "Permission denied", "model.safetensors")
+    answers, moved = [lost, lost, second], []
+
+    def find(reference, known):
+        now = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(now, OSError):
+            raise now
+        return now
+
+    monkeypatch.setattr(serve, "_find", find)
+    with serve._Watch("models:/m@champion", first, 0.01, moved.append):
+        until(lambda: moved, "the new champion was not found")
+    assert moved == [second]
+    assert capsys.readouterr().err.count("models:/m@champion cannot be followed now") == 1
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(registry, start):
