@@ -114,7 +114,8 @@ def _copies(said: "Settings", nodes: int) -> tuple[str, str, bool, str] | None:
     ]
     if said.torchelastic_run_id is not None:
         everywhere = said.world_size or here
-        where = {everywhere: "1", "1": everywhere}.get(here, "several")
+        several = everywhere if here == "1" else "several"
+        where = "1" if here == everywhere else several
         launchers.insert(0, ("torchrun", everywhere, where, ""))
     for launcher, copies, machines, variable in launchers:
         one_each = copies == str(nodes) and machines in (None, copies)

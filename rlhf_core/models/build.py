@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_core.errors import ModelError, RlhfError
 from rlhf_core.models.attention import PACKED, register_packed_attention
@@ -20,20 +22,20 @@ from rlhf_core.models.text import freeze_towers, text_trunk
 from rlhf_core.tokenization.model_folder import loading_options, why_not_loaded
 
 
-def read_config(base: str | Path, what: str, revision: str | None = None) -> PreTrainedConfig:
-    """Read what says which model it is, dropout off, as ``build_model`` does before all weights.
+@contextmanager
+def loading(base: str | Path, what: str) -> Iterator[None]:
+    """Turn what transformers raises at a model into one line, and keep it from printing.
 
     Args:
         base: directory in ``save_pretrained`` layout, or a hub name.
         what: it is to be loaded as.
-        revision: hub revision; ignored for a directory.
 
     Raises:
-        ModelError: it is not there, not to be understood, or names code that is not trusted.
+        ModelError: it cannot be loaded.
     """
     try:
         with hide_transformers_output():
-            return without_dropout(base, revision)
+            yield
     except RlhfError:
         raise
     except Exception as error:  # a damaged folder makes its libraries raise what they like
@@ -72,18 +74,11 @@ def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none gr
     place = choose_device(device)
     options = loading_options(base, revision)
     require_memory(base, dtype, place)
-    config = read_config(base, what, revision)
-    try:
-        with hide_transformers_output():
-            config.update(changes)
-            own_dtype = _file_dtype(base, config)
-            model, loaded = _load(
-                auto_class, str(base), {**options, "config": config, "dtype": dtype}
-            )
-    except RlhfError:
-        raise
-    except Exception as error:  # a damaged folder makes its libraries raise what they like
-        raise ModelError(f"{base}: cannot load {what}: {_reason(base, error)}") from error
+    with loading(base, what):
+        config = without_dropout(base, revision)
+        config.update(changes)
+        own_dtype = _file_dtype(base, config)
+        model, loaded = _load(auto_class, str(base), {**options, "config": config, "dtype": dtype})
     if problem := _incomplete(loaded, may_lack):
         raise ModelError(f"{base}: cannot load {what}: {problem}")
     model.to(place)

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from rlhf_core.errors import ModelError
-from rlhf_core.models.build import build_model, read_config
+from rlhf_core.models.build import build_model, loading
+from rlhf_core.models.dropout import without_dropout
 from rlhf_core.models.known_ids import limit_ids
 from rlhf_core.models.probe import choose_layout, require_known_head, require_repeatable
 from rlhf_core.models.text import CausalClass, refuse_encoder
@@ -60,12 +60,10 @@ def read_causal_config(base: str | Path, *, revision: str | None = None) -> PreT
     Raises:
         ModelError: it is not there, needs code that is not trusted, or is no causal model.
     """
-    config = read_config(base, _WHAT, revision)
-    try:
+    with loading(base, _WHAT):
+        config = without_dropout(base, revision)
         refuse_encoder(config)
-    except ValueError as error:
-        raise ModelError(f"{base}: cannot load {_WHAT}: {error}") from error
-    return config
+        return config
 
 
 def _say_whether_tied(model: PreTrainedModel) -> None:
