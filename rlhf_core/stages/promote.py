@@ -20,7 +20,7 @@ from rlhf_core.adapters.registry.champions import (
     read_history,
     release_of,
 )
-from rlhf_core.adapters.registry.decision import COMPARED, EVALUATION, NOBODY, verdict_of
+from rlhf_core.adapters.registry.decision import COMPARED, NOBODY, is_overtaken, verdict_of
 from rlhf_core.adapters.registry.only_looking import only_looking
 from rlhf_core.adapters.registry.registry import require_role
 from rlhf_core.adapters.registry.release_aliases import (
@@ -109,18 +109,14 @@ def bar_for(policy: ModelRef, project: str) -> str | None:
 def _require_compared(uri: str, tags: Mapping[str, str], champion: str | None) -> None:
     """Refuse a candidate that was compared with another champion than the one in force.
 
-    A verdict that no evaluation wrote says nothing of a comparison; who wrote it answers for it.
-
     Raises:
         RegistryError: says which one, and what to do.
     """
-    compared = tags.get(COMPARED)
-    if compared == (champion or NOBODY) or champion == uri:
+    if not is_overtaken(uri, tags, champion):
         return
-    if compared is None and (champion is None or EVALUATION not in tags):
-        return
+    compared = tags.get(COMPARED, "none, by an earlier build")
     raise RegistryError(
-        f"{uri} was compared with champion {compared or 'none, by an earlier build'}, and the "
+        f"{uri} was compared with champion {compared}, and the "
         f"champion is now {champion or NOBODY}; evaluate it again: "
         f"`rlhf evaluate CONFIG --policy {uri}`"
     )

@@ -98,6 +98,31 @@ def test_a_run_that_passed_its_gates_stays_until_it_is_promoted_or_refused(folde
     assert folder.why("one") == ""
 
 
+@pytest.mark.parametrize(
+    ("compared", "verdict", "stays"),
+    [
+        ("none", "PROMOTE", False),  # another became champion first: promotion refuses it
+        ("models:/rlhf-policy/2", "PROMOTE", True),
+        ("models:/rlhf-policy/2", "REJECT", False),  # a later evaluation of it
+    ],
+)
+def test_a_run_whose_promotion_would_be_refused_does_not_stay_for_ever(
+    folder, compared, verdict, stays
+):
+    for name in ("one", "champion"):
+        folder.run(name, "PROMOTE")
+    plan = Plan(
+        token="a", action="promote", base=0, releases=(Release(policy="models:/rlhf-policy/2"),)
+    )
+    record_move(Journal("rlhf", ()), plan, {})
+    folder.client.set_registered_model_alias("rlhf-policy", "champion", "2")
+    tags = {"rlhf.compared_with_champion": compared, "rlhf.verdict": verdict}
+    for key, value in (tags | {"rlhf.verdict_run": "r"}).items():
+        folder.client.set_model_version_tag("rlhf-policy", "1", key, value)
+    assert ("waits for its promotion" in folder.why("one")) == stays
+    assert stays or folder.why("one") == ""
+
+
 def test_a_look_that_has_not_ended_keeps_its_run(folder):
     folder.run("one")
     version = folder.version("rlhf-looks", "one")

@@ -126,6 +126,22 @@ def verdict_of(tags: Mapping[str, str]) -> tuple[Verdict | None, tuple[str, ...]
     return verdicts.get(tags.get(VERDICT)), reasons
 
 
+def is_overtaken(uri: str, tags: Mapping[str, str], champion: str | None) -> bool:
+    """Tell whether a candidate was compared with another champion than the one in force.
+
+    A verdict that no evaluation wrote says nothing of a comparison; who wrote it answers for it.
+
+    Args:
+        uri: ``models:/<name>/<version>``.
+        tags: its own.
+        champion: in force; None where there is none.
+    """
+    compared = tags.get(COMPARED)
+    if compared == (champion or NOBODY) or champion == uri:
+        return False
+    return compared is not None or (champion is not None and EVALUATION in tags)
+
+
 def judge_of(policy: str) -> str | None:
     """Return the judge of a policy's release; None where the registry knows of none.
 

@@ -2,17 +2,20 @@
 
 import socket
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.registry.approval import APPROVAL, ASKED
+from rlhf_core.adapters.registry.champions import read_history
+from rlhf_core.adapters.registry.decision import is_overtaken, verdict_of
 from rlhf_core.adapters.registry.looks import MEASURED
 from rlhf_core.adapters.registry.looks import SUFFIX as LOOKS
+from rlhf_core.adapters.registry.only_looking import only_looking
 from rlhf_core.adapters.registry.registry import aliases_by_run
 from rlhf_core.adapters.registry.releases import SUFFIX as RELEASE
-from rlhf_core.adapters.registry.releases import read_journal
+from rlhf_core.adapters.registry.releases import project_of, read_journal
 from rlhf_core.adapters.registry.versions import UPSTREAM
 from rlhf_core.adapters.tracking.mlflow_client import every_page, mlflow_client, with_retries
 from rlhf_core.adapters.tracking.tracking import PLACE
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 RUN_ID = "rlhf.run_id"
 """Tag of versions and MLflow runs: the pipeline run, a folder's name."""
 _PAGE = 1_000
+_REFUSALS = frozenset({"HOLD", "REJECT"})
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class RegistryNeeds:
     run_of: dict[str, str]
     """Model version, ``models:/<name>/<version>``, to its run."""
     refused: frozenset[str]
-    """Versions of which a person has said that they are not promoted."""
+    """Versions that ``rlhf promote`` refuses: a person or a later evaluation has said no, or they
+    were compared with another champion than the one in force."""
 
 
 def registry_needs() -> RegistryNeeds:
@@ -66,10 +71,27 @@ def registry_needs() -> RegistryNeeds:
             reasons[run] += _waits_for(version)
             upstream = (tag for key, tag in version.tags.items() if key.startswith(UPSTREAM))
             made_from[run] |= {run_of[uri] for uri in upstream if uri in run_of} - {run}
-    refused = {
-        _uri(version) for version in versions if version.tags.get(APPROVAL) in ("HOLD", "REJECT")
-    }
+    champion = cache(_champion)
+    refused = {_uri(version) for version in versions if _is_refused(version, champion)}
     return RegistryNeeds(aliases, dict(reasons), dict(made_from), run_of, frozenset(refused))
+
+
+def _is_refused(version: "ModelVersion", champion: Callable[[str], str | None]) -> bool:
+    """Return whether a policy that passed its gates can no longer be promoted by them."""
+    said, (verdict, _) = version.tags.get(APPROVAL), verdict_of(version.tags)
+    if _REFUSALS & {said, verdict}:
+        return True
+    project = project_of(version.name)
+    if verdict is None or project is None or not version.name.endswith("-policy"):
+        return False
+    return is_overtaken(_uri(version), version.tags, champion(project))
+
+
+def _champion(project: str) -> str | None:
+    """Return the policy in force; of a move that is half done the one that it ends at."""
+    with only_looking():
+        current = read_history(project).current
+    return current.policy if current else None
 
 
 def _waits_for(version: "ModelVersion") -> Iterator[str]:
