@@ -102,6 +102,25 @@ def test_gates_ask_for_what_the_rows_can_show(tmp_path, rows, goal):
     assert (win_rate.at_least > 0.5) is (goal == "better")
 
 
+def test_rows_that_are_too_long_for_the_model_count_for_nothing(tmp_path):
+    """Four answers of five are longer than the model reads: the others alone are held out."""
+    file = Path(votes(tmp_path / "mine.jsonl", 1_000))
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows[:800]:
+        row["answer_a"] += " And then up again." * 600
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = init_project(tmp_path / "own", Wanted(str(BASE), (str(file),)))
+    config = load_config(made.directory / made.settings)
+    heldout = 200 * config.data.heldout_fraction
+    for gate in (*config.gates.policy, *config.gates.sft):
+        assert gate.min_samples <= heldout
+    assert "about 68 of 200 dialogues that fit" in (made.directory / made.settings).read_text()
+    assert config.data.min_pairs <= 100
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:900]))
+    with pytest.raises(DataError, match=r"100 dialogues .* that fit into .* tokens; with fewer"):
+        init_project(tmp_path / "other", Wanted(str(BASE), (str(file),)))
+
+
 def test_what_is_there_is_never_written_over(tmp_path):
     own = tmp_path / "own"
     own.mkdir()

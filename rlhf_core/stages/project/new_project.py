@@ -108,11 +108,7 @@ def init_project(directory: Path, wanted: Wanted) -> NewProject:
     _require_room(directory)
     base = _look_at_base(wanted.base)
     data = _look_at_data(wanted, base)
-    if len(data.dialogues) < _FEWEST:
-        raise DataError(
-            f"{', '.join(wanted.preferences)}: {len(data.dialogues)} dialogues with a usable "
-            f"comparison; with fewer than {_FEWEST} nothing can be held out that says anything"
-        )
+    _require_enough(wanted, len(data.dialogues))
     sources = _Sources(directory)
     values = _values(directory, wanted, base, data, sources)
     existing = directory.is_dir()
@@ -137,6 +133,14 @@ def init_project(directory: Path, wanted: Wanted) -> NewProject:
         files=(*files, *sources.copies),
         lines=(values["found"], values["model_line"], values["goal_line"], kept),
     )
+
+
+def _require_enough(wanted: Wanted, dialogues: int, which: str = "") -> None:
+    if dialogues < _FEWEST:
+        raise DataError(
+            f"{', '.join(wanted.preferences)}: {dialogues} dialogues with a usable comparison"
+            f"{which}; with fewer than {_FEWEST} nothing can be held out that says anything"
+        )
 
 
 def _require_room(directory: Path) -> None:
@@ -267,9 +271,13 @@ def _values(
 ) -> dict[str, Any]:
     """Return all that the files say, by the name their templates have for it."""
     model = _model_values(base, data)
-    fitting = sum(prompt <= model["max_prompt_length"] for prompt in data.prompts)
+    lengths = list(zip(data.prompts, data.responses, strict=True))
+    fit = [prompt for prompt, answer in lengths if prompt + answer <= model["max_length"]]
+    usable = round(len(data.dialogues) * len(fit) / len(lengths))
+    _require_enough(wanted, usable, f" that fit into {base.base}'s {model['max_length']} tokens")
+    asked = sum(prompt <= model["max_prompt_length"] for prompt in fit) / len(fit)
     return {
-        **_sizes(len(data.dialogues), fitting / len(data.prompts), wanted.goal),
+        **_sizes(usable, asked, wanted.goal),
         **model,
         **_data_values(wanted, data, sources),
         "project": wanted.project or _project_name(directory),
@@ -277,14 +285,14 @@ def _values(
     }
 
 
-def _sizes(dialogues: int, fitting: float, goal: Goal | None) -> dict[str, Any]:
-    """Return what follows from the number of dialogues and the share of them that fits."""
+def _sizes(dialogues: int, asked: float, goal: Goal | None) -> dict[str, Any]:
+    """Return what follows from how many dialogues fit, and the share of them that is asked."""
     goal = goal or ("better" if dialogues >= _ENOUGH else "try")
     fraction = round(min(0.34, max(0.1, 400 / dialogues)), 2)
     heldout = int(dialogues * fraction)
     # The split is drawn, and near-equal dialogues stay together: a quarter may be missing.
-    sure = 0.75 * heldout * fitting
-    samples, pairs = (max(30, int(n) // 10 * 10) for n in (sure, sure / 2))
+    sure = 0.75 * heldout
+    samples, pairs = (max(30, int(n) // 10 * 10) for n in (sure * asked, sure / 2))
     visible = round(100 * 1.96 * math.sqrt(0.25 / heldout))
     asks = "that nothing is broken" if goal == "try" else "that the policy is better than SFT"
     return {
