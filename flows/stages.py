@@ -31,7 +31,8 @@ from rlhf_flows.engine.stage import open_model_stage, open_stage, run_stage
 @flow(name="rlhf-prepare", flow_run_name=name_of_run)
 def prepare_stage(settings: RunSettings | None, inputs: PrepareInputs) -> DatasetSplits:
     """Validate the raw data and publish a dataset version."""
-    from rlhf_core.stages.prepare import prepare_data, warn_of_too_few
+    from rlhf_core.stages.evaluation.held_out import warn_of_too_few
+    from rlhf_core.stages.prepare import prepare_data
 
     stage = open_stage("prepare", settings, inputs)
     before = saved_result(stage.context, "prepare", DatasetSplits)

@@ -205,14 +205,18 @@ def accuracy_slices(
         "chosen=shorter": gaps < 0,
         "chosen=equal": gaps == 0,
         **thirds("length_difference", np.abs(gaps), ("small", "middle", "large")),
-        **_by_agreement(records),
-        **_by_label(records),
+        **record_slices(records),
     }
     return {
         name: estimate_mean(right[rows], plan.by(pairs.clusters[rows]), bounds=SHARE)
         for name, rows in slices.items()
         if rows.any()
     }
+
+
+def record_slices(records: Sequence[PreferencePair]) -> dict[str, Chosen]:
+    """Return the rows of every slice that the pairs as prepared tell: agreement, source, tags."""
+    return _by_agreement(records) | _by_label(records)
 
 
 def thirds(name: str, values: Array, words: tuple[str, str, str]) -> dict[str, Chosen]:

@@ -4,17 +4,12 @@ import glob
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from functools import cache, partial
 from pathlib import Path
 
 import rlhf_core
 from rlhf_core.adapters.datasets.data_docs import FOLDER as DOCS
 from rlhf_core.adapters.datasets.data_docs import find_docs
 from rlhf_core.config import PipelineConfig, PreparationConfig
-from rlhf_core.config.evaluation import GATED_STAGES, GateConfig, GatedStage
-from rlhf_core.config.metric_names import ERROR_CORRELATION
-from rlhf_core.dataprep.cleaning.near_dialogues import NEAR_DUPLICATES, topic_numbers
 from rlhf_core.dataprep.manifest import (
     Manifest,
     code_digest,
@@ -26,7 +21,7 @@ from rlhf_core.dataprep.sources.containers import is_hub, source_files
 from rlhf_core.dataprep.sources.hub import hub_fingerprint
 from rlhf_core.errors import DataError, RlhfError, StorageError
 from rlhf_core.garbage import gc_threshold_raised
-from rlhf_core.schema import DatasetSplits, Prompt
+from rlhf_core.schema import DatasetSplits
 from rlhf_core.stages.models.digests import tokenizer_digest
 from rlhf_core.stages.preparation import build as prepare_build
 from rlhf_core.stages.preparation import checks as prepare_checks
@@ -42,7 +37,7 @@ from rlhf_core.storage.folders import (
 )
 from rlhf_core.storage.full_disk import writing
 from rlhf_core.storage.own_folders import RUNS, require_replaceable
-from rlhf_core.storage.records import read_records, sha256_of
+from rlhf_core.storage.records import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -286,76 +281,3 @@ def prepare_fingerprint(config: PreparationConfig) -> str:
         DataError: a raw file is missing.
     """
     return config.data.version or _fingerprint(config)
-
-
-def warn_of_too_few(config: PipelineConfig, splits: DatasetSplits) -> None:
-    """Log where a gate asks for more samples than are held out, before hours of training.
-
-    Gates count dialogues, of which there are as many as rows at most; those of the policy count
-    topics where ``evaluation.topics`` says so, and over a slice by a tag the prompts that have it.
-    """
-    prompts: list[Prompt] = []
-    if config.evaluation.topics or any(gate.slice for gate in config.gates_of("policy")):
-        prompts = read_records(splits.prompts_heldout, Prompt)
-    # Near duplicates of a slice are sought once, however many gates ask about it.
-    of_policy = cache(partial(_held_out_prompts, config, splits, prompts))
-    for stage in GATED_STAGES:
-        asked: dict[tuple[int, str, bool], list[int]] = {}
-        for gate in config.gates_of(stage):
-            count, what = _held_out_for(gate, stage, splits, of_policy)
-            if gate.min_samples > count:
-                waits = stage == "policy" and gate in config.promotion.gates()
-                asked.setdefault((count, what, waits), []).append(gate.min_samples)
-        for (count, what, waits), too_many in asked.items():
-            logger.warning(
-                "too_few_held_out: %d gates of %s ask for %d samples, and %d %s are held out for"
-                " them: %s; hold out more (data.heldout_fraction, more data,"
-                " evaluation.num_prompts) or ask for fewer (%s)",
-                len(too_many),
-                stage,
-                max(too_many),
-                count,
-                what,
-                *_OVER_CHAMPION if waits else _AT_ONCE,
-            )
-
-
-_AT_ONCE = "the verdict cannot be PROMOTE", "min_samples"
-_OVER_CHAMPION = "no policy can follow a champion", "promotion.min_samples"
-"""What follows where gates ask for too much, and the setting that says how much."""
-
-
-def _held_out_for(
-    gate: GateConfig,
-    stage: GatedStage,
-    splits: DatasetSplits,
-    of_policy: Callable[[str | None], tuple[int, str]],
-) -> tuple[int, str]:
-    """How many samples a gate can have at most, and what they are."""
-    pairs = splits.reward_heldout.num_rows, splits.judge_heldout.num_rows
-    if stage != "policy":
-        rows = {"sft": splits.demonstrations_heldout.num_rows, "reward": pairs[0]}
-        return rows.get(stage, pairs[1]), "rows"
-    if gate.metric == f"policy/{ERROR_CORRELATION}":
-        return sum(pairs), "rows"
-    return of_policy(gate.slice)
-
-
-def _held_out_prompts(
-    config: PipelineConfig, splits: DatasetSplits, prompts: Sequence[Prompt], part: str | None
-) -> tuple[int, str]:
-    """How many samples a policy's gate can have at most over a slice, and what they are.
-
-    Which prompts are asked is known once SFT is; they have no more topics than all held-out ones,
-    and groups of near duplicates can only grow by the training prompts between them.
-    """
-    count, what = splits.prompts_heldout.num_rows, "rows"
-    tag, _, value = (part or "").partition("=")
-    if any(tag in prompt.tags for prompt in prompts):
-        prompts = [prompt for prompt in prompts if prompt.tags.get(tag) == value]
-        count, what = len(prompts), f"rows of {part}"
-    count, key = min(count, config.evaluation.num_prompts), config.evaluation.topics
-    if key == NEAR_DUPLICATES or any(key in prompt.tags for prompt in prompts):
-        num_topics = len(set(topic_numbers(prompts, str(key)).tolist()))
-        count, what = min(count, num_topics), what.replace("rows", f"topics ({key})")
-    return count, what

@@ -1,9 +1,8 @@
 """Where flows call the core: what a test puts a fake in place of, by module."""
 
 SEAM = {
-    "rlhf_core.stages.prepare": (
-        *("prepare_data", "prepare_fingerprint", "find_prepared", "warn_of_too_few"),
-    ),
+    "rlhf_core.stages.prepare": ("prepare_data", "prepare_fingerprint", "find_prepared"),
+    "rlhf_core.stages.evaluation.held_out": ("warn_of_too_few",),
     "rlhf_core.stages.preparation.dataset": ("read_splits",),
     "rlhf_core.stages.preflight": ("check_inputs",),
     "rlhf_core.stages.models.renderers": ("base_digest",),

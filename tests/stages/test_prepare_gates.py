@@ -9,8 +9,9 @@ from rlhf_core.config import PipelineConfig
 from rlhf_core.config.data import DATA_CONFIDENCE, DATA_METRICS
 from rlhf_core.errors import DataError, MissingMetricError
 from rlhf_core.schema import Message, Prompt
+from rlhf_core.stages.evaluation.held_out import warn_of_too_few
 from rlhf_core.stages.preparation.dataset import read_splits
-from rlhf_core.stages.prepare import prepare_data, warn_of_too_few
+from rlhf_core.stages.prepare import prepare_data
 from rlhf_core.storage.records import sha256_of, write_records
 from tests.stages.prepare_helpers import comparisons, make_config, write
 
@@ -140,3 +141,38 @@ def test_topics_and_slices_are_what_gates_count(prepared, tmp_path, caplog):
     assert told(None) == [f"{asked} 10 rows of style=polite"]
     assert told("town") == [f"{asked} 8 topics (town)", f"{asked} 2 topics (town) of style=polite"]
     assert told("near-duplicates") == [f"{asked} 10 topics (near-duplicates) of style=polite"]
+
+
+def test_slices_by_length_and_of_pairs_are_counted_before_training(prepared, tmp_path, caplog):
+    config, splits = prepared
+    sizes = [1] * 5 + [9] * 5 + [99] * 20  # equal lengths share a third: none is long
+    prompts = [
+        Prompt(prompt_id=f"p{i}", prompt=(Message(role="user", content="a" * size),))
+        for i, size in enumerate(sizes)
+    ]
+    path = tmp_path / "held-out.jsonl"
+    facts = {"path": path, "num_rows": write_records(path, prompts), "sha256": sha256_of(path)}
+    held_out = splits.prompts_heldout.model_copy(update=facts)
+    splits = splits.model_copy(update={"prompts_heldout": held_out})
+    win = {"metric": "policy/win_rate", "at_least": 0.5, "min_samples": 12}
+    right = {"metric": "reward/heldout_accuracy", "at_least": 0.5, "min_samples": 2}
+    gates = {
+        "policy": [{**win, "slice": "prompt_length=short"}, {**win, "slice": "prompt_length=long"}],
+        "reward": [{**right, "slice": "agreement=below 0.5"}, {**right, "slice": "chosen=longer"}],
+        "reward_hacking": [],
+    }
+
+    def told(num_prompts: int) -> list[str]:
+        caplog.clear()
+        asked = {
+            "gates": config.gates.model_validate({**config.gates.model_dump(), **gates}),
+            "evaluation": config.evaluation.model_copy(update={"num_prompts": num_prompts}),
+            "promotion": config.promotion.model_copy(update={"min_samples": 1}),
+        }
+        warn_of_too_few(config.model_copy(update=asked), splits)
+        return [line.partition("samples, and ")[2].partition(" are")[0] for line in caplog.messages]
+
+    pairs = "0 rows of agreement=below 0.5"
+    thirds = ["10 rows of prompt_length=short", "0 rows of prompt_length=long"]
+    assert told(1_000) == [pairs, pairs, *thirds]
+    assert told(15)[-2:] == ["5 rows of prompt_length=short", thirds[1]]
