@@ -1,4 +1,7 @@
-"""Records exported from Argilla: answers, who gave them and what became of them, in three lists."""
+"""Records exported from Argilla: answers, who gave them and what became of them.
+
+Argilla 2 writes them in three lists, Argilla 1 in one of objects.
+"""
 
 import pytest
 
@@ -95,3 +98,44 @@ def test_words_that_votes_are_written_in_may_be_mapped(write_jsonl):
     path = write_jsonl("rows.jsonl", [row])
     [item] = read_comparisons(SourceConfig(path=path, choices=choices))
     assert [vote.choice for vote in item.votes] == ["a", "b"]
+
+
+def answer(value, user="ann", status="submitted") -> dict:
+    return {"user_id": user, "value": value, "status": status}
+
+
+def asked(number: int, **answers) -> dict:
+    one, two = f"One {number}", f"Two {number}"
+    return {"instruction": f"{number}?", "generation-1": one, "generation-2": two, **answers}
+
+
+def test_choices_are_read_as_argilla_1_exported_them(write_jsonl):
+    given = [
+        answer("generation-2"),
+        answer("generation-1", "bob"),
+        answer(None, "cyd", "discarded"),
+    ]
+    found = look_at(write_jsonl("rows.jsonl", [asked(i, preference=given) for i in range(NUM)]))
+    assert (found.shape, found.usable) == ("lists of votes", NUM)
+    first = read_as_found(found)[0]
+    assert (first.prompt[0].content, first.response_b) == ("0?", "Two 0")
+    assert votes_of(first) == [("ann", "b"), ("bob", "a")]
+
+
+def test_ratings_of_one_person_are_scores_and_those_of_several_are_asked_about(write_jsonl):
+    """1 and 2 are ratings here, and no places of the answers."""
+    one = [asked(i, **{"rating-1": [answer(1)], "rating-2": [answer(2)]}) for i in range(NUM)]
+    one[0]["rating-2"] = [answer(1)]
+    found = look_at(write_jsonl("one.jsonl", one))
+    assert found.shape == "scores that decide"
+    assert [votes_of(item) for item in read_as_found(found)[:2]] == [
+        [("ann", "tie")],
+        [("ann", "b")],
+    ]
+    for other in (answer(3, "bob"), answer(3, "bob", "draft")):
+        several = [row | {"rating-1": [answer(1), other]} for row in one]
+        said = (
+            r"say it in columns, with format flat: \{score_a: rating-1\.0\.value, score_b: rating-2"
+        )
+        with pytest.raises(DataError, match=said):
+            look_at(write_jsonl("several.jsonl", several))

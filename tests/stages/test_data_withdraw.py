@@ -215,3 +215,14 @@ def test_a_person_goes_from_all_places_of_a_task(tmp_path, name):
             "comment_authors": [4],
         }
     }
+
+
+def test_a_person_goes_from_the_answers_that_argilla_1_exported(tmp_path):
+    answers = [{"user_id": name, "value": "a", "status": "submitted"} for name in ("ann", "bob")]
+    rows = [
+        {"user_id": "bob", "prompt": "Q?", "preference": part} for part in (answers, answers[:1])
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    left = {**rows[0], "preference": answers[1:]}
+    found = Removal(Withdrawal(annotators=("ann",))).changes(path, None)
+    assert found == {1: left, 2: None}

@@ -13,7 +13,7 @@ from rlhf_core.dataprep.sources.choices import CHOICES, finite_number
 from rlhf_core.dataprep.sources.guess_lists import guess_lists
 from rlhf_core.dataprep.sources.guess_votes import guess_votes
 from rlhf_core.dataprep.sources.labels import MAX_WORDS, ask, label_choices, truth_choices
-from rlhf_core.dataprep.sources.observed import SUFFIXES, Guess, Table, built_in, renames
+from rlhf_core.dataprep.sources.observed import Guess, Table, built_in, renames
 from rlhf_core.schema import Choice
 from rlhf_core.storage.records import listed
 
@@ -84,14 +84,10 @@ def _sides(table: Table) -> tuple[str, str] | None:
     """Return the columns of the two responses: known names, or two that end in a and b, say."""
     if (known := table.both(column_names.SIDES)) is not None:
         return _inside(table, known)
-    for name in table.values:
-        for one, two in SUFFIXES:
-            stem = re.fullmatch(rf"(.*?)([_ -]?){one}", name, re.IGNORECASE)
-            if stem is None or not stem[1]:
-                continue
-            other = table.find([f"{stem[1]}{stem[2]}{two}"])
-            if other is not None and _are_texts(table.values[name]):
-                return name, other
+    for name, values in table.values.items():
+        other = table.other_side(name)
+        if other is not None and _are_texts(values) and not table.are_answers(name):
+            return name, other
     return None
 
 

@@ -1,6 +1,6 @@
 """Settings for a file whose rows have several votes each, in one list."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_core.dataprep.sources import column_names
@@ -28,7 +28,11 @@ def guess_votes(table: Table, sides: tuple[str, str] | None) -> Iterator[Guess]:
         if not votes:
             continue
         if table.is_exported(name):
-            yield from _exported(table, name, votes, sides)
+            beside = {"vote_annotators": f"{name}.users", "vote_statuses": f"{name}.status"}
+            beside = {ours: theirs for ours, theirs in beside.items() if theirs in table.values}
+            yield from _exported(table, name, votes, sides, beside)
+        elif table.are_answers(name):
+            yield from _answered(table, name, votes, sides)
         elif sides is not None and _are_votes(votes):
             yield _listed(table, name, sides)
 
@@ -55,12 +59,57 @@ def _listed(table: Table, name: str, sides: tuple[str, str], **more: str) -> Gue
     return Guess("lists of votes", {"format": "canonical", "columns": renames(columns)})
 
 
+def _answered(
+    table: Table, name: str, answers: list[Any], sides: tuple[str, str] | None
+) -> Iterator[Guess]:
+    """Yield what the answers to a question of Argilla 1 are: choices, or ratings of one side."""
+    other = table.other_side(name)
+    if sides is not None and other is not None and table.are_answers(other):
+        yield _rated(table, (name, other), sides)
+    elif not any(name == table.other_side(first) for first in table.values):
+        values = [one["value"] for one in answers if one["value"] is not None]
+        parts = {"vote_annotators": "user_id", "vote_statuses": "status"}
+        beside = {ours: f"{name}.*.{part}" for ours, part in parts.items() if part in answers[0]}
+        yield from _exported(table, f"{name}.*.value", values, sides, beside)
+
+
+def _rated(table: Table, questions: tuple[str, str], sides: tuple[str, str]) -> Guess:
+    """Return the guess that one person rated both answers; of several only people can say who."""
+    names = zip(("a", "b"), questions, strict=True)
+    scores = {f"score_{side}": f"{question}.0.value" for side, question in names}
+    settings = {
+        "format": "flat",
+        "columns": renames(
+            {
+                "prompt": table.find(column_names.PROMPTS),
+                "response_a": sides[0],
+                "response_b": sides[1],
+                **scores,
+                "annotator": f"{questions[0]}.0.user_id",
+            }
+        ),
+    }
+    lists = [as_list(value) or [] for name in questions for value in table.values[name]]
+    if all(len(one) < 2 and {part["status"] for part in one} <= {"submitted"} for one in lists):
+        return Guess("scores that decide", settings)
+    given = ", ".join(f"{ours}: {theirs}" for ours, theirs in scores.items())
+    return Guess(
+        "",
+        {},
+        question=f"columns {questions[0]!r} and {questions[1]!r} hold ratings of several people, or"
+        " some that nobody submitted, and which of them count cannot be determined; say it in"
+        f" columns, with format flat: {{{given}, ...}} takes the first of each",
+    )
+
+
 def _exported(
-    table: Table, name: str, votes: list[Any], sides: tuple[str, str] | None
+    table: Table,
+    name: str,
+    votes: list[Any],
+    sides: tuple[str, str] | None,
+    beside: Mapping[str, str],
 ) -> Iterator[Guess]:
     """Yield the guess that people answered by a choice; of other questions than that none."""
-    beside = {"vote_annotators": f"{name}.users", "vote_statuses": f"{name}.status"}
-    beside = {ours: theirs for ours, theirs in beside.items() if theirs in table.values}
     if any(isinstance(vote, list | dict) for vote in votes):
         yield Guess(
             "",

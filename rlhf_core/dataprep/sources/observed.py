@@ -73,6 +73,24 @@ class Table:
         """Tell whether a column has the answers to a question, as Argilla exports them."""
         return f"{name}.users" in self.values or f"{name}.status" in self.values
 
+    def are_answers(self, name: str) -> bool:
+        """Tell whether a column lists who answered a question what, as Argilla 1 exports it."""
+        lists = [as_list(value) for value in self.values[name]]
+        answers = [answer for entries in lists for answer in entries or ()]
+        return len(answers) > 0 and all(
+            isinstance(answer, dict) and {"value", "status"} <= answer.keys() for answer in answers
+        )
+
+    def other_side(self, name: str) -> str | None:
+        """Return the column of the second response, of one that ends as the first one's does."""
+        for one, two in SUFFIXES:
+            stem = re.fullmatch(rf"(.*?)([_ -]?){one}", name, re.IGNORECASE)
+            if stem is None or not stem[1]:
+                continue
+            if (other := self.find([f"{stem[1]}{stem[2]}{two}"])) is not None:
+                return other
+        return None
+
     def is_quantity(self, name: str) -> bool:
         """Tell whether numbers of a column are no choices: ``turn``, ``length_a``, ``score 1``."""
         if set(re.split(r"[^a-z]+", name.lower())) & set(column_names.QUANTITIES):

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 _ID_COLUMNS = ("comparison_id", "demonstration_id", "prompt_id", "id")
 _PEOPLE = ("annotator", "completed_by")
+_ANSWER = frozenset(("user_id", "value", "status"))
+"""What an answer has that Argilla 1 exported; elsewhere a user asked, or was asked."""
 _GONE = object()
 
 
@@ -220,7 +222,8 @@ class Removal:
 
     def _is_by(self, entry: dict[Any, Any]) -> bool:
         """Whether a vote or an annotation is the person's, an export's too."""
-        named = (names_of(entry.get(key)) for key in _PEOPLE)
+        keys = (*_PEOPLE, "user_id") if entry.keys() >= _ANSWER else _PEOPLE
+        named = (names_of(entry.get(key)) for key in keys)
         return bool(set().union(*named) & self._annotators)
 
     def _rewrite(
