@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_core.errors import ModelError, RlhfError
@@ -40,6 +41,29 @@ def loading(base: str | Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged folder makes its libraries raise what they like
         raise ModelError(f"{base}: cannot load {what}: {_reason(base, error)}") from error
+
+
+def require_plain_weights(base: str | Path) -> None:
+    """Refuse weights that ``build_model`` would for being a damaged pickle, or more than tensors.
+
+    The names in the pickle are read, no weight is; a pickle from before PyTorch 1.6 is left to
+    ``build_model``. To be asked within ``loading``.
+
+    Args:
+        base: directory in ``save_pretrained`` layout; of a hub name nothing is known.
+
+    Raises:
+        pickle.UnpicklingError: it holds more than tensors.
+        Exception: what PyTorch raises at one that is damaged.
+    """
+    folder = Path(base)
+    if any(folder.glob("*.safetensors")):
+        return
+    for file in sorted(folder.glob("pytorch_model*.bin")):
+        with file.open("rb") as stream:
+            is_of_now = stream.read(len(_ZIP)) == _ZIP
+        if is_of_now and get_unsafe_globals_in_checkpoint(file):
+            raise pickle.UnpicklingError(file)
 
 
 def build_model(  # noqa: PLR0913 - each of them changes what is loaded, none groups
@@ -126,6 +150,10 @@ def _load(auto_class: Any, base: str, options: dict[str, Any]) -> Any:
 
 _ATTENTION_REFUSED = (AttributeError, ImportError, KeyError, TypeError, ValueError)
 """What models raise at an attention implementation that they do not know, among other things."""
+
+
+_ZIP = b"PK\x03\x04"
+"""How a pickle of PyTorch begins that is not from before 1.6."""
 
 
 def _listed(names: list[str]) -> str:

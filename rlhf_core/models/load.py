@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from rlhf_core.models.build import build_model, loading
+from rlhf_core.models.build import build_model, loading, require_plain_weights
 from rlhf_core.models.dropout import without_dropout
 from rlhf_core.models.known_ids import limit_ids
 from rlhf_core.models.probe import choose_layout, require_known_head, require_repeatable
@@ -53,15 +53,19 @@ def load_causal(
 def read_causal_config(base: str | Path, *, revision: str | None = None) -> PreTrainedConfig:
     """Read the configuration of what ``load_causal`` is to load, and refuse what it would by it.
 
+    Of the weights it is known how they are written, and none is read.
+
     Args:
         base: directory in ``save_pretrained`` layout, or a hub name.
         revision: hub revision; ignored for a directory.
 
     Raises:
-        ModelError: it is not there, needs code that is not trusted, or is no causal model.
+        ModelError: it is not there, needs code that is not trusted, is no causal model, or its
+            weights are a pickle with more than tensors.
     """
     with loading(base, _WHAT):
         config = without_dropout(base, revision)
+        require_plain_weights(base)
         refuse_encoder(config)
         return config
 

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file
 
 from rlhf_core.config import ModelConfig
 from rlhf_core.errors import ModelError, NoRoomError
@@ -55,6 +57,32 @@ def test_more_tokens_than_positions_are_refused(save):
     load_base(ModelConfig(base=base, max_length=128))
     with pytest.raises(ModelError, match=r"max_length is 129, but \S+ has 128 positions; lower"):
         load_base(ModelConfig(base=base, max_length=129))
+
+
+def test_a_pickle_with_more_than_tensors_is_refused_before_anything_begins(save):
+    """By the same line as after the preparation; one of tensors alone serves."""
+    base = Path(save(hf.LlamaConfig(**SMALL, max_position_embeddings=128)))
+    settings = ModelConfig(base=str(base), max_length=64)
+    (weights,) = base.glob("*.safetensors")
+    tensors = load_file(weights)
+    weights.unlink()
+    torch.save(tensors, base / "pytorch_model.bin")
+    for look in (check_base, load_base):
+        look(settings)
+    pickle = base / "pytorch_model.bin"
+    cut = pickle.read_bytes()[:-100]
+    torch.save({**tensors, "made_by": Fraction(1, 2)}, pickle)
+    for content, said in (
+        (pickle.read_bytes(), "a pickle that holds more than tensors"),
+        (cut, "failed finding central directory"),
+    ):
+        pickle.write_bytes(content)
+        lines = []
+        for look in (check_base, load_base):
+            with pytest.raises(ModelError, match=said) as refused:
+                look(settings)
+            lines.append(str(refused.value))
+        assert lines[0] == lines[1]
 
 
 def test_what_its_configuration_tells_is_refused_before_anything_begins(save, tmp_path):
