@@ -10,7 +10,6 @@ from rlhf_flows.commands.options import (
     JsonOption,
     Overrides,
     begin,
-    read_settings,
     write_json,
 )
 
@@ -34,10 +33,10 @@ def show(
     """Check the settings and print each with where it comes from: file and line, --set, default."""
     begin("warning", uses_servers=False)
     from rlhf_core.config import load_with_origins
+    from rlhf_core.config.written import split_settings
     from rlhf_flows.commands.tables import show_line
 
-    changes = dict(change.split("=", 1) for change in read_settings(config, overrides).overrides)
-    loaded, settings = load_with_origins(config, changes)
+    loaded, settings = load_with_origins(config, split_settings(overrides or ()))
     write_json(loaded, json_file)
     shown = [setting for setting in settings if setting.origin != "default" or not written]
     for setting in shown:

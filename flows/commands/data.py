@@ -263,20 +263,18 @@ _TEXTS = ("delimiter", "sheet")
 
 def _other_settings(pairs: list[str] | None, named: Mapping[str, object]) -> dict[str, object]:
     """Return what ``--set`` says; what has an option of its own is given by that."""
-    from rlhf_core.config.written import read_written
+    from rlhf_core.config.written import read_written, split_settings
     from rlhf_core.errors import ConfigError
 
     found: dict[str, object] = {}
-    for pair in pairs or ():
-        key, sign, value = pair.partition("=")
-        if not (key and sign):
-            raise ConfigError(f"--set {pair}: expected KEY=VALUE")
+    for key, value in split_settings(pairs or ()).items():
+        said = f"--set {key}={value}"
         if key in named:
-            raise ConfigError(f"--set {pair}: {key} has an option of its own; see --help")
+            raise ConfigError(f"{said}: {key} has an option of its own; see --help")
         if key in _TEXTS and not value.startswith('"'):
             found[key] = value  # a comma or a bar, which YAML would read as its own, or a number
         else:
-            found[key], _ = read_written(value, f"--set {pair}", has_lines=False)
+            found[key], _ = read_written(value, said, has_lines=False)
     return found
 
 
@@ -298,12 +296,14 @@ def _mapping(option: str, shape: str, pairs: list[str] | None) -> dict[str, str]
     """Return what the values of an option map; a word of the source may hold ``=`` itself."""
     from rlhf_core.errors import ConfigError
 
-    mapping = {}
+    mapping: dict[str, str] = {}
     for pair in pairs or ():
         ours_first = option == "--column"
         key, sign, value = pair.partition("=") if ours_first else pair.rpartition("=")
         if not (key and sign and value):
             raise ConfigError(f"{option} {pair}: expected {shape}")
+        if key in mapping:
+            raise ConfigError(f"{option} {pair}: {key} is {mapping[key]} already; keep one")
         mapping[key] = value
     return mapping
 

@@ -183,13 +183,15 @@ def warn_of_unused_servers() -> None:
 
 
 def read_settings(config: Path, overrides: list[str] | None) -> "RunSettings":
-    """Return the settings that the command line names."""
+    """Return the settings that the command line names.
+
+    Raises:
+        ConfigError: one of ``overrides`` is no KEY=VALUE, or says what another one does.
+    """
+    from rlhf_core.config.written import split_settings
     from rlhf_flows.engine.runs.settings import RunSettings
 
-    for override in overrides or []:
-        key, equals, _ = override.partition("=")
-        if not (key and equals):
-            raise typer.BadParameter(f"--set {override!r}: expected KEY=VALUE")
+    split_settings(overrides or ())
     return RunSettings(file=config, overrides=tuple(overrides or ()))
 
 

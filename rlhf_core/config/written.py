@@ -7,6 +7,7 @@ on which the two disagree is refused. Dates are texts here, for no setting is on
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -40,6 +41,29 @@ _TWO_READINGS = re.compile(
     r"|[-+]?[0-9][0-9_]*_[0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?[0-9]*\.[0-9]*_[0-9_]*(?:[eE][-+]?[0-9]+)?"
 )
+
+
+def split_settings(written: Iterable[str]) -> dict[str, str]:
+    """Return what ``--set KEY=VALUE`` says, each key with its value as it is written.
+
+    Args:
+        written: ``KEY=VALUE``; a key may lie below another one, ``a.b``.
+
+    Raises:
+        ConfigError: one is not that, or says a second time what another one did.
+    """
+    given: dict[str, str] = {}
+    for one in written:
+        key, equals, value = one.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--set {one}: expected KEY=VALUE")
+        for other in given:
+            if other == key or other.startswith(f"{key}."):
+                raise ConfigError(
+                    f"--set {one}: {other} is set to {given[other]} already; keep one"
+                )
+        given[key] = value
+    return given
 
 
 def read_written(text: str, where: str, *, has_lines: bool = True) -> tuple[Any, Places]:

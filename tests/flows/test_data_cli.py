@@ -108,6 +108,8 @@ def test_a_delimiter_is_taken_as_it_is_written(sources, given):
     ("arguments", "says"),
     [
         (["--set", "sheet"], "--set sheet: expected KEY=VALUE"),
+        (["--set", "sheet=a", "--set", "sheet=b"], "sheet is set to a already; keep one"),
+        (["--choice", "x=a", "--choice", "x=b"], "--choice x=b: x is a already; keep one"),
         (["--set", "shett=a"], "shett: Extra inputs are not permitted"),
         (["--set", "columns={}"], "--set columns={}: columns has an option of its own"),
         (["--column", "foo"], "--column foo: expected OURS=THEIRS"),

@@ -79,6 +79,17 @@ def test_an_override_without_value_is_refused(config_path):
         _ = RunSettings(file=config_path, overrides=("seed",)).config
 
 
+def test_a_setting_is_split_in_one_way_wherever_it_is_given(config_path):
+    """`rlhf config show` took the last of two, which a run refuses."""
+    words = ["config", "show", str(config_path), "--set", "seed=1", "--set"]
+    for other, said in (("seed=2", "seed is set to 1 already; keep one"), ("seed", "expected KEY")):
+        shown = CliRunner().invoke(app, [*words, other])
+        assert isinstance(shown.exception, ConfigError)
+        assert said in str(shown.exception)
+        with pytest.raises(ConfigError, match=said):
+            _ = RunSettings(file=config_path, overrides=("seed=1", other)).config
+
+
 def inner(schema):
     """What a value may be, where there is a choice, and what a list or mapping holds."""
     held = (schema.get("items"), schema.get("additionalProperties"))

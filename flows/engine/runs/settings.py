@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from rlhf_core.config import PipelineConfig, PreparationConfig, load_config, load_preparation
+from rlhf_core.config.written import split_settings
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Record
 
@@ -83,21 +84,8 @@ class RunSettings(Record):
         return load_preparation(self.file, self._changes())
 
     def _changes(self) -> dict[str, str]:
-        changes: dict[str, str] = {}
-        given: dict[str, str] = {}
-        if self.changes is not None:
-            changes |= dict(_dotted(self.changes))
-        for override in self.overrides:
-            key, equals, value = override.partition("=")
-            if not (key and equals):
-                raise ConfigError(f"override {override!r}: expected KEY=VALUE")
-            for other in given:
-                if other == key or other.startswith(f"{key}."):
-                    raise ConfigError(
-                        f"--set {override}: {other} is set to {given[other]} already; keep one"
-                    )
-            given[key] = value
-        return changes | given
+        changes = {} if self.changes is None else dict(_dotted(self.changes))
+        return changes | split_settings(self.overrides)
 
 
 def _whole(values: Mapping[str, Any]) -> PipelineConfig:
