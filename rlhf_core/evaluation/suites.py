@@ -20,7 +20,7 @@ from rlhf_core.evaluation.harness import tasks_digest
 from rlhf_core.evaluation.reading import plain
 from rlhf_core.schema import Conversation, Estimate, EvaluationReport, GateResult, Message, Record
 from rlhf_core.statistics.intervals import DIFFERENCE, SHARE, Plans, Resampling, estimate_mean
-from rlhf_core.storage.records import describe, parse_object, read_lines, shorten
+from rlhf_core.storage.records import describe, parse_object, read_lines, require_file, shorten
 
 
 class Wanted(Record):
@@ -175,8 +175,7 @@ def read_items(path: Path) -> list[SuiteItem]:
         DataError: there is no such file, an item is not one, or two have one name or one prompt;
             says where and what was expected.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; evaluation.suites names it, write the list there")
+    require_file(path, "evaluation.suites names it, write the list there")
     items: list[SuiteItem] = []
     asked: dict[str, str] = {}
     for where, row in _rows(path):

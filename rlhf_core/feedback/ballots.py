@@ -14,6 +14,7 @@ from rlhf_core.storage.journal import Keep, appending, read_journal
 from rlhf_core.storage.records import (
     iterate_records,
     parse_object,
+    require_file,
     shorten,
     write_records,
     write_text,
@@ -136,8 +137,7 @@ def add_file_votes(collection: Path, path: Path, pairs: Sequence[Comparison]) ->
         DataError: there is no such file, or a line is not about a pair of the collection, or one
             annotator votes twice on a pair; names the line.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected JSON lines of pair, annotator and winner")
+    require_file(path, "expected JSON lines of pair, annotator and winner")
     ids = {pair.comparison_id for pair in pairs}
     box = BallotBox(collection, _FILE_BOX)
     known = {one.comparison_id: {v.annotator: v for v in one.votes} for one in box.read()}

@@ -8,6 +8,7 @@ from rlhf_core.dataprep.sources.containers import is_data_file
 from rlhf_core.dataprep.sources.rows import FilteredRow, prompt_problem
 from rlhf_core.errors import DataError
 from rlhf_core.schema import Conversation, Message, Prompt
+from rlhf_core.storage.records import require_file
 
 
 def read_prompts(file: Path, system: str | None = None) -> list[Prompt]:
@@ -21,8 +22,7 @@ def read_prompts(file: Path, system: str | None = None) -> list[Prompt]:
         DataError: the file cannot be read, a row is no prompt, or there is none; names file and
             line.
     """
-    if not file.is_file():
-        raise DataError(f"{file}: no such file; expected a file of prompts")
+    require_file(file, "expected a file of prompts")
     prompts = _rows(file) if is_data_file(file) else _lines(file)
     if not prompts:
         raise DataError(f"{file}: no prompt in it; expected a text a line")

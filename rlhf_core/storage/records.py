@@ -328,10 +328,30 @@ def shorten(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def require_file(path: Path, hint: str = "check the path") -> None:
+    """Refuse what is no file that can be read as often as it is needed.
+
+    Args:
+        path: what somebody named.
+        hint: what to do where nothing is there.
+
+    Raises:
+        DataError: says what it is.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; expected a file")
+    if path.exists() and not path.is_file():
+        raise DataError(
+            f"{path}: no regular file but a pipe or a device, which can be read once; write it to "
+            "a file and name that"
+        )
+    if not path.exists():
+        raise DataError(f"{path}: no such file; {hint}")
+
+
 @contextmanager
 def _open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
+    require_file(path)
     if path.suffix.lower() == ".gz":
         with gzip.open(path, "rb") as stream:
             yield stream  # type: ignore[misc]

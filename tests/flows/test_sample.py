@@ -2,16 +2,19 @@
 
 import builtins
 import json
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from rlhf_core.errors import ConfigError, DataError
+from rlhf_core.evaluation.suites import read_items
 from rlhf_core.models import save_model, scalar_from_causal
 from rlhf_core.rollout import sample as responses
 from rlhf_core.rollout.chat import ChatModel, open_chat
 from rlhf_core.rollout.prompts import read_prompts
+from rlhf_core.storage.records import read_raw_lines
 from rlhf_core.tokenization import load_tokenizer
 from rlhf_flows.commands import sample as command
 from rlhf_flows.commands.cli import app
@@ -149,3 +152,16 @@ def test_a_prompt_with_a_system_message_takes_no_other(tmp_path):
         read_prompts(tmp_path / "a.jsonl", "c")
     with pytest.raises(DataError, match=r"b\.jsonl: no such file"):
         read_prompts(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize(
+    "read", [read_prompts, read_items, lambda path: list(read_raw_lines(path))]
+)
+def test_a_pipe_and_a_folder_are_called_what_they_are(tmp_path, read):
+    """`--file <(...)` was "no such file"."""
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=r"no regular file but a pipe .* write it to a file"):
+        read(pipe)
+    with pytest.raises(DataError, match="a folder; expected a file"):
+        read(tmp_path)

@@ -21,7 +21,7 @@ from rlhf_core.dataprep.sources.tables import (
     read_workbook,
 )
 from rlhf_core.errors import DataError
-from rlhf_core.storage.records import not_utf8, parse_object, read_raw_lines, shorten
+from rlhf_core.storage.records import not_utf8, parse_object, read_raw_lines, require_file, shorten
 
 _COMPRESSED = (".gz", ".zst")
 _BATCH_ROWS = 1_000
@@ -262,8 +262,7 @@ def _read_parquet(path: Path, _: Layout) -> Numbered:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
+    require_file(path)
     number = 0
     try:
         with pq.ParquetFile(path) as file:

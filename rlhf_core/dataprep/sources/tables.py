@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_core.errors import DataError
-from rlhf_core.storage.records import listed, not_utf8, read_raw_lines, read_text
+from rlhf_core.storage.records import listed, not_utf8, read_raw_lines, read_text, require_file
 
 _MAX_FIELD = 2**31 - 1
 _DELIMITERS = (",", ";", "\t", "|")
@@ -317,8 +317,7 @@ def _sheet_rows(path: Path, sheet: str | None) -> Iterator[tuple[int, tuple[Any,
 def _workbook(path: Path) -> Any:
     import openpyxl
 
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
+    require_file(path)
     try:
         return openpyxl.load_workbook(path, read_only=True, data_only=True)
     except _BROKEN_WORKBOOK as error:

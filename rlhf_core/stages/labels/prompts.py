@@ -20,7 +20,7 @@ from rlhf_core.schema import (
 from rlhf_core.stages.models.determinism import derived_seed
 from rlhf_core.stages.models.renderers import model_renderer
 from rlhf_core.stages.models.scoring import fits
-from rlhf_core.storage.records import read_records
+from rlhf_core.storage.records import read_records, require_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,7 @@ def prompt_file(config: PipelineConfig, splits: DatasetSplits) -> Path:
     }
     for key, path in named.items():
         if path is not None:
-            if not path.is_file():
-                raise DataError(f"{path}: no such file; {key} must name an existing file")
+            require_file(path, f"{key} must name an existing file")
             return path
     return splits.prompts_train.path
 
