@@ -144,6 +144,23 @@ def test_answers_of_a_server_that_nobody_rated_are_named(write_jsonl):
     assert found.notes[0].startswith("these are a model's own answers that nobody has rated")
 
 
+@pytest.mark.parametrize("broken", ["long", -1, 1e999, [3]])
+@pytest.mark.parametrize("name", ["seconds", "strength"])
+def test_votes_of_records_do_without_what_cannot_be_read_too(write_jsonl, name, broken):
+    """With one such time the whole row was left out, its other votes as well."""
+    votes = [{"annotator": "ann", "choice": "a"}, {"annotator": "bob", "choice": "b", name: broken}]
+    clock = [{"annotator": "cyd", "choice": "b", "seconds": "1:05", "strength": "2"}]
+    path = write_jsonl("rows.jsonl", [plain(0, votes=votes), plain(1, votes=clock)])
+    files: dict[str, FileRows] = {}
+    first, second = read_comparisons(SourceConfig(path=path), files=files)
+    assert [(vote.choice, getattr(vote, name)) for vote in first.votes] == [
+        ("a", None),
+        ("b", None),
+    ]
+    assert (second.votes[0].seconds, second.votes[0].strength) == (65.0, 2.0)
+    assert files[str(path)].as_json()["unread_cells"] == {f"votes.*.{name}": 1}
+
+
 def test_preparation_warns_of_cells_that_votes_do_without(tmp_path, write_jsonl, caplog):
     rows = [plain(i, choice=side(i), seconds="long" if i == 3 else 1) for i in range(NUM)]
     path = write_jsonl("rows.jsonl", rows)

@@ -6,15 +6,22 @@ of their own, ``vote_annotators`` and ``vote_statuses``. A null where a column m
 the same as none. Columns that no record has are ignored.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from rlhf_core.dataprep.keys import content_id
-from rlhf_core.dataprep.sources.choices import Meaning, choice_of, parse_strength
+from rlhf_core.dataprep.sources.choices import (
+    Meaning,
+    choice_of,
+    or_without,
+    parse_seconds,
+    parse_strength,
+)
 from rlhf_core.dataprep.sources.column_names import PROMPTS
 from rlhf_core.dataprep.sources.columns import renamed, structured, tags_of
 from rlhf_core.dataprep.sources.messages import answer_of, parse_prompt, writes_lists
@@ -25,6 +32,8 @@ from rlhf_core.schema import Comparison, Demonstration, Prompt, Record, Vote
 from rlhf_core.storage.records import describe
 
 _NO_VOTE = object()
+_WITHOUT = ("strength", "seconds")
+"""What of a vote is optional: one that cannot be read takes nothing from who won."""
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
@@ -108,10 +117,25 @@ def _vote(
         if choice is None:
             return _NO_VOTE
         fields = fields | {"choice": choice}
-    if strengths:
+    if strengths or not all(_is_measure(fields.get(name)) for name in _WITHOUT):
         cells = replace(row, value=Columns(fields))
-        fields = fields | {"strength": parse_strength(cells, "strength", strengths)}
+        fields = fields | {
+            "strength": _strength(cells, strengths),
+            "seconds": parse_seconds(cells, "seconds"),
+        }
+        row.value.unread |= {f"votes.*.{name}": why for name, why in cells.value.unread.items()}
     return fields
+
+
+def _is_measure(value: Any) -> bool:
+    """Tell whether a record may hold a value as it is; else it is read as a cell."""
+    return value is None or (isinstance(value, int | float) and 0 <= value < math.inf)
+
+
+def _strength(cells: RawRow, strengths: Mapping[str, float]) -> float | None:
+    """Return how much better; a vote does without, unless the settings say how it is written."""
+    read = partial(parse_strength, cells, "strength", strengths)
+    return read() if strengths else or_without(cells, "strength", read)
 
 
 def _give_id(value: dict[str, Any], column: str, *content: str) -> None:

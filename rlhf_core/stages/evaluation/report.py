@@ -214,6 +214,8 @@ def needed_to_decide(results: Mapping[str, StageResult], judge_uri: str | None) 
     if judge is None or judge.model.uri != judge_uri:
         return lines
     accuracy = judge.report.metrics.get("judge/heldout_accuracy")
+    voted = last.report.people
+    share = share_of_round(voted.round + 1 if voted else 1)
     for outcome in last.judgement.results:
         estimate, limit = outcome.estimate, outcome.limit
         if not outcome.needed or outcome.gate not in WIN_RATES or not accuracy:
@@ -222,7 +224,10 @@ def needed_to_decide(results: Mapping[str, StageResult], judge_uri: str | None) 
             continue
         reach = abs(estimate.value - limit)
         count = labels_needed(
-            reach, estimate.num_samples, accuracy=accuracy.value, confidence=estimate.confidence
+            reach,
+            estimate.num_samples,
+            accuracy=accuracy.value,
+            confidence=Resampling(estimate.confidence, share=share).level,
         )
         votes = f"votes on about {count} of" if count else "not even votes on all"
         lines.append(
