@@ -7,9 +7,17 @@ import pytest
 
 from rlhf_core.config import GateConfig, GatesConfig
 from rlhf_core.errors import ConfigError
+from rlhf_core.evaluation.corrected import labels_needed
 from rlhf_core.evaluation.gates import decide
 from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
-from rlhf_core.schema import Estimate, EvaluationReport, Message, ModelRef, StageResult
+from rlhf_core.schema import (
+    Estimate,
+    EvaluationReport,
+    Message,
+    ModelRef,
+    PeopleVotes,
+    StageResult,
+)
 from rlhf_core.stages.evaluate import evaluate_reward, evaluate_sft
 from rlhf_core.stages.evaluation.figures import _draw
 from rlhf_core.stages.evaluation.report import (
@@ -192,6 +200,13 @@ def test_a_held_win_rate_says_how_many_prompts_and_how_many_votes():
     samples, votes = needed_to_decide({"judge": judge, "evaluate": policy}, "file:m")
     assert "about 1300 samples in place of 900 would pass it" in samples
     assert "votes on about 295 of the 900 judged pairs" in votes
+    # A second decision with votes may make a sixth of the first one's error: 99.2% in place of 95%.
+    again = policy.report.model_copy(update={"people": PeopleVotes(pairs=40, votes=40, by=("a",))})
+    after_votes = policy.model_copy(update={"report": again})
+    _, more = needed_to_decide({"judge": judge, "evaluate": after_votes}, "file:m")
+    surer = labels_needed(0.05, 900, accuracy=0.8, confidence=1 - 0.05 / 6)
+    assert surer > 1.7 * 295
+    assert f"votes on about {surer} of the 900 judged pairs" in more
     assert needed_to_decide({"evaluate": policy}, "file:m") == [samples]
     assert needed_to_decide({"judge": judge}, "file:m") == []
     another = "models:/rlhf-judge/1"

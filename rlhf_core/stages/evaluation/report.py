@@ -22,13 +22,14 @@ from rlhf_core.evaluation.report import (
 )
 from rlhf_core.evaluation.same_cause import forecasts_of
 from rlhf_core.evaluation.samples import ComparedAnswer, side_by_side
-from rlhf_core.schema import DatasetSplits, ModelRef, StageResult, Verdict
+from rlhf_core.schema import DatasetSplits, ModelRef, StageResult, Verdict, share_of_round
 from rlhf_core.stages.evaluation.figures import (
     CURVES,
     choice_figures,
     comparison_figures,
     training_figures,
 )
+from rlhf_core.statistics.intervals import Resampling
 from rlhf_core.storage.records import (
     AnyRecord,
     parse_object,
