@@ -228,3 +228,8 @@ def child_environment() -> dict[str, str]:
     commands = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath)
     return {**os.environ, "PATH": f"{commands}{os.pathsep}{path}"}
+
+
+def mlflow_address() -> str:
+    """Return where MLflow is asked, as it is shown: without user and password."""
+    return without_credentials(load_settings().mlflow_tracking_uri)

@@ -12,6 +12,7 @@ from rlhf_core.adapters.registry.champions import (
 )
 from rlhf_core.adapters.registry.release_aliases import apply_move, lost_parts, read_project_state
 from rlhf_core.adapters.registry.releases import Journal, Release, record_move
+from rlhf_core.adapters.settings import mlflow_address
 from rlhf_core.errors import RegistryError
 from rlhf_core.schema import PREVIOUS, Record
 from rlhf_core.schema.model_uri import version_uri
@@ -54,7 +55,8 @@ def rollback_policy(
     was = seen.current or seen.withdrawn
     if was is None and not seen.before:
         raise RegistryError(
-            f"models:/{project}-policy has no champion yet; models with another prefix: --project"
+            f"models:/{project}-policy has no champion yet at {mlflow_address()}; models with "
+            "another prefix: --project"
         )
     if to is None:
         chain, lost = _earlier(project, seen)

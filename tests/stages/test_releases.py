@@ -328,7 +328,7 @@ def test_a_registry_from_before_the_journal_is_taken_over(client):
 
 def test_rollback_without_a_champion_says_so(client):
     register_release(client)
-    with pytest.raises(RegistryError, match=r"rlhf-policy has no champion yet; .* --project"):
+    with pytest.raises(RegistryError, match=r"policy has no champion yet at \w+:\S+; .* --project"):
         rollback_policy("rlhf")
 
 

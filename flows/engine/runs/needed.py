@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from rlhf_core.adapters.registry.needed_runs import RegistryNeeds, tracked_runs
-from rlhf_core.adapters.settings import load_settings, without_credentials
+from rlhf_core.adapters.settings import mlflow_address
 from rlhf_core.adapters.tracking.earlier_run import RUN_NOTE
 from rlhf_core.config.stages import STAGES
 from rlhf_core.errors import ConfigError, RlhfError
@@ -148,7 +148,7 @@ def _untracked(run_id: str, context: RunContext) -> list[str]:
     notes = [path.read_text(encoding="utf-8") for path in context.directory.glob(f"*/{RUN_NOTE}")]
     if not notes or any(note in tracked for note in notes):
         return []
-    where = without_credentials(load_settings().mlflow_tracking_uri)
+    where = mlflow_address()
     return [f"MLflow at {where} does not know it; look at MLFLOW_TRACKING_URI"]
 
 

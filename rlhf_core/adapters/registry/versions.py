@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from rlhf_core.adapters.registry.only_looking import is_only_looking
-from rlhf_core.adapters.settings import load_settings, without_credentials
+from rlhf_core.adapters.settings import mlflow_address
 from rlhf_core.adapters.tracking.mlflow_client import (
     has_store,
     mlflow_client,
@@ -86,7 +86,7 @@ def _require_model(reference: str, name: str) -> "RegisteredModel":
         search = partial(mlflow_client().search_registered_models, f"name = '{name}'")
         registered = with_retries(f"finding {reference}", search)
     if not registered:
-        where = without_credentials(load_settings().mlflow_tracking_uri)
+        where = mlflow_address()
         raise RegistryError(f"{reference}: no model {name!r} is registered yet at {where}")
     return registered[0]
 

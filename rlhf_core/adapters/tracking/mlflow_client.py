@@ -15,6 +15,7 @@ from rlhf_core.adapters.retries import retry_while
 from rlhf_core.adapters.settings import (
     Settings,
     load_settings,
+    mlflow_address,
     set_environment_defaults,
     without_credentials,
 )
@@ -182,7 +183,7 @@ def _explain_full(what: str, error: Exception) -> RlhfError | None:
 
 def _explain(what: str, error: Exception, status: int | None) -> RegistryError:
     """Return the error to raise: what waiting does not fix names the variable instead."""
-    text, where = _first_line(error), without_credentials(load_settings().mlflow_tracking_uri)
+    text, where = _first_line(error), mlflow_address()
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return RegistryError(
             f"{what}: MLflow at {where} shows a certificate that is not trusted; set "

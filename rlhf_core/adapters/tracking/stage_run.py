@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_core.adapters.datasets.data_docs import find_docs
 from rlhf_core.adapters.datasets.dvc_versions import version_named
 from rlhf_core.adapters.retries import LONGEST_PAUSE_SECONDS
-from rlhf_core.adapters.settings import load_settings, without_credentials
+from rlhf_core.adapters.settings import mlflow_address
 from rlhf_core.adapters.tracking.dataset_input import DATA_DOCS, dataset_files, dataset_input
 from rlhf_core.adapters.tracking.mlflow_client import (
     LostServerError,
@@ -203,5 +203,5 @@ class StageRun:
 
 def run_url(experiment_id: str, run_id: str) -> str:
     """Address of a run in the MLflow UI; for the embedded database, the file and the page."""
-    base = without_credentials(load_settings().mlflow_tracking_uri).rstrip("/")
+    base = mlflow_address().rstrip("/")
     return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
