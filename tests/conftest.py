@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import sys
 from pathlib import Path
 
 import psutil
@@ -34,6 +35,8 @@ settings.register_profile(
 settings.load_profile("without a clock")  # a busy machine breaks nothing
 
 
+FORKED = "forked"
+"""Folder of the server of forks, in the one that the workers of pytest-xdist share."""
 TERMINATED = []
 """Signals by which this process was asked to end."""
 
@@ -58,6 +61,17 @@ def pytest_configure(config):
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist starts them
+def pytest_sessionstart(session):
+    """Workers are forks of one process that has imported everything, as commands are."""
+    config = session.config
+    if sys.platform == "linux" and config.getoption("numprocesses", None):
+        folder = config._tmp_path_factory.getbasetemp() / FORKED
+        made = Forked(folder, tests=map(os.path.abspath, config.args))
+        config.option.tx = [f"popen//python={made.as_python()}"] * len(config.option.tx)
+        config.add_cleanup(made.end)
 
 
 @pytest.hookimpl(trylast=True)
@@ -124,7 +138,7 @@ def shared_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def forked(shared_folder):
     """Commands without their start-up; the workers of pytest-xdist share one server."""
-    made = Forked(shared_folder / "forked")
+    made = Forked(shared_folder / FORKED)
     yield made
     made.end()
 

@@ -5,7 +5,7 @@ starts three more; tests run a hundred commands. Here each is a fork with a work
 environment, standard streams and an exit code of its own. Tests that are about starting, signals
 or kills start real processes.
 
-``python -m tests.forked SOCKET FOLDER LOAD`` serves. An executable in the folder, named as the
+``python -m tests.forked SOCKET FOLDER LOAD [TEST...]`` serves. An executable in the folder, named as the
 tool, asks it on behalf of another process: for ``rlhf`` DVC's stage, for ``prefect.engine``, a
 flow run's process, a worker.
 """
@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 from filelock import FileLock
 
@@ -38,8 +38,7 @@ CLIENT = """#!{python} -ISs
 import json, os, signal, socket, sys
 link = socket.socket(socket.AF_UNIX)
 link.connect({address!r})
-words = [{tool!r}, *sys.argv[1:]]
-request = {{"arguments": words, "folder": os.getcwd(), "environment": dict(os.environ)}}
+request = {{"arguments": {words}, "folder": os.getcwd(), "environment": dict(os.environ)}}
 data = json.dumps(request).encode()
 socket.send_fds(link, [len(data).to_bytes(8, "big")], [0, 1, 2])
 link.sendall(data)
@@ -57,6 +56,8 @@ sys.exit(status)
 """A tool for other processes: passes streams and signals on and ends as the fork does."""
 TOOLS = ("rlhf", "prefect.engine")
 """What an executable in the server's folder asks for."""
+WORKER = "worker"
+"""Executable in the server's folder that pytest-xdist takes for a Python: see ``as_python``."""
 WITHOUT_PICTURES = "TESTS_WITHOUT_PICTURES"
 """Set for an `rlhf` whose preparation is to draw none: they are a third of a small one."""
 USERS = "users"
@@ -141,6 +142,15 @@ class Commands:
         """Run Prefect's command line as `rlhf deploy` asks for it."""
         return self.run("prefect", *command[3:], cwd=os.getcwd(), env=os.environ)
 
+    def take_over(self):
+        """Let what this process starts be forks as well."""
+        from rlhf_core.adapters.datasets import versioning
+        from rlhf_flows.servers import deploy, temporary_server
+
+        versioning._run = self.instead_of(versioning._run)
+        temporary_server.subprocess = self.subprocess()
+        deploy.subprocess = SimpleNamespace(run=self.run_prefect)
+
     def subprocess(self):
         """What a module whose ``subprocess`` starts Prefect's temporary server gets for it."""
         return SimpleNamespace(Popen=self.serve_prefect, PIPE=subprocess.PIPE)
@@ -178,11 +188,12 @@ class Forked(Commands):
         folder: for its log and the executables that ask it.
         load: what it imports, a function of ``tests.forked_imports``.
         sources: folders from which it imports.
+        tests: paths of tests that it imports as well, as pytest does.
     """
 
-    def __init__(self, folder: Path, load="load_everything", sources=(ROOT,)):
+    def __init__(self, folder: Path, load="load_everything", sources=(ROOT,), tests=()):
         super().__init__("", folder)
-        self.load, self.sources = load, sources
+        self.load, self.sources, self.tests = load, sources, tests
         self.users = None
 
     def start(self):
@@ -204,7 +215,7 @@ class Forked(Commands):
 
     def _start(self, home):
         command = [sys.executable, "-m", "tests.forked"]
-        command += [self.address, str(self.folder), self.load]
+        command += [self.address, str(self.folder), self.load, *self.tests]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(map(str, self.sources)),
             "PREFECT_HOME": f"{home}/home",
@@ -216,13 +227,21 @@ class Forked(Commands):
             process = subprocess.Popen(
                 command, env=environment, cwd=home, start_new_session=True, **streams
             )
-        for tool in TOOLS:
-            client = self.folder / tool
-            client.write_text(CLIENT.format(python=sys.executable, address=self.address, tool=tool))
+        asked = {tool: f"[{tool!r}, *sys.argv[1:]]" for tool in TOOLS}
+        asked[WORKER] = f"[{WORKER!r}, sys.argv[-1]]"  # of what execnet calls Python with: the code
+        for name, words in asked.items():
+            client = self.folder / name
+            text = CLIENT.format(python=sys.executable, address=self.address, words=words)
+            client.write_text(text)
             client.chmod(0o755)
         while not Path(self.address).exists():
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
+
+    def as_python(self):
+        """Return the path of a Python for test workers, which begin with everything imported."""
+        self.start()
+        return self.folder / WORKER
 
     def connect(self):
         self.start()
@@ -234,7 +253,7 @@ class Forked(Commands):
             self.users.close()
 
 
-def become(request):
+def become(request, commands):
     """Be one command, in a fork: never returns."""
     status = 1
     gc.enable()
@@ -244,7 +263,7 @@ def become(request):
         os.environ.update(request["environment"])
         tempfile.tempdir = None  # else where it was when somebody first asked
         sys.argv = list(request["arguments"])
-        status = _main(sys.argv[0])
+        status = _main(sys.argv[0], commands)
     except SystemExit as leaving:
         code = leaving.code
         status = code if isinstance(code, int) else int(code is not None)
@@ -262,7 +281,13 @@ def become(request):
         os._exit(status)
 
 
-def _main(tool):
+def _main(tool, commands):
+    if tool == WORKER:
+        read_settings()
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        exec(sys.argv.pop(1), vars(main))
+        return 0
+    commands.take_over()
     if tool == "dvc":
         from dvc.cli import main
 
@@ -314,7 +339,7 @@ def read_settings():
     prefect.context.GLOBAL_SETTINGS_CONTEXT = prefect.context.root_settings_context()
 
 
-def answer(link):
+def answer(link, commands):
     """Run the command that comes over a connection; send its process and, at its end, exit code.
 
     It is killed with the one who asked for it, and with it what it started in its process group:
@@ -332,7 +357,7 @@ def answer(link):
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         link.close()
-        become(json.loads(data))
+        become(json.loads(data), commands)
     with contextlib.suppress(OSError):  # done, by itself: whoever is first
         os.setpgid(child, child)
     link.sendall(f"{child}\n".encode())
@@ -349,18 +374,15 @@ def answer(link):
     link.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def serve(address, folder, load):
+def serve(address, folder, load, *tests):
     """Answer each connection in a fork, several at once, as long as somebody may ask."""
     gc.disable()
     getattr(forked_imports, load)()
+    if tests:
+        forked_imports.load_tests(tests)
+        gc.disable()
     gc.freeze()  # a fork that looked through it for garbage would make a copy of every page
-    from rlhf_core.adapters.datasets import versioning
-    from rlhf_flows.servers import deploy, temporary_server
-
     commands = Commands(address, Path(folder))
-    versioning._run = commands.instead_of(versioning._run)
-    temporary_server.subprocess = commands.subprocess()
-    deploy.subprocess = SimpleNamespace(run=commands.run_prefect)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)
@@ -376,7 +398,7 @@ def serve(address, folder, load):
                 listener.close()
                 users.close()
                 link.setblocking(True)
-                answer(link)
+                answer(link, commands)
                 os._exit(0)
             link.close()
     shutil.rmtree(Path(address).parent)
