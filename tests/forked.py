@@ -5,9 +5,9 @@ starts three more; tests run a hundred commands. Here each is a fork with a work
 environment, standard streams and an exit code of its own. Tests that are about starting, signals
 or kills start real processes.
 
-``python -m tests.forked SOCKET FOLDER LOAD [TEST...]`` serves. An executable in the folder, named as the
-tool, asks it on behalf of another process: for ``rlhf`` DVC's stage, for ``prefect.engine``, a
-flow run's process, a worker.
+``python -m tests.forked SOCKET FOLDER LOAD [TEST...]`` serves. An executable in the folder, named
+as the tool, asks it on behalf of another process: for ``rlhf`` DVC's stage, for
+``prefect.engine``, a flow run's process, a worker; for ``worker`` pytest-xdist.
 """
 
 import atexit
@@ -263,7 +263,11 @@ def become(request, commands):
         os.environ.update(request["environment"])
         tempfile.tempdir = None  # else where it was when somebody first asked
         sys.argv = list(request["arguments"])
-        status = _main(sys.argv[0], commands)
+        if sys.argv[0] == WORKER:
+            status = _test(sys.argv.pop())
+        else:
+            commands.take_over()
+            status = _main(sys.argv[0])
     except SystemExit as leaving:
         code = leaving.code
         status = code if isinstance(code, int) else int(code is not None)
@@ -281,13 +285,14 @@ def become(request, commands):
         os._exit(status)
 
 
-def _main(tool, commands):
-    if tool == WORKER:
-        read_settings()
-        main = sys.modules["__main__"] = ModuleType("__main__")
-        exec(sys.argv.pop(1), vars(main))
-        return 0
-    commands.take_over()
+def _test(code):
+    read_settings()
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    exec(code, vars(main))
+    return 0
+
+
+def _main(tool):
     if tool == "dvc":
         from dvc.cli import main
 
