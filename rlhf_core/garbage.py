@@ -13,12 +13,15 @@ _MORE = 200_000
 
 _usual: list[int] = []
 """The threshold before libraries were loaded, while they are."""
+_ended: list[bool] = []
+"""Not empty once they are: a second time would keep what a stage left over. (Python tells how much
+is kept from its search, but counts it for that, a twentieth of a second.)"""
 
 
 def loading_begins() -> None:
     """Search seldom until ``loading_ends``, or to the end of a process that never calls it."""
     usual, *others = gc.get_threshold()
-    if not _usual and 0 < usual < _MORE and not gc.get_freeze_count():
+    if not _usual and not _ended and 0 < usual < _MORE:
         _usual.append(usual)
         gc.set_threshold(_MORE, *others)
 
@@ -31,6 +34,7 @@ def loading_ends() -> None:
     if _usual:
         gc.freeze()
         gc.set_threshold(_usual.pop(), *gc.get_threshold()[1:])
+        _ended.append(True)
 
 
 @contextmanager

@@ -16,13 +16,14 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from rlhf_core.adapters.settings import set_environment_defaults
+from rlhf_core.garbage import loading_begins, loading_ends
 from rlhf_flows.engine.environment import PREFECT_DEFAULTS
 from tests.forked import WITHOUT_PICTURES, Forked
 from tests.registries import share_preparations
 
 ROOT = Path(__file__).parents[1]
 
-gc.disable()  # until all is imported: looking for cycles in what stays is a quarter of that time
+loading_begins()
 
 # Before Prefect is imported by any test of any folder, for it reads its settings once.
 set_environment_defaults()
@@ -54,7 +55,9 @@ def pytest_configure(config):
             return
         TERMINATED.append(number)
         if distributes:  # pytest-xdist alone would give its workers ten seconds
-            workers = psutil.Process().children()
+            # Not the server of forks: those that end need it, and it ends after them by itself.
+            group = os.getpgid(0)
+            workers = [it for it in psutil.Process().children() if os.getpgid(it.pid) == group]
             for process in workers:
                 process.terminate()
             psutil.wait_procs(workers)
@@ -88,7 +91,8 @@ def logging_as_before():
     before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
     yield
     for logger, level, handlers in before:
-        logger.setLevel(level)
+        if logger.level != level:  # to set one makes every logger forget what it knows: 1 ms
+            logger.setLevel(level)
         logger.handlers[:] = handlers
 
 
@@ -216,8 +220,8 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """From here on, what tests make is looked through, and not what was imported for them."""
-    gc.freeze()
-    gc.enable()
+    loading_ends()
+    gc.freeze()  # in a fork loading had ended
 
 
 def _turn(item):

@@ -4,6 +4,7 @@ import gc
 
 import pytest
 
+from rlhf_core import garbage
 from rlhf_core.garbage import gc_threshold_raised, loading_begins, loading_ends
 
 
@@ -61,9 +62,10 @@ def test_who_switched_the_search_off_finds_it_off():
 
 
 @pytest.fixture
-def nothing_frozen():
+def nothing_frozen(monkeypatch):
     frozen = gc.get_freeze_count()
     gc.unfreeze()
+    monkeypatch.setattr(garbage, "_ended", [])
     yield
     gc.collect()
     if frozen:

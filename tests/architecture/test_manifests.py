@@ -136,7 +136,7 @@ def pods():
         yield path.name, job["spec"]["template"]["spec"]
 
 
-@pytest.mark.parametrize(("where", "pod"), pods(), ids=[where for where, _ in pods()])
+@pytest.mark.parametrize(("where", "pod"), list(pods()), ids=[where for where, _ in pods()])
 def test_no_container_runs_as_root_or_gains_rights(where, pod):
     allowed = pod["securityContext"]
     assert allowed["runAsNonRoot"] is True

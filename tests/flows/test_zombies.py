@@ -61,8 +61,10 @@ def test_a_process_number_given_to_a_later_process_does_not_save_a_run(marked):
 def test_a_living_process_that_says_whose_it_is_is_left_alone_whatever_the_clock_says(marked):
     """A machine that was paused counts every process's start as later than it was."""
     variables = {**os.environ, zombies.WHOSE: "1"}
-    waits = [sys.executable, "-c", "input()"]
-    with subprocess.Popen(waits, stdin=subprocess.PIPE, env=variables) as child:
+    waits = [sys.executable, "-c", "print(flush=True); input()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(waits, **pipes, env=variables) as child:
+        child.stdout.readline()  # while it is being started it has no variables
         named = flow_run(f"{HOST}:{child.pid}", seconds=10**7)
         assert marked(named) == []
         assert marked({**named, "id": "another"}) == ["one"]
