@@ -40,7 +40,7 @@ def trained(server, causal, work, tracker=None, *, rollouts=None, **changes):
             "engine": "vllm",
             "url": server.url,
             "weights": work / "weights",
-            "timeout_seconds": 5.0,
+            "timeout_seconds": 60.0,
             "patience_seconds": 0.5,
             **(rollouts or {}),
         }
