@@ -59,6 +59,13 @@ MAMBA: Mapping[str, Any] = {
     "mamba_expand": 2,
     "mamba_chunk_size": 4,
 }
+LOOPED: Mapping[str, Any] = {
+    **HEADS,
+    "num_hidden_layers": 3,
+    "n_input_layers": 1,
+    "sliding_window": 4,
+    "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+}
 VISION: Mapping[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -207,12 +214,20 @@ ARCHITECTURES: dict[str, Callable[[], hf.PreTrainedConfig]] = {
         layer_types=["chunked_attention", "full_attention"],
     ),
     "gpt-oss": _of("GptOss", EXPERTS, head_dim=8, sliding_window=4),
+    "exaone": _of("Exaone", SMALL),
+    "sarvam-moe": _of("SarvamMoE", LATENT, head_dim=8),
+    "sarvam-mla": _of("SarvamMLA", LATENT),
+    "apertus1.5-text": _of("Apertus1p5Text", SMALL),
+    # Layers that a token passes twice.
+    "dory": _of("Dory", LOOPED, n_output_layers=1),
+    "dory-last-loop": _of("Dory", LOOPED, n_output_layers=0, recurrent_kv_cache_mode="last_loop"),
     "diffllama": _of("DiffLlama", SMALL),
     "doge": _of("Doge", SMALL),
     # Recurrent, convolutional and hybrid layers.
     "qwen3-next": _of("Qwen3Next", DELTA),
     "qwen3.5-text": _of("Qwen3_5Text", DELTA),
     "qwen3.5-moe-text": _of("Qwen3_5MoeText", DELTA),
+    "lara-mini": _of("LaraMini", DELTA),
     "falcon-h1": _of("FalconH1", MAMBA),
     "lfm2": _of("Lfm2", SMALL, layer_types=["conv", "full_attention"], conv_L_cache=3),
     "granite-hybrid": _of(
@@ -292,6 +307,26 @@ ARCHITECTURES: dict[str, Callable[[], hf.PreTrainedConfig]] = {
         layer_types=["linear_attention", "full_attention"],
     ),
     "rwkv": _of("Rwkv", {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 64}),
+    "inkling2-loop-text": _of(
+        "Inkling2LoopText",
+        HEADS,
+        unpadded_vocab_size=VOCAB,
+        num_hidden_layers=3,
+        swa_num_attention_heads=4,
+        swa_num_key_value_heads=2,
+        swa_head_dim=8,
+        sliding_window_size=4,
+        d_rel=4,
+        rel_extent=16,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_layers_per_attn_res_block=1,
+        loop_layer_index_start=1,
+        loop_layer_index_end=2,
+        loop_num_passes=2,
+        loop_gate_rank=4,
+    ),
     # Composite configurations.
     "gemma3": _of(
         "Gemma3",

@@ -89,7 +89,9 @@ def measure(name: str, folder: Path, *, stages: Sequence[str] = COLUMNS) -> Outc
     model = load_causal(base)
     layout = layout_of(model)
     outcome = Outcome(name, "packed" if layout.packed else "by length")
-    if not layout.packed and not layout.cached:
+    if layout.packed and not layout.in_block:
+        outcome.layout += ", sampled by length"
+    if not layout.in_block and not layout.cached:
         outcome.layout += ", no cache"
     checks: dict[str, Callable[[Path], float]] = {
         "sft": sft_gap,

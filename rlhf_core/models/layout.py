@@ -6,6 +6,7 @@ a model runs sequences of equal length together and nothing else. What comes out
 order either way, so nobody but this module has to know.
 """
 
+import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,14 @@ class Layout:
     packed: bool = True
     """Sequences lie end to end in one row; else each length is a pass of its own."""
     cached: bool = True
-    """Its own cache gives what the whole sequence gives; read where ``packed`` is False."""
+    """Its own cache gives what the whole sequence gives; read where ``in_block`` is False."""
+    once: bool = True
+    """A pass runs each layer once; of models that loop, the same layer has keys of each loop."""
+
+    @property
+    def in_block(self) -> bool:
+        """Whether rows of any length are sampled side by side, their keys in one block."""
+        return self.packed and self.once
 
 
 def layout_of(model: nn.Module) -> Layout:
@@ -50,12 +58,13 @@ def set_layout(model: nn.Module, layout: Layout, reason: str | None = None) -> N
     name = type(unwrapped(model)).__name__
     if reason is not None and name not in _warned:
         _warned.add(name)
-        logger.warning(
-            "%s runs sequences of equal length together, not packed: exact, but slower (%s)%s",
-            name,
-            reason,
-            "" if layout.cached else "; it samples without a cache, which is slower still",
+        how = (
+            "samples prompts of equal length together, with its own cache: exact, but slower"
+            if layout.packed
+            else "runs sequences of equal length together, not packed: exact, but slower"
         )
+        slower = "" if layout.cached else "; it samples without a cache, which is slower still"
+        logger.warning("%s %s (%s)%s", name, how, reason, slower)
 
 
 def hidden_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None = None) -> Tensor:
@@ -74,8 +83,8 @@ def hidden_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None 
 
 
 def _trunk_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None) -> Tensor:
-    trunk = text_trunk(model)
-    if not layout_of(model).packed:
+    trunk, layout = text_trunk(model), layout_of(model)
+    if not layout.packed:
         states, source = _separate_states(trunk, batch)
         return states.index_select(0, source if positions is None else source[positions])
     unused_mask = batch.input_ids.new_empty((1, 1, 1, 0), dtype=torch.bool)
@@ -86,7 +95,7 @@ def _trunk_states(model: nn.Module, batch: TokenBatch, positions: Tensor | None)
         use_cache=False,
         cu_seqlens=batch.cu_seqlens,
         parents=batch.parents,
-        **({} if positions is None else {READ: positions.unique()}),
+        **({READ: positions.unique()} if positions is not None and layout.once else {}),
     )
     packed: Tensor = output.last_hidden_state[0]
     return packed if positions is None else packed.index_select(0, positions)
@@ -141,6 +150,7 @@ class OwnCache:
 
     def __init__(self, model: nn.Module, *, cached: bool = True) -> None:
         self.trunk, self.cached = text_trunk(model), cached
+        self.name = cache_argument(self.trunk)
         self.state: dict[str, Any] = {}
         self.tokens: Tensor | None = None
 
@@ -151,15 +161,28 @@ class OwnCache:
             self.tokens = seen
             return whole_states(self.trunk, seen)[:, -1]
         output = self.trunk(input_ids=tokens, use_cache=True, **self.state)
-        name = next((name for name in _CACHES if getattr(output, name, None) is not None), None)
-        if name is None:
+        # Transformers renames it in what a model returns, also where the model's code does not.
+        held = (getattr(output, name, None) for name in (_RENAMED, self.name))
+        cache = next((value for value in held if value is not None), None)
+        if cache is None:
             raise ModelError(f"{type(self.trunk).__name__} returns no cache")
-        self.state = {name: getattr(output, name)}
+        self.state = {self.name: cache}
         last: Tensor = output.last_hidden_state[:, -1]
         return last
 
 
-_CACHES = ("past_key_values", "cache_params", "state")
+_RENAMED = "cache"
+"""What transformers 5.24 calls every cache."""
+_CACHES = (_RENAMED, "past_key_values", "cache_params", "state")
+
+
+def cache_argument(trunk: nn.Module) -> str:
+    """Return as which argument a trunk takes its cache: as its own code says.
+
+    Transformers 5.24 renamed it, a model with code of its own may not have.
+    """
+    known = inspect.signature(trunk.forward).parameters
+    return next((name for name in _CACHES if name in known), "past_key_values")
 
 
 def by_length(items: Sequence[Item], lengths: Sequence[int]) -> list[list[Item]]:

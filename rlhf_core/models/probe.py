@@ -1,5 +1,6 @@
 """A few tokens through a fresh model: how it can run, and whether training may rely on it."""
 
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 from rlhf_core.errors import ModelError
 from rlhf_core.models.attention import PACKED, recorded_windows
 from rlhf_core.models.causal import logit_transform, output_head
+from rlhf_core.models.compute import decoder_layers
 from rlhf_core.models.layout import (
     Layout,
     OwnCache,
@@ -44,8 +46,7 @@ def choose_layout(model: PreTrainedModel) -> None:
     probe = _probe_batch(text_config(model).vocab_size).to(model.device)
     reason = _reason_against_packing(model, probe)
     if reason is None:
-        set_layout(model, Layout())
-        _require_sound(model, hidden_states(model, probe))
+        _choose_sampling(model, probe)
         return
     _use_own_attention(model)
     set_layout(model, Layout(packed=False))
@@ -64,6 +65,21 @@ def choose_layout(model: PreTrainedModel) -> None:
                 "token; take a causal model"
             )
     set_layout(model, Layout(packed=False, cached=_cache_is_exact(model, probe, whole)), reason)
+
+
+def _choose_sampling(model: PreTrainedModel, probe: TokenBatch) -> None:
+    """Let a model that runs packed be sampled from in a block of keys, unless its layers loop."""
+    set_layout(model, Layout())
+    layers = decoder_layers(text_trunk(model))
+    runs: Counter[nn.Module] = Counter()
+    hooks = [layer.register_forward_pre_hook(lambda it, _: runs.update([it])) for layer in layers]
+    _require_sound(model, hidden_states(model, probe))
+    for hook in hooks:
+        hook.remove()
+    if max(runs.values(), default=1) > 1:
+        whole = _own_states(model, probe.input_ids)
+        layout = Layout(once=False, cached=_cache_is_exact(model, probe, whole))
+        set_layout(model, layout, "its layers run more than once in a pass")
 
 
 @torch.no_grad()

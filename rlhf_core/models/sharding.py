@@ -158,6 +158,8 @@ def _require_divisible(inner: nn.Module, trunk: nn.Module, layers: Sequence[nn.M
         reason = "its decoder layers are not known here"
     elif _share_weights(inner, layers):
         reason = "some of its weights belong to several layers"
+    elif not layout_of(inner).once:
+        reason = "a pass runs some of its layers more than once"
     elif not layout_of(inner).packed:
         reason = "it runs sequences of equal length together, as often as there are lengths"
     else:

@@ -15,7 +15,13 @@ from rlhf_core.errors import DataError, DivergedError, ModelError
 from rlhf_core.models.causal import logit_transform, output_head
 from rlhf_core.models.compute import unwrapped
 from rlhf_core.models.last_layer import READ
-from rlhf_core.models.layout import OwnCache, by_length, hidden_states, layout_of
+from rlhf_core.models.layout import (
+    OwnCache,
+    by_length,
+    cache_argument,
+    hidden_states,
+    layout_of,
+)
 from rlhf_core.models.sharding import before_pass, wait_in_step, without_gradients
 from rlhf_core.models.text import num_positions, text_config, text_trunk
 from rlhf_core.rollout.attention import decode_attention, decoding
@@ -115,7 +121,7 @@ def _decode(
     _require_room(model, lengths, width)
     out = _empty(len(prompts), width, unwrapped(model).device)
     everyone = list(range(len(prompts)))
-    packed = layout_of(model).packed
+    packed = layout_of(model).in_block
     # Packed prompts of any length go side by side; a model's own cache takes one length at a time.
     for alike in [everyone] if packed else by_length(everyone, lengths.tolist()):
         for turn in _turns(alike, lengths.tolist(), width, budget):
@@ -193,7 +199,7 @@ def _steps(
 @contextmanager
 def ready_to_decode(model: nn.Module) -> Iterator[None]:
     """Make ``model`` ready for ``decode_steps`` inside the block, in this thread."""
-    make_ready = decode_attention if layout_of(model).packed else decoding
+    make_ready = decode_attention if layout_of(model).in_block else decoding
     with torch.inference_mode(), make_ready(model):
         yield
 
@@ -220,7 +226,7 @@ def decode_steps(
     prompts, width = [prompt] * len(uniforms), uniforms.shape[1]
     lengths = torch.tensor([len(prompt)] * len(uniforms))
     _require_room(model, lengths, width)
-    if layout_of(model).packed:
+    if layout_of(model).in_block:
         block = KvBlock(text_config(model), lengths, width)
         reader: _PackedReader | _OwnReader = _PackedReader(model, prompts, block)
     else:
@@ -243,6 +249,8 @@ class _PackedReader:
 
     def __init__(self, model: nn.Module, prompts: Sequence[TokenIds], block: KvBlock) -> None:
         self.model, self.prompts, self.block = model, prompts, block
+        self.trunk = text_trunk(model)
+        self.cache = {cache_argument(self.trunk): block}
         self.keep_rows = block.keep_rows
 
     def read_prompts(self) -> Tensor:
@@ -277,10 +285,7 @@ class _PackedReader:
 
     def _states(self, **inputs: Any) -> Tensor:
         before_pass(self.model)
-        trunk = text_trunk(self.model)
-        states: Tensor = trunk(
-            **inputs, past_key_values=self.block, use_cache=True
-        ).last_hidden_state
+        states: Tensor = self.trunk(**inputs, **self.cache, use_cache=True).last_hidden_state
         return states
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from benchmarks.architectures import ARCHITECTURES, random_model
 from rlhf_core.models import (
@@ -23,6 +24,8 @@ from rlhf_core.rollout.decode import Sampling, decode
 from rlhf_core.tokenization import pack_grouped_responses, pack_responses
 from tests.models.conftest import FakeTokenizer, assert_scored_as_sampled
 
+# A name that the newest transformers gave up would be a warning at every token.
+pytestmark = pytest.mark.filterwarnings("error::FutureWarning")
 UNPACKED = (
     "mamba", "mamba2", "qwen3-next", "qwen3.5", "falcon-h1", "lfm2", "granite-hybrid", "jamba",
     "bamba", "nemotron-h", "recurrent-gemma", "zamba2", "rwkv", "minimax",
@@ -39,6 +42,8 @@ BY_NIGHT = (
     "qwen3-vl",
 )
 """Put together as others are: Mamba alone or beside attention (Falcon-H1), Qwen3-Next, Qwen2-VL."""
+LOOPED = ("dory", "dory-last-loop")
+"""Run packed, and sampled from with their own caches."""
 COMPOSITE = ("gemma3", "llava", "mistral3", "qwen2-vl", "qwen3-vl", "qwen3.5")
 PROMPT, RESPONSES = (5, 6, 7), ((8, 9, 2), (10, 2), (11, 12, 13))
 
@@ -83,13 +88,14 @@ def plain_logprobs(model, prompt, response):
     "name",
     [
         pytest.param(name, marks=pytest.mark.nightly) if name in BY_NIGHT else name
-        for name in sorted({*UNPACKED, *COMPOSITE})
+        for name in sorted({*UNPACKED, *COMPOSITE, *LOOPED})
     ],
 )
 def test_log_probabilities_and_greedy_answers_are_those_of_plain_transformers(folder, name):
     directory = folder(name)
     model, plain = load_causal(directory), published(directory)
     assert layout_of(model).packed == (name not in UNPACKED)
+    assert layout_of(model).once == (name not in LOOPED)
     batch = pack_grouped_responses([ids(*PROMPT), ids(20)], [[ids(*r) for r in RESPONSES]] * 2)
     expected = [plain_logprobs(plain, p, r) for p in (PROMPT, (20,)) for r in RESPONSES]
     got = token_logprobs(model, batch).detach()
@@ -107,7 +113,23 @@ def test_log_probabilities_and_greedy_answers_are_those_of_plain_transformers(fo
         assert ours == answer[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("name", ["mamba2", "qwen3-next", "gpt-oss", "recurrent-gemma"])
+class Older(hf.LlamaModel):
+    """Takes its cache by the name that code of a model's own may still have for it."""
+
+    def forward(self, input_ids, past_key_values=None, **_):
+        seen = [] if past_key_values is None else past_key_values
+        seen = [*seen, *input_ids[0].tolist()]
+        states = torch.full((1, input_ids.shape[1], 1), float(sum(seen)))
+        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=seen)
+
+
+def test_a_cache_is_handed_on_by_the_name_that_the_models_code_has_for_it():
+    cache = layouts.OwnCache(Older(ARCHITECTURES["llama"]()))
+    cache.read(torch.tensor([[1, 2]]))
+    assert cache.read(torch.tensor([[4]])).item() == 7
+
+
+@pytest.mark.parametrize("name", ["mamba2", "qwen3-next", "gpt-oss", "recurrent-gemma", "dory"])
 def test_sampler_and_trainer_agree_where_sequences_run_alone(folder, name):
     model = load_causal(folder(name))
     prompts = [ids(5, 6, 7), ids(30, 31), ids(9, 8, 7)]

@@ -25,6 +25,10 @@ def run_apart(model):
     set_layout(model, Layout(packed=False))
 
 
+def loop(model):
+    set_layout(model, Layout(once=False))
+
+
 def forget_layers(model):
     model.model.layers = torch.nn.ModuleList()
 
@@ -33,6 +37,7 @@ def forget_layers(model):
     ("change", "reason"),
     [
         (tie_two_layers, "some of its weights belong to several layers"),
+        (loop, "a pass runs some of its layers more than once"),
         (run_apart, "it runs sequences of equal length together"),
         (forget_layers, "its decoder layers are not known here"),
     ],

@@ -9,6 +9,7 @@ from rlhf_core.config import ComputeConfig
 from rlhf_core.errors import DataError, ModelError
 from rlhf_core.models import hidden_states, load_causal, prepare_training, token_logprobs
 from rlhf_core.rollout.decode import Sampling, decode
+from rlhf_core.rollout.kv_block import KvBlock
 from rlhf_core.rollout.sampling import sequence_uniforms
 from rlhf_core.tokenization import pack_responses
 
@@ -181,12 +182,16 @@ def test_value_head_reads_the_state_before_each_token(llama, prompts):
     torch.testing.assert_close(decoded.values[mask], expected, atol=1e-4, rtol=1e-4)
 
 
+def block_of(inputs):
+    return next(value for value in inputs.values() if isinstance(value, KvBlock))
+
+
 @pytest.mark.parametrize(("budget", "turns"), [(10_000, 1), (50, 4), (1, 8)])
 def test_a_budget_makes_rows_take_turns_and_answers_stay(llama, prompts, budget, turns):
     uniforms = sequence_uniforms(5, range(len(prompts)), 12)
     blocks = []
     hook = llama.model.register_forward_pre_hook(
-        lambda _, __, inputs: blocks.append(inputs["past_key_values"].window), with_kwargs=True
+        lambda _, __, inputs: blocks.append(block_of(inputs).window), with_kwargs=True
     )
     decoded = answer(llama, prompts, uniforms, budget=budget)
     hook.remove()
@@ -202,7 +207,7 @@ def test_keys_are_kept_in_the_precision_of_values(llama, prompts):
     model = prepare_training(model, ComputeConfig(precision="bfloat16"), seed=0)
     kept = []
     hook = model.model.register_forward_pre_hook(
-        lambda _, __, inputs: kept.append(inputs["past_key_values"].blocks[0]), with_kwargs=True
+        lambda _, __, inputs: kept.append(block_of(inputs).blocks[0]), with_kwargs=True
     )
     answer(model, prompts, sequence_uniforms(5, range(len(prompts)), 4))
     hook.remove()
