@@ -38,9 +38,10 @@ trainer and saved, and the saved folder was read by plain transformers:
 Differences are the largest seen, in nats (rewards: units of score); up to {tolerance:g} counts as
 rounding of float32 with these weights. "By length": sequences of one length run together, not
 packed ([compute.md](compute.md)). "Sampled by length": trained packed, prompts of one length
-answered together, for its layers run more than once in a pass. PhiMoE's routers draw experts at random in training mode, and
-RWKV divides its weights in evaluation mode: both train here in the one form that the saved folder
-has, so a PhiMoE router learns only where two experts share a token.
+answered together, for its layers run more than once in a pass. PhiMoE's
+routers draw experts at random in training mode, and RWKV divides its weights in evaluation mode:
+both train here in the one form that the saved folder has, so a PhiMoE router learns only where two
+experts share a token.
 
 """
 REFUSED = """
