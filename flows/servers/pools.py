@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from rlhf_core.config.written import yaml_problem
 from rlhf_core.errors import ConfigError
 from rlhf_core.schema import Record
 
@@ -71,7 +72,9 @@ def read_pools(path: Path = FILE) -> Pools:
         ) from error
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path}: definitions: missing or malformed: {error}") from error
-    except (yaml.YAMLError, ValidationError) as error:
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {yaml_problem(error)}") from None
+    except ValidationError as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
 
 

@@ -83,9 +83,20 @@ def read_written(text: str, where: str, *, has_lines: bool = True) -> tuple[Any,
         reading = _Reading(where, has_lines)
         return (None if root is None else reading.value(root, ())), reading.places
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{where}: not valid YAML: {yaml_problem(error)}") from None
     except RecursionError as error:
         raise ConfigError(f"{where}: nested deeper than {_MAX_DEPTH} levels") from error
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """Say what is wrong and where, in one line, without the text itself: it may hold a password."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark, began = error.problem_mark, error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}"
+    since = f", begun in line {began.line + 1}" if began and began.line != mark.line else ""
+    context = f" ({error.context}{since})" if error.context else ""
+    return f"{where}: {error.problem}{context}"
 
 
 class _Reading:

@@ -60,6 +60,23 @@ def test_a_key_given_twice_on_the_command_line_is_refused(minimal):
     assert "(" not in refusal(minimal, {"sft": "{num_epochs: 1, num_epochs: 2}"})
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('url: "http://me:hidden@host', "found unexpected end of stream (while scanning a quoted "),
+        ("url: http: me:hidden@host", "mapping values are not allowed here"),
+        ("url: [http://me:hidden@host", "line 6, column 1: expected ',' or ']'"),
+    ],
+)
+def test_a_line_that_is_no_yaml_is_named_and_not_shown(minimal, line, said):
+    """It may hold a password."""
+    minimal.write_text(f"{MINIMAL}{line}\n")
+    found = refusal(minimal)
+    assert said in found
+    assert f"{minimal}: not valid YAML: line " in found
+    assert "hidden" not in found
+
+
 TWO_READINGS = """010 08 -012 0o17 0b11 0x_1f 1_000 1_0.5 1.5_0 1:30 190:20:30 1:30.5 yes Yes NO off
 On 010.5 -0x1f""".split()  # noqa: SIM905
 
