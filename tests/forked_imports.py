@@ -76,6 +76,7 @@ def load_everything():
 
 def load_tests(paths):
     """Import the tests as pytest does, asserts rewritten: it has them when it collects again."""
+    os.environ.pop("PYTEST_ADDOPTS", None)  # they are for those who run them
     pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", *paths])
 
 
