@@ -13,6 +13,7 @@ named as the tool, asks it on behalf of another process: for ``rlhf`` DVC's stag
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -227,7 +228,9 @@ class Forked(Commands):
             client.write_text(text)
             client.chmod(0o755)
         while not Path(self.address).exists():
-            assert process.poll() is None, log.read_text()
+            if process.poll() is not None:
+                shutil.rmtree(home)
+                raise AssertionError(log.read_text())
             time.sleep(0.05)
 
     def as_python(self):

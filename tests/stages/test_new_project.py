@@ -107,7 +107,7 @@ def test_rows_that_are_too_long_for_the_model_count_for_nothing(tmp_path):
     file = Path(votes(tmp_path / "mine.jsonl", 1_000))
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for row in rows[:800]:
-        row["answer_a"] += " And then up again." * 600
+        row["answer_a"] += " And then up again." * 100
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = init_project(tmp_path / "own", Wanted(str(BASE), (str(file),)))
     config = load_config(made.directory / made.settings)

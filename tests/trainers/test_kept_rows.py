@@ -31,7 +31,7 @@ def trainers():
                        id="rloo-and-ptx")  # fmt: skip
 
 
-@pytest.mark.parametrize("train", trainers())
+@pytest.mark.parametrize("train", list(trainers()))
 def test_the_same_bits_from_a_list_from_memory_and_from_a_mapped_file(
     train, causal_directory, tmp_path, monkeypatch
 ):
