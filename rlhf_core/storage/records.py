@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import threading
 import zlib
 from collections import Counter
@@ -338,15 +339,19 @@ def require_file(path: Path, hint: str = "check the path") -> None:
     Raises:
         DataError: says what it is.
     """
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path}: no such file; {hint}") from error
+    except (OSError, ValueError) as error:  # too long a name, a folder that nobody may enter, NUL
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}; {hint}") from error
+    if stat.S_ISDIR(mode):
         raise DataError(f"{path}: a folder; expected a file")
-    if path.exists() and not path.is_file():
+    if not stat.S_ISREG(mode):
         raise DataError(
             f"{path}: no regular file but a pipe or a device, which can be read once; write it to "
             "a file and name that"
         )
-    if not path.exists():
-        raise DataError(f"{path}: no such file; {hint}")
 
 
 @contextmanager

@@ -165,3 +165,5 @@ def test_a_pipe_and_a_folder_are_called_what_they_are(tmp_path, read):
         read(pipe)
     with pytest.raises(DataError, match="a folder; expected a file"):
         read(tmp_path)
+    with pytest.raises(DataError, match="File name too long;"):
+        read(tmp_path / f"{'x' * 300}.jsonl")
